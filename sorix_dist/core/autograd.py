@@ -1,0 +1,286 @@
+"""The walk from a result back to the leaves, newest operation first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
+from contextvars import Token
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.graph import Leaf, Node, Rule, fit
+from sorix_dist.core.op import recording, rule_on_tensors
+from sorix_dist.core.tensor import Tensor
+
+Edge = Node | Leaf
+
+
+class _Recording(ContextDecorator):
+    """Switches recording on or off, for a `with` block or a decorated function."""
+
+    mode: bool
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(recording.set(self.mode))
+
+    def __exit__(self, *exception: object) -> None:
+        recording.reset(self._tokens.pop())
+
+
+class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
+    """Nothing is recorded inside: results do not require a gradient."""
+
+    mode = False
+
+
+class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
+    """Operations are recorded inside, also within `no_grad`."""
+
+    mode = True
+
+
+class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
+    """Switches recording at once; as a context it is undone on leaving."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode = mode
+        self._tokens = [recording.set(mode)]
+
+    def __enter__(self) -> None:
+        recording.set(self.mode)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded."""
+    return recording.get()
+
+
+def backward(
+    tensor: Tensor, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False
+) -> None:
+    """Adds the gradient of `tensor` to `grad` of every leaf that it was computed from.
+
+    gradient: weights of the tensor's elements, of its shape; may be left out for a single element.
+    retain_graph: keep what the operations saved, for another backward over the same graph.
+    create_graph: record the backward itself, so that gradients can be differentiated again.
+    """
+    origin = tensor.origin
+    if origin is None:
+        raise RuntimeError("backward() on a tensor that does not require grad")
+    seed = _seed(tensor, gradient)
+    sync = origin.sync
+    if sync is None:
+        _backward(tensor, seed, bool(create_graph if retain_graph is None else retain_graph), create_graph)
+        return
+    if create_graph:
+        raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
+    share = sync.begin()
+    try:
+        _backward(tensor, seed if share == 1 else seed * np.asarray(share, seed.dtype), bool(retain_graph), False)
+    except BaseException:
+        sync.failed()
+        raise
+    sync.end()
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched, and nothing is synchronised.
+
+    RuntimeError if an input does not require a gradient, or was not used (unless `allow_unused`: then None).
+    """
+    outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None or isinstance(grad_outputs, Tensor | np.ndarray):
+        grad_outputs = [grad_outputs] * len(outs) if len(outs) == 1 or grad_outputs is None else [grad_outputs]
+    if len(grad_outputs) != len(outs):
+        raise ValueError(f"grad_outputs must have one entry per output, got {len(grad_outputs)} for {len(outs)}")
+    for what, tensors in (("outputs", outs), ("inputs", ins)):
+        for i, tensor in enumerate(tensors):
+            if tensor.origin is None:
+                raise RuntimeError(f"{what}[{i}] does not require grad")
+    found: dict[int, Any] = {id(tensor.origin): None for tensor in ins}
+
+    def collect(edge: Edge, part: Any) -> None:
+        if id(edge) in found:
+            known = found[id(edge)]
+            found[id(edge)] = part if known is None else known + part
+
+    def at_leaf(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
+        if id(leaf) in found:
+            collect(leaf, fit(gradient if rule is None else rule(gradient, None), leaf))
+
+    starts = [
+        (tensor, g if create_graph and isinstance(g, Tensor) else _wrap(_seed(tensor, g), create_graph))
+        for tensor, g in zip(outs, grad_outputs, strict=True)
+    ]
+    keep = create_graph if retain_graph is None else retain_graph
+    oldest = min(tensor.origin.number if isinstance(tensor.origin, Node) else -1 for tensor in ins)
+    with _mode(create_graph):
+        walk(starts, at_leaf, keep=keep, create=create_graph, at_node=collect, oldest=oldest)
+    answers: list[Tensor | None] = []
+    for i, tensor in enumerate(ins):
+        part = found[id(tensor.origin)]
+        if part is None and not allow_unused:
+            raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
+        answers.append(part if part is None or isinstance(part, Tensor) else Tensor(np.array(part)))
+    return tuple(answers)
+
+
+def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool) -> None:
+    if not create:
+        with no_grad():
+            walk([(tensor, seed)], _deposit, keep=keep)
+        return
+    totals: dict[Leaf, Any] = {}
+
+    def add_up(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
+        part = fit(gradient if rule is None else rule(gradient, None), leaf)
+        totals[leaf] = part if leaf not in totals else totals[leaf] + part
+
+    with enable_grad():
+        walk([(tensor, Tensor(seed))], add_up, keep=keep, create=True)
+        for leaf, part in totals.items():
+            before = leaf.view if leaf.view is not None and leaf.view.origin is not None else None
+            leaf.deposit(part.array)
+            leaf.view = part if before is None else before + part
+
+
+def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
+    if rule is None:
+        leaf.deposit(gradient)
+    else:
+        leaf.receive(rule, gradient)
+
+
+def walk(
+    starts: Sequence[tuple[Tensor, Any]],
+    at_leaf: Callable[[Leaf, Rule | None, Any], None],
+    *,
+    keep: bool = False,
+    create: bool = False,
+    at_node: Callable[[Edge, Any], None] | None = None,
+    oldest: int = -1,
+) -> None:
+    """Takes gradients from `starts` to the leaves.
+
+    A node is visited when all newer ones are done, so its gradient is complete; there is no recursion, and a
+    visited node gives up what it saved, unless `keep`. With `create`, gradients are tensors and the rules run
+    on tensors. `at_node` sees the complete gradient of every node. Nodes older than `oldest` are left out.
+    """
+    heap: list[tuple[int, Node]] = []
+    pending: dict[Node, Any] = {}
+    ours: set[Node] = set()  # whose pending gradient is an array that nobody else holds
+
+    def add(node: Node, part: Any) -> None:
+        before = pending.get(node)
+        if before is None:
+            pending[node] = part
+            heappush(heap, (-node.number, node))
+        elif node in ours:
+            before += part
+            pending[node] = before
+        else:
+            pending[node] = before + part
+            if not create:
+                ours.add(node)
+
+    for tensor, seed in starts:
+        if isinstance(tensor.origin, Leaf):
+            at_leaf(tensor.origin, None, seed)
+        elif tensor.origin is not None:
+            add(tensor.origin, seed)
+    while heap:
+        node = heappop(heap)[1]
+        gradient = pending.pop(node)
+        if node.hooks:
+            for hook in node.hooks:
+                changed = hook(gradient)
+                gradient = gradient if changed is None else changed
+        if at_node is not None:
+            at_node(node, gradient)
+        if node.number <= oldest:
+            break
+        rules = node.rules
+        if rules is None:
+            raise RuntimeError(
+                f"the graph was used up by an earlier backward (at '{node.op.name}'): "
+                "say retain_graph=True there to go over it a second time"
+            )
+        if create:
+            rules = _rules_on_tensors(node, gradient)
+        edges = node.edges
+        if not keep:
+            node.rules = node.saved = None
+            node.edges = []
+        for rule, edge in zip(rules, edges, strict=True):
+            if rule is None:
+                continue
+            if isinstance(edge, Node):
+                part = rule(gradient, None)
+                if part.shape != edge.shape or part.dtype != edge.dtype:
+                    part = fit(part, edge)
+                add(edge, part)
+            elif edge is not None:
+                at_leaf(edge, rule, gradient)
+
+
+def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
+    assert node.rules is not None
+    if node.op.composite is None:
+        return [None if r is None else rule_on_tensors(node, i, r) for i, r in enumerate(node.rules)]  # type: ignore[misc]
+    assert node.saved is not None
+    # Fresh nodes in front of the inputs: the inner walk ends there, and its results are recorded onto the inputs.
+    from sorix_dist.core.ops.shape import alias
+
+    saved, options = node.saved
+    inputs = [x if edge is None else alias(x) for x, edge in zip(saved, node.edges, strict=True)]
+    value = node.op.composite(*inputs, **options)
+    wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
+    parts = iter(grad(value, wanted, gradient, create_graph=True, allow_unused=True))
+
+    def constant(part: Tensor | None, edge: Edge) -> Rule:
+        answer = Tensor(np.zeros(edge.shape, edge.dtype)) if part is None else part
+        return lambda g, out: answer
+
+    return [None if edge is None else constant(next(parts), edge) for edge in node.edges]
+
+
+@contextmanager
+def _mode(mode: bool) -> Iterator[None]:
+    token = recording.set(mode)
+    try:
+        yield
+    finally:
+        recording.reset(token)
+
+
+def _wrap(array: Any, create: bool) -> Any:
+    return Tensor(array) if create else array
+
+
+def _seed(tensor: Tensor, gradient: Any) -> Any:
+    """The weights that a walk starts with, checked."""
+    array = tensor.array
+    if gradient is None:
+        if array.size != 1:
+            raise RuntimeError(
+                f"grad can be implicitly created only for scalar outputs; this one has shape {array.shape}: "
+                "reduce it to a scalar by mean() or sum(), or pass `gradient`"
+            )
+        return np.ones(array.shape, array.dtype)
+    given = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
+    if given.shape != array.shape:
+        raise ValueError(f"gradient must have the shape {array.shape} of its tensor, got shape {given.shape}")
+    return given.astype(array.dtype, copy=False)

@@ -1,0 +1,134 @@
+"""What operations leave behind for a backward: nodes, and the leaves where gradients end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sorix_dist.core.flat import Flat
+    from sorix_dist.core.op import Op
+
+Array = np.ndarray[Any, Any]
+# A rule takes the gradient of an operation's result to that of one input. It may write into `out` (the
+# input's shape and dtype, or None) and return it; it must not change the gradient that it was given.
+Rule = Callable[[Any, Array | None], Any]
+
+
+class Sync(Protocol):
+    """Who synchronises the gradients of some leaves: told when a backward that reaches them begins and ends."""
+
+    def begin(self) -> float:
+        """Gets the leaves ready; returns the factor that this process's part of the loss is to be scaled by."""
+
+    def end(self) -> None:
+        """Takes the gradients that the backward has left in `Leaf.local`."""
+
+    def failed(self) -> None:
+        """Is told instead of `end` that the backward raised."""
+
+
+class Accumulator:
+    """A place where gradients are added up."""
+
+    __slots__ = ("array", "written")
+
+    def __init__(self, array: Array | None = None) -> None:
+        self.array = array
+        self.written = False
+
+    def place(self, leaf: Leaf) -> Array:
+        """The array of this accumulator, made at first need."""
+        if self.array is None:
+            self.array = np.empty(leaf.shape, leaf.dtype)
+        return self.array
+
+
+class Leaf:
+    """The gradient of a tensor that no operation made.
+
+    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same place,
+    unless somebody (`sync`) combines the local gradients of several processes into the total.
+    """
+
+    __slots__ = ("dtype", "flat", "hooks", "local", "shape", "sync", "total", "view")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.local = self.total = Accumulator()
+        self.flat: Flat | None = None
+        self.sync: Sync | None = None
+        self.view: Any = None  # the Tensor that shows the total
+        self.hooks: list[Callable[[Array], Array | None]] = []
+
+    def zero(self) -> None:
+        """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
+        self.total.written = False
+        self.view = None if self.view is not None and self.view.origin is not None else self.view
+
+    def receive(self, rule: Rule, gradient: Array) -> None:
+        """Adds what `rule` makes of `gradient`, written straight into place if it is the first to come."""
+        local = self.local
+        if self.hooks or local.written:
+            self.deposit(rule(gradient, None))
+            return
+        place = local.array if local.array is not None else local.place(self)
+        part = rule(gradient, place)
+        if part is not place:
+            np.copyto(place, fit(part, self))
+        local.written = True
+
+    def deposit(self, part: Array) -> None:
+        """Adds a copy of `part`."""
+        part = fit(part, self)
+        for hook in self.hooks:
+            changed = hook(part)
+            part = part if changed is None else changed
+        local = self.local
+        place = local.place(self)
+        if local.written:
+            place += part
+        else:
+            np.copyto(place, part)
+            local.written = True
+
+
+class Node:
+    """One recorded operation: the rules that take its gradient to its inputs, and where those came from."""
+
+    __slots__ = ("dtype", "edges", "hooks", "number", "op", "result", "rules", "saved", "shape", "sync")
+
+    def __init__(
+        self,
+        op: Op,
+        number: int,
+        rules: Sequence[Rule | None],
+        edges: list[Node | Leaf | None],
+        sync: Sync | None,
+        array: Array,
+        result: int,
+        saved: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    ) -> None:
+        self.op = op
+        self.number = number  # newer operations have larger numbers
+        self.rules: Sequence[Rule | None] | None = rules  # None once a walk has used them up
+        self.edges = edges
+        self.sync = sync
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype = array.dtype
+        self.result = result  # id of what the operation's function returned
+        self.saved = saved  # inputs and options, only where the operation has a composite
+        self.hooks: list[Callable[[Any], Any]] | None = None
+
+
+def fit(gradient: Any, like: Node | Leaf) -> Any:
+    """The gradient in the shape and dtype of the input that it belongs to: broadcasting is undone here."""
+    if gradient.shape != like.shape:
+        extra = gradient.ndim - len(like.shape)
+        kept = gradient.shape[extra:]
+        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, like.shape, strict=True)) if a != b)
+        gradient = gradient.sum(axis=(*range(extra), *stretched)).reshape(like.shape)
+    return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)

@@ -1,0 +1,177 @@
+"""The decorator that makes a differentiable operation of one NumPy function.
+
+    @op(numpy=np.multiply)
+    def mul(x, y):
+        return x * y, (lambda g, out: g * y, lambda g, out: g * x)
+
+The function gets arrays (positional) and options (by keyword), and returns its value and one rule per input.
+A rule takes the gradient of the value to the gradient of its input, in the shape that broadcasting gave it.
+What a backward needs is what the rules close over: the rule of an input that needs no gradient is dropped
+at once, and the arrays that only it held with it.
+
+For higher derivatives the same rules run on tensors: `rule_on_tensors` puts tensors in the place of the
+arrays that a rule closed over, which works if those are inputs or the result. An operation that saves other
+numbers names a `composite`, a function of tensors that computes the same by plain operations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import update_wrapper
+from inspect import signature
+from types import CellType, FunctionType
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.graph import Leaf, Node, Rule, Sync
+from sorix_dist.core.tensor import Array, Tensor
+
+recording: ContextVar[bool] = ContextVar("recording", default=True)
+REGISTRY: dict[str, Op] = {}
+# The operation that a NumPy function becomes when it meets a tensor.
+OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+_count = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """What is known of an operation; the operation itself is a function of tensors (`Op.apply`)."""
+
+    name: str
+    inputs: tuple[str, ...]
+    composite: Callable[..., Tensor] | None
+    differentiable: bool
+    function: Callable[..., Any]  # of arrays, with the rules
+    apply: Callable[..., Tensor]
+
+
+def _operation(
+    function: Callable[..., Any], composite: Callable[..., Tensor] | None, differentiable: bool
+) -> Callable[..., Tensor]:
+    """The function of tensors that runs `function` on their arrays and records it: the hot path of the tape."""
+
+    def apply(*inputs: Any, **options: Any) -> Tensor:
+        arrays: list[Any] = []
+        edges: list[Node | Leaf | None] = []
+        needed = False
+        sync: Sync | None = None
+        for x in inputs:
+            if isinstance(x, Tensor):
+                edge = x.origin
+                arrays.append(x.array)
+                edges.append(edge)
+                if edge is not None:
+                    needed = True
+                    if edge.sync is not None:
+                        sync = edge.sync
+            else:
+                # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
+                arrays.append(x.item() if isinstance(x, np.generic) else x)
+                edges.append(None)
+        value, rules = function(*arrays, **options)
+        array = value if type(value) is np.ndarray else np.asarray(value)
+        if not (needed and differentiable and recording.get()):
+            return Tensor.of(array)
+        if None in edges:
+            rules = [None if edge is None else rule for edge, rule in zip(edges, rules, strict=True)]
+        saved = None if composite is None else (inputs, options)
+        return Tensor.of(array, Node(about, next(_count), rules, edges, sync, array, id(value), saved))
+
+    about = Op(
+        function.__name__,
+        tuple(p.name for p in signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD),
+        composite,
+        differentiable,
+        function,
+        apply,
+    )
+    REGISTRY[about.name] = about
+    return update_wrapper(apply, function)
+
+
+def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
+    """The operation answering in kind: a tensor if one of the inputs is one, else an array."""
+    if any(isinstance(x, Tensor) for x in inputs):
+        return operation(*inputs, **options)
+    with_rules: Callable[..., Any] = operation.__wrapped__  # type: ignore[attr-defined]
+    return with_rules(*inputs, **options)[0]
+
+
+def op(
+    *, numpy: Callable[..., Any] | None = None, composite: Callable[..., Tensor] | None = None, differentiable: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
+    """Makes an operation of a function, and registers it under the function's name.
+
+    numpy: the NumPy function that is this operation when it is applied to tensors.
+    composite: a function of the input tensors that computes the same by other operations; higher
+        derivatives go through it.
+    differentiable: False for an operation whose result has no gradient, such as a comparison; it returns no rules.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
+        made = _operation(function, composite, differentiable)
+        if numpy is not None:
+            OF_NUMPY[numpy] = made
+        return made
+
+    return register
+
+
+def rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None], Tensor]:
+    """The rule of input `index`, closed over tensors instead of arrays, so that its work is recorded."""
+
+    def as_tensor(name: str, value: Any) -> Any:
+        if name in node.op.inputs:
+            edge = node.edges[node.op.inputs.index(name)]
+            return Tensor.of(value, edge) if isinstance(value, np.ndarray) else value
+        if id(value) == node.result:
+            return Tensor.of(np.asarray(value), node)
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
+            raise RuntimeError(
+                f"the operation '{node.op.name}' can't be differentiated twice: the rule of its input {index} "
+                f"needs '{name}', which is neither an input nor the result, and it names no composite"
+            )
+        return value
+
+    cells = tuple(
+        CellType(as_tensor(name, cell.cell_contents))
+        for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)
+    )
+    return FunctionType(rule.__code__, rule.__globals__, rule.__name__, rule.__defaults__, cells)
+
+
+def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+    """What a NumPy ufunc does with tensors: the operation of that name, or the ufunc on their arrays."""
+    if method == "__call__" and ufunc in OF_NUMPY and "out" not in options:
+        return OF_NUMPY[ufunc](*inputs, **options)
+    if "out" in options:
+        raise TypeError(f"numpy.{ufunc.__name__}(out=) can't write into a tensor; write into its `data`")
+    return getattr(ufunc, method)(*_arrays(inputs), **options)
+
+
+def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """What another NumPy function does with tensors: the operation of that name, or the function on their arrays."""
+    if function in OF_NUMPY and kwargs.get("out") is None:
+        kwargs.pop("out", None)
+        return OF_NUMPY[function](*args, **kwargs)
+    return function(*_arrays(args), **{name: _arrays(value) for name, value in kwargs.items()})
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.array
+    if isinstance(value, tuple | list):
+        return type(value)(_arrays(v) for v in value)
+    return value
+
+
+Tensor.__array_ufunc__ = array_ufunc
+Tensor.__array_function__ = array_function
+
+
+__all__ = ["OF_NUMPY", "REGISTRY", "Array", "Op", "op", "recording", "rule_on_tensors"]

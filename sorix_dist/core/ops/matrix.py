@@ -1,0 +1,75 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.ops.elementwise import add
+from sorix_dist.core.ops.shape import reshape
+
+
+@op()
+def matrix_product(x, y):
+    """The product of two stacks of matrices, whose leading dimensions broadcast."""
+    plain = x.ndim == y.ndim == 2
+
+    def to_x(g, out):
+        return np.matmul(g, np.swapaxes(y, -1, -2), out=out if plain else None)
+
+    def to_y(g, out):
+        return np.matmul(np.swapaxes(x, -1, -2), g, out=out if plain else None)
+
+    return np.matmul(x, y), (to_x, to_y)
+
+
+def matmul(x, y):
+    """The matrix product x @ y as NumPy defines it: vectors, matrices, and stacks of matrices that broadcast."""
+    for name, operand in (("x", x), ("y", y)):
+        if np.ndim(operand) == 0:
+            raise ValueError(f"matmul: {name} must have at least one dimension, got a 0-d operand")
+    if np.ndim(x) == 1:
+        rows = matmul(reshape(x, (1, -1)), y)
+        return reshape(rows, (*rows.shape[:-2], rows.shape[-1])) if np.ndim(y) > 1 else reshape(rows, ())
+    if np.ndim(y) == 1:
+        columns = matmul(x, reshape(y, (-1, 1)))
+        return reshape(columns, columns.shape[:-1])
+    if np.ndim(y) == 2 and np.ndim(x) > 2:
+        # One large product is faster than many small ones, and the gradient to y is one product too.
+        lead, inner = x.shape[:-1], x.shape[-1]
+        return reshape(matrix_product(reshape(x, (-1, inner)), y), (*lead, y.shape[-1]))
+    return matrix_product(x, y)
+
+
+def _linear(x, w, b):
+    return matmul(x, w) if b is None else add(matmul(x, w), b)
+
+
+@op(composite=_linear)
+def linear(x, w, b):
+    """x @ w + b for x of shape (..., in), w of shape (in, out), and b of shape (1, out), (out,) or None."""
+    inputs, outputs = w.shape
+    if x.ndim == 0 or x.shape[-1] != inputs:
+        raise ValueError(f"linear: x must have {inputs} features in its last dimension, got shape {x.shape}")
+    shape_x, shape_b = x.shape, None if b is None else b.shape
+    rows = x if x.ndim == 2 else x.reshape(-1, inputs)
+    y = np.matmul(rows, w)
+    if b is not None:
+        y += b
+
+    def to_x(g, out):
+        return np.matmul(g.reshape(-1, outputs), w.T).reshape(shape_x)
+
+    def to_w(g, out):
+        return np.matmul(rows.T, g.reshape(-1, outputs), out=out)
+
+    def to_b(g, out):
+        if out is None:
+            return np.add.reduce(g.reshape(-1, outputs), axis=0).reshape(shape_b)
+        np.add.reduce(g.reshape(-1, outputs), axis=0, out=out.reshape(-1))
+        return out
+
+    return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
+
+
+OF_NUMPY[np.matmul] = matmul

@@ -1,0 +1,52 @@
+"""The seed, and the stream of random numbers that layers are initialised from."""
+
+from __future__ import annotations
+
+import secrets
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+
+class Seed:
+    """A seed, whether the user chose it, and the stream that grows from it."""
+
+    def __init__(self, value: int, chosen: bool) -> None:
+        self.value = value
+        self.chosen = chosen
+        self.generator = np.random.Generator(np.random.Philox(value))
+
+
+_process = Seed(secrets.randbits(63), chosen=False)
+_seed: ContextVar[Seed | None] = ContextVar("seed", default=None)
+
+
+def seed() -> Seed:
+    """The seed in force here."""
+    return _seed.get() or _process
+
+
+def adopt(value: int, chosen: bool = False) -> Seed:
+    """Starts all random numbers of this rank anew from a seed."""
+    fresh = Seed(value, chosen)
+    _seed.set(fresh)
+    return fresh
+
+
+def manual_seed(value: int) -> np.random.Generator:
+    """Starts all random numbers anew from `value`, an integer in [0, 2**63); returns their generator."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+        raise ValueError(f"manual_seed: value must be an integer in [0, 2**63), got {value!r}")
+    return adopt(int(value), chosen=True).generator
+
+
+def generator() -> np.random.Generator:
+    """The stream that random tensors and initial weights are drawn from."""
+    return seed().generator
+
+
+def stream(*key: int) -> np.random.Generator:
+    """A stream of its own for a purpose: a function of the seed and the key alone, whoever asks."""
+    words: list[Any] = [seed().value, *key]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

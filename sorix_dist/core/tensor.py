@@ -1,0 +1,271 @@
+"""Tensor: an array that remembers where it came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sorix_dist.core.dtype import DType, as_dtype, name_of
+from sorix_dist.core.graph import Leaf, Node
+
+Array = np.ndarray[Any, Any]
+
+
+class Size(tuple[int, ...]):
+    """The shape of a tensor."""
+
+    def __repr__(self) -> str:
+        return f"sorix_dist.Size([{', '.join(map(str, self))}])"
+
+    def numel(self) -> int:
+        """The number of elements of a tensor of this shape."""
+        return int(np.prod(self))
+
+
+class Tensor:
+    """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
+
+    `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
+    integers int64), a Tensor, or anything that NumPy understands, such as a pandas frame.
+    """
+
+    # array: the numbers. origin: what a walk meets here (None: nothing to do). leaf: the gradient of a
+    # tensor that no operation made. rows: which rows of which global batch these are, if a loader said so.
+    __slots__ = ("__weakref__", "array", "leaf", "origin", "rows")
+
+    array: Array
+    origin: Node | Leaf | None
+    leaf: Leaf | None
+    rows: tuple[int, int, int] | None
+
+    def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
+        self.array = as_array(data, dtype)
+        self.origin = self.leaf = self.rows = None
+        if device != "cpu":
+            raise_for_device(device)
+        if requires_grad:
+            self.requires_grad = True
+
+    @classmethod
+    def of(cls, array: Array, origin: Node | Leaf | None = None) -> Tensor:
+        """A tensor around an array, without any conversion."""
+        tensor = cls.__new__(cls)
+        tensor.array = array
+        tensor.origin = origin
+        tensor.leaf = tensor.rows = None
+        return tensor
+
+    # -- what it holds
+
+    @property
+    def data(self) -> Array:
+        """The array itself; assigning copies into the memory of a parameter, so nobody who shares it is cut off."""
+        return self.array
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        array = value.array if isinstance(value, Tensor) else np.asarray(value)
+        if self.leaf is None or self.leaf.flat is None:
+            self.array = array
+            if self.leaf is not None and (self.leaf.shape, self.leaf.dtype) != (array.shape, array.dtype):
+                self.leaf = self.origin = Leaf(array.shape, array.dtype)
+            return
+        if array.shape != self.array.shape:
+            raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
+        np.copyto(self.array, array, casting="same_kind")
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether operations on this tensor are recorded for a backward."""
+        return self.origin is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if isinstance(self.origin, Node):
+            if not value:
+                raise RuntimeError("only leaf tensors can stop requiring a gradient; use detach() on a computed one")
+            return
+        if value and self.array.dtype.kind != "f":
+            raise RuntimeError(
+                f"only tensors of floating point dtype can require gradients, got {name_of(self.array.dtype)}"
+            )
+        if value and self.leaf is None:
+            self.leaf = Leaf(self.array.shape, self.array.dtype)
+        self.origin = self.leaf if value else None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets `requires_grad` and returns this tensor."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return not isinstance(self.origin, Node)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backwards have added up since `zero_grad()`; None before the first."""
+        if self.leaf is None or not self.leaf.total.written:
+            return None
+        view = self.leaf.view
+        if view is None or (view.array is not self.leaf.total.array and view.origin is None):
+            view = self.leaf.view = Gradient.of(self.leaf.total.array)
+        return view  # type: ignore[no-any-return]
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is None:
+            if self.leaf is not None:
+                self.leaf.zero()
+            return
+        array = value.array if isinstance(value, Tensor) else np.asarray(value)
+        if array.shape != self.array.shape:
+            raise ValueError(f"grad must have the shape {self.array.shape} of its tensor, got {array.shape}")
+        if self.leaf is None:
+            self.leaf = Leaf(self.array.shape, self.array.dtype)
+        total = self.leaf.total
+        np.copyto(total.place(self.leaf), array, casting="same_kind")
+        total.written = True
+        self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None
+
+    def retain_grad(self) -> None:
+        """Makes a backward leave the gradient of this computed tensor in its `grad`."""
+        if isinstance(self.origin, Node) and self.leaf is None:
+            leaf = self.leaf = Leaf(self.array.shape, self.array.dtype)
+            self.origin.hooks = [*(self.origin.hooks or ()), leaf.deposit]
+
+    def detach(self) -> Tensor:
+        """A tensor with the same memory and no history."""
+        return Tensor.of(self.array)
+
+    # -- how it is seen
+
+    @property
+    def shape(self) -> Size:
+        """The number of elements along each dimension."""
+        return Size(self.array.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """The type of the elements."""
+        return name_of(self.array.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self.array.ndim
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    @property
+    def device(self) -> str:
+        """Where the numbers are: always "cpu"."""
+        return "cpu"
+
+    def size(self, dim: int | None = None) -> Size | int:
+        """The shape, or its entry `dim`."""
+        return self.shape if dim is None else self.array.shape[dim]
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self.array.ndim
+
+    def item(self) -> Any:
+        """The only element as a Python number."""
+        return self.array.item()
+
+    def numpy(self) -> Array:
+        """The array itself."""
+        return self.array
+
+    to_numpy = numpy
+
+    def tolist(self) -> Any:
+        """The elements as nested Python lists."""
+        return self.array.tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.array, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        if not self.array.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return len(self.array)
+
+    def __bool__(self) -> bool:
+        return bool(self.array)
+
+    def __float__(self) -> float:
+        return float(self.array)
+
+    def __int__(self) -> int:
+        return int(self.array)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec and self.array.size == 1 else str(self), spec)
+
+    def __repr__(self) -> str:
+        text = np.array2string(self.array, separator=", ", prefix="tensor(")
+        plain = self.array.dtype in (np.float32, np.int64, np.bool_)
+        return (
+            f"tensor({text}"
+            + ("" if plain and self.array.size else f", dtype={self.dtype}")
+            + (", requires_grad=True" if self.requires_grad else "")
+            + ")"
+        )
+
+    __hash__ = object.__hash__
+
+    if TYPE_CHECKING:  # bound by core/methods.py
+        __add__: Any
+        __radd__: Any
+        __sub__: Any
+        __rsub__: Any
+        __mul__: Any
+        __rmul__: Any
+        __truediv__: Any
+        __neg__: Any
+        __matmul__: Any
+        __getitem__: Any
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class Gradient(Tensor):
+    """The gradient of a leaf: a tensor that prints as its array does."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(self.array)
+
+    def __str__(self) -> str:
+        return str(self.array)
+
+
+def as_array(data: Any, dtype: Any = None) -> Array:
+    """The array of `data`: an ndarray or Tensor keeps its dtype and memory, Python floats become float32."""
+    wanted = None if dtype is None else as_dtype(dtype)
+    if isinstance(data, Tensor):
+        data = data.array
+    if isinstance(data, np.ndarray | np.generic):
+        return np.asarray(data, dtype=wanted)
+    array = np.asarray(data, dtype=wanted)
+    if array.dtype == object:
+        raise TypeError(f"data must be numbers, got {type(data).__name__} that NumPy reads as objects")
+    from_python = isinstance(data, float | int | list | tuple)
+    return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
+
+
+def raise_for_device(device: Any) -> None:
+    """Raises for every device but "cpu"; `device` may name one or be a device object."""
+    kind = str(device).partition(":")[0]
+    if kind in ("cuda", "gpu"):
+        raise RuntimeError(f"device {device!s} is not available: sorix_dist computes on the CPU")
+    if kind != "cpu":
+        raise ValueError(f"device must be 'cpu', got {device!r}")

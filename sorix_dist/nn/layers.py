@@ -1,0 +1,61 @@
+"""Layers without a structure of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core import random as rng
+from sorix_dist.core.tensor import raise_for_device
+from sorix_dist.nn import functional as F
+from sorix_dist.nn.module import Module, Parameter
+
+
+class Linear(Module):
+    """x @ W + b, for inputs of shape (..., features).
+
+    W has shape (features, neurons), b (1, neurons). Weights start normal with variance 2 / features ("he",
+    He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
+    """
+
+    def __init__(
+        self, features: int, neurons: int, bias: bool = True, init: str = "he", device: Any = "cpu"
+    ) -> None:
+        raise_for_device(device)
+        for name, value in (("features", features), ("neurons", neurons)):
+            if value < 1:
+                raise ValueError(f"Linear: {name} must be >= 1, got {value}")
+        fan = {"he": features, "xavier": features + neurons}.get(init)
+        if fan is None:
+            raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
+        weights = rng.generator().standard_normal((features, neurons), dtype=np.float32)
+        self.W = Parameter(weights * np.float32(np.sqrt(2 / fan)))
+        self.b = Parameter(np.zeros((1, neurons), np.float32)) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return F.linear(x, self.W, self.b)
+
+    @property
+    def coef_(self) -> Any:
+        """The weights as a flat array."""
+        return self.W.array.flatten()
+
+    @property
+    def intercept_(self) -> Any:
+        """The bias as a flat array, as a number if there is one neuron, or None."""
+        if self.b is None:
+            return None
+        return self.b.item() if self.b.numel == 1 else self.b.array.flatten()
+
+    def extra_repr(self) -> str:
+        features, neurons = self.W.shape
+        return f"in_features={features}, out_features={neurons}, bias={self.b is not None}"
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.relu(x)
