@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.op import recording
+from sorix_dist.core.tensor import Tensor
+
 Array = np.ndarray[Any, Any]
 
 
@@ -30,6 +33,14 @@ class Batch:
     total: int
     shard: int = 0
     sum: Callable[[Array], Array] = _itself
+
+
+def mean_factor(tensor: Tensor, denominator: float) -> float:
+    """The factor on the gradient of a mean over `denominator` elements (weights, tokens, labels that count)
+    instead of over the rows: 1 in one process; see `Sync.mean_factor`. Only a recorded mean asks the others.
+    """
+    sync = None if tensor.origin is None or not recording.get() else tensor.origin.sync
+    return 1.0 if sync is None else sync.mean_factor(float(denominator))
 
 
 _installed: ContextVar[Batch | None] = ContextVar("batch", default=None)
