@@ -1,0 +1,104 @@
+"""What a launcher's environment variables say about this process: rank r of n, before any MPI is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Environ = Mapping[str, str]
+
+_SLURM_NO_RANKS = 0xFFFFFFF0
+"""Step numbers from here on are Slurm's own: batch script, extern, interactive and pending steps."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process of a parallel launch; None is what the launcher does not say."""
+
+    name: str
+    """The launcher: 'Open MPI', 'MPICH' (also Intel MPI), 'Slurm srun', ..."""
+    rank: int
+    size: int | None
+    local_rank: int | None
+    local_size: int | None
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one process was started (taken as true if the launcher does not say)."""
+        return self.size is None or self.size > 1
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} of {'an unknown number' if self.size is None else self.size}, by {self.name}"
+        )
+
+
+def detect(environ: Environ) -> Launch | None:
+    """The launch that this process is part of, or None if no launcher started it.
+
+    A process can see variables of several launchers (mpirun inside a batch job, whose daemons srun
+    started): the innermost one, which is an MPI's own, is asked first.
+    """
+    for ask in _LAUNCHERS:
+        launch = ask(environ)
+        if launch is not None:
+            return launch
+    return None
+
+
+def _number(environ: Environ, name: str) -> int | None:
+    text = environ.get(name, "").strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _by(
+    name: str, rank: str, size: str, local_rank: str = "", local_size: str = "", only_with: str = ""
+) -> Callable[[Environ], Launch | None]:
+    """A question to the environment: which variables name the four numbers of the launcher `name`."""
+
+    def ask(environ: Environ) -> Launch | None:
+        this_rank, ranks = _number(environ, rank), _number(environ, size)
+        if this_rank is None or (ranks is None and size) or (only_with and only_with not in environ):
+            return None
+        return Launch(name, this_rank, ranks, _number(environ, local_rank), _number(environ, local_size))
+
+    return ask
+
+
+def _slurm_srun(environ: Environ) -> Launch | None:
+    """A task of srun; the batch script, which has SLURM_PROCID=0 too, is none."""
+    rank, size = _number(environ, "SLURM_PROCID"), _number(environ, "SLURM_STEP_NUM_TASKS")
+    step = _number(environ, "SLURM_STEP_ID")
+    if step is None:
+        step = _number(environ, "SLURM_STEPID")
+    if rank is None or size is None or step is None or step >= _SLURM_NO_RANKS:
+        return None
+    return Launch("Slurm srun", rank, size, _number(environ, "SLURM_LOCALID"), _slurm_local_size(environ))
+
+
+def _slurm_local_size(environ: Environ) -> int | None:
+    """This node's entry of a list like '4(x2),3': 4, 4 and 3 tasks on nodes 0, 1 and 2."""
+    node = _number(environ, "SLURM_NODEID")
+    entries = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if node is None or not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", entries):
+        return None
+    per_node: list[int] = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", entries):
+        per_node += [int(tasks)] * int(times or 1)
+    return per_node[node] if node < len(per_node) else None
+
+
+_OMPI, _MV2, _JSM = "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "JSM_NAMESPACE_"
+
+_LAUNCHERS: tuple[Callable[[Environ], Launch | None], ...] = (
+    _by("Open MPI", _OMPI + "RANK", _OMPI + "SIZE", _OMPI + "LOCAL_RANK", _OMPI + "LOCAL_SIZE"),
+    _by("MVAPICH2", _MV2 + "RANK", _MV2 + "SIZE", _MV2 + "LOCAL_RANK", _MV2 + "LOCAL_SIZE"),
+    _by("MPICH", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", only_with="MPI_LOCALRANKID"),
+    _by("Cray PALS", "PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE"),
+    _by("LSF jsrun", _JSM + "RANK", _JSM + "SIZE", _JSM + "LOCAL_RANK", _JSM + "LOCAL_SIZE"),
+    _by("Flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+    _slurm_srun,
+    _by("PMI", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    _by("PMIx", "PMIX_RANK", "", only_with="PMIX_NAMESPACE"),
+)

@@ -1,0 +1,189 @@
+"""The communicator over MPI: the only file that imports mpi4py, and only when a communicator is made."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sorix_dist.comm.arguments import check_array, check_nbytes, check_op, check_root, check_split
+from sorix_dist.comm.launcher import Launch
+from sorix_dist.comm.node import SharedWindow, block_size, cut, place
+from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from mpi4py import MPI
+
+PIECE = 2 << 20
+"""Bytes per message of a large array. MPI's temporaries for larger ones cost page faults: 64 MB go 3.5 times
+faster in such pieces."""
+
+_ANOTHER_FAMILY = {"Open MPI": ("MPICH", "Intel MPI", "MVAPICH"), "MPICH": ("Open MPI",)}
+"""Vendors of MPI libraries that a launcher of the given name cannot start."""
+
+
+def running_mpi() -> ModuleType | None:
+    """The module mpi4py.MPI if this program has imported it and MPI is initialised and not finalised."""
+    module = sys.modules.get("mpi4py.MPI")
+    if module is not None and module.Is_initialized() and not module.Is_finalized():
+        return module
+    return None
+
+
+def start_mpi(launch: Launch | None = None, limit: float | None = None) -> ModuleType:
+    """Import mpi4py.MPI and initialise MPI, unless the program did; return the module.
+
+    `launch` is what the launcher says: an MPI library of another family would leave every process alone or
+    abort without a word about the cause, so that is a RuntimeError. If MPI_Init takes more than `limit`
+    seconds, the process ends with exit code 1 and its stack on stderr: a rank that never comes keeps the
+    others waiting. ImportError or RuntimeError if mpi4py or its MPI library cannot be loaded.
+    """
+    running = running_mpi()
+    if running is not None:
+        return running
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc.initialize = False
+        if mpi4py.rc.finalize is None:
+            mpi4py.rc.finalize = True
+        # Open MPI's ucx component prints an error for each shared window and then declines; others serve it.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+    from mpi4py import MPI
+
+    vendor, version = MPI.get_vendor()
+    if launch is not None and vendor in _ANOTHER_FAMILY.get(launch.name, ()):
+        raise RuntimeError(
+            f"this process was started by the mpirun of another MPI ({launch}) than the {vendor} "
+            f"{'.'.join(map(str, version))} that mpi4py uses here; start it with the mpirun that belongs to "
+            f"{vendor}, or install the other MPI for {sys.executable}"
+        )
+    if not MPI.Is_initialized():
+        # MPI_Init holds Python's global lock: only a C thread can watch it.
+        if limit is not None:
+            faulthandler.dump_traceback_later(limit, exit=True, file=2)
+        MPI.Init_thread()
+        if limit is not None:
+            faulthandler.cancel_dump_traceback_later()
+    return MPI
+
+
+class MpiComm:
+    """The ranks of an MPI communicator, of which it keeps a duplicate: COMM_WORLD if None is given."""
+
+    def __init__(self, communicator: MPI.Intracomm | None = None) -> None:
+        mpi = start_mpi()
+        if communicator is None:
+            communicator = mpi.COMM_WORLD
+        if not isinstance(communicator, mpi.Intracomm) or communicator == mpi.COMM_NULL:
+            raise TypeError(
+                "MpiComm: communicator must be an mpi4py intra-communicator that is not COMM_NULL, "
+                f"got {type(communicator).__name__} {communicator!r}"
+            )
+        self._mpi: Any = mpi
+        self._comm = communicator.Dup()
+        self.rank = self._comm.rank
+        self.size = self._comm.size
+        self._node = self._comm.Split_type(mpi.COMM_TYPE_SHARED, key=self.rank)
+        placement = place(self._comm.allgather(self._node.bcast(self.rank)), self.rank)
+        self.host = placement.host
+        self.hosts = placement.hosts
+        self.local_rank = placement.local_rank
+        self.local_size = placement.local_size
+
+    def all_reduce(self, array: Array, op: Op = "sum") -> Work:
+        check_array("all_reduce", array, written=True)
+        check_op("all_reduce", op)
+        operation = {"sum": self._mpi.SUM, "max": self._mpi.MAX, "min": self._mpi.MIN}[op]
+        flat = array.reshape(-1)
+        if flat.dtype == np.bool_:
+            # MPI knows no sum, max or min of booleans; of the bytes 0 and 1, or is the maximum.
+            flat = flat.view(np.uint8)
+            operation = self._mpi.MIN if op == "min" else self._mpi.MAX
+        for piece in _pieces(flat):
+            if piece.dtype == np.float16:
+                wide = piece.astype(np.float32)
+                self._comm.Allreduce(self._mpi.IN_PLACE, wide, operation)
+                with np.errstate(over="ignore"):
+                    piece[...] = wide
+            else:
+                self._comm.Allreduce(self._mpi.IN_PLACE, piece, operation)
+        return DONE
+
+    def all_gather(self, array: Array) -> Array:
+        check_array("all_gather", array, written=False)
+        result = np.empty((self.size, *array.shape), array.dtype)
+        rows = result.reshape(self.size, array.size).view(np.uint8)
+        start = 0
+        for piece in _pieces(array.reshape(-1).view(np.uint8)):
+            gathered = np.empty((self.size, piece.size), np.uint8)
+            self._comm.Allgather(piece, gathered)
+            rows[:, start : start + piece.size] = gathered
+            start += piece.size
+        return result
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        check_array("broadcast", array, written=True)
+        check_root("broadcast", root, self.size)
+        for piece in _pieces(array.reshape(-1).view(np.uint8)):
+            self._comm.Bcast(piece, root)
+
+    def share(self, value: Any, root: int = 0) -> Any:
+        check_root("share", root, self.size)
+        return self._comm.bcast(value, root)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        values: list[Any] = self._comm.allgather(value)
+        return values
+
+    def split(self, color: int, key: int = 0) -> Comm:
+        check_split(color, key)
+        part = self._comm.Split(color, key)
+        result = MpiComm(part)
+        part.Free()
+        return result
+
+    def window(self, nbytes: int) -> Window:
+        check_nbytes(nbytes)
+        sizes = self._node.allgather(nbytes)
+        # One segment, allocated by the first rank, so that every rank cuts it in the same way.
+        mine = block_size(sizes) if self.local_rank == 0 else 0
+        window = self._mpi.Win.Allocate_shared(mine, 1, comm=self._node)
+        window.Lock_all(self._mpi.MODE_NOCHECK)
+        memory, _ = window.Shared_query(0)
+        parts = cut(np.frombuffer(memory, np.uint8), sizes)
+
+        def barrier() -> None:
+            window.Sync()
+            self._node.Barrier()
+            window.Sync()
+
+        def free() -> None:
+            window.Unlock_all()
+            window.Free()
+
+        parts[self.local_rank].fill(0)
+        barrier()
+        return SharedWindow(parts, self.local_rank, barrier, free)
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def abort(self, code: int = 1) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._mpi.COMM_WORLD.Abort(code)
+
+    def __repr__(self) -> str:
+        return f"MpiComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
+
+
+def _pieces(flat: Array) -> Iterator[Array]:
+    step = PIECE // flat.itemsize
+    return (flat[start : start + step] for start in range(0, flat.size, step))

@@ -1,0 +1,273 @@
+"""Ranks as threads of this process: for tests and notebooks, where no MPI is at hand."""
+
+from __future__ import annotations
+
+import contextvars
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.comm.arguments import check_array, check_nbytes, check_op, check_root, check_split
+from sorix_dist.comm.node import SharedWindow, block_size, cut, place
+from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
+from sorix_dist.comm.world import using
+
+_REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+class CollectiveMismatch(RuntimeError):
+    """Two ranks made different calls where every rank must make the same."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank failed or ended, so that this rank's collective can never be complete."""
+
+
+def run_threads(
+    fn: Callable[..., Any], size: int, args: Sequence[Any] = (), *, timeout: float = 300.0, hosts: int = 1
+) -> list[Any]:
+    """Run `fn(*args)` on `size` ranks, each a thread of this process; return the results in rank order.
+
+    Every rank gets its own copy of `fn` and `args`, made by cloudpickle: closures and functions of a
+    notebook or script carry their own copies of what they refer to, while imported modules stay shared.
+    Every rank has its own context variables and its own current communicator. The first exception of a rank
+    is raised here, with its traceback; the other ranks' collectives end with RankFailed. After `timeout`
+    seconds TimeoutError tells where every rank is; its threads cannot be killed, but no collective of theirs
+    returns. `hosts` pretends that the ranks live on that many hosts, in equal blocks as far as possible.
+    """
+    if size < 1 or not 1 <= hosts <= size:
+        raise ValueError(f"run_threads: size must be 1 or more and hosts from 1 to size, got {size}, {hosts}")
+    if timeout <= 0:
+        raise ValueError(f"run_threads: timeout must be more than 0 seconds, got {timeout}")
+    import cloudpickle
+
+    copies = [pickle.loads(cloudpickle.dumps((fn, tuple(args)))) for _ in range(size)]
+
+    run = _Run([rank * hosts // size for rank in range(size)])
+    world = _Meeting(run, range(size))
+    results: list[Any] = [None] * size
+
+    def work(rank: int) -> None:
+        own_fn, own_args = copies[rank]
+        try:
+            with using(ThreadComm(world, rank)):
+                results[rank] = own_fn(*own_args)
+        except BaseException as error:  # noqa: BLE001 - the caller of run_threads raises it
+            run.fail(rank, error)
+        finally:
+            run.end(rank)
+
+    threads = [
+        threading.Thread(
+            target=contextvars.Context().run, args=(work, rank), name=f"rank {rank}", daemon=True
+        )
+        for rank in range(size)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        limit = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            run.fail(None, TimeoutError(f"run_threads: not done after {timeout} s; {_where(run, threads)}"))
+    except BaseException as error:
+        run.fail(None, error)
+        raise
+    if run.failure is not None:
+        raise run.failure
+    return results
+
+
+def _where(run: _Run, threads: Sequence[threading.Thread]) -> str:
+    frames = sys._current_frames()
+    places = []
+    for rank, thread in enumerate(threads):
+        if rank in run.waiting:
+            places.append(f"rank {rank} waits in {run.waiting[rank]}")
+        elif thread.is_alive() and thread.ident in frames:
+            line = traceback.extract_stack(frames[thread.ident])[-1]
+            places.append(f"rank {rank} is at {line.filename}:{line.lineno} in {line.name}")
+    return "; ".join(places)
+
+
+class _Run:
+    """What the ranks of one `run_threads` have in common; a rank here is its number in the whole run."""
+
+    def __init__(self, host_of: list[int]) -> None:
+        self.host_of = host_of
+        self.changed = threading.Condition()
+        self.failure: BaseException | None = None
+        self.reason = ""
+        self.ended: set[int] = set()
+        self.waiting: dict[int, str] = {}
+
+    def fail(self, rank: int | None, error: BaseException) -> None:
+        """The run has failed, by `error` of `rank` (None: of the run itself); only the first time counts."""
+        with self.changed:
+            if self.failure is None:
+                self.failure = error
+                self.reason = f"{type(error).__name__}: {error}"
+                if rank is not None:
+                    self.reason = f"rank {rank} failed with {self.reason}"
+                    error.add_note(f"raised on rank {rank} of {len(self.host_of)}")
+            self.changed.notify_all()
+
+    def end(self, rank: int) -> None:
+        with self.changed:
+            self.ended.add(rank)
+            self.changed.notify_all()
+
+
+class _Meeting:
+    """Where the ranks of one communicator meet, once for each collective."""
+
+    def __init__(self, run: _Run, members: Sequence[int]) -> None:
+        self.run = run
+        self.members = tuple(members)
+        self.given: dict[int, Any] = {}
+        self.call = ""
+        self.first = 0
+        self.round = 0
+        self.result: Any = None
+
+    def meet(self, rank: int, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
+        """Wait for all members, then return `combine` of what they gave, in rank order.
+
+        The last one to come combines while the others wait: it may write into arrays of all of them.
+        """
+        run, me = self.run, self.members[rank]
+        with run.changed:
+            self._check(me, call)
+            if not self.given:
+                self.call, self.first = call, rank
+            elif call != self.call:
+                error = CollectiveMismatch(
+                    f"rank {rank} calls {call}, but rank {self.first} calls {self.call}: "
+                    "every rank must make the same calls in the same order"
+                )
+                run.fail(me, error)
+                raise error
+            self.given[rank] = given
+            if len(self.given) == len(self.members):
+                self.result = combine([self.given[r] for r in range(len(self.members))])
+                self.given = {}
+                self.round += 1
+                run.changed.notify_all()
+                return self.result
+            now = self.round
+            run.waiting[me] = call
+            while self.round == now:
+                self._check(me, call)
+                run.changed.wait()
+            del run.waiting[me]
+            return self.result
+
+    def _check(self, me: int, call: str) -> None:
+        """Raise if this round can never be complete."""
+        run = self.run
+        if run.failure is not None:
+            raise RankFailed(f"{call} of rank {me} cannot be complete: {run.reason}") from run.failure
+        missing = run.ended.intersection(self.members)
+        if missing:
+            raise RankFailed(f"{call} of rank {me} cannot be complete: rank {min(missing)} has ended already")
+
+
+class ThreadComm:
+    """One rank's communicator inside `run_threads`, which makes it."""
+
+    def __init__(self, meeting: _Meeting, rank: int) -> None:
+        self._meeting = meeting
+        self.rank = rank
+        self.size = len(meeting.members)
+        self._host_of = [meeting.run.host_of[member] for member in meeting.members]
+        placement = place(self._host_of, rank)
+        self.host = placement.host
+        self.hosts = placement.hosts
+        self.local_rank = placement.local_rank
+        self.local_size = placement.local_size
+
+    def _meet(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
+        return self._meeting.meet(self.rank, call, given, combine)
+
+    def all_reduce(self, array: Array, op: Op = "sum") -> Work:
+        check_array("all_reduce", array, written=True)
+        check_op("all_reduce", op)
+
+        def combine(arrays: list[Array]) -> None:
+            wide = np.float32 if array.dtype == np.float16 else array.dtype
+            total = reduce(_REDUCTIONS[op], arrays[1:], arrays[0].astype(wide))
+            with np.errstate(over="ignore"):
+                for each in arrays:
+                    each[...] = total
+
+        self._meet(f"all_reduce({op!r}) of {_kind(array)}", array, combine)
+        return DONE
+
+    def all_gather(self, array: Array) -> Array:
+        check_array("all_gather", array, written=False)
+        stacked: Array = self._meet(f"all_gather of {_kind(array)}", array, np.stack)
+        return stacked.copy()
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        check_array("broadcast", array, written=True)
+        check_root("broadcast", root, self.size)
+
+        def combine(arrays: list[Array]) -> None:
+            for each in arrays:
+                if each is not arrays[root]:
+                    each[...] = arrays[root]
+
+        self._meet(f"broadcast(root={root}) of {_kind(array)}", array, combine)
+
+    def share(self, value: Any, root: int = 0) -> Any:
+        check_root("share", root, self.size)
+        sent = pickle.dumps(value) if self.rank == root else b""
+        received: bytes = self._meet(f"share(root={root})", sent, lambda values: values[root])
+        return value if self.rank == root else pickle.loads(received)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        values: list[bytes] = self._meet("gather_objects", pickle.dumps(value), list)
+        return [pickle.loads(each) for each in values]
+
+    def split(self, color: int, key: int = 0) -> Comm:
+        check_split(color, key)
+        return self._part("split", color, key)
+
+    def _part(self, call: str, color: int, key: int) -> ThreadComm:
+        def combine(wishes: list[tuple[int, int]]) -> dict[int, _Meeting]:
+            members: dict[int, list[int]] = {}
+            for rank in sorted(range(self.size), key=lambda rank: wishes[rank][1]):
+                members.setdefault(wishes[rank][0], []).append(self._meeting.members[rank])
+            return {each: _Meeting(self._meeting.run, members[each]) for each in members}
+
+        meeting: _Meeting = self._meet(call, (color, key), combine)[color]
+        return ThreadComm(meeting, meeting.members.index(self._meeting.members[self.rank]))
+
+    def window(self, nbytes: int) -> Window:
+        check_nbytes(nbytes)
+        node = self._part("window", self.host, 0)
+        parts = node._meet("window", nbytes, lambda sizes: cut(np.zeros(block_size(sizes), np.uint8), sizes))
+        return SharedWindow(list(parts), node.rank, barrier=node.barrier, free=node.barrier)
+
+    def barrier(self) -> None:
+        self._meet("barrier", None, lambda _: None)
+
+    def abort(self, code: int = 1) -> None:
+        error = SystemExit(code)
+        self._meeting.run.fail(self._meeting.members[self.rank], error)
+        raise error
+
+    def __repr__(self) -> str:
+        return f"ThreadComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
+
+
+def _kind(array: Array) -> str:
+    return f"{array.dtype} {array.shape}"

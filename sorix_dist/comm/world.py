@@ -1,0 +1,156 @@
+"""Which communicator this rank uses, and how it comes to it."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from sorix_dist.comm import blas, watch
+from sorix_dist.comm.launcher import Launch, detect
+from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
+from sorix_dist.comm.protocol import Comm
+from sorix_dist.comm.solo import Solo
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+BACKENDS = ("auto", "mpi", "solo")
+
+
+@dataclass(frozen=True)
+class _Options:
+    timeout: float
+    threads: int | str
+    comm: Any
+    backend: str
+
+
+_lock = threading.RLock()
+_process: tuple[Comm, _Options] | None = None
+_context: contextvars.ContextVar[Comm | None] = contextvars.ContextVar("sorix_dist_comm", default=None)
+
+
+def init(
+    timeout: float = 300.0,
+    threads: int | str = "auto",
+    comm: Comm | MPI.Intracomm | None = None,
+    backend: str = "auto",
+) -> Comm:
+    """Choose the communicator of this process and return it: a call of all ranks.
+
+    timeout: seconds that the start of MPI may take before this rank ends with an error.
+    threads: BLAS threads of each rank, an int, or 'auto': the cores of a host divided by its ranks (see
+        `sorix_dist.comm.blas`).
+    comm: an mpi4py communicator or one of ours, instead of all ranks.
+    backend: 'mpi', 'solo' (each process alone), or 'auto': MPI if a launcher started several processes or
+        the program has initialised MPI, else solo.
+
+    It may be called again with the same options; other options are a RuntimeError, since the first use of a
+    communicator has called it already. Where `using` or `run_threads` gives the communicator, that one is
+    returned and nothing else happens.
+    """
+    options = _checked(timeout, threads, comm, backend)
+    given = _context.get()
+    if given is not None:
+        if comm is not None and comm is not given:
+            raise RuntimeError(f"init: comm={comm!r} was given where the communicator is {given!r} already")
+        return given
+    global _process
+    with _lock:
+        if _process is None:
+            _process = (_start(options), options)
+        elif _process[1] != options:
+            raise RuntimeError(
+                f"init: {_difference(_process[1], options)}, but the communicator is in use already; call "
+                "init before anything else that needs to know the ranks"
+            )
+        return _process[0]
+
+
+def current() -> Comm:
+    """The communicator of this rank; the first call does what `init()` does."""
+    given = _context.get()
+    if given is not None:
+        return given
+    return _process[0] if _process is not None else init()
+
+
+@contextmanager
+def using(comm: Comm) -> Iterator[Comm]:
+    """Make `comm` the current communicator in this block (and in this thread) only."""
+    token = _context.set(comm)
+    try:
+        yield comm
+    finally:
+        _context.reset(token)
+
+
+def is_initialized() -> bool:
+    """Whether `current()` is known without starting anything."""
+    return _context.get() is not None or _process is not None
+
+
+def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
+    if not isinstance(timeout, (int, float)) or not (0 < timeout < math.inf):
+        raise ValueError(f"init: timeout must be a number of seconds above 0, got {timeout!r}")
+    if threads != "auto" and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise ValueError(f"init: threads must be 'auto' or an int of 1 or more, got {threads!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"init: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if comm is not None and backend == "solo":
+        raise ValueError("init: comm and backend='solo' exclude each other")
+    return _Options(timeout, threads, comm, backend)
+
+
+def _difference(old: _Options, new: _Options) -> str:
+    changed = [name for name in vars(new) if getattr(new, name) != getattr(old, name)]
+    return ", ".join(f"{name}={getattr(new, name)!r} instead of {getattr(old, name)!r}" for name in changed)
+
+
+def _start(options: _Options) -> Comm:
+    comm = _choose(options)
+    if comm.size > 1:
+        watch.install(comm.rank, comm.size, comm.share(secrets.token_hex(8)))
+    blas.cap(comm, options.threads, os.environ)
+    return comm
+
+
+def _choose(options: _Options) -> Comm:
+    comm = options.comm
+    if comm is not None:
+        return cast(Comm, comm) if hasattr(comm, "all_reduce") else MpiComm(comm)
+    launch = detect(os.environ)
+    wanted = options.backend == "mpi" or (
+        options.backend == "auto" and (running_mpi() is not None or (launch is not None and launch.several))
+    )
+    if not wanted:
+        return Solo()
+    try:
+        mpi = start_mpi(launch, options.timeout)
+    except ImportError as error:
+        raise ImportError(f"{_started(launch)}, but mpi4py cannot be loaded: {error}; {_INSTALL}") from error
+    size = mpi.COMM_WORLD.size
+    if launch is not None and launch.size not in (None, size):
+        library = mpi.Get_library_version().splitlines()[0].strip(", ")
+        raise RuntimeError(
+            f"{_started(launch)}, but MPI knows only {size} of them, and each such group would train alone: "
+            f"the launcher and the MPI library ({library}) do not belong together. Start it with the mpirun "
+            f"beside {sys.executable}; under Slurm's srun, with --mpi=pmix (srun --mpi=list shows what there "
+            "is). If the processes are meant to work alone, give backend='solo'"
+        )
+    return MpiComm()
+
+
+_INSTALL = 'install it with: pip install "sorix_dist[mpi]"'
+
+
+def _started(launch: Launch | None) -> str:
+    return "backend='mpi' was asked for" if launch is None else f"This process was started as {launch}"
