@@ -1,0 +1,83 @@
+"""Trains a classifier of handwritten digits, on one process or on any number of ranks, with the same result.
+
+    python examples/train.py
+    mpirun -n 4 python examples/train.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.utils.data import DataLoader, Dataset
+
+DIGITS = Path(__file__).parent / "data" / "digits.npz"
+
+
+def digits() -> tuple[Dataset, Dataset]:
+    """The training and the test set: images as 64 numbers from 0 to 1, labels 0 to 9."""
+    with np.load(DIGITS) as file:
+        images, labels = file["images"].astype(np.float32) / 16, file["labels"].astype(np.int64)
+        return tuple(Dataset(images[file[part]], labels[file[part]]) for part in ("train", "test"))
+
+
+def accuracy(model: nn.Module, loader: DataLoader) -> float:
+    """The share of samples, over all ranks, whose class the model finds."""
+    model.eval()
+    right = seen = 0
+    with sx.no_grad():
+        for xb, yb in loader:
+            right += int((model(xb).numpy().argmax(axis=1) == yb.numpy()).sum())
+            seen += len(yb)
+    model.train()
+    return sx.all_reduce(right) / sx.all_reduce(seen)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--epochs", type=int, default=20)
+    options.add_argument("--batch-size", type=int, default=64, help="rows of a global batch, over all ranks")
+    options.add_argument("--lr", type=float, default=0.1)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--save", metavar="FILE.npz", help="write the final weights")
+    args = options.parse_args()
+
+    sx.manual_seed(args.seed)
+    train, test = digits()
+    model = sx.DistributedDataParallel(
+        nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    )
+    criterion = nn.CrossEntropyLoss()
+    optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    train_loader = DataLoader(train, batch_size=args.batch_size, shuffle=True)
+    test_loader = DataLoader(test, batch_size=256)
+
+    if sx.is_main_process():
+        print(f"{len(train)} digits to train on, {len(test)} to test, ranks: {sx.size()}")
+    for epoch in range(args.epochs):
+        started, total = time.perf_counter(), 0.0
+        for xb, yb in train_loader:
+            optimizer.zero_grad()
+            loss = criterion(model(xb), yb)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(yb)
+        seconds = time.perf_counter() - started
+        mean_loss, test_accuracy = sx.all_reduce(total) / len(train), accuracy(model, test_loader)
+        if sx.is_main_process():
+            print(
+                f"epoch {epoch + 1:2d}  loss {mean_loss:.6f}  test accuracy {test_accuracy:.2%}  "
+                f"{len(train) / seconds:,.0f} samples/s",
+                flush=True,
+            )
+    if args.save and sx.is_main_process():
+        np.savez(args.save, **model.state_dict())
+
+
+if __name__ == "__main__":
+    main()

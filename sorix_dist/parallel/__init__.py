@@ -1,0 +1,19 @@
+"""The joint between tensors and ranks: data-parallel training."""
+
+from sorix_dist.parallel.collectives import all_gather, all_reduce, barrier, broadcast
+from sorix_dist.parallel.data_parallel import DistributedDataParallel
+from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
+
+__all__ = [
+    "DistributedDataParallel",
+    "all_gather",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "init",
+    "is_main_process",
+    "local_rank",
+    "rank",
+    "size",
+    "world",
+]
