@@ -1,0 +1,222 @@
+"""What must be the same on any number of ranks, as checks that every rank of a communicator runs.
+
+Each rank computes the whole batch with a bare copy of the model too: what it compares itself with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.utils.data import DataLoader, Dataset, share
+
+TOLERANCE = 1e-12
+
+
+def network(features: int = 5, classes: int = 4) -> nn.Module:
+    """The same float64 network on every rank."""
+    sx.manual_seed(7)
+    model = nn.Sequential(nn.Linear(features, 6), nn.ReLU(), nn.Linear(6, classes))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    return model
+
+
+def data(rows: int, features: int = 5, classes: int = 4) -> tuple[Any, Any]:
+    """The same samples and labels on every rank."""
+    numbers = np.random.default_rng(rows)
+    return numbers.standard_normal((rows, features)), numbers.integers(0, classes, rows)
+
+
+def gradients(model: nn.Module) -> dict[str, Any]:
+    return {name: None if p.grad is None else p.grad.numpy().copy() for name, p in model.named_parameters()}
+
+
+def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if value is None:
+            assert got[name] is None, f"{name} has a gradient"
+            continue
+        assert got[name] is not None, f"{name} has no gradient"
+        largest = np.abs(got[name] - value).max(initial=0)
+        assert largest <= TOLERANCE, f"{name} differs by {largest}"
+
+
+def global_gradient(rows: int) -> None:
+    """Shards as the loader cuts them, for any number of rows: the gradient is that of the mean over all rows."""
+    x, y = data(rows)
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+    for xb, yb in DataLoader(Dataset(x, y), batch_size=rows):
+        assert xb.rows[2] == rows
+        nn.CrossEntropyLoss()(wrapped(xb), yb).backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+def untagged_shards(rows: int) -> None:
+    """Shards that the user cut, as unevenly as can be: all rows but one per other rank on the last rank."""
+    x, y = data(rows)
+    rank, size = sx.rank(), sx.size()
+    start, stop = min(rank, rows), (rows if rank == size - 1 else min(rank + 1, rows))
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+    nn.CrossEntropyLoss()(wrapped(sx.tensor(x[start:stop])), y[start:stop]).backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+def penalty_and_second_backward(rows: int) -> None:
+    """A penalty on the weights counts once, and a second backward adds."""
+    x, y = data(rows)
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    start, stop = share(rows, sx.rank(), sx.size())
+    for model, xb, yb in ((alone, x, y), (wrapped, x[start:stop], y[start:stop])):
+        for strength in (0.5, 0.25):
+            penalty = sum((p * p).sum() for p in model.parameters()) * strength
+            (nn.CrossEntropyLoss()(model(sx.tensor(xb)), yb) + penalty).backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+class _Branches(nn.Module):
+    """A model in which a rank may use one head, the other, or none of them."""
+
+    def __init__(self) -> None:
+        self.body, self.heads = network(5, 6), [network(6, 4), network(6, 4)]
+        self.never = network(2, 2)
+
+    def forward(self, x: Any, head: int) -> Any:
+        return self.heads[head](self.body(x))
+
+
+def parameters_that_some_ranks_use(rows: int) -> None:
+    """A head that some ranks used gets the sum over those; one that none used has no gradient and does not move."""
+    x, y = data(rows)
+    alone, bare = _Branches(), _Branches()
+    wrapped = sx.DistributedDataParallel(bare)
+    models = (alone, wrapped)
+    optimizers = [optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1) for m in models]
+    # In step 0 even ranks use head 0 and odd ranks head 1; in step 1 all use head 0.
+    for step in range(2):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        total = None
+        for rank in range(sx.size()):
+            start, stop = share(rows, rank, sx.size())
+            head = rank % 2 if step == 0 else 0
+            part = nn.CrossEntropyLoss()(alone(sx.tensor(x[start:stop]), head), y[start:stop])
+            part = part * ((stop - start) / rows)
+            total = part if total is None else total + part
+            if rank == sx.rank():
+                nn.CrossEntropyLoss()(wrapped(sx.tensor(x[start:stop]), head), y[start:stop]).backward()
+        total.backward()
+        if step == 1:
+            used = gradients(alone)
+            assert used["heads.1.0.W"] is None
+        assert used_by_any(gradients(alone)) == used_by_any(gradients(wrapped))
+        assert_same(gradients(wrapped), gradients(alone))
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_same(wrapped.state_dict(), alone.state_dict())
+
+
+def used_by_any(found: dict[str, Any]) -> set[str]:
+    return {name for name, value in found.items() if value is not None}
+
+
+def training(rows: int) -> None:
+    """Five epochs with momentum and decay end at the weights of one process, and on all ranks alike."""
+    x, y = data(rows)
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    loaders = [DataLoader(Dataset(x, y), batch_size=7, shuffle=True, shard=shard) for shard in (False, True)]
+    for model, loader in zip((alone, wrapped), loaders, strict=True):
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        for _ in range(5):
+            for xb, yb in loader:
+                optimizer.zero_grad()
+                nn.CrossEntropyLoss()(model(xb), yb).backward()
+                optimizer.step()
+    assert_same(wrapped.state_dict(), alone.state_dict())
+    for value in wrapped.state_dict().values():
+        gathered = sx.all_gather(value)
+        assert all(np.array_equal(other, value) for other in gathered)
+
+
+def gradient_at_the_logits(rows: int) -> None:
+    """What reaches the logits is (softmax - one-hot) / N with N the global number of rows."""
+    x, y = data(rows)
+    wrapped = sx.DistributedDataParallel(network())
+    start, stop = share(rows, sx.rank(), sx.size())
+    logits = wrapped(sx.tensor(x[start:stop]))
+    logits.retain_grad()
+    nn.CrossEntropyLoss()(logits, y[start:stop]).backward()
+    exps = np.exp(logits.data - logits.data.max(axis=1, keepdims=True, initial=-np.inf))
+    wanted = (exps / exps.sum(axis=1, keepdims=True) - np.eye(4)[y[start:stop]]) / rows
+    assert np.abs(logits.grad.numpy() - wanted).max(initial=0) <= TOLERANCE
+
+
+def optimizer_before_wrapping(rows: int) -> None:
+    """The optimizer may be made before the model is wrapped."""
+    x, y = data(rows)
+    bare = network()
+    early = optim.SGD(bare.parameters(), lr=0.1, momentum=0.9)
+    wrapped = sx.DistributedDataParallel(bare)
+    reference = sx.DistributedDataParallel(network())
+    late = optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    for model, optimizer in ((wrapped, early), (reference, late)):
+        for _ in range(3):
+            start, stop = share(rows, sx.rank(), sx.size())
+            optimizer.zero_grad()
+            nn.CrossEntropyLoss()(model(sx.tensor(x[start:stop])), y[start:stop]).backward()
+            optimizer.step()
+    assert_same(wrapped.state_dict(), reference.state_dict())
+
+
+def two_models_in_one_backward(rows: int) -> None:
+    """A loss may run through two wrapped models."""
+    x, y = data(rows)
+    first, second = network(5, 6), network(6, 4)
+    wrapped = [sx.DistributedDataParallel(network(5, 6)), sx.DistributedDataParallel(network(6, 4))]
+    start, stop = share(rows, sx.rank(), sx.size())
+    nn.CrossEntropyLoss()(second(first(sx.tensor(x))), y).backward()
+    nn.CrossEntropyLoss()(wrapped[1](wrapped[0](sx.tensor(x[start:stop]))), y[start:stop]).backward()
+    assert_same(gradients(wrapped[0]), gradients(first))
+    assert_same(gradients(wrapped[1]), gradients(second))
+
+
+def a_bare_model_is_local(rows: int) -> None:
+    """A model that is not wrapped sends nothing: one rank may train one alone."""
+    sx.DistributedDataParallel(network())
+    if sx.rank() == sx.size() - 1:
+        x, y = data(rows)
+        alone = network()
+        nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+        assert alone.parameters()[0].grad is not None
+
+
+CHECKS: list[Callable[[int], None]] = [
+    global_gradient,
+    untagged_shards,
+    penalty_and_second_backward,
+    parameters_that_some_ranks_use,
+    training,
+    gradient_at_the_logits,
+    optimizer_before_wrapping,
+    two_models_in_one_backward,
+    a_bare_model_is_local,
+]
+
+
+def every_rank_rule(rows: int) -> None:
+    """The negative control: the mean over ranks of local means, which others compute, is another gradient."""
+    x, y = data(rows)
+    alone, local = network(), network()
+    start, stop = share(rows, sx.rank(), sx.size())
+    nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+    nn.CrossEntropyLoss()(local(sx.tensor(x[start:stop])), y[start:stop]).backward()
+    mean_of_means = {k: sx.all_reduce(v.copy()) / sx.size() for k, v in gradients(local).items()}
+    differs = max(np.abs(mean_of_means[k] - v).max() for k, v in gradients(alone).items())
+    assert differs > 1e6 * TOLERANCE

@@ -1,0 +1,20 @@
+"""The promise on ranks that are threads: the same checks run under mpirun in tests/ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from sorix_dist.comm import run_threads
+from tests.parallel import exactness
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("check", exactness.CHECKS, ids=lambda check: check.__name__)
+def test_same_as_one_process(check, size):
+    for rows in (1, 2, 3, 8, 17, 61):
+        run_threads(check, size, args=(rows,))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_mean_of_means_is_another_gradient(size):
+    run_threads(exactness.every_rank_rule, size, args=(61,))
