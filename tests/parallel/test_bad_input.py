@@ -1,0 +1,152 @@
+"""Every rank gets to the same error, which names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
+from sorix_dist.utils.data import DataLoader, Dataset
+
+
+def on_all_ranks(work, error, message, size=3):
+    """Runs `work` on thread ranks and asserts that each of them raises `error` with `message` in it."""
+
+    def caught():
+        try:
+            work()
+        except error as problem:
+            return str(problem)
+        return None
+
+    said = run_threads(caught, size)
+    assert all(text and re.search(message, text) for text in said), said
+
+
+def test_another_architecture_on_one_rank():
+    def work():
+        sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 3 if sx.rank() == 1 else 2)))
+
+    on_all_ranks(
+        work, ValueError, r"rank 0 has '0.W' of shape \(4, 2\).*rank 1 has '0.W' of shape \(4, 3\)"
+    )
+
+
+def test_a_parameter_more_on_one_rank():
+    def work():
+        layers = [nn.Linear(4, 2)] + [nn.Linear(2, 2)] * (sx.rank() == 2)
+        sx.DistributedDataParallel(nn.Sequential(*layers))
+
+    on_all_ranks(work, ValueError, "rank 0 has no more, rank 2 has '1.W'")
+
+
+def test_another_dtype_on_one_rank():
+    def work():
+        model = nn.Linear(4, 2)
+        if sx.rank() == 0:
+            model.W.data = model.W.data.astype(np.float64)
+        sx.DistributedDataParallel(model)
+
+    on_all_ranks(work, ValueError, "float64.*rank 1.*float32")
+
+
+def test_a_model_without_parameters():
+    on_all_ranks(lambda: sx.DistributedDataParallel(nn.ReLU()), ValueError, "module must have parameters.*ReLU")
+    with pytest.raises(TypeError, match="module must be a Module, got function"):
+        sx.DistributedDataParallel(lambda x: x)
+
+
+def test_wrapped_twice():
+    def work():
+        model = nn.Linear(2, 2)
+        sx.DistributedDataParallel(model)
+        sx.DistributedDataParallel(model)
+
+    on_all_ranks(work, ValueError, "wrapped already.*'W'")
+
+
+def test_different_seeds():
+    def differ():
+        sx.manual_seed(10 + sx.rank() // 2)
+        sx.DistributedDataParallel(nn.Linear(2, 2))
+
+    on_all_ranks(differ, ValueError, "manual_seed must be called with the same value.*rank 0: 10.*rank 2: 11")
+
+    def only_one():
+        if sx.rank() == 1:
+            sx.manual_seed(3)
+        sx.DistributedDataParallel(nn.Linear(2, 2))
+
+    on_all_ranks(only_one, ValueError, "rank 0: none, rank 1: 3")
+
+
+def test_seed_of_rank_0_for_all_where_none_is_set():
+    def order():
+        loader = DataLoader(Dataset(np.arange(50)), batch_size=50, shuffle=True, shard=False)
+        sx.DistributedDataParallel(nn.Linear(2, 2))
+        (batch,) = list(loader)
+        return batch.tolist()
+
+    orders = run_threads(order, 3)
+    assert orders[0] == orders[1] == orders[2]
+    assert sorted(orders[0]) == list(range(50)) != orders[0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ([0, 3], IndexError, r"target must be in \[0, 3\), got 3 in row 1"),
+        ([-1, 0], IndexError, r"target must be in \[0, 3\), got -1 in row 0"),
+        ([0.0, 1.0], TypeError, "target must hold integers.*float"),
+        ([0, 1, 2], ValueError, r"one class per row of logits, shape \(2,\), got shape \(3,\)"),
+    ],
+)
+def test_targets(target, error, message, size):
+    def work():
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        nn.CrossEntropyLoss()(model(sx.tensor(np.ones((2, 4), np.float32))), np.array(target)).backward()
+
+    on_all_ranks(work, error, message, size)
+
+
+def test_backward_of_many_elements():
+    def work():
+        sx.DistributedDataParallel(nn.Linear(4, 3))(sx.tensor(np.ones((2, 4), np.float32))).backward()
+
+    on_all_ranks(work, RuntimeError, "scalar")
+
+
+def test_batches_and_data_sets():
+    data = Dataset(np.zeros((4, 2)), np.zeros(4, int))
+    for size in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got"):
+            DataLoader(data, batch_size=size)
+    with pytest.raises(ValueError, match="dataset must have at least one sample"):
+        DataLoader(Dataset(np.zeros((0, 2))))
+    with pytest.raises(ValueError, match="X and y must have the same length, got 4 and 3"):
+        Dataset(np.zeros((4, 2)), np.zeros(3))
+    with pytest.raises(TypeError, match="dataset must have __len__, got generator"):
+        DataLoader(x for x in range(3))
+
+
+def test_optimizer_options():
+    with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
+        optim.SGD([])
+    with pytest.raises(ValueError, match="lr must be >= 0, got -1"):
+        optim.SGD(nn.Linear(2, 2).parameters(), lr=-1)
+
+
+def test_one_rank_evaluates_alone():
+    def work():
+        model = sx.DistributedDataParallel(nn.Linear(4, 3)).eval()
+        if sx.rank() == 1:
+            with sx.no_grad():
+                return model(sx.tensor(np.ones((2, 4), np.float32))).shape
+        return None
+
+    assert run_threads(work, 3, timeout=20)[1] == (2, 3)
