@@ -48,8 +48,8 @@ def run_threads(
         raise ValueError(f"run_threads: timeout must be more than 0 seconds, got {timeout}")
     import cloudpickle
 
-    copies = [pickle.loads(cloudpickle.dumps((fn, tuple(args)))) for _ in range(size)]
-
+    original = cloudpickle.dumps((fn, tuple(args)))
+    copies = [pickle.loads(original) for _ in range(size)]
     run = _Run([rank * hosts // size for rank in range(size)])
     world = _Meeting(run, range(size))
     results: list[Any] = [None] * size
@@ -164,10 +164,12 @@ class _Meeting:
                 return self.result
             now = self.round
             run.waiting[me] = call
-            while self.round == now:
-                self._check(me, call)
-                run.changed.wait()
-            del run.waiting[me]
+            try:
+                while self.round == now:
+                    self._check(me, call)
+                    run.changed.wait()
+            finally:
+                del run.waiting[me]
             return self.result
 
     def _check(self, me: int, call: str) -> None:

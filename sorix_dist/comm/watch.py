@@ -14,6 +14,9 @@ from types import TracebackType
 
 QUIET_SECONDS = 1.0
 """How long a rank that failed at the same time as another waits silently to be ended by it."""
+LINGER_SECONDS = 0.3
+"""How long the rank that spoke stays, so that one that fails a moment later for the same reason finds that
+everything is said."""
 ABORT_SECONDS = 2.0
 """How long MPI_Abort may take before this process ends itself."""
 
@@ -46,6 +49,7 @@ class FailureHook:
                 if not interrupted:
                     self._previous(kind, error, trace)
                 sys.stderr.flush()
+            time.sleep(LINGER_SECONDS)
         else:
             time.sleep(QUIET_SECONDS)
         end_all_ranks(130 if interrupted else 1)

@@ -1,0 +1,162 @@
+"""One rank's uncaught exception is the end of all, under plain mpirun: a table of scripts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import needs_mpirun, run_command, run_ranks
+
+BEGIN = """
+import os, sys, time
+from sorix_dist.comm import current
+from sorix_dist.comm.launcher import detect
+import numpy as np
+rank = detect(os.environ).rank
+"""
+
+SCRIPTS = {
+    "one rank, the others wait in an all-reduce": """
+comm = current()
+comm.barrier()
+if rank == 1:
+    raise ValueError("a bad row")
+comm.all_reduce(np.ones(4))
+""",
+    "the last rank, the others compute": """
+comm = current()
+comm.barrier()
+if rank == 3:
+    raise ValueError("a bad row")
+time.sleep(30)
+""",
+    "one rank, the others wait for memory": """
+comm = current()
+if rank == 2:
+    raise ValueError("a bad row")
+comm.window(1000)
+""",
+    "one rank in a group": """
+comm = current()
+half = comm.split(rank % 2)
+if rank == 2:
+    raise ValueError("a bad row")
+half.barrier()
+comm.barrier()
+""",
+    "all ranks at once": """
+comm = current()
+comm.barrier()
+raise ValueError("a bad row")
+""",
+    "all ranks, before any communication": """
+raise ValueError("a bad row")
+""",
+    "one rank before any communication, the others wait for it": """
+if rank == 1:
+    raise ValueError("a bad row")
+current().barrier()
+""",
+    "one rank late before any communication, the others wait for it": """
+if rank == 1:
+    time.sleep(1)
+    raise ValueError("a bad row")
+current().barrier()
+""",
+    "one rank before any communication, the others compute": """
+if rank == 0:
+    raise ValueError("a bad row")
+time.sleep(30)
+""",
+    "one rank that uses MPI itself": """
+from mpi4py import MPI
+if rank == 1:
+    raise ValueError("a bad row")
+MPI.COMM_WORLD.Barrier()
+""",
+    "with output that was not flushed": """
+comm = current()
+sys.stdout.write("unfinished line")
+if rank == 1:
+    raise ValueError("a bad row")
+comm.barrier()
+""",
+}
+
+
+@needs_mpirun
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_all_ranks_end(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(BEGIN + SCRIPTS[name])
+    ended = run_ranks(4, str(script), limit=40)
+    assert ended.code != 0
+    assert ended.seconds < 15  # a few seconds on an idle machine
+    assert ended.err.count("Traceback (most recent call last)") == 1, ended.err
+    assert ended.err.count("ValueError: a bad row") == 1, ended.err
+    assert ended.err.count("; ending all ranks") == 1, ended.err
+    failing = [rank for rank in range(4) if f"rank {rank} of 4 (host " in ended.err]
+    assert len(failing) == 1, ended.err
+    if f"rank == {failing[0]}" not in SCRIPTS[name]:
+        assert name.startswith("all ranks")
+
+
+@needs_mpirun
+def test_an_interrupt_needs_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(BEGIN + "comm = current()\nif rank == 1: raise KeyboardInterrupt\ncomm.barrier()")
+    ended = run_ranks(4, str(script), limit=40)
+    assert ended.code != 0
+    assert ended.seconds < 15
+    assert "Traceback" not in ended.err
+    assert ended.err.count("was interrupted; ending all ranks") == 1
+
+
+@needs_mpirun
+def test_a_users_hook_prints_the_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        BEGIN
+        + "sys.excepthook = lambda kind, error, trace: print('MY HOOK', error, file=sys.stderr, flush=True)\n"
+        + "comm = current()\nif rank == 1: raise ValueError('a bad row')\ncomm.barrier()"
+    )
+    ended = run_ranks(2, str(script), limit=40)
+    assert ended.code != 0
+    assert ended.err.count("MY HOOK a bad row") == 1
+    assert "rank 1 of 2 (host " in ended.err
+
+
+@needs_mpirun
+def test_other_threads_and_caught_exceptions_end_nobody(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        BEGIN
+        + """
+import threading
+comm = current()
+def fail():
+    raise ValueError("in a thread")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+try:
+    fail()
+except ValueError:
+    comm.barrier()
+sys.stdout.write(f"rank {comm.rank} is done\\n")
+"""
+    )
+    ended = run_ranks(2, str(script), limit=40)
+    assert ended.code == 0, ended.err
+    assert sorted(ended.out.splitlines()) == ["rank 0 is done", "rank 1 is done"]
+    assert "ending all ranks" not in ended.err
+
+
+def test_one_process_keeps_pythons_hook() -> None:
+    script = "import sys\nfrom sorix_dist.comm import *\ncurrent()\nprint(sys.excepthook.__module__)\n1 / 0"
+    ended = run_command([sys.executable, "-c", script])
+    assert (ended.code, ended.out) == (1, "sys\n")
+    assert "ZeroDivisionError" in ended.err
+    assert "ending all ranks" not in ended.err

@@ -1,0 +1,52 @@
+"""The communicator contract under MPI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from sorix_dist.comm import Comm, MpiComm, current, init
+from sorix_dist.comm.launcher import detect
+from tests.comm.contract import CHECKS
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(world: Comm, check: Callable[[Comm], None]) -> None:
+    check(world)
+
+
+def test_the_world_is_that_of_mpi(world: Comm) -> None:
+    from mpi4py import MPI
+
+    assert isinstance(world, MpiComm)
+    assert (world.rank, world.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
+    assert current() is world is init()
+
+
+def test_the_launcher_says_what_mpi_says(world: Comm) -> None:
+    launch = detect(os.environ)
+    assert launch is not None
+    assert launch.name in ("MPICH", "Open MPI")
+    assert (launch.rank, launch.size) == (world.rank, world.size)
+    assert launch.local_size == world.local_size
+    # Open MPI numbers the ranks of a host in its own order, ours is that of the ranks.
+    assert sorted(world.gather_objects(launch.local_rank)) == list(range(world.size))
+
+
+def test_a_given_communicator_is_duplicated(world: Comm) -> None:
+    """Messages of the program and ours do not meet, even with the same tag and source."""
+    from mpi4py import MPI
+
+    theirs = MPI.COMM_WORLD.Split(world.rank % 2, world.rank)
+    ours = MpiComm(theirs)
+    assert (ours.rank, ours.size) == (theirs.rank, theirs.size)
+    theirs.Free()
+    assert ours.gather_objects(world.rank) == list(range(world.rank % 2, world.size, 2))
+    with pytest.raises(TypeError, match="communicator must be an mpi4py intra-communicator"):
+        MpiComm(MPI.COMM_NULL)
+    with pytest.raises(TypeError, match="got int 7"):
+        MpiComm(7)  # type: ignore[arg-type]
