@@ -1,0 +1,33 @@
+"""The command `sorix-dist`: arguments in, words out. One module a subcommand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sorix_dist._version import __version__
+from sorix_dist.cli import run
+from sorix_dist.cli.parser import Parser
+from sorix_dist.launch.errors import LaunchError
+
+SUBCOMMANDS = (run,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
+    parser = Parser(
+        prog="sorix-dist", description="Data-parallel training: the same script on any number of ranks."
+    )
+    parser.add_argument("--version", action="version", version=f"sorix_dist {__version__}")
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+    for module in SUBCOMMANDS:
+        module.add_parser(subparsers)
+    try:
+        arguments = parser.parse_args(argv)
+        code: int = arguments.main(arguments)
+    except SystemExit as end:  # argparse, after --help, --version or an error
+        return int(end.code or 0)
+    except LaunchError as error:
+        print(f"sorix-dist {arguments.subcommand}: error: {error}", file=sys.stderr)
+        return 2
+    return code

@@ -1,0 +1,101 @@
+"""Runs a command in the foreground, as a shell does: its streams, its signals, its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType
+
+from sorix_dist.launch.command import Command
+from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.tree import kill_tree
+
+ENDING = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
+"""Signals that ask the job to end, and what the command is sent for them; mpirun itself would die of SIGHUP
+and leave its ranks behind."""
+
+PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run(command: Command, *, patience: float = 30.0) -> int:
+    """Runs the command with this process's own stdin, stdout and stderr; returns its exit code.
+
+    Signals are passed on. A command that is asked to end and has not `patience` seconds later, or is asked
+    a second time, is killed with everything that it started. The exit code is 128 + the signal's number, as
+    in a shell, if a signal ended the command, or if it failed after it was asked to end.
+    Only the main thread may call this. Raises LaunchError if the command cannot be started.
+    """
+    return _Foreground(command, patience).wait()
+
+
+class _Foreground:
+    """A command that runs in place of this process."""
+
+    def __init__(self, command: Command, patience: float) -> None:
+        self.patience = patience
+        self.asked: list[int] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        handlers = dict.fromkeys(ENDING, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
+        # What this process was told to ignore (nohup, a background job) its command ignores too.
+        self.before = {
+            number: signal.signal(number, handler)
+            for number, handler in handlers.items()
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        try:
+            self.process = subprocess.Popen(command.argv, env=os.environ | dict(command.env))
+        except OSError as error:
+            self._restore()
+            raise LaunchError(f"{command.argv[0]} could not be started: {error.strerror}") from error
+        if self.asked:  # before there was a process to tell
+            self.process.terminate()
+
+    def wait(self) -> int:
+        """The exit code, when the command has ended."""
+        assert self.process is not None
+        try:
+            code = self.process.wait()
+        finally:
+            self._restore()
+        if code < 0:
+            return 128 - code
+        return 128 + self.asked[0] if self.asked and code else code
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(number)
+        if self.process is None:
+            return
+        if len(self.asked) > 1:
+            self._kill()
+            return
+        killer = threading.Timer(self.patience, self._kill)
+        killer.daemon = True
+        killer.start()
+        if not (number == signal.SIGINT and _in_foreground()):
+            self.process.send_signal(ENDING[signal.Signals(number)])
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def _kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            kill_tree(self.process.pid)
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _in_foreground() -> bool:
+    """Whether this process is in a terminal's foreground, where a Ctrl-C reaches the command by itself."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)

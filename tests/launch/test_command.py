@@ -1,0 +1,171 @@
+"""The command line and environment for every MPI, with launchers that only know their version."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from sorix_dist.launch.command import Command, command, find_mpirun, flavour
+from sorix_dist.launch.errors import LaunchError
+
+VERSIONS = {
+    "openmpi5": "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/",
+    "openmpi4": "mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/",
+    "mpich": "HYDRA build details:\n    Version:                                 5.0.2",
+    "intel": "Intel(R) MPI Library for Linux* OS, Version 2021.11 Build 20231005\nCopyright 2003-2023",
+}
+ROOT_ALLOWED = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+def launcher(folder: Path, text: str, code: int = 0) -> Path:
+    """An executable mpirun that answers every call with this text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "mpirun"
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\nexit {code}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(params=sorted(VERSIONS))
+def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A launcher of every flavour, in a folder named after it."""
+    return launcher(tmp_path / request.param, VERSIONS[request.param])
+
+
+def settings(mpirun: Path, environ: dict[str, str] | None = None, root: bool = False) -> dict[str, str]:
+    return dict(command(["python", "train.py"], 4, mpirun=mpirun, environ=environ or {}, root=root).env)
+
+
+def test_every_flavour_is_recognised(mpirun: Path) -> None:
+    assert flavour(mpirun) == mpirun.parent.name
+
+
+def test_later_open_mpi_counts_as_5(tmp_path: Path) -> None:
+    assert flavour(launcher(tmp_path, "mpirun (Open MPI) 6.1.0rc1")) == "openmpi5"
+
+
+def test_the_version_is_asked_for_once(tmp_path: Path) -> None:
+    path = launcher(tmp_path, VERSIONS["mpich"])
+    assert flavour(path) == "mpich"
+    path.unlink()
+    assert flavour(path) == "mpich"
+
+
+@pytest.mark.parametrize(("text", "code"), [("slurm 23.02", 0), ("", 1)])
+def test_an_unknown_launcher_is_an_error_that_quotes_it(tmp_path: Path, text: str, code: int) -> None:
+    path = launcher(tmp_path, text, code)
+    with pytest.raises(LaunchError, match=f"{path} is not the launcher of .*{text!r}"):
+        flavour(path)
+
+
+def test_a_launcher_that_cannot_be_executed_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="nowhere --version failed"):
+        flavour(tmp_path / "nowhere")
+
+
+def test_ranks_then_program_is_what_every_launcher_takes(mpirun: Path) -> None:
+    program = ["python", "train.py", "--lr", "0.1", "-n", "7", "--", ""]
+    assert command(program, 4, mpirun=mpirun, environ={}).argv == (str(mpirun), "-n", "4", *program)
+
+
+def test_settings_on_one_host(mpirun: Path) -> None:
+    expected = {
+        "openmpi5": {
+            "PRTE_MCA_hwloc_default_binding_policy": "none",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+            "OMPI_MCA_pml": "ob1",
+            "OMPI_MCA_btl": "self,sm",
+            "OMPI_MCA_osc": "^ucx",
+        },
+        "openmpi4": {
+            "OMPI_MCA_hwloc_base_binding_policy": "none",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "OMPI_MCA_pml": "ob1",
+            "OMPI_MCA_btl": "self,vader",
+            "OMPI_MCA_osc": "^ucx",
+        },
+        "mpich": {},
+        "intel": {},
+    }
+    assert settings(mpirun) == expected[mpirun.parent.name]
+
+
+def test_only_open_mpi_asks_whether_root_may(mpirun: Path) -> None:
+    added = settings(mpirun, root=True).items() - settings(mpirun).items()
+    assert dict(added) == (ROOT_ALLOWED if "openmpi" in mpirun.parent.name else {})
+
+
+@pytest.mark.parametrize("name", ["SLURM_JOB_ID", "PBS_NODEFILE", "HYDRA_HOST_FILE"])
+def test_in_an_allocation_hosts_slots_and_networks_are_not_ours(mpirun: Path, name: str) -> None:
+    left = settings(mpirun, {name: "set"})
+    assert all(variable.endswith("binding_policy") for variable in left)
+
+
+def test_what_the_user_set_wins(mpirun: Path) -> None:
+    for name in settings(mpirun, root=True):
+        assert name not in settings(mpirun, {name: "mine"}, root=True)
+
+
+@pytest.mark.parametrize("name", ["OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl"])
+def test_transports_are_chosen_together_or_not_at_all(tmp_path: Path, name: str) -> None:
+    path = launcher(tmp_path, VERSIONS["openmpi5"])
+    assert not {"OMPI_MCA_pml", "OMPI_MCA_btl"} & settings(path, {name: "mine"}).keys()
+
+
+def test_one_rank_needs_no_launcher() -> None:
+    assert command(["python", "train.py", ":"], 1, environ={"PATH": ""}) == Command(
+        ("python", "train.py", ":"), {}
+    )
+
+
+def test_a_lone_colon_is_kept_from_the_launcher(mpirun: Path) -> None:
+    program = ["python", "train.py", "a b", ":", "it's"]
+    argv = command(program, 2, mpirun=mpirun, environ={}).argv
+    assert ":" not in argv
+    assert argv[3:5] == ("/bin/sh", "-c")
+    assert shlex.split(argv[5]) == ["exec", *program]
+
+
+@pytest.mark.parametrize("ranks", [0, -1])
+def test_fewer_than_one_rank_is_an_error(ranks: int) -> None:
+    with pytest.raises(ValueError, match=f"ranks must be at least 1, got {ranks}"):
+        command(["python"], ranks)
+
+
+def test_no_program_is_an_error() -> None:
+    with pytest.raises(ValueError, match="program must name what to run"):
+        command([], 2)
+
+
+def test_it_prints_as_a_line_for_the_shell() -> None:
+    line = str(Command(("/opt/m p/mpirun", "-n", "2", "python", "a b", ""), {"B": "^ucx", "A": "x y"}))
+    assert line == "B='^ucx' A='x y' '/opt/m p/mpirun' -n 2 python 'a b' ''"
+
+
+class TestFindMpirun:
+    """The environment's own mpirun, then PATH."""
+
+    @pytest.fixture(autouse=True)
+    def _empty_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+
+    def test_the_environment_comes_first(self, tmp_path: Path) -> None:
+        on_path = launcher(tmp_path / "path", "")
+        own = launcher(tmp_path / "environment" / "bin", "")
+        assert find_mpirun({"PATH": str(on_path.parent)}) == own
+
+    def test_then_path(self, tmp_path: Path) -> None:
+        on_path = launcher(tmp_path / "path", "")
+        assert find_mpirun({"PATH": f"{tmp_path}:{on_path.parent}"}) == on_path
+
+    def test_mpiexec_serves_too(self, tmp_path: Path) -> None:
+        mpiexec = launcher(tmp_path / "path", "").rename(tmp_path / "path" / "mpiexec")
+        assert find_mpirun({"PATH": str(tmp_path / "path")}) == mpiexec
+
+    def test_a_file_that_is_not_executable_is_none(self, tmp_path: Path) -> None:
+        launcher(tmp_path / "path", "").chmod(0o644)
+        with pytest.raises(LaunchError, match=r'pip install "sorix_dist\[mpi\]"'):
+            find_mpirun({"PATH": str(tmp_path / "path")})
