@@ -1,14 +1,172 @@
-"""The functions between the layers."""
+"""The functions between the layers: of single elements, and softmax along one axis."""
 
 from __future__ import annotations
 
+import math
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 
-from sorix_dist.core.op import op
+from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.elementwise import add, mul
+from sorix_dist.core.ops.shape import reshape
 
 
 @op()
-def relu(x):
+def relu(x: Any) -> Any:
     """max(x, 0); the gradient at 0 is 0."""
     y = np.maximum(x, 0)
     return y, (lambda g, out: g * (y > 0),)
+
+
+@op()
+def leaky_relu(x: Any, *, slope: float) -> Any:
+    """x where x > 0, slope * x elsewhere."""
+    y = (np.maximum if slope <= 1 else np.minimum)(x, x * slope)
+    return y, (lambda g, out: np.where(x > 0, g, g * slope),)
+
+
+@op(numpy=np.tanh)
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent."""
+    y = np.tanh(x)
+    return y, (lambda g, out: g * (1 - y * y),)
+
+
+@op()
+def logistic(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the 0 that it should
+        y = 1 / (1 + np.exp(-x))
+    return y, (lambda g, out: g * y * (1 - y),)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)), of a tensor or an array."""
+    return in_kind(logistic, x)
+
+
+@op()
+def silu(x: Any) -> Any:
+    """x * sigmoid(x)."""
+
+    def to_x(g: Any, out: Any) -> Any:
+        s = sigmoid(x)
+        return g * (s * (1 + x * (1 - s)))
+
+    return x * sigmoid(x), (to_x,)
+
+
+@op()
+def elu(x: Any, *, alpha: float) -> Any:
+    """x where x > 0, alpha * (exp(x) - 1) elsewhere (Clevert et al. 2016)."""
+    y = np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+    return y, (lambda g, out: np.where(x > 0, g, g * (y + alpha)),)
+
+
+@op()
+def softplus(x: Any, *, beta: float, threshold: float) -> Any:
+    """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
+    scaled = beta * x
+    smooth = (np.maximum(scaled, 0) + np.log1p(np.exp(-np.abs(scaled)))) / beta
+    return np.where(scaled > threshold, x, smooth), (
+        lambda g, out: np.where(beta * x > threshold, g, g * sigmoid(beta * x)),
+    )
+
+
+_GELU_SCALE, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+def _gelu_by_tanh(x: Any) -> Any:
+    return mul(mul(x, 0.5), add(tanh(mul(mul(x, _GELU_SCALE), add(mul(mul(x, x), _GELU_CUBIC), 1))), 1))
+
+
+@op(composite=_gelu_by_tanh)
+def gelu_by_tanh(x: Any) -> Any:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
+    t = np.tanh(x * (_GELU_SCALE * (1 + _GELU_CUBIC * (x * x))))
+
+    def to_x(g: Any, out: Any) -> Any:
+        inner = 1 + 3 * _GELU_CUBIC * (x * x)
+        return g * (0.5 * (1 + t + x * (1 - t * t) * (_GELU_SCALE * inner)))
+
+    return 0.5 * x * (1 + t), (to_x,)
+
+
+@op()
+def error_function(x: Any) -> Any:
+    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x; ImportError without SciPy."""
+    try:
+        erf = import_module("scipy.special").erf
+    except ImportError as missing:
+        raise ImportError(
+            "gelu: approximate='none' needs SciPy (pip install scipy); approximate='tanh' does without"
+        ) from missing
+    return erf(x), (lambda g, out: g * (np.exp(-x * x) * (2 / math.sqrt(math.pi))),)
+
+
+@op()
+def gelu_by_erf(x: Any) -> Any:
+    """x times the probability that a standard normal number is below x."""
+
+    def below(x: Any) -> Any:
+        return (in_kind(error_function, x * math.sqrt(0.5)) + 1) * 0.5
+
+    def to_x(g: Any, out: Any) -> Any:
+        return g * (below(x) + x * (np.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))))
+
+    return x * below(x), (to_x,)
+
+
+@op()
+def softmax_along(x: Any, *, axis: int) -> Any:
+    """exp(x) divided by its sum along `axis`."""
+    y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
+    y = y / y.sum(axis=axis, keepdims=True)
+    return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
+
+
+@op()
+def log_softmax_along(x: Any, *, axis: int) -> Any:
+    """x minus the logarithm of the sum of exp(x) along `axis`."""
+    y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
+    with np.errstate(divide="ignore"):  # an axis without elements
+        y = y - np.log(np.exp(y).sum(axis=axis, keepdims=True))
+    return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
+
+
+@op()
+def log_sum_exp_along(x: Any, *, axis: int) -> Any:
+    """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
+    highest = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    highest = np.where(np.isfinite(highest), highest, 0)
+    with np.errstate(divide="ignore"):
+        y = np.log(np.exp(x - highest).sum(axis=axis, keepdims=True)) + highest
+    return y, (lambda g, out: g * np.exp(x - np.where(np.isfinite(y), y, 0)),)
+
+
+def softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
+    """exp(X) divided by its sum along `axis` (or `dim`), of a tensor or an array."""
+    return in_kind(softmax_along, X, axis=_checked("softmax", X, axis if dim is None else dim))
+
+
+def log_softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
+    """The logarithm of softmax(X), exact also where softmax underflows; of a tensor or an array."""
+    return in_kind(log_softmax_along, X, axis=_checked("log_softmax", X, axis if dim is None else dim))
+
+
+def logsumexp(X: Any, dim: int = -1, keepdim: bool = False) -> Any:
+    """log(sum(exp(X))) along `dim`, without overflow; of a tensor or an array."""
+    axis = _checked("logsumexp", X, dim)
+    kept = in_kind(log_sum_exp_along, X, axis=axis)
+    shape = np.shape(X)
+    return kept if keepdim else reshape(kept, shape[:axis] + shape[axis + 1 :])
+
+
+def _checked(name: str, x: Any, axis: int) -> int:
+    """`axis` as a number from 0; IndexError if x has no such axis."""
+    count = np.ndim(x)
+    if not -count <= axis < count:
+        raise IndexError(f"{name}: dim must be in [{-count}, {count}) for shape {np.shape(x)}, got {axis}")
+    return axis % count
