@@ -1,0 +1,216 @@
+"""Pooling: one number for each window of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.graph import Rule
+from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.matrix import matmul
+from sorix_dist.core.ops.reduce import mean_over
+from sorix_dist.core.ops.shape import reshape, swapaxes, take
+from sorix_dist.core.ops.windows import Geometry, Pair, geometry, pad, pair, single
+from sorix_dist.core.tensor import Array, Tensor
+
+Result = tuple[Array, tuple[Rule, ...]]
+
+
+def _padded_for_max(x: Array, places: Geometry) -> Array:
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    return pad(x, places, lowest)
+
+
+def _max_pool(x: Any, *, places: Geometry) -> Tensor:
+    """`max_pool` as an index of x: where the maxima are does not change with a small change of x."""
+    padded = _padded_for_max(x.array, places)
+    views = [padded[:, :, v, h] for v, h in places.pixels()]
+    # argmax takes the first of equals, and a window's first place in memory is its first in the kernel.
+    down, right = np.unravel_index(np.argmax(np.stack(views), axis=0), places.kernel)
+    (top, _), (left, _) = places.padding
+    samples, channels, rows, columns = np.ogrid[tuple(slice(n) for n in views[0].shape)]
+    rows = rows * places.stride[0] + down * places.dilation[0] - top
+    columns = columns * places.stride[1] + right * places.dilation[1] - left
+    index = np.broadcast_arrays(samples, channels, rows, columns)
+    return take(x, index=tuple(index))
+
+
+@op(composite=_max_pool)
+def max_pool(x: Array, *, places: Geometry) -> Result:
+    """The maximum of each window of x (N, C, H, W); the gradient goes to the first of equal maxima."""
+    views = (_padded_for_max(x, places)[:, :, v, h] for v, h in places.pixels())
+    y = next(views).copy(order="K")
+    for view in views:
+        np.maximum(y, view, out=y)
+
+    def to_x(g: Array, out: Array | None) -> Array:
+        padded = _padded_for_max(x, places)
+        gradient = np.zeros_like(padded)
+        reach = [d * (k - 1) for d, k in zip(places.dilation, places.kernel, strict=True)]
+        apart = all(s > r for s, r in zip(places.stride, reach, strict=True))
+        free = np.ones_like(y, bool)
+        for vertical, horizontal in places.pixels():
+            chosen = np.equal(padded[:, :, vertical, horizontal], y)
+            chosen &= free
+            free ^= chosen
+            under = gradient[:, :, vertical, horizontal]
+            if apart:
+                np.multiply(g, chosen, out=under)
+            else:
+                under += g * chosen
+        return gradient if padded is x else gradient[:, :, *places.inner]
+
+    return y, (to_x,)
+
+
+def _divide(total: Array, divisor: int | Array) -> Array:
+    """total / divisor in total's own dtype, in place; a divisor per window has the shape of the output."""
+    total /= divisor if isinstance(divisor, int) else divisor.astype(total.dtype)
+    return total
+
+
+@op()
+def average_pool(x: Array, *, places: Geometry, divisor: int | Array) -> Result:
+    """The sum of each window of x (N, C, H, W), over `divisor`: an integer, or one per window (H', W')."""
+    views = (pad(x, places)[:, :, v, h] for v, h in places.pixels())
+    y = next(views).copy(order="K")
+    for view in views:
+        y += view
+    return _divide(y, divisor), (lambda g, out: in_kind(transposed_average_pool, g, places=places, divisor=divisor),)
+
+
+@op()
+def transposed_average_pool(y: Array, *, places: Geometry, divisor: int | Array) -> Result:
+    """The transpose of `average_pool`: each pixel gets y / divisor of all windows that it lies in."""
+    part = _divide(y.copy(order="K"), divisor)
+    count, channels = y.shape[:2]
+    x = np.zeros((channels, *places.padded, count), y.dtype).transpose(3, 0, 1, 2)
+    for vertical, horizontal in places.pixels():
+        x[:, :, vertical, horizontal] += part
+    return x[:, :, *places.inner], (lambda g, out: in_kind(average_pool, g, places=places, divisor=divisor),)
+
+
+def _places(
+    name: str, shape: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Geometry:
+    """The windows of a pooling by name `name`, checked."""
+    if len(shape) != 4:
+        raise ValueError(f"{name}: input must have shape (N, C, H, W), got shape {tuple(shape)}")
+    kernel = pair(name, "kernel_size", kernel_size, 1)
+    steps = kernel if stride is None else pair(name, "stride", stride, 1)
+    around, spacing = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
+    if any(2 * p > d * (k - 1) + 1 for p, k, d in zip(around, kernel, spacing, strict=True)):
+        raise ValueError(f"{name}: padding must be at most half of kernel_size {kernel}, got {padding!r}")
+    both = ((around[0],) * 2, (around[1],) * 2)
+    return geometry(name, tuple(shape[2:]), kernel, steps, both, spacing, ceil_mode=ceil_mode)
+
+
+def max_pool2d(
+    input: Any,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The maximum of each window; stride: kernel_size if None.
+
+    input: (N, C, H, W); returns (N, C, H', W'), H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1,
+    rounded up with `ceil_mode`. The padding never is the maximum. Of equal maxima the first gets the gradient.
+    """
+    places = _places("max_pool2d", np.shape(input), kernel_size, stride, padding, dilation, ceil_mode)
+    return max_pool(input, places=places)
+
+
+def max_pool1d(
+    input: Any,
+    kernel_size: int,
+    stride: int | None = None,
+    padding: int = 0,
+    dilation: int = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The maximum of each window of sequences (N, C, L); options as for `max_pool2d`."""
+    name, shape = "max_pool1d", np.shape(input)
+    if len(shape) != 3:
+        raise ValueError(f"{name}: input must have shape (N, C, L), got shape {tuple(shape)}")
+    places = _places(
+        name,
+        (*shape, 1),
+        (single(name, "kernel_size", kernel_size, 1), 1),
+        None if stride is None else (single(name, "stride", stride, 1), 1),
+        (single(name, "padding", padding, 0), 0),
+        (single(name, "dilation", dilation, 1), 1),
+        ceil_mode,
+    )
+    y = max_pool(reshape(input, (*shape, 1)), places=places)
+    sequence: Tensor = reshape(y, y.shape[:3])
+    return sequence
+
+
+def avg_pool2d(
+    input: Any,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window, with the zeros of the padding if `count_include_pad`.
+
+    Shapes and windows are those of `max_pool2d`.
+    divisor_override: what the sums are divided by instead of the size of the window.
+    """
+    places = _places("avg_pool2d", np.shape(input), kernel_size, stride, padding, 1, ceil_mode)
+    if divisor_override is None:
+        return average_pool(input, places=places, divisor=_window_sizes(places, count_include_pad))
+    if not isinstance(divisor_override, int) or divisor_override == 0:
+        raise ValueError(f"avg_pool2d: divisor_override must be an integer but 0, got {divisor_override!r}")
+    return average_pool(input, places=places, divisor=divisor_override)
+
+
+def _window_sizes(places: Geometry, count_include_pad: bool) -> int | Array:
+    """How many pixels the windows hold: one number, or one per window (H', W') if they differ."""
+
+    def sizes(axis: int) -> Array:
+        before, after = places.padding[axis]
+        first = np.arange(places.output[axis]) * places.stride[axis] - before
+        last = np.minimum(first + places.kernel[axis], places.size[axis] + after)
+        if not count_include_pad:
+            first, last = np.maximum(first, 0), np.minimum(last, places.size[axis])
+        return last - first
+
+    counts = np.outer(sizes(0), sizes(1))
+    return int(counts[0, 0]) if (counts == counts[0, 0]).all() else counts
+
+
+def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
+    """The means of windows that cover the image: `output_size` of them, an integer or a pair (H', W').
+
+    input: (N, C, H, W); window i reaches from floor(i H / H') to ceil((i + 1) H / H'). None in the place of
+    an integer keeps the size.
+    """
+    name, shape = "adaptive_avg_pool2d", tuple(np.shape(input))
+    if len(shape) != 4:
+        raise ValueError(f"{name}: input must have shape (N, C, H, W), got shape {shape}")
+    wanted = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    count, channels, height, width = shape
+    kept = [n if w is None else w for n, w in zip((height, width), wanted, strict=False)]
+    rows, columns = pair(name, "output_size", kept if len(wanted) == 2 else wanted, 1)
+    if height % rows == 0 and width % columns == 0:
+        cells = reshape(input, (count, channels, rows, height // rows, columns, width // columns))
+        return mean_over(cells, axis=(3, 5), keepdims=False)
+    dtype = input.array.dtype if isinstance(input, Tensor) else input.dtype
+    narrow = swapaxes(matmul(input, _averages(width, columns, dtype)), 2, 3)
+    turned: Tensor = swapaxes(matmul(narrow, _averages(height, rows, dtype)), 2, 3)
+    return turned
+
+
+def _averages(size: int, count: int, dtype: Any) -> Array:
+    """A matrix (size, count) that takes `size` numbers to the means of `count` windows."""
+    starts, stops = np.arange(count) * size // count, -(-np.arange(1, count + 1) * size // count)
+    place = np.arange(size)[:, None]
+    inside: Array = (place >= starts) & (place < stops)
+    return _divide(inside.astype(dtype), stops - starts)
