@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +22,17 @@ needs_mpirun = pytest.mark.skipif(not MPIRUN.exists(), reason=f"there is no {MPI
 
 ROOT = Path(__file__).parent.parent
 
+MARK = "SORIX_DIST_TEST_COMMAND"
+"""The variable by which the processes of one command are known."""
+
 _ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
-    # Open MPI 5: run as root, more ranks than cores, no second of probing for networks.
+    # Open MPI 5: run as root, more ranks than cores, no second of probing for networks. Not bound to cores,
+    # since the ranks of two commands at once would be bound to the same ones.
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_pml": "ob1",
     "OMPI_MCA_btl": "self,sm",
 }
@@ -44,9 +51,11 @@ class Ended:
 def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, str] | None = None) -> Ended:
     """Run `argv` with the variables `env` added and return what came of it.
 
-    Fails the test if it takes more than `limit` seconds. All processes that it started, ranks included, which
-    form groups of their own, are in its session and are killed by their ids.
+    Fails the test if it takes more than `limit` seconds. All processes that it started are killed by their
+    ids in the end. They are found by a variable that they inherit: a launcher may give each rank a session of
+    its own, and an orphan has another parent.
     """
+    mark = uuid.uuid4().hex
     began = time.monotonic()
     process = subprocess.Popen(
         argv,
@@ -54,17 +63,17 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **_ENVIRONMENT, **(env or {})},
+        env={**os.environ, **_ENVIRONMENT, **(env or {}), MARK: mark},
         start_new_session=True,
     )
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        _kill_session(process.pid)
+        _kill_marked(mark)
         out, err = process.communicate()
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}\n{err}")
     finally:
-        _kill_session(process.pid)
+        _kill_marked(mark)
     return Ended(process.returncode, out, err, time.monotonic() - began)
 
 
@@ -73,10 +82,23 @@ def run_ranks(n: int, *arguments: str, limit: float = 60.0, env: Mapping[str, st
     return run_command([str(MPIRUN), "-n", str(n), sys.executable, *arguments], limit=limit, env=env)
 
 
-def _kill_session(session: int) -> None:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
+def _kill_marked(mark: str) -> None:
+    """Kill every process with this mark until none is left: one may start another meanwhile."""
+    deadline = time.monotonic() + 10
+    while found := _marked(mark):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {found} do not die")
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _marked(mark: str) -> list[int]:
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if wanted in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found
