@@ -24,6 +24,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _outcomes[report.nodeid] = report.outcome
 
 
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.outcome != "passed":  # a module that is skipped as a whole has no test to report
+        _outcomes[report.nodeid] = report.outcome
+
+
 def pytest_sessionfinish() -> None:
     comm = current()
     report = Path(os.environ["RANKS_REPORT"]) / f"{comm.rank}.json"
