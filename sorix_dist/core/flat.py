@@ -1,14 +1,14 @@
-"""Parameters and their gradients in flat arrays, so that an optimizer or an all-reduce sees one long slice."""
+"""Parameters and their gradients in flat arrays, so that optimizers and all-reduces see one long slice."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.graph import Accumulator
+from sorix_dist.core.graph import Accumulator, Leaf
 from sorix_dist.core.tensor import Array, Tensor
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of today's CPUs
@@ -34,13 +34,18 @@ def zeros(count: int, dtype: np.dtype[Any]) -> Array:
     return memory[first : first + count * dtype.itemsize].view(dtype)
 
 
+def room(parameter: Tensor) -> int:
+    """How many elements a parameter takes in a flat array: its own, and zeros up to the next cache line."""
+    unit = ALIGNMENT // parameter.array.itemsize
+    return -(-parameter.array.size // unit) * unit
+
+
 def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
     """Where each of the parameters starts in a flat array, in elements, and how long that array is."""
     starts, end = [], 0
     for parameter in parameters:
         starts.append(end)
-        unit = ALIGNMENT // parameter.array.itemsize
-        end += -(-parameter.array.size // unit) * unit
+        end += room(parameter)
     return starts, end
 
 
@@ -52,6 +57,8 @@ class Flat:
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            _refuse_to_move(leaf_of(parameter))
         self.parameters = list(parameters)
         self.dtype = self.parameters[0].array.dtype
         self.starts, self.size = layout(self.parameters)
@@ -59,15 +66,10 @@ class Flat:
         self.data = zeros(self.size, self.dtype)
         self.grad = self.local = zeros(self.size, self.dtype)
         for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):
-            parameter.requires_grad_(parameter.requires_grad)
             leaf = leaf_of(parameter)
             np.copyto(data, parameter.array)
             parameter.array = data
-            before = leaf.total
-            leaf.local = leaf.total = Accumulator(grad)
-            if before.written and before.array is not None:
-                np.copyto(grad, before.array)
-                leaf.total.written = True
+            _move_gradient(leaf, grad)
             leaf.flat = self
         _changed()
 
@@ -83,32 +85,111 @@ class Flat:
         ]
 
     def localize(self, local: Array) -> None:
-        """Makes `local` the array that a backward writes to, apart from the gradients that parameters show."""
+        """Makes `local` the array that a backward writes to, apart from what parameters show as `grad`."""
         self.local = local
         for parameter, view in zip(self.parameters, self.views(local), strict=True):
             leaf_of(parameter).local = Accumulator(view)
         _changed()
 
 
-def leaf_of(parameter: Tensor) -> Any:
+def leaf_of(parameter: Tensor) -> Leaf:
     """The leaf of a parameter, made if it never had a gradient."""
     if parameter.leaf is None:
         needed = parameter.requires_grad
         parameter.requires_grad_(True).requires_grad_(needed)
+    assert parameter.leaf is not None
     return parameter.leaf
 
 
 def flatten(parameters: Iterable[Tensor]) -> list[Flat]:
-    """Flat storages, one per dtype, that hold the parameters; those that they have are used if they fit exactly."""
+    """Flat storages, one per dtype, that hold the parameters; those that they have are used if they fit.
+
+    A parameter that is given twice is stored once.
+    """
     by_dtype: dict[Any, list[Tensor]] = {}
-    for parameter in parameters:
+    for parameter in {id(p): p for p in parameters}.values():
         by_dtype.setdefault(parameter.array.dtype, []).append(parameter)
     flats = []
     for group in by_dtype.values():
         flat = leaf_of(group[0]).flat
-        same = flat is not None and len(flat.parameters) == len(group)
-        if same and all(a is b for a, b in zip(flat.parameters, group, strict=True)):
+        if flat is not None and [*map(id, flat.parameters)] == [*map(id, group)]:
             flats.append(flat)
         else:
             flats.append(Flat(group))
     return flats
+
+
+def convert(tensor: Tensor, dtype: np.dtype[Any]) -> None:
+    """Gives a tensor another dtype, in memory of its own; its gradient and hooks stay with it."""
+    if tensor.array.dtype == dtype:
+        return
+    leaf = tensor.leaf
+    if leaf is not None:
+        _refuse_to_move(leaf)
+        leaf.dtype, leaf.flat, leaf.view = dtype, None, None
+        _move_gradient(leaf, None)
+    tensor.array = tensor.array.astype(dtype)
+    _changed()
+
+
+def _refuse_to_move(leaf: Leaf) -> None:
+    if leaf.sync is not None:
+        raise RuntimeError(
+            "the parameter's gradient is shared between ranks, so it can't move to other memory: "
+            "convert and combine models before they are wrapped"
+        )
+
+
+def _move_gradient(leaf: Leaf, place: Array | None) -> None:
+    """Takes what a leaf has of a gradient to `place`, or to memory of its own in the leaf's dtype."""
+    before = leaf.total
+    leaf.local = leaf.total = Accumulator(place)
+    if before.written and before.array is not None:
+        np.copyto(leaf.total.place(leaf), before.array)
+        leaf.total.written = True
+
+
+class Run(NamedTuple):
+    """The elements `start` to `stop` of a flat storage: parameters that follow each other there.
+
+    first: the number of the first of them among the parameters that were asked about.
+    """
+
+    flat: Flat
+    start: int
+    stop: int
+    first: int
+
+
+def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[int, int], bool]) -> list[Run]:
+    """The longest runs that the parameters with the numbers `chosen`, all in flat storages, lie in.
+
+    joined: whether a parameter may be in one run with the one chosen before it.
+    """
+    found: list[Run] = []
+    before = -1
+    for i in chosen:
+        flat = leaf_of(parameters[i]).flat
+        assert flat is not None
+        start = flat.start_of(parameters[i])
+        stop = start + room(parameters[i])
+        if found and found[-1].flat is flat and found[-1].stop == start and joined(before, i):
+            found[-1] = found[-1]._replace(stop=stop)
+        else:
+            found.append(Run(flat, start, stop, i))
+        before = i
+    return found
+
+
+def gradients(parameters: Iterable[Tensor]) -> list[Array]:
+    """The gradients of those parameters that have one, as one-dimensional arrays, as few as possible."""
+    arrays, flat = [], []
+    for parameter in {id(p): p for p in parameters}.values():
+        leaf = parameter.leaf
+        if leaf is None or not leaf.total.written:
+            continue
+        if leaf.flat is not None:
+            flat.append(parameter)
+        elif leaf.total.array is not None:
+            arrays.append(leaf.total.array.reshape(-1))
+    return arrays + [run.flat.grad[run.start : run.stop] for run in runs(flat, range(len(flat)), lambda *_: True)]

@@ -1,171 +1,197 @@
-"""What all optimizers share: groups of parameters, their state in flat arrays, and the walk over both.
+"""What all optimizers share: groups of parameters with options, and the walk over what is to be updated.
 
 Parameters that are neighbours in memory are updated as one slice, in blocks that stay in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sorix_dist.core import flat, no_grad
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core import Tensor, enable_grad
+from sorix_dist.core.flat import leaf_of
+from sorix_dist.core.tensor import Array
+from sorix_dist.optim.state import GroupState
 
-BLOCK = 1 << 15  # elements: a block of data, gradient, state and scratch space fits into a core's cache
+_NOTES = (
+    "name",
+    "initial_lr",
+)  # what a group may hold beside the options: a name, and what schedulers write down
 
 
 class Optimizer:
-    """Base of the optimizers. A subclass names its `defaults` and `buffers` and updates a slice in `update`.
+    """Base of the optimizers. A subclass names and checks its options and updates a slice in `update`.
 
-    params: parameters, or dicts with a list `params` and options of their own (parameter groups).
+    params: parameters, or dicts with a list `params` and options of their own (parameter groups). The groups
+    are open: whoever writes `optimizer.param_groups[0]["lr"] = 0.01` sets it for the next step.
+    A parameter without a gradient is left alone: it does not move, and its momentum and step count stay.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {}
-    buffers: ClassVar[tuple[str, ...]] = ()
+    scratch_arrays: ClassVar[int] = 1  # how many spare arrays `update` needs
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
-        self.options = {"lr": lr, "weight_decay": weight_decay, **options}
+        self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
         self.param_groups: list[dict[str, Any]] = []
-        self.steps = 0
-        self._slices: list[_GroupState] = []
+        self._states: list[GroupState] = []
+        if isinstance(params, Tensor | dict):
+            raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
         given = list(params)
         if not given:
             raise ValueError("optimizer got an empty parameter list")
-        groups = given if isinstance(given[0], dict) else [{"params": given}]
+        groups = given if all(isinstance(entry, dict) for entry in given) else [{"params": given}]
         for group in groups:
             self.add_param_group(group)
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Adds a dict with a list `params` and the options that differ from the optimizer's own."""
-        unknown = group.keys() - self.options.keys() - {"params"}
+        unknown = group.keys() - self.defaults.keys() - {"params", *_NOTES}
         if unknown:
-            raise ValueError(f"param_groups: options must be among {sorted(self.options)}, got {sorted(unknown)}")
-        params = group.get("params", [])
-        params = [params] if isinstance(params, Tensor) else list(params)
+            raise ValueError(f"param_groups: options must be among {sorted(self.defaults)}, got {sorted(unknown)}")
+        given = group.get("params", [])
+        if isinstance(given, set | frozenset):
+            raise TypeError("params must have an order, got a set: state is saved and loaded by position")
+        params = [given] if isinstance(given, Tensor) else list(given)
         if not params:
             raise ValueError("optimizer got an empty parameter list")
+        self._check_parameters(params)
+        made = {**self.defaults, **group, "params": params}
+        self.check(made)
+        self.param_groups.append(made)
+        self._states.append(GroupState(params))
+
+    def _check_parameters(self, params: list[Any]) -> None:
         taken = {id(p) for g in self.param_groups for p in g["params"]}
         for i, p in enumerate(params):
             if not isinstance(p, Tensor):
                 raise TypeError(f"params must hold tensors, got {type(p).__name__} at {i}")
             if not p.is_leaf:
-                raise ValueError(f"params: tensor {i} is computed by an operation; only leaf tensors can be optimized")
+                raise ValueError(f"params: tensor {i} is computed by an operation; only leaves can be optimized")
+            if p.array.dtype.kind != "f":
+                raise ValueError(f"params: tensor {i} must be of floating point dtype, got {p.array.dtype}")
             if id(p) in taken:
                 raise ValueError(f"params: tensor {i} appears twice")
             taken.add(id(p))
-        made = {**self.options, **{k: v for k, v in group.items() if k != "params"}, "params": params}
-        self.check(made)
-        self.param_groups.append(made)
-        self._slices.append(_GroupState(params, self.buffers))
+
+    # -- what a subclass defines
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError for an option that makes no sense."""
-        for name in ("lr", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"{name} must be >= 0, got {group[name]}")
+        """Raises for an option that makes no sense."""
+        at_least_zero(group, "lr", "weight_decay")
 
-    def update(self, data: Array, grad: Array, scratch: Array, group: dict[str, Any], **buffers: Array) -> None:
-        """Moves one slice of parameters in place; `scratch` is spare memory of the same length."""
+    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the arrays that the options of this group need beside each parameter."""
+        return ()
+
+    def update(
+        self,
+        data: Array,
+        grad: Array,
+        buffers: dict[str, Array],
+        scratch: tuple[Array, ...],
+        group: dict[str, Any],
+        step: int,
+    ) -> None:
+        """Moves a slice of parameters in place, by their gradient, which stays as it is.
+
+        buffers: those of the slice, which start as zeros; scratch: spare arrays of the same length;
+        step: how many updates this one makes it, 1 at first.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement update")
+
+    # -- what a user calls
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure`, called first, returned."""
-        loss = None if closure is None else closure()
-        self.steps += 1
-        with no_grad():
-            for group, state in zip(self.param_groups, self._slices, strict=True):
-                for data, grad, scratch, buffers in state.blocks():
-                    self.update(data, grad, scratch, group, **buffers)
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group, state in zip(self.param_groups, self._states, strict=True):
+            for step, blocks in state.advance(self.buffers(group), self.scratch_arrays):
+                for data, grad, scratch, buffers in blocks:
+                    self.update(data, grad, buffers, scratch, group, step)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the gradients of all parameters: the next backward writes instead of adding."""
+        """Forgets the gradients of all parameters, so that the next backward writes instead of adding.
+
+        Not `set_to_none`: gradients become zeros, and the next step moves parameters by momentum and decay.
+        """
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.leaf is not None:
-                    parameter.leaf.zero()
+                leaf = leaf_of(parameter)
+                if set_to_none:
+                    leaf.zero()
+                elif leaf.total.written:
+                    parameter.grad = np.zeros_like(parameter.array)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the state (one flat array per group and buffer), the options, and the number of steps."""
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        state = [{name: array.copy() for name, array in s.buffers.items()} for s in self._slices]
-        return {"steps": self.steps, "param_groups": groups, "state": state}
+        """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
+
+        `state` holds, for each parameter that was ever updated, its number of updates `step` and its
+        buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
+        """
+        groups, state = [], {}
+        first = 0
+        for group, own in zip(self.param_groups, self._states, strict=True):
+            numbers = range(first, first + len(own.params))
+            groups.append({**group, "params": list(numbers)})
+            for number, entry in zip(numbers, own.entries(), strict=True):
+                if entry is not None:
+                    state[number] = entry
+            first = numbers.stop
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a `state_dict()` of an optimizer with the same groups and parameters; ValueError if not."""
-        groups, states = state_dict["param_groups"], state_dict["state"]
-        if len(groups) != len(self.param_groups) or len(states) != len(self.param_groups):
+        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes.
+
+        ValueError says what does not fit; nothing is changed then.
+        """
+        if not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError(
-                f"load_state_dict: state_dict must have {len(self.param_groups)} parameter groups, got {len(groups)}"
+                f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
             )
-        for i, (own, saved) in enumerate(zip(self._slices, states, strict=True)):
-            shapes = {name: array.shape for name, array in own.buffers.items()}
-            got = {name: np.shape(array) for name, array in saved.items()}
-            if shapes != got:
-                raise ValueError(f"load_state_dict: state of group {i} must have the shapes {shapes}, got {got}")
-        self.steps = state_dict["steps"]
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update(saved)
-        for own, saved in zip(self._slices, states, strict=True):
-            for name, array in saved.items():
-                np.copyto(own.buffers[name], array)
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        sizes = [len(own.params) for own in self._states]
+        given = [len(group.get("params", ())) for group in groups]
+        if sizes != given:
+            raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
+        plans = []
+        for i, (group, saved, own) in enumerate(zip(self.param_groups, groups, self._states, strict=True)):
+            options = {name: value for name, value in saved.items() if name != "params"}
+            missing = self.defaults.keys() - options.keys()
+            if missing:
+                raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
+            self.check({**group, **options})
+            entries = [state.get(number) for number in saved["params"]]
+            own.check(entries, self.buffers({**group, **options}))
+            plans.append((options, entries))
+        for group, own, (options, entries) in zip(self.param_groups, self._states, plans, strict=True):
+            group.update(options)
+            own.load(entries, self.buffers(group))
+
+    def __repr__(self) -> str:
+        groups = (
+            ", ".join([f"{len(g['params'])} parameters", *(f"{k}={g[k]!r}" for k in self.defaults)])
+            for g in self.param_groups
+        )
+        return f"{type(self).__name__}({'; '.join(groups)})"
 
 
-class _GroupState:
-    """The state of one group's parameters: one flat array per buffer, laid out as `flat.layout` does."""
-
-    def __init__(self, params: list[Tensor], names: tuple[str, ...]) -> None:
-        self.params = params
-        self.starts, size = flat.layout(params)
-        dtypes = {p.array.dtype for p in params}
-        if len(dtypes) > 1:
-            raise TypeError(
-                f"params: a group must have one dtype, got {sorted(map(str, dtypes))}; make a parameter group of each"
-            )
-        if any(flat.leaf_of(p).flat is None for p in params):
-            flat.flatten(params)
-        self.dtype = dtypes.pop()
-        self.buffers = {name: flat.zeros(size, self.dtype) for name in names}
-        self._version = -1
-        self._all: list[_Block] = []
-
-    def blocks(self) -> list[_Block]:
-        """Blocks of all parameters that have a gradient, with the state that belongs to them."""
-        used = [i for i, p in enumerate(self.params) if p.leaf.total.written]  # type: ignore[union-attr]
-        if len(used) < len(self.params):
-            return list(self._cut(used))
-        if self._version != flat.version():
-            self._all = list(self._cut(used))
-            self._version = flat.version()
-        return self._all
-
-    def _cut(self, used: list[int]) -> Iterator[_Block]:
-        scratch = np.empty(BLOCK, self.dtype)
-        for storage, at, start, length in self._runs(used):
-            for done in range(0, length, BLOCK):
-                n = min(BLOCK, length - done)
-                here, state = slice(at + done, at + done + n), slice(start + done, start + done + n)
-                buffers = {name: array[state] for name, array in self.buffers.items()}
-                yield storage.data[here], storage.grad[here], scratch[:n], buffers
-
-    def _runs(self, used: list[int]) -> list[tuple[flat.Flat, int, int, int]]:
-        """Longest runs of parameters that follow each other in memory and in the state: storage, where, where, how long."""
-        runs: list[tuple[flat.Flat, int, int, int]] = []
-        for i in used:
-            parameter = self.params[i]
-            storage = flat.leaf_of(parameter).flat
-            at, start, length = storage.start_of(parameter), self.starts[i], parameter.array.size
-            if runs:
-                previous, its_at, its_start, its_length = runs[-1]
-                gap = start - its_start - its_length
-                neighbour = i - 1 in used and previous is storage and at - its_at == start - its_start
-                if neighbour and 0 <= gap < flat.ALIGNMENT:
-                    runs[-1] = (storage, its_at, its_start, its_length + gap + length)
-                    continue
-            runs.append((storage, at, start, length))
-        return runs
+def at_least_zero(group: dict[str, Any], *names: str) -> None:
+    """Raises unless these options are finite numbers >= 0."""
+    for name in names:
+        in_range(group, name, 0, np.inf)
 
 
-_Block = tuple[Array, Array, Array, dict[str, Array]]
+def in_range(group: dict[str, Any], name: str, low: float, high: float) -> None:
+    """Raises unless an option is a number in [low, high)."""
+    value = group[name]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not low <= float(value) < high:
+        least = "finite" if value == high == np.inf else f">= {low}"
+        raise ValueError(f"{name} must be {least if high == np.inf else f'in [{low}, {high})'}, got {value}")

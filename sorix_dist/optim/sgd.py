@@ -8,39 +8,83 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.optimizer import Optimizer
+from sorix_dist.optim.optimizer import Optimizer, in_range
 
 
 class SGD(Optimizer):
     """Gradient descent with momentum (Polyak 1964), as PyTorch defines it: v = momentum v + g; w = w - lr v.
 
-    weight_decay: adds weight_decay * w to the gradient.
+    weight_decay: adds weight_decay w to the gradient g.
+    nesterov: steps along g + momentum v instead of v (Sutskever et al. 2013); needs momentum, no dampening.
+    dampening: v = momentum v + (1 - dampening) g, except that the first v is g.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        dampening: float = 0.0,
     ) -> None:
-        self.buffers = ("velocity",) if momentum else ()
-        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum)
+        super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov, dampening=dampening)
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        if not 0 <= group["momentum"] < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}")
-        if group["momentum"] and not self.buffers:
-            raise ValueError("momentum of a group needs an optimizer that was made with momentum")
+        in_range(group, "momentum", 0, 1)
+        in_range(group, "dampening", 0, 1)
+        if group["nesterov"] and (not group["momentum"] or group["dampening"]):
+            raise ValueError(
+                "nesterov needs a momentum and a dampening of 0, "
+                f"got momentum {group['momentum']} and dampening {group['dampening']}"
+            )
+
+    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
 
     def update(
-        self, data: Array, grad: Array, scratch: Array, group: dict[str, Any], velocity: Array | None = None, **_: Array
+        self,
+        data: Array,
+        grad: Array,
+        buffers: dict[str, Array],
+        scratch: tuple[Array, ...],
+        group: dict[str, Any],
+        step: int,
     ) -> None:
-        decay = group["weight_decay"]
+        (spare,) = scratch
+        momentum_buffer = buffers.get("momentum_buffer")
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
         if decay:
-            np.multiply(data, decay, out=scratch)
-            scratch += grad
-            grad = scratch
-        if velocity is not None:
-            velocity *= group["momentum"]
-            velocity += grad
-            grad = velocity
-        np.multiply(grad, group["lr"], out=scratch)
-        data -= scratch
+            np.multiply(data, decay, out=spare)
+            spare += grad
+            grad = spare
+        if momentum_buffer is None:
+            np.multiply(grad, lr, out=spare)
+            data -= spare
+            return
+        momentum, kept = float(group["momentum"]), 1 - float(group["dampening"])
+        if step == 1 or kept == 1:
+            momentum_buffer *= momentum
+            momentum_buffer += grad
+        else:
+            # v / kept = momentum v / kept + g, so that g is added as it is and needs no second spare array.
+            momentum_buffer *= momentum / kept
+            momentum_buffer += grad
+            momentum_buffer *= kept
+        if group["nesterov"]:
+            # lr (g + momentum v) in two parts, because the one spare array may hold g.
+            np.multiply(grad, lr, out=spare)
+            data -= spare
+            lr *= momentum
+        np.multiply(momentum_buffer, lr, out=spare)
+        data -= spare
+
+
+class SGDMomentum(SGD):
+    """SGD with a momentum of 0.9 unless said otherwise."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, lr, momentum, weight_decay)

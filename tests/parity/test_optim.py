@@ -1,0 +1,110 @@
+"""Twenty steps of every optimizer and option, with the same gradients, end where PyTorch's do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sorix_dist import Tensor, nn, optim
+
+torch = pytest.importorskip("torch")
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {}),
+    ("SGD", {"weight_decay": 0.1}),
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "weight_decay": 0.1}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.3}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("RMSprop", {}),
+    ("RMSprop", {"alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1}),
+    ("RMSprop", {"momentum": 0.9}),
+    ("RMSprop", {"centered": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.9, "weight_decay": 0.1}),
+    ("Adam", {}),
+    ("Adam", {"betas": (0.5, 0.9), "eps": 1e-2}),
+    ("Adam", {"betas": (0.0, 0.0)}),
+    ("Adam", {"weight_decay": 0.1}),
+    ("AdamW", {}),
+    ("AdamW", {"weight_decay": 0.0}),
+    ("AdamW", {"betas": (0.8, 0.99), "weight_decay": 0.3}),
+]
+TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
+SHAPES = [(7, 5), (1, 5), (), (3,), (40, 1000)]  # the last one is more than one block
+
+
+def used(step: int, i: int) -> bool:
+    """Which parameter has a gradient in which step: the first always, others with gaps, one late."""
+    return i == 0 or (i == 1 and step % 3 != 1) or (i in (2, 4) and step >= 4) or (i == 3 and step % 2 == 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{'-'.join(o)}" for n, o in CASES])
+def test_twenty_steps(name: str, options: dict[str, Any], dtype: str) -> None:
+    numbers = np.random.default_rng(0)
+    starts = [numbers.standard_normal(shape).astype(dtype) for shape in SHAPES]
+    ours = [nn.Parameter(start.copy()) for start in starts]
+    theirs = [torch.nn.Parameter(torch.tensor(start)) for start in starts]
+    optimizers = [
+        getattr(optim, name)(ours, lr=0.03, **options),
+        getattr(torch.optim, name)(theirs, lr=0.03, **options),
+    ]
+    for step in range(20):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for i, (own, its) in enumerate(zip(ours, theirs, strict=True)):
+            if used(step, i):
+                gradient = numbers.standard_normal(own.shape).astype(dtype)
+                own.grad, its.grad = Tensor(gradient), torch.tensor(gradient)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] *= 0.97
+    for own, its in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own.data, its.detach().numpy(), rtol=TOLERANCE[dtype], atol=3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
+def test_parameter_groups(name: str) -> None:
+    """Groups with options of their own, and one that is added on the way."""
+    numbers = np.random.default_rng(1)
+    starts = [numbers.standard_normal((4, 3)) for _ in range(4)]
+    ours = [nn.Parameter(start.copy()) for start in starts]
+    theirs = [torch.nn.Parameter(torch.tensor(start)) for start in starts]
+    made = []
+    for package, parameters in ((optim, ours), (torch.optim, theirs)):
+        groups = [{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:3], "weight_decay": 0.2}]
+        made.append(getattr(package, name)(groups, lr=0.01))
+    for step in range(20):
+        if step == 5:
+            for optimizer, parameters in zip(made, (ours, theirs), strict=True):
+                optimizer.add_param_group({"params": parameters[3:], "lr": 0.2})
+        for own, its in zip(ours, theirs, strict=True):
+            gradient = numbers.standard_normal(own.shape)
+            own.grad, its.grad = Tensor(gradient), torch.tensor(gradient)
+        for optimizer in made:
+            optimizer.step()
+    for own, its in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own.data, its.detach().numpy(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adam", "AdamW"])
+def test_state_of_the_other_library(name: str) -> None:
+    """A state dict of PyTorch's optimizer goes on here."""
+    numbers = np.random.default_rng(2)
+    start = numbers.standard_normal((4, 3))
+    own, its = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
+    ours, theirs = getattr(optim, name)([own], lr=0.01), getattr(torch.optim, name)([its], lr=0.01)
+    for step in range(10):
+        gradient = numbers.standard_normal(own.shape)
+        own.grad, its.grad = Tensor(gradient), torch.tensor(gradient)
+        theirs.step()
+        if step == 5:
+            own.data = its.detach().numpy().copy()
+            ours.load_state_dict(theirs.state_dict())
+        elif step > 5:
+            ours.step()
+    np.testing.assert_allclose(own.data, its.detach().numpy(), rtol=0, atol=1e-13)
