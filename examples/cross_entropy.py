@@ -1,7 +1,7 @@
 """The cross-entropy loss by hand-checkable numbers: its value, its gradient, and a training run of 51 steps.
 
-    python examples/cross_entropy.py
-    mpirun -n 2 python examples/cross_entropy.py
+python examples/cross_entropy.py
+mpirun -n 2 python examples/cross_entropy.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trains a classifier of handwritten digits, on one process or on any number of ranks, with the same result.
 
-    python examples/train.py
-    mpirun -n 4 python examples/train.py
+python examples/train.py
+mpirun -n 4 python examples/train.py
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sorix_dist.core import (
 )
 from sorix_dist.core.dtype import float16, float32, float64, int16, int32, int64, uint8
 from sorix_dist.core.random import manual_seed
-from sorix_dist.core.tensor import Tensor as tensor  # noqa: N813 (PyTorch's and sorix's name)
+from sorix_dist.core.tensor import Tensor as tensor
 from sorix_dist.parallel import (
     DistributedDataParallel,
     all_gather,

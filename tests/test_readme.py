@@ -29,7 +29,12 @@ def test_table_of_ranks():
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "7"]
     assert len({row[1:] for row in rows}) == 1
     done = subprocess.run(
-        [sys.executable, "examples/train.py"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "examples/train.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     lines = done.stdout.splitlines()
     printed = [float(re.search(r"loss (\S+)", lines[epoch])[1]) for epoch in (1, 10, 20)]

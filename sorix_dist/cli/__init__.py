@@ -15,9 +15,7 @@ SUBCOMMANDS = (run,)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
-    parser = Parser(
-        prog="sorix-dist", description="Data-parallel training: the same script on any number of ranks."
-    )
+    parser = Parser(prog="sorix-dist", description="Data-parallel training: the same script on any number of ranks.")
     parser.add_argument("--version", action="version", version=f"sorix_dist {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     for module in SUBCOMMANDS:

@@ -23,9 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         description="Run a Python script on several MPI ranks; one rank needs no MPI.",
         usage="sorix-dist run [-n RANKS] [--dry-run] (SCRIPT | -m MODULE) [ARGUMENT ...]",
     )
-    parser.add_argument(
-        "-n", "--ranks", type=positive, help="number of ranks (default: the usable cores of this host)"
-    )
+    parser.add_argument("-n", "--ranks", type=positive, help="number of ranks (default: the usable cores of this host)")
     parser.add_argument("--dry-run", action="store_true", help="print the command line instead of running it")
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("script", metavar="SCRIPT", help="a Python file, or a module's name after -m")

@@ -29,9 +29,7 @@ class Launch:
         return self.size is None or self.size > 1
 
     def __str__(self) -> str:
-        return (
-            f"rank {self.rank} of {'an unknown number' if self.size is None else self.size}, by {self.name}"
-        )
+        return f"rank {self.rank} of {'an unknown number' if self.size is None else self.size}, by {self.name}"
 
 
 def detect(environ: Environ) -> Launch | None:

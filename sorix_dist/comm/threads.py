@@ -65,9 +65,7 @@ def run_threads(
             run.end(rank)
 
     threads = [
-        threading.Thread(
-            target=contextvars.Context().run, args=(work, rank), name=f"rank {rank}", daemon=True
-        )
+        threading.Thread(target=contextvars.Context().run, args=(work, rank), name=f"rank {rank}", daemon=True)
         for rank in range(size)
     ]
     for thread in threads:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, Rule, fit
+from sorix_dist.core.graph import Leaf, Node, Rule, fit, through
 from sorix_dist.core.op import recording, rule_on_tensors
 from sorix_dist.core.tensor import Tensor
 
@@ -140,8 +140,21 @@ def grad(
 
 def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool) -> None:
     if not create:
+        hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see all of them at once
+
+        def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
+            if leaf.hooks:
+                part = fit(gradient if rule is None else rule(gradient, None), leaf)
+                hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
+            elif rule is None:
+                leaf.deposit(gradient)
+            else:
+                leaf.receive(rule, gradient)
+
         with no_grad():
-            walk([(tensor, seed)], _deposit, keep=keep)
+            walk([(tensor, seed)], add, keep=keep)
+            for leaf, part in hooked.items():
+                leaf.deposit(through(leaf.hooks or [], part))
         return
     totals: dict[Leaf, Any] = {}
 
@@ -151,17 +164,11 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool) -> None:
 
     with enable_grad():
         walk([(tensor, Tensor(seed))], add_up, keep=keep, create=True)
-        for leaf, part in totals.items():
+        for leaf, total in totals.items():
+            part = through(leaf.hooks or [], total)
             before = leaf.view if leaf.view is not None and leaf.view.origin is not None else None
             leaf.deposit(part.array)
             leaf.view = part if before is None else before + part
-
-
-def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-    if rule is None:
-        leaf.deposit(gradient)
-    else:
-        leaf.receive(rule, gradient)
 
 
 def walk(
@@ -205,9 +212,7 @@ def walk(
         node = heappop(heap)[1]
         gradient = pending.pop(node)
         if node.hooks:
-            for hook in node.hooks:
-                changed = hook(gradient)
-                gradient = gradient if changed is None else changed
+            gradient = through(node.hooks, gradient)
         if at_node is not None:
             at_node(node, gradient)
         if node.number <= oldest:

@@ -43,6 +43,13 @@ def mean_factor(tensor: Tensor, denominator: float) -> float:
     return 1.0 if sync is None else sync.mean_factor(float(denominator))
 
 
+def sum_factor(tensor: Tensor) -> float:
+    """The factor on the gradient of a sum over these rows that makes it a part of the sum over all rows of the
+    batch: 1 in one process; see `Sync.sum_factor`. It asks nobody."""
+    sync = None if tensor.origin is None or not recording.get() else tensor.origin.sync
+    return 1.0 if sync is None else sync.sum_factor()
+
+
 _installed: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 

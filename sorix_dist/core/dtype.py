@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,25 @@ class DType:
 
     def __init__(self, dtype: Any) -> None:
         # NumPy reads the attribute `dtype`, so that `np.zeros(3, dtype=sx.float32)` works.
-        self.dtype = np.dtype(dtype)
-        self.name = self.dtype.name
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.name: str = self.dtype.name
 
     def __repr__(self) -> str:
         return f"sorix_dist.{self.name}"
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> builtins.int:
         return hash(self.dtype)
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> builtins.bool:
         try:
-            return other is not None and self.dtype == as_dtype(other)
+            return other is not None and builtins.bool(self.dtype == as_dtype(other))
         except TypeError:
             return False
 
     @property
-    def is_floating_point(self) -> bool:
+    def is_floating_point(self) -> builtins.bool:
         """Whether tensors of this type can require a gradient."""
-        return self.dtype.kind == "f"
+        return builtins.bool(self.dtype.kind == "f")
 
 
 def as_dtype(value: Any) -> np.dtype[Any]:
@@ -43,16 +44,15 @@ def as_dtype(value: Any) -> np.dtype[Any]:
     if isinstance(value, str):
         value = value.removeprefix("sorix_dist.")
     try:
-        return np.dtype(value)
+        named: np.dtype[Any] = np.dtype(value)
     except TypeError as error:
         raise TypeError(f"dtype must name an element type such as 'float32', got {value!r}") from error
+    return named
 
 
 float16, float32, float64 = DType(np.float16), DType(np.float32), DType(np.float64)
 int16, int32, int64, uint8 = DType(np.int16), DType(np.int32), DType(np.int64), DType(np.uint8)
 bool_ = DType(np.bool_)
-half, float, double = float16, float32, float64
-short, int, long, byte, bool = int16, int32, int64, uint8, bool_
 
 _NAMED = {named.dtype: named for named in (float16, float32, float64, int16, int32, int64, uint8, bool_)}
 
@@ -60,3 +60,8 @@ _NAMED = {named.dtype: named for named in (float16, float32, float64, int16, int
 def name_of(dtype: np.dtype[Any]) -> DType:
     """The DType of a NumPy type."""
     return _NAMED.get(dtype) or DType(dtype)
+
+
+# Two of these names hide Python's own, in this module only.
+half, float, double = float16, float32, float64
+short, int, long, byte, bool = int16, int32, int64, uint8, bool_

@@ -28,6 +28,10 @@ class Sync(Protocol):
         becomes this process's part of the mean over those of all processes, once `begin`'s factor is in it.
         Called by every process, also for a denominator of 0."""
 
+    def sum_factor(self) -> float:
+        """What a sum over this process's rows must multiply its gradient by, so that it counts in full once
+        `begin`'s factor is in it: 1 divided by that factor, 0 without rows. Needs no other process."""
+
     def end(self) -> None:
         """Takes the gradients that the backward has left in `Leaf.local`."""
 
@@ -67,7 +71,7 @@ class Leaf:
         self.flat: Flat | None = None
         self.sync: Sync | None = None
         self.view: Any = None  # the Tensor that shows the total
-        self.hooks: list[Callable[[Array], Array | None]] = []
+        self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
 
     def zero(self) -> None:
         """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
@@ -77,7 +81,7 @@ class Leaf:
     def receive(self, rule: Rule, gradient: Array) -> None:
         """Adds what `rule` makes of `gradient`, written straight into place if it is the first to come."""
         local = self.local
-        if self.hooks or local.written:
+        if local.written:
             self.deposit(rule(gradient, None))
             return
         place = local.array if local.array is not None else local.place(self)
@@ -89,9 +93,6 @@ class Leaf:
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""
         part = fit(part, self)
-        for hook in self.hooks:
-            changed = hook(part)
-            part = part if changed is None else changed
         local = self.local
         place = local.place(self)
         if local.written:
@@ -127,6 +128,14 @@ class Node:
         self.result = result  # id of what the operation's function returned
         self.saved = saved  # inputs and options, only where the operation has a composite
         self.hooks: list[Callable[[Any], Any]] | None = None
+
+
+def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
+    """A gradient as hooks leave it; one that returns None leaves it as it is."""
+    for hook in list(hooks):
+        changed = hook(gradient)
+        gradient = gradient if changed is None else changed
+    return gradient
 
 
 def fit(gradient: Any, like: Node | Leaf) -> Any:

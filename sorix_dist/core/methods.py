@@ -18,11 +18,14 @@ def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-_BOTH_SIDES = {"add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow, "matmul": matrix.matmul}
-_OPERATORS = {
+_Table = dict[str, Callable[..., Any]]
+_BOTH_SIDES: _Table = {
+    "add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow, "matmul": matrix.matmul,
+}  # fmt: skip
+_OPERATORS: _Table = {
     "neg": e.neg, "eq": e.eq, "ne": e.ne, "lt": e.lt, "le": e.le, "gt": e.gt, "ge": e.ge, "getitem": shape.index,
 }  # fmt: skip
-_METHODS: dict[str, Callable[..., Any]] = {
+_METHODS: _Table = {
     "add": e.add, "sub": e.sub, "mul": e.mul, "div": e.div, "pow": e.pow, "exp": e.exp, "log": e.log, "sqrt": e.sqrt,
     "matmul": matrix.matmul, "sum": reduce.sum, "mean": reduce.mean,
     "reshape": shape.reshape, "view": shape.reshape, "transpose": shape.transpose, "swapaxes": shape.swapaxes,
@@ -36,4 +39,4 @@ for _name, _function in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _function)
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, _function)
-Tensor.T = property(shape.transpose, doc="The dimensions reversed.")
+setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010 (mypy)

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, Rule, Sync
+from sorix_dist.core.graph import Leaf, Node, Sync
 from sorix_dist.core.tensor import Array, Tensor
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
@@ -103,7 +103,10 @@ def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> A
 
 
 def op(
-    *, numpy: Callable[..., Any] | None = None, composite: Callable[..., Tensor] | None = None, differentiable: bool = True
+    *,
+    numpy: Callable[..., Any] | None = None,
+    composite: Callable[..., Tensor] | None = None,
+    differentiable: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
     """Makes an operation of a function, and registers it under the function's name.
 
@@ -170,8 +173,8 @@ def _arrays(value: Any) -> Any:
     return value
 
 
-Tensor.__array_ufunc__ = array_ufunc
-Tensor.__array_function__ = array_function
+setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
+setattr(Tensor, "__array_function__", array_function)  # noqa: B010
 
 
 __all__ = ["OF_NUMPY", "REGISTRY", "Array", "Op", "op", "recording", "rule_on_tensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,9 +68,14 @@ class Tensor:
     def data(self, value: Any) -> None:
         array = value.array if isinstance(value, Tensor) else np.asarray(value)
         if self.leaf is None or self.leaf.flat is None:
-            self.array = array
             if self.leaf is not None and (self.leaf.shape, self.leaf.dtype) != (array.shape, array.dtype):
-                self.leaf = self.origin = Leaf(array.shape, array.dtype)
+                if array.dtype.kind != "f":
+                    raise TypeError(f"data of a parameter must be of floating point dtype, got {array.dtype}")
+                hooks, trained = self.leaf.hooks, self.requires_grad
+                self.leaf = Leaf(array.shape, array.dtype)
+                self.leaf.hooks = hooks
+                self.origin = self.leaf if trained else None
+            self.array = array
             return
         if array.shape != self.array.shape:
             raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
@@ -111,7 +117,7 @@ class Tensor:
             return None
         view = self.leaf.view
         if view is None or (view.array is not self.leaf.total.array and view.origin is None):
-            view = self.leaf.view = Gradient.of(self.leaf.total.array)
+            view = self.leaf.view = Gradient.of(self.leaf.total.place(self.leaf))
         return view  # type: ignore[no-any-return]
 
     @grad.setter
@@ -136,9 +142,38 @@ class Tensor:
             leaf = self.leaf = Leaf(self.array.shape, self.array.dtype)
             self.origin.hooks = [*(self.origin.hooks or ()), leaf.deposit]
 
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Hook:
+        """Calls `hook` with the gradient of this tensor whenever a backward has completed it.
+
+        What the hook returns, if not None, takes the gradient's place; it must not change the one it is given.
+        For a parameter that is what one backward adds. `remove()` of what is returned ends it.
+        """
+        if self.origin is None:
+            raise RuntimeError("register_hook on a tensor that does not require grad")
+
+        def on_gradient(gradient: Any) -> Any:
+            answer = hook(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient))
+            if answer is None:
+                return None
+            array = answer.array if isinstance(answer, Tensor) else np.asarray(answer)
+            if array.shape != gradient.shape:
+                raise ValueError(f"a hook must return a gradient of shape {gradient.shape}, got {array.shape}")
+            return answer if isinstance(gradient, Tensor) else array.astype(gradient.dtype, copy=False)
+
+        if self.origin.hooks is None:
+            self.origin.hooks = []
+        self.origin.hooks.append(on_gradient)
+        return Hook(self.origin.hooks, on_gradient)
+
     def detach(self) -> Tensor:
         """A tensor with the same memory and no history."""
         return Tensor.of(self.array)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copy, deepcopy and pickle make: the values, the gradient and whether it is trained; no history."""
+        trained = None if self.leaf is None or isinstance(self.origin, Node) else self.requires_grad
+        grad = None if self.grad is None else self.grad.array
+        return _rebuilt, (type(self), self.array, trained, grad, self.rows), getattr(self, "__dict__", None)
 
     # -- how it is seen
 
@@ -236,6 +271,19 @@ class Tensor:
         def __getattr__(self, name: str) -> Any: ...
 
 
+class Hook:
+    """A function that was registered with a tensor."""
+
+    def __init__(self, hooks: list[Any], function: Callable[[Any], Any]) -> None:
+        self._hooks = hooks
+        self._function = function
+
+    def remove(self) -> None:
+        """Stops the calls; a second time does nothing."""
+        if self._function in self._hooks:
+            self._hooks.remove(self._function)
+
+
 class Gradient(Tensor):
     """The gradient of a leaf: a tensor that prints as its array does."""
 
@@ -246,6 +294,18 @@ class Gradient(Tensor):
 
     def __str__(self) -> str:
         return str(self.array)
+
+
+def _rebuilt(
+    kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, rows: tuple[int, int, int] | None
+) -> Tensor:
+    tensor = kind.of(array)
+    tensor.rows = rows
+    if trained is not None:
+        tensor.requires_grad_(True).requires_grad_(trained)
+    if grad is not None:
+        tensor.grad = grad
+    return tensor
 
 
 def as_array(data: Any, dtype: Any = None) -> Array:

@@ -90,9 +90,7 @@ def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:
         for name in ("mpirun", "mpiexec"):
             if found := shutil.which(name, path=folders):
                 return Path(found)
-    raise LaunchError(
-        'no mpirun found, so only one rank can be started; pip install "sorix_dist[mpi]" brings one'
-    )
+    raise LaunchError('no mpirun found, so only one rank can be started; pip install "sorix_dist[mpi]" brings one')
 
 
 @functools.cache
@@ -112,9 +110,7 @@ def flavour(mpirun: Path) -> Flavour:
     if "HYDRA" in text:
         return "mpich"
     said = next(iter(text.split("\n")), "").strip()
-    raise LaunchError(
-        f"{mpirun} is not the launcher of Open MPI, MPICH or Intel MPI; --version says {said!r}"
-    )
+    raise LaunchError(f"{mpirun} is not the launcher of Open MPI, MPICH or Intel MPI; --version says {said!r}")
 
 
 def hosts_from_outside(environ: Mapping[str, str]) -> bool:

@@ -35,16 +35,12 @@ def _parents() -> dict[int, int]:
     proc = Path("/proc")
     if not (proc / "self" / "stat").exists():
         listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
-        return {
-            int(pid): int(parent) for pid, parent in (line.split() for line in listing.stdout.splitlines())
-        }
+        return {int(pid): int(parent) for pid, parent in (line.split() for line in listing.stdout.splitlines())}
     parents = {}
     for folder in proc.iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError):  # it ended meanwhile
                 # "pid (name) state ppid ...": the name may hold spaces and brackets
-                state = (
-                    (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                )
+                state = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
                 parents[int(folder.name)] = int(state[1])
     return parents

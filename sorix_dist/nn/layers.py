@@ -20,9 +20,7 @@ class Linear(Module):
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
     """
 
-    def __init__(
-        self, features: int, neurons: int, bias: bool = True, init: str = "he", device: Any = "cpu"
-    ) -> None:
+    def __init__(self, features: int, neurons: int, bias: bool = True, init: str = "he", device: Any = "cpu") -> None:
         raise_for_device(device)
         for name, value in (("features", features), ("neurons", neurons)):
             if value < 1:

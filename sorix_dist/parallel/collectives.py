@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -20,14 +20,14 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     """
     array = _memory(x)
     world().all_reduce(array, op).wait()
-    return _back(x, array)
+    return cast(T, _back(x, array))
 
 
 def broadcast(x: T, root: int = 0) -> T:
     """Rank `root`'s values for everybody, in place for a tensor or array; returns them."""
     array = _memory(x)
     world().broadcast(array, root)
-    return _back(x, array)
+    return cast(T, _back(x, array))
 
 
 def all_gather(x: Any) -> list[Any]:

@@ -135,4 +135,3 @@ class ByMessage(_Shared):
         self.comm.all_reduce(self.used, "max").wait()
         self.comm.all_reduce(self.local).wait()
         self.hand_over(self.local, self.used)
-

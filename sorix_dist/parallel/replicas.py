@@ -67,13 +67,13 @@ class Replicas:
         return float(denominator / summed[0] * (self.total / self.rows))
 
     def begin(self) -> float:
-        for _, reducer in self.reducers:
-            reducer.begin()
+        for _, one in self.reducers:
+            one.begin()
         return self.rows / self.total if self.total else 0.0
 
     def end(self) -> None:
-        for _, reducer in self.reducers:
-            reducer.end()
+        for _, one in self.reducers:
+            one.end()
 
     def failed(self) -> None:
         return None

@@ -31,9 +31,7 @@ def test_another_architecture_on_one_rank():
     def work():
         sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 3 if sx.rank() == 1 else 2)))
 
-    on_all_ranks(
-        work, ValueError, r"rank 0 has '0.W' of shape \(4, 2\).*rank 1 has '0.W' of shape \(4, 3\)"
-    )
+    on_all_ranks(work, ValueError, r"rank 0 has '0.W' of shape \(4, 2\).*rank 1 has '0.W' of shape \(4, 3\)")
 
 
 def test_a_parameter_more_on_one_rank():

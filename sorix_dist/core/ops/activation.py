@@ -148,25 +148,25 @@ def log_sum_exp_along(x: Any, *, axis: int) -> Any:
 
 def softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
     """exp(X) divided by its sum along `axis` (or `dim`), of a tensor or an array."""
-    return in_kind(softmax_along, X, axis=_checked("softmax", X, axis if dim is None else dim))
+    return in_kind(softmax_along, X, axis=checked_axis("softmax", np.shape(X), axis if dim is None else dim))
 
 
 def log_softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
     """The logarithm of softmax(X), exact also where softmax underflows; of a tensor or an array."""
-    return in_kind(log_softmax_along, X, axis=_checked("log_softmax", X, axis if dim is None else dim))
+    return in_kind(log_softmax_along, X, axis=checked_axis("log_softmax", np.shape(X), axis if dim is None else dim))
 
 
 def logsumexp(X: Any, dim: int = -1, keepdim: bool = False) -> Any:
     """log(sum(exp(X))) along `dim`, without overflow; of a tensor or an array."""
-    axis = _checked("logsumexp", X, dim)
+    axis = checked_axis("logsumexp", np.shape(X), dim)
     kept = in_kind(log_sum_exp_along, X, axis=axis)
     shape = np.shape(X)
     return kept if keepdim else reshape(kept, shape[:axis] + shape[axis + 1 :])
 
 
-def _checked(name: str, x: Any, axis: int) -> int:
-    """`axis` as a number from 0; IndexError if x has no such axis."""
-    count = np.ndim(x)
+def checked_axis(name: str, shape: tuple[int, ...], axis: int) -> int:
+    """`axis` of a tensor of this shape as a number from 0; IndexError if there is no such axis."""
+    count = len(shape)
     if not -count <= axis < count:
-        raise IndexError(f"{name}: dim must be in [{-count}, {count}) for shape {np.shape(x)}, got {axis}")
+        raise IndexError(f"{name}: dim must be in [{-count}, {count}) for shape {tuple(shape)}, got {axis}")
     return axis % count

@@ -1,25 +1,46 @@
-"""Losses that are one operation, because the fused gradient is simpler and more exact than its parts."""
+"""Losses before their reduction, and the reductions, whose gradient may count for more than these rows.
+
+What is fused here is fused because its gradient is then simpler and more exact than that of its parts.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
-from sorix_dist.core.op import op
-from sorix_dist.core.ops.elementwise import exp, log, mul, sub
+from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
+from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.reduce import sum_over
+from sorix_dist.core.ops.shape import take
+
+# -- reductions
 
 
-def _cross_entropy(logits, *, target):
-    highest = logits.array.max(axis=1, keepdims=True, initial=0)
-    shifted = sub(logits, highest)
-    likely = sub(shifted, log(sum_over(exp(shifted), axis=1, keepdims=True)))
-    chosen = np.zeros(logits.array.shape, logits.array.dtype)
-    chosen[np.arange(len(target)), target] = -1 / max(1, len(target))
-    return sum_over(mul(likely, chosen), axis=None, keepdims=False)
+@op()
+def weighted_total(x: Any, *, scale: float, factor: float) -> Any:
+    """The sum of all elements times `scale`; its gradient is multiplied by `factor` as well."""
+    shape, ones = x.shape, (1,) * x.ndim
+    weight = scale * factor
+    return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * weight, ones), shape),)
+
+
+# -- classes
+
+
+def _picked(likely: Any, target: Any) -> Any:
+    return take(likely, index=(np.arange(len(target)), target))
+
+
+def _cross_entropy(logits: Any, *, target: Any) -> Any:
+    total = sum_over(_picked(log_softmax_along(logits, axis=1), target), axis=None, keepdims=False)
+    return mul(total, -1 / max(1, len(target)))
 
 
 @op(composite=_cross_entropy)
-def cross_entropy_of_classes(logits, *, target):
+def cross_entropy_of_classes(logits: Any, *, target: Any) -> Any:
     """The mean over rows of log(sum(exp(logits))) - logits[target]; 0 for no rows.
 
     logits: raw scores (N, C); target: N integers in [0, C). The gradient is (softmax - one-hot) / N.
@@ -31,10 +52,197 @@ def cross_entropy_of_classes(logits, *, target):
     exps = np.exp(shifted, out=shifted)
     sums = exps.sum(axis=1)
 
-    def to_logits(g, out):
+    def to_logits(g: Any, out: Any) -> Any:
         share = g / count
         gradient = exps * (share / sums)[:, None]
         gradient[at_target] -= share
         return gradient
 
     return (np.log(sums) - chosen).sum() / count, (to_logits,)
+
+
+def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
+    if scale is not None:  # rows that do not count may hold anything
+        logits = _cleared(logits, scale)
+    loss = neg(_picked(log_softmax_along(logits, axis=1), target))
+    return loss if scale is None else mul(loss, scale)
+
+
+@op(composite=_cross_entropy_rows)
+def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
+    """log(sum(exp(logits))) - logits[target] of every row, times the row's `scale` (N numbers, or None for 1).
+
+    logits: raw scores (N, C); target: N integers in [0, C). A row of scale 0 gives 0 whatever it holds.
+    """
+    at_target = (np.arange(len(target)), target)
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    chosen = shifted[at_target]
+    exps = np.exp(shifted, out=shifted)
+    sums = exps.sum(axis=1)
+    loss = np.log(sums) - chosen
+    nothing = None if scale is None else np.flatnonzero(scale == 0)
+    if nothing is not None:
+        loss *= scale
+        loss[nothing] = 0
+
+    def to_logits(g: Any, out: Any) -> Any:
+        share = g if scale is None else g * scale
+        gradient = exps * (share / sums)[:, None]
+        gradient[at_target] -= share
+        if nothing is not None:
+            gradient[nothing] = 0
+        return gradient
+
+    return loss, (to_logits,)
+
+
+def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
+    counted = np.asarray(getattr(target, "array", target)).any(axis=1)
+    product = mul(log_softmax_along(_cleared(logits, counted), axis=1), target)
+    return neg(sum_over(product, axis=1, keepdims=False))
+
+
+@op(composite=_cross_entropy_of_probabilities)
+def cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
+    """The sum over classes of target * (log(sum(exp(logits))) - logits), of every row.
+
+    logits, target: (N, C). A row whose targets are all 0 gives 0 whatever its logits are.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    exps = np.exp(shifted)
+    sums = exps.sum(axis=1, keepdims=True)
+    missing = np.log(sums) - shifted
+    loss = (target * missing).sum(axis=1)
+    nothing = np.flatnonzero(~target.any(axis=1))
+    loss[nothing] = 0
+
+    def to_logits(g: Any, out: Any) -> Any:
+        gradient = exps * (target.sum(axis=1, keepdims=True) / sums)
+        gradient -= target
+        gradient *= g[:, None]
+        gradient[nothing] = 0
+        return gradient
+
+    return loss, (to_logits, lambda g, out: g[:, None] * missing)
+
+
+def _cleared(rows: Any, counts: Any) -> Any:
+    """The rows, with zeros in those for which `counts` is 0."""
+    return np.where((np.asarray(counts) != 0)[:, None], rows, 0)
+
+
+def _negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
+    chosen = neg(_picked(likely, target))
+    return chosen if scale is None else np.where(scale != 0, mul(chosen, scale), 0)
+
+
+@op(composite=_negative_likelihood_rows)
+def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
+    """-likely[target] of every row, times the row's `scale` (N numbers, or None for 1).
+
+    likely: logarithms of probabilities (N, C); target: N integers in [0, C).
+    """
+    at_target, shape, dtype = (np.arange(len(target)), target), likely.shape, likely.dtype
+    loss = -likely[at_target]
+    if scale is not None:
+        loss = np.where(scale != 0, loss * scale, 0)
+
+    def to_likely(g: Any, out: Any) -> Any:
+        gradient = np.zeros(shape, dtype)
+        gradient[at_target] = -g if scale is None else -g * scale
+        return gradient
+
+    return loss, (to_likely,)
+
+
+# -- differences
+
+
+@op()
+def squared_error(x: Any, y: Any) -> Any:
+    """(x - y)^2."""
+    return np.square(x - y), (lambda g, out: g * (2 * (x - y)), lambda g, out: g * (2 * (y - x)))
+
+
+@op()
+def absolute_error(x: Any, y: Any) -> Any:
+    """|x - y|; the gradient at 0 is 0."""
+    return np.abs(x - y), (lambda g, out: g * np.sign(x - y), lambda g, out: g * np.sign(y - x))
+
+
+@op()
+def huber_error(x: Any, y: Any, *, delta: float, scale: float) -> Any:
+    """With d = |x - y|: d^2 / 2 where d < delta, delta * (d - delta / 2) elsewhere (Huber 1964), times `scale`."""
+
+    def slope(d: Any) -> Any:
+        return np.where(d > delta, delta, np.where(d < -delta, -delta, d)) * scale
+
+    distance = np.abs(x - y)
+    value = np.where(distance < delta, 0.5 * np.square(distance), delta * (distance - 0.5 * delta))
+    return value * scale, (lambda g, out: g * slope(x - y), lambda g, out: g * slope(y - x))
+
+
+# -- probabilities
+
+_LEAST = math.exp(-100)  # logarithms of smaller probabilities count as -100, as PyTorch has it
+
+
+def _bounded_log(p: Any) -> Any:
+    return np.where(p > _LEAST, np.log(np.where(p > _LEAST, p, 1)), -100)
+
+
+@op()
+def binary_cross_entropy(p: Any, target: Any) -> Any:
+    """-(target * log(p) + (1 - target) * log(1 - p)), with logarithms of at least -100; p in [0, 1]."""
+    with np.errstate(divide="ignore"):
+        value = (target - 1) * np.maximum(np.log1p(-p), -100) - target * np.maximum(np.log(p), -100)
+
+    def to_p(g: Any, out: Any) -> Any:
+        spread = p * (1 - p)
+        return g * (p - target) / np.where(spread > 1e-12, spread, 1e-12)
+
+    return value, (to_p, lambda g, out: g * (_bounded_log(1 - p) - _bounded_log(p)))
+
+
+@op()
+def binary_cross_entropy_of_logits(x: Any, target: Any, pos_weight: Any) -> Any:
+    """-(pos_weight * target * log(s) + (1 - target) * log(1 - s)) with s = sigmoid(x), without overflow.
+
+    pos_weight: weights of the positive class that broadcast against x, or None for 1.
+    """
+    missing = np.log1p(np.exp(-np.abs(x))) + np.maximum(-x, 0)  # -log(sigmoid(x))
+    if pos_weight is not None:
+        missing = missing * (1 + (pos_weight - 1) * target)
+
+    def to_x(g: Any, out: Any) -> Any:
+        if pos_weight is None:
+            return g * (sigmoid(x) - target)
+        return g * ((1 - target) - (1 + (pos_weight - 1) * target) * sigmoid(-x))
+
+    def to_target(g: Any, out: Any) -> Any:
+        if pos_weight is None:
+            return -g * x
+        return g * ((pos_weight - 1) * in_kind(softplus, -x, beta=1, threshold=math.inf) - x)
+
+    return (1 - target) * x + missing, (to_x, to_target, None)
+
+
+@op()
+def kl_divergence(x: Any, target: Any, *, log_target: bool) -> Any:
+    """target * (log(target) - x) of logarithms x of probabilities, 0 where target is 0.
+
+    log_target: `target` holds logarithms too.
+    """
+
+    def to_x(g: Any, out: Any) -> Any:
+        return -g * (np.exp(target) if log_target else target)
+
+    def to_target(g: Any, out: Any) -> Any:
+        if log_target:
+            return g * np.exp(target) * (target - x + 1)
+        return np.where(target > 0, g * (np.log(np.where(target > 0, target, 1)) + 1 - x), 0)
+
+    if log_target:
+        return np.exp(target) * (target - x), (to_x, to_target)
+    logs = np.log(np.where(target > 0, target, 1))
+    return target * logs - target * x, (to_x, to_target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, op
@@ -10,20 +12,20 @@ from sorix_dist.core.ops.shape import reshape
 
 
 @op()
-def matrix_product(x, y):
+def matrix_product(x: Any, y: Any) -> Any:
     """The product of two stacks of matrices, whose leading dimensions broadcast."""
     plain = x.ndim == y.ndim == 2
 
-    def to_x(g, out):
+    def to_x(g: Any, out: Any) -> Any:
         return np.matmul(g, np.swapaxes(y, -1, -2), out=out if plain else None)
 
-    def to_y(g, out):
+    def to_y(g: Any, out: Any) -> Any:
         return np.matmul(np.swapaxes(x, -1, -2), g, out=out if plain else None)
 
     return np.matmul(x, y), (to_x, to_y)
 
 
-def matmul(x, y):
+def matmul(x: Any, y: Any) -> Any:
     """The matrix product x @ y as NumPy defines it: vectors, matrices, and stacks of matrices that broadcast."""
     for name, operand in (("x", x), ("y", y)):
         if np.ndim(operand) == 0:
@@ -41,12 +43,12 @@ def matmul(x, y):
     return matrix_product(x, y)
 
 
-def _linear(x, w, b):
+def _linear(x: Any, w: Any, b: Any) -> Any:
     return matmul(x, w) if b is None else add(matmul(x, w), b)
 
 
 @op(composite=_linear)
-def linear(x, w, b):
+def linear(x: Any, w: Any, b: Any) -> Any:
     """x @ w + b for x of shape (..., in), w of shape (in, out), and b of shape (1, out), (out,) or None."""
     inputs, outputs = w.shape
     if x.ndim == 0 or x.shape[-1] != inputs:
@@ -57,13 +59,13 @@ def linear(x, w, b):
     if b is not None:
         y += b
 
-    def to_x(g, out):
+    def to_x(g: Any, out: Any) -> Any:
         return np.matmul(g.reshape(-1, outputs), w.T).reshape(shape_x)
 
-    def to_w(g, out):
+    def to_w(g: Any, out: Any) -> Any:
         return np.matmul(rows.T, g.reshape(-1, outputs), out=out)
 
-    def to_b(g, out):
+    def to_b(g: Any, out: Any) -> Any:
         if out is None:
             return np.add.reduce(g.reshape(-1, outputs), axis=0).reshape(shape_b)
         np.add.reduce(g.reshape(-1, outputs), axis=0, out=out.reshape(-1))

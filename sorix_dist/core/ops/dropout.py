@@ -1,0 +1,125 @@
+"""Dropout whose mask belongs to the rows of the global batch, whoever holds them."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import random as rng
+from sorix_dist.core.batch import rows
+from sorix_dist.core.ops.elementwise import mul
+from sorix_dist.core.tensor import Array, Tensor, as_array
+
+_BLOCK = 4  # 64-bit words that one step of Philox's counter makes
+_DRAWS = _BLOCK * 4  # draws of 16 bits in them
+_OF_FUNCTIONS = 2**63  # the number of `dropout` called as a function; layers count from 0
+
+
+class Draws:
+    """The masks of one layer, numbered: the layer's own number, and how many masks it has drawn.
+
+    calls: the masks that each shard of the batch has seen so far. It belongs into a checkpoint: a layer
+    that goes on with the same number of calls draws the masks of an undisturbed run.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._before = 0  # calls of every shard
+        self._since: dict[int, int] = {}  # further ones, by shard: a process may compute several, one by one
+
+    @property
+    def calls(self) -> int:
+        return self._before + max(self._since.values(), default=0)
+
+    @calls.setter
+    def calls(self, value: int) -> None:
+        self._before, self._since = int(value), {}
+
+    def next(self, shard: int) -> int:
+        """The number of this mask among those of `shard`."""
+        since = self._since.get(shard, 0)
+        self._since[shard] = since + 1
+        return self._before + since
+
+
+_functional: ContextVar[tuple[rng.Seed | None, Draws] | None] = ContextVar("functional", default=None)
+
+
+def functional_draws() -> Draws:
+    """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
+    seed = rng.seed() if rng.seed().chosen else None
+    known = _functional.get()
+    if known is None or known[0] is not seed:
+        known = (seed, Draws(_OF_FUNCTIONS))
+        _functional.set(known)
+    return known[1]
+
+
+def dropout(
+    input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
+) -> Tensor:
+    """In training, zeroes each element with probability p and divides the others by 1 - p.
+
+    input: the batch is its first dimension; one row of the batch may be several consecutive rows of it.
+    The mask of a row is a function of the seed, the layer, its call and the row's place in the global batch.
+    draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
+    """
+    _check("dropout", p, inplace)
+    if not training or p == 0:
+        return input if isinstance(input, Tensor) else Tensor(input)
+    shape = np.shape(input)
+    return _masked(input, p, shape if shape else (1,), shape, draws)
+
+
+def dropout2d(
+    input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
+) -> Tensor:
+    """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
+    _check("dropout2d", p, inplace)
+    shape = np.shape(input)
+    if len(shape) < 2:
+        raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape)}")
+    if not training or p == 0:
+        return input if isinstance(input, Tensor) else Tensor(input)
+    return _masked(input, p, shape[:2], (*shape[:2], *(1 for _ in shape[2:])), draws)
+
+
+def _check(name: str, p: float, inplace: bool) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
+    if inplace:
+        raise ValueError(f"{name}: inplace must be False: arrays are not overwritten, got {inplace!r}")
+
+
+def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...], draws: Draws | None) -> Tensor:
+    """input times a mask of `drawn` elements, first dimension the rows, in `shape`."""
+    dtype = (input.array if isinstance(input, Tensor) else as_array(input)).dtype
+    if dtype.kind != "f":
+        raise TypeError(f"dropout: input must be of floating point dtype, got {dtype}")
+    keep = _kept(p, drawn, functional_draws() if draws is None else draws)
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return mul(input, np.multiply(keep, scale, dtype=dtype).reshape(shape))
+
+
+def _kept(p: float, shape: tuple[int, ...], draws: Draws) -> Array:
+    """Which elements stay."""
+    count, width = shape[0], int(np.prod(shape[1:]))
+    batch = rows(count)
+    held = batch.stop - batch.start
+    call = draws.next(batch.shard)
+    if count != held and (held == 0 or count % held):
+        raise ValueError(
+            f"dropout: input must have the rows of the batch as its first dimension, {held} or a multiple, "
+            f"got shape {shape}"
+        )
+    first = batch.start * (count // held if held else 1)
+    # A row's draws begin at a step of the counter of its own; layer and call are the counter's upper words.
+    steps = -(-width // _DRAWS)
+    counter = np.array([first * steps, 0, draws.number, call], np.uint64)
+    bits = np.random.Philox(counter=counter, key=np.array([rng.seed().value, 0], np.uint64))
+    words = np.asarray(bits.random_raw(count * steps * _BLOCK), np.uint64)
+    fine = words.view(np.uint16).reshape(count, steps * _DRAWS)[:, :width]
+    kept: Array = fine >= min(round(p * 2**16), 2**16 - 1)
+    return kept.reshape(shape)

@@ -1,0 +1,252 @@
+"""Normalisation: over the rows of the global batch, and over the features of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.batch import Batch, rows
+from sorix_dist.core.graph import Rule
+from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
+from sorix_dist.core.ops.reduce import mean_over, sum_over
+from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.tensor import Array, Tensor
+
+Result = tuple[Array, tuple[Rule, ...]]
+# Is told the number of values per channel in the global batch, their means and their mean squared deviations.
+Observer = Callable[[int, Array, Array], None]
+
+
+def _into(value: Array, out: Array | None, shape: tuple[int, ...]) -> Array:
+    """`value` in `shape`, in `out` if there is one."""
+    if out is None:
+        return value.reshape(shape)
+    out[...] = value.reshape(shape)
+    return out
+
+
+# -- over the batch
+
+
+@op()
+def sum_over_batch(x: Array, *, batch: Batch) -> Result:
+    """The sum of the x of all who hold rows of the batch; every one of them calls it.
+
+    Each holder's result depends on each one's x, so the gradient is the sum of theirs.
+    """
+    value = np.array(x, order="C")
+    return batch.sum(value), (lambda g, out: in_kind(sum_over_batch, g, batch=batch),)
+
+
+def _over_channels(x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For x of shape (N, C, ...): the dimensions that are not C, and the shape of one number per channel."""
+    return (0, *range(2, x.ndim)), (1, x.shape[1], *(1 for _ in x.shape[2:]))
+
+
+def _batch_norm(x: Any, weight: Any, bias: Any, *, batch: Batch, eps: float, observe: Observer | None) -> Tensor:
+    axes, shape = _over_channels(x)
+    held = x.array.size // max(1, x.shape[1])
+    count = max(1, int(batch.sum(np.array([float(held)]))[0]))
+    mean = div(sum_over_batch(sum_over(x, axis=axes, keepdims=True), batch=batch), count)
+    centred = sub(x, mean)
+    squares = sum_over(mul(centred, centred), axis=axes, keepdims=True)
+    deviation = sqrt(add(div(sum_over_batch(squares, batch=batch), count), eps))
+    return _scaled(div(centred, deviation), weight, bias, shape)
+
+
+def _scaled(x: Tensor, weight: Any, bias: Any, shape: tuple[int, ...]) -> Tensor:
+    x = x if weight is None else mul(x, reshape(weight, shape))
+    return x if bias is None else add(x, reshape(bias, shape))
+
+
+def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...], flat: bool = False) -> None:
+    """Raises unless input is of floating point dtype, and each of `numbers` None or of `shape` (if `flat`, of as
+    many numbers)."""
+    if np.dtype(input.dtype).kind != "f":
+        raise TypeError(f"{name}: input must be of floating point dtype, got {input.dtype}")
+    for argument, value in numbers.items():
+        if value is not None and (np.size(value) != np.prod(shape) if flat else tuple(value.shape) != shape):
+            raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {tuple(value.shape)}")
+
+
+@op(composite=_batch_norm)
+def batch_norm_of_rows(
+    x: Array, weight: Array | None, bias: Array | None, *, batch: Batch, eps: float, observe: Observer | None
+) -> Result:
+    """x (N, C, ...) with mean 0 and variance 1 in each channel over all rows of the batch, times weight, plus bias.
+
+    weight, bias: C numbers in any shape, or None. The forward asks `batch` for two sums, the backward to x for
+    one, also with no rows. ValueError if the batch has one value per channel (Ioffe and Szegedy 2015).
+    """
+    axes, shape = _over_channels(x)
+    channels = x.shape[1]
+    # Sums over the batch are few: they are added up in float64, whatever the values are.
+    summed = np.empty(channels + 1)
+    summed[0] = x.size // max(1, channels)
+    summed[1:] = np.sum(x, axis=axes)
+    summed = batch.sum(summed)
+    count = int(summed[0])
+    if count == 1:
+        raise ValueError(
+            f"batch_norm: input must have more than 1 value per channel in training, got shape {x.shape}, which is "
+            "all of the global batch"
+        )
+    mean = summed[1:] / max(1, count)
+    normal = np.subtract(x, mean.astype(x.dtype).reshape(shape))
+    # The second pass, over deviations from the mean of all rows, loses nothing to a mean far from 0.
+    squares = batch.sum(np.sum(np.square(normal), axis=axes).astype(np.float64))
+    variance = squares / max(1, count)
+    if observe is not None and count:
+        observe(count, mean, variance)
+    inverse = (1 / np.sqrt(variance + eps)).astype(x.dtype).reshape(shape)
+    normal *= inverse
+    factor = inverse if weight is None else inverse * weight.reshape(shape)
+    shapes = [None if p is None else p.shape for p in (weight, bias)]
+    latest: list[Any] = []  # the gradient that the rules were last given, and its sums over these rows
+
+    def sums(g: Array) -> tuple[Array, Array]:
+        if not latest or latest[0] is not g:
+            latest[:] = g, np.sum(g, axis=axes), np.sum(g * normal, axis=axes)
+        return latest[1], latest[2]
+
+    def to_x(g: Array, out: Array | None) -> Array:
+        gradient: Array
+        whole = batch.sum(np.concatenate(sums(g)).astype(np.float64)) / max(1, count)
+        mean_g, slope = (part.astype(x_dtype).reshape(shape) for part in np.split(whole, 2))
+        gradient = np.multiply(normal, slope)
+        np.subtract(g, gradient, out=gradient)
+        gradient -= mean_g
+        gradient *= factor
+        return gradient
+
+    x_dtype = x.dtype
+    y = normal * (1 if weight is None else weight.reshape(shape))
+    if bias is not None:
+        y += bias.reshape(shape)
+    return y, (
+        to_x,
+        lambda g, out: _into(sums(g)[1], out, shapes[0]),  # type: ignore[arg-type]
+        lambda g, out: _into(sums(g)[0], out, shapes[1]),  # type: ignore[arg-type]
+    )
+
+
+def batch_norm(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation of input (N, C, ...): in training by the statistics of the global batch, which move
+    running_mean and running_var (the unbiased variance) by the fraction `momentum`; else by those two.
+
+    running_mean, running_var, weight, bias: C numbers in any shape, or None (both running ones needed unless
+    training). ValueError names what does not fit.
+    """
+    shape = tuple(np.shape(input))
+    if len(shape) < 2:
+        raise ValueError(f"batch_norm: input must have shape (N, C, ...), got shape {shape}")
+    numbers = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    _check("batch_norm", input, numbers, (shape[1],), flat=True)
+    means, variances = (_numbers(value) for value in (running_mean, running_var))
+    if not training:
+        if means is None or variances is None:
+            raise ValueError("batch_norm: running_mean and running_var must be given unless training, got None")
+        channels = (1, shape[1], *(1 for _ in shape[2:]))
+        dtype = np.dtype(input.dtype)
+        inverse = (1 / np.sqrt(variances + eps)).astype(dtype).reshape(channels)
+        scale = inverse if weight is None else mul(reshape(weight, channels), inverse)
+        shift = mul(scale, -means.astype(dtype).reshape(channels))
+        return add(mul(input, scale), shift if bias is None else add(shift, reshape(bias, channels)))
+
+    def observe(count: int, mean: Array, variance: Array) -> None:
+        for running, latest in ((means, mean), (variances, variance * (count / (count - 1)))):
+            if running is not None:
+                running += momentum * (latest.reshape(running.shape) - running)
+
+    tracked = means is not None or variances is not None
+    return batch_norm_of_rows(input, weight, bias, batch=rows(shape[0]), eps=eps, observe=observe if tracked else None)
+
+
+def _numbers(value: Any) -> Array | None:
+    return value.array if isinstance(value, Tensor) else value
+
+
+# -- over the features of a row
+
+
+def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Tensor:
+    axes, shape = tuple(range(x.ndim - dims, x.ndim)), tuple(x.shape[x.ndim - dims :])
+    centred = sub(x, mean_over(x, axis=axes, keepdims=True))
+    deviation = sqrt(add(mean_over(mul(centred, centred), axis=axes, keepdims=True), eps))
+    return _scaled(div(centred, deviation), weight, bias, shape)
+
+
+@op(composite=_layer_norm)
+def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
+    """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
+    None), as one operation (Ba, Kiros and Hinton 2016)."""
+    whole, tail = x.shape, x.shape[x.ndim - dims :]
+    width = int(np.prod(tail))
+    flat = (int(np.prod(whole[: x.ndim - dims])), width)
+    features = x.reshape(flat)
+    normal = features - features.mean(axis=1, keepdims=True)
+    inverse = 1 / np.sqrt(np.einsum("ij,ij->i", normal, normal) / width + eps)[:, None].astype(x.dtype)
+    normal *= inverse
+    scale = None if weight is None else weight.reshape(width)
+
+    def to_x(g: Array, out: Array | None) -> Array:
+        g = g.reshape(flat)
+        gradient = g * (1 if scale is None else scale)
+        slope = np.einsum("ij,ij->i", gradient, normal)[:, None] / width
+        gradient -= gradient.mean(axis=1, keepdims=True)
+        gradient -= normal * slope
+        gradient *= inverse
+        return gradient.reshape(whole)
+
+    y = normal * (1 if scale is None else scale)
+    if bias is not None:
+        y += bias.reshape(width)
+    return y.reshape(whole), (
+        to_x,
+        lambda g, out: _into(np.einsum("ij,ij->j", g.reshape(flat), normal), out, tail),
+        lambda g, out: _into(np.add.reduce(g.reshape(flat), axis=0), out, tail),
+    )
+
+
+def layer_norm(
+    input: Any, normalized_shape: int | Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
+    """Each row's features with mean 0 and variance 1, times weight, plus bias.
+
+    normalized_shape: the last dimensions of input, over which it is normalised; weight, bias: of that shape.
+    """
+    tail = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+    shape = tuple(np.shape(input))
+    if not tail or min(tail) < 1 or shape[-len(tail) :] != tail:
+        raise ValueError(f"layer_norm: input must end in the dimensions normalized_shape {tail}, got shape {shape}")
+    _check("layer_norm", input, {"weight": weight, "bias": bias}, tail)
+    return layer_norm_of_features(input, weight, bias, dims=len(tail), eps=eps)
+
+
+def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """Each row's groups of channels with mean 0 and variance 1, times weight, plus bias (Wu and He 2018).
+
+    input: (N, C, ...), C a multiple of num_groups; weight, bias: (C,).
+    """
+    shape = tuple(np.shape(input))
+    if len(shape) < 2:
+        raise ValueError(f"group_norm: input must have shape (N, C, ...), got shape {shape}")
+    count, channels, *pixels = shape
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"group_norm: num_groups must be >= 1 and divide {channels} channels, got {num_groups!r}")
+    _check("group_norm", input, {"weight": weight, "bias": bias}, (channels,))
+    groups = reshape(input, (count, num_groups, int(np.prod(shape[1:])) // num_groups))
+    normal = layer_norm_of_features(groups, None, None, dims=1, eps=eps)
+    return _scaled(reshape(normal, shape), weight, bias, (channels, *(1 for _ in pixels)))

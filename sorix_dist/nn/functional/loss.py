@@ -1,0 +1,235 @@
+"""Losses as functions: they check what they are given and reduce to a mean or sum.
+
+Every mean is that over this rank's rows, and 0 where nothing counts. In a training step on several ranks its
+gradient is this rank's part of the mean over the global batch: a mean over a number of elements that is not the
+same for every row (class weights, ignored labels) asks the other ranks for theirs, in its forward.
+`reduction` is "mean", "sum" or "none" (a loss for every row or element).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.batch import mean_factor, sum_factor
+from sorix_dist.core.ops import loss as ops
+from sorix_dist.core.ops.shape import reshape, transpose
+from sorix_dist.core.tensor import Array
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    one_hot: bool = False,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """log(sum(exp(logits))) - logits[target], from raw scores, by an exact log-sum-exp.
+
+    logits: (N, C) or (N, C, d...). target: integers in [0, C) of shape (N) or (N, d...); or, as floats or with
+    `one_hot`, probabilities of the shape of logits. weight: a factor for each class, (C).
+    ignore_index: a label that does not count. label_smoothing: this part of the target is spread evenly over
+    the classes (Szegedy et al. 2016).
+    The mean over class indices, and over `one_hot` targets, is divided by the weights of those that count; over
+    probabilities by their number. ValueError, TypeError or IndexError names what does not fit.
+    """
+    shape = np.shape(logits)
+    labels = _array(target)
+    if weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean":
+        if len(shape) == 2 and labels.dtype.kind != "f":
+            return ops.cross_entropy_of_classes(logits, target=class_indices("cross_entropy", labels, shape)[0])
+    _check_reduction(reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
+    weights = _class_weights("cross_entropy", weight, logits)
+    if one_hot or (labels.dtype.kind == "f" and labels.shape == shape):
+        if ignore_index is not None:
+            raise ValueError("cross_entropy: ignore_index needs class indices as target, got probabilities")
+        return _of_probabilities(logits, target, weights, one_hot, label_smoothing, reduction)
+    classes, scale = class_indices("cross_entropy", labels, shape, weights, ignore_index)
+    rows = _classes_last(logits)
+    if label_smoothing:
+        target = _smoothed(classes, scale, weights, shape[1], label_smoothing, rows.dtype)
+        losses = ops.cross_entropy_of_probabilities(rows, target)
+    else:
+        losses = ops.cross_entropy_rows(rows, target=classes, scale=scale)
+    return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
+
+
+def nll_loss(
+    log_probabilities: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """-log_probabilities[target], times the weight of the class: cross-entropy after a log_softmax.
+
+    log_probabilities: (N, C) or (N, C, d...); target: integers in [0, C) of shape (N) or (N, d...).
+    """
+    _check_reduction(reduction)
+    shape = np.shape(log_probabilities)
+    weights = _class_weights("nll_loss", weight, log_probabilities)
+    classes, scale = class_indices("nll_loss", _array(target), shape, weights, ignore_index)
+    rows = _classes_last(log_probabilities)
+    losses = ops.negative_likelihood_rows(rows, target=classes, scale=scale)
+    return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
+
+
+def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """(input - target)^2."""
+    return _reduced(ops.squared_error(*_pair("mse_loss", input, target)), reduction)
+
+
+def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """|input - target|."""
+    return _reduced(ops.absolute_error(*_pair("l1_loss", input, target)), reduction)
+
+
+def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """With d = |input - target|: d^2 / (2 beta) where d < beta, d - beta / 2 elsewhere (Girshick 2015)."""
+    if not beta >= 0:
+        raise ValueError(f"smooth_l1_loss: beta must be >= 0, got {beta}")
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    pair = _pair("smooth_l1_loss", input, target)
+    return _reduced(ops.huber_error(*pair, delta=float(beta), scale=1 / beta), reduction)
+
+
+def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """With d = |input - target|: d^2 / 2 where d < delta, delta * (d - delta / 2) elsewhere (Huber 1964)."""
+    if not delta > 0:
+        raise ValueError(f"huber_loss: delta must be > 0, got {delta}")
+    pair = _pair("huber_loss", input, target)
+    return _reduced(ops.huber_error(*pair, delta=float(delta), scale=1.0), reduction)
+
+
+def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Tensor:
+    """-(target * log(input) + (1 - target) * log(1 - input)) of probabilities, with logarithms of at least -100.
+
+    input: in [0, 1], else ValueError; target: of the same shape; weight: factors that broadcast against it.
+    """
+    x, y = _pair("binary_cross_entropy", input, target)
+    values = _array(x)
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            "binary_cross_entropy: input must be probabilities in [0, 1], "
+            f"got values from {values.min()} to {values.max()}; binary_cross_entropy_with_logits takes raw scores"
+        )
+    losses = ops.binary_cross_entropy(x, y)
+    return _reduced(_weighted("binary_cross_entropy", losses, weight), reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
+) -> Tensor:
+    """binary_cross_entropy(sigmoid(input), target), exact for scores of any size.
+
+    input, target: of the same shape; weight: factors that broadcast against it; pos_weight: factors for the
+    positive class, that broadcast as well.
+    """
+    name = "binary_cross_entropy_with_logits"
+    x, y = _pair(name, input, target)
+    positive = None if pos_weight is None else _factors(name, "pos_weight", pos_weight, x)
+    losses = ops.binary_cross_entropy_of_logits(x, y, positive)
+    return _reduced(_weighted(name, losses, weight), reduction)
+
+
+def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """target * (log(target) - input): the divergence of Kullback and Leibler from logarithms of probabilities.
+
+    input: logarithms; target: probabilities, or logarithms with `log_target`. "mean" divides by the number of
+    elements; "batchmean" by that of rows, which is the divergence as it is defined.
+    """
+    if reduction != "batchmean":
+        _check_reduction(reduction)
+    losses = ops.kl_divergence(*_pair("kl_div", input, target), log_target=bool(log_target))
+    if reduction == "batchmean":
+        rows = len(losses.array) if losses.ndim else 1
+        return ops.weighted_total(losses, scale=1 / max(1, rows), factor=1.0)
+    return _reduced(losses, reduction)
+
+
+# -- reductions
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    """The mean (of no elements: 0) or sum of losses of which every row has as many, or the losses."""
+    _check_reduction(reduction)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return ops.weighted_total(losses, scale=1.0, factor=sum_factor(losses))
+    return ops.weighted_total(losses, scale=1 / max(1, losses.array.size), factor=1.0)
+
+
+def _reduced_classes(
+    losses: Tensor, scale: Array | None, reduction: str, shape: tuple[int, ...], counted: float | None = None
+) -> Tensor:
+    """The same for losses of one class each, where a mean is divided by the sum of their scales."""
+    if reduction == "none":
+        return losses if losses.array.shape == shape else reshape(losses, shape)
+    if reduction == "sum" or scale is None:
+        return _reduced(losses, reduction)
+    denominator = float(np.sum(scale, dtype=np.float64))
+    factor = mean_factor(losses, denominator)
+    return ops.weighted_total(losses, scale=1 / denominator if denominator else 0.0, factor=factor)
+
+
+# -- classes
+
+
+def class_indices(
+    name: str,
+    labels: Array,
+    shape: tuple[int, ...],
+    weights: Array | None = None,
+    ignore_index: int | None = None,
+) -> tuple[Array, Array | None]:
+    """The flat class indices that scores of `shape` (N, C, d...) need, checked, and their weights (None for 1)."""
+    if len(shape) < 2:
+        raise ValueError(f"{name}: logits must have shape (N, C) or (N, C, d...), got shape {tuple(shape)}")
+    expected, classes = (shape[0], *shape[2:]), shape[1]
+    if len(shape) == 2 and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != expected:
+        raise ValueError(
+            f"{name}: target must hold one class per row of logits, shape {expected}, got shape {labels.shape}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{name}: target must hold integers (class indices), got dtype {labels.dtype}")
+    valid = None if ignore_index is None else labels != ignore_index
+    given, labels = labels, labels if valid is None else np.where(valid, labels, 0)
+    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
+    if labels.size and int(labels.astype(np.uint64).max()) >= classes:
+        where = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
+        place = f"in row {where[0]}" if len(where) == 1 else f"at {where}"
+        raise IndexError(f"{name}: target must be in [0, {classes}), got {given[where]} {place}")
+    labels = labels.reshape(-1)
+    if weights is None and valid is None:
+        return labels, None
+    scale = np.ones(labels.shape) if weights is None else weights[labels]
+    return labels, scale if valid is None else scale * valid.reshape(-1)
+
+
+def _classes_last(scores: Any) -> Any:
+    """Scores (N, C, d...) as rows (N * d..., C)."""
+    shape = np.shape(scores)
+    if len(shape) == 2:
+        return scores if isinstance(scores, Tensor) else Tensor(scores)
+    axes = (0, *range(2, len(shape)), 1)
+    count = shape[0] * int(np.prod(shape[2:]))
+    return reshape(transpose(scores, axes), (count, shape[1]))
