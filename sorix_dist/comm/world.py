@@ -11,13 +11,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sorix_dist.comm import blas, watch
 from sorix_dist.comm.launcher import Launch, detect
 from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
 from sorix_dist.comm.protocol import Comm
 from sorix_dist.comm.solo import Solo
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 BACKENDS = ("auto", "mpi", "solo")
 
@@ -38,7 +41,7 @@ _context: contextvars.ContextVar[Comm | None] = contextvars.ContextVar("sorix_di
 def init(
     timeout: float = 300.0,
     threads: int | str = "auto",
-    comm: Any = None,
+    comm: Comm | MPI.Intracomm | None = None,
     backend: str = "auto",
 ) -> Comm:
     """Choose the communicator of this process and return it: a call of all ranks.
