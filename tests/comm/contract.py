@@ -31,9 +31,7 @@ def all_reduce_every_dtype(comm: Comm) -> None:
             work = comm.all_reduce(given, op)  # type: ignore[arg-type]
             work.wait()
             stack = np.stack([numbers(dtype, (4, 9), rank) for rank in range(comm.size)])
-            np.testing.assert_array_equal(
-                given, expected(stack, axis=0).astype(dtype), err_msg=f"{dtype} {op}"
-            )
+            np.testing.assert_array_equal(given, expected(stack, axis=0).astype(dtype), err_msg=f"{dtype} {op}")
 
 
 def all_reduce_every_size(comm: Comm) -> None:
@@ -101,9 +99,7 @@ def objects_travel(comm: Comm) -> None:
 
 
 def places_fit_together(comm: Comm) -> None:
-    places = comm.gather_objects(
-        (comm.rank, comm.host, comm.local_rank, comm.local_size, comm.hosts, comm.size)
-    )
+    places = comm.gather_objects((comm.rank, comm.host, comm.local_rank, comm.local_size, comm.hosts, comm.size))
     assert [place[0] for place in places] == list(range(comm.size))
     for host in range(comm.hosts):
         here = [place for place in places if place[1] == host]

@@ -42,9 +42,7 @@ def test_early_cap(monkeypatch: pytest.MonkeyPatch, nothing_is_set: list[int]) -
 
 
 @pytest.mark.parametrize("name", blas.VARIABLES)
-def test_the_users_number_is_respected(
-    monkeypatch: pytest.MonkeyPatch, name: str, nothing_is_set: list[int]
-) -> None:
+def test_the_users_number_is_respected(monkeypatch: pytest.MonkeyPatch, name: str, nothing_is_set: list[int]) -> None:
     with_cpus(monkeypatch, 0, 1)
     environ = TWO_HERE | {name: "1"}
     assert blas.cap_early(environ) is None
@@ -57,9 +55,7 @@ def test_a_users_number_that_is_too_large_is_respected_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with_cpus(monkeypatch, 0, 1)
-    with pytest.warns(
-        RuntimeWarning, match="OMP_NUM_THREADS=2 gives 2 ranks of this host 2 BLAS threads each on 2"
-    ):
+    with pytest.warns(RuntimeWarning, match="OMP_NUM_THREADS=2 gives 2 ranks of this host 2 BLAS threads each on 2"):
         assert blas.cap(Solo(), "auto", TWO_HERE | {"OMP_NUM_THREADS": "2"}) is None
 
 

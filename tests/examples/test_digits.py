@@ -59,9 +59,7 @@ def test_the_split_is_the_documented_one_and_stratified(digits: dict[str, np.nda
 
 def test_a_nearest_neighbour_reads_them(digits: dict[str, np.ndarray]) -> None:
     """Images and labels belong together: the label of the nearest training image is nearly always right."""
-    images, labels, train, test = (
-        digits[name].astype(np.int64) for name in ("images", "labels", "train", "test")
-    )
+    images, labels, train, test = (digits[name].astype(np.int64) for name in ("images", "labels", "train", "test"))
     known, asked = images[train], images[test]
     distance = (asked**2).sum(axis=1, keepdims=True) - 2 * asked @ known.T + (known**2).sum(axis=1)
     assert (labels[train][distance.argmin(axis=1)] == labels[test]).mean() > 0.97

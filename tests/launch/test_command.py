@@ -116,9 +116,7 @@ def test_transports_are_chosen_together_or_not_at_all(tmp_path: Path, name: str)
 
 
 def test_one_rank_needs_no_launcher() -> None:
-    assert command(["python", "train.py", ":"], 1, environ={"PATH": ""}) == Command(
-        ("python", "train.py", ":"), {}
-    )
+    assert command(["python", "train.py", ":"], 1, environ={"PATH": ""}) == Command(("python", "train.py", ":"), {})
 
 
 def test_a_lone_colon_is_kept_from_the_launcher(mpirun: Path) -> None:
