@@ -43,10 +43,10 @@ def main() -> int:
         print(f"weights of different models: {shapes[0]} and {shapes[1]}")
         return 1
 
-    largest = max(np.abs(array).max() for arrays in (a, b) for array in arrays.values())
-    difference = max(np.abs(a[name].astype(np.float64) - b[name]).max() for name in a)
+    largest = np.max([np.abs(array).max() for arrays in (a, b) for array in arrays.values()])
+    difference = np.max([np.abs(a[name].astype(np.float64) - b[name]).max() for name in a])  # NaN if any is
     units = difference / np.spacing(np.float32(largest))
-    same = bool(units <= TOLERANCE)  # not so for NaN
+    same = bool(units <= TOLERANCE)
     print(
         f"{sum(array.size for array in a.values()):,} weights up to {largest:.3f} differ by at most {difference:.2g}, "
         f"{units:.0f} units of float32 rounding: "

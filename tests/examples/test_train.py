@@ -1,0 +1,109 @@
+"""examples/train.py takes the same steps on one process and on four ranks; examples/compare.py tells."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
+
+TRAIN = str(ROOT / "examples" / "train.py")
+COMPARE = str(ROOT / "examples" / "compare.py")
+
+EPOCH = re.compile(r"^epoch +(\d+)  loss (\d+\.\d{6})  test accuracy (\d+\.\d\d)%  [\d,]+ samples/s$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs save their weights."""
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Ended:
+    """A run on one process."""
+    return run_command([sys.executable, TRAIN, "--save", str(folder / "1.npz")])
+
+
+@pytest.fixture(scope="module")
+def on_four_ranks(folder: Path) -> Ended:
+    """The same run on four ranks."""
+    return run_ranks(4, TRAIN, "--save", str(folder / "4.npz"), limit=100)
+
+
+def numbers(ended: Ended, ranks: int) -> np.ndarray:
+    """Number, loss and test accuracy of every epoch, of a run that printed these and nothing else."""
+    assert ended.code == 0, ended.err
+    first, *epochs = ended.out.splitlines()
+    assert first == f"1438 digits to train on, 359 to test, ranks: {ranks}"
+    assert all(EPOCH.match(line) for line in epochs), ended.out
+    return np.array(EPOCH.findall(ended.out), dtype=float)
+
+
+def compared(first: Path, second: Path) -> Ended:
+    return run_command([sys.executable, COMPARE, str(first), str(second)])
+
+
+def test_it_learns(alone: Ended) -> None:
+    epoch, loss, accuracy = numbers(alone, 1).T
+    np.testing.assert_array_equal(epoch, range(1, 21))
+    assert loss[0] > 1
+    assert loss[-1] < 0.01
+    assert accuracy[-1] >= 97
+
+
+@needs_mpirun
+def test_four_ranks_print_the_same(alone: Ended, on_four_ranks: Ended) -> None:
+    # a loss in the middle between two printed ones may be rounded to either
+    np.testing.assert_allclose(numbers(on_four_ranks, 4), numbers(alone, 1), rtol=0, atol=1.5e-6)
+
+
+@needs_mpirun
+@pytest.mark.usefixtures("alone", "on_four_ranks")
+def test_four_ranks_save_the_same_weights(folder: Path) -> None:
+    ended = compared(folder / "4.npz", folder / "1.npz")
+    assert ended.code == 0, ended.out + ended.err
+    assert "17,226 weights up to 1.5" in ended.out
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_weight_that_is_off_is_found(folder: Path, tmp_path: Path) -> None:
+    with np.load(folder / "1.npz") as file:
+        weights = dict(file)
+    last = list(weights)[-1]
+    for wrong in (weights[last].flat[0] + np.float32(2e-5), np.float32("nan")):
+        weights[last].flat[0] = wrong
+        np.savez(tmp_path / "off.npz", **weights)
+        ended = compared(tmp_path / "off.npz", folder / "1.npz")
+        assert ended.code == 1
+        assert "NOT the same" in ended.out
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_cannot_be_compared_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "empty.npz")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes((folder / "1.npz").read_bytes()[:5000])
+    for name in ("empty.npz", "other.npz", "cut.npz", "missing.npz"):
+        ended = compared(tmp_path / name, folder / "1.npz")
+        assert ended.code == 1
+        assert (ended.out + ended.err).count("\n") == 1, ended.err
+
+
+def test_one_process_needs_no_mpi4py(alone: Ended, tmp_path: Path) -> None:
+    (tmp_path / "mpi4py.py").write_text("raise ModuleNotFoundError(\"No module named 'mpi4py'\", name='mpi4py')\n")
+    without = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    assert run_command([sys.executable, "-c", "import mpi4py"], env=without).code == 1
+    ended = run_command([sys.executable, TRAIN, "--epochs", "1"], env=without)
+    np.testing.assert_array_equal(numbers(ended, 1), numbers(alone, 1)[:1])
+
+
+@pytest.mark.parametrize("wrong", [["--epochs", "two"], ["--unknown"]])
+def test_a_wrong_option_is_named(wrong: list[str]) -> None:
+    ended = run_command([sys.executable, TRAIN, *wrong])
+    assert ended.code == 2
+    assert wrong[0] in ended.err
