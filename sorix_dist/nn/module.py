@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import Array, raise_for_device
+from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64
+from sorix_dist.core.flat import convert
+from sorix_dist.core.tensor import raise_for_device
 
 
 class Parameter(Tensor):
@@ -20,10 +22,19 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=requires_grad, dtype=dtype)
 
 
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` found in the module but not in the state, and the other way round."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
 class Module:
     """A layer, or a model of layers.
 
     Whatever an attribute holds (a module, a parameter, or lists, tuples and dicts of them) belongs to it.
+    Parameters are `Parameter`s and other tensors that were made to require a gradient; they stay parameters
+    while they are frozen. Other tensors belong to the state only if they were registered as buffers.
     """
 
     training = True
@@ -34,6 +45,25 @@ class Module:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None:
+            if name in self._own_buffers():
+                if not isinstance(value, Tensor):
+                    raise TypeError(
+                        f"buffer '{name}' must be a Tensor or None, got {type(value).__name__}; "
+                        "assign to its `data` to change the numbers"
+                    )
+            elif _is_trained(self.__dict__.get(name)) and not _is_trained(value):
+                raise TypeError(
+                    f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
+                    "assign to its `data` to change the numbers, or delete it first"
+                )
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._own_buffers().pop(name, None)
 
     # -- the walk
 
@@ -64,25 +94,33 @@ class Module:
             yield module
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly below this one."""
+        """The modules directly below this one, each once."""
+        seen: set[int] = set()
         for name, child in self.children_and_state():
-            if isinstance(child, Module):
+            if isinstance(child, Module) and id(child) not in seen:
+                seen.add(id(child))
                 yield name, child
 
     def children(self) -> Iterator[Module]:
-        """The modules directly below this one."""
+        """The modules directly below this one, each once."""
         for _, child in self.named_children():
             yield child
 
+    def _own_buffers(self) -> dict[str, bool]:
+        """The names of this module's own buffers, and whether they are persistent."""
+        return self.__dict__.get("_buffers", {})
+
     def _named_tensors(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Every parameter and buffer below, under each of its names, and whether it is a parameter."""
+        found: dict[str, Tensor] = {}
         for prefix, module in self.named_modules():
-            buffers = module.__dict__.get("_buffers", {})
-            for name, value in module.children_and_state():
-                if isinstance(value, Tensor):
-                    trained = name not in buffers and (isinstance(value, Parameter) or value.requires_grad)
-                    if trained or name in buffers:
-                        yield f"{prefix}.{name}" if prefix else name, value, trained
+            buffers = module._own_buffers()
+            for own_name, value in module.children_and_state():
+                if isinstance(value, Tensor) and (own_name in buffers or _is_trained(value)):
+                    name = f"{prefix}.{own_name}" if prefix else own_name
+                    if found.setdefault(name, value) is not value:
+                        raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
+                    yield name, value, own_name not in buffers
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The trained tensors with dotted names; one that several layers share comes once, by its first name."""
@@ -113,43 +151,90 @@ class Module:
         """Makes `tensor` state of this module, not trained; in `state_dict()` only if `persistent`."""
         if "." in name or not name:
             raise ValueError(f"register_buffer: name must be an attribute name without a dot, got {name!r}")
+        if hasattr(self, name) and name not in self._own_buffers():
+            raise KeyError(f"register_buffer: '{name}' is an attribute of this {type(self).__name__} already")
         self.__dict__.setdefault("_buffers", {})[name] = persistent
         setattr(self, name, tensor if tensor is None or isinstance(tensor, Tensor) else Tensor(tensor))
 
     def register_parameter(self, name: str, parameter: Tensor | None) -> None:
         """Sets an attribute to a parameter (or to None, for one that this module does without)."""
+        if parameter is not None and not _is_trained(parameter):
+            raise TypeError(f"register_parameter: '{name}' must be a Parameter or None, got {type(parameter).__name__}")
         setattr(self, name, parameter)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Sets an attribute to a module."""
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"add_module: '{name}' must be a Module or None, got {type(module).__name__}")
+        setattr(self, name, module)
+
+    register_module = add_module
+
+    def get_submodule(self, target: str) -> Module:
+        """The module of a dotted name; AttributeError if there is none."""
+        found = self._find(target)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__} has no module '{target}'")
+        return found
+
+    def _find(self, target: str) -> Module | None:
+        if not target:
+            return self
+        for name, child in self.children_and_state():
+            if isinstance(child, Module) and (target == name or target.startswith(f"{name}.")):
+                found = child._find(target[len(name) + 1 :])
+                if found is not None:
+                    return found
+        return None
+
+    def get_parameter(self, target: str) -> Tensor:
+        """The parameter of a dotted name; AttributeError if there is none."""
+        return self._tensor(target, "parameter")
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer of a dotted name; AttributeError if there is none."""
+        return self._tensor(target, "buffer")
+
+    def _tensor(self, target: str, kind: str) -> Tensor:
+        for name, tensor, trained in self._named_tensors():
+            if name == target and trained == (kind == "parameter"):
+                return tensor
+        raise AttributeError(f"{type(self).__name__} has no {kind} '{target}'")
 
     # -- state
 
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters and persistent buffers, by dotted name."""
-        return {name: tensor.array.copy() for name, tensor in self._state()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name."""
+        return {name: Tensor(tensor.array.copy()) for name, tensor in self._state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Copies values into the parameters and buffers of the same names.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Copies values (tensors or arrays) into the parameters and buffers of the same names.
 
-        ValueError if names are missing or unknown (unless not `strict`), or a shape differs; nothing is
-        changed then.
+        ValueError if names are missing or unknown (unless not `strict`: then they are returned), or if a
+        shape or dtype does not fit; nothing is changed then.
         """
         own = dict(self._state())
-        missing, unknown = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
+        missing = [name for name in own if name not in state_dict]
+        unknown = [name for name in state_dict if name not in own]
         if strict and (missing or unknown):
             raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
-        values = {name: np.asarray(getattr(v, "array", v)) for name, v in state_dict.items() if name in own}
+        values = {name: np.asarray(value) for name, value in state_dict.items() if name in own}
         for name, value in values.items():
-            if value.shape != own[name].array.shape:
+            wanted = own[name].array
+            if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
                 raise ValueError(
-                    f"load_state_dict: '{name}' must have shape {own[name].array.shape}, got {value.shape}"
+                    f"load_state_dict: '{name}' must have shape {wanted.shape} and dtype {wanted.dtype}, "
+                    f"got shape {value.shape} and dtype {value.dtype}"
                 )
         for name, value in values.items():
             np.copyto(own[name].array, value, casting="same_kind")
+        return IncompatibleKeys(missing, unknown)
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         transient = {
             id(getattr(module, name))
             for module in self.modules()
-            for name, persistent in module.__dict__.get("_buffers", {}).items()
+            for name, persistent in module._own_buffers().items()
             if not persistent
         }
         for name, tensor, _ in self._named_tensors():
@@ -160,8 +245,11 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Switches this module and all below it to training (dropout drops, batch norm sees the batch)."""
-        for module in self.modules():
-            module.training = mode
+        if not isinstance(mode, bool):
+            raise ValueError(f"mode must be True or False, got {mode!r}")
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
         return self
 
     def eval(self) -> Self:
@@ -181,14 +269,48 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients of all parameters."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
         for parameter in self.parameters():
-            parameter.grad = None
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad = np.zeros_like(parameter.array)
 
-    def to(self, device: Any) -> Self:
-        """This module, for `device` "cpu"; RuntimeError for a device that is not there."""
-        raise_for_device(device)
+    def to(self, *wanted: Any, device: Any = None, dtype: Any = None) -> Self:
+        """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.
+
+        A device, by position or name, can only be "cpu"; RuntimeError for one that is not there.
+        """
+        for entry in wanted:
+            if isinstance(entry, str | DType | np.dtype | type) and _names_dtype(entry):
+                dtype = entry
+            else:
+                device = entry
+        if device is not None:
+            raise_for_device(device)
+        if dtype is not None:
+            self._convert(as_dtype(dtype))
+        return self
+
+    def half(self) -> Self:
+        """Converts parameters and floating point buffers to float16."""
+        return self._convert(float16.dtype)
+
+    def float(self) -> Self:
+        """Converts parameters and floating point buffers to float32."""
+        return self._convert(float32.dtype)
+
+    def double(self) -> Self:
+        """Converts parameters and floating point buffers to float64."""
+        return self._convert(float64.dtype)
+
+    def _convert(self, dtype: np.dtype[Any]) -> Self:
+        if dtype.kind != "f":
+            raise TypeError(f"dtype must be a floating point type, got {dtype}")
+        for tensor in {id(tensor): tensor for _, tensor, _ in self._named_tensors()}.values():
+            if tensor.array.dtype.kind == "f":
+                convert(tensor, dtype)
         return self
 
     # -- how it is seen
@@ -198,7 +320,8 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        held = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
+        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in held]
         extra = self.extra_repr()
         lines = ([extra] if extra and children else []) + children
         inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
@@ -217,63 +340,12 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
             yield from _entries(f"{name}.{key}", entry)
 
 
-class _Numbered(Module):
-    """Modules in a row, named "0", "1", …"""
-
-    def __init__(self, modules: Iterable[Module] = ()) -> None:
-        self._layers: list[Module] = []
-        for module in modules:
-            self.append(module)
-
-    def append(self, module: Module) -> Self:
-        """Adds a module at the end."""
-        if not isinstance(module, Module):
-            raise TypeError(f"{type(self).__name__} holds modules, got {type(module).__name__} {module!r}")
-        self._layers.append(module)
-        return self
-
-    def extend(self, modules: Iterable[Module]) -> Self:
-        """Adds modules at the end."""
-        for module in modules:
-            self.append(module)
-        return self
-
-    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
-        for name, value in super().children_and_state():
-            yield name.removeprefix("_layers."), value
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter(self._layers)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        return type(self)._of(self._layers[index]) if isinstance(index, slice) else self._layers[index]
-
-    def __setitem__(self, index: int, module: Module) -> None:
-        self._layers[index] = module
-
-    @classmethod
-    def _of(cls, modules: list[Module]) -> Self:
-        made = cls()
-        return made.extend(modules)
+def _is_trained(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)
 
 
-class Sequential(_Numbered):
-    """Layers, each fed with what the one before computed."""
-
-    def __init__(self, *layers: Module) -> None:
-        super().__init__(layers)
-
-    def forward(self, x: Any) -> Any:
-        for layer in self._layers:
-            x = layer(x)
-        return x
-
-
-class ModuleList(_Numbered):
-    """A list of modules; what they do with an input is up to who holds it."""
-
-    def __init__(self, modules: Iterable[Module] | None = None) -> None:
-        super().__init__(modules or ())
+def _names_dtype(value: Any) -> bool:
+    try:
+        return as_dtype(value) is not None
+    except TypeError:
+        return False

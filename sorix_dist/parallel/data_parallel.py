@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.batch import installed
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.op import recording
-from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
+from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.check import describe, same_everywhere
 from sorix_dist.parallel.replicas import replicas
 from sorix_dist.parallel.world import agree_on_seed, communicator
@@ -68,15 +68,16 @@ class DistributedDataParallel(Module):
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         return self.module.named_buffers()
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """As for a bare model; a call of all ranks, who end with what rank 0 has loaded."""
-        self.module.load_state_dict(state_dict, strict)
+        keys = self.module.load_state_dict(state_dict, strict)
         for flat in flatten(self.parameters()):
             self.comm.broadcast(flat.data)
         self._share_buffers()
+        return keys
 
     def _share_buffers(self) -> None:
         for buffer in self.module.buffers():

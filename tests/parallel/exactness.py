@@ -43,7 +43,7 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
             assert got[name] is None, f"{name} has a gradient"
             continue
         assert got[name] is not None, f"{name} has no gradient"
-        largest = np.abs(got[name] - value).max(initial=0)
+        largest = np.abs(np.asarray(got[name]) - np.asarray(value)).max(initial=0)
         assert largest <= TOLERANCE, f"{name} differs by {largest}"
 
 
