@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 from types import FrameType
 
@@ -24,7 +26,8 @@ def run(command: Command, *, patience: float = 30.0) -> int:
 
     Signals are passed on. A command that is asked to end and has not `patience` seconds later, or is asked
     a second time, is killed with everything that it started. The exit code is 128 + the signal's number, as
-    in a shell, if a signal ended the command, or if it failed after it was asked to end.
+    in a shell, if a signal ended the command, or if it failed after it was asked to end. Should this process
+    itself be killed, Linux sends the command SIGTERM.
     Only the main thread may call this. Raises LaunchError if the command cannot be started.
     """
     return _Foreground(command, patience).wait()
@@ -45,7 +48,8 @@ class _Foreground:
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
-            self.process = subprocess.Popen(command.argv, env=os.environ | dict(command.env))
+            environ = os.environ | dict(command.env)
+            self.process = subprocess.Popen(command.argv, env=environ, preexec_fn=_end_with_parent)
         except OSError as error:
             self._restore()
             raise LaunchError(f"{command.argv[0]} could not be started: {error.strerror}") from error
@@ -87,6 +91,16 @@ class _Foreground:
     def _restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
+
+
+def _end_with_parent() -> None:
+    """Asks the kernel to send this process SIGTERM when its parent has died; only Linux can."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _in_foreground() -> bool:

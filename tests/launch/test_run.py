@@ -135,7 +135,7 @@ print("ready", flush=True)
 while not count:
     time.sleep(0.05)
 time.sleep(1)
-print("counted", count, flush=True)
+print("counted", count, "in all", flush=True)
 """
     ours, theirs = pty.openpty()
     # opening a terminal makes it the controlling one of a session that has none
@@ -146,9 +146,9 @@ print("counted", count, flush=True)
         while "ready" not in said:
             said += os.read(ours, 1000).decode()
         os.write(ours, b"\x03")
-        while "counted" not in said:
+        while "in all" not in said:
             said += os.read(ours, 1000).decode()
-        assert "counted 1" in said
+        assert "counted 1 in all" in said
         assert process.wait(LIMIT) == 0
     os.close(ours)
 
