@@ -1,0 +1,271 @@
+"""Convolution and pooling layers, on images (N, C, H, W) and sequences (N, C, L)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core import random as rng
+from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.shape import take
+from sorix_dist.core.ops.windows import Pair, pair, single
+from sorix_dist.core.tensor import raise_for_device
+from sorix_dist.nn.module import Module, Parameter
+
+# What a padding beyond zeros repeats, in NumPy's words.
+_PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+class _Convolution(Module):
+    """What convolutions have in common: checked numbers, `weight` and `bias`.
+
+    Both start uniform within 1 / sqrt(fan in), as PyTorch's do (He et al. 2015 with a = sqrt(5)).
+    """
+
+    dims: ClassVar[int] = 2
+    transposed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:
+        raise_for_device("cpu" if device is None else device)
+        name = type(self).__name__
+        for argument, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}")
+        for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value % groups:
+                raise ValueError(f"{name}: groups must divide {argument} {value}, got {groups}")
+        if padding_mode not in _PADDING:
+            raise ValueError(f"{name}: padding_mode must be one of {', '.join(_PADDING)}, got {padding_mode!r}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = self._numbers("kernel_size", kernel_size, 1)
+        self.stride = self._numbers("stride", stride, 1)
+        self.dilation = self._numbers("dilation", dilation, 1)
+        self.padding = padding if isinstance(padding, str) else self._numbers("padding", padding, 0)
+        if isinstance(self.padding, str):
+            if self.padding not in ("same", "valid"):
+                raise ValueError(f"{name}: padding must be integers, 'same' or 'valid', got {padding!r}")
+            if self.padding == "same" and max(self.stride) > 1:
+                raise ValueError(f"{name}: padding='same' needs stride 1, got stride {stride!r}")
+        self.padding_mode = padding_mode
+        first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        shape = (first, second // groups, *self.kernel_size)
+        bound = 1 / np.sqrt(np.prod(shape[1:]))
+        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
+        generator = rng.generator()
+        self.weight = Parameter(generator.uniform(-bound, bound, shape).astype(kind))
+        self.bias = Parameter(generator.uniform(-bound, bound, out_channels).astype(kind)) if bias else None
+
+    def _numbers(self, argument: str, value: Any, least: int) -> tuple[int, ...]:
+        name = type(self).__name__
+        return pair(name, argument, value, least) if self.dims == 2 else (single(name, argument, value, least),)
+
+    def _repeated(self, x: Any) -> tuple[Any, Any]:
+        """The input, padded here unless with zeros, and the padding that is left to do."""
+        if self.padding_mode == "zeros" or np.ndim(x) != self.dims + 2:
+            return x, self.padding
+        if isinstance(self.padding, str):
+            total = [d * (k - 1) * (self.padding == "same") for d, k in zip(self.dilation, self.kernel_size)]
+            around = [(n // 2, n - n // 2) for n in total]
+        else:
+            around = [(n, n) for n in self.padding]
+        # Reflection leaves out the border itself.
+        spare = 1 if self.padding_mode == "reflect" else 0
+        for size, sides in zip(x.shape[2:], around, strict=True):
+            if max(sides) > size - spare and self.padding_mode != "replicate":
+                raise ValueError(
+                    f"{type(self).__name__}: padding {self.padding!r} with padding_mode='{self.padding_mode}' must be "
+                    f"at most {size - spare} for an input of shape {tuple(x.shape)}"
+                )
+        mode: Any = _PADDING[self.padding_mode]
+        places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(x.shape[2:], around, strict=True)]
+        return take(x, index=(slice(None), slice(None), *np.ix_(*places))), 0
+
+    def extra_repr(self) -> str:
+        words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        usual: dict[str, Any] = {
+            "padding": (0,) * self.dims, "output_padding": (0,) * self.dims, "dilation": (1,) * self.dims,
+            "groups": 1, "padding_mode": "zeros",
+        }  # fmt: skip
+        words += [f"{n}={vars(self)[n]!r}" for n, v in usual.items() if vars(self).get(n, v) != v]
+        return ", ".join(words + ([] if self.bias is not None else ["bias=False"]))
+
+
+class Conv1d(_Convolution):
+    """Cross-correlation of sequences (N, in_channels, L) with `weight` (out_channels, in_channels / groups, k),
+    plus `bias` (out_channels,): (N, out_channels, L'). Options as for Conv2d."""
+
+    dims = 1
+
+    def forward(self, x: Any) -> Tensor:
+        x, padding = self._repeated(x)
+        return conv.conv1d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups  # type: ignore[arg-type]
+        )
+
+
+class Conv2d(_Convolution):
+    """Cross-correlation of images (N, in_channels, H, W) with `weight` (out_channels, in_channels / groups, kH,
+    kW), plus `bias` (out_channels,): (N, out_channels, H', W').
+
+    padding: pixels on each side, "same" (as many outputs as inputs) or "valid" (none); padding_mode: what they
+    hold, "zeros", "reflect", "replicate" or "circular". groups: into how many parts the channels are divided,
+    each convolved on its own (in_channels of them: depthwise).
+    """
+
+    def forward(self, x: Any) -> Tensor:
+        x, padding = self._repeated(x)
+        return conv.conv2d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups  # type: ignore[arg-type]
+        )
+
+
+class ConvTranspose2d(_Convolution):
+    """The transpose of Conv2d, from (N, in_channels, H, W) to larger images (N, out_channels, H', W') with
+    H' = (H - 1) stride - 2 padding + dilation (kH - 1) + output_padding + 1.
+
+    `weight` is (in_channels, out_channels / groups, kH, kW), `bias` (out_channels,).
+    """
+
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        output_padding: int | Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Pair = 1,
+        padding_mode: str = "zeros",
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:
+        if padding_mode != "zeros":
+            raise ValueError(f"ConvTranspose2d: padding_mode must be 'zeros', got {padding_mode!r}")
+        if isinstance(padding, str):
+            raise ValueError(f"ConvTranspose2d: padding must be integers, got {padding!r}")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.output_padding = self._numbers("output_padding", output_padding, 0)
+
+    def forward(self, x: Any) -> Tensor:
+        return conv.conv_transpose2d(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.output_padding,  # type: ignore[arg-type]
+            self.groups,
+            self.dilation,  # type: ignore[arg-type]
+        )
+
+
+class MaxPool1d(Module):
+    """The maximum of each window of sequences (N, C, L); stride: kernel_size if None."""
+
+    def __init__(
+        self,
+        kernel_size: int,
+        stride: int | None = None,
+        padding: int = 0,
+        dilation: int = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
+        self.stride = kernel_size if stride is None else stride
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Any) -> Tensor:
+        return pool.max_pool1d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{n}={vars(self)[n]}" for n in ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+
+
+class MaxPool2d(Module):
+    """The maximum of each window of images (N, C, H, W); stride: kernel_size if None."""
+
+    def __init__(
+        self,
+        kernel_size: int | Pair,
+        stride: int | Pair | None = None,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
+        self.stride = kernel_size if stride is None else stride
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Any) -> Tensor:
+        return pool.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    extra_repr = MaxPool1d.extra_repr
+
+
+class AvgPool2d(Module):
+    """The mean of each window of images (N, C, H, W); stride: kernel_size if None.
+
+    count_include_pad: whether the zeros of the padding count; divisor_override: what to divide the sums by.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | Pair,
+        stride: int | Pair | None = None,
+        padding: int | Pair = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        self.kernel_size, self.padding, self.ceil_mode = kernel_size, padding, ceil_mode
+        self.stride = kernel_size if stride is None else stride
+        self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
+
+    def forward(self, x: Any) -> Tensor:
+        return pool.avg_pool2d(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class AdaptiveAvgPool2d(Module):
+    """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
+
+    def __init__(self, output_size: int | tuple[int | None, int | None] | None) -> None:
+        self.output_size = output_size
+
+    def forward(self, x: Any) -> Tensor:
+        return pool.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"

@@ -1,0 +1,228 @@
+"""Convolution and pooling layers: shapes, starting values, padding modes, states, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sorix_dist.core import Tensor, grad
+from sorix_dist.core.ops import conv as ops
+from sorix_dist.core.ops import pool
+from sorix_dist.core.random import manual_seed
+from sorix_dist.nn import Linear, Module, ReLU, Sequential
+from sorix_dist.nn.conv import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    ConvTranspose2d,
+    MaxPool1d,
+    MaxPool2d,
+)
+from sorix_dist.optim import SGD
+
+LAYERS: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = [
+    (lambda: Conv2d(4, 6, 3), (4, 7, 8), (6, 5, 6)),
+    (lambda: Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2), (4, 7, 8), (6, 4, 7)),
+    (lambda: Conv2d(4, 8, 3, padding="same", dilation=2, groups=4), (4, 7, 8), (8, 7, 8)),
+    (lambda: Conv2d(4, 6, 1, bias=False), (4, 7, 8), (6, 7, 8)),
+    (lambda: Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (4, 7, 8), (6, 7, 8)),
+    (lambda: Conv1d(4, 6, 3, stride=2, padding=1), (4, 9), (6, 5)),
+    (lambda: Conv1d(4, 6, 4, padding="same", padding_mode="circular"), (4, 9), (6, 9)),
+    (lambda: ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 5, 6), (6, 10, 12)),
+    (lambda: MaxPool2d(2), (4, 7, 8), (4, 3, 4)),
+    (lambda: MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (4, 7, 8), (4, 4, 5)),
+    (lambda: MaxPool1d(2), (4, 9), (4, 4)),
+    (lambda: AvgPool2d((2, 3), padding=1), (4, 7, 8), (4, 4, 3)),
+    (lambda: AdaptiveAvgPool2d((3, None)), (4, 7, 8), (4, 3, 8)),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("make", "inside", "outside"), LAYERS, ids=lambda v: repr(v()) if callable(v) else None)
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shapes_dtypes_and_gradients_also_of_no_rows(
+    make: Any, inside: Any, outside: Any, count: int, dtype: Any
+) -> None:
+    layer = make()
+    for parameter in layer.parameters():
+        parameter.data = parameter.array.astype(dtype)
+    x = Tensor(np.random.default_rng(0).standard_normal((count, *inside)).astype(dtype), requires_grad=True)
+    y = layer(x)
+    assert y.shape == (count, *outside)
+    assert y.array.dtype == dtype
+    y.backward(np.ones(y.shape))
+    for tensor in (x, *layer.parameters()):
+        assert (tensor.grad.shape, tensor.grad.array.dtype) == (tensor.shape, dtype)
+        assert count or not tensor.grad.array.any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("make", "inside", "outside"), LAYERS, ids=lambda v: repr(v()) if callable(v) else None)
+def test_rows_do_not_depend_on_each_other(make: Any, inside: Any, outside: Any) -> None:
+    layer = make()
+    x = np.random.default_rng(0).standard_normal((40, *inside))
+    whole = layer(Tensor(x)).array
+    parts = [layer(Tensor(x[a:b])).array for a, b in ((0, 1), (1, 1), (1, 17), (17, 40))]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile", [1, 1000, 1 << 14, 1 << 30])
+def test_the_size_of_a_tile_changes_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((5, 4, 9, 10), (6, 2, 3, 2), (6,))]
+    weights = rng.standard_normal((5, 6, 5, 9))
+
+    def values() -> list[Any]:
+        inputs = [Tensor(a, requires_grad=True) for a in arrays]
+        y = ops.conv2d(*inputs, stride=(2, 1), padding=(1, 0), groups=2)
+        return [y.array, *(g.array for g in grad(y, inputs, weights))]
+
+    expected = values()
+    monkeypatch.setattr(ops, "TILE", tile)
+    for got, before in zip(values(), expected, strict=True):
+        np.testing.assert_allclose(got, before, rtol=1e-11, atol=1e-11)
+
+
+def test_starting_values_are_within_the_bounds_of_kaiming_uniform() -> None:
+    manual_seed(0)
+    for layer, fan in ((Conv2d(8, 64, 3, groups=2), 36), (Conv1d(8, 64, 5), 40), (ConvTranspose2d(64, 8, 3), 72)):
+        for parameter in (layer.weight, layer.bias):
+            bound = 1 / np.sqrt(fan)
+            assert np.abs(parameter.array).max() <= bound
+            assert parameter.array.dtype == np.float32
+        assert np.abs(layer.weight.array).max() > 0.99 * bound
+        assert layer.weight.array.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+
+def test_the_same_seed_gives_the_same_layer() -> None:
+    first, second, third = (manual_seed(s) and Conv2d(3, 4, 3) for s in (5, 5, 6))
+    np.testing.assert_array_equal(first.weight.array, second.weight.array)
+    assert (first.weight.array != third.weight.array).any()
+
+
+@pytest.mark.parametrize(("mode", "numpys"), [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")])
+def test_padding_modes_are_those_of_numpy(mode: str, numpys: Any) -> None:
+    layer = Conv2d(2, 3, 3, padding=(2, 1), padding_mode=mode)
+    x = np.random.default_rng(0).standard_normal((2, 2, 4, 5))
+    padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (1, 1)), mode=numpys)
+    np.testing.assert_allclose(layer(Tensor(x)).array, ops.conv2d(padded, layer.weight, layer.bias).array, atol=1e-12)
+    shallow = np.random.default_rng(0).standard_normal((2, 2, 1, 5))
+    if mode == "replicate":
+        assert layer(Tensor(shallow)).shape == (2, 3, 3, 5)
+    else:
+        with pytest.raises(ValueError, match=r"padding .* at most"):
+            layer(Tensor(shallow))
+
+
+def test_the_first_of_equal_maxima_gets_the_gradient() -> None:
+    x = Tensor(np.zeros((1, 1, 4, 4)), requires_grad=True)
+    pool.max_pool2d(x, 2).sum().backward()
+    np.testing.assert_array_equal(np.argwhere(x.grad.array[0, 0]), [[0, 0], [0, 2], [2, 0], [2, 2]])
+    x = Tensor(np.zeros((1, 1, 3, 3)), requires_grad=True)
+    pool.max_pool2d(x, 2, stride=1).sum().backward()
+    np.testing.assert_array_equal(x.grad.array[0, 0], [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+
+
+def test_max_pool_of_integers_and_of_nan() -> None:
+    x = np.arange(16, dtype=np.int64).reshape(1, 1, 4, 4) - 20
+    y = pool.max_pool2d(x, 3, stride=2, padding=1)
+    np.testing.assert_array_equal(y.array[0, 0], [[-15, -13], [-7, -5]])
+    assert y.array.dtype == np.int64
+    assert np.isnan(pool.max_pool2d(np.array([[[[1.0, np.nan]]]]), (1, 2)).array).all()
+
+
+def test_integer_images_are_convolved_in_the_weights_dtype() -> None:
+    layer = Conv2d(1, 2, 3)
+    x = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4)
+    y = layer(x)
+    y.sum().backward()
+    assert y.array.dtype == np.float32
+    np.testing.assert_allclose(y.array, layer(x.astype(np.float32)).array, rtol=1e-6)
+    assert layer.weight.grad.array.dtype == np.float32
+
+
+def test_a_network_of_them_learns_and_keeps_its_state() -> None:
+    class Net(Module):
+        def __init__(self) -> None:
+            self.features = Sequential(Conv2d(1, 4, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(4, 8, 3), ReLU())
+            self.head = Linear(8, 2)
+
+        def forward(self, x: Any) -> Any:
+            y = AdaptiveAvgPool2d(1)(self.features(x))
+            return self.head(y.reshape(x.shape[0], 8))
+
+    manual_seed(3)
+    net = Net()
+    assert list(net.state_dict())[:4] == [f"features.{i}.{n}" for i in (0, 3) for n in ("weight", "bias")]
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 64)
+    images = rng.standard_normal((64, 1, 8, 8)).astype(np.float32)
+    images[labels == 1, :, :4] += 1.5
+    target = np.eye(2, dtype=np.float32)[labels]
+    optimizer = SGD(net.parameters(), lr=0.1)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        error = net(Tensor(images)) - target
+        loss = (error * error).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0]
+    other = Net()
+    other.load_state_dict(net.state_dict())
+    np.testing.assert_array_equal(other(Tensor(images)).array, net(Tensor(images)).array)
+
+
+X = np.zeros((2, 4, 5, 5), np.float32)
+ERRORS: list[tuple[Any, str]] = [
+    (lambda: Conv2d(0, 4, 3), "in_channels must be an integer >= 1, got 0"),
+    (lambda: Conv2d(4, 2.5, 3), "out_channels must be an integer >= 1, got 2.5"),
+    (lambda: Conv2d(4, 6, 3, groups=4), "groups must divide out_channels 6, got 4"),
+    (lambda: Conv2d(4, 6, 3, groups=3), "groups must divide in_channels 4, got 3"),
+    (lambda: Conv2d(4, 6, 0), "kernel_size must be an integer >= 1 or two of them, got 0"),
+    (lambda: Conv2d(4, 6, (3, 3, 3)), r"kernel_size must .*, got \(3, 3, 3\)"),
+    (lambda: Conv2d(4, 6, 3, stride=0), "stride must be an integer >= 1"),
+    (lambda: Conv2d(4, 6, 3, padding=-1), "padding must be an integer >= 0"),
+    (lambda: Conv2d(4, 6, 3, padding="some"), "padding must be integers, 'same' or 'valid', got 'some'"),
+    (lambda: Conv2d(4, 6, 3, padding="same", stride=2), "padding='same' needs stride 1, got stride 2"),
+    (lambda: Conv2d(4, 6, 3, padding_mode="mirror"), "padding_mode must be one of .*, got 'mirror'"),
+    (lambda: Conv1d(4, 6, (3, 3)), r"Conv1d: kernel_size must be one integer, got \(3, 3\)"),
+    (lambda: Conv2d(4, 6, 3)(X[0]), r"input must have shape \(N, C, H, W\), got shape \(4, 5, 5\)"),
+    (lambda: Conv2d(4, 6, 3, padding=1, padding_mode="circular")(X[0]), r"input must have shape \(N, C, H, W\)"),
+    (lambda: Conv2d(3, 6, 3)(X), "input must have 3 channels .*, got 4 in shape"),
+    (lambda: Conv2d(4, 6, 6)(X), r"kernel_size \(6, 6\) must fit into the padded input, .* size \(5, 5\)"),
+    (lambda: Conv2d(4, 6, 3, dilation=3)(X), r"kernel_size \(3, 3\) with dilation \(3, 3\) must fit"),
+    (lambda: Conv1d(4, 6, 3)(X), r"conv1d: input must have shape \(N, C, L\)"),
+    (lambda: ConvTranspose2d(4, 6, 3, output_padding=1)(X), "output_padding must be less than stride"),
+    (lambda: ConvTranspose2d(4, 6, 3, padding="same"), "padding must be integers, got 'same'"),
+    (lambda: ConvTranspose2d(4, 6, 1, padding=4)(X), "leaves nothing of the output"),
+    (lambda: ops.conv2d(X, np.zeros((6, 4, 3, 3)), np.zeros(4)), r"bias must have shape \(6,\), got shape \(4,\)"),
+    (lambda: ops.conv2d(X, np.zeros((6, 4, 3))), r"weight must have 4 dimensions, got shape \(6, 4, 3\)"),
+    (lambda: ops.conv2d(X, np.zeros((6, 1, 3, 3)), groups=4), "groups must be >= 1 and divide weight's 6 channels"),
+    (lambda: MaxPool2d(3, padding=2)(X), r"padding must be at most half of kernel_size \(3, 3\), got 2"),
+    (lambda: MaxPool2d(6)(X), r"kernel_size \(6, 6\) must fit"),
+    (lambda: MaxPool2d("3")(X), "kernel_size must be an integer >= 1 or two of them, got '3'"),
+    (lambda: MaxPool1d(3)(X), r"max_pool1d: input must have shape \(N, C, L\)"),
+    (lambda: AvgPool2d(2, divisor_override=0)(X), "divisor_override must be an integer but 0"),
+    (lambda: AdaptiveAvgPool2d(0)(X), "output_size must be an integer >= 1"),
+    (lambda: AdaptiveAvgPool2d((2, 2, 2))(X), r"output_size must .*, got \(2, 2, 2\)"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), ERRORS, ids=[message[:50] for _, message in ERRORS])
+def test_errors_name_the_argument(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_repr_names_what_is_not_usual() -> None:
+    assert repr(Conv2d(1, 2, 3)) == "Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))"
+    assert repr(Conv1d(2, 4, 3, padding="same", groups=2, bias=False)) == (
+        "Conv1d(2, 4, kernel_size=(3,), stride=(1,), padding='same', groups=2, bias=False)"
+    )
+    assert repr(MaxPool2d(2)) == "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)"
