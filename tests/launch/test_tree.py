@@ -29,7 +29,7 @@ def test_descendants_are_found_across_sessions_and_killed() -> None:
 
 
 def test_a_process_without_children_has_no_descendants() -> None:
-    with job([sys.executable, "-c", "import time; print(); time.sleep(60)"]) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    with job([sys.executable, "-c", NESTED, "0"]) as process:
+        assert announced(process, 1) == [process.pid]
         assert descendants(process.pid) == []
+        assert process.poll() is None
