@@ -1,19 +1,52 @@
 """Layers, losses and what they are built of."""
 
 from sorix_dist.nn import functional, init
+from sorix_dist.nn.activation import (
+    ELU,
+    GELU,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from sorix_dist.nn.containers import ModuleList, Sequential
-from sorix_dist.nn.layers import Linear, ReLU
-from sorix_dist.nn.loss import CrossEntropyLoss
+from sorix_dist.nn.conv import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    ConvTranspose2d,
+    MaxPool1d,
+    MaxPool2d,
+)
+from sorix_dist.nn.dropout import Dropout, Dropout2d
+from sorix_dist.nn.layers import Flatten, Identity, Linear
+from sorix_dist.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 
 __all__ = [
-    "CrossEntropyLoss",
-    "Linear",
-    "Module",
-    "ModuleList",
-    "Parameter",
-    "ReLU",
-    "Sequential",
-    "functional",
-    "init",
-]
+    "Module", "ModuleList", "Parameter", "Sequential",
+    "Flatten", "Identity", "Linear",
+    "ELU", "GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "SiLU", "Softmax", "Softplus", "Tanh",
+    "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
+    "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
+    "Dropout", "Dropout2d",
+    "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "NLLLoss",
+    "SmoothL1Loss",
+    "functional", "init",
+]  # fmt: skip

@@ -8,9 +8,17 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.ops.shape import flatten
 from sorix_dist.core.tensor import raise_for_device
 from sorix_dist.nn import functional as F
+from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
+from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.norm import BatchNorm1d
+
+__all__ = [
+    "BatchNorm1d", "Dropout", "Flatten", "Identity", "LeakyReLU", "Linear", "ReLU", "Sigmoid", "Tanh",
+]  # fmt: skip
 
 
 class Linear(Module):
@@ -52,8 +60,25 @@ class Linear(Module):
         return f"in_features={features}, out_features={neurons}, bias={self.b is not None}"
 
 
-class ReLU(Module):
-    """max(x, 0)."""
+class Flatten(Module):
+    """The dimensions from `start_dim` to `end_dim` joined into one; by default all but the batch."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        self.start_dim = start_dim
+        self.end_dim = end_dim
 
     def forward(self, x: Any) -> Tensor:
-        return F.relu(x)
+        return flatten(x, self.start_dim, self.end_dim)
+
+    def extra_repr(self) -> str:
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Identity(Module):
+    """Its input; any arguments are accepted, so that it may stand for another layer."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def forward(self, x: Any) -> Any:
+        return x

@@ -80,8 +80,9 @@ def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     exps = np.exp(shifted, out=shifted)
     sums = exps.sum(axis=1)
     loss = np.log(sums) - chosen
-    nothing = None if scale is None else np.flatnonzero(scale == 0)
-    if nothing is not None:
+    nothing = None
+    if scale is not None:
+        scale, nothing = scale.astype(logits.dtype, copy=False), np.flatnonzero(scale == 0)
         loss *= scale
         loss[nothing] = 0
 
@@ -145,6 +146,7 @@ def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     at_target, shape, dtype = (np.arange(len(target)), target), likely.shape, likely.dtype
     loss = -likely[at_target]
     if scale is not None:
+        scale = scale.astype(dtype, copy=False)
         loss = np.where(scale != 0, loss * scale, 0)
 
     def to_likely(g: Any, out: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.batch import mean_factor, sum_factor
 from sorix_dist.core.ops import loss as ops
+from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.shape import reshape, transpose
 from sorix_dist.core.tensor import Array
 
@@ -42,21 +43,22 @@ def cross_entropy(
     """
     shape = np.shape(logits)
     labels = _array(target)
-    if weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean":
-        if len(shape) == 2 and labels.dtype.kind != "f":
-            return ops.cross_entropy_of_classes(logits, target=class_indices("cross_entropy", labels, shape)[0])
+    plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
+    if plain and len(shape) == 2 and labels.dtype.kind != "f":
+        return ops.cross_entropy_of_classes(logits, target=class_indices("cross_entropy", labels, shape)[0])
     _check_reduction(reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
-    weights = _class_weights("cross_entropy", weight, logits)
+    if weight is not None or ignore_index is not None:
+        weight = _class_weights("cross_entropy", weight, logits)
     if one_hot or (labels.dtype.kind == "f" and labels.shape == shape):
         if ignore_index is not None:
             raise ValueError("cross_entropy: ignore_index needs class indices as target, got probabilities")
-        return _of_probabilities(logits, target, weights, one_hot, label_smoothing, reduction)
-    classes, scale = class_indices("cross_entropy", labels, shape, weights, ignore_index)
+        return _of_probabilities(logits, target, weight, one_hot, label_smoothing, reduction)
+    classes, scale = class_indices("cross_entropy", labels, shape, weight, ignore_index)
     rows = _classes_last(logits)
     if label_smoothing:
-        target = _smoothed(classes, scale, weights, shape[1], label_smoothing, rows.dtype)
+        target = _smoothed(classes, scale, weight, rows.array, label_smoothing)
         losses = ops.cross_entropy_of_probabilities(rows, target)
     else:
         losses = ops.cross_entropy_rows(rows, target=classes, scale=scale)
@@ -77,8 +79,9 @@ def nll_loss(
     """
     _check_reduction(reduction)
     shape = np.shape(log_probabilities)
-    weights = _class_weights("nll_loss", weight, log_probabilities)
-    classes, scale = class_indices("nll_loss", _array(target), shape, weights, ignore_index)
+    if weight is not None or ignore_index is not None:
+        weight = _class_weights("nll_loss", weight, log_probabilities)
+    classes, scale = class_indices("nll_loss", _array(target), shape, weight, ignore_index)
     rows = _classes_last(log_probabilities)
     losses = ops.negative_likelihood_rows(rows, target=classes, scale=scale)
     return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
@@ -176,9 +179,7 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     return ops.weighted_total(losses, scale=1 / max(1, losses.array.size), factor=1.0)
 
 
-def _reduced_classes(
-    losses: Tensor, scale: Array | None, reduction: str, shape: tuple[int, ...], counted: float | None = None
-) -> Tensor:
+def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
     """The same for losses of one class each, where a mean is divided by the sum of their scales."""
     if reduction == "none":
         return losses if losses.array.shape == shape else reshape(losses, shape)
@@ -199,7 +200,10 @@ def class_indices(
     weights: Array | None = None,
     ignore_index: int | None = None,
 ) -> tuple[Array, Array | None]:
-    """The flat class indices that scores of `shape` (N, C, d...) need, checked, and their weights (None for 1)."""
+    """The flat class indices that scores of `shape` (N, C, d...) need, checked, and the weight of each.
+
+    weights: those of the classes; None, for no weights, if there is no `ignore_index`.
+    """
     if len(shape) < 2:
         raise ValueError(f"{name}: logits must have shape (N, C) or (N, C, d...), got shape {tuple(shape)}")
     expected, classes = (shape[0], *shape[2:]), shape[1]
@@ -219,10 +223,9 @@ def class_indices(
         place = f"in row {where[0]}" if len(where) == 1 else f"at {where}"
         raise IndexError(f"{name}: target must be in [0, {classes}), got {given[where]} {place}")
     labels = labels.reshape(-1)
-    if weights is None and valid is None:
+    if weights is None:
         return labels, None
-    scale = np.ones(labels.shape) if weights is None else weights[labels]
-    return labels, scale if valid is None else scale * valid.reshape(-1)
+    return labels, weights[labels] if valid is None else weights[labels] * valid.reshape(-1)
 
 
 def _classes_last(scores: Any) -> Any:
@@ -233,3 +236,83 @@ def _classes_last(scores: Any) -> Any:
     axes = (0, *range(2, len(shape)), 1)
     count = shape[0] * int(np.prod(shape[2:]))
     return reshape(transpose(scores, axes), (count, shape[1]))
+
+
+def _class_weights(name: str, weight: Any, logits: Any) -> Array:
+    """The weight of each class in the dtype of the logits (1 for None), checked."""
+    scores = _array(logits)
+    expected = scores.shape[1:2]
+    weights = np.ones(expected) if weight is None else _array(weight)
+    if weights.shape != expected:
+        raise ValueError(f"{name}: weight must have one entry per class, shape {expected}, got shape {weights.shape}")
+    return weights.astype(scores.dtype)
+
+
+def _smoothed(classes: Array, scale: Array | None, weights: Array | None, rows: Array, smoothing: float) -> Array:
+    """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly."""
+    spread = np.full(rows.shape[1], smoothing / max(1, rows.shape[1]), rows.dtype)
+    if weights is None or scale is None:
+        target = np.tile(spread, (len(rows), 1))
+        target[np.arange(len(rows)), classes] += 1 - smoothing
+        return target
+    target = np.where((scale != 0)[:, None], spread * weights, 0)
+    target[np.arange(len(rows)), classes] += (1 - smoothing) * scale
+    return target
+
+
+def _of_probabilities(
+    logits: Any, target: Any, weights: Array | None, one_hot: bool, smoothing: float, reduction: str
+) -> Tensor:
+    shape = np.shape(logits)
+    if len(shape) < 2 or np.shape(target) != shape:
+        raise ValueError(
+            f"cross_entropy: target must hold a probability for each class, in the shape {tuple(shape)} of logits, "
+            f"got shape {tuple(np.shape(target))}"
+        )
+    logits, target = (_classes_last(part) for part in _pair("cross_entropy", logits, target))
+    scale = None
+    if weights is not None:
+        scale = (target.array * weights).sum(axis=1) if one_hot else None
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / max(1, shape[1])
+    if weights is not None:
+        target = mul(target, weights)
+    losses = ops.cross_entropy_of_probabilities(logits, target)
+    return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
+
+
+# -- arguments
+
+
+def _array(value: Any) -> Array:
+    return value.array if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
+    """Input and target of an element-wise loss: of one shape, and of the input's dtype."""
+    x, y = _array(input), _array(target)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name}: input must be of floating point dtype, got {x.dtype}")
+    if x.shape != y.shape and y.ndim:
+        raise ValueError(f"{name}: target must have the shape {x.shape} of input, got shape {y.shape}")
+    if not isinstance(input, Tensor):
+        input = x
+    if isinstance(target, Tensor) and target.requires_grad:
+        return input, target if y.dtype == x.dtype else cast(target, x.dtype)
+    return input, y.astype(x.dtype, copy=False)
+
+
+def _factors(name: str, what: str, value: Any, like: Any) -> Array:
+    """An array of factors that must broadcast against `like`, in its dtype."""
+    x, factors = _array(like), _array(value)
+    try:
+        fits = np.broadcast_shapes(factors.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}: {what} must broadcast to the shape {x.shape} of input, got shape {factors.shape}")
+    return factors.astype(x.dtype)
+
+
+def _weighted(name: str, losses: Tensor, weight: Any) -> Tensor:
+    return losses if weight is None else mul(losses, _factors(name, "weight", weight, losses))

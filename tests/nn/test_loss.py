@@ -1,0 +1,278 @@
+"""Losses: values against formulas, what counts in a mean, extremes, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sorix_dist import nn
+from sorix_dist.core import Tensor
+from sorix_dist.nn import functional as F
+
+RNG = np.random.default_rng(0)
+SCORES = RNG.standard_normal((6, 4))
+LABELS = np.array([0, 3, 1, 1, 2, 0])
+WEIGHT = np.array([0.5, 2.0, 1.0, 0.0])
+
+
+def likely(scores: np.ndarray) -> np.ndarray:
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
+def gradient(loss: Any, scores: np.ndarray, *targets: Any, **options: Any) -> tuple[float, np.ndarray]:
+    x = Tensor(scores, requires_grad=True)
+    value = loss(x, *targets, **options)
+    value.backward()
+    return value.item(), x.grad.numpy()
+
+
+def test_cross_entropy_of_classes() -> None:
+    value, grad = gradient(nn.CrossEntropyLoss(), SCORES, LABELS)
+    np.testing.assert_allclose(value, -likely(SCORES)[np.arange(6), LABELS].mean())
+    np.testing.assert_allclose(grad, (np.exp(likely(SCORES)) - np.eye(4)[LABELS]) / 6)
+
+
+def test_weights_and_ignored_labels_divide_by_what_counts() -> None:
+    labels = np.where(LABELS == 1, -100, LABELS)
+    counted = labels != -100
+    each = -likely(SCORES)[np.arange(6), LABELS] * WEIGHT[LABELS] * counted
+    loss = nn.CrossEntropyLoss(WEIGHT, ignore_index=-100)
+    value, grad = gradient(loss, SCORES, labels)
+    np.testing.assert_allclose(value, each.sum() / (WEIGHT[LABELS] * counted).sum())
+    assert not grad[~counted].any()
+    assert not grad[LABELS == 3].any()
+    assert grad[LABELS == 0].all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_one_hot_targets_are_the_classes_that_they_name(smoothing: float) -> None:
+    for weight in (None, WEIGHT + 0.1):
+        classes = gradient(nn.CrossEntropyLoss(weight, label_smoothing=smoothing), SCORES, LABELS)
+        for target in (np.eye(4)[LABELS], np.eye(4, dtype=int)[LABELS], Tensor(np.eye(4)[LABELS] > 0)):
+            loss = nn.CrossEntropyLoss(weight, one_hot=True, label_smoothing=smoothing)
+            value, grad = gradient(loss, SCORES, target)
+            np.testing.assert_allclose(value, classes[0], rtol=1e-12)
+            np.testing.assert_allclose(grad, classes[1], rtol=1e-12, atol=1e-15)
+
+
+def test_probabilities_get_a_gradient_too() -> None:
+    target = Tensor(np.full((6, 4), 0.25), requires_grad=True)
+    nn.CrossEntropyLoss()(SCORES, target).backward()
+    np.testing.assert_allclose(target.grad.numpy(), -likely(SCORES) / 6)
+
+
+def test_scores_with_more_dimensions() -> None:
+    scores, labels = RNG.standard_normal((2, 4, 3, 5)), RNG.integers(0, 4, (2, 3, 5))
+    flat = np.moveaxis(scores, 1, -1).reshape(-1, 4)
+    value, grad = gradient(nn.CrossEntropyLoss(WEIGHT), scores, labels)
+    expected, flat_grad = gradient(nn.CrossEntropyLoss(WEIGHT), flat, labels.reshape(-1))
+    np.testing.assert_allclose(value, expected)
+    np.testing.assert_allclose(np.moveaxis(grad, 1, -1).reshape(-1, 4), flat_grad)
+    none = F.cross_entropy(scores, labels, reduction="none")
+    assert none.shape == (2, 3, 5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"weight": WEIGHT}, {"ignore_index": 9}, {"label_smoothing": 0.1}])
+def test_large_scores_stay_exact(dtype: Any, options: dict[str, Any]) -> None:
+    scores = np.array([[1e4, -1e4, 0, 0], [-1e4, 1e4, 0, 0]], dtype)
+    losses = F.cross_entropy(scores, [1, 1], reduction="none", **(options | {"label_smoothing": 0}))
+    np.testing.assert_allclose(losses.numpy(), [2e4 * (2 if "weight" in options else 1), 0], rtol=1e-6)
+    value, grad = gradient(nn.CrossEntropyLoss(**options), scores, [1, 1])
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
+    assert grad.dtype == dtype
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mean_over_nothing_is_zero() -> None:
+    no_rows, no_labels = np.zeros((0, 4)), np.zeros(0, int)
+    cases = [
+        (nn.CrossEntropyLoss(), no_rows, no_labels),
+        (nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1), no_rows, no_labels),
+        (nn.CrossEntropyLoss(), no_rows, no_rows),
+        (nn.CrossEntropyLoss(), np.zeros((0, 4, 3)), np.zeros((0, 3), int)),
+        (nn.CrossEntropyLoss(ignore_index=7), SCORES, np.full(6, 7)),
+        (nn.CrossEntropyLoss(WEIGHT), SCORES, np.full(6, 3)),
+        (nn.CrossEntropyLoss(WEIGHT, one_hot=True), SCORES, np.eye(4)[np.full(6, 3)]),
+        (nn.NLLLoss(ignore_index=7), likely(SCORES), np.full(6, 7)),
+        (nn.NLLLoss(), no_rows, no_labels),
+        (nn.MSELoss(), no_rows, no_rows),
+        (nn.L1Loss(), no_rows, no_rows),
+        (nn.SmoothL1Loss(), no_rows, no_rows),
+        (nn.HuberLoss(), no_rows, no_rows),
+        (nn.BCELoss(), no_rows, no_rows),
+        (nn.BCEWithLogitsLoss(pos_weight=WEIGHT), no_rows, no_rows),
+        (nn.KLDivLoss(), no_rows, no_rows),
+        (nn.KLDivLoss("batchmean"), no_rows, no_rows),
+    ]
+    for loss, scores, target in cases:
+        for dtype in (np.float32, np.float64):
+            x = Tensor(scores.astype(dtype), requires_grad=True)
+            value = loss(x, target)
+            value.backward()
+            assert value.item() == 0, loss
+            assert value.numpy().dtype == x.grad.numpy().dtype == dtype
+            assert not x.grad.numpy().any(), loss
+
+
+def test_ignored_rows_may_hold_anything() -> None:
+    scores = SCORES.copy()
+    scores[2] = np.nan
+    labels = np.where(np.arange(6) == 2, -1, LABELS)
+    kept = np.arange(6) != 2
+    for loss, smooth in ((nn.CrossEntropyLoss, {}), (nn.CrossEntropyLoss, {"label_smoothing": 0.1}), (nn.NLLLoss, {})):
+        value, grad = gradient(loss(ignore_index=-1, **smooth), scores, labels)
+        expected = gradient(loss(**smooth), scores[kept], LABELS[kept])
+        np.testing.assert_allclose(value, expected[0])
+        np.testing.assert_allclose(grad[kept], expected[1])
+        assert not grad[2].any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss,
+        nn.NLLLoss,
+        nn.MSELoss,
+        nn.L1Loss,
+        nn.SmoothL1Loss,
+        nn.HuberLoss,
+        nn.BCELoss,
+        nn.BCEWithLogitsLoss,
+        nn.KLDivLoss,
+    ],
+)
+def test_sum_and_mean_are_of_the_elements(loss: Any) -> None:
+    classes = loss in (nn.CrossEntropyLoss, nn.NLLLoss)
+    probabilities = 1 / (1 + np.exp(-SCORES))
+    target = LABELS if classes else probabilities[::-1]
+    none, sum_, mean = (loss(reduction=r)(Tensor(probabilities), target) for r in ("none", "sum", "mean"))
+    assert none.shape == ((6,) if classes else (6, 4))
+    np.testing.assert_allclose(sum_.item(), none.numpy().sum())
+    np.testing.assert_allclose(mean.item(), none.numpy().mean())
+    with pytest.raises(ValueError, match="'average'"):
+        loss(reduction="average")
+    grads = [gradient(loss(reduction=r), probabilities, target)[1] for r in ("sum", "mean")]
+    np.testing.assert_allclose(grads[0], grads[1] * none.numpy().size)
+
+
+def test_targets_of_another_dtype_do_not_widen() -> None:
+    x = Tensor(SCORES.astype(np.float32), requires_grad=True)
+    for loss in (nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(), nn.BCEWithLogitsLoss(WEIGHT)):
+        for target in (SCORES > 0, (SCORES > 0).astype(int), (SCORES > 0).astype(float)):
+            assert loss(x, target).numpy().dtype == np.float32
+
+
+def test_the_gradient_of_a_binary_loss_is_that_of_the_mean() -> None:
+    target = (RNG.random((6, 4)) < 0.5).astype(float)
+    _, grad = gradient(nn.BCEWithLogitsLoss(), SCORES, target)
+    np.testing.assert_allclose(grad, (1 / (1 + np.exp(-SCORES)) - target) / 24)
+    value, grad = gradient(nn.BCEWithLogitsLoss(), np.array([1e4, -1e4]), np.array([0.0, 1.0]))
+    assert value == 1e4
+    np.testing.assert_allclose(grad, [0.5, -0.5])
+
+
+class Pretending:
+    """Stands for other ranks: notes what it is asked, and answers with fixed factors."""
+
+    def __init__(self) -> None:
+        self.asked: list[float | str] = []
+
+    def mean_factor(self, denominator: float) -> float:
+        self.asked.append(denominator)
+        return 3.0
+
+    def sum_factor(self) -> float:
+        self.asked.append("sum")
+        return 5.0
+
+    def begin(self) -> float:
+        return 1.0
+
+    def end(self) -> None:
+        self.asked.append("end")
+
+    def failed(self) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "asked", "factor"),
+    [
+        (nn.CrossEntropyLoss(), LABELS, [], 1),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), LABELS, [], 1),
+        (nn.CrossEntropyLoss(), np.eye(4)[LABELS], [], 1),
+        (nn.CrossEntropyLoss(WEIGHT), np.eye(4)[LABELS], [], 1),
+        (nn.CrossEntropyLoss(WEIGHT, one_hot=True), np.eye(4)[LABELS], [6.0 - 1.0], 3),
+        (nn.CrossEntropyLoss(WEIGHT), LABELS, [5.0 + 1.0 - 1.0], 3),
+        (nn.CrossEntropyLoss(ignore_index=0), LABELS, [4.0], 3),
+        (nn.CrossEntropyLoss(ignore_index=-100), LABELS, [6.0], 3),
+        (nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1), LABELS, [2.0], 3),
+        (nn.CrossEntropyLoss(WEIGHT, reduction="sum"), LABELS, ["sum"], 5),
+        (nn.CrossEntropyLoss(reduction="none"), LABELS, [], 1),
+        (nn.NLLLoss(WEIGHT), LABELS, [6.0], 3),
+        (nn.MSELoss(), SCORES, [], 1),
+        (nn.MSELoss("sum"), SCORES, ["sum"], 5),
+        (nn.BCEWithLogitsLoss(WEIGHT, pos_weight=WEIGHT), SCORES > 0, [], 1),
+        (nn.KLDivLoss("batchmean"), np.abs(SCORES), [], 1),
+    ],
+)
+def test_only_a_mean_with_its_own_denominator_asks_the_other_ranks(
+    loss: Any, labels: Any, asked: list[Any], factor: float
+) -> None:
+    weight = float(np.sum(WEIGHT[LABELS]))
+    asked = [weight if a in (5.0, 6.0) and loss.weight is not None else a for a in asked]
+
+    def backward(x: Tensor) -> np.ndarray:
+        value = loss(x, labels)
+        value.backward(np.ones(value.shape))
+        return x.grad.numpy()
+
+    alone = backward(Tensor(SCORES, requires_grad=True))
+    x = Tensor(SCORES, requires_grad=True)
+    others = x.leaf.sync = Pretending()
+    np.testing.assert_allclose(backward(x), alone * factor)
+    assert others.asked == [*asked, "end"]
+    others.asked.clear()
+    loss(x.detach(), labels)
+    assert not others.asked
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: F.cross_entropy(SCORES, LABELS[:5]), ValueError, ["target", "(6,)", "(5,)"]),
+        (lambda: F.cross_entropy(SCORES, LABELS.astype(float)), TypeError, ["target", "float64", "integers"]),
+        (lambda: F.cross_entropy(SCORES, [0, 1, 4, 0, 0, 0]), IndexError, ["target", "[0, 4)", "4", "row 2"]),
+        (lambda: F.cross_entropy(SCORES, [0, 1, 0, -1, 0, 0]), IndexError, ["[0, 4)", "-1", "row 3"]),
+        (lambda: F.cross_entropy(SCORES, [0, 1, 4, 9, 0, 0], ignore_index=4), IndexError, ["9", "row 3"]),
+        (lambda: F.cross_entropy(SCORES[0], 1), ValueError, ["logits", "(N, C)", "(4,)"]),
+        (lambda: F.cross_entropy(SCORES[:, :, None], LABELS), ValueError, ["(6, 1)", "(6,)"]),
+        (lambda: F.cross_entropy(SCORES[:, :, None], LABELS[:, None] + 1), IndexError, ["4", "(1, 0)"]),
+        (lambda: F.cross_entropy(SCORES, LABELS, [1, 2, 3]), ValueError, ["weight", "(4,)", "(3,)"]),
+        (lambda: F.cross_entropy(SCORES, LABELS, one_hot=True), ValueError, ["target", "(6, 4)", "(6,)"]),
+        (lambda: F.cross_entropy(SCORES, SCORES, ignore_index=0), ValueError, ["ignore_index", "probabilities"]),
+        (lambda: F.cross_entropy(SCORES, LABELS, label_smoothing=2), ValueError, ["label_smoothing", "[0, 1]", "2"]),
+        (lambda: F.cross_entropy(SCORES, LABELS, reduction="avg"), ValueError, ["reduction", "'avg'", "'mean'"]),
+        (lambda: F.mse_loss(SCORES, SCORES[:, :1]), ValueError, ["target", "(6, 4)", "(6, 1)"]),
+        (lambda: F.mse_loss(LABELS, LABELS), TypeError, ["input", "int64"]),
+        (lambda: F.binary_cross_entropy(SCORES, SCORES), ValueError, ["input", "[0, 1]", "with_logits"]),
+        (lambda: F.binary_cross_entropy(SCORES * np.nan, SCORES), ValueError, ["input", "nan"]),
+        (
+            lambda: F.binary_cross_entropy_with_logits(SCORES, SCORES, pos_weight=[1, 2]),
+            ValueError,
+            ["pos_weight", "(6, 4)", "(2,)"],
+        ),
+        (lambda: F.huber_loss(SCORES, SCORES, delta=0), ValueError, ["delta", "0"]),
+        (lambda: F.kl_div(SCORES, SCORES, "rowmean"), ValueError, ["reduction", "'rowmean'"]),
+    ],
+)
+def test_bad_input_is_named(call: Any, error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as raised:
+        call()
+    for word in words:
+        assert word in str(raised.value)

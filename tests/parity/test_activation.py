@@ -1,0 +1,53 @@
+"""Activations and their first and second derivatives are PyTorch's."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sorix_dist import nn
+from sorix_dist.core import Tensor, grad
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ReLU", {}),
+        ("LeakyReLU", {"negative_slope": 0.2}),
+        ("Sigmoid", {}),
+        ("Tanh", {}),
+        ("GELU", {"approximate": "tanh"}),
+        ("GELU", {"approximate": "none"}),
+        ("SiLU", {}),
+        ("ELU", {"alpha": 1.5}),
+        ("Softplus", {"beta": 3.0, "threshold": 10.0}),
+        ("Softmax", {"dim": 0}),
+        ("Softmax", {"dim": -1}),
+        ("LogSoftmax", {"dim": 1}),
+        ("Flatten", {}),
+        ("Identity", {}),
+    ],
+)
+def test_values_and_derivatives(name: str, options: dict[str, Any]) -> None:
+    if options.get("approximate") == "none" and not importlib.util.find_spec("scipy"):
+        pytest.skip("needs SciPy")
+    ours, theirs = (getattr(m, name)(**options) for m in (nn, torch.nn))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4, 5)) * 6
+    mine, other = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    got, expected = ours(mine), theirs(other)
+    np.testing.assert_allclose(got.numpy(), expected.detach().numpy(), rtol=1e-10, atol=1e-12)
+    weights = rng.standard_normal(got.shape)
+    (first,) = grad((got * weights).sum(), mine, create_graph=True)
+    (wanted,) = torch.autograd.grad((expected * torch.tensor(weights)).sum(), other, create_graph=True)
+    np.testing.assert_allclose(first.numpy(), wanted.detach().numpy(), rtol=1e-9, atol=1e-12)
+    if not wanted.requires_grad or not first.requires_grad or name in ("ReLU", "LeakyReLU"):
+        return
+    (second,) = grad((first * weights.reshape(x.shape)).sum(), mine)
+    (wanted,) = torch.autograd.grad((wanted * torch.tensor(weights)).sum(), other)
+    np.testing.assert_allclose(second.numpy(), wanted.detach().numpy(), rtol=1e-8, atol=1e-11)
