@@ -83,10 +83,10 @@ def batch_norm_of_rows(
     """
     axes, shape = _over_channels(x)
     channels = x.shape[1]
-    # Sums over the batch are few: they are added up in float64, whatever the values are.
+    # In float64, whatever the values are: an error of the mean would shift every result.
     summed = np.empty(channels + 1)
     summed[0] = x.size // max(1, channels)
-    summed[1:] = np.sum(x, axis=axes)
+    summed[1:] = np.sum(x, axis=axes, dtype=np.float64)
     summed = batch.sum(summed)
     count = int(summed[0])
     if count == 1:
