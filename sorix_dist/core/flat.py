@@ -12,6 +12,7 @@ from sorix_dist.core.graph import Accumulator, Leaf
 from sorix_dist.core.tensor import Array, Tensor
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of today's CPUs
+BLOCK = 1 << 15  # elements: a block of some arrays of this size fits into a core's cache
 
 _changes = itertools.count(1)
 _version = 0

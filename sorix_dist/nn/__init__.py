@@ -1,6 +1,6 @@
 """Layers, losses and what they are built of."""
 
-from sorix_dist.nn import functional, init
+from sorix_dist.nn import functional, init, utils
 from sorix_dist.nn.activation import (
     ELU,
     GELU,
@@ -48,5 +48,5 @@ __all__ = [
     "Dropout", "Dropout2d",
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "NLLLoss",
     "SmoothL1Loss",
-    "functional", "init",
+    "functional", "init", "utils",
 ]  # fmt: skip

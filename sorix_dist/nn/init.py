@@ -1,6 +1,14 @@
-"""Fills existing tensors with starting values."""
+"""Fills existing tensors with starting values, in place; every function returns its tensor.
+
+Fans are the numbers of inputs and outputs of one unit. A matrix is (in, out), as in `Linear`; a weight with
+more dimensions is (out, in, *kernel), as in the convolutions, and its fans are times the kernel's size.
+"""
 
 from __future__ import annotations
+
+from math import prod, sqrt
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +18,29 @@ from sorix_dist.core import random as rng
 
 def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fills with numbers drawn uniformly from [a, b)."""
-    return _fill(t, rng.generator().uniform(a, b, t.array.shape))
+    if not a <= b:
+        raise ValueError(f"uniform_: a must be <= b, got a = {a} and b = {b}")
+    return _fill(t, rng.generator().uniform(a, b, _shape(t)))
 
 
 def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fills with normally distributed numbers."""
-    return _fill(t, rng.generator().normal(mean, std, t.array.shape))
+    return _fill(t, rng.generator().normal(mean, _deviation("normal_", std), _shape(t)))
+
+
+def trunc_normal_(t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
+    """Fills with normally distributed numbers, all of which lie in [a, b]: the inverse of their distribution
+    at uniform numbers. ValueError if [a, b] is empty or so far out that it holds none of the distribution."""
+    normal = NormalDist(mean, _deviation("trunc_normal_", std))
+    if std == 0 and a <= mean <= b:
+        return _fill(t, mean)
+    low, high = (normal.cdf(a), normal.cdf(b)) if std else (0.0, 0.0)
+    if not low < high:
+        raise ValueError(f"trunc_normal_: [a, b] must hold some of the distribution, got [{a}, {b}] for {mean} ± {std}")
+    # The ends of (0, 1) have no finite inverse.
+    levels = np.clip(rng.generator().uniform(low, high, prod(_shape(t))), 1e-300, np.nextafter(1.0, 0.0))
+    values = np.array([normal.inv_cdf(level) for level in levels.tolist()])
+    return _fill(t, np.clip(values, a, b).reshape(_shape(t)))
 
 
 def constant_(t: Tensor, val: float) -> Tensor:
@@ -33,6 +58,91 @@ def ones_(t: Tensor) -> Tensor:
     return _fill(t, 1.0)
 
 
-def _fill(t: Tensor, values: object) -> Tensor:
-    np.copyto(t.array, values, casting="same_kind")  # type: ignore[arg-type]
+def xavier_uniform_(t: Tensor, gain: float = 1.0) -> Tensor:
+    """Uniform with variance gain² · 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    bound = sqrt(3) * gain * sqrt(2 / _positive(sum(fans(t))))
+    return uniform_(t, -bound, bound)
+
+
+def xavier_normal_(t: Tensor, gain: float = 1.0) -> Tensor:
+    """Normal with variance gain² · 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    return normal_(t, 0.0, gain * sqrt(2 / _positive(sum(fans(t)))))
+
+
+def kaiming_uniform_(t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """Uniform with variance gain² / fan (He et al. 2015); `a` is the slope of a leaky ReLU that follows."""
+    bound = sqrt(3) * _kaiming_deviation(t, a, mode, nonlinearity)
+    return uniform_(t, -bound, bound)
+
+
+def kaiming_normal_(t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """Normal with variance gain² / fan (He et al. 2015); `a` is the slope of a leaky ReLU that follows."""
+    return normal_(t, 0.0, _kaiming_deviation(t, a, mode, nonlinearity))
+
+
+def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
+    """Orthogonal rows, or columns if there are fewer of those, each of length `gain` (Saxe et al. 2014).
+
+    Dimensions after the first count as one. The Q of a QR of normal numbers, with the signs of R's diagonal,
+    is uniform over all such matrices.
+    """
+    fans(t)  # at least two dimensions
+    rows = _shape(t)[0]
+    columns = prod(_shape(t)[1:])
+    if not rows * columns:
+        return t
+    q, r = np.linalg.qr(rng.generator().standard_normal((max(rows, columns), min(rows, columns))))
+    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return _fill(t, gain * (q if rows >= columns else q.T).reshape(_shape(t)))
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """The factor that keeps the scale of what passes through a function; `param`: the slope of "leaky_relu"."""
+    if nonlinearity == "leaky_relu":
+        return sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
+    gains = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": sqrt(2), "selu": 3 / 4}
+    if nonlinearity not in gains:
+        raise ValueError(f"nonlinearity must be among {sorted([*gains, 'leaky_relu'])}, got {nonlinearity!r}")
+    return gains[nonlinearity]
+
+
+def fans(t: Tensor) -> tuple[int, int]:
+    """How many inputs and outputs a unit of a weight has; ValueError with fewer than two dimensions."""
+    shape = _shape(t)
+    if len(shape) < 2:
+        raise ValueError(
+            f"Fan in and fan out can not be computed for tensor with fewer than 2 dimensions, got shape {shape}"
+        )
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    kernel = prod(shape[2:])
+    return shape[1] * kernel, shape[0] * kernel
+
+
+def _kaiming_deviation(t: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
+    fan = fans(t)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / sqrt(_positive(fan))
+
+
+def _positive(fan: int) -> int:
+    return max(fan, 1)  # a tensor without elements needs no scale
+
+
+def _deviation(name: str, std: float) -> float:
+    if not std >= 0:
+        raise ValueError(f"{name}: std must be >= 0, got {std}")
+    return std
+
+
+def _shape(t: Tensor) -> tuple[int, ...]:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"t must be a Tensor, got {type(t).__name__}")
+    return tuple(t.array.shape)
+
+
+def _fill(t: Tensor, values: Any) -> Tensor:
+    _shape(t)
+    np.copyto(t.array, values, casting="same_kind")
     return t

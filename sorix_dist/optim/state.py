@@ -10,8 +10,6 @@ import numpy as np
 from sorix_dist.core import Tensor, flat
 from sorix_dist.core.tensor import Array
 
-BLOCK = 1 << 15  # elements: a block of data, gradient, state and scratch space fits into a core's cache
-
 # data, gradient, scratch arrays, buffers by name: slices of one length
 Block = tuple[Array, Array, tuple[Array, ...], dict[str, Array]]
 
@@ -130,11 +128,11 @@ class GroupState:
         for run in flat.runs(self.params, used, joined):
             dtype = run.flat.dtype
             if dtype not in spare:
-                spare[dtype] = tuple(np.empty(BLOCK, dtype) for _ in range(scratch_arrays))
+                spare[dtype] = tuple(np.empty(flat.BLOCK, dtype) for _ in range(scratch_arrays))
             shift = self._starts[run.first] - run.start
             blocks = []
-            for start in range(run.start, run.stop, BLOCK):
-                stop = min(start + BLOCK, run.stop)
+            for start in range(run.start, run.stop, flat.BLOCK):
+                stop = min(start + flat.BLOCK, run.stop)
                 state = slice(start + shift, stop + shift)
                 buffers = {name: self.buffers[name][dtype][state] for name in names}
                 scratch = tuple(array[: stop - start] for array in spare[dtype])

@@ -1,0 +1,96 @@
+"""Bounds on gradients. The gradients are read and scaled where they lie, as long slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf, isfinite, isnan
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.flat import BLOCK, gradients
+from sorix_dist.core.tensor import Array
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scales all gradients together, in place, so that their norm is at most `max_norm`; returns their norm
+    before, a 0-d tensor.
+
+    The norm is (Σ |g|^norm_type)^(1 / norm_type) over the elements of all gradients, or the largest |g| for
+    infinity; the factor is max_norm / (norm + 1e-6), as in PyTorch. Parameters without a gradient do not count.
+    RuntimeError, with all gradients as they were, if `error_if_nonfinite` and the norm is NaN or infinite.
+    """
+    given = _tensors(parameters)
+    max_norm, norm_type = _at_least_zero("max_norm", max_norm), _at_least_zero("norm_type", norm_type)
+    if norm_type == 0:
+        raise ValueError("norm_type must be > 0, got 0")
+    found = gradients(given)
+    total = _norm(found, norm_type)
+    if error_if_nonfinite and not isfinite(total):
+        raise RuntimeError(f"the norm of the gradients is {total}, so they can't be clipped to {max_norm}")
+    factor = max_norm / (total + 1e-6)
+    _forget_graphs(given)
+    if isnan(factor):
+        # Only the parameters' own elements: the gaps between them in flat storage have to stay zero.
+        for parameter in given:
+            if parameter.grad is not None:
+                parameter.grad.array[...] = factor
+    elif factor < 1:
+        for array in found:
+            with np.errstate(invalid="ignore"):  # 0 times infinity
+                array *= factor
+    return Tensor(np.asarray(total, np.result_type(np.float32, *found)))
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Limits every element of the gradients, in place, to [-clip_value, clip_value]."""
+    given = _tensors(parameters)
+    limit = _at_least_zero("clip_value", clip_value)
+    _forget_graphs(given)
+    for array in gradients(given):
+        np.clip(array, -limit, limit, out=array)
+
+
+def _norm(arrays: list[Array], p: float) -> float:
+    blocks = (array[i : i + BLOCK] for array in arrays for i in range(0, array.size, BLOCK))
+    if p == inf:
+        return float(np.max([0.0, *(float(max(np.max(b), -np.min(b))) for b in blocks)]))
+    return sum(_power_sum(block, p) for block in blocks) ** (1 / p)
+
+
+def _power_sum(block: Array, p: float) -> float:
+    """Σ |x|^p over a block: in its own precision if that is enough, which is fast, else in float64."""
+    if p == 2 and block.dtype != np.float16:
+        with np.errstate(over="ignore"):
+            fast = float(np.dot(block, block))
+        if isfinite(fast):
+            return fast
+    return float((np.abs(block.astype(np.float64)) ** p).sum())
+
+
+def _tensors(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for i, parameter in enumerate(given):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"parameters must hold tensors, got {type(parameter).__name__} at {i}")
+    return given
+
+
+def _forget_graphs(parameters: list[Tensor]) -> None:
+    """Makes gradients that a backward with create_graph has left show the numbers that were just changed."""
+    for parameter in parameters:
+        leaf = parameter.leaf
+        if leaf is not None and leaf.view is not None and leaf.view.origin is not None:
+            leaf.view = None
+
+
+def _at_least_zero(name: str, value: float) -> float:
+    number = float(value)
+    if not number >= 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
+    return number
