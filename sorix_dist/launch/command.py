@@ -74,9 +74,11 @@ def command(
     mpirun = find_mpirun(environ) if mpirun is None else mpirun
     if root is None:
         root = hasattr(os, "geteuid") and os.geteuid() == 0
-    wanted = _settings(flavour(mpirun), environ, root)
-    missing = {name: value for name, value in wanted.items() if name not in environ}
-    return Command((str(mpirun), "-n", str(ranks), *_guarded(program)), missing)
+    kind = flavour(mpirun)
+    added = {name: value for name, value in _settings(kind, environ, root).items() if name not in environ}
+    if kind == "intel":
+        added |= _reachable(mpirun, environ)
+    return Command((str(mpirun), "-n", str(ranks), *_guarded(program)), added)
 
 
 def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:
@@ -98,7 +100,12 @@ def flavour(mpirun: Path) -> Flavour:
     """Which MPI a launcher belongs to, by its --version; LaunchError if it is none that we know."""
     try:
         answer = subprocess.run(
-            [mpirun, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+            [mpirun, "--version"],
+            env=os.environ | _reachable(mpirun, os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{mpirun} --version failed: {error}") from error
@@ -144,6 +151,12 @@ def _settings(kind: Flavour, environ: Mapping[str, str], root: bool) -> dict[str
         settings["OMPI_MCA_btl"] = "self,sm" if kind == "openmpi5" else "self,vader"
     settings["OMPI_MCA_osc"] = "^ucx"  # else an error message for every shared window
     return settings
+
+
+def _reachable(mpirun: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """A PATH that leads to the launcher's folder, if it does not yet: Intel's mpirun looks for its parts there."""
+    folder, path = str(mpirun.parent), environ.get("PATH", os.defpath)
+    return {} if folder in path.split(os.pathsep) else {"PATH": f"{folder}{os.pathsep}{path}"}
 
 
 def _guarded(program: Sequence[str]) -> Sequence[str]:

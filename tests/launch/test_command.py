@@ -36,7 +36,8 @@ def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def settings(mpirun: Path, environ: dict[str, str] | None = None, root: bool = False) -> dict[str, str]:
-    return dict(command(["python", "train.py"], 4, mpirun=mpirun, environ=environ or {}, root=root).env)
+    environ = {"PATH": str(mpirun.parent)} | (environ or {})
+    return dict(command(["python", "train.py"], 4, mpirun=mpirun, environ=environ, root=root).env)
 
 
 def test_every_flavour_is_recognised(mpirun: Path) -> None:
@@ -96,6 +97,15 @@ def test_settings_on_one_host(mpirun: Path) -> None:
 def test_only_open_mpi_asks_whether_root_may(mpirun: Path) -> None:
     added = settings(mpirun, root=True).items() - settings(mpirun).items()
     assert dict(added) == (ROOT_ALLOWED if "openmpi" in mpirun.parent.name else {})
+
+
+def test_intels_launcher_is_shown_its_parts_also_in_an_environment_that_is_not_activated(tmp_path: Path) -> None:
+    path = launcher(tmp_path, VERSIONS["intel"])
+    path.rename(tmp_path / "mpiexec.hydra")
+    path.write_text('#!/bin/sh\nexec mpiexec.hydra "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    assert settings(path, {"PATH": "/usr/bin:/bin"}) == {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert settings(path, {"PATH": f"/usr/bin:{tmp_path}"}) == {}
 
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "PBS_NODEFILE", "HYDRA_HOST_FILE"])
