@@ -66,6 +66,9 @@ class Replicas:
             return 0.0
         return float(denominator / summed[0] * (self.total / self.rows))
 
+    def sum_factor(self) -> float:
+        return self.total / self.rows if self.rows else 0.0
+
     def begin(self) -> float:
         for _, one in self.reducers:
             one.begin()

@@ -145,6 +145,68 @@ def training(rows: int) -> None:
         assert all(np.array_equal(other, value) for other in gathered)
 
 
+LOSSES: list[tuple[nn.Module, bool]] = [
+    (nn.CrossEntropyLoss(weight=np.array([0.5, 2.0, 0.0, 1.0])), False),
+    (nn.CrossEntropyLoss(ignore_index=1), False),
+    (nn.CrossEntropyLoss(weight=np.array([0.5, 2.0, 0.1, 1.0]), ignore_index=2, label_smoothing=0.1), False),
+    (nn.CrossEntropyLoss(reduction="sum"), False),
+    (nn.MSELoss(), True),
+    (nn.BCEWithLogitsLoss(pos_weight=np.array([1.0, 2.0, 3.0, 0.5])), True),
+    (nn.MSELoss(reduction="sum"), True),
+]
+
+
+def losses_with_denominators_of_their_own(rows: int) -> None:
+    """Class weights, ignored labels and sums are exact too, alone and added to a plain mean; also where no label
+    of a rank, or none at all, counts."""
+    x, labels = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    for y in (labels, np.full(rows, 1), np.where(np.arange(rows) < rows // 2, 1, labels)):
+        for criterion, dense in LOSSES:
+            target = np.eye(4)[y] if dense else y
+            alone, wrapped = network(), sx.DistributedDataParallel(network())
+            for model, part in ((alone, slice(None)), (wrapped, slice(start, stop))):
+                out = model(sx.tensor(x[part]))
+                (criterion(out, target[part]) + nn.CrossEntropyLoss()(out, y[part])).backward()
+            assert_same(gradients(wrapped), gradients(alone))
+
+
+class _Normalised(nn.Module):
+    """A model whose layers see the batch: batch norm, whose statistics are the batch's, and dropout, drawn by row."""
+
+    def __init__(self) -> None:
+        sx.manual_seed(7)
+        self.layers = nn.Sequential(
+            nn.Linear(5, 6),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(6, 6),
+            nn.LayerNorm(6),
+            nn.Linear(6, 4),
+        ).double()
+
+    def forward(self, x: Any) -> Any:
+        return self.layers(x)
+
+
+def layers_that_see_the_batch(rows: int) -> None:
+    """Batch norm normalises by the global batch, forward and backward, and dropout drops the same of every row."""
+    if rows == 1:
+        return  # one value per channel has no variance: an error, as on one process
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    alone = _Normalised()
+    wrapped = sx.DistributedDataParallel(_Normalised())
+    for model, part in ((alone, slice(None)), (wrapped, slice(start, stop))):
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.CrossEntropyLoss()(model(sx.tensor(x[part])), y[part]).backward()
+            optimizer.step()
+    assert_same(wrapped.state_dict(), alone.state_dict())
+
+
 def gradient_at_the_logits(rows: int) -> None:
     """What reaches the logits is (softmax - one-hot) / N with N the global number of rows."""
     x, y = data(rows)
@@ -203,6 +265,8 @@ CHECKS: list[Callable[[int], None]] = [
     penalty_and_second_backward,
     parameters_that_some_ranks_use,
     training,
+    losses_with_denominators_of_their_own,
+    layers_that_see_the_batch,
     gradient_at_the_logits,
     optimizer_before_wrapping,
     two_models_in_one_backward,
