@@ -14,13 +14,19 @@ BLOCK = 1 << 15  # elements that are summed at a time, so that they stay in the 
 
 
 class Reducer(Protocol):
-    """Sums the gradients of one flat storage over the ranks."""
+    """Sums the gradients of one flat storage over the ranks, in steps that all ranks take together."""
 
     def begin(self) -> None:
         """Gets the place ready that a backward writes to."""
 
-    def end(self) -> None:
-        """Adds the sum over the ranks to what the parameters show as `grad`. Called by every rank."""
+    def prepare(self) -> bool:
+        """Makes the local gradients ready to be read by others; whether the backward reached any of them."""
+
+    def sum(self) -> None:
+        """Sums over the ranks, when all of them are prepared."""
+
+    def hand_over(self) -> None:
+        """Adds the sum to what the parameters show as `grad`, when all ranks have summed."""
 
 
 def reducer(flat: Flat, comm: Comm) -> Reducer:
@@ -36,20 +42,28 @@ class Alone:
     def begin(self) -> None:
         return None
 
-    def end(self) -> None:
+    def prepare(self) -> bool:
+        return False
+
+    def sum(self) -> None:
+        return None
+
+    def hand_over(self) -> None:
         return None
 
 
 class _Shared:
     """What both other ways have in common: a local array beside `grad`, and which parameters were used.
 
-    used: one byte per parameter, whether a backward of this rank reached it.
+    flags: one byte per parameter, whether a backward of this rank reached it; used: whether that of any rank did.
     """
 
-    def __init__(self, flat: Flat, local: Array, used: Array) -> None:
+    def __init__(self, flat: Flat, local: Array, flags: Array) -> None:
         self.flat = flat
         self.local = local
-        self.used = used
+        self.flags = flags
+        self.used = flags
+        self.total = local
         flat.localize(local)
         self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
         self.views = flat.views(local)
@@ -58,21 +72,20 @@ class _Shared:
         for leaf in self.leaves:
             leaf.local.written = False
 
-    def note_used(self) -> None:
-        """Writes down which parameters were used here, and makes the others' part of the sum zero."""
+    def prepare(self) -> bool:
         for i, (leaf, view) in enumerate(zip(self.leaves, self.views, strict=True)):
-            # Windows start as zeros, and the zeros of an earlier step are still there.
-            if not leaf.local.written and self.used[i]:
+            # Both arrays start as zeros, and the zeros of an earlier step are still there.
+            if not leaf.local.written and self.flags[i]:
                 view[...] = 0
-            self.used[i] = leaf.local.written
+            self.flags[i] = leaf.local.written
+        return bool(self.flags.any())
 
-    def hand_over(self, total: Array, used: Array) -> None:
-        """Adds the reduced `total` to the gradients of those parameters that any rank used."""
+    def hand_over(self) -> None:
         runs: list[tuple[int, int, bool]] = []
-        for leaf, start, end, any_used in zip(
-            self.leaves, self.flat.starts, [*self.flat.starts[1:], self.flat.size], used, strict=True
+        for leaf, start, end, used in zip(
+            self.leaves, self.flat.starts, [*self.flat.starts[1:], self.flat.size], self.used, strict=True
         ):
-            if not any_used:
+            if not used:
                 continue
             adding = leaf.total.written
             leaf.total.written = True
@@ -83,9 +96,9 @@ class _Shared:
         for start, end, adding in runs:
             grad = self.flat.grad[start:end]
             if adding:
-                grad += total[start:end]
+                grad += self.total[start:end]
             else:
-                np.copyto(grad, total[start:end])
+                np.copyto(grad, self.total[start:end])
 
 
 class ByWindow(_Shared):
@@ -96,30 +109,23 @@ class ByWindow(_Shared):
         count = len(flat.parameters)
         head = -(-count // ALIGNMENT) * ALIGNMENT
         size = flat.size * flat.dtype.itemsize
-        self.window = comm.window(head + size)
-        self.sums = comm.window(size if comm.local_rank == 0 else 0)
-        self.total = self.sums.parts[0][:size].view(flat.dtype)
-        self.parts = [part[head : head + size].view(flat.dtype) for part in self.window.parts]
-        self.flags = [part[:count] for part in self.window.parts]
-        own = self.window.local_rank
-        super().__init__(flat, self.parts[own], self.flags[own])
-        lines = flat.size // (ALIGNMENT // flat.dtype.itemsize)
-        cut = [lines * i // comm.local_size * (ALIGNMENT // flat.dtype.itemsize) for i in (own, own + 1)]
-        self.blocks = [
-            ([part[at : min(at + BLOCK, cut[1])] for part in self.parts], self.total[at : min(at + BLOCK, cut[1])])
-            for at in range(cut[0], cut[1], BLOCK)
-        ]
+        window = comm.window(head + size)
+        own = window.local_rank
+        parts = [part[head : head + size].view(flat.dtype) for part in window.parts]
+        self.all_flags = [part[:count] for part in window.parts]
+        super().__init__(flat, parts[own], self.all_flags[own])
+        self.total = comm.window(size if own == 0 else 0).parts[0][:size].view(flat.dtype)
+        line = ALIGNMENT // flat.dtype.itemsize
+        first, end = (flat.size // line * i // comm.local_size * line for i in (own, own + 1))
+        blocks = [slice(at, min(at + BLOCK, end)) for at in range(first, end, BLOCK)]
+        self.blocks = [([part[block] for part in parts], self.total[block]) for block in blocks]
 
-    def end(self) -> None:
-        self.note_used()
-        self.window.barrier()
-        used = np.bitwise_or.reduce(self.flags)
+    def sum(self) -> None:
+        self.used = np.bitwise_or.reduce(self.all_flags)
         for (first, second, *others), total in self.blocks:
             np.add(first, second, out=total)
             for part in others:
                 total += part
-        self.window.barrier()
-        self.hand_over(self.total, used)
 
 
 class ByMessage(_Shared):
@@ -129,9 +135,7 @@ class ByMessage(_Shared):
         super().__init__(flat, np.zeros(flat.size, flat.dtype), np.zeros(len(flat.parameters), np.uint8))
         self.comm = comm
 
-    def end(self) -> None:
-        self.note_used()
-        # Afterwards both hold what all ranks did, so that the next step clears what others have left here.
-        self.comm.all_reduce(self.used, "max").wait()
+    def sum(self) -> None:
+        # Afterwards flags and array hold what all ranks did, so that the next step clears what others have left here.
+        self.comm.all_reduce(self.flags, "max").wait()
         self.comm.all_reduce(self.local).wait()
-        self.hand_over(self.local, self.used)

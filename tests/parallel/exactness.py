@@ -5,6 +5,7 @@ Each rank computes the whole batch with a bare copy of the model too: what it co
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -249,6 +250,18 @@ def two_models_in_one_backward(rows: int) -> None:
     assert_same(gradients(wrapped[1]), gradients(second))
 
 
+def a_model_that_some_ranks_have_dropped(rows: int) -> None:
+    """Models that are gone do not take part, whenever each rank's garbage collector notices."""
+    x, y = data(rows)
+    for _ in range(3):
+        left = sx.DistributedDataParallel(network())
+        nn.CrossEntropyLoss()(left(sx.tensor(x)), y).backward()
+        del left
+    if sx.rank() == sx.size() - 1:
+        gc.collect()
+    global_gradient(rows)
+
+
 def a_bare_model_is_local(rows: int) -> None:
     """A model that is not wrapped sends nothing: one rank may train one alone."""
     sx.DistributedDataParallel(network())
@@ -270,6 +283,7 @@ CHECKS: list[Callable[[int], None]] = [
     gradient_at_the_logits,
     optimizer_before_wrapping,
     two_models_in_one_backward,
+    a_model_that_some_ranks_have_dropped,
     a_bare_model_is_local,
 ]
 

@@ -15,6 +15,13 @@ def test_same_as_one_process(check, size):
         run_threads(check, size, args=(rows,))
 
 
+@pytest.mark.parametrize("check", exactness.CHECKS, ids=lambda check: check.__name__)
+def test_same_on_several_hosts(check):
+    """Where no memory is shared by all, gradients go by messages."""
+    for rows in (1, 17):
+        run_threads(check, 4, args=(rows,), hosts=2)
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_mean_of_means_is_another_gradient(size):
     run_threads(exactness.every_rank_rule, size, args=(61,))
