@@ -46,16 +46,20 @@ def max_pool(x: Array, *, places: Geometry) -> Result:
 
     def to_x(g: Array, out: Array | None) -> Array:
         padded = _padded_for_max(x, places)
-        gradient = np.zeros_like(padded)
-        reach = [d * (k - 1) for d, k in zip(places.dilation, places.kernel, strict=True)]
-        apart = all(s > r for s, r in zip(places.stride, reach, strict=True))
+        # Every pixel is under one window, or some under none or several.
+        tiled = places.stride == places.kernel and places.dilation == (1, 1)
+        tiled &= places.padded == tuple(s * n for s, n in zip(places.stride, places.output, strict=True))
+        gradient = np.empty_like(padded) if tiled else np.zeros_like(padded)
         free = np.ones_like(y, bool)
+        if g.strides != y.strides:  # products of arrays that lie differently in memory are slow
+            g, there = np.empty_like(y), g
+            np.copyto(g, there)
         for vertical, horizontal in places.pixels():
             chosen = np.equal(padded[:, :, vertical, horizontal], y)
             chosen &= free
             free ^= chosen
             under = gradient[:, :, vertical, horizontal]
-            if apart:
+            if tiled:
                 np.multiply(g, chosen, out=under)
             else:
                 under += g * chosen
