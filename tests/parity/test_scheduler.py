@@ -108,11 +108,13 @@ def test_a_rate_set_by_hand_is_kept() -> None:
 )
 def test_plateau(mode: str, threshold_mode: str, options: dict[str, Any]) -> None:
     ours, theirs = both()
-    options = {"mode": mode, "threshold_mode": threshold_mode, "threshold": 0.05, **options}
+    options = {"mode": mode, "threshold_mode": threshold_mode, "threshold": 0.05, "factor": 0.9, **options}
     schedulers = [
         lr_scheduler.ReduceLROnPlateau(ours, **options),
         torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options),
     ]
-    metrics = np.random.default_rng(0).standard_normal(100) + np.linspace(3, 0, 100)
+    metrics = (
+        np.random.default_rng(0).standard_normal(100) * 0.2 + np.linspace(3, 0.5, 100)[:: 1 if mode == "min" else -1]
+    )
     metrics[50] = np.nan
     follow(ours, theirs, lambda scheduler, epoch: scheduler.step(metrics[epoch]), schedulers)

@@ -12,8 +12,9 @@ class LRScheduler:
     """Base of the schedulers. A subclass gives the learning rates of an epoch in `lrs_at`.
 
     The rates of the groups at the start are kept as `base_lrs`, and in the groups as "initial_lr". Making a
-    scheduler sets the rates of epoch 0 (or of the one after `last_epoch`), each `step()` those of the next.
-    They are computed from the epoch alone, so rounding does not add up, unless something else has changed
+    scheduler sets the rates of epoch 0, each `step()` those of the next. With `last_epoch` it goes on with an
+    optimizer that was stepped and saved in an earlier run, with the rates of the epoch after that.
+    Rates are computed from the epoch alone, so rounding does not add up, unless something else has changed
     the rate of a group since: another scheduler of the same optimizer, or the user. That change is kept.
     """
 
@@ -32,7 +33,11 @@ class LRScheduler:
         self.base_lrs: list[float] = [group["initial_lr"] for group in optimizer.param_groups]
         self.last_epoch = last_epoch
         self._last_lr: list[float] = []
-        self.step()
+        if last_epoch == -1 or self.absolute:
+            self.step(last_epoch + 1 if self.absolute else None)
+        else:
+            self.last_epoch += 1
+            self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def _attach(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -98,4 +103,4 @@ class LRScheduler:
             raise ValueError(f"load_state_dict: state_dict must be of {len(groups)} parameter groups, got {len(lrs)}")
         for group, left, lr in zip(groups, self._last_lr, lrs, strict=True):
             group["lr"] = lr if group["lr"] == left else group["lr"]
-        vars(self).update(deepcopy(state_dict))
+        vars(self).update(deepcopy({k: v for k, v in state_dict.items() if k not in self.not_saved}))

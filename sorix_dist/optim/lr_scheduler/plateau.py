@@ -14,7 +14,7 @@ class ReduceLROnPlateau(LRScheduler):
     """The rate times `factor` when a metric has not become better for more than `patience` epochs.
 
     mode: "min" if less is better, "max" if more is; min_lr: a lower bound, or one for each parameter group.
-    threshold: what counts as better, as a share of the best ("rel") or as a difference from it ("abs").
+    threshold: better is what passes best * (1 ± threshold) ("rel"), or best ± threshold ("abs").
     cooldown: epochs after a reduction that do not count; eps: a smaller change of the rate is not made.
     The metric has to be the same on every rank of a job.
     """
@@ -71,9 +71,9 @@ class ReduceLROnPlateau(LRScheduler):
 
     def is_better(self, value: float) -> bool:
         """Whether a metric is better than the best by more than the threshold; NaN never is."""
-        sign = 1 if self.mode == "max" else -1
-        margin = self.threshold if self.threshold_mode == "abs" else self.threshold * self.best * sign
-        return value * sign > (self.best * sign + margin if abs(self.best) != inf else -inf)
+        down = -self.threshold if self.mode == "min" else self.threshold
+        bound = self.best * (1 + down) if self.threshold_mode == "rel" else self.best + down
+        return value < bound if self.mode == "min" else value > bound
 
     def get_lr(self) -> list[float]:
         """The learning rate of each group."""

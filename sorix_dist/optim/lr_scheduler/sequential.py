@@ -15,6 +15,7 @@ class SequentialLR(LRScheduler):
     """Schedulers of one optimizer: at each of the epochs `milestones` the next starts, at its epoch 0."""
 
     not_saved = ("optimizer", "schedulers")
+    absolute = True
 
     def __init__(
         self,
@@ -64,7 +65,10 @@ class SequentialLR(LRScheduler):
             raise ValueError(
                 f"load_state_dict: state_dict must be of {len(self.schedulers)} schedulers, got {len(saved)}"
             )
-        own = {name: value for name, value in state_dict.items() if name != "schedulers"}
+        groups = self.optimizer.param_groups
+        lrs = [group["lr"] for group in groups]
         for scheduler, its_state in zip(self.schedulers, saved, strict=True):
             scheduler.load_state_dict(its_state)
-        super().load_state_dict(own)
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr  # which rate is in force is for the sequence to say
+        super().load_state_dict(state_dict)
