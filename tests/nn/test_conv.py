@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sorix_dist.comm.threads import run_threads
 from sorix_dist.core import Tensor, grad
 from sorix_dist.core.ops import conv as ops
 from sorix_dist.core.ops import pool
@@ -21,7 +22,12 @@ from sorix_dist.nn.conv import (
     MaxPool1d,
     MaxPool2d,
 )
+from sorix_dist.nn.dropout import Dropout, Dropout2d
+from sorix_dist.nn.loss import CrossEntropyLoss
+from sorix_dist.nn.norm import BatchNorm2d
 from sorix_dist.optim import SGD
+from sorix_dist.parallel import DistributedDataParallel
+from sorix_dist.utils.data import DataLoader, Dataset
 
 LAYERS: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = [
     (lambda: Conv2d(4, 6, 3), (4, 7, 8), (6, 5, 6)),
@@ -176,6 +182,46 @@ def test_a_network_of_them_learns_and_keeps_its_state() -> None:
     other = Net()
     other.load_state_dict(net.state_dict())
     np.testing.assert_array_equal(other(Tensor(images)).array, net(Tensor(images)).array)
+
+
+class Images(Module):
+    """A float64 network with all kinds of layers that images meet."""
+
+    def __init__(self) -> None:
+        self.features = Sequential(
+            Conv2d(1, 4, 3, padding=1, dtype="float64"), BatchNorm2d(4, dtype="float64"), ReLU(), Dropout2d(0.2),
+            MaxPool2d(2), Conv2d(4, 6, 3, stride=2, groups=2, dtype="float64"), ReLU(), Dropout(0.3),
+        )  # fmt: skip
+        self.head = Conv2d(6, 3, 1, dtype="float64")
+
+    def forward(self, x: Any) -> Any:
+        return AdaptiveAvgPool2d(1)(self.head(self.features(x))).reshape(x.shape[0], 3)
+
+
+def trained(wrapped: bool) -> dict[str, Any]:
+    """The state after two epochs of batches of 6 rows and one of 2."""
+    manual_seed(5)
+    numbers = np.random.default_rng(0)
+    data = Dataset(numbers.standard_normal((20, 1, 10, 10)), numbers.integers(0, 3, 20))
+    net = Images()
+    model = DistributedDataParallel(net) if wrapped else net
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loader = DataLoader(data, batch_size=6, shuffle=True)
+    for _ in range(2):
+        for x, y in loader:
+            optimizer.zero_grad()
+            CrossEntropyLoss()(model(x), y).backward()
+            optimizer.step()
+    return {name: np.array(value) for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_an_image_network_trains_alike_on_any_number_of_ranks(ranks: int) -> None:
+    alone = trained(False)
+    for state in run_threads(trained, ranks, (True,), timeout=100):
+        assert state.keys() == alone.keys()
+        for name, value in state.items():
+            np.testing.assert_allclose(value, alone[name], rtol=0, atol=1e-11, err_msg=f"{name} on {ranks} ranks")
 
 
 X = np.zeros((2, 4, 5, 5), np.float32)
