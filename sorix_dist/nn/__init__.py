@@ -13,6 +13,7 @@ from sorix_dist.nn.activation import (
     Softplus,
     Tanh,
 )
+from sorix_dist.nn.attention import MultiheadAttention
 from sorix_dist.nn.containers import ModuleList, Sequential
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool2d,
@@ -24,6 +25,7 @@ from sorix_dist.nn.conv import (
     MaxPool2d,
 )
 from sorix_dist.nn.dropout import Dropout, Dropout2d
+from sorix_dist.nn.embedding import Embedding
 from sorix_dist.nn.layers import Flatten, Identity, Linear
 from sorix_dist.nn.loss import (
     BCELoss,
@@ -38,14 +40,16 @@ from sorix_dist.nn.loss import (
 )
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
+from sorix_dist.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",
-    "Flatten", "Identity", "Linear",
+    "Embedding", "Flatten", "Identity", "Linear",
     "ELU", "GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "SiLU", "Softmax", "Softplus", "Tanh",
     "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
     "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
     "Dropout", "Dropout2d",
+    "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "NLLLoss",
     "SmoothL1Loss",
     "functional", "init", "utils",

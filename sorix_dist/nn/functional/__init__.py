@@ -22,6 +22,8 @@ from sorix_dist.nn.functional.activation import (
     softplus,
     tanh,
 )
+from sorix_dist.nn.functional.attention import scaled_dot_product_attention
+from sorix_dist.nn.functional.embedding import embedding
 from sorix_dist.nn.functional.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -35,7 +37,7 @@ from sorix_dist.nn.functional.loss import (
 )
 
 __all__ = [
-    "linear",
+    "embedding", "linear", "scaled_dot_product_attention",
     "elu", "gelu", "leaky_relu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh",
     "conv1d", "conv2d", "conv_transpose2d",
     "adaptive_avg_pool2d", "avg_pool2d", "max_pool1d", "max_pool2d",

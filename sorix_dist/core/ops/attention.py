@@ -1,0 +1,134 @@
+"""Scaled dot-product attention (Vaswani et al. 2017), as one operation.
+
+bias: what is added to the scores before the softmax, -inf where a query must not see a key, or None; a query that
+sees no key gets zeros. dropped: factors on the weights after the softmax, 0 for what is left out, or None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.op import op
+from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
+from sorix_dist.core.ops.matrix import matmul
+from sorix_dist.core.ops.once import once
+from sorix_dist.core.ops.reduce import sum_over
+from sorix_dist.core.ops.shape import index, permute_to, reshape, swapaxes
+from sorix_dist.core.tensor import Array
+
+
+def attention_and_weights(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> tuple[Any, Any]:
+    """`attention` by plain operations, and the weights (..., L, S) that it gives the values."""
+    scores = matmul(mul(q, scale), swapaxes(k, -1, -2))
+    if bias is not None:
+        scores = add(scores, bias)
+    e = exp(sub(scores, _highest(scores.array)))
+    sums = sum_over(e, axis=-1, keepdims=True)
+    weights = div(e, add(sums, (sums.array == 0).astype(sums.array.dtype)))
+    if dropped is not None:
+        weights = mul(weights, dropped)
+    return matmul(weights, v), weights
+
+
+def _attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> Any:
+    return attention_and_weights(q, k, v, bias, dropped, scale=scale)[0]
+
+
+@op(composite=_attention)
+def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> Any:
+    """softmax(scale * q @ k^T + bias) @ v.
+
+    q: (..., L, E), k: (..., S, E), v: (..., S, V); bias and dropped broadcast to (..., L, S).
+    """
+    weights = _weights(q, k, bias, scale)
+    used = weights if dropped is None else weights * dropped
+    y = np.matmul(used, v)
+    to_scores = once(lambda g: _to_scores(g, y, v, weights, dropped))
+
+    def to_q(g: Any, out: Any) -> Any:
+        return np.matmul(to_scores(g), k) * scale
+
+    def to_k(g: Any, out: Any) -> Any:
+        return np.matmul(np.swapaxes(to_scores(g), -1, -2), q) * scale
+
+    def to_v(g: Any, out: Any) -> Any:
+        return np.matmul(np.swapaxes(used, -1, -2), g)
+
+    return y, (to_q, to_k, to_v, lambda g, out: to_scores(g), None)
+
+
+def _self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: float) -> Any:
+    n, length, width = qkv.shape
+    parts = permute_to(reshape(qkv, (n, length, 3, heads, width // 3 // heads)), axes=(2, 0, 3, 1, 4))
+    y = attention(*(index(parts, i) for i in range(3)), bias, dropped, scale=scale)
+    return reshape(permute_to(y, axes=(0, 2, 1, 3)), (n, length, width // 3))
+
+
+@op(composite=_self_attention)
+def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: float) -> Any:
+    """`attention` of several heads over queries, keys and values that lie side by side.
+
+    qkv: (N, L, 3 * E), of which each third is cut into `heads` equal parts; bias and dropped broadcast to
+    (N, heads, L, L). The result, (N, L, E), has the heads side by side.
+    """
+    n, length, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    inside = (n, length, heads, width // heads)
+    q, k, v = _parts(qkv, heads)
+    weights = _weights(q, k, bias, scale)
+    used = weights if dropped is None else weights * dropped
+    y = np.matmul(used, v)
+
+    def by_head(g: Any) -> Any:
+        return g.reshape(inside).transpose(0, 2, 1, 3)
+
+    to_scores = once(lambda g: _to_scores(by_head(g), y, v, weights, dropped))
+
+    def to_qkv(g: Any, out: Any) -> Any:
+        gradient = np.empty(qkv.shape, qkv.dtype) if out is None else out
+        to_q, to_k, to_v = _parts(gradient, heads)
+        scores = to_scores(g)
+        np.multiply(np.matmul(scores, k), scale, out=to_q)
+        np.multiply(np.matmul(np.swapaxes(scores, -1, -2), q), scale, out=to_k)
+        np.matmul(np.swapaxes(used, -1, -2), by_head(g), out=to_v)
+        return gradient
+
+    return y.transpose(0, 2, 1, 3).reshape(n, length, width), (to_qkv, lambda g, out: to_scores(g), None)
+
+
+def _parts(qkv: Array, heads: int) -> Array:
+    """Views of queries, keys and values, (3, N, heads, L, E / heads), in an array (N, L, 3 * E)."""
+    n, length, width = qkv.shape
+    parts: Array = qkv.reshape(n, length, 3, heads, width // 3 // heads).transpose(2, 0, 3, 1, 4)
+    return parts
+
+
+def _highest(scores: Array) -> Array:
+    """The largest score of each query, 0 where it sees no key."""
+    highest: Array = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    highest[highest == -np.inf] = 0
+    return highest
+
+
+def _weights(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
+    scores = np.matmul(q * scale, np.swapaxes(k, -1, -2))
+    if bias is not None:
+        scores += bias
+    scores -= _highest(scores)
+    weights: Array = np.exp(scores, out=scores)
+    sums = weights.sum(axis=-1, keepdims=True)
+    sums[sums == 0] = 1
+    weights /= sums
+    return weights
+
+
+def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | None) -> Array:
+    """The gradient of the scores. That of a softmax is weights * (h - sum(weights * h)) for the gradient h of
+    the weights, and this sum is that of g * y over the features, which are fewer."""
+    scores: Array = np.matmul(g, np.swapaxes(v, -1, -2))
+    if dropped is not None:
+        scores *= dropped
+    scores -= (g * y).sum(axis=-1, keepdims=True)
+    scores *= weights
+    return scores

@@ -1,0 +1,104 @@
+"""Attention as a function."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.dtype import name_of
+from sorix_dist.core.ops.attention import attention
+from sorix_dist.core.ops.dropout import Draws, dropout
+from sorix_dist.core.ops.elementwise import add, cast
+from sorix_dist.core.tensor import Array
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    draws: Draws | None = None,
+) -> Tensor:
+    """softmax(scale * query @ key^T + mask) @ value.
+
+    query: (..., L, E), key: (..., S, E), value: (..., S, V); with dropout the first dimension is the batch.
+    attn_mask: broadcasts to (..., L, S); bools, True where a query sees a key, or floats that are added to the
+    scores (-inf where it does not). is_causal: query i sees keys up to i. A query that sees no key gets zeros.
+    dropout_p: the probability that a weight is dropped (there is no training switch here); scale: 1 / sqrt(E)
+    unless given; draws: a layer's count of dropout masks. ValueError names what does not fit.
+    """
+    q, k, v = (x if isinstance(x, Tensor) else Tensor(x) for x in (query, key, value))
+    shape = scores_shape(q.shape, k.shape, v.shape)
+    if is_causal and attn_mask is not None:
+        raise ValueError("scaled_dot_product_attention: attn_mask must be None with is_causal=True, got both")
+    dtype = q.array.dtype
+    bias = causal_bias(shape[-2], shape[-1], dtype) if is_causal else bias_of("attn_mask", attn_mask, shape, dtype)
+    return attention(q, k, v, bias, drop_factors(shape, dropout_p, dtype, draws), scale=scale_of(q.shape, scale))
+
+
+def scores_shape(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (..., L, S) of the scores, if these shapes fit each other, else ValueError."""
+    if min(len(query), len(key), len(value)) >= 2 and query[-1] == key[-1] and key[-2] == value[-2]:
+        try:
+            lead = np.broadcast_shapes(query[:-2], key[:-2], value[:-2])
+        except ValueError:
+            lead = None
+        if lead is not None:
+            return (*lead, query[-2], key[-2])
+    raise ValueError(
+        "scaled_dot_product_attention: query (..., L, E), key (..., S, E) and value (..., S, V) must fit each other, "
+        f"got shapes {tuple(query)}, {tuple(key)} and {tuple(value)}"
+    )
+
+
+def scale_of(query: tuple[int, ...], scale: float | None = None) -> float:
+    """`scale`, or 1 / sqrt(features)."""
+    return 1 / math.sqrt(max(1, query[-1])) if scale is None else float(scale)
+
+
+def causal_bias(length: int, keys: int, dtype: Any) -> Array:
+    """-inf where key j > query i, (length, keys)."""
+    return np.triu(np.full((length, keys), -np.inf, dtype), 1)
+
+
+def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: bool = True) -> Any:
+    """What a mask adds to scores of `shape`: -inf where a bool mask is not `sees`, or the floats themselves."""
+    if mask is None:
+        return None
+    array = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
+    try:
+        fits = np.broadcast_shapes(array.shape, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must broadcast to the shape {tuple(shape)} of the scores, got shape {array.shape}")
+    if array.dtype.kind == "b":
+        return np.where(array == sees, 0, -np.inf).astype(dtype)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must hold bools or floats, got dtype {name_of(array.dtype)}")
+    if isinstance(mask, Tensor) and mask.requires_grad:
+        return mask if array.dtype == dtype else cast(mask, dtype)
+    return array.astype(dtype, copy=False)
+
+
+def together(*biases: Any) -> Any:
+    """The sum of biases of which each may be None."""
+    total = None
+    for bias in biases:
+        if bias is not None:
+            total = bias if total is None else add(total, bias)
+    return total
+
+
+def drop_factors(shape: tuple[int, ...], p: float, dtype: Any, draws: Draws | None) -> Array | None:
+    """What dropout multiplies attention weights of `shape` by; None if it drops nothing."""
+    if p == 0:
+        return None
+    return dropout(np.ones(shape, dtype), p, draws=draws).array

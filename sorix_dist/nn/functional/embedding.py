@@ -1,0 +1,31 @@
+"""Embeddings as a function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.ops.embed import table_rows
+
+
+def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
+    """The rows of `weight` (n, features) that `input`, integers in [0, n) of any shape, names.
+
+    The row `padding_idx` gets no gradient. TypeError if `input` does not hold integers, IndexError if one is out
+    of range.
+    """
+    index = input.array if isinstance(input, Tensor) else np.asarray(input)
+    count = len(weight)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"embedding: input must hold integers, got dtype {index.dtype}")
+    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
+    if index.size and int(index.astype(np.uint64).max()) >= count:
+        where = tuple(int(i) for i in np.argwhere((index < 0) | (index >= count))[0])
+        raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
+    if padding_idx is not None:
+        if not -count <= padding_idx < count:
+            raise ValueError(f"embedding: padding_idx must be in [{-count}, {count}), got {padding_idx}")
+        padding_idx %= count
+    return table_rows(weight, index=index, skip=padding_idx)
