@@ -27,6 +27,7 @@ from sorix_dist.parallel import (
     rank,
     size,
 )
+from sorix_dist.serialize import load, save
 
 __all__ = [
     "DistributedDataParallel",
@@ -50,12 +51,14 @@ __all__ = [
     "int64",
     "is_grad_enabled",
     "is_main_process",
+    "load",
     "local_rank",
     "manual_seed",
     "nn",
     "no_grad",
     "optim",
     "rank",
+    "save",
     "set_grad_enabled",
     "size",
     "tensor",

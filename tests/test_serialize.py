@@ -1,0 +1,414 @@
+"""Files: everything comes back as it was; whatever is wrong with a file is said, and nothing in it is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from sorix_dist import Tensor, nn, optim
+from sorix_dist.serialize import load, save
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.sx"
+
+
+def there_and_back(value: Any, path: Path) -> Any:
+    save(value, path)
+    return load(path)
+
+
+# -- what comes back
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 3, -2.5, 10**30, float("inf"), "text", "ünïcödé 漢字 \n\0 \ud800", [], {}, (), [[], ()],
+        {"a": 1, 2: "b", 2.5: None, None: [], True: False, "": {}}, [1, (2, [3, (4,)])], {"dict": {"tuple": [1]}},
+    ],
+)  # fmt: skip
+def test_values(value: Any, path: Path) -> None:
+    back = there_and_back(value, path)
+    assert back == value
+    assert repr(back) == repr(value)
+
+
+def test_not_a_number(path: Path) -> None:
+    assert np.isnan(there_and_back([float("nan")], path)[0])
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"],
+)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (2, 3, 4)])
+@pytest.mark.parametrize("kind", [np.asarray, Tensor])
+def test_arrays_and_tensors(dtype: str, shape: tuple[int, ...], kind: Any, path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 100, shape).astype(dtype)
+    back = there_and_back({"x": kind(array)}, path)["x"]
+    assert type(back) is (Tensor if kind is Tensor else np.ndarray)
+    values = np.asarray(back)
+    assert values.dtype == dtype
+    assert values.shape == shape
+    assert np.array_equal(values, array)
+    assert values.flags.writeable
+
+
+def test_special_floats(path: Path) -> None:
+    array = np.array([np.nan, -np.inf, -0.0, 5e-324, 1.7976931348623157e308])
+    assert there_and_back(array, path).tobytes() == array.tobytes()
+
+
+def test_arrays_in_another_order(path: Path) -> None:
+    base = np.arange(24.0).reshape(4, 6)
+    arrays = {"t": base.T, "step": base[::2, ::-3], "big": base.astype(">f8"), "all": np.broadcast_to(base[0], (3, 6))}
+    back = there_and_back(arrays, path)
+    for name, array in arrays.items():
+        assert np.array_equal(back[name], array), name
+        assert back[name].dtype == np.float64
+        assert back[name].dtype.isnative
+
+
+def test_numpy_numbers_become_python_numbers(path: Path) -> None:
+    back = there_and_back([np.float32(0.1), np.int64(3), np.bool_(True), np.float64(0.1)], path)
+    assert back == [float(np.float32(0.1)), 3, True, 0.1]
+    assert [type(x) for x in back] == [float, int, bool, float]
+
+
+def test_names_that_collide(path: Path) -> None:
+    value = {
+        "a": {"b": np.array(1)},
+        "a.b": np.array(2),
+        "": np.array(3),
+        "__metadata__": np.array(4),
+        1: [np.array(5)],
+    }
+    value |= {"1": {0: np.array(6)}, "\ud800": np.array(7), "value": np.array(8)}
+    back = there_and_back(value, path)
+    assert list(back) == list(value)
+    assert back == value
+
+
+def test_kinds_of_dicts(path: Path) -> None:
+    back = there_and_back(OrderedDict(z=1, a=2), path)
+    assert back == {"z": 1, "a": 2}
+    assert list(back) == ["z", "a"]
+
+
+def test_one_array_in_two_places_comes_back_as_two(path: Path) -> None:
+    array = np.ones(3)
+    one, two = there_and_back([array, array], path)
+    one[0] = 5
+    assert two[0] == 1
+
+
+def test_a_model(path: Path) -> None:
+    model, other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    back = there_and_back(model, path)
+    assert list(back) == list(model.state_dict())
+    other.load_state_dict(back)
+    assert all(np.array_equal(p.data, q.data) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", [optim.SGDMomentum, optim.Adam])
+def test_training_that_is_saved_and_goes_on(kind: Any, path: Path) -> None:
+    def made() -> tuple[nn.Module, optim.Optimizer, Any]:
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        optimizer = kind(model.parameters(), lr=0.1)
+        return model, optimizer, optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
+
+    def train(model: nn.Module, optimizer: optim.Optimizer, scheduler: Any) -> None:
+        for _ in range(4):
+            optimizer.zero_grad()
+            out = model(Tensor(np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)))
+            (out * out).mean().backward()
+            optimizer.step()
+            scheduler.step()
+
+    first, second = made(), made()
+    train(*first)
+    save({name: part.state_dict() for name, part in zip("mos", first, strict=True)}, path)
+    train(*first)
+    for name, part in zip("mos", second, strict=True):
+        part.load_state_dict(load(path)[name])
+    train(*second)
+    for p, q in zip(first[0].parameters(), second[0].parameters(), strict=True):
+        assert np.array_equal(p.data, q.data)
+    assert first[2].state_dict() == second[2].state_dict()
+
+
+def test_other_tools_read_the_arrays(path: Path) -> None:
+    save({"model": nn.Linear(2, 1).state_dict(), "step": 3}, path)
+    assert {name: array.shape for name, array in load_file(path).items()} == {"model.W": (2, 1), "model.b": (1, 1)}
+
+
+# -- what is not saved
+
+
+class Thing:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": [1, {"f": print}]}, r"obj\['a'\]\[1\]\['f'\] must be .*, got builtin_function_or_method"),
+        ([Thing()], r"obj\[0\] must be .*, got Thing"),
+        ({1, 2}, "obj must be .*, got set"),
+        (b"bytes", "obj must be .*, got bytes"),
+        (2j, "obj must be .*, got complex"),
+        ({"m": nn.Linear(1, 1)}, r"obj\['m'\] must be .*, got Linear; save its state_dict\(\)"),
+        ({"a": {(1, 2): 3}}, r"a key of obj\['a'\] must be a string or number, got \(1, 2\)"),
+        ({"x": np.array(["a"])}, r"obj\['x'\] must have one of the dtypes bool, .*, got <U1"),
+        ({"x": np.array([None])}, r"obj\['x'\] must have one of the dtypes .*, got object"),
+        (np.zeros(2, complex), "obj must have one of the dtypes .*, got complex128"),
+        (np.zeros(2, "M8[s]"), "obj must have one of the dtypes .*, got datetime64"),
+        (np.zeros(2, [("a", "f4")]), "obj must have one of the dtypes"),
+    ],
+)
+def test_what_can_not_be_saved(value: Any, message: str, path: Path) -> None:
+    save(1, path)
+    with pytest.raises(TypeError, match=message):
+        save(value, path)
+    assert load(path) == 1
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_structure_without_end(path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="nested deeper than 100 levels, or contains itself"):
+        save(endless, path)
+    nested: Any = 0
+    for _ in range(100):
+        nested = {"a": nested}
+    assert there_and_back(nested, path) == nested
+
+
+def test_places_that_can_not_be_written(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*nowhere"):
+        save(1, tmp_path / "nowhere" / "x")
+    with pytest.raises(IsADirectoryError, match="path is a folder"):
+        save(1, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load(path)
+    with pytest.raises(IsADirectoryError):
+        load(tmp_path)
+    with pytest.raises(TypeError):
+        save(1, None)  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
+# -- whole or not at all
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_file(broken: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save({"x": np.zeros(3)}, path)
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, broken, fail)
+        with pytest.raises(OSError, match="no space left"):
+            save({"x": np.ones(3)}, path)
+    assert not load(path)["x"].any()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_link_is_followed(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(path)
+    save([1], link)
+    assert link.is_symlink()
+    assert load(path) == load(link) == [1]
+
+
+def test_the_usual_permissions(path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(1, str(path))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_killed_save_leaves_a_whole_file(path: Path) -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from sorix_dist.serialize import save\n"
+        "for i in range(10**9):\n"
+        "    save({'i': i, 'x': np.full(300_000, i)}, sys.argv[1])\n"
+        "    print(i, flush=True)\n"
+    )
+    numbers = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"0\n"
+            time.sleep(numbers.uniform(0, 0.02))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=60)
+        state = load(path)
+        assert (state["x"] == state["i"]).all()
+
+
+# -- files that are not whole, not ours, or not honest
+
+
+def some_state() -> dict[str, Any]:
+    return {"model": nn.Linear(4, 3).state_dict(), "lr": 0.125, "steps": [1, 2, 3], "note": "fine"}
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ValueError, match="is damaged or was not written by save: ") as caught:
+        load(path)
+    assert repr(str(path)) in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_truncation_is_found(path: Path) -> None:
+    save(some_state(), path)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        refused(path)
+    path.write_bytes(whole + b"\0")
+    refused(path)
+
+
+def test_every_flipped_bit_is_found_or_harmless(path: Path) -> None:
+    """In the elements every flip is found; in the header one may hit a space, or one of the optional fields."""
+    state = some_state()
+    save(state, path)
+    whole = path.read_bytes()
+    (header,) = struct.unpack("<Q", whole[:8])
+    numbers = random.Random(1)
+    for _ in range(1500):
+        at = numbers.randrange(len(whole))
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << numbers.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            back = load(path)
+        except ValueError:
+            continue
+        assert at < 8 + header
+        assert back["lr"] == 0.125
+        assert back["steps"] == [1, 2, 3]
+        assert back["note"] == "fine"
+        for name, value in state["model"].items():
+            assert np.array_equal(back["model"][name], value)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(BOMB),)
+
+
+BOMB = Path("exploded")
+
+
+def test_a_pickle_is_not_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    for protocol in (0, 2, pickle.HIGHEST_PROTOCOL):
+        path.write_bytes(pickle.dumps({"W": Bomb(), "pad": "x" * 1000}, protocol))
+        message = refused(path)
+        assert protocol == 0 or "it looks like a pickle, which could run code" in message
+    assert not BOMB.exists()
+
+
+def test_files_of_others(path: Path) -> None:
+    for content in (b"", b"x", b"text\n" * 50, b"\0" * 500, b"\xff" * 500, b"PK\x03\x04" + b"\0" * 400):
+        path.write_bytes(content)
+        refused(path)
+    save_file({"x": np.ones(3)}, path)
+    assert "it has no structure" in refused(path)
+    save_file({"x": np.ones(3)}, path, {"format": "pt"})
+    assert "it has no structure" in refused(path)
+
+
+def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None, **other: str) -> None:
+    text = structure if isinstance(structure, str) else json.dumps(structure)
+    metadata = {"format": "sorix_dist 1", "structure": text, "crc": f"{zlib.crc32(text.encode()):08x}", **other}
+    save_file(arrays or {}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "{", "[" * 100_000, '{"dict":' * 50_000, "9" * 100_000, {}, {"a": 1, "b": 2}, {"code": "import os"},
+        {"dict": 3}, {"dict": [[1]]}, {"dict": [[[], 1]]}, {"tuple": None}, {"array": 3}, {"array": ["y", 0]},
+        {"array": [["x"], 0]}, {"array": ["x", 0]}, {"tensor": ["x", None]}, {"tensor": ["x"]}, 3,
+    ],
+    ids=lambda s: str(s)[:20],
+)  # fmt: skip
+def test_structures_that_are_not_honest(structure: Any, path: Path) -> None:
+    forged(path, structure, {"x": np.ones(3)})
+    refused(path)
+
+
+def test_a_newer_format(path: Path) -> None:
+    forged(path, 3, format="sorix_dist 2")
+    assert "its format is 'sorix_dist 2', this version reads 'sorix_dist 1'" in refused(path)
+
+
+def test_a_small_file_does_not_become_large_in_memory(path: Path) -> None:
+    """One array that is named a thousand times, and headers that promise more than the file has."""
+    save(np.zeros(100_000), path)
+    entry = json.loads(structure_of(path))
+    eight = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+    headers = [
+        {"x": {"dtype": "F64", "shape": [1 << 40], "data_offsets": [0, 8]}},
+        {"x": {"dtype": "F64", "shape": [1 << 40], "data_offsets": [0, 1 << 43]}},
+        {"x": {"dtype": "F64", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 8]}},
+        {"x": eight, "y": eight},
+    ]
+    tracemalloc.start()
+    forged(path, [entry] * 1000, {"value": np.zeros(100_000)})
+    tracemalloc.reset_peak()
+    assert "names the array 'value' twice" in refused(path)
+    for header in headers:
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
+        refused(path)
+    path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+    refused(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def structure_of(path: Path) -> str:
+    with safe_open(path, framework="np") as file:
+        return file.metadata()["structure"]
+
+
+def test_unknown_element_types(path: Path) -> None:
+    structure = '{"array":["x",0]}'
+    metadata = {"format": "sorix_dist 1", "structure": structure, "crc": f"{zlib.crc32(structure.encode()):08x}"}
+    text = json.dumps({"__metadata__": metadata, "x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
+    assert "the array 'x' has an unknown dtype" in refused(path)
