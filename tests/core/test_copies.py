@@ -45,6 +45,16 @@ def test_a_tensor(duplicate: Any) -> None:
     assert x.data[0] == 0
 
 
+def test_a_shallow_copy_shares_the_values(duplicate: Any) -> None:
+    p = nn.Parameter(np.ones(2))
+    p.sum().backward()
+    q = copy.copy(duplicate(p))
+    twin = copy.copy(q)
+    assert twin.data is q.data
+    twin.grad.data[...] = 0
+    assert q.grad.data.tolist() == [1, 1]
+
+
 def test_a_parameter_with_its_gradient(duplicate: Any) -> None:
     p = nn.Parameter(np.ones((2, 2), np.float32))
     (made,) = flatten([p, nn.Parameter(np.ones(3, np.float32))])

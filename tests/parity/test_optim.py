@@ -108,3 +108,24 @@ def test_state_of_the_other_library(name: str) -> None:
         elif step > 5:
             ours.step()
     np.testing.assert_allclose(own.data, its.detach().numpy(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 2.5, float("inf")])
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clipping(max_norm: float, norm_type: float, dtype: str) -> None:
+    numbers = np.random.default_rng(3)
+    ours = [nn.Parameter(np.zeros(shape, dtype)) for shape in SHAPES]
+    theirs = [torch.nn.Parameter(torch.zeros(shape, dtype=getattr(torch, dtype))) for shape in SHAPES]
+    optim.SGD(ours)
+    for own, its in list(zip(ours, theirs, strict=True))[1:]:
+        gradient = numbers.standard_normal(own.shape).astype(dtype)
+        own.grad, its.grad = Tensor(gradient), torch.tensor(gradient)
+    total = nn.utils.clip_grad_norm_(ours, max_norm, norm_type)
+    wanted = torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    assert total.item() == pytest.approx(wanted.item(), rel=tolerance)
+    nn.utils.clip_grad_value_(ours, 0.1)
+    torch.nn.utils.clip_grad_value_(theirs, 0.1)
+    for own, its in list(zip(ours, theirs, strict=True))[1:]:
+        np.testing.assert_allclose(own.grad.data, its.grad.numpy(), rtol=tolerance)
