@@ -253,7 +253,10 @@ def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
     inputs = [x if edge is None else alias(x) for x, edge in zip(saved, node.edges, strict=True)]
     value = node.op.composite(*inputs, **options)
     wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
-    parts = iter(grad(value, wanted, gradient, create_graph=True, allow_unused=True))
+    constants = getattr(value, "origin", None) is None  # of no elements, say
+    parts = iter(
+        [None] * len(wanted) if constants else grad(value, wanted, gradient, create_graph=True, allow_unused=True)
+    )
 
     def constant(part: Tensor | None, edge: Edge) -> Rule:
         answer = Tensor(np.zeros(edge.shape, edge.dtype)) if part is None else part

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import signature
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sorix_dist.core.graph import Leaf, Node, Sync
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.promote import promoted
+from sorix_dist.core.tensor import Array, Tensor, as_array
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 REGISTRY: dict[str, Op] = {}
@@ -36,6 +37,8 @@ REGISTRY: dict[str, Op] = {}
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 _count = itertools.count()
+_new = object.__new__
+_NUMBERS = frozenset((float, int, bool, type(None)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,36 +54,55 @@ class Op:
 
 
 def _operation(
-    function: Callable[..., Any], composite: Callable[..., Tensor] | None, differentiable: bool
+    function: Callable[..., Any],
+    composite: Callable[..., Tensor] | None,
+    differentiable: bool,
+    promote: Literal["common", "float"] | None,
 ) -> Callable[..., Tensor]:
     """The function of tensors that runs `function` on their arrays and records it: the hot path of the tape."""
+    to_float = promote == "float"
 
     def apply(*inputs: Any, **options: Any) -> Tensor:
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
-        needed = False
+        needed = mixed = False
+        dtype = None
         sync: Sync | None = None
         for x in inputs:
             if isinstance(x, Tensor):
                 edge = x.origin
-                arrays.append(x.array)
+                array = x.array
+                if array.dtype is not dtype:
+                    mixed = mixed or dtype is not None or array.dtype.kind != "f"
+                    dtype = array.dtype
+                arrays.append(array)
                 edges.append(edge)
                 if edge is not None:
                     needed = True
                     if edge.sync is not None:
                         sync = edge.sync
             else:
-                # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
-                arrays.append(x.item() if isinstance(x, np.generic) else x)
+                if x.__class__ not in _NUMBERS:
+                    # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
+                    x = x.item() if isinstance(x, np.generic) else as_array(x)
+                    mixed = True
+                arrays.append(x)
                 edges.append(None)
+        if mixed and promote is not None:
+            arrays = promoted(arrays, to_float)
         value, rules = function(*arrays, **options)
         array = value if type(value) is np.ndarray else np.asarray(value)
+        result = _new(Tensor)  # as Tensor.of does, without the call
+        result.array = array
+        result.leaf = result.rows = None
         if not (needed and differentiable and recording.get()):
-            return Tensor.of(array)
+            result.origin = None
+            return result
         if None in edges:
             rules = [None if edge is None else rule for edge, rule in zip(edges, rules, strict=True)]
         saved = None if composite is None else (inputs, options)
-        return Tensor.of(array, Node(about, next(_count), rules, edges, sync, array, id(value), saved))
+        result.origin = Node(about, next(_count), rules, edges, sync, array, id(value), saved)
+        return result
 
     about = Op(
         function.__name__,
@@ -96,8 +118,9 @@ def _operation(
 
 def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
     """The operation answering in kind: a tensor if one of the inputs is one, else an array."""
-    if any(isinstance(x, Tensor) for x in inputs):
-        return operation(*inputs, **options)
+    for x in inputs:
+        if isinstance(x, Tensor):
+            return operation(*inputs, **options)
     with_rules: Callable[..., Any] = operation.__wrapped__  # type: ignore[attr-defined]
     return with_rules(*inputs, **options)[0]
 
@@ -107,6 +130,7 @@ def op(
     numpy: Callable[..., Any] | None = None,
     composite: Callable[..., Tensor] | None = None,
     differentiable: bool = True,
+    promote: Literal["common", "float"] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
     """Makes an operation of a function, and registers it under the function's name.
 
@@ -114,10 +138,14 @@ def op(
     composite: a function of the input tensors that computes the same by other operations; higher
         derivatives go through it.
     differentiable: False for an operation whose result has no gradient, such as a comparison; it returns no rules.
+    promote: "common" gives the function its inputs in one dtype, by PyTorch's rules; "float" also makes
+        float32 of integers. Without it they come as they are.
+
+    The function must not rebind its parameters: a rule that closes over one means the input of that name.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
-        made = _operation(function, composite, differentiable)
+        made = _operation(function, composite, differentiable, promote)
         if numpy is not None:
             OF_NUMPY[numpy] = made
         return made

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sorix_dist.core.device import CPU
+from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
 
@@ -197,14 +199,24 @@ class Tensor:
         """The number of elements."""
         return self.array.size
 
+    size_prop = numel
+
     @property
-    def device(self) -> str:
-        """Where the numbers are: always "cpu"."""
-        return "cpu"
+    def device(self) -> Device:
+        """Where the numbers are: always the CPU."""
+        return CPU
 
     def size(self, dim: int | None = None) -> Size | int:
         """The shape, or its entry `dim`."""
         return self.shape if dim is None else self.array.shape[dim]
+
+    def is_floating_point(self) -> bool:
+        """Whether the elements are of a type that can have gradients."""
+        return bool(self.array.dtype.kind == "f")
+
+    def contiguous(self) -> Tensor:
+        """This tensor; operations take any memory layout."""
+        return self
 
     def dim(self) -> int:
         """The number of dimensions."""
@@ -240,6 +252,11 @@ class Tensor:
 
     def __int__(self) -> int:
         return int(self.array)
+
+    def __index__(self) -> int:
+        if self.array.dtype.kind not in "iub" or self.array.size != 1:
+            raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
+        return int(self.array.item())
 
     def __format__(self, spec: str) -> str:
         return format(self.item() if spec and self.array.size == 1 else str(self), spec)
@@ -313,12 +330,12 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     wanted = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
         data = data.array
-    if isinstance(data, np.ndarray | np.generic):
-        return np.asarray(data, dtype=wanted)
     array = np.asarray(data, dtype=wanted)
-    if array.dtype == object:
-        raise TypeError(f"data must be numbers, got {type(data).__name__} that NumPy reads as objects")
-    from_python = isinstance(data, float | int | list | tuple)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"data must be real numbers or bools, got {type(data).__name__} that NumPy reads as {array.dtype}"
+        )
+    from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
 
 

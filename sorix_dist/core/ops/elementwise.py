@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,33 +10,35 @@ import numpy as np
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import op
 
+# -- arithmetic
 
-@op(numpy=np.add)
+
+@op(numpy=np.add, promote="common")
 def add(x: Any, y: Any) -> Any:
     """x + y."""
     return np.add(x, y), (lambda g, out: g, lambda g, out: g)
 
 
-@op(numpy=np.subtract)
+@op(numpy=np.subtract, promote="common")
 def sub(x: Any, y: Any) -> Any:
     """x - y."""
     return np.subtract(x, y), (lambda g, out: g, lambda g, out: -g)
 
 
-@op(numpy=np.multiply)
+@op(numpy=np.multiply, promote="common")
 def mul(x: Any, y: Any) -> Any:
     """x * y."""
     return np.multiply(x, y), (lambda g, out: g * y, lambda g, out: g * x)
 
 
-@op(numpy=np.divide)
+@op(numpy=np.divide, promote="float")
 def div(x: Any, y: Any) -> Any:
-    """x / y."""
+    """x / y; of integers it is float32."""
     z = np.divide(x, y)
     return z, (lambda g, out: g / y, lambda g, out: -g * z / y)
 
 
-@op(numpy=np.power)
+@op(numpy=np.power, promote="common")
 def pow(x: Any, y: Any) -> Any:
     """x ** y; the gradient to the exponent is 0 where x is 0."""
     z = x**y
@@ -43,14 +46,28 @@ def pow(x: Any, y: Any) -> Any:
     def to_base(g: Any, out: Any) -> Any:
         # x ** 0 is constant, also at x = 0 where x ** -1 is not finite.
         if isinstance(y, int | float):
-            return g * (y * x ** (y - 1) if y != 0 else 0)
+            return g * (y * x ** (y - 1)) if y != 0 else _zero(g)
         zero = y == 0
         return g * np.where(zero, 0, y) * x ** np.where(zero, 1, y - 1)
 
     def to_exponent(g: Any, out: Any) -> Any:
+        if isinstance(x, int | float):
+            return g * z * (math.log(x) if x > 0 else 0.0 if x == 0 else math.nan)
         return g * z * np.log(np.where(x == 0, 1, x))
 
     return z, (to_base, to_exponent)
+
+
+@op(numpy=np.remainder, promote="common")
+def remainder(x: Any, y: Any) -> Any:
+    """x - y * floor(x / y), which has the sign of y."""
+    return np.remainder(x, y), (lambda g, out: g, lambda g, out: -g * np.floor(x / y))
+
+
+@op(numpy=np.floor_divide, differentiable=False, promote="common")
+def floor_divide(x: Any, y: Any) -> Any:
+    """floor(x / y)."""
+    return np.floor_divide(x, y), ()
 
 
 @op(numpy=np.negative)
@@ -59,70 +76,143 @@ def neg(x: Any) -> Any:
     return np.negative(x), (lambda g, out: -g,)
 
 
-@op(numpy=np.exp)
+# -- functions of one element
+
+
+@op(numpy=np.exp, promote="float")
 def exp(x: Any) -> Any:
     """e ** x."""
     y = np.exp(x)
     return y, (lambda g, out: g * y,)
 
 
-@op(numpy=np.log)
+@op(numpy=np.expm1, promote="float")
+def expm1(x: Any) -> Any:
+    """e ** x - 1, exact also for small x."""
+    y = np.expm1(x)
+    return y, (lambda g, out: g * (y + 1),)
+
+
+@op(numpy=np.log, promote="float")
 def log(x: Any) -> Any:
     """The natural logarithm."""
     return np.log(x), (lambda g, out: g / x,)
 
 
-@op(numpy=np.sqrt)
+@op(numpy=np.log2, promote="float")
+def log2(x: Any) -> Any:
+    """The logarithm to base 2."""
+    return np.log2(x), (lambda g, out: g / (x * math.log(2)),)
+
+
+@op(numpy=np.log10, promote="float")
+def log10(x: Any) -> Any:
+    """The logarithm to base 10."""
+    return np.log10(x), (lambda g, out: g / (x * math.log(10)),)
+
+
+@op(numpy=np.log1p, promote="float")
+def log1p(x: Any) -> Any:
+    """log(1 + x), exact also for small x."""
+    return np.log1p(x), (lambda g, out: g / (x + 1),)
+
+
+@op(numpy=np.sqrt, promote="float")
 def sqrt(x: Any) -> Any:
     """The square root."""
     y = np.sqrt(x)
-    return y, (lambda g, out: g / (2 * y),)
+    return y, (lambda g, out: g / (y * 2),)
 
 
-@op(numpy=np.where)
-def where(condition: Any, x: Any, y: Any) -> Any:
-    """Elements of x where the condition holds, of y elsewhere."""
-    return np.where(condition, x, y), (
-        None,
-        lambda g, out: np.where(condition, g, 0),
-        lambda g, out: np.where(condition, 0, g),
-    )
+@op(promote="float")
+def rsqrt(x: Any) -> Any:
+    """1 / sqrt(x)."""
+    y = 1 / np.sqrt(x)
+    return y, (lambda g, out: g * (y * y * y * -0.5),)
 
 
-@op(numpy=np.equal, differentiable=False)
-def eq(x: Any, y: Any) -> Any:
-    """Whether elements are equal."""
-    return np.equal(x, y), ()
+@op(numpy=np.reciprocal, promote="float")
+def reciprocal(x: Any) -> Any:
+    """1 / x."""
+    y = np.reciprocal(x)
+    return y, (lambda g, out: -g * y * y,)
 
 
-@op(numpy=np.not_equal, differentiable=False)
-def ne(x: Any, y: Any) -> Any:
-    """Whether elements differ."""
-    return np.not_equal(x, y), ()
+@op(numpy=np.square)
+def square(x: Any) -> Any:
+    """x * x."""
+    return np.square(x), (lambda g, out: g * (x * 2),)
 
 
-@op(numpy=np.less, differentiable=False)
-def lt(x: Any, y: Any) -> Any:
-    """Whether x < y."""
-    return np.less(x, y), ()
+@op(numpy=np.sin, promote="float")
+def sin(x: Any) -> Any:
+    """The sine of an angle in radians."""
+    return np.sin(x), (lambda g, out: g * np.cos(x),)
 
 
-@op(numpy=np.less_equal, differentiable=False)
-def le(x: Any, y: Any) -> Any:
-    """Whether x <= y."""
-    return np.less_equal(x, y), ()
+@op(numpy=np.cos, promote="float")
+def cos(x: Any) -> Any:
+    """The cosine of an angle in radians."""
+    return np.cos(x), (lambda g, out: -g * np.sin(x),)
 
 
-@op(numpy=np.greater, differentiable=False)
-def gt(x: Any, y: Any) -> Any:
-    """Whether x > y."""
-    return np.greater(x, y), ()
+@op(numpy=np.tan, promote="float")
+def tan(x: Any) -> Any:
+    """The tangent of an angle in radians."""
+    y = np.tan(x)
+    return y, (lambda g, out: g * (1 + y * y),)
 
 
-@op(numpy=np.greater_equal, differentiable=False)
-def ge(x: Any, y: Any) -> Any:
-    """Whether x >= y."""
-    return np.greater_equal(x, y), ()
+@op(numpy=np.arctan, promote="float")
+def atan(x: Any) -> Any:
+    """The angle in radians, from -pi/2 to pi/2, whose tangent is x."""
+    return np.arctan(x), (lambda g, out: g / (1 + x * x),)
+
+
+@op(numpy=np.absolute)
+def abs(x: Any) -> Any:
+    """The absolute value; the gradient at 0 is 0."""
+    return np.abs(x), (lambda g, out: g * np.sign(x),)
+
+
+# -- steps: their gradient is 0
+
+
+@op(numpy=np.sign)
+def sign(x: Any) -> Any:
+    """-1, 0 or 1."""
+    return np.sign(x), (lambda g, out: _zero(g),)
+
+
+@op()
+def round_to(x: Any, *, decimals: int) -> Any:
+    """The nearest number with so many decimals; halves go to the even one."""
+    return np.round(x, decimals), (lambda g, out: _zero(g),)
+
+
+@op(numpy=np.floor)
+def floor(x: Any) -> Any:
+    """The largest integer that is not above x."""
+    return np.floor(x), (lambda g, out: _zero(g),)
+
+
+@op(numpy=np.ceil)
+def ceil(x: Any) -> Any:
+    """The smallest integer that is not below x."""
+    return np.ceil(x), (lambda g, out: _zero(g),)
+
+
+def round(input: Any, decimals: int = 0) -> Any:
+    """The nearest number with so many decimals; halves go to the even one."""
+    return round_to(input, decimals=decimals)
+
+
+def _zero(g: Any) -> Any:
+    """Zeros like g, which may hold an infinity."""
+    return np.where(False, g, 0)
+
+
+# -- dtype
 
 
 def cast(x: Any, dtype: Any) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, op
-from sorix_dist.core.ops.elementwise import add
+from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.tensor import Tensor
 
 
-@op()
+@op(promote="common")
 def matrix_product(x: Any, y: Any) -> Any:
     """The product of two stacks of matrices, whose leading dimensions broadcast."""
     plain = x.ndim == y.ndim == 2
@@ -27,27 +29,41 @@ def matrix_product(x: Any, y: Any) -> Any:
 
 def matmul(x: Any, y: Any) -> Any:
     """The matrix product x @ y as NumPy defines it: vectors, matrices, and stacks of matrices that broadcast."""
+    x, y = (a if isinstance(a, Tensor | np.ndarray) else Tensor(a) for a in (x, y))
     for name, operand in (("x", x), ("y", y)):
-        if np.ndim(operand) == 0:
+        if not operand.ndim:
             raise ValueError(f"matmul: {name} must have at least one dimension, got a 0-d operand")
-    if np.ndim(x) == 1:
+    if x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+        raise ValueError(
+            f"matmul: the last dimension of x must be as long as the {'second last' if y.ndim > 1 else 'only'} "
+            f"dimension of y, got shapes {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if x.ndim == 1:
         rows = matmul(reshape(x, (1, -1)), y)
-        return reshape(rows, (*rows.shape[:-2], rows.shape[-1])) if np.ndim(y) > 1 else reshape(rows, ())
-    if np.ndim(y) == 1:
+        return reshape(rows, (*rows.shape[:-2], rows.shape[-1])) if y.ndim > 1 else reshape(rows, ())
+    if y.ndim == 1:
         columns = matmul(x, reshape(y, (-1, 1)))
         return reshape(columns, columns.shape[:-1])
-    if np.ndim(y) == 2 and np.ndim(x) > 2:
+    if y.ndim == 2 and x.ndim > 2:
         # One large product is faster than many small ones, and the gradient to y is one product too.
         lead, inner = x.shape[:-1], x.shape[-1]
-        return reshape(matrix_product(reshape(x, (-1, inner)), y), (*lead, y.shape[-1]))
+        return reshape(matrix_product(reshape(x, (prod(lead), inner)), y), (*lead, y.shape[-1]))
     return matrix_product(x, y)
+
+
+def outer(input: Any, vec2: Any) -> Any:
+    """The products of each element of one vector with each of another: (n,), (m,) -> (n, m)."""
+    for name, vector in (("input", input), ("vec2", vec2)):
+        if np.ndim(vector) != 1:
+            raise ValueError(f"outer: {name} must be a vector, got shape {tuple(np.shape(vector))}")
+    return mul(reshape(input, (-1, 1)), vec2)
 
 
 def _linear(x: Any, w: Any, b: Any) -> Any:
     return matmul(x, w) if b is None else add(matmul(x, w), b)
 
 
-@op(composite=_linear)
+@op(composite=_linear, promote="common")
 def linear(x: Any, w: Any, b: Any) -> Any:
     """x @ w + b for x of shape (..., in), w of shape (in, out), and b of shape (1, out), (out,) or None."""
     inputs, outputs = w.shape
@@ -75,3 +91,4 @@ def linear(x: Any, w: Any, b: Any) -> Any:
 
 
 OF_NUMPY[np.matmul] = matmul
+OF_NUMPY[np.outer] = outer

@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, in_kind, op
+from sorix_dist.core.ops.axes import axes_of, axis_of
+
+# -- the operations
 
 
 @op()
 def alias(x: Any) -> Any:
     """The same array as a new tensor."""
     return x, (lambda g, out: g,)
+
+
+@op(numpy=np.copy)
+def clone(x: Any) -> Any:
+    """A copy."""
+    return np.array(x), (lambda g, out: g,)
 
 
 @op()
@@ -37,6 +46,19 @@ def expand_to(x: Any, *, shape: Any) -> Any:
 
 
 @op()
+def flip_over(x: Any, *, axis: Any) -> Any:
+    """The elements in reverse order along the axes."""
+    return np.flip(x, axis), (lambda g, out: np.flip(g, axis),)
+
+
+@op()
+def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
+    """The elements moved along the axes; those that leave at one end come back at the other."""
+    back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
+    return np.roll(x, shift, axis), (lambda g, out: np.roll(g, back, axis),)
+
+
+@op()
 def take(x: Any, *, index: Any) -> Any:
     """The elements that a NumPy index names; an element named twice gets both gradients."""
     shape = x.shape
@@ -47,7 +69,10 @@ def take(x: Any, *, index: Any) -> Any:
 def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
     """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
     zeros = np.zeros(shape, x.dtype)
-    np.add.at(zeros, index, x)
+    if _names_each_once(index):
+        zeros[index] = x
+    else:
+        np.add.at(zeros, index, x)
     return zeros, (lambda g, out: g[index],)
 
 
@@ -56,60 +81,162 @@ def scatter(x: Any, *, index: Any, shape: Any) -> Any:
     return in_kind(scatter_add_to, x, index=index, shape=shape)
 
 
+def _names_each_once(index: Any) -> bool:
+    """Whether an index can't name an element twice: slices, integers, and one array of bools."""
+    parts = index if isinstance(index, tuple) else (index,)
+    masks = [i for i in parts if isinstance(i, np.ndarray) and i.dtype == np.bool_]
+    simple = [i for i in parts if i is None or i is Ellipsis or isinstance(i, slice | int | np.integer)]
+    return len(simple) + len(masks) == len(parts) and len(masks) <= 1
+
+
+# -- what users call
+
+
 def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
-    if len(shape) == 1 and isinstance(shape[0], tuple | list):
-        shape = tuple(shape[0])
-    return reshape_to(input, shape=_without_unknown(np.shape(input), tuple(int(n) for n in shape)))
+    return reshape_to(input, shape=_without_unknown(np.shape(input), sizes_of("reshape", shape)))
 
 
-def _without_unknown(was: Any, shape: Any) -> Any:
+def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """Sizes that were given as `2, 3` or `(2, 3)`; TypeError (for the function `name`) unless they are integers."""
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = tuple(sizes[0])
+    try:
+        return tuple(n.__index__() for n in sizes)
+    except AttributeError:
+        raise TypeError(f"{name}: sizes must be integers, got {sizes}") from None
+
+
+def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """`shape` with -1 replaced by what it stands for; NumPy itself refuses that for arrays of no elements."""
-    if shape.count(-1) != 1 or prod(was):
+    if shape.count(-1) != 1 or 0 not in was:
         return shape
     known = [n for n in shape if n != -1]
-    # Zero elements fit any length of the unknown dimension if another one is 0; then keep the batch's own 0.
-    return (
-        tuple(0 if n == -1 else n for n in shape)
-        if prod(known)
-        else tuple(prod(was[1:]) if n == -1 and was and was[0] == 0 else (0 if n == -1 else n) for n in shape)
-    )
+    unknown = 0
+    if 0 in known and was[:1] == (0,):
+        # Any number fits; the rows have their own 0, so the unknown is made of the features of a row.
+        unknown = prod(was[1:]) // prod([n for n in known if n])
+    return tuple(unknown if n == -1 else n for n in shape)
 
 
 def transpose(input: Any, *axes: Any) -> Any:
-    """The dimensions reversed, in the order `axes`, or (two axes of more) with those two exchanged."""
-    if len(axes) == 1 and isinstance(axes[0], tuple | list):
-        axes = tuple(axes[0])
-    count = np.ndim(input)
-    order = list(range(count))
+    """The dimensions reversed; with two integers, those two exchanged; with one for each or a tuple, in that order."""
     if not axes or axes == (None,):
-        order.reverse()
-    elif len(axes) == count:
-        order = [a % count for a in axes]
-        if sorted(order) != list(range(count)):
-            order = list(range(count))
-            first, second = axes
-            order[first], order[second] = order[second], order[first]
-    elif len(axes) == 2:
-        first, second = axes
-        order[first], order[second] = order[second], order[first]
-    else:
-        raise ValueError(f"transpose: axes must name all {count} dimensions or two of them, got {axes}")
-    return permute_to(input, axes=tuple(order))
+        return permute_to(input, axes=tuple(reversed(range(np.ndim(input)))))
+    if len(axes) == 2:
+        return swapaxes(input, *axes)
+    return permute(input, *axes)
 
 
-def swapaxes(input: Any, dim0: Any, dim1: Any) -> Any:
+def swapaxes(input: Any, dim0: int, dim1: int) -> Any:
     """The dimensions with `dim0` and `dim1` exchanged."""
     order = list(range(np.ndim(input)))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
+    first, second = axis_of("transpose", input, dim0), axis_of("transpose", input, dim1)
+    if order:
+        order[first], order[second] = second, first
     return permute_to(input, axes=tuple(order))
 
 
-def flatten(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Any:
+def t(input: Any) -> Any:
+    """A matrix transposed; vectors and 0-d tensors as they are. ValueError for more dimensions."""
+    if np.ndim(input) > 2:
+        raise ValueError(f"t: input must have at most two dimensions, got shape {tuple(np.shape(input))}")
+    return transpose(input)
+
+
+def permute(input: Any, *dims: Any) -> Any:
+    """The dimensions in the order `dims`, which names each once."""
+    order = sizes_of("permute", dims)
+    axes = tuple(axis_of("permute", input, d) for d in order)
+    if sorted(axes) != list(range(np.ndim(input))):
+        raise ValueError(f"permute: dims must name each of {np.ndim(input)} dimensions once, got {order}")
+    return permute_to(input, axes=axes)
+
+
+def movedim(input: Any, source: int, destination: int) -> Any:
+    """The dimension `source` moved to the place `destination`; the others keep their order."""
+    order = list(range(np.ndim(input)))
+    order.insert(axis_of("movedim", input, destination), order.pop(axis_of("movedim", input, source)))
+    return permute_to(input, axes=tuple(order))
+
+
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """The dimensions from `start_dim` to `end_dim` joined into one."""
     shape = np.shape(input)
-    first, last = start_dim % max(1, len(shape)), end_dim % max(1, len(shape))
+    first, last = axis_of("flatten", input, start_dim), axis_of("flatten", input, end_dim)
+    if first > last:
+        raise ValueError(f"flatten: start_dim must not come after end_dim, got {start_dim} and {end_dim}")
     return reshape_to(input, shape=(*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :]))
+
+
+def squeeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
+    """Without the dimensions of size 1, or without those of them that `dim` names."""
+    shape = np.shape(input)
+    axes = axes_of("squeeze", input, dim, axis)
+    kept = tuple(n for i, n in enumerate(shape) if n != 1 or (axes is not None and i not in axes))
+    return reshape_to(input, shape=kept)
+
+
+def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
+    """With a new dimension of size 1 at `dim`."""
+    at = axis_of("unsqueeze", input, axis if dim is None else dim, more=1)
+    shape = np.shape(input)
+    return reshape_to(input, shape=(*shape[:at], 1, *shape[at:]))
+
+
+def expand(input: Any, *sizes: Any) -> Any:
+    """Dimensions of size 1 repeated, without a copy; -1 keeps a size, new dimensions come in front."""
+    wanted, shape = sizes_of("expand", sizes), np.shape(input)
+    extra = len(wanted) - len(shape)
+    if extra < 0:
+        raise ValueError(
+            f"expand: sizes must have at least {len(shape)} entries for shape {tuple(shape)}, got {wanted}"
+        )
+    full = tuple(shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(wanted))
+    if any(n < 0 for n in full) or any(n not in (1, m) for n, m in zip(shape, full[extra:], strict=True)):
+        raise ValueError(f"expand: sizes must fit the shape {tuple(shape)} where that is not 1, got {wanted}")
+    return expand_to(input, shape=full)
+
+
+def expand_as(input: Any, other: Any) -> Any:
+    """Repeated to the shape of `other`."""
+    return expand(input, *np.shape(other))
+
+
+def broadcast_to(input: Any, size: Any) -> Any:
+    """Repeated to the shape `size`, without a copy."""
+    return expand(input, *size)
+
+
+def repeat(input: Any, *sizes: Any) -> Any:
+    """The tensor set side by side with itself: `sizes` says how often along each dimension; new ones come in front."""
+    times = sizes_of("repeat", sizes)
+    shape: tuple[int, ...] = tuple(np.shape(input))
+    if len(times) < len(shape):
+        raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
+    if any(n < 0 for n in times):
+        raise ValueError(f"repeat: sizes must not be negative, got {times}")
+    shape = (1,) * (len(times) - len(shape)) + shape
+    apart = reshape_to(input, shape=tuple(n for size in shape for n in (1, size)))
+    wide = expand_to(apart, shape=tuple(n for pair in zip(times, shape, strict=True) for n in pair))
+    return reshape_to(wide, shape=tuple(n * size for n, size in zip(times, shape, strict=True)))
+
+
+def flip(input: Any, *dims: Any) -> Any:
+    """In reverse order along each of `dims`."""
+    axes = tuple(axis_of("flip", input, d) for d in sizes_of("flip", dims))
+    return flip_over(input, axis=axes if np.ndim(input) else ())
+
+
+def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
+    """Moved by `shifts` along `dims` (flattened without), what leaves at one end comes in at the other."""
+    if dims is None:
+        return roll_over(input, shift=shifts, axis=None)
+    shifts = tuple(shifts) if isinstance(shifts, tuple | list) else (shifts,)
+    axes = axes_of("roll", input, dims) or ()
+    if len(shifts) != len(axes):
+        raise ValueError(f"roll: shifts must have one entry per dimension in dims, got {shifts} and {dims}")
+    return roll_over(input, shift=shifts, axis=axes)
 
 
 def index(input: Any, key: Any) -> Any:
@@ -118,13 +245,21 @@ def index(input: Any, key: Any) -> Any:
 
 
 def key_of(key: Any) -> Any:
-    """An index with arrays in the place of tensors."""
+    """An index with arrays in the place of tensors and lists."""
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
+    if isinstance(key, list):
+        array = np.asarray(key)
+        return array if array.size else array.astype(np.int64)
     return getattr(key, "array", key)
 
 
 OF_NUMPY[np.reshape] = reshape
-OF_NUMPY[np.transpose] = transpose
+OF_NUMPY[np.transpose] = lambda a, axes=None: transpose(a) if axes is None else permute(a, *axes)
 OF_NUMPY[np.swapaxes] = swapaxes
+OF_NUMPY[np.moveaxis] = movedim
+OF_NUMPY[np.squeeze] = squeeze
+OF_NUMPY[np.expand_dims] = unsqueeze
 OF_NUMPY[np.broadcast_to] = lambda array, shape: expand_to(array, shape=tuple(shape))
+OF_NUMPY[np.flip] = lambda m, axis=None: flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist()))
+OF_NUMPY[np.roll] = lambda a, shift, axis=None: roll(a, shift, axis)

@@ -1,0 +1,210 @@
+"""New tensors: of one value, of a range, of random numbers, or around what exists.
+
+All take `device` (only "cpu"), `requires_grad` and `dtype`. Without a dtype, floats are float32 and integers
+int64. Random numbers come from the stream that `manual_seed` starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import random
+from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core.op import OF_NUMPY
+from sorix_dist.core.ops.shape import sizes_of
+from sorix_dist.core.tensor import Array, Tensor, as_array, raise_for_device
+
+
+def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """A tensor of `data`; see `Tensor`."""
+    return Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
+
+
+def as_tensor(x: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:
+    """`x` itself if it is a tensor of that dtype, else a tensor of its numbers, without a copy where possible."""
+    raise_for_device(device)
+    if isinstance(x, Tensor):
+        return x if dtype is None or x.array.dtype == as_dtype(dtype) else x.astype(dtype)
+    return Tensor(x, dtype=dtype)
+
+
+def from_numpy(x: Array) -> Tensor:
+    """A tensor that shares the memory of an ndarray."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"from_numpy: x must be an ndarray, got {type(x).__name__}")
+    return Tensor(x)
+
+
+# -- of one value
+
+
+def zeros(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Zeros of a size given as `2, 3` or `(2, 3)`."""
+    return _made(np.zeros(_size("zeros", size), _or_float32(dtype)), device, requires_grad)
+
+
+def ones(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Ones of a size given as `2, 3` or `(2, 3)`."""
+    return _made(np.ones(_size("ones", size), _or_float32(dtype)), device, requires_grad)
+
+
+def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """A tensor of a size given as `2, 3` or `(2, 3)` whose numbers are whatever was in memory."""
+    return _made(np.empty(_size("empty", size), _or_float32(dtype)), device, requires_grad)
+
+
+def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """`fill_value` everywhere; the dtype is by default that of `tensor(fill_value)`."""
+    value = as_array(fill_value, dtype)
+    return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad)
+
+
+def zeros_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Zeros of the shape, and by default the dtype, of `input`."""
+    return full_like(input, 0, device, requires_grad, dtype)
+
+
+def ones_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Ones of the shape, and by default the dtype, of `input`."""
+    return full_like(input, 1, device, requires_grad, dtype)
+
+
+def empty_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """A tensor of the shape, and by default the dtype, of `input`, with whatever was in memory."""
+    return _made(np.empty(*_like(input, dtype)), device, requires_grad)
+
+
+def full_like(
+    input: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
+) -> Tensor:
+    """`fill_value` everywhere in the shape, and by default the dtype, of `input`."""
+    shape, kind = _like(input, dtype)
+    return _made(np.full(shape, as_array(fill_value, kind), kind), device, requires_grad)
+
+
+def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """A matrix of n rows and m (else n) columns, 1 on the diagonal and 0 elsewhere."""
+    return _made(np.eye(n, m, dtype=_or_float32(dtype)), device, requires_grad)
+
+
+# -- ranges
+
+
+def arange(
+    start: Any, end: Any = None, step: Any = 1, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
+) -> Tensor:
+    """start, start + step, … before `end`; from 0 if one number is given. int64 if all are integers."""
+    if end is None:
+        start, end = 0, start
+    if step == 0:
+        raise ValueError("arange: step must not be 0")
+    whole = all(isinstance(v, int | np.integer) for v in (start, end, step))
+    kind = as_dtype(dtype) if dtype is not None else np.dtype(np.int64 if whole else np.float32)
+    count = max(0, -(-(end - start) // step) if whole else math.ceil((end - start) / step))
+    # In float64, as adding up a rounded step would drift.
+    return _made((np.arange(count) * step + start).astype(kind), device, requires_grad)
+
+
+def linspace(
+    start: float, end: float, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
+) -> Tensor:
+    """`steps` numbers at equal distances from `start` to `end`, both included."""
+    return _made(np.linspace(start, end, steps).astype(_or_float32(dtype)), device, requires_grad)
+
+
+def logspace(
+    start: float,
+    end: float,
+    steps: int = 100,
+    base: float = 10.0,
+    device: Any = "cpu",
+    requires_grad: bool = False,
+    dtype: Any = None,
+) -> Tensor:
+    """`steps` numbers from base**start to base**end whose logarithms have equal distances."""
+    return _made(np.logspace(start, end, steps, base=base).astype(_or_float32(dtype)), device, requires_grad)
+
+
+# -- random
+
+
+def rand(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Numbers drawn uniformly from [0, 1)."""
+    return _made(_drawn(random.generator().random, _size("rand", size), dtype), device, requires_grad)
+
+
+def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Numbers drawn from the normal distribution with mean 0 and variance 1."""
+    return _made(_drawn(random.generator().standard_normal, _size("randn", size), dtype), device, requires_grad)
+
+
+def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """`rand` in the shape, and by default the dtype, of `input`."""
+    shape, kind = _like(input, dtype)
+    return rand(shape, device=device, requires_grad=requires_grad, dtype=kind)
+
+
+def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """`randn` in the shape, and by default the dtype, of `input`."""
+    shape, kind = _like(input, dtype)
+    return randn(shape, device=device, requires_grad=requires_grad, dtype=kind)
+
+
+def randint(
+    low: int,
+    high: Any,
+    size: Any = None,
+    device: Any = "cpu",
+    requires_grad: bool = False,
+    dtype: Any = None,
+) -> Tensor:
+    """Integers drawn uniformly from [low, high); `randint(high, size)` starts at 0."""
+    if size is None:
+        low, high, size = 0, low, high
+    if not low < high:
+        raise ValueError(f"randint: low must be below high, got low={low} and high={high}")
+    drawn = random.generator().integers(low, high, _size("randint", (size,)))
+    return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
+
+
+def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """The integers from 0 to n - 1 in random order."""
+    order = random.generator().permutation(int(n))
+    return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
+
+
+def _drawn(draw: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
+    kind = _or_float32(dtype)
+    if kind.kind != "f":
+        raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")
+    direct = kind in (np.dtype(np.float32), np.dtype(np.float64))
+    return np.asarray(draw(size, dtype=kind)) if direct else np.asarray(draw(size, dtype=np.float32)).astype(kind)
+
+
+def _made(array: Any, device: Any, requires_grad: bool) -> Tensor:
+    return Tensor(np.asarray(array), device=device, requires_grad=requires_grad)
+
+
+def _or_float32(dtype: Any) -> np.dtype[Any]:
+    return np.dtype(np.float32) if dtype is None else as_dtype(dtype)
+
+
+def _like(input: Any, dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    array = as_array(input)
+    return array.shape, array.dtype if dtype is None else as_dtype(dtype)
+
+
+def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
+    sizes = sizes_of(name, size)
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"{name}: sizes must not be negative, got {sizes}")
+    return sizes
+
+
+OF_NUMPY[np.zeros_like] = lambda a, dtype=None: zeros_like(a, dtype=dtype)
+OF_NUMPY[np.ones_like] = lambda a, dtype=None: ones_like(a, dtype=dtype)
+OF_NUMPY[np.full_like] = lambda a, fill_value, dtype=None: full_like(a, fill_value, dtype=dtype)

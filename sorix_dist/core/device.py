@@ -1,0 +1,31 @@
+"""Where tensors are: always on the CPU; other names are understood, to say so."""
+
+from __future__ import annotations
+
+
+class device:  # noqa: N801 (PyTorch's name)
+    """A device by its name, such as "cpu"; equal to that name."""
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, type: str | device) -> None:
+        name, _, index = str(type).partition(":")
+        if name not in ("cpu", "cuda", "gpu") or (index and not index.isdigit()):
+            raise ValueError(f"device must be 'cpu', got {type!r}")
+        self.type = name
+        self.index = int(index) if index else None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __repr__(self) -> str:
+        return f"device(type={self.type!r}{'' if self.index is None else f', index={self.index}'})"
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, str | device) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+CPU = device("cpu")

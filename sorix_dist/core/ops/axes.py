@@ -1,0 +1,41 @@
+"""Dimensions that users name: checked, and counted from 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
+    """`dim` counted from 0; IndexError (for the function `name`) if `input`, with `more` dimensions, has it not."""
+    shape = np.shape(input)
+    count = len(shape) + more
+    try:
+        axis = dim.__index__()
+    except AttributeError:
+        raise TypeError(f"{name}: dim must be an integer, got {dim!r}") from None
+    # A 0-d tensor is taken as a row of one element where that makes sense, as in PyTorch.
+    limit = max(1, count)
+    if not -limit <= axis < limit:
+        raise IndexError(f"{name}: dim must be in [{-limit}, {limit}) for a tensor of shape {tuple(shape)}, got {axis}")
+    return int(axis) % limit
+
+
+def axes_of(name: str, input: Any, dim: Any, axis: Any = None) -> tuple[int, ...] | None:
+    """The dimensions to reduce over, given as `dim` or `axis`: None (all), one or several; counted from 0."""
+    if dim is None:
+        dim = axis
+    elif axis is not None:
+        raise TypeError(f"{name}: dim and axis mean the same; only one can be given, got dim={dim!r}, axis={axis!r}")
+    if dim is None:
+        return None
+    axes = tuple(axis_of(name, input, d) for d in (dim if isinstance(dim, tuple | list) else (dim,)))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{name}: dim must name each dimension once, got {dim!r}")
+    return axes if np.ndim(input) else None
+
+
+def with_ones(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape that a reduction over `axes` (None: all) has if it keeps its dimensions."""
+    return tuple(1 if axes is None or i in axes else n for i, n in enumerate(shape))

@@ -1,0 +1,159 @@
+"""Several tensors into one, one into several, and borders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.op import OF_NUMPY, op, recording
+from sorix_dist.core.ops.axes import axis_of
+from sorix_dist.core.ops.indexing import index_select
+from sorix_dist.core.ops.shape import take
+from sorix_dist.core.tensor import Tensor
+
+
+@op(promote="common")
+def concatenate(*parts: Any, axis: int) -> Any:
+    """The parts one after the other along `axis`."""
+    ends = np.cumsum([part.shape[axis] for part in parts]).tolist()
+    before = (slice(None),) * axis
+    slices = [(*before, slice(a, b)) for a, b in zip([0, *ends], ends, strict=False)]
+    return np.concatenate(parts, axis), tuple(_slicing(key) for key in slices)
+
+
+@op(promote="common")
+def stack_along(*parts: Any, axis: int) -> Any:
+    """The parts side by side along a new axis."""
+    before = (slice(None),) * axis
+    return np.stack(parts, axis), tuple(_slicing((*before, i)) for i in range(len(parts)))
+
+
+def _slicing(key: Any) -> Any:
+    return lambda g, out: g[key]
+
+
+@op()
+def pad_with(x: Any, *, widths: Any, value: float) -> Any:
+    """A border of `value`: widths has a pair (before, after) per dimension."""
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape, strict=True))
+    return np.pad(x, widths, constant_values=value) if widths else np.array(x), (lambda g, out: g[inside],)
+
+
+def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
+    """The tensors one after the other along `dim`; they agree in the other dimensions."""
+    parts = _several("cat", tensors)
+    at = axis_of("cat", parts[0], dim if axis is None else axis)
+    rest = [np.shape(p)[:at] + np.shape(p)[at + 1 :] for p in parts]
+    if not np.ndim(parts[0]) or any(np.ndim(p) != np.ndim(parts[0]) or r != rest[0] for p, r in zip(parts, rest)):
+        shapes = [tuple(np.shape(p)) for p in parts]
+        raise ValueError(f"cat: tensors must have at least one dimension and agree in all but dim {at}, got {shapes}")
+    return _into("cat", concatenate(*parts, axis=at), out)
+
+
+def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
+    """The tensors, all of one shape, side by side along a new dimension `dim`."""
+    parts = _several("stack", tensors)
+    shapes = [tuple(np.shape(p)) for p in parts]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"stack: tensors must all have the same shape, got {shapes}")
+    at = axis_of("stack", parts[0], dim if axis is None else axis, more=1)
+    return _into("stack", stack_along(*parts, axis=at), out)
+
+
+def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
+    """Parts along `dim`: all of one size (the last may be smaller), or of the sizes in a list."""
+    at = axis_of("split", tensor, dim if axis is None else axis)
+    length = (np.shape(tensor) or (0,))[at]
+    if isinstance(split_size_or_sections, tuple | list):
+        sizes = [int(n) for n in split_size_or_sections]
+        if any(n < 0 for n in sizes) or sum(sizes) != length:
+            raise ValueError(f"split: sections must add up to the size {length} of dim {at}, got {sizes}")
+    else:
+        size = int(split_size_or_sections)
+        if size < 1:
+            raise ValueError(f"split: split_size must be at least 1, got {size}")
+        sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
+    ends = np.cumsum(sizes).tolist()
+    before = (slice(None),) * at
+    return tuple(take(tensor, index=(*before, slice(a, b))) for a, b in zip([0, *ends], ends, strict=False))
+
+
+def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
+    """At most `chunks` parts of one size along `dim`; the last may be smaller."""
+    if chunks < 1:
+        raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
+    at = axis_of("chunk", input, dim if axis is None else axis)
+    length = (np.shape(input) or (0,))[at]
+    return split(input, max(1, -(-length // chunks)), at) if length else split(input, [0] * chunks, at)
+
+
+def unbind(input: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
+    """The slices along `dim`, without that dimension."""
+    if not np.ndim(input):
+        raise TypeError("unbind: input must have at least one dimension, got a 0-d tensor")
+    at = axis_of("unbind", input, dim if axis is None else axis)
+    before = (slice(None),) * at
+    return tuple(take(input, index=(*before, i)) for i in range(np.shape(input)[at]))
+
+
+_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Any:
+    """A border: `pad` holds pairs (before, after), the last dimension first; negative numbers cut off.
+
+    mode: "constant" (of `value`), "reflect" (without the edge), "replicate" (the edge) or "circular".
+    """
+    widths = [int(n) for n in pad]
+    shape = np.shape(input)
+    if len(widths) % 2 or len(widths) > 2 * len(shape):
+        raise ValueError(f"pad: pad must hold at most {len(shape)} pairs for shape {tuple(shape)}, got {widths}")
+    if mode != "constant" and mode not in _MODES:
+        raise ValueError(f"pad: mode must be 'constant' or one of {sorted(_MODES)}, got {mode!r}")
+    pairs = [(0, 0)] * (len(shape) - len(widths) // 2)
+    pairs += [(widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2)]
+    if any(min(a, b) < 0 for a, b in pairs):
+        if any(n + min(a, 0) + min(b, 0) < 0 for (a, b), n in zip(pairs, shape, strict=True)):
+            raise ValueError(f"pad: pad must not cut off more than there is of shape {tuple(shape)}, got {widths}")
+        inside = tuple(slice(max(-a, 0), n + min(b, 0)) for (a, b), n in zip(pairs, shape, strict=True))
+        input, pairs = take(input, index=inside), [(max(a, 0), max(b, 0)) for a, b in pairs]
+    if mode == "constant":
+        return pad_with(input, widths=tuple(pairs), value=value)
+    for axis, (a, b) in enumerate(pairs):
+        if a or b:
+            length = np.shape(input)[axis]
+            limit = {"reflect": length - 1, "circular": length}.get(mode)
+            if not length or (limit is not None and max(a, b) > limit):
+                raise ValueError(
+                    f"pad: {mode} can add at most {limit or 0} to a dimension of {length}, got {max(a, b)}"
+                )
+            places = np.pad(np.arange(length), (a, b), mode=_MODES[mode])  # type: ignore[call-overload]
+            input = index_select(input, axis, places)
+    return input
+
+
+def _several(name: str, tensors: Any) -> list[Any]:
+    """The tensors as a list, checked; arrays and numbers among them are taken as tensors."""
+    if not isinstance(tensors, list | tuple):
+        raise TypeError(f"{name}: tensors must be a list or tuple of tensors, got {type(tensors).__name__}")
+    if not tensors:
+        raise ValueError(f"{name}: tensors must hold at least one tensor, got none")
+    return [x if isinstance(x, Tensor | np.ndarray) else Tensor(x) for x in tensors]
+
+
+def _into(name: str, result: Any, out: Tensor | None) -> Any:
+    """The result, written into `out` if that is given."""
+    if out is None:
+        return result
+    if recording.get() and (result.requires_grad or out.requires_grad):
+        raise RuntimeError(f"{name}: out must not be given where a gradient is recorded; use the result, or no_grad()")
+    if out.shape != result.shape:
+        raise ValueError(f"{name}: out must have shape {tuple(result.shape)}, got {tuple(out.shape)}")
+    np.copyto(out.array, result.array, casting="same_kind")
+    return out
+
+
+OF_NUMPY[np.concatenate] = lambda arrays, axis=0: cat(arrays, axis)
+OF_NUMPY[np.stack] = lambda arrays, axis=0: stack(arrays, axis)

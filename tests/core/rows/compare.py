@@ -1,0 +1,49 @@
+"""Comparisons, logic, and questions about many elements: nothing of it has a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.ops import compare as c
+from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
+
+
+def rounded(function: Callable[..., Any], kind: Any = np.float64) -> Callable[..., Any]:
+    """The function of its inputs rounded to whole numbers, so that equal ones and zeros occur."""
+
+    def of(*inputs: Any, **options: Any) -> Any:
+        whole = [np.rint(np.asarray(x)).astype(kind) for x in inputs]
+        return function(*map(Tensor, whole) if isinstance(inputs[0], Tensor) else whole, **options)
+
+    of.__name__ = function.__name__
+    return of
+
+
+def row(operation: Any, reference: Any, cases: Any, kind: Any = np.float64, **more: Any) -> Row:
+    options = {"between": (-1.4, 1.4), "differentiable": False, "result": np.bool_, **more}
+    return Row(rounded(operation, kind), rounded(reference, kind), cases, **options)
+
+
+ROWS = [
+    *(row(o, r, PAIRS) for o, r in (
+        (c.eq, np.equal), (c.ne, np.not_equal), (c.lt, np.less), (c.le, np.less_equal), (c.gt, np.greater),
+        (c.ge, np.greater_equal), (c.logical_and, np.logical_and), (c.logical_or, np.logical_or),
+        (c.logical_xor, np.logical_xor),
+    )),
+    *(row(o, r, PAIRS, kind, result=kind) for kind in (np.int64, np.bool_) for o, r in (
+        (c.bitwise_and, np.bitwise_and), (c.bitwise_or, np.bitwise_or), (c.bitwise_xor, np.bitwise_xor),
+    )),
+    row(c.bitwise_not, np.invert, ELEMENTWISE, np.int64, result=np.int64),
+    row(c.bitwise_not, np.invert, ELEMENTWISE, np.bool_),
+    row(c.logical_not, np.logical_not, ELEMENTWISE),
+    *(Row(o, r, ELEMENTWISE, differentiable=False, result=np.bool_)
+      for o, r in ((c.isnan, np.isnan), (c.isinf, np.isinf), (c.isfinite, np.isfinite))),
+    *(row(o, r, ELEMENTWISE, options={"keepdims": keep}, covers=name)
+      for o, r, name in ((c.all, np.all, "all_over"), (c.any, np.any, "any_over")) for keep in (False, True)),
+    *(row(o, r, [((3, 2),), ((0, 2),), ((2, 0),)], options={"axis": 1}, covers=name)
+      for o, r, name in ((c.all, np.all, "all_over"), (c.any, np.any, "any_over"))),
+]  # fmt: skip
