@@ -155,6 +155,9 @@ def test_vectors() -> None:
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     vector = parameters_to_vector(model.parameters())
     assert vector.shape == (3 * 2 + 2 + 2 + 1,)
+    (vector * vector).sum().backward()
+    assert np.array_equal(model[1].W.grad.data, 2 * model[1].W.data)
+    assert not np.shares_memory(parameters_to_vector([model[0].W]).data, model[0].W.data)
     memory = model[0].W.data
     vector_to_parameters(vector * 2, model.parameters())
     assert model[0].W.data is memory

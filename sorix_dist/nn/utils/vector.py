@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.ops.join import cat
+from sorix_dist.core.ops.shape import reshape
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
-    """A copy of all elements of the parameters, in order, as one vector without history."""
-    arrays = [parameter.array.reshape(-1) for parameter in parameters]
-    if not arrays:
+    """All elements of the parameters, in order, as one vector, which a backward can go through."""
+    vectors = [reshape(parameter, -1) for parameter in parameters]
+    if not vectors:
         raise ValueError("parameters must hold at least one tensor, got none")
-    return Tensor(np.concatenate(arrays))
+    return cat(vectors)
 
 
 def vector_to_parameters(vec: Any, parameters: Iterable[Tensor]) -> None:
