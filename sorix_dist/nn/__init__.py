@@ -40,6 +40,7 @@ from sorix_dist.nn.loss import (
 )
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
+from sorix_dist.nn.recurrent import GRU, LSTM
 from sorix_dist.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
@@ -49,7 +50,7 @@ __all__ = [
     "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
     "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
     "Dropout", "Dropout2d",
-    "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",
+    "GRU", "LSTM", "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "NLLLoss",
     "SmoothL1Loss",
     "functional", "init", "utils",

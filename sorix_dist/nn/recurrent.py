@@ -1,0 +1,179 @@
+"""Recurrent layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core import random as rng
+from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core.ops.join import cat, stack
+from sorix_dist.core.ops.recurrent import gru, lstm
+from sorix_dist.core.ops.shape import reshape, swapaxes
+from sorix_dist.core.tensor import raise_for_device
+from sorix_dist.nn.dropout import Dropout
+from sorix_dist.nn.module import Module, Parameter
+
+
+class _Recurrent(Module):
+    """What recurrent layers have in common: parameters with PyTorch's names and layout, layers and directions.
+
+    gates: how many parts the weights have; states: what a step hands on to the next one.
+    """
+
+    gates: ClassVar[int]
+    states: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:
+        raise_for_device("cpu" if device is None else device)
+        name = type(self).__name__
+        for argument, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}")
+        self.input_size, self.hidden_size, self.num_layers = int(input_size), int(hidden_size), int(num_layers)
+        self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
+        self.dropout = Dropout(dropout)
+        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
+        bound = 1 / np.sqrt(hidden_size)
+        rows = self.gates * self.hidden_size
+        for layer in range(self.num_layers):
+            features = self.input_size if layer == 0 else self.hidden_size * self._directions
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features), "weight_hh": (rows, self.hidden_size)}
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            for direction in range(self._directions):
+                for kind_of, shape in shapes.items():
+                    values = rng.generator().uniform(-bound, bound, shape).astype(kind)
+                    setattr(self, self._name(kind_of, layer, direction), Parameter(values))
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @staticmethod
+    def _name(kind: str, layer: int, direction: int) -> str:
+        return f"{kind}_l{layer}{'_reverse' if direction else ''}"
+
+    def _parameters_of(self, layer: int, direction: int) -> list[Any]:
+        """Weights and biases (None without) of a layer and direction, in the operation's order."""
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return [getattr(self, self._name(kind, layer, direction), None) for kind in kinds]
+
+    def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
+        """The hidden states after each step of x (T, N, I), and all states after the last one."""
+        raise NotImplementedError
+
+    def _run(self, input: Any, given: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The outputs in the layout of the input, and each final state, (layers * directions, N, H)."""
+        x = input if isinstance(input, Tensor) else Tensor(input)
+        alone = x.ndim == 2
+        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or not x.shape[1 if self._turned(x) else 0]:
+            form = "(N, T, {0})" if self.batch_first else "(T, N, {0})"
+            raise ValueError(
+                f"{type(self).__name__}: input must have shape {form.format(self.input_size)} or "
+                f"(T, {self.input_size}) with at least one step, got shape {tuple(x.shape)}"
+            )
+        turned = self._turned(x)
+        x = reshape(x, (len(x), 1, self.input_size)) if alone else swapaxes(x, 0, 1) if turned else x
+        starts = self._starts(given, x.shape[1], x.array.dtype, alone)
+        finals: list[list[Tensor]] = []
+        for layer in range(self.num_layers):
+            if layer and self.training and self.dropout.p:
+                # Dropout's masks belong to the rows of the batch, which it expects in front.
+                x = swapaxes(self.dropout(swapaxes(x, 0, 1)), 0, 1)
+            outputs = []
+            for direction in range(self._directions):
+                states = [start[len(finals)] for start in starts]
+                output, final = self._layer(x, states, self._parameters_of(layer, direction), bool(direction))
+                outputs.append(output)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else cat(outputs, dim=2)
+        last = [stack(list(states)) for states in zip(*finals, strict=True)]
+        if alone:
+            return reshape(x, (len(x), x.shape[2])), tuple(reshape(s, (len(s), self.hidden_size)) for s in last)
+        return swapaxes(x, 0, 1) if turned else x, tuple(last)
+
+    def _turned(self, x: Tensor) -> bool:
+        return self.batch_first and x.ndim == 3
+
+    def _starts(self, given: tuple[Any, ...] | None, rows: int, kind: Any, alone: bool) -> list[Any]:
+        """Each state before the first step, (layers * directions, N, H); zeros unless given."""
+        shape = (self.num_layers * self._directions, rows, self.hidden_size)
+        if given is None:
+            return [np.zeros(shape, kind)] * len(self.states)
+        expected = (shape[0], shape[2]) if alone else shape
+        for name, state in zip(self.states, given, strict=True):
+            if np.shape(state) != expected:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must have shape {expected}, got shape {tuple(np.shape(state))}"
+                )
+        return [reshape(state, shape) if alone else state for state in given]
+
+    def extra_repr(self) -> str:
+        extra = [f"{self.input_size}, {self.hidden_size}"]
+        extra += [f"num_layers={self.num_layers}"] if self.num_layers > 1 else []
+        extra += ["batch_first=True"] if self.batch_first else []
+        extra += ["bidirectional=True"] if self.bidirectional else []
+        return ", ".join(extra)
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory over whole sequences (Hochreiter and Schmidhuber 1997), with PyTorch's gates i, f, g, o.
+
+    num_layers: each is fed with the outputs of the one below, after `dropout`; bidirectional: a second set of
+    weights reads the sequence backwards, and its outputs stand beside the others; batch_first: inputs are
+    (N, T, input_size) instead of (T, N, input_size). Weights start uniform within 1 / sqrt(hidden_size).
+    """
+
+    gates = 4
+    states = ("h_0", "c_0")
+
+    def forward(self, input: Any, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The output of the last layer at every step, laid out as the input, and (h_n, c_n), the hidden and cell
+        states after the last step, (num_layers * directions, N, hidden_size).
+
+        hx: (h_0, c_0) before the first step, of that shape; zeros unless given. Without N, there is none in the
+        results either.
+        """
+        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+            raise ValueError(f"LSTM: hx must be a pair (h_0, c_0), got {type(hx).__name__}")
+        output, (h, c) = self._run(input, None if hx is None else tuple(hx))
+        return output, (h, c)
+
+    def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
+        both = lstm(x, *states, *weights, reverse=reverse)
+        count = len(x)
+        return both[:count], [both[0 if reverse else count - 1], both[count]]
+
+
+class GRU(_Recurrent):
+    """Gated recurrent units over whole sequences (Cho et al. 2014), with PyTorch's gates r, z, n.
+
+    Arguments as for LSTM.
+    """
+
+    gates = 3
+    states = ("h_0",)
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Tensor]:
+        """The output of the last layer at every step, laid out as the input, and h_n, the hidden states after
+        the last step, (num_layers * directions, N, hidden_size). hx: h_0, of that shape; zeros unless given."""
+        output, (h,) = self._run(input, None if hx is None else (hx,))
+        return output, h
+
+    def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
+        output = gru(x, *states, *weights, reverse=reverse)
+        return output, [output[0 if reverse else len(x) - 1]]
