@@ -1,20 +1,34 @@
 """sorix_dist: data-parallel training on NumPy and MPI. The same script takes the same steps on one process
 and on any number of MPI ranks."""
 
-from sorix_dist import comm, core, nn, optim, utils
+# Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
+from sorix_dist import autograd, comm, core, cuda, nn, optim, utils
+from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
-from sorix_dist.core import (
-    Size,
-    Tensor,
-    enable_grad,
-    grad,
-    is_grad_enabled,
-    no_grad,
-    set_grad_enabled,
+from sorix_dist.core import Size, Tensor, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from sorix_dist.core import functions as _functions
+from sorix_dist.core.device import device
+from sorix_dist.core.dtype import (
+    DType,
+    bool,
+    bool_,
+    byte,
+    double,
+    float,
+    float16,
+    float32,
+    float64,
+    half,
+    int,
+    int16,
+    int32,
+    int64,
+    long,
+    short,
+    uint8,
 )
-from sorix_dist.core.dtype import float16, float32, float64, int16, int32, int64, uint8
+from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.random import manual_seed
-from sorix_dist.core.tensor import Tensor as tensor
 from sorix_dist.parallel import (
     DistributedDataParallel,
     all_gather,
@@ -30,38 +44,16 @@ from sorix_dist.parallel import (
 from sorix_dist.serialize import load, save
 
 __all__ = [
-    "DistributedDataParallel",
-    "Size",
-    "Tensor",
     "__version__",
-    "all_gather",
-    "all_reduce",
-    "barrier",
-    "broadcast",
-    "comm",
-    "core",
-    "enable_grad",
-    "float16",
-    "float32",
-    "float64",
-    "grad",
-    "init",
-    "int16",
-    "int32",
-    "int64",
-    "is_grad_enabled",
-    "is_main_process",
-    "load",
-    "local_rank",
-    "manual_seed",
-    "nn",
-    "no_grad",
-    "optim",
-    "rank",
-    "save",
+    # modules
+    "autograd", "comm", "core", "cuda", "nn", "optim", "utils",
+    # ranks
+    "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "init", "is_main_process",
+    "local_rank", "rank", "size",
+    # tensors
+    "DType", "Size", "Tensor", "device", "enable_grad", "is_grad_enabled", "load", "manual_seed", "no_grad", "save",
     "set_grad_enabled",
-    "size",
-    "tensor",
-    "uint8",
-    "utils",
-]
+    "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
+    "int64", "long", "short", "uint8",
+    *_functions.__all__,
+]  # fmt: skip

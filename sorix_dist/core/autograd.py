@@ -31,6 +31,18 @@ class _Recording(ContextDecorator):
     def __exit__(self, *exception: object) -> None:
         recording.reset(self._tokens.pop())
 
+    def _recreate_cm(self) -> _Recording:
+        # A decorated function may run in several threads at once, each in a context of its own.
+        return _Switch(self.mode)
+
+
+class _Switch(_Recording):
+    """Recording as `mode` says."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self.mode = mode
+
 
 class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
     """Nothing is recorded inside: results do not require a gradient."""
@@ -45,14 +57,18 @@ class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
 
 
 class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
-    """Switches recording at once; as a context it is undone on leaving."""
+    """Switches recording at once; as a context it is undone on leaving, as a decorator it is for the function."""
 
     def __init__(self, mode: bool) -> None:
-        self.mode = mode
-        self._tokens = [recording.set(mode)]
+        self.mode = bool(mode)
+        self._tokens = [recording.set(self.mode)]
 
     def __enter__(self) -> None:
         recording.set(self.mode)
+
+    def __call__(self, function: Any) -> Any:
+        recording.reset(self._tokens.pop())
+        return super().__call__(function)
 
 
 def is_grad_enabled() -> bool:

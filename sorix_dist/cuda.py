@@ -1,0 +1,13 @@
+"""Answers to scripts that ask for a GPU: there is none."""
+
+from __future__ import annotations
+
+
+def is_available() -> bool:
+    """False: tensors are on the CPU."""
+    return False
+
+
+def device_count() -> int:
+    """0: tensors are on the CPU."""
+    return 0
