@@ -115,7 +115,13 @@ class Conv1d(_Convolution):
     def forward(self, x: Any) -> Tensor:
         x, padding = self._repeated(x)
         return conv.conv1d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups  # type: ignore[arg-type]
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,  # type: ignore[arg-type]
         )
 
 
@@ -131,7 +137,13 @@ class Conv2d(_Convolution):
     def forward(self, x: Any) -> Tensor:
         x, padding = self._repeated(x)
         return conv.conv2d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups  # type: ignore[arg-type]
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,  # type: ignore[arg-type]
         )
 
 

@@ -148,9 +148,7 @@ def test_batch_norm_in_plain_numpy() -> None:
     variance = 0.9 * (0.9 + 0.1 * x.var(0, ddof=1)) + 0.1 * z.var(0, ddof=1)
     layer.eval()
     before = layer.state_dict()
-    np.testing.assert_allclose(
-        layer(Tensor(z)).array, (z - mean) / np.sqrt(variance + 1e-5) * gamma + beta, rtol=1e-12
-    )
+    np.testing.assert_allclose(layer(Tensor(z)).array, (z - mean) / np.sqrt(variance + 1e-5) * gamma + beta, rtol=1e-12)
     for name, value in layer.state_dict().items():
         np.testing.assert_array_equal(value, before[name], "evaluation changed the state")
 
