@@ -114,15 +114,9 @@ class Conv1d(_Convolution):
 
     def forward(self, x: Any) -> Tensor:
         x, padding = self._repeated(x)
-        return conv.conv1d(
-            x,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,  # type: ignore[arg-type]
-        )
+        stride: Any = self.stride
+        dilation: Any = self.dilation
+        return conv.conv1d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
 
 
 class Conv2d(_Convolution):
@@ -136,15 +130,9 @@ class Conv2d(_Convolution):
 
     def forward(self, x: Any) -> Tensor:
         x, padding = self._repeated(x)
-        return conv.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,  # type: ignore[arg-type]
-        )
+        stride: Any = self.stride
+        dilation: Any = self.dilation
+        return conv.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
 
 
 class ConvTranspose2d(_Convolution):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -85,13 +86,42 @@ def _gelu_by_tanh(x: Any) -> Any:
 @op(composite=_gelu_by_tanh)
 def gelu_by_tanh(x: Any) -> Any:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
-    t = np.tanh(x * (_GELU_SCALE * (1 + _GELU_CUBIC * (x * x))))
+    flat, shape = x.reshape(-1), x.shape
+    t, y = np.empty_like(flat), np.empty_like(flat)
+    for part in _blocks(flat.size):
+        a, b, c = flat[part], t[part], y[part]
+        np.multiply(a, a, out=b)
+        b *= _GELU_SCALE * _GELU_CUBIC
+        b += _GELU_SCALE
+        b *= a
+        np.tanh(b, out=b)
+        np.add(b, 1, out=c)
+        c *= a
+        c *= 0.5
 
     def to_x(g: Any, out: Any) -> Any:
-        inner = 1 + 3 * _GELU_CUBIC * (x * x)
-        return g * (0.5 * (1 + t + x * (1 - t * t) * (_GELU_SCALE * inner)))
+        # (1 + t + (1 - t^2) * x * scale * (1 + 3 cubic x^2)) / 2
+        incoming, gradient = g.reshape(-1), np.empty_like(flat)
+        for part in _blocks(flat.size):
+            a, b, c = flat[part], t[part], gradient[part]
+            np.multiply(a, a, out=c)
+            c *= 3 * _GELU_SCALE * _GELU_CUBIC
+            c += _GELU_SCALE
+            c *= a
+            c *= 1 - b * b
+            c += b
+            c += 1
+            c *= incoming[part]
+            c *= 0.5
+        return gradient.reshape(shape)
 
-    return 0.5 * x * (1 + t), (to_x,)
+    return y.reshape(shape), (to_x,)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """A long array in parts that stay in the cache while several passes go over them."""
+    for start in range(0, count, 1 << 14):
+        yield slice(start, start + (1 << 14))
 
 
 @op()
