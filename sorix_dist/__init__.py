@@ -5,7 +5,7 @@ and on any number of MPI ranks."""
 from sorix_dist import autograd, comm, core, cuda, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
-from sorix_dist.core import Size, Tensor, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from sorix_dist.core import Size, Tensor, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core import functions as _functions
 from sorix_dist.core.device import device
 from sorix_dist.core.dtype import (
@@ -51,7 +51,7 @@ __all__ = [
     "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "init", "is_main_process",
     "local_rank", "rank", "size",
     # tensors
-    "DType", "Size", "Tensor", "device", "enable_grad", "is_grad_enabled", "load", "manual_seed", "no_grad", "save",
+    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad", "save",
     "set_grad_enabled",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",

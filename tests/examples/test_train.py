@@ -63,6 +63,12 @@ def test_four_ranks_print_the_same(alone: Ended, on_four_ranks: Ended) -> None:
 
 
 @needs_mpirun
+def test_the_launcher_of_the_package_prints_the_same(alone: Ended) -> None:
+    ended = run_command([sys.executable, "-m", "sorix_dist", "run", "-n", "2", TRAIN, "--epochs", "1"])
+    np.testing.assert_allclose(numbers(ended, 2), numbers(alone, 1)[:1], rtol=0, atol=1.5e-6)
+
+
+@needs_mpirun
 @pytest.mark.usefixtures("alone", "on_four_ranks")
 def test_four_ranks_save_the_same_weights(folder: Path) -> None:
     ended = compared(folder / "4.npz", folder / "1.npz")

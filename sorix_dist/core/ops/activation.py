@@ -21,21 +21,21 @@ def relu(x: Any) -> Any:
     return y, (lambda g, out: g * (y > 0),)
 
 
-@op()
+@op(promote="float")
 def leaky_relu(x: Any, *, slope: float) -> Any:
     """x where x > 0, slope * x elsewhere."""
     y = (np.maximum if slope <= 1 else np.minimum)(x, x * slope)
     return y, (lambda g, out: np.where(x > 0, g, g * slope),)
 
 
-@op(numpy=np.tanh)
+@op(numpy=np.tanh, promote="float")
 def tanh(x: Any) -> Any:
     """The hyperbolic tangent."""
     y = np.tanh(x)
     return y, (lambda g, out: g * (1 - y * y),)
 
 
-@op()
+@op(promote="float")
 def logistic(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the 0 that it should
@@ -48,7 +48,7 @@ def sigmoid(x: Any) -> Any:
     return in_kind(logistic, x)
 
 
-@op()
+@op(promote="float")
 def silu(x: Any) -> Any:
     """x * sigmoid(x)."""
 
@@ -59,14 +59,14 @@ def silu(x: Any) -> Any:
     return x * sigmoid(x), (to_x,)
 
 
-@op()
+@op(promote="float")
 def elu(x: Any, *, alpha: float) -> Any:
     """x where x > 0, alpha * (exp(x) - 1) elsewhere (Clevert et al. 2016)."""
     y = np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
     return y, (lambda g, out: np.where(x > 0, g, g * (y + alpha)),)
 
 
-@op()
+@op(promote="float")
 def softplus(x: Any, *, beta: float, threshold: float) -> Any:
     """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
     scaled = beta * x
@@ -83,7 +83,7 @@ def _gelu_by_tanh(x: Any) -> Any:
     return mul(mul(x, 0.5), add(tanh(mul(mul(x, _GELU_SCALE), add(mul(mul(x, x), _GELU_CUBIC), 1))), 1))
 
 
-@op(composite=_gelu_by_tanh)
+@op(composite=_gelu_by_tanh, promote="float")
 def gelu_by_tanh(x: Any) -> Any:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
     flat, shape = x.reshape(-1), x.shape
@@ -124,7 +124,7 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + (1 << 14))
 
 
-@op()
+@op(promote="float")
 def error_function(x: Any) -> Any:
     """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x; ImportError without SciPy."""
     try:
@@ -136,7 +136,7 @@ def error_function(x: Any) -> Any:
     return erf(x), (lambda g, out: g * (np.exp(-x * x) * (2 / math.sqrt(math.pi))),)
 
 
-@op()
+@op(promote="float")
 def gelu_by_erf(x: Any) -> Any:
     """x times the probability that a standard normal number is below x."""
 
@@ -149,7 +149,7 @@ def gelu_by_erf(x: Any) -> Any:
     return x * below(x), (to_x,)
 
 
-@op()
+@op(promote="float")
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
     y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
@@ -157,7 +157,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
 
-@op()
+@op(promote="float")
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
     y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -166,7 +166,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
 
 
-@op()
+@op(promote="float")
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
     highest = x.max(axis=axis, keepdims=True, initial=-np.inf)
