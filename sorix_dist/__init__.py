@@ -51,8 +51,8 @@ __all__ = [
     "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "init", "is_main_process",
     "local_rank", "rank", "size",
     # tensors
-    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad", "save",
-    "set_grad_enabled",
+    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
+    "save", "set_grad_enabled",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
     *_functions.__all__,
