@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorix_dist import nn
+from sorix_dist import nn, optim
 from sorix_dist.core import Tensor
 
 torch = pytest.importorskip("torch")
@@ -109,3 +109,55 @@ def test_kl_divergence(reduction: str, log_target: bool) -> None:
         target[0, 1] = 0
     ours, theirs = (m.KLDivLoss(reduction=reduction, log_target=log_target) for m in (nn, torch.nn))
     compare(ours, theirs, x, np.log(target) if log_target else target)
+
+
+CLASSES = RNG.integers(0, 4, 12)
+REALS = RNG.uniform(0.05, 0.95, (12, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "target", "last"),
+    [
+        ("CrossEntropyLoss", {"label_smoothing": 0.1}, CLASSES, "Identity"),
+        ("CrossEntropyLoss", {"weight": WEIGHT, "ignore_index": 1}, CLASSES, "Identity"),
+        ("NLLLoss", {"weight": WEIGHT}, CLASSES, "LogSoftmax"),
+        ("KLDivLoss", {"reduction": "batchmean"}, REALS, "LogSoftmax"),
+        ("BCELoss", {}, REALS, "Sigmoid"),
+        ("BCEWithLogitsLoss", {"pos_weight": WEIGHT}, REALS, "ELU"),
+        ("MSELoss", {}, REALS, "Softplus"),
+        ("HuberLoss", {"delta": 0.2}, REALS, "LeakyReLU"),
+        ("SmoothL1Loss", {"beta": 0.3}, REALS, "SiLU"),
+    ],
+)
+def test_twenty_steps_of_training(name: str, options: dict[str, Any], target: np.ndarray, last: str) -> None:
+    x = RNG.standard_normal((12, 5))
+    dim = {"dim": 1} if last == "LogSoftmax" else {}
+    ours = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 4), getattr(nn, last)(**dim)).double()
+    theirs = torch.nn.Sequential(
+        torch.nn.Linear(5, 8), torch.nn.GELU("tanh"), torch.nn.Linear(8, 4), getattr(torch.nn, last)(**dim)
+    ).double()
+    for i in (0, 2):
+        with torch.no_grad():
+            theirs[i].weight.copy_(torch.tensor(ours[i].W.numpy().T))
+            theirs[i].bias.zero_()
+    criterion = getattr(nn, name)(**options)
+    other = getattr(torch.nn, name)(
+        **{k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    )
+    optimizer = optim.SGD(ours.parameters(), lr=0.1, momentum=0.9)
+    their = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        their.zero_grad()
+        loss, expected = criterion(ours(Tensor(x)), target), other(theirs(torch.tensor(x)), torch.tensor(target))
+        loss.backward()
+        expected.backward()
+        optimizer.step()
+        their.step()
+        losses.append(loss.item())
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert losses[-1] < losses[0]
+    for i in (0, 2):
+        np.testing.assert_allclose(ours[i].W.numpy().T, theirs[i].weight.detach().numpy(), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(ours[i].b.numpy()[0], theirs[i].bias.detach().numpy(), rtol=1e-8, atol=1e-10)

@@ -17,7 +17,7 @@ from sorix_dist.core.batch import mean_factor, sum_factor
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.shape import reshape, transpose
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, as_array
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -285,7 +285,7 @@ def _of_probabilities(
 
 
 def _array(value: Any) -> Array:
-    return value.array if isinstance(value, Tensor) else np.asarray(value)
+    return value.array if isinstance(value, Tensor) else as_array(value)
 
 
 def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
