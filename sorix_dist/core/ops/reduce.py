@@ -105,9 +105,9 @@ def var(
     return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / left if left > 0 else math.nan)
 
 
-def std(X: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Any:
+def std(X: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, **options: Any) -> Any:
     """The square root of `var`, with the same arguments."""
-    return sqrt(var(X, axis, keepdims, **options))
+    return sqrt(var(X, axes_of("std", X, dim, axis), keepdims, **options))
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
