@@ -1,7 +1,19 @@
 """Arrays that remember: tensors, operations and the walk that differentiates them. NumPy only."""
 
-from sorix_dist.core import methods
+from sorix_dist.core import memory, methods
 from sorix_dist.core.autograd import enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.tensor import Size, Tensor
 
-__all__ = ["Size", "Tensor", "enable_grad", "grad", "is_grad_enabled", "methods", "no_grad", "set_grad_enabled"]
+memory.keep_freed_pages()
+
+__all__ = [
+    "Size",
+    "Tensor",
+    "enable_grad",
+    "grad",
+    "is_grad_enabled",
+    "memory",
+    "methods",
+    "no_grad",
+    "set_grad_enabled",
+]
