@@ -178,7 +178,8 @@ def test_scalars_and_arrays_on_both_sides() -> None:
         (x / 2, [0.5, 1]), (2 / x, [2, 1]), (x**2, [1, 4]), (2**x, [2, 4]), (-x, [-1, -2]), (+x, [1, 2]),
         (abs(-x), [1, 2]), (x % 2, [1, 0]), (5 % x, [0, 1]), (x // 2, [0, 1]),
         (x + array, [4, 6]), (array + x, [4, 6]),
-        (array - x, [2, 2]), (array * x, [3, 8]), (array / x, [3, 2]), (array**x, [3, 16]), (np.add(x, [1.0, 1.0]), [2, 3]),
+        (array - x, [2, 2]), (array * x, [3, 8]), (array / x, [3, 2]), (array**x, [3, 16]),
+        (np.add(x, [1.0, 1.0]), [2, 3]),
         (np.float32(1) + x, [2, 3]), (np.float64(1) * x, [1, 2]),
     ):  # fmt: skip
         assert isinstance(got, Tensor)
