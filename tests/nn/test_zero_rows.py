@@ -1,0 +1,94 @@
+"""Every layer and loss works on a batch of no rows, which is what a rank without rows of a small batch has."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn
+
+VECTOR, SEQUENCE, SIGNAL, IMAGE = (0, 4), (0, 5, 4), (0, 4, 9), (0, 4, 9, 9)
+LAYERS = {
+    "Embedding": (lambda: nn.Embedding(7, 4), (0, 5)),
+    "Flatten": (nn.Flatten, IMAGE),
+    "Identity": (nn.Identity, VECTOR),
+    "Linear": (lambda: nn.Linear(4, 3), VECTOR),
+    **{name: (getattr(nn, name), VECTOR) for name in ("ELU", "GELU", "LeakyReLU", "ReLU", "Sigmoid", "SiLU")},
+    **{name: (getattr(nn, name), VECTOR) for name in ("Softplus", "Tanh", "Dropout")},
+    **{name: (lambda name=name: getattr(nn, name)(dim=1), VECTOR) for name in ("Softmax", "LogSoftmax")},
+    "Conv1d": (lambda: nn.Conv1d(4, 6, 3), SIGNAL),
+    "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), IMAGE),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 2, 3), IMAGE),
+    "MaxPool1d": (lambda: nn.MaxPool1d(2), SIGNAL),
+    "MaxPool2d": (lambda: nn.MaxPool2d(2), IMAGE),
+    "AvgPool2d": (lambda: nn.AvgPool2d(2), IMAGE),
+    "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d(2), IMAGE),
+    "GroupNorm": (lambda: nn.GroupNorm(2, 4), IMAGE),
+    "LayerNorm": (lambda: nn.LayerNorm(4), VECTOR),
+    "BatchNorm1d": (lambda: nn.BatchNorm1d(4).eval(), VECTOR),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(4).eval(), IMAGE),
+    "Dropout2d": (nn.Dropout2d, IMAGE),
+    "LSTM": (lambda: nn.LSTM(4, 3, batch_first=True), SEQUENCE),
+    "GRU": (lambda: nn.GRU(4, 3, batch_first=True), SEQUENCE),
+    "MultiheadAttention": (lambda: _SelfAttention(), SEQUENCE),
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SEQUENCE),
+    "TransformerEncoder": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2),
+        SEQUENCE,
+    ),
+}
+CLASSES = np.zeros(0, np.int64)
+LOSSES = {
+    "CrossEntropyLoss": CLASSES,
+    "NLLLoss": CLASSES,
+    **dict.fromkeys(
+        ("BCELoss", "BCEWithLogitsLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "SmoothL1Loss"),
+        np.zeros(VECTOR, np.float32),
+    ),
+}
+CONTAINERS = {"Module", "ModuleList", "Parameter", "Sequential", "functional", "init", "utils"}
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+def test_every_layer_is_here():
+    assert {*LAYERS, *LOSSES} == {*nn.__all__} - CONTAINERS
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name):
+    make, shape = LAYERS[name]
+    layer = make()
+    integers = name == "Embedding"
+    x = sx.tensor(np.zeros(shape, np.int64 if integers else np.float32), requires_grad=not integers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = layer(x)
+        y = y[0] if isinstance(y, tuple) else y
+        assert y.shape[0] == 0
+        y.sum().backward()
+    assert integers or x.grad.shape == shape
+    for parameter_name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert not parameter.grad.numpy().any(), parameter_name
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_loss(name, reduction):
+    x = sx.tensor(np.zeros(VECTOR, np.float32), requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = getattr(nn, name)(reduction=reduction)(x, LOSSES[name])
+        assert loss.numpy().sum() == 0
+        loss.sum().backward()
+    assert x.grad.shape == VECTOR
