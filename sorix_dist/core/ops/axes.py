@@ -6,10 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.tensor import Tensor
+
+
+def shape_of(input: Any) -> tuple[int, ...]:
+    """The shape of a tensor, an array, or what NumPy makes an array of."""
+    return input.array.shape if isinstance(input, Tensor) else np.shape(input)
+
 
 def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
     """`dim` counted from 0; IndexError (for the function `name`) if `input`, with `more` dimensions, has it not."""
-    shape = np.shape(input)
+    shape = shape_of(input)
     count = len(shape) + more
     try:
         axis = dim.__index__()
@@ -18,7 +25,7 @@ def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
     # A 0-d tensor is taken as a row of one element where that makes sense, as in PyTorch.
     limit = max(1, count)
     if not -limit <= axis < limit:
-        raise IndexError(f"{name}: dim must be in [{-limit}, {limit}) for a tensor of shape {tuple(shape)}, got {axis}")
+        raise IndexError(f"{name}: dim must be in [{-limit}, {limit}) for a tensor of shape {shape}, got {axis}")
     return int(axis) % limit
 
 
@@ -30,10 +37,13 @@ def axes_of(name: str, input: Any, dim: Any, axis: Any = None) -> tuple[int, ...
         raise TypeError(f"{name}: dim and axis mean the same; only one can be given, got dim={dim!r}, axis={axis!r}")
     if dim is None:
         return None
-    axes = tuple(axis_of(name, input, d) for d in (dim if isinstance(dim, tuple | list) else (dim,)))
-    if len(set(axes)) < len(axes):
+    if not isinstance(dim, tuple | list):
+        axes: tuple[int, ...] = (axis_of(name, input, dim),)
+    else:
+        axes = tuple([axis_of(name, input, d) for d in dim])
+    if len(axes) > 1 and len(set(axes)) < len(axes):
         raise ValueError(f"{name}: dim must name each dimension once, got {dim!r}")
-    return axes if np.ndim(input) else None
+    return axes if shape_of(input) else None
 
 
 def with_ones(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.ops.axes import shape_of
 from sorix_dist.core.promote import common_dtype
 from sorix_dist.core.tensor import Tensor
 
@@ -77,7 +78,7 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:
-        raise ValueError(f"masked_fill: value must be one number, got shape {np.shape(value)}")
+        raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
     return select(value, input, condition=flags)
 
 
@@ -94,9 +95,9 @@ def triu(input: Any, diagonal: int = 0) -> Any:
 
 
 def _matrix(name: str, input: Any) -> tuple[int, int]:
-    shape = np.shape(input)
+    shape = shape_of(input)
     if len(shape) < 2:
-        raise ValueError(f"{name}: input must have at least two dimensions, got shape {tuple(shape)}")
+        raise ValueError(f"{name}: input must have at least two dimensions, got shape {shape}")
     return shape[-2], shape[-1]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY
-from sorix_dist.core.ops.axes import axis_of
+from sorix_dist.core.ops.axes import axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
 from sorix_dist.core.tensor import Array, Tensor, raise_for_device
@@ -18,8 +18,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
 
     index: integers, as many dimensions as input, no larger than it in the others. The result has its shape.
     """
-    if not np.ndim(input):
-        return reshape(take(reshape(input, 1), index=_indices("gather", index, 1)), np.shape(index))
+    if not shape_of(input):
+        return reshape(take(reshape(input, 1), index=_indices("gather", index, 1)), shape_of(index))
     return take(input, index=_along("gather", input, dim, index))
 
 
@@ -31,17 +31,17 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """`input` with the elements of `src` added where `gather` with the same `dim` and `index` would read."""
     key = _along("scatter_add", input, dim, index)
-    shape = np.shape(index)
-    if np.ndim(src) != len(shape) or any(n > m for n, m in zip(shape, np.shape(src), strict=True)):
-        raise ValueError(f"scatter_add: src must be at least of index's shape {tuple(shape)}, got {np.shape(src)}")
+    shape = shape_of(index)
+    if len(shape_of(src)) != len(shape) or any(n > m for n, m in zip(shape, shape_of(src), strict=True)):
+        raise ValueError(f"scatter_add: src must be at least of index's shape {shape}, got {shape_of(src)}")
     part = take(src, index=tuple(slice(0, n) for n in shape))
-    return add(input, scatter_add_to(part, index=key, shape=np.shape(input)))
+    return add(input, scatter_add_to(part, index=key, shape=shape_of(input)))
 
 
 def index_select(input: Any, dim: int, index: Any) -> Any:
     """The slices of `input` that a vector of integers names, along `dim`."""
     at = axis_of("index_select", input, dim)
-    chosen = _indices("index_select", index, np.shape(input)[at])
+    chosen = _indices("index_select", index, shape_of(input)[at])
     if chosen.ndim > 1:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
     return take(input, index=(slice(None),) * at + (chosen.reshape(-1),))
@@ -52,8 +52,8 @@ def masked_select(input: Any, mask: Any) -> Any:
     flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
-    shape = np.broadcast_shapes(np.shape(input), flags.shape)
-    whole = input if np.shape(input) == shape else expand_to(input, shape=shape)
+    shape = np.broadcast_shapes(shape_of(input), flags.shape)
+    whole = input if shape_of(input) == shape else expand_to(input, shape=shape)
     return take(whole, index=np.broadcast_to(flags, shape))
 
 
@@ -74,9 +74,9 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     With `requires_grad` the result is a new leaf, without a history.
     """
     raise_for_device(device)
-    shape = np.shape(input)
+    shape = shape_of(input)
     if len(shape) not in (1, 2):
-        raise ValueError(f"diag: input must be a vector or a matrix, got shape {tuple(shape)}")
+        raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")
     above, below = max(diagonal, 0), max(-diagonal, 0)
     if len(shape) == 1:
         places = np.arange(shape[0])
@@ -106,7 +106,7 @@ def _indices(name: str, index: Any, limit: int, negative: bool = True) -> Array:
 
 def _along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...]:
     """The NumPy index that takes elements by `index` along `dim` and stays in place along the others."""
-    shape = np.shape(input)
+    shape = shape_of(input)
     at = axis_of(name, input, dim)
     array = _indices(name, index, shape[at] if shape else 1)
     if array.ndim != len(shape) or any(
@@ -114,7 +114,7 @@ def _along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...]:
     ):
         raise ValueError(
             f"{name}: index must have as many dimensions as input, and be no larger except along dim {at}, "
-            f"got shape {array.shape} for input of shape {tuple(shape)}"
+            f"got shape {array.shape} for input of shape {shape}"
         )
     return tuple(array if i == at else grid for i, grid in enumerate(np.ogrid[tuple(slice(n) for n in array.shape)]))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, op, recording
-from sorix_dist.core.ops.axes import axis_of
+from sorix_dist.core.ops.axes import axis_of, shape_of
 from sorix_dist.core.ops.indexing import index_select
 from sorix_dist.core.ops.shape import take
 from sorix_dist.core.tensor import Tensor
@@ -45,9 +45,9 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
     """The tensors one after the other along `dim`; they agree in the other dimensions."""
     parts = _several("cat", tensors)
     at = axis_of("cat", parts[0], dim if axis is None else axis)
-    rest = [np.shape(p)[:at] + np.shape(p)[at + 1 :] for p in parts]
-    if not np.ndim(parts[0]) or any(np.ndim(p) != np.ndim(parts[0]) or r != rest[0] for p, r in zip(parts, rest)):
-        shapes = [tuple(np.shape(p)) for p in parts]
+    shapes = [shape_of(p) for p in parts]
+    rests = {(*s[:at], *s[at + 1 :]) for s in shapes}
+    if () in shapes or len(rests) > 1 or len({len(s) for s in shapes}) > 1:
         raise ValueError(f"cat: tensors must have at least one dimension and agree in all but dim {at}, got {shapes}")
     return _into("cat", concatenate(*parts, axis=at), out)
 
@@ -55,7 +55,7 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
 def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
     """The tensors, all of one shape, side by side along a new dimension `dim`."""
     parts = _several("stack", tensors)
-    shapes = [tuple(np.shape(p)) for p in parts]
+    shapes = [shape_of(p) for p in parts]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: tensors must all have the same shape, got {shapes}")
     at = axis_of("stack", parts[0], dim if axis is None else axis, more=1)
@@ -65,7 +65,7 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, ax
 def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
     """Parts along `dim`: all of one size (the last may be smaller), or of the sizes in a list."""
     at = axis_of("split", tensor, dim if axis is None else axis)
-    length = (np.shape(tensor) or (0,))[at]
+    length = (shape_of(tensor) or (0,))[at]
     if isinstance(split_size_or_sections, tuple | list):
         sizes = [int(n) for n in split_size_or_sections]
         if any(n < 0 for n in sizes) or sum(sizes) != length:
@@ -85,17 +85,17 @@ def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> 
     if chunks < 1:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     at = axis_of("chunk", input, dim if axis is None else axis)
-    length = (np.shape(input) or (0,))[at]
+    length = (shape_of(input) or (0,))[at]
     return split(input, max(1, -(-length // chunks)), at) if length else split(input, [0] * chunks, at)
 
 
 def unbind(input: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
     """The slices along `dim`, without that dimension."""
-    if not np.ndim(input):
+    if not shape_of(input):
         raise TypeError("unbind: input must have at least one dimension, got a 0-d tensor")
     at = axis_of("unbind", input, dim if axis is None else axis)
     before = (slice(None),) * at
-    return tuple(take(input, index=(*before, i)) for i in range(np.shape(input)[at]))
+    return tuple(take(input, index=(*before, i)) for i in range(shape_of(input)[at]))
 
 
 _MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -107,23 +107,23 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     mode: "constant" (of `value`), "reflect" (without the edge), "replicate" (the edge) or "circular".
     """
     widths = [int(n) for n in pad]
-    shape = np.shape(input)
+    shape = shape_of(input)
     if len(widths) % 2 or len(widths) > 2 * len(shape):
-        raise ValueError(f"pad: pad must hold at most {len(shape)} pairs for shape {tuple(shape)}, got {widths}")
+        raise ValueError(f"pad: pad must hold at most {len(shape)} pairs for shape {shape}, got {widths}")
     if mode != "constant" and mode not in _MODES:
         raise ValueError(f"pad: mode must be 'constant' or one of {sorted(_MODES)}, got {mode!r}")
     pairs = [(0, 0)] * (len(shape) - len(widths) // 2)
     pairs += [(widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2)]
     if any(min(a, b) < 0 for a, b in pairs):
         if any(n + min(a, 0) + min(b, 0) < 0 for (a, b), n in zip(pairs, shape, strict=True)):
-            raise ValueError(f"pad: pad must not cut off more than there is of shape {tuple(shape)}, got {widths}")
+            raise ValueError(f"pad: pad must not cut off more than there is of shape {shape}, got {widths}")
         inside = tuple(slice(max(-a, 0), n + min(b, 0)) for (a, b), n in zip(pairs, shape, strict=True))
         input, pairs = take(input, index=inside), [(max(a, 0), max(b, 0)) for a, b in pairs]
     if mode == "constant":
         return pad_with(input, widths=tuple(pairs), value=value)
     for axis, (a, b) in enumerate(pairs):
         if a or b:
-            length = np.shape(input)[axis]
+            length = shape_of(input)[axis]
             limit = {"reflect": length - 1, "circular": length}.get(mode)
             if not length or (limit is not None and max(a, b) > limit):
                 raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, op
-from sorix_dist.core.ops.axes import axes_of, axis_of, with_ones
+from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import reshape
@@ -108,8 +108,8 @@ def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = No
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """The indices that sort along `dim`; the sort is stable in any case."""
     at = axis_of("argsort", input, dim)
-    whole = input if np.ndim(input) else reshape(input, 1)
-    return reshape(sorting_order(whole, axis=at, descending=descending), np.shape(input))
+    whole = input if shape_of(input) else reshape(input, 1)
+    return reshape(sorting_order(whole, axis=at, descending=descending), shape_of(input))
 
 
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesAndIndices:
@@ -121,11 +121,11 @@ def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Tru
 def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesAndIndices:
     """(values, indices) of the k largest (or smallest) elements along `dim`, sorted in any case."""
     at = axis_of("topk", input, dim)
-    count = (np.shape(input) or (1,))[at]
+    count = (shape_of(input) or (1,))[at]
     if not 0 <= k <= count:
-        raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {tuple(np.shape(input))}, got {k}")
+        raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {shape_of(input)}, got {k}")
     order = argsort(input, dim, descending=largest)
-    if np.ndim(input):
+    if shape_of(input):
         order = order[(slice(None),) * at + (slice(0, k),)]
     return ValuesAndIndices(gather(input, dim, order), order)
 
@@ -145,14 +145,14 @@ def _along(name: str, place: Any, input: Any, dim: Any, keepdim: bool) -> Values
 def _place(name: str, input: Any, dim: Any) -> int | None:
     axes = None if dim is None else (axis_of(name, input, dim),)
     _of_some(name, input, axes)
-    return axes[0] if axes is not None and np.ndim(input) else None
+    return axes[0] if axes is not None and len(shape_of(input)) else None
 
 
 def _of_some(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The axes; ValueError if there is nothing along them to compare."""
-    shape = np.shape(input)
+    shape = shape_of(input)
     if 0 in shape and any(n == 0 and (axes is None or i in axes) for i, n in enumerate(shape)):
-        raise ValueError(f"{name}: there must be an element to choose from, got shape {tuple(shape)} and dim={axes}")
+        raise ValueError(f"{name}: there must be an element to choose from, got shape {shape} and dim={axes}")
     return axes
 
 

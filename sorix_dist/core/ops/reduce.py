@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, op
-from sorix_dist.core.ops.axes import axes_of, axis_of, with_ones
+from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
 from sorix_dist.core.ops.order import amax, amin
@@ -99,7 +99,7 @@ def var(
     """
     axes = axes_of("var", X, dim, axis)
     centred = square(sub(X, mean_over(X, axis=axes, keepdims=True)))
-    shape = np.shape(X)
+    shape = shape_of(X)
     count = math.prod(n for n, k in zip(shape, with_ones(shape, axes), strict=True) if k == 1)
     left = count - (int(unbiased) if correction is None else correction)
     return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / left if left > 0 else math.nan)
@@ -115,12 +115,12 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any
     dim = axis if dim is None else dim
     if dim is None:
         whole = product_over(reshape(input, -1), axis=0)
-        return reshape(whole, (1,) * np.ndim(input)) if keepdim or keepdims else whole
+        return reshape(whole, (1,) * len(shape_of(input))) if keepdim or keepdims else whole
     at = axis_of("prod", input, dim)
-    if not np.ndim(input):
+    if not shape_of(input):
         return product_over(reshape(input, 1), axis=0)
     value = product_over(input, axis=at)
-    return reshape(value, with_ones(np.shape(input), (at,))) if keepdim or keepdims else value
+    return reshape(value, with_ones(shape_of(input), (at,))) if keepdim or keepdims else value
 
 
 def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
@@ -129,7 +129,7 @@ def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     if dim is None:
         raise TypeError("cumsum: dim must be given")
     at = axis_of("cumsum", input, dim)
-    return cumulative_sum(input, axis=at) if np.ndim(input) else input
+    return cumulative_sum(input, axis=at) if shape_of(input) else input
 
 
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.op import OF_NUMPY, in_kind, op
-from sorix_dist.core.ops.axes import axes_of, axis_of
+from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of
 
 # -- the operations
 
@@ -35,7 +35,7 @@ def reshape_to(x: Any, *, shape: Any) -> Any:
 @op()
 def permute_to(x: Any, *, axes: Any) -> Any:
     """The dimensions in another order."""
-    back = tuple(int(i) for i in np.argsort(axes))
+    back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     return np.transpose(x, axes), (lambda g, out: np.transpose(g, back),)
 
 
@@ -94,7 +94,7 @@ def _names_each_once(index: Any) -> bool:
 
 def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
-    return reshape_to(input, shape=_without_unknown(np.shape(input), sizes_of("reshape", shape)))
+    return reshape_to(input, shape=_without_unknown(shape_of(input), sizes_of("reshape", shape)))
 
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int,
 def transpose(input: Any, *axes: Any) -> Any:
     """The dimensions reversed; with two integers, those two exchanged; with one for each or a tuple, in that order."""
     if not axes or axes == (None,):
-        return permute_to(input, axes=tuple(reversed(range(np.ndim(input)))))
+        return permute_to(input, axes=tuple(reversed(range(len(shape_of(input))))))
     if len(axes) == 2:
         return swapaxes(input, *axes)
     return permute(input, *axes)
@@ -130,7 +130,7 @@ def transpose(input: Any, *axes: Any) -> Any:
 
 def swapaxes(input: Any, dim0: int, dim1: int) -> Any:
     """The dimensions with `dim0` and `dim1` exchanged."""
-    order = list(range(np.ndim(input)))
+    order = list(range(len(shape_of(input))))
     first, second = axis_of("transpose", input, dim0), axis_of("transpose", input, dim1)
     if order:
         order[first], order[second] = second, first
@@ -139,8 +139,8 @@ def swapaxes(input: Any, dim0: int, dim1: int) -> Any:
 
 def t(input: Any) -> Any:
     """A matrix transposed; vectors and 0-d tensors as they are. ValueError for more dimensions."""
-    if np.ndim(input) > 2:
-        raise ValueError(f"t: input must have at most two dimensions, got shape {tuple(np.shape(input))}")
+    if len(shape_of(input)) > 2:
+        raise ValueError(f"t: input must have at most two dimensions, got shape {shape_of(input)}")
     return transpose(input)
 
 
@@ -148,21 +148,21 @@ def permute(input: Any, *dims: Any) -> Any:
     """The dimensions in the order `dims`, which names each once."""
     order = sizes_of("permute", dims)
     axes = tuple(axis_of("permute", input, d) for d in order)
-    if sorted(axes) != list(range(np.ndim(input))):
-        raise ValueError(f"permute: dims must name each of {np.ndim(input)} dimensions once, got {order}")
+    if sorted(axes) != list(range(len(shape_of(input)))):
+        raise ValueError(f"permute: dims must name each of {len(shape_of(input))} dimensions once, got {order}")
     return permute_to(input, axes=axes)
 
 
 def movedim(input: Any, source: int, destination: int) -> Any:
     """The dimension `source` moved to the place `destination`; the others keep their order."""
-    order = list(range(np.ndim(input)))
+    order = list(range(len(shape_of(input))))
     order.insert(axis_of("movedim", input, destination), order.pop(axis_of("movedim", input, source)))
     return permute_to(input, axes=tuple(order))
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """The dimensions from `start_dim` to `end_dim` joined into one."""
-    shape = np.shape(input)
+    shape = shape_of(input)
     first, last = axis_of("flatten", input, start_dim), axis_of("flatten", input, end_dim)
     if first > last:
         raise ValueError(f"flatten: start_dim must not come after end_dim, got {start_dim} and {end_dim}")
@@ -171,7 +171,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 
 def squeeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     """Without the dimensions of size 1, or without those of them that `dim` names."""
-    shape = np.shape(input)
+    shape = shape_of(input)
     axes = axes_of("squeeze", input, dim, axis)
     kept = tuple(n for i, n in enumerate(shape) if n != 1 or (axes is not None and i not in axes))
     return reshape_to(input, shape=kept)
@@ -180,27 +180,25 @@ def squeeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     """With a new dimension of size 1 at `dim`."""
     at = axis_of("unsqueeze", input, axis if dim is None else dim, more=1)
-    shape = np.shape(input)
+    shape = shape_of(input)
     return reshape_to(input, shape=(*shape[:at], 1, *shape[at:]))
 
 
 def expand(input: Any, *sizes: Any) -> Any:
     """Dimensions of size 1 repeated, without a copy; -1 keeps a size, new dimensions come in front."""
-    wanted, shape = sizes_of("expand", sizes), np.shape(input)
+    wanted, shape = sizes_of("expand", sizes), shape_of(input)
     extra = len(wanted) - len(shape)
     if extra < 0:
-        raise ValueError(
-            f"expand: sizes must have at least {len(shape)} entries for shape {tuple(shape)}, got {wanted}"
-        )
+        raise ValueError(f"expand: sizes must have at least {len(shape)} entries for shape {shape}, got {wanted}")
     full = tuple(shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(wanted))
     if any(n < 0 for n in full) or any(n not in (1, m) for n, m in zip(shape, full[extra:], strict=True)):
-        raise ValueError(f"expand: sizes must fit the shape {tuple(shape)} where that is not 1, got {wanted}")
+        raise ValueError(f"expand: sizes must fit the shape {shape} where that is not 1, got {wanted}")
     return expand_to(input, shape=full)
 
 
 def expand_as(input: Any, other: Any) -> Any:
     """Repeated to the shape of `other`."""
-    return expand(input, *np.shape(other))
+    return expand(input, *shape_of(other))
 
 
 def broadcast_to(input: Any, size: Any) -> Any:
@@ -211,7 +209,7 @@ def broadcast_to(input: Any, size: Any) -> Any:
 def repeat(input: Any, *sizes: Any) -> Any:
     """The tensor set side by side with itself: `sizes` says how often along each dimension; new ones come in front."""
     times = sizes_of("repeat", sizes)
-    shape: tuple[int, ...] = tuple(np.shape(input))
+    shape: tuple[int, ...] = shape_of(input)
     if len(times) < len(shape):
         raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
     if any(n < 0 for n in times):
@@ -225,7 +223,7 @@ def repeat(input: Any, *sizes: Any) -> Any:
 def flip(input: Any, *dims: Any) -> Any:
     """In reverse order along each of `dims`."""
     axes = tuple(axis_of("flip", input, d) for d in sizes_of("flip", dims))
-    return flip_over(input, axis=axes if np.ndim(input) else ())
+    return flip_over(input, axis=axes if shape_of(input) else ())
 
 
 def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
