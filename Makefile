@@ -1,5 +1,7 @@
 # Everything runs from environments that this file makes: one for each MPI, because an environment has one MPI.
 PYTHON ?= python3
+# For `make bench`, for instance BENCH='--long --sorix PYTHON'.
+BENCH ?=
 # For `make parity` only. An open range could draw gigabytes of GPU libraries.
 TORCH ?= torch==2.13.0
 
@@ -10,13 +12,13 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo test test-all test-openmpi parity lint type check clean
+.PHONY: help setup demo bench test test-all test-openmpi parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
-	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity)"
+	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity), BENCH (options of sorix-dist bench)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
 
@@ -25,6 +27,10 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 	$(ENV)/bin/mpirun -n 4 $(ENV)/bin/python examples/train.py --save build/ranks-4.npz
 	$(ENV)/bin/python examples/train.py --save build/ranks-1.npz
 	$(ENV)/bin/python examples/compare.py build/ranks-4.npz build/ranks-1.npz
+
+bench: $(ENV)/mpi ## Measures training steps on this machine, in about 2 minutes
+	@mkdir -p build
+	$(ENV)/bin/sorix-dist bench --json build/bench.json $(BENCH)
 
 test: $(ENV)/dev ## Runs all tests, under MPICH
 	$(ENV)/bin/python -m pytest

@@ -1,0 +1,36 @@
+"""One part of the benchmark, on the ranks that this was started on:
+
+    python -m sorix_dist.bench PART '{"option": value, ...}'
+
+Rank 0 prints the result as its last line, in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import sorix_dist as sx
+from sorix_dist.bench import convolution, steps, tape
+from sorix_dist.bench.machine import describe
+
+PARTS: dict[str, Callable[..., Any]] = {
+    "tape": tape.measure,
+    "convolution": convolution.measure,
+    "steps": steps.measure,
+}
+
+
+def main(part: str, limit: str, options: str) -> None:
+    """Measures and prints; the kernel ends the process after `limit` seconds, wherever it hangs."""
+    signal.alarm(int(limit))
+    sx.init(threads=1)
+    result = PARTS[part](**json.loads(options))
+    if sx.is_main_process():
+        print(json.dumps({"result": result, "machine": describe()}), flush=True)
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""The results in words: plain tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# What the measurements are meant to reach at most.
+TAPE = 3.0  # microseconds that a node costs beside its operation, forward and backward together
+CONVOLUTION = 1.8  # times its matrix products
+MEMORY = 0.5  # times the peak of sorix
+
+Results = dict[str, Any]
+
+
+def report(results: Results) -> str:
+    """All that `run.measure` has found."""
+    parts = (_machine, _tape, _convolution, _steps, _synchronisation, _memory)
+    blocks = ["\n".join(part(results)) for part in parts]
+    named = "\n".join(f"  {name}: {text}" for name, text in results["workloads"].items())
+    return "\n\n".join([*blocks, f"Workloads\n{named}"])
+
+
+def _machine(results: Results) -> Iterator[str]:
+    machine = results["machine"]
+    yield f"sorix_dist {results['version']} on {machine['cpu']}, {machine['cores']} usable core(s), {machine['system']}"
+    yield f"Python {machine['python']}, NumPy {machine['numpy']}, {machine['blas']}, MPI: {machine['mpi']}"
+    yield "Times are medians and, in brackets, 10th percentiles; ratios are of 10th percentiles."
+    if machine["load"] > machine["cores"] / 4:
+        yield f"Others were using this machine (load {machine['load']:.1f} at the start): the numbers are noisy."
+
+
+def _tape(results: Results) -> Iterator[str]:
+    tape = results["tape"]
+    yield f"Tape: microseconds per node, a chain of {tape['nodes']} products of 8 numbers"
+    rows: list[tuple[str, ...]] = [("", "record", "walk back", "NumPy's product", "beyond two products")]
+    for mode, found in tape["collector"].items():
+        times = (_time(found[name], 1e6) for name in ("record", "walk", "numpy"))
+        overhead = found["overhead"] * 1e6
+        rows.append((f"garbage collector {mode}", *times, f"{overhead:.2f}  {_verdict(overhead, TAPE)}"))
+    yield from _table(rows)
+
+
+def _convolution(results: Results) -> Iterator[str]:
+    yield "Convolution 3x3 of 128 images, forward and both gradients: ms, 1 thread"
+    rows = [("", "convolution", "its products alone", "ratio")]
+    for name, found in results["convolution"].items():
+        times = (_time(found[kind], 1e3) for kind in ("convolution", "products"))
+        rows.append((name, *times, f"{found['ratio']:.2f}  {_verdict(found['ratio'], CONVOLUTION)}"))
+    yield from _table(rows)
+
+
+def _steps(results: Results) -> Iterator[str]:
+    yield "Training step: ms, 1 BLAS thread a rank; the share is that of the matrix products in the step"
+    rows = [("", "ranks", "step", "its products alone", "share", "speed-up")]
+    for name, by_ranks in results["steps"].items():
+        first = next(iter(by_ranks.values()))["step"]["p10"]
+        for ranks, found in by_ranks.items():
+            step, products = found["step"], found["products"]
+            share = f"{products['p10'] / step['p10']:.0%}"
+            rows.append((name, ranks, _time(step, 1e3), _time(products, 1e3), share, f"{first / step['p10']:.2f}"))
+    yield from _table(rows)
+
+
+def _synchronisation(results: Results) -> Iterator[str]:
+    yield "DistributedDataParallel: microseconds of the synchronisation alone"
+    rows = [("", "ranks", "synchronisation", "an MPI all-reduce of as many numbers")]
+    for name, by_ranks in results["synchronisation"].items():
+        for ranks, found in by_ranks.items():
+            if ranks != "1" or len(by_ranks) == 1:
+                rows.append((name, ranks, _time(found["synchronisation"], 1e6), _time(found["all_reduce"], 1e6)))
+    yield from _table(rows)
+
+
+def _memory(results: Results) -> Iterator[str]:
+    memory = results["memory"]
+    yield "Memory: MB of NumPy and Python objects while W1 is trained, 1 process"
+    rows = [("", "between steps", "peak")]
+    for name, found in memory.items():
+        rows.append((f"{name} {found['version']}", f"{found['between'] / 1e6:.1f}", f"{found['peak'] / 1e6:.1f}"))
+    yield from _table(rows)
+    if "sorix" in memory:
+        ratio = memory["sorix_dist"]["peak"] / memory["sorix"]["peak"]
+        yield f"  peak of sorix's: {ratio:.2f}  {_verdict(ratio, MEMORY)}"
+    else:
+        yield "  (no sorix here to compare with; name an interpreter that has it with --sorix)"
+
+
+def _verdict(value: float, target: float) -> str:
+    return f"(target {target:g}: {'met' if value <= target else 'missed'})"
+
+
+def _time(found: dict[str, float], unit: float) -> str:
+    return f"{_short(found['median'] * unit)} [{_short(found['p10'] * unit)}]"
+
+
+def _short(number: float) -> str:
+    """Three digits, or all before the point."""
+    digits = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:.{digits}f}"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """The rows in columns, the first one to the left."""
+    rows = list(rows)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield ("  " + "   ".join(cells)).rstrip()

@@ -1,0 +1,54 @@
+"""Training steps beside their matrix products, and the part of a step in which ranks wait for each other."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist.bench.measure import interleaved
+from sorix_dist.bench.products import multiply
+from sorix_dist.bench.workloads import WORKLOADS, Workload, training_step
+from sorix_dist.core.flat import leaf_of
+from sorix_dist.parallel import world
+from sorix_dist.utils.data.sampler import share
+
+SYNCHRONISED = ("W1", "W3")
+
+
+def measure(names: Sequence[str], seconds: float) -> dict[str, Any]:
+    """For each workload the times of `step` and of its `products`; for some, those of `synchronisation` and
+    of an `all_reduce` of as many numbers. Each pair runs for `seconds`. A call of all ranks."""
+    steps, synchronisations = {}, {}
+    for name in names:
+        workload = WORKLOADS[name]
+        start, stop = share(workload.rows, sx.rank(), sx.size())
+        products = workload.products(stop - start)
+        steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
+        gc.collect()  # a wrapped model that nobody holds any more would still be asked
+    for name in SYNCHRONISED:
+        synchronisations[name] = interleaved(_synchronisation(WORKLOADS[name]), seconds / 4)
+        gc.collect()
+    return {"steps": steps, "synchronisation": synchronisations}
+
+
+def _synchronisation(workload: Workload) -> dict[str, Callable[[], Any]]:
+    model = sx.DistributedDataParallel(workload.model())
+    leaves = [leaf_of(parameter) for parameter in model.parameters()]
+    sync = leaves[0].sync
+    assert sync is not None
+    gradient = np.zeros(sum(parameter.numel for parameter in model.parameters()), np.float32)
+
+    def synchronise() -> None:
+        for leaf in leaves:
+            leaf.zero()
+        sync.begin()
+        for leaf in leaves:  # as if a backward had reached them
+            leaf.local.written = True
+        sync.end()
+
+    return {"synchronisation": synchronise, "all_reduce": lambda: world().all_reduce(gradient).wait()}

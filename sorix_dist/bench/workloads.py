@@ -1,0 +1,142 @@
+"""What is trained: five models, from one that is all overhead to one that is all matrix products."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist import Tensor, nn, optim
+from sorix_dist.bench.products import Product, attended, convolved, dense
+from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader, Dataset
+
+Array = np.ndarray[Any, Any]
+BATCHES = 4  # different ones, so that a step does not find its batch in the cache because of the step before
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with a batch to train it on.
+
+    rows: of the global batch; data: makes so many rows of inputs and targets; products: the matrix products
+    of a step on so many rows.
+    """
+
+    words: str
+    rows: int
+    model: Callable[[], nn.Module]
+    data: Callable[[np.random.Generator, int], tuple[Array, Array]]
+    products: Callable[[int], list[Product]]
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+
+
+def training_step(workload: Workload) -> Callable[[], None]:
+    """A function that makes one training step, on one of some batches that exist already."""
+    sx.manual_seed(0)
+    model = sx.DistributedDataParallel(workload.model())
+    optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    data = workload.data(np.random.default_rng(0), BATCHES * workload.rows)
+    batches = itertools.cycle(list(DataLoader(Dataset(*data), batch_size=workload.rows)))
+
+    def step() -> None:
+        x, y = next(batches)
+        optimizer.zero_grad()
+        workload.loss(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def _perceptron(sizes: tuple[int, ...], rows: int) -> Workload:
+    layers = [*itertools.pairwise(sizes)]
+
+    def model() -> nn.Module:
+        modules: list[nn.Module] = []
+        for inputs, outputs in layers:
+            modules += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*modules[:-1])
+
+    def data(generator: np.random.Generator, count: int) -> tuple[Array, Array]:
+        return generator.standard_normal((count, sizes[0]), np.float32), generator.integers(0, sizes[-1], count)
+
+    def products(count: int) -> list[Product]:
+        return [p for i, (n, m) in enumerate(layers) for p in dense(count, n, m, first=i == 0)]
+
+    return Workload(f"MLP {'-'.join(map(str, sizes))}, batch {rows}", rows, model, data, products)
+
+
+def _convolutional() -> Workload:
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(32 * 7 * 7, 10),
+        )  # fmt: skip
+
+    def data(generator: np.random.Generator, count: int) -> tuple[Array, Array]:
+        return generator.standard_normal((count, 1, 28, 28), np.float32), generator.integers(0, 10, count)
+
+    def products(count: int) -> list[Product]:
+        first = convolved(count * 28 * 28, 9, 16, first=True)
+        return first + convolved(count * 14 * 14, 16 * 9, 32) + dense(count, 32 * 7 * 7, 10)
+
+    return Workload("CNN 28x28: conv 16, conv 32, linear; batch 128", 128, model, data, products)
+
+
+class _Language(nn.Module):
+    """A GPT: which symbol comes next, at every place of a sequence."""
+
+    def __init__(self, symbols: int, length: int, width: int, heads: int, layers: int) -> None:
+        self.symbol = nn.Embedding(symbols, width)
+        self.place = nn.Parameter(np.zeros((length, width), np.float32))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width))
+        self.head = nn.Linear(width, symbols, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(self.symbol(x) + self.place, is_causal=True))
+        return scores
+
+
+def _language() -> Workload:
+    symbols, length, width, heads, layers = 256, 64, 128, 4, 2
+
+    def data(generator: np.random.Generator, count: int) -> tuple[Array, Array]:
+        text = generator.integers(0, symbols, (count, length + 1))
+        return text[:, :-1], text[:, 1:]
+
+    def products(count: int) -> list[Product]:
+        places = count * length
+        layer = [
+            *dense(places, width, 3 * width),
+            *attended(count * heads, length, width // heads),
+            *dense(places, width, width),
+            *dense(places, width, 4 * width),
+            *dense(places, 4 * width, width),
+        ]
+        return layer * layers + dense(places, width, symbols)
+
+    return Workload(
+        f"GPT of width {width}, {heads} heads, {layers} layers, sequences of {length}; batch 16",
+        16,
+        lambda: _Language(symbols, length, width, heads, layers),
+        data,
+        products,
+        lambda scores, y: F.cross_entropy(scores.reshape(-1, symbols), y.reshape(-1)),
+    )
+
+
+WORKLOADS = {
+    "W1": _perceptron((784, 512, 512, 10), 256),
+    "W2": _perceptron((1024, 4096, 4096, 1000), 512),
+    "W3": _perceptron((64, 64, 10), 64),
+    "W4": _convolutional(),
+    "W5": _language(),
+}
