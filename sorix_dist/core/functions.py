@@ -68,7 +68,7 @@ from sorix_dist.core.ops.shape import swapaxes as transpose
 from sorix_dist.core.tensor import Tensor, as_array
 
 
-def in_kind(function: Callable[..., Any]) -> Callable[..., Any]:
+def answering_in_kind(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, whose answer is an array if no tensor was given."""
 
     @wraps(function)
@@ -94,7 +94,7 @@ def _place(function: Callable[..., Any]) -> Callable[..., Any]:
 
     place.__name__ = function.__name__
     place.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
-    return in_kind(place)
+    return answering_in_kind(place)
 
 
 def _dimension(axis: int, X: Any) -> int:
@@ -102,34 +102,83 @@ def _dimension(axis: int, X: Any) -> int:
     return 0 if axis == 1 and np.ndim(X) == 1 else axis
 
 
-add, sub, mul, div, pow = in_kind(e.add), in_kind(e.sub), in_kind(e.mul), in_kind(e.div), in_kind(e.pow)
-remainder, floor_divide, neg = in_kind(e.remainder), in_kind(e.floor_divide), in_kind(e.neg)
-sin, cos, tan, atan, tanh = in_kind(e.sin), in_kind(e.cos), in_kind(e.tan), in_kind(e.atan), in_kind(activation.tanh)
-exp, expm1, log, log1p = in_kind(e.exp), in_kind(e.expm1), in_kind(e.log), in_kind(e.log1p)
-log2, log10, sqrt, rsqrt = in_kind(e.log2), in_kind(e.log10), in_kind(e.sqrt), in_kind(e.rsqrt)
-reciprocal, square, sign = in_kind(e.reciprocal), in_kind(e.square), in_kind(e.sign)
-abs = absolute = in_kind(e.abs)
-round, floor, ceil = in_kind(e.round), in_kind(e.floor), in_kind(e.ceil)
-sigmoid, relu = in_kind(activation.sigmoid), in_kind(activation.relu)
-softmax, log_softmax, logsumexp = (
-    in_kind(activation.softmax),
-    in_kind(activation.log_softmax),
-    in_kind(activation.logsumexp),
+add, sub, mul, div, pow = (
+    answering_in_kind(e.add),
+    answering_in_kind(e.sub),
+    answering_in_kind(e.mul),
+    answering_in_kind(e.div),
+    answering_in_kind(e.pow),
 )
-matmul, outer, einsum = in_kind(_matmul), in_kind(_outer), in_kind(_einsum)
-sum, mean, var, std = in_kind(reduce.sum), in_kind(reduce.mean), in_kind(reduce.var), in_kind(reduce.std)
-prod, cumsum, norm = in_kind(reduce.prod), in_kind(reduce.cumsum), in_kind(reduce.norm)
-max, min, amax, amin = in_kind(order.max), in_kind(order.min), in_kind(order.amax), in_kind(order.amin)
+remainder, floor_divide, neg = (
+    answering_in_kind(e.remainder),
+    answering_in_kind(e.floor_divide),
+    answering_in_kind(e.neg),
+)
+sin, cos, tan, atan, tanh = (
+    answering_in_kind(e.sin),
+    answering_in_kind(e.cos),
+    answering_in_kind(e.tan),
+    answering_in_kind(e.atan),
+    answering_in_kind(activation.tanh),
+)
+exp, expm1, log, log1p = (
+    answering_in_kind(e.exp),
+    answering_in_kind(e.expm1),
+    answering_in_kind(e.log),
+    answering_in_kind(e.log1p),
+)
+log2, log10, sqrt, rsqrt = (
+    answering_in_kind(e.log2),
+    answering_in_kind(e.log10),
+    answering_in_kind(e.sqrt),
+    answering_in_kind(e.rsqrt),
+)
+reciprocal, square, sign = answering_in_kind(e.reciprocal), answering_in_kind(e.square), answering_in_kind(e.sign)
+abs = absolute = answering_in_kind(e.abs)
+round, floor, ceil = answering_in_kind(e.round), answering_in_kind(e.floor), answering_in_kind(e.ceil)
+sigmoid, relu = answering_in_kind(activation.sigmoid), answering_in_kind(activation.relu)
+softmax, log_softmax, logsumexp = (
+    answering_in_kind(activation.softmax),
+    answering_in_kind(activation.log_softmax),
+    answering_in_kind(activation.logsumexp),
+)
+matmul, outer, einsum = answering_in_kind(_matmul), answering_in_kind(_outer), answering_in_kind(_einsum)
+sum, mean, var, std = (
+    answering_in_kind(reduce.sum),
+    answering_in_kind(reduce.mean),
+    answering_in_kind(reduce.var),
+    answering_in_kind(reduce.std),
+)
+prod, cumsum, norm = answering_in_kind(reduce.prod), answering_in_kind(reduce.cumsum), answering_in_kind(reduce.norm)
+max, min, amax, amin = (
+    answering_in_kind(order.max),
+    answering_in_kind(order.min),
+    answering_in_kind(order.amax),
+    answering_in_kind(order.amin),
+)
 argmax, argmin = _place(order.argmax), _place(order.argmin)
-maximum, minimum, clamp = in_kind(choose.maximum), in_kind(choose.minimum), in_kind(choose.clamp)
-tril, triu = in_kind(choose.tril), in_kind(choose.triu)
+maximum, minimum, clamp = (
+    answering_in_kind(choose.maximum),
+    answering_in_kind(choose.minimum),
+    answering_in_kind(choose.clamp),
+)
+tril, triu = answering_in_kind(choose.tril), answering_in_kind(choose.triu)
 where, masked_fill = choose.where, choose.masked_fill
-eq, ne, lt = in_kind(compare.eq), in_kind(compare.ne), in_kind(compare.lt)
-le, gt, ge = in_kind(compare.le), in_kind(compare.gt), in_kind(compare.ge)
-isnan, isinf, isfinite = in_kind(compare.isnan), in_kind(compare.isinf), in_kind(compare.isfinite)
-logical_not, logical_and = in_kind(compare.logical_not), in_kind(compare.logical_and)
-logical_or, logical_xor = in_kind(compare.logical_or), in_kind(compare.logical_xor)
-all, any, equal, allclose = in_kind(compare.all), in_kind(compare.any), compare.equal, compare.allclose
+eq, ne, lt = answering_in_kind(compare.eq), answering_in_kind(compare.ne), answering_in_kind(compare.lt)
+le, gt, ge = answering_in_kind(compare.le), answering_in_kind(compare.gt), answering_in_kind(compare.ge)
+isnan, isinf, isfinite = (
+    answering_in_kind(compare.isnan),
+    answering_in_kind(compare.isinf),
+    answering_in_kind(compare.isfinite),
+)
+logical_not, logical_and = answering_in_kind(compare.logical_not), answering_in_kind(compare.logical_and)
+logical_or, logical_xor = answering_in_kind(compare.logical_or), answering_in_kind(compare.logical_xor)
+all, any, equal, allclose = (
+    answering_in_kind(compare.all),
+    answering_in_kind(compare.any),
+    compare.equal,
+    compare.allclose,
+)
 
 
 def is_tensor(obj: Any) -> bool:
@@ -139,133 +188,22 @@ def is_tensor(obj: Any) -> bool:
 
 __all__ = [
     # creation
-    "tensor",
-    "as_tensor",
-    "from_numpy",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "eye",
-    "diag",
-    "arange",
-    "linspace",
-    "logspace",
-    "rand",
-    "randn",
-    "randint",
-    "randperm",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
-    "full_like",
-    "rand_like",
-    "randn_like",
+    "tensor", "as_tensor", "from_numpy", "zeros", "ones", "empty", "full", "eye", "diag", "arange", "linspace",
+    "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like",
+    "rand_like", "randn_like",
     # shape
-    "cat",
-    "stack",
-    "reshape",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "flatten",
-    "t",
-    "unbind",
-    "split",
-    "chunk",
-    "repeat",
-    "permute",
-    "movedim",
-    "broadcast_to",
-    "flip",
-    "roll",
-    "pad",
-    "clone",
+    "cat", "stack", "reshape", "transpose", "squeeze", "unsqueeze", "flatten", "t", "unbind", "split", "chunk",
+    "repeat", "permute", "movedim", "broadcast_to", "flip", "roll", "pad", "clone",
     # choice and order
-    "where",
-    "gather",
-    "take_along_dim",
-    "index_select",
-    "masked_select",
-    "masked_fill",
-    "scatter_add",
-    "one_hot",
-    "tril",
-    "triu",
-    "sort",
-    "argsort",
-    "topk",
+    "where", "gather", "take_along_dim", "index_select", "masked_select", "masked_fill", "scatter_add",
+    "one_hot", "tril", "triu", "sort", "argsort", "topk",
     # mathematics
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "matmul",
-    "pow",
-    "remainder",
-    "floor_divide",
-    "neg",
-    "sin",
-    "cos",
-    "tan",
-    "atan",
-    "tanh",
-    "exp",
-    "expm1",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "sqrt",
-    "rsqrt",
-    "reciprocal",
-    "square",
-    "abs",
-    "absolute",
-    "sign",
-    "round",
-    "floor",
-    "ceil",
-    "clamp",
-    "maximum",
-    "minimum",
-    "sigmoid",
-    "relu",
-    "softmax",
-    "log_softmax",
-    "logsumexp",
-    "sum",
-    "mean",
-    "var",
-    "std",
-    "prod",
-    "cumsum",
-    "norm",
-    "max",
-    "min",
-    "amax",
-    "amin",
-    "argmax",
-    "argmin",
-    "all",
-    "any",
-    "outer",
-    "einsum",
+    "add", "sub", "mul", "div", "matmul", "pow", "remainder", "floor_divide", "neg", "sin", "cos", "tan",
+    "atan", "tanh", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "square",
+    "abs", "absolute", "sign", "round", "floor", "ceil", "clamp", "maximum", "minimum", "sigmoid", "relu",
+    "softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "prod", "cumsum", "norm", "max", "min",
+    "amax", "amin", "argmax", "argmin", "all", "any", "outer", "einsum",
     # questions
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "isnan",
-    "isinf",
-    "isfinite",
-    "logical_not",
-    "logical_and",
-    "logical_or",
-    "logical_xor",
-    "equal",
-    "allclose",
-    "is_tensor",
-]
+    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and",
+    "logical_or", "logical_xor", "equal", "allclose", "is_tensor",
+]  # fmt: skip

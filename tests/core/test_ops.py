@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import importlib
 import pkgutil
 from collections import defaultdict
@@ -37,6 +38,14 @@ def test_every_operation_has_rows(name: str) -> None:
     excused = {what for row in rows for what, why in row.lacks.items() if why}
     assert "empty" in excused or any(0 in shape for shape in shapes), f"'{name}' has no case with an empty input"
     assert "0-d" in excused or () in shapes, f"'{name}' has no case with a 0-d input"
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_no_operation_rebinds_its_inputs(name: str) -> None:
+    """A second derivative takes what a rule closes over under an input's name for that input."""
+    about = REGISTRY[name]
+    stored = {i.argval for i in dis.get_instructions(about.function) if i.opname.startswith("STORE_")}
+    assert stored.isdisjoint(about.inputs)
 
 
 def test_rows_name_registered_operations() -> None:
