@@ -4,7 +4,9 @@ A file is a safetensors file, which other tools read too. Its metadata hold the 
 as JSON, with a CRC-32 of every array and one of the structure itself.
 
 Structure: numbers, strings, None and lists stand for themselves; {"tuple": [...]}, {"dict": [[key, value], ...]},
-{"array": [name, crc]} and {"tensor": [name, crc]} for the rest.
+{"array": [name, crc]} and {"tensor": [name, crc]} for the rest. A model of this package's own layers is saved with
+them: {"module": [class, attributes]}, {"parameter": [name, crc, trained]}, {"same": name} for a parameter that
+was named before, {"function": name} of nn.functional, and {"draws": [number, calls]} of a dropout layer.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sorix_dist import nn
 from sorix_dist.core import Tensor
+from sorix_dist.core.ops.dropout import Draws
 
 Array = np.ndarray[Any, Any]
 Path = str | os.PathLike[str]
@@ -37,13 +41,15 @@ DTYPES = {
 def save(obj: Any, path: Path) -> None:
     """Writes a state to a file, which is complete or, if this process dies meanwhile, what it was before.
 
-    obj: tensors, arrays, numbers, strings and None in nested dicts, lists and tuples; or a model, an
-    optimizer or another object with a `state_dict()`, of which that is saved.
-    TypeError names the place of anything else. Values are saved, not whether a gradient is required.
+    obj: tensors, arrays, numbers, strings and None in nested dicts, lists and tuples; a model made of nothing but
+    this package's layers, which is saved whole; or a model with classes of its own, an optimizer or another
+    object with a `state_dict()`, of which that is saved.
+    TypeError names the place of anything else. Of tensors values are saved, not whether a gradient is required.
     """
-    state_dict = getattr(obj, "state_dict", None)
+    obj = getattr(obj, "module", obj) if isinstance(obj, nn.Module) else obj
+    state_dict = None if _is_whole(obj) else getattr(obj, "state_dict", None)
     arrays: dict[str, Array] = {}
-    encoded = _encode(state_dict() if callable(state_dict) else obj, "obj", "", arrays, 0)
+    encoded = _encode(state_dict() if callable(state_dict) else obj, "obj", "", arrays, 0, {})
     structure = json.dumps(encoded, separators=(",", ":"))
     metadata = {"format": FORMAT, "structure": structure, "crc": f"{zlib.crc32(structure.encode()):08x}"}
     target = os.path.realpath(os.fspath(path))
@@ -69,7 +75,7 @@ def save(obj: Any, path: Path) -> None:
 
 
 def load(path: Path) -> Any:
-    """What `save` wrote to a file: the same structure, with arrays and tensors of their own memory.
+    """What `save` wrote to a file: the same structure, with arrays and tensors of their own memory, or the model.
 
     ValueError, naming the path, for a file that is damaged or was not written by `save`; nothing in a file
     is ever executed, and no array is larger than the file.
@@ -80,28 +86,52 @@ def load(path: Path) -> Any:
     try:
         with safe_open(name, framework="np") as file:
             return _Reader(file).read()
-    except (SafetensorError, RecursionError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except (SafetensorError, RecursionError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         pickled = "; it looks like a pickle, which could run code" if head[:1] == b"\x80" else ""
         raise ValueError(f"load: {name!r} is damaged or was not written by save: {error}{pickled}") from error
 
 
-def _encode(value: Any, place: str, name: str, arrays: dict[str, Array], depth: int) -> Any:
-    """The JSON for a value at `place`; its arrays are collected under names that start with `name`."""
+def _is_whole(obj: Any) -> bool:
+    """Whether an object is a model that can be made again: all of its modules are layers of this package."""
+    return isinstance(obj, nn.Module) and all(_known(module) for module in obj.modules())
+
+
+def _known(module: nn.Module) -> bool:
+    return getattr(nn, type(module).__name__, None) is type(module) is not nn.Module
+
+
+def _encode(value: Any, place: str, name: str, arrays: dict[str, Array], depth: int, known: dict[int, str]) -> Any:
+    """The JSON for a value at `place`; its arrays are collected under names that start with `name`.
+
+    known: the names of the parameters that came before, by id.
+    """
     if depth > DEPTH:
         raise ValueError(f"save: {place[:80]}… is nested deeper than {DEPTH} levels, or contains itself")
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if id(value) in known:
+        return {"same": known[id(value)]}
     if isinstance(value, Tensor | np.ndarray):
         array = _plain(value.array if isinstance(value, Tensor) else value, place)
         unique = _free(name or "value", arrays)
         arrays[unique] = array
+        if isinstance(value, nn.Parameter):
+            known[id(value)] = unique
+            return {"parameter": [unique, _checksum(array), value.requires_grad]}
         return {"tensor" if isinstance(value, Tensor) else "array": [unique, _checksum(array)]}
 
     def inside(key: Any, entry: Any) -> Any:
-        return _encode(entry, f"{place}[{key!r}]", f"{name}.{key}" if name else f"{key}", arrays, depth + 1)
+        return _encode(entry, f"{place}[{key!r}]", f"{name}.{key}" if name else f"{key}", arrays, depth + 1, known)
 
+    if isinstance(value, nn.Module) and _known(value):
+        return {"module": [type(value).__name__, inside("module", vars(value))]}
+    if isinstance(value, Draws):
+        return {"draws": [value.number, value.calls]}
+    function = getattr(value, "__name__", "")
+    if callable(value) and function in nn.functional.__all__ and getattr(nn.functional, function) is value:
+        return {"function": function}
     if isinstance(value, dict):
         for key in value:
             if not (key is None or isinstance(key, bool | int | float | str)):
@@ -154,6 +184,7 @@ class _Reader:
     def __init__(self, file: Any) -> None:
         self.file = file
         self.left = set(file.keys())  # arrays that the structure has not named yet
+        self.parameters: dict[str, nn.Parameter] = {}
 
     def read(self) -> Any:
         metadata = self.file.metadata() or {}
@@ -179,6 +210,17 @@ class _Reader:
             return {key: self.decode(entry) for key, entry in content}
         if kind == "tuple":
             return tuple(self.decode(entry) for entry in content)
+        if kind == "module":
+            return self.module(*content)
+        if kind == "draws":
+            return self.draws(*content)
+        if kind == "same":
+            return self.parameters[content]
+        if kind == "function" and content in nn.functional.__all__:
+            return getattr(nn.functional, content)
+        if kind == "parameter":
+            name, checksum, trained = content
+            return self.parameters.setdefault(name, nn.Parameter(self.take(name, checksum), bool(trained)))
         name, checksum = content
         array = self.take(name, checksum)
         if kind == "tensor":
@@ -186,6 +228,20 @@ class _Reader:
         if kind == "array":
             return array
         raise ValueError(f"its structure has an unknown entry {kind!r}")
+
+    def module(self, kind: str, attributes: Any) -> nn.Module:
+        """A layer of this package with these attributes; its constructor, which may do anything, is not called."""
+        made = getattr(nn, kind, None) if kind in nn.__all__ else None
+        if not (isinstance(made, type) and issubclass(made, nn.Module)):
+            raise ValueError(f"its structure names {kind!r}, which is not a layer of this version")
+        module = made.__new__(made)
+        vars(module).update(self.decode(attributes))
+        return module
+
+    def draws(self, number: int, calls: int) -> Draws:
+        draws = Draws(int(number))
+        draws.calls = int(calls)
+        return draws
 
     def take(self, name: Any, checksum: Any) -> Array:
         """An array of the file; every array is taken once, so that no file grows in memory."""

@@ -22,6 +22,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import sorix_dist as sx
 from sorix_dist import Tensor, nn, optim
 from sorix_dist.serialize import load, save
 
@@ -121,12 +122,66 @@ def test_one_array_in_two_places_comes_back_as_two(path: Path) -> None:
     assert two[0] == 1
 
 
-def test_a_model(path: Path) -> None:
-    model, other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+class _Own(nn.Module):
+    """A model with a class that is not the package's."""
+
+    def __init__(self) -> None:
+        self.layers = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+
+
+def test_a_model_with_a_class_of_its_own(path: Path) -> None:
+    model, other = _Own(), _Own()
     back = there_and_back(model, path)
     assert list(back) == list(model.state_dict())
     other.load_state_dict(back)
     assert all(np.array_equal(p.data, q.data) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.2), nn.Linear(3, 2)),
+            (6, 4),
+        ),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.MaxPool2d(2), nn.Flatten()), (6, 1, 4, 4)),
+        (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, activation="gelu"), 2), (6, 5, 4)),
+        (lambda: nn.LSTM(4, 3, num_layers=2, bidirectional=True), (6, 5, 4)),
+        (lambda: nn.CrossEntropyLoss(weight=np.array([1.0, 2.0, 3.0, 4.0])), None),
+    ],
+)
+def test_a_whole_model(path: Path, make: Any, shape: Any) -> None:
+    """A model of the package's own layers comes back ready to use, in the mode it was in, and trains on."""
+    model = make().eval()
+    for parameter in model.parameters()[:1]:
+        parameter.requires_grad = False
+    back = there_and_back(model, path)
+    assert type(back) is type(model)
+    assert repr(back) == repr(model)
+    assert not back.training
+    assert [(n, p.requires_grad) for n, p in back.named_parameters()] == [
+        (n, p.requires_grad) for n, p in model.named_parameters()
+    ]
+    assert back.state_dict().keys() == model.state_dict().keys()
+    if shape is not None:
+        generator = np.random.default_rng(0)
+        for mode in (False, True):  # in training too: dropout goes on with the masks that come next
+            x = sx.tensor(generator.standard_normal(shape).astype(np.float32))
+            results = [m.train(mode)(x) for m in (model, back)]
+            first, second = (r[0] if isinstance(r, tuple) else r for r in results)
+            assert np.array_equal(first.numpy(), second.numpy())
+
+
+def test_tied_parameters_stay_tied(path: Path) -> None:
+    layer = nn.Linear(3, 3)
+    back = there_and_back(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 1)), path)
+    assert back[0].W is back[2].W
+    assert len(back.parameters()) == 4
+
+
+def test_a_wrapped_model_is_saved_as_the_bare_one(path: Path) -> None:
+    model = sx.DistributedDataParallel(nn.Linear(2, 1))
+    assert isinstance(there_and_back(model, path), nn.Linear)
 
 
 @pytest.mark.parametrize("kind", [optim.SGDMomentum, optim.Adam])
@@ -176,7 +231,7 @@ class Thing:
         ({1, 2}, "obj must be .*, got set"),
         (b"bytes", "obj must be .*, got bytes"),
         (2j, "obj must be .*, got complex"),
-        ({"m": nn.Linear(1, 1)}, r"obj\['m'\] must be .*, got Linear; save its state_dict\(\)"),
+        ({"m": _Own()}, r"obj\['m'\] must be .*, got _Own; save its state_dict\(\)"),
         ({"a": {(1, 2): 3}}, r"a key of obj\['a'\] must be a string or number, got \(1, 2\)"),
         ({"x": np.array(["a"])}, r"obj\['x'\] must have one of the dtypes bool, .*, got <U1"),
         ({"x": np.array([None])}, r"obj\['x'\] must have one of the dtypes .*, got object"),
@@ -368,6 +423,15 @@ def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None, **o
 def test_structures_that_are_not_honest(structure: Any, path: Path) -> None:
     forged(path, structure, {"x": np.ones(3)})
     refused(path)
+
+
+@pytest.mark.parametrize("kind", ["Module", "functional", "Parameter", "__builtins__", "system", 3, None])
+def test_only_layers_are_made(kind: Any, path: Path) -> None:
+    forged(path, {"module": [kind, {"dict": []}]})
+    if kind == "Module":
+        assert type(load(path)) is nn.Module  # which does nothing
+    else:
+        assert "damaged" in refused(path)
 
 
 def test_a_newer_format(path: Path) -> None:

@@ -30,7 +30,8 @@ class Tensor:
     """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
 
     `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
-    integers int64), a Tensor, or anything that NumPy understands, such as a pandas frame.
+    integers int64, or float32 too where a gradient is required), a Tensor, or anything that NumPy understands,
+    such as a pandas frame.
     """
 
     # array: the numbers. origin: what a walk meets here (None: nothing to do). leaf: the gradient of a
@@ -48,6 +49,8 @@ class Tensor:
         if device != "cpu":
             raise_for_device(device)
         if requires_grad:
+            if dtype is None and self.array.dtype.kind in "iub" and isinstance(data, list | tuple | int):
+                self.array = self.array.astype(np.float32)
             self.requires_grad = True
 
     @classmethod

@@ -473,7 +473,8 @@ def test_what_requires_a_gradient() -> None:
     x.requires_grad_(False)
     assert not (x * 2).requires_grad
     with pytest.raises(RuntimeError, match="floating point"):
-        Tensor([1, 2], requires_grad=True)
+        Tensor(np.array([1, 2]), requires_grad=True)
+    assert Tensor([1, 2], requires_grad=True).dtype == "float32"  # numbers without a dtype of their own
     copy = x.clone()
     assert not np.shares_memory(copy.data, x.data)
     assert matrix(True).clone().requires_grad

@@ -113,23 +113,23 @@ def bitwise_xor(x: Any, y: Any) -> Any:
 
 
 @op(differentiable=False)
-def all_over(x: Any, *, axis: Any, keepdims: bool) -> Any:
+def all_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether all elements along `axis` (None: all of them) are not 0."""
     return np.all(x, axis=axis, keepdims=keepdims), ()
 
 
 @op(differentiable=False)
-def any_over(x: Any, *, axis: Any, keepdims: bool) -> Any:
+def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether an element along `axis` (None: of all) is not 0."""
     return np.any(x, axis=axis, keepdims=keepdims), ()
 
 
-def all(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def all(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """Whether all elements, along `dim` (or `axis`) if given, are not 0."""
     return all_over(input, axis=axes_of("all", input, dim, axis), keepdims=keepdim or keepdims)
 
 
-def any(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def any(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """Whether at least one element, along `dim` (or `axis`) if given, is not 0."""
     return any_over(input, axis=axes_of("any", input, dim, axis), keepdims=keepdim or keepdims)
 

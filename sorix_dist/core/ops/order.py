@@ -22,7 +22,7 @@ class ValuesAndIndices(NamedTuple):
 
 
 @op()
-def extreme_over(x: Any, *, axis: Any, keepdims: bool, largest: bool) -> Any:
+def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     """The largest (or smallest) element along `axis` (None: of all); equal ones share the gradient."""
     kept = with_ones(x.shape, axis)
     y = (np.max if largest else np.min)(x, axis=axis, keepdims=keepdims)
@@ -35,13 +35,13 @@ def extreme_over(x: Any, *, axis: Any, keepdims: bool, largest: bool) -> Any:
 
 
 @op(differentiable=False)
-def place_of_largest(x: Any, *, axis: int | None, keepdims: bool) -> Any:
+def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first largest element is."""
     return np.argmax(x, axis=axis, keepdims=keepdims), ()
 
 
 @op(differentiable=False)
-def place_of_smallest(x: Any, *, axis: int | None, keepdims: bool) -> Any:
+def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first smallest element is."""
     return np.argmin(x, axis=axis, keepdims=keepdims), ()
 
@@ -67,7 +67,7 @@ def amin(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return extreme_over(input, axis=axes, keepdims=keepdim, largest=False)
 
 
-def max(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def max(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """The largest element; with `dim`, (values, indices) along it; with a second tensor, the larger of each two.
 
     Of equal elements, the first is taken along `dim`; over everything they share the gradient.
@@ -80,7 +80,7 @@ def max(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None,
     return _along("max", place_of_largest, input, dim, keepdim or keepdims)
 
 
-def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """The smallest element; with `dim`, (values, indices) along it; with a second tensor, the smaller of each two.
 
     Of equal elements, the first is taken along `dim`; over everything they share the gradient.
@@ -93,13 +93,13 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None,
     return _along("min", place_of_smallest, input, dim, keepdim or keepdims)
 
 
-def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """Where the first largest element is: along `dim` (or `axis`), else in the flattened input."""
     at = _place("argmax", input, axis if dim is None else dim)
     return place_of_largest(input, axis=at, keepdims=keepdim or keepdims)
 
 
-def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """Where the first smallest element is: along `dim` (or `axis`), else in the flattened input."""
     at = _place("argmin", input, axis if dim is None else dim)
     return place_of_smallest(input, axis=at, keepdims=keepdim or keepdims)

@@ -17,7 +17,7 @@ from sorix_dist.core.ops.shape import reshape, take
 
 
 @op()
-def sum_over(x: Any, *, axis: Any, keepdims: bool) -> Any:
+def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, kept = x.shape, _kept(x.shape, axis)
     value = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.int64)
@@ -25,7 +25,7 @@ def sum_over(x: Any, *, axis: Any, keepdims: bool) -> Any:
 
 
 @op()
-def mean_over(x: Any, *, axis: Any, keepdims: bool) -> Any:
+def mean_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The mean along `axis` (None: over everything), in x's own dtype, of integers in float32; NaN of no elements."""
     shape, kept = x.shape, _kept(x.shape, axis)
     count = math.prod(n for n, k in zip(shape, kept, strict=True) if k == 1)
@@ -61,7 +61,7 @@ def cumulative_sum(x: Any, *, axis: int) -> Any:
 
 
 @op()
-def euclidean_norm(x: Any, *, axis: Any, keepdims: bool) -> Any:
+def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
     shape, kept = x.shape, _kept(x.shape, axis)
     y = np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims))
@@ -73,12 +73,12 @@ def euclidean_norm(x: Any, *, axis: Any, keepdims: bool) -> Any:
     return y, (to_x,)
 
 
-def sum(X: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Any:
+def sum(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
     """The sum of the elements, along `axis` (or `dim`) if given."""
     return sum_over(X, axis=axes_of("sum", X, dim, axis), keepdims=keepdims or keepdim)
 
 
-def mean(X: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Any:
+def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
     """The mean of the elements, along `axis` (or `dim`) if given; of no elements NaN."""
     return mean_over(X, axis=axes_of("mean", X, dim, axis), keepdims=keepdims or keepdim)
 
@@ -86,7 +86,7 @@ def mean(X: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, k
 def var(
     X: Any,
     axis: Any = None,
-    keepdims: bool = False,
+    keepdims: Any = False,
     *,
     dim: Any = None,
     keepdim: bool = False,
@@ -105,12 +105,12 @@ def var(
     return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / left if left > 0 else math.nan)
 
 
-def std(X: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, **options: Any) -> Any:
+def std(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, **options: Any) -> Any:
     """The square root of `var`, with the same arguments."""
     return sqrt(var(X, axes_of("std", X, dim, axis), keepdims, **options))
 
 
-def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False) -> Any:
+def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """The product of the elements, along `dim` (or `axis`) if given."""
     dim = axis if dim is None else dim
     if dim is None:
