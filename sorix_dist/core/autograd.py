@@ -159,7 +159,8 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool) -> None:
         hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see all of them at once
 
         def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-            if leaf.hooks:
+            # Where others add their part to the gradient, hooks see the sum: that is theirs to call.
+            if leaf.hooks and leaf.local is leaf.total:
                 part = fit(gradient if rule is None else rule(gradient, None), leaf)
                 hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
             elif rule is None:

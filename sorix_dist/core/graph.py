@@ -23,6 +23,9 @@ class Sync(Protocol):
     def begin(self) -> float:
         """Gets the leaves ready; returns the factor that this process's part of the loss is to be scaled by."""
 
+    def joined(self, other: Sync) -> Sync:
+        """Who synchronises the result of an operation on what both do; RuntimeError if nobody can."""
+
     def mean_factor(self, denominator: float) -> float:
         """What a mean over `denominator` of this process's elements must multiply its gradient by, so that it
         becomes this process's part of the mean over those of all processes, once `begin`'s factor is in it.

@@ -79,8 +79,8 @@ def _operation(
                 edges.append(edge)
                 if edge is not None:
                     needed = True
-                    if edge.sync is not None:
-                        sync = edge.sync
+                    if edge.sync is not None and edge.sync is not sync:
+                        sync = edge.sync if sync is None else sync.joined(edge.sync)
             else:
                 if x.__class__ not in _NUMBERS:
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.

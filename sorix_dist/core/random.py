@@ -27,6 +27,11 @@ def seed() -> Seed:
     return _seed.get() or _process
 
 
+def is_set_here() -> bool:
+    """Whether this context has a seed of its own; a thread that a program starts has none at first."""
+    return _seed.get() is not None
+
+
 def adopt(value: int, chosen: bool = False) -> Seed:
     """Starts all random numbers of this rank anew from a seed."""
     fresh = Seed(value, chosen)

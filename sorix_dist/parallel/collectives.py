@@ -11,31 +11,38 @@ from sorix_dist.core import Tensor
 from sorix_dist.parallel.world import world
 
 T = TypeVar("T")
+_OF_NUMBERS: dict[str, Any] = {"sum": sum, "max": max, "min": min}
 
 
 def all_reduce(x: T, op: Op = "sum") -> T:
     """The sum (or "max", "min") of x over all ranks, in place for a tensor or array; returns it.
 
-    A Python number gives a new number.
+    A Python number gives a new number; ranks may mix integers and floats.
     """
+    if not isinstance(x, Tensor | np.ndarray):
+        if op not in _OF_NUMBERS:
+            raise ValueError(f"all_reduce: op must be one of {', '.join(_OF_NUMBERS)}, got {op!r}")
+        return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     array = _memory(x)
     world().all_reduce(array, op).wait()
-    return cast(T, _back(x, array))
+    return x
 
 
 def broadcast(x: T, root: int = 0) -> T:
     """Rank `root`'s values for everybody, in place for a tensor or array; returns them."""
+    if not isinstance(x, Tensor | np.ndarray):
+        return cast(T, world().share(x, root))
     array = _memory(x)
     world().broadcast(array, root)
-    return cast(T, _back(x, array))
+    return x
 
 
 def all_gather(x: Any) -> list[Any]:
-    """Every rank's x, in rank order; x has the same shape and dtype everywhere."""
+    """Every rank's x, in rank order; a tensor or array has the same shape and dtype everywhere."""
+    if not isinstance(x, Tensor | np.ndarray):
+        return world().gather_objects(x)
     gathered = world().all_gather(np.ascontiguousarray(_memory(x)))
-    if isinstance(x, Tensor):
-        return [Tensor(part) for part in gathered]
-    return list(gathered) if isinstance(x, np.ndarray) else [part.item() for part in gathered]
+    return [Tensor(part) for part in gathered] if isinstance(x, Tensor) else list(gathered)
 
 
 def barrier() -> None:
@@ -43,10 +50,5 @@ def barrier() -> None:
     world().barrier()
 
 
-def _memory(x: Any) -> np.ndarray[Any, Any]:
-    array = x.array if isinstance(x, Tensor) else x
-    return array if isinstance(array, np.ndarray) else np.array(array)
-
-
-def _back(x: Any, array: np.ndarray[Any, Any]) -> Any:
-    return x if isinstance(x, Tensor | np.ndarray) else array.item()
+def _memory(x: Tensor | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return x.array if isinstance(x, Tensor) else x

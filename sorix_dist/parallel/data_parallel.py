@@ -15,8 +15,9 @@ from sorix_dist.core.op import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.check import describe, same_everywhere
-from sorix_dist.parallel.replicas import replicas
+from sorix_dist.parallel.replicas import Forward, replicas
 from sorix_dist.parallel.world import agree_on_seed, communicator
+from sorix_dist.utils.data.loader import map_tensors
 
 
 class DistributedDataParallel(Module):
@@ -56,11 +57,13 @@ class DistributedDataParallel(Module):
         # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
         if not (recording.get() or self.module.training):
             return self.module(*inputs, **options)
-        first = next(_arrays((inputs, options)), None)
+        arrays = [*_arrays((inputs, options))]
+        first = next((a for a in arrays if isinstance(a, Tensor) and a.rows), arrays[0] if arrays else None)
         rows = first.rows if isinstance(first, Tensor) and self._everybody else None
         count = 1 if first is None or first.ndim == 0 else len(first)
         with installed(self._replicas.note(rows, count)):
-            return self.module(*inputs, **options)
+            forward = Forward(self._replicas)
+            return map_tensors(self.module(*inputs, **options), forward.mark)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         return self.module.named_parameters()

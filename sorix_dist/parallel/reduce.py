@@ -6,15 +6,21 @@ from typing import Protocol
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, Window
 from sorix_dist.core.flat import ALIGNMENT, Flat, leaf_of
+from sorix_dist.core.graph import through
 from sorix_dist.core.tensor import Array
 
 BLOCK = 1 << 15  # elements that are summed at a time, so that they stay in the cache
 
 
 class Reducer(Protocol):
-    """Sums the gradients of one flat storage over the ranks, in steps that all ranks take together."""
+    """Sums the gradients of one flat storage over the ranks, in steps that all ranks take together.
+
+    windows: the shared memory that it needs, for its owner to close when nobody uses it any more.
+    """
+
+    windows: tuple[Window, ...]
 
     def begin(self) -> None:
         """Gets the place ready that a backward writes to."""
@@ -39,6 +45,8 @@ def reducer(flat: Flat, comm: Comm) -> Reducer:
 class Alone:
     """One rank: a backward writes straight into the gradient that the parameters show."""
 
+    windows: tuple[Window, ...] = ()
+
     def begin(self) -> None:
         return None
 
@@ -55,8 +63,11 @@ class Alone:
 class _Shared:
     """What both other ways have in common: a local array beside `grad`, and which parameters were used.
 
+    The hooks of a parameter see the sum, before it is added to what the parameter shows.
     flags: one byte per parameter, whether a backward of this rank reached it; used: whether that of any rank did.
     """
+
+    windows: tuple[Window, ...] = ()
 
     def __init__(self, flat: Flat, local: Array, flags: Array) -> None:
         self.flat = flat
@@ -69,7 +80,8 @@ class _Shared:
         self.views = flat.views(local)
 
     def begin(self) -> None:
-        for leaf in self.leaves:
+        for i, leaf in enumerate(self.leaves):
+            self.flags[i] |= leaf.local.written  # of a backward that failed: to be cleared
             leaf.local.written = False
 
     def prepare(self) -> bool:
@@ -89,16 +101,24 @@ class _Shared:
                 continue
             adding = leaf.total.written
             leaf.total.written = True
+            if leaf.hooks:
+                place = leaf.total.place(leaf)
+                part = self.total[start : start + place.size].reshape(leaf.shape)
+                self._add(place, through(leaf.hooks, part.copy()), adding)
+                continue
             if runs and runs[-1][1] == start and runs[-1][2] == adding:
                 runs[-1] = (runs[-1][0], end, adding)
             else:
                 runs.append((start, end, adding))
         for start, end, adding in runs:
-            grad = self.flat.grad[start:end]
-            if adding:
-                grad += self.total[start:end]
-            else:
-                np.copyto(grad, self.total[start:end])
+            self._add(self.flat.grad[start:end], self.total[start:end], adding)
+
+    @staticmethod
+    def _add(grad: Array, part: Array, adding: bool) -> None:
+        if adding:
+            grad += part
+        else:
+            np.copyto(grad, part)
 
 
 class ByWindow(_Shared):
@@ -114,7 +134,9 @@ class ByWindow(_Shared):
         parts = [part[head : head + size].view(flat.dtype) for part in window.parts]
         self.all_flags = [part[:count] for part in window.parts]
         super().__init__(flat, parts[own], self.all_flags[own])
-        self.total = comm.window(size if own == 0 else 0).parts[0][:size].view(flat.dtype)
+        sums = comm.window(size if own == 0 else 0)
+        self.windows = (window, sums)
+        self.total = sums.parts[0][:size].view(flat.dtype)
         line = ALIGNMENT // flat.dtype.itemsize
         first, end = (flat.size // line * i // comm.local_size * line for i in (own, own + 1))
         blocks = [slice(at, min(at + BLOCK, end)) for at in range(first, end, BLOCK)]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
-from typing import Any
+from functools import lru_cache
+from math import gcd
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, Window
 from sorix_dist.core.batch import Batch
 from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.graph import Node
+from sorix_dist.core.tensor import Array, Tensor
 from sorix_dist.parallel.board import board
 from sorix_dist.parallel.reduce import reducer
+from sorix_dist.utils.data.sampler import share
 
 _of_comm: WeakKeyDictionary[Any, Replicas] = WeakKeyDictionary()
 
@@ -28,37 +33,47 @@ def replicas(comm: Comm) -> Replicas:
 
 
 class Replicas:
-    """What all models wrapped in one communicator have in common.
-
-    rows, total: the rows of this rank and of the global batch, as the last forward noted them. The factor
-    rows / total makes the mean over this rank's rows its part of the mean over the global batch, and lets a
-    term that is the same on every rank, such as a penalty on the weights, count once.
-    """
+    """What all models wrapped in one communicator have in common: the meetings of their backwards, and `latest`,
+    the rows of the last forward."""
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        self.rows, self.total = 1, comm.size
         self.board = board(comm)
+        self.latest = Rows(1, comm.size, ())
         self.numbers = itertools.count()
         # A model that nobody holds any more is left out; ranks may notice that at different times.
         self.members: WeakValueDictionary[int, Member] = WeakValueDictionary()
+        self.windows: dict[int, tuple[Window, ...]] = {}
 
     def add(self, flat: Flat) -> None:
         """Takes over the gradients of a flat storage. Called by every rank, for the same parameters."""
+        self._close_windows()
         number = next(self.numbers)
         member = self.members[number] = Member(self, flat)
+        self.windows[number] = member.reducer.windows
         for parameter in flat.parameters:
             leaf_of(parameter).sync = member
+
+    def _close_windows(self) -> None:
+        """Gives back the shared memory of models that no rank has any more."""
+        if len(self.windows) > len(self.members):
+            gc.collect()
+        gone = self.comm.gather_objects({number for number in self.windows if number not in self.members})
+        for number in sorted(set.intersection(*gone)):
+            for window in self.windows.pop(number):
+                window.close()
 
     def note(self, rows: tuple[int, int, int] | None, count: int) -> Batch:
         """Notes which rows of which global batch are being computed: `rows` = (start, stop, total) if it is known,
         else `count` rows beside those of the other ranks, who are asked. Every rank must know, or none."""
         if rows is None:
-            counts = self.comm.all_gather(np.array(count, np.int64))
-            start = int(counts[: self.comm.rank].sum())
-            rows = (start, start + count, int(counts.sum()))
+            counts = self.comm.all_gather(np.array(count, np.int64)).tolist()
+            start = sum(counts[: self.comm.rank])
+            rows, proportions = (start, start + count, sum(counts)), _proportions(tuple(counts))
+        else:
+            proportions = _even_proportions(rows[2], self.comm.size)
         start, stop, total = rows
-        self.rows, self.total = stop - start, total
+        self.latest = Rows(stop - start, total, proportions)
         return Batch(start, stop, total, sum=self._sum)
 
     def _sum(self, array: Array) -> Array:
@@ -83,17 +98,43 @@ class Replicas:
             members[number].reducer.hand_over()
 
 
-class Member:
-    """One flat storage among the replicas: implements `core.graph.Sync` for its leaves, and lives as long as they."""
+class Rows(NamedTuple):
+    """The rows of this rank and of the global batch, and how the batch is shared out: the same for all ranks.
 
-    def __init__(self, replicas: Replicas, flat: Flat) -> None:
-        self.replicas = replicas
-        self.reducer = reducer(flat, replicas.comm)
+    The factor held / total makes the mean over this rank's rows its part of the mean over the global batch,
+    and lets a term that is the same on every rank, such as a penalty on the weights, count once.
+    """
+
+    held: int
+    total: int
+    proportions: tuple[int, ...]
+
+
+def _proportions(counts: tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks' numbers of rows in lowest terms: the same for (2, 1) rows and for their (4, 2) halves."""
+    divisor = max(1, gcd(*counts))
+    return tuple(count // divisor for count in counts)
+
+
+@lru_cache(maxsize=64)
+def _even_proportions(total: int, size: int) -> tuple[int, ...]:
+    shares = [share(total, rank, size) for rank in range(size)]
+    return _proportions(tuple(stop - start for start, stop in shares))
+
+
+class _Synchronised:
+    """Implements `core.graph.Sync` for what is computed from some `rows`."""
+
+    replicas: Replicas
+
+    @property
+    def rows(self) -> Rows:
+        raise NotImplementedError
 
     def begin(self) -> float:
         for member in list(self.replicas.members.values()):
             member.reducer.begin()
-        return self.replicas.rows / self.replicas.total if self.replicas.total else 0.0
+        return self.rows.held / self.rows.total if self.rows.total else 0.0
 
     def mean_factor(self, denominator: float) -> float:
         summed = np.array([denominator])
@@ -101,10 +142,56 @@ class Member:
         return float(denominator / summed[0]) * self.sum_factor() if summed[0] else 0.0
 
     def sum_factor(self) -> float:
-        return self.replicas.total / self.replicas.rows if self.replicas.rows else 0.0
+        return self.rows.total / self.rows.held if self.rows.held else 0.0
+
+    def joined(self, other: Any) -> Any:
+        if other.replicas is not self.replicas:
+            raise RuntimeError(
+                "one loss can't reach models that are wrapped in different communicators: wrap the second with "
+                "comm=first.comm"
+            )
+        if not isinstance(self, Forward) or not isinstance(other, Forward):
+            return self if isinstance(self, Forward) else other
+        if self.rows.proportions != other.rows.proportions:
+            raise RuntimeError(
+                "one loss can't join results of batches that are shared out differently between the ranks "
+                f"({self.rows.total} and {other.rows.total} rows, {self.rows.held} and {other.rows.held} of them "
+                f"on rank {self.replicas.comm.rank}): call backward() for each of them, the gradients add up"
+            )
+        return self
 
     def end(self) -> None:
         self.replicas.end()
 
     def failed(self) -> None:
         return None
+
+
+class Member(_Synchronised):
+    """One flat storage among the replicas: the `sync` of its leaves, which lives as long as they."""
+
+    def __init__(self, replicas: Replicas, flat: Flat) -> None:
+        self.replicas = replicas
+        self.reducer = reducer(flat, replicas.comm)
+
+    @property
+    def rows(self) -> Rows:
+        return self.replicas.latest
+
+
+class Forward(_Synchronised):
+    """The `sync` of what one forward has computed: it remembers its rows, whatever is computed next."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self.replicas = replicas
+        self._rows = replicas.latest
+
+    @property
+    def rows(self) -> Rows:
+        return self._rows
+
+    def mark(self, result: Tensor) -> Tensor:
+        """Makes a tensor that the forward computed a result of it."""
+        if isinstance(result.origin, Node) and result.origin.sync is not None:
+            result.origin.sync = result.origin.sync.joined(self)
+        return result

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from sorix_dist.comm import Comm, MpiComm
 from sorix_dist.comm import world as comm_world
 from sorix_dist.core import random as rng
 from sorix_dist.utils.data import loader
 
-_seeded: WeakSet[Any] = WeakSet()
+_seeded: WeakKeyDictionary[Any, rng.Seed] = WeakKeyDictionary()
 
 
 def init(timeout: float = 300, threads: int | str = "auto", comm: Any = None, backend: str = "auto") -> None:
@@ -29,7 +29,10 @@ def world() -> Comm:
     comm = comm_world.current()
     if comm not in _seeded:
         agree_on_seed(comm)
-        _seeded.add(comm)
+        _seeded[comm] = rng.seed()
+    elif not rng.is_set_here() and _seeded[comm].chosen:
+        # A thread that the program has started, such as one that fetches data.
+        rng.adopt(_seeded[comm].value, _seeded[comm].chosen)
     return comm
 
 

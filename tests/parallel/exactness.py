@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
@@ -250,6 +251,141 @@ def two_models_in_one_backward(rows: int) -> None:
     assert_same(gradients(wrapped[1]), gradients(second))
 
 
+def a_forward_of_another_batch_in_between(rows: int) -> None:
+    """A backward belongs to the rows of its own forward, whatever was computed since."""
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    alone, wrapped, other = network(), sx.DistributedDataParallel(network()), sx.DistributedDataParallel(network())
+    nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+    loss = nn.CrossEntropyLoss()(wrapped(sx.tensor(x[start:stop])), y[start:stop])
+    first_only = x[: 1 if sx.rank() == 0 else 0]
+    other(sx.tensor(first_only))
+    with sx.no_grad():
+        wrapped(sx.tensor(first_only))
+    loss.backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+def batches_that_are_shared_out_differently(rows: int) -> None:
+    """One loss of two such batches is an error that says what to do instead, which is exact."""
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    first = slice(0, 1 if sx.rank() == 0 else 0)
+    criterion = nn.CrossEntropyLoss()
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    (criterion(alone(sx.tensor(x)), y) + criterion(alone(sx.tensor(x[:1])), y[:1])).backward()
+    losses = [criterion(wrapped(sx.tensor(x[part])), y[part]) for part in (slice(start, stop), first)]
+    even = [share(rows, r, sx.size()) for r in range(sx.size())]
+    if sum(b > a for a, b in even) > 1 or even[0] == (0, 0):
+        with pytest.raises(RuntimeError, match=r"call backward\(\) for each"):
+            losses[0] + losses[1]
+    for loss in losses:
+        loss.backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+def hooks_see_the_sum(rows: int) -> None:
+    """A hook on a parameter gets the gradient of the global batch, also where this rank has no rows."""
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    seen: list[Any] = []
+    for model, part in ((alone, slice(None)), (wrapped, slice(start, stop))):
+        weight = model.parameters()[0]
+        weight.register_hook(lambda g: seen.append(np.array(g)))
+        weight.register_hook(lambda g: np.clip(np.asarray(g), -0.01, 0.01))
+        for _ in range(2):  # the second backward adds
+            nn.CrossEntropyLoss()(model(sx.tensor(x[part])), y[part]).backward()
+    assert len(seen) == 4
+    assert all(np.abs(a - b).max() <= TOLERANCE for a, b in zip(seen[:2], seen[2:], strict=True))
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+def a_backward_that_failed(rows: int) -> None:
+    """What a failed backward has left behind is not in the next gradient."""
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    alone, wrapped = _Branches(), sx.DistributedDataParallel(_Branches())
+    logits = wrapped(sx.tensor(x[start:stop]), 1)
+    hidden = logits * 1.0
+
+    def fail(g: Any) -> None:
+        raise ArithmeticError("on purpose")
+
+    first = wrapped.module.body(sx.tensor(x[start:stop]))
+    first.register_hook(fail)
+    with pytest.raises(ArithmeticError):
+        (nn.CrossEntropyLoss()(hidden, y[start:stop]) + wrapped.module.heads[0](first).sum()).backward()
+    wrapped.zero_grad()
+    nn.CrossEntropyLoss()(alone(sx.tensor(x), 0), y).backward()
+    nn.CrossEntropyLoss()(wrapped(sx.tensor(x[start:stop]), 0), y[start:stop]).backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+def a_batch_behind_another_argument(rows: int) -> None:
+    """The global batch is found by the loader's mark, whatever comes before it among the arguments."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            self.network = network()
+
+        def forward(self, scale: Any, x: Any) -> Any:
+            return self.network(x * scale)
+
+    x, y = data(rows)
+    alone, wrapped = Scaled(), sx.DistributedDataParallel(Scaled())
+    scale = np.linspace(0.5, 1.5, 5)
+    nn.CrossEntropyLoss()(alone(sx.tensor(scale), sx.tensor(x)), y).backward()
+    for xb, yb in DataLoader(Dataset(x, y), batch_size=rows):
+        nn.CrossEntropyLoss()(wrapped(sx.tensor(scale), xb), yb).backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
+class _Samples:
+    """A data set of the user's own: one sample at a time, as NumPy arrays."""
+
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.x[index], self.y[index]
+
+
+def data_sets_of_the_users_own(rows: int) -> None:
+    """Samples one by one, batches made by a function that returns arrays, and transforms: also on empty shards."""
+    x, y = data(rows)
+    alone = network()
+    nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+
+    def stacked(samples: list[Any]) -> Any:
+        return np.stack([s[0] for s in samples]), np.array([s[1] for s in samples])
+
+    for loader in (
+        DataLoader(_Samples(x, y), batch_size=rows),
+        DataLoader(_Samples(x, y), batch_size=rows, collate_fn=stacked),
+        DataLoader(Dataset(x[:, ::-1], y, transform=lambda row: row[::-1]), batch_size=rows),
+    ):
+        wrapped = sx.DistributedDataParallel(network())
+        for xb, yb in loader:
+            assert np.asarray(xb).dtype == np.float64
+            nn.CrossEntropyLoss()(
+                wrapped(sx.tensor(np.asarray(xb)) if isinstance(xb, np.ndarray) else xb), yb
+            ).backward()
+        assert_same(gradients(wrapped), gradients(alone))
+
+
+def numbers_of_several_types(rows: int) -> None:
+    """Collectives on Python numbers do not mix bytes."""
+    number = rows if sx.rank() == 0 else 0.5
+    assert sx.all_reduce(number) == rows + 0.5 * (sx.size() - 1)
+    assert sx.all_reduce(number, "max") == max(rows, 0.5 * (sx.size() > 1))
+    assert sx.all_gather(number) == [rows, *[0.5] * (sx.size() - 1)]
+    assert sx.broadcast(number) == rows
+
+
 def a_model_that_some_ranks_have_dropped(rows: int) -> None:
     """Models that are gone do not take part, whenever each rank's garbage collector notices."""
     x, y = data(rows)
@@ -283,6 +419,13 @@ CHECKS: list[Callable[[int], None]] = [
     gradient_at_the_logits,
     optimizer_before_wrapping,
     two_models_in_one_backward,
+    a_forward_of_another_batch_in_between,
+    batches_that_are_shared_out_differently,
+    hooks_see_the_sum,
+    a_backward_that_failed,
+    a_batch_behind_another_argument,
+    data_sets_of_the_users_own,
+    numbers_of_several_types,
     a_model_that_some_ranks_have_dropped,
     a_bare_model_is_local,
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -137,6 +139,21 @@ def test_optimizer_options():
         optim.SGD([])
     with pytest.raises(ValueError, match="lr must be >= 0, got -1"):
         optim.SGD(nn.Linear(2, 2).parameters(), lr=-1)
+
+
+def test_a_thread_of_the_program_has_the_seed_of_its_rank(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import threading\nimport numpy as np\nimport sorix_dist as sx\n"
+        "from sorix_dist.utils.data import DataLoader, Dataset\n"
+        "sx.manual_seed(3)\nseen = []\nsx.rank()\n"
+        "loader = DataLoader(Dataset(np.arange(40)), batch_size=40, shuffle=True)\n"
+        "thread = threading.Thread(target=lambda: seen.extend(next(iter(loader)).tolist()))\n"
+        "thread.start(); thread.join()\nloader.set_epoch(0)\n"
+        "assert seen == next(iter(loader)).tolist() != sorted(seen), seen\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_rank_evaluates_alone():

@@ -46,14 +46,18 @@ class Dataset:
     def fetch(self, indices: np.ndarray[Any, Any]) -> tuple[Any, ...]:
         """The samples at `indices` stacked: (X,) or (X, y), by one fancy indexing where nothing is transformed."""
         return tuple(
-            values[indices]
-            if function is None
-            else np.stack([np.asarray(getattr(v, "array", v)) for v in map(function, values[indices])])
-            if len(indices)
-            else values[indices]
+            values[indices] if function is None else _transformed(values, indices, function)
             for values, function in ((self.X, self.transform), (self.y, self.target_transform))
             if values is not None
         )
+
+
+def _transformed(
+    values: np.ndarray[Any, Any], indices: np.ndarray[Any, Any], function: Callable[[Any], Any]
+) -> np.ndarray[Any, Any]:
+    # Without samples, the first one says what shape they would have.
+    samples = map(function, values[indices if len(indices) else [0]])
+    return np.stack([np.asarray(getattr(sample, "array", sample)) for sample in samples])[: len(indices)]
 
 
 def collate(samples: list[Any]) -> Any:
@@ -67,4 +71,6 @@ def collate(samples: list[Any]) -> Any:
         return Tensor(np.stack([sample.array for sample in samples]))
     if isinstance(first, str):
         return samples
-    return Tensor(as_array([np.asarray(s).tolist() if np.ndim(s) == 0 else s for s in samples]))
+    if isinstance(first, np.ndarray | np.generic):
+        return Tensor(np.stack(samples))
+    return Tensor(as_array(samples))

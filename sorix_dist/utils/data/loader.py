@@ -76,23 +76,32 @@ class DataLoader:
         if len(indices):
             return make([self.dataset[int(i)] for i in indices])
         # No rows on this rank: the form of a batch of one, without the row.
-        return _map(make([self.dataset[0]]), lambda tensor: Tensor(tensor.array[:0]))
+        return _map(make([self.dataset[0]]), lambda array: array[:0] if array.ndim else array)
 
     def _tagged(self, batch: Any, rows: Rows) -> Any:
+        # What a user's own function makes of some samples may have any number of rows.
+        if not self.shard or self.collate_fn is not None:
+            return batch
+
         def tag(tensor: Tensor) -> Tensor:
-            if self.shard and tensor.array.ndim and len(tensor.array) == rows.stop - rows.start:
-                tensor.rows = (rows.start, rows.stop, rows.total)
+            tensor.rows = (rows.start, rows.stop, rows.total)
             return tensor
 
-        return _map(batch, tag)
+        return map_tensors(batch, tag)
 
 
-def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` of every tensor in a batch of tuples, lists and dicts."""
-    if isinstance(value, Tensor):
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`function` of every tensor in nested tuples, lists and dicts."""
+    return _map(value, lambda x: function(x) if isinstance(x, Tensor) else x)
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of every tensor and array in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor | np.ndarray):
         return function(value)
     if isinstance(value, tuple | list):
-        return type(value)(_map(v, function) for v in value)
+        entries = [_map(v, function) for v in value]
+        return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
     if isinstance(value, dict):
         return {key: _map(v, function) for key, v in value.items()}
     return value
