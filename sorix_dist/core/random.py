@@ -27,9 +27,10 @@ def seed() -> Seed:
     return _seed.get() or _process
 
 
-def is_set_here() -> bool:
-    """Whether this context has a seed of its own; a thread that a program starts has none at first."""
-    return _seed.get() is not None
+def inherit(given: Seed) -> None:
+    """Takes over a seed and its stream, where this context has none: as in a thread that the program started."""
+    if _seed.get() is None:
+        _seed.set(given)
 
 
 def adopt(value: int, chosen: bool = False) -> Seed:

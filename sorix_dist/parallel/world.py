@@ -30,9 +30,7 @@ def world() -> Comm:
     if comm not in _seeded:
         agree_on_seed(comm)
         _seeded[comm] = rng.seed()
-    elif not rng.is_set_here() and _seeded[comm].chosen:
-        # A thread that the program has started, such as one that fetches data.
-        rng.adopt(_seeded[comm].value, _seeded[comm].chosen)
+    rng.inherit(_seeded[comm])
     return comm
 
 
