@@ -36,7 +36,7 @@ class Plan:
     ranks: tuple[int, ...] = (1, 2)
     rounds: int = 3
     seconds: float = 2.0
-    nodes: int = 20_000
+    nodes: int = 1_000
     sorix: str | None = None
 
 

@@ -20,7 +20,7 @@ def measure(seconds: float, nodes: int) -> dict[str, Any]:
 
     record: computing a product and recording it; walk: going back over it; numpy: a product of arrays, which
     each way makes one of; overhead: what the first two take beyond that. The collector goes over all living
-    nodes again and again, which is much for such a long chain and little for a usual model.
+    nodes again and again, which is much for a chain of tens of thousands and little for a usual model.
     """
     times: dict[str, list[tuple[float, float, float]]] = {"on": [], "off": []}
     collects = gc.isenabled()
