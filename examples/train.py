@@ -46,6 +46,8 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--save", metavar="FILE.npz", help="write the final weights")
     args = options.parse_args()
+    if args.save and not Path(args.save).absolute().parent.is_dir():
+        options.error(f"--save: there is no folder {Path(args.save).parent}")
 
     sx.manual_seed(args.seed)
     train, test = digits()

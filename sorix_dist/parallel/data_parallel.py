@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -64,6 +64,9 @@ class DistributedDataParallel(Module):
         with installed(self._replicas.note(rows, count)):
             forward = Forward(self._replicas)
             return map_tensors(self.module(*inputs, **options), forward.mark)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        raise TypeError("a wrapped model can't be copied, because its gradients belong to all ranks: copy model.module")
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         return self.module.named_parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -69,6 +70,11 @@ def test_wrapped_twice():
     on_all_ranks(work, ValueError, "wrapped already.*'W'")
 
 
+def test_a_wrapped_model_is_not_copied():
+    on_all_ranks(lambda: copy.deepcopy(sx.DistributedDataParallel(nn.Linear(2, 2))), TypeError, "copy model.module")
+    on_all_ranks(lambda: copy.deepcopy(sx.DistributedDataParallel(nn.Linear(2, 2))), TypeError, "copied", size=1)
+
+
 def test_different_seeds():
     def differ():
         sx.manual_seed(10 + sx.rank() // 2)
@@ -126,6 +132,11 @@ def test_batches_and_data_sets():
     for size in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got"):
             DataLoader(data, batch_size=size)
+    with pytest.raises(ValueError, match="seed must be an integer >= 0 or None, got -1"):
+        DataLoader(data, seed=-1)
+    for epoch in (-1, "a", 1.5):
+        with pytest.raises(ValueError, match="epoch must be an integer >= 0, got"):
+            DataLoader(data).set_epoch(epoch)
     with pytest.raises(ValueError, match="dataset must have at least one sample"):
         DataLoader(Dataset(np.zeros((0, 2))))
     with pytest.raises(ValueError, match="X and y must have the same length, got 4 and 3"):

@@ -59,7 +59,9 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next loop over this loader the epoch `epoch`; it advances by itself otherwise."""
-        self.epoch = epoch
+        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or epoch < 0:
+            raise ValueError(f"set_epoch: epoch must be an integer >= 0, got {epoch!r}")
+        self.epoch = int(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1

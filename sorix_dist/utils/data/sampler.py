@@ -43,6 +43,8 @@ class DistributedSampler:
             raise ValueError(f"dataset must have at least one sample, got a data set of length {length}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+            raise ValueError(f"seed must be an integer >= 0 or None, got {seed!r}")
         if drop_last and batch_size > length:
             raise ValueError(
                 f"batch_size must be at most the data set's length {length} with drop_last, got {batch_size}"
