@@ -25,6 +25,9 @@ class Reducer(Protocol):
     def begin(self) -> None:
         """Gets the place ready that a backward writes to."""
 
+    def failed(self) -> None:
+        """Is told that the backward has raised: what it wrote must not get into the next sum."""
+
     def prepare(self) -> bool:
         """Makes the local gradients ready to be read by others; whether the backward reached any of them."""
 
@@ -48,6 +51,9 @@ class Alone:
     windows: tuple[Window, ...] = ()
 
     def begin(self) -> None:
+        return None
+
+    def failed(self) -> None:
         return None
 
     def prepare(self) -> bool:
@@ -80,9 +86,12 @@ class _Shared:
         self.views = flat.views(local)
 
     def begin(self) -> None:
-        for i, leaf in enumerate(self.leaves):
-            self.flags[i] |= leaf.local.written  # of a backward that failed: to be cleared
+        for leaf in self.leaves:
             leaf.local.written = False
+
+    def failed(self) -> None:
+        for i, leaf in enumerate(self.leaves):
+            self.flags[i] |= leaf.local.written  # to be cleared before the next sum
 
     def prepare(self) -> bool:
         for i, (leaf, view) in enumerate(zip(self.leaves, self.views, strict=True)):

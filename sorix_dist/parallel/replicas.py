@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from math import gcd
 from typing import Any, NamedTuple
@@ -122,14 +123,15 @@ def _even_proportions(total: int, size: int) -> tuple[int, ...]:
     return _proportions(tuple(stop - start for start, stop in shares))
 
 
-class _Synchronised:
+class _Synchronised(ABC):
     """Implements `core.graph.Sync` for what is computed from some `rows`."""
 
     replicas: Replicas
 
     @property
+    @abstractmethod
     def rows(self) -> Rows:
-        raise NotImplementedError
+        """The rows that the factors are about."""
 
     def begin(self) -> float:
         for member in list(self.replicas.members.values()):
@@ -164,7 +166,8 @@ class _Synchronised:
         self.replicas.end()
 
     def failed(self) -> None:
-        return None
+        for member in list(self.replicas.members.values()):
+            member.reducer.failed()
 
 
 class Member(_Synchronised):
