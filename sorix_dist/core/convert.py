@@ -7,8 +7,9 @@ from typing import Any
 
 from sorix_dist.core import dtype as types
 from sorix_dist.core.device import device as Device
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.tensor import Tensor, raise_for_device
+from sorix_dist.core.tensor import Tensor
 
 
 def astype(self: Tensor, dtype: Any) -> Tensor:

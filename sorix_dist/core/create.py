@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.tensor import Array, Tensor, as_array, raise_for_device
+from sorix_dist.core.tensor import Array, Tensor, as_array
 
 
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:

@@ -29,3 +29,12 @@ class device:  # noqa: N801 (PyTorch's name)
 
 
 CPU = device("cpu")
+
+
+def raise_for_device(device: object) -> None:
+    """Raises for every device but "cpu"; `device` may name one or be a device object."""
+    kind = str(device).partition(":")[0]
+    if kind in ("cuda", "gpu"):
+        raise RuntimeError(f"device {device!s} is not available: sorix_dist computes on the CPU")
+    if kind != "cpu":
+        raise ValueError(f"device must be 'cpu', got {device!r}")

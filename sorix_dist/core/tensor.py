@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.core.device import CPU
+from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
@@ -340,12 +340,3 @@ def as_array(data: Any, dtype: Any = None) -> Array:
         )
     from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
-
-
-def raise_for_device(device: Any) -> None:
-    """Raises for every device but "cpu"; `device` may name one or be a device object."""
-    kind = str(device).partition(":")[0]
-    if kind in ("cuda", "gpu"):
-        raise RuntimeError(f"device {device!s} is not available: sorix_dist computes on the CPU")
-    if kind != "cpu":
-        raise ValueError(f"device must be 'cpu', got {device!r}")

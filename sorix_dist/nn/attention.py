@@ -8,10 +8,10 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
 from sorix_dist.core.ops.shape import reshape, swapaxes, transpose
-from sorix_dist.core.tensor import raise_for_device
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.functional.attention import bias_of, causal_bias, drop_factors, scale_of, together

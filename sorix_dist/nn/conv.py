@@ -8,11 +8,11 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops import conv, pool
 from sorix_dist.core.ops.shape import take
 from sorix_dist.core.ops.windows import Pair, pair, single
-from sorix_dist.core.tensor import raise_for_device
 from sorix_dist.nn.module import Module, Parameter
 
 # What a padding beyond zeros repeats, in NumPy's words.

@@ -8,8 +8,8 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
-from sorix_dist.core.tensor import raise_for_device
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.module import Module, Parameter
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64
 from sorix_dist.core.flat import convert
-from sorix_dist.core.tensor import raise_for_device
 
 
 class Parameter(Tensor):

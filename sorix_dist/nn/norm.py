@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops import norm
-from sorix_dist.core.tensor import raise_for_device
 from sorix_dist.nn.module import Module, Parameter
 
 

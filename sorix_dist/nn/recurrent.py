@@ -8,11 +8,11 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.join import cat, stack
 from sorix_dist.core.ops.recurrent import gru, lstm
 from sorix_dist.core.ops.shape import reshape, swapaxes
-from sorix_dist.core.tensor import raise_for_device
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.module import Module, Parameter
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.axes import axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
-from sorix_dist.core.tensor import Array, Tensor, raise_for_device
+from sorix_dist.core.tensor import Array, Tensor
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
