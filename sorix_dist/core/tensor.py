@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,17 @@ class Size(tuple[int, ...]):
         return int(np.prod(self))
 
 
+class Rows(NamedTuple):
+    """Rows `start` to `stop` of a global batch of `total` rows, the batch number `batch` of the epoch `epoch` of a
+    loader (-1 where none counts)."""
+
+    start: int
+    stop: int
+    total: int
+    epoch: int = -1
+    batch: int = -1
+
+
 class Tensor:
     """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
 
@@ -41,7 +52,7 @@ class Tensor:
     array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
-    rows: tuple[int, int, int] | None
+    rows: Rows | None
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)
@@ -316,9 +327,7 @@ class Gradient(Tensor):
         return str(self.array)
 
 
-def _rebuilt(
-    kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, rows: tuple[int, int, int] | None
-) -> Tensor:
+def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, rows: Rows | None) -> Tensor:
     tensor = kind.of(array)
     tensor.rows = rows
     if trained is not None:

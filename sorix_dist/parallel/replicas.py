@@ -16,7 +16,7 @@ from sorix_dist.comm import Comm, Window
 from sorix_dist.core.batch import Batch
 from sorix_dist.core.flat import Flat, leaf_of
 from sorix_dist.core.graph import Node
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Rows, Tensor
 from sorix_dist.parallel.board import board
 from sorix_dist.parallel.reduce import reducer
 from sorix_dist.utils.data.sampler import share
@@ -40,7 +40,7 @@ class Replicas:
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self.board = board(comm)
-        self.latest = Rows(1, comm.size, ())
+        self.latest = Share(1, comm.size, ())
         self.numbers = itertools.count()
         # A model that nobody holds any more is left out; ranks may notice that at different times.
         self.members: WeakValueDictionary[int, Member] = WeakValueDictionary()
@@ -64,18 +64,17 @@ class Replicas:
             for window in self.windows.pop(number):
                 window.close()
 
-    def note(self, rows: tuple[int, int, int] | None, count: int) -> Batch:
-        """Notes which rows of which global batch are being computed: `rows` = (start, stop, total) if it is known,
+    def note(self, rows: Rows | None, count: int) -> Batch:
+        """Notes which rows of which global batch are being computed: `rows` if they are known,
         else `count` rows beside those of the other ranks, who are asked. Every rank must know, or none."""
         if rows is None:
             counts = self.comm.all_gather(np.array(count, np.int64)).tolist()
             start = sum(counts[: self.comm.rank])
-            rows, proportions = (start, start + count, sum(counts)), _proportions(tuple(counts))
+            rows, proportions = Rows(start, start + count, sum(counts)), _proportions(tuple(counts))
         else:
-            proportions = _even_proportions(rows[2], self.comm.size)
-        start, stop, total = rows
-        self.latest = Rows(stop - start, total, proportions)
-        return Batch(start, stop, total, sum=self._sum)
+            proportions = _even_proportions(rows.total, self.comm.size)
+        self.latest = Share(rows.stop - rows.start, rows.total, proportions)
+        return Batch(rows.start, rows.stop, rows.total, sum=self._sum)
 
     def _sum(self, array: Array) -> Array:
         self.comm.all_reduce(array).wait()
@@ -99,7 +98,7 @@ class Replicas:
             members[number].reducer.hand_over()
 
 
-class Rows(NamedTuple):
+class Share(NamedTuple):
     """The rows of this rank and of the global batch, and how the batch is shared out: the same for all ranks.
 
     The factor held / total makes the mean over this rank's rows its part of the mean over the global batch,
@@ -130,7 +129,7 @@ class _Synchronised(ABC):
 
     @property
     @abstractmethod
-    def rows(self) -> Rows:
+    def rows(self) -> Share:
         """The rows that the factors are about."""
 
     def begin(self) -> float:
@@ -178,7 +177,7 @@ class Member(_Synchronised):
         self.reducer = reducer(flat, replicas.comm)
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Share:
         return self.replicas.latest
 
 
@@ -190,7 +189,7 @@ class Forward(_Synchronised):
         self._rows = replicas.latest
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Share:
         return self._rows
 
     def mark(self, result: Tensor) -> Tensor:

@@ -76,9 +76,9 @@ def is_main_process() -> bool:
     return world().rank == 0
 
 
-def _shares() -> tuple[int, int]:
+def _shares() -> tuple[int, int, int | None]:
     comm = world()
-    return comm.rank, comm.size
+    return comm.rank, comm.size, None
 
 
 loader.world = _shares

@@ -32,15 +32,15 @@ def test_ranks_together_visit_the_order_of_one(
 ) -> None:
     """Global batch b is the same rows whatever the number of ranks, and an epoch is every sample once."""
     sampler = DistributedSampler(length, batch, shuffle, seed)
-    alone = [rows.indices.tolist() for rows in sampler.batches(epoch, 0, 1)]
+    alone = [indices.tolist() for _, indices in sampler.batches(epoch, 0, 1)]
     assert len(alone) == len(sampler)
     assert sorted(chain.from_iterable(alone)) == list(range(length))
     parts = [list(sampler.batches(epoch, rank, size)) for rank in range(size)]
     for number, whole in enumerate(alone):
         mine = [part[number] for part in parts]
-        assert [i for rows in mine for i in rows.indices.tolist()] == whole
-        assert {rows.total for rows in mine} == {len(whole)}
-        assert [rows.stop - rows.start for rows in mine] == [len(rows.indices) for rows in mine]
+        assert [i for _, indices in mine for i in indices.tolist()] == whole
+        assert {(rows.total, rows.epoch, rows.batch) for rows, _ in mine} == {(len(whole), epoch, number)}
+        assert [rows.stop - rows.start for rows, _ in mine] == [len(indices) for _, indices in mine]
 
 
 def test_order_follows_from_seed_and_epoch_alone() -> None:
@@ -57,7 +57,7 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
 
 def test_drop_last() -> None:
     sampler = DistributedSampler(10, 4, drop_last=True)
-    assert [rows.total for rows in sampler.batches(0, 0, 1)] == [4, 4]
+    assert [rows.total for rows, _ in sampler.batches(0, 0, 1)] == [4, 4]
     with pytest.raises(ValueError, match="batch_size must be at most the data set's length 3 with drop_last, got 4"):
         DistributedSampler(3, 4, drop_last=True)
 
@@ -79,7 +79,7 @@ def test_arrays_come_in_one_piece_with_their_dtype() -> None:
     assert xb.dtype == "float64"
     assert yb.dtype == "int32"
     assert np.array_equal(xb.numpy(), x[:4])
-    assert xb.rows == yb.rows == (0, 4, 4)
+    assert xb.rows == yb.rows == (0, 4, 4, 0, 0)
     only = next(iter(DataLoader(Dataset(x), batch_size=4)))
     assert only.shape == (4, 2, 3)
 

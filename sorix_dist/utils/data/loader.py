@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.tensor import Rows
 from sorix_dist.utils.data.dataset import Dataset, collate
-from sorix_dist.utils.data.sampler import DistributedSampler, Rows
+from sorix_dist.utils.data.sampler import DistributedSampler
 
 
-def _alone() -> tuple[int, int]:
-    return 0, 1
+def _alone() -> tuple[int, int, int | None]:
+    return 0, 1, None
 
 
-# Rank and size of the processes that share the batches; `parallel` puts its own function here.
-world: Callable[[], tuple[int, int]] = _alone
+# Rank and size of the processes that share the batches, and the pieces that they cut them into (see `share`);
+# `parallel` puts its own function here.
+world: Callable[[], tuple[int, int, int | None]] = _alone
 
 
 class DataLoader:
@@ -65,9 +67,9 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        rank, size = world() if self.shard else (0, 1)
-        for rows in self.sampler.batches(epoch, rank, size):
-            yield self._tagged(self._fetch(rows.indices), rows)
+        rank, size, pieces = world() if self.shard else _alone()
+        for rows, indices in self.sampler.batches(epoch, rank, size, pieces):
+            yield self._tagged(self._fetch(indices), rows)
 
     def _fetch(self, indices: np.ndarray[Any, Any]) -> Any:
         plain = type(self.dataset).__getitem__ is Dataset.__getitem__
@@ -86,7 +88,7 @@ class DataLoader:
             return batch
 
         def tag(tensor: Tensor) -> Tensor:
-            tensor.rows = (rows.start, rows.stop, rows.total)
+            tensor.rows = rows
             return tensor
 
         return map_tensors(batch, tag)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import random as rng
+from sorix_dist.core.tensor import Rows
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows `start` to `stop` of a global batch of `total` rows: the samples `indices` of the data set."""
+def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[int, int]:
+    """The rows [start, stop) of `total` that `rank` of `size` takes: contiguous.
 
-    start: int
-    stop: int
-    total: int
-    indices: Indices
-
-
-def share(total: int, rank: int, size: int) -> tuple[int, int]:
-    """The rows [start, stop) of `total` that `rank` of `size` takes: contiguous, their numbers differ by at most 1."""
-    return total * rank // size, total * (rank + 1) // size
+    pieces: the rows are cut into so many pieces, whose lengths differ by at most 1, and a rank takes whole ones;
+    None for as many as there are ranks.
+    """
+    if pieces is None:
+        return total * rank // size, total * (rank + 1) // size
+    first, last = share(pieces, rank, size)
+    return total * first // pieces, total * last // pieces
 
 
 class DistributedSampler:
@@ -63,10 +60,11 @@ class DistributedSampler:
         seed = rng.seed().value if self.seed is None else self.seed
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(self.length)
 
-    def batches(self, epoch: int, rank: int, size: int) -> Iterator[Rows]:
-        """This rank's rows of every global batch of the epoch, in order; possibly none of one."""
+    def batches(self, epoch: int, rank: int, size: int, pieces: int | None = None) -> Iterator[tuple[Rows, Indices]]:
+        """This rank's rows of every global batch of the epoch, in order, and the samples that they are; possibly
+        none of one. See `share` for `pieces`."""
         order = self.order(epoch)
         for batch in range(len(self)):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            start, stop = share(len(indices), rank, size)
-            yield Rows(start, stop, len(indices), indices[start:stop])
+            start, stop = share(len(indices), rank, size, pieces)
+            yield Rows(start, stop, len(indices), epoch, batch), indices[start:stop]
