@@ -29,6 +29,14 @@ def check_array(call: str, array: object, *, written: bool) -> None:
         raise ValueError(f"{call}: array is overwritten with the result, got a read-only array")
 
 
+def check_one_each(call: str, array: object, size: int) -> None:
+    """Raise TypeError or ValueError unless `array` can be sent and has one entry for each of `size` ranks."""
+    check_array(call, array, written=False)
+    shape = array.shape  # type: ignore[attr-defined]
+    if shape[:1] != (size,):
+        raise ValueError(f"{call}: array must have one entry for each of {size} ranks, got shape {shape}")
+
+
 def check_op(call: str, op: object) -> None:
     """Raise ValueError unless `op` is a known reduction."""
     if op not in OPS:

@@ -74,6 +74,11 @@ def cap(comm: Comm, threads: int | str, environ: MutableMapping[str, str]) -> in
     return None
 
 
+def limit(threads: int) -> None:
+    """Makes the BLAS of this process use so many threads, whatever was set before."""
+    _set(os.environ, threads)
+
+
 def own_cpus() -> set[int]:
     """The numbers of the CPUs that this process may run on."""
     if sys.platform == "linux":

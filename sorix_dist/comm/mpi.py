@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_op, check_root, check_split
+from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.node import SharedWindow, block_size, cut, place
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
@@ -126,6 +126,18 @@ class MpiComm:
             self._comm.Allgather(piece, gathered)
             rows[:, start : start + piece.size] = gathered
             start += piece.size
+        return result
+
+    def all_to_all(self, array: Array) -> Array:
+        check_one_each("all_to_all", array, self.size)
+        result = np.empty(array.shape, array.dtype)
+        sent, received = (each.reshape(self.size, array.size // self.size).view(np.uint8) for each in (array, result))
+        step = max(1, PIECE // self.size)
+        for start in range(0, sent.shape[1], step):
+            piece = np.ascontiguousarray(sent[:, start : start + step])
+            arrived = np.empty_like(piece)
+            self._comm.Alltoall(piece, arrived)
+            received[:, start : start + step] = arrived
         return result
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -78,6 +78,10 @@ class Comm(Protocol):
     def all_gather(self, array: Array) -> Array:
         """Every rank's array, stacked in rank order: a new array of shape (size, *array.shape)."""
 
+    def all_to_all(self, array: Array) -> Array:
+        """What every rank has for this one: of an array of shape (size, ...) on every rank, entry i goes to rank i,
+        and the entries that come here are stacked in rank order, a new array of the same shape."""
+
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite `array` on every rank by the array of rank `root`."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_op, check_root, check_split
+from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.node import SharedWindow, block_size, cut
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
 
@@ -31,6 +31,10 @@ class Solo:
     def all_gather(self, array: Array) -> Array:
         check_array("all_gather", array, written=False)
         return array[np.newaxis].copy()
+
+    def all_to_all(self, array: Array) -> Array:
+        check_one_each("all_to_all", array, self.size)
+        return array.copy()
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

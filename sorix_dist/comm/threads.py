@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_op, check_root, check_split
+from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.node import SharedWindow, block_size, cut, place
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
 from sorix_dist.comm.world import using
@@ -215,6 +215,11 @@ class ThreadComm:
         check_array("all_gather", array, written=False)
         stacked: Array = self._meet(f"all_gather of {_kind(array)}", array, np.stack)
         return stacked.copy()
+
+    def all_to_all(self, array: Array) -> Array:
+        check_one_each("all_to_all", array, self.size)
+        all_sent: Array = self._meet(f"all_to_all of {_kind(array)}", array, np.stack)
+        return all_sent[:, self.rank].copy()
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

@@ -91,13 +91,14 @@ def backward(
     seed = _seed(tensor, gradient)
     sync = origin.sync
     if sync is None:
-        _backward(tensor, seed, bool(create_graph if retain_graph is None else retain_graph), create_graph)
+        _backward(tensor, seed, bool(create_graph if retain_graph is None else retain_graph), create_graph, None)
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
     share = sync.begin()
     try:
-        _backward(tensor, seed if share == 1 else seed * np.asarray(share, seed.dtype), bool(retain_graph), False)
+        seed = seed if share == 1 else seed * np.asarray(share, seed.dtype)
+        _backward(tensor, seed, bool(retain_graph), False, sync.visitor())
     except BaseException:
         sync.failed()
         raise
@@ -154,7 +155,7 @@ def grad(
     return tuple(answers)
 
 
-def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool) -> None:
+def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Callable[[Edge, Any], None] | None) -> None:
     if not create:
         hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see all of them at once
 
@@ -169,7 +170,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool) -> None:
                 leaf.receive(rule, gradient)
 
         with no_grad():
-            walk([(tensor, seed)], add, keep=keep)
+            walk([(tensor, seed)], add, keep=keep, at_node=at_node)
             for leaf, part in hooked.items():
                 leaf.deposit(through(leaf.hooks or [], part))
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.graph import Sync
 from sorix_dist.core.op import recording
 from sorix_dist.core.tensor import Tensor
 
@@ -35,19 +36,46 @@ class Batch:
     sum: Callable[[Array], Array] = _itself
 
 
-def mean_factor(tensor: Tensor, denominator: float) -> float:
-    """The factor on the gradient of a mean over `denominator` elements (weights, tokens, labels that count)
-    instead of over the rows: 1 in one process; see `Sync.mean_factor`. Only a recorded mean asks the others.
-    """
-    sync = None if tensor.origin is None or not recording.get() else tensor.origin.sync
-    return 1.0 if sync is None else sync.mean_factor(float(denominator))
+def divisor(tensor: Any, count: int) -> float:
+    """What the gradient of a mean over `count` elements, as many of every row of `tensor`, is divided by: their
+    number in one process; see `Sync.divisor`. It asks nobody."""
+    sync = _sync(tensor)
+    return count if sync is None else sync.divisor(count)
 
 
-def sum_factor(tensor: Tensor) -> float:
-    """The factor on the gradient of a sum over these rows that makes it a part of the sum over all rows of the
-    batch: 1 in one process; see `Sync.sum_factor`. It asks nobody."""
-    sync = None if tensor.origin is None or not recording.get() else tensor.origin.sync
-    return 1.0 if sync is None else sync.sum_factor()
+def mean_weight(tensor: Any, parts: Array, denominator: float) -> float:
+    """The weight of each element in the gradient of a mean over a `denominator`, the sum of `parts` (weights or
+    labels that count, in the order of the rows), which is not the same for every row: 1 / denominator in one
+    process, 0 if that is 0; see `Sync.mean_weight`. Only a recorded mean asks the others."""
+    sync = _sync(tensor)
+    if sync is not None:
+        return sync.mean_weight(parts)
+    return 1 / denominator if denominator else 0.0
+
+
+def sum_weight(tensor: Any) -> float:
+    """The weight of each element in the gradient of a sum over these rows: 1 in one process; see
+    `Sync.sum_weight`. It asks nobody."""
+    sync = _sync(tensor)
+    return 1.0 if sync is None else sync.sum_weight()
+
+
+def reduced(result: Tensor) -> Tensor:
+    """`result`, the reduction of rows by one of the weights above."""
+    origin = result.origin
+    if origin is not None and origin.sync is not None:
+        origin.sync = origin.sync.reduced()
+    return result
+
+
+def shared_out(tensor: Any) -> bool:
+    """Whether a tensor holds rows whose batch may be larger, so that a reduction of it has weights of its own."""
+    return _sync(tensor) is not None
+
+
+def _sync(tensor: Any) -> Sync | None:
+    origin = tensor.origin if isinstance(tensor, Tensor) else None
+    return None if origin is None or not recording.get() else origin.sync
 
 
 _installed: ContextVar[Batch | None] = ContextVar("batch", default=None)

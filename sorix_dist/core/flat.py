@@ -53,8 +53,7 @@ def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
 class Flat:
     """Parameters of one dtype in one array `data`, their gradients in another, `grad`, with the same layout.
 
-    The values of the parameters are kept, and so are gradients they have. `local` is where a backward
-    writes: `grad` itself, until `localize` names another array.
+    The values of the parameters are kept, and so are gradients they have.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -65,7 +64,7 @@ class Flat:
         self.starts, self.size = layout(self.parameters)
         self._start_of = {id(p): start for p, start in zip(self.parameters, self.starts, strict=True)}
         self.data = zeros(self.size, self.dtype)
-        self.grad = self.local = zeros(self.size, self.dtype)
+        self.grad = zeros(self.size, self.dtype)
         for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):
             leaf = leaf_of(parameter)
             np.copyto(data, parameter.array)
@@ -84,13 +83,6 @@ class Flat:
             flat[start : start + p.array.size].reshape(p.array.shape)
             for start, p in zip(self.starts, self.parameters, strict=True)
         ]
-
-    def localize(self, local: Array) -> None:
-        """Makes `local` the array that a backward writes to, apart from what parameters show as `grad`."""
-        self.local = local
-        for parameter, view in zip(self.parameters, self.views(local), strict=True):
-            leaf_of(parameter).local = Accumulator(view)
-        _changed()
 
 
 def leaf_of(parameter: Tensor) -> Leaf:

@@ -20,26 +20,48 @@ Rule = Callable[[Any, Array | None], Any]
 class Sync(Protocol):
     """Who synchronises the gradients of some leaves: told when a backward that reaches them begins and ends."""
 
-    def begin(self) -> float:
-        """Gets the leaves ready; returns the factor that this process's part of the loss is to be scaled by."""
+    @property
+    def pending(self) -> bool:
+        """Whether there are gradients of these leaves that are not in what they show yet."""
 
     def joined(self, other: Sync) -> Sync:
         """Who synchronises the result of an operation on what both do; RuntimeError if nobody can."""
 
-    def mean_factor(self, denominator: float) -> float:
-        """What a mean over `denominator` of this process's elements must multiply its gradient by, so that it
-        becomes this process's part of the mean over those of all processes, once `begin`'s factor is in it.
-        Called by every process, also for a denominator of 0."""
+    # -- what a reduction over the rows of a batch asks, so that its gradient becomes this process's part of the
+    #    gradient of the reduction over all rows, once `begin`'s factor is in it
 
-    def sum_factor(self) -> float:
-        """What a sum over this process's rows must multiply its gradient by, so that it counts in full once
-        `begin`'s factor is in it: 1 divided by that factor, 0 without rows. Needs no other process."""
+    def divisor(self, count: int) -> float:
+        """What the gradient of a mean over `count` elements, as many of every row, is divided by."""
+
+    def mean_weight(self, parts: Array) -> float:
+        """The weight of each element in the gradient of a mean whose denominator is the sum of `parts`, in the
+        order of the rows. Called by every process, also with no parts."""
+
+    def sum_weight(self) -> float:
+        """The weight of each element in the gradient of a sum."""
+
+    def reduced(self) -> Sync:
+        """Who synchronises the result of such a reduction."""
+
+    # -- what a backward tells
+
+    def begin(self) -> float:
+        """Gets the leaves ready; returns the factor that this process's part of the loss is to be scaled by."""
+
+    def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
+        """What is to be called with every node that the walk comes to, before its rules, and its gradient."""
 
     def end(self) -> None:
         """Takes the gradients that the backward has left in `Leaf.local`."""
 
     def failed(self) -> None:
         """Is told instead of `end` that the backward raised."""
+
+    def stepped(self) -> None:
+        """Is told that an optimizer is about to move these leaves."""
+
+    def forget(self, leaf: Leaf) -> None:
+        """Is told that what is pending for this leaf shall not count."""
 
 
 class Accumulator:
@@ -79,6 +101,8 @@ class Leaf:
     def zero(self) -> None:
         """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
         self.total.written = False
+        if self.sync is not None and self.sync.pending:
+            self.sync.forget(self)
         self.view = None if self.view is not None and self.view.origin is not None else self.view
 
     def receive(self, rule: Rule, gradient: Array) -> None:

@@ -68,6 +68,7 @@ def _operation(
         needed = mixed = False
         dtype = None
         sync: Sync | None = None
+        rows = rows_shape = None
         for x in inputs:
             if isinstance(x, Tensor):
                 edge = x.origin
@@ -77,6 +78,8 @@ def _operation(
                     dtype = array.dtype
                 arrays.append(array)
                 edges.append(edge)
+                if x.rows is not None:
+                    rows, rows_shape = x.rows, array.shape
                 if edge is not None:
                     needed = True
                     if edge.sync is not None and edge.sync is not sync:
@@ -94,7 +97,9 @@ def _operation(
         array = value if type(value) is np.ndarray else np.asarray(value)
         result = _new(Tensor)  # as Tensor.of does, without the call
         result.array = array
-        result.leaf = result.rows = None
+        result.leaf = None
+        # What has the shape of rows of a batch is rows of it, changed.
+        result.rows = rows if rows is not None and array.shape == rows_shape else None
         if not (needed and differentiable and recording.get()):
             result.origin = None
             return result
@@ -114,6 +119,11 @@ def _operation(
     )
     REGISTRY[about.name] = about
     return update_wrapper(apply, function)
+
+
+def next_number() -> int:
+    """A number between those of the operations recorded before and after."""
+    return next(_count)
 
 
 def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:

@@ -109,6 +109,11 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        if any(state.pending for state in self._states):
+            raise RuntimeError(
+                "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
+                "model.accumulate(...), or after a backward outside of model.no_sync()"
+            )
         for group, state in zip(self.param_groups, self._states, strict=True):
             for step, blocks in state.advance(self.buffers(group), self.scratch_arrays):
                 for data, grad, scratch, buffers in blocks:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
+from sorix_dist.core.graph import Sync
 from sorix_dist.core.tensor import Array
 
 # data, gradient, scratch arrays, buffers by name: slices of one length
@@ -31,14 +32,24 @@ class GroupState:
         self.forget_blocks()
         self._lay(())
 
+    @property
+    def pending(self) -> bool:
+        """Whether backwards have left gradients of these parameters that are not in what they show yet."""
+        return any(sync.pending for sync in self._who_synchronises())
+
+    def _who_synchronises(self) -> list[Sync]:
+        leaves = [p.leaf for p in self.params if p.leaf is not None]
+        return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
+
     def forget_blocks(self) -> None:
         """Makes the next `advance` cut the blocks anew."""
         self._cut_for: Any = None
+        self._syncs: list[Sync] = []
         self._runs: list[tuple[int, list[Block]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
-        return {**self.__dict__, "_cut_for": None, "_runs": []}
+        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": []}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int) -> Iterator[tuple[int, list[Block]]]:
         """Counts an update of every parameter that has a gradient; yields their blocks with that count."""
@@ -50,6 +61,8 @@ class GroupState:
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
         self.steps += used
+        for sync in self._syncs:
+            sync.stepped()
         for first, blocks in self._runs:
             yield int(self.steps[first]), blocks
 
@@ -124,6 +137,7 @@ class GroupState:
             )
 
         self._runs = []
+        self._syncs = self._who_synchronises()
         spare: dict[Any, tuple[Array, ...]] = {}
         for run in flat.runs(self.params, used, joined):
             dtype = run.flat.dtype

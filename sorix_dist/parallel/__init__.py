@@ -1,11 +1,13 @@
 """The joint between tensors and ranks: data-parallel training."""
 
+from sorix_dist.parallel.check import assert_replicas_equal
 from sorix_dist.parallel.collectives import all_gather, all_reduce, barrier, broadcast
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
 
 __all__ = [
     "DistributedDataParallel",
+    "assert_replicas_equal",
     "all_gather",
     "all_reduce",
     "barrier",

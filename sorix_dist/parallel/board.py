@@ -1,24 +1,49 @@
-"""Where the ranks meet at the end of a backward: a row of numbers of each, which all of them read."""
+"""Where the ranks meet at the end of a backward: each says at which place it is, and all read what all say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core.tensor import Array
 
-ROOM = 63  # numbers that a rank can say at one meeting, behind their count
+
+class Place(NamedTuple):
+    """Where a rank is when its backward ends; all ranks must be at the same place.
+
+    epoch, batch: of the loader's batch, -1 if it came from no loader; updates: how often optimizers have moved
+    parameters; pieces: backwards since the last meeting.
+    """
+
+    epoch: int
+    batch: int
+    updates: int
+    pieces: int
+
+
+ROOM = 59  # numbers that a rank can say at one meeting, behind its place and their count
+_HEAD = len(Place._fields)
+
+
+class Said(NamedTuple):
+    """What the ranks said at one meeting: their places, and all numbers that any of them said, sorted.
+
+    places: None where all are the same.
+    """
+
+    places: list[Place] | None
+    numbers: list[int]
 
 
 class Board(Protocol):
     """Says numbers to the other ranks."""
 
-    def meet(self, numbers: list[int]) -> list[int]:
-        """All numbers that any rank says, sorted; afterwards every rank sees what the others of its host wrote to
-        shared memory before. Called by every rank."""
+    def meet(self, place: Place, numbers: list[int]) -> Said:
+        """What all ranks say; afterwards every rank sees what the others of its host wrote to shared memory
+        before. Called by every rank."""
 
     def part(self) -> None:
         """Ends what the meeting began: afterwards the ranks of this host may write to shared memory again."""
@@ -34,8 +59,8 @@ def board(comm: Comm) -> Board:
 class Alone:
     """The board of one rank."""
 
-    def meet(self, numbers: list[int]) -> list[int]:
-        return numbers
+    def meet(self, place: Place, numbers: list[int]) -> Said:
+        return Said(None, numbers)
 
     def part(self) -> None:
         return None
@@ -45,13 +70,14 @@ class Memory:
     """The board of the ranks of one host: rows in a shared window."""
 
     def __init__(self, comm: Comm) -> None:
-        self.window = comm.window((1 + ROOM) * 8)
+        self.window = comm.window((_HEAD + 1 + ROOM) * 8)
         self.rows = [part.view(np.int64) for part in self.window.parts]
+        self.own = self.rows[self.window.local_rank]
 
-    def meet(self, numbers: list[int]) -> list[int]:
-        _write(self.rows[self.window.local_rank], numbers)
+    def meet(self, place: Place, numbers: list[int]) -> Said:
+        _write(self.own, place, numbers)
         self.window.barrier()
-        return _said(self.rows)
+        return _read(self.rows)
 
     def part(self) -> None:
         self.window.barrier()
@@ -62,22 +88,28 @@ class Messages:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        self.row = np.zeros(1 + ROOM, np.int64)
+        self.row = np.zeros(_HEAD + 1 + ROOM, np.int64)
 
-    def meet(self, numbers: list[int]) -> list[int]:
-        _write(self.row, numbers)
-        return _said(self.comm.all_gather(self.row))
+    def meet(self, place: Place, numbers: list[int]) -> Said:
+        _write(self.row, place, numbers)
+        return _read(list(self.comm.all_gather(self.row)))
 
     def part(self) -> None:
         return None
 
 
-def _write(row: Array, numbers: list[int]) -> None:
+def _write(row: Array, place: Place, numbers: list[int]) -> None:
     if len(numbers) > ROOM:
         raise RuntimeError(f"a backward can reach at most {ROOM} wrapped models, this one reached {len(numbers)}")
-    row[0] = len(numbers)
-    row[1 : 1 + len(numbers)] = numbers
+    row[: _HEAD + 1 + len(numbers)] = (*place, len(numbers), *numbers)
 
 
-def _said(rows: Iterable[Array]) -> list[int]:
-    return sorted({int(number) for row in rows for number in row[1 : 1 + row[0]]})
+def _read(rows: Sequence[Array]) -> Said:
+    # Mostly all say the same, which one comparison of bytes finds out.
+    first = rows[0][: _HEAD + 1 + int(rows[0][_HEAD])]
+    said = first.tobytes()
+    if all(row[: len(first)].tobytes() == said for row in rows):
+        return Said(None, first[_HEAD + 1 :].tolist())
+    places = [Place(*row[:_HEAD].tolist()) for row in rows]
+    numbers = sorted({int(n) for row in rows for n in row[_HEAD + 1 : _HEAD + 1 + row[_HEAD]]})
+    return Said(places if any(place != places[0] for place in places) else None, numbers)

@@ -1,13 +1,22 @@
-"""What ranks must agree on before anything is mixed."""
+"""What ranks must agree on before anything is mixed, and who is told when they do not."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
+from sorix_dist.nn import Module
+from sorix_dist.parallel.board import Place
+from sorix_dist.parallel.world import communicator
+
+_PACKAGE = str(Path(__file__).parent.parent)
 
 
 def describe(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -28,3 +37,56 @@ def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
         f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, "
         f"rank {other} has {second or 'no more'} at the same place"
     )
+
+
+def caller() -> str:
+    """The line of the user's program that is being run, as file:line."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def describe_places(places: Sequence[Place], lines: Sequence[str], meeting: int) -> str:
+    """What to say when the ranks meet at different places."""
+    other = next(r for r, place in enumerate(places) if place != places[0])
+    ours, theirs = _difference(places[0], places[other])
+    return (
+        f"the ranks are not at the same place in backward number {meeting}: rank 0 has {ours} at {lines[0]}, "
+        f"rank {other} has {theirs} at {lines[other]}; no gradient was added"
+    )
+
+
+def _difference(a: Place, b: Place) -> tuple[str, str]:
+    """The first thing that differs between two places, in words."""
+    if (a.epoch, a.batch) != (b.epoch, b.batch):
+        ours, theirs = (
+            f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)
+        )
+    elif a.updates != b.updates:
+        ours, theirs = (f"{p.updates} optimizer updates" for p in (a, b))
+    else:
+        ours, theirs = (f"{p.pieces} backwards since the last synchronisation" for p in (a, b))
+    return ours, theirs
+
+
+def assert_replicas_equal(model: Module, comm: object = None) -> None:
+    """RuntimeError on every rank, naming the first parameter or buffer and the rank, unless all ranks have the same
+    bytes in all of the model's state.
+
+    Called by all ranks (of `comm`, an mpi4py communicator, if given). It reads all of the state; only digests of it
+    are sent.
+    """
+    among = communicator(comm if comm is not None else getattr(model, "comm", None))
+    state = [*model.named_parameters(), *model.named_buffers()]
+    digests = [hashlib.blake2b(np.ascontiguousarray(t.array).tobytes(), digest_size=16).digest() for _, t in state]
+    everywhere = among.gather_objects(digests)
+    for rank, theirs in enumerate(everywhere):
+        if len(theirs) != len(everywhere[0]):
+            raise RuntimeError(f"the model has {len(everywhere[0])} tensors on rank 0 and {len(theirs)} on rank {rank}")
+        for i, (first, second) in enumerate(zip(everywhere[0], theirs, strict=True)):
+            if first != second:
+                raise RuntimeError(
+                    f"the replicas have drifted apart: '{state[i][0]}' of rank {rank} is not that of rank 0; was it "
+                    "changed on some ranks only, or an optimizer step skipped?"
+                )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
-from sorix_dist.core.batch import installed
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.op import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.module import IncompatibleKeys
-from sorix_dist.parallel.check import describe, same_everywhere
-from sorix_dist.parallel.replicas import Forward, replicas
+from sorix_dist.parallel.check import assert_replicas_equal, describe, same_everywhere
+from sorix_dist.parallel.comm_hooks import Hook
+from sorix_dist.parallel.forward import WholeForward, arrays_in, known_rows
+from sorix_dist.parallel.replicas import replicas
+from sorix_dist.parallel.reproducible import ByShards
+from sorix_dist.parallel.sync import Member
 from sorix_dist.parallel.world import agree_on_seed, communicator
-from sorix_dist.utils.data.loader import map_tensors
+
+Piece = TypeVar("Piece")
 
 
 class DistributedDataParallel(Module):
@@ -28,14 +33,18 @@ class DistributedDataParallel(Module):
     the same model, and gives everybody rank 0's weights and buffers.
 
     module: the model; comm: an mpi4py communicator if not all ranks of the job train this model.
+    check_every: every so many training batches the ranks compare all parameters and buffers, and stop with an error
+    that names the one that has drifted; None: never (`assert_replicas_equal` does it once).
     The state has the names that the bare model has.
     """
 
-    def __init__(self, module: Module, comm: Any = None) -> None:
+    def __init__(self, module: Module, comm: Any = None, *, check_every: int | None = None) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"module must be a Module, got {type(module).__name__}")
+        if check_every is not None and (not isinstance(check_every, int) or check_every < 1):
+            raise ValueError(f"check_every must be an integer >= 1 or None, got {check_every!r}")
         self.module = module
-        self._everybody = comm is None
+        self.check_every, self.batches = check_every, 0
         self.comm: Comm = communicator(comm)
         agree_on_seed(self.comm)
         parameters = dict(module.named_parameters())
@@ -48,22 +57,65 @@ class DistributedDataParallel(Module):
             if leaf_of(parameter).sync is not None:
                 raise ValueError(f"module is wrapped already: its parameter '{name}' belongs to another wrapper")
         self._replicas = replicas(self.comm)
+        self._members = []
         for flat in flatten(parameters.values()):
             self.comm.broadcast(flat.data)
-            self._replicas.add(flat)
+            self._members.append(Member(self._replicas, flat))
+            self._replicas.add(flat, self._members[-1])
         self._share_buffers()
+        sharded = self._replicas.shards is not None
+        self._way = ByShards(self._replicas) if sharded else WholeForward(self._replicas, tagged=comm is None)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
         if not (recording.get() or self.module.training):
+            # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
+            if isinstance(self._way, ByShards) and known_rows([*arrays_in((inputs, options))]) is not None:
+                return self._way.run(self.module, inputs, options)
             return self.module(*inputs, **options)
-        arrays = [*_arrays((inputs, options))]
-        first = next((a for a in arrays if isinstance(a, Tensor) and a.rows), arrays[0] if arrays else None)
-        rows = first.rows if isinstance(first, Tensor) and self._everybody else None
-        count = 1 if first is None or first.ndim == 0 else len(first)
-        with installed(self._replicas.note(rows, count)):
-            forward = Forward(self._replicas)
-            return map_tensors(self.module(*inputs, **options), forward.mark)
+        self.batches += 1
+        if self.check_every is not None and self.batches % self.check_every == 0:
+            assert_replicas_equal(self)
+        return self._way.run(self.module, inputs, options)
+
+    # -- when gradients are synchronised, and how
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """A context in which backwards stay on this rank: the first one outside sums what all of them have left.
+
+        As in PyTorch, but `grad` shows nothing of it before; an optimizer's step in between is an error.
+        """
+        return self._replicas.no_sync()
+
+    def accumulate(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Yields `pieces`, batches of any sizes, of which the loop body computes the losses and calls backward on
+        each: afterwards `grad` is the gradient of the mean over all rows of all pieces and ranks, or over their
+        weights, labels or tokens that count.
+
+        for xb, yb in model.accumulate(pieces):
+            criterion(model(xb), yb).backward()
+
+        Gradients are summed over the ranks once, at the end; all ranks have as many pieces. All losses must be
+        divided by the same kind of denominator, else RuntimeError. A loop that is left early counts for nothing.
+        """
+        self._replicas.accumulate()
+        try:
+            yield from pieces
+        except BaseException:
+            self._replicas.abandon()
+            raise
+        self._replicas.finish()
+
+    def register_comm_hook(self, hook: Hook) -> None:
+        """Makes `hook(comm, gradients)` sum this model's gradients over the ranks: in place, one-dimensional, once
+        for each dtype of parameters; see `comm_hooks.fp16_compress`. A call of all ranks."""
+        if not callable(hook):
+            raise TypeError(f"hook must be a function of a communicator and an array, got {type(hook).__name__}")
+        if self._replicas.shards is not None:
+            raise RuntimeError("register_comm_hook: reproducible mode sums gradients in its own order, without hooks")
+        for member in self._members:
+            self._replicas.use(member, hook)
+
+    # -- the model's own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         raise TypeError("a wrapped model can't be copied, because its gradients belong to all ranks: copy model.module")
@@ -90,12 +142,3 @@ class DistributedDataParallel(Module):
             value = np.ascontiguousarray(buffer.array)
             self.comm.broadcast(value)
             np.copyto(buffer.array, value)
-
-
-def _arrays(value: Any) -> Iterator[Any]:
-    """The tensors and arrays in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor | np.ndarray):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _arrays(entry)

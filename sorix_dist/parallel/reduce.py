@@ -7,11 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from sorix_dist.comm import Comm, Window
-from sorix_dist.core.flat import ALIGNMENT, Flat, leaf_of
-from sorix_dist.core.graph import through
+from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat, leaf_of
+from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.tensor import Array
-
-BLOCK = 1 << 15  # elements that are summed at a time, so that they stay in the cache
 
 
 class Reducer(Protocol):
@@ -22,86 +20,105 @@ class Reducer(Protocol):
 
     windows: tuple[Window, ...]
 
+    def hold(self) -> None:
+        """Is told that the next backwards shall be kept apart from what the parameters show, up to `hand_over`."""
+
+    def select(self, shard: int | None) -> None:
+        """Makes backwards write where the gradient of a virtual shard is collected (None: of none of them)."""
+
     def begin(self) -> None:
         """Gets the place ready that a backward writes to."""
 
     def failed(self) -> None:
-        """Is told that the backward has raised: what it wrote must not get into the next sum."""
+        """Forgets what backwards have written: it must not get into the next sum."""
+
+    def forget(self, leaf: Leaf) -> None:
+        """Forgets what backwards have written for one leaf."""
 
     def prepare(self) -> bool:
-        """Makes the local gradients ready to be read by others; whether the backward reached any of them."""
+        """Makes the local gradients ready to be read by others; whether backwards reached any of them."""
 
     def sum(self) -> None:
         """Sums over the ranks, when all of them are prepared."""
 
-    def hand_over(self) -> None:
-        """Adds the sum to what the parameters show as `grad`, when all ranks have summed."""
+    def hand_over(self, scale: float) -> None:
+        """Adds the sum, times `scale`, to what the parameters show as `grad`, when all ranks have summed."""
 
 
-def reducer(flat: Flat, comm: Comm) -> Reducer:
-    """The way to sum that fits the communicator: nothing alone, memory on one host, else messages."""
-    if comm.size == 1:
-        return Alone()
-    return ByWindow(flat, comm) if comm.hosts == 1 else ByMessage(flat, comm)
+class Slot:
+    """An array that backwards write gradients to.
 
+    flags: one byte per parameter, whether its part of the array holds more than zeros.
+    """
 
-class Alone:
-    """One rank: a backward writes straight into the gradient that the parameters show."""
+    def __init__(self, flat: Flat, leaves: list[Leaf], array: Array, flags: Array) -> None:
+        self.array, self.flags, self.leaves = array, flags, leaves
+        self.views = flat.views(array)
+        self.places = [Accumulator(view) for view in self.views]
 
-    windows: tuple[Window, ...] = ()
+    def select(self) -> None:
+        for leaf, place in zip(self.leaves, self.places, strict=True):
+            leaf.local = place
 
     def begin(self) -> None:
-        return None
+        for place in self.places:
+            place.written = False
 
-    def failed(self) -> None:
-        return None
+    def forget(self, i: int) -> None:
+        self.flags[i] |= self.places[i].written  # to be cleared before the next sum
+        self.places[i].written = False
 
-    def prepare(self) -> bool:
-        return False
-
-    def sum(self) -> None:
-        return None
-
-    def hand_over(self) -> None:
-        return None
+    def prepare(self) -> None:
+        for i, (place, view) in enumerate(zip(self.places, self.views, strict=True)):
+            # The array starts as zeros, and the zeros of an earlier step are still there.
+            if not place.written and self.flags[i]:
+                view[...] = 0
+            self.flags[i] = place.written
 
 
-class _Shared:
-    """What both other ways have in common: a local array beside `grad`, and which parameters were used.
+class Apart:
+    """What all ways to sum have in common: local arrays beside `grad`, and which parameters were used.
 
     The hooks of a parameter see the sum, before it is added to what the parameter shows.
-    flags: one byte per parameter, whether a backward of this rank reached it; used: whether that of any rank did.
+    slots: where backwards write, the first one at first; used: whether a backward of any rank reached a parameter;
+    total: where the sum comes to be.
     """
 
     windows: tuple[Window, ...] = ()
+    slots: list[Slot]
+    used: Array
+    total: Array
 
-    def __init__(self, flat: Flat, local: Array, flags: Array) -> None:
+    def __init__(self, flat: Flat) -> None:
         self.flat = flat
-        self.local = local
-        self.flags = flags
-        self.used = flags
-        self.total = local
-        flat.localize(local)
         self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
-        self.views = flat.views(local)
+
+    def hold(self) -> None:
+        return None
+
+    def select(self, shard: int | None) -> None:
+        return None
 
     def begin(self) -> None:
-        for leaf in self.leaves:
-            leaf.local.written = False
+        for slot in self.slots:
+            slot.begin()
 
     def failed(self) -> None:
-        for i, leaf in enumerate(self.leaves):
-            self.flags[i] |= leaf.local.written  # to be cleared before the next sum
+        for slot in self.slots:
+            for i in range(len(self.leaves)):
+                slot.forget(i)
+
+    def forget(self, leaf: Leaf) -> None:
+        if leaf in self.leaves:
+            for slot in self.slots:
+                slot.forget(self.leaves.index(leaf))
 
     def prepare(self) -> bool:
-        for i, (leaf, view) in enumerate(zip(self.leaves, self.views, strict=True)):
-            # Both arrays start as zeros, and the zeros of an earlier step are still there.
-            if not leaf.local.written and self.flags[i]:
-                view[...] = 0
-            self.flags[i] = leaf.local.written
-        return bool(self.flags.any())
+        for slot in self.slots:
+            slot.prepare()
+        return any(slot.flags.any() for slot in self.slots)
 
-    def hand_over(self) -> None:
+    def hand_over(self, scale: float) -> None:
         runs: list[tuple[int, int, bool]] = []
         for leaf, start, end, used in zip(
             self.leaves, self.flat.starts, [*self.flat.starts[1:], self.flat.size], self.used, strict=True
@@ -113,28 +130,31 @@ class _Shared:
             if leaf.hooks:
                 place = leaf.total.place(leaf)
                 part = self.total[start : start + place.size].reshape(leaf.shape)
-                self._add(place, through(leaf.hooks, part.copy()), adding)
+                _add(place, through(leaf.hooks, part * scale), adding, 1.0)
                 continue
             if runs and runs[-1][1] == start and runs[-1][2] == adding:
                 runs[-1] = (runs[-1][0], end, adding)
             else:
                 runs.append((start, end, adding))
         for start, end, adding in runs:
-            self._add(self.flat.grad[start:end], self.total[start:end], adding)
-
-    @staticmethod
-    def _add(grad: Array, part: Array, adding: bool) -> None:
-        if adding:
-            grad += part
-        else:
-            np.copyto(grad, part)
+            _add(self.flat.grad[start:end], self.total[start:end], adding, scale)
 
 
-class ByWindow(_Shared):
+def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
+    if adding:
+        grad += part if scale == 1 else part * scale
+    elif scale == 1:
+        np.copyto(grad, part)
+    else:
+        np.multiply(part, scale, out=grad)
+
+
+class ByWindow(Apart):
     """Ranks of one host: each writes its gradients into its own part of a shared window, sums its slice of
     all parts into a shared total, in rank order, and copies the total."""
 
     def __init__(self, flat: Flat, comm: Comm) -> None:
+        super().__init__(flat)
         count = len(flat.parameters)
         head = -(-count // ALIGNMENT) * ALIGNMENT
         size = flat.size * flat.dtype.itemsize
@@ -142,12 +162,12 @@ class ByWindow(_Shared):
         own = window.local_rank
         parts = [part[head : head + size].view(flat.dtype) for part in window.parts]
         self.all_flags = [part[:count] for part in window.parts]
-        super().__init__(flat, parts[own], self.all_flags[own])
+        self.slots = [Slot(flat, self.leaves, parts[own], self.all_flags[own])]
+        self.slots[0].select()
         sums = comm.window(size if own == 0 else 0)
         self.windows = (window, sums)
         self.total = sums.parts[0][:size].view(flat.dtype)
-        line = ALIGNMENT // flat.dtype.itemsize
-        first, end = (flat.size // line * i // comm.local_size * line for i in (own, own + 1))
+        first, end = slice_of(flat, own, comm.local_size)
         blocks = [slice(at, min(at + BLOCK, end)) for at in range(first, end, BLOCK)]
         self.blocks = [([part[block] for part in parts], self.total[block]) for block in blocks]
 
@@ -159,14 +179,75 @@ class ByWindow(_Shared):
                 total += part
 
 
-class ByMessage(_Shared):
-    """Ranks of several hosts: an all-reduce of the whole array."""
+class ByMessage(Apart):
+    """Ranks of several hosts, or one alone: an all-reduce of the whole array, or what a hook does instead."""
 
     def __init__(self, flat: Flat, comm: Comm) -> None:
-        super().__init__(flat, np.zeros(flat.size, flat.dtype), np.zeros(len(flat.parameters), np.uint8))
+        super().__init__(flat)
         self.comm = comm
+        self.total = np.zeros(flat.size, flat.dtype)
+        self.used = np.zeros(len(flat.parameters), np.uint8)
+        self.slots = [Slot(flat, self.leaves, self.total, self.used)]
+        self.slots[0].select()
 
     def sum(self) -> None:
         # Afterwards flags and array hold what all ranks did, so that the next step clears what others have left here.
-        self.comm.all_reduce(self.flags, "max").wait()
-        self.comm.all_reduce(self.local).wait()
+        self.comm.all_reduce(self.used, "max").wait()
+        self.comm.all_reduce(self.total).wait()
+
+
+class Alone:
+    """One rank: a backward writes straight into the gradient that the parameters show, unless it is to be held."""
+
+    windows: tuple[Window, ...] = ()
+
+    def __init__(self, flat: Flat, comm: Comm) -> None:
+        self.flat, self.comm = flat, comm
+        self.apart: ByMessage | None = None
+        self.held = False
+
+    def hold(self) -> None:
+        if self.apart is None:
+            self.apart = ByMessage(self.flat, self.comm)
+        self.apart.slots[0].select()
+        self.apart.begin()
+        self.held = True
+
+    def select(self, shard: int | None) -> None:
+        return None
+
+    def begin(self) -> None:
+        return None
+
+    def failed(self) -> None:
+        if self.apart is not None and self.held:
+            self.apart.failed()
+            self._release()
+
+    def forget(self, leaf: Leaf) -> None:
+        if self.apart is not None and self.held:
+            self.apart.forget(leaf)
+
+    def prepare(self) -> bool:
+        return self.apart is not None and self.held and self.apart.prepare()
+
+    def sum(self) -> None:
+        return None
+
+    def hand_over(self, scale: float) -> None:
+        if self.apart is not None and self.held:
+            self._release()
+            self.apart.hand_over(scale)
+
+    def _release(self) -> None:
+        self.held = False
+        for parameter in self.flat.parameters:
+            leaf = leaf_of(parameter)
+            leaf.local = leaf.total
+
+
+def slice_of(flat: Flat, local_rank: int, local_size: int) -> tuple[int, int]:
+    """The elements [first, end) of a flat storage that one of the ranks of a host sums: whole cache lines."""
+    line = ALIGNMENT // flat.dtype.itemsize
+    first, end = (flat.size // line * i // local_size * line for i in (local_rank, local_rank + 1))
+    return first, end

@@ -1,25 +1,29 @@
-"""The copies of a model on the ranks of one communicator: their part of the batch, and their gradients."""
+"""The copies of a model on the ranks of one communicator: where their gradients meet."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-from abc import ABC, abstractmethod
-from functools import lru_cache
-from math import gcd
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-import numpy as np
-
 from sorix_dist.comm import Comm, Window
-from sorix_dist.core.batch import Batch
 from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.core.graph import Node
-from sorix_dist.core.tensor import Array, Rows, Tensor
-from sorix_dist.parallel.board import board
-from sorix_dist.parallel.reduce import reducer
-from sorix_dist.utils.data.sampler import share
+from sorix_dist.core.graph import Leaf, Sync
+from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.accumulate import Accumulation
+from sorix_dist.parallel.board import Place, board
+from sorix_dist.parallel.check import caller, describe_places
+from sorix_dist.parallel.comm_hooks import ByHook, Hook
+from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
+from sorix_dist.parallel.reduce import Alone, ByMessage, ByWindow, Reducer
+from sorix_dist.parallel.virtual import VirtualShards
+from sorix_dist.parallel.world import virtual_shards
+
+if TYPE_CHECKING:
+    from sorix_dist.parallel.sync import Member
 
 _of_comm: WeakKeyDictionary[Any, Replicas] = WeakKeyDictionary()
 
@@ -33,27 +37,68 @@ def replicas(comm: Comm) -> Replicas:
     return found
 
 
+class Weights(Protocol):
+    """What knows how reductions over rows inside a forward are weighted; see `core.graph.Sync`."""
+
+    def mean_weight(self, parts: Array) -> float:
+        """As `Sync.mean_weight`."""
+
+    def sum_weight(self) -> float:
+        """As `Sync.sum_weight`."""
+
+
 class Replicas:
-    """What all models wrapped in one communicator have in common: the meetings of their backwards, and `latest`,
-    the rows of the last forward."""
+    """What all models wrapped in one communicator have in common: the meetings of their backwards.
+
+    shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left gradients
+    that are not summed over the ranks yet; accumulation: the pieces of a running `accumulate`; computing: the
+    forward that is running.
+    """
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
+        count = virtual_shards(comm)
+        self.shards = None if count is None else VirtualShards(comm, count)
         self.board = board(comm)
-        self.latest = Share(1, comm.size, ())
         self.numbers = itertools.count()
         # A model that nobody holds any more is left out; ranks may notice that at different times.
         self.members: WeakValueDictionary[int, Member] = WeakValueDictionary()
         self.windows: dict[int, tuple[Window, ...]] = {}
+        self.synchronising = True
+        self.pending = False
+        self.accumulation: Accumulation | None = None
+        self.computing: Weights | None = None
+        self.backwards = 0  # since the last meeting
+        self.updates = 0  # of parameters by optimizers
+        self.meetings = 0
 
-    def add(self, flat: Flat) -> None:
+    # -- the models
+
+    def add(self, flat: Flat, member: Member) -> None:
         """Takes over the gradients of a flat storage. Called by every rank, for the same parameters."""
         self._close_windows()
-        number = next(self.numbers)
-        member = self.members[number] = Member(self, flat)
-        self.windows[number] = member.reducer.windows
+        member.number = next(self.numbers)
+        self.members[member.number] = member
+        self.use(member, None)
+        sync: Sync = member
         for parameter in flat.parameters:
-            leaf_of(parameter).sync = member
+            leaf_of(parameter).sync = sync
+
+    def use(self, member: Member, hook: Hook | None) -> None:
+        """Makes the gradients of a member meet in the way that fits, or as `hook` says. Called by every rank."""
+        member.reducer = self._reducer(member.flat, hook)
+        for window in self.windows.pop(member.number, ()):
+            window.close()
+        self.windows[member.number] = member.reducer.windows
+
+    def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
+        if hook is not None:
+            return ByHook(flat, self.comm, hook)
+        if self.shards is not None:
+            return ByTree(flat, self.shards) if self.comm.hosts == 1 else ByTreeMessages(flat, self.shards)
+        if self.comm.size == 1:
+            return Alone(flat, self.comm)
+        return ByWindow(flat, self.comm) if self.comm.hosts == 1 else ByMessage(flat, self.comm)
 
     def _close_windows(self) -> None:
         """Gives back the shared memory of models that no rank has any more."""
@@ -64,136 +109,95 @@ class Replicas:
             for window in self.windows.pop(number):
                 window.close()
 
-    def note(self, rows: Rows | None, count: int) -> Batch:
-        """Notes which rows of which global batch are being computed: `rows` if they are known,
-        else `count` rows beside those of the other ranks, who are asked. Every rank must know, or none."""
-        if rows is None:
-            counts = self.comm.all_gather(np.array(count, np.int64)).tolist()
-            start = sum(counts[: self.comm.rank])
-            rows, proportions = Rows(start, start + count, sum(counts)), _proportions(tuple(counts))
+    def _reducers(self) -> list[Reducer]:
+        return [member.reducer for member in list(self.members.values())]
+
+    # -- their backwards
+
+    def begin(self) -> None:
+        """Gets all models ready for a backward."""
+        if not self.pending:
+            for reducer in self._reducers():
+                reducer.begin()
+        self.backwards += 1
+
+    def select(self, shard: int | None) -> None:
+        """Makes the backward write where the gradients of a virtual shard are collected."""
+        for reducer in self._reducers():
+            reducer.select(shard)
+
+    def end(self, epoch: int, batch: int) -> None:
+        """Sums the gradients, unless that is to be done later."""
+        if self.synchronising and self.accumulation is None:
+            self.synchronise(epoch, batch, 1.0)
         else:
-            proportions = _even_proportions(rows.total, self.comm.size)
-        self.latest = Share(rows.stop - rows.start, rows.total, proportions)
-        return Batch(rows.start, rows.stop, rows.total, sum=self._sum)
+            self.pending = True
 
-    def _sum(self, array: Array) -> Array:
-        self.comm.all_reduce(array).wait()
-        return array
+    def failed(self) -> None:
+        """Forgets what backwards have left since the last meeting."""
+        for reducer in self._reducers():
+            reducer.failed()
+        self.pending = False
+        self.backwards = 0
 
-    def end(self) -> None:
-        """Sums the gradients of all models that the backward of any rank has reached."""
+    def forget(self, leaf: Leaf) -> None:
+        """Forgets what backwards have left for one leaf since the last meeting."""
+        for reducer in self._reducers():
+            reducer.forget(leaf)
+
+    def synchronise(self, epoch: int, batch: int, scale: float) -> None:
+        """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
+        reached. Called by every rank at the same place, which is checked before anything is added."""
         members = dict(self.members)
         reached = [number for number, member in members.items() if member.reducer.prepare()]
-        numbers = self.board.meet(reached)
-        gone = [number for number in numbers if number not in members]
+        said = self.board.meet(Place(epoch, batch, self.updates, self.backwards), reached)
+        self.pending, self.backwards = False, 0
+        self.meetings += 1
+        if said.places is not None:
+            raise RuntimeError(describe_places(said.places, self.comm.gather_objects(caller()), self.meetings))
+        gone = [number for number in said.numbers if number not in members]
         if gone:
             raise RuntimeError(
                 f"a backward of another rank reached the wrapped model number {gone[0]}, which rank "
                 f"{self.comm.rank} does not have any more: every rank must train the same models"
             )
-        for number in numbers:
+        for number in said.numbers:
             members[number].reducer.sum()
         self.board.part()
-        for number in numbers:
-            members[number].reducer.hand_over()
+        for number in said.numbers:
+            members[number].reducer.hand_over(scale)
 
+    # -- later
 
-class Share(NamedTuple):
-    """The rows of this rank and of the global batch, and how the batch is shared out: the same for all ranks.
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Leaves what backwards inside the block compute on this rank, for the next backward outside to sum."""
+        before, self.synchronising = self.synchronising, False
+        try:
+            yield
+        finally:
+            self.synchronising = before
 
-    The factor held / total makes the mean over this rank's rows its part of the mean over the global batch,
-    and lets a term that is the same on every rank, such as a penalty on the weights, count once.
-    """
-
-    held: int
-    total: int
-    proportions: tuple[int, ...]
-
-
-def _proportions(counts: tuple[int, ...]) -> tuple[int, ...]:
-    """The ranks' numbers of rows in lowest terms: the same for (2, 1) rows and for their (4, 2) halves."""
-    divisor = max(1, gcd(*counts))
-    return tuple(count // divisor for count in counts)
-
-
-@lru_cache(maxsize=64)
-def _even_proportions(total: int, size: int) -> tuple[int, ...]:
-    shares = [share(total, rank, size) for rank in range(size)]
-    return _proportions(tuple(stop - start for start, stop in shares))
-
-
-class _Synchronised(ABC):
-    """Implements `core.graph.Sync` for what is computed from some `rows`."""
-
-    replicas: Replicas
-
-    @property
-    @abstractmethod
-    def rows(self) -> Share:
-        """The rows that the factors are about."""
-
-    def begin(self) -> float:
-        for member in list(self.replicas.members.values()):
-            member.reducer.begin()
-        return self.rows.held / self.rows.total if self.rows.total else 0.0
-
-    def mean_factor(self, denominator: float) -> float:
-        summed = np.array([denominator])
-        self.replicas.comm.all_reduce(summed).wait()
-        return float(denominator / summed[0]) * self.sum_factor() if summed[0] else 0.0
-
-    def sum_factor(self) -> float:
-        return self.rows.total / self.rows.held if self.rows.held else 0.0
-
-    def joined(self, other: Any) -> Any:
-        if other.replicas is not self.replicas:
+    def accumulate(self) -> Accumulation:
+        """Begins an accumulation."""
+        if self.accumulation is not None or self.pending:
             raise RuntimeError(
-                "one loss can't reach models that are wrapped in different communicators: wrap the second with "
-                "comm=first.comm"
+                "accumulate: the gradients of earlier backwards are not synchronised yet: end the loop over "
+                "accumulate, or call backward once outside of no_sync, before the next accumulate"
             )
-        if not isinstance(self, Forward) or not isinstance(other, Forward):
-            return self if isinstance(self, Forward) else other
-        if self.rows.proportions != other.rows.proportions:
-            raise RuntimeError(
-                "one loss can't join results of batches that are shared out differently between the ranks "
-                f"({self.rows.total} and {other.rows.total} rows, {self.rows.held} and {other.rows.held} of them "
-                f"on rank {self.replicas.comm.rank}): call backward() for each of them, the gradients add up"
-            )
-        return self
+        for reducer in self._reducers():
+            reducer.begin()
+            reducer.hold()
+        self.accumulation = Accumulation()
+        return self.accumulation
 
-    def end(self) -> None:
-        self.replicas.end()
+    def finish(self) -> None:
+        """Ends an accumulation: sums its gradients over the ranks."""
+        accumulation, self.accumulation = self.accumulation, None
+        assert accumulation is not None
+        self.synchronise(-1, -1, accumulation.scale)
 
-    def failed(self) -> None:
-        for member in list(self.replicas.members.values()):
-            member.reducer.failed()
-
-
-class Member(_Synchronised):
-    """One flat storage among the replicas: the `sync` of its leaves, which lives as long as they."""
-
-    def __init__(self, replicas: Replicas, flat: Flat) -> None:
-        self.replicas = replicas
-        self.reducer = reducer(flat, replicas.comm)
-
-    @property
-    def rows(self) -> Share:
-        return self.replicas.latest
-
-
-class Forward(_Synchronised):
-    """The `sync` of what one forward has computed: it remembers its rows, whatever is computed next."""
-
-    def __init__(self, replicas: Replicas) -> None:
-        self.replicas = replicas
-        self._rows = replicas.latest
-
-    @property
-    def rows(self) -> Share:
-        return self._rows
-
-    def mark(self, result: Tensor) -> Tensor:
-        """Makes a tensor that the forward computed a result of it."""
-        if isinstance(result.origin, Node) and result.origin.sync is not None:
-            result.origin.sync = result.origin.sync.joined(self)
-        return result
+    def abandon(self) -> None:
+        """Ends an accumulation that was left early: nothing of it counts."""
+        self.accumulation = None
+        self.failed()

@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sorix_dist.comm import Comm, MpiComm
+from sorix_dist.comm import Comm, MpiComm, blas
 from sorix_dist.comm import world as comm_world
 from sorix_dist.core import random as rng
+from sorix_dist.parallel.virtual import check_virtual_shards
 from sorix_dist.utils.data import loader
 
-_seeded: WeakKeyDictionary[Any, rng.Seed] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _World:
+    """What all ranks of a communicator have agreed on."""
+
+    seed: rng.Seed
+    options: dict[str, Any]
 
 
-def init(timeout: float = 300, threads: int | str = "auto", comm: Any = None, backend: str = "auto") -> None:
+_DEFAULTS: dict[str, Any] = {"timeout": 300, "threads": "auto", "backend": "auto", "virtual_shards": None}
+_worlds: WeakKeyDictionary[Any, _World] = WeakKeyDictionary()
+
+
+def init(
+    timeout: float = 300,
+    threads: int | str = "auto",
+    comm: Any = None,
+    backend: str = "auto",
+    virtual_shards: int | None = None,
+) -> None:
     """Starts communication; called by itself, with the defaults, at first need.
 
     timeout: seconds that a rank may be late; threads: BLAS threads of this rank, "auto" for the cores of the
     host divided by its ranks; comm: an mpi4py communicator to work in; backend: "auto", "mpi" or "solo".
+    virtual_shards: a power of two, at least the number of ranks, usually 8, for reproducible mode: every global
+    batch is computed in so many pieces and summed in one order, so that the weights are bit for bit the same on
+    any number of ranks up to it. Each rank uses one BLAS thread then.
     All ranks give the same options.
     """
-    comm_world.init(timeout=timeout, threads=threads, comm=comm, backend=backend)
-    world()
+    options = {"timeout": timeout, "threads": threads, "backend": backend, "virtual_shards": virtual_shards}
+    if virtual_shards is not None:
+        check_virtual_shards(virtual_shards, 1)
+        if threads not in ("auto", 1):
+            raise ValueError(f"init: threads must be 1 or 'auto' with virtual_shards, got {threads!r}")
+        threads = 1
+    _agreed(comm_world.init(timeout=timeout, threads=threads, comm=comm, backend=backend), options)
 
 
 def world() -> Comm:
-    """The communicator of all ranks, which have agreed on a seed."""
+    """The communicator of all ranks, which have agreed on options and on a seed."""
     comm = comm_world.current()
-    if comm not in _seeded:
-        agree_on_seed(comm)
-        _seeded[comm] = rng.seed()
-    rng.inherit(_seeded[comm])
+    rng.inherit(_agreed(comm, None).seed)
     return comm
+
+
+def virtual_shards(comm: Comm) -> int | None:
+    """How many virtual shards the batches of a communicator have in reproducible mode, else None."""
+    known = _worlds.get(comm)
+    count = None if known is None else known.options["virtual_shards"]
+    return count if count is None else int(count)
+
+
+def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
+    """What the ranks of `comm` agree on: at first use they compare options and seeds."""
+    known = _worlds.get(comm)
+    if known is None:
+        wanted = _DEFAULTS if options is None else options
+        for name, values in ((name, comm.gather_objects(wanted[name])) for name in wanted):
+            other = next((r for r, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                raise ValueError(
+                    f"init: {name} must be the same on every rank, got {values[0]!r} on rank 0 and {values[other]!r} "
+                    f"on rank {other}"
+                )
+        check_virtual_shards(wanted["virtual_shards"], comm.size)
+        if wanted["virtual_shards"] is not None:
+            blas.limit(1)
+        agree_on_seed(comm)
+        known = _worlds[comm] = _World(rng.seed(), wanted)
+    elif options is not None and options["virtual_shards"] != known.options["virtual_shards"]:
+        raise RuntimeError(
+            f"init: virtual_shards={options['virtual_shards']!r} instead of {known.options['virtual_shards']!r}, but "
+            "the ranks are in use already; call init before anything else that needs to know them"
+        )
+    return known
 
 
 def communicator(comm: Any = None) -> Comm:
@@ -78,7 +133,7 @@ def is_main_process() -> bool:
 
 def _shares() -> tuple[int, int, int | None]:
     comm = world()
-    return comm.rank, comm.size, None
+    return comm.rank, comm.size, virtual_shards(comm)
 
 
 loader.world = _shares

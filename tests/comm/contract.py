@@ -75,6 +75,21 @@ def all_gather_stacks_in_rank_order(comm: Comm) -> None:
             np.testing.assert_array_equal(given, kept)
 
 
+def all_to_all_exchanges_entries(comm: Comm) -> None:
+    for dtype in DTYPES:
+        for shape in SHAPES if dtype == "f4" else [(3, 2)]:
+            given = np.stack([numbers(dtype, shape, 3 * comm.rank + rank) for rank in range(comm.size)])
+            kept = given.copy()
+            got = comm.all_to_all(given)
+            assert got.shape == given.shape
+            for rank in range(comm.size):
+                np.testing.assert_array_equal(got[rank], numbers(dtype, shape, 3 * rank + comm.rank))
+            got[...] = 0
+            np.testing.assert_array_equal(given, kept)
+    with pytest.raises(ValueError, match=f"one entry for each of {comm.size} ranks, got shape \\({comm.size + 1}, 2"):
+        comm.all_to_all(np.zeros((comm.size + 1, 2)))
+
+
 def broadcast_from_every_root(comm: Comm) -> None:
     for root in range(comm.size):
         for dtype in DTYPES:
@@ -248,6 +263,7 @@ CHECKS: list[Callable[[Comm], None]] = [
     all_reduce_is_the_same_on_every_rank,
     float16_sums_are_rounded_once,
     all_gather_stacks_in_rank_order,
+    all_to_all_exchanges_entries,
     broadcast_from_every_root,
     objects_travel,
     places_fit_together,

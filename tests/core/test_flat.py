@@ -187,17 +187,6 @@ def test_a_parameter_shared_between_ranks_does_not_move() -> None:
     assert lies_in(p.data, made.data)
 
 
-def test_local_gradients_apart_from_the_shown_ones() -> None:
-    p, q = parameter(3), parameter(3)
-    (made,) = flatten([p, q])
-    local = flat.zeros(made.size, made.dtype)
-    made.localize(local)
-    (p * 2).sum().backward()
-    assert p.grad is None
-    assert local[:3].tolist() == [2, 2, 2]
-    assert not made.grad.any()
-
-
 def test_gradients_are_few_long_arrays() -> None:
     ps = [parameter(3), parameter(4), parameter(5), parameter(6)]
     flatten(ps)

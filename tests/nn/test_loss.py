@@ -177,18 +177,32 @@ def test_the_gradient_of_a_binary_loss_is_that_of_the_mean() -> None:
 
 
 class Pretending:
-    """Stands for other ranks: notes what it is asked, and answers with fixed factors."""
+    """Stands for other ranks: notes what it is asked, and answers with fixed factors on what one process would do."""
+
+    pending = False
 
     def __init__(self) -> None:
         self.asked: list[float | str] = []
 
-    def mean_factor(self, denominator: float) -> float:
-        self.asked.append(denominator)
-        return 3.0
+    def divisor(self, count: int) -> float:
+        return count
 
-    def sum_factor(self) -> float:
+    def mean_weight(self, parts: np.ndarray) -> float:
+        self.asked.append(parts.sum())
+        return 3.0 / parts.sum()
+
+    def sum_weight(self) -> float:
         self.asked.append("sum")
         return 5.0
+
+    def reduced(self) -> Pretending:
+        return self
+
+    def stepped(self) -> None:
+        return None
+
+    def visitor(self) -> None:
+        return None
 
     def begin(self) -> float:
         return 1.0

@@ -1,4 +1,4 @@
-"""Losses before their reduction, and the reductions, whose gradient may count for more than these rows.
+"""Losses before their reduction.
 
 What is fused here is fused because its gradient is then simpler and more exact than that of its parts.
 """
@@ -13,19 +13,8 @@ import numpy as np
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
-from sorix_dist.core.ops.reduce import sum_over
+from sorix_dist.core.ops.reduce import sum_over, weighted_total
 from sorix_dist.core.ops.shape import take
-
-# -- reductions
-
-
-@op()
-def weighted_total(x: Any, *, scale: float, factor: float) -> Any:
-    """The sum of all elements times `scale`; its gradient is multiplied by `factor` as well."""
-    shape, ones = x.shape, (1,) * x.ndim
-    weight = scale * factor
-    return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * weight, ones), shape),)
-
 
 # -- classes
 
@@ -34,16 +23,16 @@ def _picked(likely: Any, target: Any) -> Any:
     return take(likely, index=(np.arange(len(target)), target))
 
 
-def _cross_entropy(logits: Any, *, target: Any) -> Any:
-    total = sum_over(_picked(log_softmax_along(logits, axis=1), target), axis=None, keepdims=False)
-    return mul(total, -1 / max(1, len(target)))
+def _cross_entropy(logits: Any, *, target: Any, divisor: float) -> Any:
+    losses = neg(_picked(log_softmax_along(logits, axis=1), target))
+    return weighted_total(losses, scale=1 / max(1, len(target)), weight=1 / max(1, divisor))
 
 
 @op(composite=_cross_entropy)
-def cross_entropy_of_classes(logits: Any, *, target: Any) -> Any:
+def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: float) -> Any:
     """The mean over rows of log(sum(exp(logits))) - logits[target]; 0 for no rows.
 
-    logits: raw scores (N, C); target: N integers in [0, C). The gradient is (softmax - one-hot) / N.
+    logits: raw scores (N, C); target: N integers in [0, C). The gradient is (softmax - one-hot) / divisor.
     """
     count = max(1, len(target))
     at_target = (np.arange(len(target)), target)
@@ -53,7 +42,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any) -> Any:
     sums = exps.sum(axis=1)
 
     def to_logits(g: Any, out: Any) -> Any:
-        share = g / count
+        share = g / divisor
         gradient = exps * (share / sums)[:, None]
         gradient[at_target] -= share
         return gradient

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.batch import divisor, reduced, shared_out
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.elementwise import abs as absolute
@@ -32,6 +33,18 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     total = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.float32)
     value = total / count if count else total * np.nan
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, kept), shape),)
+
+
+@op()
+def weighted_total(x: Any, *, scale: float, weight: float) -> Any:
+    """The sum of all elements times `scale`; its gradient to each of them is `weight`."""
+    shape, ones = x.shape, (1,) * x.ndim
+    return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * weight, ones), shape),)
+
+
+def batch_mean(x: Any, count: int) -> Any:
+    """The sum of x divided by `count`, of which every row has the same part, as a part of the mean over the batch."""
+    return reduced(weighted_total(x, scale=1 / max(1, count), weight=1 / max(1, divisor(x, count))))
 
 
 def _product(x: Any, *, axis: int) -> Any:
@@ -80,6 +93,8 @@ def sum(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, kee
 
 def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
     """The mean of the elements, along `axis` (or `dim`) if given; of no elements NaN."""
+    if axis is dim is None and not (keepdims or keepdim) and shared_out(X) and X.array.size:
+        return batch_mean(X, X.array.size)
     return mean_over(X, axis=axes_of("mean", X, dim, axis), keepdims=keepdims or keepdim)
 
 

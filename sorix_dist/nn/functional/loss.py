@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.batch import mean_factor, sum_factor
+from sorix_dist.core.batch import divisor, mean_weight, reduced, sum_weight
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.elementwise import cast, mul
+from sorix_dist.core.ops.reduce import batch_mean, weighted_total
 from sorix_dist.core.ops.shape import reshape, transpose
 from sorix_dist.core.tensor import Array, as_array
 
@@ -45,7 +46,9 @@ def cross_entropy(
     labels = _array(target)
     plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
     if plain and len(shape) == 2 and labels.dtype.kind != "f":
-        return ops.cross_entropy_of_classes(logits, target=class_indices("cross_entropy", labels, shape)[0])
+        classes = class_indices("cross_entropy", labels, shape)[0]
+        over = divisor(logits, max(1, shape[0]))
+        return reduced(ops.cross_entropy_of_classes(logits, target=classes, divisor=over))
     _check_reduction(reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -156,8 +159,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
         _check_reduction(reduction)
     losses = ops.kl_divergence(*_pair("kl_div", input, target), log_target=bool(log_target))
     if reduction == "batchmean":
-        rows = len(losses.array) if losses.ndim else 1
-        return ops.weighted_total(losses, scale=1 / max(1, rows), factor=1.0)
+        return batch_mean(losses, len(losses.array) if losses.ndim else 1)
     return _reduced(losses, reduction)
 
 
@@ -175,8 +177,8 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     if reduction == "sum":
-        return ops.weighted_total(losses, scale=1.0, factor=sum_factor(losses))
-    return ops.weighted_total(losses, scale=1 / max(1, losses.array.size), factor=1.0)
+        return reduced(weighted_total(losses, scale=1.0, weight=sum_weight(losses)))
+    return batch_mean(losses, losses.array.size)
 
 
 def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
@@ -186,8 +188,8 @@ def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape:
     if reduction == "sum" or scale is None:
         return _reduced(losses, reduction)
     denominator = float(np.sum(scale, dtype=np.float64))
-    factor = mean_factor(losses, denominator)
-    return ops.weighted_total(losses, scale=1 / denominator if denominator else 0.0, factor=factor)
+    weight = mean_weight(losses, scale, denominator)
+    return reduced(weighted_total(losses, scale=1 / denominator if denominator else 0.0, weight=weight))
 
 
 # -- classes

@@ -29,6 +29,7 @@ def clip_grad_norm_(
     max_norm, norm_type = _at_least_zero("max_norm", max_norm), _at_least_zero("norm_type", norm_type)
     if norm_type == 0:
         raise ValueError("norm_type must be > 0, got 0")
+    _refuse_pending("clip_grad_norm_", given)
     found = gradients(given)
     total = _norm(found, norm_type)
     if error_if_nonfinite and not isfinite(total):
@@ -51,9 +52,19 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     """Limits every element of the gradients, in place, to [-clip_value, clip_value]."""
     given = _tensors(parameters)
     limit = _at_least_zero("clip_value", clip_value)
+    _refuse_pending("clip_grad_value_", given)
     _forget_graphs(given)
     for array in gradients(given):
         np.clip(array, -limit, limit, out=array)
+
+
+def _refuse_pending(name: str, parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        if parameter.leaf is not None and parameter.leaf.sync is not None and parameter.leaf.sync.pending:
+            raise RuntimeError(
+                f"{name}: the gradients are not synchronised between the ranks yet: clip after the loop over "
+                "model.accumulate(...), or after a backward outside of model.no_sync()"
+            )
 
 
 def _norm(arrays: list[Array], p: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import loss
+from sorix_dist.core.ops.reduce import weighted_total
 from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
 
 CLASSES = {"0-d": "a row holds one score for each class"}
@@ -27,9 +28,9 @@ def of_classes(count):
     case = [((count, 3),)]
     yield Row(
         loss.cross_entropy_of_classes,
-        lambda x, target: cross_entropy(x, target).sum() / max(1, len(target)),
+        lambda x, target, divisor: cross_entropy(x, target).sum() / max(1, len(target)),
         case,
-        {"target": target},
+        {"target": target, "divisor": max(1, count)},
         lacks=CLASSES,
     )
     for scale in (None, some):
@@ -59,10 +60,10 @@ def logistic_loss(x, target, positive=1.0):
 
 ROWS = [
     Row(
-        loss.weighted_total,
-        lambda x, scale, factor: x.sum() * scale,
+        weighted_total,
+        lambda x, scale, weight: x.sum() * scale,
         ELEMENTWISE,
-        {"scale": 0.3, "factor": 1.0},
+        {"scale": 0.3, "weight": 0.3},
     ),
     *of_classes(4),
     *of_classes(0),

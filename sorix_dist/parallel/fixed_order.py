@@ -1,0 +1,109 @@
+"""Reproducible sums of gradients: one array per virtual shard, added up by the fixed tree."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat
+from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.reduce import Apart, Slot, slice_of
+from sorix_dist.parallel.tree import Node, Plan, blocks, subtrees
+from sorix_dist.parallel.virtual import VirtualShards
+
+
+class _ByShard(Apart):
+    """Backwards write the gradients of each virtual shard of this rank to an array of its own.
+
+    What no shard computes, such as a penalty on the weights, goes to one more array; it is the same on every rank
+    and is added once.
+    """
+
+    shards: VirtualShards
+    common: Slot
+
+    def _collect(self, shards: VirtualShards, arrays: list[Array], flags: list[Array]) -> None:
+        self.shards = shards
+        self.by_shard = [Slot(self.flat, self.leaves, *place) for place in zip(arrays, flags, strict=True)]
+        nothing = np.zeros(len(self.leaves), np.uint8)
+        self.common = Slot(self.flat, self.leaves, np.zeros(self.flat.size, self.flat.dtype), nothing)
+        self.slots = [*self.by_shard, self.common]
+        self.common.select()
+
+    def select(self, shard: int | None) -> None:
+        (self.common if shard is None else self.by_shard[shard - self.shards.owned.start]).select()
+
+    def _with_common(self, total: Array, start: int, stop: int) -> None:
+        if self.common.flags.any():
+            total += self.common.array[start:stop]
+
+
+class ByTree(_ByShard):
+    """Ranks of one host: the arrays of all shards lie in shared windows, and each rank adds up its slice of them."""
+
+    def __init__(self, flat: Flat, shards: VirtualShards) -> None:
+        super().__init__(flat)
+        comm, count = shards.comm, len(flat.parameters)
+        head = -(-count // ALIGNMENT) * ALIGNMENT
+        size = -(-flat.size * flat.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        window = comm.window(len(shards.owned) * (head + size))
+        sums = comm.window(size if window.local_rank == 0 else 0)
+        self.windows = (window, sums)
+        self.total = sums.parts[0][: flat.size * flat.dtype.itemsize].view(flat.dtype)
+        arrays, flags = [], []
+        for part in window.parts:
+            for place in part.reshape(-1, head + size):
+                flags.append(place[:count])
+                arrays.append(place[head : head + flat.size * flat.dtype.itemsize].view(flat.dtype))
+        own = slice(shards.owned.start, shards.owned.stop)
+        self._collect(shards, arrays[own], flags[own])
+        self.all_flags = flags
+        self.start, self.stop = slice_of(flat, comm.local_rank, comm.local_size)
+        parts = {(i, i + 1): array for i, array in enumerate(arrays)}
+        self.plans = blocks(self.total, self.start, self.stop, BLOCK, parts, (0, shards.count))
+
+    def sum(self) -> None:
+        self.used = np.bitwise_or.reduce([*self.all_flags, self.common.flags])
+        for plan in self.plans:
+            plan.run()
+        self._with_common(self.total[self.start : self.stop], self.start, self.stop)
+
+
+class ByTreeMessages(_ByShard):
+    """Ranks of several hosts: each adds up the subtrees that it owns, sends every rank its slice of them, adds up
+    the slices that it receives, and all gather the sums."""
+
+    def __init__(self, flat: Flat, shards: VirtualShards) -> None:
+        super().__init__(flat)
+        own, size = shards.owned, shards.comm.size
+        arrays = [np.zeros(flat.size, flat.dtype) for _ in own]
+        self._collect(shards, arrays, [np.zeros(len(self.leaves), np.uint8) for _ in own])
+        owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
+        self.nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
+        self.length = -(-flat.size // size)
+        # Each rank's subtrees cut into one slice for every rank; those with fewer subtrees send zeros as well.
+        self.most = max(map(len, self.nodes))
+        self.sent = np.zeros((size, self.most, self.length), flat.dtype)
+        leaves = {(i, i + 1): array for i, array in zip(own, arrays, strict=True)}
+        self.sums: list[Array] = []
+        self.plans: list[Plan] = []
+        for node in self.nodes[shards.comm.rank]:
+            self.sums.append(np.empty(flat.size, flat.dtype))
+            self.plans += blocks(self.sums[-1], 0, flat.size, BLOCK, leaves, node)
+        self.slice = np.empty(self.length, flat.dtype)
+
+    def sum(self) -> None:
+        comm = self.shards.comm
+        self.used = np.bitwise_or.reduce([slot.flags for slot in self.slots])
+        comm.all_reduce(self.used, "max").wait()
+        for plan in self.plans:
+            plan.run()
+        for k, whole in enumerate(self.sums):
+            for r in range(comm.size):
+                piece = whole[r * self.length : (r + 1) * self.length]
+                self.sent[r, k, : len(piece)] = piece
+        received = comm.all_to_all(self.sent)
+        parts = {node: received[r, k] for r, nodes in enumerate(self.nodes) for k, node in enumerate(nodes)}
+        for plan in blocks(self.slice, 0, self.length, BLOCK, parts, (0, self.shards.count)):
+            plan.run()
+        self.total = comm.all_gather(self.slice).reshape(-1)[: self.flat.size]
+        self._with_common(self.total, 0, self.flat.size)

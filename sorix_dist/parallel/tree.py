@@ -1,0 +1,91 @@
+"""One order of addition for any number of ranks: a fixed binary tree over the virtual shards of a batch.
+
+Neighbours are added first, then the sums of neighbours: ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). A rank that owns
+consecutive shards can add up whole subtrees by itself, and the bits are those of any other way to share them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sorix_dist.core.tensor import Array
+
+Node = tuple[int, int]  # the shards first to last - 1, whose sum it stands for
+
+
+def sum_rows(rows: Array) -> Array:
+    """The sum of the rows of an array, whose number is a power of two, by the tree."""
+    rows = rows + 0.0  # a lonely -0.0 is +0.0, as it is when zeros of others were added to it
+    while len(rows) > 1:
+        rows = rows[0::2] + rows[1::2]
+    total: Array = rows[0]
+    return total
+
+
+def subtrees(first: int, last: int, count: int) -> list[Node]:
+    """The fewest nodes of the tree over `count` shards that make up the shards first to last - 1, in order."""
+
+    def walk(low: int, high: int) -> list[Node]:
+        if high <= first or last <= low:
+            return []
+        if first <= low and high <= last:
+            return [(low, high)]
+        middle = (low + high) // 2
+        return walk(low, middle) + walk(middle, high)
+
+    return walk(0, count) if last > first else []
+
+
+def halves(node: Node) -> tuple[Node, Node]:
+    """The two nodes that a node adds."""
+    low, high = node
+    middle = (low + high) // 2
+    return (low, middle), (middle, high)
+
+
+class Plan:
+    """The additions that make one node of some known ones, on arrays of one length.
+
+    parts: the arrays of known nodes; target: the node; total: the array that its sum is written to; spare: arrays
+    of at least this length for what lies between, made here as far as they are missing, one for each level.
+    """
+
+    def __init__(self, parts: Mapping[Node, Array], target: Node, total: Array, spare: dict[int, Array]) -> None:
+        self.steps: list[tuple[Array, Array, Array]] = []
+        self._parts = parts
+        self._spare = spare
+        whole = self._sum(target, total, 0)
+        self.copied = None if whole is total else (total, whole)
+
+    def _sum(self, node: Node, out: Array, depth: int) -> Array:
+        if node in self._parts:
+            return self._parts[node]
+        first, second = halves(node)
+        left = self._sum(first, out, depth)
+        # The second half is computed while `out` holds the first: it needs room of its own, level by level.
+        room = out
+        if second not in self._parts:
+            room = self._spare.setdefault(depth, np.empty_like(out))[: len(out)]
+        right = self._sum(second, room, depth + 1)
+        self.steps.append((left, right, out))
+        return out
+
+    def run(self) -> None:
+        """Computes the sum."""
+        for left, right, out in self.steps:
+            np.add(left, right, out=out)
+        if self.copied is not None:
+            np.copyto(*self.copied)
+
+
+def blocks(
+    total: Array, start: int, stop: int, length: int, parts: Mapping[Node, Array], target: Node
+) -> Sequence[Plan]:
+    """Plans for the elements start to stop - 1, `length` at a time, so that what they work on stays in the cache."""
+    spare: dict[int, Array] = {}
+    return [
+        Plan({node: part[at:end] for node, part in parts.items()}, target, total[at:end], spare)
+        for at, end in ((at, min(at + length, stop)) for at in range(start, stop, length))
+    ]
