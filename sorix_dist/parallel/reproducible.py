@@ -10,8 +10,8 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.batch import Batch, installed
 from sorix_dist.core.graph import Leaf, Node
-from sorix_dist.core.op import next_number, op, recording
-from sorix_dist.core.ops.join import cat
+from sorix_dist.core.op import next_number, recording
+from sorix_dist.core.ops.join import cat, part_of_rows, weighted_numbers
 from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulate import Denominator
@@ -204,10 +204,10 @@ class ByShards:
         counts = [b - a for a, b in (self.shards.rows(shard, rows.total) for shard in self.shards.owned)]
         if results[0].ndim == 0:
             held = max(1, rows.stop - rows.start)
-            values = [count / held for count in counts]
+            scales = [count / held for count in counts]
             weights = [count / max(1, rows.total) for count in counts]
             forward.noted = Denominator("rows", rows.total)
-            return mark(mean_of_shards(*results, values=values, weights=weights), forward.reduced())
+            return mark(weighted_numbers(*results, scales=scales, weights=weights), forward.reduced())
         if any(len(result.array) != count for result, count in zip(results, counts, strict=True)):
             raise RuntimeError(
                 "reproducible mode: each result of a model must have the rows of its batch as first dimension, or be a "
@@ -216,30 +216,6 @@ class ByShards:
         whole = cat(results) if len(results) > 1 else results[0]
         whole.rows = rows
         return mark(whole, forward)
-
-
-@op()
-def mean_of_shards(*parts: Any, values: list[float], weights: list[float]) -> Any:
-    """The sum of numbers times `values`; their gradients are multiplied by `weights`."""
-
-    def weighted(weight: float) -> Any:
-        return lambda g, out: g * weight
-
-    total = sum(np.multiply(part, value) for part, value in zip(parts, values, strict=True))
-    return total, tuple(weighted(weight) for weight in weights)
-
-
-@op()
-def part_of_rows(x: Any, *, rows: slice) -> Any:
-    """Some consecutive rows."""
-    shape = x.shape
-
-    def to_x(g: Any, out: Any) -> Any:
-        whole = np.zeros(shape, g.dtype)
-        whole[rows] += g
-        return whole
-
-    return x[rows], (to_x,)
 
 
 def _cut(x: Tensor, part: slice) -> Tensor:

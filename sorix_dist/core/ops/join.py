@@ -30,6 +30,30 @@ def stack_along(*parts: Any, axis: int) -> Any:
     return np.stack(parts, axis), tuple(_slicing((*before, i)) for i in range(len(parts)))
 
 
+@op()
+def weighted_numbers(*parts: Any, scales: list[float], weights: list[float]) -> Any:
+    """The sum of numbers times `scales`; their gradients are multiplied by `weights`."""
+
+    def weighted(weight: float) -> Any:
+        return lambda g, out: g * weight
+
+    total = sum(np.multiply(part, value) for part, value in zip(parts, scales, strict=True))
+    return total, tuple(weighted(weight) for weight in weights)
+
+
+@op(composite=lambda x, *, rows: take(x, index=rows))
+def part_of_rows(x: Any, *, rows: slice) -> Any:
+    """Some consecutive rows."""
+    shape = x.shape
+
+    def to_x(g: Any, out: Any) -> Any:
+        whole = np.zeros(shape, g.dtype)
+        whole[rows] += g
+        return whole
+
+    return x[rows], (to_x,)
+
+
 def _slicing(key: Any) -> Any:
     return lambda g, out: g[key]
 
