@@ -45,8 +45,11 @@ class Board(Protocol):
         """What all ranks say; afterwards every rank sees what the others of its host wrote to shared memory
         before. Called by every rank."""
 
-    def part(self) -> None:
-        """Ends what the meeting began: afterwards the ranks of this host may write to shared memory again."""
+    def part(self, fine: bool) -> bool:
+        """Ends what the meeting began: afterwards the ranks of this host may write to shared memory again.
+
+        fine: what this rank has found of the sums that it made; returned is whether all ranks found theirs fine.
+        """
 
 
 def board(comm: Comm) -> Board:
@@ -62,25 +65,31 @@ class Alone:
     def meet(self, place: Place, numbers: list[int]) -> Said:
         return Said(None, numbers)
 
-    def part(self) -> None:
-        return None
+    def part(self, fine: bool) -> bool:
+        return fine
 
 
 class Memory:
     """The board of the ranks of one host: rows in a shared window."""
 
     def __init__(self, comm: Comm) -> None:
-        self.window = comm.window((_HEAD + 1 + ROOM) * 8)
+        self.window = comm.window((_HEAD + 1 + ROOM + 2) * 8)
         self.rows = [part.view(np.int64) for part in self.window.parts]
         self.own = self.rows[self.window.local_rank]
+        # What is read after the last barrier of a meeting may be written again after the first one of the next: the
+        # ranks take turns between two places.
+        self.turn = 1
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
         _write(self.own, place, numbers)
         self.window.barrier()
         return _read(self.rows)
 
-    def part(self) -> None:
+    def part(self, fine: bool) -> bool:
+        self.turn = 3 - self.turn
+        self.own[-self.turn] = not fine
         self.window.barrier()
+        return not any(row[-self.turn] for row in self.rows)
 
 
 class Messages:
@@ -94,8 +103,8 @@ class Messages:
         _write(self.row, place, numbers)
         return _read(list(self.comm.all_gather(self.row)))
 
-    def part(self) -> None:
-        return None
+    def part(self, fine: bool) -> bool:
+        return fine  # every rank has the whole sums
 
 
 def _write(row: Array, place: Place, numbers: list[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.forward import WholeForward, arrays_in, known_rows
 from sorix_dist.parallel.replicas import replicas
 from sorix_dist.parallel.reproducible import ByShards
-from sorix_dist.parallel.sync import Member
+from sorix_dist.parallel.sync import Member, NonFinite
 from sorix_dist.parallel.world import agree_on_seed, communicator
 
 Piece = TypeVar("Piece")
@@ -35,14 +35,20 @@ class DistributedDataParallel(Module):
     module: the model; comm: an mpi4py communicator if not all ranks of the job train this model.
     check_every: every so many training batches the ranks compare all parameters and buffers, and stop with an error
     that names the one that has drifted; None: never (`assert_replicas_equal` does it once).
+    nonfinite: what a backward does on all ranks when a gradient is NaN or infinite: "raise" FloatingPointError, which
+    names the parameter and the rank; "skip" it, so that the optimizer moves nothing; or "allow" it.
     The state has the names that the bare model has.
     """
 
-    def __init__(self, module: Module, comm: Any = None, *, check_every: int | None = None) -> None:
+    def __init__(
+        self, module: Module, comm: Any = None, *, check_every: int | None = None, nonfinite: NonFinite = "raise"
+    ) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"module must be a Module, got {type(module).__name__}")
         if check_every is not None and (not isinstance(check_every, int) or check_every < 1):
             raise ValueError(f"check_every must be an integer >= 1 or None, got {check_every!r}")
+        if nonfinite not in get_args(NonFinite):
+            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, get_args(NonFinite)))}, got {nonfinite!r}")
         self.module = module
         self.check_every, self.batches = check_every, 0
         self.comm: Comm = communicator(comm)
@@ -58,9 +64,11 @@ class DistributedDataParallel(Module):
                 raise ValueError(f"module is wrapped already: its parameter '{name}' belongs to another wrapper")
         self._replicas = replicas(self.comm)
         self._members = []
+        name_of = {id(parameter): name for name, parameter in parameters.items()}
         for flat in flatten(parameters.values()):
             self.comm.broadcast(flat.data)
-            self._members.append(Member(self._replicas, flat))
+            names = [name_of[id(parameter)] for parameter in flat.parameters]
+            self._members.append(Member(self._replicas, flat, names, nonfinite))
             self._replicas.add(flat, self._members[-1])
         self._share_buffers()
         sharded = self._replicas.shards is not None

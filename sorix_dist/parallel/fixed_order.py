@@ -6,7 +6,7 @@ import numpy as np
 
 from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.reduce import Apart, Slot, slice_of
+from sorix_dist.parallel.reduce import Apart, Slot, is_finite, slice_of
 from sorix_dist.parallel.tree import Node, Plan, blocks, subtrees
 from sorix_dist.parallel.virtual import VirtualShards
 
@@ -66,6 +66,9 @@ class ByTree(_ByShard):
         for plan in self.plans:
             plan.run()
         self._with_common(self.total[self.start : self.stop], self.start, self.stop)
+
+    def finite(self) -> bool:
+        return all(is_finite(self.total[at : min(at + BLOCK, self.stop)]) for at in range(self.start, self.stop, BLOCK))
 
 
 class ByTreeMessages(_ByShard):

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from sorix_dist.comm import Comm, Window
-from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat, leaf_of
+from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat, gradients, leaf_of
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.tensor import Array
 
@@ -40,6 +40,12 @@ class Reducer(Protocol):
 
     def sum(self) -> None:
         """Sums over the ranks, when all of them are prepared."""
+
+    def finite(self) -> bool:
+        """Whether what this rank has summed is free of NaN and infinity."""
+
+    def first_not_finite(self) -> tuple[int, str] | None:
+        """The first parameter whose gradient of this rank is not finite, by its number, and what it holds."""
 
     def hand_over(self, scale: float) -> None:
         """Adds the sum, times `scale`, to what the parameters show as `grad`, when all ranks have summed."""
@@ -118,6 +124,13 @@ class Apart:
             slot.prepare()
         return any(slot.flags.any() for slot in self.slots)
 
+    def finite(self) -> bool:
+        return all(is_finite(self.total[at : at + BLOCK]) for at in range(0, self.total.size, BLOCK))
+
+    def first_not_finite(self) -> tuple[int, str] | None:
+        found = (_not_finite(slot.views) for slot in self.slots)
+        return next((each for each in found if each is not None), None)
+
     def hand_over(self, scale: float) -> None:
         runs: list[tuple[int, int, bool]] = []
         for leaf, start, end, used in zip(
@@ -178,6 +191,9 @@ class ByWindow(Apart):
             for part in others:
                 total += part
 
+    def finite(self) -> bool:
+        return all(is_finite(total) for _, total in self.blocks)
+
 
 class ByMessage(Apart):
     """Ranks of several hosts, or one alone: an all-reduce of the whole array, or what a hook does instead."""
@@ -207,6 +223,8 @@ class Alone:
         self.held = False
 
     def hold(self) -> None:
+        if self.held:
+            return
         if self.apart is None:
             self.apart = ByMessage(self.flat, self.comm)
         self.apart.slots[0].select()
@@ -229,10 +247,22 @@ class Alone:
             self.apart.forget(leaf)
 
     def prepare(self) -> bool:
-        return self.apart is not None and self.held and self.apart.prepare()
+        if self.apart is not None and self.held:
+            return self.apart.prepare()
+        return True
 
     def sum(self) -> None:
         return None
+
+    def finite(self) -> bool:
+        if self.apart is not None and self.held:
+            return self.apart.finite()
+        return all(is_finite(array) for array in gradients(self.flat.parameters))
+
+    def first_not_finite(self) -> tuple[int, str] | None:
+        if self.apart is not None and self.held:
+            return self.apart.first_not_finite()
+        return _not_finite([p.grad.array if p.grad is not None else np.zeros(0) for p in self.flat.parameters])
 
     def hand_over(self, scale: float) -> None:
         if self.apart is not None and self.held:
@@ -244,6 +274,20 @@ class Alone:
         for parameter in self.flat.parameters:
             leaf = leaf_of(parameter)
             leaf.local = leaf.total
+
+
+def is_finite(array: Array) -> bool:
+    """Whether a one-dimensional array holds neither NaN nor infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.dot(array, array))) or bool(np.isfinite(array).all())
+
+
+def _not_finite(views: list[Array]) -> tuple[int, str] | None:
+    for i, view in enumerate(views):
+        wrong = view[~np.isfinite(view)]
+        if wrong.size:
+            return i, str(wrong[0])
+    return None
 
 
 def slice_of(flat: Flat, local_rank: int, local_size: int) -> tuple[int, int]:

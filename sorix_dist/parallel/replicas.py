@@ -117,8 +117,10 @@ class Replicas:
     def begin(self) -> None:
         """Gets all models ready for a backward."""
         if not self.pending:
-            for reducer in self._reducers():
-                reducer.begin()
+            for member in list(self.members.values()):
+                member.reducer.begin()
+                if member.nonfinite == "skip":
+                    member.reducer.hold()  # so that it can be left out
         self.backwards += 1
 
     def select(self, shard: int | None) -> None:
@@ -161,11 +163,30 @@ class Replicas:
                 f"a backward of another rank reached the wrapped model number {gone[0]}, which rank "
                 f"{self.comm.rank} does not have any more: every rank must train the same models"
             )
-        for number in said.numbers:
-            members[number].reducer.sum()
-        self.board.part()
-        for number in said.numbers:
-            members[number].reducer.hand_over(scale)
+        reached_by_any = [members[number] for number in said.numbers]
+        for member in reached_by_any:
+            member.reducer.sum()
+        watched = [member for member in reached_by_any if member.nonfinite != "allow"]
+        if self.board.part(all(member.reducer.finite() for member in watched)):
+            for member in reached_by_any:
+                member.reducer.hand_over(scale)
+        else:
+            self._leave_out(watched)
+
+    def _leave_out(self, watched: list[Member]) -> None:
+        """Drops gradients that are not finite, and says whose they are if anybody wants to know."""
+        own = [(member.names[found[0]], found[1]) for member in watched if (found := member.reducer.first_not_finite())]
+        for member in watched:
+            member.reducer.failed()
+        everywhere = self.comm.gather_objects(own[0] if own else None)
+        if all(member.nonfinite == "skip" for member in watched):
+            return
+        said = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(everywhere) if f is not None]
+        raise FloatingPointError(
+            f"gradients are not finite in backward number {self.meetings}, at {caller()}: "
+            f"{'; '.join(said) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
+            "wrapped model leaves such a step out on all ranks, with 'allow' it goes on"
+        )
 
     # -- later
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from sorix_dist.parallel.accumulate import Denominator
 from sorix_dist.parallel.reduce import Reducer
 from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.utils.data.sampler import share
+
+NonFinite = Literal["raise", "skip", "allow"]
 
 
 class Share(NamedTuple):
@@ -108,14 +110,17 @@ class Member(Synchronised):
 
     It answers for what a model computes inside its forward, where rows are those of the batch, and for what is
     computed of the parameters alone, which is the same on every rank.
+    names: of its parameters; nonfinite: what becomes of their gradients when these are not finite.
     """
 
     number: int
     reducer: Reducer
 
-    def __init__(self, replicas: Replicas, flat: Flat) -> None:
+    def __init__(self, replicas: Replicas, flat: Flat, names: list[str], nonfinite: NonFinite) -> None:
         self.replicas = replicas
         self.flat = flat
+        self.names = names
+        self.nonfinite = nonfinite
 
     def joined_forward(self, other: Any) -> Any:
         return other
