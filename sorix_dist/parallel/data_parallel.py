@@ -17,7 +17,7 @@ from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.check import describe, same_everywhere
 from sorix_dist.parallel.replicas import Forward, replicas
 from sorix_dist.parallel.world import agree_on_seed, communicator
-from sorix_dist.utils.data.loader import map_tensors
+from sorix_dist.utils.data.nested import map_tensors
 
 
 class DistributedDataParallel(Module):
