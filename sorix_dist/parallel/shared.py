@@ -39,8 +39,9 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
     if ranks.local_rank == 0:
         try:
             made = make()
-            plan = _Plan.of(made)
-            pickle.dumps(plan)  # as it goes to the others: what can't be sent is found out before they wait for it
+            own = _Plan.of(made)
+            pickle.dumps(own)  # as it goes to the others: what can't be sent is found out before they wait for it
+            plan = own
         except Exception as error:  # noqa: BLE001 - raised below, when all ranks know of it
             problem = error
     said = (
