@@ -197,12 +197,7 @@ class Accuracy(_Counts):
             if self.top_k > classes:
                 raise ValueError(f"top_k must be at most the number of classes {classes}, got {self.top_k}")
             _check_range("target", wanted, keep, classes)
-            index = np.expand_dims(np.where(keep, wanted, 0), 1)
-            own = np.take_along_axis(found, index, 1)
-            order = np.arange(classes).reshape(-1, *[1] * (wanted.ndim - 1))
-            # Before it come larger logits, equal ones of smaller labels, and all if one of the two is NaN.
-            before = ~(found <= own) | ((found == own) & (order < index))
-            right = before.sum(axis=1) < self.top_k
+            right = _among_largest(found, np.where(keep, wanted, 0), self.top_k)
         self.counts += (int(np.count_nonzero(right & keep)), int(np.count_nonzero(keep)))
 
     def compute(self) -> float:
@@ -272,6 +267,20 @@ def _pair(found: Any, target: Any) -> tuple[Array, Array]:
             f"got {found.shape}"
         )
     return found, target
+
+
+def _among_largest(logits: Array, labels: Array, k: int) -> Array:
+    """Whether each label's logit is among the k largest, of equal ones the first; never if it is NaN."""
+    index = np.expand_dims(labels, 1)
+    own = np.take_along_axis(logits, index, 1)
+    if k == 1:
+        right: Array = (logits.argmax(axis=1) == labels) & (own == own)[:, 0]
+        return right
+    classes = np.arange(logits.shape[1]).reshape(-1, *[1] * (labels.ndim - 1))
+    # Before it come larger logits, equal ones of smaller labels, and all if one of the two is NaN.
+    before = ~(logits <= own) | ((logits == own) & (classes < index))
+    right = before.sum(axis=1) < k
+    return right
 
 
 def _kept(target: Array, ignore_index: int | None) -> Array:

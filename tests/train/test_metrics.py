@@ -139,9 +139,10 @@ def test_classes_in_the_second_axis() -> None:
 
 
 def test_logits_that_are_not_numbers_are_never_right() -> None:
-    metric = Accuracy()
-    metric.update(np.array([[math.nan, 0.0], [math.nan, math.nan], [0.0, math.nan]]), [0, 1, 0])
-    assert metric.compute() == 0
+    logits = np.array([[math.nan, 0.0, 1.0], [math.nan, math.nan, math.nan], [math.nan, math.nan, 0.0]])
+    for metric in (Accuracy(), Accuracy(top_k=2)):
+        metric.update(logits, [0, 1, 2])
+        assert metric.compute() == 0
 
 
 def test_ranks_with_other_options() -> None:
