@@ -35,6 +35,7 @@ from sorix_dist.parallel import (
     all_reduce,
     barrier,
     broadcast,
+    host_shared,
     init,
     is_main_process,
     local_rank,
@@ -42,14 +43,15 @@ from sorix_dist.parallel import (
     size,
 )
 from sorix_dist.serialize import load, save
+from sorix_dist.train import metrics
 
 __all__ = [
     "__version__",
     # modules
-    "autograd", "comm", "core", "cuda", "nn", "optim", "utils",
+    "autograd", "comm", "core", "cuda", "metrics", "nn", "optim", "utils",
     # ranks
-    "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "init", "is_main_process",
-    "local_rank", "rank", "size",
+    "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "host_shared", "init",
+    "is_main_process", "local_rank", "rank", "size",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
     "save", "set_grad_enabled",

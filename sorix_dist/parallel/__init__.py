@@ -3,6 +3,7 @@
 from sorix_dist.parallel.check import assert_replicas_equal
 from sorix_dist.parallel.collectives import all_gather, all_reduce, barrier, broadcast
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
+from sorix_dist.parallel.shared import host_shared
 from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "all_reduce",
     "barrier",
     "broadcast",
+    "host_shared",
     "init",
     "is_main_process",
     "local_rank",

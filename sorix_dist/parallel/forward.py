@@ -16,7 +16,7 @@ from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.nn import Module
 from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.parallel.sync import Forward, Share, even_proportions, proportions
-from sorix_dist.utils.data.loader import map_tensors
+from sorix_dist.utils.data.nested import map_tensors
 
 _WATCHED = 3  # batches that no loader made, whose rows are compared between the ranks
 _SAMPLE = 4096  # bytes of a batch that are compared

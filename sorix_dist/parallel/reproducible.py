@@ -20,7 +20,7 @@ from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.parallel.sync import Synchronised
 from sorix_dist.parallel.tree import sum_rows
 from sorix_dist.parallel.virtual import VirtualShards
-from sorix_dist.utils.data.loader import map_tensors
+from sorix_dist.utils.data.nested import map_tensors
 
 
 class Span(NamedTuple):

@@ -141,8 +141,8 @@ def test_batches_and_data_sets():
         DataLoader(Dataset(np.zeros((0, 2))))
     with pytest.raises(ValueError, match="X and y must have the same length, got 4 and 3"):
         Dataset(np.zeros((4, 2)), np.zeros(3))
-    with pytest.raises(TypeError, match="dataset must have __len__, got generator"):
-        DataLoader(x for x in range(3))
+    with pytest.raises(TypeError, match="dataset must have __len__, or __iter__ alone, got int"):
+        DataLoader(3)
 
 
 def test_optimizer_options():

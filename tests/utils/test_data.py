@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sorix_dist as sx
-from sorix_dist.utils.data import DataLoader, Dataset, DistributedSampler, share
+from sorix_dist.utils.data import BatchSampler, DataLoader, Dataset, Sampler, share
 
 
 @given(st.integers(0, 300), st.integers(1, 20))
@@ -31,7 +31,7 @@ def test_ranks_together_visit_the_order_of_one(
     length: int, batch: int, size: int, shuffle: bool, seed: int, epoch: int
 ) -> None:
     """Global batch b is the same rows whatever the number of ranks, and an epoch is every sample once."""
-    sampler = DistributedSampler(length, batch, shuffle, seed)
+    sampler = BatchSampler(Sampler(length, shuffle, seed), batch)
     alone = [indices.tolist() for _, indices in sampler.batches(epoch, 0, 1)]
     assert len(alone) == len(sampler)
     assert sorted(chain.from_iterable(alone)) == list(range(length))
@@ -45,21 +45,21 @@ def test_ranks_together_visit_the_order_of_one(
 
 def test_order_follows_from_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return DistributedSampler(50, 7, shuffle=True, seed=seed).order(epoch).tolist()
+        return Sampler(50, shuffle=True, seed=seed).order(epoch).tolist()
 
     np.random.default_rng().random()
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
     sx.manual_seed(1)
-    sampler = DistributedSampler(50, 7, shuffle=True)
+    sampler = Sampler(50, shuffle=True)
     assert sampler.order(3).tolist() == order(1, 3)
 
 
 def test_drop_last() -> None:
-    sampler = DistributedSampler(10, 4, drop_last=True)
+    sampler = BatchSampler(Sampler(10), 4, drop_last=True)
     assert [rows.total for rows, _ in sampler.batches(0, 0, 1)] == [4, 4]
     with pytest.raises(ValueError, match="batch_size must be at most the data set's length 3 with drop_last, got 4"):
-        DistributedSampler(3, 4, drop_last=True)
+        BatchSampler(Sampler(3), 4, drop_last=True)
 
 
 def test_epochs_advance_by_themselves() -> None:

@@ -1,7 +1,8 @@
 """Data sets, samplers and loaders of global batches."""
 
-from sorix_dist.utils.data.dataset import Dataset
+from sorix_dist.utils.data.dataset import Dataset, IterableDataset
+from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.loader import DataLoader
-from sorix_dist.utils.data.sampler import DistributedSampler, share
+from sorix_dist.utils.data.sampler import BatchSampler, Sampler, share
 
-__all__ = ["DataLoader", "Dataset", "DistributedSampler", "share"]
+__all__ = ["BatchSampler", "DataLoader", "Dataset", "DistributedSampler", "IterableDataset", "Sampler", "share"]

@@ -1,20 +1,23 @@
-"""Data sets: samples by index."""
+"""Data sets: samples by index, or one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
 from sorix_dist.core.tensor import as_array
+from sorix_dist.utils.data.collate import stacked
+
+Array = np.ndarray[Any, Any]
 
 
 class Dataset:
     """Samples X and, if given, their targets y, each an array with one entry per sample.
 
     transform, target_transform: functions of one sample and of one target, applied when it is fetched.
+    An array is not copied: a memory map (`np.load(path, mmap_mode="r")`) is read batch by batch.
     A subclass may define `__len__` and `__getitem__` instead.
     """
 
@@ -43,7 +46,7 @@ class Dataset:
             return x
         return x, self.y[index] if self.target_transform is None else self.target_transform(self.y[index])
 
-    def fetch(self, indices: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    def fetch(self, indices: Array) -> tuple[Any, ...]:
         """The samples at `indices` stacked: (X,) or (X, y), by one fancy indexing where nothing is transformed."""
         return tuple(
             values[indices] if function is None else _transformed(values, indices, function)
@@ -52,25 +55,23 @@ class Dataset:
         )
 
 
-def _transformed(
-    values: np.ndarray[Any, Any], indices: np.ndarray[Any, Any], function: Callable[[Any], Any]
-) -> np.ndarray[Any, Any]:
+class IterableDataset:
+    """Samples one after the other, as `__iter__` of a subclass gives them: the same ones, in the same order, on every
+    rank and each time that it is called, or for each epoch, which `set_epoch` would be told before."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError(f"{type(self).__name__} must define __iter__")
+
+
+def _transformed(values: Array, indices: Array, function: Callable[[Any], Any]) -> Array:
     # Without samples, the first one says what shape they would have.
-    samples = map(function, values[indices if len(indices) else [0]])
-    return np.stack([np.asarray(getattr(sample, "array", sample)) for sample in samples])[: len(indices)]
-
-
-def collate(samples: list[Any]) -> Any:
-    """Stacks samples (arrays, numbers, tensors, or tuples and dicts of them) into batches of each."""
-    first = samples[0]
-    if isinstance(first, tuple | list):
-        return tuple(collate(list(column)) for column in zip(*samples, strict=True))
-    if isinstance(first, dict):
-        return {key: collate([sample[key] for sample in samples]) for key in first}
-    if isinstance(first, Tensor):
-        return Tensor(np.stack([sample.array for sample in samples]))
-    if isinstance(first, str):
-        return samples
-    if isinstance(first, np.ndarray | np.generic):
-        return Tensor(np.stack(samples))
-    return Tensor(as_array(samples))
+    wanted = indices if len(indices) else np.zeros(1, np.int64)
+    results = []
+    for index, value in zip(wanted, values[wanted], strict=True):
+        try:
+            sample = function(value)
+            results.append(np.asarray(getattr(sample, "array", sample)))
+        except Exception as error:
+            error.add_note(f"raised by the transform of sample {index} of the data set")
+            raise
+    return stacked(results)[: len(indices)]

@@ -2,110 +2,211 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
-import numpy as np
+from sorix_dist.core import random as rng
+from sorix_dist.utils.data.collate import Collator
+from sorix_dist.utils.data.dataset import IterableDataset
+from sorix_dist.utils.data.prefetch import ahead
+from sorix_dist.utils.data.sampler import BatchSampler, Sampler, whole
+from sorix_dist.utils.data.source import Indexed, Ranks, Streamed
 
-from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import Rows
-from sorix_dist.utils.data.dataset import Dataset, collate
-from sorix_dist.utils.data.sampler import DistributedSampler
 
-
-def _alone() -> tuple[int, int, int | None]:
+def _alone() -> Ranks:
     return 0, 1, None
 
 
 # Rank and size of the processes that share the batches, and the pieces that they cut them into (see `share`);
 # `parallel` puts its own function here.
-world: Callable[[], tuple[int, int, int | None]] = _alone
+world: Callable[[], Ranks] = _alone
 
 
 class DataLoader:
     """Batches of a data set, over and over: each `for` loop over it is the next epoch.
 
-    dataset: a Dataset, or anything with `__len__` and `__getitem__`; batch_size: rows of a global batch,
-    which the ranks share; shuffle: a new order every epoch, the same on every rank; collate_fn: makes a batch
-    of a list of samples; drop_last: leaves out a smaller last batch; shard: False gives every rank all rows.
+    dataset: a Dataset, anything with `__len__` and `__getitem__`, or, with `__iter__` alone, a stream that every
+        rank reads; its `set_epoch(epoch)`, if it has one, is called before each epoch.
+    batch_size: rows of a global batch, which the ranks share (16 if nothing is said); or batch_size_per_rank: so
+        many times the number of ranks.
+    shuffle: a new order every epoch, the same on every rank; seed: None for the one that all ranks share;
+        sampler: a Sampler or DistributedSampler instead of both.
+    collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
+        row for each sample, None to find out by trying it on the first two.
+    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows.
+    num_workers: threads that fetch ahead, each up to prefetch_factor batches; the data set, its transforms and
+        collate_fn are then called by several threads at once.
+
+    epoch: the number of the next loop's epoch.
     """
 
     def __init__(
         self,
         dataset: Any,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         shuffle: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         *,
+        sampler: Sampler | None = None,
+        batch_size_per_rank: int | None = None,
+        one_row_per_sample: bool | None = None,
         drop_last: bool = False,
         shard: bool = True,
         seed: int | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
     ) -> None:
-        for method in ("__len__", "__getitem__"):
-            if not hasattr(dataset, method):
-                raise TypeError(f"dataset must have {method}, got {type(dataset).__name__}")
+        if batch_size is not None and batch_size_per_rank is not None:
+            raise ValueError(
+                "batch_size and batch_size_per_rank exclude each other, "
+                f"got batch_size={batch_size!r} and batch_size_per_rank={batch_size_per_rank!r}"
+            )
+        if batch_size_per_rank is None:
+            self._batch_size = whole("batch_size", 16 if batch_size is None else batch_size, 1)
+        else:
+            self._batch_size = whole("batch_size_per_rank", batch_size_per_rank, 1)
+        if collate_fn is not None and not callable(collate_fn):
+            raise TypeError(f"collate_fn must be a function of a list of samples, got {type(collate_fn).__name__}")
+        self._per_rank = batch_size_per_rank is not None
         self.dataset = dataset
-        self.collate_fn = collate_fn
-        self.shard = shard
-        self.sampler = DistributedSampler(len(dataset), batch_size, shuffle, seed, drop_last)
+        self.sampler = _order(dataset, sampler, bool(shuffle), seed)
+        self.drop_last, self.shard = drop_last, shard
+        self.num_workers = whole("num_workers", num_workers, 0)
+        self.prefetch_factor = whole("prefetch_factor", prefetch_factor, 1)
+        self._collator = Collator(collate_fn, tag=shard, per_sample=one_row_per_sample)
         self.epoch = 0
+        self._first = 0  # the first batch of the next loop: not 0 where a saved state stopped in the middle
+        self._handed = (0, 0)  # the epoch of the last batch that was handed out, and how many there were of it
+        if self.sampler is not None and not self._per_rank:
+            len(self)  # says at once what is wrong with drop_last
 
     @property
     def batch_size(self) -> int:
         """The number of rows of a global batch."""
-        return self.sampler.batch_size
+        return self._batch_size * self._ranks()[1] if self._per_rank else self._batch_size
+
+    @property
+    def collate_fn(self) -> Callable[[list[Any]], Any] | None:
+        """The function of a list of samples that makes a batch, if one was given."""
+        return self._collator.function
 
     def __len__(self) -> int:
-        """The number of batches of an epoch, the same on every rank."""
-        return len(self.sampler)
+        """The number of batches of an epoch, the same on every rank; TypeError for a stream."""
+        if self.sampler is None:
+            raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
+        return len(BatchSampler(self.sampler, self.batch_size, self.drop_last))
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next loop over this loader the epoch `epoch`; it advances by itself otherwise."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or epoch < 0:
-            raise ValueError(f"set_epoch: epoch must be an integer >= 0, got {epoch!r}")
-        self.epoch = int(epoch)
+        """Makes the next loop over this loader the epoch `epoch`; it advances by itself otherwise.
+
+        The number of the epoch that comes next anyway changes nothing, so that a loaded state goes on where it
+        stopped.
+        """
+        epoch = whole("set_epoch: epoch", epoch, 0)
+        if epoch != self.epoch:
+            self.epoch, self._first = epoch, 0
+        self._handed = (self.epoch, self._first)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        rank, size, pieces = world() if self.shard else _alone()
-        for rows, indices in self.sampler.batches(epoch, rank, size, pieces):
-            yield self._tagged(self._fetch(indices), rows)
+        if self.sampler is not None and self.sampler.wanted_epoch is not None:
+            self.set_epoch(self.sampler.wanted_epoch)
+            self.sampler.wanted_epoch = None
+        ranks = self._ranks()
+        epoch, first = self.epoch, self._first
+        self.epoch, self._first = epoch + 1, 0
+        self._handed = (epoch, first)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        source = self._source()
+        depth = self.num_workers * self.prefetch_factor
+        with closing(ahead(source.make, source.tasks(epoch, first, ranks), self.num_workers, depth)) as batches:
+            for handed, batch in enumerate(batches, first + 1):
+                self._handed = (epoch, handed)
+                yield batch
+        self._handed = (self.epoch, self._first)
 
-    def _fetch(self, indices: np.ndarray[Any, Any]) -> Any:
-        plain = type(self.dataset).__getitem__ is Dataset.__getitem__
-        if plain and self.collate_fn is None:
-            batch = tuple(Tensor(values) for values in self.dataset.fetch(indices))
-            return batch if len(batch) > 1 else batch[0]
-        make = self.collate_fn or collate
-        if len(indices):
-            return make([self.dataset[int(i)] for i in indices])
-        # No rows on this rank: the form of a batch of one, without the row.
-        return _map(make([self.dataset[0]]), lambda array: array[:0] if array.ndim else array)
+    def state_dict(self) -> dict[str, Any]:
+        """What another loader over the same data needs to go on after the last batch that was handed out, on any
+        number of ranks: numbers and bools only. A call of all ranks where the ranks have not spoken yet.
 
-    def _tagged(self, batch: Any, rows: Rows) -> Any:
-        # What a user's own function makes of some samples may have any number of rows.
-        if not self.shard or self.collate_fn is not None:
-            return batch
+        After the last batch of an epoch, but before its loop has ended, the rest of the epoch is empty. After a
+        loop that was left early it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
+        """
+        epoch, batches = self._handed
+        return {"epoch": epoch, "batches": batches, **self._identity()}
 
-        def tag(tensor: Tensor) -> Tensor:
-            tensor.rows = rows
-            return tensor
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Makes the next loop the rest of the epoch in which `state_dict()` was called, each sample once.
 
-        return map_tensors(batch, tag)
+        ValueError if the state is that of a loader with another order or other batches. A seed is taken over from
+        the state, unless this loader or `manual_seed` was given another one.
+        """
+        own = self._identity()
+        missing = [name for name in ("epoch", "batches", *own) if name not in state_dict]
+        if missing:
+            raise ValueError(f"load_state_dict: state_dict must have {', '.join(missing)}, got {sorted(state_dict)}")
+        seed = state_dict["seed"]
+        free = self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
+        different = [name for name in own if state_dict[name] != own[name] and not (name == "seed" and free)]
+        if different:
+            said = ", ".join(f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in different)
+            if self._per_rank and "batch_size" in different:
+                said += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
+            raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {said}")
+        epoch = whole("load_state_dict: epoch", state_dict["epoch"], 0)
+        batches = whole("load_state_dict: batches", state_dict["batches"], 0)
+        if self.sampler is not None:
+            if batches > len(self):
+                raise ValueError(f"load_state_dict: batches must be at most {len(self)}, got {batches}")
+            if free and seed is not None:
+                self.sampler.seed = whole("load_state_dict: seed", seed, 0)
+            self.sampler.wanted_epoch = None
+        self.epoch, self._first = epoch, batches
+        self._handed = (epoch, batches)
+
+    def _identity(self) -> dict[str, Any]:
+        """What the order and the batches follow from."""
+        self._ranks()  # which have agreed on a seed when they know each other
+        order = self.sampler
+        shuffle = order is not None and order.shuffle
+        return {
+            "seed": order.seed_in_force() if order is not None and shuffle else None,
+            "length": None if order is None else order.length,
+            "batch_size": self.batch_size,
+            "shuffle": shuffle,
+            "drop_last": self.drop_last,
+        }
+
+    def _ranks(self) -> Ranks:
+        return world() if self.shard else _alone()
+
+    def _source(self) -> Indexed | Streamed:
+        if self.sampler is None:
+            return Streamed(self.dataset, self._collator, self.batch_size, self.drop_last)
+        return Indexed(self.dataset, self._collator, BatchSampler(self.sampler, self.batch_size, self.drop_last))
 
 
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` of every tensor in nested tuples, lists and dicts."""
-    return _map(value, lambda x: function(x) if isinstance(x, Tensor) else x)
-
-
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of every tensor and array in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor | np.ndarray):
-        return function(value)
-    if isinstance(value, tuple | list):
-        entries = [_map(v, function) for v in value]
-        return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
-    if isinstance(value, dict):
-        return {key: _map(v, function) for key, v in value.items()}
-    return value
+def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:
+    """The order of the samples of a data set, None for a stream."""
+    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, IterableDataset) or (not indexed and hasattr(dataset, "__iter__")):
+        if shuffle or sampler is not None:
+            what = "sampler" if sampler is not None else "shuffle=True"
+            raise ValueError(
+                f"{what} needs a data set with __len__ and __getitem__, got {type(dataset).__name__}, a stream, "
+                "which can only give its samples in another order itself"
+            )
+        return None
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(dataset, method):
+            raise TypeError(f"dataset must have {method}, or __iter__ alone, got {type(dataset).__name__}")
+    if sampler is None:
+        return Sampler(len(dataset), shuffle, seed)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}")
+    if shuffle or seed is not None:
+        raise ValueError("shuffle and seed are the sampler's if a sampler is given, got both")
+    if sampler.length != len(dataset):
+        raise ValueError(f"sampler must be of the data set's length {len(dataset)}, got {sampler.length}")
+    return sampler

@@ -25,46 +25,71 @@ def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[
     return total * first // pieces, total * last // pieces
 
 
-class DistributedSampler:
-    """The order of the samples of each epoch, cut into global batches.
+def whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int; ValueError unless it is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return int(value)
 
-    The order is a function of the seed and the epoch alone, the same on every rank. Global batch b is rows
-    [b * batch_size, (b + 1) * batch_size) of it, whatever the number of ranks; nothing is padded, dropped
-    or repeated, and the last batch is just smaller (with `drop_last` it is left out).
+
+class Sampler:
+    """The order of the samples of each epoch: a function of the seed and the epoch alone, the same on every rank.
+
+    length: the number of samples; shuffle: a new order every epoch; seed: None for the one that all ranks share.
+    A subclass may define another `order`, whose answer must follow from its arguments on every rank alike.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, shuffle: bool = False, seed: int | None = None, drop_last: bool = False
-    ) -> None:
+    def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
         if length < 1:
             raise ValueError(f"dataset must have at least one sample, got a data set of length {length}")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
             raise ValueError(f"seed must be an integer >= 0 or None, got {seed!r}")
-        if drop_last and batch_size > length:
-            raise ValueError(
-                f"batch_size must be at most the data set's length {length} with drop_last, got {batch_size}"
-            )
-        self.length, self.batch_size = length, int(batch_size)
-        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.length, self.shuffle = length, bool(shuffle)
+        self.seed = None if seed is None else int(seed)
+        self.wanted_epoch: int | None = None
 
-    def __len__(self) -> int:
-        """The number of global batches of an epoch."""
-        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next loop over the loader of this sampler the epoch `epoch`; it advances by itself otherwise."""
+        self.wanted_epoch = whole("set_epoch: epoch", epoch, 0)
+
+    def seed_in_force(self) -> int:
+        """The seed that the order follows from."""
+        return rng.seed().value if self.seed is None else self.seed
 
     def order(self, epoch: int) -> Indices:
         """All samples in the order of this epoch."""
         if not self.shuffle:
             return np.arange(self.length)
-        seed = rng.seed().value if self.seed is None else self.seed
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(self.length)
+        words = np.random.SeedSequence([self.seed_in_force(), epoch])
+        return np.random.Generator(np.random.Philox(words)).permutation(self.length)
 
-    def batches(self, epoch: int, rank: int, size: int, pieces: int | None = None) -> Iterator[tuple[Rows, Indices]]:
-        """This rank's rows of every global batch of the epoch, in order, and the samples that they are; possibly
-        none of one. See `share` for `pieces`."""
-        order = self.order(epoch)
-        for batch in range(len(self)):
+
+class BatchSampler:
+    """The order of a sampler, cut into global batches.
+
+    Global batch b is rows [b * batch_size, (b + 1) * batch_size) of the order, whatever the number of ranks;
+    nothing is padded, dropped or repeated, and the last batch is just smaller (with `drop_last` it is left out).
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, whole("batch_size", batch_size, 1), drop_last
+        if drop_last and batch_size > sampler.length:
+            raise ValueError(
+                f"batch_size must be at most the data set's length {sampler.length} with drop_last, got {batch_size}"
+            )
+
+    def __len__(self) -> int:
+        """The number of global batches of an epoch."""
+        full, rest = divmod(self.sampler.length, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def batches(
+        self, epoch: int, rank: int, size: int, pieces: int | None = None, first: int = 0
+    ) -> Iterator[tuple[Rows, Indices]]:
+        """This rank's rows of every global batch of the epoch from the batch `first` on, in order, and the samples
+        that they are; possibly none of one. See `share` for `pieces`."""
+        order = self.sampler.order(epoch)
+        for batch in range(first, len(self)):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, stop = share(len(indices), rank, size, pieces)
             yield Rows(start, stop, len(indices), epoch, batch), indices[start:stop]

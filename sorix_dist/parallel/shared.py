@@ -1,0 +1,180 @@
+"""Arrays that all ranks of a host see, and that exist once there."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+
+from sorix_dist.comm import Comm, Window
+from sorix_dist.core import Tensor
+from sorix_dist.core.flat import ALIGNMENT
+from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.world import communicator
+from sorix_dist.utils.data.nested import map_arrays
+
+T = TypeVar("T")
+
+
+def host_shared(make: Callable[[], T], comm: Any = None) -> T:
+    """What `make()` returns, made by one rank of each host; all ranks of the host see the same memory.
+
+    make: a function without arguments that returns an array, or a tuple, list or dict of arrays (and of small
+        values that pickle can copy); it gives the same on every host.
+    comm: an mpi4py communicator if not all ranks of the job call this.
+
+    The arrays are read-only. Their memory lives as long as any rank uses them; afterwards a later call gives it
+    back. While it is copied, the rank that made it holds it twice; what is larger than half of the memory is
+    better read from a memory map. What `make` raises is raised there, and a RuntimeError that says whose it is
+    on the other ranks. A call of all ranks.
+    """
+    ranks = communicator(comm)
+    made, plan, problem = None, None, None
+    if ranks.local_rank == 0:
+        try:
+            made = make()
+            own = _Plan.of(made)
+            pickle.dumps(own)  # as it goes to the others: what can't be sent is found out before they wait for it
+            plan = own
+        except Exception as error:  # noqa: BLE001 - raised below, when all ranks know of it
+            problem = error
+    said = (
+        None
+        if problem is None
+        else (f"{type(problem).__name__}: {problem}", "".join(traceback.format_exception(problem)))
+    )
+    answers = ranks.gather_objects((ranks.host, plan, said, _unused(ranks)))
+    _check([answer[:3] for answer in answers], problem)
+    _give_back(ranks, set.intersection(*(answer[3] for answer in answers)))
+
+    plan = next(answer[1] for answer in answers if answer[0] == ranks.host and answer[1] is not None)
+    window = ranks.window(plan.size if ranks.local_rank == 0 else 0)
+    if ranks.local_rank == 0:
+        plan.fill(window.parts[0], made)
+        made = None
+    window.barrier()
+    memory = _Memory(window)
+    _windows.setdefault(ranks, {})[next(_numbers.setdefault(ranks, itertools.count()))] = (window, ref(memory))
+    result: T = plan.views(memory)
+    return result
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """Where an array lies in the memory."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def stop(self) -> int:
+        return self.start + int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How nested arrays lie in one block of memory: their structure with a number for each of them."""
+
+    structure: Any
+    specs: tuple[_Spec, ...]
+
+    @property
+    def size(self) -> int:
+        return self.specs[-1].stop
+
+    @classmethod
+    def of(cls, made: Any) -> _Plan:
+        specs: list[_Spec] = []
+
+        def place(array: Any) -> Array:
+            if isinstance(array, Tensor) or array.dtype.hasobject:
+                kind = "a Tensor" if isinstance(array, Tensor) else f"an array of {array.dtype}"
+                raise TypeError(f"host_shared: make must return arrays of numbers, got {kind}")
+            start = -(-specs[-1].stop // ALIGNMENT) * ALIGNMENT if specs else 0
+            specs.append(_Spec(start, array.shape, array.dtype))
+            return np.array(len(specs) - 1)
+
+        structure = map_arrays(made, place)
+        if not specs:
+            raise TypeError(
+                f"host_shared: make must return an array, or a tuple, list or dict of arrays, got {type(made).__name__}"
+            )
+        return cls(structure, tuple(specs))
+
+    def fill(self, block: Array, made: Any) -> None:
+        """Copies the arrays into their places."""
+        specs = iter(self.specs)
+
+        def copy(array: Array) -> Array:
+            spec = next(specs)
+            np.copyto(_seen(block, spec), array)
+            return array
+
+        map_arrays(made, copy)
+
+    def views(self, memory: _Memory) -> Any:
+        """The structure with read-only arrays in the memory."""
+        block = np.asarray(memory)
+        return map_arrays(self.structure, lambda number: _seen(block, self.specs[int(number)]))
+
+
+def _seen(block: Array, spec: _Spec) -> Array:
+    return block[spec.start : spec.stop].view(spec.dtype).reshape(spec.shape)
+
+
+class _Memory:
+    """What the arrays refer to: it lives as long as they."""
+
+    def __init__(self, window: Window) -> None:
+        part = window.parts[0]
+        self.window = window
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": part.shape,
+            "typestr": part.dtype.str,
+            "data": (part.ctypes.data, True),  # read-only
+        }
+
+
+# The windows of each communicator by their numbers, which are the same on all its ranks.
+_windows: WeakKeyDictionary[Any, dict[int, tuple[Window, ref[_Memory]]]] = WeakKeyDictionary()
+_numbers: WeakKeyDictionary[Any, itertools.count[int]] = WeakKeyDictionary()
+
+
+def _unused(ranks: Comm) -> set[int]:
+    """The windows of which this rank has no array any more."""
+    return {number for number, (_, memory) in _windows.get(ranks, {}).items() if memory() is None}
+
+
+def _give_back(ranks: Comm, numbers: set[int]) -> None:
+    for number in sorted(numbers):
+        _windows[ranks].pop(number)[0].close()
+
+
+def _check(answers: list[tuple[int, _Plan | None, tuple[str, str] | None]], own: Exception | None) -> None:
+    """Raises on every rank what went wrong on one; or that two hosts made different arrays."""
+    for rank, (_, _, said) in enumerate(answers):
+        if said is None:
+            continue
+        if own is not None:
+            raise own
+        error = RuntimeError(f"host_shared: make failed on rank {rank} with {said[0]}")
+        error.add_note(f"there:\n{said[1]}")
+        raise error
+    plans = [(rank, list(map(str, plan.specs))) for rank, (_, plan, _) in enumerate(answers) if plan is not None]
+    for rank, specs in plans:
+        if specs != plans[0][1]:
+            raise ValueError(
+                "host_shared: make must return the same on every host, got "
+                f"{', '.join(plans[0][1])} on rank 0 and {', '.join(specs)} on rank {rank}"
+            )

@@ -1,0 +1,1 @@
+"""Conveniences around the training loop, which stays the user's."""

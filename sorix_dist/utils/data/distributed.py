@@ -1,0 +1,54 @@
+"""DistributedSampler, by PyTorch's name and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sorix_dist.utils.data import loader
+from sorix_dist.utils.data.sampler import Sampler, whole
+
+
+class DistributedSampler(Sampler):
+    """The order of the samples of a data set, for a DataLoader (`sampler=`) or to be iterated alone.
+
+    Given to a DataLoader it is the order of the global batches: `DataLoader(data, batch_size=64, shuffle=True)` does
+    the same. Iterated alone it gives the indices of this rank: every `num_replicas`-th of the order, from the
+    `rank`-th on. Unlike PyTorch's it pads and repeats nothing, so that ranks may have one sample more or less.
+
+    dataset: anything with a length; num_replicas, rank: None for those of the job; seed: None for the one that
+    all ranks share. Each loop is the next epoch, also without `set_epoch`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        if not hasattr(dataset, "__len__"):
+            raise TypeError(f"dataset must have __len__, got {type(dataset).__name__}")
+        super().__init__(len(dataset), shuffle, seed)
+        if (num_replicas is None) != (rank is None):
+            raise ValueError(f"num_replicas and rank go together, got {num_replicas!r} and {rank!r}")
+        if num_replicas is not None and whole("rank", rank, 0) >= whole("num_replicas", num_replicas, 1):
+            raise ValueError(f"rank must be less than num_replicas, got rank {rank} of {num_replicas}")
+        self._given = (rank, num_replicas)
+        self._epoch = 0
+
+    def _place(self) -> tuple[int, int]:
+        rank, size = self._given
+        return loader.world()[:2] if rank is None or size is None else (rank, size)
+
+    def __len__(self) -> int:
+        """The number of samples that this rank takes in an epoch."""
+        rank, size = self._place()
+        return len(range(rank, self.length, size))
+
+    def __iter__(self) -> Iterator[int]:
+        rank, size = self._place()
+        epoch = self._epoch if self.wanted_epoch is None else self.wanted_epoch
+        self._epoch, self.wanted_epoch = epoch + 1, None
+        return iter(self.order(epoch)[rank::size].tolist())
