@@ -27,8 +27,9 @@ PARTS: dict[str, Callable[..., Any]] = {
 def main(part: str, limit: str, options: str) -> None:
     """Measures and prints; the kernel ends the process after `limit` seconds, wherever it hangs."""
     signal.alarm(int(limit))
-    sx.init(threads=1)
-    result = PARTS[part](**json.loads(options))
+    given = json.loads(options)
+    sx.init(threads=1, virtual_shards=given.pop("virtual_shards", None))
+    result = PARTS[part](**given)
     if sx.is_main_process():
         print(json.dumps({"result": result, "machine": describe()}), flush=True)
 

@@ -15,7 +15,7 @@ Results = dict[str, Any]
 
 def report(results: Results) -> str:
     """All that `run.measure` has found."""
-    parts = (_machine, _tape, _convolution, _steps, _synchronisation, _memory)
+    parts = (_machine, _tape, _convolution, _steps, _reproducible, _synchronisation, _handshake, _memory)
     blocks = ["\n".join(part(results)) for part in parts]
     named = "\n".join(f"  {name}: {text}" for name, text in results["workloads"].items())
     return "\n\n".join([*blocks, f"Workloads\n{named}"])
@@ -69,6 +69,29 @@ def _synchronisation(results: Results) -> Iterator[str]:
         for ranks, found in by_ranks.items():
             if ranks != "1" or len(by_ranks) == 1:
                 rows.append((name, ranks, _time(found["synchronisation"], 1e6), _time(found["all_reduce"], 1e6)))
+    yield from _table(rows)
+
+
+def _reproducible(results: Results) -> Iterator[str]:
+    yield "Reproducible mode, 8 virtual shards: ms, and its price beside the step above"
+    rows = [("", "ranks", "step", "price")]
+    for name, by_ranks in results["reproducible steps"].items():
+        for ranks, found in by_ranks.items():
+            step, fast = found["step"], results["steps"][name][ranks]["step"]
+            rows.append((name, ranks, _time(step, 1e3), f"{step['p10'] / fast['p10']:.2f}x"))
+    yield from _table(rows)
+
+
+def _handshake(results: Results) -> Iterator[str]:
+    yield "Handshake of the ranks at the end of a backward: microseconds beyond two barriers, and its share of a step"
+    rows = [("", "ranks", "meeting", "two barriers", "handshake", "share of a step")]
+    for name, by_ranks in results["synchronisation"].items():
+        for ranks, found in by_ranks.items():
+            if ranks != "1" and name in results["steps"]:
+                cost = found["meeting"]["p10"] - found["barriers"]["p10"]
+                share = f"{cost / results['steps'][name][ranks]['step']['p10']:.1%}"
+                times = (_time(found[kind], 1e6) for kind in ("meeting", "barriers"))
+                rows.append((name, ranks, *times, f"{cost * 1e6:.1f}", share))
     yield from _table(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import kill_tree
 
 LIMIT = 100  # seconds that a process may take
+MODES = {"steps": None, "reproducible steps": 8}  # virtual shards
 MEMORY = ("784-512-512-10", "256")  # the MLP W1 and its batch
 
 
@@ -60,12 +62,15 @@ def measure(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     tape = _part("tape", 1, seconds=2 * plan.seconds, nodes=plan.nodes)["result"]
     say("convolution")
     convolution = _part("convolution", 1, seconds=2 * plan.seconds)["result"]
-    times: dict[str, Any] = {"steps": defaultdict(dict), "synchronisation": defaultdict(dict)}
+    times: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     for number in range(plan.rounds):
-        for ranks in plan.ranks:
-            say(f"steps on {ranks} rank(s), round {number + 1} of {plan.rounds}")
-            answer = _part("steps", ranks, names=plan.workloads, seconds=plan.seconds)
+        for ranks, mode in itertools.product(plan.ranks, MODES):
+            say(f"{mode} on {ranks} rank(s), round {number + 1} of {plan.rounds}")
+            answer = _part("steps", ranks, names=plan.workloads, seconds=plan.seconds, virtual_shards=MODES[mode])
             for kind, by_name in answer["result"].items():
+                if kind != "steps" and mode != "steps":
+                    continue
+                kind = mode if kind == "steps" else kind
                 for name, competitors in by_name.items():
                     own = times[kind][name].setdefault(str(ranks), defaultdict(list))
                     for competitor, values in competitors.items():

@@ -15,18 +15,22 @@ from sorix_dist.bench.products import multiply
 from sorix_dist.bench.workloads import WORKLOADS, Workload, training_step
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.parallel import world
+from sorix_dist.parallel.board import Place
+from sorix_dist.parallel.sync import Member
+from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import share
 
 SYNCHRONISED = ("W1", "W3")
 
 
 def measure(names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """For each workload the times of `step` and of its `products`; for some, those of `synchronisation` and
-    of an `all_reduce` of as many numbers. Each pair runs for `seconds`. A call of all ranks."""
+    """For each workload the times of `step` and of its `products`; for some, those of `synchronisation`, of an
+    `all_reduce` of as many numbers, of the `meeting` of the ranks in the first, and of the `barriers` that this
+    would be without words. Each pair runs for `seconds`. A call of all ranks."""
     steps, synchronisations = {}, {}
     for name in names:
         workload = WORKLOADS[name]
-        start, stop = share(workload.rows, sx.rank(), sx.size())
+        start, stop = share(workload.rows, *loader.world())
         products = workload.products(stop - start)
         steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
         gc.collect()  # a wrapped model that nobody holds any more would still be asked
@@ -40,7 +44,7 @@ def _synchronisation(workload: Workload) -> dict[str, Callable[[], Any]]:
     model = sx.DistributedDataParallel(workload.model())
     leaves = [leaf_of(parameter) for parameter in model.parameters()]
     sync = leaves[0].sync
-    assert sync is not None
+    assert isinstance(sync, Member)
     gradient = np.zeros(sum(parameter.numel for parameter in model.parameters()), np.float32)
 
     def synchronise() -> None:
@@ -51,4 +55,20 @@ def _synchronisation(workload: Workload) -> dict[str, Callable[[], Any]]:
             leaf.local.written = True
         sync.end()
 
-    return {"synchronisation": synchronise, "all_reduce": lambda: world().all_reduce(gradient).wait()}
+    board, place = sync.replicas.board, Place(0, 0, 0, 1)
+    barrier = getattr(board, "window", world()).barrier
+
+    def meet() -> None:
+        board.meet(place, [0])
+        board.part(True)
+
+    def two_barriers() -> None:
+        barrier()
+        barrier()
+
+    return {
+        "synchronisation": synchronise,
+        "all_reduce": lambda: world().all_reduce(gradient).wait(),
+        "meeting": meet,
+        "barriers": two_barriers,
+    }

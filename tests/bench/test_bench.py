@@ -50,7 +50,10 @@ def test_quick_measures_everything(tmp_path: Path) -> None:
         _check_times(by_ranks["1"], "step", "products")
     assert [*results["synchronisation"]] == ["W1", "W3"]
     for by_ranks in results["synchronisation"].values():
-        _check_times(by_ranks["1"], "synchronisation", "all_reduce")
+        _check_times(by_ranks["1"], "synchronisation", "all_reduce", "meeting", "barriers")
+    assert {name: [*by_ranks] for name, by_ranks in results["reproducible steps"].items()} == {
+        name: ["1"] for name in results["steps"]
+    }
     memory = results["memory"]["sorix_dist"]
     # Weights, gradients and momentum of W1, at least, and more while a step lasts.
     assert 3 * 4 * (784 * 512 + 512 * 512 + 512 * 10) < memory["between"] < memory["peak"]
@@ -70,7 +73,12 @@ def test_ranks_are_compared_with_one() -> None:
     plan = Plan(workloads=("W3",), ranks=(1, 2), rounds=2, seconds=0.05, nodes=100)
     said: list[str] = []
     results = measure(plan, said.append)
-    steps = [f"steps on {ranks} rank(s), round {number} of 2" for number in (1, 2) for ranks in (1, 2)]
+    steps = [
+        f"{mode} on {ranks} rank(s), round {number} of 2"
+        for number in (1, 2)
+        for ranks in (1, 2)
+        for mode in ("steps", "reproducible steps")
+    ]
     assert said == ["memory", "tape", "convolution", *steps]
     assert [*results["steps"]["W3"]] == [*results["synchronisation"]["W1"]] == ["1", "2"]
     _check_times(results["steps"]["W3"]["2"], "step", "products")
