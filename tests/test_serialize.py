@@ -7,24 +7,22 @@ import os
 import pickle
 import random
 import signal
-import struct
 import subprocess
 import sys
 import time
 import tracemalloc
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import sorix_dist as sx
 from sorix_dist import Tensor, nn, optim
 from sorix_dist.serialize import load, save
+from sorix_dist.store import tensorfile
 
 
 @pytest.fixture
@@ -354,28 +352,15 @@ def test_every_truncation_is_found(path: Path) -> None:
     refused(path)
 
 
-def test_every_flipped_bit_is_found_or_harmless(path: Path) -> None:
-    """In the elements every flip is found; in the header one may hit a space, or one of the optional fields."""
-    state = some_state()
-    save(state, path)
+def test_every_flipped_bit_is_found(path: Path) -> None:
+    save(some_state(), path)
     whole = path.read_bytes()
-    (header,) = struct.unpack("<Q", whole[:8])
     numbers = random.Random(1)
     for _ in range(1500):
-        at = numbers.randrange(len(whole))
         damaged = bytearray(whole)
-        damaged[at] ^= 1 << numbers.randrange(8)
+        damaged[numbers.randrange(len(whole))] ^= 1 << numbers.randrange(8)
         path.write_bytes(damaged)
-        try:
-            back = load(path)
-        except ValueError:
-            continue
-        assert at < 8 + header
-        assert back["lr"] == 0.125
-        assert back["steps"] == [1, 2, 3]
-        assert back["note"] == "fine"
-        for name, value in state["model"].items():
-            assert np.array_equal(back["model"][name], value)
+        refused(path)
 
 
 class Bomb:
@@ -400,23 +385,23 @@ def test_files_of_others(path: Path) -> None:
         path.write_bytes(content)
         refused(path)
     save_file({"x": np.ones(3)}, path)
-    assert "it has no structure" in refused(path)
+    assert "it has no digest of its header" in refused(path)
     save_file({"x": np.ones(3)}, path, {"format": "pt"})
-    assert "it has no structure" in refused(path)
+    assert "it has no digest of its header" in refused(path)
 
 
-def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None, **other: str) -> None:
+def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None) -> None:
+    """A file that is whole, with a structure that `save` would not write."""
     text = structure if isinstance(structure, str) else json.dumps(structure)
-    metadata = {"format": "sorix_dist 1", "structure": text, "crc": f"{zlib.crc32(text.encode()):08x}", **other}
-    save_file(arrays or {}, path, metadata)
+    path.write_bytes(b"".join(tensorfile.parts(arrays or {}, text)))
 
 
 @pytest.mark.parametrize(
     "structure",
     [
         "{", "[" * 100_000, '{"dict":' * 50_000, "9" * 100_000, {}, {"a": 1, "b": 2}, {"code": "import os"},
-        {"dict": 3}, {"dict": [[1]]}, {"dict": [[[], 1]]}, {"tuple": None}, {"array": 3}, {"array": ["y", 0]},
-        {"array": [["x"], 0]}, {"array": ["x", 0]}, {"tensor": ["x", None]}, {"tensor": ["x"]}, 3,
+        {"dict": 3}, {"dict": [[1]]}, {"dict": [[[], 1]]}, {"tuple": None}, {"array": 3}, {"array": "y"},
+        {"array": ["x"]}, {"array": None}, {"tensor": ["x", None]}, {"same": "x"}, {"draws": ["x", 1]}, 3,
     ],
     ids=lambda s: str(s)[:20],
 )  # fmt: skip
@@ -434,45 +419,11 @@ def test_only_layers_are_made(kind: Any, path: Path) -> None:
         assert "damaged" in refused(path)
 
 
-def test_a_newer_format(path: Path) -> None:
-    forged(path, 3, format="sorix_dist 2")
-    assert "its format is 'sorix_dist 2', this version reads 'sorix_dist 1'" in refused(path)
-
-
 def test_a_small_file_does_not_become_large_in_memory(path: Path) -> None:
-    """One array that is named a thousand times, and headers that promise more than the file has."""
-    save(np.zeros(100_000), path)
-    entry = json.loads(structure_of(path))
-    eight = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
-    headers = [
-        {"x": {"dtype": "F64", "shape": [1 << 40], "data_offsets": [0, 8]}},
-        {"x": {"dtype": "F64", "shape": [1 << 40], "data_offsets": [0, 1 << 43]}},
-        {"x": {"dtype": "F64", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 8]}},
-        {"x": eight, "y": eight},
-    ]
+    """One array that is named a thousand times."""
+    forged(path, [{"array": "x"}] * 1000, {"x": np.zeros(100_000)})
     tracemalloc.start()
-    forged(path, [entry] * 1000, {"value": np.zeros(100_000)})
-    tracemalloc.reset_peak()
-    assert "names the array 'value' twice" in refused(path)
-    for header in headers:
-        text = json.dumps(header).encode()
-        path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
-        refused(path)
-    path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
-    refused(path)
+    assert "names the array 'x' twice" in refused(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
-
-
-def structure_of(path: Path) -> str:
-    with safe_open(path, framework="np") as file:
-        return file.metadata()["structure"]
-
-
-def test_unknown_element_types(path: Path) -> None:
-    structure = '{"array":["x",0]}'
-    metadata = {"format": "sorix_dist 1", "structure": structure, "crc": f"{zlib.crc32(structure.encode()):08x}"}
-    text = json.dumps({"__metadata__": metadata, "x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
-    assert "the array 'x' has an unknown dtype" in refused(path)

@@ -56,3 +56,16 @@ def stream(*key: int) -> np.random.Generator:
     """A stream of its own for a purpose: a function of the seed and the key alone, whoever asks."""
     words: list[Any] = [seed().value, *key]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+def state() -> dict[str, Any]:
+    """The seed and how far its stream was read: numbers, texts and arrays."""
+    return {"seed": seed().value, "stream": generator().bit_generator.state}
+
+
+def go_on(saved: dict[str, Any]) -> None:
+    """Goes on where a `state()` was taken. What was counted since the seed was set stays counted."""
+    here = seed()
+    generator = np.random.Generator(np.random.Philox(0))
+    generator.bit_generator.state = saved["stream"]
+    here.value, here.generator = int(saved["seed"]), generator

@@ -1,0 +1,207 @@
+"""Files of named arrays and a text, in which any flipped bit and any cut is found.
+
+They are safetensors files, which other tools read too. The header's metadata hold the text, the SHA-256 of the
+bytes of each array, and first of all the SHA-256 of the header itself: of its length and its bytes, with zeros
+where that digest stands. The arrays follow without a gap up to the end of the file, so every byte is covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+FORMAT = "sorix_dist 2"
+HEADER_LIMIT = 100_000_000  # bytes, as other readers of such files have it
+VALUES_LIMIT = 2_000_000  # values in a header: what they take in memory is many times what they take in a file
+# The element types that are saved, and their names in a file.
+DTYPES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+_OF_NAMES = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in DTYPES.items()}
+
+_BEFORE_DIGEST = b'{"__metadata__":{"digest":"'
+_ZEROS = b"0" * 64
+_DIGEST = slice(len(_BEFORE_DIGEST), len(_BEFORE_DIGEST) + len(_ZEROS))
+_LENGTH = struct.Struct("<Q")
+
+
+class DamagedFile(ValueError):
+    """A file that is not as it was written, or was not written here; the message says what is wrong with it."""
+
+
+def parts(arrays: Mapping[str, Array], text: str) -> list[memoryview]:
+    """The bytes of a file: its header, then the memory of the arrays.
+
+    Arrays are in C order and of one of DTYPES. ValueError if there is too much for a header.
+    """
+    # The widest elements first: each array then begins at a multiple of its elements' size.
+    ordered = sorted(arrays.items(), key=lambda entry: -entry[1].dtype.itemsize)
+    memories = {name: _bytes(array) for name, array in ordered}
+    digests = {name: hashlib.sha256(memory).hexdigest() for name, memory in memories.items()}
+    metadata = {"digest": _ZEROS.decode(), "format": FORMAT, "text": text, "digests": _dumped(digests)}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (start, end)}
+    encoded = bytearray(_dumped(header).encode())
+    encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > HEADER_LIMIT or _values(encoded) > VALUES_LIMIT:
+        raise ValueError(
+            f"there are too many values outside of arrays: a file holds {VALUES_LIMIT} of them in "
+            f"{HEADER_LIMIT} bytes; long lists of numbers belong into arrays"
+        )
+    encoded[_DIGEST] = _header_digest(encoded)
+    return [memoryview(_LENGTH.pack(len(encoded))), memoryview(encoded), *memories.values()]
+
+
+def read(path: Path) -> tuple[dict[str, Array], str]:
+    """The arrays and the text of a file. DamagedFile if anything in it is not as it was written."""
+    with open(path, "rb", buffering=0) as file:
+        layout, text = _read_header(file)
+        return dict(_read_arrays(file, layout)), text
+
+
+def verify(path: Path) -> None:
+    """Reads a file as `read` does, and keeps nothing of it."""
+    with open(path, "rb", buffering=0) as file:
+        layout, _ = _read_header(file)
+        for _ in _read_arrays(file, layout):
+            pass
+
+
+class _Place(NamedTuple):
+    """Where an array is in a file, what it is, and the digest of its bytes."""
+
+    start: int
+    stop: int
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    digest: str
+
+
+def _read_header(file: BinaryIO) -> tuple[list[_Place], str]:
+    size = os.fstat(file.fileno()).st_size
+    if size < _LENGTH.size:
+        raise DamagedFile(f"it has {size} bytes, which is no file of arrays")
+    first = file.read(_LENGTH.size)
+    (length,) = _LENGTH.unpack(first)
+    if length > min(HEADER_LIMIT, size - _LENGTH.size):
+        pickled = "; it looks like a pickle, which could run code" if first[:1] == b"\x80" else ""
+        raise DamagedFile(f"it has {size} bytes and claims a header of {length}{pickled}")
+    header = bytearray(length)
+    _fill(file, memoryview(header))
+    if not header.startswith(_BEFORE_DIGEST):
+        raise DamagedFile("it has no digest of its header; files of other programs are read by safetensors")
+    if bytes(header[_DIGEST]) != _header_digest(header):
+        raise DamagedFile("the digest of its header is wrong")
+    # What follows holds for every file that was written here, and protects from those that only look so.
+    if _values(header) > VALUES_LIMIT:
+        raise DamagedFile(f"its header has more than {VALUES_LIMIT} values")
+    try:
+        entries = json.loads(
+            header.decode(), object_pairs_hook=_without_repetition, parse_float=_refuse, parse_constant=_refuse
+        )
+        metadata = entries.pop("__metadata__")
+        if metadata["format"] != FORMAT:
+            raise DamagedFile(f"its format is {metadata['format']!r}, this version reads {FORMAT!r}")
+        text = metadata["text"]
+        if not isinstance(text, str):
+            raise DamagedFile("its text is none")
+        digests = json.loads(metadata["digests"], object_pairs_hook=_without_repetition)
+        layout = sorted(_place(name, entry, digests[name]) for name, entry in entries.items())
+    except DamagedFile:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise DamagedFile(f"its header is none: {type(error).__name__}: {error}") from error
+    end = 0
+    for place in layout:
+        if place.start != end:
+            raise DamagedFile(f"the array {place.name!r} begins at {place.start}, but the one before ends at {end}")
+        end = place.stop
+    if end != size - _LENGTH.size - length:
+        raise DamagedFile(f"it holds {size - _LENGTH.size - length} bytes of arrays, not the {end} of its header")
+    return layout, text
+
+
+def _place(name: str, entry: Any, digest: Any) -> _Place:
+    dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in _OF_NAMES:
+        raise DamagedFile(f"the array {name!r} has an unknown dtype, {dtype!r}")
+    numbers = [*shape, start, stop]
+    if len(shape) > 64 or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise DamagedFile(f"the array {name!r} has an impossible shape or place: {str(numbers)[:200]}")
+    if math.prod(shape) * _OF_NAMES[dtype].itemsize != stop - start:
+        raise DamagedFile(f"the array {name!r} has {stop - start} bytes, which is not its shape {shape} of {dtype}")
+    return _Place(start, stop, name, _OF_NAMES[dtype], tuple(shape), digest)
+
+
+def _read_arrays(file: BinaryIO, layout: list[_Place]) -> Iterator[tuple[str, Array]]:
+    for place in layout:
+        array = np.empty(place.stop - place.start, np.uint8)
+        memory = array.data
+        _fill(file, memory)
+        if hashlib.sha256(memory).hexdigest() != place.digest:
+            raise DamagedFile(f"the digest of the array {place.name!r} is wrong")
+        if place.dtype.name == "bool" and array.size and array.max() > 1:
+            raise DamagedFile(f"the array {place.name!r} has bytes that are not booleans")
+        try:
+            shaped = array.view(place.dtype).reshape(place.shape)
+        except ValueError as error:
+            raise DamagedFile(f"the array {place.name!r} has an impossible shape: {error}") from error
+        yield place.name, shaped.astype(place.dtype.newbyteorder("="), copy=False)
+
+
+def _fill(file: BinaryIO, memory: memoryview) -> None:
+    at = 0
+    while at < memory.nbytes:
+        count = file.readinto(memory[at:])  # type: ignore[attr-defined]
+        if not count:
+            raise DamagedFile("it became shorter while it was read")
+        at += count
+
+
+def _bytes(array: Array) -> memoryview:
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return little.reshape(-1).view(np.uint8).data if little.size else memoryview(b"")
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _header_digest(header: bytearray) -> bytes:
+    digest = hashlib.sha256(_LENGTH.pack(len(header)))
+    view = memoryview(header)
+    digest.update(view[: _DIGEST.start])
+    digest.update(_ZEROS)
+    digest.update(view[_DIGEST.stop :])
+    return digest.hexdigest().encode()
+
+
+def _values(header: bytearray) -> int:
+    """At least as many values as the JSON in a header has."""
+    return 1 + sum(header.count(mark) for mark in (b",", b"[", b"{"))
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise DamagedFile("two entries of its header have one name")
+    return entries
+
+
+def _refuse(text: str) -> NoReturn:
+    raise DamagedFile(f"its header has the number {text[:50]!r}, which is no integer")
