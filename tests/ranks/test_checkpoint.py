@@ -1,0 +1,32 @@
+"""Checkpoints on MPI ranks: one outcome for all, and runs that go on with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.train import resuming, test_checkpoint
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def folder(world) -> Iterator[Path]:
+    """One folder for all ranks."""
+    with TemporaryDirectory() as own:
+        yield Path(world.share(own))
+        world.barrier()
+
+
+def test_one_outcome(folder):
+    test_checkpoint.on_ranks(folder / "at once")
+    test_checkpoint.threads_on_ranks(folder / "in a thread")
+
+
+@pytest.mark.parametrize("optimizer", resuming.OPTIMIZERS)
+def test_the_same_bits(optimizer, folder):
+    epoch = resuming.STEPS // resuming.EPOCHS
+    resuming.stopped_and_not(folder, optimizer, [epoch, 2 * epoch], 5)
