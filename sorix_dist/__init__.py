@@ -45,6 +45,7 @@ from sorix_dist.parallel import (
 from sorix_dist.serialize import load, save
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
+from sorix_dist.train.preempt import EXIT_PREEMPTED, Preemption
 
 __all__ = [
     "__version__",
@@ -54,7 +55,7 @@ __all__ = [
     "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "host_shared", "init",
     "is_main_process", "local_rank", "rank", "size",
     # training
-    "Checkpointer",
+    "Checkpointer", "EXIT_PREEMPTED", "Preemption",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
     "save", "set_grad_enabled",
