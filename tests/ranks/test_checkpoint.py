@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.train import resuming, test_checkpoint
+from tests.train import outcomes, resuming
 
 pytestmark = pytest.mark.mpi
 
@@ -22,8 +22,8 @@ def folder(world) -> Iterator[Path]:
 
 
 def test_one_outcome(folder):
-    test_checkpoint.on_ranks(folder / "at once")
-    test_checkpoint.threads_on_ranks(folder / "in a thread")
+    outcomes.on_ranks(folder / "at once")
+    outcomes.threads_on_ranks(folder / "in a thread")
 
 
 @pytest.mark.parametrize("optimizer", resuming.OPTIMIZERS)

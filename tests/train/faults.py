@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +135,18 @@ class Volatile(Counting):
         # A journal keeps the order of changes: some of the last ones are undone.
         for back in reversed(self.undo[self.choices.randrange(len(self.undo) + 1) :]):
             back()
+
+
+class Slow(Counting):
+    """A disk that takes its time."""
+
+    def flush(self, descriptor: int) -> None:
+        time.sleep(0.3)
+        super().flush(descriptor)
+
+
+def fails(number: int) -> Callable[[], None]:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail

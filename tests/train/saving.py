@@ -32,6 +32,26 @@ class Part:
         self.array = state["array"]
 
 
+def files(folder: Path) -> list[str]:
+    """The names in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def saved(folder: Path, steps: int, **options: Any) -> sx.Checkpointer:
+    """A Checkpointer with so many steps saved."""
+    checkpointer = sx.Checkpointer(folder, **options)
+    for step in range(steps):
+        checkpointer.save(step, part=Part(step, 100))
+    return checkpointer
+
+
+def damage(path: Path, at: int = -5) -> None:
+    """Flips a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
 def check(folder: Path, acknowledged: int) -> int:
     """Asserts that the newest checkpoint is whole and no older than the last one that was acknowledged; its step."""
     part = Part()

@@ -1,0 +1,71 @@
+"""A thread writes what was there at the call; nothing that goes wrong in it is forgotten."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import sorix_dist as sx
+from tests.train.faults import Counting, Slow, fails
+from tests.train.saving import Part, saved
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def test_a_thread_saves_what_was_there(folder: Path) -> None:
+    part = Part(1, 1000)
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Slow()
+    path = checkpointer.save(1, part=part, value=part.array)
+    part.array[:] = -1  # training goes on
+    assert not path.exists()
+    checkpointer.wait()
+    assert path.exists()
+    back = checkpointer.load_latest(part=part)
+    assert back is not None
+    assert (part.array == 1).all()
+    assert (back["value"] == 1).all()
+    checkpointer.wait()
+
+
+@pytest.mark.parametrize("ask", ["wait", "save", "load"])
+def test_errors_of_the_thread(ask: str, folder: Path) -> None:
+    saved(folder, 1)
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Counting(1, fails(errno.ENOSPC))
+    calls = {"wait": checkpointer.wait, "save": lambda: checkpointer.save(2), "load": checkpointer.load_latest}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpointer.save(1, part=Part(1, 100))
+        with pytest.raises(OSError, match="No space left"):
+            calls[ask]()
+    checkpointer.wait()
+    assert checkpointer.load_latest() == {"step": 0}
+    checkpointer.save(1)
+    checkpointer.wait()
+    assert checkpointer.load_latest() == {"step": 1}
+
+
+def test_the_end_of_the_program_waits(folder: Path) -> None:
+    script = (
+        "import sys, sorix_dist as sx\n"
+        "from tests.train.faults import Slow, Counting, fails\n"
+        "from tests.train.saving import Part\n"
+        "checkpointer = sx.Checkpointer(sys.argv[1], async_save=True)\n"
+        "checkpointer.folder.files = Counting(2, fails(28)) if len(sys.argv) > 2 else Slow()\n"
+        "checkpointer.save(1, part=Part(1, 1000))\n"
+    )
+    root = Path(__file__).parents[2]
+    failed = subprocess.run([sys.executable, "-c", script, folder, "fail"], cwd=root, capture_output=True, text=True)
+    assert "step-1.safetensors could not be saved: [Errno 28]" in failed.stderr
+    assert sx.Checkpointer(folder).load_latest() is None
+    subprocess.run([sys.executable, "-c", script, folder], cwd=root, check=True, timeout=60)
+    assert sx.Checkpointer(folder).load_latest() == {"step": 1}
