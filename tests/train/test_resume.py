@@ -11,22 +11,21 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
-from sorix_dist.utils.data import DataLoader
 from tests.train import resuming
 
 EPOCH = resuming.STEPS // resuming.EPOCHS
-within_epochs = pytest.mark.skipif(not hasattr(DataLoader, "state_dict"), reason="loaders count epochs only")
 STOPS = [
     pytest.param([EPOCH], id="after an epoch"),
     pytest.param([EPOCH, 2 * EPOCH], id="after each epoch"),
-    pytest.param([3, EPOCH + 2, 2 * EPOCH + 1], marks=within_epochs, id="within epochs"),
-    pytest.param([1, 2, 4, resuming.STEPS - 1], marks=within_epochs, id="at the ends"),
+    pytest.param([3, EPOCH + 2, 2 * EPOCH + 1], id="within epochs"),
+    pytest.param([1, 2, 4, resuming.STEPS - 1], id="at the ends"),
 ]
 
-# Numbers of ranks of the parts of one run.
+# Numbers of ranks of the three parts of one run, and the steps after which it is stopped.
 SIZES = [(1, 4, 2), (4, 1, 3), (3, 2, 5)]
 if os.environ.get("SORIX_DIST_LONG") == "1":
     SIZES += [(first, second, first) for first, second in product([1, 2, 3, 4], repeat=2)]
+CUTS = [(EPOCH, 2 * EPOCH), (3, 2 * EPOCH + 1), (1, resuming.STEPS - 1)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -42,16 +41,17 @@ def test_the_seed_is_that_of_the_run(tmp_path: Path) -> None:
     resuming.stopped_and_not(tmp_path / "none", "momentum", [EPOCH], None)
 
 
+@pytest.mark.timeout(600 if len(SIZES) > 3 else 120)
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # nothing has changed on which bits depend
 @pytest.mark.parametrize("optimizer", ["momentum", "Adam"])
 def test_on_another_number_of_ranks(optimizer: str, tmp_path: Path) -> None:
     """In reproducible mode each part of the run may have its own number of ranks."""
     (expected,) = run_threads(resuming.a_part, 1, args=(tmp_path / "whole", optimizer, resuming.STEPS, 8))
-    for sizes in SIZES:
-        folder = tmp_path / f"{sizes}"
-        for size, until in zip(sizes, [EPOCH, 2 * EPOCH, resuming.STEPS], strict=True):
+    for sizes, cuts in product(SIZES, CUTS):
+        folder = tmp_path / f"{sizes} {cuts}"
+        for size, until in zip(sizes, [*cuts, resuming.STEPS], strict=True):
             digests = run_threads(resuming.a_part, size, args=(folder, optimizer, until, 8), timeout=100)
-        assert digests == [expected] * len(digests), sizes
+        assert digests == [expected] * len(digests), (sizes, cuts)
 
 
 def test_another_number_of_ranks_is_said(tmp_path: Path) -> None:
