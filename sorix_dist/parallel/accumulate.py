@@ -19,9 +19,14 @@ class Denominator:
     value: float
 
     def joined(self, other: Denominator | None) -> Denominator:
-        """That of a sum of two losses; RuntimeError for losses of two kinds."""
+        """That of a sum of two losses of one piece; RuntimeError if they have two."""
         if other is not None and other.kind != self.kind:
             raise mixed(self.kind, other.kind)
+        if other is not None and other.value != self.value:
+            raise RuntimeError(
+                f"accumulate: all losses of a piece must have one denominator, got {KINDS[self.kind]} of "
+                f"{self.value:g} and of {other.value:g}: their sum over the pieces has no common denominator"
+            )
         return self
 
 
@@ -33,30 +38,39 @@ def mixed(first: str, second: str) -> RuntimeError:
     )
 
 
+# What a piece in which nothing counts is taken for: too little to be seen beside others, but where all pieces are so, a
+# penalty on the weights still counts once.
+_NOTHING = 2.0**-60
+
+
 class Accumulation:
-    """The denominators of the pieces so far.
+    """The denominators of the pieces so far; a piece may have several backwards.
 
     Each piece's gradient is multiplied by its denominator, and in the end the sum is divided by the sum of the
     denominators: that is the gradient of the mean over all pieces.
     """
 
     def __init__(self) -> None:
-        self.pieces = 0
         self.kind: str | None = None
         self.denominator = 0.0
+        self._piece: Denominator | None = None
 
-    def add(self, piece: Denominator) -> float:
-        """Counts a piece; returns the factor on its gradient."""
-        if self.kind is not None and self.kind != piece.kind:
-            raise mixed(self.kind, piece.kind)
-        self.kind = piece.kind
-        self.pieces += 1
-        self.denominator += piece.value
-        return 1.0 if piece.kind == "sum" else piece.value
+    def next_piece(self) -> None:
+        """Is told that the backwards from here on are those of another piece."""
+        self._piece = None
+
+    def add(self, loss: Denominator) -> float:
+        """Counts the loss of a backward; returns the factor on its gradient."""
+        if self.kind is not None and self.kind != loss.kind:
+            raise mixed(self.kind, loss.kind)
+        loss.joined(self._piece)
+        value = loss.value or _NOTHING
+        if self._piece is None:
+            self.denominator += value
+        self.kind, self._piece = loss.kind, loss
+        return 1.0 if loss.kind == "sum" else value
 
     @property
     def scale(self) -> float:
         """What the sum of the pieces' gradients is to be multiplied by."""
-        if self.kind == "sum":
-            return 1.0
-        return 1 / self.denominator if self.denominator else 0.0
+        return 1 / self.denominator if self.denominator and self.kind != "sum" else 1.0

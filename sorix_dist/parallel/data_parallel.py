@@ -105,9 +105,11 @@ class DistributedDataParallel(Module):
         Gradients are summed over the ranks once, at the end; all ranks have as many pieces. All losses must be
         divided by the same kind of denominator, else RuntimeError. A loop that is left early counts for nothing.
         """
-        self._replicas.accumulate()
+        accumulation = self._replicas.accumulate()
         try:
-            yield from pieces
+            for piece in pieces:
+                accumulation.next_piece()
+                yield piece
         except BaseException:
             self._replicas.abandon()
             raise

@@ -1,0 +1,29 @@
+"""Random training situations on ranks that are threads; tests/ranks runs some of them under MPI.
+
+150 cases at every number of ranks; all 500 with SORIX_DIST_LONG=1.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sorix_dist.comm import run_threads
+from tests.parallel import random_training
+
+CASES = 500 if os.environ.get("SORIX_DIST_LONG") else 150
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_same_as_one_process(size):
+    counts = run_threads(random_training.run, size, args=(range(CASES),), timeout=550)[0]
+    assert counts["cases"] == CASES
+    # The rule of others, which misses wherever rows or denominators are not even, as they mostly are.
+    assert counts["missed"] == counts["uneven"] >= CASES * (0.5 if size > 1 else 0.1)
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_same_by_messages(hosts):
+    assert run_threads(random_training.run, 4, args=(range(1000, 1020),), hosts=hosts)[0]["cases"] == 20
