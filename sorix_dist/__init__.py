@@ -29,6 +29,7 @@ from sorix_dist.core.dtype import (
 )
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.random import manual_seed
+from sorix_dist.launch.spawn import run
 from sorix_dist.parallel import (
     DistributedDataParallel,
     all_gather,
@@ -51,7 +52,7 @@ __all__ = [
     "autograd", "comm", "core", "cuda", "metrics", "nn", "optim", "utils",
     # ranks
     "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "host_shared", "init",
-    "is_main_process", "local_rank", "rank", "size",
+    "is_main_process", "local_rank", "rank", "run", "size",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
     "save", "set_grad_enabled",

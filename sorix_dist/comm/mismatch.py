@@ -124,5 +124,5 @@ def _line(ranks: int) -> str:
     mpirun = Path(sys.prefix) / "bin" / "mpirun"
     program = [sys.executable, *sys.orig_argv[1:]]
     if "-c" in program:  # a script given as text would fill the screen
-        program = program[: program.index("-c") + 1] + ["..."]
+        program[program.index("-c") + 1 :] = ["..."]
     return shlex.join([str(mpirun) if mpirun.exists() else "mpirun", "-n", str(ranks), *program])

@@ -31,6 +31,9 @@ HOSTS_FROM_OUTSIDE = (
 )
 """Variables by which a scheduler or the user tells mpirun its hosts and how many ranks each one takes."""
 
+SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
+"""How the names of the variables begin by which mpirun finds that it runs in a scheduler's job."""
+
 OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 
 
@@ -123,6 +126,12 @@ def flavour(mpirun: Path) -> Flavour:
 def hosts_from_outside(environ: Mapping[str, str]) -> bool:
     """Whether a scheduler or a host file decides on the hosts; otherwise all ranks run on this one."""
     return any(environ.get(name) for name in HOSTS_FROM_OUTSIDE)
+
+
+def on_this_host(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would make mpirun start ranks on the hosts of a scheduler or a host file."""
+    outside = set(HOSTS_FROM_OUTSIDE)
+    return {name: value for name, value in environ.items() if name not in outside and not name.startswith(SCHEDULERS)}
 
 
 def _settings(kind: Flavour, environ: Mapping[str, str], root: bool) -> dict[str, str]:
