@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--env", type=assignment, action="append", metavar="K=V", help="a variable for all ranks")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="append what rank R prints to DIR/rank-R.log")
-    parser.add_argument("--tee", action="store_true", help="with --log-dir: print it here too")
+    parser.add_argument("--tee", action="store_true", help="with --log-dir: print it here too, [R] before each line")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after so long")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="where the script saves; rank 0 must come to the script's end"

@@ -29,7 +29,7 @@ def test_logs_hold_what_each_rank_printed(script: Path) -> None:
     for rank in range(3):
         assert (script.parent / "logs" / f"rank-{rank}.log").read_text() == f"out {rank}\nerr {rank}\n"
     code, output = run("-n", "3", "--log-dir", "logs", "--tee", "train.py")
-    assert code == 0
+    assert code == 0, output
     assert sorted(re.findall(r"(?:out|err) \d", output)) == sorted(
         f"{word} {n}" for n in range(3) for word in ("out", "err")
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.launch.logs import logged
-from tests.launch.jobs import LIMIT, announced, finished, job, survivors
+from tests.launch.jobs import LIMIT, finished, job, survivors
 
 SPEAKS = "import os, sys; print('out', os.getpid()); print('err', file=sys.stderr); sys.exit(int(sys.argv[1]))"
 
@@ -39,7 +39,8 @@ def test_both_outputs_go_to_the_ranks_file(
     text = path.read_text()
     assert text.startswith("out ")
     assert text.endswith("\nerr\n")
-    assert output == (text if tee else "")
+    rank = 3 if variable else 0
+    assert output == ("".join(f"[{rank}] {line}\n" for line in text.splitlines()) if tee else "")
     assert finished(argv)[0] == 7
     assert path.read_text().count("err") == 2  # a restart appends
 
@@ -49,7 +50,8 @@ def test_signals_reach_the_program_and_what_it_said_is_kept(tmp_path: Path, tee:
     script = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
     with job(logged([sys.executable, "-c", script], tmp_path, tee=tee)) as process:
         if tee:
-            (pid,) = announced(process, 1)
+            assert process.stdout is not None
+            pid = int(process.stdout.readline().removeprefix("[0] "))
         else:
             limit = time.monotonic() + LIMIT
             path = tmp_path / "rank-0.log"
@@ -69,7 +71,17 @@ def test_much_output_is_complete_in_both(tmp_path: Path) -> None:
     script = "for number in range(20000): print('line', number)"
     code, output = finished(logged([sys.executable, "-c", script], tmp_path, tee=True))
     assert (code, output.count("\n")) == (0, 20000)
-    assert (tmp_path / "rank-0.log").read_text() == output
+    assert (tmp_path / "rank-0.log").read_text() == output.replace("[0] ", "")
+
+
+def test_lines_that_come_in_pieces_are_shown_whole(tmp_path: Path) -> None:
+    script = "import sys, time\nfor piece in ('a', 'b', '\\n', 'c'): time.sleep(0.1); sys.stdout.write(piece)"
+    with job(logged([sys.executable, "-c", script], tmp_path, tee=True)) as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 100) == b"[0] ab\n"
+        assert os.read(process.stdout.fileno(), 100) == b"[0] c\n"
+        assert process.wait(LIMIT) == 0
+    assert (tmp_path / "rank-0.log").read_text() == "ab\nc"
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
