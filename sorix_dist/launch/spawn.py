@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import running_mpi
 from sorix_dist.comm.threads import run_threads
@@ -65,9 +66,7 @@ def run(
         whole = functools.partial(fn, **kwargs or {})
         return run_threads(whole, num_proc, args, timeout=1e9 if timeout is None else timeout)
     _check_place(num_proc)
-    import cloudpickle
-
-    call = cloudpickle.dumps((fn, tuple(args), dict(kwargs or {})))
+    call = dumps((fn, tuple(args), dict(kwargs or {})))
     environ = on_this_host(os.environ | dict(env or {}))
     folder = private.make()
     lock = private.lock(folder)

@@ -10,6 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
+from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.watch import end_all_ranks
 from sorix_dist.launch import private
@@ -23,18 +24,16 @@ def main(folder: Path) -> None:
     _into(folder / f"output-{rank}")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    import cloudpickle
-
     try:
         fn, args, kwargs = private.read(folder / "call")
         result = fn(*args, **kwargs)
         try:
-            data = cloudpickle.dumps(result)
+            data = dumps(result)
         except Exception as error:
             raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
     except BaseException as error:  # noqa: BLE001 - the caller raises it
         _flush()
-        private.write(folder / f"failure-{rank}", cloudpickle.dumps(_described(error)))
+        private.write(folder / f"failure-{rank}", dumps(_described(error)))
         _into(os.devnull)  # MPI's own words about it
         end_all_ranks(1)
     private.write(folder / f"result-{rank}", data)
@@ -42,8 +41,6 @@ def main(folder: Path) -> None:
 
 def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
     """When it was (by the clock that all processes of a host share), the exception, in a line, and its traceback."""
-    import cloudpickle
-
     if error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next  # without the frame of this file
     text = "".join(traceback.format_exception(error))
@@ -51,7 +48,7 @@ def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
     if isinstance(error, SystemExit):
         line = f"sys.exit({error.code!r})"
     try:
-        pickled = cloudpickle.dumps(error) if isinstance(error, Exception) else None
+        pickled = dumps(error) if isinstance(error, Exception) else None
     except Exception:  # noqa: BLE001 - an exception may hold anything; its text remains
         pickled = None
     return time.monotonic(), pickled, line, text
