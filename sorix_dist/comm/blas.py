@@ -52,31 +52,37 @@ def cap(comm: Comm, threads: int | str, environ: MutableMapping[str, str]) -> in
         if host == comm.host:
             union |= mask
     cores = union.bit_count()
+    ranks = max(comm.local_size, _launched_here(environ))
     if isinstance(threads, int):
+        _warn_of_crowd(f"threads={threads}", threads, ranks, cores, comm.rank)
         _set(environ, threads)
         return threads
-    ranks = max(comm.local_size, _launched_here(environ))
-    if ranks == 1:
-        return None
     chosen = _chosen_by_user(environ)
-    if chosen is None:
+    if chosen is None and ranks > 1:
         number = max(1, min(len(cpus), cores // ranks))
         _set(environ, number)
         return number
-    value = environ[chosen]
-    if comm.rank == 0 and value.isdigit() and int(value) * ranks > cores:
-        warnings.warn(
-            f"{chosen}={value} gives {ranks} ranks of this host {value} BLAS threads each on "
-            f"{cores} cores, which is slow; unset it, or give threads={max(1, cores // ranks)}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+    if chosen is not None and environ[chosen].isdigit():
+        _warn_of_crowd(f"{chosen}={environ[chosen]}", int(environ[chosen]), ranks, cores, comm.rank)
     return None
 
 
 def limit(threads: int) -> None:
     """Makes the BLAS of this process use so many threads, whatever was set before."""
     _set(os.environ, threads)
+
+
+def _warn_of_crowd(said: str, threads: int, ranks: int, cores: int, rank: int) -> None:
+    """Rank 0 warns of more BLAS threads than cores on its host."""
+    if rank == 0 and threads * ranks > cores:
+        here = "this process" if ranks == 1 else f"{ranks} ranks of this host"
+        each = "" if ranks == 1 else " each"
+        warnings.warn(
+            f"{said} gives {here} {threads} BLAS threads{each} on {cores} core{'s' * (cores > 1)}, which is slow; "
+            f"unset it, or give threads={max(1, cores // ranks)}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def own_cpus() -> set[int]:

@@ -45,6 +45,17 @@ def detect(environ: Environ) -> Launch | None:
     return None
 
 
+def tasks_of_job(environ: Environ) -> int | None:
+    """How many tasks a scheduler's job asked for; None outside a job, or where only cores were asked for."""
+    if _number(environ, "SLURM_NTASKS") is not None:
+        return _number(environ, "SLURM_NTASKS")
+    try:
+        with open(environ.get("PBS_NODEFILE", ""), encoding="utf-8") as lines:  # a line a task
+            return sum(1 for line in lines if line.strip()) or None
+    except OSError:
+        return None
+
+
 def _number(environ: Environ, name: str) -> int | None:
     text = environ.get(name, "").strip()
     return int(text) if text.isascii() and text.isdigit() else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sorix_dist.comm import mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.node import SharedWindow, block_size, cut, place
@@ -24,9 +25,6 @@ PIECE = 2 << 20
 """Bytes per message of a large array. MPI's temporaries for larger ones cost page faults: 64 MB go 3.5 times
 faster in such pieces."""
 
-_ANOTHER_FAMILY = {"Open MPI": ("MPICH", "Intel MPI", "MVAPICH"), "MPICH": ("Open MPI",)}
-"""Vendors of MPI libraries that a launcher of the given name cannot start."""
-
 
 def running_mpi() -> ModuleType | None:
     """The module mpi4py.MPI if this program has imported it and MPI is initialised and not finalised."""
@@ -39,8 +37,8 @@ def running_mpi() -> ModuleType | None:
 def start_mpi(launch: Launch | None = None, limit: float | None = None) -> ModuleType:
     """Import mpi4py.MPI and initialise MPI, unless the program did; return the module.
 
-    `launch` is what the launcher says: an MPI library of another family would leave every process alone or
-    abort without a word about the cause, so that is a RuntimeError. If MPI_Init takes more than `limit`
+    `launch` is what the launcher says: an MPI library that it cannot start would leave every process alone or
+    abort without a word about the cause, so that is a LaunchMismatch. If MPI_Init takes more than `limit`
     seconds, the process ends with exit code 1 and its stack on stderr: a rank that never comes keeps the
     others waiting. ImportError or RuntimeError if mpi4py or its MPI library cannot be loaded.
     """
@@ -58,12 +56,9 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
     from mpi4py import MPI
 
     vendor, version = MPI.get_vendor()
-    if launch is not None and vendor in _ANOTHER_FAMILY.get(launch.name, ()):
-        raise RuntimeError(
-            f"this process was started by the mpirun of another MPI ({launch}) than the {vendor} "
-            f"{'.'.join(map(str, version))} that mpi4py uses here; start it with the mpirun that belongs to "
-            f"{vendor}, or install the other MPI for {sys.executable}"
-        )
+    wrong = mismatch.before_init(launch, vendor, version, os.environ)
+    if wrong is not None:
+        raise mismatch.LaunchMismatch(wrong)
     if not MPI.Is_initialized():
         # MPI_Init holds Python's global lock: only a C thread can watch it.
         if limit is not None:

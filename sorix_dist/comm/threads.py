@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.node import SharedWindow, block_size, cut, place
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
 from sorix_dist.comm.world import using
@@ -46,9 +47,7 @@ def run_threads(
         raise ValueError(f"run_threads: size must be 1 or more and hosts from 1 to size, got {size}, {hosts}")
     if timeout <= 0:
         raise ValueError(f"run_threads: timeout must be more than 0 seconds, got {timeout}")
-    import cloudpickle
-
-    original = cloudpickle.dumps((fn, tuple(args)))
+    original = dumps((fn, tuple(args)))
     copies = [pickle.loads(original) for _ in range(size)]
     run = _Run([rank * hosts // size for rank in range(size)])
     world = _Meeting(run, range(size))

@@ -6,15 +6,15 @@ import contextvars
 import math
 import os
 import secrets
-import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from sorix_dist.comm import blas, watch
-from sorix_dist.comm.launcher import Launch, detect
+from sorix_dist.comm import blas, mismatch, watch
+from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
 from sorix_dist.comm.protocol import Comm
 from sorix_dist.comm.solo import Solo
@@ -132,25 +132,22 @@ def _choose(options: _Options) -> Comm:
         options.backend == "auto" and (running_mpi() is not None or (launch is not None and launch.several))
     )
     if not wanted:
+        lonely = mismatch.lonely(os.environ) if launch is None and options.backend == "auto" else None
+        if lonely is not None:
+            warnings.warn(lonely, RuntimeWarning, stacklevel=4)
         return Solo()
+    wrong = mismatch.several_mpis(launch, mismatch.installed_mpis()) if launch is not None and launch.several else None
+    if wrong is not None:
+        raise mismatch.LaunchMismatch(wrong)
     try:
         mpi = start_mpi(launch, options.timeout)
-    except ImportError as error:
-        raise ImportError(f"{_started(launch)}, but mpi4py cannot be loaded: {error}; {_INSTALL}") from error
-    size = mpi.COMM_WORLD.size
-    if launch is not None and launch.size not in (None, size):
-        library = mpi.Get_library_version().splitlines()[0].strip(", ")
-        raise RuntimeError(
-            f"{_started(launch)}, but MPI knows only {size} of them, and each such group would train alone: "
-            f"the launcher and the MPI library ({library}) do not belong together. Start it with the mpirun "
-            f"beside {sys.executable}; under Slurm's srun, with --mpi=pmix (srun --mpi=list shows what there "
-            "is). If the processes are meant to work alone, give backend='solo'"
-        )
+    except mismatch.LaunchMismatch:
+        raise
+    except (ImportError, RuntimeError) as error:  # mpi4py raises the latter where it finds no MPI library
+        raise ImportError(mismatch.no_mpi(launch, error)) from error
+    world = mpi.COMM_WORLD
+    library = mpi.Get_library_version().splitlines()[0].strip(", ")
+    wrong = mismatch.after_init(launch, world.rank, world.size, library)
+    if wrong is not None:
+        raise mismatch.LaunchMismatch(wrong)
     return MpiComm()
-
-
-_INSTALL = 'install it with: pip install "sorix_dist[mpi]"'
-
-
-def _started(launch: Launch | None) -> str:
-    return "backend='mpi' was asked for" if launch is None else f"This process was started as {launch}"

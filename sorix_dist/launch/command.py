@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sorix_dist.comm.launcher import tasks_of_job
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.hosts import HERE, Host, named, slots
 
 Flavour = Literal["openmpi5", "openmpi4", "mpich", "intel"]
+
+BINDINGS = ("none", "core", "numa", "socket")
+"""What a rank may be bound to."""
 
 HOSTS_FROM_OUTSIDE = (
     "SLURM_JOB_ID",
@@ -30,6 +35,9 @@ HOSTS_FROM_OUTSIDE = (
     "I_MPI_HYDRA_HOST_FILE",
 )
 """Variables by which a scheduler or the user tells mpirun its hosts and how many ranks each one takes."""
+
+SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
+"""How the names of the variables begin by which mpirun finds that it runs in a scheduler's job."""
 
 OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 
@@ -51,34 +59,58 @@ def command(
     program: Sequence[str],
     ranks: int,
     *,
+    hosts: Sequence[Host] = (),
+    bind: str = "none",
+    cores: int = 1,
+    env: Mapping[str, str] | None = None,
     mpirun: Path | None = None,
     environ: Mapping[str, str] | None = None,
     root: bool | None = None,
 ) -> Command:
-    """What starts `program` on `ranks` ranks; one rank needs no MPI and is the program itself.
+    """What starts `program` on `ranks` ranks; one rank on this host needs no MPI and is the program itself.
 
     program: the argv of one rank, its first element included.
+    hosts: where the ranks run, filled in this order; by default this host, or those of the scheduler's job.
+    bind: what a rank is bound to, one of `BINDINGS`; to so many `cores`, if to cores.
+    env: variables for the ranks on all hosts.
     mpirun: the launcher, by default `find_mpirun()`.
     environ: the environment that the command will run in, by default this process's. Variables set there
-        are never overridden.
+        are never overridden, but by `env`.
     root: whether it will run as root, by default whether this process does.
-    Raises ValueError if ranks < 1 or the program is empty, LaunchError if there is no usable mpirun.
+    Raises ValueError if ranks < 1, the program is empty or the binding is unknown, LaunchError if there is no
+    usable mpirun or there are more ranks than slots.
     """
     if ranks < 1:
         raise ValueError(f"ranks must be at least 1, got {ranks}")
     if not program:
         raise ValueError("program must name what to run, got nothing")
-    if ranks == 1:
-        return Command(tuple(program))
+    if bind not in BINDINGS:
+        raise ValueError(f"bind must be one of {', '.join(map(repr, BINDINGS))}, got {bind!r}")
+    if hosts and ranks > slots(hosts):
+        raise LaunchError(
+            f"{ranks} ranks are more than the {slots(hosts)} slots of {named(hosts)}: give a host more slots "
+            "(HOST:SLOTS), or start fewer ranks"
+        )
+    env = dict(env or {})
+    if ranks == 1 and not hosts and bind == "none":
+        return Command(tuple(program), env)
     environ = os.environ if environ is None else environ
     mpirun = find_mpirun(environ) if mpirun is None else mpirun
     if root is None:
         root = hasattr(os, "geteuid") and os.geteuid() == 0
     kind = flavour(mpirun)
-    added = {name: value for name, value in _settings(kind, environ, root).items() if name not in environ}
+    one_host = all(host.name in HERE for host in hosts) if hosts else not hosts_from_outside(environ)
+    if not one_host and not hosts:
+        _check_slots(kind, ranks, environ)
+    settings = _settings(kind, environ, root, one_host) | _pinning(kind, bind, cores)
+    if bind != "none":
+        settings = {name: value for name, value in settings.items() if not name.endswith("binding_policy")}
+    added = {name: value for name, value in settings.items() if name not in environ} | env
     if kind == "intel":
         added |= _reachable(mpirun, environ)
-    return Command((str(mpirun), "-n", str(ranks), *_guarded(program)), added)
+    passed_on = list(env) + ["PYTHONPATH"] * (bool(hosts) and "PYTHONPATH" in environ and "PYTHONPATH" not in env)
+    options = [*_bound(kind, bind, cores, one_host), *_exported(kind, passed_on)]
+    return Command((str(mpirun), *options, *_placed(kind, ranks, hosts, _guarded(program))), added)
 
 
 def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:
@@ -125,7 +157,65 @@ def hosts_from_outside(environ: Mapping[str, str]) -> bool:
     return any(environ.get(name) for name in HOSTS_FROM_OUTSIDE)
 
 
-def _settings(kind: Flavour, environ: Mapping[str, str], root: bool) -> dict[str, str]:
+def on_this_host(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would make mpirun start ranks on the hosts of a scheduler or a host file."""
+    outside = set(HOSTS_FROM_OUTSIDE)
+    return {name: value for name, value in environ.items() if name not in outside and not name.startswith(SCHEDULERS)}
+
+
+def _check_slots(kind: Flavour, ranks: int, environ: Mapping[str, str]) -> None:
+    """LaunchError where Open MPI would refuse: it takes a scheduler's tasks for slots."""
+    tasks = tasks_of_job(environ)
+    if kind.startswith("openmpi") and tasks is not None and ranks > tasks:
+        raise LaunchError(
+            f"{ranks} ranks are more than the {tasks} tasks of this job: ask the scheduler for {ranks} tasks (Slurm: "
+            f"--ntasks={ranks}), or start {tasks} ranks"
+        )
+
+
+def _placed(kind: Flavour, ranks: int, hosts: Sequence[Host], program: Sequence[str]) -> list[str]:
+    """How many ranks of the program run where."""
+    if not hosts:
+        return ["-n", str(ranks), *program]
+    if kind != "intel":
+        return ["--host" if kind.startswith("openmpi") else "-hosts", named(hosts), "-n", str(ranks), *program]
+    argv: list[str] = []  # its -hosts knows no slots, but a command line may have parts
+    for host in hosts:
+        here = min(host.slots, ranks)
+        ranks -= here
+        if here:
+            argv += [":"] * bool(argv) + ["-n", str(here), "-host", host.name, *program]
+    return argv
+
+
+def _bound(kind: Flavour, bind: str, cores: int, one_host: bool) -> list[str]:
+    """The options that bind ranks."""
+    if bind == "none" or kind == "intel":
+        return []
+    if kind == "mpich":
+        return ["-bind-to", f"core:{cores}" if bind == "core" and cores > 1 else bind]
+    if bind == "socket" and kind == "openmpi5":
+        bind = "package"
+    options = ["--bind-to", f"{bind}:overload-allowed"]
+    mapping = "slot" + f":PE={cores}" * (bind == "core" and cores > 1)
+    # Open MPI 5 forgets the environment's oversubscription when it is told how to map.
+    mapping += ":OVERSUBSCRIBE" * (one_host and kind == "openmpi5")
+    return [*options, "--map-by", mapping] if ":" in mapping else options
+
+
+def _pinning(kind: Flavour, bind: str, cores: int) -> dict[str, str]:
+    """The variables by which Intel MPI binds ranks."""
+    if bind == "none" or kind != "intel":
+        return {}
+    return {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": str(cores) if bind == "core" and cores > 1 else bind}
+
+
+def _exported(kind: Flavour, names: Sequence[str]) -> list[str]:
+    """The options that give ranks on other hosts these variables; MPICH and Intel MPI give them all."""
+    return [word for name in names for word in ("-x", name)] if kind.startswith("openmpi") else []
+
+
+def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: bool) -> dict[str, str]:
     """The variables that make this MPI start on any machine, at once and without a warning."""
     if kind in ("mpich", "intel"):
         return {}
@@ -138,7 +228,7 @@ def _settings(kind: Flavour, environ: Mapping[str, str], root: bool) -> dict[str
         settings["PRTE_MCA_hwloc_default_binding_policy"] = "none"
     else:
         settings["OMPI_MCA_hwloc_base_binding_policy"] = "none"
-    if hosts_from_outside(environ):
+    if not one_host:
         return settings
     # Always, not only for more ranks than cores: Open MPI counts physical cores and we count logical ones.
     if kind == "openmpi5":

@@ -1,7 +1,22 @@
-"""What can be wrong before any process was started."""
+"""What can go wrong with starting processes, and with what was started."""
 
 from __future__ import annotations
 
 
 class LaunchError(RuntimeError):
     """Ranks could not be started; the message says what to do about it."""
+
+
+class RankError(RuntimeError):
+    """A rank that was started did not come to its end, or not with something that can be sent."""
+
+
+class RemoteTraceback(Exception):
+    """The cause of an exception that was raised on another process: where that was, as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text.rstrip()}"

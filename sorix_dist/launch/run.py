@@ -8,39 +8,71 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType
 
+from sorix_dist.launch import segments
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import kill_tree
 
-ENDING = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
+EXIT_PREEMPTED = 75
+"""The exit code of a script that was told to make room and has saved its work: to be started again later."""
+
+ENDING: Mapping[int, int] = {
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+}
 """Signals that ask the job to end, and what the command is sent for them; mpirun itself would die of SIGHUP
 and leave its ranks behind."""
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(command: Command, *, patience: float = 30.0) -> int:
-    """Runs the command with this process's own stdin, stdout and stderr; returns its exit code.
+TIMED_OUT = 124
+"""The exit code of what took too long, as timeout(1) has it."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a command."""
+
+    code: int
+    asked: bool = False
+    """Whether it was asked to end, by a signal to this process."""
+
+
+def run(
+    command: Command, *, patience: float = 30.0, limit: float | None = None, ending: Mapping[int, int] = ENDING
+) -> Ended:
+    """Runs the command with this process's own stdin, stdout and stderr.
 
     Signals are passed on. A command that is asked to end and has not `patience` seconds later, or is asked
     a second time, is killed with everything that it started. The exit code is 128 + the signal's number, as
-    in a shell, if a signal ended the command, or if it failed after it was asked to end. Should this process
-    itself be killed, Linux sends the command SIGTERM.
+    in a shell, if a signal ended the command, or if it failed after it was asked to end, other than by the code
+    75 of one that has saved its work. After `limit` seconds the command is ended, and the exit code is 124.
+    Should this process itself be killed, Linux sends the command SIGTERM.
+    `ending`: the signals that ask the job to end, and what the command is sent for each.
     Only the main thread may call this. Raises LaunchError if the command cannot be started.
     """
-    return _Foreground(command, patience).wait()
+    began = segments.now()
+    ended = _Foreground(command, patience, ending).wait(limit)
+    if ended.code:  # a job that was killed could not remove its shared memory
+        segments.remove_left_over(began)
+    return ended
 
 
 class _Foreground:
     """A command that runs in place of this process."""
 
-    def __init__(self, command: Command, patience: float) -> None:
+    def __init__(self, command: Command, patience: float, ending: Mapping[int, int]) -> None:
         self.patience = patience
+        self.ending = ending
         self.asked: list[int] = []
         self.process: subprocess.Popen[bytes] | None = None
-        handlers = dict.fromkeys(ENDING, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
+        handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
         # What this process was told to ignore (nohup, a background job) its command ignores too.
         self.before = {
             number: signal.signal(number, handler)
@@ -56,16 +88,26 @@ class _Foreground:
         if self.asked:  # before there was a process to tell
             self.process.terminate()
 
-    def wait(self) -> int:
-        """The exit code, when the command has ended."""
+    def wait(self, limit: float | None) -> Ended:
+        """What came of the command, when it has ended."""
         assert self.process is not None
+        timed_out = False
         try:
-            code = self.process.wait()
+            try:
+                code = self.process.wait(limit)
+            except subprocess.TimeoutExpired:
+                timed_out = True
+                self._end_soon(signal.SIGTERM)
+                code = self.process.wait()
         finally:
             self._restore()
+        if timed_out:
+            return Ended(TIMED_OUT)
         if code < 0:
-            return 128 - code
-        return 128 + self.asked[0] if self.asked and code else code
+            code = 128 - code
+        elif self.asked and code not in (0, EXIT_PREEMPTED):
+            code = 128 + self.asked[0]
+        return Ended(code, bool(self.asked))
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
@@ -74,11 +116,16 @@ class _Foreground:
         if len(self.asked) > 1:
             self._kill()
             return
+        # A Ctrl-C in a terminal has reached the command by itself.
+        self._end_soon(None if number == signal.SIGINT and _in_foreground() else self.ending[number])
+
+    def _end_soon(self, number: int | None) -> None:
+        assert self.process is not None
         killer = threading.Timer(self.patience, self._kill)
         killer.daemon = True
         killer.start()
-        if not (number == signal.SIGINT and _in_foreground()):
-            self.process.send_signal(ENDING[signal.Signals(number)])
+        if number is not None:
+            self.process.send_signal(number)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self.process is not None:

@@ -1,5 +1,6 @@
 """The joint between tensors and ranks: data-parallel training."""
 
+from sorix_dist.parallel import comm_hooks
 from sorix_dist.parallel.check import assert_replicas_equal
 from sorix_dist.parallel.collectives import all_gather, all_reduce, barrier, broadcast
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
@@ -13,6 +14,7 @@ __all__ = [
     "all_reduce",
     "barrier",
     "broadcast",
+    "comm_hooks",
     "host_shared",
     "init",
     "is_main_process",

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.cli import main
-from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
-from tests.launch.jobs import LIMIT, RANK, ROOT, SORIX_DIST, announced, finished, job, survivors
+from tests.launch.jobs import LIMIT, RANK, SORIX_DIST, announced, finished, job, survivors
 
 # One write each, so that the lines of several ranks do not mix.
 SLEEPS = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
@@ -34,23 +33,6 @@ AWKWARD = [
     "--np",
     "é",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _plain_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No scheduler's allocation, whatever the tests run in; the package can be imported anywhere."""
-    for name in HOSTS_FROM_OUTSIDE:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty script in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "train.py"
-    path.touch()
-    return path
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def test_a_users_number_that_is_too_large_is_respected_with_a_warning(
 def test_an_int_is_obeyed(monkeypatch: pytest.MonkeyPatch, nothing_is_set: list[int]) -> None:
     with_cpus(monkeypatch, 0, 1)
     environ = {"OMP_NUM_THREADS": "1"}
-    assert blas.cap(Solo(), 3, environ) == 3
+    with pytest.warns(RuntimeWarning, match="threads=3 gives this process 3 BLAS threads on 2 cores, which is slow"):
+        assert blas.cap(Solo(), 3, environ) == 3
     assert environ == dict.fromkeys(blas.VARIABLES, "3")
     assert nothing_is_set == [3]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -89,9 +88,9 @@ def test_many_processes_alone_are_found() -> None:
     """srun without PMI starts N processes, each of which MPI takes for the only one."""
     pytest.importorskip("mpi4py")
     error = failure("from sorix_dist.comm import *\ncurrent()", SRUN_2_OF_4)
-    assert "started as rank 2 of 4, by Slurm srun, but MPI knows only 1 of them" in error
-    assert "--mpi=pmix" in error
-    assert str(Path(sys.executable)) in error
+    assert "This process was started as rank 2 of 4, by Slurm srun, but " in error
+    assert "MPI knows of this one only" in error or "srun has not told Open MPI 5" in error
+    assert "use srun --mpi=pmix" in error
 
 
 @needs_mpirun
@@ -104,7 +103,7 @@ def test_the_mpirun_of_another_mpi_is_found_before_mpi_starts() -> None:
         "Open MPI": ("MPICH", STARTED_AS_2_OF_4),
     }[vendor]
     error = failure("from sorix_dist.comm import *\ncurrent()", environ)
-    assert f"started by the mpirun of another MPI (rank 2 of 4, by {other}) than the {vendor} " in error
+    assert f"started as rank 2 of 4, by {other}: the mpirun of another MPI than the {vendor} " in error
 
 
 def test_init_twice() -> None:

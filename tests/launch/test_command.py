@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.launch.command import Command, command, find_mpirun, flavour
+from sorix_dist.launch.command import Command, command, find_mpirun, flavour, on_this_host
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.hosts import Host
 
 VERSIONS = {
     "openmpi5": "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/",
@@ -127,6 +128,100 @@ def test_transports_are_chosen_together_or_not_at_all(tmp_path: Path, name: str)
 
 def test_one_rank_needs_no_launcher() -> None:
     assert command(["python", "train.py", ":"], 1, environ={"PATH": ""}) == Command(("python", "train.py", ":"), {})
+
+
+HOSTS = (Host("a", 2), Host("b", 3))
+PLACED = {
+    "openmpi5": ["--host", "a:2,b:3", "-n", "4", "python"],
+    "openmpi4": ["--host", "a:2,b:3", "-n", "4", "python"],
+    "mpich": ["-hosts", "a:2,b:3", "-n", "4", "python"],
+    "intel": ["-n", "2", "-host", "a", "python", ":", "-n", "2", "-host", "b", "python"],
+}
+
+
+def test_hosts_are_named_as_each_launcher_takes_them(mpirun: Path) -> None:
+    kind = mpirun.parent.name
+    start = command(["python"], 4, hosts=HOSTS, mpirun=mpirun, environ={"PATH": str(mpirun.parent)}, root=False)
+    assert list(start.argv[1:]) == PLACED[kind]
+    assert not {"OMPI_MCA_btl", "PRTE_MCA_rmaps_default_mapping_policy"} & start.env.keys()  # a network is needed
+    one = command(["python"], 1, hosts=HOSTS, mpirun=mpirun, environ={"PATH": str(mpirun.parent)}, root=False)
+    assert one.argv[0] == str(mpirun)  # on another host
+    assert one.argv.count("python") == 1
+    local = command(["python"], 2, hosts=[Host("localhost", 2)], mpirun=mpirun, environ={"PATH": str(mpirun.parent)})
+    assert ("OMPI_MCA_btl" in local.env) == kind.startswith("openmpi")
+
+
+def test_variables_reach_other_hosts(mpirun: Path) -> None:
+    environ = {"PATH": str(mpirun.parent), "PYTHONPATH": "/lib", "OMPI_MCA_pml": "ob1", "A": "old"}
+    start = command(["python"], 4, hosts=HOSTS, env={"A": "b c"}, mpirun=mpirun, environ=environ)
+    assert start.env["A"] == "b c"  # the caller's own word, unlike our settings
+    exported = ["-x", "A", "-x", "PYTHONPATH"]
+    if mpirun.parent.name.startswith("openmpi"):
+        assert list(start.argv[1:5]) == exported
+    else:
+        assert "-x" not in start.argv
+
+
+BOUND: dict[str, dict[tuple[str, int], list[str] | dict[str, str]]] = {
+    "openmpi5": {
+        ("core", 1): ["--bind-to", "core:overload-allowed", "--map-by", "slot:OVERSUBSCRIBE"],
+        ("core", 2): ["--bind-to", "core:overload-allowed", "--map-by", "slot:PE=2:OVERSUBSCRIBE"],
+        ("socket", 2): ["--bind-to", "package:overload-allowed", "--map-by", "slot:OVERSUBSCRIBE"],
+    },
+    "openmpi4": {
+        ("core", 1): ["--bind-to", "core:overload-allowed"],
+        ("core", 2): ["--bind-to", "core:overload-allowed", "--map-by", "slot:PE=2"],
+        ("socket", 2): ["--bind-to", "socket:overload-allowed"],
+    },
+    "mpich": {
+        ("core", 1): ["-bind-to", "core"],
+        ("core", 2): ["-bind-to", "core:2"],
+        ("socket", 2): ["-bind-to", "socket"],
+    },
+    "intel": {
+        ("core", 1): {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": "core"},
+        ("core", 2): {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": "2"},
+        ("socket", 2): {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": "socket"},
+    },
+}
+
+
+@pytest.mark.parametrize(("bind", "cores"), [("core", 1), ("core", 2), ("socket", 2)])
+def test_binding_in_each_launchers_words(mpirun: Path, bind: str, cores: int) -> None:
+    environ = {"PATH": str(mpirun.parent)}
+    start = command(["python"], 2, bind=bind, cores=cores, mpirun=mpirun, environ=environ, root=False)
+    expected = BOUND[mpirun.parent.name][bind, cores]
+    if isinstance(expected, dict):
+        assert start.env == expected
+        expected = []
+    assert list(start.argv[1:]) == [*expected, "-n", "2", "python"]
+    assert not any(name.endswith("binding_policy") for name in start.env)
+
+
+def test_one_bound_rank_needs_the_launcher(mpirun: Path) -> None:
+    assert command(["python"], 1, bind="core", mpirun=mpirun, environ={}).argv[0] == str(mpirun)
+
+
+def test_too_few_slots_are_an_error_before_anything_starts(mpirun: Path) -> None:
+    with pytest.raises(LaunchError, match=r"6 ranks are more than the 5 slots of a:2,b:3: give a host more slots"):
+        command(["python"], 6, hosts=HOSTS, mpirun=mpirun, environ={})
+    job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "PATH": ""}
+    assert command(["python"], 2, mpirun=mpirun, environ=job).argv[-3:] == ("-n", "2", "python")
+    if mpirun.parent.name.startswith("openmpi"):
+        with pytest.raises(LaunchError, match=r"3 ranks are more than the 2 tasks of this job.*--ntasks=3"):
+            command(["python"], 3, mpirun=mpirun, environ=job)
+    else:  # may start more
+        assert command(["python"], 3, mpirun=mpirun, environ=job).argv[-3:] == ("-n", "3", "python")
+
+
+def test_an_unknown_binding_is_an_error() -> None:
+    with pytest.raises(ValueError, match="bind must be one of 'none', 'core', 'numa', 'socket', got 'node'"):
+        command(["python"], 2, bind="node")
+
+
+def test_on_this_host_forgets_every_scheduler() -> None:
+    environ = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "PBS_NODEFILE": "x", "HYDRA_HOST_FILE": "h", "HOME": "/"}
+    assert on_this_host(environ) == {"HOME": "/"}
 
 
 def test_a_lone_colon_is_kept_from_the_launcher(mpirun: Path) -> None:

@@ -12,14 +12,14 @@ import pytest
 
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
-from sorix_dist.launch.run import run
+from sorix_dist.launch.run import Ended, run
 from tests.launch.jobs import LIMIT, announced, finished, job, survivors
 
 RUNNER = """
 import sys
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.run import run
-sys.exit(run(Command((sys.executable, "-c", sys.argv[2]), {"ADDED": "a b"}), patience=float(sys.argv[1])))
+sys.exit(run(Command((sys.executable, "-c", sys.argv[2]), {"ADDED": "a b"}), patience=float(sys.argv[1])).code)
 """
 
 SLEEPS = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
@@ -44,11 +44,11 @@ def after(first: str, argv: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
 def test_the_exit_code_is_the_commands(code: int) -> None:
-    assert run(Command((sys.executable, "-c", f"raise SystemExit({code})"))) == code
+    assert run(Command((sys.executable, "-c", f"raise SystemExit({code})"))) == Ended(code)
 
 
 def test_death_by_a_signal_is_128_more_as_in_a_shell() -> None:
-    assert run(Command((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))) == 137
+    assert run(Command((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))) == Ended(137)
 
 
 def test_a_command_that_cannot_start_is_an_error_that_names_it_and_changes_nothing() -> None:

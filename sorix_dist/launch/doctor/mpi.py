@@ -1,0 +1,233 @@
+"""Checks of MPI. What loads it runs in processes of its own, under a limit: a broken MPI may hang or abort."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from sorix_dist.comm import mismatch
+from sorix_dist.comm.launcher import Launch, detect, tasks_of_job
+from sorix_dist.launch import segments
+from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
+from sorix_dist.launch.doctor.finding import Answer, Finding, ask
+from sorix_dist.launch.errors import LaunchError
+
+LIMIT = 60.0
+"""Seconds for one process or job; a sound one takes about one."""
+
+FAMILIES = {"openmpi5": ("Open MPI",), "openmpi4": ("Open MPI",), "mpich": ("MPICH", "Intel MPI", "MVAPICH")}
+FAMILIES["intel"] = FAMILIES["mpich"]  # they understand each other's ranks
+"""The libraries whose ranks a launcher can start."""
+
+RANK_VARIABLES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_", "MV2_COMM_", "PALS_", "JSM_")
+"""How the names of the variables begin that make a process the rank of a job."""
+
+_LIBRARY = """
+import json, mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+vendor, version = MPI.get_vendor()
+paths = []
+try:
+    for line in open("/proc/self/maps"):
+        if "/libmpi" in line and "abi" not in line:
+            paths.append(line.split()[-1])
+except OSError:
+    pass
+print(json.dumps([vendor, version, MPI.Get_library_version().splitlines()[0], paths[:1]]))
+"""
+
+_REDUCE = """
+import json, time
+import numpy as np
+from sorix_dist.comm import init
+world = init()
+assert world.size == 2, f"the two processes are {world.size} ranks each"
+speeds = {}
+for size in (4 << 10, 1 << 20, 16 << 20):
+    array = np.full(size // 4, world.rank + 1, np.float32)
+    world.all_reduce(array).wait()
+    assert (array == 3).all(), "the sum over two ranks is wrong"
+    times = []
+    for _ in range(20):
+        world.barrier()
+        began = time.perf_counter()
+        world.all_reduce(array).wait()
+        times.append(time.perf_counter() - began)
+    speeds[size] = sorted(times)[len(times) // 2]
+if world.rank == 0:
+    print("MEASURED", json.dumps(speeds), flush=True)
+world.barrier()
+"""
+
+_WINDOW = """
+from sorix_dist.comm import init
+world = init()
+window = world.window(1 << 20)
+window.parts[window.local_rank][:] = world.rank + 1
+window.barrier()
+total = sum(int(part[0]) for part in window.parts)
+assert total == 3, f"a rank sees {total} instead of 3"
+window.close()
+if world.rank == 0:
+    print("SHARED", flush=True)
+"""
+
+_SURVIVES = """
+import os, signal
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+world.Set_errhandler(MPI.ERRORS_RETURN)
+world.Barrier()
+if world.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    world.Barrier()
+except MPI.Exception:
+    os.write(1, b"SURVIVED\\n")
+os._exit(0)
+"""
+
+
+def plain(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process on this host that no launcher has started."""
+    here = on_this_host(environ)
+    if detect(environ) is None:
+        return here
+    return {name: value for name, value in here.items() if not name.startswith(RANK_VARIABLES)}
+
+
+def checks(environ: Mapping[str, str]) -> list[Finding]:
+    """All about MPI; what cannot be looked at because of an earlier finding is left out."""
+    launch = detect(environ)
+    if importlib.util.find_spec("mpi4py") is None:
+        text = "not installed: one process trains, and ranks as threads"
+        return [Finding("mpi4py", "warning" if launch is None else "error", text, mismatch.INSTALL), ranks(environ)]
+    found = [Finding("mpi4py", "ok", metadata.version("mpi4py"), data={"version": metadata.version("mpi4py")})]
+    several = mismatch.several_mpis(launch, mismatch.installed_mpis())
+    if several is not None:
+        text, _, mend = several.partition(". Keep one: ")
+        found.append(Finding("MPI packages", "error", text.partition(", but ")[2], mend))
+    library, vendor, version = _library(environ)
+    launcher = _launcher(vendor, environ)
+    found += [library, launcher, ranks(environ, vendor, version)]
+    if "error" not in (library.level, launcher.level):
+        found += _together(environ, vendor, version)
+    return found
+
+
+def _library(environ: Mapping[str, str]) -> tuple[Finding, str, tuple[int, ...]]:
+    answer = ask([sys.executable, "-c", _LIBRARY], plain(environ), LIMIT)
+    if answer.code != 0:
+        said = mismatch.no_mpi(None, RuntimeError(answer.why.removeprefix("RuntimeError: ")))
+        if "cannot load MPI library" in answer.err:
+            said = "mpi4py finds no MPI library"
+        return Finding("MPI library", "error", said, mismatch.INSTALL), "", ()
+    vendor, version, text, paths = json.loads(answer.out.splitlines()[-1])
+    where = f" at {paths[0]}" if paths else ""
+    words = " ".join(text.strip(", ").split())
+    data = {"vendor": vendor, "version": version, "path": paths[0] if paths else None}
+    return Finding("MPI library", "ok", f"{words}{where}", data=data), vendor, tuple(version)
+
+
+def _launcher(vendor: str, environ: Mapping[str, str]) -> Finding:
+    """The mpirun that `sorix-dist run` takes, and the one that the shell takes, against the library."""
+    try:
+        mpirun = find_mpirun(environ)
+        kind = flavour(mpirun)
+    except LaunchError as error:
+        return Finding("mpirun", "error", str(error).partition(";")[0], mismatch.INSTALL)
+    data = {"path": str(mpirun), "flavour": kind}
+    text = f"{kind} at {mpirun}"
+    if not vendor:
+        return Finding("mpirun", "ok", text, data=data)
+    if vendor not in FAMILIES[kind]:
+        return Finding(
+            "mpirun",
+            "error",
+            f"{text} does not belong to the library, {vendor}: every rank would be alone, or abort",
+            f"install an MPI into {sys.prefix}: {mismatch.INSTALL}",
+            data,
+        )
+    first = shutil.which("mpirun", path=environ.get("PATH"))
+    if first and Path(first).resolve() != mpirun.resolve():
+        try:
+            other = flavour(Path(first))
+        except LaunchError:
+            return Finding("mpirun", "ok", f"{text}; the shell's {first} is none", data=data)
+        if vendor not in FAMILIES[other]:
+            mend = f"sorix-dist run, or {mpirun} in full, or activate the environment"
+            text += f" belongs to the library, but the shell finds {first} first, of another MPI"
+            return Finding("mpirun", "warning", text, mend, data)
+    return Finding("mpirun", "ok", f"{text}, which belongs to the library", data=data)
+
+
+def ranks(environ: Mapping[str, str], vendor: str = "", version: tuple[int, ...] = ()) -> Finding:
+    """What a launcher says about this process, and whether the library can believe it."""
+    launch = detect(environ)
+    if launch is None:
+        tasks = tasks_of_job(environ)
+        job = f"; a scheduler's job of {tasks} tasks" if tasks else ""
+        return Finding("Ranks", "ok", f"1: no launcher has started this process{job}", data={"size": 1, "tasks": tasks})
+    wrong = mismatch.before_init(launch, vendor, version, environ) if vendor else None
+    data = {"rank": launch.rank, "size": launch.size, "launcher": launch.name}
+    if wrong is None and vendor and launch.several:
+        wrong = _alone(launch, vendor, environ)
+    if wrong is not None:
+        return Finding("Ranks", "error", wrong, data=data)
+    return Finding("Ranks", "ok", str(launch), data=data)
+
+
+def _alone(launch: Launch, vendor: str, environ: Mapping[str, str]) -> str | None:
+    """What MPI would say of this process where the launcher has told it nothing of the others."""
+    told = any(name.startswith(("PMI_", "PMIX_", "MV2_COMM_", "PALS_", "OMPI_COMM")) for name in environ)
+    return None if told else mismatch.after_init(launch, 0, 1, vendor)
+
+
+def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...]) -> list[Finding]:
+    """Two ranks on this host: a sum, shared memory, and whether one survives the other."""
+    found = []
+    reduced = _two(environ, _REDUCE)
+    if reduced.code == 0 and "MEASURED " in reduced.out:
+        speeds = {
+            int(size): time for size, time in json.loads(reduced.out.partition("MEASURED ")[2].splitlines()[0]).items()
+        }
+        text = ", ".join(f"{_bytes(size)} in {_time(seconds)}" for size, seconds in speeds.items())
+        found.append(Finding("2 ranks", "ok", f"all-reduce is right: {text}", data={"seconds": speeds}))
+    else:
+        mend = "run the mpirun line of `sorix-dist run -n 2 --dry-run SCRIPT` by hand to see all that it says"
+        return [Finding("2 ranks", "error", f"all-reduce fails: {reduced.why}", mend)]
+    shared = _two(environ, _WINDOW)
+    if shared.code == 0 and "SHARED" in shared.out:
+        found.append(Finding("Shared windows", "ok", "two ranks see one memory"))
+    else:
+        mend = 'see /dev/shm above; training works with storage="replicated" too'
+        found.append(Finding("Shared windows", "error", f"they fail: {shared.why}", mend))
+    if vendor != "Open MPI" or version < (5,):
+        text = f"no: {vendor} ends a job with its first killed rank; Open MPI 5 can go on"
+        return [*found, Finding("ULFM", "ok", text, data={"works": False})]
+    began = segments.now()
+    survived = _two(environ, _SURVIVES, "--with-ft", "ulfm")
+    segments.remove_left_over(began)
+    works = "SURVIVED" in survived.out
+    text = "yes: a rank goes on after another was killed (mpirun --with-ft ulfm)" if works else f"no: {survived.why}"
+    return [*found, Finding("ULFM", "ok" if works else "warning", text, data={"works": works})]
+
+
+def _two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
+    here = plain(environ)
+    start = command([sys.executable, "-c", script], 2, environ=here)
+    return ask([start.argv[0], *options, *start.argv[1:]], {**here, **start.env}, LIMIT)
+
+
+def _bytes(size: int) -> str:
+    return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

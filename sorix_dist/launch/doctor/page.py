@@ -1,0 +1,21 @@
+"""All checks, in the order of the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from sorix_dist.launch.doctor import machine, mpi
+from sorix_dist.launch.doctor.finding import Finding
+
+
+def examine(environ: Mapping[str, str] | None = None) -> Iterator[Finding]:
+    """What there is to say about this machine and environment, as it is found; a few seconds in all."""
+    environ = dict(os.environ if environ is None else environ)
+    yield machine.python()
+    yield machine.numpy()
+    yield machine.cores()
+    yield from mpi.checks(environ)
+    yield machine.network()
+    yield from machine.shared_memory()
+    yield machine.schedulers(environ)

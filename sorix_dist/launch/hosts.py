@@ -1,0 +1,173 @@
+"""The hosts of a job: as the user names them, as a scheduler names them, and which of them answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sorix_dist.launch.errors import LaunchError
+
+HERE = ("localhost", "127.0.0.1", "::1")
+
+AGENTS = ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC")
+"""Variables by which the user names what reaches another host, instead of ssh."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*|\[[0-9A-Fa-f:]+\]")
+_HELP = "expected HOST or HOST:SLOTS, with a whole number of slots of at least 1"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host and how many ranks it takes."""
+
+    name: str
+    slots: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.slots}"
+
+
+def slots(hosts: Iterable[Host]) -> int:
+    """How many ranks the hosts take together."""
+    return sum(host.slots for host in hosts)
+
+
+def named(hosts: Iterable[Host]) -> str:
+    """The hosts as `--hosts` takes them, and as Open MPI and MPICH do."""
+    return ",".join(map(str, hosts))
+
+
+def parse_hosts(text: str) -> tuple[Host, ...]:
+    """'a:2,b:2' as hosts; LaunchError with the part that is wrong."""
+    return _distinct([_host(part.strip(), f"--hosts {text!r}") for part in text.split(",")], f"--hosts {text!r}")
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """The hosts of a file with a line for each: 'a', 'a:2' (MPICH's way) or 'a slots=2' (Open MPI's); # comments.
+
+    LaunchError with file and line for what is none of these.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise LaunchError(f"--hostfile {str(path)!r} cannot be read: {said}") from error
+    hosts = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        where = f"{path}:{number}"
+        if len(words) == 2 and (given := re.fullmatch(r"slots=(.*)", words[1])):
+            words = [f"{words[0]}:{given[1]}"]
+        if len(words) > 1:
+            raise LaunchError(f"{where}: {line.strip()!r} is no host: expected HOST, HOST:SLOTS or HOST slots=SLOTS")
+        hosts.append(_host(words[0], where))
+    if not hosts:
+        raise LaunchError(f"--hostfile {str(path)!r} names no host")
+    return _distinct(hosts, str(path))
+
+
+def _host(text: str, where: str) -> Host:
+    name, count = text, "1"
+    if ":" in text and not text.endswith("]"):  # the colons of [::1] are its own
+        name, _, count = text.rpartition(":")
+    if not _NAME.fullmatch(name) or not count.isdecimal() or int(count) < 1:
+        raise LaunchError(f"{where}: {text!r} is no host: {_HELP}")
+    return Host(name, int(count))
+
+
+def _distinct(hosts: Sequence[Host], where: str) -> tuple[Host, ...]:
+    names = [host.name for host in hosts]
+    for name in names:
+        if names.count(name) > 1:
+            raise LaunchError(f"{where}: host {name!r} is named twice; name it once, with all its slots")
+    return tuple(hosts)
+
+
+def allocated(environ: Mapping[str, str]) -> tuple[Host, ...]:
+    """The hosts of the scheduler's job that this process is in; none where no scheduler can say."""
+    try:
+        if environ.get("SLURM_JOB_NODELIST"):
+            return _slurm(environ["SLURM_JOB_NODELIST"], environ.get("SLURM_TASKS_PER_NODE", ""))
+        if environ.get("PBS_NODEFILE"):  # a line a task
+            names = Path(environ["PBS_NODEFILE"]).read_text(encoding="utf-8").split()
+            return tuple(Host(name, names.count(name)) for name in dict.fromkeys(names))
+        if environ.get("LSB_MCPU_HOSTS"):  # "a 2 b 2"
+            words = environ["LSB_MCPU_HOSTS"].split()
+            return tuple(Host(name, int(count)) for name, count in zip(words[::2], words[1::2]))
+        if environ.get("PE_HOSTFILE"):  # "a 2 queue@a UNDEFINED", a line a host
+            lines = Path(environ["PE_HOSTFILE"]).read_text(encoding="utf-8").splitlines()
+            return tuple(Host(line.split()[0], int(line.split()[1])) for line in lines if line.strip())
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return ()
+    return ()
+
+
+def _slurm(nodes: str, tasks: str) -> tuple[Host, ...]:
+    names = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=30
+    ).stdout.split()
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):  # "4(x2),3"
+        counts += [int(count)] * int(times or 1)
+    counts += [1] * (len(names) - len(counts))
+    return tuple(map(Host, names, counts))
+
+
+def silent(hosts: Iterable[Host], environ: Mapping[str, str], limit: float = 15.0) -> dict[Host, str]:
+    """Those of the hosts on which no command can be started, as mpirun would start it, each with the reason."""
+    hosts = list(hosts)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        reasons = pool.map(lambda host: _reason(host.name, environ, limit), hosts)
+        return {host: reason for host, reason in zip(hosts, reasons) if reason}
+
+
+def ask(name: str, environ: Mapping[str, str]) -> list[str]:
+    """The command that does nothing on a host, reached as mpirun reaches it."""
+    if environ.get("SLURM_JOB_ID"):
+        return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "true"]
+    given = next((environ[variable] for variable in AGENTS if environ.get(variable)), "ssh")
+    agent = shlex.split(given.partition(":")[0])  # Open MPI takes a list, the best first
+    if Path(agent[0]).name == "ssh":
+        agent += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
+    return [*agent, name, "true"]
+
+
+def _reason(name: str, environ: Mapping[str, str], limit: float) -> str:
+    if name in (*HERE, socket.gethostname(), socket.gethostname().partition(".")[0]):
+        return ""
+    argv = ask(name, environ)
+    try:
+        answer = subprocess.run(
+            argv,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except FileNotFoundError:
+        return f"{argv[0]} is not installed"
+    except OSError as error:
+        return f"{argv[0]}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"no answer in {limit:g} s"
+    said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    return "" if answer.returncode == 0 else (said[-1] if said else f"{argv[0]} ended with code {answer.returncode}")
+
+
+def check_answers(hosts: Iterable[Host], environ: Mapping[str, str]) -> None:
+    """LaunchError if a host does not answer."""
+    for host, reason in silent(hosts, environ).items():
+        raise LaunchError(
+            f"host {host.name!r} does not answer ({reason}); `{shlex.join(ask(host.name, environ))}` must work "
+            "without a password, or leave the host out"
+        )

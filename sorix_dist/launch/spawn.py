@@ -1,0 +1,201 @@
+"""`run`: ranks from a script, a REPL or a notebook, for one function."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sorix_dist.comm.functions import dumps
+from sorix_dist.comm.launcher import detect
+from sorix_dist.comm.mpi import running_mpi
+from sorix_dist.comm.threads import run_threads
+from sorix_dist.launch import private, segments
+from sorix_dist.launch.command import Command, command, on_this_host
+from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
+from sorix_dist.launch.output import Output
+from sorix_dist.launch.tree import kill_tree
+
+Result = TypeVar("Result")
+
+BACKENDS = ("mpi", "threads")
+
+GRACE = 2.0
+"""Seconds that the launcher has to end its ranks before they are killed."""
+
+_RANK = (
+    "import json, sys; sys.path[:] = json.load(open(sys.argv[1] + '/paths')); from pathlib import Path; "
+    "from sorix_dist.launch.spawned import main; main(Path(sys.argv[1]))"
+)
+
+
+def run(
+    fn: Callable[..., Result],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_proc: int = 2,
+    *,
+    backend: str = "mpi",
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> list[Result]:
+    """Runs `fn(*args, **kwargs)` on `num_proc` ranks of this host; returns the results in rank order.
+
+    The ranks are new processes, started by mpirun and never forked. Functions, arguments and results travel by
+    cloudpickle, so closures, lambdas and what a notebook has defined work; the script is not run again, and needs
+    no `if __name__ == "__main__"`. What the ranks print appears here, each line behind its rank, `[0] ...`.
+    backend: "mpi", or "threads" for ranks that are threads of this process: no MPI, no prefixes, and each rank has
+        its own copy of what the function carries.
+    timeout: seconds after which all ranks are ended, with TimeoutError; None for no limit.
+    env: variables for the ranks, over those of this process.
+
+    The first exception of a rank ends all of them and is raised here, with a note that names the rank and the
+    rank's traceback as its cause. RankError if a rank ends without a result, LaunchError if no rank can be started.
+    """
+    _check(fn, num_proc, backend, timeout, env)
+    if backend == "threads":
+        whole = functools.partial(fn, **kwargs or {})
+        return run_threads(whole, num_proc, args, timeout=1e9 if timeout is None else timeout)
+    _check_place(num_proc)
+    call = dumps((fn, tuple(args), dict(kwargs or {})))
+    environ = on_this_host(os.environ | dict(env or {}))
+    folder = private.make()
+    lock = private.lock(folder)
+    began = segments.now()
+    try:
+        private.write(folder / "call", call)
+        private.write(folder / "paths", json.dumps(sys.path).encode())
+        start = _start([sys.executable, "-c", _RANK, str(folder)], num_proc, environ)
+        with Output([folder / f"output-{rank}" for rank in range(num_proc)]) as output:
+            code = _run(start.argv, environ | dict(start.env), output, folder, timeout)
+            return _results(folder, num_proc, code, output.unprefixed)
+    finally:
+        os.close(lock)  # a rank that is left ends itself now
+        private.remove(folder)
+        segments.remove_left_over(began)
+
+
+def _check(fn: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"run: fn must be a function, got {type(fn).__name__}")
+    if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
+        raise ValueError(f"run: num_proc must be a whole number of at least 1, got {num_proc!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"run: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
+        raise ValueError(f"run: timeout must be a number of seconds above 0, or None, got {timeout!r}")
+    if env is not None and backend == "threads":
+        raise ValueError("run: env is for processes; threads share the environment of this one")
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"run: env must map names to strings, got {name!r}: {value!r}")
+
+
+def _check_place(num_proc: int) -> None:
+    """Ranks cannot be started from a rank, nor without mpi4py."""
+    launch, mpi = detect(os.environ), running_mpi()
+    if launch is not None or (mpi is not None and mpi.COMM_WORLD.size > 1):
+        here = launch or f"rank {mpi.COMM_WORLD.rank} of {mpi.COMM_WORLD.size}"  # type: ignore[union-attr]
+        raise LaunchError(
+            f"run starts ranks of its own, but this process is one already ({here}): call the function itself, or "
+            'use backend="threads"'
+        )
+    if num_proc > 1 and importlib.util.find_spec("mpi4py") is None:
+        raise LaunchError(
+            'run needs mpi4py and an MPI: pip install "sorix_dist[mpi]", or use backend="threads", which needs neither'
+        )
+
+
+def _start(program: Sequence[str], num_proc: int, environ: Mapping[str, str]) -> Command:
+    try:
+        return command(program, num_proc, environ=environ)
+    except LaunchError as error:
+        raise LaunchError(f'run: {error}; backend="threads" needs none') from error
+
+
+def _run(
+    argv: Sequence[str], environ: Mapping[str, str], output: Output, folder: Path, timeout: float | None
+) -> int | None:
+    """Runs the launcher until it ends, or a rank has failed; returns its exit code, None if it was ended here."""
+    with subprocess.Popen(
+        argv,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a Ctrl-C in the terminal comes to this process alone, which ends the others once
+    ) as process:
+        assert process.stdout is not None
+        output.add(process.stdout)
+        limit = math.inf if timeout is None else time.monotonic() + timeout
+        try:
+            while process.poll() is None:
+                output.show(0.05)
+                if time.monotonic() > limit:
+                    raise TimeoutError(f"run: not done after {timeout} s; {_missing(folder, len(output.ranks))}")
+                if next(folder.glob("failure-*[0-9]"), None) is not None:
+                    limit = min(limit, time.monotonic() + GRACE)
+                    with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
+                        process.wait(GRACE)
+                    break
+        finally:
+            code = process.poll()
+            _end(process)
+            output.show(0)
+        return code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the launcher and all ranks, politely first: a killed MPI leaves its shared memory behind."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+
+
+def _results(folder: Path, num_proc: int, code: int | None, said: str) -> list[Any]:
+    """The results of all ranks; raises what went wrong first."""
+    failures = []
+    for rank in range(num_proc):
+        with suppress(FileNotFoundError):
+            failures.append((rank, *private.read(folder / f"failure-{rank}")))
+    if failures:
+        rank, _, pickled, line, text = min(failures, key=lambda failure: failure[1])
+        raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
+    missing = _missing(folder, num_proc)
+    if missing:
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it said:\n{said.strip()}")
+    return [private.read(folder / f"result-{rank}") for rank in range(num_proc)]
+
+
+def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Exception:
+    """The exception of a rank, or its text where it cannot be unpickled here."""
+    where = f"rank {rank} of {num_proc}"
+    if pickled is not None:
+        import pickle
+
+        try:
+            error = pickle.loads(pickled)
+        except Exception:  # noqa: BLE001 - a class may refuse anything; its text remains
+            error = None
+        if isinstance(error, Exception):
+            error.add_note(f"raised on {where}")
+            return error
+    return RankError(f"{where} ended by {line}")
+
+
+def _missing(folder: Path, num_proc: int) -> str:
+    ranks = [str(rank) for rank in range(num_proc) if not (folder / f"result-{rank}").exists()]
+    return f"there is no result of rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" if ranks else ""

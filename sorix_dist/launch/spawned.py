@@ -1,0 +1,74 @@
+"""One rank that `spawn.run` started: it takes its function from the private folder and leaves its result there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from sorix_dist.comm.functions import dumps
+from sorix_dist.comm.launcher import detect
+from sorix_dist.comm.watch import end_all_ranks
+from sorix_dist.launch import private
+
+
+def main(folder: Path) -> None:
+    """Runs the function of this rank; a failure is left in the folder too and ends all ranks."""
+    threading.Thread(target=_end_with_caller, args=(folder,), daemon=True).start()
+    launch = detect(os.environ)
+    rank = launch.rank if launch is not None else 0
+    _into(folder / f"output-{rank}")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:
+        fn, args, kwargs = private.read(folder / "call")
+        result = fn(*args, **kwargs)
+        try:
+            data = dumps(result)
+        except Exception as error:
+            raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
+    except BaseException as error:  # noqa: BLE001 - the caller raises it
+        _flush()
+        private.write(folder / f"failure-{rank}", dumps(_described(error)))
+        _into(os.devnull)  # MPI's own words about it
+        end_all_ranks(1)
+    private.write(folder / f"result-{rank}", data)
+
+
+def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
+    """When it was (by the clock that all processes of a host share), the exception, in a line, and its traceback."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next  # without the frame of this file
+    text = "".join(traceback.format_exception(error))
+    line = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, SystemExit):
+        line = f"sys.exit({error.code!r})"
+    try:
+        pickled = dumps(error) if isinstance(error, Exception) else None
+    except Exception:  # noqa: BLE001 - an exception may hold anything; its text remains
+        pickled = None
+    return time.monotonic(), pickled, line, text
+
+
+def _into(path: Path | str) -> None:
+    """Sends what this process and its children print elsewhere, mostly to the pipe that the caller reads."""
+    _flush()
+    file = os.open(path, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _end_with_caller(folder: Path) -> None:
+    private.wait_for_end_of_caller(folder)
+    private.remove(folder)
+    os.kill(os.getpid(), signal.SIGKILL)

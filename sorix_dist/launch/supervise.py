@@ -1,0 +1,103 @@
+"""Starts a job again after a crash, from its latest checkpoint, as long as it makes progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sorix_dist.comm.completion import VARIABLE
+from sorix_dist.launch.command import Command
+from sorix_dist.launch.run import ENDING, EXIT_PREEMPTED, TIMED_OUT, Ended, run
+
+EXIT_INCOMPLETE = 70
+"""The exit code where all ranks seem to have ended well, but rank 0 did not come to the end of the script."""
+
+ATTEMPT = "SORIX_DIST_ATTEMPT"
+"""Tells the script how often it was started before: 0, 1, 2, ..."""
+
+PRIVATE = ".completed-"
+"""How the names of the marks of completion begin, which lie in the checkpoint folder for a moment."""
+
+FRUITLESS = 2
+"""So many attempts in a row without a newer checkpoint are the last."""
+
+PAUSE = 1.0
+"""Seconds before a new start."""
+
+# mpirun kills ranks half a second after a SIGTERM; SIGUSR1 it passes on, so that they can save their work.
+WARNING: dict[int, int] = {**ENDING, signal.SIGTERM: signal.SIGUSR1}
+
+
+def supervise(
+    start: Callable[[int, dict[str, str]], Command],
+    checkpoint: Path,
+    *,
+    max_restarts: int,
+    say: Callable[[str], None],
+    limit: float | None = None,
+) -> int:
+    """Runs the command that `start` gives, again after each crash, at most 1 + max_restarts times; the exit code.
+
+    start: given the number of earlier attempts and the variables that the ranks must have.
+    checkpoint: the folder that the script saves its checkpoints to, seen by all hosts; a newer file is progress.
+    say: is told what happens, in a line.
+    limit: seconds for all attempts together.
+
+    0 if rank 0 has said that the script came to its end. 75 (preempted: the work is saved) and the end that a
+    signal to this process asked for are returned at once. Otherwise the code of the last attempt, 70 in place of 0.
+    """
+    began = time.monotonic()
+    fruitless = 0
+    for attempt in range(max_restarts + 1):
+        before = newest(checkpoint)
+        mark = checkpoint / f"{PRIVATE}{secrets.token_hex(8)}"
+        left = None if limit is None else max(0.0, limit - (time.monotonic() - began))
+        ended = run(start(attempt, {VARIABLE: str(mark), ATTEMPT: str(attempt)}), limit=left, ending=WARNING)
+        completed = _taken_away(mark)
+        if completed and ended.code == 0:
+            return 0
+        code = ended.code or EXIT_INCOMPLETE
+        if ended.asked or code in (EXIT_PREEMPTED, TIMED_OUT):
+            return code
+        fruitless = 0 if newest(checkpoint) > before else fruitless + 1
+        say(_what(ended, attempt, max_restarts, fruitless, checkpoint))
+        if fruitless == FRUITLESS:
+            break
+        if attempt < max_restarts:
+            time.sleep(PAUSE)
+    return code
+
+
+def newest(folder: Path) -> int:
+    """When the folder's newest file or folder was last changed, in nanoseconds since the epoch; 0 if there is none."""
+    times = [0]
+    for path in folder.rglob("*"):
+        if not path.name.startswith(PRIVATE):
+            with contextlib.suppress(FileNotFoundError):  # an old checkpoint may be removed meanwhile
+                times.append(path.stat().st_mtime_ns)
+    return max(times)
+
+
+def _what(ended: Ended, attempt: int, max_restarts: int, fruitless: int, checkpoint: Path) -> str:
+    if ended.code:
+        what = f"the job ended with code {ended.code}"
+    else:
+        what = "the job ended with code 0, but rank 0 not at the end of a script that imports sorix_dist"
+    if fruitless == FRUITLESS:
+        return f"{what}; not started again: {FRUITLESS} attempts in a row left no newer checkpoint in {checkpoint}"
+    if attempt == max_restarts:
+        return f"{what}; not started again" + f" after {max_restarts} restarts" * (max_restarts > 0)
+    return f"{what}; restart {attempt + 1} of {max_restarts}"
+
+
+def _taken_away(mark: Path) -> bool:
+    try:
+        os.unlink(mark)
+    except FileNotFoundError:
+        return False
+    return True
