@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import bench, run
+from sorix_dist.cli import bench, job, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.launch.errors import LaunchError
 
-SUBCOMMANDS = (run, bench)
+SUBCOMMANDS = (run, job, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
