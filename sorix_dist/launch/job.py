@@ -116,7 +116,7 @@ def _slurm(job: Job) -> Lines:
             "#SBATCH --account=": job.account,
             "#SBATCH --partition=": job.queue,
             "#SBATCH --signal=": f"B:USR1@{job.warning}",
-            "# LAUNCH=": None if job.srun is None else f'(srun --mpi={job.srun} "$PYTHON")',
+            "SRUN=": job.srun,
         }
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_INSTALLED = Path(__file__).parent / "templates"
+_INSTALLED = Path(__file__).parent / "scripts"
 _CHECKOUT = Path(__file__).parents[2] / "launch"
 
 
