@@ -12,7 +12,7 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench test test-all test-openmpi slurm hosts parity lint type check clean
+.PHONY: help setup demo bench test test-all test-openmpi slurm sge hosts parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -46,6 +46,9 @@ test-all: test $(OPENMPI)/dev ## Runs all tests, under MPICH and then under Open
 
 slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, where root can install and start one
 	$(OPENMPI)/bin/python -m tests.clusters.slurm
+
+sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
+	$(OPENMPI)/bin/python -m tests.clusters.sge
 
 hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts

@@ -15,7 +15,7 @@
 #$ -notify
 CORES_PER_RANK=1
 SETUP=""  # shell commands that the job needs first, such as "module load openmpi" or "source .venv/bin/activate"
-DIRECTORY=$SGE_O_WORKDIR
+DIRECTORY=$PWD
 PYTHON=python
 COMMAND=(train.py)
 # ----------------------------------------------------------------------------------------------------------------

@@ -27,15 +27,20 @@ def main() -> None:
     if len(sys.argv) > 1:
         name, seconds = sys.argv[1], float(sys.argv[2])
         step = training_step(WORKLOADS[name])
-        for _ in range(3):
-            step()
-        gc.disable()
-        count = int(np.ceil(seconds / max(timed(step), 1e-4)))
-        times = [timed(step) for _ in range(sx.all_reduce(count) // sx.size())]
-        results["ms"] = {"p10": 1e3 * float(np.quantile(times, 0.1)), "median": 1e3 * float(np.median(times))}
-        results["steps"] = len(times)
+        gradient = np.zeros(sum(parameter.numel for parameter in WORKLOADS[name].model().parameters()), np.float32)
+        work = {"step": step, "all_reduce": lambda: comm.all_reduce(gradient).wait()}
+        results["ms"] = {word: measured(function, seconds / 2) for word, function in work.items()}
     if comm.rank == 0:
         print(json.dumps(results), flush=True)
+
+
+def measured(function: Callable[[], None], seconds: float) -> dict[str, float]:
+    """Milliseconds of a function that all ranks call, as often as it can be called in about so many seconds."""
+    first = min(timed(function) for _ in range(4))
+    count = max(4, int(seconds / sx.all_reduce(first, op="max")))
+    gc.collect()
+    times = [timed(function) for _ in range(count)]
+    return {"p10": 1e3 * float(np.quantile(times, 0.1)), "median": 1e3 * float(np.median(times)), "times": count}
 
 
 def timed(step: Callable[[], None]) -> float:
