@@ -16,7 +16,7 @@ LAUNCH=("$PYTHON" -m sorix_dist run -n "$RANKS" ${HOSTFILE:+--hostfile "$HOSTFIL
 # code 75; started again, the job goes on from there. Ctrl-C ends it without saving.
 pass() { passed=yes; kill -"$1" "$job"; }
 set -m  # the launcher in a process group of its own: signals come to it through this shell
-"${LAUNCH[@]}" "${COMMAND[@]}" &
+"${LAUNCH[@]}" "${COMMAND[@]}" < /dev/null &
 job=$!
 trap 'pass USR1' USR1 TERM
 trap 'pass INT' INT

@@ -148,7 +148,9 @@ def use(cluster: Cluster) -> None:
     """The jobs of the check."""
     # The time limit's warning comes when it comes, within a minute: meanwhile the rest is done.
     state = cluster.machine.folder / "limited"
-    script = cluster.script("limited", "--time", "0:02:00", "--warning", "90", str(PREEMPTED), str(state), "100000")
+    script = cluster.script(
+        "limited", "--time", "0:02:00", "--warning", "90", "--srun", "pmix", str(PREEMPTED), str(state), "100000"
+    )
     limited = cluster.submit(script)
 
     raw = cluster.submit(ROOT / "launch" / "slurm.sbatch", "--nodes=1", "--ntasks-per-node=2", cwd=ROOT / "examples")
@@ -172,7 +174,7 @@ def use(cluster: Cluster) -> None:
         f"submitted again: goes on from step {step} to the end",
         said,
     )
-    saved(cluster, *limited, "the time limit", 130)
+    saved(cluster, *limited, "the time limit, under srun", 130)
 
 
 def check() -> None:
