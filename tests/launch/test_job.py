@@ -244,6 +244,17 @@ def test_a_warning_becomes_sigusr1_and_the_exit_code_comes_back(tmp_path: Path) 
         assert process.wait(30) == 75
 
 
+def test_ctrl_c_ends_a_local_job(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    path = tmp_path / "local.sh"
+    path.write_text(script("local", Job(("train.py",), sys.executable, str(tmp_path), ranks_per_node=2)))
+    with job(["bash", str(path)], env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+
+
 def test_fill_refuses_a_line_that_is_not_there_or_there_twice() -> None:
     assert fill("a=1\n  #b=2\n", {"b=": "3"}) == "a=1\n  b=3\n"
     with pytest.raises(KeyError, match="0 lines begin with 'c='"):

@@ -31,8 +31,11 @@ def main() -> int:
         if step % 10 == 0:
             say(f"at step {step}")
         time.sleep(0.1)
-        warned = sx.all_reduce(min(len(warnings), 1))
-        if warned:
+        if sx.all_reduce(len(warnings)):
+            end = time.monotonic() + 10  # the ranks need not hear of it at the same time
+            while not warnings and time.monotonic() < end:
+                time.sleep(0.01)
+            warned = sx.all_reduce(min(len(warnings), 1))
             if sx.is_main_process():
                 path.write_text(str(step))
             say(f"saved step {step}, warned ranks: {warned}")
