@@ -104,7 +104,9 @@ class Cable:
             "OMPI_MCA_btl": "self,sm,tcp",
             "OMPI_MCA_btl_tcp_if_include": f"{NETWORK}.0/24",
             "OMPI_MCA_osc": "^ucx",
-            "OMPI_MCA_mpi_yield_when_idle": "1",  # both hosts share the cores of this machine
+            # Both hosts share the cores of this machine, and each believes to have them all.
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+            "OPENBLAS_NUM_THREADS": "1",
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         }
