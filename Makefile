@@ -12,7 +12,7 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench test test-all test-openmpi parity lint type check clean
+.PHONY: help setup demo bench test test-all test-openmpi slurm sge hosts parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -43,6 +43,15 @@ test-openmpi: $(OPENMPI)/dev ## Runs the tests that start processes, under Open 
 
 test-all: test $(OPENMPI)/dev ## Runs all tests, under MPICH and then under Open MPI
 	$(OPENMPI)/bin/python -m pytest
+
+slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, where root can install and start one
+	$(OPENMPI)/bin/python -m tests.clusters.slurm
+
+sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
+	$(OPENMPI)/bin/python -m tests.clusters.sge
+
+hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of this one, where root can make them
+	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity

@@ -69,11 +69,11 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        _kill_marked(mark)
+        kill_marked(mark)
         out, err = process.communicate()
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}\n{err}")
     finally:
-        _kill_marked(mark)
+        kill_marked(mark)
     return Ended(process.returncode, out, err, time.monotonic() - began)
 
 
@@ -82,7 +82,7 @@ def run_ranks(n: int, *arguments: str, limit: float = 60.0, env: Mapping[str, st
     return run_command([str(MPIRUN), "-n", str(n), sys.executable, *arguments], limit=limit, env=env)
 
 
-def _kill_marked(mark: str) -> None:
+def kill_marked(mark: str) -> None:
     """Kill every process with this mark until none is left: one may start another meanwhile."""
     deadline = time.monotonic() + 10
     while found := _marked(mark):

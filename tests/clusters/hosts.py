@@ -1,0 +1,170 @@
+"""Trains across two hosts, which are network namespaces of this machine joined by a cable: `make hosts`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.clusters.service import (
+    PYTHON,
+    ROOT,
+    Failed,
+    Machine,
+    Skipped,
+    expect,
+    main,
+    need_packages,
+    need_root,
+    wait_for,
+)
+
+NETWORK = "10.77.83"
+TAG = f"sx{os.getpid()}"
+HOSTS = {f"{TAG}a": f"{NETWORK}.1", f"{TAG}b": f"{NETWORK}.2"}
+"""The names, which are those of the namespaces too, and the addresses."""
+
+ACROSS = ROOT / "tests" / "ranks" / "across_hosts.py"
+TRAIN = ROOT / "examples" / "train.py"
+GIGABIT = ("tbf", "rate", "1gbit", "burst", "128kb", "latency", "20ms")
+
+
+def ip(*arguments: str) -> None:
+    """One command of ip; Skipped if it fails, for the reason that it gives."""
+    answer = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=30)
+    if answer.returncode:
+        raise Skipped(f"ip {' '.join(arguments)}: {answer.stderr.strip()}")
+
+
+class Cable:
+    """Two namespaces with a host name, an address and each other's address; on leaving they are gone."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.agent = machine.folder / "agent"
+        # What mpirun calls instead of ssh: agent HOST COMMAND...
+        self.agent.write_text(
+            "#!/bin/sh\nhost=$1; shift\n"
+            'exec ip netns exec "$host" unshare --uts sh -c \'hostname "$0"; exec sh -c "$1"\' "$host" "$*"\n'
+        )
+        self.agent.chmod(0o755)
+        self.files = [Path("/etc/netns") / host for host in HOSTS]
+        self.had_folder = self.files[0].parent.exists()
+
+    def __enter__(self) -> Cable:
+        try:
+            self.plug()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def plug(self) -> None:
+        """Makes the two hosts."""
+        for host, folder in zip(HOSTS, self.files):
+            ip("netns", "add", host)
+            # `ip netns exec` shows the files of this folder as those of /etc
+            folder.mkdir(parents=True)
+            lines = [f"{address} {name}" for name, address in HOSTS.items()]
+            (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
+        a, b = HOSTS
+        ip("link", "add", a, "netns", a, "type", "veth", "peer", "name", b, "netns", b)
+        for host, address in HOSTS.items():
+            ip("-n", host, "address", "add", f"{address}/24", "dev", host)
+            ip("-n", host, "link", "set", host, "up")
+            ip("-n", host, "link", "set", "lo", "up")
+
+    def limit(self) -> None:
+        """Makes it a cable of 1 Gbit/s."""
+        for host in HOSTS:
+            command = ["ip", "netns", "exec", host, "tc", "qdisc", "add", "dev", host, "root", *GIGABIT]
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            if answer.returncode:
+                raise Skipped(f"{' '.join(command)}: {answer.stderr.strip()}")
+
+    def __exit__(self, *_: object) -> None:
+        for host, folder in zip(HOSTS, self.files):
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=30)
+            shutil.rmtree(folder, ignore_errors=True)
+        if not self.had_folder and self.files[0].parent.exists():
+            self.files[0].parent.rmdir()
+
+    def ranks(self, each: int, *arguments: str, limit: float = 90.0) -> str:
+        """What a Python script prints on so many ranks of each host."""
+        env = {
+            "PRTE_MCA_plm_ssh_agent": str(self.agent),
+            "PRTE_MCA_prte_if_include": f"{NETWORK}.0/24",
+            "PRTE_MCA_hwloc_default_binding_policy": "none",
+            "OMPI_MCA_pml": "ob1",
+            "OMPI_MCA_btl": "self,sm,tcp",
+            "OMPI_MCA_btl_tcp_if_include": f"{NETWORK}.0/24",
+            "OMPI_MCA_osc": "^ucx",
+            # Both hosts share the cores of this machine, and each believes to have them all.
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        }
+        hosts = ",".join(f"{host}:{each}" for host in HOSTS)
+        passed = [
+            word for name in ("PYTHONPATH", *(n for n in env if n.startswith("OMPI_MCA"))) for word in ("-x", name)
+        ]
+        command = ["mpirun", "-n", str(each * len(HOSTS)), "--host", hosts, *passed, PYTHON, *arguments]
+        self.machine.env |= env
+        return self.machine.run(str(self.agent), next(iter(HOSTS)), shlex.join(command), limit=limit).stdout
+
+
+def answer(printed: str) -> dict[str, Any]:
+    """The JSON of tests/ranks/across_hosts.py."""
+    for line in printed.splitlines():
+        if line.startswith("{"):
+            result: dict[str, Any] = json.loads(line)
+            return result
+    raise Failed(f"no result was printed\n{printed}")
+
+
+def check() -> None:
+    """Places, weights and times."""
+    need_root("a host that is a network namespace")
+    need_packages({"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "hostname": "hostname"})
+    with Machine() as machine, Cable(machine) as cable:
+        a, b = HOSTS
+        reach = ["ip", "netns", "exec", a, PYTHON, "-c", f"import socket; socket.create_connection(('{b}', 9), 1)"]
+        wait_for(
+            "one host to reach the other",
+            20,
+            lambda: "refused" in subprocess.run(reach, capture_output=True, text=True, timeout=30).stderr,
+        )
+        places = answer(cable.ranks(2, str(ACROSS)))["places"]
+        expected = [[name, host, 2, local, 2] for host, name in enumerate(HOSTS) for local in range(2)]
+        expect(places == expected, "4 ranks on 2 hosts, local ranks 0 and 1 on each", places)
+
+        saved = [str(machine.folder / f"ranks-{ranks}.npz") for ranks in (4, 1)]
+        said = cable.ranks(2, str(TRAIN), "--epochs", "10", "--save", saved[0], limit=120)
+        expect("ranks: 4" in said, "4 ranks trained together", said)
+        machine.run(PYTHON, str(TRAIN), "--epochs", "10", "--save", saved[1])
+        compared = machine.run(PYTHON, str(ROOT / "examples" / "compare.py"), *saved, code=None)
+        expect(compared.returncode == 0, f"one process: {compared.stdout.strip()}", compared.stderr)
+
+        measured = {}
+        for link in ("free link", "1 Gbit/s"):
+            if link == "1 Gbit/s":
+                cable.limit()
+            for each in (1, 2):
+                times = answer(cable.ranks(each, str(ACROSS), "W1", "6"))["ms"]
+                measured[link, each] = times["step"]["p10"]
+                words = [f"{name} {ms['p10']:.1f} (median {ms['median']:.1f})" for name, ms in times.items()]
+                print(f"W1, 2 hosts, {each} rank(s) each, {link}: {', '.join(words)} ms at p10", flush=True)
+        print(f"load of this machine, with its {os.cpu_count()} cores for both hosts: {os.getloadavg()[0]:.1f}")
+        wire = 4 * (784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10) * 8 / 1e9 * 1e3
+        print(f"the gradient of W1 once over 1 Gbit/s: {wire:.1f} ms")
+        expect(measured["1 Gbit/s", 1] > 0.8 * wire, "the link was limited", measured)
+
+
+if __name__ == "__main__":
+    sys.exit(main(check))
