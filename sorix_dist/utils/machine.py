@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from threadpoolctl import threadpool_info
-
 
 def cpu() -> str:
     """The name of the processor."""
@@ -20,6 +18,8 @@ def cpu() -> str:
 
 def blas() -> list[tuple[str, int]]:
     """Each BLAS that is loaded, with its version and kernel, and its number of threads."""
+    from threadpoolctl import threadpool_info
+
     return [
         (
             f"{found['internal_api']} {found['version']}, kernel {found.get('architecture', 'unknown')}",
