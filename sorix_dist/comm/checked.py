@@ -61,21 +61,21 @@ class Checked:
         self._members = [page for page, _ in places]
         self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in places)
         self._others = [(rank, at) for rank, (_, at) in enumerate(places) if rank != inner.rank]
-        self._latest = ""
+        self._latest = "", ""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
         check_array("all_reduce", array, written=True)
         check_op("all_reduce", op)
-        return self._call(f"all_reduce({op!r}) of {_kind(array)}", self.inner.all_reduce, array, op)
+        return self._call(_text("all_reduce", array.dtype, array.shape, op), self.inner.all_reduce, array, op)
 
     def all_gather(self, array: Array) -> Array:
         check_array("all_gather", array, written=False)
-        return self._call(f"all_gather of {_kind(array)}", self.inner.all_gather, array)
+        return self._call(_text("all_gather", array.dtype, array.shape), self.inner.all_gather, array)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)
         check_root("broadcast", root, self.size)
-        self._call(f"broadcast(root={root}) of {_kind(array)}", self.inner.broadcast, array, root)
+        self._call(_text("broadcast", array.dtype, array.shape, root), self.inner.broadcast, array, root)
 
     def share(self, value: Any, root: int = 0) -> Any:
         check_root("share", root, self.size)
@@ -107,7 +107,7 @@ class Checked:
         site = call_site()
         mine = signature(what)
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0
-        self._latest = f"{what}{f' at {site.where}' if site.where else ''}"
+        self._latest = what, site.where
         if self._row is not None:
             self._row.say(what, site.where)
         count = self.channel.enter(mine, name)
@@ -155,7 +155,7 @@ class Checked:
         seen = row.table.see(self._members[rank])
         theirs = "something else"
         if seen is not None and reached == count:
-            theirs = " at ".join(filter(None, seen.text))
+            theirs = _words(seen.text)
         raise self._mismatch(count, rank, theirs)
 
     def _confirm_order(self, rank: int, at: int, count: int) -> None:
@@ -176,22 +176,22 @@ class Checked:
         ):
             return
         raise CollectiveMismatch(
-            f"{self._latest} is collective {count} of rank {self.rank}, and rank {rank} called it before the one that "
-            f"rank {self.rank} called before: every rank must make the same calls in the same order, and these "
-            "sums are wrong"
+            f"{_words(self._latest)} is collective {count} of rank {self.rank}, and rank {rank} called it before the "
+            f"one that rank {self.rank} called before: every rank must make the same calls in the same order, and "
+            "these sums are wrong"
         )
 
     def _compare_by_message(self, count: int, mine: int) -> None:
         said = self.inner.all_gather(np.array([mine, count], np.int64))
         differing = (said != said[0]).any(axis=1)
         if differing.any():
-            texts = self.inner.gather_objects(self._latest)
+            texts = self.inner.gather_objects(_words(self._latest))
             other = int(differing.argmax()) if not differing[self.rank] else 0
             raise self._mismatch(count, other, texts[other])
 
     def _mismatch(self, count: int, rank: int, theirs: str) -> CollectiveMismatch:
         return CollectiveMismatch(
-            f"{self._latest} is collective {count} of rank {self.rank}, but rank {rank} calls {theirs}: "
+            f"{_words(self._latest)} is collective {count} of rank {self.rank}, but rank {rank} calls {theirs}: "
             "every rank must make the same calls in the same order"
         )
 
@@ -223,5 +223,10 @@ class WatchedWindow:
             self._channel.leave()
 
 
-def _kind(array: Array) -> str:
-    return f"{array.dtype} {array.shape}"
+def _words(text: tuple[str, str]) -> str:
+    return " at ".join(filter(None, text))
+
+
+@lru_cache(maxsize=4096)
+def _text(call: str, dtype: np.dtype[Any], shape: tuple[int, ...], how: object = None) -> str:
+    return f"{call} of {dtype} {shape}" if how is None else f"{call}({how!r}) of {dtype} {shape}"

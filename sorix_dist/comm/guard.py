@@ -16,9 +16,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.comm.process import Process, end_status, state
+from sorix_dist.comm.process import Process, end_status, start_time, state
 from sorix_dist.comm.site import PACKAGE
-from sorix_dist.comm.table import Seen, State, Table
+from sorix_dist.comm.table import Seen, State, Table, launcher_of
 from sorix_dist.comm.verdict import Fault, Observed, activity, is_waiting, judge, step_of
 
 TICK = 0.1
@@ -65,10 +65,12 @@ class Guard:
         """Processes whose files are closed, in this order."""
         self.processes: dict[int, Process] = {}
         self.observed = Observed()
+        self.launcher = launcher_of(table.path)
         self.doing: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(line, select.EPOLLIN)
         self.looked = self.now = time.monotonic()
+        self.all_stopped = False
         self.saying_since: float | None = None
 
     def run(self) -> None:
@@ -97,7 +99,8 @@ class Guard:
                 doing = (seen.pid, seen.entered, seen.state)
                 same = self.doing.get(rank) == doing and is_waiting(seen)
                 self.doing[rank] = doing
-                self.observed.waited[rank] = self.observed.waited.get(rank, 0.0) + passed if same else 0.0
+                counted = 0.0 if self.all_stopped else passed
+                self.observed.waited[rank] = self.observed.waited.get(rank, 0.0) + counted if same else 0.0
         if self.now - self.looked >= LOOK_AT_STATES:
             self._look_at_states(min(self.now - self.looked, LONGEST_GAP))
             self.looked = self.now
@@ -105,7 +108,7 @@ class Guard:
 
     def speak(self) -> None:
         """Say what is wrong, if something is, and see to the end of all ranks."""
-        table = {rank: seen for rank in self.processes if (seen := self.table.see(rank)) is not None}
+        table = {rank: seen for rank in sorted(self.processes) if (seen := self.table.see(rank)) is not None}
         failed = [rank for rank, seen in table.items() if seen.state == State.FAILED]
         if failed and self.table.last_words.exists():
             # The rank that failed ends the job itself, so that the exit code is its own.
@@ -114,7 +117,7 @@ class Guard:
             time.sleep(FORWARDED)
             self.table.set_said()
             return
-        fault = judge(table, self.observed, self.table.timeout)
+        fault = judge(table, self.observed, self.table.timeout) or self._orphaned(table)
         if fault is None:
             return
         report = self._report(fault, table)
@@ -194,6 +197,7 @@ class Guard:
     def _look_at_states(self, passed: float) -> None:
         states = {rank: state(self.processes[rank].pid) for rank in self._living()}
         some_run = any(letter != "T" for letter in states.values())
+        self.all_stopped = not some_run  # as by Ctrl-Z, or a scheduler that suspends the job
         stopped = self.observed.stopped
         for rank, letter in states.items():
             stopped[rank] = stopped.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
@@ -203,6 +207,12 @@ class Guard:
         for rank in self._living():
             if rank not in (but or ()):
                 self.processes[rank].send(number)
+
+    def _orphaned(self, table: dict[int, Seen]) -> Fault | None:
+        pid, start = self.launcher
+        if start_time(pid) == start or all(seen.state < State.STARTING for seen in table.values()):
+            return None
+        return Fault(f"what started the ranks of this host (pid {pid}) is gone", ())
 
     def _report(self, fault: Fault, table: dict[int, Seen]) -> str:
         stacks = self._stacks(table)

@@ -258,11 +258,17 @@ def path_for(launcher: int) -> Path:
     return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}"
 
 
+def launcher_of(path: Path) -> tuple[int, int]:
+    """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table."""
+    pid, _, start = path.name.removeprefix(_prefix()).removesuffix(".words").partition("-")
+    return (int(pid), int(start)) if pid.isdigit() and start.isdigit() else (0, -1)
+
+
 def remove_stale() -> None:
     """Remove what jobs have left whose launcher is gone and whose guard could not clear up."""
     for path in directory().glob(f"{_prefix()}*"):
-        launcher, _, start = path.name.removeprefix(_prefix()).removesuffix(".words").partition("-")
-        if launcher.isdigit() and start.isdigit() and start_time(int(launcher)) != int(start):
+        launcher, start = launcher_of(path)
+        if launcher and start_time(launcher) != start:
             with suppress(OSError):  # another job has just done it
                 path.unlink()
 

@@ -14,6 +14,9 @@ just be about to leave it."""
 FROZEN = 1.5
 """Seconds that a rank must have been stopped while others were not."""
 
+_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")
+"""Signals by which a user, mpirun or a scheduler ends a job."""
+
 
 @dataclass
 class Observed:
@@ -73,10 +76,8 @@ def ending(status: int | None) -> str:
     if status is None:
         return "died without a word (killed, crashed, or os._exit)"
     if number := status & 0x7F:
-        try:
-            return f"was killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"was killed by signal {number}"
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"was ended from outside by {name}" if name in _FROM_OUTSIDE else f"was killed by {name}"
     return f"left with os._exit({status >> 8}) or the like"
 
 
