@@ -12,7 +12,7 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench test test-all test-openmpi parity lint type check clean
+.PHONY: help setup demo bench test test-all test-openmpi faults faults-control parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -43,6 +43,14 @@ test-openmpi: $(OPENMPI)/dev ## Runs the tests that start processes, under Open 
 
 test-all: test $(OPENMPI)/dev ## Runs all tests, under MPICH and then under Open MPI
 	$(OPENMPI)/bin/python -m pytest
+
+faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/comm/test_faults.py
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/comm/test_faults.py
+
+faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to bare mpi4py, in about 10 minutes
+	$(ENV)/bin/python -m tests.comm.faults.control
+	$(OPENMPI)/bin/python -m tests.comm.faults.control
 
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity

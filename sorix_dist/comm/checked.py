@@ -169,11 +169,9 @@ class Checked:
             return row.words[first + slot + layout.SIGNATURES], row.words[first + slot + layout.CALLS]
 
         mine = calls(here, before), calls(here, now)
-        if (
-            mine[0] == mine[1]
-            or mine != (calls(at, now), calls(at, before))
-            or row.words[at + layout.COUNT] > count + 1
-        ):
+        theirs = calls(at, now), calls(at, before)
+        unnamed = any(name == 0 for _, name in (*mine, *theirs))
+        if unnamed or mine[0] == mine[1] or mine != theirs or row.words[at + layout.COUNT] > count + 1:
             return
         raise CollectiveMismatch(
             f"{_words(self._latest)} is collective {count} of rank {self.rank}, and rank {rank} called it before the "
