@@ -17,7 +17,7 @@ STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --inc
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
-	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity), BENCH (options of sorix-dist bench)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need

@@ -11,6 +11,8 @@ from sorix_dist.comm.table import Seen, State
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that has ended, or at a different collective: one of them may
 just be about to leave it."""
+ELSEWHERE = 2.0
+"""Seconds more that a host gives another one to name the rank that is late, if it is none of its own."""
 FROZEN = 1.5
 """Seconds that a rank must have been stopped while others were not."""
 
@@ -86,8 +88,8 @@ def _died(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen]
         seen = table.get(rank)
         if seen is None or seen.state in (State.ENDED, State.FAILED):
             continue
-        # Before MPI is there, leaving matters to nobody who does not wait for it.
-        if seen.state == State.IMPORTED and not waiting and not status:
+        # Before MPI is there, leaving matters to nobody who does not wait for it; for a signal, launchers end all.
+        if seen.state == State.IMPORTED and not waiting and not (status and status & 0x7F):
             continue
         return Fault(f"rank {rank} (pid {seen.pid}) {ending(status)}: {step_of(seen)}{activity(seen)}", (rank,))
     return None
@@ -146,6 +148,8 @@ def _late(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen]
     if missing:
         whom = " and ".join(f"rank {rank}" for rank in missing)
         whom = f"{whom} {'has' if len(missing) == 1 else 'have'} not arrived"
+    elif observed.waited[seen.rank] < timeout + ELSEWHERE:
+        return None
     else:
         whom = "of the ranks here that have imported sorix_dist none is missing: one never came, or is on another host"
     return Fault(f"rank {seen.rank} has waited {timeout:g} s (init(timeout=)) {activity(seen)}; {whom}", tuple(missing))
