@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sorix_dist.comm import table as layout
 from sorix_dist.comm import watch
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_op, check_root, check_split
+from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.protocol import Array, Comm, Op, Window, Work
 from sorix_dist.comm.site import call_site
@@ -71,6 +71,10 @@ class Checked:
     def all_gather(self, array: Array) -> Array:
         check_array("all_gather", array, written=False)
         return self._call(_text("all_gather", array.dtype, array.shape), self.inner.all_gather, array)
+
+    def all_to_all(self, array: Array) -> Array:
+        check_one_each("all_to_all", array, self.size)
+        return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[[Comm], object]] = {
     "all_reduce('sum') of float64 (4,)": lambda comm: comm.all_reduce(np.ones(4)),
     "all_reduce('sum') of float32 (3,)": lambda comm: comm.all_reduce(np.ones(3, "f4")),
     "all_gather of float64 (3,)": lambda comm: comm.all_gather(np.ones(3)),
+    "all_to_all of float64 (3, 2)": lambda comm: comm.all_to_all(np.ones((3, 2))),
     "broadcast(0) of float64 (3,)": lambda comm: comm.broadcast(np.ones(3)),
     "broadcast(1) of float64 (3,)": lambda comm: comm.broadcast(np.ones(3), 1),
     "share(root=1)": lambda comm: comm.share(1, 1),

@@ -40,9 +40,7 @@ def test_a_rank_that_died() -> None:
 
 
 @pytest.mark.parametrize(("status", "fault"), [(0, False), (None, False), (3 << 8, False), (11, True)])
-def test_a_rank_that_left_before_mpi_matters_if_somebody_waits_or_a_signal_killed_it(
-    status: int | None, fault: bool
-) -> None:
+def test_a_rank_that_left_before_mpi_matters_to_who_waits_or_if_killed(status: int | None, fault: bool) -> None:
     left = seen(1, 0, state=State.IMPORTED)
     assert (verdict(seen(0, 0, state=State.IMPORTED), left, gone={1: status}) is not None) == fault
     assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), left, gone={1: status}))
