@@ -12,12 +12,12 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench test test-all test-openmpi slurm sge hosts parity lint type check clean
+.PHONY: help setup demo bench test test-all test-openmpi slurm sge hosts faults faults-control parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
-	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity), BENCH (options of sorix-dist bench)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
@@ -52,6 +52,14 @@ sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
 
 hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
+
+faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/comm/test_faults.py
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/comm/test_faults.py
+
+faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to bare mpi4py, in about 10 minutes
+	$(ENV)/bin/python -m tests.comm.faults.control
+	$(OPENMPI)/bin/python -m tests.comm.faults.control
 
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity

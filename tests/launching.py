@@ -46,6 +46,8 @@ class Ended:
     out: str
     err: str
     seconds: float
+    left: tuple[int, ...] = ()
+    """Processes that were still there a few seconds after the command had ended, and were killed then."""
 
 
 def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, str] | None = None) -> Ended:
@@ -68,18 +70,28 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
     )
     try:
         out, err = process.communicate(timeout=limit)
+        seconds = time.monotonic() - began
+        left = _still_there(mark)
     except subprocess.TimeoutExpired:
         kill_marked(mark)
         out, err = process.communicate()
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}\n{err}")
     finally:
         kill_marked(mark)
-    return Ended(process.returncode, out, err, time.monotonic() - began)
+    return Ended(process.returncode, out, err, seconds, left)
 
 
 def run_ranks(n: int, *arguments: str, limit: float = 60.0, env: Mapping[str, str] | None = None) -> Ended:
     """`mpirun -n N python ARGUMENTS` with the mpirun and the python of this environment."""
     return run_command([str(MPIRUN), "-n", str(n), sys.executable, *arguments], limit=limit, env=env)
+
+
+def _still_there(mark: str, patience: float = 5.0) -> tuple[int, ...]:
+    """The processes with this mark that do not end by themselves within `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return tuple(found)
 
 
 def kill_marked(mark: str) -> None:

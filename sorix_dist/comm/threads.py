@@ -15,20 +15,13 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.errors import CollectiveMismatch, RankFailed
 from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.node import SharedWindow, block_size, cut, place
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
 from sorix_dist.comm.world import using
 
 _REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-
-
-class CollectiveMismatch(RuntimeError):
-    """Two ranks made different calls where every rank must make the same."""
-
-
-class RankFailed(RuntimeError):
-    """Another rank failed or ended, so that this rank's collective can never be complete."""
 
 
 def run_threads(

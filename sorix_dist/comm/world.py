@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import math
 import os
-import secrets
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from sorix_dist.comm import blas, mismatch, watch
+from sorix_dist.comm import blas, mismatch, report, watch
+from sorix_dist.comm.checked import Checked
 from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
 from sorix_dist.comm.protocol import Comm
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 BACKENDS = ("auto", "mpi", "solo")
+AFTER_GUARD = 5.0
+"""Seconds later than the guard that a rank ends its start of MPI by itself: the guard can say why."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def init(
 ) -> Comm:
     """Choose the communicator of this process and return it: a call of all ranks.
 
-    timeout: seconds that the start of MPI may take before this rank ends with an error.
+    timeout: seconds that a rank may be late, in the start of MPI and in every collective, before all ranks
+        end with a report of where each of them is.
     threads: BLAS threads of each rank, an int, or 'auto': the cores of a host divided by its ranks (see
         `sorix_dist.comm.blas`).
     comm: an mpi4py communicator or one of ours, instead of all ranks.
@@ -118,7 +121,7 @@ def _difference(old: _Options, new: _Options) -> str:
 def _start(options: _Options) -> Comm:
     comm = _choose(options)
     if comm.size > 1:
-        watch.install(comm.rank, comm.size, comm.share(secrets.token_hex(8)))
+        report.install(comm.rank, comm.size)
     blas.cap(comm, options.threads, os.environ)
     return comm
 
@@ -126,7 +129,8 @@ def _start(options: _Options) -> Comm:
 def _choose(options: _Options) -> Comm:
     comm = options.comm
     if comm is not None:
-        return cast(Comm, comm) if hasattr(comm, "all_reduce") else MpiComm(comm)
+        watch.running(options.timeout)
+        return adopt(comm)
     launch = detect(os.environ)
     wanted = options.backend == "mpi" or (
         options.backend == "auto" and (running_mpi() is not None or (launch is not None and launch.several))
@@ -139,8 +143,9 @@ def _choose(options: _Options) -> Comm:
     wrong = mismatch.several_mpis(launch, mismatch.installed_mpis()) if launch is not None and launch.several else None
     if wrong is not None:
         raise mismatch.LaunchMismatch(wrong)
+    watch.starting(launch, options.timeout)
     try:
-        mpi = start_mpi(launch, options.timeout)
+        mpi = start_mpi(launch, options.timeout + AFTER_GUARD)
     except mismatch.LaunchMismatch:
         raise
     except (ImportError, RuntimeError) as error:  # mpi4py raises the latter where it finds no MPI library
@@ -150,4 +155,13 @@ def _choose(options: _Options) -> Comm:
     wrong = mismatch.after_init(launch, world.rank, world.size, library)
     if wrong is not None:
         raise mismatch.LaunchMismatch(wrong)
-    return MpiComm()
+    watch.running(options.timeout)
+    return adopt(world)
+
+
+def adopt(comm: Comm | MPI.Intracomm) -> Comm:
+    """Our communicator for an mpi4py one, with checked collectives; one of ours is returned as it is."""
+    if hasattr(comm, "all_reduce"):
+        return cast(Comm, comm)
+    made = MpiComm(comm)
+    return Checked(made) if made.size > 1 else made

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.launcher import detect
-from sorix_dist.comm.watch import end_all_ranks
+from sorix_dist.comm.report import end_all_ranks
 from sorix_dist.launch import private
 
 

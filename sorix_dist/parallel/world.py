@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sorix_dist.comm import Comm, MpiComm, blas
+from sorix_dist.comm import Comm, adopt, blas
 from sorix_dist.comm import world as comm_world
 from sorix_dist.core import random as rng
 from sorix_dist.parallel.virtual import check_virtual_shards
@@ -93,7 +93,7 @@ def communicator(comm: Any = None) -> Comm:
     """Ours for an mpi4py communicator, itself for one of ours, that of all ranks for None."""
     if comm is None:
         return world()
-    return comm if hasattr(comm, "all_reduce") else MpiComm(comm)
+    return adopt(comm)
 
 
 def agree_on_seed(comm: Comm) -> None:

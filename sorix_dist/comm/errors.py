@@ -1,0 +1,11 @@
+"""What can go wrong between ranks."""
+
+from __future__ import annotations
+
+
+class CollectiveMismatch(RuntimeError):
+    """Two ranks made different calls where every rank must make the same."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank failed or ended, so that this rank's collective can never be complete."""

@@ -1,0 +1,273 @@
+"""The guard: one process per host that sees what becomes of the ranks, says what went wrong, and ends the others.
+
+It starts with the first rank that imports the package and ends with the last one. It holds no memory but the table.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sorix_dist.comm.process import Process, end_status, start_time, state
+from sorix_dist.comm.site import PACKAGE
+from sorix_dist.comm.table import Seen, State, Table, launcher_of
+from sorix_dist.comm.verdict import Fault, Observed, activity, is_waiting, judge, step_of
+
+TICK = 0.1
+"""Seconds between two looks at the table; the end of a process is seen at once."""
+TOGETHER = 0.03
+"""Seconds in which the ends of several ranks are taken for one event."""
+LOOK_AT_STATES = 0.5
+"""Seconds between two looks at the states of the processes."""
+LONGEST_GAP = 1.0
+"""Seconds that count of a longer time between two ticks: the guard itself was stopped then, as by Ctrl-Z."""
+STACKS = 0.3
+"""Seconds that ranks have to write down their stacks."""
+FORWARDED = 0.2
+"""Seconds for the launcher to pass the last words on, before the ranks end and it with them."""
+GOODBYE = 3.0
+"""Seconds that ranks have to end by themselves after one has failed."""
+LINES = 12
+"""Ranks, and frames of a stack, that a report shows."""
+
+
+def main(path: str) -> None:
+    """Guard the ranks of the table at `path`, in a process that nobody waits for."""
+    table = Table.existing(Path(path))
+    line = socket.socket(socket.AF_UNIX)
+    line.bind(table.line)
+    line.listen(table.ranks)
+    if child := os.fork():
+        table.set_guard(child)
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these are for the ranks
+        signal.signal(number, signal.SIG_IGN)
+    table.set_guard(os.getpid())
+    Guard(table, line).run()
+
+
+class Guard:
+    """What the guard sees and has said."""
+
+    def __init__(self, table: Table, line: socket.socket) -> None:
+        self.table = table
+        self.line = line
+        self.lines: dict[int, socket.socket] = {}
+        self.hung_up: list[int] = []
+        """Processes whose files are closed, in this order."""
+        self.processes: dict[int, Process] = {}
+        self.observed = Observed()
+        self.launcher = launcher_of(table.path)
+        self.doing: dict[int, tuple[int, int, State]] = {}
+        self.events = select.epoll()
+        self.events.register(line, select.EPOLLIN)
+        self.looked = self.now = time.monotonic()
+        self.all_stopped = False
+        self.saying_since: float | None = None
+
+    def run(self) -> None:
+        """Return when no rank is left."""
+        while self.look():
+            if self.table.said:
+                self.end_the_rest()
+            else:
+                self.speak()
+        os._exit(0)
+
+    def look(self) -> bool:
+        """Wait a tick or until a process ends; note what the ranks do; whether there are any."""
+        limit = time.monotonic() + TICK
+        while (left := limit - time.monotonic()) > 0:
+            if self._note_events([handle for handle, _ in self.events.poll(left)]):
+                limit = min(limit, time.monotonic() + TOGETHER)
+        before, self.now = self.now, time.monotonic()
+        passed = min(self.now - before, LONGEST_GAP)
+        self._find_new()
+        if not self._living() and not self._stay():
+            return False
+        for rank in self.processes:
+            seen = self.table.see(rank)
+            if seen is not None:
+                doing = (seen.pid, seen.entered, seen.state)
+                same = self.doing.get(rank) == doing and is_waiting(seen)
+                self.doing[rank] = doing
+                counted = 0.0 if self.all_stopped else passed
+                self.observed.waited[rank] = self.observed.waited.get(rank, 0.0) + counted if same else 0.0
+        if self.now - self.looked >= LOOK_AT_STATES:
+            self._look_at_states(min(self.now - self.looked, LONGEST_GAP))
+            self.looked = self.now
+        return True
+
+    def speak(self) -> None:
+        """Say what is wrong, if something is, and see to the end of all ranks."""
+        table = {rank: seen for rank in sorted(self.processes) if (seen := self.table.see(rank)) is not None}
+        failed = [rank for rank, seen in table.items() if seen.state == State.FAILED]
+        if failed and self.table.last_words.exists():
+            # The rank that failed ends the job itself, so that the exit code is its own.
+            self._signal(signal.SIGSTOP, but=failed)
+            _write(self.table.last_words.read_text(errors="replace"))
+            time.sleep(FORWARDED)
+            self.table.set_said()
+            return
+        fault = judge(table, self.observed, self.table.timeout) or self._orphaned(table)
+        if fault is None:
+            return
+        report = self._report(fault, table)
+        self._signal(signal.SIGSTOP)
+        _write(report)
+        self.table.set_said()
+        time.sleep(FORWARDED)
+        self._signal(signal.SIGKILL)
+
+    def end_the_rest(self) -> None:
+        """End the ranks that are still there a while after all was said."""
+        if self.saying_since is None:
+            self.saying_since = self.now
+        elif self.now - self.saying_since > GOODBYE:
+            self._signal(signal.SIGKILL)
+
+    def _living(self) -> list[int]:
+        return [rank for rank in self.processes if rank not in self.observed.gone]
+
+    def _stay(self) -> bool:
+        """Whether a rank has come at the last moment; else the table is removed, and this guard is done."""
+        if not self.table.said:
+            self.speak()  # all have died at once
+        with self.table.locked():
+            self._find_new()
+            if self._living():
+                return True
+            self.table.remove()
+            return False
+
+    def _note_events(self, handles: list[int]) -> bool:
+        """Note who has come and who has gone, in this order; whether anybody has gone."""
+        gone = False
+        for handle in handles:
+            if handle == self.line.fileno():
+                line, _ = self.line.accept()
+                self.lines[line.fileno()] = line
+                self.events.register(line, select.EPOLLRDHUP)
+            elif handle in self.lines:
+                line = self.lines.pop(handle)
+                self.hung_up.append(struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+                self.events.unregister(handle)
+                line.close()
+            else:
+                gone = True
+                rank = next(rank for rank, process in self.processes.items() if process.handle == handle)
+                self.observed.gone[rank] = end_status(self.processes[rank].pid)
+                self.events.unregister(handle)
+                self.processes[rank].close()
+        if gone:
+            # MPICH ends all ranks as soon as the first one's files are closed, and of all their memories the first
+            # one's may take the longest to be freed: who hung up first is the first, whoever ended first.
+            order = {pid: place for place, pid in enumerate(self.hung_up)}
+            self.observed.gone = dict(
+                sorted(self.observed.gone.items(), key=lambda each: order.get(self.processes[each[0]].pid, len(order)))
+            )
+        return gone
+
+    def _find_new(self) -> None:
+        for rank in range(self.table.ranks):
+            pid, start = self.table.owner(rank)
+            if pid == 0:
+                continue
+            known = self.processes.get(rank)
+            if known is not None and (known.pid, known.start) == (pid, start):
+                continue
+            if known is not None and known.handle is not None:
+                self.events.unregister(known.handle)
+                known.close()
+            process = self.processes[rank] = Process(pid, start)
+            self.observed.gone.pop(rank, None)
+            if process.handle is None:
+                self.observed.gone[rank] = end_status(pid)
+            else:
+                self.events.register(process.handle, select.EPOLLIN)
+
+    def _look_at_states(self, passed: float) -> None:
+        states = {rank: state(self.processes[rank].pid) for rank in self._living()}
+        some_run = any(letter != "T" for letter in states.values())
+        self.all_stopped = not some_run  # as by Ctrl-Z, or a scheduler that suspends the job
+        stopped = self.observed.stopped
+        for rank, letter in states.items():
+            stopped[rank] = stopped.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
+        self.observed.stopped = {rank: seconds for rank, seconds in stopped.items() if rank in states}
+
+    def _signal(self, number: int, but: list[int] | None = None) -> None:
+        for rank in self._living():
+            if rank not in (but or ()):
+                self.processes[rank].send(number)
+
+    def _orphaned(self, table: dict[int, Seen]) -> Fault | None:
+        pid, start = self.launcher
+        if start_time(pid) == start or all(seen.state < State.STARTING for seen in table.values()):
+            return None
+        return Fault(f"what started the ranks of this host (pid {pid}) is gone", ())
+
+    def _report(self, fault: Fault, table: dict[int, Seen]) -> str:
+        stacks = self._stacks(table)
+        lines = [f"{fault.what}; ending all ranks (host {platform.node()})"]
+        for rank, seen in list(table.items())[:LINES]:
+            place = "" if seen.state != State.ENDED else "has ended, "
+            if rank in self.observed.gone and seen.state != State.ENDED:
+                place = "is gone, "
+            now = _user_frame(stacks.get(rank, []))
+            lines.append(f"  rank {rank}: {place}{step_of(seen)}{activity(seen)}{f'; now at {now}' if now else ''}")
+        if len(table) > LINES:
+            lines.append(f"  and {len(table) - LINES} more ranks of this host")
+        for rank in fault.ranks[:3]:
+            if rank in stacks:
+                lines.append(f"the stack of rank {rank}, innermost call first:")
+                lines += [f"  {frame}" for frame in stacks[rank][:LINES]]
+        return "\n".join(lines) + "\n"
+
+    def _stacks(self, table: dict[int, Seen]) -> dict[int, list[str]]:
+        """The stacks of the ranks that can say where they are, as faulthandler writes them."""
+        files = {
+            rank: Path(f"/proc/{seen.pid}/fd/{seen.stack}")
+            for rank, seen in table.items()
+            if seen.stack >= 0  # not of an interpreter that is being taken down: the signal would kill it
+            and seen.state in (State.IMPORTED, State.STARTING, State.RUNNING)
+            and rank not in self.observed.gone
+            and not self.observed.stopped.get(rank)
+        }
+        for rank in files:
+            self.processes[rank].send(signal.SIGUSR2)
+        stacks: dict[int, list[str]] = {}
+        limit = time.monotonic() + STACKS
+        while len(stacks) < len(files) and time.monotonic() < limit:
+            time.sleep(0.02)
+            for rank, file in files.items():
+                with suppress(OSError):
+                    lines = file.read_text(errors="replace").splitlines()
+                    if rank not in stacks and lines:
+                        time.sleep(0.01)  # until it is all there
+                        lines = file.read_text(errors="replace").splitlines()
+                        stacks[rank] = [line.strip() for line in lines[1:]]
+        return stacks
+
+
+def _user_frame(frames: list[str]) -> str:
+    """File and line of the innermost frame that is neither this package nor the standard library."""
+    library = str(Path(os.__file__).parent) + os.sep
+    for frame in frames:
+        name, _, rest = frame.removeprefix('File "').partition('", line ')
+        if rest and not name.startswith((PACKAGE, library, "<frozen")):
+            return f"{name}:{rest.split()[0]}"
+    return ""
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # nobody listens any more
+        sys.stderr.flush()
+        os.write(2, text.encode(errors="replace"))

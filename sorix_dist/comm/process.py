@@ -1,0 +1,106 @@
+"""Other processes of this host, told apart from later ones that get the same number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from sorix_dist.comm.launcher import Launch, detect
+
+_STATE, _PARENT, _START, _STATUS = 0, 1, 19, 49  # positions in /proc/PID/stat behind "PID (name) "
+
+
+class Process:
+    """The process `pid` that began at `start` (see `start_time`), not one that has its number later."""
+
+    def __init__(self, pid: int, start: int) -> None:
+        self.pid = pid
+        self.start = start
+        self.handle: int | None = None
+        """A file descriptor that becomes readable when the process ends; None where Linux has none."""
+        with suppress(AttributeError, OSError):
+            self.handle = os.pidfd_open(pid)
+        if start_time(pid) != start:
+            self.close()
+
+    def alive(self) -> bool:
+        """Whether it still runs, or could again: a zombie does not."""
+        return start_time(self.pid) == self.start and state(self.pid) not in ("Z", "X")
+
+    def send(self, number: int) -> None:
+        """Send it a signal, if it is there."""
+        with suppress(OSError):
+            if self.handle is not None:
+                signal.pidfd_send_signal(self.handle, number)
+            elif self.alive():
+                os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Give its descriptor back."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+
+
+def start_time(pid: int) -> int:
+    """When the process began, in the kernel's clock ticks; 0 if there is none (or no way to know, off Linux:
+    then -1 while it exists)."""
+    if sys.platform == "linux":
+        fields = _stat(pid)
+        return int(fields[_START]) if fields else 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    except PermissionError:
+        return -1
+    return -1
+
+
+def state(pid: int) -> str:
+    """The kernel's letter for what the process does: R runs, S sleeps, T is stopped, Z has ended; '' if unknown."""
+    fields = _stat(pid)
+    return fields[_STATE] if fields else ""
+
+
+def end_status(pid: int) -> int | None:
+    """How a process has ended, as `os.wait` says it; None if its parent has asked already."""
+    fields = _stat(pid)
+    return int(fields[_STATUS]) if fields and fields[_STATE] == "Z" and len(fields) > _STATUS else None
+
+
+def parent(pid: int) -> int:
+    """The process that started it, or has adopted it; 0 if unknown."""
+    fields = _stat(pid)
+    return int(fields[_PARENT]) if fields else 0
+
+
+def launcher_pid(launch: Launch) -> int:
+    """The process that started the ranks of this host: the nearest ancestor that is not part of this rank itself,
+    as a shell around the program is."""
+    pid = os.getppid()
+    while pid > 1:
+        said = detect(_environ(pid))
+        if said is None or (said.name, said.rank) != (launch.name, launch.rank):
+            break
+        pid = parent(pid)
+    return pid
+
+
+def _stat(pid: int) -> list[str]:
+    # "PID (name) state parent ...": the name may hold spaces and brackets
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _environ(pid: int) -> dict[str, str]:
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in (each.partition(b"=") for each in entries)}

@@ -1,0 +1,286 @@
+"""What the ranks of one host know of each other: one page of shared memory a rank, which it alone writes.
+
+Numbers are single aligned words, which cannot be torn; a text goes with its checksum. The guard process and the other
+ranks read. No NumPy and no MPI here: the table is there before either.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+
+from sorix_dist.comm.process import start_time
+
+PAGE = 4096
+WORD = 8
+CHANNELS = 40
+"""Communicators of one rank that can be told apart at a time."""
+DEPTH = 4
+"""Collectives of a communicator that are remembered, a power of two."""
+
+_GUARD, _GUARD_START, _TIMEOUT, _SAID = range(4)  # words of the first page
+PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK = range(8)  # words of a rank's page
+_FIRST_CHANNEL = 16
+KEY, COUNT, SIGNATURES, CALLS = 0, 1, 2, 2 + DEPTH  # words of a channel
+_CHANNEL = 2 + 2 * DEPTH
+_TEXT = (_FIRST_CHANNEL + CHANNELS * _CHANNEL) * WORD
+_HEAD = struct.Struct("=IH")  # checksum, length
+
+
+class State(IntEnum):
+    """How far a rank has come."""
+
+    NOBODY = 0
+    IMPORTED = 1
+    STARTING = 2
+    """It waits for all ranks in the start of MPI."""
+    RUNNING = 3
+    FAILED = 4
+    """It raised, and its last words are in `Table.words`."""
+    ENDED = 5
+    """Its script has come to its end."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A rank's page as another process saw it."""
+
+    rank: int
+    pid: int
+    start: int
+    state: State
+    entered: int
+    left: int
+    step: int
+    """-1 if unknown."""
+    stack: int
+    """Its descriptor of the file that SIGUSR2 makes it write its stack to, -1 if there is none."""
+    key: int
+    count: int
+    signature: int
+    """The communicator of its last collective, which one it was there, and what it is."""
+    counts: dict[int, int]
+    """Of each of its communicators, the collectives that it has entered."""
+    text: tuple[str, str]
+    """Its last collective or operation in words, and the user's file and line."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in a collective."""
+        return self.entered > self.left
+
+
+class Table:
+    """The shared memory of the ranks that one launcher process started here; the same file for all of them."""
+
+    def __init__(self, path: Path, file: int, ranks: int) -> None:
+        self.path = path
+        self.ranks = ranks
+        self._file = file
+        self.memory = mmap.mmap(file, PAGE * (1 + ranks))
+        self.words = memoryview(self.memory).cast("q")
+
+    @classmethod
+    def join(cls, path: Path, ranks: int) -> Table:
+        """The table at `path`, made if it is not there yet; OSError if it cannot be or is another user's."""
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                if os.fstat(file).st_uid != os.getuid():
+                    raise PermissionError(f"{path} belongs to another user")
+                with _locked(file):
+                    status = os.fstat(file)
+                    if status.st_nlink:
+                        if status.st_size < PAGE * (1 + ranks):
+                            os.ftruncate(file, PAGE * (1 + ranks))
+                        return cls(path, file, ranks)
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)  # it was removed before it could be locked
+
+    @classmethod
+    def existing(cls, path: Path) -> Table:
+        """The table at `path`, whoever has locked it."""
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return cls(path, file, os.fstat(file).st_size // PAGE - 1)
+
+    @property
+    def last_words(self) -> Path:
+        """The file that the first rank that fails writes; whoever creates it is the first."""
+        return self.path.with_name(self.path.name + ".words")
+
+    @property
+    def line(self) -> str:
+        """The name of the guard's socket, in Linux's abstract namespace, which leaves no file. A rank stays connected
+        until its process closes its files, which it does early in its end."""
+        return f"\0{self.path.name}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A block that one process at a time is in."""
+        with _locked(self._file):
+            yield
+
+    def guard(self) -> tuple[int, int]:
+        """Number and start time of the guard process, (0, 0) if there was none yet."""
+        return self.words[_GUARD], self.words[_GUARD_START]
+
+    def set_guard(self, pid: int) -> None:
+        self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
+
+    def guarded(self) -> bool:
+        """Whether the guard process lives."""
+        pid, start = self.guard()
+        return pid > 0 and start_time(pid) == start
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a rank may be late, 0 until a rank has said so."""
+        return self.words[_TIMEOUT] / 1000
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self.words[_TIMEOUT] = max(1, round(seconds * 1000))
+
+    @property
+    def said(self) -> bool:
+        """Whether the guard has said all there is to say."""
+        return self.words[_SAID] != 0
+
+    def set_said(self) -> None:
+        self.words[_SAID] = 1
+
+    def at(self, rank: int) -> int:
+        """The number of the first word of a rank's page."""
+        return (1 + rank) * PAGE // WORD
+
+    def claim(self, rank: int, pid: int) -> None:
+        """Make the page of `rank` that of the process `pid`, whatever it was before."""
+        at = self.at(rank)
+        self.words[at + PID] = 0
+        self.memory[(1 + rank) * PAGE : (2 + rank) * PAGE] = bytes(PAGE)
+        self.words[at + START], self.words[at + STATE] = start_time(pid), State.IMPORTED
+        self.words[at + STEP] = self.words[at + STACK] = -1
+        self.words[at + PID] = pid
+
+    def owner(self, rank: int) -> tuple[int, int]:
+        """Number and start time of the process that the page of `rank` is for."""
+        at = self.at(rank)
+        return self.words[at + PID], self.words[at + START]
+
+    def put_text(self, rank: int, blob: bytes) -> None:
+        """Store what `pack_text` has made."""
+        start = (1 + rank) * PAGE + _TEXT
+        self.memory[start : start + len(blob)] = blob
+
+    def see(self, rank: int) -> Seen | None:
+        """The page of `rank`, None if nobody has claimed it."""
+        at = self.at(rank)
+        words = self.words[at : at + PAGE // WORD].tolist()
+        if words[PID] == 0:
+            return None
+        counts = {}
+        for number in range(CHANNELS):
+            channel = _FIRST_CHANNEL + number * _CHANNEL
+            if words[channel + KEY]:
+                counts[words[channel + KEY]] = words[channel + COUNT]
+        key = count = signature = 0
+        if words[CURRENT]:
+            channel = words[CURRENT] - at
+            key, count = words[channel + KEY], words[channel + COUNT]
+            signature = words[channel + SIGNATURES + count % DEPTH]
+        return Seen(
+            rank,
+            words[PID],
+            words[START],
+            State(words[STATE]),
+            words[ENTERED],
+            words[LEFT],
+            words[STEP],
+            words[STACK],
+            key,
+            count,
+            signature,
+            counts,
+            self._text(rank),
+        )
+
+    def _text(self, rank: int) -> tuple[str, str]:
+        start = (1 + rank) * PAGE + _TEXT
+        for _ in range(100):  # until it is not being written just now
+            checksum, size = _HEAD.unpack_from(self.memory, start)
+            body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, PAGE - _TEXT - _HEAD.size)]
+            if len(body) == size and zlib.crc32(body) == checksum:
+                what, _, where = body.decode(errors="replace").partition("\n")
+                return what, where
+        return "", ""
+
+    def channel(self, rank: int, number: int) -> int:
+        """The number of the first word of a channel."""
+        return self.at(rank) + _FIRST_CHANNEL + number * _CHANNEL
+
+    def remove(self) -> None:
+        """Remove its files; who has it open can go on to use it."""
+        for path in (self.path, self.last_words):
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+@lru_cache(maxsize=1024)
+def pack_text(what: str, where: str) -> bytes:
+    """What an operation is and where the user called it, with a checksum: too long ones are cut at their beginnings,
+    which a file's name can spare best."""
+    room = PAGE - _TEXT - _HEAD.size
+    where_bytes = where.encode(errors="replace")[-room // 2 :]
+    body = what.encode(errors="replace")[: room - len(where_bytes) - 1] + b"\n" + where_bytes
+    return _HEAD.pack(zlib.crc32(body), len(body)) + body
+
+
+def directory() -> Path:
+    """Where tables are: memory of this host."""
+    shm = Path("/dev/shm")
+    return shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def path_for(launcher: int) -> Path:
+    """The file of the ranks that the process `launcher` of this host started."""
+    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}"
+
+
+def launcher_of(path: Path) -> tuple[int, int]:
+    """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table."""
+    pid, _, start = path.name.removeprefix(_prefix()).removesuffix(".words").partition("-")
+    return (int(pid), int(start)) if pid.isdigit() and start.isdigit() else (0, -1)
+
+
+def remove_stale() -> None:
+    """Remove what jobs have left whose launcher is gone and whose guard could not clear up."""
+    for path in directory().glob(f"{_prefix()}*"):
+        launcher, start = launcher_of(path)
+        if launcher and start_time(launcher) != start:
+            with suppress(OSError):  # another job has just done it
+                path.unlink()
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _prefix() -> str:
+    return f"sorix_dist-{os.getuid()}-"

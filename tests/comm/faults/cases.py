@@ -1,0 +1,279 @@
+"""What can go wrong on one rank of four, as scripts; `# here` marks the line that the report must name.
+
+A script speaks to `sx`, which is the package, or `tests.comm.faults.bare` for what happens without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RANKS = 4
+TIMEOUT = 3.0
+
+BEGIN = f"""
+import ctypes, os, signal, sys, threading, time
+import numpy as np
+sx.init(timeout={TIMEOUT})
+rank = sx.rank()
+a, b = np.ones(4), np.full(4, 2.0)
+"""
+
+LOOP = """
+for step in range(6):
+    sx.comm.note(step=step)
+    if step == 3 and rank == 2:
+        {fault}
+    sx.all_reduce(a)  # here
+    assert a[0] == 4.0 ** (step + 1), "WRONG SUM"
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script, and what the last screen must say (regular expressions; LINE is the file and line marked `# here`)."""
+
+    script: str
+    says: tuple[str, ...]
+    long: bool = False
+    """Left out of a quick run of the tests."""
+    bare: bool = True
+    """Whether it makes sense without the package."""
+    seconds: float = 10.0
+    """From start to end."""
+
+
+def at_step_3(fault: str, *says: str, long: bool = False, mark: bool = False) -> Case:
+    """A `fault` of rank 2 in step 3; `mark`: it is itself the line to be named, else the collective of that step is."""
+    script = BEGIN + LOOP.format(fault=fault)
+    if mark:
+        script = script.replace("  # here", "").replace(fault, f"{fault}  # here")
+    return Case(script, ("rank 2", "step 3", "all_reduce", "LINE", *says), long)
+
+
+MODEL = """
+import numpy as np
+from sorix_dist import nn, optim
+from sorix_dist.core.op import op
+
+@op()
+def breaks(x):
+    def rule(g, out):
+        raise ValueError("a bad row")  # here
+    return x.copy(), (rule,)
+
+sx.init(timeout=3)
+rank = sx.rank()
+sx.manual_seed(0)
+model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear({out}, 3)))
+criterion, optimizer = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1)
+for step in range(6):
+    sx.comm.note(step=step)
+    optimizer.zero_grad()
+    scores = model(sx.tensor(np.ones((6, 4), "f4")))
+    {before}
+    criterion(scores, np.zeros(6, "i8")).backward()
+    {after}
+    optimizer.step()
+"""
+
+
+def model(before: str = "pass", after: str = "pass", out: str = "8") -> str:
+    return MODEL.format(before=before, after=after, out=out)
+
+
+HERE = 'if step == 3 and rank == 2: raise ValueError("a bad row")  # here'
+
+CASES: dict[str, Case] = {
+    "raise": at_step_3('raise ValueError("a bad row")', "ValueError: a bad row", "failed; ending all ranks", mark=True),
+    "raise before backward": Case(
+        model(before=HERE).replace('"a bad row")  # here\n    return', '"a bad row")\n    return'),
+        ("rank 2 of 4", "step 3", "LINE", "ValueError: a bad row"),
+        long=True,
+        bare=False,
+    ),
+    "raise in backward": Case(
+        model(before="scores = breaks(scores) if step == 3 and rank == 2 else scores"),
+        ("rank 2 of 4", "step 3", "LINE", "in backward", "ValueError: a bad row"),
+        bare=False,
+    ),
+    "raise after backward": Case(
+        model(after=HERE).replace('"a bad row")  # here\n    return', '"a bad row")\n    return'),
+        ("rank 2 of 4", "step 3", "LINE", "ValueError: a bad row"),
+        long=True,
+        bare=False,
+    ),
+    "sys.exit(0)": at_step_3("sys.exit(0)", "has ended .* while rank 0 waits"),
+    "sys.exit(3)": at_step_3("sys.exit(3)", "has ended .* while rank 0 waits", long=True),
+    "os._exit(0)": at_step_3("os._exit(0)", r"rank 2 \(pid \d+\) (left with os._exit\(0\)|died without a word)"),
+    "os._exit(3)": at_step_3("os._exit(3)", r"rank 2 \(pid \d+\) (left with os._exit\(3\)|died)", long=True),
+    "kill -9": at_step_3("os.kill(os.getpid(), 9)", r"rank 2 \(pid \d+\) (was killed by SIGKILL|died without a word)"),
+    "segmentation fault": at_step_3(
+        "ctypes.string_at(0)", r"rank 2 \(pid \d+\) (was killed by SIGSEGV|died)", "Segmentation fault", long=True
+    ),
+    "SIGSTOP": at_step_3("os.kill(os.getpid(), signal.SIGSTOP)", "rank 2 is frozen"),
+    "an infinite loop": at_step_3(
+        "while True: pass", "rank 2 has not arrived", "the stack of rank 2, innermost", mark=True
+    ),
+    "never arrives": at_step_3(
+        "time.sleep(60)", "rank 2 has not arrived", "the stack of rank 2, innermost", long=True, mark=True
+    ),
+    "another shape": at_step_3(
+        "a = np.ones(5)", "CollectiveMismatch", r"float64 \(5,\) at LINE", r"float64 \(4,\) at LINE"
+    ),
+    "another dtype": at_step_3(
+        'a = np.ones(4, "f4")', "CollectiveMismatch", r"float32 \(4,\) at", r"float64 \(4,\) at", long=True
+    ),
+    "another operation": at_step_3("sx.broadcast(a)", "CollectiveMismatch", r"broadcast\(0\) of", long=True, mark=True),
+    "an exception in a thread that the loop waits for": at_step_3(
+        'from concurrent.futures import *; ThreadPoolExecutor(1).submit(int, "x").result()',
+        "ValueError: invalid literal",
+        mark=True,
+        long=True,
+    ),
+    "swapped order": Case(
+        BEGIN
+        + """
+for step in range(3):
+    sx.comm.note(step=step)
+    if step == 1 and rank == 2:
+        sx.all_reduce(b)
+        sx.all_reduce(a)
+    else:
+        sx.all_reduce(a)
+        sx.all_reduce(b)
+assert a[0] == 64 and b[0] == 128, "WRONG SUM"
+""",
+        ("rank 2", "step 1", "CollectiveMismatch", r"train.py:1[2-7]\b", "called it before"),
+    ),
+    "under if rank == 0": Case(
+        BEGIN
+        + """
+for step in range(3):
+    sx.comm.note(step=step)
+    sx.all_reduce(a)
+if rank == 0:
+    sx.all_reduce(b)  # here
+""",
+        ("has ended .* while rank 0 waits", "step 2", "all_reduce", "LINE"),
+    ),
+    "under if rank == 0, and others go on": Case(
+        BEGIN
+        + """
+for step in range(3):
+    sx.comm.note(step=step)
+    if rank == 0:
+        sx.all_reduce(np.zeros(1))  # here
+    sx.all_reduce(a)
+""",
+        ("CollectiveMismatch", "step 0", "all_reduce", "LINE"),
+        long=True,
+    ),
+    "a step more": Case(
+        BEGIN
+        + """
+for step in range(4 + (rank == 2)):
+    sx.comm.note(step=step)
+    sx.all_reduce(a)  # here
+""",
+        ("has ended .* while rank 2 waits", "rank 2: step 4", "rank 1: has ended, step 3", "all_reduce", "LINE"),
+        long=True,
+    ),
+    "a step fewer": Case(
+        BEGIN
+        + """
+for step in range(4 - (rank == 2)):
+    sx.comm.note(step=step)
+    sx.all_reduce(a)  # here
+""",
+        ("rank 2 .* has ended .* while rank 0 waits", "rank 2: has ended, step 2", "step 3", "all_reduce", "LINE"),
+    ),
+    "a step of a wrapped model fewer": Case(
+        model(after="if step == 2 and rank == 2: break")
+        .replace("# here", "")
+        .replace(".backward()", ".backward()  # here"),
+        ("rank 2 .* has ended .* while rank 0 waits", "rank 2: has ended, step 2", "step 3", "now at .*train.py:"),
+        bare=False,
+    ),
+    "another model": Case(
+        model(out="8 if rank != 2 else 7").replace("nn.Linear(4, 8)", "nn.Linear(4, 8 if rank != 2 else 7)"),
+        ("rank . of 4", "must be the same on every rank", "train.py:"),
+        bare=False,
+    ),
+    "a rank dies before MPI starts": Case(
+        "import os, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
+        "    time.sleep(0.5)\n    os._exit(0)\nsx.init(timeout=30)  # here\nsx.barrier()",
+        ("rank 2", "the start of MPI at LINE", r"(left with os._exit\(0\)|died without a word)"),
+    ),
+    "a rank ends before MPI starts": Case(
+        "import os, sys, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
+        "    time.sleep(0.5)\n    sys.exit(0)\nsx.init(timeout=30)  # here\nsx.barrier()",
+        ("rank 2 .* has ended", "the start of MPI at LINE"),
+        long=True,
+    ),
+    "a rank is killed while MPI starts": Case(
+        "import os, time\nrank = int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')))\n"
+        "if rank == 2 and os.fork() == 0:\n    time.sleep(0.5)\n    os.kill(os.getppid(), 9)\n    os._exit(0)\n"
+        "if rank == 1: time.sleep(3)\nsx.init(timeout=30)  # here\nsx.barrier()",
+        ("rank 2", "the start of MPI at LINE"),
+        long=True,
+    ),
+    "a rank never calls init": Case(
+        "import os, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
+        "    time.sleep(60)\nsx.init(timeout=2)  # here\nsx.barrier()",
+        ("rank 2 has not arrived", "the start of MPI at LINE", "the stack of rank 2"),
+        long=True,
+    ),
+}
+
+HEALTHY: dict[str, str] = {
+    "one rank works on at the end": BEGIN + "sx.all_reduce(a)\nif rank == 0: time.sleep(3)\n",
+    "ranks leave one after the other": BEGIN + "sx.all_reduce(a)\ntime.sleep(rank / 2)\n",
+    "a busy interpreter": BEGIN
+    + "sx.all_reduce(a)\nif rank == 1: sorted([str(n * 7919 % 1000003) for n in range(1500000)])\nsx.all_reduce(a)\n",
+    "a group ends before another": BEGIN
+    + """
+group = sx.comm.current().split(rank // 2)
+group.barrier()
+if rank == 1:
+    time.sleep(2)  # rank 0 waits for it; ranks 2 and 3 have ended
+if rank < 2:
+    group.barrier()
+""",
+    "all ranks are stopped for a while": BEGIN
+    + """
+pids = sx.all_gather(os.getpid())
+if rank == 0 and os.fork() == 0:
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(4)
+    os._exit(0)
+for _ in range(40):
+    sx.all_reduce(a)
+    time.sleep(0.05)
+""",
+    "child processes of a rank": BEGIN
+    + """
+import subprocess
+sx.all_reduce(a)
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+subprocess.run([sys.executable, "-c", "import sorix_dist"], check=True)
+sx.all_reduce(a)
+""",
+    "ranks branch between the same sums": BEGIN
+    + """
+for step in range(6):
+    if step % RANKS == rank:
+        sx.all_reduce(a)
+    else:
+        sx.all_reduce(np.zeros_like(a))
+""".replace("RANKS", str(RANKS)),
+    "a root that runs ahead": BEGIN
+    + """
+for step in range(50):
+    if rank == 3: time.sleep(0.002)
+    sx.broadcast(a)
+""",
+}

@@ -1,0 +1,39 @@
+"""`make faults-control`: the same faults on bare mpi4py, as a table. A record of why the watch exists, not a test."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.comm.faults.cases import CASES, RANKS
+from tests.launching import run_ranks
+
+LIMIT = 15.0
+
+
+def outcome(script: Path) -> str:
+    """What came of the script: 'hang', 'wrong sum', or its exit code."""
+    try:
+        ended = run_ranks(RANKS, str(script), limit=LIMIT)
+    except pytest.fail.Exception:
+        return f"hang (killed after {LIMIT:g} s)"
+    if "WRONG SUM" in ended.err:
+        return f"wrong sum; exit code {ended.code} after {ended.seconds:.1f} s, because the script compares"
+    return f"exit code {ended.code} after {ended.seconds:.1f} s"
+
+
+def main() -> None:
+    names = [name for name, case in CASES.items() if case.bare and all(word in name for word in sys.argv[1:])]
+    width = max(map(len, names))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            script = Path(folder, "train.py")
+            script.write_text("import tests.comm.faults.bare as sx\n" + CASES[name].script)
+            print(f"{name:{width}}  {outcome(script)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Collectives that are compared before they mix anything; by messages here, in shared memory in test_faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sorix_dist.comm import Checked, CollectiveMismatch, Comm, current, run_threads
+from sorix_dist.comm.site import call_site
+from tests.comm.contract import CHECKS
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Callable[[Comm], None], hosts: int) -> None:
+    run_threads(lambda: check(Checked(current())), 3, timeout=100, hosts=hosts)
+
+
+CALLS: dict[str, Callable[[Comm], object]] = {
+    "all_reduce('sum') of float64 (3,)": lambda comm: comm.all_reduce(np.ones(3)),
+    "all_reduce('max') of float64 (3,)": lambda comm: comm.all_reduce(np.ones(3), "max"),
+    "all_reduce('sum') of float64 (4,)": lambda comm: comm.all_reduce(np.ones(4)),
+    "all_reduce('sum') of float32 (3,)": lambda comm: comm.all_reduce(np.ones(3, "f4")),
+    "all_gather of float64 (3,)": lambda comm: comm.all_gather(np.ones(3)),
+    "all_to_all of float64 (3, 2)": lambda comm: comm.all_to_all(np.ones((3, 2))),
+    "broadcast(0) of float64 (3,)": lambda comm: comm.broadcast(np.ones(3)),
+    "broadcast(1) of float64 (3,)": lambda comm: comm.broadcast(np.ones(3), 1),
+    "share(root=1)": lambda comm: comm.share(1, 1),
+    "gather_objects": lambda comm: comm.gather_objects(1),
+    "barrier": lambda comm: comm.barrier(),
+    "split": lambda comm: comm.split(0),
+    "window": lambda comm: comm.window(8),
+}
+
+
+@pytest.mark.parametrize("name", list(CALLS)[1:])
+def test_every_difference_is_found_on_every_rank(name: str) -> None:
+    usual, calls = next(iter(CALLS)), CALLS
+
+    def rank() -> str:
+        comm = Checked(current())
+        with pytest.raises(CollectiveMismatch) as raised:
+            calls[name if comm.rank == 1 else usual](comm)
+        return str(raised.value)
+
+    texts = run_threads(rank, 3, timeout=60)
+    assert all(text.startswith(f"{name if rank == 1 else usual} at ") for rank, text in enumerate(texts))
+    assert all(f"of rank {rank}, but rank {0 if rank == 1 else 1} calls" in text for rank, text in enumerate(texts))
+
+
+def test_a_site_is_the_innermost_line_outside_the_package() -> None:
+    a = np.ones(2)
+
+    def all_reduce(array: np.ndarray) -> tuple[str, str, str]:
+        site = call_site()
+        return site.where, site.function, site.argument
+
+    where, *_ = all_reduce(a)
+    assert where.startswith("tests/comm/test_checked.py:")

@@ -1,0 +1,85 @@
+"""Every fault ends all ranks within seconds, with its rank, step, operation and line; what is none ends nobody."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sorix_dist.comm.table import directory, launcher_of
+from tests.comm.faults.cases import CASES, HEALTHY, RANKS, Case
+from tests.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
+
+LONG = bool(os.environ.get("SORIX_DIST_LONG"))
+
+
+def run(script: str, folder: Path) -> Ended:
+    file = folder / "train.py"
+    file.write_text("import sorix_dist as sx\n" + script)
+    return run_ranks(RANKS, str(file), limit=40)
+
+
+def line_of(case: Case, folder: Path) -> str:
+    lines = case.script.splitlines()
+    number = next((number for number, line in enumerate(lines, 2) if line.endswith("# here")), 0)
+    return f'({re.escape(str(folder))}/train.py:{number}\\b|{re.escape(str(folder))}/train.py", line {number}\\b)'
+
+
+@needs_mpirun
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if LONG or not case.long])
+def test_a_fault_ends_all_ranks_and_is_named(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    ended = run(case.script, tmp_path)
+    assert ended.code != 0, ended.err
+    assert ended.seconds < case.seconds, ended.err
+    for says in case.says:
+        assert re.search(says.replace("LINE", line_of(case, tmp_path)), ended.err), f"{says}\n{ended.err}"
+    assert ended.err.count("ending all ranks") == 1, ended.err
+    assert ended.err.count("Traceback (most recent call last)") <= 1, ended.err
+    assert not ended.left, ended.left
+
+
+@needs_mpirun
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_is_no_fault_ends_nobody(name: str, tmp_path: Path) -> None:
+    ended = run(HEALTHY[name], tmp_path)
+    assert ended.code == 0, ended.err
+    assert "ending all ranks" not in ended.err
+    assert not ended.left, ended.left
+
+
+@needs_mpirun
+def test_two_programs_one_after_the_other_in_one_launch(tmp_path: Path) -> None:
+    first, second = tmp_path / "prepare.py", tmp_path / "train.py"
+    first.write_text("import sorix_dist")
+    second.write_text("import sorix_dist as sx\nsx.barrier()\nprint('trained')")
+    both = f"{sys.executable} {first} && {sys.executable} {second}"
+    ended = run_command([str(MPIRUN), "-n", "2", "sh", "-c", both])
+    assert (ended.code, ended.out.split()) == (0, ["trained"] * 2), ended.err
+
+
+@needs_mpirun
+def test_ranks_whose_launcher_is_killed_do_not_stay(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, time\nimport sorix_dist as sx\nfrom sorix_dist.comm import watch\nsx.barrier()\n"
+        "launcher = int(watch.row().table.path.name.split('-')[2])\n"
+        "if sx.rank() == 0: os.kill(launcher, signal.SIGKILL)\ntime.sleep(30)\nsx.barrier()"
+    )
+    ended = run_ranks(2, str(script), limit=25)
+    assert ended.code != 0
+    assert not ended.left
+
+
+@needs_mpirun
+def test_no_table_is_left_behind(tmp_path: Path) -> None:
+    script = "import sorix_dist as sx\nfrom sorix_dist.comm import watch\nsx.barrier()\nprint(watch.row().table.path)"
+    ended = run_ranks(2, "-c", script)
+    (path,) = set(map(Path, ended.out.split()))
+    assert path.parent == directory()
+    assert launcher_of(path)[0] > 0
+    assert not ended.left
+    assert not path.exists()

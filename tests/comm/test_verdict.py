@@ -1,0 +1,94 @@
+"""What is a fault, and whose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sorix_dist.comm.table import Seen, State
+from sorix_dist.comm.verdict import FROZEN, PATIENCE, Observed, ending, judge
+
+LONG = 1000.0
+
+
+def seen(rank: int, count: int, *, waits: bool = False, state: State = State.RUNNING, **others: Any) -> Seen:
+    """A rank that has entered `count` collectives of communicator 7, and has left the last one unless it waits."""
+    known = {"step": count, "signature": 1, "counts": {7: count}, "key": 7, "text": ("all_reduce", "train.py:9")}
+    left = count - waits
+    return Seen(rank, 100 + rank, 1, state, count, left, count=count, stack=-1, **(known | others))
+
+
+def verdict(*rows: Seen, timeout: float = 300.0, **observed: Any) -> str | None:
+    table = {row.rank: row for row in rows}
+    waited = {row.rank: LONG for row in rows}
+    fault = judge(table, Observed(**({"waited": waited} | observed)), timeout)
+    return None if fault is None else fault.what
+
+
+def test_ranks_that_work_or_wait_for_one_that_works() -> None:
+    assert verdict(seen(0, 3), seen(1, 4, waits=True), waited={1: 1.0}) is None
+    assert verdict(seen(0, 3, state=State.IMPORTED), seen(1, 4, state=State.STARTING), waited={1: 1.0}) is None
+
+
+def test_a_rank_that_died() -> None:
+    what = verdict(seen(0, 4, waits=True), seen(1, 3), gone={1: 9})
+    assert what == "rank 1 (pid 101) was killed by SIGKILL: step 3, last seen in all_reduce at train.py:9"
+    assert "rank 0 " in str(verdict(seen(0, 4, waits=True), seen(1, 4), gone={0: 9, 1: 9}))
+    assert verdict(seen(0, 4), seen(1, 3, state=State.ENDED), gone={1: 0}) is None
+    assert verdict(seen(0, 4), seen(1, 3, state=State.FAILED), gone={1: 0}) is None
+
+
+@pytest.mark.parametrize(("status", "fault"), [(0, False), (None, False), (3 << 8, False), (11, True)])
+def test_a_rank_that_left_before_mpi_matters_to_who_waits_or_if_killed(status: int | None, fault: bool) -> None:
+    left = seen(1, 0, state=State.IMPORTED)
+    assert (verdict(seen(0, 0, state=State.IMPORTED), left, gone={1: status}) is not None) == fault
+    assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), left, gone={1: status}))
+
+
+def test_how_a_process_ended_in_words() -> None:
+    assert ending(9) == "was killed by SIGKILL"
+    assert ending(15) == "was ended from outside by SIGTERM"
+    assert ending(11 | 0x80) == "was killed by SIGSEGV"  # with a core file
+    assert ending(3 << 8) == "left with os._exit(3) or the like"
+    assert "without a word" in ending(None)
+    assert ending(100) == "was killed by signal 100"
+
+
+def test_a_rank_that_ended_while_another_waits_for_it() -> None:
+    ended = seen(1, 3, state=State.ENDED)
+    what = str(verdict(seen(0, 4, waits=True), ended))
+    assert "rank 1 (pid 101) has ended" in what
+    assert "rank 0 waits for it in all_reduce at train.py:9" in what
+    assert verdict(seen(0, 4, waits=True), ended, waited={0: PATIENCE / 2}) is None
+    assert verdict(seen(0, 3, waits=True), ended, waited={0: 1.0}) is None  # rank 1 has done its part
+    assert verdict(seen(0, 4), ended) is None
+    assert verdict(seen(0, 4, waits=True, key=8, counts={7: 3, 8: 1}), ended, waited={0: 1.0}) is None  # another group
+    ended_early = seen(1, 0, state=State.ENDED, counts={})
+    assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), ended_early))
+
+
+def test_ranks_in_different_collectives() -> None:
+    rows = seen(0, 4, waits=True), seen(1, 4, waits=True, signature=2)
+    assert "rank 1 waits in another collective than rank 0" in str(verdict(*rows, waited={0: 1.0, 1: 1.0}))
+    assert verdict(*rows, waited={0: 1.0, 1: 0.0}) is None
+    one_left = seen(0, 3, waits=True), seen(1, 4, waits=True, signature=2)
+    assert verdict(*one_left, waited={0: 1.0, 1: 1.0}) is None
+
+
+def test_a_frozen_rank() -> None:
+    assert "rank 1 is frozen" in str(verdict(seen(0, 4), seen(1, 4), stopped={0: 0.0, 1: FROZEN}))
+    assert verdict(seen(0, 4), seen(1, 4), stopped={0: 0.0, 1: FROZEN / 2}) is None
+
+
+def test_a_rank_that_is_late() -> None:
+    rows = seen(0, 4, waits=True), seen(1, 3), seen(2, 4, waits=True)
+    what = str(verdict(*rows, timeout=5.0))
+    assert "rank 0 has waited 5 s" in what
+    assert what.endswith("rank 1 has not arrived")
+    assert verdict(*rows, timeout=0.0) is None
+    nobody = seen(0, 1, state=State.STARTING), seen(1, 1, state=State.STARTING)
+    assert "on another host" in str(verdict(*nobody, timeout=5.0))
+    assert verdict(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
+    behind = seen(0, 4, waits=True), seen(1, 3, waits=True, key=8, counts={7: 3, 8: 1})
+    assert str(verdict(*behind, timeout=5.0)).endswith("rank 1 has not arrived")
