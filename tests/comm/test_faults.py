@@ -76,7 +76,10 @@ def test_ranks_whose_launcher_is_killed_do_not_stay(tmp_path: Path) -> None:
 
 @needs_mpirun
 def test_no_table_is_left_behind(tmp_path: Path) -> None:
-    script = "import sorix_dist as sx\nfrom sorix_dist.comm import watch\nsx.barrier()\nprint(watch.row().table.path)"
+    script = (
+        "import sys\nimport sorix_dist as sx\nfrom sorix_dist.comm import watch\nsx.barrier()\n"
+        "sys.stdout.write(f'{watch.row().table.path}\\n')"
+    )
     ended = run_ranks(2, "-c", script)
     (path,) = set(map(Path, ended.out.split()))
     assert path.parent == directory()
