@@ -55,7 +55,7 @@ def test_what_is_no_fault_ends_nobody(name: str, tmp_path: Path) -> None:
 def test_two_programs_one_after_the_other_in_one_launch(tmp_path: Path) -> None:
     first, second = tmp_path / "prepare.py", tmp_path / "train.py"
     first.write_text("import sorix_dist")
-    second.write_text("import sorix_dist as sx\nsx.barrier()\nprint('trained')")
+    second.write_text("import sys\nimport sorix_dist as sx\nsx.barrier()\nsys.stdout.write('trained\\n')")
     both = f"{sys.executable} {first} && {sys.executable} {second}"
     ended = run_command([str(MPIRUN), "-n", "2", "sh", "-c", both])
     assert (ended.code, ended.out.split()) == (0, ["trained"] * 2), ended.err
