@@ -12,7 +12,7 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench test test-all test-openmpi parity lint type check clean
+.PHONY: help setup demo bench reproduce test test-all test-openmpi parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -31,6 +31,9 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 bench: $(ENV)/mpi ## Measures training steps on this machine, in about 2 minutes
 	@mkdir -p build
 	$(ENV)/bin/sorix-dist bench --json build/bench.json $(BENCH)
+
+reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
+	$(ENV)/bin/python -m tests.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
 
 test: $(ENV)/dev ## Runs all tests, under MPICH
 	$(ENV)/bin/python -m pytest
