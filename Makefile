@@ -12,7 +12,7 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench test test-all test-openmpi slurm sge hosts faults faults-control parity lint type check clean
+.PHONY: help setup demo bench reproduce test test-all test-openmpi slurm sge hosts faults faults-control parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,9 @@ bench: $(ENV)/mpi ## Measures training steps on this machine, in about 2 minutes
 	@mkdir -p build
 	$(ENV)/bin/sorix-dist bench --json build/bench.json $(BENCH)
 
+reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
+	$(ENV)/bin/python -m tests.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
+
 test: $(ENV)/dev ## Runs all tests, under MPICH
 	$(ENV)/bin/python -m pytest
 
@@ -41,8 +44,9 @@ test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-co
 test-openmpi: $(OPENMPI)/dev ## Runs the tests that start processes, under Open MPI
 	$(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
 
-test-all: test $(OPENMPI)/dev ## Runs all tests, under MPICH and then under Open MPI
-	$(OPENMPI)/bin/python -m pytest
+test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables, under MPICH and then under Open MPI
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest
 
 slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, where root can install and start one
 	$(OPENMPI)/bin/python -m tests.clusters.slurm

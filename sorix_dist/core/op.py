@@ -28,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sorix_dist.core.graph import Leaf, Node, Sync
+from sorix_dist.core.kept_rows import Rule
 from sorix_dist.core.promote import promoted
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
@@ -58,6 +59,7 @@ def _operation(
     composite: Callable[..., Tensor] | None,
     differentiable: bool,
     promote: Literal["common", "float"] | None,
+    keeps_rows: Rule | None,
 ) -> Callable[..., Tensor]:
     """The function of tensors that runs `function` on their arrays and records it: the hot path of the tape."""
     to_float = promote == "float"
@@ -68,7 +70,7 @@ def _operation(
         needed = mixed = False
         dtype = None
         sync: Sync | None = None
-        rows = rows_shape = None
+        rows, rows_shape = None, ()
         for x in inputs:
             if isinstance(x, Tensor):
                 edge = x.origin
@@ -78,7 +80,7 @@ def _operation(
                     dtype = array.dtype
                 arrays.append(array)
                 edges.append(edge)
-                if x.rows is not None:
+                if x.rows is not None and (keeps_rows is None or len(arrays) == 1):
                     rows, rows_shape = x.rows, array.shape
                 if edge is not None:
                     needed = True
@@ -98,8 +100,12 @@ def _operation(
         result = _new(Tensor)  # as Tensor.of does, without the call
         result.array = array
         result.leaf = None
-        # What has the shape of rows of a batch is rows of it, changed.
-        result.rows = rows if rows is not None and array.shape == rows_shape else None
+        if rows is None:
+            result.rows = None
+        elif keeps_rows is None:  # what has the shape of rows of a batch is rows of it, changed
+            result.rows = rows if array.shape == rows_shape else None
+        else:
+            result.rows = rows if keeps_rows(rows_shape, array.shape, options) else None
         if not (needed and differentiable and recording.get()):
             result.origin = None
             return result
@@ -141,6 +147,7 @@ def op(
     composite: Callable[..., Tensor] | None = None,
     differentiable: bool = True,
     promote: Literal["common", "float"] | None = None,
+    keeps_rows: Rule | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
     """Makes an operation of a function, and registers it under the function's name.
 
@@ -150,12 +157,14 @@ def op(
     differentiable: False for an operation whose result has no gradient, such as a comparison; it returns no rules.
     promote: "common" gives the function its inputs in one dtype, by PyTorch's rules; "float" also makes
         float32 of integers. Without it they come as they are.
+    keeps_rows: when the result of rows of a batch is rows of it, a rule of `kept_rows` for the first input;
+        None: when it has the shape of an input that is rows.
 
     The function must not rebind its parameters: a rule that closes over one means the input of that name.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
-        made = _operation(function, composite, differentiable, promote)
+        made = _operation(function, composite, differentiable, promote, keeps_rows)
         if numpy is not None:
             OF_NUMPY[numpy] = made
         return made

@@ -183,7 +183,9 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """A tensor with the same memory and no history."""
-        return Tensor.of(self.array)
+        detached = Tensor.of(self.array)
+        detached.rows = self.rows
+        return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What copy, deepcopy and pickle make: the values, the gradient and whether it is trained; no history."""

@@ -53,6 +53,8 @@ class Accumulation:
     def __init__(self) -> None:
         self.kind: str | None = None
         self.denominator = 0.0
+        self.place = (-1, -1)  # epoch and number of the latest batch
+        self.failed = False
         self._piece: Denominator | None = None
 
     def next_piece(self) -> None:
@@ -61,6 +63,7 @@ class Accumulation:
 
     def add(self, loss: Denominator) -> float:
         """Counts the loss of a backward; returns the factor on its gradient."""
+        self.check()
         if self.kind is not None and self.kind != loss.kind:
             raise mixed(self.kind, loss.kind)
         loss.joined(self._piece)
@@ -69,6 +72,11 @@ class Accumulation:
             self.denominator += value
         self.kind, self._piece = loss.kind, loss
         return 1.0 if loss.kind == "sum" else value
+
+    def check(self) -> None:
+        """RuntimeError if a backward has failed, which took the gradients of all pieces before with it."""
+        if self.failed:
+            raise RuntimeError("accumulate: a backward has failed in this loop, so that its sum lacks pieces: leave it")
 
     @property
     def scale(self) -> float:

@@ -75,7 +75,7 @@ class WholeForward:
                     f"{comm.size} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
                     "together), or give each rank rows of its own",
                     RuntimeWarning,
-                    stacklevel=6,
+                    stacklevel=5,
                 )
                 self.watched = _WATCHED
         start = sum(counts[: comm.rank])

@@ -132,11 +132,15 @@ class Replicas:
         """Sums the gradients, unless that is to be done later."""
         if self.synchronising and self.accumulation is None:
             self.synchronise(epoch, batch, 1.0)
-        else:
-            self.pending = True
+            return
+        self.pending = True
+        if self.accumulation is not None:
+            self.accumulation.place = epoch, batch
 
     def failed(self) -> None:
         """Forgets what backwards have left since the last meeting."""
+        if self.accumulation is not None:
+            self.accumulation.failed = True
         for reducer in self._reducers():
             reducer.failed()
         self.pending = False
@@ -216,7 +220,8 @@ class Replicas:
         """Ends an accumulation: sums its gradients over the ranks."""
         accumulation, self.accumulation = self.accumulation, None
         assert accumulation is not None
-        self.synchronise(-1, -1, accumulation.scale)
+        accumulation.check()
+        self.synchronise(*accumulation.place, accumulation.scale)
 
     def abandon(self) -> None:
         """Ends an accumulation that was left early: nothing of it counts."""

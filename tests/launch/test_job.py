@@ -245,7 +245,7 @@ def test_a_warning_becomes_sigusr1_and_the_exit_code_comes_back(tmp_path: Path) 
 
 
 def test_ctrl_c_ends_a_local_job(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "train.py").write_text("import os, time\nos.write(1, b'ready\\n')\ntime.sleep(60)\n")
     path = tmp_path / "local.sh"
     path.write_text(script("local", Job(("train.py",), sys.executable, str(tmp_path), ranks_per_node=2)))
     with job(["bash", str(path)], env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:

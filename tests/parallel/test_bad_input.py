@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import subprocess
 import sys
 
@@ -14,20 +13,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-
-
-def on_all_ranks(work, error, message, size=3):
-    """Runs `work` on thread ranks and asserts that each of them raises `error` with `message` in it."""
-
-    def caught():
-        try:
-            work()
-        except error as problem:
-            return str(problem)
-        return None
-
-    said = run_threads(caught, size)
-    assert all(text and re.search(message, text) for text in said), said
+from tests.parallel.everywhere import on_all_ranks
 
 
 def test_another_architecture_on_one_rank():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
@@ -149,7 +150,7 @@ def gelu_by_erf(x: Any) -> Any:
     return x * below(x), (to_x,)
 
 
-@op(promote="float")
+@op(promote="float", keeps_rows=kept_rows.along_axis)
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
     y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
@@ -157,7 +158,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
 
-@op(promote="float")
+@op(promote="float", keeps_rows=kept_rows.along_axis)
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
     y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -166,7 +167,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
 
 
-@op(promote="float")
+@op(promote="float", keeps_rows=kept_rows.along_axis)
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
     highest = x.max(axis=axis, keepdims=True, initial=-np.inf)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import axes_of
 
@@ -112,13 +113,13 @@ def bitwise_xor(x: Any, y: Any) -> Any:
     return np.bitwise_xor(x, y), ()
 
 
-@op(differentiable=False)
+@op(differentiable=False, keeps_rows=kept_rows.along_axis)
 def all_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether all elements along `axis` (None: all of them) are not 0."""
     return np.all(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False)
+@op(differentiable=False, keeps_rows=kept_rows.along_axis)
 def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether an element along `axis` (None: of all) is not 0."""
     return np.any(x, axis=axis, keepdims=keepdims), ()

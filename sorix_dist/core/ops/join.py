@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op, recording
 from sorix_dist.core.ops.axes import axis_of, shape_of
 from sorix_dist.core.ops.indexing import index_select
@@ -14,7 +15,7 @@ from sorix_dist.core.ops.shape import take
 from sorix_dist.core.tensor import Tensor
 
 
-@op(promote="common")
+@op(promote="common", keeps_rows=kept_rows.along_axis)
 def concatenate(*parts: Any, axis: int) -> Any:
     """The parts one after the other along `axis`."""
     ends = np.cumsum([part.shape[axis] for part in parts]).tolist()
@@ -23,14 +24,14 @@ def concatenate(*parts: Any, axis: int) -> Any:
     return np.concatenate(parts, axis), tuple(_slicing(key) for key in slices)
 
 
-@op(promote="common")
+@op(promote="common", keeps_rows=kept_rows.along_axis)
 def stack_along(*parts: Any, axis: int) -> Any:
     """The parts side by side along a new axis."""
     before = (slice(None),) * axis
     return np.stack(parts, axis), tuple(_slicing((*before, i)) for i in range(len(parts)))
 
 
-@op()
+@op(keeps_rows=kept_rows.never)
 def weighted_numbers(*parts: Any, scales: list[float], weights: list[float]) -> Any:
     """The sum of numbers times `scales`; their gradients are multiplied by `weights`."""
 
@@ -41,7 +42,7 @@ def weighted_numbers(*parts: Any, scales: list[float], weights: list[float]) -> 
     return total, tuple(weighted(weight) for weight in weights)
 
 
-@op(composite=lambda x, *, rows: take(x, index=rows))
+@op(composite=lambda x, *, rows: take(x, index=rows), keeps_rows=kept_rows.never)
 def part_of_rows(x: Any, *, rows: slice) -> Any:
     """Some consecutive rows."""
     shape = x.shape
@@ -58,7 +59,7 @@ def _slicing(key: Any) -> Any:
     return lambda g, out: g[key]
 
 
-@op()
+@op(keeps_rows=kept_rows.padded)
 def pad_with(x: Any, *, widths: Any, value: float) -> Any:
     """A border of `value`: widths has a pair (before, after) per dimension."""
     inside = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape, strict=True))

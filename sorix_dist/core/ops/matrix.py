@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Tensor
 
 
-@op(promote="common")
+@op(promote="common", keeps_rows=kept_rows.multiplied)
 def matrix_product(x: Any, y: Any) -> Any:
     """The product of two stacks of matrices, whose leading dimensions broadcast."""
     plain = x.ndim == y.ndim == 2

@@ -72,6 +72,13 @@ def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...
             raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {tuple(value.shape)}")
 
 
+def _all_of_a_shard(batch: Batch) -> str:
+    return (
+        f"all of virtual shard {batch.shard} of a batch of {batch.total} rows, whose statistics are apart in "
+        "reproducible mode: take larger batches, drop_last=True or fewer virtual shards"
+    )
+
+
 @op(composite=_batch_norm)
 def batch_norm_of_rows(
     x: Array, weight: Array | None, bias: Array | None, *, batch: Batch, eps: float, observe: Observer | None
@@ -92,7 +99,7 @@ def batch_norm_of_rows(
     if count == 1:
         raise ValueError(
             f"batch_norm: input must have more than 1 value per channel in training, got shape {x.shape}, which is "
-            "all of the global batch"
+            + ("all of the global batch" if batch.total <= 1 else _all_of_a_shard(batch))
         )
     mean = summed[1:] / max(1, count)
     normal = np.subtract(x, mean.astype(x.dtype).reshape(shape))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
@@ -21,7 +22,7 @@ class ValuesAndIndices(NamedTuple):
     indices: Tensor
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     """The largest (or smallest) element along `axis` (None: of all); equal ones share the gradient."""
     kept = with_ones(x.shape, axis)
@@ -34,19 +35,19 @@ def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     return y, (to_x,)
 
 
-@op(differentiable=False)
+@op(differentiable=False, keeps_rows=kept_rows.along_axis)
 def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first largest element is."""
     return np.argmax(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False)
+@op(differentiable=False, keeps_rows=kept_rows.along_axis)
 def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first smallest element is."""
     return np.argmin(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False)
+@op(differentiable=False, keeps_rows=kept_rows.along_axis)
 def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
     """The indices that sort along `axis`; equal elements keep their order."""
     if not descending:

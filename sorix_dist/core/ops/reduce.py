@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.batch import divisor, reduced, shared_out
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
@@ -17,7 +18,7 @@ from sorix_dist.core.ops.order import amax, amin
 from sorix_dist.core.ops.shape import reshape, take
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -25,7 +26,7 @@ def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     return value, (lambda g, out: np.broadcast_to(np.reshape(g, kept), shape),)
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def mean_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The mean along `axis` (None: over everything), in x's own dtype, of integers in float32; NaN of no elements."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -53,7 +54,7 @@ def _product(x: Any, *, axis: int) -> Any:
     return reduce(mul, factors) if factors else add(sum_over(x, axis=axis, keepdims=False), 1)
 
 
-@op(composite=_product)
+@op(composite=_product, keeps_rows=kept_rows.along_axis)
 def product_over(x: Any, *, axis: int) -> Any:
     """The product along `axis`; its gradient is right where elements are 0, as it divides by none."""
 
@@ -67,13 +68,13 @@ def product_over(x: Any, *, axis: int) -> Any:
     return np.prod(x, axis=axis), (to_x,)
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def cumulative_sum(x: Any, *, axis: int) -> Any:
     """The sums of all elements up to each along `axis`."""
     return np.cumsum(x, axis=axis), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -92,8 +93,8 @@ def sum(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, kee
 
 
 def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
-    """The mean of the elements, along `axis` (or `dim`) if given; of no elements NaN."""
-    if axis is dim is None and not (keepdims or keepdim) and shared_out(X) and X.array.size:
+    """The mean of the elements, along `axis` (or `dim`) if given; of no elements NaN, of an empty shard 0."""
+    if axis is dim is None and not (keepdims or keepdim) and shared_out(X):
         return batch_mean(X, X.array.size)
     return mean_over(X, axis=axes_of("mean", X, dim, axis), keepdims=keepdims or keepdim)
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, in_kind, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of
+from sorix_dist.core.tensor import Tensor
 
 # -- the operations
 
@@ -25,47 +27,47 @@ def clone(x: Any) -> Any:
     return np.array(x), (lambda g, out: g,)
 
 
-@op()
+@op(keeps_rows=kept_rows.reshaped)
 def reshape_to(x: Any, *, shape: Any) -> Any:
     """The elements in another shape, without a copy where possible."""
     was = x.shape
     return np.reshape(x, shape), (lambda g, out: np.reshape(g, was),)
 
 
-@op()
+@op(keeps_rows=kept_rows.reordered)
 def permute_to(x: Any, *, axes: Any) -> Any:
     """The dimensions in another order."""
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     return np.transpose(x, axes), (lambda g, out: np.transpose(g, back),)
 
 
-@op()
+@op(keeps_rows=kept_rows.expanded)
 def expand_to(x: Any, *, shape: Any) -> Any:
     """The elements repeated to a larger shape, without a copy; the walk adds the gradients up again."""
     return np.broadcast_to(x, shape), (lambda g, out: g,)
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def flip_over(x: Any, *, axis: Any) -> Any:
     """The elements in reverse order along the axes."""
     return np.flip(x, axis), (lambda g, out: np.flip(g, axis),)
 
 
-@op()
+@op(keeps_rows=kept_rows.along_axis)
 def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
     """The elements moved along the axes; those that leave at one end come back at the other."""
     back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
     return np.roll(x, shift, axis), (lambda g, out: np.roll(g, back, axis),)
 
 
-@op()
+@op(keeps_rows=kept_rows.indexed)
 def take(x: Any, *, index: Any) -> Any:
     """The elements that a NumPy index names; an element named twice gets both gradients."""
     shape = x.shape
     return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
 
 
-@op()
+@op(keeps_rows=kept_rows.never)
 def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
     """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
     zeros = np.zeros(shape, x.dtype)
@@ -181,7 +183,10 @@ def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     """With a new dimension of size 1 at `dim`."""
     at = axis_of("unsqueeze", input, axis if dim is None else dim, more=1)
     shape = shape_of(input)
-    return reshape_to(input, shape=(*shape[:at], 1, *shape[at:]))
+    result = reshape_to(input, shape=(*shape[:at], 1, *shape[at:]))
+    if at == 0 and isinstance(result, Tensor):
+        result.rows = None  # a single row would still look like one
+    return result
 
 
 def expand(input: Any, *sizes: Any) -> Any:

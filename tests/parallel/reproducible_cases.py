@@ -1,0 +1,186 @@
+"""What may be written in reproducible mode: each case trains for some steps and returns the bits that it ends with.
+
+It also trains a bare copy on whole batches: the steps are those of one process, up to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader, Dataset
+from tests.parallel.random_training import TOLERANCE, difference
+
+ROWS, BATCH, FEATURES, CLASSES, SHARDS = 30, 13, 8, 4, 8  # the last batch has 4 rows, less than there are shards
+WEIGHTS = np.array([0.25, 1.0, 2.0, 3.5])
+IGNORED = -100
+
+
+def net(features: int = FEATURES, out: int = CLASSES) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, 6), nn.Tanh(), nn.Linear(6, out)).double()
+
+
+class WithLoss(nn.Module):
+    """Returns its own loss, and the scores."""
+
+    def __init__(self) -> None:
+        self.net = net()
+
+    def forward(self, x: Any, y: Any) -> Any:
+        scores = self.net(x)
+        return {"loss": F.cross_entropy(scores, y.numpy()), "scores": scores}
+
+
+class Images(nn.Module):
+    def __init__(self) -> None:
+        self.conv = nn.Conv2d(1, 3, 2).double()
+        self.head = nn.Linear(27, CLASSES).double()
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.conv(x).flatten(1))
+
+
+class Experts(nn.Module):
+    """Rows with a large first feature, which few virtual shards have, go through parameters of their own."""
+
+    def __init__(self) -> None:
+        self.first, self.expert, self.never = net(FEATURES, 6), net(6, 6), net(2, 2)
+        self.last = nn.Linear(6, CLASSES).double()
+
+    def forward(self, x: Any) -> Any:
+        h = self.first(x)
+        mask = x.numpy()[:, 0] > 1
+        if mask.any():
+            h = h + self.expert(h) * mask[:, None].astype(float)
+        return self.last(h)
+
+
+class Tokens(nn.Module):
+    """Scores (N, C, T) of rows of 8 tokens."""
+
+    def __init__(self) -> None:
+        self.layers = nn.Sequential(nn.Linear(1, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES)).double()
+
+    def forward(self, x: Any) -> Any:
+        return self.layers(x.unsqueeze(-1)).transpose(1, 2)
+
+
+def _ignoring(y: Any) -> Any:
+    labels = y.numpy()
+    return np.where(labels == 0, IGNORED, labels)
+
+
+def _for_tokens(x: Any) -> Any:
+    return np.where(x.numpy() > 0.8, IGNORED, (np.abs(x.numpy()) * 2).astype(int) % CLASSES)
+
+
+def _penalty(models: list[nn.Module]) -> Any:
+    return sum((p * p).sum() for p in models[0].parameters()) * 0.01
+
+
+Loss = Callable[[list[nn.Module], Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Models that are wrapped, a loss of them and of a batch, and how many batches make a step."""
+
+    models: tuple[Callable[[], nn.Module], ...]
+    loss: Loss
+    pieces: int = 1
+
+
+CASES = {
+    "plain": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y)),
+    "changed scores": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x) * 2 + 1, y, WEIGHTS)),
+    "ignored labels": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), _ignoring(y), ignore_index=IGNORED)),
+    "sum": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y, reduction="sum") * 0.05),
+    "own mean": Situation((net,), lambda m, x, y: ((m[0](x) - x[:, :CLASSES]) ** 2).mean()),
+    "two losses": Situation((net,), lambda m, x, y: (lambda s: F.cross_entropy(s, y) + 0.1 * (s * s).mean())(m[0](x))),
+    "weights and rows": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y, WEIGHTS) + (m[0](x) ** 2).mean()),
+    "own loss": Situation((WithLoss,), lambda m, x, y: m[0](x, y)["loss"]),
+    "own loss and another": Situation(
+        (WithLoss,), lambda m, x, y: (lambda r: r["loss"] + 0.1 * (r["scores"] ** 2).mean())(m[0](x, y))
+    ),
+    "penalty": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y) + _penalty(m)),
+    "two models": Situation((net, net), lambda m, x, y: F.cross_entropy(m[0](x), y) + F.cross_entropy(m[1](x), y)),
+    "two models, one loss": Situation((net, net), lambda m, x, y: F.cross_entropy(m[0](x) + m[1](x), y)),
+    "chained": Situation((lambda: net(8, 6), lambda: net(6, 4)), lambda m, x, y: F.cross_entropy(m[1](m[0](x)), y)),
+    "chained, changed between": Situation(
+        (lambda: net(8, 6), lambda: net(6, 4)), lambda m, x, y: F.cross_entropy(m[1](sx.tanh(m[0](x)) + 1), y)
+    ),
+    "experts": Situation((Experts,), lambda m, x, y: F.cross_entropy(m[0](x), y)),
+    "tokens": Situation((Tokens,), lambda m, x, y: F.cross_entropy(m[0](x), _for_tokens(x), ignore_index=IGNORED)),
+    "scaled": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x / 16), y)),
+    "images": Situation((Images,), lambda m, x, y: F.cross_entropy(m[0](sx.cat([x, x], 1).reshape(-1, 1, 4, 4)), y)),
+    "columns": Situation((lambda: net(7),), lambda m, x, y: F.cross_entropy(m[0](x[:, :-1]), y)),
+    "accumulated": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y), pieces=3),
+    "accumulated weights": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y, WEIGHTS), pieces=2),
+    "accumulated own loss": Situation((WithLoss,), lambda m, x, y: m[0](x, y)["loss"] + _penalty(m), pieces=2),
+    "accumulated sum": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y, reduction="sum") * 0.05, pieces=2),
+}
+
+
+def trained(name: str, steps: int = 6) -> str:
+    """The SHA-256 of the weights; AssertionError unless they are those of one process to TOLERANCE."""
+    sx.init(virtual_shards=SHARDS)
+    situation = CASES[name]
+    draw = np.random.default_rng(3)
+    samples = Dataset(draw.standard_normal((ROWS, FEATURES)), draw.integers(0, CLASSES, ROWS))
+    states, losses = [], []
+    for wrap in (False, True):
+        sx.manual_seed(5)
+        models: list[Any] = [make() for make in situation.models]
+        models = [sx.DistributedDataParallel(model) for model in models] if wrap else models
+        optimizer = optim.SGD([p for model in models for p in model.parameters()], lr=0.05, momentum=0.9)
+        batches = _endless(DataLoader(samples, batch_size=BATCH, shuffle=True, shard=wrap))
+        for _ in range(steps):
+            optimizer.zero_grad()
+            pieces = [next(batches) for _ in range(situation.pieces)]
+            if not wrap:
+                x, y = (sx.tensor(np.concatenate([p[i].numpy() for p in pieces])) for i in (0, 1))
+                situation.loss(models, x, y).backward()
+            elif situation.pieces == 1:
+                loss = situation.loss(models, *pieces[0])
+                losses.append(loss.item())
+                loss.backward()
+            else:
+                for x, y in models[0].accumulate(pieces):
+                    situation.loss(models, x, y).backward()
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 0.5)
+            optimizer.step()
+        states.append({f"{i} {k}": v.numpy() for i, m in enumerate(models) for k, v in m.state_dict().items()})
+    off = difference(states[1], states[0])
+    assert off <= TOLERANCE, f"{name}: {off} away from one process"
+    return hashlib.sha256(b"".join(v.tobytes() for v in states[1].values())).hexdigest()
+
+
+def evaluated() -> str:
+    """The SHA-256 of all scores of a model that is evaluated."""
+    sx.init(virtual_shards=SHARDS)
+    sx.manual_seed(5)
+    x = np.random.default_rng(3).standard_normal((ROWS, FEATURES)).astype(np.float32)
+    layers = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Dropout(0.5), nn.Flatten(), nn.Linear(2 * FEATURES, CLASSES))
+    model = sx.DistributedDataParallel(layers)
+    for xb in DataLoader(Dataset(x), batch_size=BATCH, drop_last=True):
+        model(sx.cat([xb, xb], 1).reshape(-1, FEATURES, 2))  # moves the running statistics
+    model.eval()
+    scores = []
+    with sx.no_grad():
+        for xb in DataLoader(Dataset(x), batch_size=BATCH):
+            scores += sx.all_gather([row.tobytes() for row in model(sx.stack([xb, xb], 2)).numpy()])
+    rows = [row for part in scores for row in part]
+    assert len(rows) == ROWS
+    return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+def _endless(loader: DataLoader) -> Any:
+    while True:
+        yield from loader
