@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.graph import Accumulator, Leaf
+from sorix_dist.core.graph import Accumulator, Leaf, Sync
 from sorix_dist.core.tensor import Array, Tensor
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of today's CPUs
@@ -19,7 +19,8 @@ _version = 0
 
 
 def version() -> int:
-    """A number that changes whenever a parameter of this process has moved to other memory."""
+    """A number that changes whenever a parameter of this process has moved to other memory, or has found who
+    synchronises it."""
     return _version
 
 
@@ -83,6 +84,13 @@ class Flat:
             flat[start : start + p.array.size].reshape(p.array.shape)
             for start, p in zip(self.starts, self.parameters, strict=True)
         ]
+
+
+def synchronise(flat: Flat, sync: Sync) -> None:
+    """Makes `sync` the one who synchronises the gradients of a flat storage."""
+    for parameter in flat.parameters:
+        leaf_of(parameter).sync = sync
+    _changed()
 
 
 def leaf_of(parameter: Tensor) -> Leaf:

@@ -29,6 +29,7 @@ class GroupState:
         self.buffers: dict[str, dict[np.dtype[Any], Array]] = {}
         self._dtypes: list[np.dtype[Any]] = []
         self._starts: list[int] = []
+        self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
         self.forget_blocks()
         self._lay(())
 
@@ -38,18 +39,20 @@ class GroupState:
         return any(sync.pending for sync in self._who_synchronises())
 
     def _who_synchronises(self) -> list[Sync]:
-        leaves = [p.leaf for p in self.params if p.leaf is not None]
-        return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
+        if self._syncs[0] != flat.version():
+            leaves = [p.leaf for p in self.params if p.leaf is not None]
+            found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
+            self._syncs = (flat.version(), list(found.values()))
+        return self._syncs[1]
 
     def forget_blocks(self) -> None:
         """Makes the next `advance` cut the blocks anew."""
         self._cut_for: Any = None
-        self._syncs: list[Sync] = []
         self._runs: list[tuple[int, list[Block]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
-        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": []}
+        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, [])}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int) -> Iterator[tuple[int, list[Block]]]:
         """Counts an update of every parameter that has a gradient; yields their blocks with that count."""
@@ -61,7 +64,7 @@ class GroupState:
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
         self.steps += used
-        for sync in self._syncs:
+        for sync in self._who_synchronises():
             sync.stepped()
         for first, blocks in self._runs:
             yield int(self.steps[first]), blocks
@@ -137,7 +140,6 @@ class GroupState:
             )
 
         self._runs = []
-        self._syncs = self._who_synchronises()
         spare: dict[Any, tuple[Array, ...]] = {}
         for run in flat.runs(self.params, used, joined):
             dtype = run.flat.dtype

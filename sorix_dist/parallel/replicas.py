@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from sorix_dist.comm import Comm, Window
-from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.core.graph import Leaf, Sync
+from sorix_dist.core.flat import Flat, synchronise
+from sorix_dist.core.graph import Leaf
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.accumulate import Accumulation
 from sorix_dist.parallel.board import Place, board
@@ -80,9 +80,7 @@ class Replicas:
         member.number = next(self.numbers)
         self.members[member.number] = member
         self.use(member, None)
-        sync: Sync = member
-        for parameter in flat.parameters:
-            leaf_of(parameter).sync = sync
+        synchronise(flat, member)
 
     def use(self, member: Member, hook: Hook | None) -> None:
         """Makes the gradients of a member meet in the way that fits, or as `hook` says. Called by every rank."""
