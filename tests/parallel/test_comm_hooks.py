@@ -1,0 +1,126 @@
+"""What takes the place of the all-reduce of gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
+from sorix_dist.nn import functional as F
+from sorix_dist.parallel import world
+from sorix_dist.parallel.comm_hooks import fp16_compress
+from sorix_dist.utils.data import DataLoader, Dataset
+from tests.parallel.everywhere import on_all_ranks
+from tests.parallel.exactness import assert_same, data, gradients, network
+
+LAYOUTS = [(1, 1), (2, 1), (3, 1), (4, 2)]  # ranks, hosts
+
+
+def summed(comm, gradients):
+    comm.all_reduce(gradients).wait()
+
+
+def steps(hook, accumulating=False):
+    """A float64 network after three steps on 23 rows, and its last gradients."""
+    x, y = data(23)
+    model = sx.DistributedDataParallel(network())
+    if hook is not None:
+        model.register_comm_hook(hook)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        batches = list(DataLoader(Dataset(x, y), batch_size=9))
+        optimizer.zero_grad()
+        if accumulating:
+            for xb, yb in model.accumulate(batches):
+                F.cross_entropy(model(xb), yb).backward()
+        else:
+            F.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+        optimizer.step()
+    return {**gradients(model), **{f"state {k}": v.numpy() for k, v in model.state_dict().items()}}
+
+
+@pytest.mark.parametrize("accumulating", [False, True])
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_a_hook_that_sums_equals_none(size, hosts, accumulating):
+    def work():
+        assert_same(steps(summed, accumulating), steps(None, accumulating))
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_a_hook_is_called_once_for_each_dtype_and_backward(size, hosts):
+    class Mixed(nn.Module):
+        def __init__(self):
+            self.a, self.b = nn.Linear(5, 3), nn.Linear(3, 4).double()
+
+        def forward(self, x):
+            return self.b(self.a(x).double())
+
+    def work():
+        calls = []
+
+        def hook(comm, array):
+            calls.append((array.dtype.name, array.ndim))
+            comm.all_reduce(array).wait()
+
+        model = sx.DistributedDataParallel(Mixed())
+        model.register_comm_hook(hook)
+        x, y = data(8)
+        for xb, yb in DataLoader(Dataset(x.astype(np.float32), y), batch_size=4):
+            F.cross_entropy(model(xb), yb).backward()
+        return sorted(calls)
+
+    for calls in run_threads(work, size, hosts=hosts):
+        assert calls == [("float32", 1)] * 2 + [("float64", 1)] * 2
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_fp16_loses_what_it_says(size, hosts):
+    """Each number is rounded before and after the sum, by 5e-4 each time or to a multiple of 6e-8."""
+
+    def work():
+        comm = world()
+        own = np.random.default_rng(comm.rank).standard_normal(1001) * 10.0 ** np.random.default_rng(9).uniform(
+            -9, 3, 1001
+        )
+        own = own.astype(np.float32)
+        everywhere = comm.all_gather(own).astype(np.float64)
+        got = own.copy()
+        fp16_compress(comm, got)
+        rounding = 5e-4 * np.abs(everywhere) + 6e-8
+        once = rounding.sum(axis=0)
+        wanted = everywhere.sum(axis=0)
+        assert (np.abs(got - wanted) <= once + 5e-4 * (np.abs(wanted) + once) + 6e-8).all()
+        assert (got != wanted).any()
+        assert len({part.tobytes() for part in comm.all_gather(got)}) == 1  # the same on every rank
+        large = np.full(3, 70000.0, np.float32)
+        fp16_compress(comm, large)
+        assert np.isinf(large).all()
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_training_with_fp16_stays_close(size, hosts):
+    def work():
+        compressed, exact = steps(fp16_compress), steps(None)
+        off = max(np.abs(compressed[name] - exact[name]).max() for name in exact)
+        assert 0 < off < 2e-3
+
+    run_threads(work, size, hosts=hosts)
+
+
+def test_what_is_refused():
+    def reproducible():
+        sx.init(virtual_shards=8)
+        sx.DistributedDataParallel(nn.Linear(2, 2)).register_comm_hook(fp16_compress)
+
+    on_all_ranks(reproducible, RuntimeError, "register_comm_hook: reproducible mode sums gradients in its own order")
+    on_all_ranks(
+        lambda: sx.DistributedDataParallel(nn.Linear(2, 2)).register_comm_hook("fp16"),
+        TypeError,
+        "hook must be a function of a communicator and an array, got str",
+    )
