@@ -2,6 +2,7 @@
 
 python examples/train.py
 mpirun -n 4 python examples/train.py
+mpirun -n 4 python examples/train.py --checkpoint runs/digits    # goes on there when it is started again
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ def digits() -> tuple[Dataset, Dataset]:
 
 def accuracy(model: nn.Module, loader: DataLoader) -> float:
     """The share of samples, over all ranks, whose class the model finds."""
+    metric = sx.metrics.Accuracy()
     model.eval()
-    right = seen = 0
     with sx.no_grad():
         for xb, yb in loader:
-            right += int((model(xb).numpy().argmax(axis=1) == yb.numpy()).sum())
-            seen += len(yb)
+            metric.update(model(xb), yb)
     model.train()
-    return sx.all_reduce(right) / sx.all_reduce(seen)
+    return metric.compute()
 
 
 def main() -> None:
@@ -45,10 +45,15 @@ def main() -> None:
     options.add_argument("--lr", type=float, default=0.1)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--save", metavar="FILE.npz", help="write the final weights")
+    options.add_argument(
+        "--checkpoint", metavar="DIR", help="save after each epoch and when preempted, and go on there"
+    )
+    options.add_argument("--virtual-shards", type=int, metavar="N", help="the same bits on any number of ranks up to N")
     args = options.parse_args()
     if args.save and not Path(args.save).absolute().parent.is_dir():
         options.error(f"--save: there is no folder {Path(args.save).parent}")
 
+    sx.init(virtual_shards=args.virtual_shards)
     sx.manual_seed(args.seed)
     train, test = digits()
     model = sx.DistributedDataParallel(
@@ -58,27 +63,45 @@ def main() -> None:
     optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4)
     train_loader = DataLoader(train, batch_size=args.batch_size, shuffle=True)
     test_loader = DataLoader(test, batch_size=256)
+    mean_loss = sx.metrics.Mean()
+    say(f"{len(train)} digits to train on, {len(test)} to test, ranks: {sx.size()}")
 
-    if sx.is_main_process():
-        print(f"{len(train)} digits to train on, {len(test)} to test, ranks: {sx.size()}")
-    for epoch in range(args.epochs):
-        started, total = time.perf_counter(), 0.0
+    step, run = 0, {"model": model, "optimizer": optimizer, "loader": train_loader, "loss": mean_loss}
+    if args.checkpoint:
+        checkpointer, preemption = sx.Checkpointer(args.checkpoint), sx.Preemption()
+        if saved := checkpointer.load_latest(**run):
+            step = saved["step"]
+            say(f"goes on from step {step}")
+
+    for epoch in range(train_loader.epoch, args.epochs):
+        started, rows = time.perf_counter(), 0
         for xb, yb in train_loader:
             optimizer.zero_grad()
             loss = criterion(model(xb), yb)
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(yb)
-        seconds = time.perf_counter() - started
-        mean_loss, test_accuracy = sx.all_reduce(total) / len(train), accuracy(model, test_loader)
-        if sx.is_main_process():
-            print(
-                f"epoch {epoch + 1:2d}  loss {mean_loss:.6f}  test accuracy {test_accuracy:.2%}  "
-                f"{len(train) / seconds:,.0f} samples/s",
-                flush=True,
-            )
+            mean_loss.update(loss.item(), len(yb))
+            step, rows = step + 1, rows + len(yb)
+            if args.checkpoint and preemption.should_stop():
+                checkpointer.save(step, **run)
+                say(f"preempted, saved at step {step}")
+                preemption.exit()
+        speed = sx.all_reduce(rows) / (time.perf_counter() - started)
+        say(
+            f"epoch {epoch + 1:2d}  loss {mean_loss.compute():.6f}  "
+            f"test accuracy {accuracy(model, test_loader):.2%}  {speed:,.0f} samples/s"
+        )
+        mean_loss.reset()
+        if args.checkpoint:
+            checkpointer.save(step, **run)
     if args.save and sx.is_main_process():
         np.savez(args.save, **model.state_dict())
+
+
+def say(words: str) -> None:
+    """Prints once, not on every rank."""
+    if sx.is_main_process():
+        print(words, flush=True)
 
 
 if __name__ == "__main__":

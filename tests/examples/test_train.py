@@ -100,6 +100,21 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder: Path, tmp_path: Pat
         assert (ended.out + ended.err).count("\n") == 1, ended.err
 
 
+@needs_mpirun
+def test_it_goes_on_on_another_number_of_ranks_with_the_same_bits(tmp_path: Path) -> None:
+    options = ["--virtual-shards", "8", "--checkpoint", str(tmp_path / "runs"), "--epochs"]
+    first = run_ranks(3, TRAIN, *options, "2")
+    assert first.code == 0, first.err
+    second = run_ranks(2, TRAIN, *options, "4", "--save", str(tmp_path / "stopped.npz"))
+    assert second.code == 0, second.err
+    assert "goes on from step 46" in second.out
+    assert [int(epoch) for epoch, *_ in EPOCH.findall(second.out)] == [3, 4]
+    whole = ["--virtual-shards", "8", "--epochs", "4", "--save", str(tmp_path / "whole.npz")]
+    assert run_command([sys.executable, TRAIN, *whole]).code == 0
+    with np.load(tmp_path / "stopped.npz") as one, np.load(tmp_path / "whole.npz") as other:
+        assert all(one[name].tobytes() == other[name].tobytes() for name in other)
+
+
 def test_one_process_needs_no_mpi4py(alone: Ended, tmp_path: Path) -> None:
     (tmp_path / "mpi4py.py").write_text("raise ModuleNotFoundError(\"No module named 'mpi4py'\", name='mpi4py')\n")
     without = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
