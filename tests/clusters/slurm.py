@@ -144,6 +144,27 @@ def saved(cluster: Cluster, number: str, output: Path, how: str, limit: float) -
     return int(found[1])
 
 
+def preempted(cluster: Cluster) -> None:
+    """Warns the digits example by scancel: it saves, and goes on when it is submitted again."""
+    folder, epochs = str(cluster.machine.folder / "checkpoints"), "150"
+    script = cluster.script(
+        "digits", "--time", "0:05:00", "examples/train.py", "--epochs", epochs, "--checkpoint", folder
+    )
+    number, output = cluster.submit(script)
+    wait_for("some epochs", 60, lambda: "epoch 10 " in text(output), lambda: text(output))
+    cluster.machine.run("scancel", "--signal=TERM", "--batch", number)
+    code = cluster.exit_code(number, output, 30)
+    said = text(output)
+    found = re.search(r"preempted, saved at step (\d+)", said)
+    expect(code == 75 and found is not None, "scancel --signal=TERM: a checkpoint is saved, exit code 75", said)
+    assert found is not None
+    number, output = cluster.submit(script)
+    trained(cluster, number, output, "submitted again")
+    said = text(output)
+    expect(f"goes on from step {found[1]}\n" in said, f"submitted again: goes on from step {found[1]}", said)
+    expect(f"epoch {epochs} " in said and "epoch  1 " not in said, f"submitted again: to epoch {epochs}", said)
+
+
 def use(cluster: Cluster) -> None:
     """The jobs of the check."""
     # The time limit's warning comes when it comes, within a minute: meanwhile the rest is done.
@@ -159,21 +180,7 @@ def use(cluster: Cluster) -> None:
     script = cluster.script("by-srun", "--time", "0:05:00", "--srun", "pmix", "examples/train.py")
     trained(cluster, *cluster.submit(script), "srun --mpi=pmix")
 
-    state = cluster.machine.folder / "preempted"
-    script = cluster.script("preempted", "--time", "0:05:00", str(PREEMPTED), str(state), "150")
-    number, output = cluster.submit(script)
-    wait_for("some steps", 60, lambda: "at step 20" in text(output), lambda: text(output))
-    cluster.machine.run("scancel", "--signal=TERM", "--batch", number)
-    step = saved(cluster, number, output, "scancel --signal=TERM", 30)
-    expect(step >= 20, "scancel --signal=TERM: what was saved is no earlier than the warning", step)
-    number, output = cluster.submit(script)
-    code = cluster.exit_code(number, output, 60)
-    said = text(output)
-    expect(
-        code == 0 and f"from step {step}\n" in said and "finished step 150" in said,
-        f"submitted again: goes on from step {step} to the end",
-        said,
-    )
+    preempted(cluster)
     saved(cluster, *limited, "the time limit, under srun", 130)
 
 
