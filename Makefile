@@ -12,7 +12,7 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench reproduce test test-all test-openmpi slurm sge hosts faults faults-control parity lint type check clean
+.PHONY: help setup demo bench reproduce test test-all test-openmpi slurm sge hosts hosts-bench faults faults-control parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -56,6 +56,9 @@ sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
 
 hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
+
+hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hosts, beside torch DDP where make parity was
+	$(OPENMPI)/bin/python -m tests.clusters.hosts_bench
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/comm/test_faults.py

@@ -35,10 +35,13 @@ class Workload:
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
 
 
-def training_step(workload: Workload) -> Callable[[], None]:
-    """A function that makes one training step, on one of some batches that exist already."""
+def training_step(workload: Workload, hook: Callable[..., None] | None = None) -> Callable[[], None]:
+    """A function that makes one training step, on one of some batches that exist already; `hook`: a communication
+    hook of the model."""
     sx.manual_seed(0)
     model = sx.DistributedDataParallel(workload.model())
+    if hook is not None:
+        model.register_comm_hook(hook)
     optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     data = workload.data(np.random.default_rng(0), BATCHES * workload.rows)
     batches = itertools.cycle(list(DataLoader(Dataset(*data), batch_size=workload.rows)))

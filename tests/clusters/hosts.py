@@ -31,6 +31,7 @@ HOSTS = {f"{TAG}a": f"{NETWORK}.1", f"{TAG}b": f"{NETWORK}.2"}
 
 ACROSS = ROOT / "tests" / "ranks" / "across_hosts.py"
 TRAIN = ROOT / "examples" / "train.py"
+PACKAGES = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "hostname": "hostname"}
 GIGABIT = ("tbf", "rate", "1gbit", "burst", "128kb", "latency", "20ms")
 
 
@@ -78,6 +79,16 @@ class Cable:
             ip("-n", host, "address", "add", f"{address}/24", "dev", host)
             ip("-n", host, "link", "set", host, "up")
             ip("-n", host, "link", "set", "lo", "up")
+
+    def wait(self) -> None:
+        """Returns when one host reaches the other."""
+        a, b = HOSTS
+        reach = ["ip", "netns", "exec", a, PYTHON, "-c", f"import socket; socket.create_connection(('{b}', 9), 1)"]
+        wait_for(
+            "one host to reach the other",
+            20,
+            lambda: "refused" in subprocess.run(reach, capture_output=True, text=True, timeout=30).stderr,
+        )
 
     def limit(self) -> None:
         """Makes it a cable of 1 Gbit/s."""
@@ -131,15 +142,9 @@ def answer(printed: str) -> dict[str, Any]:
 def check() -> None:
     """Places, weights and times."""
     need_root("a host that is a network namespace")
-    need_packages({"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "hostname": "hostname"})
+    need_packages(PACKAGES)
     with Machine() as machine, Cable(machine) as cable:
-        a, b = HOSTS
-        reach = ["ip", "netns", "exec", a, PYTHON, "-c", f"import socket; socket.create_connection(('{b}', 9), 1)"]
-        wait_for(
-            "one host to reach the other",
-            20,
-            lambda: "refused" in subprocess.run(reach, capture_output=True, text=True, timeout=30).stderr,
-        )
+        cable.wait()
         places = answer(cable.ranks(2, str(ACROSS)))["places"]
         expected = [[name, host, 2, local, 2] for host, name in enumerate(HOSTS) for local in range(2)]
         expect(places == expected, "4 ranks on 2 hosts, local ranks 0 and 1 on each", places)

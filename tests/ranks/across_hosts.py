@@ -1,6 +1,6 @@
 """Where the ranks are, and how long a training step of a workload takes, as one line of JSON.
 
-python across_hosts.py [WORKLOAD SECONDS]
+python across_hosts.py [WORKLOAD SECONDS [fp16]]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     results: dict[str, object] = {"places": comm.gather_objects(mine)}
     if len(sys.argv) > 1:
         name, seconds = sys.argv[1], float(sys.argv[2])
-        step = training_step(WORKLOADS[name])
+        step = training_step(WORKLOADS[name], sx.comm_hooks.fp16_compress if "fp16" in sys.argv[3:] else None)
         gradient = np.zeros(sum(parameter.numel for parameter in WORKLOADS[name].model().parameters()), np.float32)
         work = {"step": step, "all_reduce": lambda: comm.all_reduce(gradient).wait()}
         results["ms"] = {word: measured(function, seconds / 2) for word, function in work.items()}
