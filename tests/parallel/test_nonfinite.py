@@ -18,6 +18,20 @@ SIZES = [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2)]
 @pytest.mark.parametrize("shards", [None, nonfinite.SHARDS], ids=["fast", "reproducible"])
 @pytest.mark.parametrize(("size", "hosts"), SIZES)
 @pytest.mark.parametrize(
+    "check", [nonfinite.raises, nonfinite.skips, nonfinite.allows], ids=lambda check: check.__name__
+)
+def test_a_bad_row(check: Callable[[int], None], size: int, hosts: int, shards: int | None, accumulated: int) -> None:
+    def work() -> None:
+        if shards is not None:
+            sx.init(virtual_shards=shards)
+        with np.errstate(invalid="ignore"):
+            check(accumulated)
+
+    run_threads(work, size, timeout=60, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), SIZES)
+@pytest.mark.parametrize(
     "check", [nonfinite.keeps_what_was_there, nonfinite.names_the_parameter], ids=lambda check: check.__name__
 )
 def test_other_ways(check: Callable[[], None], size: int, hosts: int) -> None:
