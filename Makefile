@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # For `make bench`, for instance BENCH='--long --sorix PYTHON'.
 BENCH ?=
+# Seconds of `make soak`.
+SOAK ?= 600
 # For `make parity` only. An open range could draw gigabytes of GPU libraries.
 TORCH ?= torch==2.13.0
 
@@ -12,13 +14,14 @@ PARITY := .venv-parity
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench reproduce test test-all test-openmpi slurm sge hosts hosts-bench faults faults-control parity lint type check clean
+.PHONY: help setup demo bench reproduce test test-all test-openmpi soak slurm sge hosts hosts-bench faults faults-control
+.PHONY: parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
-	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity), BENCH (options of sorix-dist bench)"
+	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity), BENCH (options of sorix-dist bench), SOAK=$(SOAK) (seconds of make soak)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
 
@@ -48,6 +51,9 @@ test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables, un
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest
 	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest
 
+soak: $(ENV)/dev ## Trains under random faults and restarts for SOAK seconds, and compares every bit
+	$(ENV)/bin/python -m tests.train.soak $(SOAK)
+
 slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, where root can install and start one
 	$(OPENMPI)/bin/python -m tests.clusters.slurm
 
@@ -64,9 +70,10 @@ faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/comm/test_faults.py
 	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/comm/test_faults.py
 
-faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to bare mpi4py, in about 10 minutes
+faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to bare mpi4py and, after make parity, to PyTorch's DDP
 	$(ENV)/bin/python -m tests.comm.faults.control
 	$(OPENMPI)/bin/python -m tests.comm.faults.control
+	test ! -e $(PARITY)/dev || $(PARITY)/bin/python -m tests.comm.faults.control
 
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity

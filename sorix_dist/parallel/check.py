@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 
@@ -15,8 +13,6 @@ from sorix_dist.core import Tensor
 from sorix_dist.nn import Module
 from sorix_dist.parallel.board import Place
 from sorix_dist.parallel.world import communicator
-
-_PACKAGE = str(Path(__file__).parent.parent)
 
 
 def describe(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -37,14 +33,6 @@ def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
         f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, "
         f"rank {other} has {second or 'no more'} at the same place"
     )
-
-
-def caller() -> str:
-    """The line of the user's program that is being run, as file:line."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def describe_places(places: Sequence[Place], lines: Sequence[str], meeting: int) -> str:

@@ -38,6 +38,5 @@ class ByHook(ByMessage):
         super().__init__(flat, comm)
         self.hook = hook
 
-    def sum(self) -> None:
-        self.comm.all_reduce(self.used, "max").wait()
+    def all_reduce(self) -> None:
         self.hook(self.comm, self.total)

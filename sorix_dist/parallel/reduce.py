@@ -206,11 +206,21 @@ class ByMessage(Apart):
         self.used = np.zeros(len(flat.parameters), np.uint8)
         self.slots = [Slot(flat, self.leaves, self.total, self.used)]
         self.slots[0].select()
+        self.wrong: tuple[int, str] | None = None
 
     def sum(self) -> None:
+        # Found now, because the sum takes the place of this rank's gradients.
+        self.wrong = None if is_finite(self.total) else _not_finite(self.slots[0].views)
         # Afterwards flags and array hold what all ranks did, so that the next step clears what others have left here.
         self.comm.all_reduce(self.used, "max").wait()
+        self.all_reduce()
+
+    def all_reduce(self) -> None:
+        """Sums the array over the ranks."""
         self.comm.all_reduce(self.total).wait()
+
+    def first_not_finite(self) -> tuple[int, str] | None:
+        return self.wrong
 
 
 class Alone:
@@ -243,6 +253,10 @@ class Alone:
         if self.apart is not None and self.held:
             self.apart.failed()
             self._release()
+            return
+        # It went where the gradients of earlier backwards were, and can't be told from them any more.
+        for parameter in self.flat.parameters:
+            leaf_of(parameter).zero()
 
     def forget(self, leaf: Leaf) -> None:
         if self.apart is not None and self.held:
@@ -265,7 +279,7 @@ class Alone:
 
     def first_not_finite(self) -> tuple[int, str] | None:
         if self.apart is not None and self.held:
-            return self.apart.first_not_finite()
+            return _not_finite(self.apart.slots[0].views)
         return _not_finite([p.grad.array if p.grad is not None else np.zeros(0) for p in self.flat.parameters])
 
     def hand_over(self, scale: float) -> None:

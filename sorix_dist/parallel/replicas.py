@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from sorix_dist.comm import Comm, Window
+from sorix_dist.comm import Comm, Window, watch
+from sorix_dist.comm.site import call_site
 from sorix_dist.core.flat import Flat, synchronise
 from sorix_dist.core.graph import Leaf
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.accumulate import Accumulation
 from sorix_dist.parallel.board import Place, board
-from sorix_dist.parallel.check import caller, describe_places
+from sorix_dist.parallel.check import describe_places
 from sorix_dist.parallel.comm_hooks import ByHook, Hook
 from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
 from sorix_dist.parallel.reduce import Alone, ByMessage, ByWindow, Reducer
@@ -114,6 +115,7 @@ class Replicas:
 
     def begin(self) -> None:
         """Gets all models ready for a backward."""
+        watch.begins("backward", self.meetings + 1)
         if not self.pending:
             for member in list(self.members.values()):
                 member.reducer.begin()
@@ -158,7 +160,7 @@ class Replicas:
         self.pending, self.backwards = False, 0
         self.meetings += 1
         if said.places is not None:
-            raise RuntimeError(describe_places(said.places, self.comm.gather_objects(caller()), self.meetings))
+            raise RuntimeError(describe_places(said.places, self.comm.gather_objects(call_site().where), self.meetings))
         gone = [number for number in said.numbers if number not in members]
         if gone:
             raise RuntimeError(
@@ -185,7 +187,7 @@ class Replicas:
             return
         said = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(everywhere) if f is not None]
         raise FloatingPointError(
-            f"gradients are not finite in backward number {self.meetings}, at {caller()}: "
+            f"gradients are not finite in backward number {self.meetings}, at {call_site().where}: "
             f"{'; '.join(said) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
             "wrapped model leaves such a step out on all ranks, with 'allow' it goes on"
         )

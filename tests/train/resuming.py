@@ -70,9 +70,13 @@ class Run:
                 self.scheduler.step()
                 self.step += 1
                 self.mean = 0.9 * self.mean + float(self.model.module.last.W.numpy().sum())
+                self.after_step()
                 if self.step == until:
                     break
         self.checkpointer.save(self.step, **self.parts, mean=self.mean)
+
+    def after_step(self) -> None:
+        """For what else a run does after each step."""
 
     def digest(self) -> str:
         """A digest of every bit that the run has made."""

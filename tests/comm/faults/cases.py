@@ -81,6 +81,30 @@ def model(before: str = "pass", after: str = "pass", out: str = "8") -> str:
     return MODEL.format(before=before, after=after, out=out)
 
 
+PLAIN = """
+import os, signal
+import numpy as np
+from sorix_dist import nn, optim
+from sorix_dist.utils.data import DataLoader, Dataset
+
+sx.init(timeout=3)
+model = sx.DistributedDataParallel(nn.Linear(4, 3))
+criterion, optimizer = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(Dataset(np.ones((60, 4), "f4"), np.zeros(60, "i8")), batch_size=10)
+for number, (x, y) in enumerate(loader, 1):
+    optimizer.zero_grad()
+    if number == 4 and sx.rank() == 2:
+        {fault}
+    criterion(model(x), y).backward()  # here
+    optimizer.step()
+"""
+
+
+def in_plain_training(fault: str, *says: str, long: bool = False) -> Case:
+    """A `fault` of rank 2 before its fourth backward, in a program that says nothing of its steps: the package does."""
+    return Case(PLAIN.format(fault=fault), (*says, "step 4, in backward at LINE"), long, bare=False)
+
+
 HERE = 'if step == 3 and rank == 2: raise ValueError("a bad row")  # here'
 
 CASES: dict[str, Case] = {
@@ -193,6 +217,22 @@ for step in range(4 - (rank == 2)):
         .replace(".backward()", ".backward()  # here"),
         ("rank 2 .* has ended .* while rank 0 waits", "rank 2: has ended, step 2", "step 3", "now at .*train.py:"),
         bare=False,
+    ),
+    "kill -9 in plain training": in_plain_training(
+        "os.kill(os.getpid(), 9)",
+        r"rank 2 \(pid \d+\) (was killed by SIGKILL|died).*step 3, last seen in backward at LINE",
+    ),
+    "SIGSTOP in plain training": in_plain_training(
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        "rank 2 is frozen",
+        "rank 2: step 3, last seen in backward at LINE",
+        long=True,
+    ),
+    "an infinite loop in plain training": in_plain_training(
+        "while True: pass",
+        "rank 2 has not arrived",
+        "rank 2: step 3, last seen in backward at LINE; now at .*train.py:",
+        long=True,
     ),
     "another model": Case(
         model(out="8 if rank != 2 else 7").replace("nn.Linear(4, 8)", "nn.Linear(4, 8 if rank != 2 else 7)"),
