@@ -73,8 +73,8 @@ def limit(threads: int) -> None:
 
 
 def _warn_of_crowd(said: str, threads: int, ranks: int, cores: int, rank: int) -> None:
-    """Rank 0 warns of more BLAS threads than cores on its host."""
-    if rank == 0 and threads * ranks > cores:
+    """Rank 0 warns of more BLAS threads than its host's cores are good for."""
+    if rank == 0 and threads > max(1, cores // ranks):
         here = "this process" if ranks == 1 else f"{ranks} ranks of this host"
         each = "" if ranks == 1 else " each"
         warnings.warn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -57,6 +58,14 @@ def test_a_users_number_that_is_too_large_is_respected_with_a_warning(
     with_cpus(monkeypatch, 0, 1)
     with pytest.warns(RuntimeWarning, match="OMP_NUM_THREADS=2 gives 2 ranks of this host 2 BLAS threads each on 2"):
         assert blas.cap(Solo(), "auto", TWO_HERE | {"OMP_NUM_THREADS": "2"}) is None
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_one_thread_is_never_too_many(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    with_cpus(monkeypatch, *range(cores))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert blas.cap(Solo(), "auto", TWO_HERE | {"OMP_NUM_THREADS": "1"}) is None
 
 
 def test_an_int_is_obeyed(monkeypatch: pytest.MonkeyPatch, nothing_is_set: list[int]) -> None:

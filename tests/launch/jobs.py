@@ -29,9 +29,13 @@ for line in open("/proc/self/maps"):
 
 
 def shared(output: str) -> list[Path]:
-    """The files of shared memory of which ranks have said that they use them, and which are still there."""
+    """The files of shared memory of which ranks have said that they use them, and which stay there: the last one
+    goes with the guard of the ranks, a moment after them."""
     paths = {Path(line.rpartition("shared ")[2]) for line in output.splitlines() if "shared /dev/shm/" in line}
-    return [path for path in paths if path.exists()]
+    deadline = time.monotonic() + 10
+    while (left := [path for path in paths if path.exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 @contextlib.contextmanager

@@ -1,0 +1,22 @@
+"""What every test leaves as it found it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from sorix_dist.comm import blas
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_later_processes() -> Iterator[None]:
+    """Ranks that are threads cap the BLAS of this process, and the environment that later processes inherit."""
+    before = {name: os.environ.get(name) for name in blas.VARIABLES}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
