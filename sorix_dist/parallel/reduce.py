@@ -197,7 +197,7 @@ class ByWindow(Apart):
 
 
 class ByMessage(Apart):
-    """Ranks of several hosts, or one alone: an all-reduce of the whole array, or what a hook does instead."""
+    """One rank on each of several hosts, or one alone: an all-reduce of the whole array."""
 
     def __init__(self, flat: Flat, comm: Comm) -> None:
         super().__init__(flat)

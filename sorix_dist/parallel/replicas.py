@@ -15,6 +15,7 @@ from sorix_dist.core.flat import Flat, synchronise
 from sorix_dist.core.graph import Leaf
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.accumulate import Accumulation
+from sorix_dist.parallel.between_hosts import BetweenHosts
 from sorix_dist.parallel.board import Place, board
 from sorix_dist.parallel.check import describe_places
 from sorix_dist.parallel.comm_hooks import ByHook, Hook
@@ -36,6 +37,13 @@ def replicas(comm: Comm) -> Replicas:
     if found is None:
         found = _of_comm[comm] = Replicas(comm)
     return found
+
+
+def _peers(comm: Comm) -> Comm | None:
+    """The ranks of the same place on the other hosts, if there are several on each and equally many. Called by all."""
+    if comm.hosts == 1 or comm.size == comm.hosts or len({*comm.gather_objects(comm.local_size)}) > 1:
+        return None
+    return comm.split(comm.local_rank, comm.rank)
 
 
 class Weights(Protocol):
@@ -61,6 +69,7 @@ class Replicas:
         count = virtual_shards(comm)
         self.shards = None if count is None else VirtualShards(comm, count)
         self.board = board(comm)
+        self.peers = _peers(comm)
         self.numbers = itertools.count()
         # A model that nobody holds any more is left out; ranks may notice that at different times.
         self.members: WeakValueDictionary[int, Member] = WeakValueDictionary()
@@ -97,7 +106,9 @@ class Replicas:
             return ByTree(flat, self.shards) if self.comm.hosts == 1 else ByTreeMessages(flat, self.shards)
         if self.comm.size == 1:
             return Alone(flat, self.comm)
-        return ByWindow(flat, self.comm) if self.comm.hosts == 1 else ByMessage(flat, self.comm)
+        if self.comm.hosts == 1:
+            return ByWindow(flat, self.comm)
+        return ByMessage(flat, self.comm) if self.peers is None else BetweenHosts(flat, self.comm, self.peers)
 
     def _close_windows(self) -> None:
         """Gives back the shared memory of models that no rank has any more."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+import sorix_dist as sx
+from sorix_dist import nn
 from sorix_dist.comm import run_threads
+from sorix_dist.parallel.between_hosts import BetweenHosts
+from sorix_dist.parallel.reduce import ByMessage
 from tests.parallel import exactness
 
 
@@ -20,6 +24,16 @@ def test_same_on_several_hosts(check):
     """Where no memory is shared by all, gradients go by messages."""
     for rows in (1, 17):
         run_threads(check, 4, args=(rows,), hosts=2)
+
+
+@pytest.mark.parametrize(("size", "hosts", "way"), [(4, 2, BetweenHosts), (3, 2, ByMessage), (2, 2, ByMessage)])
+def test_memory_is_shared_within_hosts(size, hosts, way):
+    """Where every host has several ranks and as many as the others, each sends only its slice."""
+
+    def wrapped():
+        return type(sx.DistributedDataParallel(nn.Linear(3, 2))._members[0].reducer).__name__
+
+    assert run_threads(wrapped, size, hosts=hosts) == [way.__name__] * size
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

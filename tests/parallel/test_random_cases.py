@@ -1,18 +1,13 @@
-"""Random training situations on ranks that are threads; tests/ranks runs some of them under MPI.
-
-150 cases at every number of ranks; all 500 with SORIX_DIST_LONG=1.
-"""
+"""Random training situations on ranks that are threads; tests/ranks runs some of them under MPI."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
 from sorix_dist.comm import run_threads
 from tests.parallel import random_training
 
-CASES = 500 if os.environ.get("SORIX_DIST_LONG") else 150
+CASES = 500
 
 
 @pytest.mark.timeout(600)
