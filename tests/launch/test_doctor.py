@@ -15,7 +15,7 @@ from sorix_dist.launch.doctor import Finding, machine, mpi
 from sorix_dist.launch.doctor.finding import ask
 from tests.launch.jobs import survivors
 from tests.launch.test_command import VERSIONS, launcher
-from tests.launching import needs_mpirun
+from tests.launching import MPIRUN, needs_mpirun
 
 SRUN_0_OF_4 = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
 
@@ -110,7 +110,9 @@ def by_subject(findings: list[Finding]) -> dict[str, Finding]:
 
 @needs_mpirun
 def test_a_sound_mpi_is_green() -> None:
-    found = by_subject(mpi.checks(mpi.plain(os.environ)))
+    # As in an activated environment: another mpirun that comes first on PATH would be worth a warning.
+    here = os.environ | {"PATH": os.pathsep.join([str(MPIRUN.parent), os.environ["PATH"]])}
+    found = by_subject(mpi.checks(mpi.plain(here)))
     assert {subject: finding.level for subject, finding in found.items()} == dict.fromkeys(
         ["mpi4py", "MPI library", "mpirun", "Ranks", "2 ranks", "Shared windows", "ULFM"], "ok"
     ), found
