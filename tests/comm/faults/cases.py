@@ -126,8 +126,8 @@ CASES: dict[str, Case] = {
         long=True,
         bare=False,
     ),
-    "sys.exit(0)": at_step_3("sys.exit(0)", "has ended .* while rank 0 waits"),
-    "sys.exit(3)": at_step_3("sys.exit(3)", "has ended .* while rank 0 waits", long=True),
+    "sys.exit(0)": at_step_3("sys.exit(0)", "has ended .* while rank \\d waits"),
+    "sys.exit(3)": at_step_3("sys.exit(3)", "has ended .* while rank \\d waits", long=True),
     "os._exit(0)": at_step_3("os._exit(0)", r"rank 2 \(pid \d+\) (left with os._exit\(0\)|died without a word)"),
     "os._exit(3)": at_step_3("os._exit(3)", r"rank 2 \(pid \d+\) (left with os._exit\(3\)|died)", long=True),
     "kill -9": at_step_3("os.kill(os.getpid(), 9)", r"rank 2 \(pid \d+\) (was killed by SIGKILL|died without a word)"),
@@ -178,7 +178,7 @@ for step in range(3):
 if rank == 0:
     sx.all_reduce(b)  # here
 """,
-        ("has ended .* while rank 0 waits", "step 2", "all_reduce", "LINE"),
+        ("has ended .* while rank \\d waits", "step 2", "all_reduce", "LINE"),
     ),
     "under if rank == 0, and others go on": Case(
         BEGIN
@@ -199,7 +199,7 @@ for step in range(4 + (rank == 2)):
     sx.comm.note(step=step)
     sx.all_reduce(a)  # here
 """,
-        ("has ended .* while rank 2 waits", "rank 2: step 4", "rank 1: has ended, step 3", "all_reduce", "LINE"),
+        ("has ended .* while rank \\d waits", "rank 2: step 4", "rank 1: has ended, step 3", "all_reduce", "LINE"),
         long=True,
     ),
     "a step fewer": Case(
@@ -209,13 +209,13 @@ for step in range(4 - (rank == 2)):
     sx.comm.note(step=step)
     sx.all_reduce(a)  # here
 """,
-        ("rank 2 .* has ended .* while rank 0 waits", "rank 2: has ended, step 2", "step 3", "all_reduce", "LINE"),
+        ("rank 2 .* has ended .* while rank \\d waits", "rank 2: has ended, step 2", "step 3", "all_reduce", "LINE"),
     ),
     "a step of a wrapped model fewer": Case(
         model(after="if step == 2 and rank == 2: break")
         .replace("# here", "")
         .replace(".backward()", ".backward()  # here"),
-        ("rank 2 .* has ended .* while rank 0 waits", "rank 2: has ended, step 2", "step 3", "now at .*train.py:"),
+        ("rank 2 .* has ended .* while rank \\d waits", "rank 2: has ended, step 2", "step 3", "now at .*train.py:"),
         bare=False,
     ),
     "kill -9 in plain training": in_plain_training(
