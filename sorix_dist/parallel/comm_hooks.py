@@ -19,10 +19,16 @@ Hook = Callable[[Comm, Array], None]
 def fp16_compress(comm: Comm, gradients: Array) -> None:
     """Sums gradients in half the bytes: they travel as float16, and are added in float32.
 
-    What it loses: every gradient is rounded to 11 significant bits twice, a relative error of up to 5e-4 each time;
-    what is smaller than 6e-8 becomes 0, and smaller than 6e-5 loses bits; what is larger than 65,504 becomes infinite.
+    What it loses: every gradient is rounded to 11 significant bits, on more than two ranks twice, a relative error of
+    up to 5e-4 each time; what is smaller than 6e-8 becomes 0, and smaller than 6e-5 loses bits; what is larger than
+    65,504 becomes infinite.
     Scale a loss whose gradients are that small or large.
     """
+    if comm.size == 2:  # as many bytes as below, in one message each instead of two that wait for each other
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, second = comm.all_gather(gradients.astype(np.float16))
+            np.add(first, second, out=gradients, dtype=np.float32)
+        return
     length = -(-gradients.size // comm.size)
     sent = np.zeros((comm.size, length), np.float16)
     with np.errstate(over="ignore"):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sorix_dist.comm import Checked, Comm, MpiComm, current, init
+from sorix_dist.comm import Checked, Comm, MpiComm, current, init, mpi
 from sorix_dist.comm.launcher import detect
+from sorix_dist.comm.node import Placement
+from tests.comm import contract
 from tests.comm.contract import CHECKS
 
 pytestmark = pytest.mark.mpi
@@ -17,6 +19,32 @@ pytestmark = pytest.mark.mpi
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(world: Comm, check: Callable[[Comm], None]) -> None:
     check(world)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        contract.all_reduce_every_dtype,
+        contract.all_reduce_every_size,
+        contract.all_reduce_is_the_same_on_every_rank,
+        contract.float16_sums_are_rounded_once,
+        contract.all_gather_stacks_in_rank_order,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_two_ranks_as_if_on_two_hosts(
+    world: Comm, check: Callable[[Comm], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpi4py import MPI
+
+    monkeypatch.setattr(mpi, "place", lambda host_of, rank: Placement(rank, len(host_of), 0, 1))
+    for name, nbytes in {"SHORT": 0, "LONG_PIECE": 1 << 20}.items():
+        monkeypatch.setattr(mpi, name, nbytes)
+    swapped = []
+    monkeypatch.setattr(MpiComm, "_swap", lambda *given, swap=MpiComm._swap: swapped.append(swap(*given)))
+    pair = MpiComm(MPI.COMM_WORLD.Split(world.rank // 2, world.rank))  # the last one may be alone
+    check(pair)
+    assert bool(swapped) == (pair.size == 2)
 
 
 def test_the_world_is_that_of_mpi(world: Comm) -> None:
