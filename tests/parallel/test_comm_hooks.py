@@ -79,26 +79,43 @@ def test_a_hook_is_called_once_for_each_dtype_and_backward(size, hosts):
 
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 def test_fp16_loses_what_it_says(size, hosts):
-    """Each number is rounded before and after the sum, by 5e-4 each time or to a multiple of 6e-8."""
+    """Each number is rounded before and after the sum, by 5e-4 each time or, if it is tiny, by 1e-12 of the largest."""
 
     def work():
         comm = world()
-        own = np.random.default_rng(comm.rank).standard_normal(1001) * 10.0 ** np.random.default_rng(9).uniform(
-            -9, 3, 1001
-        )
-        own = own.astype(np.float32)
-        everywhere = comm.all_gather(own).astype(np.float64)
-        got = own.copy()
+        exponents = np.random.default_rng(9).uniform(-9, 6, 1001)
+        own = np.random.default_rng(comm.rank).standard_normal(1001) * 10.0**exponents
+        for unit in (1.0, 1e-12, 1e12):  # as if the loss had been scaled
+            mine = (own * unit).astype(np.float32)
+            everywhere = comm.all_gather(mine).astype(np.float64)
+            got = mine.copy()
+            fp16_compress(comm, got)
+            tiny = 1e-12 * np.abs(everywhere).max() * comm.size
+            once = (5e-4 * np.abs(everywhere) + tiny).sum(axis=0)
+            wanted = everywhere.sum(axis=0)
+            assert (np.abs(got - wanted) <= once + 5e-4 * (np.abs(wanted) + once) + tiny).all()
+            assert (got != wanted).any()
+            assert len({part.tobytes() for part in comm.all_gather(got)}) == 1  # the same on every rank
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fp16_of_extreme_gradients(size, hosts, dtype):
+    def work():
+        comm = world()
+        largest = np.finfo(np.float32).max / 8
+        for value in (0.0, largest, -largest, 1e-40, np.finfo(dtype).tiny):
+            got = np.full(5, value, dtype)
+            fp16_compress(comm, got)
+            np.testing.assert_allclose(got, np.full(5, value, dtype) * comm.size, rtol=2e-3, atol=1e-33)
+        got = np.empty(0, dtype)
         fp16_compress(comm, got)
-        rounding = 5e-4 * np.abs(everywhere) + 6e-8
-        once = rounding.sum(axis=0)
-        wanted = everywhere.sum(axis=0)
-        assert (np.abs(got - wanted) <= once + 5e-4 * (np.abs(wanted) + once) + 6e-8).all()
-        assert (got != wanted).any()
-        assert len({part.tobytes() for part in comm.all_gather(got)}) == 1  # the same on every rank
-        large = np.full(3, 70000.0, np.float32)
-        fp16_compress(comm, large)
-        assert np.isinf(large).all()
+        for wrong in (np.nan, np.inf, -np.inf):
+            got = np.array([1.0, wrong if comm.rank == comm.size - 1 else 2.0, 3.0], dtype)
+            fp16_compress(comm, got)
+            np.testing.assert_array_equal(got, [comm.size, wrong, 3 * comm.size])
 
     run_threads(work, size, hosts=hosts)
 
