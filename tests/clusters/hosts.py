@@ -106,27 +106,22 @@ class Cable:
             self.files[0].parent.rmdir()
 
     def ranks(self, each: int, *arguments: str, limit: float = 90.0) -> str:
-        """What a Python script prints on so many ranks of each host."""
-        env = {
+        """What a Python script prints on so many ranks of each host, started on the first by `sorix-dist run`."""
+        self.machine.env |= {
             "PRTE_MCA_plm_ssh_agent": str(self.agent),
             "PRTE_MCA_prte_if_include": f"{NETWORK}.0/24",
-            "PRTE_MCA_hwloc_default_binding_policy": "none",
+        }
+        settings = {
             "OMPI_MCA_pml": "ob1",
             "OMPI_MCA_btl": "self,sm,tcp",
             "OMPI_MCA_btl_tcp_if_include": f"{NETWORK}.0/24",
-            "OMPI_MCA_osc": "^ucx",
             # Both hosts share the cores of this machine, and each believes to have them all.
             "OMPI_MCA_mpi_yield_when_idle": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         }
-        hosts = ",".join(f"{host}:{each}" for host in HOSTS)
-        passed = [
-            word for name in ("PYTHONPATH", *(n for n in env if n.startswith("OMPI_MCA"))) for word in ("-x", name)
-        ]
-        command = ["mpirun", "-n", str(each * len(HOSTS)), "--host", hosts, *passed, PYTHON, *arguments]
-        self.machine.env |= env
+        options = ["--hosts", ",".join(f"{host}:{each}" for host in HOSTS), "--threads", "1"]
+        for name, value in settings.items():
+            options += ["--env", f"{name}={value}"]
+        command = [PYTHON, "-m", "sorix_dist", "run", *options, *arguments]
         return self.machine.run(str(self.agent), next(iter(HOSTS)), shlex.join(command), limit=limit).stdout
 
 
