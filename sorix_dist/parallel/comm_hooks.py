@@ -12,7 +12,8 @@ from sorix_dist.core.flat import Flat
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reduce import ByMessage
 
-# Is given the communicator and this rank's gradients, one-dimensional, and replaces these by the sum over all ranks.
+# Is given a communicator and gradients, one-dimensional, and replaces these by the sum over the communicator's ranks:
+# all of them, or, where there are several on each host, those that have the same slice of their host's sum.
 # Called by every rank, once for each dtype of parameters.
 Hook = Callable[[Comm, Array], None]
 

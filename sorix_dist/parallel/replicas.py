@@ -100,15 +100,15 @@ class Replicas:
         self.windows[member.number] = member.reducer.windows
 
     def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
-        if hook is not None:
+        if hook is not None and self.peers is None:
             return ByHook(flat, self.comm, hook)
-        if self.shards is not None:
+        if self.shards is not None:  # in which no hook is taken
             return ByTree(flat, self.shards) if self.comm.hosts == 1 else ByTreeMessages(flat, self.shards)
         if self.comm.size == 1:
             return Alone(flat, self.comm)
         if self.comm.hosts == 1:
             return ByWindow(flat, self.comm)
-        return ByMessage(flat, self.comm) if self.peers is None else BetweenHosts(flat, self.comm, self.peers)
+        return ByMessage(flat, self.comm) if self.peers is None else BetweenHosts(flat, self.comm, self.peers, hook)
 
     def _close_windows(self) -> None:
         """Gives back the shared memory of models that no rank has any more."""
