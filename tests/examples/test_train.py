@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import sorix_dist as sx
 from tests.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
 
 TRAIN = str(ROOT / "examples" / "train.py")
@@ -113,6 +117,40 @@ def test_it_goes_on_on_another_number_of_ranks_with_the_same_bits(tmp_path: Path
     assert run_command([sys.executable, TRAIN, *whole]).code == 0
     with np.load(tmp_path / "stopped.npz") as one, np.load(tmp_path / "whole.npz") as other:
         assert all(one[name].tobytes() == other[name].tobytes() for name in other)
+
+
+def test_stopped_in_an_epoch_it_goes_on_in_the_middle(tmp_path: Path) -> None:
+    epochs, options = "60", ("--save", str(tmp_path / "weights.npz"))
+    whole = run_command([sys.executable, TRAIN, "--epochs", epochs, *options])
+    with np.load(tmp_path / "weights.npz") as weights:
+        expected = dict(weights)
+    command = [sys.executable, TRAIN, "--epochs", epochs, *options, "--checkpoint", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(60, process.kill)
+        limit.start()
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch  3 "):
+                process.send_signal(signal.SIGUSR1)
+        limit.cancel()
+    assert process.returncode == sx.EXIT_PREEMPTED, lines
+    stopped = re.fullmatch(r"preempted, saved at step (\d+)\n", lines[-1])
+    assert stopped is not None, lines
+    assert int(stopped[1]) > 3 * 23
+    rest = run_command(command)
+    assert rest.code == 0, rest.err
+    assert f"goes on from step {stopped[1]}\n" in rest.out
+    # the loss of the epoch that was stopped counts the batches before and after
+    assert printed("".join(lines)) + printed(rest.out) == printed(whole.out)
+    with np.load(tmp_path / "weights.npz") as weights:
+        assert all(weights[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def printed(out: str) -> list[tuple[str, str, str]]:
+    found: list[tuple[str, str, str]] = EPOCH.findall(out)
+    return found
 
 
 def test_one_process_needs_no_mpi4py(alone: Ended, tmp_path: Path) -> None:

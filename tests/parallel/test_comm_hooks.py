@@ -77,6 +77,26 @@ def test_a_hook_is_called_once_for_each_dtype_and_backward(size, hosts):
         assert calls == [("float32", 1)] * 2 + [("float64", 1)] * 2
 
 
+def test_between_hosts_a_hook_gets_slices():
+    """So that each number crosses the wire once, not once for each rank of a host."""
+
+    def work():
+        calls = []
+
+        def hook(comm, array):
+            calls.append((comm.size, comm.hosts, array.size))
+            comm.all_reduce(array).wait()
+
+        model = sx.DistributedDataParallel(nn.Linear(64, 64))
+        model.register_comm_hook(hook)
+        x, y = data(8)
+        for xb, yb in DataLoader(Dataset(np.resize(x.astype(np.float32), (8, 64)), y), batch_size=8):
+            F.cross_entropy(model(xb), yb).backward()
+        return calls
+
+    assert {tuple(calls) for calls in run_threads(work, 4, hosts=2)} == {((2, 2, 65 * 64 // 2),)}
+
+
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 def test_fp16_loses_what_it_says(size, hosts):
     """Each number is rounded before and after the sum, by 5e-4 each time or, if it is tiny, by 1e-12 of the largest."""
