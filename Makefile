@@ -31,7 +31,7 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 	$(ENV)/bin/python examples/train.py --save build/ranks-1.npz
 	$(ENV)/bin/python examples/compare.py build/ranks-4.npz build/ranks-1.npz
 
-bench: $(ENV)/mpi ## Measures training steps on this machine, in about 2 minutes
+bench: $(ENV)/mpi ## Measures training steps on this machine, in 2 to 4 minutes
 	@mkdir -p build
 	$(ENV)/bin/sorix-dist bench --json build/bench.json $(BENCH)
 

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure training steps on this machine",
-        description="Measure the tape, convolution, training steps, synchronisation and memory, in about 2 minutes.",
+        description="Measure the tape, convolution, training steps, synchronisation and memory, in 2 to 4 minutes.",
     )
     parser.add_argument("-n", "--ranks", type=positive, default=2, help="ranks to compare one with (default: 2)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to a file, in seconds and bytes")
