@@ -214,6 +214,9 @@ class WatchedWindow:
         finally:
             self._channel.leave()
 
+    def used(self) -> bool:
+        return self.inner.used()
+
     def close(self) -> None:
         if not self.parts:
             return

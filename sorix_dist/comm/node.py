@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
+_REFERENCES = 1  # to the argument of getrefcount
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class SharedWindow:
         if not self.parts:
             raise ValueError("barrier: this window is closed")
         self._barrier()
+
+    def used(self) -> bool:
+        # Every array made from the parts has the block they were cut from as its base.
+        return bool(self.parts) and sys.getrefcount(self.parts[0].base) > _REFERENCES + len(self.parts)
 
     def close(self) -> None:
         if self.parts:

@@ -42,6 +42,9 @@ class Window(Protocol):
     def barrier(self) -> None:
         """Wait for all ranks of this host; afterwards each of them sees what the others wrote before."""
 
+    def used(self) -> bool:
+        """Whether this rank still holds an array made from `parts`, beside `parts` themselves."""
+
     def close(self) -> None:
         """Give the memory back: a call of all ranks of this host. No array made from `parts` may be used
         afterwards. Closing twice is allowed."""

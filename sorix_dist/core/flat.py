@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sorix_dist.core.graph import Accumulator, Leaf, Sync
+from sorix_dist.core.home import ALIGNMENT, PRIVATE, Home
 from sorix_dist.core.tensor import Array, Tensor
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector of today's CPUs
 BLOCK = 1 << 15  # elements: a block of some arrays of this size fits into a core's cache
 
 _changes = itertools.count(1)
@@ -27,13 +28,6 @@ def version() -> int:
 def _changed() -> None:
     global _version
     _version = next(_changes)
-
-
-def zeros(count: int, dtype: np.dtype[Any]) -> Array:
-    """A zeroed one-dimensional array that starts on a cache line."""
-    memory = np.zeros(count * dtype.itemsize + ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % ALIGNMENT
-    return memory[first : first + count * dtype.itemsize].view(dtype)
 
 
 def room(parameter: Tensor) -> int:
@@ -55,6 +49,8 @@ class Flat:
     """Parameters of one dtype in one array `data`, their gradients in another, `grad`, with the same layout.
 
     The values of the parameters are kept, and so are gradients they have.
+    home: where the arrays lie; frozen: whether what the parameters show of them is read-only; edited: a copy of
+    `data` that the parameters show instead, between `open` and `close`.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -64,15 +60,22 @@ class Flat:
         self.dtype = self.parameters[0].array.dtype
         self.starts, self.size = layout(self.parameters)
         self._start_of = {id(p): start for p, start in zip(self.parameters, self.starts, strict=True)}
-        self.data = zeros(self.size, self.dtype)
-        self.grad = zeros(self.size, self.dtype)
+        self.home: Home = PRIVATE
+        self.frozen = False
+        self.edited: Array | None = None
+        self.data = self.home.zeros(self.size, self.dtype)
+        self.grad = self.home.zeros(self.size, self.dtype)
         for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):
             leaf = leaf_of(parameter)
             np.copyto(data, parameter.array)
-            parameter.array = data
             _move_gradient(leaf, grad)
             leaf.flat = self
-        _changed()
+        self._show(self.data)
+
+    @property
+    def own(self) -> slice:
+        """The elements of the arrays that this process changes."""
+        return self.home.part(self.size, self.dtype)
 
     def start_of(self, parameter: Tensor) -> int:
         """Where a parameter starts in the flat arrays, in elements."""
@@ -84,6 +87,48 @@ class Flat:
             flat[start : start + p.array.size].reshape(p.array.shape)
             for start, p in zip(self.starts, self.parameters, strict=True)
         ]
+
+    def freeze(self, home: Home) -> None:
+        """Makes read-only what the parameters show, after moving to `home`, where the values of the process that
+        writes count. Gradients are forgotten. Called by all who share that home."""
+        if home is not self.home:
+            data, grad = home.zeros(self.size, self.dtype), home.zeros(self.size, self.dtype)
+            if home.writes:
+                np.copyto(data, self.data)
+            home.meet("DistributedDataParallel")
+            self.home, self.data, self.grad = home, data, grad
+        self.frozen = True
+        for parameter, view in zip(self.parameters, self.views(self.grad), strict=True):
+            leaf = leaf_of(parameter)
+            leaf.zero()
+            leaf.local = leaf.total = Accumulator(view, frozen=True)
+        self._show(self.data)
+
+    def _show(self, array: Array) -> None:
+        for parameter, view in zip(self.parameters, self.views(array), strict=True):
+            view.flags.writeable = not self.frozen or array is not self.data
+            parameter.array = view
+        _changed()
+
+    def open(self) -> Array:
+        """Makes the parameters show a copy of their values, which can be changed, until `close`; returns it."""
+        if self.edited is not None:
+            raise RuntimeError("edit: the model's parameters are being edited already")
+        self.edited = self.data.copy()
+        self._show(self.edited)
+        return self.edited
+
+    def close(self, keep: bool) -> None:
+        """Makes the parameters show the flat array again; `keep`: with the values that the copy of the process that
+        writes has got. Called by all who share it."""
+        edited, self.edited = self.edited, None
+        assert edited is not None
+        if keep:
+            self.home.meet("edit")
+            if self.home.writes:
+                np.copyto(self.data, edited)
+            self.home.meet("edit")
+        self._show(self.data)
 
 
 def synchronise(flat: Flat, sync: Sync) -> None:
@@ -194,3 +239,35 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
         elif leaf.total.array is not None:
             arrays.append(leaf.total.array.reshape(-1))
     return arrays + [run.flat.grad[run.start : run.stop] for run in runs(flat, range(len(flat)), lambda *_: True)]
+
+
+@contextmanager
+def changing_gradients(parameters: Iterable[Tensor], doing: str) -> Iterator[list[Array]]:
+    """Gives what this process is to change of the gradients, where there are any: one-dimensional arrays, without the
+    gaps between parameters. Those who share them come here together, and leave together."""
+    own, homes = [], {}
+    for parameter in {id(p): p for p in parameters}.values():
+        leaf = parameter.leaf
+        if leaf is None or not leaf.total.written:
+            continue
+        if leaf.view is not None and leaf.view.origin is not None:
+            leaf.view = None  # what a backward with create_graph has left would show the numbers from before
+        if leaf.flat is None:
+            own.append(leaf.total.place(leaf).reshape(-1))
+            continue
+        flat, start = leaf.flat, leaf.flat.start_of(parameter)
+        homes[id(flat.home)] = flat.home
+        part = flat.own
+        own.append(flat.grad[max(start, part.start) : min(start + parameter.array.size, part.stop)])
+    for home in homes.values():
+        home.meet(doing)
+    yield own
+    for home in homes.values():
+        home.meet(doing)
+
+
+def zero_gradients(parameters: Iterable[Tensor]) -> None:
+    """Makes zeros of the gradients, where there are any."""
+    with changing_gradients(parameters, "zero_grad") as own:
+        for array in own:
+            array.fill(0)

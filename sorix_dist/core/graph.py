@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sorix_dist.core.home import Array as Array
+from sorix_dist.core.home import read_only
+
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
     from sorix_dist.core.op import Op
 
-Array = np.ndarray[Any, Any]
 # A rule takes the gradient of an operation's result to that of one input. It may write into `out` (the
 # input's shape and dtype, or None) and return it; it must not change the gradient that it was given.
 Rule = Callable[[Any, Array | None], Any]
@@ -65,19 +67,28 @@ class Sync(Protocol):
 
 
 class Accumulator:
-    """A place where gradients are added up."""
+    """A place where gradients are added up.
 
-    __slots__ = ("array", "written")
+    shown: what users see of the array, read-only if `frozen`.
+    """
 
-    def __init__(self, array: Array | None = None) -> None:
+    __slots__ = ("array", "shown", "written")
+
+    def __init__(self, array: Array | None = None, frozen: bool = False) -> None:
         self.array = array
+        self.shown = array if array is None or not frozen else read_only(array)
         self.written = False
 
     def place(self, leaf: Leaf) -> Array:
         """The array of this accumulator, made at first need."""
         if self.array is None:
-            self.array = np.empty(leaf.shape, leaf.dtype)
+            self.array = self.shown = np.empty(leaf.shape, leaf.dtype)
         return self.array
+
+    def show(self, leaf: Leaf) -> Array:
+        """The array as users see it."""
+        array = self.place(leaf)
+        return array if self.shown is None else self.shown
 
 
 class Leaf:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.graph import Node
+from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.op import recording
 from sorix_dist.core.ops.shape import key_of
 from sorix_dist.core.tensor import Array, Tensor
@@ -27,6 +28,7 @@ def _target(tensor: Tensor, *others: Any) -> Array:
             raise RuntimeError(f"{_REFUSED}; do it inside no_grad(), or use the plain operation")
         if any(isinstance(x, Tensor) and x.origin is not None for x in others):
             raise RuntimeError("In-place operations are not allowed with an operand that requires grad: detach() it")
+    refuse_frozen(tensor.array)
     return tensor.array
 
 
@@ -89,6 +91,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     if recording.get() and isinstance(value, Tensor) and value.origin is not None:
         raise RuntimeError("a tensor that requires grad can't be assigned into another: use where(), cat() or stack()")
+    refuse_frozen(self.array)
     self.array[key_of(key)] = value.array if isinstance(value, Tensor) else value
 
 

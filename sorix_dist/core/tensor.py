@@ -11,8 +11,8 @@ from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
-
-Array = np.ndarray[Any, Any]
+from sorix_dist.core.home import Array as Array
+from sorix_dist.core.home import refuse_frozen
 
 
 class Size(tuple[int, ...]):
@@ -77,7 +77,8 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array itself; assigning copies into the memory of a parameter, so nobody who shares it is cut off."""
+        """The array itself; assigning copies into the memory of a parameter, so nobody who shares it is cut off.
+        That of a wrapped model is read-only outside of its `edit()`."""
         return self.array
 
     @data.setter
@@ -95,6 +96,7 @@ class Tensor:
             return
         if array.shape != self.array.shape:
             raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
+        refuse_frozen(self.array)
         np.copyto(self.array, array, casting="same_kind")
 
     @property
@@ -132,8 +134,8 @@ class Tensor:
         if self.leaf is None or not self.leaf.total.written:
             return None
         view = self.leaf.view
-        if view is None or (view.array is not self.leaf.total.array and view.origin is None):
-            view = self.leaf.view = Gradient.of(self.leaf.total.place(self.leaf))
+        if view is None or (view.array is not self.leaf.total.shown and view.origin is None):
+            view = self.leaf.view = Gradient.of(self.leaf.total.show(self.leaf))
         return view  # type: ignore[no-any-return]
 
     @grad.setter
@@ -148,6 +150,8 @@ class Tensor:
         if self.leaf is None:
             self.leaf = Leaf(self.array.shape, self.array.dtype)
         total = self.leaf.total
+        if total.shown is not None:
+            refuse_frozen(total.shown)
         np.copyto(total.place(self.leaf), array, casting="same_kind")
         total.written = True
         self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None

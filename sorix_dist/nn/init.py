@@ -14,6 +14,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.home import refuse_frozen
 
 
 def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
@@ -144,5 +145,6 @@ def _shape(t: Tensor) -> tuple[int, ...]:
 
 def _fill(t: Tensor, values: Any) -> Tensor:
     _shape(t)
+    refuse_frozen(t.array)
     np.copyto(t.array, values, casting="same_kind")
     return t

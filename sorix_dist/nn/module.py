@@ -10,7 +10,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64
-from sorix_dist.core.flat import convert
+from sorix_dist.core.flat import convert, zero_gradients
 
 
 class Parameter(Tensor):
@@ -271,11 +271,11 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
+        if not set_to_none:
+            zero_gradients(self.parameters())
+            return
         for parameter in self.parameters():
-            if set_to_none or parameter.grad is None:
-                parameter.grad = None
-            else:
-                parameter.grad = np.zeros_like(parameter.array)
+            parameter.grad = None
 
     def to(self, *wanted: Any, device: Any = None, dtype: Any = None) -> Self:
         """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.

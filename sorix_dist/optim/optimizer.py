@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
-from sorix_dist.core.flat import leaf_of
+from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import GroupState
 
@@ -114,10 +114,20 @@ class Optimizer:
                 "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
                 "model.accumulate(...), or after a backward outside of model.no_sync()"
             )
-        for group, state in zip(self.param_groups, self._states, strict=True):
-            for step, blocks in state.advance(self.buffers(group), self.scratch_arrays):
+        plans = [
+            (group, state.advance(self.buffers(group), self.scratch_arrays))
+            for group, state in zip(self.param_groups, self._states, strict=True)
+        ]
+        # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
+        homes = dict.fromkeys(home for state in self._states for home in state.homes)
+        for home in homes:
+            home.meet("optimizer.step")
+        for group, runs in plans:
+            for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)
+        for home in homes:
+            home.meet("optimizer.step")
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -125,13 +135,12 @@ class Optimizer:
 
         Not `set_to_none`: gradients become zeros, and the next step moves parameters by momentum and decay.
         """
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                leaf = leaf_of(parameter)
-                if set_to_none:
-                    leaf.zero()
-                elif leaf.total.written:
-                    parameter.grad = np.zeros_like(parameter.array)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if set_to_none:
+            for parameter in parameters:
+                leaf_of(parameter).zero()
+        else:
+            zero_gradients(parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.

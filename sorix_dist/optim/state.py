@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
 from sorix_dist.core.graph import Sync
+from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
 
 # data, gradient, scratch arrays, buffers by name: slices of one length
@@ -18,17 +19,17 @@ Block = tuple[Array, Array, tuple[Array, ...], dict[str, Array]]
 class GroupState:
     """Per parameter the number of its updates and some buffers of its shape and dtype.
 
-    The buffers of all parameters of one dtype lie in one array, laid out as the parameters are in flat
-    storage, so that neighbours there are neighbours here. Nothing here depends on where the parameters are:
-    when they move, only the blocks are cut anew.
+    The buffers of all parameters of one dtype and home lie in one array in that home, laid out as the parameters are
+    in flat storage, so that neighbours there are neighbours here. When parameters move in their home, only the blocks
+    are cut anew.
     """
 
     def __init__(self, params: list[Tensor]) -> None:
         self.params = params
         self.steps = np.zeros(len(params), np.int64)
-        self.buffers: dict[str, dict[np.dtype[Any], Array]] = {}
-        self._dtypes: list[np.dtype[Any]] = []
-        self._starts: list[int] = []
+        self.buffers: dict[str, list[Array]] = {}  # for each room an array
+        self._rooms: list[tuple[Home, np.dtype[Any]]] = []
+        self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
         self.forget_blocks()
         self._lay(())
@@ -52,10 +53,16 @@ class GroupState:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
-        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, [])}
+        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": []}
 
-    def advance(self, names: tuple[str, ...], scratch_arrays: int) -> Iterator[tuple[int, list[Block]]]:
-        """Counts an update of every parameter that has a gradient; yields their blocks with that count."""
+    @property
+    def homes(self) -> dict[Home, None]:
+        """Where the parameters lie, each home once."""
+        return dict.fromkeys(home for home, _ in self._rooms)
+
+    def advance(self, names: tuple[str, ...], scratch_arrays: int) -> list[tuple[int, list[Block]]]:
+        """Counts an update of every parameter that has a gradient; returns what this process is to update of them,
+        in blocks, with that count."""
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, their counts differ by the same, so the cut stays right.
         cut_for = (flat.version(), names, used)
@@ -66,8 +73,7 @@ class GroupState:
         self.steps += used
         for sync in self._who_synchronises():
             sync.stepped()
-        for first, blocks in self._runs:
-            yield int(self.steps[first]), blocks
+        return [(int(self.steps[first]), blocks) for first, blocks in self._runs]
 
     def entries(self) -> list[dict[str, Any] | None]:
         """For each parameter copies of what is remembered of it, or None if it was never updated."""
@@ -94,63 +100,82 @@ class GroupState:
                     )
 
     def load(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
-        """Takes over entries that were checked."""
-        self.buffers = {}
+        """Takes over entries that were checked. Called by all who share the parameters."""
+        self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
         self._lay(names)
+        self._meet()
         for i, entry in enumerate(entries):
             self.steps[i] = 0 if entry is None else int(entry["step"])
         for name in names:
-            for view, entry in zip(self._views(name), entries, strict=True):
-                if entry is not None:
-                    np.copyto(view, np.asarray(entry[name]), casting="same_kind")
+            for view, (room, _), entry in zip(self._views(name), self._places, entries, strict=True):
+                if self._rooms[room][0].writes:
+                    np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
+        self._meet()
         self.forget_blocks()
+
+    def _meet(self) -> None:
+        for home in self.homes:
+            home.meet("optimizer.load_state_dict")
 
     def _lay(self, names: tuple[str, ...]) -> None:
         """Puts parameters that have no flat storage into one, and makes the buffers that are missing."""
         homeless = [p for p in self.params if flat.leaf_of(p).flat is None]
         if homeless:
             flat.flatten(homeless)
-        dtypes = [p.array.dtype for p in self.params]
+        room_of = [(_flat_of(p).home, p.array.dtype) for p in self.params]
+        rooms = list(dict.fromkeys(room_of))
         known = {name: self._views(name) for name in self.buffers}
-        same = dtypes == self._dtypes
-        self._dtypes, self._starts, sizes = dtypes, [0] * len(dtypes), {}
-        for dtype in {*dtypes}:
-            members = [i for i, d in enumerate(dtypes) if d == dtype]
-            starts, sizes[dtype] = flat.layout(self.params[i] for i in members)
+        same = rooms == self._rooms
+        self._rooms, self._places, sizes = rooms, [(0, 0)] * len(room_of), []
+        for number, room in enumerate(rooms):
+            members = [i for i, r in enumerate(room_of) if r == room]
+            starts, size = flat.layout(self.params[i] for i in members)
+            sizes.append(size)
             for i, start in zip(members, starts, strict=True):
-                self._starts[i] = start
+                self._places[i] = number, start
         for name in dict.fromkeys((*self.buffers, *names)):
             if name in self.buffers and same:
                 continue
-            self.buffers[name] = {dtype: flat.zeros(size, dtype) for dtype, size in sizes.items()}
-            for view, before in zip(self._views(name), known.get(name, ())):
-                np.copyto(view, before, casting="same_kind")
+            self.buffers[name] = [home.zeros(size, dtype) for (home, dtype), size in zip(rooms, sizes, strict=True)]
+            for view, before, (home, _) in zip(self._views(name), known.get(name, ()), room_of):
+                if home.writes:
+                    np.copyto(view, before, casting="same_kind")
 
     def _views(self, name: str) -> list[Array]:
         return [
-            self.buffers[name][dtype][start : start + p.array.size].reshape(p.array.shape)
-            for p, dtype, start in zip(self.params, self._dtypes, self._starts, strict=True)
+            self.buffers[name][room][start : start + p.array.size].reshape(p.array.shape)
+            for p, (room, start) in zip(self.params, self._places, strict=True)
         ]
 
     def _cut(self, names: tuple[str, ...], used: list[int], scratch_arrays: int) -> None:
         def joined(before: int, i: int) -> bool:
+            room, start = self._places[before]
             return (
-                self._starts[before] + flat.room(self.params[before]) == self._starts[i]
+                self._places[i] == (room, start + flat.room(self.params[before]))
                 and self.steps[before] == self.steps[i]
             )
 
         self._runs = []
         spare: dict[Any, tuple[Array, ...]] = {}
         for run in flat.runs(self.params, used, joined):
-            dtype = run.flat.dtype
+            if run.flat.edited is not None:
+                raise RuntimeError("step: the parameters are being edited; step after the end of `with model.edit():`")
+            dtype, own = run.flat.dtype, run.flat.own
             if dtype not in spare:
                 spare[dtype] = tuple(np.empty(flat.BLOCK, dtype) for _ in range(scratch_arrays))
-            shift = self._starts[run.first] - run.start
+            room, first = self._places[run.first]
+            shift = first - run.start
             blocks = []
-            for start in range(run.start, run.stop, flat.BLOCK):
-                stop = min(start + flat.BLOCK, run.stop)
+            for start in range(max(run.start, own.start), min(run.stop, own.stop), flat.BLOCK):
+                stop = min(start + flat.BLOCK, run.stop, own.stop)
                 state = slice(start + shift, stop + shift)
-                buffers = {name: self.buffers[name][dtype][state] for name in names}
+                buffers = {name: self.buffers[name][room][state] for name in names}
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((run.first, blocks))
+
+
+def _flat_of(parameter: Tensor) -> flat.Flat:
+    found = flat.leaf_of(parameter).flat
+    assert found is not None
+    return found

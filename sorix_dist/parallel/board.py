@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -10,21 +11,36 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core.tensor import Array
 
+DOINGS = (
+    "backward",
+    "optimizer.step",
+    "optimizer.load_state_dict",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "zero_grad",
+    "edit",
+    "DistributedDataParallel",
+)
+"""What ranks do together when they meet, in a user's words."""
+BACKWARD = 0
+_NUMBER = {doing: number for number, doing in enumerate(DOINGS)}
+
 
 class Place(NamedTuple):
     """Where a rank is when its backward ends; all ranks must be at the same place.
 
-    epoch, batch: of the loader's batch, -1 if it came from no loader; updates: how often optimizers have moved
-    parameters; pieces: backwards since the last meeting.
+    doing: the number of what it does; epoch, batch: of the loader's batch, -1 if it came from no loader; updates: how
+    often optimizers have moved parameters; pieces: backwards since the last meeting.
     """
 
-    epoch: int
-    batch: int
-    updates: int
-    pieces: int
+    doing: int
+    epoch: int = -1
+    batch: int = -1
+    updates: int = 0
+    pieces: int = 0
 
 
-ROOM = 59  # numbers that a rank can say at one meeting, behind its place and their count
+ROOM = 58  # numbers that a rank can say at one meeting, behind its place and their count
 _HEAD = len(Place._fields)
 
 
@@ -51,6 +67,12 @@ class Board(Protocol):
         fine: what this rank has found of the sums that it made; returned is whether all ranks found theirs fine.
         """
 
+    def agree(self, doing: str) -> list[Place] | None:
+        """Lets the ranks of this host go on when all of them have come here, each seeing what the others wrote before.
+
+        Returned are their places if another one does something else.
+        """
+
 
 def board(comm: Comm) -> Board:
     """The board that fits the communicator: none alone, memory on one host, else messages."""
@@ -68,43 +90,63 @@ class Alone:
     def part(self, fine: bool) -> bool:
         return fine
 
+    def agree(self, doing: str) -> list[Place] | None:
+        return None
+
 
 class Memory:
     """The board of the ranks of one host: rows in a shared window."""
 
     def __init__(self, comm: Comm) -> None:
-        self.window = comm.window((_HEAD + 1 + ROOM + 2) * 8)
-        self.rows = [part.view(np.int64) for part in self.window.parts]
-        self.own = self.rows[self.window.local_rank]
-        # What is read after the last barrier of a meeting may be written again after the first one of the next: the
-        # ranks take turns between two places.
-        self.turn = 1
+        length = _HEAD + 1 + ROOM
+        self.window = comm.window(2 * length * 8)
+        # What is read after one barrier may still be read when the others write for the next: two places in turn.
+        both = [[part.view(np.int64)[at : at + length] for part in self.window.parts] for at in (0, length)]
+        self.turns = itertools.cycle([(rows, rows[self.window.local_rank]) for rows in both])
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
-        _write(self.own, place, numbers)
+        rows, own = next(self.turns)
+        _write(own, place, numbers)
         self.window.barrier()
-        return _read(self.rows)
+        return _read(rows)
 
     def part(self, fine: bool) -> bool:
-        self.turn = 3 - self.turn
-        self.own[-self.turn] = not fine
+        rows, own = next(self.turns)
+        own[0] = not fine
         self.window.barrier()
-        return not any(row[-self.turn] for row in self.rows)
+        return not any([row.item(0) for row in rows])  # noqa: C419 (faster)
+
+    def agree(self, doing: str) -> list[Place] | None:
+        rows, own = next(self.turns)
+        own[0] = number = _NUMBER[doing]
+        self.window.barrier()
+        if all([row.item(0) == number for row in rows]):  # noqa: C419 (faster)
+            return None
+        return _places(rows)
 
 
 class Messages:
-    """The board of ranks on several hosts."""
+    """The board of ranks on several hosts, some of which may have one host in common."""
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self.row = np.zeros(_HEAD + 1 + ROOM, np.int64)
+        self.neighbours = Memory(comm)
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
-        _write(self.row, place, numbers)
-        return _read(list(self.comm.all_gather(self.row)))
+        self.neighbours.agree(DOINGS[place.doing])  # or else some of them find out there, and come here too
+        return self._say(place, numbers)
 
     def part(self, fine: bool) -> bool:
         return fine  # every rank has the whole sums
+
+    def agree(self, doing: str) -> list[Place] | None:
+        places = self.neighbours.agree(doing)
+        return None if places is None else self._say(Place(_NUMBER[doing]), []).places
+
+    def _say(self, place: Place, numbers: list[int]) -> Said:
+        _write(self.row, place, numbers)
+        return _read(list(self.comm.all_gather(self.row)))
 
 
 def _write(row: Array, place: Place, numbers: list[int]) -> None:
@@ -119,6 +161,10 @@ def _read(rows: Sequence[Array]) -> Said:
     said = first.tobytes()
     if all(row[: len(first)].tobytes() == said for row in rows):
         return Said(None, first[_HEAD + 1 :].tolist())
-    places = [Place(*row[:_HEAD].tolist()) for row in rows]
+    places = _places(rows)
     numbers = sorted({int(n) for row in rows for n in row[_HEAD + 1 : _HEAD + 1 + row[_HEAD]]})
     return Said(places if any(place != places[0] for place in places) else None, numbers)
+
+
+def _places(rows: Sequence[Array]) -> list[Place]:
+    return [Place(*row[:_HEAD].tolist()) for row in rows]

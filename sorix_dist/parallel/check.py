@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.nn import Module
-from sorix_dist.parallel.board import Place
+from sorix_dist.parallel.board import DOINGS, Place
 from sorix_dist.parallel.world import communicator
 
 
@@ -47,7 +47,9 @@ def describe_places(places: Sequence[Place], lines: Sequence[str], meeting: int)
 
 def _difference(a: Place, b: Place) -> tuple[str, str]:
     """The first thing that differs between two places, in words."""
-    if (a.epoch, a.batch) != (b.epoch, b.batch):
+    if a.doing != b.doing:
+        ours, theirs = (f"come to {DOINGS[p.doing]}" for p in (a, b))
+    elif (a.epoch, a.batch) != (b.epoch, b.batch):
         ours, theirs = (
             f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Self, TypeVar, get_args
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from sorix_dist.parallel.sync import Member, NonFinite
 from sorix_dist.parallel.world import agree_on_seed, communicator
 
 Piece = TypeVar("Piece")
+Storage = Literal["shared", "replicated"]
 
 
 class DistributedDataParallel(Module):
@@ -35,13 +36,21 @@ class DistributedDataParallel(Module):
     module: the model; comm: an mpi4py communicator if not all ranks of the job train this model.
     check_every: every so many training batches the ranks compare all parameters and buffers, and stop with an error
     that names the one that has drifted; None: never (`assert_replicas_equal` does it once).
+    storage: "shared", one copy of parameters, gradients and optimizer state per host, of which every rank updates its
+    slice; what the parameters show is read-only then, see `edit`. Or "replicated", a copy for each rank, as in PyTorch.
     nonfinite: what a backward does on all ranks when a gradient is NaN or infinite: "raise" FloatingPointError, which
     names the parameter and the rank; "skip" it, so that the optimizer moves nothing; or "allow" it.
     The state has the names that the bare model has.
     """
 
     def __init__(
-        self, module: Module, comm: Any = None, *, check_every: int | None = None, nonfinite: NonFinite = "raise"
+        self,
+        module: Module,
+        comm: Any = None,
+        *,
+        check_every: int | None = None,
+        nonfinite: NonFinite = "raise",
+        storage: Storage = "shared",
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"module must be a Module, got {type(module).__name__}")
@@ -49,6 +58,8 @@ class DistributedDataParallel(Module):
             raise ValueError(f"check_every must be an integer >= 1 or None, got {check_every!r}")
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite must be one of {', '.join(map(repr, get_args(NonFinite)))}, got {nonfinite!r}")
+        if storage not in get_args(Storage):
+            raise ValueError(f"storage must be one of {', '.join(map(repr, get_args(Storage)))}, got {storage!r}")
         self.module = module
         self.check_every, self.batches = check_every, 0
         self.comm: Comm = communicator(comm)
@@ -57,6 +68,7 @@ class DistributedDataParallel(Module):
         same_everywhere(
             self.comm, "the model's parameters and buffers", describe([*parameters.items(), *module.named_buffers()])
         )
+        same_everywhere(self.comm, "storage", [repr(storage)])
         if not parameters:
             raise ValueError(f"module must have parameters to train, got a {type(module).__name__} without any")
         for name, parameter in parameters.items():
@@ -69,9 +81,10 @@ class DistributedDataParallel(Module):
             self.comm.broadcast(flat.data)
             names = [name_of[id(parameter)] for parameter in flat.parameters]
             self._members.append(Member(self._replicas, flat, names, nonfinite))
-            self._replicas.add(flat, self._members[-1])
+            self._replicas.add(flat, self._members[-1], shared=storage == "shared")
         self._share_buffers()
         sharded = self._replicas.shards is not None
+        self._editing = False
         self._way = ByShards(self._replicas) if sharded else WholeForward(self._replicas, tagged=comm is None)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -127,6 +140,27 @@ class DistributedDataParallel(Module):
 
     # -- the model's own
 
+    @contextmanager
+    def edit(self) -> Iterator[None]:
+        """Lets parameters be changed inside the block, by a call of all ranks: each has a copy of its own there, and
+        rank 0's parameters and buffers are everybody's at its end. After an exception the parameters are as before."""
+        flats = [member.flat for member in self._members]
+        copies = [flat.open() for flat in flats]
+        self._editing = True
+        try:
+            yield
+            for copy in copies:
+                self.comm.broadcast(copy)
+            self._share_buffers()
+        except BaseException:
+            for flat in flats:
+                flat.close(keep=False)
+            raise
+        finally:
+            self._editing = False
+        for flat in flats:
+            flat.close(keep=True)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         raise TypeError("a wrapped model can't be copied, because its gradients belong to all ranks: copy model.module")
 
@@ -141,11 +175,8 @@ class DistributedDataParallel(Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """As for a bare model; a call of all ranks, who end with what rank 0 has loaded."""
-        keys = self.module.load_state_dict(state_dict, strict)
-        for flat in flatten(self.parameters()):
-            self.comm.broadcast(flat.data)
-        self._share_buffers()
-        return keys
+        with nullcontext() if self._editing else self.edit():
+            return self.module.load_state_dict(state_dict, strict)
 
     def _share_buffers(self) -> None:
         for buffer in self.module.buffers():

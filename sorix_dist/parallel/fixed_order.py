@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat
+from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.home import ALIGNMENT
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.reduce import Apart, Slot, is_finite, slice_of
+from sorix_dist.parallel.by_window import Totals
+from sorix_dist.parallel.host_memory import HostMemory
+from sorix_dist.parallel.reduce import Apart, Slot
 from sorix_dist.parallel.tree import Node, Plan, blocks, subtrees
 from sorix_dist.parallel.virtual import VirtualShards
 
@@ -40,35 +45,33 @@ class _ByShard(Apart):
 class ByTree(_ByShard):
     """Ranks of one host: the arrays of all shards lie in shared windows, and each rank adds up its slice of them."""
 
-    def __init__(self, flat: Flat, shards: VirtualShards) -> None:
+    def __init__(self, flat: Flat, shards: VirtualShards, memory: HostMemory) -> None:
         super().__init__(flat)
-        comm, count = shards.comm, len(flat.parameters)
+        count = len(flat.parameters)
         head = -(-count // ALIGNMENT) * ALIGNMENT
-        size = -(-flat.size * flat.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        window = comm.window(len(shards.owned) * (head + size))
-        sums = comm.window(size if window.local_rank == 0 else 0)
-        self.windows = (window, sums)
-        self.total = sums.parts[0][: flat.size * flat.dtype.itemsize].view(flat.dtype)
-        arrays, flags = [], []
-        for part in window.parts:
-            for place in part.reshape(-1, head + size):
-                flags.append(place[:count])
-                arrays.append(place[head : head + flat.size * flat.dtype.itemsize].view(flat.dtype))
+        size = flat.size * flat.dtype.itemsize
+        length = head + -(-size // ALIGNMENT) * ALIGNMENT
+        places = [place for part in memory.parts(len(shards.owned) * length) for place in part.reshape(-1, length)]
+        arrays = [place[head : head + size].view(flat.dtype) for place in places]
+        self.all_flags = [place[:count] for place in places]
         own = slice(shards.owned.start, shards.owned.stop)
-        self._collect(shards, arrays[own], flags[own])
-        self.all_flags = flags
-        self.start, self.stop = slice_of(flat, comm.local_rank, comm.local_size)
-        parts = {(i, i + 1): array for i, array in enumerate(arrays)}
-        self.plans = blocks(self.total, self.start, self.stop, BLOCK, parts, (0, shards.count))
+        self._collect(shards, arrays[own], self.all_flags[own])
+        self.arrays = {(i, i + 1): array for i, array in enumerate(arrays)}
+        self.totals = Totals(flat, memory)
+        self.plans: dict[bool, Sequence[Plan]] = {}
 
-    def sum(self) -> None:
+    def sum(self, plain: bool) -> None:
         self.used = np.bitwise_or.reduce([*self.all_flags, self.common.flags])
-        for plan in self.plans:
+        self.total, own = self.totals.place(plain), self.totals.own
+        if plain not in self.plans:
+            root = 0, self.shards.count
+            self.plans[plain] = blocks(self.total, own.start, own.stop, BLOCK, self.arrays, root)
+        for plan in self.plans[plain]:
             plan.run()
-        self._with_common(self.total[self.start : self.stop], self.start, self.stop)
+        self._with_common(self.total[own], own.start, own.stop)
 
     def finite(self) -> bool:
-        return all(is_finite(self.total[at : min(at + BLOCK, self.stop)]) for at in range(self.start, self.stop, BLOCK))
+        return self.totals.finite()
 
 
 class ByTreeMessages(_ByShard):
@@ -94,7 +97,7 @@ class ByTreeMessages(_ByShard):
             self.plans += blocks(self.sums[-1], 0, flat.size, BLOCK, leaves, node)
         self.slice = np.empty(self.length, flat.dtype)
 
-    def sum(self) -> None:
+    def sum(self, plain: bool) -> None:
         comm = self.shards.comm
         self.used = np.bitwise_or.reduce([slot.flags for slot in self.slots])
         comm.all_reduce(self.used, "max").wait()

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, prod
 from typing import Protocol
 
 import numpy as np
 
-from sorix_dist.comm import Comm, Window
-from sorix_dist.core.flat import ALIGNMENT, BLOCK, Flat, gradients, leaf_of
+from sorix_dist.comm import Comm
+from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of
 from sorix_dist.core.graph import Accumulator, Leaf, through
+from sorix_dist.core.home import PRIVATE
 from sorix_dist.core.tensor import Array
 
 
 class Reducer(Protocol):
-    """Sums the gradients of one flat storage over the ranks, in steps that all ranks take together.
-
-    windows: the shared memory that it needs, for its owner to close when nobody uses it any more.
-    """
-
-    windows: tuple[Window, ...]
+    """Sums the gradients of one flat storage over the ranks, in steps that all ranks take together."""
 
     def hold(self) -> None:
         """Is told that the next backwards shall be kept apart from what the parameters show, up to `hand_over`."""
@@ -39,8 +35,11 @@ class Reducer(Protocol):
     def prepare(self) -> bool:
         """Makes the local gradients ready to be read by others; whether backwards reached any of them."""
 
-    def sum(self) -> None:
-        """Sums over the ranks, when all of them are prepared."""
+    def sum(self, plain: bool) -> None:
+        """Sums over the ranks, when all of them are prepared.
+
+        plain: whether the sum, as it is, is to take the place of what the parameters show as `grad`.
+        """
 
     def finite(self) -> bool:
         """Whether what this rank has summed is free of NaN and infinity."""
@@ -48,8 +47,9 @@ class Reducer(Protocol):
     def first_not_finite(self) -> tuple[int, str] | None:
         """The first parameter whose gradient of this rank is not finite, by its number, and what it holds."""
 
-    def hand_over(self, scale: float) -> None:
-        """Adds the sum, times `scale`, to what the parameters show as `grad`, when all ranks have summed."""
+    def hand_over(self, scale: float) -> bool:
+        """Adds the sum, times `scale`, to what the parameters show as `grad`, when all ranks have summed; whether the
+        ranks of a host have to wait for each other's part of that."""
 
 
 class Slot:
@@ -91,7 +91,6 @@ class Apart:
     total: where the sum comes to be.
     """
 
-    windows: tuple[Window, ...] = ()
     slots: list[Slot]
     used: Array
     total: Array
@@ -132,7 +131,13 @@ class Apart:
         found = (_not_finite(slot.views) for slot in self.slots)
         return next((each for each in found if each is not None), None)
 
-    def hand_over(self, scale: float) -> None:
+    def hand_over(self, scale: float) -> bool:
+        if self.total is self.flat.grad:  # where the parameters show it already
+            for leaf, used in zip(self.leaves, self.used.tolist(), strict=True):
+                if used:
+                    leaf.total.written = True
+            return False
+        own = self.flat.own
         runs: list[tuple[int, int, bool]] = []
         for leaf, start, end, used in zip(
             self.leaves, self.flat.starts, [*self.flat.starts[1:], self.flat.size], self.used, strict=True
@@ -142,16 +147,18 @@ class Apart:
             adding = leaf.total.written
             leaf.total.written = True
             if leaf.hooks:
-                place = leaf.total.place(leaf)
-                part = self.total[start : start + place.size].reshape(leaf.shape)
-                _add(place, through(leaf.hooks, part * scale), adding, 1.0)
-                continue
-            if runs and runs[-1][1] == start and runs[-1][2] == adding:
+                shape, size = leaf.shape, prod(leaf.shape)
+                part = through(leaf.hooks, self.total[start : start + size].reshape(shape) * scale).reshape(-1)
+                here = slice(max(start, own.start), min(start + size, own.stop))
+                _add(self.flat.grad[here], part[here.start - start : here.stop - start], adding, 1.0)
+            elif runs and runs[-1][1] == start and runs[-1][2] == adding:
                 runs[-1] = (runs[-1][0], end, adding)
             else:
                 runs.append((start, end, adding))
         for start, end, adding in runs:
-            _add(self.flat.grad[start:end], self.total[start:end], adding, scale)
+            here = slice(max(start, own.start), min(end, own.stop))
+            _add(self.flat.grad[here], self.total[here], adding, scale)
+        return self.flat.home is not PRIVATE
 
 
 def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
@@ -163,52 +170,19 @@ def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
         np.multiply(part, scale, out=grad)
 
 
-class ByWindow(Apart):
-    """Ranks of one host: each writes its gradients into its own part of a shared window, sums its slice of
-    all parts into a shared total, in rank order, and copies the total."""
-
-    def __init__(self, flat: Flat, comm: Comm) -> None:
-        super().__init__(flat)
-        count = len(flat.parameters)
-        head = -(-count // ALIGNMENT) * ALIGNMENT
-        size = flat.size * flat.dtype.itemsize
-        window = comm.window(head + size)
-        own = window.local_rank
-        parts = [part[head : head + size].view(flat.dtype) for part in window.parts]
-        self.all_flags = [part[:count] for part in window.parts]
-        self.slots = [Slot(flat, self.leaves, parts[own], self.all_flags[own])]
-        self.slots[0].select()
-        sums = comm.window(size if own == 0 else 0)
-        self.windows = (window, sums)
-        self.total = sums.parts[0][:size].view(flat.dtype)
-        first, end = slice_of(flat, own, comm.local_size)
-        blocks = [slice(at, min(at + BLOCK, end)) for at in range(first, end, BLOCK)]
-        self.blocks = [([part[block] for part in parts], self.total[block]) for block in blocks]
-
-    def sum(self) -> None:
-        self.used = np.bitwise_or.reduce(self.all_flags)
-        for (first, second, *others), total in self.blocks:
-            np.add(first, second, out=total)
-            for part in others:
-                total += part
-
-    def finite(self) -> bool:
-        return all(is_finite(total) for _, total in self.blocks)
-
-
 class ByMessage(Apart):
     """One rank on each of several hosts, or one alone: an all-reduce of the whole array."""
 
     def __init__(self, flat: Flat, comm: Comm) -> None:
         super().__init__(flat)
         self.comm = comm
-        self.total = np.zeros(flat.size, flat.dtype)
+        self.total = PRIVATE.zeros(flat.size, flat.dtype)
         self.used = np.zeros(len(flat.parameters), np.uint8)
         self.slots = [Slot(flat, self.leaves, self.total, self.used)]
         self.slots[0].select()
         self.wrong: tuple[int, str] | None = None
 
-    def sum(self) -> None:
+    def sum(self, plain: bool) -> None:
         # Found now, because the sum takes the place of this rank's gradients.
         self.wrong = None if is_finite(self.total) else _not_finite(self.slots[0].views)
         # Afterwards flags and array hold what all ranks did, so that the next step clears what others have left here.
@@ -225,8 +199,6 @@ class ByMessage(Apart):
 
 class Alone:
     """One rank: a backward writes straight into the gradient that the parameters show, unless it is to be held."""
-
-    windows: tuple[Window, ...] = ()
 
     def __init__(self, flat: Flat, comm: Comm) -> None:
         self.flat, self.comm = flat, comm
@@ -267,7 +239,7 @@ class Alone:
             return self.apart.prepare()
         return True
 
-    def sum(self) -> None:
+    def sum(self, plain: bool) -> None:
         return None
 
     def finite(self) -> bool:
@@ -282,10 +254,11 @@ class Alone:
             return _not_finite(self.apart.slots[0].views)
         return _not_finite([p.grad.array if p.grad is not None else np.zeros(0) for p in self.flat.parameters])
 
-    def hand_over(self, scale: float) -> None:
+    def hand_over(self, scale: float) -> bool:
         if self.apart is not None and self.held:
             self._release()
             self.apart.hand_over(scale)
+        return False
 
     def _release(self) -> None:
         self.held = False
@@ -304,10 +277,3 @@ def _not_finite(views: list[Array]) -> tuple[int, str] | None:
         if wrong.size:
             return i, str(wrong[0])
     return None
-
-
-def slice_of(flat: Flat, local_rank: int, local_size: int) -> tuple[int, int]:
-    """The elements [first, end) of a flat storage that one of the ranks of a host sums: whole cache lines."""
-    line = ALIGNMENT // flat.dtype.itemsize
-    first, end = (flat.size // line * i // local_size * line for i in (local_rank, local_rank + 1))
-    return first, end

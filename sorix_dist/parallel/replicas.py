@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from sorix_dist.comm import Comm, Window, watch
+from sorix_dist.comm import Comm, watch
 from sorix_dist.comm.site import call_site
 from sorix_dist.core.flat import Flat, synchronise
 from sorix_dist.core.graph import Leaf
+from sorix_dist.core.home import PRIVATE, Home
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.accumulate import Accumulation
 from sorix_dist.parallel.between_hosts import BetweenHosts
-from sorix_dist.parallel.board import Place, board
+from sorix_dist.parallel.board import BACKWARD, Place, board
+from sorix_dist.parallel.by_window import ByWindow
 from sorix_dist.parallel.check import describe_places
 from sorix_dist.parallel.comm_hooks import ByHook, Hook
 from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
-from sorix_dist.parallel.reduce import Alone, ByMessage, ByWindow, Reducer
+from sorix_dist.parallel.host_memory import HostMemory
+from sorix_dist.parallel.reduce import Alone, ByMessage, Reducer
 from sorix_dist.parallel.virtual import VirtualShards
 from sorix_dist.parallel.world import virtual_shards
 
@@ -69,11 +71,11 @@ class Replicas:
         count = virtual_shards(comm)
         self.shards = None if count is None else VirtualShards(comm, count)
         self.board = board(comm)
+        self.memory = HostMemory(comm, self.meet)
         self.peers = _peers(comm)
         self.numbers = itertools.count()
         # A model that nobody holds any more is left out; ranks may notice that at different times.
         self.members: WeakValueDictionary[int, Member] = WeakValueDictionary()
-        self.windows: dict[int, tuple[Window, ...]] = {}
         self.synchronising = True
         self.pending = False
         self.accumulation: Accumulation | None = None
@@ -84,40 +86,35 @@ class Replicas:
 
     # -- the models
 
-    def add(self, flat: Flat, member: Member) -> None:
-        """Takes over the gradients of a flat storage. Called by every rank, for the same parameters."""
-        self._close_windows()
+    def add(self, flat: Flat, member: Member, shared: bool) -> None:
+        """Takes over the gradients of a flat storage and, if `shared`, the storage itself: of which there is one copy
+        on each host then, so that the parameters show it read-only. Called by every rank, for the same parameters."""
+        if shared:
+            flat.freeze(self.home)
         member.number = next(self.numbers)
         self.members[member.number] = member
         self.use(member, None)
         synchronise(flat, member)
 
+    @property
+    def home(self) -> Home:
+        """Where the ranks of a host keep what they share."""
+        return self.memory if self.comm.size > self.comm.hosts else PRIVATE
+
     def use(self, member: Member, hook: Hook | None) -> None:
         """Makes the gradients of a member meet in the way that fits, or as `hook` says. Called by every rank."""
         member.reducer = self._reducer(member.flat, hook)
-        for window in self.windows.pop(member.number, ()):
-            window.close()
-        self.windows[member.number] = member.reducer.windows
 
     def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
         if hook is not None and self.peers is None:
             return ByHook(flat, self.comm, hook)
         if self.shards is not None:  # in which no hook is taken
-            return ByTree(flat, self.shards) if self.comm.hosts == 1 else ByTreeMessages(flat, self.shards)
+            return ByTree(flat, self.shards, self.memory) if self.comm.hosts == 1 else ByTreeMessages(flat, self.shards)
         if self.comm.size == 1:
             return Alone(flat, self.comm)
         if self.comm.hosts == 1:
-            return ByWindow(flat, self.comm)
-        return ByMessage(flat, self.comm) if self.peers is None else BetweenHosts(flat, self.comm, self.peers, hook)
-
-    def _close_windows(self) -> None:
-        """Gives back the shared memory of models that no rank has any more."""
-        if len(self.windows) > len(self.members):
-            gc.collect()
-        gone = self.comm.gather_objects({number for number in self.windows if number not in self.members})
-        for number in sorted(set.intersection(*gone)):
-            for window in self.windows.pop(number):
-                window.close()
+            return ByWindow(flat, self.memory)
+        return ByMessage(flat, self.comm) if self.peers is None else BetweenHosts(flat, self.memory, self.peers, hook)
 
     def _reducers(self) -> list[Reducer]:
         return [member.reducer for member in list(self.members.values())]
@@ -166,27 +163,44 @@ class Replicas:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
         reached. Called by every rank at the same place, which is checked before anything is added."""
         members = dict(self.members)
-        reached = [number for number, member in members.items() if member.reducer.prepare()]
-        said = self.board.meet(Place(epoch, batch, self.updates, self.backwards), reached)
+        # Who reached a model says its number, doubled, and one more if the sum just replaces the gradients.
+        reached = [2 * number + member.plain() for number, member in members.items() if member.reducer.prepare()]
+        said = self.board.meet(Place(BACKWARD, epoch, batch, self.updates, self.backwards), reached)
         self.pending, self.backwards = False, 0
         self.meetings += 1
         if said.places is not None:
-            raise RuntimeError(describe_places(said.places, self.comm.gather_objects(call_site().where), self.meetings))
-        gone = [number for number in said.numbers if number not in members]
-        if gone:
-            raise RuntimeError(
-                f"a backward of another rank reached the wrapped model number {gone[0]}, which rank "
-                f"{self.comm.rank} does not have any more: every rank must train the same models"
-            )
-        reached_by_any = [members[number] for number in said.numbers]
-        for member in reached_by_any:
-            member.reducer.sum()
+            self._raise_for(said.places, self.meetings)
+        reached_by_any = []
+        for number, plain in (divmod(entry, 2) for entry in said.numbers):
+            if number not in members:
+                raise RuntimeError(
+                    f"a backward of another rank reached the wrapped model number {number}, which rank "
+                    f"{self.comm.rank} does not have any more: every rank must train the same models"
+                )
+            if members[number].plain() != plain:
+                raise RuntimeError(
+                    f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: "
+                    "only one has called zero_grad before this backward, or registered hooks with parameters"
+                )
+            members[number].reducer.sum(bool(plain) and scale == 1)
+            reached_by_any.append(members[number])
         watched = [member for member in reached_by_any if member.nonfinite != "allow"]
         if self.board.part(all(member.reducer.finite() for member in watched)):
-            for member in reached_by_any:
-                member.reducer.hand_over(scale)
+            written = [member.reducer.hand_over(scale) for member in reached_by_any]
+            if any(written):
+                self.meet("backward")
         else:
             self._leave_out(watched)
+
+    def meet(self, doing: str) -> None:
+        """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
+        RuntimeError if another one does something else."""
+        places = self.board.agree(doing)
+        if places is not None:
+            self._raise_for(places, self.meetings + 1)
+
+    def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:
+        raise RuntimeError(describe_places(places, self.comm.gather_objects(call_site().where), meeting))
 
     def _leave_out(self, watched: list[Member]) -> None:
         """Drops gradients that are not finite, and says whose they are if anybody wants to know."""

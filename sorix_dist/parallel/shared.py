@@ -14,7 +14,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm, Window
 from sorix_dist.core import Tensor
-from sorix_dist.core.flat import ALIGNMENT
+from sorix_dist.core.home import ALIGNMENT
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.world import communicator
 from sorix_dist.utils.data.nested import map_arrays

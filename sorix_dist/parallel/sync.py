@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.flat import Flat
+from sorix_dist.core.flat import Flat, leaf_of
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.parallel.accumulate import Denominator
@@ -119,8 +119,15 @@ class Member(Synchronised):
     def __init__(self, replicas: Replicas, flat: Flat, names: list[str], nonfinite: NonFinite) -> None:
         self.replicas = replicas
         self.flat = flat
+        self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
         self.names = names
         self.nonfinite = nonfinite
+
+    def plain(self) -> bool:
+        """Whether the next sum just takes the place of what the parameters show: nothing is added to, no hook sees it.
+
+        Where each rank has gradients of its own, it is nobody else's business, and False."""
+        return self.flat.frozen and not any([leaf.total.written or leaf.hooks for leaf in self.leaves])  # noqa: C419
 
     def joined_forward(self, other: Any) -> Any:
         return other

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import inf, isfinite, isnan
+from math import inf, isfinite
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.flat import BLOCK, gradients
+from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
 from sorix_dist.core.tensor import Array
 
 
@@ -35,15 +35,9 @@ def clip_grad_norm_(
     if error_if_nonfinite and not isfinite(total):
         raise RuntimeError(f"the norm of the gradients is {total}, so they can't be clipped to {max_norm}")
     factor = max_norm / (total + 1e-6)
-    _forget_graphs(given)
-    if isnan(factor):
-        # Only the parameters' own elements: the gaps between them in flat storage have to stay zero.
-        for parameter in given:
-            if parameter.grad is not None:
-                parameter.grad.array[...] = factor
-    elif factor < 1:
-        for array in found:
-            with np.errstate(invalid="ignore"):  # 0 times infinity
+    if not factor >= 1:
+        with changing_gradients(given, "clip_grad_norm_") as own, np.errstate(invalid="ignore"):  # 0 times infinity
+            for array in own:
                 array *= factor
     return Tensor(np.asarray(total, np.result_type(np.float32, *found)))
 
@@ -53,9 +47,9 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     given = _tensors(parameters)
     limit = _at_least_zero("clip_value", clip_value)
     _refuse_pending("clip_grad_value_", given)
-    _forget_graphs(given)
-    for array in gradients(given):
-        np.clip(array, -limit, limit, out=array)
+    with changing_gradients(given, "clip_grad_value_") as own:
+        for array in own:
+            np.clip(array, -limit, limit, out=array)
 
 
 def _refuse_pending(name: str, parameters: list[Tensor]) -> None:
@@ -90,14 +84,6 @@ def _tensors(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
         if not isinstance(parameter, Tensor):
             raise TypeError(f"parameters must hold tensors, got {type(parameter).__name__} at {i}")
     return given
-
-
-def _forget_graphs(parameters: list[Tensor]) -> None:
-    """Makes gradients that a backward with create_graph has left show the numbers that were just changed."""
-    for parameter in parameters:
-        leaf = parameter.leaf
-        if leaf is not None and leaf.view is not None and leaf.view.origin is not None:
-            leaf.view = None
 
 
 def _at_least_zero(name: str, value: float) -> float:

@@ -1,0 +1,333 @@
+"""Parameters, gradients and optimizer state of which a host has one copy, and what must not be done to them."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
+from sorix_dist.core.flat import leaf_of
+from sorix_dist.utils.data.sampler import share
+from tests.parallel import exactness
+from tests.parallel.everywhere import on_all_ranks
+from tests.parallel.exactness import assert_same, data, gradients, network
+
+LAYOUTS = [(1, 1), (2, 1), (3, 1), (4, 2), (3, 2)]  # ranks, hosts
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def backward(model, rows=17):
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    nn.CrossEntropyLoss()(model(sx.tensor(x[start:stop])), y[start:stop]).backward()
+
+
+def train(model, optimizer, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+
+
+# -- where it lies
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize("storage", ["shared", "replicated"])
+def test_one_copy_per_host(size, hosts, storage):
+    def work():
+        model = sx.DistributedDataParallel(network(), storage=storage)
+        optimizer = optim.Adam(model.parameters())
+        train(model, optimizer)
+        found = []
+        for parameter in model.parameters():
+            flat = leaf_of(parameter).flat
+            assert np.shares_memory(parameter.data, flat.data)
+            assert np.shares_memory(parameter.grad.data, flat.grad)
+            assert parameter.data.flags.writeable == parameter.grad.data.flags.writeable == (storage == "replicated")
+            found += [address(parameter.data), address(parameter.grad.data)]
+        found += [address(array) for arrays in optimizer._states[0].buffers.values() for array in arrays]
+        return model.comm.host, found
+
+    by_host = {}
+    for host, found in run_threads(work, size, hosts=hosts):
+        by_host.setdefault(host, set()).add(tuple(found))
+    copies = [len(found) for found in by_host.values()]
+    assert copies == [1] * hosts if storage == "shared" else sum(copies) == size
+
+
+@pytest.mark.parametrize("check", exactness.CHECKS, ids=lambda check: check.__name__)
+def test_replicated_is_the_same(check, monkeypatch):
+    monkeypatch.setitem(sx.DistributedDataParallel.__init__.__kwdefaults__, "storage", "replicated")
+    for rows in (2, 17):
+        run_threads(check, 3, args=(rows,))
+
+
+def test_memory_is_given_back():
+    def rounds():
+        first = None
+        for _ in range(12):
+            model = sx.DistributedDataParallel(nn.Linear(300, 3000))  # 3.6 MB of parameters
+            optimizer = optim.SGD(model.parameters(), momentum=0.9)
+            nn.CrossEntropyLoss()(model(sx.tensor(np.ones((2, 300), np.float32))), np.zeros(2, int)).backward()
+            optimizer.step()
+            memory = model._replicas.memory
+            first = model.module.W.data if first is None else first
+            assert sum(part.nbytes for window in memory.windows for part in window.parts) < 80 << 20
+        assert len(memory.windows) < 12 * 4
+        assert np.isfinite(first).all()  # is still there, because somebody holds it
+
+    run_threads(rounds, 2)
+
+
+# -- what must not be done
+
+
+CHANGES = {
+    "data": lambda p: setattr(p, "data", np.zeros(p.shape)),
+    "in place": lambda p: p.zero_(),
+    "minus": lambda p: p.sub_(1.0),
+    "detached": lambda p: p.detach().fill_(0),
+    "entry": lambda p: p.__setitem__(0, 0.0),
+    "init": lambda p: nn.init.zeros_(p),
+    "grad": lambda p: setattr(p, "grad", np.zeros(p.shape)),
+    "grad in place": lambda p: p.grad.mul_(2),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_by_hand_is_refused(how):
+    def work():
+        model = sx.DistributedDataParallel(network())
+        backward(model)
+        before = {name: p.data.copy() for name, p in model.named_parameters()}, gradients(model)
+        try:
+            with sx.no_grad():
+                CHANGES[how](next(iter(model.parameters())))
+        finally:
+            assert_same({name: p.data for name, p in model.named_parameters()}, before[0])
+            assert_same(gradients(model), before[1])
+
+    on_all_ranks(work, RuntimeError, "read-only.*model.edit.*hooks.*replicated", 2)
+    on_all_ranks(work, RuntimeError, "read-only", 1)
+
+
+def test_a_change_by_hand_where_each_rank_has_a_copy():
+    def work():
+        model = sx.DistributedDataParallel(network(), storage="replicated")
+        backward(model)
+        with sx.no_grad():
+            for change in CHANGES.values():
+                change(next(iter(model.parameters())))
+
+    run_threads(work, 2)
+
+
+def test_wrong_storage():
+    with pytest.raises(ValueError, match="storage must be one of 'shared', 'replicated', got 'private'"):
+        sx.DistributedDataParallel(nn.Linear(2, 2), storage="private")
+    on_all_ranks(
+        lambda: sx.DistributedDataParallel(nn.Linear(2, 2), storage=["shared", "replicated"][sx.rank()]),
+        ValueError,
+        "storage must be the same on every rank: rank 0 has 'shared', rank 1 has 'replicated'",
+        2,
+    )
+
+
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+def test_zero_grad_on_one_rank_only(size, hosts):
+    def work():
+        model = sx.DistributedDataParallel(network())
+        backward(model)
+        if sx.rank() == 0:
+            model.zero_grad()
+        backward(model)
+
+    with pytest.raises(RuntimeError, match="only one has called zero_grad"):
+        run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+def test_a_rank_that_does_something_else(size, hosts):
+    def work():
+        model = sx.DistributedDataParallel(network())
+        optimizer = optim.SGD(model.parameters())
+        backward(model)
+        if sx.rank() == 1:
+            nn.utils.clip_grad_value_(model.parameters(), 1e-9)
+        optimizer.step()
+        backward(model)
+
+    wanted = r"rank 0 has come to optimizer.step at \S+:\d+, rank 1 has come to clip_grad_value_ at \S+:\d+"
+    if hosts > 1:  # the other host has gone on to the next batch
+        wanted = "every rank must make the same calls"
+    with pytest.raises(RuntimeError, match=wanted):
+        run_threads(work, size, hosts=hosts)
+
+
+# -- edit
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize("storage", ["shared", "replicated"])
+def test_edit(size, hosts, storage):
+    """Inside every rank changes a copy of its own; at the end all have rank 0's parameters and buffers."""
+
+    def work():
+        module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        model = sx.DistributedDataParallel(module, storage=storage)
+        with model.edit():
+            for parameter in model.parameters():
+                nn.init.constant_(parameter, sx.rank() + 2.0)
+                parameter.data[0] = sx.rank()
+            module[1].running_mean.fill_(sx.rank() + 7.0)
+            model(sx.tensor(np.ones((2, 4), np.float32)))
+            assert module[0].W.data[1, 0] == sx.rank() + 2
+        assert module[0].W.data[1, 0] == 2
+        assert module[0].b.data.reshape(-1)[0] == 0
+        assert (module[1].running_mean.data > 1).all()
+        sx.assert_replicas_equal(model)
+
+        def broken():
+            with model.edit():
+                module[0].W.data[...] = 9
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            broken()
+        assert module[0].W.data[1, 0] == 2
+        with model.edit():
+            module[0].W.data[...] = 5
+        assert (module[0].W.data == 5).all()
+
+    run_threads(work, size, hosts=hosts)
+
+
+def test_what_can_not_be_done_inside_edit():
+    model = sx.DistributedDataParallel(nn.Linear(3, 2))
+    optimizer = optim.SGD(model.parameters())
+    before = model.module.W.data.copy()
+    with pytest.raises(RuntimeError, match="being edited already"), model.edit(), model.edit():
+        pass
+    nn.CrossEntropyLoss()(model(sx.tensor(np.ones((2, 3), np.float32))), np.zeros(2, int)).backward()
+    with pytest.raises(RuntimeError, match=r"step after the end of `with model.edit\(\):`"), model.edit():
+        optimizer.step()
+    assert np.array_equal(model.module.W.data, before)
+    optimizer.step()
+    assert not np.array_equal(model.module.W.data, before)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_loading(size, hosts):
+    """Also inside edit: what rank 0 has loaded counts."""
+
+    def work():
+        model = sx.DistributedDataParallel(network())
+        state = {name: np.full(value.shape, sx.rank() + 3.0) for name, value in model.state_dict().items()}
+        model.load_state_dict(state)
+        assert all((p.data == 3).all() for p in model.parameters())
+        with model.edit():
+            model.load_state_dict({name: value + 1 for name, value in state.items()})
+        assert all((p.data == 4).all() for p in model.parameters())
+        with pytest.raises(ValueError, match="lacks"):
+            model.load_state_dict({})
+        assert all((p.data == 4).all() for p in model.parameters())
+
+    run_threads(work, size, hosts=hosts)
+
+
+# -- gradients and optimizers
+
+
+@pytest.mark.parametrize("made", ["before", "stepped before", "after"])
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.RMSprop])
+def test_optimizer_state(made, kind):
+    """Every rank sees the whole state, which is that of one process; it can be loaded, and goes on."""
+    options = {"momentum": 0.9} if kind is optim.SGD else {}
+
+    def work():
+        finals, states = [], []
+        for wrap in (lambda module: module, sx.DistributedDataParallel):
+            sx.manual_seed(3)
+            module = network()
+            optimizer = None if made == "after" else kind(module.parameters(), lr=0.01, **options)
+            if made == "stepped before":
+                x, y = data(17)
+                nn.CrossEntropyLoss()(module(sx.tensor(x)), y).backward()
+                optimizer.step()
+            model = wrap(module)
+            optimizer = optimizer or kind(model.parameters(), lr=0.01, **options)
+            whole = wrap is not sx.DistributedDataParallel
+
+            def steps(count, model=model, optimizer=optimizer, whole=whole):
+                for _ in range(count):
+                    optimizer.zero_grad()
+                    if whole:
+                        x, y = data(17)
+                        nn.CrossEntropyLoss()(model(sx.tensor(x)), y).backward()
+                    else:
+                        backward(model)
+                    optimizer.step()
+
+            steps(2)
+            state, weights = optimizer.state_dict(), copy.deepcopy(model.state_dict())
+            steps(2)
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+            steps(2)
+            finals.append({name: p.data.copy() for name, p in model.named_parameters()})
+            states.append(optimizer.state_dict()["state"])
+        assert_same(finals[1], finals[0])
+        for number, entry in states[0].items():
+            for name, value in entry.items():
+                assert np.allclose(np.asarray(states[1][number][name]), np.asarray(value), rtol=1e-9, atol=1e-12), name
+
+    for size, hosts in ((2, 1), (3, 1), (4, 2)):
+        run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_what_changes_gradients(size, hosts):
+    """Clipping, zeros instead of None, second backwards and hooks: each rank changes its part, once."""
+
+    def work():
+        alone, wrapped = network(), sx.DistributedDataParallel(network())
+        x, y = data(17)
+
+        def whole():
+            nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+
+        for model, run in ((alone, whole), (wrapped, lambda: backward(wrapped))):
+            run()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            model.first = norm.item(), gradients(model)
+            run()
+            nn.utils.clip_grad_value_(model.parameters(), 0.05)
+            model.second = gradients(model)
+            model.zero_grad(set_to_none=False)
+            assert all((p.grad.data == 0).all() for p in model.parameters())
+            handle = next(iter(model.parameters())).register_hook(lambda g: g * 3)
+            run()
+            model.third = gradients(model)
+            handle.remove()
+            model.zero_grad()
+            assert all(p.grad is None for p in model.parameters())
+            run()
+            model.fourth = gradients(model)
+        assert abs(wrapped.first[0] - alone.first[0]) < 1e-12
+        for mine, theirs in (
+            (wrapped.first[1], alone.first[1]),
+            (wrapped.second, alone.second),
+            (wrapped.third, alone.third),
+            (wrapped.fourth, alone.fourth),
+        ):
+            assert_same(mine, theirs)
+
+    run_threads(work, size, hosts=hosts)
