@@ -13,7 +13,7 @@ import numpy as np
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.launcher import Launch
-from sorix_dist.comm.node import SharedWindow, block_size, cut, place
+from sorix_dist.comm.node import LINE, Gate, SharedWindow, block_size, cut, place
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
 
 if TYPE_CHECKING:
@@ -195,26 +195,29 @@ class MpiComm:
 
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
-        sizes = self._node.allgather(nbytes)
         # One segment, allocated by the first rank, so that every rank cuts it in the same way.
+        sizes = [*self._node.allgather(nbytes), self.local_size * LINE]
         mine = block_size(sizes) if self.local_rank == 0 else 0
         window = self._mpi.Win.Allocate_shared(mine, 1, comm=self._node)
         window.Lock_all(self._mpi.MODE_NOCHECK)
         memory, _ = window.Shared_query(0)
-        parts = cut(np.frombuffer(memory, np.uint8), sizes)
-
-        def barrier() -> None:
-            window.Sync()
-            self._node.Barrier()
-            window.Sync()
+        block = np.frombuffer(memory, np.uint8)
+        *parts, counters = cut(block, sizes)
+        if self.local_rank == 0:
+            counters.fill(0)
+        parts[self.local_rank].fill(0)
+        window.Sync()
+        self._node.Barrier()
+        window.Sync()
+        # Not an array made from the block: nobody who uses the window holds it.
+        start = counters.ctypes.data - block.ctypes.data
+        gate = Gate(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync)
 
         def free() -> None:
             window.Unlock_all()
             window.Free()
 
-        parts[self.local_rank].fill(0)
-        barrier()
-        return SharedWindow(parts, self.local_rank, barrier, free)
+        return SharedWindow(parts, self.local_rank, gate.wait, free)
 
     def barrier(self) -> None:
         self._comm.Barrier()

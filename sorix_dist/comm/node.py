@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
+LINE = 64
+"""Bytes of a cache line."""
+PATIENCE = 1000
+"""How often a rank that has a core of its own looks for the others before it lets other processes run in between."""
+LOOKS_AWAKE = 1000
+"""How often it does that, before it sleeps between two looks: who is late for long is not worth a whole core."""
+ASLEEP = 50e-6
+"""Seconds of such a sleep."""
 _REFERENCES = 1  # to the argument of getrefcount
 
 
@@ -56,6 +66,41 @@ def cut(block: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8
 
 def _whole_pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
+
+
+class Gate:
+    """A barrier by counters in shared memory, one cache line for each rank of the host.
+
+    It is a few times faster than MPI's, and gives the processor to others where there are more ranks than cores.
+    fence: orders this processor's reads and writes of the memory before it and after it.
+    """
+
+    def __init__(self, counters: memoryview, local_rank: int, fence: Callable[[], None]) -> None:
+        words = [counters[at : at + LINE].cast("B").cast("q") for at in range(0, len(counters), LINE)]
+        self._own = words[local_rank]
+        self._others = [word for rank, word in enumerate(words) if rank != local_rank]
+        self._fence = fence
+        self._count = 0
+        self._patience = PATIENCE if len(words) <= len(os.sched_getaffinity(0)) else 0
+
+    def wait(self) -> None:
+        """Wait until all ranks have called this so many times; afterwards each sees what the others wrote before."""
+        self._count = count = self._count + 1
+        self._fence()
+        self._own[0] = count
+        for other in self._others:
+            if other[0] < count:
+                self._wait_for(other, count)
+        self._fence()
+
+    def _wait_for(self, other: memoryview, count: int) -> None:
+        looks = 0
+        while other[0] < count:
+            looks += 1
+            if looks > self._patience + LOOKS_AWAKE:
+                time.sleep(ASLEEP)
+            elif looks > self._patience:
+                os.sched_yield()
 
 
 class SharedWindow:

@@ -49,6 +49,7 @@ class GroupState:
     def forget_blocks(self) -> None:
         """Makes the next `advance` cut the blocks anew."""
         self._cut_for: Any = None
+        self._used = np.zeros(len(self.params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +71,8 @@ class GroupState:
             self._lay(names)
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
-        self.steps += used
+            self._used = np.array(used, np.int64)
+        self.steps += self._used
         for sync in self._who_synchronises():
             sync.stepped()
         return [(int(self.steps[first]), blocks) for first, blocks in self._runs]

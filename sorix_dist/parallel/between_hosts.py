@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sorix_dist.comm import Comm
 from sorix_dist.core.flat import Flat
 from sorix_dist.parallel.by_window import ByWindow
@@ -26,7 +28,9 @@ class BetweenHosts(ByWindow):
             self.peers.all_reduce(own_slice).wait()
         else:
             self.hook(self.peers, own_slice)
-        self.memory.comm.all_reduce(self.used, "max").wait()
+        used = np.frombuffer(self.used, np.uint8).copy()
+        self.memory.comm.all_reduce(used, "max").wait()
+        self.used = used.tobytes()
         self.memory.meet("backward")
 
     def finite(self) -> bool:

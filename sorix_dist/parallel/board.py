@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sorix_dist.comm import Comm
-from sorix_dist.core.tensor import Array
 
 DOINGS = (
     "backward",
@@ -23,7 +23,7 @@ DOINGS = (
 )
 """What ranks do together when they meet, in a user's words."""
 BACKWARD = 0
-_NUMBER = {doing: number for number, doing in enumerate(DOINGS)}
+_NUMBER = {doing: struct.pack("q", number) for number, doing in enumerate(DOINGS)}
 
 
 class Place(NamedTuple):
@@ -42,6 +42,7 @@ class Place(NamedTuple):
 
 ROOM = 58  # numbers that a rank can say at one meeting, behind its place and their count
 _HEAD = len(Place._fields)
+_ROW = 8 * (_HEAD + 1 + ROOM)  # bytes
 
 
 class Said(NamedTuple):
@@ -95,34 +96,37 @@ class Alone:
 
 
 class Memory:
-    """The board of the ranks of one host: rows in a shared window."""
+    """The board of the ranks of one host: rows of bytes in a shared window."""
 
     def __init__(self, comm: Comm) -> None:
-        length = _HEAD + 1 + ROOM
-        self.window = comm.window(2 * length * 8)
+        self.window = comm.window(2 * _ROW)
         # What is read after one barrier may still be read when the others write for the next: two places in turn.
-        both = [[part.view(np.int64)[at : at + length] for part in self.window.parts] for at in (0, length)]
+        both = [[part.data[at : at + _ROW] for part in self.window.parts] for at in (0, _ROW)]
         self.turns = itertools.cycle([(rows, rows[self.window.local_rank]) for rows in both])
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
-        rows, own = next(self.turns)
-        _write(own, place, numbers)
-        self.window.barrier()
-        return _read(rows)
+        said = _packed(place, numbers)
+        rows = self._show(said)
+        # Mostly all say the same.
+        if all([row[: len(said)] == said for row in rows]):  # noqa: C419 (faster)
+            return Said(None, numbers)
+        return _differing(rows)
 
     def part(self, fine: bool) -> bool:
-        rows, own = next(self.turns)
-        own[0] = not fine
-        self.window.barrier()
-        return not any([row.item(0) for row in rows])  # noqa: C419 (faster)
+        rows = self._show(b"\0" if fine else b"\1")
+        return not any([row[0] for row in rows])  # noqa: C419 (faster)
 
     def agree(self, doing: str) -> list[Place] | None:
+        number = _NUMBER[doing]
+        rows = self._show(number)
+        return None if all([row[:8] == number for row in rows]) else _places(rows)  # noqa: C419 (faster)
+
+    def _show(self, said: bytes) -> list[memoryview]:
+        """Lets the others see what this rank says; returns the rows of all, when all have said something."""
         rows, own = next(self.turns)
-        own[0] = number = _NUMBER[doing]
+        own[: len(said)] = said
         self.window.barrier()
-        if all([row.item(0) == number for row in rows]):  # noqa: C419 (faster)
-            return None
-        return _places(rows)
+        return rows
 
 
 class Messages:
@@ -130,7 +134,6 @@ class Messages:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        self.row = np.zeros(_HEAD + 1 + ROOM, np.int64)
         self.neighbours = Memory(comm)
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
@@ -142,29 +145,32 @@ class Messages:
 
     def agree(self, doing: str) -> list[Place] | None:
         places = self.neighbours.agree(doing)
-        return None if places is None else self._say(Place(_NUMBER[doing]), []).places
+        return None if places is None else self._say(Place(DOINGS.index(doing)), []).places
 
     def _say(self, place: Place, numbers: list[int]) -> Said:
-        _write(self.row, place, numbers)
-        return _read(list(self.comm.all_gather(self.row)))
+        row = np.zeros(_ROW, np.uint8)
+        said = _packed(place, numbers)
+        row[: len(said)] = np.frombuffer(said, np.uint8)
+        return _differing([row.data for row in self.comm.all_gather(row)])
 
 
-def _write(row: Array, place: Place, numbers: list[int]) -> None:
+def _packed(place: Place, numbers: list[int]) -> bytes:
     if len(numbers) > ROOM:
         raise RuntimeError(f"a backward can reach at most {ROOM} wrapped models, this one reached {len(numbers)}")
-    row[: _HEAD + 1 + len(numbers)] = (*place, len(numbers), *numbers)
+    return struct.pack(f"{_HEAD + 1 + len(numbers)}q", *place, len(numbers), *numbers)
 
 
-def _read(rows: Sequence[Array]) -> Said:
-    # Mostly all say the same, which one comparison of bytes finds out.
-    first = rows[0][: _HEAD + 1 + int(rows[0][_HEAD])]
-    said = first.tobytes()
-    if all(row[: len(first)].tobytes() == said for row in rows):
-        return Said(None, first[_HEAD + 1 :].tolist())
+def _places(rows: Sequence[memoryview]) -> list[Place]:
+    return [Place(*struct.unpack_from(f"{_HEAD}q", row)) for row in rows]
+
+
+def _differing(rows: Sequence[memoryview]) -> Said:
+    """What rows say that need not be the same."""
     places = _places(rows)
-    numbers = sorted({int(n) for row in rows for n in row[_HEAD + 1 : _HEAD + 1 + row[_HEAD]]})
-    return Said(places if any(place != places[0] for place in places) else None, numbers)
-
-
-def _places(rows: Sequence[Array]) -> list[Place]:
-    return [Place(*row[:_HEAD].tolist()) for row in rows]
+    if any(place != places[0] for place in places):
+        return Said(places, [])
+    numbers: set[int] = set()
+    for row in rows:
+        (count,) = struct.unpack_from("q", row, 8 * _HEAD)
+        numbers.update(struct.unpack_from(f"{count}q", row, 8 * (_HEAD + 1)))
+    return Said(None, sorted(numbers))

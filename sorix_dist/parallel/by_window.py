@@ -8,7 +8,7 @@ from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.home import ALIGNMENT, PRIVATE
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.host_memory import HostMemory
-from sorix_dist.parallel.reduce import Apart, Slot, is_finite
+from sorix_dist.parallel.reduce import Apart, Slot, is_finite, used_by_any
 
 
 class ByWindow(Apart):
@@ -21,19 +21,21 @@ class ByWindow(Apart):
         head = -(-count // ALIGNMENT) * ALIGNMENT
         size = flat.size * flat.dtype.itemsize
         parts = memory.parts(head + size)
-        self.all_flags = [part[:count] for part in parts]
+        self.all_flags = [part.data[:count] for part in parts]
         self.arrays = [part[head : head + size].view(flat.dtype) for part in parts]
         own = memory.comm.local_rank
         self.slots = [Slot(flat, self.leaves, self.arrays[own], self.all_flags[own])]
         self.slots[0].select()
         self.totals = Totals(flat, memory)
+        self.blocks: dict[bool, list[tuple[list[Array], Array]]] = {}
 
     def sum(self, plain: bool) -> None:
-        self.used = np.bitwise_or.reduce(self.all_flags)
+        self.used = used_by_any(self.all_flags)
         self.total = self.totals.place(plain)
-        for block in self.totals.blocks:
-            first, second, *others = [array[block] for array in self.arrays]
-            total = self.total[block]
+        if plain not in self.blocks:
+            cut = self.totals.blocks
+            self.blocks[plain] = [([array[block] for array in self.arrays], self.total[block]) for block in cut]
+        for (first, second, *others), total in self.blocks[plain]:
             np.add(first, second, out=total)
             for array in others:
                 total += array

@@ -11,7 +11,7 @@ from sorix_dist.core.home import ALIGNMENT
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.by_window import Totals
 from sorix_dist.parallel.host_memory import HostMemory
-from sorix_dist.parallel.reduce import Apart, Slot
+from sorix_dist.parallel.reduce import Apart, Slot, used_by_any
 from sorix_dist.parallel.tree import Node, Plan, blocks, subtrees
 from sorix_dist.parallel.virtual import VirtualShards
 
@@ -26,10 +26,10 @@ class _ByShard(Apart):
     shards: VirtualShards
     common: Slot
 
-    def _collect(self, shards: VirtualShards, arrays: list[Array], flags: list[Array]) -> None:
+    def _collect(self, shards: VirtualShards, arrays: list[Array], flags: list[memoryview]) -> None:
         self.shards = shards
         self.by_shard = [Slot(self.flat, self.leaves, *place) for place in zip(arrays, flags, strict=True)]
-        nothing = np.zeros(len(self.leaves), np.uint8)
+        nothing = memoryview(bytearray(len(self.leaves)))
         self.common = Slot(self.flat, self.leaves, np.zeros(self.flat.size, self.flat.dtype), nothing)
         self.slots = [*self.by_shard, self.common]
         self.common.select()
@@ -38,7 +38,7 @@ class _ByShard(Apart):
         (self.common if shard is None else self.by_shard[shard - self.shards.owned.start]).select()
 
     def _with_common(self, total: Array, start: int, stop: int) -> None:
-        if self.common.flags.any():
+        if any(self.common.flags):
             total += self.common.array[start:stop]
 
 
@@ -53,7 +53,7 @@ class ByTree(_ByShard):
         length = head + -(-size // ALIGNMENT) * ALIGNMENT
         places = [place for part in memory.parts(len(shards.owned) * length) for place in part.reshape(-1, length)]
         arrays = [place[head : head + size].view(flat.dtype) for place in places]
-        self.all_flags = [place[:count] for place in places]
+        self.all_flags = [place.data[:count] for place in places]
         own = slice(shards.owned.start, shards.owned.stop)
         self._collect(shards, arrays[own], self.all_flags[own])
         self.arrays = {(i, i + 1): array for i, array in enumerate(arrays)}
@@ -61,7 +61,7 @@ class ByTree(_ByShard):
         self.plans: dict[bool, Sequence[Plan]] = {}
 
     def sum(self, plain: bool) -> None:
-        self.used = np.bitwise_or.reduce([*self.all_flags, self.common.flags])
+        self.used = used_by_any([*self.all_flags, self.common.flags])
         self.total, own = self.totals.place(plain), self.totals.own
         if plain not in self.plans:
             root = 0, self.shards.count
@@ -82,7 +82,7 @@ class ByTreeMessages(_ByShard):
         super().__init__(flat)
         own, size = shards.owned, shards.comm.size
         arrays = [np.zeros(flat.size, flat.dtype) for _ in own]
-        self._collect(shards, arrays, [np.zeros(len(self.leaves), np.uint8) for _ in own])
+        self._collect(shards, arrays, [memoryview(bytearray(len(self.leaves))) for _ in own])
         owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
         self.nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
         self.length = -(-flat.size // size)
@@ -99,8 +99,9 @@ class ByTreeMessages(_ByShard):
 
     def sum(self, plain: bool) -> None:
         comm = self.shards.comm
-        self.used = np.bitwise_or.reduce([slot.flags for slot in self.slots])
-        comm.all_reduce(self.used, "max").wait()
+        used = np.frombuffer(used_by_any([slot.flags for slot in self.slots]), np.uint8).copy()
+        comm.all_reduce(used, "max").wait()
+        self.used = used.tobytes()
         for plan in self.plans:
             plan.run()
         for k, whole in enumerate(self.sums):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite, prod
 from typing import Protocol
 
@@ -58,7 +59,7 @@ class Slot:
     flags: one byte per parameter, whether its part of the array holds more than zeros.
     """
 
-    def __init__(self, flat: Flat, leaves: list[Leaf], array: Array, flags: Array) -> None:
+    def __init__(self, flat: Flat, leaves: list[Leaf], array: Array, flags: memoryview) -> None:
         self.array, self.flags, self.leaves = array, flags, leaves
         self.views = flat.views(array)
         self.places = [Accumulator(view) for view in self.views]
@@ -75,12 +76,16 @@ class Slot:
         self.flags[i] |= self.places[i].written  # to be cleared before the next sum
         self.places[i].written = False
 
-    def prepare(self) -> None:
-        for i, (place, view) in enumerate(zip(self.places, self.views, strict=True)):
+    def prepare(self) -> bool:
+        """Makes zeros of what was not written; whether anything was."""
+        written = bytes([place.written for place in self.places])
+        if self.flags != written:
             # The array starts as zeros, and the zeros of an earlier step are still there.
-            if not place.written and self.flags[i]:
-                view[...] = 0
-            self.flags[i] = place.written
+            for i, view in enumerate(self.views):
+                if self.flags[i] and not written[i]:
+                    view[...] = 0
+            self.flags[:] = written
+        return any(written)
 
 
 class Apart:
@@ -92,7 +97,7 @@ class Apart:
     """
 
     slots: list[Slot]
-    used: Array
+    used: bytes
     total: Array
 
     def __init__(self, flat: Flat) -> None:
@@ -120,9 +125,7 @@ class Apart:
                 slot.forget(self.leaves.index(leaf))
 
     def prepare(self) -> bool:
-        for slot in self.slots:
-            slot.prepare()
-        return any(slot.flags.any() for slot in self.slots)
+        return any([slot.prepare() for slot in self.slots])  # noqa: C419 (each of them is to be prepared)
 
     def finite(self) -> bool:
         return all(is_finite(self.total[at : at + BLOCK]) for at in range(0, self.total.size, BLOCK))
@@ -133,7 +136,7 @@ class Apart:
 
     def hand_over(self, scale: float) -> bool:
         if self.total is self.flat.grad:  # where the parameters show it already
-            for leaf, used in zip(self.leaves, self.used.tolist(), strict=True):
+            for leaf, used in zip(self.leaves, self.used, strict=True):
                 if used:
                     leaf.total.written = True
             return False
@@ -177,8 +180,8 @@ class ByMessage(Apart):
         super().__init__(flat)
         self.comm = comm
         self.total = PRIVATE.zeros(flat.size, flat.dtype)
-        self.used = np.zeros(len(flat.parameters), np.uint8)
-        self.slots = [Slot(flat, self.leaves, self.total, self.used)]
+        self.flags = np.zeros(len(flat.parameters), np.uint8)
+        self.slots = [Slot(flat, self.leaves, self.total, self.flags.data)]
         self.slots[0].select()
         self.wrong: tuple[int, str] | None = None
 
@@ -186,7 +189,8 @@ class ByMessage(Apart):
         # Found now, because the sum takes the place of this rank's gradients.
         self.wrong = None if is_finite(self.total) else _not_finite(self.slots[0].views)
         # Afterwards flags and array hold what all ranks did, so that the next step clears what others have left here.
-        self.comm.all_reduce(self.used, "max").wait()
+        self.comm.all_reduce(self.flags, "max").wait()
+        self.used = self.flags.tobytes()
         self.all_reduce()
 
     def all_reduce(self) -> None:
@@ -240,7 +244,8 @@ class Alone:
         return True
 
     def sum(self, plain: bool) -> None:
-        return None
+        if self.apart is not None and self.held:
+            self.apart.used = self.apart.flags.tobytes()
 
     def finite(self) -> bool:
         if self.apart is not None and self.held:
@@ -264,6 +269,14 @@ class Alone:
         self.held = False
         for leaf in self.leaves:
             leaf.local = leaf.total
+
+
+def used_by_any(flags: Sequence[memoryview]) -> bytes:
+    """Which parameters any of the slots with these flags has a gradient of."""
+    first = bytes(flags[0])
+    if all([other == first for other in flags]):  # noqa: C419 (faster)
+        return first
+    return bytes(np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in flags]))
 
 
 def is_finite(array: Array) -> bool:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from sorix_dist.comm import Comm, watch
 from sorix_dist.comm.site import call_site
@@ -74,8 +74,7 @@ class Replicas:
         self.memory = HostMemory(comm, self.meet)
         self.peers = _peers(comm)
         self.numbers = itertools.count()
-        # A model that nobody holds any more is left out; ranks may notice that at different times.
-        self.members: WeakValueDictionary[int, Member] = WeakValueDictionary()
+        self._members: list[ReferenceType[Member]] = []
         self.synchronising = True
         self.pending = False
         self.accumulation: Accumulation | None = None
@@ -92,7 +91,7 @@ class Replicas:
         if shared:
             flat.freeze(self.home)
         member.number = next(self.numbers)
-        self.members[member.number] = member
+        self._members = [known for known in self._members if known() is not None] + [ref(member)]
         self.use(member, None)
         synchronise(flat, member)
 
@@ -116,8 +115,13 @@ class Replicas:
             return ByWindow(flat, self.memory)
         return ByMessage(flat, self.comm) if self.peers is None else BetweenHosts(flat, self.memory, self.peers, hook)
 
+    @property
+    def members(self) -> list[Member]:
+        """The storages of the models that somebody holds; ranks may notice at different times that nobody does."""
+        return [member for known in self._members if (member := known()) is not None]
+
     def _reducers(self) -> list[Reducer]:
-        return [member.reducer for member in list(self.members.values())]
+        return [member.reducer for member in self.members]
 
     # -- their backwards
 
@@ -125,7 +129,7 @@ class Replicas:
         """Gets all models ready for a backward."""
         watch.begins("backward", self.meetings + 1)
         if not self.pending:
-            for member in list(self.members.values()):
+            for member in self.members:
                 member.reducer.begin()
                 if member.nonfinite == "skip":
                     member.reducer.hold()  # so that it can be left out
@@ -162,9 +166,10 @@ class Replicas:
     def synchronise(self, epoch: int, batch: int, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
         reached. Called by every rank at the same place, which is checked before anything is added."""
-        members = dict(self.members)
+        members = {member.number: member for member in self.members}
         # Who reached a model says its number, doubled, and one more if the sum just replaces the gradients.
-        reached = [2 * number + member.plain() for number, member in members.items() if member.reducer.prepare()]
+        plains = {member: member.plain() for member in members.values()}
+        reached = [2 * member.number + plain for member, plain in plains.items() if member.reducer.prepare()]
         said = self.board.meet(Place(BACKWARD, epoch, batch, self.updates, self.backwards), reached)
         self.pending, self.backwards = False, 0
         self.meetings += 1
@@ -177,13 +182,14 @@ class Replicas:
                     f"a backward of another rank reached the wrapped model number {number}, which rank "
                     f"{self.comm.rank} does not have any more: every rank must train the same models"
                 )
-            if members[number].plain() != plain:
+            member = members[number]
+            if plains[member] != plain:
                 raise RuntimeError(
                     f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: "
                     "only one has called zero_grad before this backward, or registered hooks with parameters"
                 )
-            members[number].reducer.sum(bool(plain) and scale == 1)
-            reached_by_any.append(members[number])
+            member.reducer.sum(bool(plain) and scale == 1)
+            reached_by_any.append(member)
         watched = [member for member in reached_by_any if member.nonfinite != "allow"]
         if self.board.part(all(member.reducer.finite() for member in watched)):
             written = [member.reducer.hand_over(scale) for member in reached_by_any]
