@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sorix_dist.bench import peers
 from sorix_dist.launch.command import Command, command
@@ -25,7 +26,7 @@ class Contestant:
     """Processes of a library that train one model together.
 
     library: which `peers.with_LIBRARY` it runs; threads: of each rank, None for a start without a word about them;
-    workloads: which it can train, all if empty.
+    workloads: which it can train, all if empty; options: of its `Peer`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Contestant:
     ranks: int = 1
     threads: int | None = 1
     workloads: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     def trains(self, workload: str) -> bool:
         """Whether it can."""
@@ -42,7 +44,7 @@ class Contestant:
         """What starts its processes: by mpirun, or each on its own and told where to meet the others."""
         threads = {name: str(self.threads) for name in THREAD_VARIABLES} if self.threads else {}
         environ = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES} | threads
-        options = {"threads": self.threads, "ranks": self.ranks, "meeting": str(meeting)}
+        options = {"threads": self.threads, "ranks": self.ranks, "meeting": str(meeting), **dict(self.options)}
 
         def program(rank: int) -> list[str]:
             return [interpreter, str(SCRIPT), self.library, str(socket), json.dumps({**options, "rank": rank})]
@@ -57,6 +59,7 @@ class Contestant:
 
 def field(ranks: int) -> tuple[Contestant, ...]:
     """All that are compared on so many cores; the first one is what the others are compared with."""
+    plain: dict[str, Any] = {"workloads": ("W4",), "options": (("channels_last", False),)}
     return (
         Contestant(f"{OURS}, {ranks} ranks", OURS, ranks=ranks),
         Contestant(f"{OURS}, 1 rank", OURS),
@@ -64,6 +67,8 @@ def field(ranks: int) -> tuple[Contestant, ...]:
         Contestant(f"torch DDP (gloo), {ranks} ranks", "torch", ranks=ranks),
         Contestant("torch, 1 thread", "torch"),
         Contestant(f"torch, {ranks} threads", "torch", threads=ranks),
+        Contestant(f"torch DDP (gloo), {ranks} ranks, default layout", "torch", ranks=ranks, **plain),
+        Contestant(f"torch, {ranks} threads, default layout", "torch", threads=ranks, **plain),
         Contestant("sorix, 1 thread", "sorix", workloads=PERCEPTRONS),
         Contestant(f"sorix, {ranks} threads", "sorix", threads=ranks, workloads=PERCEPTRONS),
         Contestant("jax, 1 thread", "jax", workloads=PERCEPTRONS),

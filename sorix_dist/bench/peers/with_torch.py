@@ -18,11 +18,11 @@ HEADS = 4
 
 
 class Peer:
-    """A process of PyTorch."""
+    """A process of PyTorch. channels_last: whether images lie in memory as oneDNN's convolutions like them."""
 
-    def __init__(self, threads: int, rank: int, ranks: int, meeting: str) -> None:
+    def __init__(self, threads: int, rank: int, ranks: int, meeting: str, channels_last: bool = True) -> None:
         torch.set_num_threads(threads)
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.channels_last = rank, ranks, channels_last
         if ranks > 1:
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
 
@@ -41,6 +41,8 @@ class Peer:
         with torch.no_grad():
             for i, parameter in enumerate(model.parameters()):
                 parameter.copy_(torch.from_numpy(stored[f"arr_{i}"]))
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         batches = itertools.cycle([self._batch(x, y) for x, y in zip(stored["x"], stored["y"], strict=True)])
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         if self.ranks > 1:
@@ -60,7 +62,10 @@ class Peer:
         """This rank's rows of a global batch."""
         count = len(x) // self.ranks
         rows = slice(self.rank * count, (self.rank + 1) * count)
-        return torch.from_numpy(x[rows]), torch.from_numpy(y[rows].reshape(-1))
+        inputs, targets = torch.from_numpy(x[rows]), torch.from_numpy(y[rows].reshape(-1))
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.to(memory_format=torch.channels_last)
+        return inputs, targets
 
 
 def perceptron(*sizes: int) -> nn.Module:
