@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sorix_dist.bench.words import table, time
+from sorix_dist.bench.words import short, table, time
 
 # What the measurements are meant to reach at most.
 TAPE = 3.0  # microseconds that a node costs beside its operation, forward and backward together
@@ -21,6 +21,31 @@ def report(results: Results) -> str:
     blocks = ["\n".join(part(results)) for part in parts]
     named = "\n".join(f"  {name}: {text}" for name, text in results["workloads"].items())
     return "\n\n".join([*blocks, f"Workloads\n{named}"])
+
+
+def report_phases(results: Results) -> str:
+    """What `run.phases` has found."""
+    parts = results["parts"]
+    whole = parts["step"]["median"]
+    rows = [("", "microseconds", "of the step")]
+    for stage in (name for name in parts if ":" not in name):
+        inside = {name: found for name, found in parts.items() if name.startswith(f"{stage}: ")}
+        rows.append((stage, time(parts[stage], 1e6), f"{parts[stage]['median'] / whole:.1%}"))
+        rows += [
+            (f"  {name.partition(': ')[2]}", time(found, 1e6), f"{found['median'] / whole:.1%}")
+            for name, found in inside.items()
+        ]
+        if inside:
+            rest = parts[stage]["median"] - sum(found["median"] for found in inside.values())
+            rows.append(("  all else", short(rest * 1e6), f"{rest / whole:.1%}"))
+    functions = [("", "calls a step", "microseconds of its own a step, profiled")]
+    functions += [(where, f"{calls:.1f}", short(own * 1e6)) for where, calls, own in results["functions"]]
+    blocks = [
+        _machine(results),
+        [f"A training step of {results['workload']}, on {results['ranks']} rank(s), as rank 0 sees it", *table(rows)],
+        ["Where Python's profiler sees the time", *table(functions)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _machine(results: Results) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,9 @@ def store(workload: Workload, path: Path) -> None:
 def training_step(workload: Workload, hook: Callable[..., None] | None = None) -> Callable[[], Tensor]:
     """A function that makes one training step, on one of some batches that exist already, and returns the loss;
     `hook`: a communication hook of the model."""
-    bare, data = _beginning(workload)
-    model = sx.DistributedDataParallel(bare)
+    model, optimizer, batches = prepared(workload)
     if hook is not None:
         model.register_comm_hook(hook)
-    optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    batches = itertools.cycle(list(DataLoader(Dataset(*data), batch_size=workload.rows)))
 
     def step() -> Tensor:
         x, y = next(batches)
@@ -69,6 +66,14 @@ def training_step(workload: Workload, hook: Callable[..., None] | None = None) -
         return loss
 
     return step
+
+
+def prepared(workload: Workload) -> tuple[sx.DistributedDataParallel, optim.SGD, Iterator[tuple[Tensor, Tensor]]]:
+    """What `training_step` works with: the wrapped model, its optimizer, and batches without end."""
+    model, data = _beginning(workload)
+    wrapped = sx.DistributedDataParallel(model)
+    optimizer = optim.SGD(wrapped.parameters(), lr=1e-3, momentum=0.9)
+    return wrapped, optimizer, itertools.cycle(list(DataLoader(Dataset(*data), batch_size=workload.rows)))
 
 
 def _beginning(workload: Workload) -> tuple[nn.Module, tuple[Array, Array]]:
