@@ -102,11 +102,15 @@ class Seat:
             answers.append(said)
         return answers
 
-    def close(self) -> None:
-        """Lets its processes end, and ends those that do not."""
+    def dismiss(self) -> None:
+        """Lets its processes end."""
         for rank in self.ranks:
             rank.lines.close()
             rank.connection.close()
+
+    def close(self) -> None:
+        """Waits for the end of its processes, and ends those that go on."""
+        self.dismiss()
         end = time.monotonic() + 10
         for process in self.processes:
             try:
@@ -155,6 +159,8 @@ class Arena:
 
     def __exit__(self, *_: object) -> None:
         for seat in self.seats.values():
+            seat.dismiss()
+        for seat in self.seats.values():
             seat.close()
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -182,7 +188,7 @@ class Arena:
 
         As many rounds as fit into `seconds`, and at least `rounds`.
         """
-        once = {each: min(self.turn(*each, 2)) for each in turns}
+        once = {each: self.turn(*each, 1)[0] for each in turns}
         counts = {each: max(2, int(turn / first)) for each, first in once.items()}
         whole = sum(SETTLE + first * (1 + counts[each]) for each, first in once.items())
         times: dict[Turn, list[float]] = {each: [] for each in turns}

@@ -43,7 +43,7 @@ class Plan:
     ranks: int = 2
     workloads: tuple[str, ...] = ("W1", "W2", "W3", "W4", "W5")
     turn: float = 0.15
-    seconds: float = 40.0
+    seconds: float = 35.0
     rounds: int = 5
     sizes: tuple[int, ...] = SIZES
     crowded: bool = True

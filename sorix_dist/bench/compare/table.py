@@ -50,10 +50,10 @@ def _bounds(results: Results) -> Iterator[str]:
     yield f"Matrix products alone, and scaling from 1 to {ranks} ranks (weak: as many rows on each rank as on one)"
     rows = [("", *training)]
     for name in (first, one):
-        rows.append((f"products of {name}, ms", *(time(found["products"][name], 1e3) for found in training.values())))
+        rows.append((f"products, {name}: ms", *(time(found["products"][name], 1e3) for found in training.values())))
     for name in (first, one):
         shares = (_p10(found, name, "products") / _p10(found, name) for found in training.values())
-        rows.append(("their share of its step", *(f"{share:.0%}" for share in shares)))
+        rows.append((f"share of a step, {name}", *(f"{share:.0%}" for share in shares)))
     for many, single, who in ((first, one, OURS), (ddp, torch, "torch DDP")):
         if all({many, single} <= found["step"].keys() for found in training.values()):
             strong = (_p10(found, single) / _p10(found, many) for found in training.values())
