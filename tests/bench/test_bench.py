@@ -24,8 +24,8 @@ from sorix_dist.bench.workloads import WORKLOADS, store, training_step
 from sorix_dist.cli import main
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import descendants
-from tests.launch.jobs import ROOT, SORIX_DIST, finished, job, survivors
-from tests.launching import needs_mpirun
+from tests.launch.jobs import ROOT, SORIX_DIST, job, survivors
+from tests.launching import needs_mpirun, run_command
 
 TINY = Plan(workloads=("W3",), turn=0.001, seconds=0.01, rounds=2, sizes=(4096,), crowded=False, memory=(), imports=1)
 FIRST = field(2)[0]
@@ -42,7 +42,7 @@ def arena(*contestants: Contestant) -> Arena:
 
 
 @needs_mpirun
-def test_alone_it_says_who_is_missing(tmp_path: Path) -> None:
+def test_alone_it_says_who_is_missing() -> None:
     said: list[str] = []
     results = measure(replace(TINY, libraries=("nobody",), crowded=True, memory=("W3",)), said.append)
     assert said == ["training steps of W3", "more ranks than cores", "sums over ranks", "memory of W3", "imports"]
@@ -74,9 +74,10 @@ def test_alone_it_says_who_is_missing(tmp_path: Path) -> None:
 
 
 @needs_mpirun
-def test_torch_does_the_same_work(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)
+def test_torch_does_the_same_work() -> None:
     pytest.importorskip("torch")
-    names = ("W1", "W3", "W4", "W5")
+    names = ("W3", "W4", "W5")
     results = measure(replace(TINY, workloads=names, libraries=("torch",), rounds=1), lambda what: None)
     assert results["left out"] == {}  # and their losses were those of this package, else LaunchError
     for name, found in results["training"].items():
@@ -97,11 +98,14 @@ def test_others_do_the_same_work(library: str) -> None:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 def test_the_command_writes_results_and_chart(tmp_path: Path) -> None:
     results, chart = tmp_path / "bench.json", tmp_path / "bench.png"
     options = ["--quick", "--workloads", "W3", "--json", str(results), "--chart", str(chart)]
-    code, output = finished([*SORIX_DIST, "bench", *options])
-    assert code == 0, output
+    ended = run_command([*SORIX_DIST, "bench", *options], limit=300)  # it may be busy with many libraries
+    output = ended.out + ended.err
+    assert ended.code == 0, output
+    assert ended.left == ()
     assert "W3: MLP 64-64-10, batch 64" in output
     assert [*json.loads(results.read_text())["training"]] == ["W3"]
     if importlib.util.find_spec("matplotlib"):

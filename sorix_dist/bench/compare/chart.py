@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 COLOURS = {"sorix_dist": "tab:blue", "torch": "tab:orange", "sorix": "tab:green", "jax": "tab:purple"}
-SHADES = (1.0, 0.65, 0.4)
+SHADES = (1.0, 0.75, 0.5, 0.35, 0.2)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -31,7 +31,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def _steps(axes: Any, results: dict[str, Any]) -> None:
     training = results["training"]
-    names = max((list(found["step"]) for found in training.values()), key=len)
+    names = list(dict.fromkeys(name for found in training.values() for name in found["step"]))
     drawn: dict[str, int] = {}
     for i, name in enumerate(names):
         library = name.partition(",")[0].split()[0]
