@@ -95,8 +95,10 @@ class Seat:
         for rank in self.ranks:
             try:
                 said = json.loads(rank.lines.readline() or '{"error": "the process has ended"}')
-            except OSError as error:
+            except TimeoutError as error:
                 raise self._failure(f"has not answered within {ANSWER:g} s") from error
+            except OSError as error:
+                raise self._failure("has ended") from error
             if "error" in said:
                 raise self._failure(f"failed: {said['error']}")
             answers.append(said)
