@@ -179,8 +179,8 @@ def test_summary() -> None:
 
 
 @needs_mpirun
-@pytest.mark.parametrize(("ranks", "sums"), [("1", False), ("2", True)])
-def test_where_the_time_of_a_step_goes(ranks: str, sums: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_where_the_time_of_a_step_goes(ranks: str, tmp_path: Path) -> None:
     path = tmp_path / "step.json"
     code, output = finished([*SORIX_DIST, "profile", "--quick", "--step", "W3", "-n", ranks, "--json", str(path)])
     assert code == 0, output
@@ -188,11 +188,11 @@ def test_where_the_time_of_a_step_goes(ranks: str, sums: bool, tmp_path: Path) -
     parts = {name: found["median"] for name, found in results["parts"].items()}
     assert {"step", "zero_grad", "forward", "backward", "optimizer"} == {name for name in parts if ":" not in name}
     assert {"forward: np.matmul", "backward: np.matmul"} <= parts.keys()
-    assert ("backward: handshake, waiting for the others" in parts) is True
+    for part in ("handshake, waiting for the others", "sum over the ranks", "handing over to grad"):
+        assert parts[f"backward: {part}"] > 0
     for stage in ("forward", "backward"):
         assert 0 < sum(time for name, time in parts.items() if name.startswith(f"{stage}: ")) < 1.5 * parts[stage]
     calls = {where.rpartition(" ")[2]: count for where, count, _ in results["functions"]}
     assert calls["linear"] == pytest.approx(2)  # layers
-    assert ("barrier" in calls) is sums
     for word in ("W3: MLP 64-64-10, batch 64", f"on {ranks} rank(s)", "all else", "core/ops/matrix.py"):
         assert word in output
