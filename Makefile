@@ -1,27 +1,29 @@
 # Everything runs from environments that this file makes: one for each MPI, because an environment has one MPI.
 PYTHON ?= python3
-# For `make bench`, for instance BENCH='--long --sorix PYTHON'.
+# Options of `sorix-dist bench`, for instance BENCH='--workloads W1 W3', and of `sorix-dist profile`.
 BENCH ?=
+PROFILE ?=
 # Seconds of `make soak`.
 SOAK ?= 600
-# For `make parity` only. An open range could draw gigabytes of GPU libraries.
+# For `make parity` and `make bench` only. An open range could draw gigabytes of GPU libraries.
 TORCH ?= torch==2.13.0
 
 ENV := .venv
 OPENMPI := .venv-openmpi
 PARITY := .venv-parity
+PEERS := .venv-bench
 
 # The test files that start processes, by the modules that they start them with.
 STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
 
-.PHONY: help setup demo bench reproduce test test-all test-openmpi soak slurm sge hosts hosts-bench faults faults-control
+.PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak slurm sge hosts hosts-bench faults faults-control
 .PHONY: parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
-	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity), BENCH (options of sorix-dist bench), SOAK=$(SOAK) (seconds of make soak)"
+	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of sorix-dist bench), PROFILE (of sorix-dist profile), SOAK=$(SOAK) (seconds of make soak)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
 
@@ -31,9 +33,17 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 	$(ENV)/bin/python examples/train.py --save build/ranks-1.npz
 	$(ENV)/bin/python examples/compare.py build/ranks-4.npz build/ranks-1.npz
 
-bench: $(ENV)/mpi ## Measures training steps on this machine, in 2 to 4 minutes
+bench: $(PEERS)/bench ## Compares training steps with torch, sorix and jax on this machine, under MPICH, in less than 10 minutes
 	@mkdir -p build
-	$(ENV)/bin/sorix-dist bench --json build/bench.json $(BENCH)
+	$(PEERS)/bin/sorix-dist bench --json build/bench.json --chart build/bench.png $(BENCH)
+
+bench-openmpi: $(OPENMPI)/dev $(PEERS)/bench ## The same under Open MPI
+	@mkdir -p build
+	$(OPENMPI)/bin/sorix-dist bench --peers $(PEERS)/bin/python --json build/bench-openmpi.json --chart build/bench-openmpi.png $(BENCH)
+
+profile: $(ENV)/mpi ## Measures what the parts of a training step cost on this machine, in 2 to 4 minutes
+	@mkdir -p build
+	$(ENV)/bin/sorix-dist profile --json build/profile.json $(PROFILE)
 
 reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
 	$(ENV)/bin/python -m tests.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
@@ -89,7 +99,7 @@ type: $(ENV)/dev ## Checks the types
 check: lint type ## Checks everything that needs no run
 
 clean: ## Removes all that make has made, the environments included
-	rm -rf $(ENV) $(OPENMPI) $(PARITY) build dist
+	rm -rf $(ENV) $(OPENMPI) $(PARITY) $(PEERS) build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find sorix_dist tests examples -name __pycache__ -prune -exec rm -rf {} +
 
@@ -112,4 +122,11 @@ $(OPENMPI)/dev: pyproject.toml
 $(PARITY)/dev: pyproject.toml
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity]' '$(TORCH)'
+	@touch $@
+
+# sorix says that it needs a newer Python than it does. Where it can't be installed, the comparison does without it.
+$(PEERS)/bench: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --editable '.[mpi,bench]' '$(TORCH)'
+	-$(PEERS)/bin/python -m pip install --quiet pandas && $(PEERS)/bin/python -m pip install --quiet --ignore-requires-python --no-deps sorix
 	@touch $@

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import sorix_dist as sx
-from sorix_dist.bench import convolution, steps, tape
+from sorix_dist.bench import convolution, phases, steps, tape
 from sorix_dist.bench.machine import describe
 
 PARTS: dict[str, Callable[..., Any]] = {
     "tape": tape.measure,
     "convolution": convolution.measure,
     "steps": steps.measure,
+    "phases": phases.measure,
 }
 
 

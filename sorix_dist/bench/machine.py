@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,6 @@ def describe() -> dict[str, Any]:
         "blas": "; ".join(blas) or "unknown to threadpoolctl",
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "mpi": "none" if mpi is None else mpi.Get_library_version().splitlines()[0].strip(" ,\0"),
+        "mpi": "none" if mpi is None else " ".join(re.split(r"[,\n\0]", mpi.Get_library_version())[0].split()),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
+
+from sorix_dist.bench.words import short, table, time
 
 # What the measurements are meant to reach at most.
 TAPE = 3.0  # microseconds that a node costs beside its operation, forward and backward together
@@ -21,6 +23,31 @@ def report(results: Results) -> str:
     return "\n\n".join([*blocks, f"Workloads\n{named}"])
 
 
+def report_phases(results: Results) -> str:
+    """What `run.phases` has found."""
+    parts = results["parts"]
+    whole = parts["step"]["median"]
+    rows = [("", "microseconds", "of the step")]
+    for stage in (name for name in parts if ":" not in name):
+        inside = {name: found for name, found in parts.items() if name.startswith(f"{stage}: ")}
+        rows.append((stage, time(parts[stage], 1e6), f"{parts[stage]['median'] / whole:.1%}"))
+        rows += [
+            (f"  {name.partition(': ')[2]}", time(found, 1e6), f"{found['median'] / whole:.1%}")
+            for name, found in inside.items()
+        ]
+        if inside:
+            rest = parts[stage]["median"] - sum(found["median"] for found in inside.values())
+            rows.append(("  all else", short(rest * 1e6), f"{rest / whole:.1%}"))
+    functions = [("", "calls a step", "microseconds of its own a step, profiled")]
+    functions += [(where, f"{calls:.1f}", short(own * 1e6)) for where, calls, own in results["functions"]]
+    blocks = [
+        _machine(results),
+        [f"A training step of {results['workload']}, on {results['ranks']} rank(s), as rank 0 sees it", *table(rows)],
+        ["Where Python's profiler sees the time", *table(functions)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
 def _machine(results: Results) -> Iterator[str]:
     machine = results["machine"]
     yield f"sorix_dist {results['version']} on {machine['cpu']}, {machine['cores']} usable core(s), {machine['system']}"
@@ -35,19 +62,19 @@ def _tape(results: Results) -> Iterator[str]:
     yield f"Tape: microseconds per node, a chain of {tape['nodes']} products of 8 numbers"
     rows: list[tuple[str, ...]] = [("", "record", "walk back", "NumPy's product", "beyond two products")]
     for mode, found in tape["collector"].items():
-        times = (_time(found[name], 1e6) for name in ("record", "walk", "numpy"))
+        times = (time(found[name], 1e6) for name in ("record", "walk", "numpy"))
         overhead = found["overhead"] * 1e6
         rows.append((f"garbage collector {mode}", *times, f"{overhead:.2f}  {_verdict(overhead, TAPE)}"))
-    yield from _table(rows)
+    yield from table(rows)
 
 
 def _convolution(results: Results) -> Iterator[str]:
     yield "Convolution 3x3 of 128 images, forward and both gradients: ms, 1 thread"
     rows = [("", "convolution", "its products alone", "ratio")]
     for name, found in results["convolution"].items():
-        times = (_time(found[kind], 1e3) for kind in ("convolution", "products"))
+        times = (time(found[kind], 1e3) for kind in ("convolution", "products"))
         rows.append((name, *times, f"{found['ratio']:.2f}  {_verdict(found['ratio'], CONVOLUTION)}"))
-    yield from _table(rows)
+    yield from table(rows)
 
 
 def _steps(results: Results) -> Iterator[str]:
@@ -58,8 +85,8 @@ def _steps(results: Results) -> Iterator[str]:
         for ranks, found in by_ranks.items():
             step, products = found["step"], found["products"]
             share = f"{products['p10'] / step['p10']:.0%}"
-            rows.append((name, ranks, _time(step, 1e3), _time(products, 1e3), share, f"{first / step['p10']:.2f}"))
-    yield from _table(rows)
+            rows.append((name, ranks, time(step, 1e3), time(products, 1e3), share, f"{first / step['p10']:.2f}"))
+    yield from table(rows)
 
 
 def _synchronisation(results: Results) -> Iterator[str]:
@@ -68,8 +95,8 @@ def _synchronisation(results: Results) -> Iterator[str]:
     for name, by_ranks in results["synchronisation"].items():
         for ranks, found in by_ranks.items():
             if ranks != "1" or len(by_ranks) == 1:
-                rows.append((name, ranks, _time(found["synchronisation"], 1e6), _time(found["all_reduce"], 1e6)))
-    yield from _table(rows)
+                rows.append((name, ranks, time(found["synchronisation"], 1e6), time(found["all_reduce"], 1e6)))
+    yield from table(rows)
 
 
 def _reproducible(results: Results) -> Iterator[str]:
@@ -78,8 +105,8 @@ def _reproducible(results: Results) -> Iterator[str]:
     for name, by_ranks in results["reproducible steps"].items():
         for ranks, found in by_ranks.items():
             step, fast = found["step"], results["steps"][name][ranks]["step"]
-            rows.append((name, ranks, _time(step, 1e3), f"{step['p10'] / fast['p10']:.2f}x"))
-    yield from _table(rows)
+            rows.append((name, ranks, time(step, 1e3), f"{step['p10'] / fast['p10']:.2f}x"))
+    yield from table(rows)
 
 
 def _handshake(results: Results) -> Iterator[str]:
@@ -90,9 +117,9 @@ def _handshake(results: Results) -> Iterator[str]:
             if ranks != "1" and name in results["steps"]:
                 cost = found["meeting"]["p10"] - found["barriers"]["p10"]
                 share = f"{cost / results['steps'][name][ranks]['step']['p10']:.1%}"
-                times = (_time(found[kind], 1e6) for kind in ("meeting", "barriers"))
+                times = (time(found[kind], 1e6) for kind in ("meeting", "barriers"))
                 rows.append((name, ranks, *times, f"{cost * 1e6:.1f}", share))
-    yield from _table(rows)
+    yield from table(rows)
 
 
 def _memory(results: Results) -> Iterator[str]:
@@ -101,7 +128,7 @@ def _memory(results: Results) -> Iterator[str]:
     rows = [("", "between steps", "peak")]
     for name, found in memory.items():
         rows.append((f"{name} {found['version']}", f"{found['between'] / 1e6:.1f}", f"{found['peak'] / 1e6:.1f}"))
-    yield from _table(rows)
+    yield from table(rows)
     if "sorix" in memory:
         ratio = memory["sorix_dist"]["peak"] / memory["sorix"]["peak"]
         yield f"  peak of sorix's: {ratio:.2f}  {_verdict(ratio, MEMORY)}"
@@ -111,22 +138,3 @@ def _memory(results: Results) -> Iterator[str]:
 
 def _verdict(value: float, target: float) -> str:
     return f"(target {target:g}: {'met' if value <= target else 'missed'})"
-
-
-def _time(found: dict[str, float], unit: float) -> str:
-    return f"{_short(found['median'] * unit)} [{_short(found['p10'] * unit)}]"
-
-
-def _short(number: float) -> str:
-    """Three digits, or all before the point."""
-    digits = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
-    return f"{number:.{digits}f}"
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """The rows in columns, the first one to the left."""
-    rows = list(rows)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield ("  " + "   ".join(cells)).rstrip()

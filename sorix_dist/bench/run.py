@@ -92,6 +92,18 @@ def measure(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
+def phases(workload: str, ranks: int, seconds: float) -> dict[str, Any]:
+    """Where the time of a step of a workload goes, as `phases.measure` finds it, measured for some seconds."""
+    answer = _part("phases", ranks, name=workload, seconds=seconds)
+    return {
+        "version": __version__,
+        "machine": {**answer["machine"], "load": os.getloadavg()[0]},
+        "workload": f"{workload}: {WORKLOADS[workload].words}",
+        "ranks": ranks,
+        **answer["result"],
+    }
+
+
 def _part(part: str, ranks: int, **options: Any) -> dict[str, Any]:
     program = [sys.executable, "-m", "sorix_dist.bench", part, str(LIMIT), json.dumps(options)]
     return _answer(f"{part} on {ranks} rank(s)", command(program, ranks))

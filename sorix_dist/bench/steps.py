@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 import sorix_dist as sx
+from sorix_dist import nn
 from sorix_dist.bench.measure import interleaved
 from sorix_dist.bench.products import multiply
-from sorix_dist.bench.workloads import WORKLOADS, Workload, training_step
+from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.parallel import world
 from sorix_dist.parallel.board import Place
@@ -35,13 +36,14 @@ def measure(names: Sequence[str], seconds: float) -> dict[str, Any]:
         steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
         gc.collect()  # a wrapped model that nobody holds any more would still be asked
     for name in SYNCHRONISED:
-        synchronisations[name] = interleaved(_synchronisation(WORKLOADS[name]), seconds / 4)
+        synchronisations[name] = interleaved(synchronisation(WORKLOADS[name].model()), seconds / 4)
         gc.collect()
     return {"steps": steps, "synchronisation": synchronisations}
 
 
-def _synchronisation(workload: Workload) -> dict[str, Callable[[], Any]]:
-    model = sx.DistributedDataParallel(workload.model())
+def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
+    """What `measure` says of it, as functions; all ranks call them."""
+    model = sx.DistributedDataParallel(module)
     leaves = [leaf_of(parameter) for parameter in model.parameters()]
     sync = leaves[0].sync
     assert isinstance(sync, Member)

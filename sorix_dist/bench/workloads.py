@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class Workload:
     """A model with a batch to train it on.
 
     rows: of the global batch; data: makes so many rows of inputs and targets; products: the matrix products
-    of a step on so many rows.
+    of a step on so many rows; sizes: what makes another model of this kind another one.
     """
 
     words: str
@@ -33,26 +34,52 @@ class Workload:
     data: Callable[[np.random.Generator, int], tuple[Array, Array]]
     products: Callable[[int], list[Product]]
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    sizes: tuple[int, ...] = ()
 
 
-def training_step(workload: Workload, hook: Callable[..., None] | None = None) -> Callable[[], None]:
-    """A function that makes one training step, on one of some batches that exist already; `hook`: a communication
-    hook of the model."""
-    sx.manual_seed(0)
-    model = sx.DistributedDataParallel(workload.model())
+def store(workload: Workload, path: Path) -> None:
+    """Writes weights and batches of `training_step` to a file for other libraries, in the layout of PyTorch."""
+    model, (x, y) = _beginning(workload)
+    weights = {id(module.W) for module in model.modules() if isinstance(module, nn.Linear)}
+    arrays = [
+        p.array.T if id(p) in weights else p.array[0] if len(p.shape) == 2 and len(p) == 1 else p.array
+        for p in model.parameters()
+    ]
+    shape = (BATCHES, workload.rows)
+    x, y = x.reshape(*shape, *x.shape[1:]), y.reshape(*shape, *y.shape[1:])
+    np.savez(path, *arrays, x=x, y=y, rows=workload.rows, sizes=np.array(workload.sizes, int))
+
+
+def training_step(workload: Workload, hook: Callable[..., None] | None = None) -> Callable[[], Tensor]:
+    """A function that makes one training step, on one of some batches that exist already, and returns the loss;
+    `hook`: a communication hook of the model."""
+    model, optimizer, batches = prepared(workload)
     if hook is not None:
         model.register_comm_hook(hook)
-    optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    data = workload.data(np.random.default_rng(0), BATCHES * workload.rows)
-    batches = itertools.cycle(list(DataLoader(Dataset(*data), batch_size=workload.rows)))
 
-    def step() -> None:
+    def step() -> Tensor:
         x, y = next(batches)
         optimizer.zero_grad()
-        workload.loss(model(x), y).backward()
+        loss = workload.loss(model(x), y)
+        loss.backward()
         optimizer.step()
+        return loss
 
     return step
+
+
+def prepared(workload: Workload) -> tuple[sx.DistributedDataParallel, optim.SGD, Iterator[tuple[Tensor, Tensor]]]:
+    """What `training_step` works with: the wrapped model, its optimizer, and batches without end."""
+    model, data = _beginning(workload)
+    wrapped = sx.DistributedDataParallel(model)
+    optimizer = optim.SGD(wrapped.parameters(), lr=1e-3, momentum=0.9)
+    return wrapped, optimizer, itertools.cycle(list(DataLoader(Dataset(*data), batch_size=workload.rows)))
+
+
+def _beginning(workload: Workload) -> tuple[nn.Module, tuple[Array, Array]]:
+    """The model and all its batches, the same ones every time."""
+    sx.manual_seed(0)
+    return workload.model(), workload.data(np.random.default_rng(0), BATCHES * workload.rows)
 
 
 def _perceptron(sizes: tuple[int, ...], rows: int) -> Workload:
@@ -70,7 +97,7 @@ def _perceptron(sizes: tuple[int, ...], rows: int) -> Workload:
     def products(count: int) -> list[Product]:
         return [p for i, (n, m) in enumerate(layers) for p in dense(count, n, m, first=i == 0)]
 
-    return Workload(f"MLP {'-'.join(map(str, sizes))}, batch {rows}", rows, model, data, products)
+    return Workload(f"MLP {'-'.join(map(str, sizes))}, batch {rows}", rows, model, data, products, sizes=sizes)
 
 
 def _convolutional() -> Workload:
@@ -133,6 +160,7 @@ def _language() -> Workload:
         data,
         products,
         lambda scores, y: F.cross_entropy(scores.reshape(-1, symbols), y.reshape(-1)),
+        (symbols, length, width, layers),
     )
 
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import bench, doctor, job, run
+from sorix_dist.cli import bench, doctor, job, profile, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.launch.errors import LaunchError
 
-SUBCOMMANDS = (run, job, doctor, bench)
+SUBCOMMANDS = (run, job, doctor, bench, profile)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

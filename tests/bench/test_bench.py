@@ -1,27 +1,35 @@
-"""`sorix-dist bench`: that it measures everything, fails in words, and leaves nothing behind. Never how fast."""
+"""`sorix-dist bench`: that it compares the same work, says who is missing, leaves nothing behind. Never how fast."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sorix_dist.bench.measure import interleaved, summary
-from sorix_dist.bench.products import convolved, dense, multiply
-from sorix_dist.bench.report import report
-from sorix_dist.bench.run import Plan, measure
-from sorix_dist.bench.workloads import WORKLOADS, training_step
+from sorix_dist.bench.compare.arena import Arena, measures_memory, proportional
+from sorix_dist.bench.compare.contest import Plan, _Contest, measure
+from sorix_dist.bench.compare.contestants import OURS, Contestant, Interpreters, field
+from sorix_dist.bench.compare.installed import installed
+from sorix_dist.bench.compare.table import tables
+from sorix_dist.bench.workloads import WORKLOADS, store, training_step
 from sorix_dist.cli import main
+from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import descendants
-from tests.launch.jobs import ROOT, SORIX_DIST, finished, job, survivors
-from tests.launching import needs_mpirun
+from tests.launch.jobs import ROOT, SORIX_DIST, job, survivors
+from tests.launching import needs_mpirun, run_command
+
+TINY = Plan(workloads=("W3",), turn=0.001, seconds=0.01, rounds=2, sizes=(4096,), crowded=False, memory=(), imports=1)
+FIRST = field(2)[0]
+TWO = Contestant("two ranks", OURS, ranks=2)
 
 
 @pytest.fixture(autouse=True)
@@ -29,149 +37,204 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-def test_quick_measures_everything(tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    code, output = finished([*SORIX_DIST, "bench", "--quick", "--json", str(path)])
-    assert code == 0, output
-    results = json.loads(path.read_text())
-    assert {*results["machine"]} == {"cpu", "cores", "blas", "numpy", "python", "mpi", "system", "load"}
-    assert "1 thread(s) a rank" in results["machine"]["blas"]
-    for mode in ("on", "off"):
-        found = results["tape"]["collector"][mode]
-        assert {*found} == {"record", "walk", "numpy", "overhead"}
-        _check_times(found, "record", "walk", "numpy")
-    assert len(results["convolution"]) == 2
-    for found in results["convolution"].values():
-        _check_times(found, "convolution", "products")
-        assert found["ratio"] == found["convolution"]["p10"] / found["products"]["p10"]
-    assert [*results["steps"]] == [*results["workloads"]] == ["W1", "W3", "W4", "W5"]
-    for by_ranks in results["steps"].values():
-        assert [*by_ranks] == ["1"]
-        _check_times(by_ranks["1"], "step", "products")
-    assert [*results["synchronisation"]] == ["W1", "W3"]
-    for by_ranks in results["synchronisation"].values():
-        _check_times(by_ranks["1"], "synchronisation", "all_reduce", "meeting", "barriers")
-    assert {name: [*by_ranks] for name, by_ranks in results["reproducible steps"].items()} == {
-        name: ["1"] for name in results["steps"]
-    }
-    memory = results["memory"]["sorix_dist"]
-    # Weights, gradients and momentum of W1, at least, and more while a step lasts.
-    assert 3 * 4 * (784 * 512 + 512 * 512 + 512 * 10) < memory["between"] < memory["peak"]
-    for name in ("W1", "W4", "Tape", "Convolution", "Memory", "DistributedDataParallel"):
-        assert name in output
-
-
-def _check_times(found: dict[str, Any], *names: str) -> None:
-    for name in names:
-        assert {*found[name]} == {"median", "p10", "count"}
-        assert 0 < found[name]["p10"] <= found[name]["median"]
-        assert found[name]["count"] >= 3
+def arena(*contestants: Contestant) -> Arena:
+    return Arena(contestants, Interpreters())
 
 
 @needs_mpirun
-def test_ranks_are_compared_with_one() -> None:
-    plan = Plan(workloads=("W3",), ranks=(1, 2), rounds=2, seconds=0.05, nodes=100)
+def test_alone_it_says_who_is_missing() -> None:
     said: list[str] = []
-    results = measure(plan, said.append)
-    steps = [
-        f"{mode} on {ranks} rank(s), round {number} of 2"
-        for number in (1, 2)
-        for ranks in (1, 2)
-        for mode in ("steps", "reproducible steps")
-    ]
-    assert said == ["memory", "tape", "convolution", *steps]
-    assert [*results["steps"]["W3"]] == [*results["synchronisation"]["W1"]] == ["1", "2"]
-    _check_times(results["steps"]["W3"]["2"], "step", "products")
-    assert "MPI" in results["machine"]["mpi"]
-    table = report(results)
-    assert "speed-up" in table
-    assert "noisy" in report({**results, "machine": {**results["machine"], "load": 100.0}})
-    assert "noisy" not in report({**results, "machine": {**results["machine"], "load": 0.0}})
+    results = measure(replace(TINY, libraries=("nobody",), crowded=True, memory=("W3",)), said.append)
+    assert said == ["training steps of W3", "more ranks than cores", "sums over ranks", "memory of W3", "imports"]
+    assert json.loads(json.dumps(results)) == results
+    assert {*results} == {
+        "version", "ranks", "date", "machine", "libraries", "left out", "workloads", "training", "crowded", "sums",
+        "memory", "imports", "installed", "seconds",
+    }  # fmt: skip
+    assert {*results["machine"]} == {"cpu", "cores", "blas", "numpy", "python", "mpi", "system", "load"}
+    assert results["left out"] == {"nobody": "ModuleNotFoundError: No module named 'nobody'"}
+    assert [*results["libraries"]] == [OURS]
+    ours = [contestant.name for contestant in field(2) if contestant.library == OURS]
+    found = results["training"]["W3"]
+    assert {act: [*names] for act, names in found.items()} == {
+        "step": ours, "products": ours[:2], "weak step": ours[:1]
+    }  # fmt: skip
+    for times in (each for names in found.values() for each in names.values()):
+        assert 0 < times["p10"] <= times["median"]
+        assert times["count"] >= 4
+    assert [*results["crowded"]] == [ours[0], "sorix_dist, 4 ranks", "sorix_dist, 4 ranks, default start"]
+    assert [*results["sums"]["4096"]] == ["backward", "all_reduce", "memcpy"]
+    assert [*results["imports"]] == ["numpy", OURS]
+    if measures_memory():
+        assert 10e6 < results["memory"]["W3"][ours[0]] < 1e9
+    text = tables(results)
+    for word in ("Left out: nobody (ModuleNotFoundError", "nobody else", "weak scaling", "4 KB", "default start"):
+        assert word in text
+    assert "torch DDP" not in text
 
 
-def test_no_mpirun_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "prefix", "/nowhere")
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert main(["bench"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("sorix-dist bench: error: no mpirun found")
-    assert error.count("\n") == 1
+@needs_mpirun
+@pytest.mark.timeout(400)
+def test_torch_does_the_same_work() -> None:
+    pytest.importorskip("torch")
+    names = ("W3", "W4", "W5")
+    results = measure(replace(TINY, workloads=names, libraries=("torch",), rounds=1), lambda what: None)
+    assert results["left out"] == {}  # and their losses were those of this package, else LaunchError
+    for name, found in results["training"].items():
+        assert [*found["step"]] == [
+            each.name for each in field(2) if each.library in (OURS, "torch") and each.trains(name)
+        ]
+        assert "torch DDP (gloo), 2 ranks" in found["weak step"]
+    assert "torch DDP (gloo), 2 ranks" in results["sums"]["4096"]["all_reduce"]
+    assert "torch DDP: strong scaling" in tables(results)
+
+
+@needs_mpirun
+@pytest.mark.parametrize("library", ["jax", "sorix"])
+def test_others_do_the_same_work(library: str) -> None:
+    pytest.importorskip(library)
+    results = measure(replace(TINY, libraries=(library,), sizes=()), lambda what: None)
+    assert f"{library}, 1 thread" in results["training"]["W3"]["step"]
+
+
+@needs_mpirun
+@pytest.mark.timeout(400)
+def test_the_command_writes_results_and_chart(tmp_path: Path) -> None:
+    results, chart = tmp_path / "bench.json", tmp_path / "bench.png"
+    options = ["--quick", "--workloads", "W3", "--json", str(results), "--chart", str(chart)]
+    ended = run_command([*SORIX_DIST, "bench", *options], limit=300)  # it may be busy with many libraries
+    output = ended.out + ended.err
+    assert ended.code == 0, output
+    assert ended.left == ()
+    assert "W3: MLP 64-64-10, batch 64" in output
+    assert [*json.loads(results.read_text())["training"]] == ["W3"]
+    if importlib.util.find_spec("matplotlib"):
+        assert chart.read_bytes().startswith(b"\x89PNG")
+        assert "no chart" not in output
+    else:
+        assert f"no chart: ModuleNotFoundError: No module named 'matplotlib' (in {sys.executable})" in output
+    assert {path.name for path in tmp_path.iterdir()} <= {"bench.json", "bench.png"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--json", "/nowhere/bench.json"], "--json: '/nowhere/bench.json' is not a file that can be written"),
-        (["--json", "."], "--json: '.' is not a file that can be written"),
+        (["--chart", "."], "--chart: '.' is not a file that can be written"),
+        (["--peers", "/nowhere/python"], "/nowhere/python could not be started: No such file or directory"),
         (["--sorix", "/nowhere/python"], "/nowhere/python could not be started: No such file or directory"),
-        (["--quick", "--long"], "not allowed with argument"),
-        (["--ranks", "0"], "expected a whole number of at least 1, got '0'"),
+        (["--workloads", "W9"], "invalid choice: 'W9'"),
+        (["--ranks", "1"], "--ranks: expected a number from 2 on that divides the batches, got 1"),
+        (["--ranks", "3"], "--ranks: expected a number from 2 on that divides the batches, got 3"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("measuring")]
-    assert len(error) == 1
-    assert error[0].startswith("sorix-dist bench: error: ")
-    assert said in error[0]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("sorix-dist bench: error: ")
+    assert said in error
 
 
-def test_an_interpreter_without_sorix_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--quick", "--sorix", sys.executable]) == 2
-    assert "the memory of sorix failed with exit code 1" in capsys.readouterr().err
-
-
+@needs_mpirun
 def test_a_signal_ends_all_processes() -> None:
-    with job([*SORIX_DIST, "bench", "--ranks", "1"]) as process:
+    with job([*SORIX_DIST, "bench", "--workloads", "W3"]) as process:
         assert process.stdout is not None
-        while "convolution" not in process.stdout.readline():
+        while "training steps" not in process.stdout.readline():
             assert process.poll() is None
-        end = time.monotonic() + 10
-        while not (started := descendants(process.pid)) and time.monotonic() < end:
+        end = time.monotonic() + 20
+        while len(started := descendants(process.pid)) < 4 and time.monotonic() < end:
             time.sleep(0.05)
-        assert started
+        assert len(started) >= 4
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(40) == 128 + signal.SIGTERM
         assert survivors(started) == []
 
 
-@pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "W2"])
-def test_products_are_those_of_the_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many multiplications as NumPy is asked for in a step, within what rounding to tiles leaves out."""
-    step, made = training_step(WORKLOADS[name]), []
-    matmul = np.matmul
-
-    def counting(left: Any, right: Any, **options: Any) -> Any:
-        product = matmul(left, right, **options)
-        made.append(product.size * left.shape[-1])
-        return product
-
-    monkeypatch.setattr(np, "matmul", counting)
-    step()
-    monkeypatch.undo()
-    wanted = sum(p.times * p.out.size * p.left.shape[-1] for p in WORKLOADS[name].products(WORKLOADS[name].rows))
-    assert sum(made) == pytest.approx(wanted, rel=1e-3)
+@needs_mpirun
+@pytest.mark.skipif(not measures_memory(), reason="needs /proc")
+def test_ranks_that_wait_use_no_core() -> None:
+    with arena(TWO) as waiting:
+        waiting.prepare(TWO.name, "all_reduce", numbers=1)
+        waiting.turn(TWO.name, "all_reduce", 3)
+        pids = [rank.pid for rank in waiting.seats[TWO.name].ranks]
+        time.sleep(0.3)
+        before = [_used(pid) for pid in pids]
+        time.sleep(1)
+        assert all(_used(pid) - used < 0.2 for pid, used in zip(pids, before, strict=True))
 
 
-def test_products_write_what_they_say() -> None:
-    products = [*dense(5, 3, 2), *convolved(7, 3, 2, first=True)]
-    values = [product.out.copy() for product in products]
-    for product in products:
-        product.out[...] = 0
-    multiply(products)
-    for product, value in zip(products, values, strict=True):
-        np.testing.assert_array_equal(product.out, value)
+def _used(pid: int) -> float:
+    """Seconds of all cores that a process has used."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_competitors_take_turns() -> None:
-    calls: list[str] = []
-    times = interleaved({"a": lambda: time.sleep(0.03) or calls.append("a"), "b": lambda: calls.append("b")}, 0.01)
-    assert len(times["a"]) == 3
-    assert len(times["b"]) > 100
-    changes = [name for name, before in zip(calls, ["", *calls]) if name != before]
-    assert changes == ["a", "b"] * (len(changes) // 2)
-    assert len(changes) == 2 * (1 + 3)
+@needs_mpirun
+def test_a_rank_that_dies_is_an_error_and_leaves_nobody() -> None:
+    with arena(TWO) as killed:
+        seat = killed.seats[TWO.name]
+        left = descendants(os.getpid())
+        os.kill(seat.ranks[1].pid, signal.SIGKILL)
+        with pytest.raises(LaunchError, match=r"two ranks (failed: the process has ended|has ended)"):
+            seat.ask(prepare="all_reduce", act="all_reduce", numbers=1)
+    assert survivors(left) == []
 
 
-def test_summary() -> None:
-    assert summary(iter([5.0, 1.0, 2.0, 4.0, 3.0])) == {"median": 3.0, "p10": pytest.approx(1.4), "count": 5}
+def test_who_does_not_start_is_left_out_but_not_this_package() -> None:
+    one = Contestant("one rank", OURS)
+    with arena(one, Contestant("somebody", "nobody")) as opened:
+        assert [*opened.seats] == ["one rank"]
+        assert "somebody did not start; " in opened.failed["somebody"]
+        assert "No module named 'with_nobody'" in opened.failed["somebody"]
+        with pytest.raises(LaunchError, match="one rank failed: AttributeError"):
+            opened.prepare("one rank", "dance")
+    with pytest.raises(LaunchError, match="idle did not start"), arena(replace(one, name="idle", threads=-1)):
+        pass
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-3])
+def test_other_work_is_an_error(difference: float, tmp_path: Path) -> None:
+    class Two:
+        seats = ("one", "two")
+
+        def prepare(self, *_: Any, **options: Any) -> None:
+            assert Path(options["path"]).exists()
+
+        def losses(self, name: str, act: str, count: int) -> list[float]:
+            return [2.0 + difference * (name == "two")] * count
+
+    contest: Any = _Contest(replace(TINY, libraries=()), print, tmp_path)
+    if difference:
+        with pytest.raises(LaunchError, match="two computes something else: its losses of W3 are"):
+            contest._steps(Two(), "W3")
+    else:
+        assert contest._steps(Two(), "W3") == [("one", "step"), ("two", "step")]
+
+
+def test_others_get_the_weights_and_batches_of_a_step(tmp_path: Path) -> None:
+    """The first loss by hand from the file, whose weights have the layout of PyTorch."""
+    store(WORKLOADS["W3"], tmp_path / "W3.npz")
+    stored = np.load(tmp_path / "W3.npz")
+    w1, b1, w2, b2 = (stored[f"arr_{i}"] for i in range(4))
+    assert (w1.shape, b1.shape) == ((64, 64), (64,))
+    assert (w2.shape, b2.shape) == ((10, 64), (10,))
+    assert stored["sizes"].tolist() == [64, 64, 10]
+    scores = np.maximum(stored["x"][0] @ w1.T + b1, 0) @ w2.T + b2
+    labels = stored["y"][0]
+    wanted = np.mean(np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(labels)), labels])
+    assert training_step(WORKLOADS["W3"])().item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_installed_counts_what_is_required() -> None:
+    sizes = installed("MPICH Version: 5")
+    numpy = sum(path.stat().st_size for path in Path(np.__file__).parent.rglob("*.so"))
+    assert numpy < sizes["sorix_dist[mpi]"] < 1e9
+
+
+@pytest.mark.skipif(not measures_memory(), reason="needs /proc")
+def test_memory_is_that_of_the_process() -> None:
+    before = proportional(os.getpid())
+    held = np.ones(400_000_000, np.uint8)
+    assert proportional(os.getpid()) - before == pytest.approx(held.size, rel=0.1)
+    assert held[0] == 1
