@@ -27,6 +27,7 @@ class ByWindow(Apart):
         self.slots = [Slot(flat, self.leaves, self.arrays[own], self.all_flags[own])]
         self.slots[0].select()
         self.totals = Totals(flat, memory)
+        self.fine = True
         self.blocks: dict[bool, list[tuple[list[Array], Array]]] = {}
 
     def sum(self, plain: bool) -> None:
@@ -35,13 +36,16 @@ class ByWindow(Apart):
         if plain not in self.blocks:
             cut = self.totals.blocks
             self.blocks[plain] = [([array[block] for array in self.arrays], self.total[block]) for block in cut]
+        fine = True
         for (first, second, *others), total in self.blocks[plain]:
             np.add(first, second, out=total)
             for array in others:
                 total += array
+            fine = is_finite(total) and fine  # while the block is in the cache
+        self.fine = fine
 
     def finite(self) -> bool:
-        return self.totals.finite()
+        return self.fine
 
 
 class Totals:
