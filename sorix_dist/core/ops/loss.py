@@ -40,7 +40,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: float) -> Any
     def to_logits(g: Any, out: Any) -> Any:
         share = g / divisor
         gradient = exps * (share / sums)
-        gradient[at_target] -= share
+        gradient.reshape(-1)[at_target] -= share
         return _rows_first(gradient, classes)
 
     return losses.sum() / max(1, len(target)), (to_logits,)
@@ -51,26 +51,26 @@ _FEW = 100  # classes
 
 def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
     """Of every row of logits the loss log(sum(exp(row))) - row[target], the numbers exp(row - max(row)), their sum, and
-    the index of that of the target.
+    where in the flat memory of all numbers that of the target is.
 
-    Few classes lie in the first dimension of the latter three, because NumPy is slow at reducing many short rows. No
-    result depends on how many rows there are.
+    Few classes lie in the first dimension of the numbers, because NumPy is slow at reducing many short rows. No result
+    depends on how many rows there are.
     """
     rows, classes = logits.shape
-    every = np.arange(rows)
+    at_target = target.astype(np.intp)
     if classes > _FEW:
-        exps = logits - logits.max(axis=1, keepdims=True)
-        at_target = every, target
-        chosen = exps[at_target]
-        np.exp(exps, out=exps)
-        sums = exps.sum(axis=1, keepdims=True)
+        exps = np.subtract(logits, logits.max(axis=1, keepdims=True), order="C")
+        at_target += np.arange(0, rows * classes, classes)
     else:
         exps = logits.T.copy()
         exps -= exps.max(axis=0, initial=-np.inf)
-        at_target = target, every
-        chosen = exps[at_target]
-        np.exp(exps, out=exps)
-        # A single column would be summed in another order.
+        at_target *= rows
+        at_target += np.arange(rows)
+    chosen = exps.reshape(-1)[at_target]
+    np.exp(exps, out=exps)
+    if classes > _FEW:
+        sums = exps.sum(axis=1, keepdims=True)
+    else:  # a single column would be summed in another order than several
         sums = exps.sum(axis=0) if rows != 1 else np.cumsum(exps, axis=0)[-1]
     losses = np.log(sums).reshape(rows)
     losses -= chosen
@@ -106,7 +106,7 @@ def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     def to_logits(g: Any, out: Any) -> Any:
         share = g if scale is None else g * scale
         gradient = exps * (share.reshape(sums.shape) / sums)
-        gradient[at_target] -= share
+        gradient.reshape(-1)[at_target] -= share
         gradient = _rows_first(gradient, classes)
         if nothing is not None:
             gradient[nothing] = 0
