@@ -116,18 +116,6 @@ class Leaf:
             self.sync.forget(self)
         self.view = None if self.view is not None and self.view.origin is not None else self.view
 
-    def receive(self, rule: Rule, gradient: Array) -> None:
-        """Adds what `rule` makes of `gradient`, written straight into place if it is the first to come."""
-        local = self.local
-        if local.written:
-            self.deposit(rule(gradient, None))
-            return
-        place = local.array if local.array is not None else local.place(self)
-        part = rule(gradient, place)
-        if part is not place:
-            np.copyto(place, fit(part, self))
-        local.written = True
-
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""
         part = fit(part, self)

@@ -73,8 +73,7 @@ def _operation(
         rows, rows_shape = None, ()
         for x in inputs:
             if isinstance(x, Tensor):
-                edge = x.origin
-                array = x.array
+                array, edge = x.array, x.origin
                 if array.dtype is not dtype:
                     mixed = mixed or dtype is not None or array.dtype.kind != "f"
                     dtype = array.dtype
@@ -84,8 +83,9 @@ def _operation(
                     rows, rows_shape = x.rows, array.shape
                 if edge is not None:
                     needed = True
-                    if edge.sync is not None and edge.sync is not sync:
-                        sync = edge.sync if sync is None else sync.joined(edge.sync)
+                    other = edge.sync
+                    if other is not sync and other is not None:
+                        sync = other if sync is None else sync.joined(other)
             else:
                 if x.__class__ not in _NUMBERS:
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 KINDS = {
     "rows": "a mean over rows",
@@ -11,8 +11,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Denominator:
+class Denominator(NamedTuple):
     """What a loss is divided by in the whole global batch: a kind of KINDS, and the number."""
 
     kind: str

@@ -16,7 +16,7 @@ from sorix_dist.nn import Module
 from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.check import assert_replicas_equal, describe, same_everywhere
 from sorix_dist.parallel.comm_hooks import Hook
-from sorix_dist.parallel.forward import WholeForward, arrays_in, known_rows
+from sorix_dist.parallel.forward import WholeForward, known_rows
 from sorix_dist.parallel.replicas import replicas
 from sorix_dist.parallel.reproducible import ByShards
 from sorix_dist.parallel.sync import Member, NonFinite
@@ -90,12 +90,13 @@ class DistributedDataParallel(Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         if not (recording.get() or self.module.training):
             # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
-            if isinstance(self._way, ByShards) and known_rows([*arrays_in((inputs, options))]) is not None:
+            if isinstance(self._way, ByShards) and known_rows(inputs, options) is not None:
                 return self._way.run(self.module, inputs, options)
             return self.module(*inputs, **options)
-        self.batches += 1
-        if self.check_every is not None and self.batches % self.check_every == 0:
-            assert_replicas_equal(self)
+        if self.check_every is not None:
+            self.batches += 1
+            if self.batches % self.check_every == 0:
+                assert_replicas_equal(self)
         return self._way.run(self.module, inputs, options)
 
     # -- when gradients are synchronised, and how

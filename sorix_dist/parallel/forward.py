@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,13 @@ def arrays_in(value: Any) -> Iterator[Any]:
             yield from arrays_in(entry)
 
 
-def known_rows(arrays: list[Any]) -> Rows | None:
-    """The rows that a loader said of the first tensor that comes from one."""
-    return next((a.rows for a in arrays if isinstance(a, Tensor) and a.rows is not None), None)
+def known_rows(inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Rows | None:
+    """The rows that a loader said of the first tensor that comes from one, in nested inputs and options."""
+    first = inputs[0] if inputs else None
+    if isinstance(first, Tensor) and first.rows is not None:
+        return first.rows
+    tensors = (a for a in arrays_in((inputs, options)) if isinstance(a, Tensor))
+    return next((tensor.rows for tensor in tensors if tensor.rows is not None), None)
 
 
 class WholeForward:
@@ -49,21 +53,26 @@ class WholeForward:
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results, which synchronise what a backward from them reaches."""
-        share = self._share([*arrays_in((inputs, options))])
-        rows = share.rows
+        rows = known_rows(inputs, options) if self.tagged else None
+        if rows is not None:
+            share = Share(rows, even_proportions(rows.total, self.replicas.comm.size))
+        else:
+            share = self._asked([*arrays_in((inputs, options))])
+            rows = share.rows
         forward = Forward(self.replicas, share)
         before, self.replicas.computing = self.replicas.computing, forward
         try:
             with installed(Batch(rows.start, rows.stop, rows.total, sum=self._sum)):
-                return map_tensors(module(*inputs, **options), lambda result: mark(result, forward))
+                results = module(*inputs, **options)
         finally:
             self.replicas.computing = before
+        if isinstance(results, Tensor):
+            return mark(results, forward)
+        return map_tensors(results, lambda result: mark(result, forward))
 
-    def _share(self, arrays: list[Any]) -> Share:
+    def _asked(self, arrays: list[Any]) -> Share:
+        """The rows of a batch that no loader has shared out: the ranks tell each other how many they have."""
         comm = self.replicas.comm
-        rows = known_rows(arrays) if self.tagged else None
-        if rows is not None:
-            return Share(rows, even_proportions(rows.total, comm.size))
         first = arrays[0] if arrays else np.zeros(1)
         count = 1 if first.ndim == 0 else len(first)
         counts, sums = comm.all_gather(np.array([count, self._checksum(first)], np.int64)).T.tolist()
@@ -94,6 +103,7 @@ class WholeForward:
 
 def mark(result: Tensor, forward: Any) -> Tensor:
     """Makes a tensor that a forward computed a result of it."""
-    if isinstance(result.origin, Node) and result.origin.sync is not None:
-        result.origin.sync = result.origin.sync.joined(forward)
+    origin = result.origin
+    if isinstance(origin, Node) and origin.sync is not None:
+        origin.sync = origin.sync.joined(forward)
     return result

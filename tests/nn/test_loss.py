@@ -34,6 +34,36 @@ def test_cross_entropy_of_classes() -> None:
     np.testing.assert_allclose(grad, (np.exp(likely(SCORES)) - np.eye(4)[LABELS]) / 6)
 
 
+@pytest.mark.parametrize("classes", [1, 2, 10, 100, 101, 300])
+@pytest.mark.parametrize("label", [np.uint8, np.int32, np.int64])
+def test_cross_entropy_of_any_layout_and_kind_of_label(classes: int, label: Any) -> None:
+    scores, labels = RNG.standard_normal((300, classes)), RNG.integers(0, min(classes, 256), 300).astype(label)
+    expected = np.exp(likely(scores))
+    expected[np.arange(300), labels] -= 1
+    for laid_out in (scores, np.asfortranarray(scores), np.repeat(scores, 2, axis=1)[:, ::2]):
+        value, found = gradient(F.cross_entropy, laid_out, labels)
+        assert value == pytest.approx(-likely(scores)[np.arange(300), labels].mean())
+        np.testing.assert_allclose(found, expected / 300, atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 101])
+def test_the_loss_of_a_row_has_the_same_bits_among_any_number_of_rows(classes: int) -> None:
+    scores, labels = RNG.standard_normal((24, classes), np.float32), RNG.integers(0, classes, 24)
+
+    def of_rows(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        x = Tensor(scores[rows], requires_grad=True)
+        losses = F.cross_entropy(x, labels[rows], reduction="none")
+        losses.sum().backward()
+        return losses.numpy(), x.grad.numpy()
+
+    whole = of_rows(slice(None))
+    for count in (1, 2, 3, 8):
+        for start in range(0, 24, count):
+            rows = slice(start, start + count)
+            for part, of_all in zip(of_rows(rows), whole, strict=True):
+                np.testing.assert_array_equal(part, of_all[rows])
+
+
 def test_weights_and_ignored_labels_divide_by_what_counts() -> None:
     labels = np.where(LABELS == 1, -100, LABELS)
     counted = labels != -100

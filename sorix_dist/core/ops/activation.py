@@ -19,7 +19,13 @@ from sorix_dist.core.ops.shape import reshape
 def relu(x: Any) -> Any:
     """max(x, 0); the gradient at 0 is 0."""
     y = np.maximum(x, 0)
-    return y, (lambda g, out: g * (y > 0),)
+
+    def to_x(g: Any, out: Any) -> Any:
+        gradient = (y > 0).astype(g.dtype)
+        gradient *= g
+        return gradient
+
+    return y, (to_x,)
 
 
 @op(promote="float")

@@ -34,20 +34,52 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: float) -> Any
 
     logits: raw scores (N, C); target: N integers in [0, C). The gradient is (softmax - one-hot) / divisor.
     """
-    count = max(1, len(target))
-    at_target = (np.arange(len(target)), target)
-    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-    chosen = shifted[at_target]
-    exps = np.exp(shifted, out=shifted)
-    sums = exps.sum(axis=1)
+    classes = logits.shape[1]
+    losses, exps, sums, at_target = _softmax_parts(logits, target)
 
     def to_logits(g: Any, out: Any) -> Any:
         share = g / divisor
-        gradient = exps * (share / sums)[:, None]
-        gradient[at_target] -= share
-        return gradient
+        gradient = exps * (share / sums)
+        gradient.reshape(-1)[at_target] -= share
+        return _rows_first(gradient, classes)
 
-    return (np.log(sums) - chosen).sum() / count, (to_logits,)
+    return losses.sum() / max(1, len(target)), (to_logits,)
+
+
+_FEW = 100  # classes
+
+
+def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
+    """Of every row of logits the loss log(sum(exp(row))) - row[target], the numbers exp(row - max(row)), their sum, and
+    where in the flat memory of all numbers that of the target is.
+
+    Few classes lie in the first dimension of the numbers, because NumPy is slow at reducing many short rows. No result
+    depends on how many rows there are.
+    """
+    rows, classes = logits.shape
+    at_target = target.astype(np.intp)
+    if classes > _FEW:
+        exps = np.subtract(logits, logits.max(axis=1, keepdims=True), order="C")
+        at_target += np.arange(0, rows * classes, classes)
+    else:
+        exps = logits.T.copy()
+        exps -= exps.max(axis=0, initial=-np.inf)
+        at_target *= rows
+        at_target += np.arange(rows)
+    chosen = exps.reshape(-1)[at_target]
+    np.exp(exps, out=exps)
+    if classes > _FEW:
+        sums = exps.sum(axis=1, keepdims=True)
+    else:  # a single column would be summed in another order than several
+        sums = exps.sum(axis=0) if rows != 1 else np.cumsum(exps, axis=0)[-1]
+    losses = np.log(sums).reshape(rows)
+    losses -= chosen
+    return losses, exps, sums, at_target
+
+
+def _rows_first(gradient: Any, classes: int) -> Any:
+    """A gradient in the layout of `_softmax_parts`, in that of the logits."""
+    return gradient if classes > _FEW else np.ascontiguousarray(gradient.T)
 
 
 def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
@@ -63,27 +95,24 @@ def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
 
     logits: raw scores (N, C); target: N integers in [0, C). A row of scale 0 gives 0 whatever it holds.
     """
-    at_target = (np.arange(len(target)), target)
-    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-    chosen = shifted[at_target]
-    exps = np.exp(shifted, out=shifted)
-    sums = exps.sum(axis=1)
-    loss = np.log(sums) - chosen
+    classes = logits.shape[1]
+    losses, exps, sums, at_target = _softmax_parts(logits, target)
     nothing = None
     if scale is not None:
         scale, nothing = scale.astype(logits.dtype, copy=False), np.flatnonzero(scale == 0)
-        loss *= scale
-        loss[nothing] = 0
+        losses *= scale
+        losses[nothing] = 0
 
     def to_logits(g: Any, out: Any) -> Any:
         share = g if scale is None else g * scale
-        gradient = exps * (share / sums)[:, None]
-        gradient[at_target] -= share
+        gradient = exps * (share.reshape(sums.shape) / sums)
+        gradient.reshape(-1)[at_target] -= share
+        gradient = _rows_first(gradient, classes)
         if nothing is not None:
             gradient[nothing] = 0
         return gradient
 
-    return loss, (to_logits,)
+    return losses, (to_logits,)
 
 
 def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:

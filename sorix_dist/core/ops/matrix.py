@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Array, Tensor
 
 
 @op(promote="common", keeps_rows=kept_rows.multiplied)
@@ -72,23 +73,55 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         raise ValueError(f"linear: x must have {inputs} features in its last dimension, got shape {x.shape}")
     shape_x, shape_b = x.shape, None if b is None else b.shape
     rows = x if x.ndim == 2 else x.reshape(-1, inputs)
-    y = np.matmul(rows, w)
+    y = rows.dot(w)  # of small matrices it is faster than matmul
     if b is not None:
         y += b
 
     def to_x(g: Any, out: Any) -> Any:
-        return np.matmul(g.reshape(-1, outputs), w.T).reshape(shape_x)
+        return g.reshape(-1, outputs).dot(w.T).reshape(shape_x)
 
     def to_w(g: Any, out: Any) -> Any:
-        return np.matmul(rows.T, g.reshape(-1, outputs), out=out)
+        g = g.reshape(-1, outputs)
+        if out is not None and out.dtype == g.dtype:
+            return rows.T.dot(g, out)
+        return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
-        if out is None:
-            return np.add.reduce(g.reshape(-1, outputs), axis=0).reshape(shape_b)
-        np.add.reduce(g.reshape(-1, outputs), axis=0, out=out.reshape(-1))
-        return out
+        sums = sum_of_rows(g.reshape(-1, outputs), out)
+        return sums if sums is out else sums.reshape(shape_b)
 
     return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
+
+
+def sum_of_rows(rows: Array, out: Array | None = None) -> Array:
+    """The sum of the rows of a matrix, in `out` if there is one, of as many elements.
+
+    BLAS makes it, by a product with ones, several times as fast as NumPy sums over rows, and more exactly. Its bits
+    depend on the number of rows, as those of every product do.
+    """
+    sums: Array
+    if rows.dtype.itemsize < 4:  # BLAS has no float16
+        sums = np.add.reduce(rows, axis=0)
+        return sums
+    ones = _ones(len(rows), rows.dtype)
+    if out is not None and out.dtype == rows.dtype:
+        ones.dot(rows, out.reshape(-1))
+        return out
+    sums = ones.dot(rows)
+    return sums
+
+
+def sums_of_rows(rows: Array) -> Array:
+    """The sum of each row of a matrix, made in the same way."""
+    sums: Array = rows.sum(axis=1) if rows.dtype.itemsize < 4 else rows.dot(_ones(rows.shape[1], rows.dtype))
+    return sums
+
+
+@lru_cache(maxsize=16)
+def _ones(count: int, dtype: np.dtype[Any]) -> Array:
+    ones = np.ones(count, dtype)
+    ones.flags.writeable = False
+    return ones
 
 
 OF_NUMPY[np.matmul] = matmul

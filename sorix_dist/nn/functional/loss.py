@@ -42,7 +42,7 @@ def cross_entropy(
     The mean over class indices, and over `one_hot` targets, is divided by the weights of those that count; over
     probabilities by their number. ValueError, TypeError or IndexError names what does not fit.
     """
-    shape = np.shape(logits)
+    shape = _array(logits).shape
     labels = _array(target)
     plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
     if plain and len(shape) == 2 and labels.dtype.kind != "f":
