@@ -9,6 +9,7 @@ import pytest
 
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.core import Tensor, grad
+from sorix_dist.core.ops import columns
 from sorix_dist.core.ops import conv as ops
 from sorix_dist.core.ops import pool
 from sorix_dist.core.random import manual_seed
@@ -88,7 +89,7 @@ def test_the_size_of_a_tile_changes_nothing(tile: int, monkeypatch: pytest.Monke
         return [y.array, *(g.array for g in grad(y, inputs, weights))]
 
     expected = values()
-    monkeypatch.setattr(ops, "TILE", tile)
+    monkeypatch.setattr(columns, "TILE", tile)
     for got, before in zip(values(), expected, strict=True):
         np.testing.assert_allclose(got, before, rtol=1e-11, atol=1e-11)
 
