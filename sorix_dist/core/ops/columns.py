@@ -18,7 +18,8 @@ from numpy.lib.stride_tricks import as_strided
 from sorix_dist.core.ops.windows import Pair
 from sorix_dist.core.tensor import Array
 
-TILE = 1 << 19  # bytes that are copied before they are multiplied, so that they are still in the cache then
+TILE = 1 << 20  # bytes that are copied and computed at a time, so that they stay in the cache
+MOST = 16 * TILE  # where rows are so long that a few of them take more
 WIDE = 128  # numbers in a row of a tile, at least, so that copies and products are long
 
 
@@ -81,25 +82,23 @@ class Scratch:
 
 
 def tiles(size: Pair, shared: int, pixel: int, count: int, height: int) -> Iterator[Tile]:
-    """The windows of an image of `size` windows in tiles of about TILE bytes.
+    """The windows of an image of `size` windows in tiles, whole rows of them if that does not take too much memory.
 
-    shared: how many rows a tile copies that the next one copies again; pixel: the bytes to copy for a window in
-    all `count` images; height: of the matrices that the columns are multiplied with. To multiply row by row pays
-    if rows are longer than these matrices are high, which are read again for each of them.
+    shared: how many rows a tile copies that the next one copies again; pixel: the bytes that are copied and
+    computed for a window in all `count` images; height: of the matrices that the columns are multiplied with. To
+    multiply row by row pays if rows are longer than these matrices are high, which are read again for each of them.
     """
     rows, columns = size
-    if not rows or not columns:
+    if not rows or not columns or not pixel:
         return
-    fits = max(1, TILE // max(1, pixel))
-    least = -(-max(WIDE, height) // max(1, count))
-    by_rows = least <= columns
-    wide = min(columns, max(least, fits // (rows + shared)))
-    high = min(rows, max(1, 3 * shared, fits // wide - shared))
+    high = min(rows, max(1, 3 * shared, TILE // (pixel * columns) - shared))
+    least = -(-max(WIDE, height) // count)
+    wide = min(columns, max(least, MOST // (pixel * (high + shared))))
     # Parts of even size: a thin last one would cost as much as a whole one.
     high, wide = (-(-whole // -(-whole // part)) for whole, part in ((rows, high), (columns, wide)))
     for top in range(0, rows, high):
         for left in range(0, columns, wide):
-            yield Tile((top, min(top + high, rows)), (left, min(left + wide, columns)), by_rows)
+            yield Tile((top, min(top + high, rows)), (left, min(left + wide, columns)), least <= columns)
 
 
 def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:

@@ -39,7 +39,7 @@ def _unfolded(x: Array, places: Geometry, groups: int, outputs: int) -> Iterator
         )
     )
     scratch = Scratch(x.dtype)
-    pixel = x.shape[1] * right.count * min(down.step, down.count) * len(x) * x.itemsize
+    pixel = (x.shape[1] * right.count * min(down.step, down.count) + outputs) * len(x) * x.itemsize
     for tile in tiles(places.output, down.shared, pixel, len(x), outputs // groups):
         if places.kernel == (1, 1) and places.padded == places.size:  # the windows are the image
             yield tile, tile.matrices(image[:, :, :: down.step, :: right.step])
@@ -73,16 +73,17 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
     dtype = np.result_type(x, w)
     y = np.empty((len(w), *places.output, len(x)), dtype)
-    image, scratch = _groups(y, groups), Scratch(dtype)
+    image = _groups(y, groups)
     kernels = _groups(w, groups).transpose(0, 1, 3, 4, 2).reshape(groups, 1, len(w) // groups, -1)
     bias = None if b is None else b.reshape(groups, -1, 1, 1, 1)
     for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, len(w)):
-        shape = (*matrices.shape[:2], kernels.shape[2], matrices.shape[3])
-        values = tile.pixels(np.matmul(kernels, matrices, out=scratch(*shape)))
-        if bias is None:
-            np.copyto(tile.of(image), values)
+        part = tile.of(image)
+        if tile.by_rows:
+            np.matmul(kernels, matrices, out=tile.matrices(image))
         else:
-            np.add(values, bias, out=tile.of(image))
+            part[...] = tile.pixels(np.matmul(kernels, matrices))
+        if bias is not None:
+            part += bias
     return y.transpose(3, 0, 1, 2), (
         lambda g, out: in_kind(transposed_convolution, g, w, None, places=places, groups=groups),
         lambda g, out: _to_kernel(x, g, out, places, groups),
@@ -129,7 +130,7 @@ def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
     kernels = w[:, :, :, rows].transpose(0, 4, 2, 3, 1).reshape(groups, 1, -1, len(rows) * outputs)
     target = x[:, :, there]
     scratch, product = Scratch(x.dtype), Scratch(x.dtype)
-    pixel = outputs * groups * count * x.itemsize
+    pixel = (outputs + each * places.kernel[1]) * groups * count * x.itemsize
     for tile in tiles((under.stop - under.start, y.shape[3]), down.shared, pixel, count, kernels.shape[2]):
         matrices = columns(y, down, Taps(0, 1, 1, 1), tile, scratch)
         shape = (*matrices.shape[:2], kernels.shape[2], matrices.shape[3])
