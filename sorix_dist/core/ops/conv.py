@@ -136,7 +136,9 @@ def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
         shape = (*matrices.shape[:2], kernels.shape[2], matrices.shape[3])
         spread = np.matmul(kernels, matrices, out=product(*shape))
         for j in range(places.kernel[1]):
-            among, at = inside(tile.columns[0] * step + j * right - left, step, tile.columns[1] - tile.columns[0], width)
+            among, at = inside(
+                tile.columns[0] * step + j * right - left, step, tile.columns[1] - tile.columns[0], width
+            )
             part = target[:, :, slice(*tile.rows), at]
             part += tile.pixels(spread[:, :, j * each : (j + 1) * each])[..., among, :]
 

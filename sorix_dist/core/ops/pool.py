@@ -65,7 +65,8 @@ def max_pool(x: Array, *, places: Geometry) -> Result:
                 np.multiply(g, chosen == place, out=under)
             else:
                 under += g * (chosen == place)
-        return gradient[:, :, *places.inner]
+        image: Array = gradient[:, :, *places.inner]
+        return image
 
     return y, (to_x,)
 
