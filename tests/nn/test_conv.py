@@ -93,6 +93,8 @@ def test_tiles_of_any_size_compute_the_same(
     monkeypatch.setattr(columns, "TILE", tile)
     monkeypatch.setattr(columns, "MOST", tile)
     monkeypatch.setattr(columns, "WIDE", 1 if by_rows else 1 << 30)
+    monkeypatch.setattr(ops, "WIDE", 1)  # products of some columns each
+    monkeypatch.setattr(columns, "SMALL", tile)
     places = geometry("", size, kernel, stride, padding, dilation)
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(s) for s in ((5, 4, *size), (6, 4 // groups, *kernel), (6,)))

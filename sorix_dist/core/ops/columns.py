@@ -21,6 +21,7 @@ from sorix_dist.core.tensor import Array
 TILE = 1 << 20  # bytes that are copied and computed at a time, so that they stay in the cache
 MOST = 16 * TILE  # where rows are so long that a few of them take more
 WIDE = 128  # numbers in a row of a tile, at least, so that copies and products are long
+SMALL = 1_000_000  # multiplications of a product that OpenBLAS computes without copying its operands first
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,19 @@ def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
     if tile.by_rows:  # a view, if neither the kernel's rows are spaced
         return overlapping.reshape(groups, high, height, wide * count)
     return overlapping.transpose(0, 2, 3, 1, 4).reshape(groups, 1, height, high * wide * count)
+
+
+def pieces(matrices: Array, other: int, least: int) -> int:
+    """Into how many equal parts the columns of `matrices` are to be cut so that products with a matrix of `other`
+    rows are SMALL; 1 if parts of at least `least` columns are not."""
+    height, length = matrices.shape[-2:]
+    fits = SMALL // max(1, other * height)
+    return next((n for n in range(1, length // least + 1) if length % n == 0 and length // n <= fits), 1)
+
+
+def cut(matrices: Array, count: int) -> Array:
+    """Matrices (groups, products, rows, columns) as a view (groups, products, count, rows, columns / count)."""
+    return matrices.reshape(*matrices.shape[:3], count, -1).swapaxes(2, 3)
 
 
 def _copied(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
-from sorix_dist.core.ops.columns import Scratch, Taps, Tile, columns, inside, tiles
+from sorix_dist.core.ops.columns import WIDE, Scratch, Taps, Tile, columns, cut, inside, pieces, tiles
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.ops.windows import Geometry, Pair, batch_innermost, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor
@@ -58,7 +58,8 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
     total = np.zeros((groups, each * prod(places.kernel), outputs // groups), dtype)
     for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, outputs):
         # In this order, not transposed: a product is faster if its columns are few.
-        total += np.matmul(matrices, tile.matrices(image).swapaxes(2, 3)).sum(axis=1)
+        count = pieces(matrices, outputs // groups, 2 * WIDE)
+        total += np.matmul(cut(matrices, count), cut(tile.matrices(image), count).swapaxes(3, 4)).sum(axis=(1, 2))
     _groups(w, groups)[...] = total.reshape(groups, *places.kernel, each, -1).transpose(0, 4, 3, 1, 2)
     return w
 
@@ -79,7 +80,8 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, len(w)):
         part = tile.of(image)
         if tile.by_rows:
-            np.matmul(kernels, matrices, out=tile.matrices(image))
+            count = pieces(matrices, kernels.shape[2], WIDE)
+            np.matmul(kernels[:, :, None], cut(matrices, count), out=cut(tile.matrices(image), count))
         else:
             part[...] = tile.pixels(np.matmul(kernels, matrices))
         if bias is not None:
