@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.core import Tensor, grad
+from sorix_dist.core import Tensor
+from sorix_dist.core.ops import columns, pool
 from sorix_dist.core.ops import conv as ops
-from sorix_dist.core.ops import pool
+from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
 from sorix_dist.nn import Linear, Module, ReLU, Sequential
 from sorix_dist.nn.conv import (
@@ -28,6 +29,7 @@ from sorix_dist.nn.norm import BatchNorm2d
 from sorix_dist.optim import SGD
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.utils.data import DataLoader, Dataset
+from tests.core.rows import conv as plainly
 
 LAYERS: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = [
     (lambda: Conv2d(4, 6, 3), (4, 7, 8), (6, 5, 6)),
@@ -76,21 +78,70 @@ def test_rows_do_not_depend_on_each_other(make: Any, inside: Any, outside: Any) 
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("tile", [1, 1000, 1 << 14, 1 << 30])
-def test_the_size_of_a_tile_changes_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation", "groups"), [
+    ((9, 10), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((9, 10), (3, 2), (2, 1), ((1, 2), (0, 1)), (1, 1), 2),
+    ((11, 8), (3, 3), (3, 2), ((2, 2), (2, 2)), (2, 2), 2),
+    ((7, 6), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+])  # fmt: skip
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("tile", [1, 3_000, 1 << 14, 1 << 30])
+def test_tiles_of_any_size_compute_the_same(
+    tile: int, by_rows: bool, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(columns, "TILE", tile)
+    monkeypatch.setattr(columns, "MOST", tile)
+    monkeypatch.setattr(columns, "WIDE", 1 if by_rows else 1 << 30)
+    monkeypatch.setattr(ops, "WIDE", 1)  # products of some columns each
+    monkeypatch.setattr(columns, "SMALL", tile)
+    places = geometry("", size, kernel, stride, padding, dilation)
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(s) for s in ((5, 4, 9, 10), (6, 2, 3, 2), (6,))]
-    weights = rng.standard_normal((5, 6, 5, 9))
+    x, w, b = (rng.standard_normal(s) for s in ((5, 4, *size), (6, 4 // groups, *kernel), (6,)))
+    y = rng.standard_normal((5, 6, *places.output))
+    for operation, plain, inputs in (
+        (ops.convolution, plainly.convolved, (x, w, b)),
+        (ops.transposed_convolution, plainly.transposed, (y, w, None)),
+        (ops.kernel_correlation, plainly.correlated, (x, y)),
+    ):
+        got = operation(*inputs, places=places, groups=groups).array
+        np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
 
-    def values() -> list[Any]:
-        inputs = [Tensor(a, requires_grad=True) for a in arrays]
-        y = ops.conv2d(*inputs, stride=(2, 1), padding=(1, 0), groups=2)
-        return [y.array, *(g.array for g in grad(y, inputs, weights))]
 
-    expected = values()
-    monkeypatch.setattr(ops, "TILE", tile)
-    for got, before in zip(values(), expected, strict=True):
-        np.testing.assert_allclose(got, before, rtol=1e-11, atol=1e-11)
+@pytest.mark.parametrize("tile", [1, 50_000, 1 << 30])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (40, 3)])
+def test_tiles_cover_each_window_once(tile: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "TILE", tile)
+    monkeypatch.setattr(columns, "MOST", tile)
+    for count, shared in ((1, 0), (30, 2), (300, 5)):
+        covered = np.zeros(size, int)
+        for part in columns.tiles(size, shared, 100, count, 16):
+            covered[slice(*part.rows), slice(*part.columns)] += 1
+        assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33])
+def test_an_image_may_lie_in_memory_in_any_way(batch: int) -> None:
+    whole = np.random.default_rng(0).standard_normal((2 * batch, 2, 12, 10))
+    weight = np.random.default_rng(1).standard_normal((3, 2, 3, 3))
+    for image in (whole[::2], whole[:batch, :, 2:, 1::2], whole[:batch].swapaxes(2, 3), whole[:batch, ::-1]):
+        dense = np.ascontiguousarray(image)
+        for function in (lambda x: ops.conv2d(x, weight, padding=1), lambda x: pool.max_pool2d(x, 3, 2, 1)):
+            got, expected = Tensor(image, requires_grad=True), Tensor(dense, requires_grad=True)
+            values = [function(x) for x in (got, expected)]
+            np.testing.assert_allclose(values[0].array, values[1].array, rtol=1e-11, atol=1e-12)
+            incoming = np.random.default_rng(2).standard_normal(values[0].shape)
+            for value in values:
+                value.backward(incoming)
+            np.testing.assert_allclose(got.grad.array, expected.grad.array, rtol=1e-11, atol=1e-12)
+
+
+def test_a_window_of_a_maximum_may_have_many_places() -> None:
+    x = Tensor(np.random.default_rng(0).permutation(800.0 + np.arange(800)).reshape(2, 1, 20, 20), requires_grad=True)
+    y = pool.max_pool2d(x, 18)
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.array, np.isin(x.array, y.array).astype(float))
+    assert x.grad.array.sum() == 2
 
 
 def test_starting_values_are_within_the_bounds_of_kaiming_uniform() -> None:

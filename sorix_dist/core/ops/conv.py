@@ -8,59 +8,43 @@ gradient to w. The gradients of each are the other two, so derivatives of any or
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.columns import WIDE, Scratch, Taps, Tile, columns, cut, inside, pieces, tiles
 from sorix_dist.core.ops.shape import reshape
-from sorix_dist.core.ops.windows import Geometry, Pair, batch_innermost, geometry, pad, pair, single, windows
+from sorix_dist.core.ops.windows import Geometry, Pair, batch_innermost, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor
-
-TILE = 1 << 20  # bytes of windows that are multiplied at a time, so that they stay in the cache
 
 Result = tuple[Array, tuple[Rule, ...]]
 
 
-def _tiles(places: Geometry, pixel_bytes: int) -> Iterator[tuple[Pair, Pair]]:
-    """The output in ranges of rows and columns whose windows, of `pixel_bytes` each, take about a TILE."""
-    rows, columns = places.output
-    fits = max(1, TILE // max(1, pixel_bytes))
-    high, wide = (min(rows, fits // columns), columns) if fits >= columns else (1, fits)
-    # Parts of even size: a thin last one would cost as much as a whole one.
-    high, wide = (-(-whole // -(-whole // part)) for whole, part in ((rows, high), (columns, wide)))
-    for top in range(0, rows, high):
-        for left in range(0, columns, wide):
-            yield (top, min(top + high, rows)), (left, min(left + wide, columns))
+def _groups(image: Array, groups: int) -> Array:
+    """An image (C, H, W, N) or a kernel (O, C, kH, kW) with its first dimension in two, (groups, ... / groups)."""
+    return image.reshape(groups, len(image) // groups, *image.shape[1:])
 
 
-def _columns(x: Array, places: Geometry, groups: int) -> Iterator[tuple[Pair, Pair, Array]]:
-    """im2col: tiles of the output, with their windows as matrices (groups, C / groups * kH * kW, pixels)."""
-    everywhere = windows(batch_innermost(pad(x, places)), places)
-    depth = int(np.prod(everywhere.shape[:3]))
-    scratch = np.empty(0, x.dtype)
-    for rows, columns in _tiles(places, depth * len(x) * x.itemsize):
-        tile = everywhere[:, :, :, slice(*rows), slice(*columns)]
-        if places.kernel != (1, 1):  # else the windows are the image, and no copy is needed
-            if scratch.size < tile.size:
-                scratch = np.empty(tile.size, x.dtype)
-            copied = scratch[: tile.size].reshape(tile.shape)
-            np.copyto(copied, tile)
-            tile = copied
-        pixels = (rows[1] - rows[0]) * (columns[1] - columns[0]) * len(x)
-        yield rows, columns, tile.reshape(groups, depth // groups, pixels)
-
-
-def _part(y: Array, rows: Pair, columns: Pair, groups: int) -> Array:
-    """A tile of y (O, H, W, N) as matrices (groups, O / groups, pixels): a view if y is contiguous."""
-    tile = y[:, slice(*rows), slice(*columns)]
-    return tile.reshape(groups, len(y) // groups, int(np.prod(tile.shape[1:])))
-
-
-def _matrices(w: Array, groups: int) -> Array:
-    """A kernel (O, C / groups, kH, kW) as matrices (groups, O / groups, C / groups * kH * kW)."""
-    return w.reshape(groups, len(w) // groups, int(np.prod(w.shape[1:])))
+def _unfolded(x: Array, places: Geometry, groups: int, outputs: int) -> Iterator[tuple[Tile, Array]]:
+    """im2col: tiles of the output of a convolution of images x (N, C, H, W) to `outputs` channels, and their
+    windows as matrices (groups, products, kH * kW * C / groups, pixels)."""
+    image = _groups(batch_innermost(x), groups)
+    down, right = (
+        Taps(-before, step, kernel, spacing)
+        for (before, _), step, kernel, spacing in zip(
+            places.padding, places.stride, places.kernel, places.dilation, strict=True
+        )
+    )
+    scratch = Scratch(x.dtype)
+    pixel = (x.shape[1] * right.count * min(down.step, down.count) + outputs) * len(x) * x.itemsize
+    for tile in tiles(places.output, down.shared, pixel, len(x), outputs // groups):
+        if places.kernel == (1, 1) and places.padded == places.size:  # the windows are the image
+            yield tile, tile.matrices(image[:, :, :: down.step, :: right.step])
+        else:
+            yield tile, columns(image, down, right, tile, scratch)
 
 
 def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int) -> Any:
@@ -68,16 +52,15 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
     if isinstance(x, Tensor) or isinstance(g, Tensor):
         return kernel_correlation(x, g, places=places, groups=groups)
     dtype = np.result_type(x, g)
-    w = np.empty((g.shape[1], x.shape[1] // groups, *places.kernel), dtype) if out is None else out
-    total, part = _matrices(w, groups), None
-    inner = batch_innermost(g)
-    for rows, columns, matrices in _columns(x.astype(dtype, copy=False), places, groups):
-        pixels = _part(inner, rows, columns, groups)
-        if part is None:
-            np.matmul(pixels, matrices.swapaxes(1, 2), out=total)
-            part = np.empty_like(total)
-        else:
-            total += np.matmul(pixels, matrices.swapaxes(1, 2), out=part)
+    outputs, each = g.shape[1], x.shape[1] // groups
+    w = np.empty((outputs, each, *places.kernel), dtype) if out is None else out
+    image = _groups(batch_innermost(g), groups)
+    total = np.zeros((groups, each * prod(places.kernel), outputs // groups), dtype)
+    for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, outputs):
+        # In this order, not transposed: a product is faster if its columns are few.
+        count = pieces(matrices, outputs // groups, 2 * WIDE)
+        total += np.matmul(cut(matrices, count), cut(tile.matrices(image), count).swapaxes(3, 4)).sum(axis=(1, 2))
+    _groups(w, groups)[...] = total.reshape(groups, *places.kernel, each, -1).transpose(0, 4, 3, 1, 2)
     return w
 
 
@@ -91,12 +74,18 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
     dtype = np.result_type(x, w)
     y = np.empty((len(w), *places.output, len(x)), dtype)
-    kernels = _matrices(w, groups)
-    for rows, columns, matrices in _columns(x.astype(dtype, copy=False), places, groups):
-        pixels = _part(y, rows, columns, groups)
-        np.matmul(kernels, matrices, out=pixels)
-        if b is not None:
-            pixels += b.reshape(groups, -1, 1)
+    image = _groups(y, groups)
+    kernels = _groups(w, groups).transpose(0, 1, 3, 4, 2).reshape(groups, 1, len(w) // groups, -1)
+    bias = None if b is None else b.reshape(groups, -1, 1, 1, 1)
+    for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, len(w)):
+        part = tile.of(image)
+        if tile.by_rows:
+            count = pieces(matrices, kernels.shape[2], WIDE)
+            np.matmul(kernels[:, :, None], cut(matrices, count), out=cut(tile.matrices(image), count))
+        else:
+            part[...] = tile.pixels(np.matmul(kernels, matrices))
+        if bias is not None:
+            part += bias
     return y.transpose(3, 0, 1, 2), (
         lambda g, out: in_kind(transposed_convolution, g, w, None, places=places, groups=groups),
         lambda g, out: _to_kernel(x, g, out, places, groups),
@@ -109,31 +98,51 @@ def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geome
     """The transpose of `convolution` with w (O, C / groups, kH, kW): y (N, O, *places.output) becomes
     (N, C, *places.size), plus b of shape (C,) or None."""
     dtype = np.result_type(y, w)
-    kernels = _matrices(w, groups).swapaxes(1, 2)
-    inner = batch_innermost(y)
-    count, channels = len(y), w.shape[1] * groups
-    depth = channels * int(np.prod(places.kernel))
-    x = np.zeros((channels, *places.padded, count), dtype)
-    scratch = np.empty(0, dtype)
-    for rows, columns in _tiles(places, depth * count * dtype.itemsize):
-        pixels = _part(inner, rows, columns, groups)
-        shape = (channels, *places.kernel, rows[1] - rows[0], columns[1] - columns[0], count)
-        if scratch.size < np.prod(shape):
-            scratch = np.empty(int(np.prod(shape)), dtype)
-        spread = scratch[: int(np.prod(shape))]
-        np.matmul(kernels, pixels, out=spread.reshape(groups, depth // groups, pixels.shape[2]))
-        spread = spread.reshape(shape)
-        for i, j, vertical, horizontal in places.offsets(rows, columns):
-            under = x[:, vertical, horizontal]
-            np.add(under, spread[:, i, j], out=under)
-    value = x[:, *places.inner].transpose(3, 0, 1, 2)
+    x = np.zeros((w.shape[1] * groups, *places.size, len(y)), dtype)
+    pixels, windows = _groups(x, groups), _groups(batch_innermost(y), groups)
+    for phase in range(places.stride[0]):
+        _fold(pixels, windows, _groups(w, groups), places, phase)
     if b is not None:
-        value += b.reshape(-1, 1, 1)
-    return value, (
+        x += b.reshape(-1, 1, 1, 1)
+    return x.transpose(3, 0, 1, 2), (
         lambda g, out: in_kind(convolution, g, w, None, places=places, groups=groups),
         lambda g, out: _to_kernel(g, y, out, places, groups),
         lambda g, out: _to_bias(g, out),
     )
+
+
+def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
+    """Adds to each stride[0]th row of images x, from `phase` on in the padded image, what a transposed convolution
+    of y puts there. All three have their groups as first dimension.
+
+    Down the image this is a convolution with the rows of the kernel that meet those rows, in reversed order;
+    only what lies right of it is spread.
+    """
+    (stride, step), (spacing, right) = places.stride, places.dilation
+    (top, _), (left, _) = places.padding
+    groups, each, height, width, count = x.shape
+    outputs = w.shape[1]
+    rows = [i for i in reversed(range(places.kernel[0])) if i * spacing % stride == phase]
+    # Row k of those of x lies under row k - (i * spacing - phase) / stride of y for the kernel's row i.
+    under, there = inside(phase - top, stride, places.padded[0], height)
+    if not rows or under.start == under.stop:
+        return
+    behind = [(i * spacing - phase) // stride for i in rows]
+    down = Taps(under.start - behind[0], 1, len(rows), behind[0] - behind[1] if len(rows) > 1 else 1)
+    kernels = w[:, :, :, rows].transpose(0, 4, 2, 3, 1).reshape(groups, 1, -1, len(rows) * outputs)
+    target = x[:, :, there]
+    scratch, product = Scratch(x.dtype), Scratch(x.dtype)
+    pixel = (outputs + each * places.kernel[1]) * groups * count * x.itemsize
+    for tile in tiles((under.stop - under.start, y.shape[3]), down.shared, pixel, count, kernels.shape[2]):
+        matrices = columns(y, down, Taps(0, 1, 1, 1), tile, scratch)
+        shape = (*matrices.shape[:2], kernels.shape[2], matrices.shape[3])
+        spread = np.matmul(kernels, matrices, out=product(*shape))
+        for j in range(places.kernel[1]):
+            among, at = inside(
+                tile.columns[0] * step + j * right - left, step, tile.columns[1] - tile.columns[0], width
+            )
+            part = target[:, :, slice(*tile.rows), at]
+            part += tile.pixels(spread[:, :, j * each : (j + 1) * each])[..., among, :]
 
 
 @op()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.columns import TILE
 from sorix_dist.core.ops.matrix import matmul
 from sorix_dist.core.ops.reduce import mean_over
 from sorix_dist.core.ops.shape import reshape, swapaxes, take
@@ -39,33 +41,53 @@ def _max_pool(x: Any, *, places: Geometry) -> Tensor:
 @op(composite=_max_pool)
 def max_pool(x: Array, *, places: Geometry) -> Result:
     """The maximum of each window of x (N, C, H, W); the gradient goes to the first of equal maxima."""
-    views = (_padded_for_max(x, places)[:, :, v, h] for v, h in places.pixels())
-    y = next(views).copy(order="K")
-    for view in views:
-        np.maximum(y, view, out=y)
+    padded = _padded_for_max(x, places)
+    views = [padded[:, :, v, h] for v, h in places.pixels()]
+    y = np.empty_like(views[0])  # in memory in the order of x
+    # Which place of the kernel the maximum is at: less to keep, and faster to use, than the image.
+    chosen = np.zeros_like(y, np.min_scalar_type(len(views) - 1))
+    for channels in _blocks(padded):
+        _choose(y[:, channels], chosen[:, channels], [view[:, channels] for view in views])
+    strides = y.strides
 
     def to_x(g: Array, out: Array | None) -> Array:
-        padded = _padded_for_max(x, places)
         # Every pixel is under one window, or some under none or several.
         tiled = places.stride == places.kernel and places.dilation == (1, 1)
         tiled &= places.padded == tuple(s * n for s, n in zip(places.stride, places.output, strict=True))
-        gradient = np.empty_like(padded) if tiled else np.zeros_like(padded)
-        free = np.ones_like(y, bool)
-        if g.strides != y.strides:  # products of arrays that lie differently in memory are slow
-            g, there = np.empty_like(y), g
+        make: Any = np.empty_like if tiled else np.zeros_like
+        gradient = make(chosen, g.dtype, shape=(*g.shape[:2], *places.padded))
+        if g.strides != strides:  # products of arrays that lie differently in memory are slow
+            g, there = np.empty_like(chosen, g.dtype), g
             np.copyto(g, there)
-        for vertical, horizontal in places.pixels():
-            chosen = np.equal(padded[:, :, vertical, horizontal], y)
-            chosen &= free
-            free ^= chosen
+        for place, (vertical, horizontal) in enumerate(places.pixels()):
             under = gradient[:, :, vertical, horizontal]
             if tiled:
-                np.multiply(g, chosen, out=under)
+                np.multiply(g, chosen == place, out=under)
             else:
-                under += g * chosen
-        return gradient if padded is x else gradient[:, :, *places.inner]
+                under += g * (chosen == place)
+        image: Array = gradient[:, :, *places.inner]
+        return image
 
     return y, (to_x,)
+
+
+def _choose(y: Array, chosen: Array, views: list[Array]) -> None:
+    """The maxima of `views` into y and the first place that each is found at into `chosen`, which is 0."""
+    seen, better, place = np.empty_like(y), np.empty_like(y, bool), np.empty_like(chosen)
+    np.copyto(y, views[0])
+    for number, view in enumerate(views[1:], 1):
+        np.copyto(seen, view)  # what lies together is compared faster
+        np.greater(seen, y, out=better)
+        np.maximum(y, seen, out=y)
+        np.multiply(better.view(np.uint8), chosen.dtype.type(number), out=place)
+        np.maximum(chosen, place, out=chosen)  # later places have larger numbers
+
+
+def _blocks(x: Array) -> Iterator[slice]:
+    """The channels of x (N, C, H, W) in parts that stay in the cache while several passes go over them."""
+    step = max(1, TILE * x.shape[1] // max(1, x.nbytes))
+    for start in range(0, x.shape[1], step):
+        yield slice(start, start + step)
 
 
 def _divide(total: Array, divisor: int | Array) -> Array:

@@ -65,6 +65,10 @@ def sequences(x: Array, w: Array, b: Array, **options: Any) -> Array:
 PLAIN = geometry("", (5, 4), (3, 2), (1, 1), ((0, 0), (0, 0)), (1, 1))
 UNEVEN = geometry("", (6, 5), (2, 3), (2, 1), ((1, 0), (2, 1)), (2, 1))
 POINTS = geometry("", (3, 4), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+SPARSE = geometry("", (7, 6), (2, 2), (3, 4), ((1, 1), (0, 1)), (1, 1))
+EVERY_OTHER_POINT = geometry("", (5, 4), (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1))
+SPACED = geometry("", (8, 7), (3, 2), (2, 3), ((2, 1), (1, 2)), (2, 2))  # no window meets every other row
+BESIDE = geometry("", (3, 5), (1, 4), (1, 1), ((2, 1), (3, 4)), (1, 1))  # windows of nothing but padding
 LACKS = {"0-d": "images have four dimensions"}
 
 
@@ -87,6 +91,10 @@ ROWS = [
     *rows_of(UNEVEN, 2, 4, 6),
     *rows_of(UNEVEN, 3, 3, 3),
     *rows_of(POINTS, 1, 3, 2),
+    *rows_of(SPARSE, 1, 2, 3),
+    *rows_of(EVERY_OTHER_POINT, 1, 2, 3),
+    *rows_of(SPACED, 2, 4, 2),
+    *rows_of(BESIDE, 1, 2, 2),
     Row(
         conv.conv1d,
         sequences,
