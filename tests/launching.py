@@ -69,6 +69,7 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
         text=True,
         env=_environment(mark, env),
         start_new_session=True,
+        preexec_fn=as_in_a_shell,
     )
     try:
         out, err = process.communicate(timeout=limit)
@@ -103,6 +104,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         env=_environment(mark),
         start_new_session=True,
+        preexec_fn=as_in_a_shell,
     )
     os.close(theirs)
     out, began, deadline = "", 0.0, time.monotonic() + limit
@@ -120,6 +122,12 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}")
     finally:
         kill_marked(mark)
+
+
+def as_in_a_shell() -> None:
+    """For a new process: tests that were started in the background, or by nohup, ignore what theirs must not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _environment(mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
