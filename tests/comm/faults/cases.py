@@ -151,7 +151,7 @@ for step in range(4 - (rank == 2)):
 HEALTHY: dict[str, str] = {
     "one rank works on at the end": BEGIN + "sx.all_reduce(a)\nif rank == 0: time.sleep(3)\n",
     "ranks leave one after the other": BEGIN + "sx.all_reduce(a)\ntime.sleep(rank / 2)\n",
-    "a busy interpreter": BEGIN
+    "a busy interpreter": BEGIN.replace(f"timeout={TIMEOUT}", "timeout=60")
     + "sx.all_reduce(a)\nif rank == 1: sorted([str(n * 7919 % 1000003) for n in range(1500000)])\nsx.all_reduce(a)\n",
     "a group ends before another": BEGIN
     + """
