@@ -150,7 +150,11 @@ CASES: dict[str, Case] = {
         model(after="if step == 2 and rank == 2: break")
         .replace("# here", "")
         .replace(".backward()", ".backward()  # here"),
-        ("rank 2 .* has ended .* while rank \\d waits", "rank 2: has ended, step 2", "step 3", "now at .*train.py:"),
+        (
+            "rank 2 .* has ended .* while rank \\d waits",
+            "rank 2: has ended, step 2",
+            r"rank 0: step \d, in .*; now at .*train.py:",
+        ),
         bare=False,
     ),
     "kill -9 in plain training": in_plain_training(
