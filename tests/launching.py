@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -65,8 +67,9 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **_ENVIRONMENT, **(env or {}), MARK: mark},
+        env=_environment(mark, env),
         start_new_session=True,
+        preexec_fn=as_in_a_shell,
     )
     try:
         out, err = process.communicate(timeout=limit)
@@ -84,6 +87,51 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
 def run_ranks(n: int, *arguments: str, limit: float = 60.0, env: Mapping[str, str] | None = None) -> Ended:
     """`mpirun -n N python ARGUMENTS` with the mpirun and the python of this environment."""
     return run_command([str(MPIRUN), "-n", str(n), sys.executable, *arguments], limit=limit, env=env)
+
+
+def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: float = 60.0) -> Ended:
+    """Run `argv` in a terminal, interrupt it once when it has printed `ready`, and return what came of it then.
+
+    everybody: the terminal tells all in its foreground, as for a Ctrl-C; else only the command itself is told.
+    `out` is all that was on the screen, `seconds` are those since the interrupt.
+    """
+    mark = uuid.uuid4().hex
+    ours, theirs = pty.openpty()
+    # Opening a terminal makes it the controlling one of a session that has none.
+    attach = f"import os; os.open({os.ttyname(theirs)!r}, os.O_RDWR); os.execv({argv[0]!r}, {list(argv)!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", attach],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        env=_environment(mark),
+        start_new_session=True,
+        preexec_fn=as_in_a_shell,
+    )
+    os.close(theirs)
+    out, began, deadline = "", 0.0, time.monotonic() + limit
+    try:
+        with suppress(OSError), open(ours, "r+b", buffering=0) as screen:  # OSError: nobody has it open any more
+            while select.select([screen], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                out += screen.read(1 << 16).decode(errors="replace").replace("\r\n", "\n")
+                if not began and ready in out:
+                    time.sleep(0.5)
+                    began = time.monotonic()
+                    screen.write(b"\x03") if everybody else process.send_signal(signal.SIGINT)
+        code = process.wait(max(0.1, deadline - time.monotonic()))
+        return Ended(code, out, "", time.monotonic() - began, _still_there(mark))
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}")
+    finally:
+        kill_marked(mark)
+
+
+def as_in_a_shell() -> None:
+    """For a new process: tests that were started in the background, or by nohup, ignore what theirs must not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _environment(mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    return {**os.environ, **_ENVIRONMENT, **(more or {}), MARK: mark}
 
 
 def _still_there(mark: str, patience: float = 5.0) -> tuple[int, ...]:

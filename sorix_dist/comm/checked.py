@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each,
 from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.protocol import Array, Comm, Op, Window, Work
 from sorix_dist.comm.site import call_site
-from sorix_dist.comm.table import DEPTH
+from sorix_dist.comm.table import DEPTH, State
 from sorix_dist.comm.watch import Channel
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ def signature(text: str) -> int:
 
 _BARRIER = signature("barrier of a window")
 _CLOSE = signature("close of a window")
+_GOODBYE = "has ended (its script came to its end, or sys.exit)"
 
 
 class Checked:
@@ -98,6 +100,18 @@ class Checked:
 
     def barrier(self) -> None:
         self._call("barrier", self.inner.barrier)
+
+    def goodbye(self) -> None:
+        """This rank's script has ended. Ranks of other hosts, whose guards cannot see it, hear of it when they
+        call this too or, as a CollectiveMismatch, at their next collective.
+        """
+        if self._by_memory:
+            return
+        if self._row is not None:
+            self._row.set(State.ENDED)
+        self._latest = _GOODBYE, ""
+        with suppress(CollectiveMismatch):  # the others say it
+            self._compare_by_message(-1, 0)
 
     def abort(self, code: int = 1) -> None:
         watch.all_is_said()
@@ -192,8 +206,10 @@ class Checked:
             raise self._mismatch(count, other, texts[other])
 
     def _mismatch(self, count: int, rank: int, theirs: str) -> CollectiveMismatch:
+        if theirs != _GOODBYE:
+            theirs = f"calls {theirs}"
         return CollectiveMismatch(
-            f"{_words(self._latest)} is collective {count} of rank {self.rank}, but rank {rank} calls {theirs}: "
+            f"{_words(self._latest)} is collective {count} of rank {self.rank}, but rank {rank} {theirs}: "
             "every rank must make the same calls in the same order"
         )
 

@@ -31,6 +31,8 @@ LONGEST_GAP = 1.0
 """Seconds that count of a longer time between two ticks: the guard itself was stopped then, as by Ctrl-Z."""
 STACKS = 0.3
 """Seconds that ranks have to write down their stacks."""
+DRAINED = 0.05
+"""Seconds for the launcher to pass on what ranks have printed, so that what they did wrong comes last."""
 FORWARDED = 0.2
 """Seconds for the launcher to pass the last words on, before the ranks end and it with them."""
 GOODBYE = 3.0
@@ -113,6 +115,7 @@ class Guard:
         if failed and self.table.last_words.exists():
             # The rank that failed ends the job itself, so that the exit code is its own.
             self._signal(signal.SIGSTOP, but=failed)
+            time.sleep(DRAINED)
             _write(self.table.last_words.read_text(errors="replace"))
             time.sleep(FORWARDED)
             self.table.set_said()
@@ -122,6 +125,8 @@ class Guard:
             return
         report = self._report(fault, table)
         self._signal(signal.SIGSTOP)
+        if not self.observed.gone:  # else the launcher may be ending everything, this message with it
+            time.sleep(DRAINED)
         _write(report)
         self.table.set_said()
         time.sleep(FORWARDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import math
 import os
@@ -122,8 +123,15 @@ def _start(options: _Options) -> Comm:
     comm = _choose(options)
     if comm.size > 1:
         report.install(comm.rank, comm.size)
+    if isinstance(comm, Checked):
+        atexit.register(_goodbye, comm)
     blas.cap(comm, options.threads, os.environ)
     return comm
+
+
+def _goodbye(comm: Checked) -> None:
+    if running_mpi() is not None:  # else the program has finalised MPI by itself
+        comm.goodbye()
 
 
 def _choose(options: _Options) -> Comm:

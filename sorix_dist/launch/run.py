@@ -15,6 +15,7 @@ from types import FrameType
 from sorix_dist.launch import segments
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.group import Group
 from sorix_dist.launch.tree import kill_tree
 
 EXIT_PREEMPTED = 75
@@ -72,6 +73,7 @@ class _Foreground:
         self.ending = ending
         self.asked: list[int] = []
         self.process: subprocess.Popen[bytes] | None = None
+        self.group = Group()
         handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
         # What this process was told to ignore (nohup, a background job) its command ignores too.
         self.before = {
@@ -117,7 +119,7 @@ class _Foreground:
             self._kill()
             return
         # A Ctrl-C in a terminal has reached the command by itself.
-        self._end_soon(None if number == signal.SIGINT and _in_foreground() else self.ending[number])
+        self._end_soon(None if number == signal.SIGINT and self.group.interrupted() else self.ending[number])
 
     def _end_soon(self, number: int | None) -> None:
         assert self.process is not None
@@ -138,6 +140,7 @@ class _Foreground:
     def _restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.group.close()
 
 
 _PR_SET_PDEATHSIG = 1
@@ -148,15 +151,3 @@ def _end_with_parent() -> None:
     """Asks the kernel to send this process SIGTERM when its parent has died; only Linux can."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _in_foreground() -> bool:
-    """Whether this process is in a terminal's foreground, where a Ctrl-C reaches the command by itself."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    finally:
-        os.close(terminal)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,12 @@ class Cable:
 
     def ranks(self, each: int, *arguments: str, limit: float = 90.0) -> str:
         """What a Python script prints on so many ranks of each host, started on the first by `sorix-dist run`."""
+        return self.ended(each, *arguments, limit=limit, code=0).stdout
+
+    def ended(
+        self, each: int, *arguments: str, limit: float = 90.0, code: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What came of it; Failed if it ended with another exit code than `code`, if that is given."""
         self.machine.env |= {
             "PRTE_MCA_plm_ssh_agent": str(self.agent),
             "PRTE_MCA_prte_if_include": f"{NETWORK}.0/24",
@@ -122,7 +129,7 @@ class Cable:
         for name, value in settings.items():
             options += ["--env", f"{name}={value}"]
         command = [PYTHON, "-m", "sorix_dist", "run", *options, *arguments]
-        return self.machine.run(str(self.agent), next(iter(HOSTS)), shlex.join(command), limit=limit).stdout
+        return self.machine.run(str(self.agent), next(iter(HOSTS)), shlex.join(command), limit=limit, code=code)
 
 
 def answer(printed: str) -> dict[str, Any]:
@@ -134,8 +141,41 @@ def answer(printed: str) -> dict[str, Any]:
     raise Failed(f"no result was printed\n{printed}")
 
 
+FAULT = """
+import sys, time
+import numpy as np
+import sorix_dist as sx
+sx.init(timeout=60)
+last = sx.rank() == sx.size() - 1
+for step in range(6):
+    sx.comm.note(step=step)
+    if last and step == 3:
+        {fault}
+    sx.all_reduce(np.ones(4))
+if last:
+    time.sleep(3)
+"""
+
+
+def check_faults(cable: Cable) -> None:
+    """A fault on the one host is named on the other, which cannot see it, and to work on at the end is none."""
+    script = cable.machine.folder / "fault.py"
+    for each in (1, 2):
+        for fault, says in (
+            ("sys.exit(0)", f"rank {2 * each - 1}"),
+            ("raise ValueError('a bad row')", "ValueError: a bad row"),
+            ("pass", ""),
+        ):
+            script.write_text(FAULT.format(fault=fault))
+            began = time.monotonic()
+            ended = cable.ended(each, str(script))
+            seconds = time.monotonic() - began
+            right = (ended.returncode != 0) == bool(says) and says in ended.stderr and seconds < 15
+            expect(right, f"{fault} on one of {2 * each} ranks: code {ended.returncode}, {seconds:.1f} s", ended.stderr)
+
+
 def check() -> None:
-    """Places, weights and times."""
+    """Places, faults, weights and times."""
     need_root("a host that is a network namespace")
     need_packages(PACKAGES)
     with Machine() as machine, Cable(machine) as cable:
@@ -143,6 +183,8 @@ def check() -> None:
         places = answer(cable.ranks(2, str(ACROSS)))["places"]
         expected = [[name, host, 2, local, 2] for host, name in enumerate(HOSTS) for local in range(2)]
         expect(places == expected, "4 ranks on 2 hosts, local ranks 0 and 1 on each", places)
+
+        check_faults(cable)
 
         saved = [str(machine.folder / f"ranks-{ranks}.npz") for ranks in (4, 1)]
         said = cable.ranks(2, str(TRAIN), "--epochs", "10", "--save", saved[0], limit=120)

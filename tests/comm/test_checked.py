@@ -50,6 +50,28 @@ def test_every_difference_is_found_on_every_rank(name: str) -> None:
     assert all(f"of rank {rank}, but rank {0 if rank == 1 else 1} calls" in text for rank, text in enumerate(texts))
 
 
+def test_who_has_ended_is_named_at_the_next_collective() -> None:
+    def rank() -> str:
+        comm = Checked(current())
+        comm.barrier()
+        if comm.rank == 1:
+            comm.goodbye()
+            return ""
+        with pytest.raises(CollectiveMismatch) as raised:
+            comm.all_reduce(np.ones(3))
+        return str(raised.value)
+
+    first, second, third = run_threads(rank, 3, timeout=60, hosts=3)
+    assert second == ""
+    for rank_, text in ((0, first), (2, third)):
+        assert text.startswith("all_reduce('sum') of float64 (3,) at ")
+        assert f"of rank {rank_}, but rank 1 has ended (its script came to its end, or sys.exit)" in text
+
+
+def test_all_say_goodbye() -> None:
+    run_threads(lambda: Checked(current()).goodbye(), 3, timeout=60, hosts=2)
+
+
 def test_a_site_is_the_innermost_line_outside_the_package() -> None:
     a = np.ones(2)
 

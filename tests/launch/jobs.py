@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.launch.tree import kill_tree
+from tests.launching import as_in_a_shell
 
 ROOT = Path(__file__).parents[2]
 SORIX_DIST = (sys.executable, "-m", "sorix_dist")
@@ -42,7 +43,7 @@ def shared(output: str) -> list[Path]:
 def job(argv: Sequence[str], **settings: Any) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, both outputs in one pipe; on leaving it and its descendants die."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | settings
-    with subprocess.Popen(argv, text=True, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(argv, text=True, start_new_session=True, preexec_fn=as_in_a_shell, **pipes) as process:
         try:
             yield process
         finally:

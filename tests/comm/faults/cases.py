@@ -5,10 +5,8 @@ A script speaks to `sx`, which is the package, or `tests.comm.faults.bare` for w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-RANKS = 4
-TIMEOUT = 3.0
+from tests.comm.faults import training
+from tests.comm.faults.case import RANKS, TIMEOUT, Case
 
 BEGIN = f"""
 import ctypes, os, signal, sys, threading, time
@@ -28,20 +26,6 @@ for step in range(6):
 """
 
 
-@dataclass(frozen=True)
-class Case:
-    """A script, and what the last screen must say (regular expressions; LINE is the file and line marked `# here`)."""
-
-    script: str
-    says: tuple[str, ...]
-    long: bool = False
-    """Left out of a quick run of the tests."""
-    bare: bool = True
-    """Whether it makes sense without the package."""
-    seconds: float = 10.0
-    """From start to end."""
-
-
 def at_step_3(fault: str, *says: str, long: bool = False, mark: bool = False) -> Case:
     """A `fault` of rank 2 in step 3; `mark`: it is itself the line to be named, else the collective of that step is."""
     script = BEGIN + LOOP.format(fault=fault)
@@ -50,82 +34,8 @@ def at_step_3(fault: str, *says: str, long: bool = False, mark: bool = False) ->
     return Case(script, ("rank 2", "step 3", "all_reduce", "LINE", *says), long)
 
 
-MODEL = """
-import numpy as np
-from sorix_dist import nn, optim
-from sorix_dist.core.op import op
-
-@op()
-def breaks(x):
-    def rule(g, out):
-        raise ValueError("a bad row")  # here
-    return x.copy(), (rule,)
-
-sx.init(timeout=3)
-rank = sx.rank()
-sx.manual_seed(0)
-model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear({out}, 3)))
-criterion, optimizer = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1)
-for step in range(6):
-    sx.comm.note(step=step)
-    optimizer.zero_grad()
-    scores = model(sx.tensor(np.ones((6, 4), "f4")))
-    {before}
-    criterion(scores, np.zeros(6, "i8")).backward()
-    {after}
-    optimizer.step()
-"""
-
-
-def model(before: str = "pass", after: str = "pass", out: str = "8") -> str:
-    return MODEL.format(before=before, after=after, out=out)
-
-
-PLAIN = """
-import os, signal
-import numpy as np
-from sorix_dist import nn, optim
-from sorix_dist.utils.data import DataLoader, Dataset
-
-sx.init(timeout=3)
-model = sx.DistributedDataParallel(nn.Linear(4, 3))
-criterion, optimizer = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1)
-loader = DataLoader(Dataset(np.ones((60, 4), "f4"), np.zeros(60, "i8")), batch_size=10)
-for number, (x, y) in enumerate(loader, 1):
-    optimizer.zero_grad()
-    if number == 4 and sx.rank() == 2:
-        {fault}
-    criterion(model(x), y).backward()  # here
-    optimizer.step()
-"""
-
-
-def in_plain_training(fault: str, *says: str, long: bool = False) -> Case:
-    """A `fault` of rank 2 before its fourth backward, in a program that says nothing of its steps: the package does."""
-    return Case(PLAIN.format(fault=fault), (*says, "step 4, in backward at LINE"), long, bare=False)
-
-
-HERE = 'if step == 3 and rank == 2: raise ValueError("a bad row")  # here'
-
 CASES: dict[str, Case] = {
     "raise": at_step_3('raise ValueError("a bad row")', "ValueError: a bad row", "failed; ending all ranks", mark=True),
-    "raise before backward": Case(
-        model(before=HERE).replace('"a bad row")  # here\n    return', '"a bad row")\n    return'),
-        ("rank 2 of 4", "step 3", "LINE", "ValueError: a bad row"),
-        long=True,
-        bare=False,
-    ),
-    "raise in backward": Case(
-        model(before="scores = breaks(scores) if step == 3 and rank == 2 else scores"),
-        ("rank 2 of 4", "step 3", "LINE", "in backward", "ValueError: a bad row"),
-        bare=False,
-    ),
-    "raise after backward": Case(
-        model(after=HERE).replace('"a bad row")  # here\n    return', '"a bad row")\n    return'),
-        ("rank 2 of 4", "step 3", "LINE", "ValueError: a bad row"),
-        long=True,
-        bare=False,
-    ),
     "sys.exit(0)": at_step_3("sys.exit(0)", "has ended .* while rank \\d waits"),
     "sys.exit(3)": at_step_3("sys.exit(3)", "has ended .* while rank \\d waits", long=True),
     "os._exit(0)": at_step_3("os._exit(0)", r"rank 2 \(pid \d+\) (left with os._exit\(0\)|died without a word)"),
@@ -211,34 +121,6 @@ for step in range(4 - (rank == 2)):
 """,
         ("rank 2 .* has ended .* while rank \\d waits", "rank 2: has ended, step 2", "step 3", "all_reduce", "LINE"),
     ),
-    "a step of a wrapped model fewer": Case(
-        model(after="if step == 2 and rank == 2: break")
-        .replace("# here", "")
-        .replace(".backward()", ".backward()  # here"),
-        ("rank 2 .* has ended .* while rank \\d waits", "rank 2: has ended, step 2", "step 3", "now at .*train.py:"),
-        bare=False,
-    ),
-    "kill -9 in plain training": in_plain_training(
-        "os.kill(os.getpid(), 9)",
-        r"rank 2 \(pid \d+\) (was killed by SIGKILL|died).*step 3, last seen in backward at LINE",
-    ),
-    "SIGSTOP in plain training": in_plain_training(
-        "os.kill(os.getpid(), signal.SIGSTOP)",
-        "rank 2 is frozen",
-        "rank 2: step 3, last seen in backward at LINE",
-        long=True,
-    ),
-    "an infinite loop in plain training": in_plain_training(
-        "while True: pass",
-        "rank 2 has not arrived",
-        "rank 2: step 3, last seen in backward at LINE; now at .*train.py:",
-        long=True,
-    ),
-    "another model": Case(
-        model(out="8 if rank != 2 else 7").replace("nn.Linear(4, 8)", "nn.Linear(4, 8 if rank != 2 else 7)"),
-        ("rank . of 4", "must be the same on every rank", "train.py:"),
-        bare=False,
-    ),
     "a rank dies before MPI starts": Case(
         "import os, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
         "    time.sleep(0.5)\n    os._exit(0)\nsx.init(timeout=30)  # here\nsx.barrier()",
@@ -263,12 +145,13 @@ for step in range(4 - (rank == 2)):
         ("rank 2 has not arrived", "the start of MPI at LINE", "the stack of rank 2"),
         long=True,
     ),
+    **training.CASES,
 }
 
 HEALTHY: dict[str, str] = {
     "one rank works on at the end": BEGIN + "sx.all_reduce(a)\nif rank == 0: time.sleep(3)\n",
     "ranks leave one after the other": BEGIN + "sx.all_reduce(a)\ntime.sleep(rank / 2)\n",
-    "a busy interpreter": BEGIN
+    "a busy interpreter": BEGIN.replace(f"timeout={TIMEOUT}", "timeout=60")
     + "sx.all_reduce(a)\nif rank == 1: sorted([str(n * 7919 % 1000003) for n in range(1500000)])\nsx.all_reduce(a)\n",
     "a group ends before another": BEGIN
     + """
@@ -316,4 +199,5 @@ for step in range(50):
     if rank == 3: time.sleep(0.002)
     sx.broadcast(a)
 """,
+    **training.HEALTHY,
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.comm.faults.cases import CASES, RANKS
+from tests.comm.faults.case import RANKS
+from tests.comm.faults.cases import CASES
 from tests.launching import run_command, run_ranks
 
 LIMIT = 15.0
