@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sorix_dist.comm import watch
 from sorix_dist.core.flat import Flat, leaf_of
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.tensor import Array, Rows
@@ -100,6 +101,7 @@ class Synchronised(ABC):
 
     def stepped(self) -> None:
         self.replicas.updates += 1
+        watch.begins("optimizer.step", self.replicas.meetings)
 
     def forget(self, leaf: Leaf) -> None:
         self.replicas.forget(leaf)

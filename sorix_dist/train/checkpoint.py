@@ -138,7 +138,8 @@ class Checkpointer:
         if not self.async_save:
             self.folder.write(path, lambda: tensorfile.parts(arrays, text))
             return path
-        copies = {name: array.copy() for name, array in arrays.items()}
+        copied = tuple(f"{name}." for name, part in stateful.items() if states.is_copied(part))
+        copies = {name: array if name.startswith(copied) else array.copy() for name, array in arrays.items()}
         self._writing = _Writing(path, lambda: self.folder.write(path, lambda: tensorfile.parts(copies, text)))
         return path
 

@@ -32,6 +32,15 @@ def state_of(part: Any) -> Any:
     return {"epoch": part.epoch} if not _has(part, "state_dict") else part.state_dict()
 
 
+def is_copied(part: Any) -> bool:
+    """Whether the state of a part shares no memory with it: the package's own methods promise that."""
+    return getattr(type(part), "state_dict", None) in (
+        nn.Module.state_dict,
+        DistributedDataParallel.state_dict,
+        Optimizer.state_dict,
+    )
+
+
 def load_state(part: Any, state: Any) -> None:
     """Gives a part a state that `state_of` took."""
     if _has(part, "load_state_dict"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 
 def cpu() -> str:
@@ -16,15 +18,21 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+@lru_cache(maxsize=1)
+def _libraries() -> Any:
+    """What is known of the libraries that use threads: looking for them takes longer than asking them."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 def blas() -> list[tuple[str, int]]:
     """Each BLAS that is loaded, with its version and kernel, and its number of threads."""
-    from threadpoolctl import threadpool_info
-
     return [
         (
             f"{found['internal_api']} {found['version']}, kernel {found.get('architecture', 'unknown')}",
             found["num_threads"],
         )
-        for found in threadpool_info()
+        for found in _libraries().info()
         if found["user_api"] == "blas"
     ]

@@ -85,7 +85,7 @@ for x, y in DataLoader(Rows(), batch_size=10, num_workers={threads}):
 
 def in_the_loader(threads: int) -> Case:
     """The data set of rank 2 fails for the fourth batch."""
-    says = ("rank 2 of 4 .* failed", "step 3, last seen in backward at .*train.py:", "in __getitem__", "LINE")
+    says = ("rank 2 of 4 .* failed", "step 3, last seen in optimizer.step at .*train.py:", "in __getitem__", "LINE")
     names = (
         "OSError: there is no row 3\\d",
         "raised by the data set for sample 3\\d",
@@ -159,18 +159,18 @@ CASES: dict[str, Case] = {
     ),
     "kill -9 in plain training": in_plain_training(
         "os.kill(os.getpid(), 9)",
-        r"rank 2 \(pid \d+\) (was killed by SIGKILL|died).*step 3, last seen in backward at LINE",
+        r"rank 2 \(pid \d+\) (was killed by SIGKILL|died).*step 3, last seen in optimizer.step at .*train.py:",
     ),
     "SIGSTOP in plain training": in_plain_training(
         "os.kill(os.getpid(), signal.SIGSTOP)",
         "rank 2 is frozen",
-        "rank 2: step 3, last seen in backward at LINE",
+        "rank 2: step 3, last seen in optimizer.step at .*train.py:",
         long=True,
     ),
     "an infinite loop in plain training": in_plain_training(
         "while True: pass",
         "rank 2 has not arrived",
-        "rank 2: step 3, last seen in backward at LINE; now at .*train.py:",
+        "rank 2: step 3, last seen in optimizer.step at .*train.py:.*; now at .*train.py:",
         long=True,
     ),
     "another model": Case(
