@@ -13,7 +13,7 @@ import numpy as np
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.launcher import Launch
-from sorix_dist.comm.node import LINE, Gate, SharedWindow, block_size, cut, place
+from sorix_dist.comm.node import LINE, SHARED_MEMORY, Gate, SharedWindow, block_size, check_free, cut, free_bytes, place
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
 
 if TYPE_CHECKING:
@@ -196,7 +196,9 @@ class MpiComm:
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
         # One segment, allocated by the first rank, so that every rank cuts it in the same way.
-        sizes = [*self._node.allgather(nbytes), self.local_size * LINE]
+        asked = self._node.allgather((nbytes, free_bytes(SHARED_MEMORY)))
+        sizes = [*(size for size, _ in asked), self.local_size * LINE]
+        check_free(block_size(sizes), asked[0][1])
         mine = block_size(sizes) if self.local_rank == 0 else 0
         window = self._mpi.Win.Allocate_shared(mine, 1, comm=self._node)
         window.Lock_all(self._mpi.MODE_NOCHECK)

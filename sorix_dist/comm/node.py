@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
+SHARED_MEMORY = "/dev/shm"
+"""Where MPI has its shared windows on Linux."""
 LINE = 64
 """Bytes of a cache line."""
 PATIENCE = 1000
@@ -62,6 +65,24 @@ def cut(block: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8
         parts.append(block[start : start + size])
         start += _whole_pages(size)
     return parts
+
+
+def free_bytes(folder: str) -> int | None:
+    """What is free where files of a folder are; None if there is no such folder."""
+    return shutil.disk_usage(folder).free if os.path.isdir(folder) else None
+
+
+def check_free(needed: int, free: int | None) -> None:
+    """MemoryError, which says how to get more, unless so many bytes of shared memory are free.
+
+    MPI takes more than there is from the system, which ends the process when it is first written to.
+    """
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"the ranks of this host need {needed >> 20} MB of shared memory more, and {SHARED_MEMORY} has "
+            f"{free >> 20} MB left: give a container more (docker run --shm-size=2g), enlarge it as root (mount -o "
+            f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean)"
+        )
 
 
 def _whole_pages(size: int) -> int:
