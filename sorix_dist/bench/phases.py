@@ -75,7 +75,7 @@ class Clock:
 def measure(name: str, seconds: float) -> dict[str, Any]:
     """Seconds of the parts of a step of a workload on this rank, and the functions that take longest. Called by all.
 
-    parts: "step" as a whole, stages, and "STAGE: PART" within them, of which "np.matmul" are the matrix products;
+    parts: "step" as a whole, stages, and "STAGE: PART" within them, of which "products" are those of matrices;
     functions: (where, calls, seconds of its own) in a step, the profiler's own cost included.
     """
     workload = WORKLOADS[name]
@@ -102,13 +102,13 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
             step()
     clock.steps.clear()
     _time_inside(model, clock)
-    matmul = np.matmul
-    np.matmul = clock.around("np.matmul", matmul)  # type: ignore[assignment]
+    matmul, dot = np.matmul, np.dot
+    np.matmul, np.dot = (clock.around("products", product) for product in (matmul, dot))  # type: ignore[assignment]
     try:
         for _ in range(count):
             step()
     finally:
-        np.matmul = matmul
+        np.matmul, np.dot = matmul, dot
     gc.collect()
     parts = dict.fromkeys(part for found in clock.steps for part in found)
     return {

@@ -167,7 +167,7 @@ class TestBroken:
         assert (found.level, found.text) == ("error", "all-reduce fails: ValueError: no sum today")
 
     def test_two_ranks_that_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mpi, "_REDUCE", "print('MEASURED {}')")
+        monkeypatch.setattr(mpi, "_REDUCE", "import os; os.write(1, b'MEASURED {}\\n')")  # in one piece
         monkeypatch.setattr(mpi, "_WINDOW", "import time; time.sleep(60)")
         monkeypatch.setattr(mpi, "LIMIT", 5.0)
         found = by_subject(mpi.checks(mpi.plain(os.environ)))["Shared windows"]

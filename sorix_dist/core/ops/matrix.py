@@ -73,17 +73,17 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         raise ValueError(f"linear: x must have {inputs} features in its last dimension, got shape {x.shape}")
     shape_x, shape_b = x.shape, None if b is None else b.shape
     rows = x if x.ndim == 2 else x.reshape(-1, inputs)
-    y = rows.dot(w)  # of small matrices it is faster than matmul
+    y = np.dot(rows, w)  # of small matrices it is faster than matmul
     if b is not None:
         y += b
 
     def to_x(g: Any, out: Any) -> Any:
-        return g.reshape(-1, outputs).dot(w.T).reshape(shape_x)
+        return np.dot(g.reshape(-1, outputs), w.T).reshape(shape_x)
 
     def to_w(g: Any, out: Any) -> Any:
         g = g.reshape(-1, outputs)
         if out is not None and out.dtype == g.dtype:
-            return rows.T.dot(g, out)
+            return np.dot(rows.T, g, out)
         return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
