@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -114,6 +115,7 @@ def soak(seconds: float, seed: int) -> tuple[Totals, int]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and end what it has started
     seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else int(time.time())
     totals, wrong = soak(seconds, seed)
     print(totals.table())
