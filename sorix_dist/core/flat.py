@@ -45,6 +45,12 @@ def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
     return starts, end
 
 
+def within(start: int, stop: int, part: slice) -> slice:
+    """Those of the elements `start` to `stop` - 1 that lie in a part of an array; none if none do."""
+    first = max(start, part.start)
+    return slice(first, max(first, min(stop, part.stop)))
+
+
 class Flat:
     """Parameters of one dtype in one array `data`, their gradients in another, `grad`, with the same layout.
 
@@ -257,8 +263,7 @@ def changing_gradients(parameters: Iterable[Tensor], doing: str) -> Iterator[lis
             continue
         flat, start = leaf.flat, leaf.flat.start_of(parameter)
         homes[id(flat.home)] = flat.home
-        part = flat.own
-        own.append(flat.grad[max(start, part.start) : min(start + parameter.array.size, part.stop)])
+        own.append(flat.grad[within(start, start + parameter.array.size, flat.own)])
     for home in homes.values():
         home.meet(doing)
     yield own

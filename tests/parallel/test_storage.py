@@ -318,6 +318,13 @@ def test_what_changes_gradients(size, hosts):
             model.third = gradients(model)
             handle.remove()
             model.zero_grad()
+            handles = [p.register_hook(lambda g: g * 3) for p in model.parameters()]
+            run()
+            run()
+            model.all_hooked = gradients(model)
+            for handle in handles:
+                handle.remove()
+            model.zero_grad()
             assert all(p.grad is None for p in model.parameters())
             run()
             model.fourth = gradients(model)
@@ -327,6 +334,7 @@ def test_what_changes_gradients(size, hosts):
             (wrapped.second, alone.second),
             (wrapped.third, alone.third),
             (wrapped.fourth, alone.fourth),
+            (wrapped.all_hooked, alone.all_hooked),
         ):
             assert_same(mine, theirs)
 
