@@ -73,7 +73,8 @@ class Slot:
             place.written = False
 
     def forget(self, i: int) -> None:
-        self.flags[i] |= self.places[i].written  # to be cleared before the next sum
+        # To be cleared before the next sum: also where a rule was interrupted before it could say that it has written.
+        self.flags[i] = True
         self.places[i].written = False
 
     def prepare(self) -> bool:

@@ -293,6 +293,50 @@ def test_optimizer_state(made, kind):
         run_threads(work, size, hosts=hosts)
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_backward_that_was_interrupted_leaves_nothing(hosts):
+    """Also of a gradient that was written already, but not noted: which this rank's next backward does not reach."""
+
+    class Interrupt(BaseException):
+        pass
+
+    class Either(nn.Module):
+        def __init__(self):
+            self.layers, self.used = [nn.Linear(5, 4), nn.Linear(5, 4)], 0
+
+        def forward(self, x):
+            return self.layers[self.used](x)
+
+    def interrupted(rule):
+        def run(g, out):
+            rule(g, out)
+            raise Interrupt
+
+        return run
+
+    def work():
+        found = []
+        for interrupt in (False, True):
+            sx.manual_seed(3)
+            model = sx.DistributedDataParallel(Either())
+            if interrupt:
+                model.module.used = 1
+                x = sx.tensor(np.ones((2, 5), np.float32) + sx.rank())
+                loss = nn.CrossEntropyLoss()(model(x), np.zeros(2, int))
+                node = loss.origin.edges[0]
+                assert node.op.name == "linear"
+                node.rules = [rule and interrupted(rule) for rule in node.rules]
+                with pytest.raises(Interrupt):
+                    loss.backward()
+            model.module.used = sx.rank() % 2
+            x = sx.tensor(np.ones((2, 5), np.float32) * (2 + sx.rank()))
+            nn.CrossEntropyLoss()(model(x), np.zeros(2, int)).backward()
+            found.append(gradients(model))
+        assert_same(found[1], found[0])
+
+    run_threads(work, 2, hosts=hosts)
+
+
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 def test_what_changes_gradients(size, hosts):
     """Clipping, zeros instead of None, second backwards and hooks: each rank changes its part, once."""
