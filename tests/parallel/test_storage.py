@@ -238,6 +238,8 @@ def test_loading(size, hosts):
         assert all((p.data == 4).all() for p in model.parameters())
         with pytest.raises(ValueError, match="lacks"):
             model.load_state_dict({})
+        with pytest.raises(RuntimeError, match=r"read-only.*model\.edit"):
+            model.module.load_state_dict(state)
         assert all((p.data == 4).all() for p in model.parameters())
 
     run_threads(work, size, hosts=hosts)
