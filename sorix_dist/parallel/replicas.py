@@ -188,8 +188,9 @@ class Replicas:
                     f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: "
                     "only one has called zero_grad before this backward, or registered hooks with parameters"
                 )
-            member.reducer.sum(bool(plain) and scale == 1)
             reached_by_any.append(member)
+        for member in reached_by_any:  # when every rank has found that all is as it should be
+            member.reducer.sum(plains[member] and scale == 1)
         watched = [member for member in reached_by_any if member.nonfinite != "allow"]
         if self.board.part(all(member.reducer.finite() for member in watched)):
             written = [member.reducer.hand_over(scale) for member in reached_by_any]

@@ -150,8 +150,7 @@ def test_zero_grad_on_one_rank_only(size, hosts):
             model.zero_grad()
         backward(model)
 
-    with pytest.raises(RuntimeError, match="only one has called zero_grad"):
-        run_threads(work, size, hosts=hosts)
+    on_all_ranks(work, RuntimeError, "only one has called zero_grad", size, hosts)
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
