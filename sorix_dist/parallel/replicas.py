@@ -197,7 +197,7 @@ class Replicas:
             if any(written):
                 self.meet("backward")
         else:
-            self._leave_out(watched)
+            self._leave_out(reached_by_any, watched)
 
     def meet(self, doing: str) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
@@ -209,10 +209,11 @@ class Replicas:
     def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:
         raise RuntimeError(describe_places(places, self.comm.gather_objects(call_site().where), meeting))
 
-    def _leave_out(self, watched: list[Member]) -> None:
-        """Drops gradients that are not finite, and says whose they are if anybody wants to know."""
+    def _leave_out(self, reached: list[Member], watched: list[Member]) -> None:
+        """Drops the gradients of a backward of which some that are watched are not finite, and says whose these are if
+        anybody wants to know."""
         own = [(member.names[found[0]], found[1]) for member in watched if (found := member.reducer.first_not_finite())]
-        for member in watched:
+        for member in reached:
             member.reducer.failed()
         everywhere = self.comm.gather_objects(own[0] if own else None)
         if all(member.nonfinite == "skip" for member in watched):
