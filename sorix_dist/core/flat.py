@@ -94,6 +94,12 @@ class Flat:
             for start, p in zip(self.starts, self.parameters, strict=True)
         ]
 
+    def clear_gaps(self, array: Array, part: slice) -> None:
+        """Makes zeros again of what lies between parameters, and has been changed, in a part of an array of this
+        layout."""
+        for start, end, p in zip(self.starts, [*self.starts[1:], self.size], self.parameters, strict=True):
+            array[within(start + p.array.size, end, part)] = 0
+
     def freeze(self, home: Home) -> None:
         """Makes read-only what the parameters show, after moving to `home`, where the values of the process that
         writes count. Gradients are forgotten. Called by all who share that home."""

@@ -176,7 +176,7 @@ def leaves_out_all_models_of_a_backward() -> None:
         sx.DistributedDataParallel(nn.Linear(2, 2), nonfinite=each)  # type: ignore[arg-type]
         for each in ("skip", "allow")
     )
-    x = np.ones((2, 2), np.float32)
+    x = np.full((2, 2), 1 + sx.rank(), np.float32)
     scores = watched(sx.tensor(x))
     scores.register_hook(lambda gradient: gradient * np.float32(np.nan))
     (loss_of_slope_one(scores) + loss_of_slope_one(other(sx.tensor(x)))).backward()
