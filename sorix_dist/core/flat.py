@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core.graph import Accumulator, Leaf, Sync
-from sorix_dist.core.home import ALIGNMENT, PRIVATE, Home
+from sorix_dist.core.home import ALIGNMENT, PRIVATE, Home, digest
 from sorix_dist.core.tensor import Array, Tensor
 
 BLOCK = 1 << 15  # elements: a block of some arrays of this size fits into a core's cache
@@ -254,9 +254,9 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
 
 
 @contextmanager
-def changing_gradients(parameters: Iterable[Tensor], doing: str) -> Iterator[list[Array]]:
+def changing_gradients(parameters: Iterable[Tensor], doing: str, *numbers: float) -> Iterator[list[Array]]:
     """Gives what this process is to change of the gradients, where there are any: one-dimensional arrays, without the
-    gaps between parameters. Those who share them come here together, and leave together."""
+    gaps between parameters. Those who share them come here together, with the same numbers, and leave together."""
     own, homes = [], {}
     for parameter in {id(p): p for p in parameters}.values():
         leaf = parameter.leaf
@@ -271,7 +271,7 @@ def changing_gradients(parameters: Iterable[Tensor], doing: str) -> Iterator[lis
         homes[id(flat.home)] = flat.home
         own.append(flat.grad[within(start, start + parameter.array.size, flat.own)])
     for home in homes.values():
-        home.meet(doing)
+        home.meet(doing, digest(*numbers))
     yield own
     for home in homes.values():
         home.meet(doing)

@@ -170,7 +170,7 @@ class Replicas:
         # Who reached a model says its number, doubled, and one more if the sum just replaces the gradients.
         plains = {member: member.plain() for member in members.values()}
         reached = [2 * member.number + plain for member, plain in plains.items() if member.reducer.prepare()]
-        said = self.board.meet(Place(BACKWARD, epoch, batch, self.updates, self.backwards), reached)
+        said = self.board.meet(Place(BACKWARD, 0, epoch, batch, self.updates, self.backwards), reached)
         self.pending, self.backwards = False, 0
         self.meetings += 1
         if said.places is not None:
@@ -199,10 +199,10 @@ class Replicas:
         else:
             self._leave_out(reached_by_any, watched)
 
-    def meet(self, doing: str) -> None:
+    def meet(self, doing: str, alike: int = 0) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
-        RuntimeError if another one does something else."""
-        places = self.board.agree(doing)
+        RuntimeError if another one does something else, or with other numbers; see `core.home.Home.meet`."""
+        places = self.board.agree(doing, alike)
         if places is not None:
             self._raise_for(places, self.meetings + 1)
 

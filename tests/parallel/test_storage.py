@@ -171,6 +171,44 @@ def test_a_rank_that_does_something_else(size, hosts):
         run_threads(work, size, hosts=hosts)
 
 
+OPTIONS = {
+    "optimizer.step": lambda model, mine: optim.SGD(model.parameters(), lr=[0.1, 0.2][mine]).step(),
+    "clip_grad_norm_": lambda model, mine: nn.utils.clip_grad_norm_(model.parameters(), [1e-3, 2e-3][mine]),
+    "clip_grad_value_": lambda model, mine: nn.utils.clip_grad_value_(model.parameters(), [1e-3, 2e-3][mine]),
+}
+
+
+@pytest.mark.parametrize("call", OPTIONS)
+def test_a_rank_with_other_options(call):
+    """Which nobody could see afterwards, because each rank changes another part of the one copy."""
+
+    def work():
+        model = sx.DistributedDataParallel(network())
+        backward(model)
+        before = [array.copy() for p in model.parameters() for array in (p.data, p.grad.data)]
+        try:
+            OPTIONS[call](model, sx.rank() == 2)
+        finally:
+            after = [array for p in model.parameters() for array in (p.data, p.grad.data)]
+            assert all(map(np.array_equal, before, after))
+
+    wanted = rf"rank 0 has come to {call} at \S+:\d+, rank 2 has come to {call} with other numbers.* at \S+:\d+"
+    on_all_ranks(work, RuntimeError, wanted, 3)
+
+
+def test_options_may_change():
+    def work():
+        model = sx.DistributedDataParallel(network())
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+        for lr in (0.1, np.float32(0.5), 1):
+            optimizer.param_groups[0]["lr"] = float(lr) if sx.rank() else lr
+            train(model, optimizer)
+        optimizer.param_groups[0]["betas"] = (0.8, 0.9) if sx.rank() else (0.7, 0.9)
+        train(model, optimizer)
+
+    on_all_ranks(work, RuntimeError, "come to optimizer.step with other numbers", 2)
+
+
 # -- edit
 
 
