@@ -16,7 +16,7 @@ from sorix_dist.bench.products import multiply
 from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.parallel import world
-from sorix_dist.parallel.board import Place
+from sorix_dist.parallel.board import BACKWARD, Place
 from sorix_dist.parallel.sync import Member
 from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import share
@@ -57,7 +57,7 @@ def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
             leaf.local.written = True
         sync.end()
 
-    board, place = sync.replicas.board, Place(0, 0, 0, 1)
+    board, place = sync.replicas.board, Place(BACKWARD)
     barrier = getattr(board, "window", world()).barrier
 
     def meet() -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sorix_dist.comm.blas import own_cpus
+
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
 """Where MPI has its shared windows on Linux."""
@@ -25,6 +27,7 @@ LOOKS_AWAKE = 1000
 ASLEEP = 50e-6
 """Seconds of such a sleep."""
 _REFERENCES = 1  # to the argument of getrefcount
+_let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,20 @@ class Gate:
         self._others = [word for rank, word in enumerate(words) if rank != local_rank]
         self._fence = fence
         self._count = 0
-        self._patience = PATIENCE if len(words) <= len(os.sched_getaffinity(0)) else 0
+        self._inside = False
+        self._patience = PATIENCE if len(words) <= len(own_cpus()) else 0
 
     def wait(self) -> None:
-        """Wait until all ranks have called this so many times; afterwards each sees what the others wrote before."""
+        """Wait until all ranks have called this so many times; afterwards each sees what the others wrote before.
+
+        RuntimeError if an exception, such as KeyboardInterrupt, has ended an earlier wait: the others count it.
+        """
+        if self._inside:
+            raise RuntimeError(
+                "this rank left a wait for the others of its host by an exception, such as KeyboardInterrupt: it can't "
+                "go on with them; end the job and start it again"
+            )
+        self._inside = True
         self._count = count = self._count + 1
         self._fence()
         self._own[0] = count
@@ -113,6 +126,7 @@ class Gate:
             if other[0] < count:
                 self._wait_for(other, count)
         self._fence()
+        self._inside = False
 
     def _wait_for(self, other: memoryview, count: int) -> None:
         looks = 0
@@ -121,7 +135,7 @@ class Gate:
             if looks > self._patience + LOOKS_AWAKE:
                 time.sleep(ASLEEP)
             elif looks > self._patience:
-                os.sched_yield()
+                _let_others_run()
 
 
 class SharedWindow:

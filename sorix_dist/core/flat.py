@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core.graph import Accumulator, Leaf, Sync
-from sorix_dist.core.home import ALIGNMENT, PRIVATE, Home
+from sorix_dist.core.home import ALIGNMENT, PRIVATE, Home, digest
 from sorix_dist.core.tensor import Array, Tensor
 
 BLOCK = 1 << 15  # elements: a block of some arrays of this size fits into a core's cache
@@ -43,6 +43,12 @@ def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
         starts.append(end)
         end += room(parameter)
     return starts, end
+
+
+def within(start: int, stop: int, part: slice) -> slice:
+    """Those of the elements `start` to `stop` - 1 that lie in a part of an array; none if none do."""
+    first = max(start, part.start)
+    return slice(first, max(first, min(stop, part.stop)))
 
 
 class Flat:
@@ -87,6 +93,12 @@ class Flat:
             flat[start : start + p.array.size].reshape(p.array.shape)
             for start, p in zip(self.starts, self.parameters, strict=True)
         ]
+
+    def clear_gaps(self, array: Array, part: slice) -> None:
+        """Makes zeros again of what lies between parameters, and has been changed, in a part of an array of this
+        layout."""
+        for start, end, p in zip(self.starts, [*self.starts[1:], self.size], self.parameters, strict=True):
+            array[within(start + p.array.size, end, part)] = 0
 
     def freeze(self, home: Home) -> None:
         """Makes read-only what the parameters show, after moving to `home`, where the values of the process that
@@ -242,9 +254,9 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
 
 
 @contextmanager
-def changing_gradients(parameters: Iterable[Tensor], doing: str) -> Iterator[list[Array]]:
+def changing_gradients(parameters: Iterable[Tensor], doing: str, *numbers: float) -> Iterator[list[Array]]:
     """Gives what this process is to change of the gradients, where there are any: one-dimensional arrays, without the
-    gaps between parameters. Those who share them come here together, and leave together."""
+    gaps between parameters. Those who share them come here together, with the same numbers, and leave together."""
     own, homes = [], {}
     for parameter in {id(p): p for p in parameters}.values():
         leaf = parameter.leaf
@@ -257,10 +269,9 @@ def changing_gradients(parameters: Iterable[Tensor], doing: str) -> Iterator[lis
             continue
         flat, start = leaf.flat, leaf.flat.start_of(parameter)
         homes[id(flat.home)] = flat.home
-        part = flat.own
-        own.append(flat.grad[max(start, part.start) : min(start + parameter.array.size, part.stop)])
+        own.append(flat.grad[within(start, start + parameter.array.size, flat.own)])
     for home in homes.values():
-        home.meet(doing)
+        home.meet(doing, digest(*numbers))
     yield own
     for home in homes.values():
         home.meet(doing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,10 +34,11 @@ class Home(Protocol):
     def part(self, count: int, dtype: np.dtype[Any]) -> slice:
         """The elements of such an array that this process changes: whole cache lines."""
 
-    def meet(self, doing: str) -> None:
+    def meet(self, doing: str, alike: int = 0) -> None:
         """Waits until all have come to this call; afterwards each sees what the others wrote before.
 
-        doing: what a user would call it, which must be the same everywhere.
+        doing: what a user would call it; alike: a digest of the numbers that it is done with. Both must be the same
+        everywhere: where each changes its part, different numbers would leave no trace but wrong results.
         """
 
 
@@ -52,11 +55,16 @@ class Private:
     def part(self, count: int, dtype: np.dtype[Any]) -> slice:
         return slice(0, count)
 
-    def meet(self, doing: str) -> None:
+    def meet(self, doing: str, alike: int = 0) -> None:
         return None
 
 
 PRIVATE = Private()
+
+
+def digest(*numbers: float) -> int:
+    """A number for these: the same in every process."""
+    return zlib.crc32(struct.pack(f"{len(numbers)}d", *numbers))
 
 
 def read_only(array: Array) -> Array:

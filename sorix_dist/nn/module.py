@@ -11,6 +11,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64
 from sorix_dist.core.flat import convert, zero_gradients
+from sorix_dist.core.home import refuse_frozen
 
 
 class Parameter(Tensor):
@@ -221,6 +222,7 @@ class Module:
         values = {name: np.asarray(value) for name, value in state_dict.items() if name in own}
         for name, value in values.items():
             wanted = own[name].array
+            refuse_frozen(wanted)
             if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
                 raise ValueError(
                     f"load_state_dict: '{name}' must have shape {wanted.shape} and dtype {wanted.dtype}, "

@@ -13,6 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.flat import leaf_of, zero_gradients
+from sorix_dist.core.home import Home, digest
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import GroupState
 
@@ -36,6 +37,7 @@ class Optimizer:
         self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
         self.param_groups: list[dict[str, Any]] = []
         self._states: list[GroupState] = []
+        self._told: tuple[list[Any], int] = [], 0  # options, and their digest
         if isinstance(params, Tensor | dict):
             raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
         given = list(params)
@@ -119,9 +121,12 @@ class Optimizer:
             for group, state in zip(self.param_groups, self._states, strict=True)
         ]
         # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
-        homes = dict.fromkeys(home for state in self._states for home in state.homes)
-        for home in homes:
-            home.meet("optimizer.step")
+        homes: dict[Home, list[Any]] = {}
+        for group, state in zip(self.param_groups, self._states, strict=True):
+            for home in state.homes:
+                homes.setdefault(home, []).extend([group[name] for name in self.defaults])
+        for home, options in homes.items():
+            home.meet("optimizer.step", self._digest(options))
         for group, runs in plans:
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
@@ -129,6 +134,12 @@ class Optimizer:
         for home in homes:
             home.meet("optimizer.step")
         return loss
+
+    def _digest(self, options: list[Any]) -> int:
+        if options != self._told[0]:
+            parts = [part for value in options for part in (value if isinstance(value, tuple | list) else [value])]
+            self._told = options, digest(*(float(part) for part in parts if isinstance(part, Real)))
+        return self._told[1]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters, so that the next backward writes instead of adding.

@@ -28,6 +28,7 @@ class BetweenHosts(ByWindow):
             self.peers.all_reduce(own_slice).wait()
         else:
             self.hook(self.peers, own_slice)
+            self.flat.clear_gaps(self.total, self.totals.own)
         used = np.frombuffer(self.used, np.uint8).copy()
         self.memory.comm.all_reduce(used, "max").wait()
         self.used = used.tobytes()

@@ -23,17 +23,20 @@ DOINGS = (
 )
 """What ranks do together when they meet, in a user's words."""
 BACKWARD = 0
-_NUMBER = {doing: struct.pack("q", number) for number, doing in enumerate(DOINGS)}
+_NUMBER = {doing: number for number, doing in enumerate(DOINGS)}
+_SAID = struct.Struct("2q")
 
 
 class Place(NamedTuple):
     """Where a rank is when its backward ends; all ranks must be at the same place.
 
-    doing: the number of what it does; epoch, batch: of the loader's batch, -1 if it came from no loader; updates: how
-    often optimizers have moved parameters; pieces: backwards since the last meeting.
+    doing: the number of what it does; alike: a digest of the numbers that it does it with; epoch, batch: of the
+    loader's batch, -1 if it came from no loader; updates: how often optimizers have moved parameters; pieces: backwards
+    since the last meeting.
     """
 
     doing: int
+    alike: int = 0
     epoch: int = -1
     batch: int = -1
     updates: int = 0
@@ -68,10 +71,10 @@ class Board(Protocol):
         fine: what this rank has found of the sums that it made; returned is whether all ranks found theirs fine.
         """
 
-    def agree(self, doing: str) -> list[Place] | None:
+    def agree(self, doing: str, alike: int) -> list[Place] | None:
         """Lets the ranks of this host go on when all of them have come here, each seeing what the others wrote before.
 
-        Returned are their places if another one does something else.
+        Returned are their places if another one does something else, or says another number `alike`.
         """
 
 
@@ -91,7 +94,7 @@ class Alone:
     def part(self, fine: bool) -> bool:
         return fine
 
-    def agree(self, doing: str) -> list[Place] | None:
+    def agree(self, doing: str, alike: int) -> list[Place] | None:
         return None
 
 
@@ -116,10 +119,10 @@ class Memory:
         rows = self._show(b"\0" if fine else b"\1")
         return not any([row[0] for row in rows])  # noqa: C419 (faster)
 
-    def agree(self, doing: str) -> list[Place] | None:
-        number = _NUMBER[doing]
-        rows = self._show(number)
-        return None if all([row[:8] == number for row in rows]) else _places(rows)  # noqa: C419 (faster)
+    def agree(self, doing: str, alike: int) -> list[Place] | None:
+        said = _SAID.pack(_NUMBER[doing], alike)
+        rows = self._show(said)
+        return None if all([row[: _SAID.size] == said for row in rows]) else _places(rows)  # noqa: C419 (faster)
 
     def _show(self, said: bytes) -> list[memoryview]:
         """Lets the others see what this rank says; returns the rows of all, when all have said something."""
@@ -137,15 +140,16 @@ class Messages:
         self.neighbours = Memory(comm)
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
-        self.neighbours.agree(DOINGS[place.doing])  # or else some of them find out there, and come here too
+        # Or else some of them find out there, and come here too.
+        self.neighbours.agree(DOINGS[place.doing], place.alike)
         return self._say(place, numbers)
 
     def part(self, fine: bool) -> bool:
         return fine  # every rank has the whole sums
 
-    def agree(self, doing: str) -> list[Place] | None:
-        places = self.neighbours.agree(doing)
-        return None if places is None else self._say(Place(DOINGS.index(doing)), []).places
+    def agree(self, doing: str, alike: int) -> list[Place] | None:
+        places = self.neighbours.agree(doing, alike)
+        return None if places is None else self._say(Place(_NUMBER[doing], alike), []).places
 
     def _say(self, place: Place, numbers: list[int]) -> Said:
         row = np.zeros(_ROW, np.uint8)

@@ -49,6 +49,9 @@ def _difference(a: Place, b: Place) -> tuple[str, str]:
     """The first thing that differs between two places, in words."""
     if a.doing != b.doing:
         ours, theirs = (f"come to {DOINGS[p.doing]}" for p in (a, b))
+    elif a.alike != b.alike:
+        ours = f"come to {DOINGS[a.doing]}"
+        theirs = f"{ours} with other numbers (a learning rate, say, or another option)"
     elif (a.epoch, a.batch) != (b.epoch, b.batch):
         ours, theirs = (
             f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)

@@ -14,7 +14,8 @@ from sorix_dist.parallel.reduce import ByMessage
 
 # Is given a communicator and gradients, one-dimensional, and replaces these by the sum over the communicator's ranks:
 # all of them, or, where there are several on each host, those that have the same slice of their host's sum.
-# Called by every rank, once for each dtype of parameters.
+# Called by every rank, once for each dtype of parameters. After the gradient of each parameter there are zeros, up to
+# the next cache line.
 Hook = Callable[[Comm, Array], None]
 
 LARGEST = 60_000.0
@@ -70,3 +71,4 @@ class ByHook(ByMessage):
 
     def all_reduce(self) -> None:
         self.hook(self.comm, self.total)
+        self.flat.clear_gaps(self.total, slice(0, self.flat.size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
 
@@ -162,8 +162,10 @@ class DistributedDataParallel(Module):
         for flat in flats:
             flat.close(keep=True)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        raise TypeError("a wrapped model can't be copied, because its gradients belong to all ranks: copy model.module")
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a wrapped model can't be copied or pickled, because its gradients belong to all ranks: take model.module"
+        )
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         return self.module.named_parameters()

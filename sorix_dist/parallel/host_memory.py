@@ -22,9 +22,9 @@ class HostMemory:
     meet: waits for all of them. A window is closed when no rank has an array in it any more, at a later call.
     """
 
-    def __init__(self, comm: Comm, meet: Callable[[str], None]) -> None:
+    def __init__(self, comm: Comm, meet: Callable[[str, int], None]) -> None:
         self.comm = comm
-        self.meet = meet
+        self._meet = meet
         self.writes = comm.local_rank == 0
         self.windows: list[Window] = []
 
@@ -37,6 +37,9 @@ class HostMemory:
     def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
         size = count * dtype.itemsize
         return self.parts(size if self.writes else 0)[0][:size].view(dtype)
+
+    def meet(self, doing: str, alike: int = 0) -> None:
+        self._meet(doing, alike)
 
     def part(self, count: int, dtype: np.dtype[Any]) -> slice:
         rank, size = self.comm.local_rank, self.comm.local_size

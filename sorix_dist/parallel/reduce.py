@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from sorix_dist.comm import Comm
-from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of
+from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.home import PRIVATE
 from sorix_dist.core.tensor import Array
@@ -73,7 +73,8 @@ class Slot:
             place.written = False
 
     def forget(self, i: int) -> None:
-        self.flags[i] |= self.places[i].written  # to be cleared before the next sum
+        # To be cleared before the next sum: also where a rule was interrupted before it could say that it has written.
+        self.flags[i] = True
         self.places[i].written = False
 
     def prepare(self) -> bool:
@@ -152,14 +153,14 @@ class Apart:
             if leaf.hooks:
                 shape, size = leaf.shape, prod(leaf.shape)
                 part = through(leaf.hooks, self.total[start : start + size].reshape(shape) * scale).reshape(-1)
-                here = slice(max(start, own.start), min(start + size, own.stop))
+                here = within(start, start + size, own)
                 _add(self.flat.grad[here], part[here.start - start : here.stop - start], adding, 1.0)
             elif runs and runs[-1][1] == start and runs[-1][2] == adding:
                 runs[-1] = (runs[-1][0], end, adding)
             else:
                 runs.append((start, end, adding))
         for start, end, adding in runs:
-            here = slice(max(start, own.start), min(end, own.stop))
+            here = within(start, end, own)
             _add(self.flat.grad[here], self.total[here], adding, scale)
         return self.flat.home is not PRIVATE
 

@@ -170,7 +170,7 @@ class Replicas:
         # Who reached a model says its number, doubled, and one more if the sum just replaces the gradients.
         plains = {member: member.plain() for member in members.values()}
         reached = [2 * member.number + plain for member, plain in plains.items() if member.reducer.prepare()]
-        said = self.board.meet(Place(BACKWARD, epoch, batch, self.updates, self.backwards), reached)
+        said = self.board.meet(Place(BACKWARD, 0, epoch, batch, self.updates, self.backwards), reached)
         self.pending, self.backwards = False, 0
         self.meetings += 1
         if said.places is not None:
@@ -188,30 +188,32 @@ class Replicas:
                     f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: "
                     "only one has called zero_grad before this backward, or registered hooks with parameters"
                 )
-            member.reducer.sum(bool(plain) and scale == 1)
             reached_by_any.append(member)
+        for member in reached_by_any:  # when every rank has found that all is as it should be
+            member.reducer.sum(plains[member] and scale == 1)
         watched = [member for member in reached_by_any if member.nonfinite != "allow"]
         if self.board.part(all(member.reducer.finite() for member in watched)):
             written = [member.reducer.hand_over(scale) for member in reached_by_any]
             if any(written):
                 self.meet("backward")
         else:
-            self._leave_out(watched)
+            self._leave_out(reached_by_any, watched)
 
-    def meet(self, doing: str) -> None:
+    def meet(self, doing: str, alike: int = 0) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
-        RuntimeError if another one does something else."""
-        places = self.board.agree(doing)
+        RuntimeError if another one does something else, or with other numbers; see `core.home.Home.meet`."""
+        places = self.board.agree(doing, alike)
         if places is not None:
             self._raise_for(places, self.meetings + 1)
 
     def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:
         raise RuntimeError(describe_places(places, self.comm.gather_objects(call_site().where), meeting))
 
-    def _leave_out(self, watched: list[Member]) -> None:
-        """Drops gradients that are not finite, and says whose they are if anybody wants to know."""
+    def _leave_out(self, reached: list[Member], watched: list[Member]) -> None:
+        """Drops the gradients of a backward of which some that are watched are not finite, and says whose these are if
+        anybody wants to know."""
         own = [(member.names[found[0]], found[1]) for member in watched if (found := member.reducer.first_not_finite())]
-        for member in watched:
+        for member in reached:
             member.reducer.failed()
         everywhere = self.comm.gather_objects(own[0] if own else None)
         if all(member.nonfinite == "skip" for member in watched):

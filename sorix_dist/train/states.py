@@ -34,9 +34,10 @@ def state_of(part: Any) -> Any:
 
 def is_copied(part: Any) -> bool:
     """Whether the state of a part shares no memory with it: the package's own methods promise that."""
+    if type(part) is DistributedDataParallel:
+        part = part.module  # whose state it is
     return getattr(type(part), "state_dict", None) in (
         nn.Module.state_dict,
-        DistributedDataParallel.state_dict,
         Optimizer.state_dict,
     )
 

@@ -168,3 +168,16 @@ def overflow_of_the_sum() -> None:
     x = np.full((1, 2), LARGE * (0.75 + sx.rank() / 100), np.float32)
     with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match="the sum over the ranks overflows"):
         loss_of_slope_one(model(sx.tensor(x))).backward()
+
+
+def leaves_out_all_models_of_a_backward() -> None:
+    """Also one whose gradients nobody watches: an optimizer over both moves neither, on any number of ranks."""
+    watched, other = (
+        sx.DistributedDataParallel(nn.Linear(2, 2), nonfinite=each)  # type: ignore[arg-type]
+        for each in ("skip", "allow")
+    )
+    x = np.full((2, 2), 1 + sx.rank(), np.float32)
+    scores = watched(sx.tensor(x))
+    scores.register_hook(lambda gradient: gradient * np.float32(np.nan))
+    (loss_of_slope_one(scores) + loss_of_slope_one(other(sx.tensor(x)))).backward()
+    assert all(p.grad is None for model in (watched, other) for p in model.parameters())

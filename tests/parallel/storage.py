@@ -59,6 +59,8 @@ def loads():
     assert all((p.data == 4).all() for p in model.parameters())
     with pytest.raises(ValueError, match="lacks"):
         model.load_state_dict({})
+    with pytest.raises(RuntimeError, match=r"read-only.*model\.edit"):
+        model.module.load_state_dict(state)
     assert all((p.data == 4).all() for p in model.parameters())
 
 
@@ -124,6 +126,13 @@ def changes_gradients():
         model.third = gradients(model)
         handle.remove()
         model.zero_grad()
+        handles = [p.register_hook(lambda g: g * 3) for p in model.parameters()]
+        run()
+        run()
+        model.all_hooked = gradients(model)
+        for handle in handles:
+            handle.remove()
+        model.zero_grad()
         assert all(p.grad is None for p in model.parameters())
         run()
         model.fourth = gradients(model)
@@ -133,6 +142,7 @@ def changes_gradients():
         (wrapped.second, alone.second),
         (wrapped.third, alone.third),
         (wrapped.fourth, alone.fourth),
+        (wrapped.all_hooked, alone.all_hooked),
     ):
         assert_same(mine, theirs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -56,8 +57,22 @@ def test_wrapped_twice():
     on_all_ranks(work, ValueError, "wrapped already.*'W'")
 
 
-def test_a_wrapped_model_is_not_copied():
-    on_all_ranks(lambda: copy.deepcopy(sx.DistributedDataParallel(nn.Linear(2, 2))), TypeError, "copy model.module")
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_wrapped_model_is_not_copied(how):
+    on_all_ranks(lambda: how(sx.DistributedDataParallel(nn.Linear(2, 2))), TypeError, r"take model\.module")
+
+
+def test_its_module_is_copied():
+    """To memory of its own, which may be changed."""
+
+    def work():
+        module = sx.DistributedDataParallel(nn.Linear(2, 2)).module
+        for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert np.array_equal(copied.W.data, module.W.data)
+            copied.W.data[...] = 7
+            assert not (module.W.data == 7).any()
+
+    run_threads(work, 2)
     on_all_ranks(lambda: copy.deepcopy(sx.DistributedDataParallel(nn.Linear(2, 2))), TypeError, "copied", size=1)
 
 

@@ -51,6 +51,24 @@ def test_a_hook_that_sums_equals_none(size, hosts, accumulating):
 
 
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_what_a_hook_adds_between_parameters_does_not_count(size, hosts):
+    def noisy(comm, gradients):
+        summed(comm, gradients)
+        gradients += 1
+
+    def work():
+        model = sx.DistributedDataParallel(network())
+        model.register_comm_hook(noisy)
+        x, y = data(9)
+        ((xb, yb),) = DataLoader(Dataset(x, y), batch_size=9)
+        F.cross_entropy(model(xb), yb).backward()
+        wanted = np.sqrt(sum(np.sum(g**2) for g in gradients(model).values()))
+        assert np.isclose(nn.utils.clip_grad_norm_(model.parameters(), 1.0).item(), wanted)
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 def test_a_hook_is_called_once_for_each_dtype_and_backward(size, hosts):
     class Mixed(nn.Module):
         def __init__(self):

@@ -32,7 +32,9 @@ def test_a_bad_row(check: Callable[[int], None], size: int, hosts: int, shards: 
 
 @pytest.mark.parametrize(("size", "hosts"), SIZES)
 @pytest.mark.parametrize(
-    "check", [nonfinite.keeps_what_was_there, nonfinite.names_the_parameter], ids=lambda check: check.__name__
+    "check",
+    [nonfinite.keeps_what_was_there, nonfinite.names_the_parameter, nonfinite.leaves_out_all_models_of_a_backward],
+    ids=lambda check: check.__name__,
 )
 def test_other_ways(check: Callable[[], None], size: int, hosts: int) -> None:
     run_threads(check, size, timeout=60, hosts=hosts)

@@ -142,8 +142,7 @@ def test_zero_grad_on_one_rank_only(size, hosts):
             model.zero_grad()
         backward(model)
 
-    with pytest.raises(RuntimeError, match="only one has called zero_grad"):
-        run_threads(work, size, hosts=hosts)
+    on_all_ranks(work, RuntimeError, "only one has called zero_grad", size, hosts)
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
@@ -162,6 +161,44 @@ def test_a_rank_that_does_something_else(size, hosts):
         wanted = "every rank must make the same calls"
     with pytest.raises(RuntimeError, match=wanted):
         run_threads(work, size, hosts=hosts)
+
+
+OPTIONS = {
+    "optimizer.step": lambda model, mine: optim.SGD(model.parameters(), lr=[0.1, 0.2][mine]).step(),
+    "clip_grad_norm_": lambda model, mine: nn.utils.clip_grad_norm_(model.parameters(), [1e-3, 2e-3][mine]),
+    "clip_grad_value_": lambda model, mine: nn.utils.clip_grad_value_(model.parameters(), [1e-3, 2e-3][mine]),
+}
+
+
+@pytest.mark.parametrize("call", OPTIONS)
+def test_a_rank_with_other_options(call):
+    """Which nobody could see afterwards, because each rank changes another part of the one copy."""
+
+    def work():
+        model = sx.DistributedDataParallel(network())
+        backward(model)
+        before = [array.copy() for p in model.parameters() for array in (p.data, p.grad.data)]
+        try:
+            OPTIONS[call](model, sx.rank() == 2)
+        finally:
+            after = [array for p in model.parameters() for array in (p.data, p.grad.data)]
+            assert all(map(np.array_equal, before, after))
+
+    wanted = rf"rank 0 has come to {call} at \S+:\d+, rank 2 has come to {call} with other numbers.* at \S+:\d+"
+    on_all_ranks(work, RuntimeError, wanted, 3)
+
+
+def test_options_may_change():
+    def work():
+        model = sx.DistributedDataParallel(network())
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+        for lr in (0.1, np.float32(0.5), 1):
+            optimizer.param_groups[0]["lr"] = float(lr) if sx.rank() else lr
+            train(model, optimizer)
+        optimizer.param_groups[0]["betas"] = (0.8, 0.9) if sx.rank() else (0.7, 0.9)
+        train(model, optimizer)
+
+    on_all_ranks(work, RuntimeError, "come to optimizer.step with other numbers", 2)
 
 
 # -- edit
@@ -200,3 +237,47 @@ def test_edit_of_copies(size, hosts):
 def test_optimizer_state(made, kind):
     for size, hosts in ((2, 1), (3, 1), (4, 2)):
         run_threads(remembers, size, args=(made, kind), hosts=hosts)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_backward_that_was_interrupted_leaves_nothing(hosts):
+    """Also of a gradient that was written already, but not noted: which this rank's next backward does not reach."""
+
+    class Interrupt(BaseException):
+        pass
+
+    class Either(nn.Module):
+        def __init__(self):
+            self.layers, self.used = [nn.Linear(5, 4), nn.Linear(5, 4)], 0
+
+        def forward(self, x):
+            return self.layers[self.used](x)
+
+    def interrupted(rule):
+        def run(g, out):
+            rule(g, out)
+            raise Interrupt
+
+        return run
+
+    def work():
+        found = []
+        for interrupt in (False, True):
+            sx.manual_seed(3)
+            model = sx.DistributedDataParallel(Either())
+            if interrupt:
+                model.module.used = 1
+                x = sx.tensor(np.ones((2, 5), np.float32) + sx.rank())
+                loss = nn.CrossEntropyLoss()(model(x), np.zeros(2, int))
+                node = loss.origin.edges[0]
+                assert node.op.name == "linear"
+                node.rules = [rule and interrupted(rule) for rule in node.rules]
+                with pytest.raises(Interrupt):
+                    loss.backward()
+            model.module.used = sx.rank() % 2
+            x = sx.tensor(np.ones((2, 5), np.float32) * (2 + sx.rank()))
+            nn.CrossEntropyLoss()(model(x), np.zeros(2, int)).backward()
+            found.append(gradients(model))
+        assert_same(found[1], found[0])
+
+    run_threads(work, 2, hosts=hosts)

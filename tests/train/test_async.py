@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sorix_dist as sx
+from sorix_dist import nn
 from tests.train.faults import Counting, Slow, fails
 from tests.train.saving import Part, saved
 
@@ -34,6 +35,23 @@ def test_a_thread_saves_what_was_there(folder: Path) -> None:
     assert (part.array == 1).all()
     assert (back["value"] == 1).all()
     checkpointer.wait()
+
+
+def test_a_thread_saves_what_was_there_of_a_model_that_gives_its_own_memory(folder: Path) -> None:
+    class Net(nn.Linear):
+        def state_dict(self) -> dict[str, sx.Tensor]:
+            return dict(self.named_parameters())
+
+    model = sx.DistributedDataParallel(Net(3, 2))
+    before = model.module.W.data.copy()
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Slow()
+    checkpointer.save(1, model=model)
+    with model.edit():
+        model.module.W.data[...] = -1  # training goes on
+    checkpointer.wait()
+    checkpointer.load_latest(model=model)
+    assert (model.module.W.data == before).all()
 
 
 @pytest.mark.parametrize("ask", ["wait", "save", "load"])

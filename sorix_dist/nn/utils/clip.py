@@ -36,7 +36,8 @@ def clip_grad_norm_(
         raise RuntimeError(f"the norm of the gradients is {total}, so they can't be clipped to {max_norm}")
     factor = max_norm / (total + 1e-6)
     if not factor >= 1:
-        with changing_gradients(given, "clip_grad_norm_") as own, np.errstate(invalid="ignore"):  # 0 times infinity
+        # 0 times infinity is invalid.
+        with changing_gradients(given, "clip_grad_norm_", max_norm) as own, np.errstate(invalid="ignore"):
             for array in own:
                 array *= factor
     return Tensor(np.asarray(total, np.result_type(np.float32, *found)))
@@ -47,7 +48,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     given = _tensors(parameters)
     limit = _at_least_zero("clip_value", clip_value)
     _refuse_pending("clip_grad_value_", given)
-    with changing_gradients(given, "clip_grad_value_") as own:
+    with changing_gradients(given, "clip_grad_value_", limit) as own:
         for array in own:
             np.clip(array, -limit, limit, out=array)
 
