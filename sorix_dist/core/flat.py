@@ -278,7 +278,11 @@ def changing_gradients(parameters: Iterable[Tensor], doing: str, *numbers: float
 
 
 def zero_gradients(parameters: Iterable[Tensor]) -> None:
-    """Makes zeros of the gradients, where there are any."""
-    with changing_gradients(parameters, "zero_grad") as own:
+    """Makes zeros of the gradients, where there are any, and forgets those that are to be added to them later."""
+    given = list(parameters)
+    for parameter in given:
+        if parameter.leaf is not None:
+            parameter.leaf.forget_pending()
+    with changing_gradients(given, "zero_grad") as own:
         for array in own:
             array.fill(0)

@@ -112,9 +112,13 @@ class Leaf:
     def zero(self) -> None:
         """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
         self.total.written = False
+        self.forget_pending()
+        self.view = None if self.view is not None and self.view.origin is not None else self.view
+
+    def forget_pending(self) -> None:
+        """Forgets what backwards have left for `sync` to add to the gradient later."""
         if self.sync is not None and self.sync.pending:
             self.sync.forget(self)
-        self.view = None if self.view is not None and self.view.origin is not None else self.view
 
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""

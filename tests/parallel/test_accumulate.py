@@ -231,13 +231,14 @@ def test_no_sync(size):
             assert_same(gradients(model), gradients(alone))
             optimizer.step()
             optim.SGD(alone.parameters(), lr=0.1).step()
-        # zero_grad in between forgets what was left.
-        with model.no_sync():
-            F.cross_entropy(model(mine[0][0]), mine[0][1]).backward()
-        model.zero_grad()
-        alone.zero_grad()
-        F.cross_entropy(model(mine[2][0]), mine[2][1]).backward()
-        F.cross_entropy(alone(sx.tensor(wholes[2][0])), wholes[2][1]).backward()
-        assert_same(gradients(model), gradients(alone))
+        # zero_grad in between forgets what was left, either way.
+        for set_to_none in (True, False):
+            with model.no_sync():
+                F.cross_entropy(model(mine[0][0]), mine[0][1]).backward()
+            model.zero_grad(set_to_none)
+            alone.zero_grad()
+            F.cross_entropy(model(mine[2][0]), mine[2][1]).backward()
+            F.cross_entropy(alone(sx.tensor(wholes[2][0])), wholes[2][1]).backward()
+            assert_same(gradients(model), gradients(alone))
 
     run_threads(work, size)

@@ -89,6 +89,7 @@ CHANGES = {
     "detached": lambda p: p.detach().fill_(0),
     "entry": lambda p: p.__setitem__(0, 0.0),
     "init": lambda p: nn.init.zeros_(p),
+    "vector": lambda p: nn.utils.vector_to_parameters(np.zeros(p.numel), [p]),
     "grad": lambda p: setattr(p, "grad", np.zeros(p.shape)),
     "grad in place": lambda p: p.grad.mul_(2),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.ops.join import cat
 from sorix_dist.core.ops.shape import reshape
 
@@ -27,6 +28,8 @@ def vector_to_parameters(vec: Any, parameters: Iterable[Tensor]) -> None:
     count = sum(parameter.array.size for parameter in given)
     if values.shape != (count,):
         raise ValueError(f"vec must have shape ({count},) for these parameters, got {values.shape}")
+    for parameter in given:
+        refuse_frozen(parameter.array)
     start = 0
     for parameter in given:
         stop = start + parameter.array.size
