@@ -9,6 +9,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
+from sorix_dist.parallel.reduce import is_finite
 from tests.parallel import nonfinite
 
 SIZES = [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2)]
@@ -43,6 +44,18 @@ def test_other_ways(check: Callable[[], None], size: int, hosts: int) -> None:
 @pytest.mark.parametrize(("size", "hosts"), SIZES[1:])
 def test_overflow_of_the_sum(size: int, hosts: int) -> None:
     run_threads(nonfinite.overflow_of_the_sum, size, timeout=60, hosts=hosts)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_what_is_finite(dtype: str) -> None:
+    """Without a warning, also where the sum of squares overflows."""
+    values = np.full(1000, np.finfo(dtype).max, dtype)
+    with np.errstate(all="raise"):
+        assert is_finite(values)
+        assert is_finite(values[:0])
+        for bad in (np.nan, np.inf, -np.inf):
+            values[7] = bad
+            assert not is_finite(values)
 
 
 def test_bad_choice() -> None:
