@@ -29,6 +29,10 @@ from sorix_dist.parallel.world import virtual_shards
 if TYPE_CHECKING:
     from sorix_dist.parallel.sync import Member
 
+PLAIN = 1
+"""What `Member.way` says of a sum that just takes the place of what the parameters show."""
+_WAY_BITS = 33
+
 _of_comm: WeakKeyDictionary[Any, Replicas] = WeakKeyDictionary()
 
 
@@ -167,30 +171,31 @@ class Replicas:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
         reached. Called by every rank at the same place, which is checked before anything is added."""
         members = {member.number: member for member in self.members}
-        # Who reached a model says its number, doubled, and one more if the sum just replaces the gradients.
-        plains = {member: member.plain() for member in members.values()}
-        reached = [2 * member.number + plain for member, plain in plains.items() if member.reducer.prepare()]
+        # Who reached a model says its number, and how its sum is to be added.
+        ways = {member: member.way() for member in members.values()}
+        reached = [member.number << _WAY_BITS | way for member, way in ways.items() if member.reducer.prepare()]
         said = self.board.meet(Place(BACKWARD, 0, epoch, batch, self.updates, self.backwards), reached)
         self.pending, self.backwards = False, 0
         self.meetings += 1
         if said.places is not None:
             self._raise_for(said.places, self.meetings)
         reached_by_any = []
-        for number, plain in (divmod(entry, 2) for entry in said.numbers):
+        for number, way in (divmod(entry, 1 << _WAY_BITS) for entry in said.numbers):
             if number not in members:
                 raise RuntimeError(
                     f"a backward of another rank reached the wrapped model number {number}, which rank "
                     f"{self.comm.rank} does not have any more: every rank must train the same models"
                 )
             member = members[number]
-            if plains[member] != plain:
+            if ways[member] != way:
                 raise RuntimeError(
                     f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: "
-                    "only one has called zero_grad before this backward, or registered hooks with parameters"
+                    "only one has called zero_grad before this backward, forgotten a parameter's gradient, or "
+                    "registered a hook with a parameter"
                 )
             reached_by_any.append(member)
         for member in reached_by_any:  # when every rank has found that all is as it should be
-            member.reducer.sum(plains[member] and scale == 1)
+            member.reducer.sum(ways[member] == PLAIN and scale == 1)
         watched = [member for member in reached_by_any if member.nonfinite != "allow"]
         if self.board.part(all(member.reducer.finite() for member in watched)):
             written = [member.reducer.hand_over(scale) for member in reached_by_any]

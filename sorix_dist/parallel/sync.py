@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 from typing import Any, Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.parallel.accumulate import Denominator
 from sorix_dist.parallel.reduce import Reducer
-from sorix_dist.parallel.replicas import Replicas
+from sorix_dist.parallel.replicas import PLAIN, Replicas
 from sorix_dist.utils.data.sampler import share
 
 NonFinite = Literal["raise", "skip", "allow"]
@@ -125,11 +126,18 @@ class Member(Synchronised):
         self.names = names
         self.nonfinite = nonfinite
 
-    def plain(self) -> bool:
-        """Whether the next sum just takes the place of what the parameters show: nothing is added to, no hook sees it.
+    def way(self) -> int:
+        """How the next sum is to be added to what the parameters show: the same on all ranks that share it, each of
+        which adds a part.
 
-        Where each rank has gradients of its own, it is nobody else's business, and False."""
-        return self.flat.frozen and not any([leaf.total.written or leaf.hooks for leaf in self.leaves])  # noqa: C419
+        0: as each rank likes, which has gradients of its own; PLAIN: it just takes their place, nothing is added to
+        and no hook sees it; else a digest of where it is added to something, and where there are hooks.
+        """
+        if not self.flat.frozen:
+            return 0
+        if not any([leaf.total.written or leaf.hooks for leaf in self.leaves]):  # noqa: C419 (faster)
+            return PLAIN
+        return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
 
     def joined_forward(self, other: Any) -> Any:
         return other

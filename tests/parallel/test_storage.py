@@ -147,6 +147,24 @@ def test_zero_grad_on_one_rank_only(size, hosts):
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize("what", ["no gradient", "hook"])
+def test_a_parameter_whose_gradient_is_another_matter_on_one_rank(size, hosts, what):
+    """Each rank adds its part of the sum: it would be added to something in some parts only."""
+
+    def work():
+        model = sx.DistributedDataParallel(network())
+        backward(model)
+        last = list(model.parameters())[-1]
+        if sx.rank() == 1 and what == "hook":
+            last.register_hook(lambda g: 2 * g)
+        elif sx.rank() == 1:
+            last.grad = None
+        backward(model)
+
+    on_all_ranks(work, RuntimeError, "forgotten a parameter's gradient, or registered a hook", size, hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
 def test_a_rank_that_does_something_else(size, hosts):
     def work():
         model = sx.DistributedDataParallel(network())
