@@ -162,14 +162,14 @@ class GroupState:
         for run in flat.runs(self.params, used, joined):
             if run.flat.edited is not None:
                 raise RuntimeError("step: the parameters are being edited; step after the end of `with model.edit():`")
-            dtype, own = run.flat.dtype, run.flat.own
+            dtype, own = run.flat.dtype, flat.within(run.start, run.stop, run.flat.own)
             if dtype not in spare:
                 spare[dtype] = tuple(np.empty(flat.BLOCK, dtype) for _ in range(scratch_arrays))
             room, first = self._places[run.first]
             shift = first - run.start
             blocks = []
-            for start in range(max(run.start, own.start), min(run.stop, own.stop), flat.BLOCK):
-                stop = min(start + flat.BLOCK, run.stop, own.stop)
+            for start in range(own.start, own.stop, flat.BLOCK):
+                stop = min(start + flat.BLOCK, own.stop)
                 state = slice(start + shift, stop + shift)
                 buffers = {name: self.buffers[name][room][state] for name in names}
                 scratch = tuple(array[: stop - start] for array in spare[dtype])

@@ -42,6 +42,7 @@ def arena(*contestants: Contestant) -> Arena:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 def test_alone_it_says_who_is_missing() -> None:
     said: list[str] = []
     results = measure(replace(TINY, libraries=("nobody",), crowded=True, memory=("W3",)), said.append)
@@ -90,6 +91,7 @@ def test_torch_does_the_same_work() -> None:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("library", ["jax", "sorix"])
 def test_others_do_the_same_work(library: str) -> None:
     pytest.importorskip(library)
@@ -137,6 +139,7 @@ def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pyt
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 def test_a_signal_ends_all_processes() -> None:
     with job([*SORIX_DIST, "bench", "--workloads", "W3"]) as process:
         assert process.stdout is not None
@@ -152,6 +155,7 @@ def test_a_signal_ends_all_processes() -> None:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not measures_memory(), reason="needs /proc")
 def test_ranks_that_wait_use_no_core() -> None:
     with arena(TWO) as waiting:
@@ -171,6 +175,7 @@ def _used(pid: int) -> float:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 def test_a_rank_that_dies_is_an_error_and_leaves_nobody() -> None:
     with arena(TWO) as killed:
         seat = killed.seats[TWO.name]

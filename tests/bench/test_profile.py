@@ -70,6 +70,7 @@ def _check_times(found: dict[str, Any], *names: str) -> None:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 def test_ranks_are_compared_with_one() -> None:
     plan = Plan(workloads=("W3",), ranks=(1, 2), rounds=2, seconds=0.05, nodes=100)
     said: list[str] = []
@@ -184,6 +185,7 @@ def test_summary() -> None:
 
 
 @needs_mpirun
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_where_the_time_of_a_step_goes(ranks: str, tmp_path: Path) -> None:
     path = tmp_path / "step.json"
