@@ -55,7 +55,7 @@ def test_alone_it_says_who_is_missing() -> None:
     assert {*results["machine"]} == {"cpu", "cores", "blas", "numpy", "python", "mpi", "system", "load"}
     assert results["left out"] == {"nobody": "ModuleNotFoundError: No module named 'nobody'"}
     assert [*results["libraries"]] == [OURS]
-    ours = [contestant.name for contestant in field(2) if contestant.library == OURS]
+    ours = [contestant.name for contestant in field(2) if contestant.peer == OURS]
     found = results["training"]["W3"]
     assert {act: [*names] for act, names in found.items()} == {
         "step": ours, "products": ours[:2], "weak step": ours[:1]
@@ -83,7 +83,7 @@ def test_torch_does_the_same_work() -> None:
     assert results["left out"] == {}  # and their losses were those of this package, else LaunchError
     for name, found in results["training"].items():
         assert [*found["step"]] == [
-            each.name for each in field(2) if each.library in (OURS, "torch") and each.trains(name)
+            each.name for each in field(2) if each.peer in (OURS, "torch") and each.trains(name)
         ]
         assert "torch DDP (gloo), 2 ranks" in found["weak step"]
     assert "torch DDP (gloo), 2 ranks" in results["sums"]["4096"]["all_reduce"]

@@ -144,12 +144,12 @@ class Arena:
     def __enter__(self) -> Self:
         try:
             for contestant in self.contestants:
-                self.seats[contestant.name] = Seat(contestant, self.interpreters.of(contestant.library))
+                self.seats[contestant.name] = Seat(contestant, self.interpreters.of(contestant.peer))
             for name, seat in list(self.seats.items()):
                 try:
                     seat.wait()
                 except LaunchError as error:
-                    if seat.contestant.library == OURS:
+                    if seat.contestant.peer == OURS:
                         raise
                     self.seats.pop(name).close()
                     self.contestants.remove(seat.contestant)

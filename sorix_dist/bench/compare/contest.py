@@ -102,7 +102,7 @@ class _Contest:
         }
 
     def _arena(self, contestants: Sequence[Contestant]) -> Arena:
-        return Arena([each for each in contestants if each.library in self.libraries], self.plan.interpreters)
+        return Arena([each for each in contestants if each.peer in self.libraries], self.plan.interpreters)
 
     def _stored(self, name: str, times: int = 1) -> dict[str, str]:
         """The options of a step on so many times the rows of a workload."""
@@ -118,7 +118,7 @@ class _Contest:
             self._enter(arena)
             turns = self._steps(arena, name)
             for contestant in arena.contestants:
-                if contestant.library == OURS and contestant.threads == 1:
+                if contestant.peer == OURS and contestant.threads == 1:
                     arena.prepare(contestant.name, "products", **self._stored(name))
                     turns.append((contestant.name, "products"))
                 if contestant.ranks > 1 and not contestant.options:
@@ -160,7 +160,7 @@ class _Contest:
             turns = [
                 (contestant.name, act)
                 for contestant in arena.contestants
-                for act in (("backward", "all_reduce", "memcpy") if contestant.library == OURS else ("all_reduce",))
+                for act in (("backward", "all_reduce", "memcpy") if contestant.peer == OURS else ("all_reduce",))
             ]
             for size in self.plan.sizes:
                 for name, act in turns:
@@ -193,7 +193,7 @@ class _Contest:
     def _enter(self, arena: Arena) -> None:
         """Notes who is there, and who is not although its library is."""
         self.left_out |= arena.failed
-        self.versions |= {seat.contestant.library: seat.version for seat in arena.seats.values()}
+        self.versions |= {seat.contestant.peer: seat.version for seat in arena.seats.values()}
         if not self.machine:
             self.machine = arena.describe(self.field[0].name)
 

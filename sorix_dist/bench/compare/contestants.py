@@ -25,12 +25,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class Contestant:
     """Processes of a library that train one model together.
 
-    library: which `peers.with_LIBRARY` it runs; threads: of each rank, None for a start without a word about them;
+    peer: which `peers.with_PEER` it runs; threads: of each rank, None for a start without a word about them;
     workloads: which it can train, all if empty; options: of its `Peer`.
     """
 
     name: str
-    library: str
+    peer: str
     ranks: int = 1
     threads: int | None = 1
     workloads: tuple[str, ...] = ()
@@ -47,9 +47,9 @@ class Contestant:
         options = {"threads": self.threads, "ranks": self.ranks, "meeting": str(meeting), **dict(self.options)}
 
         def program(rank: int) -> list[str]:
-            return [interpreter, str(SCRIPT), self.library, str(socket), json.dumps({**options, "rank": rank})]
+            return [interpreter, str(SCRIPT), self.peer, str(socket), json.dumps({**options, "rank": rank})]
 
-        if self.library == OURS:
+        if self.peer == OURS:
             start = command(program(0), self.ranks, environ=environ)
             return [Command(start.argv, environ | dict(start.env))]
         # Gloo would ask for the host's name, which need not lead anywhere.
