@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from sorix_dist.launch import segments
+
 MPIRUN = Path(sys.executable).parent / "mpirun"
 """The mpirun of the environment that runs the tests."""
 
@@ -60,7 +62,7 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
     its own, and an orphan has another parent.
     """
     mark = uuid.uuid4().hex
-    began = time.monotonic()
+    since, began = segments.now(), time.monotonic()
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -81,6 +83,7 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}\n{err}")
     finally:
         kill_marked(mark)
+        segments.remove_sessions(since)
     return Ended(process.returncode, out, err, seconds, left)
 
 
@@ -96,6 +99,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
     `out` is all that was on the screen, `seconds` are those since the interrupt.
     """
     mark = uuid.uuid4().hex
+    since = segments.now()
     ours, theirs = pty.openpty()
     # Opening a terminal makes it the controlling one of a session that has none.
     attach = f"import os; os.open({os.ttyname(theirs)!r}, os.O_RDWR); os.execv({argv[0]!r}, {list(argv)!r})"
@@ -122,6 +126,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}")
     finally:
         kill_marked(mark)
+        segments.remove_sessions(since)
 
 
 def as_in_a_shell() -> None:

@@ -1,9 +1,11 @@
-"""Shared memory that MPI jobs of this host have left behind: a job that was killed cannot remove its own."""
+"""What MPI jobs of this host have left behind, shared memory above all: a job that was killed cannot remove its own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +43,34 @@ def remove_left_over(after: float, folder: Path = SHARED) -> None:
     """Removes what a job that was started at `after` and has ended has left behind."""
     for segment in left_over(folder, after):
         segment.path.unlink(missing_ok=True)
+    remove_sessions(after)
+
+
+def remove_sessions(after: float, folder: Path | None = None) -> None:
+    """Removes the folders of Open MPI's mpiruns that were made after the given time and have ended.
+
+    A killed one leaves its own, `ompi.PID`, and the next one with that process id does not start: it ends with
+    213, "The PMIx server's listener thread failed to start". Linux uses an id again after 32,768 processes or more.
+    """
+    if not _lives(os.getpid()):  # who lives is known on Linux only
+        return
+    for path in (folder or Path(tempfile.gettempdir())).glob("ompi.*"):
+        pid = path.suffix[1:]
+        with contextlib.suppress(FileNotFoundError):  # its mpirun has just removed it
+            status = path.stat()
+            ours = status.st_uid == os.getuid() and status.st_mtime >= after
+            if pid.isdecimal() and ours and not _lives(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def now() -> float:
     """The time as files of shared memory record it, which lags a little behind the clock."""
     return time.time() - 0.05
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this user exists and has not ended: one that is just not collected yet has no program."""
+    return os.path.exists(f"/proc/{pid}/exe")
 
 
 def _all(folder: Path) -> list[Segment]:

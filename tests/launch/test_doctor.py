@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from sorix_dist.launch.doctor import Finding, machine, mpi
 from sorix_dist.launch.doctor.finding import ask
 from tests.launch.jobs import survivors
 from tests.launch.test_command import VERSIONS, launcher
-from tests.launching import MPIRUN, needs_mpirun
+from tests.launching import MPIRUN, needs_mpirun, run_command
 
 SRUN_0_OF_4 = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
 
@@ -81,6 +83,41 @@ def test_left_over_segments_are_those_that_nobody_holds(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_by_me", "vader_segment.2"]
     (tmp_path / "vader_segment.2").unlink()
     assert machine.shared_memory(tmp_path)[1].level == "ok"
+
+
+def test_the_folder_of_a_killed_mpirun_goes_for_the_next_one_of_its_process_id_would_not_start(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    left, mine, other = (tmp_path / f"ompi.{name}" for name in (process.pid, os.getpid(), "host"))
+    for folder in (left, mine, other):
+        (folder / "1").mkdir(parents=True)
+    segments.remove_sessions(time.time() + 60, tmp_path)
+    assert left.exists()
+    segments.remove_sessions(0.0, tmp_path)
+    assert [folder.exists() for folder in (left, mine, other)] == [False, True, True]
+
+
+@needs_mpirun
+@pytest.mark.skipif(not shutil.which("unshare") or os.getuid() != 0, reason="needs a process id to come again")
+def test_a_second_mpirun_of_the_same_process_id_starts(tmp_path: Path) -> None:
+    again = f"""
+import os, signal, subprocess, sys, time
+from sorix_dist.launch import segments
+for arguments in (["sleep", "60"], ["true"]):
+    with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write("4242")
+    process = subprocess.Popen([{str(MPIRUN)!r}, "-n", "1", *arguments])
+    assert process.pid == 4243
+    if arguments == ["true"]:
+        sys.exit(process.wait())
+    time.sleep(1.5)
+    process.kill()
+    process.wait()
+    segments.remove_sessions(0.0)
+"""
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    ended = run_command([*alone, sys.executable, "-c", again], env={"TMPDIR": str(tmp_path)})
+    assert (ended.code, ended.left) == (0, ()), ended
 
 
 def test_little_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

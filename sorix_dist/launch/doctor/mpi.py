@@ -211,9 +211,7 @@ def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...])
     if vendor != "Open MPI" or version < (5,):
         text = f"no: {vendor} ends a job with its first killed rank; Open MPI 5 can go on"
         return [*found, Finding("ULFM", "ok", text, data={"works": False})]
-    began = segments.now()
     survived = _two(environ, _SURVIVES, "--with-ft", "ulfm")
-    segments.remove_left_over(began)
     works = "SURVIVED" in survived.out
     text = "yes: a rank goes on after another was killed (mpirun --with-ft ulfm)" if works else f"no: {survived.why}"
     return [*found, Finding("ULFM", "ok" if works else "warning", text, data={"works": works})]
@@ -222,7 +220,10 @@ def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...])
 def _two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
     start = command([sys.executable, "-c", script], 2, environ=here)
-    return ask([start.argv[0], *options, *start.argv[1:]], {**here, **start.env}, LIMIT)
+    began = segments.now()
+    answer = ask([start.argv[0], *options, *start.argv[1:]], {**here, **start.env}, LIMIT)
+    segments.remove_left_over(began)  # it is killed when it hangs, and one of its ranks kills itself
+    return answer
 
 
 def _bytes(size: int) -> str:
