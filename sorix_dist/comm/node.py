@@ -150,13 +150,8 @@ class SharedWindow:
     ) -> None:
         self.parts = parts
         self.local_rank = local_rank
-        self._barrier = barrier
+        self.barrier = barrier
         self._free = free
-
-    def barrier(self) -> None:
-        if not self.parts:
-            raise ValueError("barrier: this window is closed")
-        self._barrier()
 
     def used(self) -> bool:
         # Every array made from the parts has the block they were cut from as its base.
@@ -165,4 +160,9 @@ class SharedWindow:
     def close(self) -> None:
         if self.parts:
             self.parts = []
+            self.barrier = _refuse_closed
             self._free()
+
+
+def _refuse_closed() -> None:
+    raise ValueError("barrier: this window is closed")

@@ -97,7 +97,9 @@ def backward(
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
     share = sync.begin()
     try:
-        if share != 1:
+        if gradient is None:
+            seed.fill(share)
+        elif share != 1:
             seed = seed * float(share)
         _backward(tensor, seed, bool(retain_graph), False, sync.visitor())
     except BaseException:
@@ -169,7 +171,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Call
             elif rule is None or local.written:
                 leaf.deposit(gradient if rule is None else rule(gradient, None))
             else:  # the first to come is written straight into place
-                place = local.place(leaf)
+                place = local.array if local.array is not None else local.place(leaf)
                 part = rule(gradient, place)
                 if part is not place:
                     np.copyto(place, fit(part, leaf))

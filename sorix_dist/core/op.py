@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, Sync
+from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.kept_rows import Rule
 from sorix_dist.core.promote import promoted
 from sorix_dist.core.tensor import Array, Tensor, as_array
@@ -68,15 +68,15 @@ def _operation(
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
         needed = mixed = False
-        dtype = None
-        sync: Sync | None = None
-        rows, rows_shape = None, ()
+        dtype = sync = rows = None
+        rows_shape: tuple[int, ...] = ()
         for x in inputs:
             if isinstance(x, Tensor):
                 array, edge = x.array, x.origin
-                if array.dtype is not dtype:
-                    mixed = mixed or dtype is not None or array.dtype.kind != "f"
-                    dtype = array.dtype
+                found = array.dtype
+                if found is not dtype:
+                    mixed = mixed or dtype is not None or found.kind != "f"
+                    dtype = found
                 arrays.append(array)
                 edges.append(edge)
                 if x.rows is not None and (keeps_rows is None or len(arrays) == 1):

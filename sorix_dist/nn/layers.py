@@ -9,8 +9,8 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.ops.shape import flatten
-from sorix_dist.nn import functional as F
 from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.module import Module, Parameter
@@ -41,7 +41,7 @@ class Linear(Module):
         self.b = Parameter(np.zeros((1, neurons), np.float32)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
-        return F.linear(x, self.W, self.b)
+        return linear(x, self.W, self.b)
 
     @property
     def coef_(self) -> Any:

@@ -111,23 +111,23 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        if any(state.pending for state in self._states):
-            raise RuntimeError(
-                "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
-                "model.accumulate(...), or after a backward outside of model.no_sync()"
-            )
-        plans = [
-            (group, state.advance(self.buffers(group), self.scratch_arrays))
-            for group, state in zip(self.param_groups, self._states, strict=True)
-        ]
+        for state in self._states:
+            for sync in state.syncs():
+                if sync.pending:
+                    raise RuntimeError(
+                        "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
+                        "model.accumulate(...), or after a backward outside of model.no_sync()"
+                    )
         # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
         homes: dict[Home, list[Any]] = {}
+        plans = []
         for group, state in zip(self.param_groups, self._states, strict=True):
+            plans.append(state.advance(self.buffers(group), self.scratch_arrays))
             for home in state.homes:
                 homes.setdefault(home, []).extend([group[name] for name in self.defaults])
         for home, options in homes.items():
             home.meet("optimizer.step", self._digest(options))
-        for group, runs in plans:
+        for group, runs in zip(self.param_groups, plans, strict=True):
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)
@@ -146,12 +146,12 @@ class Optimizer:
 
         Not `set_to_none`: gradients become zeros, and the next step moves parameters by momentum and decay.
         """
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        if set_to_none:
-            for parameter in parameters:
-                leaf_of(parameter).zero()
-        else:
-            zero_gradients(parameters)
+        if not set_to_none:
+            zero_gradients(parameter for group in self.param_groups for parameter in group["params"])
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                (parameter.leaf or leaf_of(parameter)).zero()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.

@@ -29,17 +29,14 @@ class GroupState:
         self.steps = np.zeros(len(params), np.int64)
         self.buffers: dict[str, list[Array]] = {}  # for each room an array
         self._rooms: list[tuple[Home, np.dtype[Any]]] = []
+        self.homes: list[Home] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
         self.forget_blocks()
         self._lay(())
 
-    @property
-    def pending(self) -> bool:
-        """Whether backwards have left gradients of these parameters that are not in what they show yet."""
-        return any(sync.pending for sync in self._who_synchronises())
-
-    def _who_synchronises(self) -> list[Sync]:
+    def syncs(self) -> list[Sync]:
+        """Who synchronises the gradients of these parameters."""
         if self._syncs[0] != flat.version():
             leaves = [p.leaf for p in self.params if p.leaf is not None]
             found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
@@ -54,26 +51,20 @@ class GroupState:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
-        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": []}
-
-    @property
-    def homes(self) -> dict[Home, None]:
-        """Where the parameters lie, each home once."""
-        return dict.fromkeys(home for home, _ in self._rooms)
+        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": [], "homes": []}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int) -> list[tuple[int, list[Block]]]:
         """Counts an update of every parameter that has a gradient; returns what this process is to update of them,
         in blocks, with that count."""
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, their counts differ by the same, so the cut stays right.
-        cut_for = (flat.version(), names, used)
-        if cut_for != self._cut_for:
+        if (flat.version(), names, used) != self._cut_for:
             self._lay(names)
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
             self._used = np.array(used, np.int64)
         self.steps += self._used
-        for sync in self._who_synchronises():
+        for sync in self.syncs():
             sync.stepped()
         return [(int(self.steps[first]), blocks) for first, blocks in self._runs]
 
@@ -129,6 +120,7 @@ class GroupState:
         known = {name: self._views(name) for name in self.buffers}
         same = rooms == self._rooms
         self._rooms, self._places, sizes = rooms, [(0, 0)] * len(room_of), []
+        self.homes = list(dict.fromkeys(home for home, _ in rooms))
         for number, room in enumerate(rooms):
             members = [i for i, r in enumerate(room_of) if r == room]
             starts, size = flat.layout(self.params[i] for i in members)

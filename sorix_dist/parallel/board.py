@@ -24,7 +24,7 @@ DOINGS = (
 """What ranks do together when they meet, in a user's words."""
 BACKWARD = 0
 _NUMBER = {doing: number for number, doing in enumerate(DOINGS)}
-_SAID = struct.Struct("2q")
+_AGREED = struct.Struct("2q")
 
 
 class Place(NamedTuple):
@@ -46,6 +46,7 @@ class Place(NamedTuple):
 ROOM = 58  # numbers that a rank can say at one meeting, behind its place and their count
 _HEAD = len(Place._fields)
 _ROW = 8 * (_HEAD + 1 + ROOM)  # bytes
+_SAID = [struct.Struct(f"{_HEAD + 1 + count}q") for count in range(ROOM + 1)]
 
 
 class Said(NamedTuple):
@@ -105,31 +106,33 @@ class Memory:
         self.window = comm.window(2 * _ROW)
         # What is read after one barrier may still be read when the others write for the next: two places in turn.
         both = [[part.data[at : at + _ROW] for part in self.window.parts] for at in (0, _ROW)]
-        self.turns = itertools.cycle([(rows, rows[self.window.local_rank]) for rows in both])
+        own = self.window.local_rank
+        self.turns = itertools.cycle([(rows, rows[own], rows[:own] + rows[own + 1 :]) for rows in both])
+        self.barrier = self.window.barrier
 
     def meet(self, place: Place, numbers: list[int]) -> Said:
-        said = _packed(place, numbers)
-        rows = self._show(said)
-        # Mostly all say the same.
-        if all([row[: len(said)] == said for row in rows]):  # noqa: C419 (faster)
-            return Said(None, numbers)
-        return _differing(rows)
+        rows = self._unlike(_packed(place, numbers))
+        return Said(None, numbers) if rows is None else _differing(rows)
 
     def part(self, fine: bool) -> bool:
-        rows = self._show(b"\0" if fine else b"\1")
-        return not any([row[0] for row in rows])  # noqa: C419 (faster)
+        rows = self._unlike(b"\0" if fine else b"\1")
+        return fine and rows is None
 
     def agree(self, doing: str, alike: int) -> list[Place] | None:
-        said = _SAID.pack(_NUMBER[doing], alike)
-        rows = self._show(said)
-        return None if all([row[: _SAID.size] == said for row in rows]) else _places(rows)  # noqa: C419 (faster)
+        rows = self._unlike(_AGREED.pack(_NUMBER[doing], alike))
+        return None if rows is None else _places(rows)
 
-    def _show(self, said: bytes) -> list[memoryview]:
-        """Lets the others see what this rank says; returns the rows of all, when all have said something."""
-        rows, own = next(self.turns)
-        own[: len(said)] = said
-        self.window.barrier()
-        return rows
+    def _unlike(self, said: bytes) -> list[memoryview] | None:
+        """Lets the others see what this rank says; when all have said something, None if they say the same, as they
+        mostly do, or else the rows of all."""
+        rows, own, others = next(self.turns)
+        length = len(said)
+        own[:length] = said
+        self.barrier()
+        for other in others:
+            if other[:length] != said:
+                return rows
+        return None
 
 
 class Messages:
@@ -159,9 +162,10 @@ class Messages:
 
 
 def _packed(place: Place, numbers: list[int]) -> bytes:
-    if len(numbers) > ROOM:
-        raise RuntimeError(f"a backward can reach at most {ROOM} wrapped models, this one reached {len(numbers)}")
-    return struct.pack(f"{_HEAD + 1 + len(numbers)}q", *place, len(numbers), *numbers)
+    count = len(numbers)
+    if count > ROOM:
+        raise RuntimeError(f"a backward can reach at most {ROOM} wrapped models, this one reached {count}")
+    return _SAID[count].pack(*place, count, *numbers)
 
 
 def _places(rows: Sequence[memoryview]) -> list[Place]:

@@ -15,7 +15,7 @@ from sorix_dist.core.graph import Node
 from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.nn import Module
 from sorix_dist.parallel.replicas import Replicas
-from sorix_dist.parallel.sync import Forward, Share, even_proportions, proportions
+from sorix_dist.parallel.sync import Forward, even_proportions, proportions
 from sorix_dist.utils.data.nested import map_tensors
 
 _WATCHED = 3  # batches that no loader made, whose rows are compared between the ranks
@@ -53,25 +53,25 @@ class WholeForward:
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results, which synchronise what a backward from them reaches."""
+        replicas = self.replicas
         rows = known_rows(inputs, options) if self.tagged else None
         if rows is not None:
-            share = Share(rows, even_proportions(rows.total, self.replicas.comm.size))
+            forward = Forward(replicas, rows, even_proportions(rows.total, replicas.comm.size))
         else:
-            share = self._asked([*arrays_in((inputs, options))])
-            rows = share.rows
-        forward = Forward(self.replicas, share)
-        before, self.replicas.computing = self.replicas.computing, forward
+            forward = self._asked([*arrays_in((inputs, options))])
+            rows = forward.rows
+        before, replicas.computing = replicas.computing, forward
         try:
-            with installed(Batch(rows.start, rows.stop, rows.total, sum=self._sum)):
+            with installed(Batch(rows.start, rows.stop, rows.total, 0, self._sum)):
                 results = module(*inputs, **options)
         finally:
-            self.replicas.computing = before
+            replicas.computing = before
         if isinstance(results, Tensor):
             return mark(results, forward)
         return map_tensors(results, lambda result: mark(result, forward))
 
-    def _asked(self, arrays: list[Any]) -> Share:
-        """The rows of a batch that no loader has shared out: the ranks tell each other how many they have."""
+    def _asked(self, arrays: list[Any]) -> Forward:
+        """That of a batch that no loader has shared out: the ranks tell each other how many rows they have."""
         comm = self.replicas.comm
         first = arrays[0] if arrays else np.zeros(1)
         count = 1 if first.ndim == 0 else len(first)
@@ -88,7 +88,7 @@ class WholeForward:
                 )
                 self.watched = _WATCHED
         start = sum(counts[: comm.rank])
-        return Share(Rows(start, start + count, sum(counts)), proportions(tuple(counts)))
+        return Forward(self.replicas, Rows(start, start + count, sum(counts)), proportions(tuple(counts)))
 
     def _checksum(self, array: Any) -> int:
         if self.watched >= _WATCHED:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PLAIN = 1
 """What `Member.way` says of a sum that just takes the place of what the parameters show."""
 _WAY_BITS = 33
+_WAY = (1 << _WAY_BITS) - 1
 
 _of_comm: WeakKeyDictionary[Any, Replicas] = WeakKeyDictionary()
 
@@ -170,39 +171,31 @@ class Replicas:
     def synchronise(self, epoch: int, batch: int, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
         reached. Called by every rank at the same place, which is checked before anything is added."""
-        members = {member.number: member for member in self.members}
         # Who reached a model says its number, and how its sum is to be added.
-        ways = {member: member.way() for member in members.values()}
-        reached = [member.number << _WAY_BITS | way for member, way in ways.items() if member.reducer.prepare()]
+        ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
+        reached = [way for way, member in ways.items() if member.reducer.prepare()]
         said = self.board.meet(Place(BACKWARD, 0, epoch, batch, self.updates, self.backwards), reached)
         self.pending, self.backwards = False, 0
         self.meetings += 1
         if said.places is not None:
             self._raise_for(said.places, self.meetings)
-        reached_by_any = []
-        for number, way in (divmod(entry, 1 << _WAY_BITS) for entry in said.numbers):
-            if number not in members:
-                raise RuntimeError(
-                    f"a backward of another rank reached the wrapped model number {number}, which rank "
-                    f"{self.comm.rank} does not have any more: every rank must train the same models"
-                )
-            member = members[number]
-            if ways[member] != way:
-                raise RuntimeError(
-                    f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: "
-                    "only one has called zero_grad before this backward, forgotten a parameter's gradient, or "
-                    "registered a hook with a parameter"
-                )
-            reached_by_any.append(member)
-        for member in reached_by_any:  # when every rank has found that all is as it should be
-            member.reducer.sum(ways[member] == PLAIN and scale == 1)
-        watched = [member for member in reached_by_any if member.nonfinite != "allow"]
-        if self.board.part(all(member.reducer.finite() for member in watched)):
-            written = [member.reducer.hand_over(scale) for member in reached_by_any]
-            if any(written):
+        try:
+            summed = [(ways[way], way & _WAY == PLAIN and scale == 1) for way in said.numbers]
+        except KeyError as error:
+            self._raise_for_way(error.args[0], {member.number for member in ways.values()})
+        # When every rank has found that all is as it should be.
+        fine = True
+        for member, plain in summed:
+            member.reducer.sum(plain)
+            fine = (member.nonfinite == "allow" or member.reducer.finite()) and fine
+        if self.board.part(fine):
+            written = False
+            for member, _ in summed:
+                written = member.reducer.hand_over(scale) or written
+            if written:
                 self.meet("backward")
         else:
-            self._leave_out(reached_by_any, watched)
+            self._leave_out([member for member, _ in summed])
 
     def meet(self, doing: str, alike: int = 0) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
@@ -214,9 +207,23 @@ class Replicas:
     def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:
         raise RuntimeError(describe_places(places, self.comm.gather_objects(call_site().where), meeting))
 
-    def _leave_out(self, reached: list[Member], watched: list[Member]) -> None:
+    def _raise_for_way(self, way: int, numbers: set[int]) -> NoReturn:
+        """Says why what another rank has said of a model with one of its own numbers, or none, can't be done."""
+        if way >> _WAY_BITS not in numbers:
+            raise RuntimeError(
+                f"a backward of another rank reached the wrapped model number {way >> _WAY_BITS}, which rank "
+                f"{self.comm.rank} does not have any more: every rank must train the same models"
+            )
+        raise RuntimeError(
+            f"the gradients of rank {self.comm.rank} and of another one are not to be summed in the same way: only one "
+            "has called zero_grad before this backward, forgotten a parameter's gradient, or registered a hook with a "
+            "parameter"
+        )
+
+    def _leave_out(self, reached: list[Member]) -> None:
         """Drops the gradients of a backward of which some that are watched are not finite, and says whose these are if
         anybody wants to know."""
+        watched = [member for member in reached if member.nonfinite != "allow"]
         own = [(member.names[found[0]], found[1]) for member in watched if (found := member.reducer.first_not_finite())]
         for member in reached:
             member.reducer.failed()

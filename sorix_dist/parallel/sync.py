@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -21,21 +21,6 @@ from sorix_dist.parallel.replicas import PLAIN, Replicas
 from sorix_dist.utils.data.sampler import share
 
 NonFinite = Literal["raise", "skip", "allow"]
-
-
-class Share(NamedTuple):
-    """The rows of this rank in the global batch, and how the batch is shared out: the same for all ranks.
-
-    The factor held / total makes the mean over this rank's rows its part of the mean over the global batch,
-    and lets a term that is the same on every rank, such as a penalty on the weights, count once.
-    """
-
-    rows: Rows
-    proportions: tuple[int, ...]
-
-    @property
-    def held(self) -> int:
-        return self.rows.stop - self.rows.start
 
 
 def proportions(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -133,7 +118,7 @@ class Member(Synchronised):
         0: as each rank likes, which has gradients of its own; PLAIN: it just takes their place, nothing is added to
         and no hook sees it; else a digest of where it is added to something, and where there are hooks.
         """
-        if not self.flat.frozen:
+        if not self.flat.frozen or self.replicas.comm.size == 1:
             return 0
         if not any([leaf.total.written or leaf.hooks for leaf in self.leaves]):  # noqa: C419 (faster)
             return PLAIN
@@ -161,11 +146,17 @@ class Member(Synchronised):
 
 
 class Forward(Synchronised):
-    """The `sync` of what one forward has computed: it remembers its rows, whatever is computed next."""
+    """The `sync` of what one forward has computed: it remembers its rows, whatever is computed next.
 
-    def __init__(self, replicas: Replicas, share: Share) -> None:
+    rows: those of this rank in the global batch; proportions: how the batch is shared out, the same for all ranks.
+    The factor held / total makes the mean over this rank's rows its part of the mean over the global batch,
+    and lets a term that is the same on every rank, such as a penalty on the weights, count once.
+    """
+
+    def __init__(self, replicas: Replicas, rows: Rows, proportions: tuple[int, ...]) -> None:
         self.replicas = replicas
-        self.share = share
+        self.rows, self.proportions = rows, proportions
+        self.held = rows.stop - rows.start
         self.noted: Denominator | None = None
 
     def _note(self, kind: str, value: float) -> None:
@@ -176,11 +167,10 @@ class Forward(Synchronised):
         self.noted = denominator
 
     def joined_forward(self, other: Any) -> Any:
-        mine, theirs = self.share, other.share
-        if mine.proportions != theirs.proportions:
+        if self.proportions != other.proportions:
             raise RuntimeError(
                 "one loss can't join results of batches that are shared out differently between the ranks "
-                f"({mine.rows.total} and {theirs.rows.total} rows, {mine.held} and {theirs.held} of them "
+                f"({self.rows.total} and {other.rows.total} rows, {self.held} and {other.held} of them "
                 f"on rank {self.replicas.comm.rank}): call backward() for each of them, the gradients add up"
             )
         if self.replicas.accumulation is not None and self.noted is not None:
@@ -189,7 +179,7 @@ class Forward(Synchronised):
         return self
 
     def divisor(self, count: int) -> float:
-        self._note("rows", self.share.rows.total)
+        self._note("rows", self.rows.total)
         return count
 
     def mean_weight(self, parts: Array) -> float:
@@ -204,13 +194,13 @@ class Forward(Synchronised):
         return self._over_factor()
 
     def _over_factor(self) -> float:
-        return self.share.rows.total / self.share.held if self.share.held else 0.0
+        return self.rows.total / self.held if self.held else 0.0
 
     def factor(self) -> float:
-        return self.share.held / self.share.rows.total if self.share.rows.total else 0.0
+        return self.held / self.rows.total if self.rows.total else 0.0
 
     def denominator(self) -> Denominator:
-        return self.noted or Denominator("rows", self.share.rows.total)
+        return self.noted or Denominator("rows", self.rows.total)
 
     def end(self) -> None:
-        self.replicas.end(self.share.rows.epoch, self.share.rows.batch)
+        self.replicas.end(self.rows.epoch, self.rows.batch)

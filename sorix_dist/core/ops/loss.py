@@ -6,6 +6,7 @@ What is fused here is fused because its gradient is then simpler and more exact 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import numpy as np
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
+from sorix_dist.core.ops.matrix import sum_of_rows
 from sorix_dist.core.ops.reduce import sum_over, weighted_total
 from sorix_dist.core.ops.shape import take
+from sorix_dist.core.tensor import Array
 
 # -- classes
 
@@ -39,11 +42,9 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: float) -> Any
 
     def to_logits(g: Any, out: Any) -> Any:
         share = g / divisor
-        gradient = exps * (share / sums)
-        gradient.reshape(-1)[at_target] -= share
-        return _rows_first(gradient, classes)
+        return _less_at(at_target, share, exps * (share / sums), classes)
 
-    return losses.sum() / max(1, len(target)), (to_logits,)
+    return sum_of_rows(losses) / max(1, len(target)), (to_logits,)
 
 
 _FEW = 100  # classes
@@ -57,28 +58,35 @@ def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
     depends on how many rows there are.
     """
     rows, classes = logits.shape
-    at_target = target.astype(np.intp)
     if classes > _FEW:
         exps = np.subtract(logits, logits.max(axis=1, keepdims=True), order="C")
-        at_target += np.arange(0, rows * classes, classes)
+        at_target = np.add(target, _multiples(classes, rows), dtype=np.intp)
     else:
         exps = logits.T.copy()
-        exps -= exps.max(axis=0, initial=-np.inf)
-        at_target *= rows
-        at_target += np.arange(rows)
-    chosen = exps.reshape(-1)[at_target]
+        exps -= np.maximum.reduce(exps, axis=0) if classes else 0
+        at_target = np.multiply(target, rows, dtype=np.intp)
+        at_target += _multiples(1, rows)
+    chosen = exps.take(at_target)
     np.exp(exps, out=exps)
     if classes > _FEW:
         sums = exps.sum(axis=1, keepdims=True)
     else:  # a single column would be summed in another order than several
-        sums = exps.sum(axis=0) if rows != 1 else np.cumsum(exps, axis=0)[-1]
+        sums = np.add.reduce(exps, axis=0) if rows != 1 else np.cumsum(exps, axis=0)[-1]
     losses = np.log(sums).reshape(rows)
     losses -= chosen
     return losses, exps, sums, at_target
 
 
-def _rows_first(gradient: Any, classes: int) -> Any:
-    """A gradient in the layout of `_softmax_parts`, in that of the logits."""
+@lru_cache(maxsize=16)
+def _multiples(number: int, count: int) -> Array:
+    multiples = np.arange(0, number * count, number)
+    multiples.flags.writeable = False
+    return multiples
+
+
+def _less_at(at_target: Any, share: Any, gradient: Any, classes: int) -> Any:
+    """A gradient in the layout of `_softmax_parts`, less a share at the targets, as a gradient of the logits."""
+    gradient.put(at_target, gradient.take(at_target) - share)
     return gradient if classes > _FEW else np.ascontiguousarray(gradient.T)
 
 
@@ -105,9 +113,7 @@ def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
 
     def to_logits(g: Any, out: Any) -> Any:
         share = g if scale is None else g * scale
-        gradient = exps * (share.reshape(sums.shape) / sums)
-        gradient.reshape(-1)[at_target] -= share
-        gradient = _rows_first(gradient, classes)
+        gradient = _less_at(at_target, share, exps * (share.reshape(sums.shape) / sums), classes)
         if nothing is not None:
             gradient[nothing] = 0
         return gradient

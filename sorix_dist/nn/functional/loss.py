@@ -220,7 +220,8 @@ def class_indices(
     valid = None if ignore_index is None else labels != ignore_index
     given, labels = labels, labels if valid is None else np.where(valid, labels, 0)
     # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
-    if labels.size and int(labels.astype(np.uint64).max()) >= classes:
+    unsigned = labels.view(np.uint64) if labels.dtype == np.int64 else labels.astype(np.uint64)
+    if labels.size and unsigned.item(unsigned.argmax()) >= classes:  # argmax is much quicker to call than max
         where = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
         place = f"in row {where[0]}" if len(where) == 1 else f"at {where}"
         raise IndexError(f"{name}: target must be in [0, {classes}), got {given[where]} {place}")
