@@ -21,7 +21,7 @@ if _launch is not None and _launch.several:
 from sorix_dist.comm.checked import Checked  # noqa: E402
 from sorix_dist.comm.errors import CollectiveMismatch, RankFailed  # noqa: E402
 from sorix_dist.comm.mpi import MpiComm  # noqa: E402
-from sorix_dist.comm.protocol import DONE, Comm, Op, Window, Work  # noqa: E402
+from sorix_dist.comm.protocol import DONE, Comm, Exchange, Op, Window, Wire, Work  # noqa: E402
 from sorix_dist.comm.solo import Solo  # noqa: E402
 from sorix_dist.comm.threads import run_threads  # noqa: E402
 from sorix_dist.comm.watch import note  # noqa: E402
@@ -32,11 +32,13 @@ __all__ = [
     "Checked",
     "CollectiveMismatch",
     "Comm",
+    "Exchange",
     "MpiComm",
     "Op",
     "RankFailed",
     "Solo",
     "Window",
+    "Wire",
     "Work",
     "adopt",
     "current",

@@ -17,7 +17,7 @@ from sorix_dist.comm import table as layout
 from sorix_dist.comm import watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.errors import CollectiveMismatch
-from sorix_dist.comm.protocol import Array, Comm, Op, Window, Work
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Window, Wire, Work
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State
 from sorix_dist.comm.watch import Channel
@@ -97,6 +97,10 @@ class Checked:
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
         return WatchedWindow(self._call("window", self.inner.window, nbytes), self.channel)
+
+    def exchange(self, wire: Wire | None = None) -> Exchange | None:
+        inner = self._call(f"exchange of {type(wire).__name__}", self.inner.exchange, wire)
+        return None if inner is None else CheckedExchange(inner, self._call)
 
     def barrier(self) -> None:
         self._call("barrier", self.inner.barrier)
@@ -212,6 +216,17 @@ class Checked:
             f"{_words(self._latest)} is collective {count} of rank {self.rank}, but rank {rank} {theirs}: "
             "every rank must make the same calls in the same order"
         )
+
+
+class CheckedExchange:
+    """The exchange `inner`, whose sums are called by a `Checked` communicator's `call`."""
+
+    def __init__(self, inner: Exchange, call: Callable[..., None]) -> None:
+        self.send, self.withdraw = inner.send, inner.withdraw
+        self._sum, self._call = inner.sum, call
+
+    def sum(self, array: Array, out: Array) -> None:
+        self._call(_text("exchange", array.dtype, array.shape), self._sum, array, out)
 
 
 class WatchedWindow:

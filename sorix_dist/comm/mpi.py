@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import numpy as np
 
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.node import LINE, SHARED_MEMORY, Gate, SharedWindow, block_size, check_free, cut, free_bytes, place
-from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
+from sorix_dist.comm.protocol import DONE, Array, Comm, Exchange, Op, Window, Wire, Work
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -98,7 +100,10 @@ class MpiComm:
         self.local_rank = placement.local_rank
         self.local_size = placement.local_size
         self._is_pair = self.size == self.hosts == 2
-        self._arrived: Array = np.empty(0, np.uint8)  # kept, because the page faults of a new one cost as the wire does
+        if self._is_pair:
+            self._beside = self._comm.Dup()
+            self._tags = itertools.count()
+            self._sums = PairExchange(self, self._link())
 
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
         check_array("all_reduce", array, written=True)
@@ -110,7 +115,7 @@ class MpiComm:
             flat = flat.view(np.uint8)
             operation = self._mpi.MIN if op == "min" else self._mpi.MAX
         if operation == self._mpi.SUM and self._is_far(flat):
-            self._add_other(flat)
+            self._sums.sum(flat, flat)
             return DONE
         for piece in _pieces(flat):
             if piece.dtype == np.float16:
@@ -159,18 +164,6 @@ class MpiComm:
     def _swap(self, sent: Array, arrived: Array) -> None:
         """Sends an array to the other one of two ranks while that one's arrives."""
         self._comm.Sendrecv(sent, 1 - self.rank, recvbuf=arrived, source=1 - self.rank)
-
-    def _add_other(self, flat: Array) -> None:
-        """Adds the array of the other one of two ranks, on both in the same order."""
-        needed = min(flat.nbytes, LONG_PIECE)
-        if self._arrived.nbytes < needed:
-            self._arrived = np.empty(needed, np.uint8)
-        for piece in _pieces(flat, LONG_PIECE):
-            arrived = self._arrived[: piece.nbytes].view(piece.dtype)
-            # float16 has no type in MPI
-            self._swap(piece.view(np.uint8), arrived.view(np.uint8))
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.add(*((piece, arrived) if self.rank == 0 else (arrived, piece)), out=piece)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)
@@ -221,6 +214,12 @@ class MpiComm:
 
         return SharedWindow(parts, self.local_rank, gate.wait, free)
 
+    def exchange(self, wire: Wire | None = None) -> Exchange | None:
+        return PairExchange(self, self._link(), wire) if self._is_pair else None
+
+    def _link(self) -> _Link:
+        return _Link(self._beside, 1 - self.rank, next(self._tags))
+
     def barrier(self) -> None:
         self._comm.Barrier()
 
@@ -231,6 +230,29 @@ class MpiComm:
 
     def __repr__(self) -> str:
         return f"MpiComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
+
+
+class _Link:
+    """A `Link` to another rank: messages of one tag."""
+
+    def __init__(self, comm: Any, other: int, tag: int) -> None:
+        self._comm, self._other, self._tag = comm, other, tag
+
+    def send(self, message: Array) -> Work:
+        return _Request(self._comm.Isend(message, self._other, self._tag))
+
+    def receive(self, place: Array) -> Work:
+        return _Request(self._comm.Irecv(place, self._other, self._tag))
+
+
+class _Request:
+    """A message under way."""
+
+    def __init__(self, request: MPI.Request) -> None:
+        self._request = request
+
+    def wait(self) -> None:
+        self._request.Wait()
 
 
 def _pieces(flat: Array, nbytes: int = PIECE) -> Iterator[Array]:

@@ -50,6 +50,36 @@ class Window(Protocol):
         afterwards. Closing twice is allowed."""
 
 
+class Wire(Protocol):
+    """How numbers travel in a message."""
+
+    itemsize: int | None
+    """Bytes of a number; None: as many as in memory."""
+
+    def packed(self, numbers: Array) -> Array:
+        """The bytes that stand for some numbers, up to 64 of them more than the numbers take: as many for as many
+        numbers on every rank. It may be the memory of the numbers themselves."""
+
+    def add(self, first: Array, second: Array, out: Array) -> None:
+        """Writes the sum of the numbers that the messages of rank 0 and rank 1 stand for."""
+
+
+class Exchange(Protocol):
+    """Sums of one-dimensional arrays over two ranks, of which parts may be sent before the other rank is there."""
+
+    def send(self, array: Array, start: int) -> None:
+        """Starts to send what stands at or after `start`, as far as it fits into messages, and is not sent yet.
+
+        It stays as it is until `sum`, which is to be called with the same array, or `withdraw`. A call of this rank.
+        """
+
+    def withdraw(self) -> None:
+        """What was sent does not count: this rank goes on with another array or other numbers. A call of this rank."""
+
+    def sum(self, array: Array, out: Array) -> None:
+        """Writes the sum of both ranks' arrays, the same bits on both; `out` may be `array`. A call of both ranks."""
+
+
 class Comm(Protocol):
     """The ranks that work together: all of them make the same calls in the same order.
 
@@ -100,6 +130,11 @@ class Comm(Protocol):
     def window(self, nbytes: int) -> Window:
         """Shared memory of this host's ranks with a part of `nbytes` bytes (0 is allowed, and each rank may
         ask for a different number) for this rank. Made by all ranks together."""
+
+    def exchange(self, wire: Wire | None = None) -> Exchange | None:
+        """What sums arrays of any size over the two ranks of this communicator, each on a host of its own, by
+        messages in which numbers travel as `wire` says; None where there are other ranks. Made by all ranks together.
+        """
 
     def barrier(self) -> None:
         """Wait until every rank has called it."""

@@ -8,17 +8,19 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.errors import CollectiveMismatch, RankFailed
+from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.node import SharedWindow, block_size, cut, place
-from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Work
+from sorix_dist.comm.protocol import DONE, Array, Comm, Exchange, Op, Window, Wire, Work
 from sorix_dist.comm.world import using
 
 _REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
@@ -135,7 +137,7 @@ class _Meeting:
         """
         run, me = self.run, self.members[rank]
         with run.changed:
-            self._check(me, call)
+            self.check(me, call)
             if not self.given:
                 self.call, self.first = call, rank
             elif call != self.call:
@@ -156,13 +158,13 @@ class _Meeting:
             run.waiting[me] = call
             try:
                 while self.round == now:
-                    self._check(me, call)
+                    self.check(me, call)
                     run.changed.wait()
             finally:
                 del run.waiting[me]
             return self.result
 
-    def _check(self, me: int, call: str) -> None:
+    def check(self, me: int, call: str) -> None:
         """Raise if this round can never be complete."""
         run = self.run
         if run.failure is not None:
@@ -254,6 +256,12 @@ class ThreadComm:
         parts = node._meet("window", nbytes, lambda sizes: cut(np.zeros(block_size(sizes), np.uint8), sizes))
         return SharedWindow(list(parts), node.rank, barrier=node.barrier, free=node.barrier)
 
+    def exchange(self, wire: Wire | None = None) -> Exchange | None:
+        if not self.size == self.hosts == 2:
+            return None
+        ways = self._meet("exchange", None, lambda _: (deque(), deque()))
+        return PairExchange(self, _Link(self._meeting, self.rank, ways), wire)
+
     def barrier(self) -> None:
         self._meet("barrier", None, lambda _: None)
 
@@ -264,6 +272,44 @@ class ThreadComm:
 
     def __repr__(self) -> str:
         return f"ThreadComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
+
+
+class _Link:
+    """A `Link`; ways: the messages to each of the two ranks that have not been received."""
+
+    def __init__(self, meeting: _Meeting, rank: int, ways: tuple[deque[Array], deque[Array]]) -> None:
+        self._meeting = meeting
+        self._in, self._out = ways[rank], ways[1 - rank]
+        self._me = meeting.members[rank]
+
+    def send(self, message: Array) -> Work:
+        with self._meeting.run.changed:
+            self._out.append(message.copy())
+            self._meeting.run.changed.notify_all()
+        return DONE
+
+    def receive(self, place: Array) -> Work:
+        return _Arrival(partial(self._take, place))
+
+    def _take(self, place: Array) -> None:
+        run = self._meeting.run
+        with run.changed:
+            run.waiting[self._me] = "an exchange"
+            try:
+                while not self._in:
+                    self._meeting.check(self._me, "the exchange")
+                    run.changed.wait()
+            finally:
+                del run.waiting[self._me]
+            message = self._in.popleft()
+        place[: message.nbytes] = message
+
+
+class _Arrival:
+    """A message that is taken when it is waited for: in the order in which places were given."""
+
+    def __init__(self, take: Callable[[], None]) -> None:
+        self.wait = take
 
 
 def _kind(array: Array) -> str:

@@ -21,7 +21,6 @@ class BetweenHosts(ByWindow):
         self.memory, self.peers, self.hook = memory, peers, hook
 
     def sum(self, plain: bool) -> None:
-        self.memory.meet("backward")
         super().sum(plain)
         own_slice = self.total[self.totals.own]
         if self.hook is None:

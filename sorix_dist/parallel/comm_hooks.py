@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, Exchange
+from sorix_dist.comm.exchange import HEAD
 from sorix_dist.core.flat import Flat
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reduce import ByMessage
@@ -22,44 +25,85 @@ LARGEST = 60_000.0
 """What a sum in float16 may come to: a little less than the largest such number, because its terms are rounded."""
 
 
+class Half:
+    """Numbers travel as float16, times a power of two by which the largest of a message just fits, and which goes with
+    them."""
+
+    itemsize: int | None = 2
+
+    def packed(self, numbers: Array) -> Array:
+        message = np.empty(HEAD + 2 * numbers.size, np.uint8)
+        scale = _scale(_largest(numbers))
+        message[:8].view(np.float64)[0] = scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            _scaled(numbers, scale, message[HEAD:].view(np.float16))
+        return message
+
+    def add(self, first: Array, second: Array, out: Array) -> None:
+        (numbers, scale), (others, other_scale) = (
+            (message[HEAD:].view(np.float16), out.dtype.type(1 / message[:8].view(np.float64)[0]))
+            for message in (first, second)
+        )
+        with np.errstate(invalid="ignore"):
+            np.multiply(numbers, scale, out=out)
+            out += np.multiply(others, other_scale)
+
+
 def fp16_compress(comm: Comm, gradients: Array) -> None:
     """Sums gradients in half the bytes: they travel as float16, and are added in float32.
 
-    They are scaled by a power of two first, the same on all ranks, so that the largest just fits.
-    What it loses: every gradient is rounded to 11 significant bits, on more than two ranks twice, a relative error of
-    up to 5e-4 each time; what is smaller than 1e-9 times the size of the largest gradient, times the number of ranks,
-    loses bits, and smaller than 1e-12 times it becomes 0.
+    They are scaled by a power of two first, so that the largest just fits: of all gradients on all ranks or, between
+    two hosts with one rank that takes part on each, of every 30,720 on each.
+    What it loses: every gradient is rounded to 11 significant bits, on other ranks than such two twice, a relative
+    error of up to 5e-4 each time; what is smaller than 1e-9 times the size of the largest gradient, times the number of
+    ranks, loses bits, and smaller than 1e-12 times it becomes 0.
     """
-    scale = _scale(comm, gradients)
+    if comm not in _exchanges:
+        _exchanges[comm] = comm.exchange(Half())
+    exchange = _exchanges[comm]
+    if exchange is not None:
+        exchange.sum(gradients, gradients)
+        return
+    largest = np.array([_largest(gradients)])
+    comm.all_reduce(largest, "max").wait()
+    scale = _scale(float(largest[0]) * comm.size)
+    sent = np.zeros((comm.size, -(-gradients.size // comm.size)), np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
-        if comm.size == 2:  # as many bytes as below, in one message each instead of two that wait for each other
-            first, second = comm.all_gather(_scaled(gradients, scale, np.empty(gradients.size, np.float16)))
-            np.add(first, second, out=gradients, dtype=np.float32)
-        else:
-            sent = np.zeros((comm.size, -(-gradients.size // comm.size)), np.float16)
-            _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
-            total = comm.all_to_all(sent).sum(axis=0, dtype=np.float32).astype(np.float16)
-            gradients[...] = comm.all_gather(total).reshape(-1)[: gradients.size]
+        _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
+        total = comm.all_to_all(sent).sum(axis=0, dtype=np.float32).astype(np.float16)
+    gradients[...] = comm.all_gather(total).reshape(-1)[: gradients.size]
     gradients *= 1 / scale
 
 
-def _scale(comm: Comm, gradients: Array) -> float:
-    """The largest power of two by which the gradients of all ranks can be multiplied so that float16 holds the sum; 1
-    if they are not finite. Without it, small ones lose bits, and NumPy takes 25 times as long to convert them."""
-    largest = np.array([max(gradients.max(), -gradients.min()) if gradients.size else 0], np.float64)
-    largest[np.isnan(largest)] = np.inf
-    comm.all_reduce(largest, "max").wait()
-    size = float(largest[0]) * comm.size
-    if not 0 < size < np.inf:
+_exchanges: WeakKeyDictionary[Any, Exchange | None] = WeakKeyDictionary()
+
+
+def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:
+    """An exchange that sums as the hook does, or as there is none; None where it takes another way. Called by every
+    rank."""
+    if hook is None:
+        return comm.exchange()
+    return comm.exchange(Half()) if hook is fp16_compress else None
+
+
+def _largest(numbers: Array) -> float:
+    """The size of the largest number; infinity if one is not a number."""
+    largest = float(max(numbers.max(), -numbers.min())) if numbers.size else 0.0
+    return math.inf if math.isnan(largest) else largest
+
+
+def _scale(size: float) -> float:
+    """The largest power of two by which a number of this size can be multiplied so that float16 holds it; 1 if it is
+    not finite. Without it, small ones lose bits, and NumPy takes 25 times as long to convert them."""
+    if not 0 < size < math.inf:
         return 1.0
     # As far as float32 holds the factor and its inverse.
     return 2.0 ** min(max(math.floor(math.log2(LARGEST) - math.log2(size)), -120), 120)
 
 
-def _scaled(gradients: Array, scale: float, result: Array) -> Array:
-    """The gradients times a factor, written into an array of float16."""
-    np.multiply(gradients, gradients.dtype.type(scale), out=result, casting="same_kind")
-    return result
+def _scaled(numbers: Array, scale: float, result: Array) -> None:
+    """Writes the numbers, times a factor, into an array of float16."""
+    np.multiply(numbers, numbers.dtype.type(scale), out=result, casting="same_kind")
 
 
 class ByHook(ByMessage):

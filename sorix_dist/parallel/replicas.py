@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -17,9 +17,10 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.accumulate import Accumulation
 from sorix_dist.parallel.between_hosts import BetweenHosts
 from sorix_dist.parallel.board import BACKWARD, Place, board
+from sorix_dist.parallel.by_exchange import ByExchange
 from sorix_dist.parallel.by_window import ByWindow
 from sorix_dist.parallel.check import describe_places
-from sorix_dist.parallel.comm_hooks import ByHook, Hook
+from sorix_dist.parallel.comm_hooks import ByHook, Hook, exchange_like
 from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
 from sorix_dist.parallel.host_memory import HostMemory
 from sorix_dist.parallel.reduce import Alone, ByMessage, Reducer
@@ -110,6 +111,9 @@ class Replicas:
         member.reducer = self._reducer(member.flat, hook)
 
     def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
+        exchange = exchange_like(hook, self.comm) if self.shards is None else None
+        if exchange is not None:
+            return ByExchange(flat, self.comm, exchange)
         if hook is not None and self.peers is None:
             return ByHook(flat, self.comm, hook)
         if self.shards is not None:  # in which no hook is taken
@@ -139,6 +143,18 @@ class Replicas:
                 if member.nonfinite == "skip":
                     member.reducer.hold()  # so that it can be left out
         self.backwards += 1
+
+    def visitor(self) -> Callable[[Any, Any], None] | None:
+        """What a backward is to call when it comes to an operation; see `core.graph.Sync`."""
+        if self.pending or not self.synchronising or self.accumulation is not None:
+            return None
+        early = [reducer for reducer in self._reducers() if isinstance(reducer, ByExchange)]
+
+        def visit(node: Any, gradient: Any) -> None:
+            for reducer in early:
+                reducer.send_written()
+
+        return visit if early else None
 
     def select(self, shard: int | None) -> None:
         """Makes the backward write where the gradients of a virtual shard are collected."""

@@ -207,6 +207,27 @@ def several_windows_at_once(comm: Comm) -> None:
     two.close()
 
 
+def exchange_sums_over_two_ranks(comm: Comm) -> None:
+    """Also of long arrays, in place, and whatever either rank has sent ahead, in vain or not."""
+    exchange = comm.exchange()
+    if not comm.size == comm.hosts == 2:
+        assert exchange is None
+        return
+    assert exchange is not None
+    for turn, size in enumerate((1, 0, 700_001, 100_003)):
+        for dtype in ("f2", "f4", "i8"):
+            given, total = numbers(dtype, (size,), comm.rank), np.empty(size, dtype)
+            for attempt in range(turn * comm.rank):
+                exchange.send(np.full(size, 9, dtype), size // 2 * attempt)
+                exchange.withdraw()
+            exchange.send(given, size // (2 + comm.rank))
+            exchange.send(given, size // 8 * comm.rank)
+            out = given if turn % 2 else total
+            exchange.sum(given, out)
+            wanted = sum(numbers(dtype, (size,), rank).astype("f8") for rank in range(2))
+            np.testing.assert_array_equal(out, np.asarray(wanted).astype(dtype), err_msg=f"{dtype} {size}")
+
+
 def bad_arguments_are_named(comm: Comm) -> None:
     """Every error comes before a message: the ranks are in step afterwards."""
     matrix = np.ones((4, 6))
@@ -272,5 +293,6 @@ CHECKS: list[Callable[[Comm], None]] = [
     windows_are_seen_by_the_host,
     window_barrier_orders_writes,
     several_windows_at_once,
+    exchange_sums_over_two_ranks,
     bad_arguments_are_named,
 ]

@@ -15,7 +15,7 @@ def test_solo(check: Callable[[Comm], None]) -> None:
     check(Solo())
 
 
-@pytest.mark.parametrize(("size", "hosts"), [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (3, 2), (3, 3)])
+@pytest.mark.parametrize(("size", "hosts"), [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (2, 2), (3, 2), (3, 3)])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_threads(check: Callable[[Comm], None], size: int, hosts: int) -> None:
     def rank() -> int:

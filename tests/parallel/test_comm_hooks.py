@@ -15,7 +15,7 @@ from sorix_dist.utils.data import DataLoader, Dataset
 from tests.parallel.everywhere import on_all_ranks
 from tests.parallel.exactness import assert_same, data, gradients, network
 
-LAYOUTS = [(1, 1), (2, 1), (3, 1), (4, 2)]  # ranks, hosts
+LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2)]  # ranks, hosts
 
 
 def summed(comm, gradients):

@@ -8,6 +8,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.parallel.between_hosts import BetweenHosts
+from sorix_dist.parallel.by_exchange import ByExchange
 from sorix_dist.parallel.reduce import ByMessage
 from tests.parallel import exactness
 
@@ -19,14 +20,15 @@ def test_same_as_one_process(check, size):
         run_threads(check, size, args=(rows,))
 
 
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("check", exactness.CHECKS, ids=lambda check: check.__name__)
-def test_same_on_several_hosts(check):
+def test_same_on_several_hosts(check, size):
     """Where no memory is shared by all, gradients go by messages."""
     for rows in (1, 17):
-        run_threads(check, 4, args=(rows,), hosts=2)
+        run_threads(check, size, args=(rows,), hosts=2)
 
 
-@pytest.mark.parametrize(("size", "hosts", "way"), [(4, 2, BetweenHosts), (3, 2, ByMessage), (2, 2, ByMessage)])
+@pytest.mark.parametrize(("size", "hosts", "way"), [(4, 2, BetweenHosts), (3, 2, ByMessage), (2, 2, ByExchange)])
 def test_memory_is_shared_within_hosts(size, hosts, way):
     """Where every host has several ranks and as many as the others, each sends only its slice."""
 

@@ -53,7 +53,7 @@ def training(rank, extra_step=False, skip=False, more_pieces=False, unmarked=Fal
     return work
 
 
-@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize(("size", "hosts"), [*LAYOUTS, (2, 2)])
 def test_a_rank_that_skips_a_batch(size, hosts):
     said = on_all_ranks(
         training(size - 1, skip=True, before=1),
@@ -99,7 +99,7 @@ def test_other_pieces_in_an_accumulation(size, hosts, what):
     on_all_ranks(work, RuntimeError, wanted, size, hosts)
 
 
-@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize(("size", "hosts"), [*LAYOUTS, (2, 2)])
 def test_training_goes_on_after_the_error(size, hosts):
     """Who catches it and puts the ranks into step again goes on, with right gradients."""
 

@@ -19,6 +19,6 @@ def test_same_as_one_process(size):
     assert counts["missed"] == counts["uneven"] >= CASES * (0.5 if size > 1 else 0.1)
 
 
-@pytest.mark.parametrize("hosts", [2, 3])
-def test_same_by_messages(hosts):
-    assert run_threads(random_training.run, 4, args=(range(1000, 1020),), hosts=hosts)[0]["cases"] == 20
+@pytest.mark.parametrize(("size", "hosts"), [(2, 2), (4, 2), (4, 3)])
+def test_same_by_messages(size, hosts):
+    assert run_threads(random_training.run, size, args=(range(1000, 1020),), hosts=hosts)[0]["cases"] == 20

@@ -14,7 +14,7 @@ from tests.parallel.everywhere import on_all_ranks
 from tests.parallel.exactness import assert_same, gradients, network
 from tests.parallel.storage import CHECKS, backward, edits, remembers
 
-LAYOUTS = [(1, 1), (2, 1), (3, 1), (4, 2), (3, 2)]  # ranks, hosts
+LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2), (3, 2)]  # ranks, hosts
 
 
 def address(array):
@@ -117,7 +117,7 @@ def test_wrong_storage():
     )
 
 
-@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (2, 2), (4, 2)])
 def test_zero_grad_on_one_rank_only(size, hosts):
     def work():
         model = sx.DistributedDataParallel(network())
@@ -129,7 +129,7 @@ def test_zero_grad_on_one_rank_only(size, hosts):
     on_all_ranks(work, RuntimeError, "only one has called zero_grad", size, hosts)
 
 
-@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (2, 2), (4, 2)])
 @pytest.mark.parametrize("what", ["no gradient", "hook"])
 def test_a_parameter_whose_gradient_is_another_matter_on_one_rank(size, hosts, what):
     """Each rank adds its part of the sum: it would be added to something in some parts only."""
@@ -147,7 +147,7 @@ def test_a_parameter_whose_gradient_is_another_matter_on_one_rank(size, hosts, w
     on_all_ranks(work, RuntimeError, "forgotten a parameter's gradient, or registered a hook", size, hosts)
 
 
-@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (2, 2), (4, 2)])
 def test_a_rank_that_does_something_else(size, hosts):
     def work():
         model = sx.DistributedDataParallel(network())

@@ -1,0 +1,82 @@
+"""Sums of gradients over two hosts with one rank each, which begin to travel while the backward goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sorix_dist.comm import Comm, Exchange
+from sorix_dist.core.flat import Flat
+from sorix_dist.core.graph import Accumulator
+from sorix_dist.core.home import PRIVATE
+from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.reduce import Apart, Slot
+
+
+class ByExchange(Apart):
+    """Each rank sends its gradients to the other one and adds those that come: the last parameters' first, whose
+    gradients a backward computes first.
+
+    A gradient that is written when the backward comes to another operation is sent, as if nothing more came to it. If
+    something does, what was sent is withdrawn, and from then on that parameter's gradient waits for the end.
+    """
+
+    def __init__(self, flat: Flat, comm: Comm, exchange: Exchange) -> None:
+        super().__init__(flat)
+        self.comm, self.exchange = comm, exchange
+        self.own = PRIVATE.zeros(flat.size, flat.dtype)
+        self.flags = np.zeros(len(flat.parameters), np.uint8)
+        self.slots = [Slot(flat, self.leaves, self.own, self.flags.data)]
+        self.slots[0].select()
+        self.beside: Array | None = None
+        self.after = [Accumulator() for _ in self.leaves]  # where that comes which comes to a gradient that is sent
+        self.waiting: set[int] = set()  # the parameters to which something came
+        self.first_sent = len(self.leaves)
+
+    def begin(self) -> None:
+        self.exchange.withdraw()  # what a backward has sent that came to no sum
+        super().begin()
+
+    def send_written(self) -> None:
+        """Sends the gradients that are there, up to one that is not."""
+        places = self.slots[0].places
+        first = self.first_sent
+        while first and places[first - 1].written and first - 1 not in self.waiting:
+            first -= 1
+            self.leaves[first].local = self.after[first]
+        if first < self.first_sent:
+            self.first_sent = first
+            self.exchange.send(self.own, self.flat.starts[first])
+
+    def prepare(self) -> bool:
+        self._settle()
+        return super().prepare()
+
+    def failed(self) -> None:
+        self._settle()
+        super().failed()
+
+    def _settle(self) -> None:
+        """Adds what came to a gradient after it was sent, which is withdrawn then."""
+        sent = range(self.first_sent, len(self.leaves))
+        self.first_sent = len(self.leaves)
+        changed = [i for i in sent if self.after[i].written]
+        if changed:
+            self.exchange.withdraw()
+        for i in sent:
+            self.leaves[i].local = self.slots[0].places[i]
+        for i in changed:
+            self.waiting.add(i)
+            self.leaves[i].deposit(self.after[i].place(self.leaves[i]))
+            self.after[i].written = False
+
+    def sum(self, plain: bool) -> None:
+        used = self.flags.copy()
+        self.comm.all_reduce(used, "max").wait()
+        self.used = used.tobytes()
+        if plain:
+            self.total = self.flat.grad
+        else:
+            if self.beside is None:
+                self.beside = PRIVATE.zeros(self.flat.size, self.flat.dtype)
+            self.total = self.beside
+        self.exchange.sum(self.own, self.total)
