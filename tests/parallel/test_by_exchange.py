@@ -19,7 +19,7 @@ ROWS = 6  # of a batch
 @pytest.fixture(autouse=True, params=[2, 64], ids=lambda ahead: f"{ahead} ahead")
 def short_messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a gradient takes several, some of which hold the end of one and the beginning of the next."""
-    monkeypatch.setattr(exchange, "PIECE", 24)
+    monkeypatch.setattr(exchange, "PIECE", 72)
     monkeypatch.setattr(exchange, "AHEAD", request.param)
 
 
