@@ -257,7 +257,8 @@ def walk(
         if not keep:
             node.rules = node.saved = None
             node.edges = []
-        for rule, edge in zip(rules, edges, strict=True):
+        # Parameters are the last of an operation's inputs: who sends their gradients can do so while the others follow.
+        for rule, edge in zip(reversed(rules), reversed(edges), strict=True):
             if rule is None or edge is None:
                 continue
             if isinstance(edge, Leaf):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange
@@ -12,12 +14,32 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reduce import Apart, Slot
 
 
+class Telling(Accumulator):
+    """An accumulator that calls `tell` when it is written."""
+
+    __slots__ = ("_written", "tell")
+
+    def __init__(self, array: Array, tell: Callable[[], None]) -> None:
+        self.tell = tell
+        super().__init__(array)
+
+    @property
+    def written(self) -> bool:
+        return self._written
+
+    @written.setter
+    def written(self, value: bool) -> None:
+        self._written = value
+        if value:
+            self.tell()
+
+
 class ByExchange(Apart):
     """Each rank sends its gradients to the other one and adds those that come: the last parameters' first, whose
     gradients a backward computes first.
 
-    A gradient that is written when the backward comes to another operation is sent, as if nothing more came to it. If
-    something does, what was sent is withdrawn, and from then on that parameter's gradient waits for the end.
+    A gradient is sent when it is written, as if nothing more came to it. If something does, what was sent is withdrawn,
+    and from then on that parameter's gradient waits for the end.
     """
 
     def __init__(self, flat: Flat, comm: Comm, exchange: Exchange) -> None:
@@ -25,22 +47,28 @@ class ByExchange(Apart):
         self.comm, self.exchange = comm, exchange
         self.own = PRIVATE.zeros(flat.size, flat.dtype)
         self.flags = np.zeros(len(flat.parameters), np.uint8)
-        self.slots = [Slot(flat, self.leaves, self.own, self.flags.data)]
-        self.slots[0].select()
+        slot = Slot(flat, self.leaves, self.own, self.flags.data)
+        self.places = [Telling(view, self._send_written) for view in slot.views]
+        slot.places = [*self.places]
+        slot.select()
+        self.slots = [slot]
         self.beside: Array | None = None
         self.after = [Accumulator() for _ in self.leaves]  # where that comes which comes to a gradient that is sent
         self.waiting: set[int] = set()  # the parameters to which something came
+        self.early = False
         self.first_sent = len(self.leaves)
 
-    def begin(self) -> None:
+    def begin(self, last: bool) -> None:
         self.exchange.withdraw()  # what a backward has sent that came to no sum
-        super().begin()
+        super().begin(last)
+        self.early = last
 
-    def send_written(self) -> None:
+    def _send_written(self) -> None:
         """Sends the gradients that are there, up to one that is not."""
-        places = self.slots[0].places
+        if not self.early:
+            return
         first = self.first_sent
-        while first and places[first - 1].written and first - 1 not in self.waiting:
+        while first and self.places[first - 1].written and first - 1 not in self.waiting:
             first -= 1
             self.leaves[first].local = self.after[first]
         if first < self.first_sent:
@@ -57,13 +85,14 @@ class ByExchange(Apart):
 
     def _settle(self) -> None:
         """Adds what came to a gradient after it was sent, which is withdrawn then."""
+        self.early = False
         sent = range(self.first_sent, len(self.leaves))
         self.first_sent = len(self.leaves)
+        for i in sent:
+            self.leaves[i].local = self.places[i]
         changed = [i for i in sent if self.after[i].written]
         if changed:
             self.exchange.withdraw()
-        for i in sent:
-            self.leaves[i].local = self.slots[0].places[i]
         for i in changed:
             self.waiting.add(i)
             self.leaves[i].deposit(self.after[i].place(self.leaves[i]))

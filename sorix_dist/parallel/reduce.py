@@ -24,8 +24,8 @@ class Reducer(Protocol):
     def select(self, shard: int | None) -> None:
         """Makes backwards write where the gradient of a virtual shard is collected (None: of none of them)."""
 
-    def begin(self) -> None:
-        """Gets the place ready that a backward writes to."""
+    def begin(self, last: bool) -> None:
+        """Gets the place ready that a backward writes to; `last`: it is the only one before the sum."""
 
     def failed(self) -> None:
         """Forgets what backwards have written: it must not get into the next sum."""
@@ -111,7 +111,7 @@ class Apart:
     def select(self, shard: int | None) -> None:
         return None
 
-    def begin(self) -> None:
+    def begin(self, last: bool) -> None:
         for slot in self.slots:
             slot.begin()
 
@@ -217,13 +217,13 @@ class Alone:
         if self.apart is None:
             self.apart = ByMessage(self.flat, self.comm)
         self.apart.slots[0].select()
-        self.apart.begin()
+        self.apart.begin(False)
         self.held = True
 
     def select(self, shard: int | None) -> None:
         return None
 
-    def begin(self) -> None:
+    def begin(self, last: bool) -> None:
         return None
 
     def failed(self) -> None:

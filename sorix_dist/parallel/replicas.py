@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -138,23 +138,12 @@ class Replicas:
         """Gets all models ready for a backward."""
         watch.begins("backward", self.meetings + 1)
         if not self.pending:
+            last = self.synchronising and self.accumulation is None
             for member in self.members:
-                member.reducer.begin()
+                member.reducer.begin(last)
                 if member.nonfinite == "skip":
                     member.reducer.hold()  # so that it can be left out
         self.backwards += 1
-
-    def visitor(self) -> Callable[[Any, Any], None] | None:
-        """What a backward is to call when it comes to an operation; see `core.graph.Sync`."""
-        if self.pending or not self.synchronising or self.accumulation is not None:
-            return None
-        early = [reducer for reducer in self._reducers() if isinstance(reducer, ByExchange)]
-
-        def visit(node: Any, gradient: Any) -> None:
-            for reducer in early:
-                reducer.send_written()
-
-        return visit if early else None
 
     def select(self, shard: int | None) -> None:
         """Makes the backward write where the gradients of a virtual shard are collected."""
@@ -272,7 +261,7 @@ class Replicas:
                 "accumulate, or call backward once outside of no_sync, before the next accumulate"
             )
         for reducer in self._reducers():
-            reducer.begin()
+            reducer.begin(False)
             reducer.hold()
         self.accumulation = Accumulation()
         return self.accumulation

@@ -77,7 +77,7 @@ class Synchronised(ABC):
         return self.factor() * weight
 
     def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
-        return self.replicas.visitor()
+        return None
 
     def end(self) -> None:
         self.replicas.end(-1, -1)
