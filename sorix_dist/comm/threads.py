@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -275,12 +275,15 @@ class ThreadComm:
 
 
 class _Link:
-    """A `Link`; ways: the messages to each of the two ranks that have not been received."""
+    """A `Link`; ways: the messages to each of the two ranks that have not arrived yet.
+
+    Places are filled in their order, so it is the work of each of them itself: to wait is to fill the next one.
+    """
 
     def __init__(self, meeting: _Meeting, rank: int, ways: tuple[deque[Array], deque[Array]]) -> None:
-        self._meeting = meeting
+        self._meeting, self._me = meeting, meeting.members[rank]
         self._in, self._out = ways[rank], ways[1 - rank]
-        self._me = meeting.members[rank]
+        self._places: deque[Array] = deque()
 
     def send(self, message: Array) -> Work:
         with self._meeting.run.changed:
@@ -289,9 +292,10 @@ class _Link:
         return DONE
 
     def receive(self, place: Array) -> Work:
-        return _Arrival(partial(self._take, place))
+        self._places.append(place)
+        return self
 
-    def _take(self, place: Array) -> None:
+    def wait(self) -> None:
         run = self._meeting.run
         with run.changed:
             run.waiting[self._me] = "an exchange"
@@ -302,14 +306,7 @@ class _Link:
             finally:
                 del run.waiting[self._me]
             message = self._in.popleft()
-        place[: message.nbytes] = message
-
-
-class _Arrival:
-    """A message that is taken when it is waited for: in the order in which places were given."""
-
-    def __init__(self, take: Callable[[], None]) -> None:
-        self.wait = take
+        self._places.popleft()[: message.nbytes] = message
 
 
 def _kind(array: Array) -> str:
