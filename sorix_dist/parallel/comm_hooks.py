@@ -40,13 +40,12 @@ class Half:
         return message
 
     def add(self, first: Array, second: Array, out: Array) -> None:
-        (numbers, scale), (others, other_scale) = (
-            (message[HEAD:].view(np.float16), out.dtype.type(1 / message[:8].view(np.float64)[0]))
-            for message in (first, second)
+        (numbers, factor), (others, other_factor) = (
+            (message[HEAD:].view(np.float16), 1 / message[:8].view(np.float64)[0]) for message in (first, second)
         )
-        with np.errstate(invalid="ignore"):
-            np.multiply(numbers, scale, out=out)
-            out += np.multiply(others, other_scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            _scaled(numbers, factor, out)
+            out += _scaled(others, other_factor, np.empty(out.size, out.dtype))
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:
@@ -71,8 +70,7 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
         total = comm.all_to_all(sent).sum(axis=0, dtype=np.float32).astype(np.float16)
-    gradients[...] = comm.all_gather(total).reshape(-1)[: gradients.size]
-    gradients *= 1 / scale
+        _scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
 
 
 _exchanges: WeakKeyDictionary[Any, Exchange | None] = WeakKeyDictionary()
@@ -101,9 +99,11 @@ def _scale(size: float) -> float:
     return 2.0 ** min(max(math.floor(math.log2(LARGEST) - math.log2(size)), -120), 120)
 
 
-def _scaled(numbers: Array, scale: float, result: Array) -> None:
-    """Writes the numbers, times a factor, into an array of float16."""
-    np.multiply(numbers, numbers.dtype.type(scale), out=result, casting="same_kind")
+def _scaled(numbers: Array, scale: float, result: Array) -> Array:
+    """Writes the numbers, times a factor for which float16 may be too small, into an array of any dtype."""
+    factor = np.promote_types(result.dtype, np.promote_types(numbers.dtype, np.float32)).type(scale)
+    np.multiply(numbers, factor, out=result, casting="same_kind")
+    return result
 
 
 class ByHook(ByMessage):

@@ -159,6 +159,20 @@ def test_fp16_of_extreme_gradients(size, hosts, dtype):
 
 
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_fp16_of_gradients_that_are_float16(size, hosts):
+    """Whose scale float16 does not hold."""
+
+    def work():
+        for unit in (1e-6, 1e-3, 1.0, 4e3):
+            mine = (np.array([3, -2, 1, 0]) * unit).astype(np.float16)
+            got = mine.copy()
+            fp16_compress(world(), got)
+            assert np.allclose(got, size * mine.astype(float), rtol=2e-3, atol=1e-7)
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 def test_training_with_fp16_stays_close(size, hosts):
     def work():
         compressed, exact = steps(fp16_compress), steps(None)
