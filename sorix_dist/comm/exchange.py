@@ -17,11 +17,8 @@ the first bytes of a longer one have to be answered before the others go."""
 HEAD = 64
 """Bytes that a wire format may put before the numbers of a piece."""
 
-EARLY = 1024
-"""Messages that a rank sends before `sum`: Open MPI keeps copies of them, at the other rank too until it is there."""
-
 AHEAD = 64
-"""Messages that a rank has sent more than it has received, in `sum`."""
+"""Messages that a rank has sent more than it has received: what the other one may have to keep."""
 
 
 class Link(Protocol):
@@ -63,7 +60,7 @@ class PairExchange:
         self._places: list[Array] = []
 
     def send(self, array: Array, start: int) -> None:
-        self._send(array, start, EARLY)
+        self._send(array, start, AHEAD)
 
     def withdraw(self) -> None:
         self._withdrawn += self._sent

@@ -64,14 +64,17 @@ class ByExchange(Apart):
         self.early = last
 
     def _send_written(self) -> None:
-        """Sends the gradients that are there, up to one that is not."""
-        if not self.early:
-            return
+        """Sends the gradients that are there, up to one that is not.
+
+        The last one waits until the ranks have met, which they can't before all that was sent has arrived: while it
+        travels, what has come is added.
+        """
         first = self.first_sent
         while first and self.places[first - 1].written and first - 1 not in self.waiting:
             first -= 1
-            self.leaves[first].local = self.after[first]
-        if first < self.first_sent:
+        if self.early and 0 < first < self.first_sent:
+            for i in range(first, self.first_sent):
+                self.leaves[i].local = self.after[i]
             self.first_sent = first
             self.exchange.send(self.own, self.flat.starts[first])
 
