@@ -93,7 +93,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
     return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
 
 
-_LONG, _STRIP = 512, 32  # numbers
+_LONG, _STRIP = 768, 32  # numbers
 
 
 def times_transposed(g: Array, w: Array) -> Array:
