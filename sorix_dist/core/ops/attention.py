@@ -6,13 +6,14 @@ sees no key gets zeros. dropped: factors on the weights after the softmax, 0 for
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
-from sorix_dist.core.ops.matrix import matmul
+from sorix_dist.core.ops.matrix import matmul, sums_of_rows
 from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import index, permute_to, reshape, swapaxes
@@ -117,10 +118,15 @@ def _weights(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
         scores += bias
     scores -= _highest(scores)
     weights: Array = np.exp(scores, out=scores)
-    sums = weights.sum(axis=-1, keepdims=True)
+    sums = _sums(weights)
     sums[sums == 0] = 1
     weights /= sums
     return weights
+
+
+def _sums(rows: Array) -> Array:
+    """The sums along the last dimension, which stays with length 1."""
+    return sums_of_rows(rows.reshape(prod(rows.shape[:-1]), rows.shape[-1])).reshape(*rows.shape[:-1], 1)
 
 
 def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | None) -> Array:
@@ -129,6 +135,6 @@ def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | No
     scores: Array = np.matmul(g, np.swapaxes(v, -1, -2))
     if dropped is not None:
         scores *= dropped
-    scores -= (g * y).sum(axis=-1, keepdims=True)
+    scores -= np.einsum("...i,...i->...", g, y)[..., None]
     scores *= weights
     return scores

@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from sorix_dist.core.ops.windows import Pair
 from sorix_dist.core.tensor import Array
@@ -117,10 +116,11 @@ def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
     high, wide = tile.rows[1] - tile.rows[0], tile.columns[1] - tile.columns[0]
     copied = _copied(x, down, right, tile, scratch)
     group, row, depth, pixel = copied.strides
-    overlapping = as_strided(
-        copied,
+    overlapping: Array = np.ndarray(  # what as_strided does, in a tenth of its time
         (groups, high, down.count, right.count * channels, wide * count),
-        (group, row * down.step, row * down.spacing, depth, pixel),
+        copied.dtype,
+        copied,
+        strides=(group, row * down.step, row * down.spacing, depth, pixel),
     )
     height = down.count * right.count * channels
     if tile.by_rows:  # a view, if neither the kernel's rows are spaced

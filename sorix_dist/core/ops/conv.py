@@ -16,6 +16,7 @@ import numpy as np
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.columns import WIDE, Scratch, Taps, Tile, columns, cut, inside, pieces, tiles
+from sorix_dist.core.ops.matrix import sums_of_rows
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.ops.windows import Geometry, Pair, batch_innermost, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor
@@ -65,7 +66,12 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
 
 
 def _to_bias(g: Any, out: Array | None) -> Any:
-    return np.sum(g, axis=(0, 2, 3), out=out)
+    """The sum of g (N, O, H, W) over all but its channels, into `out` if there is one."""
+    if isinstance(g, Tensor) or not g.transpose(1, 2, 3, 0).flags.c_contiguous:
+        return np.sum(g, axis=(0, 2, 3), out=out)
+    count, outputs, high, wide = g.shape
+    rows = g.transpose(1, 2, 3, 0).reshape(outputs * high, wide * count)
+    return np.sum(sums_of_rows(rows).reshape(outputs, high), axis=1, out=out)
 
 
 @op()

@@ -78,7 +78,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         y += b
 
     def to_x(g: Any, out: Any) -> Any:
-        return np.dot(g.reshape(-1, outputs), w.T).reshape(shape_x)
+        return times_transposed(g.reshape(-1, outputs), w).reshape(shape_x)
 
     def to_w(g: Any, out: Any) -> Any:
         g = g.reshape(-1, outputs)
@@ -91,6 +91,28 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         return sums if sums is out else sums.reshape(shape_b)
 
     return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
+
+
+_LONG, _STRIP = 768, 32  # numbers
+
+
+def times_transposed(g: Array, w: Array) -> Array:
+    """g @ w.T for g of shape (rows, out) and w of shape (in, out).
+
+    BLAS has to turn its left factor around first, where the products run along the rows of both. If that is by far the
+    smaller one, then OpenBLAS is several per cent faster, also with a copy of the result, in strips that stay in the
+    cache.
+    """
+    product: Array
+    rows, inputs = len(g), len(w)
+    if 2 * rows > inputs or w.shape[1] < _LONG:
+        product = np.dot(g, w.T)
+        return product
+    turned = np.dot(w, g.T)
+    product = np.empty((rows, inputs), turned.dtype)
+    for start in range(0, inputs, _STRIP):
+        product[:, start : start + _STRIP] = turned[start : start + _STRIP].T
+    return product
 
 
 def sum_of_rows(rows: Array, out: Array | None = None) -> Array:

@@ -61,10 +61,12 @@ def max_pool(x: Array, *, places: Geometry) -> Result:
             np.copyto(g, there)
         for place, (vertical, horizontal) in enumerate(places.pixels()):
             under = gradient[:, :, vertical, horizontal]
+            part = (chosen == place).astype(g.dtype)
+            part *= g
             if tiled:
-                np.multiply(g, chosen == place, out=under)
+                under[...] = part
             else:
-                under += g * (chosen == place)
+                under += part
         image: Array = gradient[:, :, *places.inner]
         return image
 
@@ -85,7 +87,7 @@ def _choose(y: Array, chosen: Array, views: list[Array]) -> None:
 
 def _blocks(x: Array) -> Iterator[slice]:
     """The channels of x (N, C, H, W) in parts that stay in the cache while several passes go over them."""
-    step = max(1, TILE * x.shape[1] // max(1, x.nbytes))
+    step = max(1, 2 * TILE * x.shape[1] // max(1, x.nbytes))
     for start in range(0, x.shape[1], step):
         yield slice(start, start + step)
 

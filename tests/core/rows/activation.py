@@ -12,6 +12,7 @@ from tests.core.opcheck import ELEMENTWISE, Row
 
 WITH_AXIS = [((3, 4),), ((2, 3, 0),), ((2, 3, 2),)]
 NO_AXIS = {"0-d": "there is no axis to go along"}
+LONG = [((400, 350),), ((2, 50, 3, 500),)]  # more than is computed at a time
 ERF = np.vectorize(math.erf, otypes=[float])
 
 
@@ -34,7 +35,7 @@ def by_scipy(function):
 
 
 ROWS = [
-    Row(a.relu, lambda x: np.maximum(x, 0), ELEMENTWISE, apart=(0,)),
+    Row(a.relu, lambda x: np.maximum(x, 0), ELEMENTWISE + LONG, apart=(0,)),
     *(
         Row(a.leaky_relu, lambda x, slope: np.where(x > 0, x, slope * x), ELEMENTWISE, {"slope": slope}, apart=(0,))
         for slope in (0.01, 0.0, -0.5, 2.0)
@@ -53,7 +54,7 @@ ROWS = [
     Row(
         a.gelu_by_tanh,
         lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-        ELEMENTWISE,
+        ELEMENTWISE + LONG,
     ),
     Row(by_scipy(a.error_function), ERF, ELEMENTWISE, covers="error_function"),
     Row(by_scipy(a.gelu_by_erf), lambda x: x / 2 * (1 + ERF(x / np.sqrt(2))), ELEMENTWISE, covers="gelu_by_erf"),
