@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         epilog="exit codes: 0 if several ranks can be trained on, 1 if something is in the way (a red line, XX).",
     )
     parser.add_argument("--json", action="store_true", help="print the findings for a program")
-    parser.add_argument("--clean", action="store_true", help="remove shared memory that dead MPI jobs have left behind")
+    parser.add_argument("--clean", action="store_true", help="remove what dead MPI jobs have left behind")
     parser.set_defaults(main=main)
 
 

@@ -33,8 +33,10 @@ def relu(x: Any) -> Any:
 
 
 def _positive_part(x: Any) -> Any:
+    if x.size <= 4 * _BLOCK or x.dtype.kind != "f":
+        return np.maximum(x, 0)
     y = np.empty_like(x)
-    if y.size <= 4 * _BLOCK or y.dtype.kind != "f" or y.strides != x.strides:  # small, or with gaps in memory
+    if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
     # NumPy compares numbers with as many zeros three times as fast as with a single one.
     numbers, results, zeros = x.ravel("K"), y.ravel("K"), _zeros(y.dtype)
