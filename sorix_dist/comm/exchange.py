@@ -60,8 +60,8 @@ class PairExchange:
         self._places: list[Array] = []
 
     def send(self, array: Array, start: int) -> None:
-        first = len(self._under_way) - self._withdrawn
-        self._send(array, [piece for piece in self._pieces(array)[first:AHEAD] if piece.start >= start])
+        first, most = len(self._under_way) - self._withdrawn, AHEAD - self._withdrawn
+        self._send(array, [piece for piece in self._pieces(array)[first:most] if piece.start >= start])
 
     def withdraw(self) -> None:
         self._withdrawn = len(self._under_way)

@@ -130,6 +130,27 @@ def test_a_backward_that_failed_on_one_rank_and_was_made_again():
     on_two_hosts(work)
 
 
+def test_no_more_is_sent_in_vain_than_the_other_rank_may_have_to_keep():
+    def work():
+        failures = 50 * sx.rank()
+        fails = iter([True] * failures + [False])
+
+        def fail(gradient):
+            if next(fails):
+                raise ValueError("on the way")
+
+        model = sx.DistributedDataParallel(Chain(1, fail))
+        sent, batch = messages(model), batches()[0]
+        for _ in range(failures):
+            with pytest.raises(ValueError, match="on the way"):
+                step(model, batch)
+        assert len(sent) <= exchange.AHEAD
+        step(model, batch)
+        assert_same(gradients(model), mean_gradients(0, 1, 1))
+
+    on_two_hosts(work)
+
+
 class Interrupt(BaseException):
     """What the handler of a signal raises."""
 
