@@ -56,15 +56,15 @@ class PairExchange:
         self.link = link
         self.wire = Plain() if wire is None else wire
         self._under_way: deque[tuple[Array, Work]] = deque()
-        self._withdrawn = self._sent = 0
+        self._withdrawn = 0  # of those under way, the first so many
         self._places: list[Array] = []
 
     def send(self, array: Array, start: int) -> None:
-        self._send(array, start, AHEAD)
+        first, most = len(self._under_way) - self._withdrawn, AHEAD - self._withdrawn
+        self._send(array, [piece for piece in self._pieces(array)[first:most] if piece.start >= start])
 
     def withdraw(self) -> None:
-        self._withdrawn += self._sent
-        self._sent = 0
+        self._withdrawn = len(self._under_way)
 
     def sum(self, array: Array, out: Array) -> None:
         pieces = self._pieces(array)
@@ -74,14 +74,14 @@ class PairExchange:
             self._places.append(np.empty(HEAD + PIECE, np.uint8))
         places = self._places
         coming = deque(self.link.receive(place) for place in places[:count])
-        self._send(array, 0, AHEAD)
         withdrawn = [self._under_way.popleft() for _ in range(self._withdrawn)]
+        self._send(array, pieces[len(self._under_way) : AHEAD])
         for number in range(count):
             coming.popleft().wait()
             arrived = places[number % AHEAD]
             at = number - in_vain
             if at >= 0:
-                self._send(array, 0, at + 1 + AHEAD)
+                self._send(array, pieces[at + len(self._under_way) : at + 1 + AHEAD])
                 own, sent = self._under_way.popleft()
                 sent.wait()  # it may be part of `out`
                 arrived = arrived[: own.nbytes]
@@ -90,16 +90,14 @@ class PairExchange:
                 coming.append(self.link.receive(places[number % AHEAD]))
         for _, sent in withdrawn:
             sent.wait()
-        self._withdrawn = self._sent = 0
+        self._withdrawn = 0
 
-    def _send(self, array: Array, start: int, most: int) -> None:
-        """Sends the next pieces, until so many of the array are sent, or one would begin before `start`."""
-        for piece in self._pieces(array)[self._sent : most]:
-            if piece.start < start:
-                return
-            message = self.wire.packed(array[piece])
-            self._under_way.append((message, self.link.send(message)))
-            self._sent += 1
+    def _send(self, array: Array, pieces: list[slice]) -> None:
+        for piece in pieces:
+            message = (self.wire.packed(array[piece]),)
+            # Python calls the handlers of signals, which may raise, between its own instructions. This is one, if the
+            # link's `send` is not written in Python: no message goes unrecorded, that the other takes for another one.
+            self._under_way.extend(zip(message, map(self.link.send, message), strict=True))
 
     def _pieces(self, array: Array) -> list[slice]:
         return _cut(array.size, PIECE // (self.wire.itemsize or array.itemsize))

@@ -6,7 +6,8 @@ import faulthandler
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -236,23 +237,8 @@ class _Link:
     """A `Link` to another rank: messages of one tag."""
 
     def __init__(self, comm: Any, other: int, tag: int) -> None:
-        self._comm, self._other, self._tag = comm, other, tag
-
-    def send(self, message: Array) -> Work:
-        return _Request(self._comm.Isend(message, self._other, self._tag))
-
-    def receive(self, place: Array) -> Work:
-        return _Request(self._comm.Irecv(place, self._other, self._tag))
-
-
-class _Request:
-    """A message under way."""
-
-    def __init__(self, request: MPI.Request) -> None:
-        self._request = request
-
-    def wait(self) -> None:
-        self._request.Wait()
+        self.send: Callable[[Array], Work] = partial(comm.Isend, dest=other, tag=tag)
+        self.receive: Callable[[Array], Work] = partial(comm.Irecv, source=other, tag=tag)
 
 
 def _pieces(flat: Array, nbytes: int = PIECE) -> Iterator[Array]:

@@ -51,11 +51,12 @@ def remove_sessions(after: float, folder: Path | None = None) -> None:
 
     A killed one leaves its own, `ompi.PID`, and the next one with that process id does not start: it ends with
     213, "The PMIx server's listener thread failed to start". Linux uses an id again after 32,768 processes or more.
+    Open MPI 4 has one folder for all jobs of a user, `ompi.HOST.UID`, which stays.
     """
     if not _lives(os.getpid()):  # who lives is known on Linux only
         return
     for path in (folder or Path(tempfile.gettempdir())).glob("ompi.*"):
-        pid = path.suffix[1:]
+        pid = path.name.removeprefix("ompi.")
         with contextlib.suppress(FileNotFoundError):  # its mpirun has just removed it
             status = path.stat()
             ours = status.st_uid == os.getuid() and status.st_mtime >= after

@@ -138,7 +138,8 @@ class Optimizer:
     def _digest(self, options: list[Any]) -> int:
         if options != self._told[0]:
             parts = [part for value in options for part in (value if isinstance(value, tuple | list) else [value])]
-            self._told = options, digest(*(float(part) for part in parts if isinstance(part, Real)))
+            known = [list(value) if isinstance(value, list) else value for value in options]  # a list may change
+            self._told = known, digest(*(float(part) for part in parts if isinstance(part, Real)))
         return self._told[1]
 
     def zero_grad(self, set_to_none: bool = True) -> None:

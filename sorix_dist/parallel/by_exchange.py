@@ -59,6 +59,7 @@ class ByExchange(Apart):
         self.first_sent = len(self.leaves)
 
     def begin(self, last: bool) -> None:
+        self._settle()  # where an interrupt has kept it from that
         self.exchange.withdraw()  # what a backward has sent that came to no sum
         super().begin(last)
         self.early = last
@@ -73,9 +74,10 @@ class ByExchange(Apart):
         while first and self.places[first - 1].written and first - 1 not in self.waiting:
             first -= 1
         if self.early and 0 < first < self.first_sent:
-            for i in range(first, self.first_sent):
+            new = range(first, self.first_sent)
+            self.first_sent = first  # before anything else, for whatever is interrupted then is settled
+            for i in new:
                 self.leaves[i].local = self.after[i]
-            self.first_sent = first
             self.exchange.send(self.own, self.flat.starts[first])
 
     def prepare(self) -> bool:
@@ -90,7 +92,6 @@ class ByExchange(Apart):
         """Adds what came to a gradient after it was sent, which is withdrawn then."""
         self.early = False
         sent = range(self.first_sent, len(self.leaves))
-        self.first_sent = len(self.leaves)
         for i in sent:
             self.leaves[i].local = self.places[i]
         changed = [i for i in sent if self.after[i].written]
@@ -100,6 +101,7 @@ class ByExchange(Apart):
             self.waiting.add(i)
             self.leaves[i].deposit(self.after[i].place(self.leaves[i]))
             self.after[i].written = False
+        self.first_sent = len(self.leaves)
 
     def sum(self, plain: bool) -> None:
         used = self.flags.copy()

@@ -88,13 +88,14 @@ def test_left_over_segments_are_those_that_nobody_holds(tmp_path: Path) -> None:
 def test_the_folder_of_a_killed_mpirun_goes_for_the_next_one_of_its_process_id_would_not_start(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    left, mine, other = (tmp_path / f"ompi.{name}" for name in (process.pid, os.getpid(), "host"))
-    for folder in (left, mine, other):
+    names = (process.pid, os.getpid(), "host", f"host.{process.pid}")
+    folders = left, _, _, _ = [tmp_path / f"ompi.{name}" for name in names]
+    for folder in folders:
         (folder / "1").mkdir(parents=True)
     segments.remove_sessions(time.time() + 60, tmp_path)
     assert left.exists()
     segments.remove_sessions(0.0, tmp_path)
-    assert [folder.exists() for folder in (left, mine, other)] == [False, True, True]
+    assert [folder.exists() for folder in folders] == [False, True, True, True]
 
 
 @needs_mpirun

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -9,11 +12,14 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import exchange, run_threads
 from sorix_dist.nn import functional as F
+from sorix_dist.parallel import by_exchange
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.parallel.exactness import TOLERANCE, assert_same, data, gradients, network
 
 ROWS = 6  # of a batch
+SENDERS = {by_exchange.__file__, exchange.__file__}
+SENDING = {("_send_written", "written"), ("send", "_send_written"), ("_send", "send")}  # functions and who calls them
 
 
 @pytest.fixture(autouse=True, params=[2, 64], ids=lambda most: f"{most} ahead")
@@ -120,6 +126,80 @@ def test_a_backward_that_failed_on_one_rank_and_was_made_again():
                     step(model, batch)
         step(model, batch)
         assert_same(gradients(model), mean_gradients(1, 1, 1))
+
+    on_two_hosts(work)
+
+
+def test_no_more_is_sent_in_vain_than_the_other_rank_may_have_to_keep():
+    def work():
+        failures = 50 * sx.rank()
+        fails = iter([True] * failures + [False])
+
+        def fail(gradient):
+            if next(fails):
+                raise ValueError("on the way")
+
+        model = sx.DistributedDataParallel(Chain(1, fail))
+        sent, batch = messages(model), batches()[0]
+        for _ in range(failures):
+            with pytest.raises(ValueError, match="on the way"):
+                step(model, batch)
+        assert len(sent) <= exchange.AHEAD
+        step(model, batch)
+        assert_same(gradients(model), mean_gradients(0, 1, 1))
+
+    on_two_hosts(work)
+
+
+class Interrupt(BaseException):
+    """What the handler of a signal raises."""
+
+
+@contextmanager
+def interrupted(at):
+    """Raises before the instruction number `at` of those that send gradients; yields a list of those that came."""
+    came, before = [], sys.gettrace()
+
+    def follow(frame, event, argument):
+        name, caller = frame.f_code.co_name, frame.f_back.f_code.co_name
+        if frame.f_code.co_filename not in SENDERS or (name, caller) not in SENDING:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            came.append(event)
+            if len(came) == at:
+                raise Interrupt
+        return follow
+
+    sys.settrace(follow)
+    try:
+        yield came
+    finally:
+        sys.settrace(before)
+
+
+def test_an_interrupt_anywhere_between_messages():
+    """It neither makes the other rank take a message for another one, nor loses gradients."""
+
+    def work():
+        model = sx.DistributedDataParallel(Chain())
+        batch, wanted = batches()[0], mean_gradients(0, 1, 1)
+        at, ended = 1, False
+        while not ended:
+            model.zero_grad()
+            loss = F.cross_entropy(model(batch[0]), batch[1])
+            if sx.rank() == 1:
+                try:
+                    with interrupted(at) as came:
+                        loss.backward(retain_graph=True)
+                    ended = len(came) < at
+                except Interrupt:
+                    loss.backward()
+            else:
+                loss.backward()
+            assert_same(gradients(model), wanted)
+            ended, at = model.comm.share(ended, root=1), at + 1
+        assert at > 100
 
     on_two_hosts(work)
 

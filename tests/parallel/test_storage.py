@@ -190,6 +190,17 @@ def test_a_rank_with_other_options(call):
     on_all_ranks(work, RuntimeError, wanted, 3)
 
 
+def test_an_option_that_changes_inside_a_list():
+    def work():
+        model = sx.DistributedDataParallel(network())
+        optimizer = optim.Adam(model.parameters(), betas=[0.9, 0.99])
+        train(model, optimizer, 2)
+        optimizer.param_groups[0]["betas"][0] -= 0.1 * sx.rank()
+        train(model, optimizer)
+
+    on_all_ranks(work, RuntimeError, "come to optimizer.step with other numbers", 2)
+
+
 def test_options_may_change():
     def work():
         model = sx.DistributedDataParallel(network())
