@@ -31,9 +31,9 @@ _NOWHERE = Site("", "", "", None)
 _sites: dict[tuple[int, int], Site] = {}
 
 
-def call_site() -> Site:
-    """The innermost call outside this package on this thread's stack."""
-    frame: FrameType | None = sys._getframe(1)
+def call_site(inside: int = 1) -> Site:
+    """The innermost call outside this package on this thread's stack, of which so many calls are inside, at least."""
+    frame: FrameType | None = sys._getframe(inside)
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     if frame is None:

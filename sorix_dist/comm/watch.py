@@ -188,12 +188,15 @@ def note(step: int | None = None, doing: str | None = None) -> None:
             _row.say(doing, call_site().where)
 
 
+_INSIDE = 4  # calls from the user's, such as loss.backward(), to `begins`
+
+
 def begins(doing: str, number: int) -> None:
     """The package begins something with this number, which is the step's unless the program says its own."""
     if _row is not None:
         if _row.counts_steps:
             _row.words[_row.at + layout.STEP] = number
-        _row.say(doing, call_site().where)
+        _row.say(doing, call_site(_INSIDE).where)
 
 
 def all_is_said() -> None:

@@ -258,7 +258,7 @@ def walk(
             node.rules = node.saved = None
             node.edges = []
         # Parameters are the last of an operation's inputs: who sends their gradients can do so while the others follow.
-        for rule, edge in zip(reversed(rules), reversed(edges), strict=True):
+        for rule, edge in zip(rules[::-1], edges[::-1], strict=True):
             if rule is None or edge is None:
                 continue
             if isinstance(edge, Leaf):

@@ -25,7 +25,7 @@ def relu(x: Any) -> Any:
     y = _positive_part(x)
 
     def to_x(g: Any, out: Any) -> Any:
-        gradient = (y > 0).astype(g.dtype)
+        gradient = (y > _zero(y.dtype)).astype(g.dtype)
         gradient *= g
         return gradient
 
@@ -33,8 +33,10 @@ def relu(x: Any) -> Any:
 
 
 def _positive_part(x: Any) -> Any:
-    if x.size <= 4 * _BLOCK or x.dtype.kind != "f":
+    if x.dtype.kind != "f":
         return np.maximum(x, 0)
+    if x.size <= 4 * _BLOCK:
+        return np.maximum(x, _zero(x.dtype))
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
@@ -44,6 +46,12 @@ def _positive_part(x: Any) -> Any:
         some = numbers[part]
         np.maximum(some, zeros[: some.size], out=results[part])
     return y
+
+
+@lru_cache(maxsize=16)
+def _zero(dtype: np.dtype[Any]) -> Array:
+    """An array that NumPy compares with without asking, as it does with a Python number, which dtype it shall have."""
+    return np.zeros((), dtype)
 
 
 @lru_cache(maxsize=4)
