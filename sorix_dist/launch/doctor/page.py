@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from sorix_dist.launch.doctor import machine, mpi
+from sorix_dist.launch.doctor import kernels, machine, mpi
 from sorix_dist.launch.doctor.finding import Finding
 
 
@@ -14,6 +14,7 @@ def examine(environ: Mapping[str, str] | None = None) -> Iterator[Finding]:
     environ = dict(os.environ if environ is None else environ)
     yield machine.python()
     yield machine.numpy()
+    yield from kernels.kernels(environ)
     yield machine.cores()
     yield from mpi.checks(environ)
     yield machine.network()
