@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, NoReturn, Protocol
+from weakref import ReferenceType, ref
 
 from sorix_dist.comm import Comm, watch
 from sorix_dist.comm.site import call_site
@@ -35,15 +35,13 @@ PLAIN = 1
 _WAY_BITS = 33
 _WAY = (1 << _WAY_BITS) - 1
 
-_of_comm: WeakKeyDictionary[Any, Replicas] = WeakKeyDictionary()
-
 
 def replicas(comm: Comm) -> Replicas:
     """The replicas that work in `comm`: the same object for all models wrapped in it, so that one backward
     may reach several of them."""
-    found = _of_comm.get(comm)
+    found: Replicas | None = comm.kept.get(Replicas)
     if found is None:
-        found = _of_comm[comm] = Replicas(comm)
+        found = comm.kept[Replicas] = Replicas(comm)
     return found
 
 
