@@ -56,6 +56,7 @@ class Checked:
         self.local_size = inner.local_size
         self.host = inner.host
         self.hosts = inner.hosts
+        self.kept: dict[Any, Any] = {}
         row = watch.row()
         self._row = row
         self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
@@ -163,8 +164,14 @@ class Checked:
     def _let_come(self, at: int, count: int) -> None:
         """Wait for a rank that is so far behind that it could not compare any more."""
         assert self._row is not None
-        while self._row.words[at + layout.COUNT] <= count - DEPTH:
+        while self._row.words[at + layout.COUNT] <= count - DEPTH and not self._has_gone(at):
             time.sleep(0.0005)
+
+    def _has_gone(self, at: int) -> bool:
+        """Whether a rank has let go of this communicator, after its last collective: its channel may be that of another
+        communicator by now."""
+        assert self._row is not None
+        return self._row.words[at + layout.KEY] != self._row.words[self.channel.at + layout.KEY]
 
     def _confirm(self, rank: int, at: int, count: int, mine: int) -> None:
         """Raise if the other rank's collective of this number is still another one after a moment."""
@@ -172,7 +179,7 @@ class Checked:
         assert row is not None
         time.sleep(SURE_SECONDS)
         reached = row.words[at + layout.COUNT]
-        if reached >= count + DEPTH or row.words[at + count % DEPTH + layout.SIGNATURES] == mine:
+        if self._has_gone(at) or reached >= count + DEPTH or row.words[at + count % DEPTH + layout.SIGNATURES] == mine:
             return
         seen = row.table.see(self._members[rank])
         theirs = "something else"
@@ -193,7 +200,8 @@ class Checked:
         mine = calls(here, before), calls(here, now)
         theirs = calls(at, now), calls(at, before)
         unnamed = any(name == 0 for _, name in (*mine, *theirs))
-        if unnamed or mine[0] == mine[1] or mine != theirs or row.words[at + layout.COUNT] > count + 1:
+        ended = row.words[at + layout.COUNT] > count + 1 or self._has_gone(at)
+        if unnamed or mine[0] == mine[1] or mine != theirs or ended:
             return
         raise CollectiveMismatch(
             f"{_words(self._latest)} is collective {count} of rank {self.rank}, and rank {rank} called it before the "

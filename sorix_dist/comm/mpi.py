@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import itertools
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import mismatch
+from sorix_dist.comm import left, mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.launcher import Launch
@@ -91,6 +92,7 @@ class MpiComm:
                 f"got {type(communicator).__name__} {communicator!r}"
             )
         self._mpi: Any = mpi
+        left.give_back(communicator)
         self._comm = communicator.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
@@ -100,11 +102,22 @@ class MpiComm:
         self.hosts = placement.hosts
         self.local_rank = placement.local_rank
         self.local_size = placement.local_size
+        self.kept: dict[Any, Any] = {}
+        self._number = self._comm.bcast(secrets.randbits(62))
+        self._windows = itertools.count(1)
+        held = [self._comm, self._node]
         self._is_pair = self.size == self.hosts == 2
         if self._is_pair:
             self._beside = self._comm.Dup()
+            held.append(self._beside)
             self._tags = itertools.count()
             self._sums = PairExchange(self, self._link())
+
+        def free() -> None:
+            for each in held:
+                each.Free()
+
+        left.when_gone(self, (self._number, 0), self.size, free)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
         check_array("all_reduce", array, written=True)
@@ -213,7 +226,9 @@ class MpiComm:
             window.Unlock_all()
             window.Free()
 
-        return SharedWindow(parts, self.local_rank, gate.wait, free)
+        # On all hosts: the windows of each have the same number.
+        free_now = left.when_gone(block, (self._number, next(self._windows)), self.size, free)
+        return SharedWindow(parts, self.local_rank, gate.wait, free_now)
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
         return PairExchange(self, self._link(), wire) if self._is_pair else None

@@ -100,6 +100,8 @@ class Comm(Protocol):
     """Number of this rank's host, 0 to hosts - 1, counted in the order of the hosts' first ranks."""
     hosts: int
     """Number of hosts."""
+    kept: dict[Any, Any]
+    """What its users keep as long as it lives, on this rank: it may refer to the communicator itself."""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
         """Replace `array` on every rank by its sum, maximum or minimum over all ranks, elementwise.

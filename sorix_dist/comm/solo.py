@@ -23,6 +23,9 @@ class Solo:
     host = 0
     hosts = 1
 
+    def __init__(self) -> None:
+        self.kept: dict[Any, Any] = {}
+
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
         check_array("all_reduce", array, written=True)
         check_op("all_reduce", op)

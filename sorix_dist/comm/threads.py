@@ -187,6 +187,7 @@ class ThreadComm:
         self.hosts = placement.hosts
         self.local_rank = placement.local_rank
         self.local_size = placement.local_size
+        self.kept: dict[Any, Any] = {}
 
     def _meet(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
         return self._meeting.meet(self.rank, call, given, combine)

@@ -59,8 +59,9 @@ class Sync(Protocol):
     def failed(self) -> None:
         """Is told instead of `end` that the backward raised."""
 
-    def stepped(self) -> None:
-        """Is told that an optimizer is about to move these leaves."""
+    def stepped(self, alike: int) -> None:
+        """Is told that an optimizer is about to move these leaves; alike: a digest of the options that it does it with,
+        which must be the same everywhere."""
 
     def forget(self, leaf: Leaf) -> None:
         """Is told that what is pending for this leaf shall not count."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.flat import leaf_of, zero_gradients
-from sorix_dist.core.home import Home, digest
+from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import GroupState
 
@@ -37,7 +37,6 @@ class Optimizer:
         self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
         self.param_groups: list[dict[str, Any]] = []
         self._states: list[GroupState] = []
-        self._told: tuple[list[Any], int] = [], 0  # options, and their digest
         if isinstance(params, Tensor | dict):
             raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
         given = list(params)
@@ -119,14 +118,15 @@ class Optimizer:
                         "model.accumulate(...), or after a backward outside of model.no_sync()"
                     )
         # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
-        homes: dict[Home, list[Any]] = {}
+        homes: dict[Home, None] = {}
         plans = []
         for group, state in zip(self.param_groups, self._states, strict=True):
-            plans.append(state.advance(self.buffers(group), self.scratch_arrays))
+            options = [group[name] for name in self.defaults]
+            plans.append(state.advance(self.buffers(group), self.scratch_arrays, options))
             for home in state.homes:
-                homes.setdefault(home, []).extend([group[name] for name in self.defaults])
-        for home, options in homes.items():
-            home.meet("optimizer.step", self._digest(options))
+                homes[home] = None
+        for home in homes:
+            home.meet("optimizer.step")
         for group, runs in zip(self.param_groups, plans, strict=True):
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
@@ -134,13 +134,6 @@ class Optimizer:
         for home in homes:
             home.meet("optimizer.step")
         return loss
-
-    def _digest(self, options: list[Any]) -> int:
-        if options != self._told[0]:
-            parts = [part for value in options for part in (value if isinstance(value, tuple | list) else [value])]
-            known = [list(value) if isinstance(value, list) else value for value in options]  # a list may change
-            self._told = known, digest(*(float(part) for part in parts if isinstance(part, Real)))
-        return self._told[1]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters, so that the next backward writes instead of adding.

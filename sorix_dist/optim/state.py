@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ class GroupState:
         self.steps = np.zeros(len(params), np.int64)
         self.buffers: dict[str, list[Array]] = {}  # for each room an array
         self._rooms: list[tuple[Home, np.dtype[Any]]] = []
+        self._told: tuple[list[Any], int] = [], 0  # options, and their digest
         self.homes: list[Home] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
@@ -53,9 +56,9 @@ class GroupState:
         # A copy has parameters in other memory than the blocks show.
         return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": [], "homes": []}
 
-    def advance(self, names: tuple[str, ...], scratch_arrays: int) -> list[tuple[int, list[Block]]]:
-        """Counts an update of every parameter that has a gradient; returns what this process is to update of them,
-        in blocks, with that count."""
+    def advance(self, names: tuple[str, ...], scratch_arrays: int, options: list[Any]) -> list[tuple[int, list[Block]]]:
+        """Counts an update with these options of every parameter that has a gradient; returns what this process is to
+        update of them, in blocks, with that count."""
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, their counts differ by the same, so the cut stays right.
         if (flat.version(), names, used) != self._cut_for:
@@ -65,8 +68,17 @@ class GroupState:
             self._used = np.array(used, np.int64)
         self.steps += self._used
         for sync in self.syncs():
-            sync.stepped()
+            sync.stepped(self._digest(options))
         return [(int(self.steps[first]), blocks) for first, blocks in self._runs]
+
+    def _digest(self, options: list[Any]) -> int:
+        if options != self._told[0]:
+            parts = [part for value in options for part in (value if isinstance(value, tuple | list) else [value])]
+            known = [list(value) if isinstance(value, list) else value for value in options]  # a list may change
+            # Rounded: two kinds of processors may differ in the last bit of a cosine in a schedule.
+            numbers = np.array([float(part) for part in parts if isinstance(part, Real)], np.float32)
+            self._told = known, zlib.crc32(numbers.tobytes())
+        return self._told[1]
 
     def entries(self) -> list[dict[str, Any] | None]:
         """For each parameter copies of what is remembered of it, or None if it was never updated."""

@@ -30,9 +30,9 @@ _AGREED = struct.Struct("2q")
 class Place(NamedTuple):
     """Where a rank is when its backward ends; all ranks must be at the same place.
 
-    doing: the number of what it does; alike: a digest of the numbers that it does it with; epoch, batch: of the
-    loader's batch, -1 if it came from no loader; updates: how often optimizers have moved parameters; pieces: backwards
-    since the last meeting.
+    doing: the number of what it does; alike: a digest of the numbers that it does it with, and of the options that
+    optimizers have had since the last meeting; epoch, batch: of the loader's batch, -1 if it came from no loader;
+    updates: how often optimizers have moved parameters; pieces: backwards since the last meeting.
     """
 
     doing: int

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -57,9 +55,9 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
     error of up to 5e-4 each time; what is smaller than 1e-9 times the size of the largest gradient, times the number of
     ranks, loses bits, and smaller than 1e-12 times it becomes 0.
     """
-    if comm not in _exchanges:
-        _exchanges[comm] = comm.exchange(Half())
-    exchange = _exchanges[comm]
+    if fp16_compress not in comm.kept:
+        comm.kept[fp16_compress] = comm.exchange(Half())
+    exchange: Exchange | None = comm.kept[fp16_compress]
     if exchange is not None:
         exchange.sum(gradients, gradients)
         return
@@ -71,9 +69,6 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
         _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
         total = comm.all_to_all(sent).sum(axis=0, dtype=np.float32).astype(np.float16)
         _scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
-
-
-_exchanges: WeakKeyDictionary[Any, Exchange | None] = WeakKeyDictionary()
 
 
 def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:

@@ -33,7 +33,9 @@ class DistributedDataParallel(Module):
     global batch, however its rows are shared out. Wrapping is a call of all ranks: it checks that all have
     the same model, and gives everybody rank 0's weights and buffers.
 
-    module: the model; comm: an mpi4py communicator if not all ranks of the job train this model.
+    module: the model; comm: an mpi4py communicator if not all ranks of the job train this model. What MPI holds for it
+    (its own copies of it, shared memory) stays when nobody uses it any more, until all of its ranks together wrap a
+    model in another communicator. MPICH can have about 2,000, of which each takes 8: do not make one a step.
     check_every: every so many training batches the ranks compare all parameters and buffers, and stop with an error
     that names the one that has drifted; None: never (`assert_replicas_equal` does it once).
     storage: "shared", one copy of parameters, gradients and optimizer state per host, of which every rank updates its

@@ -203,13 +203,15 @@ class ByMessage(Apart):
 
 
 class Alone:
-    """One rank: a backward writes straight into the gradient that the parameters show, unless it is to be held."""
+    """One rank: a backward writes straight into the gradient that the parameters show, unless it is to be held, or
+    something is there already, from which it could not be told."""
 
     def __init__(self, flat: Flat, comm: Comm) -> None:
         self.flat, self.comm = flat, comm
         self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
         self.apart: ByMessage | None = None
         self.held = False
+        self.whole = False  # whether there is a gradient of every parameter
 
     def hold(self) -> None:
         if self.held:
@@ -224,16 +226,16 @@ class Alone:
         return None
 
     def begin(self, last: bool) -> None:
-        return None
+        if True in [leaf.total.written for leaf in self.leaves]:
+            self.hold()
 
     def failed(self) -> None:
         if self.apart is not None and self.held:
             self.apart.failed()
             self._release()
             return
-        # It went where the gradients of earlier backwards were, and can't be told from them any more.
-        for parameter in self.flat.parameters:
-            leaf_of(parameter).zero()
+        for leaf in self.leaves:
+            leaf.zero()
 
     def forget(self, leaf: Leaf) -> None:
         if self.apart is not None and self.held:
@@ -241,8 +243,13 @@ class Alone:
 
     def prepare(self) -> bool:
         if self.apart is not None and self.held:
-            return self.apart.prepare()
-        return True
+            reached = self.apart.prepare()
+            if not reached:
+                self._release()
+            return reached
+        written = [leaf.total.written for leaf in self.leaves]
+        self.whole = False not in written
+        return True in written
 
     def sum(self, plain: bool) -> None:
         if self.apart is not None and self.held:
@@ -251,7 +258,7 @@ class Alone:
     def finite(self) -> bool:
         if self.apart is not None and self.held:
             return self.apart.finite()
-        if all([leaf.total.written for leaf in self.leaves]):  # noqa: C419 (faster)
+        if self.whole:
             return is_finite(self.flat.grad)
         return all(is_finite(array) for array in gradients(self.flat.parameters))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, NoReturn, Protocol
+from weakref import ReferenceType, ref
 
 from sorix_dist.comm import Comm, watch
 from sorix_dist.comm.site import call_site
@@ -35,15 +35,13 @@ PLAIN = 1
 _WAY_BITS = 33
 _WAY = (1 << _WAY_BITS) - 1
 
-_of_comm: WeakKeyDictionary[Any, Replicas] = WeakKeyDictionary()
-
 
 def replicas(comm: Comm) -> Replicas:
     """The replicas that work in `comm`: the same object for all models wrapped in it, so that one backward
     may reach several of them."""
-    found = _of_comm.get(comm)
+    found: Replicas | None = comm.kept.get(Replicas)
     if found is None:
-        found = _of_comm[comm] = Replicas(comm)
+        found = comm.kept[Replicas] = Replicas(comm)
     return found
 
 
@@ -87,6 +85,7 @@ class Replicas:
         self.computing: Weights | None = None
         self.backwards = 0  # since the last meeting
         self.updates = 0  # of parameters by optimizers
+        self.options = 0  # a digest of those that optimizers have had since the last meeting
         self.meetings = 0
 
     # -- the models
@@ -179,8 +178,8 @@ class Replicas:
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
-        said = self.board.meet(Place(BACKWARD, 0, epoch, batch, self.updates, self.backwards), reached)
-        self.pending, self.backwards = False, 0
+        said = self.board.meet(Place(BACKWARD, self.options, epoch, batch, self.updates, self.backwards), reached)
+        self.pending, self.backwards, self.options = False, 0, 0
         self.meetings += 1
         if said.places is not None:
             self._raise_for(said.places, self.meetings)
@@ -204,9 +203,11 @@ class Replicas:
 
     def meet(self, doing: str, alike: int = 0) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
-        RuntimeError if another one does something else, or with other numbers; see `core.home.Home.meet`."""
-        places = self.board.agree(doing, alike)
+        RuntimeError if another one does something else, or with other numbers, or has moved parameters with other
+        options; see `core.home.Home.meet`."""
+        places = self.board.agree(doing, self.options + alike)
         if places is not None:
+            self.options = 0  # it is said once
             self._raise_for(places, self.meetings + 1)
 
     def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:

@@ -20,6 +20,8 @@ from sorix_dist.parallel.reduce import Reducer
 from sorix_dist.parallel.replicas import PLAIN, Replicas
 from sorix_dist.utils.data.sampler import share
 
+_PRIME = (1 << 61) - 1
+
 NonFinite = Literal["raise", "skip", "allow"]
 
 
@@ -85,9 +87,11 @@ class Synchronised(ABC):
     def failed(self) -> None:
         self.replicas.failed()
 
-    def stepped(self) -> None:
-        self.replicas.updates += 1
-        watch.begins("optimizer.step", self.replicas.meetings)
+    def stepped(self, alike: int) -> None:
+        replicas = self.replicas
+        replicas.updates += 1
+        replicas.options = (31 * replicas.options + alike) % _PRIME  # two optimizers in another order give another one
+        watch.begins("optimizer.step", replicas.meetings)
 
     def forget(self, leaf: Leaf) -> None:
         self.replicas.forget(leaf)

@@ -228,7 +228,7 @@ class Pretending:
     def reduced(self) -> Pretending:
         return self
 
-    def stepped(self) -> None:
+    def stepped(self, alike: int) -> None:
         return None
 
     def visitor(self) -> None:

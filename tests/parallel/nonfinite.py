@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -119,15 +120,40 @@ def allows(count: int) -> None:
 
 
 def keeps_what_was_there() -> None:
-    """Without zero_grad, `grad` keeps what earlier backwards have added, where backwards write apart from it."""
-    training = Training("skip")
-    batches = list(training.pieces(1))
-    training.backward(batches[0])
-    before = [p.grad.numpy().copy() for p in training.model.parameters()]  # type: ignore[union-attr]
-    x, y = batches[BAD // BATCH][0]
-    nn.CrossEntropyLoss()(training.model(x), y).backward()
-    after = [p.grad.numpy() for p in training.model.parameters()]  # type: ignore[union-attr]
-    assert all(map(np.array_equal, before, after))
+    """Without zero_grad, `grad` keeps what earlier backwards have added."""
+    for nonfinite in ("skip", "raise"):
+        training = Training(nonfinite)
+        batches = list(training.pieces(1))
+        training.backward(batches[0])
+        before = _gradients(training.model)
+        x, y = batches[BAD // BATCH][0]
+        with nullcontext() if nonfinite == "skip" else pytest.raises(FloatingPointError):
+            nn.CrossEntropyLoss()(training.model(x), y).backward()
+        assert all(map(np.array_equal, before, _gradients(training.model)))
+
+
+def a_backward_that_raises_keeps_what_was_there() -> None:
+    """Also in a model that it would not have reached."""
+    reached, other = (sx.DistributedDataParallel(nn.Linear(2, 2)) for _ in range(2))
+    x = sx.tensor(np.full((2, 2), 1 + sx.rank(), np.float32))
+    for model in (reached, other):
+        loss_of_slope_one(model(x)).backward()
+    before = _gradients(reached) + _gradients(other)
+
+    def fail(gradient: Any) -> None:
+        raise ValueError("on the way")
+
+    # Its later half comes first in a backward.
+    half = reached(x)
+    half.register_hook(fail)
+    loss = loss_of_slope_one(half + reached(x))
+    with pytest.raises(ValueError, match="on the way"):
+        loss.backward()
+    assert all(map(np.array_equal, before, _gradients(reached) + _gradients(other)))
+
+
+def _gradients(model: sx.DistributedDataParallel) -> list[Any]:
+    return [None if p.grad is None else p.grad.numpy().copy() for p in model.parameters()]
 
 
 class Branches(nn.Module):
@@ -181,3 +207,21 @@ def leaves_out_all_models_of_a_backward() -> None:
     scores.register_hook(lambda gradient: gradient * np.float32(np.nan))
     (loss_of_slope_one(scores) + loss_of_slope_one(other(sx.tensor(x)))).backward()
     assert all(p.grad is None for model in (watched, other) for p in model.parameters())
+
+
+def asks_only_the_models_that_a_backward_reaches() -> None:
+    """Another one has no say in what becomes of it, and keeps what earlier backwards have left."""
+    for earlier in (False, True):
+        reached, other = (
+            sx.DistributedDataParallel(nn.Linear(2, 2), nonfinite=each)  # type: ignore[arg-type]
+            for each in ("skip", "raise")
+        )
+        x = sx.tensor(np.full((2, 2), 1 + sx.rank(), np.float32))
+        if earlier:
+            loss_of_slope_one(other(x)).backward()
+        before = _gradients(other)
+        scores = reached(x)
+        scores.register_hook(lambda gradient: gradient * np.float32(np.nan))
+        loss_of_slope_one(scores).backward()
+        assert _gradients(reached) == [None, None]
+        assert all(map(np.array_equal, before, _gradients(other)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,7 @@ from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.parallel.everywhere import on_all_ranks
 from tests.parallel.exactness import assert_same, data, gradients, network
+from tests.parallel.storage import backward
 
 LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2)]  # ranks, hosts
 
@@ -193,3 +197,18 @@ def test_what_is_refused():
         TypeError,
         "hook must be a function of a communicator and an array, got str",
     )
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_a_communicator_is_gone_with_its_models(size, hosts):
+    def work():
+        model = sx.DistributedDataParallel(network(), comm=sx.parallel.world().split(0))
+        model.register_comm_hook(fp16_compress)
+        backward(model)
+        fp16_compress(model.comm, np.ones(5, np.float32))
+        communicator = weakref.ref(model.comm)
+        del model
+        gc.collect()
+        assert communicator() is None
+
+    run_threads(work, size, hosts=hosts)

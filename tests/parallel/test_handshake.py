@@ -119,6 +119,99 @@ def test_training_goes_on_after_the_error(size, hosts):
     run_threads(work, size, hosts=hosts)
 
 
+def another_rate(optimizers, odd):
+    optimizers[0].param_groups[0]["lr"] = 0.05 if odd else 0.1
+
+
+def another_decay_of_the_second_group(optimizers, odd):
+    optimizers[0].param_groups[1]["weight_decay"] = 1e-3 * odd
+
+
+def another_option_of_the_second_optimizer(optimizers, odd):
+    optimizers[1].param_groups[0]["betas"] = (0.8, 0.99 if odd else 0.98)
+
+
+def each_the_other_ones_rate(optimizers, odd):
+    for optimizer, lr in zip(optimizers, (0.2, 0.1) if odd else (0.1, 0.2), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def a_scheduler_that_steps_more_often(optimizers, odd):
+    scheduler = optim.lr_scheduler.ExponentialLR(optimizers[1], 0.9)
+    for _ in range(1 + odd):
+        scheduler.step()
+
+
+# Ranks, hosts and storage where nothing is shared between some of the ranks: those of the last host, or the last rank
+# if there is one host, are the odd ones.
+APART = [(2, 2, "shared"), (3, 2, "shared"), (4, 2, "shared"), (4, 2, "replicated"), (3, 1, "replicated")]
+
+
+@pytest.mark.parametrize(("size", "hosts", "storage"), APART)
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_rate,
+        another_decay_of_the_second_group,
+        another_option_of_the_second_optimizer,
+        each_the_other_ones_rate,
+        a_scheduler_that_steps_more_often,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_a_rank_whose_optimizers_have_other_options(size, hosts, storage, change):
+    """The next backward finds it, and the one after that goes on."""
+
+    def work():
+        x, y = data(24)
+        models = [sx.DistributedDataParallel(network(), storage=storage) for _ in range(2)]
+        first, second = ([*model.parameters()] for model in models)
+        optimizers = [optim.SGD([{"params": first[:1]}, {"params": first[1:]}], lr=0.1), optim.Adam(second, lr=0.1)]
+        comm = models[0].comm
+        odd = comm.host == hosts - 1 if hosts > 1 else comm.rank == size - 1
+        errors = []
+        for step, (xb, yb) in enumerate(DataLoader(Dataset(x, y), batch_size=6)):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            before = [gradients(model) for model in models]
+            try:
+                sum(F.cross_entropy(model(xb), yb) for model in models).backward()
+            except RuntimeError as error:
+                errors.append((step, str(error)))
+                assert [gradients(model) for model in models] == before
+            if step == 1:
+                change(optimizers, odd)
+            if step <= 1:
+                for optimizer in optimizers:
+                    optimizer.step()
+        ((step, said),) = errors
+        assert step == 2
+        return said
+
+    said = run_threads(work, size, hosts=hosts, timeout=60)
+    other = size - 1 if hosts == 1 else [rank * hosts // size for rank in range(size)].index(hosts - 1)
+    wanted = (
+        rf"backward number 3: rank 0 has come to backward {LINE}, rank {other} has stepped optimizers with other "
+        rf"options .* before it came to backward {LINE}"
+    )
+    assert all(re.search(wanted, text) for text in said), said
+
+
+def test_rates_that_differ_by_rounding_are_the_same():
+    """Another kind of processor may compute a schedule so."""
+
+    def work():
+        x, y = data(24)
+        model = sx.DistributedDataParallel(network(), storage="replicated")
+        optimizer = optim.SGD(model.parameters(), lr=np.nextafter(0.1, sx.rank()))
+        for xb, yb in DataLoader(Dataset(x, y), batch_size=6):
+            F.cross_entropy(model(xb), yb).backward()
+            optimizer.step()
+
+    run_threads(work, 2, timeout=60)
+
+
 @needs_mpirun
 def test_the_users_file_and_line_under_mpi(tmp_path):
     pytest.importorskip("mpi4py")

@@ -34,7 +34,13 @@ def test_a_bad_row(check: Callable[[int], None], size: int, hosts: int, shards: 
 @pytest.mark.parametrize(("size", "hosts"), SIZES)
 @pytest.mark.parametrize(
     "check",
-    [nonfinite.keeps_what_was_there, nonfinite.names_the_parameter, nonfinite.leaves_out_all_models_of_a_backward],
+    [
+        nonfinite.keeps_what_was_there,
+        nonfinite.a_backward_that_raises_keeps_what_was_there,
+        nonfinite.names_the_parameter,
+        nonfinite.leaves_out_all_models_of_a_backward,
+        nonfinite.asks_only_the_models_that_a_backward_reaches,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_other_ways(check: Callable[[], None], size: int, hosts: int) -> None:
