@@ -30,7 +30,8 @@ _AGREED = struct.Struct("2q")
 class Place(NamedTuple):
     """Where a rank is when its backward ends; all ranks must be at the same place.
 
-    doing: the number of what it does; alike: a digest of the numbers that it does it with; epoch, batch: of the
+    doing: the number of what it does; alike: a digest of the numbers that it does it with, or of the order that the
+    loader's batches follow from; epoch, batch: of the
     loader's batch, -1 if it came from no loader; updates: how often optimizers have moved parameters; pieces: backwards
     since the last meeting.
     """

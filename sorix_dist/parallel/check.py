@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.nn import Module
-from sorix_dist.parallel.board import DOINGS, Place
+from sorix_dist.parallel.board import BACKWARD, DOINGS, Place
 from sorix_dist.parallel.world import communicator
 
 
@@ -49,13 +49,15 @@ def _difference(a: Place, b: Place) -> tuple[str, str]:
     """The first thing that differs between two places, in words."""
     if a.doing != b.doing:
         ours, theirs = (f"come to {DOINGS[p.doing]}" for p in (a, b))
-    elif a.alike != b.alike:
-        ours = f"come to {DOINGS[a.doing]}"
-        theirs = f"{ours} with other numbers (a learning rate, say, or another option)"
     elif (a.epoch, a.batch) != (b.epoch, b.batch):
         ours, theirs = (
             f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)
         )
+    elif a.alike != b.alike and a.doing == BACKWARD:
+        ours, theirs = "a loader's batch", "that of a loader with another length, batch_size, shuffle or seed"
+    elif a.alike != b.alike:
+        ours = f"come to {DOINGS[a.doing]}"
+        theirs = f"{ours} with other numbers (a learning rate, say, or another option)"
     elif a.updates != b.updates:
         ours, theirs = (f"{p.updates} optimizer updates" for p in (a, b))
     else:
