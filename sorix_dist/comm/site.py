@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import re
@@ -11,6 +12,8 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+_OURS = (PACKAGE, contextlib.__file__)  # the latter enters and leaves the package's own contexts
 
 _CALL_OF_A_NAME = re.compile(r"[\w.]*\b(\w+)\(\s*([A-Za-z_][\w.]*)\s*[,)]")
 
@@ -34,7 +37,7 @@ _sites: dict[tuple[int, int], Site] = {}
 def call_site(inside: int = 1) -> Site:
     """The innermost call outside this package on this thread's stack, of which so many calls are inside, at least."""
     frame: FrameType | None = sys._getframe(inside)
-    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     if frame is None:
         return _NOWHERE

@@ -121,6 +121,9 @@ def _ended(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen
                 missed = not gone.counts and gone.entered == 0
             else:
                 missed = seen.key in gone.counts and gone.counts[seen.key] < seen.count
+                # Or it called something else there, and went on after the error that it got.
+                last, here = (gone.key, gone.count), (seen.key, seen.count)
+                missed = missed or (last == here and gone.signature != seen.signature)
             if missed:
                 return Fault(
                     f"rank {gone.rank} (pid {gone.pid}) has ended (its script came to its end, or sys.exit) while "

@@ -28,13 +28,17 @@ class Size(tuple[int, ...]):
 
 class Rows(NamedTuple):
     """Rows `start` to `stop` of a global batch of `total` rows, the batch number `batch` of the epoch `epoch` of a
-    loader (-1 where none counts)."""
+    loader (-1 where none counts).
+
+    order: a digest of what decides which samples these are beside the two numbers, 0 where no loader does.
+    """
 
     start: int
     stop: int
     total: int
     epoch: int = -1
     batch: int = -1
+    order: int = 0
 
 
 class Tensor:

@@ -61,10 +61,13 @@ def run(
     The first exception of a rank ends all of them and is raised here, with a note that names the rank and the
     rank's traceback as its cause. RankError if a rank ends without a result, LaunchError if no rank can be started.
     """
-    _check(fn, num_proc, backend, timeout, env)
+    _check(fn, args, num_proc, backend, timeout, env)
     if backend == "threads":
         whole = functools.partial(fn, **kwargs or {})
-        return run_threads(whole, num_proc, args, timeout=1e9 if timeout is None else timeout)
+        try:
+            return run_threads(whole, num_proc, args, timeout=1e9 if timeout is None else timeout)
+        except SystemExit as ended:  # of a rank: it must not end this program too
+            raise RankError(f"a rank ended by sys.exit({ended.code!r})") from ended
     _check_place(num_proc)
     call = dumps((fn, tuple(args), dict(kwargs or {})))
     environ = on_this_host(os.environ | dict(env or {}))
@@ -84,9 +87,11 @@ def run(
         segments.remove_left_over(began)
 
 
-def _check(fn: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
+def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
     if not callable(fn):
         raise TypeError(f"run: fn must be a function, got {type(fn).__name__}")
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise TypeError(f"run: args must be a tuple of the function's arguments, got {args!r}")
     if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
         raise ValueError(f"run: num_proc must be a whole number of at least 1, got {num_proc!r}")
     if backend not in BACKENDS:

@@ -52,7 +52,7 @@ class Accumulation:
     def __init__(self) -> None:
         self.kind: str | None = None
         self.denominator = 0.0
-        self.place = (-1, -1)  # epoch and number of the latest batch
+        self.place = (-1, -1, 0)  # epoch, number and order of the latest batch
         self.failed = False
         self._piece: Denominator | None = None
 

@@ -32,13 +32,15 @@ class Place(NamedTuple):
 
     doing: the number of what it does; alike: a digest of the numbers that it does it with, and of the options that
     optimizers have had since the last meeting; epoch, batch: of the loader's batch, -1 if it came from no loader;
-    updates: how often optimizers have moved parameters; pieces: backwards since the last meeting.
+    order: a digest of what the loader's batches follow from; updates: how often optimizers have moved parameters;
+    pieces: backwards since the last meeting. Only a backward says more than the first two.
     """
 
     doing: int
     alike: int = 0
     epoch: int = -1
     batch: int = -1
+    order: int = 0
     updates: int = 0
     pieces: int = 0
 

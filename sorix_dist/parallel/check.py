@@ -49,22 +49,25 @@ def _difference(a: Place, b: Place) -> tuple[str, str]:
     """The first thing that differs between two places, in words."""
     if a.doing != b.doing:
         ours, theirs = (f"come to {DOINGS[p.doing]}" for p in (a, b))
+    elif a.doing != BACKWARD:
+        ours = f"come to {DOINGS[a.doing]}"
+        theirs = f"{ours} with other numbers (a learning rate, say, or another option)"
     elif (a.epoch, a.batch) != (b.epoch, b.batch):
         ours, theirs = (
             f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)
         )
+    elif a.order != b.order:
+        ours, theirs = "a loader's batch", "that of a loader with another length, batch_size, shuffle or seed"
     elif a.updates != b.updates:
         ours, theirs = (f"{p.updates} optimizer updates" for p in (a, b))
     elif a.pieces != b.pieces:
         ours, theirs = (f"{p.pieces} backwards since the last synchronisation" for p in (a, b))
     else:
-        ours = f"come to {DOINGS[a.doing]}"
-        theirs = f"{ours} with other numbers (a learning rate, say, or another option)"
-        if a.doing == BACKWARD:
-            theirs = (
-                "stepped optimizers with other options (a learning rate, say), so that its parameters have drifted, "
-                "before it came to backward"
-            )
+        ours = "come to backward"
+        theirs = (
+            "stepped optimizers with other options (a learning rate, say), so that its parameters have drifted, before "
+            "it came to backward"
+        )
     return ours, theirs
 
 

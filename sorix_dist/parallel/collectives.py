@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -22,6 +23,8 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     if not isinstance(x, Tensor | np.ndarray):
         if op not in _OF_NUMBERS:
             raise ValueError(f"all_reduce: op must be one of {', '.join(_OF_NUMBERS)}, got {op!r}")
+        if not isinstance(x, Real | np.generic):
+            raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     array = _memory(x)
     world().all_reduce(array, op).wait()

@@ -149,14 +149,14 @@ class Replicas:
         for reducer in self._reducers():
             reducer.select(shard)
 
-    def end(self, epoch: int, batch: int) -> None:
+    def end(self, epoch: int, batch: int, order: int) -> None:
         """Sums the gradients, unless that is to be done later."""
         if self.synchronising and self.accumulation is None:
-            self.synchronise(epoch, batch, 1.0)
+            self.synchronise(epoch, batch, order, 1.0)
             return
         self.pending = True
         if self.accumulation is not None:
-            self.accumulation.place = epoch, batch
+            self.accumulation.place = epoch, batch, order
 
     def failed(self) -> None:
         """Forgets what backwards have left since the last meeting."""
@@ -172,13 +172,14 @@ class Replicas:
         for reducer in self._reducers():
             reducer.forget(leaf)
 
-    def synchronise(self, epoch: int, batch: int, scale: float) -> None:
+    def synchronise(self, epoch: int, batch: int, order: int, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
         reached. Called by every rank at the same place, which is checked before anything is added."""
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
-        said = self.board.meet(Place(BACKWARD, self.options, epoch, batch, self.updates, self.backwards), reached)
+        place = Place(BACKWARD, self.options, epoch, batch, order, self.updates, self.backwards)
+        said = self.board.meet(place, reached)
         self.pending, self.backwards, self.options = False, 0, 0
         self.meetings += 1
         if said.places is not None:

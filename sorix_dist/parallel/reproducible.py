@@ -45,7 +45,8 @@ class ShardedForward(Synchronised):
         self._reduced: ShardedForward | None = None
 
     def joined_forward(self, other: Any) -> Any:
-        if self.is_reduced != other.is_reduced or (not self.is_reduced and self.rows != other.rows):
+        # Batches of two loaders may be joined row by row where they are the same rows of them.
+        if self.is_reduced != other.is_reduced or (not self.is_reduced and self.rows[:-1] != other.rows[:-1]):
             raise RuntimeError(
                 "reproducible mode can't join rows of a batch with those of another one or with a loss: end each loss "
                 "in one of sorix_dist.nn or in mean(), then add the losses"
@@ -128,7 +129,7 @@ class ShardedForward(Synchronised):
 
     def end(self) -> None:
         self.replicas.select(None)
-        self.replicas.end(self.rows.epoch, self.rows.batch)
+        self.replicas.end(self.rows.epoch, self.rows.batch, self.rows.order)
 
     def failed(self) -> None:
         self.replicas.select(None)

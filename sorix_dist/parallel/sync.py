@@ -82,7 +82,7 @@ class Synchronised(ABC):
         return None
 
     def end(self) -> None:
-        self.replicas.end(-1, -1)
+        self.replicas.end(-1, -1, 0)
 
     def failed(self) -> None:
         self.replicas.failed()
@@ -207,4 +207,4 @@ class Forward(Synchronised):
         return self.noted or Denominator("rows", self.rows.total)
 
     def end(self) -> None:
-        self.replicas.end(self.rows.epoch, self.rows.batch)
+        self.replicas.end(self.rows.epoch, self.rows.batch, self.rows.order)

@@ -47,6 +47,8 @@ def init(
         if threads not in ("auto", 1):
             raise ValueError(f"init: threads must be 1 or 'auto' with virtual_shards, got {threads!r}")
         threads = 1
+    if comm_world.is_initialized():  # before threads=1, which the user has not asked for, is refused
+        _refuse_other_shards(_worlds.get(comm_world.current()), virtual_shards)
     _agreed(comm_world.init(timeout=timeout, threads=threads, comm=comm, backend=backend), options)
 
 
@@ -81,12 +83,17 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
             blas.limit(1)
         agree_on_seed(comm)
         known = _worlds[comm] = _World(rng.seed(), wanted)
-    elif options is not None and options["virtual_shards"] != known.options["virtual_shards"]:
-        raise RuntimeError(
-            f"init: virtual_shards={options['virtual_shards']!r} instead of {known.options['virtual_shards']!r}, but "
-            "the ranks are in use already; call init before anything else that needs to know them"
-        )
+    elif options is not None:
+        _refuse_other_shards(known, options["virtual_shards"])
     return known
+
+
+def _refuse_other_shards(known: _World | None, wanted: int | None) -> None:
+    if known is not None and known.options["virtual_shards"] != wanted:
+        raise RuntimeError(
+            f"init: virtual_shards={wanted!r} instead of {known.options['virtual_shards']!r}, but the ranks are in use "
+            "already; call init before anything else that needs to know them"
+        )
 
 
 def communicator(comm: Any = None) -> Comm:

@@ -64,6 +64,8 @@ def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     assert verdict(seen(0, 3, waits=True), ended, waited={0: 1.0}) is None  # rank 1 has done its part
     assert verdict(seen(0, 4), ended) is None
     assert verdict(seen(0, 4, waits=True, key=8, counts={7: 3, 8: 1}), ended, waited={0: 1.0}) is None  # another group
+    other = seen(1, 3, state=State.ENDED, signature=2)  # and was told so, but went on
+    assert "rank 1 (pid 101) has ended" in str(verdict(seen(0, 3, waits=True), other, waited={0: 1.0}))
     ended_early = seen(1, 0, state=State.ENDED, counts={})
     assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), ended_early))
 

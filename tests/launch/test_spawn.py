@@ -210,6 +210,12 @@ def test_threads_need_no_mpi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         sx.run(work, (5, 2))
 
 
+def test_a_thread_that_exits_does_not_end_the_caller() -> None:
+    with pytest.raises(RankError, match=r"a rank ended by sys\.exit\(3\)") as raised:
+        sx.run(sys.exit, (3,), num_proc=2, backend="threads")
+    assert re.fullmatch(r"raised on rank [01] of 2", raised.value.__cause__.__notes__[0])  # type: ignore[union-attr]
+
+
 def test_a_rank_starts_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_RANK", "1")
     monkeypatch.setenv("PMI_SIZE", "2")
@@ -246,6 +252,8 @@ def test_an_allocation_does_not_send_ranks_elsewhere(monkeypatch: pytest.MonkeyP
     ("settings", "error", "match"),
     [
         ({"fn": 3}, TypeError, "fn must be a function, got int"),
+        ({"args": 0.1}, TypeError, "args must be a tuple of the function's arguments, got 0.1"),
+        ({"args": "ab"}, TypeError, "args must be a tuple of the function's arguments, got 'ab'"),
         ({"num_proc": 0}, ValueError, "num_proc must be a whole number of at least 1, got 0"),
         ({"num_proc": 2.0}, ValueError, "num_proc must be .* got 2.0"),
         ({"backend": "gloo"}, ValueError, "backend must be one of 'mpi', 'threads', got 'gloo'"),

@@ -177,3 +177,10 @@ def test_one_rank_evaluates_alone():
         return None
 
     assert run_threads(work, 3, timeout=20)[1] == (2, 3)
+
+
+@pytest.mark.parametrize("value", [[1, 2], "a", None])
+def test_what_can_not_be_summed(value):
+    on_all_ranks(
+        lambda: sx.all_reduce(value), TypeError, "all_reduce: x must be a tensor, an array or a number", size=2
+    )

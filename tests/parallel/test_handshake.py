@@ -21,6 +21,16 @@ LAYOUTS = [(2, 1), (3, 1), (4, 2)]  # ranks, hosts
 LINE = r"at \S+:\d+"
 
 
+class Stream:
+    """Samples of which only one after the other can be had."""
+
+    def __init__(self, samples):
+        self.samples = list(samples)
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
 def training(rank, extra_step=False, skip=False, more_pieces=False, unmarked=False, before=0):
     """A training loop in which one rank does something else."""
 
@@ -81,6 +91,45 @@ def test_a_rank_with_more_backwards(size, hosts):
 def test_a_rank_whose_batch_is_of_no_loader(size, hosts):
     message = rf"rank 0 has batch 0 of epoch 0 {LINE}, rank 1 has a batch that no loader made {LINE}"
     on_all_ranks(training(1, unmarked=True), RuntimeError, message, size, hosts)
+
+
+@pytest.mark.parametrize("mode", [{}, {"virtual_shards": 4}])
+@pytest.mark.parametrize("differ", ["length", "batch_size", "shuffle", "seed", "manual_seed", "stream"])
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (2, 2)])
+def test_a_rank_with_another_loader(size, hosts, differ, mode):
+    """Its batch number 0 of epoch 0 holds other samples than that of the others."""
+
+    def work():
+        sx.init(**mode)
+        x, y = data(24)
+        model = sx.DistributedDataParallel(network())
+        odd = sx.rank() == 1
+        if differ == "manual_seed":
+            sx.manual_seed(5 + odd)
+        count = 23 if differ == "length" and odd else 24
+        options = {"batch_size": 7 if differ in ("batch_size", "stream") and odd else 6, "shuffle": differ == "length"}
+        if differ in ("shuffle", "seed"):
+            options["shuffle"] = differ == "seed" or bool(odd)
+            options["seed"] = None if differ == "shuffle" else int(odd)
+        samples = Stream(zip(x, y, strict=True)) if differ == "stream" else Dataset(x[:count], y[:count])
+        xb, yb = next(iter(DataLoader(samples, **options)))
+        F.cross_entropy(model(xb), yb).backward()
+
+    message = rf"rank 0 has a loader's batch {LINE}, rank 1 has that of a loader with another length, batch_size"
+    on_all_ranks(work, RuntimeError, message, size, hosts)
+
+
+def test_a_line_of_the_users_where_a_context_manager_of_the_package_meets():
+    def work():
+        x, y = data(24)
+        model = sx.DistributedDataParallel(network())
+        (xb, yb), *_ = DataLoader(Dataset(x, y), batch_size=12)
+        F.cross_entropy(model(xb), yb).backward()
+        nn.utils.clip_grad_value_(model.parameters(), 0.1 * (1 + sx.rank()))
+
+    here = r"tests/parallel/test_handshake\.py:\d+"
+    message = rf"rank 0 has come to clip_grad_value_ at {here}, rank 1 has come to clip_grad_value_ with .* at {here};"
+    on_all_ranks(work, RuntimeError, message, 2)
 
 
 @pytest.mark.parametrize("what", ["pieces", "batches"])

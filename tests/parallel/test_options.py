@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
+from tests.launching import run_command
 
 
 def refused(options: list[dict[str, Any]], error: type[Exception]) -> list[str]:
@@ -65,6 +67,13 @@ def test_no_other_mode_later() -> None:
             sx.init(virtual_shards=8)
 
     run_threads(change, 2)
+
+
+def test_no_other_mode_later_in_a_process() -> None:
+    script = "import sorix_dist as sx\nsx.rank()\nsx.init(virtual_shards=8)"
+    ended = run_command([sys.executable, "-c", script])
+    assert ended.code == 1
+    assert "RuntimeError: init: virtual_shards=8 instead of None, but the ranks are in use" in ended.err
 
 
 def test_different_seeds() -> None:

@@ -79,7 +79,8 @@ def test_arrays_come_in_one_piece_with_their_dtype() -> None:
     assert xb.dtype == "float64"
     assert yb.dtype == "int32"
     assert np.array_equal(xb.numpy(), x[:4])
-    assert xb.rows == yb.rows == (0, 4, 4, 0, 0)
+    assert xb.rows == yb.rows
+    assert xb.rows[:-1] == (0, 4, 4, 0, 0)
     only = next(iter(DataLoader(Dataset(x), batch_size=4)))
     assert only.shape == (4, 2, 3)
 

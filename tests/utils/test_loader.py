@@ -47,7 +47,9 @@ def summed(samples: list[Any]) -> Any:
 
 
 def tags(batch: Any) -> list[Any]:
-    return [tensor.rows for tensor in (batch if isinstance(batch, tuple) else (batch,))]
+    """What each tensor says of its rows, without the order of the samples."""
+    tensors = batch if isinstance(batch, tuple) else (batch,)
+    return [tensor.rows and tensor.rows[:-1] for tensor in tensors]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -80,7 +82,7 @@ def test_a_collate_fn_that_changes_its_mind() -> None:
         return sx.tensor([len(s) for s in samples if len(s) != 6])
 
     batches = iter(DataLoader(Words(), 4, collate_fn=valid))
-    assert next(batches).rows == (0, 4, 4, 0, 0)
+    assert next(batches).rows[:-1] == (0, 4, 4, 0, 0)
     with pytest.raises(
         ValueError, match=r"must make 4 rows of 4 samples.*of shape \(3,\).*one_row_per_sample=False"
     ) as e:
@@ -100,7 +102,7 @@ def test_a_collate_fn_that_needs_two_samples() -> None:
         next(iter(DataLoader(Words(), 4, collate_fn=pairs)))
     assert "one_row_per_sample=True" in caught.value.__notes__[0]
     batch = next(iter(DataLoader(Words(), 4, collate_fn=pairs, one_row_per_sample=True)))
-    assert batch.rows == (0, 4, 4, 0, 0)
+    assert batch.rows[:-1] == (0, 4, 4, 0, 0)
 
 
 def test_a_collate_fn_is_tried_once_a_loader() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -23,6 +24,12 @@ def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[
         return total * rank // size, total * (rank + 1) // size
     first, last = share(pieces, rank, size)
     return total * first // pieces, total * last // pieces
+
+
+def digest(*numbers: int) -> int:
+    """A number for what an order of samples and their batches follow from, and for the seed of this rank: who has
+    another one trains on other samples."""
+    return crc32(repr((rng.seed().value, *numbers)).encode())
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -88,8 +95,10 @@ class BatchSampler:
     ) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of every global batch of the epoch from the batch `first` on, in order, and the samples
         that they are; possibly none of one. See `share` for `pieces`."""
-        order = self.sampler.order(epoch)
+        sampler = self.sampler
+        order = sampler.order(epoch)
+        identity = digest(sampler.seed_in_force(), sampler.length, sampler.shuffle, self.batch_size, self.drop_last)
         for batch in range(first, len(self)):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, stop = share(len(indices), rank, size, pieces)
-            yield Rows(start, stop, len(indices), epoch, batch), indices[start:stop]
+            yield Rows(start, stop, len(indices), epoch, batch, identity), indices[start:stop]

@@ -11,7 +11,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.tensor import Rows
 from sorix_dist.utils.data.collate import Collator
 from sorix_dist.utils.data.dataset import Dataset
-from sorix_dist.utils.data.sampler import BatchSampler, Indices, share
+from sorix_dist.utils.data.sampler import BatchSampler, Indices, digest, share
 
 Ranks = tuple[int, int, int | None]  # rank, size, and the pieces of a batch: see `share`
 
@@ -67,7 +67,8 @@ class Streamed:
             if len(block) < self.batch_size and self.drop_last:
                 break
             if batch >= first:
-                yield Rows(*share(len(block), *ranks), len(block), epoch, batch), block
+                identity = digest(self.batch_size, len(block))
+                yield Rows(*share(len(block), *ranks), len(block), epoch, batch, identity), block
             batch += 1
         else:
             if batch == 0:
