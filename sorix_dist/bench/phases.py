@@ -18,6 +18,7 @@ import sorix_dist
 from sorix_dist.bench.measure import summary, timed
 from sorix_dist.bench.workloads import WORKLOADS, prepared
 from sorix_dist.core.flat import leaf_of
+from sorix_dist.core.ops import matrix
 from sorix_dist.parallel import broadcast
 from sorix_dist.parallel.sync import Member
 
@@ -102,13 +103,13 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
             step()
     clock.steps.clear()
     _time_inside(model, clock)
-    matmul, dot = np.matmul, np.dot
-    np.matmul, np.dot = (clock.around("products", product) for product in (matmul, dot))  # type: ignore[assignment]
+    matmul, dot = np.matmul, matrix.dot
+    np.matmul, matrix.dot = (clock.around("products", product) for product in (matmul, dot))  # type: ignore[assignment]
     try:
         for _ in range(count):
             step()
     finally:
-        np.matmul, np.dot = matmul, dot
+        np.matmul, matrix.dot = matmul, dot
     gc.collect()
     parts = dict.fromkeys(part for found in clock.steps for part in found)
     return {

@@ -14,6 +14,10 @@ from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Array, Tensor
 
+dot = np.ndarray.dot
+"""The product of two matrices: of small ones quicker than np.matmul, and than np.dot, which asks other libraries first.
+It has a name here so that who times products finds them."""
+
 
 @op(promote="common", keeps_rows=kept_rows.multiplied)
 def matrix_product(x: Any, y: Any) -> Any:
@@ -73,7 +77,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         raise ValueError(f"linear: x must have {inputs} features in its last dimension, got shape {x.shape}")
     shape_x, shape_b = x.shape, None if b is None else b.shape
     rows = x if x.ndim == 2 else x.reshape(-1, inputs)
-    y = rows.dot(w)  # of small matrices it is faster than matmul
+    y = dot(rows, w)
     if b is not None:
         y += b
 
@@ -83,7 +87,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
     def to_w(g: Any, out: Any) -> Any:
         g = g.reshape(-1, outputs)
         if out is not None and out.dtype == g.dtype:
-            return rows.T.dot(g, out)
+            return dot(rows.T, g, out)
         return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
@@ -106,9 +110,9 @@ def times_transposed(g: Array, w: Array) -> Array:
     product: Array
     rows, inputs = len(g), len(w)
     if 4 * rows > inputs or w.shape[1] < _LONG:
-        product = g.dot(w.T)
+        product = dot(g, w.T)
         return product
-    turned = w.dot(g.T)
+    turned = dot(w, g.T)
     product = np.empty((rows, inputs), turned.dtype)
     for start in range(0, inputs, _STRIP):
         product[:, start : start + _STRIP] = turned[start : start + _STRIP].T
