@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sorix_dist.core.tensor import Rows
+
+NO_ROWS = Rows(0, 0, 0)
+"""Where a backward says nothing of the batch that it is of."""
+
 KINDS = {
     "rows": "a mean over rows",
     "own": "a mean over a denominator of its own (class weights or ignored labels)",
@@ -52,7 +57,7 @@ class Accumulation:
     def __init__(self) -> None:
         self.kind: str | None = None
         self.denominator = 0.0
-        self.place = (-1, -1, 0)  # epoch, number and order of the latest batch
+        self.rows = NO_ROWS  # of the latest batch
         self.failed = False
         self._piece: Denominator | None = None
 

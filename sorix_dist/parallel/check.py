@@ -57,7 +57,11 @@ def _difference(a: Place, b: Place) -> tuple[str, str]:
             f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)
         )
     elif a.order != b.order:
-        ours, theirs = "a loader's batch", "that of a loader with another length, batch_size, shuffle or seed"
+        ours = "a loader's batch"
+        theirs = (
+            "that of a loader with another length, batch_size, shuffle or seed, or over other data (random without a "
+            "seed? or each rank's own, which needs shard=False)"
+        )
     elif a.updates != b.updates:
         ours, theirs = (f"{p.updates} optimizer updates" for p in (a, b))
     elif a.pieces != b.pieces:

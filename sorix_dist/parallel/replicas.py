@@ -13,7 +13,7 @@ from sorix_dist.comm.site import call_site
 from sorix_dist.core.flat import Flat, synchronise
 from sorix_dist.core.graph import Leaf
 from sorix_dist.core.home import PRIVATE, Home
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.parallel.accumulate import Accumulation
 from sorix_dist.parallel.between_hosts import BetweenHosts
 from sorix_dist.parallel.board import BACKWARD, Place, board
@@ -149,14 +149,14 @@ class Replicas:
         for reducer in self._reducers():
             reducer.select(shard)
 
-    def end(self, epoch: int, batch: int, order: int) -> None:
-        """Sums the gradients, unless that is to be done later."""
+    def end(self, rows: Rows) -> None:
+        """Sums the gradients of a backward from these rows, unless that is to be done later."""
         if self.synchronising and self.accumulation is None:
-            self.synchronise(epoch, batch, order, 1.0)
+            self.synchronise(rows, 1.0)
             return
         self.pending = True
         if self.accumulation is not None:
-            self.accumulation.place = epoch, batch, order
+            self.accumulation.rows = rows
 
     def failed(self) -> None:
         """Forgets what backwards have left since the last meeting."""
@@ -172,13 +172,14 @@ class Replicas:
         for reducer in self._reducers():
             reducer.forget(leaf)
 
-    def synchronise(self, epoch: int, batch: int, order: int, scale: float) -> None:
+    def synchronise(self, rows: Rows, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
-        reached. Called by every rank at the same place, which is checked before anything is added."""
+        reached, the last one from these rows. Called by every rank at the same place, which is checked before anything
+        is added."""
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
-        place = Place(BACKWARD, self.options, epoch, batch, order, self.updates, self.backwards)
+        place = Place(BACKWARD, self.options, rows.epoch, rows.batch, rows.order, self.updates, self.backwards)
         said = self.board.meet(place, reached)
         self.pending, self.backwards, self.options = False, 0, 0
         self.meetings += 1
@@ -273,7 +274,7 @@ class Replicas:
         accumulation, self.accumulation = self.accumulation, None
         assert accumulation is not None
         accumulation.check()
-        self.synchronise(*accumulation.place, accumulation.scale)
+        self.synchronise(accumulation.rows, accumulation.scale)
 
     def abandon(self) -> None:
         """Ends an accumulation that was left early: nothing of it counts."""

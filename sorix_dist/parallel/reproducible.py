@@ -129,7 +129,7 @@ class ShardedForward(Synchronised):
 
     def end(self) -> None:
         self.replicas.select(None)
-        self.replicas.end(self.rows.epoch, self.rows.batch, self.rows.order)
+        self.replicas.end(self.rows)
 
     def failed(self) -> None:
         self.replicas.select(None)

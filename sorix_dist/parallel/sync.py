@@ -15,7 +15,7 @@ from sorix_dist.comm import watch
 from sorix_dist.core.flat import Flat, leaf_of
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.tensor import Array, Rows
-from sorix_dist.parallel.accumulate import Denominator
+from sorix_dist.parallel.accumulate import NO_ROWS, Denominator
 from sorix_dist.parallel.reduce import Reducer
 from sorix_dist.parallel.replicas import PLAIN, Replicas
 from sorix_dist.utils.data.sampler import share
@@ -82,7 +82,7 @@ class Synchronised(ABC):
         return None
 
     def end(self) -> None:
-        self.replicas.end(-1, -1, 0)
+        self.replicas.end(NO_ROWS)
 
     def failed(self) -> None:
         self.replicas.failed()
@@ -207,4 +207,4 @@ class Forward(Synchronised):
         return self.noted or Denominator("rows", self.rows.total)
 
     def end(self) -> None:
-        self.replicas.end(self.rows.epoch, self.rows.batch, self.rows.order)
+        self.replicas.end(self.rows)

@@ -12,7 +12,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
-from sorix_dist.utils.data import DataLoader, Dataset
+from sorix_dist.utils.data import DataLoader, Dataset, Sampler
 from tests.launching import needs_mpirun, run_ranks
 from tests.parallel.everywhere import on_all_ranks
 from tests.parallel.exactness import data, gradients, network
@@ -29,6 +29,13 @@ class Stream:
 
     def __iter__(self):
         return iter(self.samples)
+
+
+class OwnOrder(Sampler):
+    """Another order on each rank."""
+
+    def order(self, epoch):
+        return np.random.default_rng(sx.rank()).permutation(self.length)
 
 
 def training(rank, extra_step=False, skip=False, more_pieces=False, unmarked=False, before=0):
@@ -94,7 +101,9 @@ def test_a_rank_whose_batch_is_of_no_loader(size, hosts):
 
 
 @pytest.mark.parametrize("mode", [{}, {"virtual_shards": 4}])
-@pytest.mark.parametrize("differ", ["length", "batch_size", "shuffle", "seed", "manual_seed", "stream"])
+@pytest.mark.parametrize(
+    "differ", ["length", "batch_size", "shuffle", "seed", "sampler", "manual_seed", "stream", "values", "split"]
+)
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (2, 2)])
 def test_a_rank_with_another_loader(size, hosts, differ, mode):
     """Its batch number 0 of epoch 0 holds other samples than that of the others."""
@@ -111,6 +120,13 @@ def test_a_rank_with_another_loader(size, hosts, differ, mode):
         if differ in ("shuffle", "seed"):
             options["shuffle"] = differ == "seed" or bool(odd)
             options["seed"] = None if differ == "shuffle" else int(odd)
+        if differ == "values" and odd:
+            x = np.random.default_rng(1).standard_normal(x.shape)
+        if differ == "split":
+            chosen = np.random.default_rng(sx.rank()).permutation(24)
+            x, y = x[chosen], y[chosen]
+        if differ == "sampler":
+            options = {"batch_size": 6, "sampler": OwnOrder(24)}
         samples = Stream(zip(x, y, strict=True)) if differ == "stream" else Dataset(x[:count], y[:count])
         xb, yb = next(iter(DataLoader(samples, **options)))
         F.cross_entropy(model(xb), yb).backward()

@@ -55,6 +55,40 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
     assert sampler.order(3).tolist() == order(1, 3)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64, np.int64, np.uint8, bool])
+def test_digest_tells_data_from_other_data(kind: type) -> None:
+    labels = np.arange(1000) % 10
+
+    def digest(numbers: Any, y: Any = labels) -> int:
+        return Dataset((numbers * 100).astype(kind), y).digest()
+
+    numbers = np.random.default_rng(0).random((1000, 7, 3))
+    numbers[numbers < 0.005] = 0
+    others = [numbers[::-1], numbers[:, ::-1], np.random.default_rng(1).random((1000, 7, 3))]
+    assert digest(numbers) == digest(numbers.copy())
+    if kind is not bool:
+        assert len({digest(each) for each in (numbers, *others)}) == 4
+    assert digest(numbers, labels[::-1]) != digest(numbers)
+    assert digest(numbers, None) != digest(numbers)
+
+
+def test_digest_does_not_tell_processors_apart() -> None:
+    """Which round in other ways, so that one has 1e-9 where another has 0."""
+    numbers = np.random.default_rng(0).standard_normal((500, 20))
+    numbers[:, 3], numbers[::7, 5] = 0, np.nan
+    rounded = numbers * (1 + 1e-7)
+    rounded[:, 3] = np.random.default_rng(1).standard_normal(500) * 1e-9
+    assert Dataset(rounded).digest() == Dataset(numbers).digest()
+    assert Dataset(rounded.astype(np.float32)).digest() == Dataset(numbers.astype(np.float32)).digest()
+    assert Dataset(-numbers).digest() != Dataset(numbers).digest()
+
+
+def test_digest_of_a_memory_map(tmp_path: Any) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).random((50, 40, 40)))
+    assert Dataset(np.load(path, mmap_mode="r")).digest() == Dataset(np.load(path)).digest()
+
+
 def test_drop_last() -> None:
     sampler = BatchSampler(Sampler(10), 4, drop_last=True)
     assert [rows.total for rows, _ in sampler.batches(0, 0, 1)] == [4, 4]

@@ -13,6 +13,8 @@ from sorix_dist.core.tensor import Rows
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
+_LOOKED_AT = 64  # samples in the order of an epoch, to find out that another rank has another order
+
 
 def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[int, int]:
     """The rows [start, stop) of `total` that `rank` of `size` takes: contiguous.
@@ -27,8 +29,8 @@ def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[
 
 
 def digest(*numbers: int) -> int:
-    """A number for what an order of samples and their batches follow from, and for the seed of this rank: who has
-    another one trains on other samples."""
+    """A number for what decides which samples the batches hold, and for the seed of this rank: who has another one
+    trains on other samples."""
     return crc32(repr((rng.seed().value, *numbers)).encode())
 
 
@@ -91,13 +93,13 @@ class BatchSampler:
         return full + (rest > 0 and not self.drop_last)
 
     def batches(
-        self, epoch: int, rank: int, size: int, pieces: int | None = None, first: int = 0
+        self, epoch: int, rank: int, size: int, pieces: int | None = None, first: int = 0, contents: int = 0
     ) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of every global batch of the epoch from the batch `first` on, in order, and the samples
-        that they are; possibly none of one. See `share` for `pieces`."""
-        sampler = self.sampler
-        order = sampler.order(epoch)
-        identity = digest(sampler.seed_in_force(), sampler.length, sampler.shuffle, self.batch_size, self.drop_last)
+        that they are; possibly none of one. See `share` for `pieces`; contents: a digest of the data set."""
+        order = self.sampler.order(epoch)
+        some = order[:: max(1, len(order) // _LOOKED_AT)]
+        identity = digest(len(order), *some.tolist(), self.batch_size, self.drop_last, contents)
         for batch in range(first, len(self)):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, stop = share(len(indices), rank, size, pieces)

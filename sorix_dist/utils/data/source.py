@@ -21,13 +21,15 @@ class Indexed:
 
     def __init__(self, dataset: Any, collator: Collator, batches: BatchSampler) -> None:
         self.dataset, self.collator, self.batches = dataset, collator, batches
-        self.whole_arrays = type(dataset).__getitem__ is Dataset.__getitem__ and collator.function is None
+        self.of_arrays = type(dataset).__getitem__ is Dataset.__getitem__
+        self.whole_arrays = self.of_arrays and collator.function is None
 
     def tasks(self, epoch: int, first: int, ranks: Ranks) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of each global batch of the epoch from `first` on, and the samples that they are."""
         if not self.whole_arrays and self.collator.per_sample is None:
             self.collator.learn([self._sample(0), self._sample(min(1, len(self.dataset) - 1))])
-        return self.batches.batches(epoch, *ranks, first=first)
+        contents = self.dataset.digest() if self.of_arrays else 0
+        return self.batches.batches(epoch, *ranks, first=first, contents=contents)
 
     def make(self, task: tuple[Rows, Indices]) -> Any:
         """The batch of a task."""
