@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
 from sorix_dist.cli import bench, doctor, job, profile, run
 from sorix_dist.cli.parser import Parser
+from sorix_dist.comm.launcher import detect
 from sorix_dist.launch.errors import LaunchError
 
 SUBCOMMANDS = (run, job, doctor, bench, profile)
+STARTING_RANKS = ("run", "bench", "profile")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_parser(subparsers)
     try:
         arguments = parser.parse_args(argv)
+        if arguments.subcommand in STARTING_RANKS:
+            _refuse_several()
         code: int = arguments.main(arguments)
     except SystemExit as end:  # argparse, after --help, --version or an error
         return int(end.code or 0)
@@ -29,3 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sorix-dist {arguments.subcommand}: error: {error}", file=sys.stderr)
         return 2
     return code
+
+
+def _refuse_several() -> None:
+    """LaunchError in one of several processes that a launcher started: each would start a job of its own."""
+    launch = detect(os.environ)
+    if launch is not None and launch.several:
+        raise LaunchError(
+            f"it starts ranks itself, and this process is one already ({launch}): call it once, without a launcher"
+        )

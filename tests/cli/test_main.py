@@ -35,6 +35,16 @@ def test_a_wrong_subcommand_is_one_line(argv: list[str], capsys: pytest.CaptureF
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("argv", [["run", "-n", "2", "-m", "this"], ["bench", "--quick"], ["profile", "--quick"]])
+def test_several_of_it_would_start_several_jobs(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert main(argv) == 2
+    assert "this process is one already (rank 1 of 2, by Open MPI)" in capsys.readouterr().err
+
+
 def test_starting_ranks_loads_no_mpi_and_no_tensors(tmp_path: Path) -> None:
     """The process that starts ranks needs no memory of their kind, and MPI must not start in it."""
     code, output = finished(
