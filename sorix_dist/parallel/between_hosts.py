@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sorix_dist.comm import Comm
 from sorix_dist.core.flat import Flat
 from sorix_dist.parallel.by_window import ByWindow
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.host_memory import HostMemory
-from sorix_dist.parallel.reduce import Apart
+from sorix_dist.parallel.reduce import Apart, used_on_any_rank
 
 
 class BetweenHosts(ByWindow):
@@ -28,9 +26,7 @@ class BetweenHosts(ByWindow):
         else:
             self.hook(self.peers, own_slice)
             self.flat.clear_gaps(self.total, self.totals.own)
-        used = np.frombuffer(self.used, np.uint8).copy()
-        self.memory.comm.all_reduce(used, "max").wait()
-        self.used = used.tobytes()
+        self.used = used_on_any_rank(self.memory.comm, self.used)
         self.memory.meet("backward")
 
     def finite(self) -> bool:

@@ -11,7 +11,7 @@ from sorix_dist.core.flat import Flat
 from sorix_dist.core.graph import Accumulator
 from sorix_dist.core.home import PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.reduce import Apart, Slot
+from sorix_dist.parallel.reduce import Apart, Slot, used_on_any_rank
 
 
 class Telling(Accumulator):
@@ -104,9 +104,7 @@ class ByExchange(Apart):
         self.first_sent = len(self.leaves)
 
     def sum(self, plain: bool) -> None:
-        used = self.flags.copy()
-        self.comm.all_reduce(used, "max").wait()
-        self.used = used.tobytes()
+        self.used = used_on_any_rank(self.comm, self.flags.data)
         if plain:
             self.total = self.flat.grad
         else:

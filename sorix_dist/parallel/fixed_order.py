@@ -11,7 +11,7 @@ from sorix_dist.core.home import ALIGNMENT
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.by_window import Totals
 from sorix_dist.parallel.host_memory import HostMemory
-from sorix_dist.parallel.reduce import Apart, Slot, used_by_any
+from sorix_dist.parallel.reduce import Apart, Slot, used_by_any, used_on_any_rank
 from sorix_dist.parallel.tree import Node, Plan, blocks, subtrees
 from sorix_dist.parallel.virtual import VirtualShards
 
@@ -99,9 +99,7 @@ class ByTreeMessages(_ByShard):
 
     def sum(self, plain: bool) -> None:
         comm = self.shards.comm
-        used = np.frombuffer(used_by_any([slot.flags for slot in self.slots]), np.uint8).copy()
-        comm.all_reduce(used, "max").wait()
-        self.used = used.tobytes()
+        self.used = used_on_any_rank(comm, used_by_any([slot.flags for slot in self.slots]))
         for plan in self.plans:
             plan.run()
         for k, whole in enumerate(self.sums):

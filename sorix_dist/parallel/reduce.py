@@ -287,6 +287,13 @@ def used_by_any(flags: Sequence[memoryview]) -> bytes:
     return bytes(np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in flags]))
 
 
+def used_on_any_rank(comm: Comm, flags: bytes | memoryview) -> bytes:
+    """Which parameters any rank has a gradient of. Called by every rank."""
+    used = np.frombuffer(flags, np.uint8).copy()
+    comm.all_reduce(used, "max").wait()
+    return used.tobytes()
+
+
 def is_finite(array: Array) -> bool:
     """Whether a one-dimensional array holds neither NaN nor infinity."""
     # Other than dot, vdot warns of no overflow. float16 has no BLAS, and overflows soon.
