@@ -57,7 +57,6 @@ class Seen:
 
     rank: int
     pid: int
-    start: int
     state: State
     entered: int
     left: int
@@ -132,16 +131,12 @@ class Table:
         with _locked(self._file):
             yield
 
-    def guard(self) -> tuple[int, int]:
-        """Number and start time of the guard process, (0, 0) if there was none yet."""
-        return self.words[_GUARD], self.words[_GUARD_START]
-
     def set_guard(self, pid: int) -> None:
         self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
 
     def guarded(self) -> bool:
         """Whether the guard process lives."""
-        pid, start = self.guard()
+        pid, start = self.words[_GUARD], self.words[_GUARD_START]
         return pid > 0 and start_time(pid) == start
 
     @property
@@ -203,7 +198,6 @@ class Table:
         return Seen(
             rank,
             words[PID],
-            words[START],
             State(words[STATE]),
             words[ENTERED],
             words[LEFT],
