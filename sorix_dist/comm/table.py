@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -125,11 +125,9 @@ class Table:
         until its process closes its files, which it does early in its end."""
         return f"\0{self.path.name}"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """A block that one process at a time is in."""
-        with _locked(self._file):
-            yield
+        return _locked(self._file)
 
     def set_guard(self, pid: int) -> None:
         self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
