@@ -108,7 +108,7 @@ def _memory(interpreter: str, library: str) -> dict[str, Any]:
 
 def _answer(what: str, to_run: Command) -> dict[str, Any]:
     """What the last line of a command says in JSON."""
-    answer = ask(to_run.argv, os.environ | dict(to_run.env), LIMIT + 10)
+    answer = ask(to_run.argv, os.environ | to_run.env, LIMIT + 10)
     if answer.code is None:
         raise LaunchError(f"measuring {what} took more than {LIMIT} seconds")
     lines = answer.out.splitlines()

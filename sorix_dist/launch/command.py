@@ -47,7 +47,7 @@ class Command:
     """What to execute: `argv`, and `env`, the variables to add to the environment."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A line to paste into a POSIX shell, environment first."""

@@ -79,7 +79,7 @@ class _Foreground:
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
-            environ = os.environ | dict(command.env)
+            environ = os.environ | command.env
             self.process = subprocess.Popen(command.argv, env=environ, preexec_fn=_end_with_parent)
         except OSError as error:
             self._restore()

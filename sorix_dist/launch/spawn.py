@@ -80,7 +80,7 @@ def run(
         private.write(folder / "paths", json.dumps(sys.path).encode())
         start = _start([sys.executable, "-c", _RANK, str(folder)], num_proc, environ)
         with Output([folder / f"output-{rank}" for rank in range(num_proc)]) as output:
-            code = _run(start.argv, environ | dict(start.env), output, folder, timeout)
+            code = _run(start.argv, environ | start.env, output, folder, timeout)
             return _results(folder, num_proc, code, output.unprefixed)
     finally:
         os.close(lock)  # a rank that is left ends itself now

@@ -50,7 +50,7 @@ class Contestant:
 
         if self.peer == OURS:
             start = command(program(0), self.ranks, environ=environ)
-            return [Command(start.argv, environ | dict(start.env))]
+            return [Command(start.argv, environ | start.env)]
         # Gloo would ask for the host's name, which need not lead anywhere.
         environ |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
         return [Command(tuple(program(rank)), environ) for rank in range(self.ranks)]

@@ -214,7 +214,7 @@ def _two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
     start = command([sys.executable, "-c", script], 2, environ=here)
     began = segments.now()
-    answer = ask([start.argv[0], *options, *start.argv[1:]], {**here, **start.env}, LIMIT)
+    answer = ask([start.argv[0], *options, *start.argv[1:]], here | start.env, LIMIT)
     segments.remove_left_over(began)  # it is killed when it hangs, and one of its ranks kills itself
     return answer
 
