@@ -21,6 +21,7 @@ from sorix_dist.launch.command import Command, command
 from sorix_dist.launch.errors import LaunchError
 
 LIMIT = 100  # seconds that a process may take
+SYNCHRONISED = ("W1", "W3")  # workloads of which the synchronisation is measured
 MODES = {"steps": None, "reproducible steps": 8}  # virtual shards
 MEMORY = ("784-512-512-10", "256")  # the MLP W1 and its batch
 
@@ -65,14 +66,12 @@ def measure(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     for number in range(plan.rounds):
         for ranks, mode in itertools.product(plan.ranks, MODES):
             say(f"{mode} on {ranks} rank(s), round {number + 1} of {plan.rounds}")
-            answer = _part("steps", ranks, names=plan.workloads, seconds=plan.seconds, virtual_shards=MODES[mode])
-            found = {mode: answer["result"]["steps"]}
-            if mode == "steps":
-                found["synchronisation"] = answer["result"]["synchronisation"]
-            for kind, by_name in found.items():
+            options = {"synchronised": SYNCHRONISED if mode == "steps" else (), "virtual_shards": MODES[mode]}
+            answer = _part("steps", ranks, names=plan.workloads, seconds=plan.seconds, **options)
+            for kind, by_name in answer["result"].items():
                 for name, competitors in by_name.items():
                     for competitor, values in competitors.items():
-                        times[kind, name, str(ranks), competitor] += values
+                        times[mode if kind == "steps" else kind, name, str(ranks), competitor] += values
     return {
         "version": __version__,
         "machine": {**answer["machine"], "load": load},
