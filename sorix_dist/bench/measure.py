@@ -46,6 +46,17 @@ def summary(times: Iterable[float]) -> dict[str, float]:
     return {"median": float(np.median(array)), "p10": float(np.percentile(array, 10)), "count": len(array)}
 
 
+def summaries(times: Mapping[tuple[str, ...], Iterable[float]]) -> dict[str, Any]:
+    """The `summary` of each, in a dict for each part of its name but the last."""
+    result: dict[str, Any] = {}
+    for (*parts, last), values in times.items():
+        place = result
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = summary(values)
+    return result
+
+
 def _warmed(call: Callable[[], Any]) -> float:
     for _ in range(2):  # the first calls make buffers, and fill caches
         call()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sorix_dist.bench.words import short, table, time
+from sorix_dist.bench.words import measured_on, page, short, table, time, workloads
 
 # What the measurements are meant to reach at most.
 TAPE = 3.0  # microseconds that a node costs beside its operation, forward and backward together
@@ -17,10 +17,8 @@ Results = dict[str, Any]
 
 def report(results: Results) -> str:
     """All that `run.measure` has found."""
-    parts = (_machine, _tape, _convolution, _steps, _reproducible, _synchronisation, _handshake, _memory)
-    blocks = ["\n".join(part(results)) for part in parts]
-    named = "\n".join(f"  {name}: {text}" for name, text in results["workloads"].items())
-    return "\n\n".join([*blocks, f"Workloads\n{named}"])
+    parts = (_machine, _tape, _convolution, _steps, _reproducible, _synchronisation, _handshake, _memory, workloads)
+    return page(part(results) for part in parts)
 
 
 def report_phases(results: Results) -> str:
@@ -40,21 +38,14 @@ def report_phases(results: Results) -> str:
             rows.append(("  all else", short(rest * 1e6), f"{rest / whole:.1%}"))
     functions = [("", "calls a step", "microseconds of its own a step, profiled")]
     functions += [(where, f"{calls:.1f}", short(own * 1e6)) for where, calls, own in results["functions"]]
-    blocks = [
-        _machine(results),
-        [f"A training step of {results['workload']}, on {results['ranks']} rank(s), as rank 0 sees it", *table(rows)],
-        ["Where Python's profiler sees the time", *table(functions)],
-    ]
-    return "\n\n".join("\n".join(block) for block in blocks)
+    step = f"A training step of {results['workload']}, on {results['ranks']} rank(s), as rank 0 sees it"
+    profile = "Where Python's profiler sees the time"
+    return page([_machine(results), [step, *table(rows)], [profile, *table(functions)]])
 
 
 def _machine(results: Results) -> Iterator[str]:
-    machine = results["machine"]
-    yield f"sorix_dist {results['version']} on {machine['cpu']}, {machine['cores']} usable core(s), {machine['system']}"
-    yield f"Python {machine['python']}, NumPy {machine['numpy']}, {machine['blas']}, MPI: {machine['mpi']}"
+    yield from measured_on(results)
     yield "Times are medians and, in brackets, 10th percentiles; ratios are of 10th percentiles."
-    if machine["load"] > machine["cores"] / 4:
-        yield f"Others were using this machine (load {machine['load']:.1f} at the start): the numbers are noisy."
 
 
 def _tape(results: Results) -> Iterator[str]:

@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist._version import __version__
-from sorix_dist.bench.measure import summary
+from sorix_dist.bench.measure import summaries
 from sorix_dist.bench.workloads import WORKLOADS
+from sorix_dist.launch.answer import ask
 from sorix_dist.launch.command import Command, command
 from sorix_dist.launch.errors import LaunchError
-from sorix_dist.launch.tree import kill_tree
 
 LIMIT = 100  # seconds that a process may take
+SYNCHRONISED = ("W1", "W3")  # workloads of which the synchronisation is measured
 MODES = {"steps": None, "reproducible steps": 8}  # virtual shards
 MEMORY = ("784-512-512-10", "256")  # the MLP W1 and its batch
 
@@ -62,32 +62,23 @@ def measure(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     tape = _part("tape", 1, seconds=2 * plan.seconds, nodes=plan.nodes)["result"]
     say("convolution")
     convolution = _part("convolution", 1, seconds=2 * plan.seconds)["result"]
-    times: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
+    times: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for number in range(plan.rounds):
         for ranks, mode in itertools.product(plan.ranks, MODES):
             say(f"{mode} on {ranks} rank(s), round {number + 1} of {plan.rounds}")
-            answer = _part("steps", ranks, names=plan.workloads, seconds=plan.seconds, virtual_shards=MODES[mode])
+            options = {"synchronised": SYNCHRONISED if mode == "steps" else (), "virtual_shards": MODES[mode]}
+            answer = _part("steps", ranks, names=plan.workloads, seconds=plan.seconds, **options)
             for kind, by_name in answer["result"].items():
-                if kind != "steps" and mode != "steps":
-                    continue
-                kind = mode if kind == "steps" else kind
                 for name, competitors in by_name.items():
-                    own = times[kind][name].setdefault(str(ranks), defaultdict(list))
                     for competitor, values in competitors.items():
-                        own[competitor] += values
+                        times[mode if kind == "steps" else kind, name, str(ranks), competitor] += values
     return {
         "version": __version__,
         "machine": {**answer["machine"], "load": load},
         "workloads": {name: WORKLOADS[name].words for name in plan.workloads},
         "tape": tape,
         "convolution": convolution,
-        **{
-            kind: {
-                name: {ranks: {c: summary(v) for c, v in own.items()} for ranks, own in by_ranks.items()}
-                for name, by_ranks in by_name.items()
-            }
-            for kind, by_name in times.items()
-        },
+        **summaries(times),
         "memory": memory,
     }
 
@@ -116,23 +107,12 @@ def _memory(interpreter: str, library: str) -> dict[str, Any]:
 
 def _answer(what: str, to_run: Command) -> dict[str, Any]:
     """What the last line of a command says in JSON."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environ = os.environ | dict(to_run.env)
-    try:
-        process = subprocess.Popen(to_run.argv, env=environ, text=True, **pipes)  # type: ignore[call-overload]
-    except OSError as error:
-        raise LaunchError(f"{to_run.argv[0]} could not be started: {error.strerror}") from error
-    with process:
-        try:
-            out, err = process.communicate(timeout=LIMIT + 10)
-        except subprocess.TimeoutExpired as error:
-            raise LaunchError(f"measuring {what} took more than {LIMIT} seconds") from error
-        finally:  # also if this process is interrupted
-            if process.poll() is None:
-                kill_tree(process.pid)
-    lines = out.splitlines()
-    if process.returncode or not lines:
-        last = "; ".join([line for line in err.splitlines() if line.strip()][-3:]) or "without a word"
-        raise LaunchError(f"measuring {what} failed with exit code {process.returncode}: {last}")
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    answer = ask(to_run.argv, os.environ | to_run.env, LIMIT + 10)
+    if answer.code is None:
+        raise LaunchError(f"measuring {what} took more than {LIMIT} seconds")
+    lines = answer.out.splitlines()
+    if answer.code or not lines:
+        last = "; ".join([line for line in answer.err.splitlines() if line.strip()][-3:]) or "without a word"
+        raise LaunchError(f"measuring {what} failed with exit code {answer.code}: {last}")
+    said: dict[str, Any] = json.loads(lines[-1])
+    return said

@@ -21,13 +21,11 @@ from sorix_dist.parallel.sync import Member
 from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import share
 
-SYNCHRONISED = ("W1", "W3")
 
-
-def measure(names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """For each workload the times of `step` and of its `products`; for some, those of `synchronisation`, of an
-    `all_reduce` of as many numbers, of the `meeting` of the ranks in the first, and of the `barriers` that this
-    would be without words. Each pair runs for `seconds`. A call of all ranks."""
+def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Of the workloads of these names the times of `step` and of its `products`; of the `synchronised` ones those of
+    `synchronisation`, of an `all_reduce` of as many numbers, of the `meeting` of the ranks in the first, and of the
+    `barriers` that this would be without words. Each pair runs for `seconds`. A call of all ranks."""
     steps, synchronisations = {}, {}
     for name in names:
         workload = WORKLOADS[name]
@@ -35,7 +33,7 @@ def measure(names: Sequence[str], seconds: float) -> dict[str, Any]:
         products = workload.products(stop - start)
         steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
         gc.collect()  # a wrapped model that nobody holds any more would still be asked
-    for name in SYNCHRONISED:
+    for name in synchronised:
         synchronisations[name] = interleaved(synchronisation(WORKLOADS[name].model()), seconds / 4)
         gc.collect()
     return {"steps": steps, "synchronisation": synchronisations}

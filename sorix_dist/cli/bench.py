@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sorix_dist.bench.compare.contestants import Interpreters
 from sorix_dist.bench.compare.table import tables
 from sorix_dist.bench.workloads import WORKLOADS
 from sorix_dist.cli.parser import Parser, positive
+from sorix_dist.launch.answer import ask
 from sorix_dist.launch.errors import LaunchError
 
 CHART = Path(compare.__file__).with_name("chart.py")
@@ -64,11 +64,11 @@ def _draw(results: dict[str, Any], chart: Path, interpreter: str) -> None:
     stored = chart.with_suffix(".json.part")
     write_json(stored, results)
     try:
-        ended = subprocess.run([interpreter, str(CHART), str(stored), str(chart)], capture_output=True, text=True)
+        answer = ask([interpreter, str(CHART), str(stored), str(chart)], os.environ, 100.0)
     finally:
         stored.unlink()
-    if ended.returncode:
-        print(f"no chart: {ended.stderr.strip().splitlines()[-1]} (in {interpreter})", file=sys.stderr)
+    if answer.code != 0:
+        print(f"no chart: {answer.why} (in {interpreter})", file=sys.stderr)
 
 
 def say(what: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, positive
+from sorix_dist.cli.parser import Parser, add_script, positive, script_with_arguments
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.job import SCHEDULERS, Job, script
 
@@ -46,11 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--parallel-environment", metavar="NAME", help="Grid Engine's (default: mpi)")
     parser.add_argument("--image", help="Kubernetes: the container's image")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to a new file instead of standard output")
-    parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
-    parser.add_argument("script", metavar="SCRIPT", help="a Python file, or a module's name after -m")
-    parser.add_argument(
-        "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="passed to the script untouched"
-    ).required = False
+    add_script(parser)
     parser.set_defaults(main=main)
 
 
@@ -64,9 +60,8 @@ def main(arguments: Any) -> int:
             raise LaunchError(f"--directory: there is no folder {directory!r}")
         if not arguments.is_module and not os.path.isfile(os.path.join(directory, arguments.script)):
             raise LaunchError(f"there is no script {arguments.script!r} in {directory!r}")
-    target = ["-m", arguments.script] if arguments.is_module else [arguments.script]
     job = Job(
-        command=[*target, *arguments.arguments],
+        command=script_with_arguments(arguments),
         python=arguments.python or ("python" if remote or arguments.env_setup else sys.executable),
         directory=directory,
         nodes=arguments.nodes,

@@ -19,6 +19,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def add_script(parser: Parser) -> None:
+    """Adds what ranks run: SCRIPT, or -m MODULE, and its arguments."""
+    parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
+    parser.add_argument("script", metavar="SCRIPT", help="a Python file, or a module's name after -m")
+    parser.add_argument(
+        "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="passed to the script untouched"
+    ).required = False
+
+
+def script_with_arguments(arguments: Any) -> list[str]:
+    """What `add_script` has added, as it stands behind the interpreter on a command line."""
+    return [*["-m"] * arguments.is_module, arguments.script, *arguments.arguments]
+
+
 def positive(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     return _number(text, 1)

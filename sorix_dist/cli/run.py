@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, assignment, positive, seconds, whole
+from sorix_dist.cli.parser import Parser, add_script, assignment, positive, script_with_arguments, seconds, whole
 from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.comm.launcher import tasks_of_job
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
@@ -54,11 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "--max-restarts", type=whole, default=0, metavar="N", help="with --checkpoint: start again after a crash"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command line instead of running it")
-    parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
-    parser.add_argument("script", metavar="SCRIPT", help="a Python file, or a module's name after -m")
-    parser.add_argument(
-        "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="passed to the script untouched"
-    ).required = False
+    add_script(parser)
     parser.set_defaults(main=main)
 
 
@@ -97,8 +93,7 @@ class Job:
             raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
         if arguments.max_restarts and arguments.checkpoint is None:
             raise LaunchError("--max-restarts needs --checkpoint DIR, where the script saves and finds its work")
-        target = ["-m", arguments.script] if arguments.is_module else [arguments.script]
-        self.program = [sys.executable, *target, *arguments.arguments]
+        self.program = [sys.executable, *script_with_arguments(arguments)]
         self.env: dict[str, str] = {}
         if arguments.threads is not None:
             self.env |= dict.fromkeys(VARIABLES, str(arguments.threads))

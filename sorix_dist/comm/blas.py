@@ -87,7 +87,7 @@ def _warn_of_crowd(said: str, threads: int, ranks: int, cores: int, rank: int) -
 
 def own_cpus() -> set[int]:
     """The numbers of the CPUs that this process may run on."""
-    if sys.platform == "linux":
+    if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 

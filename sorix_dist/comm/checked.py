@@ -20,7 +20,7 @@ from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Window, Wire, Work
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State
-from sorix_dist.comm.watch import Channel
+from sorix_dist.comm.watch import Channel, Row
 
 T = TypeVar("T")
 
@@ -155,42 +155,35 @@ class Checked:
             reached = words[at + layout.COUNT]
             if reached < count:
                 if reached <= count - DEPTH:
-                    self._let_come(at, count)
+                    self._let_come(row, at, count)
             elif words[at + slot + layout.SIGNATURES] != mine:
-                self._confirm(rank, at, count, mine)
+                self._confirm(row, rank, at, count, mine)
             elif name and words[at + slot + layout.CALLS] != name:
-                self._confirm_order(rank, at, count)
+                self._confirm_order(row, rank, at, count)
 
-    def _let_come(self, at: int, count: int) -> None:
+    def _let_come(self, row: Row, at: int, count: int) -> None:
         """Wait for a rank that is so far behind that it could not compare any more."""
-        assert self._row is not None
-        while self._row.words[at + layout.COUNT] <= count - DEPTH and not self._has_gone(at):
+        while row.words[at + layout.COUNT] <= count - DEPTH and not self._has_gone(row, at):
             time.sleep(0.0005)
 
-    def _has_gone(self, at: int) -> bool:
+    def _has_gone(self, row: Row, at: int) -> bool:
         """Whether a rank has let go of this communicator, after its last collective: its channel may be that of another
         communicator by now."""
-        assert self._row is not None
-        return self._row.words[at + layout.KEY] != self._row.words[self.channel.at + layout.KEY]
+        return row.words[at + layout.KEY] != row.words[self.channel.at + layout.KEY]
 
-    def _confirm(self, rank: int, at: int, count: int, mine: int) -> None:
+    def _confirm(self, row: Row, rank: int, at: int, count: int, mine: int) -> None:
         """Raise if the other rank's collective of this number is still another one after a moment."""
-        row = self._row
-        assert row is not None
         time.sleep(SURE_SECONDS)
         reached = row.words[at + layout.COUNT]
-        if self._has_gone(at) or reached >= count + DEPTH or row.words[at + count % DEPTH + layout.SIGNATURES] == mine:
+        same = row.words[at + count % DEPTH + layout.SIGNATURES] == mine
+        if same or self._has_gone(row, at) or reached >= count + DEPTH:
             return
         seen = row.table.see(self._members[rank])
-        theirs = "something else"
-        if seen is not None and reached == count:
-            theirs = _words(seen.text)
+        theirs = _words(seen.text) if seen is not None and reached == count else "something else"
         raise self._mismatch(count, rank, theirs)
 
-    def _confirm_order(self, rank: int, at: int, count: int) -> None:
+    def _confirm_order(self, row: Row, rank: int, at: int, count: int) -> None:
         """Raise if this collective and the one before have changed places on the other rank."""
-        row = self._row
-        assert row is not None
         here = self.channel.at
         now, before = count % DEPTH, (count - 1) % DEPTH
 
@@ -200,7 +193,7 @@ class Checked:
         mine = calls(here, before), calls(here, now)
         theirs = calls(at, now), calls(at, before)
         unnamed = any(name == 0 for _, name in (*mine, *theirs))
-        ended = row.words[at + layout.COUNT] > count + 1 or self._has_gone(at)
+        ended = row.words[at + layout.COUNT] > count + 1 or self._has_gone(row, at)
         if unnamed or mine[0] == mine[1] or mine != theirs or ended:
             return
         raise CollectiveMismatch(

@@ -1,4 +1,4 @@
-"""Tells whoever started this job that its script came to its end: an exit code of 0 can lie.
+"""What a script tells whoever started its job: that it came to its end, for an exit code of 0 can lie.
 
 With fault-tolerant MPIs, mpirun returns 0 when all ranks were killed; a rank that leaves by `os._exit(0)` looks
 well too.
@@ -14,6 +14,10 @@ from pathlib import Path
 
 VARIABLE = "SORIX_DIST_COMPLETION"
 """Names the file that rank 0 makes when the script has ended without an error."""
+
+EXIT_PREEMPTED = 75
+"""The exit code of a script that was told to make room, has saved its work and asks to be started again later
+(EX_TEMPFAIL of sysexits.h)."""
 
 
 def install(environ: MutableMapping[str, str], rank: int) -> None:

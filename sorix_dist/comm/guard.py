@@ -223,9 +223,8 @@ class Guard:
         stacks = self._stacks(table)
         lines = [f"{fault.what}; ending all ranks (host {platform.node()})"]
         for rank, seen in list(table.items())[:LINES]:
-            place = "" if seen.state != State.ENDED else "has ended, "
-            if rank in self.observed.gone and seen.state != State.ENDED:
-                place = "is gone, "
+            gone = "is gone, " if rank in self.observed.gone else ""
+            place = "has ended, " if seen.state == State.ENDED else gone
             now = _user_frame(stacks.get(rank, []))
             lines.append(f"  rank {rank}: {place}{step_of(seen)}{activity(seen)}{f'; now at {now}' if now else ''}")
         if len(table) > LINES:

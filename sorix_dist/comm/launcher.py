@@ -56,6 +56,14 @@ def tasks_of_job(environ: Environ) -> int | None:
         return None
 
 
+def tasks_by_node(listed: str) -> list[int]:
+    """Slurm's list of the tasks on nodes 0, 1, ...: 4, 4 and 3 for '4(x2),3'; empty if it is none."""
+    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", listed):
+        return []
+    entries = re.findall(r"(\d+)(?:\(x(\d+)\))?", listed)
+    return [int(tasks) for tasks, times in entries for _ in range(int(times or 1))]
+
+
 def _number(environ: Environ, name: str) -> int | None:
     text = environ.get(name, "").strip()
     return int(text) if text.isascii() and text.isdigit() else None
@@ -87,15 +95,9 @@ def _slurm_srun(environ: Environ) -> Launch | None:
 
 
 def _slurm_local_size(environ: Environ) -> int | None:
-    """This node's entry of a list like '4(x2),3': 4, 4 and 3 tasks on nodes 0, 1 and 2."""
     node = _number(environ, "SLURM_NODEID")
-    entries = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    if node is None or not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", entries):
-        return None
-    per_node: list[int] = []
-    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", entries):
-        per_node += [int(tasks)] * int(times or 1)
-    return per_node[node] if node < len(per_node) else None
+    tasks = tasks_by_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return tasks[node] if node is not None and node < len(tasks) else None
 
 
 _OMPI, _MV2, _JSM = "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "JSM_NAMESPACE_"

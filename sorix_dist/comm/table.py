@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -57,7 +57,6 @@ class Seen:
 
     rank: int
     pid: int
-    start: int
     state: State
     entered: int
     left: int
@@ -126,22 +125,16 @@ class Table:
         until its process closes its files, which it does early in its end."""
         return f"\0{self.path.name}"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """A block that one process at a time is in."""
-        with _locked(self._file):
-            yield
-
-    def guard(self) -> tuple[int, int]:
-        """Number and start time of the guard process, (0, 0) if there was none yet."""
-        return self.words[_GUARD], self.words[_GUARD_START]
+        return _locked(self._file)
 
     def set_guard(self, pid: int) -> None:
         self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
 
     def guarded(self) -> bool:
         """Whether the guard process lives."""
-        pid, start = self.guard()
+        pid, start = self.words[_GUARD], self.words[_GUARD_START]
         return pid > 0 and start_time(pid) == start
 
     @property
@@ -203,7 +196,6 @@ class Table:
         return Seen(
             rank,
             words[PID],
-            words[START],
             State(words[STATE]),
             words[ENTERED],
             words[LEFT],

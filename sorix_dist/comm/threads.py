@@ -181,12 +181,8 @@ class ThreadComm:
         self._meeting = meeting
         self.rank = rank
         self.size = len(meeting.members)
-        self._host_of = [meeting.run.host_of[member] for member in meeting.members]
-        placement = place(self._host_of, rank)
-        self.host = placement.host
-        self.hosts = placement.hosts
-        self.local_rank = placement.local_rank
-        self.local_size = placement.local_size
+        placement = place([meeting.run.host_of[member] for member in meeting.members], rank)
+        self.host, self.hosts, self.local_rank, self.local_size = placement
         self.kept: dict[Any, Any] = {}
 
     def _meet(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:

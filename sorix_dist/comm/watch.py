@@ -37,10 +37,9 @@ HIGH = 1000
 class Row:
     """The page of this rank in the table of its host."""
 
-    def __init__(self, table: Table, rank: int, size: int | None) -> None:
+    def __init__(self, table: Table, rank: int) -> None:
         self.table = table
         self.rank = rank
-        self.size = size
         self.words = table.words
         self.at = table.at(rank)
         self.pid = os.getpid()
@@ -141,7 +140,7 @@ def join(launch: Launch, starting_mpi: bool = False) -> None:
             pid, start = table.owner(launch.rank)
             if pid and pid != os.getpid() and start_time(pid) == start and not (starting_mpi and _is_ancestor(pid)):
                 return
-            _row = Row(table, launch.rank, launch.size)
+            _row = Row(table, launch.rank)
             if not table.guarded():
                 _start_guard(table)
             _row.line.connect(table.line)

@@ -47,7 +47,7 @@ class Command:
     """What to execute: `argv`, and `env`, the variables to add to the environment."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A line to paste into a POSIX shell, environment first."""
@@ -103,8 +103,6 @@ def command(
     if not one_host and not hosts:
         _check_slots(kind, ranks, environ)
     settings = _settings(kind, environ, root, one_host) | _pinning(kind, bind, cores)
-    if bind != "none":
-        settings = {name: value for name, value in settings.items() if not name.endswith("binding_policy")}
     added = {name: value for name, value in settings.items() if name not in environ} | env
     if kind == "intel":
         added |= _reachable(mpirun, environ)
@@ -148,7 +146,7 @@ def flavour(mpirun: Path) -> Flavour:
         return "intel"
     if "HYDRA" in text:
         return "mpich"
-    said = next(iter(text.split("\n")), "").strip()
+    said = text.partition("\n")[0].strip()
     raise LaunchError(f"{mpirun} is not the launcher of Open MPI, MPICH or Intel MPI; --version says {said!r}")
 
 
@@ -204,10 +202,16 @@ def _bound(kind: Flavour, bind: str, cores: int, one_host: bool) -> list[str]:
 
 
 def _pinning(kind: Flavour, bind: str, cores: int) -> dict[str, str]:
-    """The variables by which Intel MPI binds ranks."""
-    if bind == "none" or kind != "intel":
-        return {}
-    return {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": str(cores) if bind == "core" and cores > 1 else bind}
+    """The variables by which Intel MPI binds ranks, and Open MPI does not."""
+    if kind == "intel" and bind != "none":
+        return {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": str(cores) if bind == "core" and cores > 1 else bind}
+    # Open MPI binds each of two ranks to one core, where its BLAS threads and every other job's ranks would
+    # crowd; measured, an unbound rank on a core of its own communicates as fast.
+    if kind == "openmpi5" and bind == "none":
+        return {"PRTE_MCA_hwloc_default_binding_policy": "none"}
+    if kind == "openmpi4" and bind == "none":
+        return {"OMPI_MCA_hwloc_base_binding_policy": "none"}
+    return {}
 
 
 def _exported(kind: Flavour, names: Sequence[str]) -> list[str]:
@@ -222,12 +226,6 @@ def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: b
     settings: dict[str, str] = {}
     if root:
         settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    # Open MPI binds each of two ranks to one core, where its BLAS threads and every other job's ranks would
-    # crowd; measured, an unbound rank on a core of its own communicates as fast.
-    if kind == "openmpi5":
-        settings["PRTE_MCA_hwloc_default_binding_policy"] = "none"
-    else:
-        settings["OMPI_MCA_hwloc_base_binding_policy"] = "none"
     if not one_host:
         return settings
     # Always, not only for more ranks than cores: Open MPI counts physical cores and we count logical ones.

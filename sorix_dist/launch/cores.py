@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from sorix_dist.comm.blas import own_cpus
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the host's cores: "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
@@ -11,7 +12,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 def usable_cores(quota: Path = CPU_QUOTA) -> int:
     """Cores that this process may use: its CPU affinity, cut to the container's quota, at least 1."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = len(own_cpus())
     try:
         granted, period = quota.read_text(encoding="ascii").split()
     except OSError:  # no container, or not Linux

@@ -30,9 +30,7 @@ class Group:
     def close(self) -> None:
         """Ends the other process."""
         self._other.kill()
-        self._other.wait()
-        if self._other.stdin is not None:
-            self._other.stdin.close()
+        self._other.communicate()
 
 
 def _default() -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sorix_dist.comm.launcher import tasks_by_node
 from sorix_dist.launch.errors import LaunchError
 
 HERE = ("localhost", "127.0.0.1", "::1")
@@ -115,9 +116,7 @@ def _slurm(nodes: str, tasks: str) -> tuple[Host, ...]:
     names = subprocess.run(
         ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=30
     ).stdout.split()
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):  # "4(x2),3"
-        counts += [int(count)] * int(times or 1)
+    counts = tasks_by_node(tasks)
     counts += [1] * (len(names) - len(counts))
     return tuple(map(Host, names, counts))
 

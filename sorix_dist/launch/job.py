@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.templates import fill, template
 
-Lines = dict[str, str]
-"""What comes after the beginning of a line, for each beginning."""
+Lines = dict[str, str | None]
+"""What comes after the beginning of a line, for each beginning; None leaves the line as it is."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,12 @@ def script(kind: str, job: Job) -> str:
     for option in ("account", "queue", "memory", "srun", "image", "parallel_environment"):
         if getattr(job, option) is not None and option not in scheduler.options:
             raise LaunchError(f"{_option(option)}: a {kind} job script has no such thing")
-    return fill(template(scheduler.template), scheduler.lines(job))
+    lines = {beginning: value for beginning, value in scheduler.lines(job).items() if value is not None}
+    return fill(template(scheduler.template), lines)
 
 
 def _option(attribute: str) -> str:
     return "--" + attribute.replace("_", "-")
-
-
-def _given(lines: dict[str, str | None]) -> Lines:
-    return {beginning: value for beginning, value in lines.items() if value is not None}
 
 
 def _shell(job: Job) -> Lines:
@@ -100,112 +97,96 @@ def _clock(seconds: int) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def _megabytes(memory: int | None) -> str | None:
-    return None if memory is None else f"{memory}M"
-
-
 def _slurm(job: Job) -> Lines:
-    return _shell(job) | _given(
-        {
-            "#SBATCH --job-name=": job.name,
-            "#SBATCH --nodes=": str(job.nodes),
-            "#SBATCH --ntasks-per-node=": str(job.ranks_per_node),
-            "#SBATCH --cpus-per-task=": str(job.cores_per_rank),
-            "#SBATCH --time=": _clock(job.seconds),
-            "#SBATCH --mem=": _megabytes(job.memory),
-            "#SBATCH --account=": job.account,
-            "#SBATCH --partition=": job.queue,
-            "#SBATCH --signal=": f"B:USR1@{job.warning}",
-            "SRUN=": job.srun,
-        }
-    )
+    return _shell(job) | {
+        "#SBATCH --job-name=": job.name,
+        "#SBATCH --nodes=": str(job.nodes),
+        "#SBATCH --ntasks-per-node=": str(job.ranks_per_node),
+        "#SBATCH --cpus-per-task=": str(job.cores_per_rank),
+        "#SBATCH --time=": _clock(job.seconds),
+        "#SBATCH --mem=": None if job.memory is None else f"{job.memory}M",
+        "#SBATCH --account=": job.account,
+        "#SBATCH --partition=": job.queue,
+        "#SBATCH --signal=": f"B:USR1@{job.warning}",
+        "SRUN=": job.srun,
+    }
 
 
 def _pbs(job: Job) -> Lines:
     memory = "" if job.memory is None else f":mem={job.memory}mb"
     chunk = f"ncpus={job.cores}:mpiprocs={job.ranks_per_node}:ompthreads={job.cores_per_rank}{memory}"
-    return _shell(job) | _given(
-        {
-            "#PBS -N ": job.name,
-            "#PBS -l select=": f"{job.nodes}:{chunk}",
-            "#PBS -l walltime=": _clock(job.seconds),
-            "#PBS -A ": job.account,
-            "#PBS -q ": job.queue,
-            "WARN_AFTER=": str(job.seconds - job.warning),
-        }
-    )
+    return _shell(job) | {
+        "#PBS -N ": job.name,
+        "#PBS -l select=": f"{job.nodes}:{chunk}",
+        "#PBS -l walltime=": _clock(job.seconds),
+        "#PBS -A ": job.account,
+        "#PBS -q ": job.queue,
+        "WARN_AFTER=": str(job.seconds - job.warning),
+    }
 
 
 def _lsf(job: Job) -> Lines:
     minutes = -(-job.seconds // 60)
-    return _shell(job) | _given(
-        {
-            "#BSUB -J ": job.name,
-            "#BSUB -n ": str(job.ranks),
-            '#BSUB -R "span[': f'ptile={job.ranks_per_node}]"',
-            '#BSUB -R "affinity[': f'core({job.cores_per_rank})]"',
-            '#BSUB -R "rusage[': None if job.memory is None else f'mem={job.memory}MB]"',
-            "#BSUB -W ": f"{minutes // 60}:{minutes % 60:02}",
-            "#BSUB -P ": job.account,
-            "#BSUB -q ": job.queue,
-            "#BSUB -wt ": str(-(-job.warning // 60)),
-        }
-    )
+    return _shell(job) | {
+        "#BSUB -J ": job.name,
+        "#BSUB -n ": str(job.ranks),
+        '#BSUB -R "span[': f'ptile={job.ranks_per_node}]"',
+        '#BSUB -R "affinity[': f'core({job.cores_per_rank})]"',
+        '#BSUB -R "rusage[': None if job.memory is None else f'mem={job.memory}MB]"',
+        "#BSUB -W ": f"{minutes // 60}:{minutes % 60:02}",
+        "#BSUB -P ": job.account,
+        "#BSUB -q ": job.queue,
+        "#BSUB -wt ": str(-(-job.warning // 60)),
+    }
 
 
 def _sge(job: Job) -> Lines:
     slots = job.ranks * job.cores_per_rank
-    return _shell(job) | _given(
-        {
-            "#$ -N ": job.name,
-            "#$ -pe ": f"{job.parallel_environment or 'mpi'} {slots}",
-            "#$ -l h_rt=": _clock(job.seconds),
-            "#$ -l s_rt=": _clock(job.seconds - job.warning),
-            "#$ -l h_vmem=": None if job.memory is None else f"{max(1, job.memory // job.cores)}M",  # of a slot
-            "#$ -P ": job.account,
-            "#$ -q ": job.queue,
-            "CORES_PER_RANK=": str(job.cores_per_rank),
-        }
-    )
+    return _shell(job) | {
+        "#$ -N ": job.name,
+        "#$ -pe ": f"{job.parallel_environment or 'mpi'} {slots}",
+        "#$ -l h_rt=": _clock(job.seconds),
+        "#$ -l s_rt=": _clock(job.seconds - job.warning),
+        "#$ -l h_vmem=": None if job.memory is None else f"{max(1, job.memory // job.cores)}M",  # of a slot
+        "#$ -P ": job.account,
+        "#$ -q ": job.queue,
+        "CORES_PER_RANK=": str(job.cores_per_rank),
+    }
 
 
 def _flux(job: Job) -> Lines:
-    return _shell(job) | _given(
-        {
-            "# flux: --job-name=": job.name,
-            "# flux: --nodes=": str(job.nodes),
-            "# flux: --nslots=": str(job.ranks),
-            "# flux: --cores-per-slot=": str(job.cores_per_rank),
-            "# flux: --time-limit=": f"{job.seconds}s",
-            "# flux: --signal=": f"USR1@{job.warning}s",
-            "# flux: --bank=": job.account,
-            "# flux: --queue=": job.queue,
-            "NODES=": str(job.nodes),
-            "RANKS=": str(job.ranks),
-            "CORES_PER_RANK=": str(job.cores_per_rank),
-        }
-    )
+    return _shell(job) | {
+        "# flux: --job-name=": job.name,
+        "# flux: --nodes=": str(job.nodes),
+        "# flux: --nslots=": str(job.ranks),
+        "# flux: --cores-per-slot=": str(job.cores_per_rank),
+        "# flux: --time-limit=": f"{job.seconds}s",
+        "# flux: --signal=": f"USR1@{job.warning}s",
+        "# flux: --bank=": job.account,
+        "# flux: --queue=": job.queue,
+        "NODES=": str(job.nodes),
+        "RANKS=": str(job.ranks),
+        "CORES_PER_RANK=": str(job.cores_per_rank),
+    }
 
 
 def _kubernetes(job: Job) -> Lines:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?", job.name):
         raise LaunchError(f"--name: Kubernetes takes at most 42 of 'a-z0-9-', a letter first, got {job.name!r}")
-    return _given(
-        {
-            "name: &name ": job.name,
-            "slotsPerWorker: &ranks-per-node ": str(job.ranks_per_node),
-            "activeDeadlineSeconds: &time ": str(job.seconds),
-            "image: &image ": None if job.image is None else json.dumps(job.image),
-            "workingDir: &directory ": json.dumps(job.directory),
-            "value: &ranks ": f'"{job.ranks}"',
-            "value: &python ": _literal(job.python),
-            "value: &setup ": _literal(job.setup),
-            "args: &command ": f"[{', '.join(map(_literal, job.command))}]",
-            "replicas: &nodes ": str(job.nodes),
-            "cpu: &cores ": f'"{job.cores}"',
-            "memory: &memory ": None if job.memory is None else f"{job.memory}Mi",
-        }
-    )
+    return {
+        "name: &name ": job.name,
+        "slotsPerWorker: &ranks-per-node ": str(job.ranks_per_node),
+        "activeDeadlineSeconds: &time ": str(job.seconds),
+        "image: &image ": None if job.image is None else json.dumps(job.image),
+        "workingDir: &directory ": json.dumps(job.directory),
+        "value: &ranks ": f'"{job.ranks}"',
+        "value: &python ": _literal(job.python),
+        "value: &setup ": _literal(job.setup),
+        "args: &command ": f"[{', '.join(map(_literal, job.command))}]",
+        "replicas: &nodes ": str(job.nodes),
+        "cpu: &cores ": f'"{job.cores}"',
+        "memory: &memory ": None if job.memory is None else f"{job.memory}Mi",
+    }
 
 
 def _literal(text: str) -> str:

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 
+from sorix_dist.comm.completion import EXIT_PREEMPTED
 from sorix_dist.launch import segments
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.group import Group
 from sorix_dist.launch.tree import kill_tree
-
-EXIT_PREEMPTED = 75
-"""The exit code of a script that was told to make room and has saved its work: to be started again later."""
 
 ENDING: Mapping[int, int] = {
     signal.SIGINT: signal.SIGINT,
@@ -30,7 +28,6 @@ ENDING: Mapping[int, int] = {
 and leave its ranks behind."""
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
-
 
 TIMED_OUT = 124
 """The exit code of what took too long, as timeout(1) has it."""
@@ -82,7 +79,7 @@ class _Foreground:
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
-            environ = os.environ | dict(command.env)
+            environ = os.environ | command.env
             self.process = subprocess.Popen(command.argv, env=environ, preexec_fn=_end_with_parent)
         except OSError as error:
             self._restore()
@@ -93,18 +90,14 @@ class _Foreground:
     def wait(self, limit: float | None) -> Ended:
         """What came of the command, when it has ended."""
         assert self.process is not None
-        timed_out = False
         try:
-            try:
-                code = self.process.wait(limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                self._end_soon(signal.SIGTERM)
-                code = self.process.wait()
+            code = self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self._end_soon(signal.SIGTERM)
+            self.process.wait()
+            return Ended(TIMED_OUT)
         finally:
             self._restore()
-        if timed_out:
-            return Ended(TIMED_OUT)
         if code < 0:
             code = 128 - code
         elif self.asked and code not in (0, EXIT_PREEMPTED):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ def run(
         private.write(folder / "paths", json.dumps(sys.path).encode())
         start = _start([sys.executable, "-c", _RANK, str(folder)], num_proc, environ)
         with Output([folder / f"output-{rank}" for rank in range(num_proc)]) as output:
-            code = _run(start.argv, environ | dict(start.env), output, folder, timeout)
+            code = _run(start.argv, environ | start.env, output, folder, timeout)
             return _results(folder, num_proc, code, output.unprefixed)
     finally:
         os.close(lock)  # a rank that is left ends itself now
@@ -148,7 +149,6 @@ def _run(
                 if time.monotonic() > limit:
                     raise TimeoutError(f"run: not done after {timeout} s; {_missing(folder, len(output.ranks))}")
                 if next(folder.glob("failure-*[0-9]"), None) is not None:
-                    limit = min(limit, time.monotonic() + GRACE)
                     with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
                         process.wait(GRACE)
                     break
@@ -189,8 +189,6 @@ def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Excep
     """The exception of a rank, or its text where it cannot be unpickled here."""
     where = f"rank {rank} of {num_proc}"
     if pickled is not None:
-        import pickle
-
         try:
             error = pickle.loads(pickled)
         except Exception:  # noqa: BLE001 - a class may refuse anything; its text remains

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sorix_dist.comm.completion import VARIABLE
+from sorix_dist.comm.completion import EXIT_PREEMPTED, VARIABLE
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.run import ENDING, EXIT_PREEMPTED, TIMED_OUT, Ended, run
+from sorix_dist.launch.run import ENDING, TIMED_OUT, Ended, run
 
 EXIT_INCOMPLETE = 70
 """The exit code where all ranks seem to have ended well, but rank 0 did not come to the end of the script."""
@@ -58,7 +57,8 @@ def supervise(
         mark = checkpoint / f"{PRIVATE}{secrets.token_hex(8)}"
         left = None if limit is None else max(0.0, limit - (time.monotonic() - began))
         ended = run(start(attempt, {VARIABLE: str(mark), ATTEMPT: str(attempt)}), limit=left, ending=WARNING)
-        completed = _taken_away(mark)
+        completed = mark.exists()
+        mark.unlink(missing_ok=True)
         if completed and ended.code == 0:
             return 0
         code = ended.code or EXIT_INCOMPLETE
@@ -93,11 +93,3 @@ def _what(ended: Ended, attempt: int, max_restarts: int, fruitless: int, checkpo
     if attempt == max_restarts:
         return f"{what}; not started again" + f" after {max_restarts} restarts" * (max_restarts > 0)
     return f"{what}; restart {attempt + 1} of {max_restarts}"
-
-
-def _taken_away(mark: Path) -> bool:
-    try:
-        os.unlink(mark)
-    except FileNotFoundError:
-        return False
-    return True

@@ -8,12 +8,14 @@ import signal
 import subprocess
 from pathlib import Path
 
+from sorix_dist.comm.process import parent
+
 
 def descendants(pid: int) -> list[int]:
     """The living processes that `pid` started, directly or not, parents before children."""
     children: dict[int, list[int]] = {}
-    for child, parent in _parents().items():
-        children.setdefault(parent, []).append(child)
+    for process, started_by in _parents().items():
+        children.setdefault(started_by, []).append(process)
     found = list(children.get(pid, ()))
     for process in found:  # grows while it is walked
         found += children.get(process, ())
@@ -35,12 +37,5 @@ def _parents() -> dict[int, int]:
     proc = Path("/proc")
     if not (proc / "self" / "stat").exists():
         listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
-        return {int(pid): int(parent) for pid, parent in (line.split() for line in listing.stdout.splitlines())}
-    parents = {}
-    for folder in proc.iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                # "pid (name) state ppid ...": the name may hold spaces and brackets
-                state = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                parents[int(folder.name)] = int(state[1])
-    return parents
+        return {int(pid): int(ppid) for pid, ppid in (line.split() for line in listing.stdout.splitlines())}
+    return {pid: parent(pid) for pid in (int(folder.name) for folder in proc.iterdir() if folder.name.isdecimal())}

@@ -18,6 +18,7 @@ from sorix_dist.store import tensorfile
 from sorix_dist.store.structure import pack, unpack
 from sorix_dist.train import states
 from sorix_dist.train.folder import Folder
+from sorix_dist.utils.data.sampler import whole
 
 OURS = "sorix_dist"
 """The name in a checkpoint under which everything lies that no argument gave."""
@@ -38,8 +39,7 @@ class Checkpointer:
     def __init__(
         self, directory: str | os.PathLike[str], keep: int = 3, async_save: bool = False, comm: Any = None
     ) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"Checkpointer: keep must be an integer >= 1, got {keep!r}")
+        keep = whole("Checkpointer: keep", keep, 1)
         self.directory = Path(os.path.abspath(os.fspath(directory)))
         self.async_save = bool(async_save)
         self.comm = communicator(comm)
@@ -59,15 +59,14 @@ class Checkpointer:
         """
         names = [f"'{name}'" for name in sorted(parts)]
         same_everywhere(self.comm, "Checkpointer.save: step and the names of parts", [f"step {step!r}", *names])
-        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
-            raise ValueError(f"Checkpointer.save: step must be an integer >= 0, got {step!r}")
+        step = whole("Checkpointer.save: step", step, 0)
         if OURS in parts:
             raise ValueError(f"Checkpointer.save: the name {OURS!r} is taken, give another one")
         self.wait()
         stateful = {name: part for name, part in parts.items() if states.has_state(part)}
         own = {name: part for name, part in stateful.items() if not states.is_alike(part)}
         told = on_every_rank(self.comm, lambda: {name: states.state_of(part) for name, part in own.items()})
-        return on_first_rank(self.comm, lambda: self._save(int(step), parts, stateful, told))
+        return on_first_rank(self.comm, lambda: self._save(step, {**parts, **told}, stateful))
 
     def load_latest(self, **parts: Any) -> dict[str, Any] | None:
         """Loads the newest valid checkpoint into `parts`; returns the values that were saved with it, and its "step".
@@ -122,18 +121,15 @@ class Checkpointer:
 
     # -- what rank 0 does
 
-    def _save(self, step: int, parts: dict[str, Any], stateful: dict[str, Any], told: dict[str, Any]) -> Path:
-        content = {
-            name: part if name not in stateful else told[name] if name in told else states.state_of(part)
-            for name, part in parts.items()
-        }
+    def _save(self, step: int, parts: dict[str, Any], stateful: dict[str, Any]) -> Path:
+        alike = {name: states.state_of(part) for name, part in stateful.items() if states.is_alike(part)}
         ours = {
             "step": step,
             "parts": list(stateful),
             "counts": states.counts(stateful),
             "surroundings": states.surroundings(self.comm, virtual_shards(self.comm)),
         }
-        arrays, text = pack({**content, OURS: ours}, "parts")
+        arrays, text = pack({**parts, **alike, OURS: ours}, "parts")
         path = self.folder.next_path(step)
         if not self.async_save:
             self.folder.write(path, lambda: tensorfile.parts(arrays, text))

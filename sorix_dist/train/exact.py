@@ -59,11 +59,10 @@ class ExactMean:
     def add(self, values: Array, weight: float | int) -> None:
         """Adds values that have the same weight each."""
         share = exact(weight)
+        count = values.size
         if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
             self.odd |= {str(value) for value in values[~finite].astype(np.float64).tolist()}
-            count, values = values.size, values[finite]
-        else:
-            count = values.size
+            values = values[finite]
         self.total += exact_sum(values) * share
         self.weight += count * share
 

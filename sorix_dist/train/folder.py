@@ -10,14 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from sorix_dist.store import files as store_files
 from sorix_dist.store import tensorfile
-from sorix_dist.store.files import Files, make_folders, write_whole
+from sorix_dist.store.files import DISK, SUFFIX, make_folders, write_whole
 
 T = TypeVar("T")
 
 _NAME = re.compile(r"(\d{6,})-step-(\d+)\.safetensors")
-_UNFINISHED = re.compile(_NAME.pattern + r"\.[0-9a-f]+" + re.escape(store_files.SUFFIX))
+_UNFINISHED = re.compile(_NAME.pattern + r"\.[0-9a-f]+" + re.escape(SUFFIX))
 
 
 class Entry(NamedTuple):
@@ -31,13 +30,13 @@ class Entry(NamedTuple):
 class Folder:
     """The checkpoints in a folder, of which one process at a time writes.
 
-    keep: how many valid ones are kept; files: the operations that change the disk.
+    keep: how many valid ones are kept.
     """
 
-    def __init__(self, path: Path, keep: int, files: Files = store_files.DISK) -> None:
+    def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.keep = keep
-        self.files = files
+        self.files = DISK
         self._valid: dict[Path, tuple[int, int]] = {}  # with their size and time, which say whether they changed
 
     def entries(self) -> list[Entry]:

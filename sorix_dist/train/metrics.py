@@ -15,6 +15,7 @@ from sorix_dist.core.tensor import as_array
 from sorix_dist.parallel.check import same_everywhere
 from sorix_dist.parallel.world import communicator
 from sorix_dist.train.exact import ExactMean
+from sorix_dist.utils.data.sampler import whole
 
 Array = np.ndarray[Any, Any]
 
@@ -181,7 +182,7 @@ class Accuracy(_Counts):
     shape = (2,)
 
     def __init__(self, ignore_index: int | None = None, top_k: int = 1, *, comm: Any = None) -> None:
-        self.ignore_index, self.top_k = _option("ignore_index", ignore_index), _count("top_k", top_k)
+        self.ignore_index, self.top_k = _option("ignore_index", ignore_index), whole("top_k", top_k, 1)
         super().__init__(comm)
 
     def update(self, logits_or_labels: Any, target: Any) -> None:
@@ -215,7 +216,8 @@ class ConfusionMatrix(_Counts):
     options = ("num_classes", "ignore_index")
 
     def __init__(self, num_classes: int, ignore_index: int | None = None, *, comm: Any = None) -> None:
-        self.num_classes, self.ignore_index = _count("num_classes", num_classes), _option("ignore_index", ignore_index)
+        self.num_classes = whole("num_classes", num_classes, 1)
+        self.ignore_index = _option("ignore_index", ignore_index)
         self.shape = (self.num_classes, self.num_classes)
         super().__init__(comm)
 
@@ -292,12 +294,6 @@ def _check_range(name: str, labels: Array, keep: Array, classes: int) -> None:
     if wrong.any():
         place = np.unravel_index(int(wrong.argmax()), wrong.shape)
         raise IndexError(f"{name} must be in [0, {classes}), got {labels[place]} in row {place[0]}")
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-    return int(value)
 
 
 def _option(name: str, value: Any) -> int | None:

@@ -11,10 +11,8 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from sorix_dist.comm.completion import EXIT_PREEMPTED
 from sorix_dist.parallel.world import communicator
-
-EXIT_PREEMPTED = 75
-"""The exit code of a program that has saved and asks to be started again (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Preemption:

@@ -19,7 +19,7 @@ from sorix_dist.utils import machine
 
 def has_state(part: Any) -> bool:
     """Whether a part of a run has a state that can be taken and given back."""
-    return _has(part, "state_dict", "load_state_dict") or _counts_epochs(part)
+    return _has_own_state(part) or (_has(part, "set_epoch") and hasattr(part, "epoch"))
 
 
 def is_alike(part: Any) -> bool:
@@ -29,7 +29,7 @@ def is_alike(part: Any) -> bool:
 
 def state_of(part: Any) -> Any:
     """The state of a part; its epoch if that is all there is."""
-    return {"epoch": part.epoch} if not _has(part, "state_dict") else part.state_dict()
+    return part.state_dict() if _has_own_state(part) else {"epoch": part.epoch}
 
 
 def is_copied(part: Any) -> bool:
@@ -44,7 +44,7 @@ def is_copied(part: Any) -> bool:
 
 def load_state(part: Any, state: Any) -> None:
     """Gives a part a state that `state_of` took."""
-    if _has(part, "load_state_dict"):
+    if _has_own_state(part):
         part.load_state_dict(state)
     else:
         part.set_epoch(state["epoch"])
@@ -115,9 +115,9 @@ def _draws(part: Any) -> Iterator[tuple[str, Draws]]:
                     yield f"{prefix}.{name}", value
 
 
+def _has_own_state(part: Any) -> bool:
+    return _has(part, "state_dict", "load_state_dict")
+
+
 def _has(part: Any, *methods: str) -> bool:
     return all(callable(getattr(part, method, None)) for method in methods)
-
-
-def _counts_epochs(part: Any) -> bool:
-    return _has(part, "set_epoch") and hasattr(part, "epoch")

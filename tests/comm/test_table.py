@@ -30,7 +30,7 @@ def gone_process() -> tuple[int, int]:
 
 
 def test_a_row_is_seen_by_whoever_opens_the_table(table: Table) -> None:
-    row = Row(table, 2, 4)
+    row = Row(table, 2)
     channel = Channel(row, 77)
     row.say("all_reduce of float32 (3,)", "train.py:12")
     row.words[row.at + layout.STEP] = 5
@@ -42,7 +42,8 @@ def test_a_row_is_seen_by_whoever_opens_the_table(table: Table) -> None:
     assert other.see(0) is None
     seen = other.see(2)
     assert seen is not None
-    assert (seen.rank, seen.pid, seen.start, seen.state) == (2, os.getpid(), start_time(os.getpid()), State.IMPORTED)
+    assert (seen.rank, seen.pid, seen.state) == (2, os.getpid(), State.IMPORTED)
+    assert table.owner(2) == (os.getpid(), start_time(os.getpid()))
     assert (seen.key, seen.count, seen.signature, seen.counts) == (77, 2, 222, {77: 2})
     assert (seen.step, seen.waits, seen.stack) == (5, True, -1)
     assert seen.text == ("all_reduce of float32 (3,)", "train.py:12")
@@ -51,7 +52,7 @@ def test_a_row_is_seen_by_whoever_opens_the_table(table: Table) -> None:
 
 
 def test_rows_fit_into_their_pages(table: Table) -> None:
-    rows = [Row(table, rank, 4) for rank in range(4)]
+    rows = [Row(table, rank) for rank in range(4)]
     channels = [[Channel(row, 1 + number) for number in range(layout.CHANNELS)] for row in rows]
     for row, own in zip(rows, channels):
         row.say("w" * PAGE, "x" * PAGE)
@@ -71,7 +72,7 @@ def test_rows_fit_into_their_pages(table: Table) -> None:
 
 
 def test_too_many_communicators_are_counted_all_the_same_and_pages_are_given_back(table: Table) -> None:
-    row = Row(table, 0, 4)
+    row = Row(table, 0)
     channels = [Channel(row, 1 + number) for number in range(layout.CHANNELS + 2)]
     assert [channel.at >= 0 for channel in channels] == [True] * layout.CHANNELS + [False] * 2
     assert [channels[-1].enter(1), channels[-1].enter(1)] == [1, 2]
@@ -85,7 +86,7 @@ def test_too_many_communicators_are_counted_all_the_same_and_pages_are_given_bac
 
 
 def test_a_text_is_never_seen_half_written(table: Table) -> None:
-    row = Row(table, 1, 4)
+    row = Row(table, 1)
     pairs = [(letter * (20 + 13 * place), f"{letter}.py") for place, letter in enumerate("abcdefgh")]
     done = threading.Event()
 
@@ -106,7 +107,7 @@ def test_a_text_is_never_seen_half_written(table: Table) -> None:
 
 
 def test_a_damaged_text_is_no_text(table: Table) -> None:
-    Row(table, 1, 4).say("all_reduce", "train.py:1")
+    Row(table, 1).say("all_reduce", "train.py:1")
     at = table.memory.find(b"all_reduce")
     table.memory[at : at + 1] = b"X"
     assert table.see(1).text == ("", "")  # type: ignore[union-attr]
@@ -117,18 +118,18 @@ def test_long_texts_keep_the_line_number() -> None:
 
 
 def test_another_process_takes_a_row_over_whole(table: Table) -> None:
-    first = Row(table, 0, 4)
+    first = Row(table, 0)
     Channel(first, 5).enter(1)
     first.say("all_reduce", "")
     first.words[first.at + layout.STEP] = 9
-    Row(table, 0, 4)
+    Row(table, 0)
     seen = table.see(0)
     assert seen is not None
     assert (seen.entered, seen.counts, seen.step, seen.text) == (0, {}, -1, ("", ""))
 
 
 def test_a_child_process_says_nothing_for_its_parent(table: Table) -> None:
-    row = Row(table, 0, 4)
+    row = Row(table, 0)
     row.set(State.RUNNING)
     child = os.fork()
     if child == 0:
@@ -151,7 +152,7 @@ def test_a_removed_table_is_made_anew(tmp_path: Path) -> None:
     first.remove()
     assert list(tmp_path.iterdir()) == []
     second = Table.join(tmp_path / "table", 2)
-    Row(second, 0, 2)
+    Row(second, 0)
     assert first.see(0) is None
 
 

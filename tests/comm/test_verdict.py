@@ -16,7 +16,7 @@ def seen(rank: int, count: int, *, waits: bool = False, state: State = State.RUN
     """A rank that has entered `count` collectives of communicator 7, and has left the last one unless it waits."""
     known = {"step": count, "signature": 1, "counts": {7: count}, "key": 7, "text": ("all_reduce", "train.py:9")}
     left = count - waits
-    return Seen(rank, 100 + rank, 1, state, count, left, count=count, stack=-1, **(known | others))
+    return Seen(rank, 100 + rank, state, count, left, count=count, stack=-1, **(known | others))
 
 
 def verdict(*rows: Seen, timeout: float = 300.0, **observed: Any) -> str | None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.launch import segments
+from sorix_dist.launch.answer import ask
 from sorix_dist.launch.doctor import Finding, machine, mpi
-from sorix_dist.launch.doctor.finding import ask
 from tests.launch.jobs import survivors
 from tests.launch.test_command import VERSIONS, launcher
 from tests.launching import MPIRUN, needs_mpirun, run_command

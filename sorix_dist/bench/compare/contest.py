@@ -18,7 +18,7 @@ from sorix_dist._version import __version__
 from sorix_dist.bench.compare.arena import Arena, Turn, measures_memory
 from sorix_dist.bench.compare.contestants import OURS, Contestant, Interpreters, crowd, field, importing
 from sorix_dist.bench.compare.installed import installed
-from sorix_dist.bench.measure import summary
+from sorix_dist.bench.measure import summaries, summary
 from sorix_dist.bench.workloads import WORKLOADS, store
 from sorix_dist.launch.command import command
 from sorix_dist.launch.errors import LaunchError
@@ -72,6 +72,7 @@ class _Contest:
     def __init__(self, plan: Plan, say: Callable[[str], None], folder: Path) -> None:
         self.plan, self.say, self.folder = plan, say, folder
         self.field = field(plan.ranks)
+        self.teams = [each for each in self.field if each.ranks > 1 and not each.options]
         self.left_out = plan.interpreters.missing(plan.libraries)
         self.libraries = [OURS, *(library for library in plan.libraries if library not in self.left_out)]
         self.versions: dict[str, str] = {}
@@ -121,7 +122,7 @@ class _Contest:
                 if contestant.peer == OURS and contestant.threads == 1:
                     arena.prepare(contestant.name, "products", **self._stored(name))
                     turns.append((contestant.name, "products"))
-                if contestant.ranks > 1 and not contestant.options:
+                if contestant in self.teams:
                     weak = self._stored(name, contestant.ranks)
                     arena.prepare(contestant.name, "step", "weak step", **weak)
                     turns.append((contestant.name, "weak step"))
@@ -155,7 +156,7 @@ class _Contest:
         """Sums over the ranks, by bytes."""
         self.say("sums over ranks")
         results = {}
-        with self._arena([each for each in self.field if each.ranks > 1 and not each.options]) as arena:
+        with self._arena(self.teams) as arena:
             self._enter(arena)
             turns = [
                 (contestant.name, act)
@@ -173,7 +174,7 @@ class _Contest:
         """The most bytes of a rank, with nobody else there to share libraries with."""
         self.say(f"memory of {workload}")
         results = {}
-        for contestant in [each for each in self.field if each.ranks > 1 and not each.options]:
+        for contestant in self.teams:
             with self._arena([contestant]) as arena:
                 self._enter(arena)
                 for name in arena.seats:
@@ -199,7 +200,4 @@ class _Contest:
 
 
 def _by_act(times: dict[Turn, list[float]]) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for (name, act), values in times.items():
-        results.setdefault(act, {})[name] = summary(values)
-    return results
+    return summaries({(act, name): values for (name, act), values in times.items()})

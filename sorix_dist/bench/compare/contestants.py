@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.bench import peers
+from sorix_dist.launch.answer import ask
 from sorix_dist.launch.command import Command, command
-from sorix_dist.launch.errors import LaunchError
 
 OURS = "sorix_dist"
 SCRIPT = Path(peers.__file__).with_name("turns.py")
@@ -51,7 +50,7 @@ class Contestant:
 
         if self.peer == OURS:
             start = command(program(0), self.ranks, environ=environ)
-            return [Command(start.argv, environ | dict(start.env))]
+            return [Command(start.argv, environ | start.env)]
         # Gloo would ask for the host's name, which need not lead anywhere.
         environ |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
         return [Command(tuple(program(rank)), environ) for rank in range(self.ranks)]
@@ -110,11 +109,6 @@ def importing(interpreter: str, library: str) -> tuple[float, str]:
     From the second time on the library's bytecode is cached, as it is for its users.
     """
     code = f"from time import perf_counter as now; t = now(); import {library}; print(now() - t)"
-    try:
-        environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        ended = subprocess.run([interpreter, "-c", code], env=environ, capture_output=True, text=True, timeout=100)
-    except OSError as error:
-        raise LaunchError(f"{interpreter} could not be started: {error.strerror}") from error
-    if ended.returncode:
-        return 0.0, (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-    return float(ended.stdout.splitlines()[-1]), ""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    answer = ask([interpreter, "-c", code], environ, 100.0)
+    return (float(answer.out.splitlines()[-1]), "") if answer.code == 0 else (0.0, answer.why)

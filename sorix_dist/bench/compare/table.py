@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sorix_dist.bench.compare.contestants import OURS, crowd, field
-from sorix_dist.bench.words import short, table, time
+from sorix_dist.bench.words import measured_on, page, short, table, time, workloads
 
 Results = dict[str, Any]
 KINDS = {"backward": "as a backward sums", "all_reduce": "all-reduce", "memcpy": "copying as much, each rank"}
@@ -14,22 +14,16 @@ KINDS = {"backward": "as a backward sums", "all_reduce": "all-reduce", "memcpy":
 
 def tables(results: Results) -> str:
     """All that `contest.compare` has found."""
-    parts = (_machine, _steps, _ratios, _bounds, _crowded, _sums, _memory, _presence)
-    blocks = ["\n".join(part(results)) for part in parts]
-    named = "\n".join(f"  {name}: {text}" for name, text in results["workloads"].items())
-    return "\n\n".join([*filter(None, blocks), f"Workloads\n{named}"])
+    parts = (_machine, _steps, _ratios, _bounds, _crowded, _sums, _memory, _presence, workloads)
+    return page(part(results) for part in parts)
 
 
 def _machine(results: Results) -> Iterator[str]:
-    machine = results["machine"]
-    yield f"sorix_dist {results['version']} on {machine['cpu']}, {machine['cores']} usable core(s), {machine['system']}"
-    yield f"Python {machine['python']}, NumPy {machine['numpy']}, {machine['blas']}, MPI: {machine['mpi']}"
+    yield from measured_on(results)
     others = [f"{library} {version}" for library, version in results["libraries"].items() if library != OURS]
     yield f"Beside {', '.join(others) or 'nobody else'}; {results['date']}, {results['seconds']} s"
     yield from (f"Left out: {name} ({why})" for name, why in results["left out"].items())
     yield "A rank has one thread. Times are medians and, in brackets, 10th percentiles; ratios are of 10th percentiles."
-    if machine["load"] > machine["cores"] / 4:
-        yield f"Others were using this machine (load {machine['load']:.1f} at the start): the numbers are noisy."
 
 
 def _steps(results: Results) -> Iterator[str]:

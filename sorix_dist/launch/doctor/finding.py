@@ -1,14 +1,10 @@
-"""One line of the doctor's page, and how a check asks another process without waiting for ever."""
+"""One line of the doctor's page."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-
-from sorix_dist.launch.tree import kill_tree
 
 Level = Literal["ok", "warning", "error"]
 
@@ -24,45 +20,3 @@ class Finding:
     """What to do about it, if something is to be done."""
     data: Mapping[str, object] = field(default_factory=dict)
     """The same as numbers, for programs."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of a command."""
-
-    code: int | None
-    """None if it did not end in time."""
-    out: str
-    err: str
-
-    @property
-    def why(self) -> str:
-        """In a line, why it failed."""
-        if self.code is None:
-            return "it hangs"
-        said = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip(" =-*")]
-        raised = [line for line in said if re.match(r"[\w.]+(Error|Exception|Mismatch): ", line)]
-        return (raised or said[::-1] or [f"code {self.code}"])[0]
-
-
-def ask(argv: Sequence[str], environ: Mapping[str, str], limit: float) -> Answer:
-    """Runs a command, and kills it with all that it started after `limit` seconds."""
-    with subprocess.Popen(
-        argv,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=limit)
-            return Answer(process.returncode, out, err)
-        except BaseException as error:
-            kill_tree(process.pid)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            out, err = process.communicate()
-            return Answer(None, out, err)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 
-from sorix_dist.launch.doctor.finding import Finding, ask
+from sorix_dist.launch.answer import ask
+from sorix_dist.launch.doctor.finding import Finding
 
 CHOICE = "OPENBLAS_CORETYPE"
 WIDE, NARROW = ("SkylakeX", "Cooperlake", "SapphireRapids"), "Haswell"

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sorix_dist.launch import segments
+from sorix_dist.launch.answer import ask
 from sorix_dist.launch.cores import usable_cores
-from sorix_dist.launch.doctor.finding import Finding, ask
+from sorix_dist.launch.doctor.finding import Finding
 
 SMALL = 256 << 20
 """Bytes of /dev/shm that a model and its gradients can soon exceed; a container has 64 MB by default."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.launcher import Launch, detect, tasks_of_job
 from sorix_dist.launch import segments
+from sorix_dist.launch.answer import Answer, ask
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
-from sorix_dist.launch.doctor.finding import Answer, Finding, ask
+from sorix_dist.launch.doctor.finding import Finding
 from sorix_dist.launch.errors import LaunchError
 
 LIMIT = 60.0
@@ -28,18 +29,13 @@ RANK_VARIABLES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_", "MV2_
 """How the names of the variables begin that make a process the rank of a job."""
 
 _LIBRARY = """
-import json, mpi4py
+import json, os, mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
 vendor, version = MPI.get_vendor()
-paths = []
-try:
-    for line in open("/proc/self/maps"):
-        if "/libmpi" in line and "abi" not in line:
-            paths.append(line.split()[-1])
-except OSError:
-    pass
-print(json.dumps([vendor, version, MPI.Get_library_version().splitlines()[0], paths[:1]]))
+maps = open("/proc/self/maps") if os.path.exists("/proc/self/maps") else ()
+path = next((line.split()[-1] for line in maps if "/libmpi" in line and "abi" not in line), None)
+print(json.dumps([vendor, version, MPI.Get_library_version().splitlines()[0], path]))
 """
 
 _REDUCE = """
@@ -124,14 +120,14 @@ def checks(environ: Mapping[str, str]) -> list[Finding]:
 def _library(environ: Mapping[str, str]) -> tuple[Finding, str, tuple[int, ...]]:
     answer = ask([sys.executable, "-c", _LIBRARY], plain(environ), LIMIT)
     if answer.code != 0:
-        said = mismatch.no_mpi(None, RuntimeError(answer.why.removeprefix("RuntimeError: ")))
+        said = f"mpi4py cannot be loaded: {answer.why}"
         if "cannot load MPI library" in answer.err:
             said = "mpi4py finds no MPI library"
         return Finding("MPI library", "error", said, mismatch.INSTALL), "", ()
-    vendor, version, text, paths = json.loads(answer.out.splitlines()[-1])
-    where = f" at {paths[0]}" if paths else ""
+    vendor, version, text, path = json.loads(answer.out.splitlines()[-1])
+    where = f" at {path}" if path else ""
     words = " ".join(text.strip(", ").split())
-    data = {"vendor": vendor, "version": version, "path": paths[0] if paths else None}
+    data = {"vendor": vendor, "version": version, "path": path}
     return Finding("MPI library", "ok", f"{words}{where}", data=data), vendor, tuple(version)
 
 
@@ -191,17 +187,14 @@ def _alone(launch: Launch, vendor: str, environ: Mapping[str, str]) -> str | Non
 
 def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...]) -> list[Finding]:
     """Two ranks on this host: a sum, shared memory, and whether one survives the other."""
-    found = []
     reduced = _two(environ, _REDUCE)
-    if reduced.code == 0 and "MEASURED " in reduced.out:
-        speeds = {
-            int(size): time for size, time in json.loads(reduced.out.partition("MEASURED ")[2].splitlines()[0]).items()
-        }
-        text = ", ".join(f"{_bytes(size)} in {_time(seconds)}" for size, seconds in speeds.items())
-        found.append(Finding("2 ranks", "ok", f"all-reduce is right: {text}", data={"seconds": speeds}))
-    else:
+    if reduced.code != 0 or "MEASURED " not in reduced.out:
         mend = "run the mpirun line of `sorix-dist run -n 2 --dry-run SCRIPT` by hand to see all that it says"
         return [Finding("2 ranks", "error", f"all-reduce fails: {reduced.why}", mend)]
+    measured = json.loads(reduced.out.partition("MEASURED ")[2].splitlines()[0])
+    speeds = {int(size): seconds for size, seconds in measured.items()}
+    text = ", ".join(f"{_bytes(size)} in {_time(seconds)}" for size, seconds in speeds.items())
+    found = [Finding("2 ranks", "ok", f"all-reduce is right: {text}", data={"seconds": speeds})]
     shared = _two(environ, _WINDOW)
     if shared.code == 0 and "SHARED" in shared.out:
         found.append(Finding("Shared windows", "ok", "two ranks see one memory"))
@@ -221,7 +214,7 @@ def _two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
     start = command([sys.executable, "-c", script], 2, environ=here)
     began = segments.now()
-    answer = ask([start.argv[0], *options, *start.argv[1:]], {**here, **start.env}, LIMIT)
+    answer = ask([start.argv[0], *options, *start.argv[1:]], here | start.env, LIMIT)
     segments.remove_left_over(began)  # it is killed when it hangs, and one of its ranks kills itself
     return answer
 
