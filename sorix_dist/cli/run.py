@@ -11,9 +11,9 @@ from typing import Any
 
 from sorix_dist.cli.parser import Parser, add_script, assignment, positive, script_with_arguments, seconds, whole
 from sorix_dist.comm.blas import VARIABLES
+from sorix_dist.comm.cores import usable_cores
 from sorix_dist.comm.launcher import tasks_of_job
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
-from sorix_dist.launch.cores import usable_cores
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
 from sorix_dist.launch.logs import logged

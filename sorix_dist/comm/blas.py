@@ -12,6 +12,7 @@ import warnings
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
+from sorix_dist.comm.cores import cut_to_quota, own_cpus
 from sorix_dist.comm.launcher import detect
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def cap_early(environ: MutableMapping[str, str]) -> int | None:
     ranks = _launched_here(environ)
     if ranks == 1 or _chosen_by_user(environ):
         return None
-    threads = max(1, len(own_cpus()) // ranks)
+    threads = max(1, cut_to_quota(len(own_cpus())) // ranks)
     _set(environ, threads)
     return threads
 
@@ -40,10 +41,10 @@ def cap_early(environ: MutableMapping[str, str]) -> int | None:
 def cap(comm: Comm, threads: int | str, environ: MutableMapping[str, str]) -> int | None:
     """Set the BLAS threads of this rank: a call of all ranks; return the number, None if left as it is.
 
-    'auto' is the number of distinct CPUs that the ranks of this host may use, divided by these ranks, at
-    least 1 and at most the CPUs that this rank may use; one rank alone on its host is not capped. Ranks that
-    the launcher started here but that are not in `comm` count too. An int is the number itself, whatever the
-    environment says.
+    'auto' is the number of distinct CPUs that the ranks of this host may use, cut to the container's quota and
+    divided by these ranks, at least 1 and at most the CPUs that this rank may use; one rank alone on its host, without
+    a quota, is not capped. Ranks that the launcher started here but that are not in `comm` count too. An int is the
+    number itself, whatever the environment says.
     """
     cpus = own_cpus()
     masks = comm.gather_objects((comm.host, sum(1 << cpu for cpu in cpus)))
@@ -51,15 +52,15 @@ def cap(comm: Comm, threads: int | str, environ: MutableMapping[str, str]) -> in
     for host, mask in masks:
         if host == comm.host:
             union |= mask
-    cores = union.bit_count()
+    cores = cut_to_quota(union.bit_count())
     ranks = max(comm.local_size, _launched_here(environ))
     if isinstance(threads, int):
         _warn_of_crowd(f"threads={threads}", threads, ranks, cores, comm.rank)
         _set(environ, threads)
         return threads
     chosen = _chosen_by_user(environ)
-    if chosen is None and ranks > 1:
-        number = max(1, min(len(cpus), cores // ranks))
+    number = max(1, min(len(cpus), cores // ranks))
+    if chosen is None and (ranks > 1 or number < len(cpus)):
         _set(environ, number)
         return number
     if chosen is not None and environ[chosen].isdigit():
@@ -83,13 +84,6 @@ def _warn_of_crowd(said: str, threads: int, ranks: int, cores: int, rank: int) -
             RuntimeWarning,
             stacklevel=5,
         )
-
-
-def own_cpus() -> set[int]:
-    """The numbers of the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def _launched_here(environ: MutableMapping[str, str]) -> int:

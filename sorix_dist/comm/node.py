@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sorix_dist.comm.blas import own_cpus
+from sorix_dist.comm.cores import usable_cores
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
@@ -26,7 +26,7 @@ LOOKS_AWAKE = 1000
 """How often it does that, before it sleeps between two looks: who is late for long is not worth a whole core."""
 ASLEEP = 50e-6
 """Seconds of such a sleep."""
-_REFERENCES = 1  # to the argument of getrefcount
+_REFERENCES = sys.getrefcount(object())  # to an argument that nobody else holds
 _let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
@@ -105,7 +105,7 @@ class Gate:
         self._fence = fence
         self._count = 0
         self._inside = False
-        self._patience = PATIENCE if len(words) <= len(own_cpus()) else 0
+        self._patience = PATIENCE if len(words) <= usable_cores() else 0
 
     def wait(self) -> None:
         """Wait until all ranks have called this so many times; afterwards each sees what the others wrote before.

@@ -110,6 +110,14 @@ def test_cores_are_counted_once_per_host(
     assert run_threads(rank, len(cpus), hosts=hosts) == expected
 
 
+def test_a_containers_quota_is_shared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cpus(monkeypatch, *range(64))
+    monkeypatch.setattr(blas, "cut_to_quota", lambda cpus: min(cpus, 4))
+    assert blas.cap_early(dict(TWO_HERE)) == 2
+    assert run_threads(lambda: blas.cap(current(), "auto", {}), 2) == [2, 2]
+    assert blas.cap(Solo(), "auto", {}) == 4  # 64 threads would take turns in the time of 4 CPUs
+
+
 PRINT_THREADS = """
 import json, os, sys
 if sys.argv[1] == "numpy first":

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from sorix_dist.comm.cores import usable_cores
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import ask
-from sorix_dist.launch.cores import usable_cores
 from sorix_dist.launch.doctor.finding import Finding
 
 SMALL = 256 << 20
