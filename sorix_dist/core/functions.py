@@ -93,17 +93,13 @@ def _in_kind(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
 def _place(function: Callable[..., Any]) -> Callable[..., Any]:
     def place(X: Any, axis: Any = 1, dim: Any = None, keepdims: bool = True, *, keepdim: bool | None = None) -> Any:
         at = axis if dim is None else dim
-        keep = keepdims if keepdim is None else keepdim
-        return function(X, None if at is None else _dimension(at, X), keep)
+        if at == 1 and np.ndim(X) == 1:
+            at = 0  # the only dimension of a vector
+        return function(X, at, keepdims if keepdim is None else keepdim)
 
     place.__name__ = function.__name__
     place.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
     return answering_in_kind(place)
-
-
-def _dimension(axis: int, X: Any) -> int:
-    """`axis`, or the only dimension of a vector."""
-    return 0 if axis == 1 and np.ndim(X) == 1 else axis
 
 
 add, sub, mul, div, pow = _in_kind(e.add, e.sub, e.mul, e.div, e.pow)
