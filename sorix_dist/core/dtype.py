@@ -50,6 +50,15 @@ def as_dtype(value: Any) -> np.dtype[Any]:
     return named
 
 
+def names_dtype(value: Any) -> builtins.bool:
+    """Whether `as_dtype` takes it."""
+    try:
+        as_dtype(value)
+    except TypeError:
+        return False
+    return True
+
+
 float16, float32, float64 = DType(np.float16), DType(np.float32), DType(np.float64)
 int16, int32, int64, uint8 = DType(np.int16), DType(np.int32), DType(np.int64), DType(np.uint8)
 bool_ = DType(np.bool_)
