@@ -14,8 +14,9 @@ from sorix_dist.core.graph import Sync
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
 
-# data, gradient, scratch arrays, buffers by name: slices of one length
-Block = tuple[Array, Array, tuple[Array, ...], dict[str, Array]]
+Scratch = tuple[Array, ...]
+Buffers = dict[str, Array]  # by name
+Block = tuple[Array, Array, Scratch, Buffers]  # with data and gradient in front: slices of one length
 
 
 class GroupState:
@@ -162,7 +163,7 @@ class GroupState:
             )
 
         self._runs = []
-        spare: dict[Any, tuple[Array, ...]] = {}
+        spare: dict[Any, Scratch] = {}
         for run in flat.runs(self.params, used, joined):
             if run.flat.edited is not None:
                 raise RuntimeError("step: the parameters are being edited; step after the end of `with model.edit():`")
