@@ -29,11 +29,7 @@ def _next_number() -> int:
 
 class _Dropout(Module):
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        name = type(self).__name__
-        if not 0 <= p <= 1:
-            raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
-        if inplace:
-            raise ValueError(f"{name}: inplace must be False: arrays are not overwritten, got {inplace!r}")
+        dropout.check(type(self).__name__, p, inplace)
         self.p = p
         self.draws = dropout.Draws(_next_number())
 
