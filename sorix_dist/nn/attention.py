@@ -28,6 +28,8 @@ class MultiheadAttention(Module):
     `out_proj` is a Linear.
     """
 
+    _in_repr = ("embed_dim", "num_heads", "batch_first")
+
     def __init__(
         self,
         embed_dim: int,
@@ -162,9 +164,6 @@ class MultiheadAttention(Module):
         if np.shape(mask) == (n * heads, length, keys):
             mask = reshape(mask, shape)
         return bias_of("MultiheadAttention: attn_mask", mask, shape, kind, sees=False)
-
-    def extra_repr(self) -> str:
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
 
 
 def _xavier(shape: tuple[int, int], kind: Any) -> Parameter:

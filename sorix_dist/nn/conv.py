@@ -167,6 +167,8 @@ class ConvTranspose2d(_Convolution):
 
 
 class _MaxPool(Module):
+    _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
     def __init__(
         self,
         kernel_size: int | Pair,
@@ -180,9 +182,6 @@ class _MaxPool(Module):
         self.padding: Any = padding
         self.dilation: Any = dilation
         self.ceil_mode = ceil_mode
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{n}={vars(self)[n]}" for n in ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
 
 
 class MaxPool1d(_MaxPool):
@@ -205,6 +204,8 @@ class AvgPool2d(Module):
     count_include_pad: whether the zeros of the padding count; divisor_override: what to divide the sums by.
     """
 
+    _in_repr = ("kernel_size", "stride", "padding")
+
     def __init__(
         self,
         kernel_size: int | Pair,
@@ -222,18 +223,14 @@ class AvgPool2d(Module):
         counted, divisor = self.count_include_pad, self.divisor_override
         return pool.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, counted, divisor)
 
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
-
 
 class AdaptiveAvgPool2d(Module):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
+
+    _in_repr = ("output_size",)
 
     def __init__(self, output_size: int | tuple[int | None, int | None] | None) -> None:
         self.output_size = output_size
 
     def forward(self, x: Any) -> Tensor:
         return pool.adaptive_avg_pool2d(x, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from sorix_dist.core import Tensor
 from sorix_dist.nn.state import IncompatibleKeys as IncompatibleKeys
@@ -28,6 +28,7 @@ class Module(Stateful):
     """
 
     training = True
+    _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module computes; subclasses define it."""
@@ -177,7 +178,7 @@ class Module(Stateful):
 
     def extra_repr(self) -> str:
         """What `repr` says of this module beside its children."""
-        return ""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self._in_repr)
 
     def __repr__(self) -> str:
         held = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
