@@ -36,7 +36,9 @@ class GroupState:
         self.homes: list[Home] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
-        self.forget_blocks()
+        self._cut_for: Any = None  # what the blocks of `_runs` were cut for
+        self._used = np.zeros(len(params), np.int64)
+        self._runs: list[tuple[int, list[Block]]] = []
         self._lay(())
 
     def syncs(self) -> list[Sync]:
@@ -46,12 +48,6 @@ class GroupState:
             found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
             self._syncs = (flat.version(), list(found.values()))
         return self._syncs[1]
-
-    def forget_blocks(self) -> None:
-        """Makes the next `advance` cut the blocks anew."""
-        self._cut_for: Any = None
-        self._used = np.zeros(len(self.params), np.int64)
-        self._runs: list[tuple[int, list[Block]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
@@ -117,7 +113,7 @@ class GroupState:
                 if self._rooms[room][0].writes:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
         self._meet()
-        self.forget_blocks()
+        self._cut_for, self._runs = None, []
 
     def _meet(self) -> None:
         for home in self.homes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -44,17 +43,8 @@ class Draws:
         return self._before + since
 
 
-_functional: ContextVar[tuple[rng.Seed | None, Draws] | None] = ContextVar("functional", default=None)
-
-
-def functional_draws() -> Draws:
-    """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
-    seed = rng.seed() if rng.seed().chosen else None
-    known = _functional.get()
-    if known is None or known[0] is not seed:
-        known = (seed, Draws(_OF_FUNCTIONS))
-        _functional.set(known)
-    return known[1]
+functional_draws = rng.PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
+"""The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
 
 
 def dropout(
