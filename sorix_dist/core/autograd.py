@@ -132,7 +132,7 @@ def grad(
 
     def at_leaf(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
         if id(leaf) in found:
-            collect(leaf, fit(gradient if rule is None else rule(gradient, None), leaf))
+            collect(leaf, _part(leaf, rule, gradient))
 
     starts = []
     for tensor, g in zip(outs, grad_outputs, strict=True):
@@ -161,7 +161,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Call
             local = leaf.local
             # Where others add their part to the gradient, hooks see the sum: that is theirs to call.
             if leaf.hooks and local is leaf.total:
-                part = fit(gradient if rule is None else rule(gradient, None), leaf)
+                part = _part(leaf, rule, gradient)
                 hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
             elif rule is None or local.written:
                 leaf.deposit(gradient if rule is None else rule(gradient, None))
@@ -183,7 +183,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Call
     totals: dict[Leaf, Any] = {}
 
     def add_up(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        part = fit(gradient if rule is None else rule(gradient, None), leaf)
+        part = _part(leaf, rule, gradient)
         totals[leaf] = part if leaf not in totals else totals[leaf] + part
 
     with enable_grad():
@@ -267,6 +267,10 @@ def walk(
             else:
                 pending[edge] = part
                 heappush(heap, (-edge.number, edge))
+
+
+def _part(leaf: Leaf, rule: Rule | None, gradient: Any) -> Any:
+    return fit(gradient if rule is None else rule(gradient, None), leaf)
 
 
 def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:

@@ -50,6 +50,11 @@ def as_dtype(value: Any) -> np.dtype[Any]:
     return named
 
 
+def or_float32(value: Any) -> np.dtype[Any]:
+    """The NumPy type that `value` names, float32 for None."""
+    return np.dtype(np.float32) if value is None else as_dtype(value)
+
+
 def names_dtype(value: Any) -> builtins.bool:
     """Whether `as_dtype` takes it."""
     try:

@@ -159,6 +159,13 @@ def leaf_of(parameter: Tensor) -> Leaf:
     return parameter.leaf
 
 
+def flat_of(parameter: Tensor) -> Flat:
+    """The flat storage of a parameter that has one."""
+    flat = leaf_of(parameter).flat
+    assert flat is not None
+    return flat
+
+
 def flatten(parameters: Iterable[Tensor]) -> list[Flat]:
     """Flat storages, one per dtype, that hold the parameters; those that they have are used if they fit.
 
@@ -227,8 +234,7 @@ def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[
     found: list[Run] = []
     before = -1
     for i in chosen:
-        flat = leaf_of(parameters[i]).flat
-        assert flat is not None
+        flat = flat_of(parameters[i])
         start = flat.start_of(parameters[i])
         stop = start + room(parameters[i])
         if found and found[-1].flat is flat and found[-1].stop == start and joined(before, i):

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core.dtype import or_float32
 
 
 def parameter_dtype(device: Any, dtype: Any) -> np.dtype[Any]:
     """The dtype that a layer's parameters get, float32 for None; raises for any device but "cpu" (or None)."""
     raise_for_device("cpu" if device is None else device)
-    return np.dtype(np.float32) if dtype is None else as_dtype(dtype)
+    return or_float32(dtype)
 
 
 def at_least_one(layer: str, **numbers: Any) -> None:

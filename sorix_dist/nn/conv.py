@@ -9,13 +9,11 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.shape import take
 from sorix_dist.core.ops.windows import Pair, pair, single
 from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.module import Module, Parameter
-
-# What a padding beyond zeros repeats, in NumPy's words.
-_PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 class _Convolution(Module):
@@ -47,8 +45,9 @@ class _Convolution(Module):
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"{name}: groups must divide {argument} {value}, got {groups}")
-        if padding_mode not in _PADDING:
-            raise ValueError(f"{name}: padding_mode must be one of {', '.join(_PADDING)}, got {padding_mode!r}")
+        modes = ("zeros", *MODES)
+        if padding_mode not in modes:
+            raise ValueError(f"{name}: padding_mode must be one of {', '.join(modes)}, got {padding_mode!r}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = self._numbers("kernel_size", kernel_size, 1)
         self.stride = self._numbers("stride", stride, 1)
@@ -89,7 +88,7 @@ class _Convolution(Module):
                     f"{type(self).__name__}: padding {self.padding!r} with padding_mode='{self.padding_mode}' must be "
                     f"at most {size - spare} for an input of shape {tuple(x.shape)}"
                 )
-        mode: Any = _PADDING[self.padding_mode]
+        mode: Any = MODES[self.padding_mode]
         places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(x.shape[2:], around, strict=True)]
         return take(x, index=(slice(None), slice(None), *np.ix_(*places))), 0
 

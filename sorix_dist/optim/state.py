@@ -124,7 +124,7 @@ class GroupState:
         homeless = [p for p in self.params if flat.leaf_of(p).flat is None]
         if homeless:
             flat.flatten(homeless)
-        room_of = [(_flat_of(p).home, p.array.dtype) for p in self.params]
+        room_of = [(flat.flat_of(p).home, p.array.dtype) for p in self.params]
         rooms = list(dict.fromkeys(room_of))
         known = {name: self._views(name) for name in self.buffers}
         same = rooms == self._rooms
@@ -176,9 +176,3 @@ class GroupState:
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((run.first, blocks))
-
-
-def _flat_of(parameter: Tensor) -> flat.Flat:
-    found = flat.leaf_of(parameter).flat
-    assert found is not None
-    return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op
-from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
+from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import reshape
@@ -117,7 +117,7 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
         raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {shape_of(input)}, got {k}")
     order = argsort(input, dim, descending=largest)
     if shape_of(input):
-        order = order[(slice(None),) * at + (slice(0, k),)]
+        order = order[along(at, slice(0, k))]
     return ValuesAndIndices(gather(input, dim, order), order)
 
 
