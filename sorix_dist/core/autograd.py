@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
 from contextvars import Token
 from heapq import heappop, heappush
 from typing import Any
@@ -20,9 +20,8 @@ Edge = Node | Leaf
 class _Recording(ContextDecorator):
     """Switches recording on or off, for a `with` block or a decorated function."""
 
-    mode: bool
-
-    def __init__(self) -> None:
+    def __init__(self, mode: bool) -> None:
+        self.mode = mode
         self._tokens: list[Token[bool]] = []
 
     def __enter__(self) -> None:
@@ -33,35 +32,29 @@ class _Recording(ContextDecorator):
 
     def _recreate_cm(self) -> _Recording:
         # A decorated function may run in several threads at once, each in a context of its own.
-        return _Switch(self.mode)
-
-
-class _Switch(_Recording):
-    """Recording as `mode` says."""
-
-    def __init__(self, mode: bool) -> None:
-        super().__init__()
-        self.mode = mode
+        return _Recording(self.mode)
 
 
 class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
     """Nothing is recorded inside: results do not require a gradient."""
 
-    mode = False
+    def __init__(self) -> None:
+        super().__init__(False)
 
 
 class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
     """Operations are recorded inside, also within `no_grad`."""
 
-    mode = True
+    def __init__(self) -> None:
+        super().__init__(True)
 
 
 class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
     """Switches recording at once; as a context it is undone on leaving, as a decorator it is for the function."""
 
     def __init__(self, mode: bool) -> None:
-        self.mode = bool(mode)
-        self._tokens = [recording.set(self.mode)]
+        super().__init__(bool(mode))
+        super().__enter__()
 
     def __enter__(self) -> None:
         recording.set(self.mode)
@@ -139,15 +132,17 @@ def grad(
 
     def at_leaf(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
         if id(leaf) in found:
-            collect(leaf, fit(gradient if rule is None else rule(gradient, None), leaf))
+            collect(leaf, _part(leaf, rule, gradient))
 
-    starts = [
-        (tensor, g if create_graph and isinstance(g, Tensor) else _wrap(_seed(tensor, g), create_graph))
-        for tensor, g in zip(outs, grad_outputs, strict=True)
-    ]
+    starts = []
+    for tensor, g in zip(outs, grad_outputs, strict=True):
+        if create_graph:
+            starts.append((tensor, g if isinstance(g, Tensor) else Tensor(_seed(tensor, g))))
+        else:
+            starts.append((tensor, _seed(tensor, g)))
     keep = create_graph if retain_graph is None else retain_graph
     oldest = min(tensor.origin.number if isinstance(tensor.origin, Node) else -1 for tensor in ins)
-    with _mode(create_graph):
+    with _Recording(create_graph):
         walk(starts, at_leaf, keep=keep, create=create_graph, at_node=collect, oldest=oldest)
     answers: list[Tensor | None] = []
     for i, tensor in enumerate(ins):
@@ -166,7 +161,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Call
             local = leaf.local
             # Where others add their part to the gradient, hooks see the sum: that is theirs to call.
             if leaf.hooks and local is leaf.total:
-                part = fit(gradient if rule is None else rule(gradient, None), leaf)
+                part = _part(leaf, rule, gradient)
                 hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
             elif rule is None or local.written:
                 leaf.deposit(gradient if rule is None else rule(gradient, None))
@@ -188,7 +183,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Call
     totals: dict[Leaf, Any] = {}
 
     def add_up(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        part = fit(gradient if rule is None else rule(gradient, None), leaf)
+        part = _part(leaf, rule, gradient)
         totals[leaf] = part if leaf not in totals else totals[leaf] + part
 
     with enable_grad():
@@ -274,6 +269,10 @@ def walk(
                 heappush(heap, (-edge.number, edge))
 
 
+def _part(leaf: Leaf, rule: Rule | None, gradient: Any) -> Any:
+    return fit(gradient if rule is None else rule(gradient, None), leaf)
+
+
 def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
     assert node.rules is not None
     if node.op.composite is None:
@@ -296,19 +295,6 @@ def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
         return lambda g, out: answer
 
     return [None if edge is None else constant(next(parts), edge) for edge in node.edges]
-
-
-@contextmanager
-def _mode(mode: bool) -> Iterator[None]:
-    token = recording.set(mode)
-    try:
-        yield
-    finally:
-        recording.reset(token)
-
-
-def _wrap(array: Any, create: bool) -> Any:
-    return Tensor(array) if create else array
 
 
 def _seed(tensor: Tensor, gradient: Any) -> Any:

@@ -6,13 +6,9 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sorix_dist.core.graph import Sync
 from sorix_dist.core.op import recording
-from sorix_dist.core.tensor import Tensor
-
-Array = np.ndarray[Any, Any]
+from sorix_dist.core.tensor import Array, Tensor
 
 
 def _itself(array: Array) -> Array:

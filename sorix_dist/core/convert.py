@@ -29,21 +29,13 @@ def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, **hin
     for target in targets:
         if isinstance(target, Tensor):
             dtype = target.array.dtype
-        elif isinstance(target, Device) or (isinstance(target, str) and not _names_dtype(target)):
+        elif isinstance(target, Device) or (isinstance(target, str) and not types.names_dtype(target)):
             device = target
         else:
             dtype = target
     if device is not None:
         raise_for_device(device)
     return self if dtype is None else astype(self, dtype)
-
-
-def _names_dtype(word: str) -> bool:
-    try:
-        types.as_dtype(word)
-    except TypeError:
-        return False
-    return True
 
 
 def cpu(self: Tensor) -> Tensor:

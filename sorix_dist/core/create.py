@@ -14,7 +14,7 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.tensor import Array, Tensor, as_array
@@ -45,17 +45,17 @@ def from_numpy(x: Array) -> Tensor:
 
 def zeros(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of a size given as `2, 3` or `(2, 3)`."""
-    return _made(np.zeros(_size("zeros", size), _or_float32(dtype)), device, requires_grad)
+    return _made(np.zeros(_size("zeros", size), or_float32(dtype)), device, requires_grad)
 
 
 def ones(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of a size given as `2, 3` or `(2, 3)`."""
-    return _made(np.ones(_size("ones", size), _or_float32(dtype)), device, requires_grad)
+    return _made(np.ones(_size("ones", size), or_float32(dtype)), device, requires_grad)
 
 
 def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of a size given as `2, 3` or `(2, 3)` whose numbers are whatever was in memory."""
-    return _made(np.empty(_size("empty", size), _or_float32(dtype)), device, requires_grad)
+    return _made(np.empty(_size("empty", size), or_float32(dtype)), device, requires_grad)
 
 
 def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
@@ -89,7 +89,7 @@ def full_like(
 
 def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A matrix of n rows and m (else n) columns, 1 on the diagonal and 0 elsewhere."""
-    return _made(np.eye(n, m, dtype=_or_float32(dtype)), device, requires_grad)
+    return _made(np.eye(n, m, dtype=or_float32(dtype)), device, requires_grad)
 
 
 # -- ranges
@@ -114,7 +114,7 @@ def linspace(
     start: float, end: float, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
     """`steps` numbers at equal distances from `start` to `end`, both included."""
-    return _made(np.linspace(start, end, steps).astype(_or_float32(dtype)), device, requires_grad)
+    return _made(np.linspace(start, end, steps).astype(or_float32(dtype)), device, requires_grad)
 
 
 def logspace(
@@ -127,7 +127,7 @@ def logspace(
     dtype: Any = None,
 ) -> Tensor:
     """`steps` numbers from base**start to base**end whose logarithms have equal distances."""
-    return _made(np.logspace(start, end, steps, base=base).astype(_or_float32(dtype)), device, requires_grad)
+    return _made(np.logspace(start, end, steps, base=base).astype(or_float32(dtype)), device, requires_grad)
 
 
 # -- random
@@ -179,7 +179,7 @@ def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: An
 
 
 def _drawn(draw: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
-    kind = _or_float32(dtype)
+    kind = or_float32(dtype)
     if kind.kind != "f":
         raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")
     direct = kind in (np.dtype(np.float32), np.dtype(np.float64))
@@ -188,10 +188,6 @@ def _drawn(draw: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array
 
 def _made(array: Any, device: Any, requires_grad: bool) -> Tensor:
     return Tensor(np.asarray(array), device=device, requires_grad=requires_grad)
-
-
-def _or_float32(dtype: Any) -> np.dtype[Any]:
-    return np.dtype(np.float32) if dtype is None else as_dtype(dtype)
 
 
 def _like(input: Any, dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -50,6 +50,20 @@ def as_dtype(value: Any) -> np.dtype[Any]:
     return named
 
 
+def or_float32(value: Any) -> np.dtype[Any]:
+    """The NumPy type that `value` names, float32 for None."""
+    return np.dtype(np.float32) if value is None else as_dtype(value)
+
+
+def names_dtype(value: Any) -> builtins.bool:
+    """Whether `as_dtype` takes it."""
+    try:
+        as_dtype(value)
+    except TypeError:
+        return False
+    return True
+
+
 float16, float32, float64 = DType(np.float16), DType(np.float32), DType(np.float64)
 int16, int32, int64, uint8 = DType(np.int16), DType(np.int32), DType(np.int64), DType(np.uint8)
 bool_ = DType(np.bool_)

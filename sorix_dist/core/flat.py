@@ -159,6 +159,13 @@ def leaf_of(parameter: Tensor) -> Leaf:
     return parameter.leaf
 
 
+def flat_of(parameter: Tensor) -> Flat:
+    """The flat storage of a parameter that has one."""
+    flat = leaf_of(parameter).flat
+    assert flat is not None
+    return flat
+
+
 def flatten(parameters: Iterable[Tensor]) -> list[Flat]:
     """Flat storages, one per dtype, that hold the parameters; those that they have are used if they fit.
 
@@ -227,8 +234,7 @@ def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[
     found: list[Run] = []
     before = -1
     for i in chosen:
-        flat = leaf_of(parameters[i]).flat
-        assert flat is not None
+        flat = flat_of(parameters[i])
         start = flat.start_of(parameters[i])
         stop = start + room(parameters[i])
         if found and found[-1].flat is flat and found[-1].stop == start and joined(before, i):
@@ -239,17 +245,21 @@ def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[
     return found
 
 
+def _with_gradient(parameters: Iterable[Tensor]) -> Iterator[tuple[Tensor, Leaf]]:
+    """Those of the parameters that have a gradient, each once, with their leaves."""
+    for parameter in {id(p): p for p in parameters}.values():
+        if parameter.leaf is not None and parameter.leaf.total.written:
+            yield parameter, parameter.leaf
+
+
 def gradients(parameters: Iterable[Tensor]) -> list[Array]:
     """The gradients of those parameters that have one, as one-dimensional arrays, as few as possible."""
     arrays, flat = [], []
-    for parameter in {id(p): p for p in parameters}.values():
-        leaf = parameter.leaf
-        if leaf is None or not leaf.total.written:
-            continue
-        if leaf.flat is not None:
+    for parameter, leaf in _with_gradient(parameters):
+        if leaf.flat is None:
+            arrays.append(leaf.total.place(leaf).reshape(-1))
+        else:
             flat.append(parameter)
-        elif leaf.total.array is not None:
-            arrays.append(leaf.total.array.reshape(-1))
     return arrays + [run.flat.grad[run.start : run.stop] for run in runs(flat, range(len(flat)), lambda *_: True)]
 
 
@@ -258,10 +268,7 @@ def changing_gradients(parameters: Iterable[Tensor], doing: str, *numbers: float
     """Gives what this process is to change of the gradients, where there are any: one-dimensional arrays, without the
     gaps between parameters. Those who share them come here together, with the same numbers, and leave together."""
     own, homes = [], {}
-    for parameter in {id(p): p for p in parameters}.values():
-        leaf = parameter.leaf
-        if leaf is None or not leaf.total.written:
-            continue
+    for parameter, leaf in _with_gradient(parameters):
         if leaf.view is not None and leaf.view.origin is not None:
             leaf.view = None  # what a backward with create_graph has left would show the numbers from before
         if leaf.flat is None:

@@ -86,99 +86,47 @@ def answering_in_kind(function: Callable[..., Any]) -> Callable[..., Any]:
     return maths
 
 
+def _in_kind(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
+    return [answering_in_kind(function) for function in functions]
+
+
 def _place(function: Callable[..., Any]) -> Callable[..., Any]:
     def place(X: Any, axis: Any = 1, dim: Any = None, keepdims: bool = True, *, keepdim: bool | None = None) -> Any:
         at = axis if dim is None else dim
-        keep = keepdims if keepdim is None else keepdim
-        return function(X, None if at is None else _dimension(at, X), keep)
+        if at == 1 and np.ndim(X) == 1:
+            at = 0  # the only dimension of a vector
+        return function(X, at, keepdims if keepdim is None else keepdim)
 
     place.__name__ = function.__name__
     place.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
     return answering_in_kind(place)
 
 
-def _dimension(axis: int, X: Any) -> int:
-    """`axis`, or the only dimension of a vector."""
-    return 0 if axis == 1 and np.ndim(X) == 1 else axis
-
-
-add, sub, mul, div, pow = (
-    answering_in_kind(e.add),
-    answering_in_kind(e.sub),
-    answering_in_kind(e.mul),
-    answering_in_kind(e.div),
-    answering_in_kind(e.pow),
-)
-remainder, floor_divide, neg = (
-    answering_in_kind(e.remainder),
-    answering_in_kind(e.floor_divide),
-    answering_in_kind(e.neg),
-)
-sin, cos, tan, atan, tanh = (
-    answering_in_kind(e.sin),
-    answering_in_kind(e.cos),
-    answering_in_kind(e.tan),
-    answering_in_kind(e.atan),
-    answering_in_kind(activation.tanh),
-)
-exp, expm1, log, log1p = (
-    answering_in_kind(e.exp),
-    answering_in_kind(e.expm1),
-    answering_in_kind(e.log),
-    answering_in_kind(e.log1p),
-)
-log2, log10, sqrt, rsqrt = (
-    answering_in_kind(e.log2),
-    answering_in_kind(e.log10),
-    answering_in_kind(e.sqrt),
-    answering_in_kind(e.rsqrt),
-)
-reciprocal, square, sign = answering_in_kind(e.reciprocal), answering_in_kind(e.square), answering_in_kind(e.sign)
+add, sub, mul, div, pow = _in_kind(e.add, e.sub, e.mul, e.div, e.pow)
+remainder, floor_divide, neg = _in_kind(e.remainder, e.floor_divide, e.neg)
+sin, cos, tan, atan, tanh = _in_kind(e.sin, e.cos, e.tan, e.atan, activation.tanh)
+exp, expm1, log, log1p = _in_kind(e.exp, e.expm1, e.log, e.log1p)
+log2, log10, sqrt, rsqrt = _in_kind(e.log2, e.log10, e.sqrt, e.rsqrt)
+reciprocal, square, sign = _in_kind(e.reciprocal, e.square, e.sign)
 abs = absolute = answering_in_kind(e.abs)
-round, floor, ceil = answering_in_kind(e.round), answering_in_kind(e.floor), answering_in_kind(e.ceil)
-sigmoid, relu = answering_in_kind(activation.sigmoid), answering_in_kind(activation.relu)
-softmax, log_softmax, logsumexp = (
-    answering_in_kind(activation.softmax),
-    answering_in_kind(activation.log_softmax),
-    answering_in_kind(activation.logsumexp),
-)
-matmul, outer, einsum = answering_in_kind(_matmul), answering_in_kind(_outer), answering_in_kind(_einsum)
-sum, mean, var, std = (
-    answering_in_kind(reduce.sum),
-    answering_in_kind(reduce.mean),
-    answering_in_kind(reduce.var),
-    answering_in_kind(reduce.std),
-)
-prod, cumsum, norm = answering_in_kind(reduce.prod), answering_in_kind(reduce.cumsum), answering_in_kind(reduce.norm)
-max, min, amax, amin = (
-    answering_in_kind(order.max),
-    answering_in_kind(order.min),
-    answering_in_kind(order.amax),
-    answering_in_kind(order.amin),
-)
+round, floor, ceil = _in_kind(e.round, e.floor, e.ceil)
+sigmoid, relu = _in_kind(activation.sigmoid, activation.relu)
+softmax, log_softmax, logsumexp = _in_kind(activation.softmax, activation.log_softmax, activation.logsumexp)
+matmul, outer, einsum = _in_kind(_matmul, _outer, _einsum)
+sum, mean, var, std = _in_kind(reduce.sum, reduce.mean, reduce.var, reduce.std)
+prod, cumsum, norm = _in_kind(reduce.prod, reduce.cumsum, reduce.norm)
+max, min, amax, amin = _in_kind(order.max, order.min, order.amax, order.amin)
 argmax, argmin = _place(order.argmax), _place(order.argmin)
-maximum, minimum, clamp = (
-    answering_in_kind(choose.maximum),
-    answering_in_kind(choose.minimum),
-    answering_in_kind(choose.clamp),
-)
-tril, triu = answering_in_kind(choose.tril), answering_in_kind(choose.triu)
+maximum, minimum, clamp = _in_kind(choose.maximum, choose.minimum, choose.clamp)
+tril, triu = _in_kind(choose.tril, choose.triu)
 where, masked_fill = choose.where, choose.masked_fill
-eq, ne, lt = answering_in_kind(compare.eq), answering_in_kind(compare.ne), answering_in_kind(compare.lt)
-le, gt, ge = answering_in_kind(compare.le), answering_in_kind(compare.gt), answering_in_kind(compare.ge)
-isnan, isinf, isfinite = (
-    answering_in_kind(compare.isnan),
-    answering_in_kind(compare.isinf),
-    answering_in_kind(compare.isfinite),
-)
-logical_not, logical_and = answering_in_kind(compare.logical_not), answering_in_kind(compare.logical_and)
-logical_or, logical_xor = answering_in_kind(compare.logical_or), answering_in_kind(compare.logical_xor)
-all, any, equal, allclose = (
-    answering_in_kind(compare.all),
-    answering_in_kind(compare.any),
-    compare.equal,
-    compare.allclose,
-)
+eq, ne, lt = _in_kind(compare.eq, compare.ne, compare.lt)
+le, gt, ge = _in_kind(compare.le, compare.gt, compare.ge)
+isnan, isinf, isfinite = _in_kind(compare.isnan, compare.isinf, compare.isfinite)
+logical_not, logical_and = _in_kind(compare.logical_not, compare.logical_and)
+logical_or, logical_xor = _in_kind(compare.logical_or, compare.logical_xor)
+all, any = _in_kind(compare.all, compare.any)
+equal, allclose = compare.equal, compare.allclose
 
 
 def is_tensor(obj: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -56,6 +57,23 @@ def stream(*key: int) -> np.random.Generator:
     """A stream of its own for a purpose: a function of the seed and the key alone, whoever asks."""
     words: list[Any] = [seed().value, *key]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+class PerSeed:
+    """Something that is made anew after each `manual_seed`. A seed that the user has not chosen may still be replaced
+    by rank 0's, which starts nothing anew."""
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self._made: ContextVar[tuple[Seed | None, Any] | None] = ContextVar(name, default=None)
+        self._make = make
+
+    def __call__(self) -> Any:
+        chosen = seed() if seed().chosen else None
+        made = self._made.get()
+        if made is None or made[0] is not chosen:
+            made = chosen, self._make()
+            self._made.set(made)
+        return made[1]
 
 
 def state() -> dict[str, Any]:

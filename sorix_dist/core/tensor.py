@@ -7,23 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.device import CPU, raise_for_device
-from sorix_dist.core.device import device as Device
-from sorix_dist.core.dtype import DType, as_dtype, name_of
+from sorix_dist.core.array_like import ArrayLike
+from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.dtype import as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.home import Array as Array
 from sorix_dist.core.home import refuse_frozen
-
-
-class Size(tuple[int, ...]):
-    """The shape of a tensor."""
-
-    def __repr__(self) -> str:
-        return f"sorix_dist.Size([{', '.join(map(str, self))}])"
-
-    def numel(self) -> int:
-        """The number of elements of a tensor of this shape."""
-        return int(np.prod(self))
 
 
 class Rows(NamedTuple):
@@ -41,7 +30,7 @@ class Rows(NamedTuple):
     order: int = 0
 
 
-class Tensor:
+class Tensor(ArrayLike):
     """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
 
     `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
@@ -53,7 +42,6 @@ class Tensor:
     # tensor that no operation made. rows: which rows of which global batch these are, if a loader said so.
     __slots__ = ("__weakref__", "array", "leaf", "origin", "rows")
 
-    array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
     rows: Rows | None
@@ -88,20 +76,20 @@ class Tensor:
     @data.setter
     def data(self, value: Any) -> None:
         array = value.array if isinstance(value, Tensor) else np.asarray(value)
-        if self.leaf is None or self.leaf.flat is None:
-            if self.leaf is not None and (self.leaf.shape, self.leaf.dtype) != (array.shape, array.dtype):
-                if array.dtype.kind != "f":
-                    raise TypeError(f"data of a parameter must be of floating point dtype, got {array.dtype}")
-                hooks, trained = self.leaf.hooks, self.requires_grad
-                self.leaf = Leaf(array.shape, array.dtype)
-                self.leaf.hooks = hooks
-                self.origin = self.leaf if trained else None
-            self.array = array
+        leaf = self.leaf
+        if leaf is not None and leaf.flat is not None:
+            if array.shape != self.array.shape:
+                raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
+            refuse_frozen(self.array)
+            np.copyto(self.array, array, casting="same_kind")
             return
-        if array.shape != self.array.shape:
-            raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
-        refuse_frozen(self.array)
-        np.copyto(self.array, array, casting="same_kind")
+        if leaf is not None and (leaf.shape, leaf.dtype) != (array.shape, array.dtype):
+            if array.dtype.kind != "f":
+                raise TypeError(f"data of a parameter must be of floating point dtype, got {array.dtype}")
+            self.leaf = Leaf(array.shape, array.dtype)
+            self.leaf.hooks = leaf.hooks
+            self.origin = self.leaf if self.requires_grad else None
+        self.array = array
 
     @property
     def requires_grad(self) -> bool:
@@ -201,86 +189,7 @@ class Tensor:
         grad = None if self.grad is None else self.grad.array
         return _rebuilt, (type(self), self.array, trained, grad, self.rows), getattr(self, "__dict__", None)
 
-    # -- how it is seen
-
-    @property
-    def shape(self) -> Size:
-        """The number of elements along each dimension."""
-        return Size(self.array.shape)
-
-    @property
-    def dtype(self) -> DType:
-        """The type of the elements."""
-        return name_of(self.array.dtype)
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return self.array.ndim
-
-    @property
-    def numel(self) -> int:
-        """The number of elements."""
-        return self.array.size
-
-    size_prop = numel
-
-    @property
-    def device(self) -> Device:
-        """Where the numbers are: always the CPU."""
-        return CPU
-
-    def size(self, dim: int | None = None) -> Size | int:
-        """The shape, or its entry `dim`."""
-        return self.shape if dim is None else self.array.shape[dim]
-
-    def is_floating_point(self) -> bool:
-        """Whether the elements are of a type that can have gradients."""
-        return bool(self.array.dtype.kind == "f")
-
-    def contiguous(self) -> Tensor:
-        """This tensor; operations take any memory layout."""
-        return self
-
-    def dim(self) -> int:
-        """The number of dimensions."""
-        return self.array.ndim
-
-    def item(self) -> Any:
-        """The only element as a Python number."""
-        return self.array.item()
-
-    def numpy(self) -> Array:
-        """The array itself."""
-        return self.array
-
-    to_numpy = numpy
-
-    def tolist(self) -> Any:
-        """The elements as nested Python lists."""
-        return self.array.tolist()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.array, dtype=dtype, copy=copy)
-
-    def __len__(self) -> int:
-        if not self.array.ndim:
-            raise TypeError("len() of a 0-d tensor")
-        return len(self.array)
-
-    def __bool__(self) -> bool:
-        return bool(self.array)
-
-    def __float__(self) -> float:
-        return float(self.array)
-
-    def __int__(self) -> int:
-        return int(self.array)
-
-    def __index__(self) -> int:
-        if self.array.dtype.kind not in "iub" or self.array.size != 1:
-            raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
-        return int(self.array.item())
+    # -- how it is printed
 
     def __format__(self, spec: str) -> str:
         return format(self.item() if spec and self.array.size == 1 else str(self), spec)

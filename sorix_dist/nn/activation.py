@@ -19,14 +19,13 @@ class ReLU(Module):
 class LeakyReLU(Module):
     """x where x > 0, negative_slope * x elsewhere."""
 
+    _in_repr = ("negative_slope",)
+
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = negative_slope
 
     def forward(self, x: Any) -> Tensor:
         return F.leaky_relu(x, self.negative_slope)
-
-    def extra_repr(self) -> str:
-        return f"negative_slope={self.negative_slope}"
 
 
 class Sigmoid(Module):
@@ -71,18 +70,19 @@ class GELU(Module):
 class ELU(Module):
     """x where x > 0, alpha * (exp(x) - 1) elsewhere."""
 
+    _in_repr = ("alpha",)
+
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
 
     def forward(self, x: Any) -> Tensor:
         return F.elu(x, self.alpha)
 
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
-
 
 class Softplus(Module):
     """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
+
+    _in_repr = ("beta", "threshold")
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
         if not beta > 0:
@@ -93,12 +93,11 @@ class Softplus(Module):
     def forward(self, x: Any) -> Tensor:
         return F.softplus(x, self.beta, self.threshold)
 
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}, threshold={self.threshold}"
-
 
 class Softmax(Module):
     """exp(x) divided by its sum along `dim`."""
+
+    _in_repr = ("dim",)
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
@@ -106,18 +105,14 @@ class Softmax(Module):
     def forward(self, x: Any) -> Tensor:
         return F.softmax(x, self.dim)
 
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"
-
 
 class LogSoftmax(Module):
     """The logarithm of softmax along `dim`."""
+
+    _in_repr = ("dim",)
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
 
     def forward(self, x: Any) -> Tensor:
         return F.log_softmax(x, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"

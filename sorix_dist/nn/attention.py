@@ -8,11 +8,10 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
 from sorix_dist.core.ops.shape import reshape, swapaxes, transpose
 from sorix_dist.nn import functional as F
+from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.functional.attention import bias_of, causal_bias, drop_factors, scale_of, together
 from sorix_dist.nn.layers import Linear
@@ -29,6 +28,8 @@ class MultiheadAttention(Module):
     `out_proj` is a Linear.
     """
 
+    _in_repr = ("embed_dim", "num_heads", "batch_first")
+
     def __init__(
         self,
         embed_dim: int,
@@ -43,10 +44,8 @@ class MultiheadAttention(Module):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
-        for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"MultiheadAttention: {name} must be an integer >= 1, got {value!r}")
+        kind = parameter_dtype(device, dtype)
+        at_least_one("MultiheadAttention", embed_dim=embed_dim, num_heads=num_heads)
         if embed_dim % num_heads:
             raise ValueError(
                 f"MultiheadAttention: embed_dim must be a multiple of num_heads {num_heads}, got {embed_dim}"
@@ -56,7 +55,6 @@ class MultiheadAttention(Module):
                 raise ValueError(f"MultiheadAttention: {name} must be False: it is not supported, got {given!r}")
         self.embed_dim, self.num_heads, self.batch_first = int(embed_dim), int(num_heads), batch_first
         self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
-        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
         if self.kdim == self.vdim == embed_dim:
             self.in_proj_weight = _xavier((3 * embed_dim, embed_dim), kind)
         else:
@@ -166,9 +164,6 @@ class MultiheadAttention(Module):
         if np.shape(mask) == (n * heads, length, keys):
             mask = reshape(mask, shape)
         return bias_of("MultiheadAttention: attn_mask", mask, shape, kind, sees=False)
-
-    def extra_repr(self) -> str:
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
 
 
 def _xavier(shape: tuple[int, int], kind: Any) -> Parameter:

@@ -8,15 +8,12 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.shape import take
 from sorix_dist.core.ops.windows import Pair, pair, single
+from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.module import Module, Parameter
-
-# What a padding beyond zeros repeats, in NumPy's words.
-_PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 class _Convolution(Module):
@@ -42,21 +39,20 @@ class _Convolution(Module):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
+        kind = parameter_dtype(device, dtype)
         name = type(self).__name__
-        for argument, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}")
+        at_least_one(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"{name}: groups must divide {argument} {value}, got {groups}")
-        if padding_mode not in _PADDING:
-            raise ValueError(f"{name}: padding_mode must be one of {', '.join(_PADDING)}, got {padding_mode!r}")
+        modes = ("zeros", *MODES)
+        if padding_mode not in modes:
+            raise ValueError(f"{name}: padding_mode must be one of {', '.join(modes)}, got {padding_mode!r}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = self._numbers("kernel_size", kernel_size, 1)
         self.stride = self._numbers("stride", stride, 1)
         self.dilation = self._numbers("dilation", dilation, 1)
-        self.padding = padding if isinstance(padding, str) else self._numbers("padding", padding, 0)
+        self.padding: Any = padding if isinstance(padding, str) else self._numbers("padding", padding, 0)
         if isinstance(self.padding, str):
             if self.padding not in ("same", "valid"):
                 raise ValueError(f"{name}: padding must be integers, 'same' or 'valid', got {padding!r}")
@@ -66,12 +62,12 @@ class _Convolution(Module):
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         shape = (first, second // groups, *self.kernel_size)
         bound = 1 / np.sqrt(np.prod(shape[1:]))
-        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
         generator = rng.generator()
         self.weight = Parameter(generator.uniform(-bound, bound, shape).astype(kind))
         self.bias = Parameter(generator.uniform(-bound, bound, out_channels).astype(kind)) if bias else None
 
-    def _numbers(self, argument: str, value: Any, least: int) -> tuple[int, ...]:
+    def _numbers(self, argument: str, value: Any, least: int) -> Any:
+        """As many integers as dimensions."""
         name = type(self).__name__
         return pair(name, argument, value, least) if self.dims == 2 else (single(name, argument, value, least),)
 
@@ -92,7 +88,7 @@ class _Convolution(Module):
                     f"{type(self).__name__}: padding {self.padding!r} with padding_mode='{self.padding_mode}' must be "
                     f"at most {size - spare} for an input of shape {tuple(x.shape)}"
                 )
-        mode: Any = _PADDING[self.padding_mode]
+        mode: Any = MODES[self.padding_mode]
         places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(x.shape[2:], around, strict=True)]
         return take(x, index=(slice(None), slice(None), *np.ix_(*places))), 0
 
@@ -114,9 +110,7 @@ class Conv1d(_Convolution):
 
     def forward(self, x: Any) -> Tensor:
         x, padding = self._repeated(x)
-        stride: Any = self.stride
-        dilation: Any = self.dilation
-        return conv.conv1d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        return conv.conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv2d(_Convolution):
@@ -130,9 +124,7 @@ class Conv2d(_Convolution):
 
     def forward(self, x: Any) -> Tensor:
         x, padding = self._repeated(x)
-        stride: Any = self.stride
-        dilation: Any = self.dilation
-        return conv.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        return conv.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class ConvTranspose2d(_Convolution):
@@ -169,42 +161,12 @@ class ConvTranspose2d(_Convolution):
         self.output_padding = self._numbers("output_padding", output_padding, 0)
 
     def forward(self, x: Any) -> Tensor:
-        return conv.conv_transpose2d(
-            x,
-            self.weight,
-            self.bias,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.output_padding,  # type: ignore[arg-type]
-            self.groups,
-            self.dilation,  # type: ignore[arg-type]
-        )
+        around, extra = self.padding, self.output_padding
+        return conv.conv_transpose2d(x, self.weight, self.bias, self.stride, around, extra, self.groups, self.dilation)
 
 
-class MaxPool1d(Module):
-    """The maximum of each window of sequences (N, C, L); stride: kernel_size if None."""
-
-    def __init__(
-        self,
-        kernel_size: int,
-        stride: int | None = None,
-        padding: int = 0,
-        dilation: int = 1,
-        ceil_mode: bool = False,
-    ) -> None:
-        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
-        self.stride = kernel_size if stride is None else stride
-        self.ceil_mode = ceil_mode
-
-    def forward(self, x: Any) -> Tensor:
-        return pool.max_pool1d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{n}={vars(self)[n]}" for n in ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
-
-
-class MaxPool2d(Module):
-    """The maximum of each window of images (N, C, H, W); stride: kernel_size if None."""
+class _MaxPool(Module):
+    _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def __init__(
         self,
@@ -214,14 +176,25 @@ class MaxPool2d(Module):
         dilation: int | Pair = 1,
         ceil_mode: bool = False,
     ) -> None:
-        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
-        self.stride = kernel_size if stride is None else stride
+        self.kernel_size: Any = kernel_size
+        self.stride: Any = kernel_size if stride is None else stride
+        self.padding: Any = padding
+        self.dilation: Any = dilation
         self.ceil_mode = ceil_mode
+
+
+class MaxPool1d(_MaxPool):
+    """The maximum of each window of sequences (N, C, L); stride: kernel_size if None."""
+
+    def forward(self, x: Any) -> Tensor:
+        return pool.max_pool1d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+
+class MaxPool2d(_MaxPool):
+    """The maximum of each window of images (N, C, H, W); stride: kernel_size if None."""
 
     def forward(self, x: Any) -> Tensor:
         return pool.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    extra_repr = MaxPool1d.extra_repr
 
 
 class AvgPool2d(Module):
@@ -229,6 +202,8 @@ class AvgPool2d(Module):
 
     count_include_pad: whether the zeros of the padding count; divisor_override: what to divide the sums by.
     """
+
+    _in_repr = ("kernel_size", "stride", "padding")
 
     def __init__(
         self,
@@ -244,28 +219,17 @@ class AvgPool2d(Module):
         self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
 
     def forward(self, x: Any) -> Tensor:
-        return pool.avg_pool2d(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        counted, divisor = self.count_include_pad, self.divisor_override
+        return pool.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, counted, divisor)
 
 
 class AdaptiveAvgPool2d(Module):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
+
+    _in_repr = ("output_size",)
 
     def __init__(self, output_size: int | tuple[int | None, int | None] | None) -> None:
         self.output_size = output_size
 
     def forward(self, x: Any) -> Tensor:
         return pool.adaptive_avg_pool2d(x, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"

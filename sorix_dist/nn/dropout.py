@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextvars import ContextVar
 from copy import deepcopy
 from typing import Any, Self
 
@@ -13,29 +11,17 @@ from sorix_dist.core import random as rng
 from sorix_dist.core.ops import dropout
 from sorix_dist.nn.module import Module
 
-_numbers: ContextVar[tuple[rng.Seed | None, Iterator[int]] | None] = ContextVar("numbers", default=None)
-
-
-def _next_number() -> int:
-    """The number of a new layer: how many came before it since the seed was set, the same on every rank."""
-    # A seed that was not set by the user may still be replaced by rank 0's: it must not count anew.
-    seed = rng.seed() if rng.seed().chosen else None
-    known = _numbers.get()
-    if known is None or known[0] is not seed:
-        known = (seed, itertools.count())
-        _numbers.set(known)
-    return next(known[1])
+# How many layers were made since the seed was set, the same on every rank.
+_numbers = rng.PerSeed("numbers", itertools.count)
 
 
 class _Dropout(Module):
+    _in_repr = ("p",)
+
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        name = type(self).__name__
-        if not 0 <= p <= 1:
-            raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
-        if inplace:
-            raise ValueError(f"{name}: inplace must be False: arrays are not overwritten, got {inplace!r}")
+        dropout.check(type(self).__name__, p, inplace)
         self.p = p
-        self.draws = dropout.Draws(_next_number())
+        self.draws = dropout.Draws(next(_numbers()))
 
     @property
     def calls(self) -> int:
@@ -51,11 +37,8 @@ class _Dropout(Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         vars(made).update(deepcopy({k: v for k, v in vars(self).items() if k != "draws"}, memo))
-        made.draws = dropout.Draws(_next_number())
+        made.draws = dropout.Draws(next(_numbers()))
         return made
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
 
 
 class Dropout(_Dropout):

@@ -8,9 +8,8 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.nn import functional as F
+from sorix_dist.nn.arguments import parameter_dtype
 from sorix_dist.nn.module import Module, Parameter
 
 
@@ -29,7 +28,7 @@ class Embedding(Module):
         padding_idx: int | None = None,
         dtype: Any = None,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
+        kind = parameter_dtype(device, dtype)
         for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
@@ -40,7 +39,7 @@ class Embedding(Module):
         weights = rng.generator().standard_normal((num_embeddings, embedding_dim), dtype=np.float32)
         if self.padding_idx is not None:
             weights[self.padding_idx] = 0
-        self.W = Parameter(weights if dtype is None else weights.astype(as_dtype(dtype)))
+        self.W = Parameter(weights.astype(kind, copy=False))
 
     def forward(self, x: Any) -> Tensor:
         """x: integers of any shape; the result has the features as one more dimension."""

@@ -63,15 +63,14 @@ class Linear(Module):
 class Flatten(Module):
     """The dimensions from `start_dim` to `end_dim` joined into one; by default all but the batch."""
 
+    _in_repr = ("start_dim", "end_dim")
+
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         self.start_dim = start_dim
         self.end_dim = end_dim
 
     def forward(self, x: Any) -> Tensor:
         return flatten(x, self.start_dim, self.end_dim)
-
-    def extra_repr(self) -> str:
-        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
 
 
 class Identity(Module):

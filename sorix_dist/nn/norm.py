@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops import norm
+from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.module import Module, Parameter
 
 
-def _scale_and_shift(shape: tuple[int, ...], wanted: bool, dtype: Any) -> tuple[Parameter | None, Parameter | None]:
-    kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
+def _scale_and_shift(shape: tuple[int, ...], wanted: bool, kind: Any) -> tuple[Parameter | None, Parameter | None]:
     return (Parameter(np.ones(shape, kind)), Parameter(np.zeros(shape, kind))) if wanted else (None, None)
 
 
@@ -43,19 +41,17 @@ class _BatchNorm(Module):
         shape: tuple[int, ...],
         counted: bool,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
+        kind = parameter_dtype(device, dtype)
         name = type(self).__name__
-        if not isinstance(num_features, int | np.integer) or num_features < 1:
-            raise ValueError(f"{name}: num_features must be an integer >= 1, got {num_features!r}")
+        at_least_one(name, num_features=num_features)
         if eps <= 0:
             raise ValueError(f"{name}: eps must be > 0, got {eps!r}")
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"{name}: momentum must be in [0, 1] or None, got {momentum!r}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        for attribute, parameter in zip(self.names, _scale_and_shift(shape, affine, dtype), strict=True):
+        for attribute, parameter in zip(self.names, _scale_and_shift(shape, affine, kind), strict=True):
             setattr(self, attribute, parameter)
-        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
         self.register_buffer("running_mean", np.zeros(shape, kind) if track_running_stats else None)
         self.register_buffer("running_var", np.ones(shape, kind) if track_running_stats else None)
         counts = track_running_stats and counted
@@ -74,16 +70,9 @@ class _BatchNorm(Module):
             if fraction is None:
                 fraction = 1 / self.num_batches_tracked.item()
         weight, bias = (getattr(self, name) for name in self.names)
-        return norm.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            weight,
-            bias,
-            training=self.training or self.running_mean is None,
-            momentum=0.0 if fraction is None else fraction,
-            eps=self.eps,
-        )
+        by_batch = self.training or self.running_mean is None
+        fraction = 0.0 if fraction is None else fraction
+        return norm.batch_norm(x, self.running_mean, self.running_var, weight, bias, by_batch, fraction, self.eps)
 
     def extra_repr(self) -> str:
         return (
@@ -110,16 +99,9 @@ class BatchNorm1d(_BatchNorm):
         track_running_stats: bool = True,
         dtype: Any = None,
     ) -> None:
+        counted = momentum is None
         super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            shape=(1, num_features),
-            counted=momentum is None,
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, (1, num_features), counted
         )
 
 
@@ -147,15 +129,7 @@ class BatchNorm2d(_BatchNorm):
         dtype: Any = None,
     ) -> None:
         super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            shape=(num_features,),
-            counted=True,
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, (num_features,), counted=True
         )
 
 
@@ -172,12 +146,12 @@ class LayerNorm(Module):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
+        kind = parameter_dtype(device, dtype)
         shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
         if not shape or min(shape) < 1:
             raise ValueError(f"LayerNorm: normalized_shape must hold integers >= 1, got {normalized_shape!r}")
         self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
-        self.weight, shift = _scale_and_shift(shape, elementwise_affine, dtype)
+        self.weight, shift = _scale_and_shift(shape, elementwise_affine, kind)
         self.bias = shift if bias else None
 
     def forward(self, x: Any) -> Tensor:
@@ -200,13 +174,13 @@ class GroupNorm(Module):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
+        kind = parameter_dtype(device, dtype)
         if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
             raise ValueError(
                 f"GroupNorm: num_groups must be >= 1 and divide num_channels {num_channels}, got {num_groups!r}"
             )
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
-        self.weight, self.bias = _scale_and_shift((num_channels,), affine, dtype)
+        self.weight, self.bias = _scale_and_shift((num_channels,), affine, kind)
 
     def forward(self, x: Any) -> Tensor:
         if np.ndim(x) < 2 or np.shape(x)[1] != self.num_channels:

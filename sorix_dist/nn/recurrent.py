@@ -8,11 +8,10 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.join import cat, stack
 from sorix_dist.core.ops.recurrent import gru, lstm
 from sorix_dist.core.ops.shape import reshape, swapaxes
+from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.module import Module, Parameter
 
@@ -38,15 +37,11 @@ class _Recurrent(Module):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        raise_for_device("cpu" if device is None else device)
-        name = type(self).__name__
-        for argument, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}")
+        kind = parameter_dtype(device, dtype)
+        at_least_one(type(self).__name__, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = int(input_size), int(hidden_size), int(num_layers)
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.dropout = Dropout(dropout)
-        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
         bound = 1 / np.sqrt(hidden_size)
         rows = self.gates * self.hidden_size
         for layer in range(self.num_layers):

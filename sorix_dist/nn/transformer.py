@@ -6,12 +6,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
-
 from sorix_dist.core import Tensor
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.shape import swapaxes
 from sorix_dist.nn import functional as F
+from sorix_dist.nn.arguments import parameter_dtype
 from sorix_dist.nn.attention import MultiheadAttention
 from sorix_dist.nn.containers import ModuleList
 from sorix_dist.nn.dropout import Dropout
@@ -48,7 +46,7 @@ class TransformerEncoderLayer(Module):
             raise ValueError(
                 f"TransformerEncoderLayer: activation must be 'relu', 'gelu' or a function, got {activation!r}"
             )
-        kind = np.dtype(np.float32) if dtype is None else as_dtype(dtype)
+        kind = parameter_dtype(device, dtype)
         # Inside, the batch comes first: dropout's masks belong to its rows.
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=True, device=device, dtype=kind)
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias).to(kind)
@@ -72,15 +70,10 @@ class TransformerEncoderLayer(Module):
         x = swapaxes(x, 0, 1) if turned else x
 
         def attend(x: Tensor) -> Tensor:
-            return self.dropout1(
-                self.self_attn(
-                    x,
-                    key_padding_mask=src_key_padding_mask,
-                    need_weights=False,
-                    attn_mask=src_mask,
-                    is_causal=is_causal,
-                )[0]
+            attended, _ = self.self_attn(
+                x, key_padding_mask=src_key_padding_mask, need_weights=False, attn_mask=src_mask, is_causal=is_causal
             )
+            return self.dropout1(attended)
 
         def feed_forward(x: Tensor) -> Tensor:
             return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.optimizer import Optimizer, at_least_zero, in_range
+from sorix_dist.optim.optimizer import Group, Optimizer, at_least_zero, in_range
+from sorix_dist.optim.state import Buffers, Scratch
 
 
 class Adam(Optimizer):
@@ -32,7 +33,7 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, lr, weight_decay, betas=betas, eps=eps)
 
-    def check(self, group: dict[str, Any]) -> None:
+    def check(self, group: Group) -> None:
         super().check(group)
         at_least_zero(group, "eps")
         betas = group["betas"]
@@ -41,18 +42,10 @@ class Adam(Optimizer):
         for i, beta in enumerate(betas):
             in_range({f"betas[{i}]": beta}, f"betas[{i}]", 0, 1)
 
-    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
-    def update(
-        self,
-        data: Array,
-        grad: Array,
-        buffers: dict[str, Array],
-        scratch: tuple[Array, ...],
-        group: dict[str, Any],
-        step: int,
-    ) -> None:
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         spare, decayed = scratch
         exp_avg, exp_avg_sq = buffers["exp_avg"], buffers["exp_avg_sq"]
         lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])

@@ -15,12 +15,10 @@ from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.state import GroupState
+from sorix_dist.optim.state import Buffers, GroupState, Scratch
 
-_NOTES = (
-    "name",
-    "initial_lr",
-)  # what a group may hold beside the options: a name, and what schedulers write down
+Group = dict[str, Any]  # the list `params`, and by name their options
+_NOTES = ("name", "initial_lr")  # what a group may hold besides: a name, and what schedulers write down
 
 
 class Optimizer:
@@ -35,7 +33,7 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
         self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
-        self.param_groups: list[dict[str, Any]] = []
+        self.param_groups: list[Group] = []
         self._states: list[GroupState] = []
         if isinstance(params, Tensor | dict):
             raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
@@ -46,7 +44,7 @@ class Optimizer:
         for group in groups:
             self.add_param_group(group)
 
-    def add_param_group(self, group: dict[str, Any]) -> None:
+    def add_param_group(self, group: Group) -> None:
         """Adds a dict with a list `params` and the options that differ from the optimizer's own."""
         unknown = group.keys() - self.defaults.keys() - {"params", *_NOTES}
         if unknown:
@@ -78,23 +76,15 @@ class Optimizer:
 
     # -- what a subclass defines
 
-    def check(self, group: dict[str, Any]) -> None:
+    def check(self, group: Group) -> None:
         """Raises for an option that makes no sense."""
         at_least_zero(group, "lr", "weight_decay")
 
-    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Group) -> tuple[str, ...]:
         """The names of the arrays that the options of this group need beside each parameter."""
         return ()
 
-    def update(
-        self,
-        data: Array,
-        grad: Array,
-        buffers: dict[str, Array],
-        scratch: tuple[Array, ...],
-        group: dict[str, Any],
-        step: int,
-    ) -> None:
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         """Moves a slice of parameters in place, by their gradient, which stays as it is.
 
         buffers: those of the slice, which start as zeros; scratch: spare arrays of the same length;
@@ -200,13 +190,13 @@ class Optimizer:
         return f"{type(self).__name__}({'; '.join(groups)})"
 
 
-def at_least_zero(group: dict[str, Any], *names: str) -> None:
+def at_least_zero(group: Group, *names: str) -> None:
     """Raises unless these options are finite numbers >= 0."""
     for name in names:
         in_range(group, name, 0, np.inf)
 
 
-def in_range(group: dict[str, Any], name: str, low: float, high: float) -> None:
+def in_range(group: Group, name: str, low: float, high: float) -> None:
     """Raises unless an option is a number in [low, high)."""
     value = group[name]
     if isinstance(value, bool) or not isinstance(value, Real):

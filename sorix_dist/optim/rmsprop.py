@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.optimizer import Optimizer, at_least_zero, in_range
+from sorix_dist.optim.optimizer import Group, Optimizer, at_least_zero, in_range
+from sorix_dist.optim.state import Buffers, Scratch
 
 
 class RMSprop(Optimizer):
@@ -36,25 +37,17 @@ class RMSprop(Optimizer):
         alpha = alpha if decay is None else decay
         super().__init__(params, lr, weight_decay, alpha=alpha, eps=eps, momentum=momentum, centered=centered)
 
-    def check(self, group: dict[str, Any]) -> None:
+    def check(self, group: Group) -> None:
         super().check(group)
         at_least_zero(group, "eps")
         in_range(group, "alpha", 0, 1)
         in_range(group, "momentum", 0, 1)
 
-    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Group) -> tuple[str, ...]:
         average = ("grad_avg",) if group["centered"] else ()
         return ("square_avg", *average, *(("momentum_buffer",) if group["momentum"] else ()))
 
-    def update(
-        self,
-        data: Array,
-        grad: Array,
-        buffers: dict[str, Array],
-        scratch: tuple[Array, ...],
-        group: dict[str, Any],
-        step: int,
-    ) -> None:
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         spare, decayed = scratch
         square_avg, grad_avg = buffers["square_avg"], buffers.get("grad_avg")
         lr, eps, alpha, decay = (float(group[name]) for name in ("lr", "eps", "alpha", "weight_decay"))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.optimizer import Optimizer, in_range
+from sorix_dist.optim.optimizer import Group, Optimizer, in_range
+from sorix_dist.optim.state import Buffers, Scratch
 
 
 class SGD(Optimizer):
@@ -30,7 +31,7 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov, dampening=dampening)
 
-    def check(self, group: dict[str, Any]) -> None:
+    def check(self, group: Group) -> None:
         super().check(group)
         in_range(group, "momentum", 0, 1)
         in_range(group, "dampening", 0, 1)
@@ -40,18 +41,10 @@ class SGD(Optimizer):
                 f"got momentum {group['momentum']} and dampening {group['dampening']}"
             )
 
-    def buffers(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def update(
-        self,
-        data: Array,
-        grad: Array,
-        buffers: dict[str, Array],
-        scratch: tuple[Array, ...],
-        group: dict[str, Any],
-        step: int,
-    ) -> None:
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         (spare,) = scratch
         momentum_buffer = buffers.get("momentum_buffer")
         lr, decay = float(group["lr"]), float(group["weight_decay"])

@@ -14,8 +14,9 @@ from sorix_dist.core.graph import Sync
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
 
-# data, gradient, scratch arrays, buffers by name: slices of one length
-Block = tuple[Array, Array, tuple[Array, ...], dict[str, Array]]
+Scratch = tuple[Array, ...]
+Buffers = dict[str, Array]  # by name
+Block = tuple[Array, Array, Scratch, Buffers]  # with data and gradient in front: slices of one length
 
 
 class GroupState:
@@ -35,7 +36,9 @@ class GroupState:
         self.homes: list[Home] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
-        self.forget_blocks()
+        self._cut_for: Any = None  # what the blocks of `_runs` were cut for
+        self._used = np.zeros(len(params), np.int64)
+        self._runs: list[tuple[int, list[Block]]] = []
         self._lay(())
 
     def syncs(self) -> list[Sync]:
@@ -45,12 +48,6 @@ class GroupState:
             found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
             self._syncs = (flat.version(), list(found.values()))
         return self._syncs[1]
-
-    def forget_blocks(self) -> None:
-        """Makes the next `advance` cut the blocks anew."""
-        self._cut_for: Any = None
-        self._used = np.zeros(len(self.params), np.int64)
-        self._runs: list[tuple[int, list[Block]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
@@ -116,7 +113,7 @@ class GroupState:
                 if self._rooms[room][0].writes:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
         self._meet()
-        self.forget_blocks()
+        self._cut_for, self._runs = None, []
 
     def _meet(self) -> None:
         for home in self.homes:
@@ -127,7 +124,7 @@ class GroupState:
         homeless = [p for p in self.params if flat.leaf_of(p).flat is None]
         if homeless:
             flat.flatten(homeless)
-        room_of = [(_flat_of(p).home, p.array.dtype) for p in self.params]
+        room_of = [(flat.flat_of(p).home, p.array.dtype) for p in self.params]
         rooms = list(dict.fromkeys(room_of))
         known = {name: self._views(name) for name in self.buffers}
         same = rooms == self._rooms
@@ -162,7 +159,7 @@ class GroupState:
             )
 
         self._runs = []
-        spare: dict[Any, tuple[Array, ...]] = {}
+        spare: dict[Any, Scratch] = {}
         for run in flat.runs(self.params, used, joined):
             if run.flat.edited is not None:
                 raise RuntimeError("step: the parameters are being edited; step after the end of `with model.edit():`")
@@ -179,9 +176,3 @@ class GroupState:
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((run.first, blocks))
-
-
-def _flat_of(parameter: Tensor) -> flat.Flat:
-    found = flat.leaf_of(parameter).flat
-    assert found is not None
-    return found

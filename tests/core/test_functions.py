@@ -57,6 +57,14 @@ def test_every_name_is_there() -> None:
 # -- reductions
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_a_softmax_of_integers_is_one_of_floats(name: str) -> None:
+    whole = np.array([[1, 2, 3], [3, 0, 1]])
+    answer = getattr(sx, name)(whole)
+    assert isinstance(answer, np.ndarray)
+    np.testing.assert_array_equal(answer, getattr(sx, name)(whole.astype(np.float32)))
+
+
 @pytest.mark.parametrize("name", ["sum", "mean", "var", "std", "amax", "amin", "all", "any"])
 def test_one_or_several_dimensions_under_either_name(name: str) -> None:
     x = counting(2, 3, 4)

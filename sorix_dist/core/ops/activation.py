@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import kept_rows
+from sorix_dist.core.home import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
@@ -56,9 +57,7 @@ def _zero(dtype: np.dtype[Any]) -> Array:
 
 @lru_cache(maxsize=4)
 def _zeros(dtype: np.dtype[Any]) -> Array:
-    zeros = np.zeros(_BLOCK, dtype)
-    zeros.flags.writeable = False
-    return zeros
+    return read_only(np.zeros(_BLOCK, dtype))
 
 
 @op(promote="float")
@@ -220,25 +219,25 @@ def log_sum_exp_along(x: Any, *, axis: int) -> Any:
 
 
 def softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
-    """exp(X) divided by its sum along `axis` (or `dim`), of a tensor or an array."""
-    return in_kind(softmax_along, X, axis=checked_axis("softmax", np.shape(X), axis if dim is None else dim))
+    """exp(X) divided by its sum along `axis` (or `dim`)."""
+    return softmax_along(X, axis=_checked("softmax", X, axis if dim is None else dim))
 
 
 def log_softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
-    """The logarithm of softmax(X), exact also where softmax underflows; of a tensor or an array."""
-    return in_kind(log_softmax_along, X, axis=checked_axis("log_softmax", np.shape(X), axis if dim is None else dim))
+    """The logarithm of softmax(X), exact also where softmax underflows."""
+    return log_softmax_along(X, axis=_checked("log_softmax", X, axis if dim is None else dim))
 
 
 def logsumexp(X: Any, dim: int = -1, keepdim: bool = False) -> Any:
-    """log(sum(exp(X))) along `dim`, without overflow; of a tensor or an array."""
-    axis = checked_axis("logsumexp", np.shape(X), dim)
-    kept = in_kind(log_sum_exp_along, X, axis=axis)
+    """log(sum(exp(X))) along `dim`, without overflow."""
+    axis = _checked("logsumexp", X, dim)
+    kept = log_sum_exp_along(X, axis=axis)
+    return kept if keepdim else reshape(kept, kept.shape[:axis] + kept.shape[axis + 1 :])
+
+
+def _checked(name: str, X: Any, axis: int) -> int:
+    """`axis` of X as a number from 0; IndexError if there is no such axis."""
     shape = np.shape(X)
-    return kept if keepdim else reshape(kept, shape[:axis] + shape[axis + 1 :])
-
-
-def checked_axis(name: str, shape: tuple[int, ...], axis: int) -> int:
-    """`axis` of a tensor of this shape as a number from 0; IndexError if there is no such axis."""
     count = len(shape)
     if not -count <= axis < count:
         raise IndexError(f"{name}: dim must be in [{-count}, {count}) for shape {tuple(shape)}, got {axis}")

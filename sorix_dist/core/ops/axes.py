@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,14 @@ from sorix_dist.core.tensor import Tensor
 def shape_of(input: Any) -> tuple[int, ...]:
     """The shape of a tensor, an array, or what NumPy makes an array of."""
     return input.array.shape if isinstance(input, Tensor) else np.shape(input)
+
+
+def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` can be repeated to the shape `whole`."""
+    try:
+        return np.broadcast_shapes(shape, whole) == tuple(whole)
+    except ValueError:
+        return False
 
 
 def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
@@ -44,6 +54,17 @@ def axes_of(name: str, input: Any, dim: Any, axis: Any = None) -> tuple[int, ...
     if len(axes) > 1 and len(set(axes)) < len(axes):
         raise ValueError(f"{name}: dim must name each dimension once, got {dim!r}")
     return axes if shape_of(input) else None
+
+
+def along(axis: int, part: Any) -> tuple[Any, ...]:
+    """The index that takes `part` along `axis`, and everything along the others."""
+    return (*(slice(None),) * axis, part)
+
+
+def parts_along(axis: int, sizes: Iterable[int]) -> list[tuple[Any, ...]]:
+    """The indices of consecutive parts of these sizes along `axis`."""
+    ends = accumulate(sizes, initial=0)
+    return [along(axis, slice(start, end)) for start, end in pairwise(ends)]
 
 
 def with_ones(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:

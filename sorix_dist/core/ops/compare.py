@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,106 +12,38 @@ from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import axes_of
 
 
-@op(numpy=np.equal, differentiable=False)
-def eq(x: Any, y: Any) -> Any:
-    """Whether elements are equal."""
-    return np.equal(x, y), ()
+def _question(name: str, ufunc: np.ufunc, meaning: str) -> Callable[..., Any]:
+    """The operation of this name that asks a NumPy function of one or two arrays."""
+
+    def of_one(x: Any) -> Any:
+        return ufunc(x), ()
+
+    def of_two(x: Any, y: Any) -> Any:
+        return ufunc(x, y), ()
+
+    question = of_one if ufunc.nin == 1 else of_two
+    question.__name__ = question.__qualname__ = name
+    question.__doc__ = meaning
+    return op(numpy=ufunc, differentiable=False)(question)
 
 
-@op(numpy=np.not_equal, differentiable=False)
-def ne(x: Any, y: Any) -> Any:
-    """Whether elements differ."""
-    return np.not_equal(x, y), ()
-
-
-@op(numpy=np.less, differentiable=False)
-def lt(x: Any, y: Any) -> Any:
-    """Whether x < y."""
-    return np.less(x, y), ()
-
-
-@op(numpy=np.less_equal, differentiable=False)
-def le(x: Any, y: Any) -> Any:
-    """Whether x <= y."""
-    return np.less_equal(x, y), ()
-
-
-@op(numpy=np.greater, differentiable=False)
-def gt(x: Any, y: Any) -> Any:
-    """Whether x > y."""
-    return np.greater(x, y), ()
-
-
-@op(numpy=np.greater_equal, differentiable=False)
-def ge(x: Any, y: Any) -> Any:
-    """Whether x >= y."""
-    return np.greater_equal(x, y), ()
-
-
-@op(numpy=np.isnan, differentiable=False)
-def isnan(x: Any) -> Any:
-    """Whether elements are not a number."""
-    return np.isnan(x), ()
-
-
-@op(numpy=np.isinf, differentiable=False)
-def isinf(x: Any) -> Any:
-    """Whether elements are infinite."""
-    return np.isinf(x), ()
-
-
-@op(numpy=np.isfinite, differentiable=False)
-def isfinite(x: Any) -> Any:
-    """Whether elements are neither infinite nor NaN."""
-    return np.isfinite(x), ()
-
-
-@op(numpy=np.logical_not, differentiable=False)
-def logical_not(x: Any) -> Any:
-    """Whether elements are 0."""
-    return np.logical_not(x), ()
-
-
-@op(numpy=np.logical_and, differentiable=False)
-def logical_and(x: Any, y: Any) -> Any:
-    """Whether both elements are not 0."""
-    return np.logical_and(x, y), ()
-
-
-@op(numpy=np.logical_or, differentiable=False)
-def logical_or(x: Any, y: Any) -> Any:
-    """Whether at least one of two elements is not 0."""
-    return np.logical_or(x, y), ()
-
-
-@op(numpy=np.logical_xor, differentiable=False)
-def logical_xor(x: Any, y: Any) -> Any:
-    """Whether exactly one of two elements is not 0."""
-    return np.logical_xor(x, y), ()
-
-
-@op(numpy=np.invert, differentiable=False)
-def bitwise_not(x: Any) -> Any:
-    """The bits of integers inverted; the opposite of bools."""
-    return np.invert(x), ()
-
-
-@op(numpy=np.bitwise_and, differentiable=False)
-def bitwise_and(x: Any, y: Any) -> Any:
-    """The bits that both integers have; for bools: both."""
-    return np.bitwise_and(x, y), ()
-
-
-@op(numpy=np.bitwise_or, differentiable=False)
-def bitwise_or(x: Any, y: Any) -> Any:
-    """The bits that one of two integers has; for bools: at least one."""
-    return np.bitwise_or(x, y), ()
-
-
-@op(numpy=np.bitwise_xor, differentiable=False)
-def bitwise_xor(x: Any, y: Any) -> Any:
-    """The bits in which two integers differ; for bools: exactly one."""
-    return np.bitwise_xor(x, y), ()
+eq = _question("eq", np.equal, "Whether elements are equal.")
+ne = _question("ne", np.not_equal, "Whether elements differ.")
+lt = _question("lt", np.less, "Whether x < y.")
+le = _question("le", np.less_equal, "Whether x <= y.")
+gt = _question("gt", np.greater, "Whether x > y.")
+ge = _question("ge", np.greater_equal, "Whether x >= y.")
+isnan = _question("isnan", np.isnan, "Whether elements are not a number.")
+isinf = _question("isinf", np.isinf, "Whether elements are infinite.")
+isfinite = _question("isfinite", np.isfinite, "Whether elements are neither infinite nor NaN.")
+logical_not = _question("logical_not", np.logical_not, "Whether elements are 0.")
+logical_and = _question("logical_and", np.logical_and, "Whether both elements are not 0.")
+logical_or = _question("logical_or", np.logical_or, "Whether at least one of two elements is not 0.")
+logical_xor = _question("logical_xor", np.logical_xor, "Whether exactly one of two elements is not 0.")
+bitwise_not = _question("bitwise_not", np.invert, "The bits of integers inverted; the opposite of bools.")
+bitwise_and = _question("bitwise_and", np.bitwise_and, "The bits that both integers have; for bools: both.")
+bitwise_or = _question("bitwise_or", np.bitwise_or, "The bits that one of two integers has; for bools: at least one.")
+bitwise_xor = _question("bitwise_xor", np.bitwise_xor, "The bits in which two integers differ; for bools: exactly one.")
 
 
 @op(differentiable=False, keeps_rows=kept_rows.along_axis)

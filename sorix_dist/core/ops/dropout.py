@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -44,17 +43,8 @@ class Draws:
         return self._before + since
 
 
-_functional: ContextVar[tuple[rng.Seed | None, Draws] | None] = ContextVar("functional", default=None)
-
-
-def functional_draws() -> Draws:
-    """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
-    seed = rng.seed() if rng.seed().chosen else None
-    known = _functional.get()
-    if known is None or known[0] is not seed:
-        known = (seed, Draws(_OF_FUNCTIONS))
-        _functional.set(known)
-    return known[1]
+functional_draws = rng.PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
+"""The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
 
 
 def dropout(
@@ -66,7 +56,7 @@ def dropout(
     The mask of a row is a function of the seed, the layer, its call and the row's place in the global batch.
     draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
     """
-    _check("dropout", p, inplace)
+    check("dropout", p, inplace)
     if not training or p == 0:
         return input if isinstance(input, Tensor) else Tensor(input)
     shape = np.shape(input)
@@ -77,7 +67,7 @@ def dropout2d(
     input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
 ) -> Tensor:
     """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
-    _check("dropout2d", p, inplace)
+    check("dropout2d", p, inplace)
     shape = np.shape(input)
     if len(shape) < 2:
         raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape)}")
@@ -86,7 +76,8 @@ def dropout2d(
     return _masked(input, p, shape[:2], (*shape[:2], *(1 for _ in shape[2:])), draws)
 
 
-def _check(name: str, p: float, inplace: bool) -> None:
+def check(name: str, p: float, inplace: bool) -> None:
+    """ValueError, for the function or layer `name`, for options that make no sense."""
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
     if inplace:

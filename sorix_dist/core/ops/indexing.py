@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import OF_NUMPY
-from sorix_dist.core.ops.axes import axis_of, shape_of
+from sorix_dist.core.ops.axes import along, axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
 from sorix_dist.core.tensor import Array, Tensor
@@ -21,7 +21,7 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     """
     if not shape_of(input):
         return reshape(take(reshape(input, 1), index=_indices("gather", index, 1)), shape_of(index))
-    return take(input, index=_along("gather", input, dim, index))
+    return take(input, index=_grid_along("gather", input, dim, index))
 
 
 def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
@@ -31,7 +31,7 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """`input` with the elements of `src` added where `gather` with the same `dim` and `index` would read."""
-    key = _along("scatter_add", input, dim, index)
+    key = _grid_along("scatter_add", input, dim, index)
     shape = shape_of(index)
     if len(shape_of(src)) != len(shape) or any(n > m for n, m in zip(shape, shape_of(src), strict=True)):
         raise ValueError(f"scatter_add: src must be at least of index's shape {shape}, got {shape_of(src)}")
@@ -45,7 +45,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
     chosen = _indices("index_select", index, shape_of(input)[at])
     if chosen.ndim > 1:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
-    return take(input, index=(slice(None),) * at + (chosen.reshape(-1),))
+    return take(input, index=along(at, chosen.reshape(-1)))
 
 
 def masked_select(input: Any, mask: Any) -> Any:
@@ -105,7 +105,7 @@ def _indices(name: str, index: Any, limit: int, negative: bool = True) -> Array:
     return array
 
 
-def _along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...]:
+def _grid_along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...]:
     """The NumPy index that takes elements by `index` along `dim` and stays in place along the others."""
     shape = shape_of(input)
     at = axis_of(name, input, dim)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op, recording
-from sorix_dist.core.ops.axes import axis_of, shape_of
+from sorix_dist.core.ops.axes import along, axis_of, parts_along, shape_of
 from sorix_dist.core.ops.indexing import index_select
 from sorix_dist.core.ops.shape import take
 from sorix_dist.core.tensor import Tensor
@@ -18,17 +18,14 @@ from sorix_dist.core.tensor import Tensor
 @op(promote="common", keeps_rows=kept_rows.along_axis)
 def concatenate(*parts: Any, axis: int) -> Any:
     """The parts one after the other along `axis`."""
-    ends = np.cumsum([part.shape[axis] for part in parts]).tolist()
-    before = (slice(None),) * axis
-    slices = [(*before, slice(a, b)) for a, b in zip([0, *ends], ends, strict=False)]
-    return np.concatenate(parts, axis), tuple(_slicing(key) for key in slices)
+    places = parts_along(axis, (part.shape[axis] for part in parts))
+    return np.concatenate(parts, axis), tuple(_slicing(place) for place in places)
 
 
 @op(promote="common", keeps_rows=kept_rows.along_axis)
 def stack_along(*parts: Any, axis: int) -> Any:
     """The parts side by side along a new axis."""
-    before = (slice(None),) * axis
-    return np.stack(parts, axis), tuple(_slicing((*before, i)) for i in range(len(parts)))
+    return np.stack(parts, axis), tuple(_slicing(along(axis, i)) for i in range(len(parts)))
 
 
 @op(keeps_rows=kept_rows.never)
@@ -100,9 +97,7 @@ def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int |
         if size < 1:
             raise ValueError(f"split: split_size must be at least 1, got {size}")
         sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
-    ends = np.cumsum(sizes).tolist()
-    before = (slice(None),) * at
-    return tuple(take(tensor, index=(*before, slice(a, b))) for a, b in zip([0, *ends], ends, strict=False))
+    return tuple(take(tensor, index=place) for place in parts_along(at, sizes))
 
 
 def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
@@ -119,11 +114,10 @@ def unbind(input: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, .
     if not shape_of(input):
         raise TypeError("unbind: input must have at least one dimension, got a 0-d tensor")
     at = axis_of("unbind", input, dim if axis is None else axis)
-    before = (slice(None),) * at
-    return tuple(take(input, index=(*before, i)) for i in range(shape_of(input)[at]))
+    return tuple(take(input, index=along(at, i)) for i in range(shape_of(input)[at]))
 
 
-_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # what a border repeats, in NumPy's words
 
 
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Any:
@@ -135,8 +129,8 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     shape = shape_of(input)
     if len(widths) % 2 or len(widths) > 2 * len(shape):
         raise ValueError(f"pad: pad must hold at most {len(shape)} pairs for shape {shape}, got {widths}")
-    if mode != "constant" and mode not in _MODES:
-        raise ValueError(f"pad: mode must be 'constant' or one of {sorted(_MODES)}, got {mode!r}")
+    if mode != "constant" and mode not in MODES:
+        raise ValueError(f"pad: mode must be 'constant' or one of {sorted(MODES)}, got {mode!r}")
     pairs = [(0, 0)] * (len(shape) - len(widths) // 2)
     pairs += [(widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2)]
     if any(min(a, b) < 0 for a, b in pairs):
@@ -154,7 +148,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
                 raise ValueError(
                     f"pad: {mode} can add at most {limit or 0} to a dimension of {length}, got {max(a, b)}"
                 )
-            places = np.pad(np.arange(length), (a, b), mode=_MODES[mode])  # type: ignore[call-overload]
+            places = np.pad(np.arange(length), (a, b), mode=MODES[mode])  # type: ignore[call-overload]
             input = index_select(input, axis, places)
     return input
 

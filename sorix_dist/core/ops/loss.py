@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.home import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
@@ -79,9 +80,7 @@ def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
 
 @lru_cache(maxsize=16)
 def _multiples(number: int, count: int) -> Array:
-    multiples = np.arange(0, number * count, number)
-    multiples.flags.writeable = False
-    return multiples
+    return read_only(np.arange(0, number * count, number))
 
 
 def _less_at(at_target: Any, share: Any, gradient: Any, classes: int) -> Any:

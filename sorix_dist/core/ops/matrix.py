@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import kept_rows
+from sorix_dist.core.home import read_only
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape
@@ -145,9 +146,7 @@ def sums_of_rows(rows: Array) -> Array:
 
 @lru_cache(maxsize=16)
 def _ones(count: int, dtype: np.dtype[Any]) -> Array:
-    ones = np.ones(count, dtype)
-    ones.flags.writeable = False
-    return ones
+    return read_only(np.ones(count, dtype))
 
 
 OF_NUMPY[np.matmul] = matmul

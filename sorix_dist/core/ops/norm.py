@@ -12,6 +12,7 @@ from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
+from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Array, Tensor
@@ -113,12 +114,10 @@ def batch_norm_of_rows(
     normal *= inverse
     factor = inverse if weight is None else inverse * weight.reshape(shape)
     shapes = [None if p is None else p.shape for p in (weight, bias)]
-    latest: list[Any] = []  # the gradient that the rules were last given, and its sums over these rows
 
+    @once
     def sums(g: Array) -> tuple[Array, Array]:
-        if not latest or latest[0] is not g:
-            latest[:] = g, np.sum(g, axis=axes), np.sum(g * normal, axis=axes)
-        return latest[1], latest[2]
+        return np.sum(g, axis=axes), np.sum(g * normal, axis=axes)
 
     def to_x(g: Array, out: Array | None) -> Array:
         gradient: Array

@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import kept_rows
 from sorix_dist.core.op import OF_NUMPY, op
-from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
+from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import reshape
@@ -73,12 +73,7 @@ def max(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None,
 
     Of equal elements, the first is taken along `dim`; over everything they share the gradient.
     """
-    dim = axis if dim is None else dim
-    if isinstance(dim, Tensor | np.ndarray):
-        return maximum(input, dim)
-    if dim is None:
-        return amax(input, None, keepdim or keepdims)
-    return _along("max", place_of_largest, input, dim, keepdim or keepdims)
+    return _extreme("max", input, axis if dim is None else dim, keepdim or keepdims)
 
 
 def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
@@ -86,12 +81,7 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None,
 
     Of equal elements, the first is taken along `dim`; over everything they share the gradient.
     """
-    dim = axis if dim is None else dim
-    if isinstance(dim, Tensor | np.ndarray):
-        return minimum(input, dim)
-    if dim is None:
-        return amin(input, None, keepdim or keepdims)
-    return _along("min", place_of_smallest, input, dim, keepdim or keepdims)
+    return _extreme("min", input, axis if dim is None else dim, keepdim or keepdims)
 
 
 def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
@@ -127,11 +117,17 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
         raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {shape_of(input)}, got {k}")
     order = argsort(input, dim, descending=largest)
     if shape_of(input):
-        order = order[(slice(None),) * at + (slice(0, k),)]
+        order = order[along(at, slice(0, k))]
     return ValuesAndIndices(gather(input, dim, order), order)
 
 
-def _along(name: str, place: Any, input: Any, dim: Any, keepdim: bool) -> ValuesAndIndices:
+def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
+    """What `max` and `min` do."""
+    of_all, of_two, place = (amax, maximum, place_of_largest) if name == "max" else (amin, minimum, place_of_smallest)
+    if isinstance(dim, Tensor | np.ndarray):
+        return of_two(input, dim)
+    if dim is None:
+        return of_all(input, None, keepdim)
     at = _place(name, input, dim)
     if at is None:  # a 0-d input
         return ValuesAndIndices(reshape(input, ()), place(input, axis=None, keepdims=False))

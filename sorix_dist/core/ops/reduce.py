@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import kept_rows
 from sorix_dist.core.batch import divisor, reduced, shared_out
 from sorix_dist.core.op import OF_NUMPY, op
-from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of, with_ones
+from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
 from sorix_dist.core.ops.order import amax, amin
@@ -49,8 +49,7 @@ def batch_mean(x: Any, count: int) -> Any:
 
 
 def _product(x: Any, *, axis: int) -> Any:
-    before = (slice(None),) * axis
-    factors = [take(x, index=(*before, i)) for i in range(x.shape[axis])]
+    factors = [take(x, index=along(axis, i)) for i in range(x.shape[axis])]
     return reduce(mul, factors) if factors else add(sum_over(x, axis=axis, keepdims=False), 1)
 
 

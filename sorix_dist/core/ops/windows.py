@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from sorix_dist.core.tensor import Array
 
@@ -49,21 +49,15 @@ class Geometry:
         (top, _), (left, _) = self.padding
         return slice(top, top + self.size[0]), slice(left, left + self.size[1])
 
-    def offsets(self, rows: Pair, columns: Pair) -> Iterator[tuple[int, int, slice, slice]]:
-        """For each (i, j) of the kernel, the padded pixels under it of windows from `rows` and `columns`."""
-
-        def under(axis: int, k: int, first: int, last: int) -> slice:
-            start, stride = k * self.dilation[axis], self.stride[axis]
-            return slice(start + first * stride, start + (last - 1) * stride + 1, stride)
-
-        for i in range(self.kernel[0]):
-            for j in range(self.kernel[1]):
-                yield i, j, under(0, i, *rows), under(1, j, *columns)
-
     def pixels(self) -> Iterator[tuple[slice, slice]]:
         """For each place of the kernel, row by row, the padded pixels under it of all windows."""
-        for _, _, vertical, horizontal in self.offsets((0, self.output[0]), (0, self.output[1])):
-            yield vertical, horizontal
+
+        def under(axis: int) -> list[slice]:
+            stride, reach = self.stride[axis], (self.output[axis] - 1) * self.stride[axis] + 1
+            starts = (k * self.dilation[axis] for k in range(self.kernel[axis]))
+            return [slice(start, start + reach, stride) for start in starts]
+
+        return product(under(0), under(1))
 
 
 def pair(name: str, argument: str, value: Any, least: int) -> Pair:
@@ -128,16 +122,3 @@ def pad(x: Array, geometry: Geometry, fill: float = 0.0) -> Array:
     padded = np.full((channels, *geometry.padded, count), fill, x.dtype)
     padded[:, *geometry.inner] = x.transpose(1, 2, 3, 0)
     return padded.transpose(3, 0, 1, 2)
-
-
-def windows(x: Array, geometry: Geometry) -> Array:
-    """The windows of a padded x of shape (C, H, W, N), as a view of shape (C, kernel, output, N)."""
-    channel, row, column, sample = x.strides
-    vertical, horizontal = geometry.stride
-    down, right = geometry.dilation
-    return as_strided(
-        x,
-        (len(x), *geometry.kernel, *geometry.output, x.shape[3]),
-        (channel, row * down, column * right, row * vertical, column * horizontal, sample),
-        writeable=False,
-    )

@@ -10,6 +10,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.dtype import name_of
 from sorix_dist.core.ops.attention import attention
+from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.dropout import Draws, dropout
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.tensor import Array
@@ -73,11 +74,7 @@ def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: b
     if mask is None:
         return None
     array = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
-    try:
-        fits = np.broadcast_shapes(array.shape, shape) == tuple(shape)
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts_to(array.shape, shape):
         raise ValueError(f"{name} must broadcast to the shape {tuple(shape)} of the scores, got shape {array.shape}")
     if array.dtype.kind == "b":
         return np.where(array == sees, 0, -np.inf).astype(dtype)

@@ -15,6 +15,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.batch import divisor, mean_weight, reduced, sum_weight
 from sorix_dist.core.ops import loss as ops
+from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.reduce import batch_mean, weighted_total
 from sorix_dist.core.ops.shape import reshape, transpose
@@ -308,11 +309,7 @@ def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
 def _factors(name: str, what: str, value: Any, like: Any) -> Array:
     """An array of factors that must broadcast against `like`, in its dtype."""
     x, factors = _array(like), _array(value)
-    try:
-        fits = np.broadcast_shapes(factors.shape, x.shape) == x.shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts_to(factors.shape, x.shape):
         raise ValueError(f"{name}: {what} must broadcast to the shape {x.shape} of input, got shape {factors.shape}")
     return factors.astype(x.dtype)
 
