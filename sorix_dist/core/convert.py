@@ -33,8 +33,7 @@ def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, **hin
             device = target
         else:
             dtype = target
-    if device is not None:
-        raise_for_device(device)
+    raise_for_device(device)
     return self if dtype is None else astype(self, dtype)
 
 

@@ -32,7 +32,9 @@ CPU = device("cpu")
 
 
 def raise_for_device(device: object) -> None:
-    """Raises for every device but "cpu"; `device` may name one or be a device object."""
+    """Raises for every device but "cpu"; `device` may name one, be a device object, or None for wherever it is."""
+    if device is None:
+        return
     kind = str(device).partition(":")[0]
     if kind in ("cuda", "gpu"):
         raise RuntimeError(f"device {device!s} is not available: sorix_dist computes on the CPU")

@@ -11,8 +11,8 @@ from sorix_dist.core.dtype import or_float32
 
 
 def parameter_dtype(device: Any, dtype: Any) -> np.dtype[Any]:
-    """The dtype that a layer's parameters get, float32 for None; raises for any device but "cpu" (or None)."""
-    raise_for_device("cpu" if device is None else device)
+    """The dtype that a layer's parameters get, float32 for None; raises for any device but "cpu"."""
+    raise_for_device(device)
     return or_float32(dtype)
 
 

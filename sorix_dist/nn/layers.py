@@ -8,10 +8,10 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
+from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.norm import BatchNorm1d
@@ -28,17 +28,23 @@ class Linear(Module):
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
     """
 
-    def __init__(self, features: int, neurons: int, bias: bool = True, init: str = "he", device: Any = "cpu") -> None:
-        raise_for_device(device)
-        for name, value in (("features", features), ("neurons", neurons)):
-            if value < 1:
-                raise ValueError(f"Linear: {name} must be >= 1, got {value}")
+    def __init__(
+        self,
+        features: int,
+        neurons: int,
+        bias: bool = True,
+        init: str = "he",
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:
+        kind = parameter_dtype(device, dtype)
+        at_least_one("Linear", features=features, neurons=neurons)
         fan = {"he": features, "xavier": features + neurons}.get(init)
         if fan is None:
             raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
         weights = rng.generator().standard_normal((features, neurons), dtype=np.float32)
-        self.W = Parameter(weights * np.float32(np.sqrt(2 / fan)))
-        self.b = Parameter(np.zeros((1, neurons), np.float32)) if bias else None
+        self.W = Parameter(weights * np.float32(np.sqrt(2 / fan)), dtype=kind)
+        self.b = Parameter(np.zeros((1, neurons), kind)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
         return linear(x, self.W, self.b)

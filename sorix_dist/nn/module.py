@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 from sorix_dist.core import Tensor
-from sorix_dist.nn.state import IncompatibleKeys as IncompatibleKeys
 from sorix_dist.nn.state import Stateful
 
 

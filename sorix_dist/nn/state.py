@@ -128,8 +128,7 @@ class Stateful:
                 dtype = entry
             else:
                 device = entry
-        if device is not None:
-            raise_for_device(device)
+        raise_for_device(device)
         if dtype is not None:
             self._convert(as_dtype(dtype))
         return self

@@ -46,6 +46,7 @@ def test_sizes_and_dtypes(function: Any, arguments: Any, shape: Any, dtype: Any)
     assert double.dtype == float64
     assert double.requires_grad
     assert double.is_leaf
+    assert function(*arguments, device=None).dtype == dtype
     with pytest.raises(RuntimeError, match="not available"):
         function(*arguments, device="cuda")
 
