@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import ask
 from sorix_dist.launch.doctor import Finding, machine, mpi
@@ -57,9 +58,13 @@ def test_python_and_numpy() -> None:
 
 def test_more_blas_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: 0)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert machine.numpy().level == "ok"
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
     found = machine.numpy()
-    assert found.level == "warning"
-    assert "threads on 0 cores, which is slow" in found.text
+    assert (found.level, found.mend) == ("warning", "unset OMP_NUM_THREADS")
+    assert found.text.endswith("threads on 0 cores, which is slow: OMP_NUM_THREADS=64")
 
 
 def test_the_network_has_an_address_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.comm.cores import usable_cores
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import ask
@@ -42,9 +43,10 @@ def numpy() -> Finding:
     text = f"{np.__version__}, {blas['internal_api']} {blas['version']}, {kernel} kernel, {threads} threads"
     data = {"version": np.__version__, "blas": blas["internal_api"], "blas_version": blas["version"]}
     data |= {"kernel": kernel, "threads": threads}
-    if threads > cores:
-        mend = "export OPENBLAS_NUM_THREADS=1, or unset the variable that says so"
-        return Finding("NumPy", "warning", f"{text} on {cores} cores, which is slow", mend, data)
+    said = next((f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)), None)
+    if threads > cores and said is not None:  # without a word of the user's they are cut to the cores
+        text += f" on {cores} core{'s' * (cores != 1)}, which is slow: {said}"
+        return Finding("NumPy", "warning", text, f"unset {said.partition('=')[0]}", data)
     return Finding("NumPy", "ok", text, data=data)
 
 
