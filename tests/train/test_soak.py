@@ -28,4 +28,4 @@ def test_another_bit_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return trained(folder, json.dumps([optimizer, seed + (folder.name == "alone"), faults]), before)
 
     monkeypatch.setattr(soak, "trained", with_another_seed)
-    assert soak.soak(0, 1)[1] == 1
+    assert soak.soak(0, 42)[1] == 1  # of one fault, a kill
