@@ -14,7 +14,7 @@ PARITY := .venv-parity
 PEERS := .venv-bench
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
-.PHONY: hosts hosts-bench faults faults-control
+.PHONY: environments hosts hosts-bench faults faults-control
 .PHONY: parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,6 +24,8 @@ help: ## Lists the targets
 	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of sorix-dist bench), PROFILE (of sorix-dist profile), SOAK=$(SOAK) (seconds of make soak)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
+
+environments: $(ENV)/dev $(OPENMPI)/dev ## Makes .venv-openmpi too
 
 demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weights
 	@mkdir -p build
