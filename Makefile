@@ -54,7 +54,7 @@ test: $(ENV)/dev ## Runs all tests, under MPICH
 test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-core
 	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
 
-test-openmpi: $(OPENMPI)/dev ## Runs the tests that start ranks, under Open MPI
+test-openmpi: $(OPENMPI)/dev ## Runs the tests that depend on the MPI, under Open MPI
 	$(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables under MPICH, then those that start ranks under Open MPI
