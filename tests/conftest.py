@@ -1,4 +1,4 @@
-"""What every test leaves as it found it."""
+"""What every test needs, and what it leaves as it found it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from sorix_dist.comm import blas
+from tests.launching import MPIRUN
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_mpirun") and not MPIRUN.exists():
+        pytest.skip(f"there is no {MPIRUN}")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ from sorix_dist.launch import segments
 MPIRUN = Path(sys.executable).parent / "mpirun"
 """The mpirun of the environment that runs the tests."""
 
-needs_mpirun = pytest.mark.skipif(not MPIRUN.exists(), reason=f"there is no {MPIRUN}")
+needs_mpirun = pytest.mark.needs_mpirun
+"""On tests that start ranks, or depend in another way on which MPI there is."""
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,6 +13,9 @@ import pytest
 
 from sorix_dist.cli import main
 from tests.launch.jobs import LIMIT, RANK, SORIX_DIST, announced, finished, job, survivors
+from tests.launching import needs_mpirun
+
+pytestmark = needs_mpirun
 
 # One write each, so that the lines of several ranks do not mix.
 SLEEPS = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"

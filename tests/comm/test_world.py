@@ -84,6 +84,7 @@ def test_mpi4py_missing_under_a_launcher() -> None:
     assert "backend='mpi' was asked for, but mpi4py cannot be loaded" in error
 
 
+@needs_mpirun
 def test_many_processes_alone_are_found() -> None:
     """srun without PMI starts N processes, each of which MPI takes for the only one."""
     pytest.importorskip("mpi4py")
@@ -170,6 +171,7 @@ init(timeout=2)
     assert f"the stack of rank {late}, innermost call first:\n" in ended.err
 
 
+@needs_mpirun
 def test_what_is_no_communicator() -> None:
     pytest.importorskip("mpi4py")
     error = failure("from sorix_dist.comm import *\ninit(comm=3)")

@@ -20,6 +20,7 @@ from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.job import SCHEDULERS, Job, script
 from sorix_dist.launch.templates import fill, template
 from tests.launch.jobs import ROOT, job
+from tests.launching import needs_mpirun
 
 SHELLS = [kind for kind in SCHEDULERS if kind != "kubernetes"]
 AWKWARD = ("a b", "it's", '"q"', "$HOME", "$(id)", "`id`", "\\", "*", "#", "", "a\nb", "é", "--nodes", "{{id}}", "%x")
@@ -225,6 +226,7 @@ def test_the_mpijob_runs_what_the_user_gave(tmp_path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True, timeout=30)
 
 
+@needs_mpirun
 def test_a_warning_becomes_sigusr1_and_the_exit_code_comes_back(tmp_path: Path) -> None:
     """local.sh as it is, with a script that saves on SIGUSR1, warned twice."""
     train = tmp_path / "train.py"
@@ -244,6 +246,7 @@ def test_a_warning_becomes_sigusr1_and_the_exit_code_comes_back(tmp_path: Path) 
         assert process.wait(30) == 75
 
 
+@needs_mpirun
 def test_ctrl_c_ends_a_local_job(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import os, time\nos.write(1, b'ready\\n')\ntime.sleep(60)\n")
     path = tmp_path / "local.sh"

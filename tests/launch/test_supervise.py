@@ -17,7 +17,8 @@ from sorix_dist.launch.command import Command
 from sorix_dist.launch.supervise import newest, supervise
 from tests.launch.jobs import LIMIT, ROOT, announced, job, survivors
 
-BEGIN = "import os, pathlib, sys, time; import sorix_dist.comm; attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
+BARE = "import os, pathlib, sys, time; attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
+BEGIN = BARE + "import sorix_dist.comm\n"  # without which no script is known to come to its end
 SAVE = "pathlib.Path(sys.argv[1], f'step-{attempt}').touch()\n"
 
 Supervised = Callable[..., tuple[int, list[str], int]]
@@ -59,22 +60,22 @@ def test_a_crash_is_followed_by_a_start_from_what_was_saved(supervised: Supervis
 
 
 def test_it_is_started_no_oftener_than_was_allowed(supervised: Supervised) -> None:
-    code, said, starts = supervised(SAVE + "sys.exit(7)", max_restarts=2)
+    code, said, starts = supervised(SAVE + "sys.exit(7)", 2, BARE)
     assert (code, starts) == (7, 3)
     assert said[-1] == "the job ended with code 7; not started again after 2 restarts"
-    assert supervised(SAVE + "sys.exit(7)", max_restarts=0)[::2] == (7, 1)
+    assert supervised(SAVE + "sys.exit(7)", 0, BARE)[::2] == (7, 1)
 
 
 def test_two_attempts_without_progress_are_the_last(supervised: Supervised) -> None:
-    code, said, starts = supervised("sys.exit(7)", max_restarts=9)
+    code, said, starts = supervised("sys.exit(7)", 9, BARE)
     assert (code, starts) == (7, 2)
     assert "not started again: 2 attempts in a row left no newer checkpoint in " in said[-1]
-    code, _, starts = supervised("if attempt == 1: " + SAVE + "sys.exit(7)", max_restarts=9)
+    code, _, starts = supervised("if attempt == 1: " + SAVE + "sys.exit(7)", 9, BARE)
     assert (code, starts) == (7, 4)  # attempts 0, 2 and 3 made none
 
 
 def test_a_checkpoint_that_is_written_anew_is_progress(supervised: Supervised) -> None:
-    code, _, starts = supervised("pathlib.Path(sys.argv[1], 'latest').write_text(str(attempt))\nsys.exit(7)", 4)
+    code, _, starts = supervised("pathlib.Path(sys.argv[1], 'latest').write_text(str(attempt))\nsys.exit(7)", 4, BARE)
     assert (code, starts) == (7, 5)
 
 
@@ -92,7 +93,7 @@ def test_code_0_without_the_mark_is_no_success(supervised: Supervised, end: str)
 
 
 def test_a_script_without_the_package_leaves_no_mark(supervised: Supervised) -> None:
-    assert supervised("", 0, begin="")[::2] == (70, 1)
+    assert supervised("", 0, BARE)[::2] == (70, 1)
 
 
 def test_children_of_rank_0_leave_no_mark(supervised: Supervised) -> None:
@@ -112,7 +113,7 @@ def test_a_preempted_script_is_left_to_the_scheduler(supervised: Supervised) -> 
 
 def test_a_time_limit_counts_for_all_attempts(supervised: Supervised) -> None:
     began = time.monotonic()
-    code, _, starts = supervised(SAVE + "sys.exit(3) if attempt < 2 else time.sleep(90)", limit=12.0)
+    code, _, starts = supervised(SAVE + "sys.exit(3) if attempt < 2 else time.sleep(90)", 3, BARE, limit=3.0)
     assert (code, starts) == (124, 3)
     assert time.monotonic() - began < 45
 

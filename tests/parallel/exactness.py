@@ -49,15 +49,18 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert largest <= TOLERANCE, f"{name} differs by {largest}"
 
 
-def global_gradient(rows: int) -> None:
+def global_gradient(*numbers: int) -> None:
     """Shards as the loader cuts them, for any number of rows: the gradient is that of the mean over all rows."""
-    x, y = data(rows)
     alone, wrapped = network(), sx.DistributedDataParallel(network())
-    nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
-    for xb, yb in DataLoader(Dataset(x, y), batch_size=rows):
-        assert xb.rows[2] == rows
-        nn.CrossEntropyLoss()(wrapped(xb), yb).backward()
-    assert_same(gradients(wrapped), gradients(alone))
+    for rows in numbers:
+        x, y = data(rows)
+        for model in (alone, wrapped):
+            model.zero_grad()
+        nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
+        for xb, yb in DataLoader(Dataset(x, y), batch_size=rows):
+            assert xb.rows[2] == rows
+            nn.CrossEntropyLoss()(wrapped(xb), yb).backward()
+        assert_same(gradients(wrapped), gradients(alone))
 
 
 def untagged_shards(rows: int) -> None:
@@ -163,11 +166,12 @@ def losses_with_denominators_of_their_own(rows: int) -> None:
     of a rank, or none at all, counts."""
     x, labels = data(rows)
     start, stop = share(rows, sx.rank(), sx.size())
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
     for y in (labels, np.full(rows, 1), np.where(np.arange(rows) < rows // 2, 1, labels)):
         for criterion, dense in LOSSES:
             target = np.eye(4)[y] if dense else y
-            alone, wrapped = network(), sx.DistributedDataParallel(network())
             for model, part in ((alone, slice(None)), (wrapped, slice(start, stop))):
+                model.zero_grad()
                 out = model(sx.tensor(x[part]))
                 (criterion(out, target[part]) + nn.CrossEntropyLoss()(out, y[part])).backward()
             assert_same(gradients(wrapped), gradients(alone))

@@ -10,13 +10,14 @@ import numpy as np
 
 import sorix_dist as sx
 from sorix_dist import nn
+from sorix_dist.comm import run_threads
 from tests.parallel.random_cases import STEPS, TERMS, Case, Piece, case, steps
 
 TOLERANCE = 1e-12  # relative to the magnitude of numbers that are larger than 1
 
 
-def _gradients(model: nn.Module) -> dict[str, Any]:
-    return {name: None if p.grad is None else p.grad.numpy().copy() for name, p in model.named_parameters()}
+def _gradients(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if p.grad is None else p.grad.numpy().copy() for name, p in parameters.items()}
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def train(made: Case, counts: Counter[str]) -> None:
     """Trains one case on all ranks; AssertionError unless it equals one process, and the rule of others does not."""
     alone, wrapped = made.model(), sx.DistributedDataParallel(made.model())
     optimizers = [made.optimize(model) for model in (alone, wrapped)]
+    parameters = [dict(model.named_parameters()) for model in (alone, wrapped)]
     for step, ((x, y), pieces) in enumerate(steps(made, sx.rank())):
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -51,8 +53,8 @@ def train(made: Case, counts: Counter[str]) -> None:
                 made.loss(wrapped, wrapped(xb), yb).backward()
         else:
             made.loss(wrapped, wrapped(pieces[0][0]), pieces[0][1]).backward()
-        wanted = _gradients(alone)
-        off = difference(_gradients(wrapped), wanted)
+        wanted, got = map(_gradients, parameters)
+        off = difference(got, wanted)
         assert off <= TOLERANCE, f"the gradient of step {step} differs by {off}"
         if step == 0 and local is not None:
             counts["controlled"] += 1
@@ -61,9 +63,9 @@ def train(made: Case, counts: Counter[str]) -> None:
             if _uneven(made, pieces):
                 counts["uneven"] += 1
                 assert missed, "the mean over ranks of local means is not another gradient"
-        for model, optimizer in zip((alone, wrapped), optimizers, strict=True):
+        for own, optimizer in zip(parameters, optimizers, strict=True):
             if made.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), made.clip)
+                nn.utils.clip_grad_norm_([*own.values()], made.clip)
             optimizer.step()
     off = difference(_state(wrapped), _state(alone))
     assert off <= TOLERANCE, f"the state after {STEPS} steps differs by {off}"
@@ -114,4 +116,10 @@ def run(seeds: Iterable[int]) -> Counter[str]:
         except Exception as error:
             error.add_note(f"in case(seed={seed}, size={sx.size()}) on rank {sx.rank()}: {made}")
             raise
+    return counts
+
+
+def run_on_threads(size: int, seeds: Iterable[int]) -> Counter[str]:
+    """The same on ranks that are threads."""
+    counts: Counter[str] = run_threads(run, size, args=(seeds,), timeout=550)[0]
     return counts

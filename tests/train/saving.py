@@ -1,15 +1,21 @@
 """Programs that save until they are killed, and what must hold afterwards. Started by test_kills.py:
 
-python -m tests.train.saving each FOLDER        a kill before each file operation, in turn
-python -m tests.train.saving on FOLDER [async]  saves on and on; prints a step when it is acknowledged
+python -m tests.train.saving each FOLDER               a kill before each file operation, in turn
+python -m tests.train.saving any FOLDER COUNT [async]  kills at any instant
 """
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
+import signal
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -77,29 +83,58 @@ def save_on(folder: Path, start: int, stop: int, files: Any = None, async_save: 
     return stop - 1
 
 
+def forked(work: Callable[[], object]) -> tuple[int, TextIO]:
+    """Starts a process that does `work`; its id, and what it prints."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 1)
+        work()
+        os._exit(0)
+    os.close(writer)
+    return child, open(reader)
+
+
+def any_instant(folder: Path, count: int, async_save: bool) -> None:
+    """Saves on and on with so many kills at any instant; prints how many met a file that was being written.
+
+    The same folder is used on and on, so that what a kill leaves behind meets the next run.
+    """
+    numbers = random.Random(0)
+    acknowledged, during = -1, 0
+    for _ in range(count):
+        child, lines = forked(partial(save_on, folder, acknowledged + 1, 10**9, async_save=async_save))
+        with lines:
+            first = lines.readline()
+            time.sleep(numbers.uniform(0, 0.05))
+            os.kill(child, signal.SIGKILL)
+            told = [int(line) for line in (first, *lines)]
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        acknowledged = max(acknowledged, *told)
+        during += any(path.suffix == ".tmp" for path in folder.iterdir())
+        acknowledged = check(folder, acknowledged)
+    sys.stderr.write(f"{during} of {count} kills\n")
+
+
 def each(root: Path) -> None:
     """Saves with a kill before each operation of the disk; prints how many there were."""
     at = 0
+    save_on(root / "before", 0, 2)
     while True:
         folder = root / "deep" / f"{at}"
-        save_on(folder, 0, 2)
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.dup2(writer, 1)
-            folder = folder if at % 2 else folder / "new"  # every other time there is nothing before
-            save_on(folder, 2, 5, Counting(at, kill_myself))
-            os._exit(0)
-        os.close(writer)
-        with open(reader) as lines:
+        shutil.copytree(root / "before", folder)
+        new = folder / "new"
+        place = folder if at % 2 else new  # every other time there is nothing before
+        child, lines = forked(partial(save_on, place, 2, 5, Counting(at, kill_myself)))
+        with lines:
             told = [int(line) for line in lines]
         _, status = os.waitpid(child, 0)
-        new = folder / "new"
-        last = check(folder if at % 2 else new, told[-1] if told else (1 if at % 2 else -1))
+        last = check(place, told[-1] if told else (1 if at % 2 else -1))
         if at % 2 == 0:
             assert check(folder, 1) == 1
-        save_on(folder if at % 2 else new, last + 1, last + 2)
-        check(folder if at % 2 else new, last + 1)
+        save_on(place, last + 1, last + 2)
+        check(place, last + 1)
         assert not [*folder.rglob("*.tmp")]
         if os.WIFEXITED(status):
             assert os.waitstatus_to_exitcode(status) == 0
@@ -114,4 +149,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "each":
         each(Path(sys.argv[2]))
     else:
-        save_on(Path(sys.argv[2]), int(sys.argv[3]), 10**9, async_save=sys.argv[4:] == ["async"])
+        any_instant(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["async"])
