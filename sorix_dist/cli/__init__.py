@@ -37,9 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_several() -> None:
-    """LaunchError in one of several processes that a launcher started: each would start a job of its own."""
+    """LaunchError in one of several processes that a launcher started: each would start a job of its own.
+
+    Not where somebody sits at a terminal, which `srun --pty bash` gives to the first of its tasks only.
+    """
     launch = detect(os.environ)
-    if launch is not None and launch.several:
+    if launch is not None and launch.several and not os.isatty(0):
         raise LaunchError(
             f"it starts ranks itself, and this process is one already ({launch}): call it once, without a launcher"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -41,8 +42,20 @@ def test_several_of_it_would_start_several_jobs(
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "isatty", lambda descriptor: False)
     assert main(argv) == 2
     assert "this process is one already (rank 1 of 2, by Open MPI)" in capsys.readouterr().err
+
+
+def test_a_terminal_is_given_to_one_task_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the shell of `srun --ntasks=4 --pty bash`."""
+    for name, value in (("PROCID", "0"), ("STEP_NUM_TASKS", "4"), ("STEP_ID", "0")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 0)
+    assert main(["run", "-n", "1", "--dry-run", "-m", "this"]) == 0
+    assert capsys.readouterr().out.endswith("-m this\n")
 
 
 def test_starting_ranks_loads_no_mpi_and_no_tensors(tmp_path: Path) -> None:
