@@ -43,13 +43,17 @@ from sorix_dist.parallel import (
     barrier,
     broadcast,
     comm_hooks,
+    global_rows,
+    global_value,
     host_shared,
     init,
     is_main_process,
     local_rank,
     rank,
+    replicated,
     size,
 )
+from sorix_dist.parallel import print_once as print
 from sorix_dist.serialize import load, save
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
@@ -61,8 +65,8 @@ __all__ = [
     "autograd", "comm", "core", "cuda", "metrics", "nn", "optim", "utils",
     # ranks
     "DistributedDataParallel", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
-    "comm_hooks", "host_shared", "init",
-    "is_main_process", "local_rank", "rank", "run", "size",
+    "comm_hooks", "global_rows", "global_value", "host_shared", "init",
+    "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
     "Checkpointer", "EXIT_PREEMPTED", "Preemption",
     # tensors

@@ -29,6 +29,7 @@ class ArrayLike:
     __slots__ = ()
 
     array: Array
+    visible: Array
 
     @property
     def shape(self) -> Size:
@@ -75,20 +76,20 @@ class ArrayLike:
 
     def item(self) -> Any:
         """The only element as a Python number."""
-        return self.array.item()
+        return self.visible.item()
 
     def numpy(self) -> Array:
         """The array itself."""
-        return self.array
+        return self.visible
 
     to_numpy = numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
-        return self.array.tolist()
+        return self.visible.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.array, dtype=dtype, copy=copy)
+        return np.array(self.visible, dtype=dtype, copy=copy)
 
     def __len__(self) -> int:
         if not self.array.ndim:
@@ -96,15 +97,15 @@ class ArrayLike:
         return len(self.array)
 
     def __bool__(self) -> bool:
-        return bool(self.array)
+        return bool(self.visible)
 
     def __float__(self) -> float:
-        return float(self.array)
+        return float(self.visible)
 
     def __int__(self) -> int:
-        return int(self.array)
+        return int(self.visible)
 
     def __index__(self) -> int:
         if self.array.dtype.kind not in "iub" or self.array.size != 1:
             raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
-        return int(self.array.item())
+        return int(self.visible.item())

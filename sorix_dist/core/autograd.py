@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
 from contextvars import Token
 from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, Rule, fit, through
-from sorix_dist.core.op import recording, rule_on_tensors
+from sorix_dist.core.graph import Leaf, Node, Rule, fit, recording, through
+from sorix_dist.core.op import current_shard, rule_on_tensors
+from sorix_dist.core.placement import Group, Partial, Shard, tagged
 from sorix_dist.core.tensor import Tensor
 
 Edge = Node | Leaf
@@ -64,6 +66,16 @@ class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
         return super().__call__(function)
 
 
+@contextmanager
+def _the_shard_as_before() -> Iterator[None]:
+    """Leaves `current_shard` as it was."""
+    before = current_shard.set(current_shard.get())
+    try:
+        yield
+    finally:
+        current_shard.reset(before)
+
+
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded."""
     return recording.get()
@@ -84,21 +96,23 @@ def backward(
     seed = _seed(tensor, gradient)
     sync = origin.sync
     if sync is None:
-        _backward(tensor, seed, bool(create_graph if retain_graph is None else retain_graph), create_graph, None)
+        place = tensor.place
+        # On several ranks a loss of shared rows is a part of the whole: whoever is left out of the sum is told.
+        strict = isinstance(place, Shard | Partial) and not place.group.alone
+        keep = bool(create_graph if retain_graph is None else retain_graph)
+        _backward(tensor, seed, keep, create_graph, None, strict)
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
-    share = sync.begin()
+    scale = sync.begin(tensor.place)
     try:
-        if gradient is None:
-            seed.fill(share)
-        elif share != 1:
-            seed = seed * float(share)
-        _backward(tensor, seed, bool(retain_graph), False, sync.visitor())
+        if scale != 1:
+            seed = seed * seed.dtype.type(scale)
+        _backward(tensor, seed, bool(retain_graph), False, sync.visitor(), not sync.group.alone)
     except BaseException:
         sync.failed()
         raise
-    sync.end()
+    sync.end(tensor)
 
 
 def grad(
@@ -109,8 +123,11 @@ def grad(
     create_graph: bool = False,
     allow_unused: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched, and nothing is synchronised.
+    """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched.
 
+    Where the outputs follow from rows of a batch that several ranks share, or from a wrapped model, it is a call of all
+    of them: gradients to what every rank has alike are those of the global batch, and gradients to rows are those of
+    this rank's rows.
     RuntimeError if an input does not require a gradient, or was not used (unless `allow_unused`: then None).
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
@@ -123,6 +140,32 @@ def grad(
         for i, tensor in enumerate(tensors):
             if tensor.origin is None:
                 raise RuntimeError(f"{what}[{i}] does not require grad")
+    starts = []
+    for tensor, g in zip(outs, grad_outputs, strict=True):
+        seed = _local(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
+        parts = _parts(tensor)
+        if parts != 1:  # what every rank computes alike counts once
+            seed = seed / parts
+        starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
+    keep = create_graph if retain_graph is None else retain_graph
+    with _Recording(create_graph), _the_shard_as_before():
+        found = _gradients(starts, ins, keep, create_graph)
+        group = _group_of(outs)
+        if group is not None:
+            found = _over_ranks(ins, found, group, create_graph)
+    answers: list[Tensor | None] = []
+    for i, (tensor, part) in enumerate(zip(ins, found, strict=True)):
+        if part is None:
+            if not allow_unused:
+                raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
+        elif not isinstance(part, Tensor):
+            part = Tensor(np.array(part))
+        answers.append(part if part is None or not isinstance(tensor.place, Shard) else tagged(_fresh(part), tensor.place))
+    return tuple(answers)
+
+
+def _gradients(starts: list[tuple[Tensor, Any]], ins: list[Tensor], keep: bool, create: bool) -> list[Any]:
+    """What a walk from `starts` brings to each of `ins` on this rank, None where it brings nothing."""
     found: dict[int, Any] = {id(tensor.origin): None for tensor in ins}
 
     def collect(edge: Edge, part: Any) -> None:
@@ -134,31 +177,81 @@ def grad(
         if id(leaf) in found:
             collect(leaf, _part(leaf, rule, gradient))
 
-    starts = []
-    for tensor, g in zip(outs, grad_outputs, strict=True):
-        if create_graph:
-            starts.append((tensor, g if isinstance(g, Tensor) else Tensor(_seed(tensor, g))))
-        else:
-            starts.append((tensor, _seed(tensor, g)))
-    keep = create_graph if retain_graph is None else retain_graph
     oldest = min(tensor.origin.number if isinstance(tensor.origin, Node) else -1 for tensor in ins)
-    with _Recording(create_graph):
-        walk(starts, at_leaf, keep=keep, create=create_graph, at_node=collect, oldest=oldest)
-    answers: list[Tensor | None] = []
-    for i, tensor in enumerate(ins):
-        part = found[id(tensor.origin)]
-        if part is None and not allow_unused:
-            raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
-        answers.append(part if part is None or isinstance(part, Tensor) else Tensor(np.array(part)))
-    return tuple(answers)
+    walk(starts, at_leaf, keep=keep, create=create, at_node=collect, oldest=oldest)
+    return [found[id(tensor.origin)] for tensor in ins]
 
 
-def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Callable[[Edge, Any], None] | None) -> None:
+def _parts(tensor: Tensor) -> int:
+    """In how many equal parts the gradient of an output begins, one on each rank."""
+    sync = None if tensor.origin is None else tensor.origin.sync
+    return 1 if sync is None or isinstance(tensor.place, Shard | Partial) else sync.group.parts
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    return Tensor.of(tensor.array, tensor.origin)
+
+
+def _group_of(outs: list[Tensor]) -> Group | None:
+    """The ranks that have parts of the gradients of these outputs, None if no others have."""
+    for tensor in outs:
+        if isinstance(tensor.place, Shard | Partial):
+            group: Group = tensor.place.group
+            return None if group.alone else group
+    found = next((tensor.origin.sync for tensor in outs if tensor.origin is not None and tensor.origin.sync), None)
+    return None if found is None or found.group.alone else found.group
+
+
+_OF_WEIGHTS = (
+    "reproducible mode: autograd.grad gives gradients to rows of a batch and to what is computed outside of the model. "
+    "Those to its parameters are summed in one order by backward(), which leaves them in `grad`"
+)
+
+
+def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool) -> list[Any]:
+    """The gradients with sums over all ranks where an input is the same on every rank: parts of a sum, of which a rank
+    may have none. Called by all ranks."""
+    from sorix_dist.core.ops.collective import all_reduced
+
+    places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
+    if group.ordered or group.apart:
+        if any(ins[i].leaf is not None and ins[i].leaf.sync is not None for i in places):
+            raise RuntimeError(_OF_WEIGHTS)
+        return parts
+    if not places:
+        return parts
+    used = np.array([parts[i] is not None for i in places], np.float64)
+    if create:
+        used = group.reduce(used, "autograd.grad")
+        for i, flag in zip(places, used.tolist(), strict=True):
+            if flag:
+                part = parts[i] if parts[i] is not None else Tensor(np.zeros(ins[i].shape, ins[i].array.dtype))
+                parts[i] = all_reduced(part, group=group, what="autograd.grad")
+        return parts
+    for kind in dict.fromkeys(ins[i].array.dtype for i in places):  # one message for each dtype
+        alike = [i for i in places if ins[i].array.dtype == kind]
+        flags = np.array([parts[i] is not None for i in alike], kind)
+        flat = [np.zeros(ins[i].array.size, kind) if parts[i] is None else np.ravel(parts[i]) for i in alike]
+        total = group.reduce(np.concatenate([flags, *flat]), "autograd.grad")
+        at = len(alike)
+        for i, flag in zip(alike, total[: len(alike)].tolist(), strict=True):
+            size = ins[i].array.size
+            parts[i] = total[at : at + size].reshape(ins[i].array.shape) if flag else None
+            at += size
+    return parts
+
+
+def _backward(
+    tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Callable[[Edge, Any], None] | None, strict: bool
+) -> None:
+    """strict: whether every leaf must be synchronised between the ranks, or belong to this rank's rows."""
     if not create:
         hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see all of them at once
 
         def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
             local = leaf.local
+            if strict and leaf.sync is None and not leaf.sharded:
+                raise _nobodys(leaf)
             # Where others add their part to the gradient, hooks see the sum: that is theirs to call.
             if leaf.hooks and local is leaf.total:
                 part = _part(leaf, rule, gradient)
@@ -186,13 +279,32 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, create: bool, at_node: Call
         part = _part(leaf, rule, gradient)
         totals[leaf] = part if leaf not in totals else totals[leaf] + part
 
-    with enable_grad():
+    with enable_grad(), _the_shard_as_before():
         walk([(tensor, Tensor(seed))], add_up, keep=keep, create=True)
         for leaf, total in totals.items():
+            if strict and not leaf.sharded:
+                raise _nobodys(leaf)
             part = through(leaf.hooks or [], total)
             before = leaf.view if leaf.view is not None and leaf.view.origin is not None else None
             leaf.deposit(part.array)
             leaf.view = part if before is None else before + part
+
+
+def _nobodys(leaf: Leaf) -> RuntimeError:
+    """The error for a leaf that a backward on several ranks reaches, and that no wrapper synchronises."""
+    names = [
+        f"'{name}' of a {type(owner).__name__}"
+        for owner in gc.get_objects()
+        if hasattr(type(owner), "named_parameters") and hasattr(owner, "__dict__")
+        for name, value in vars(owner).items()
+        if isinstance(value, Tensor) and value.leaf is leaf
+    ]
+    return RuntimeError(
+        f"the backward reaches {names[0] if names else 'a tensor'} of shape {leaf.shape}, which requires a gradient and "
+        "is synchronised by no wrapper: each rank would get a part of it. Wrap the module that it belongs to in "
+        "DistributedDataParallel (a criterion with parameters too), or let every rank compute all rows "
+        "(DataLoader(shard=False)); autograd.grad sums over the ranks by itself"
+    )
 
 
 def walk(
@@ -238,6 +350,8 @@ def walk(
             gradient = through(node.hooks, gradient)
         if at_node is not None:
             at_node(node, gradient)
+        if create:  # what is recorded now computes the virtual shard that the node does
+            current_shard.set(None if node.shard is None else (node.shard, False))
         if node.number <= oldest:
             break
         rules = node.rules
@@ -247,6 +361,7 @@ def walk(
                 "say retain_graph=True there to go over it a second time"
             )
         if create:
+            # The rules work on this rank's arrays alone, so that their work needs no placements.
             rules = _rules_on_tensors(node, gradient)
         edges = node.edges
         if not keep:
@@ -282,13 +397,11 @@ def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
     from sorix_dist.core.ops.shape import alias
 
     saved, options = node.saved
-    inputs = [x if edge is None else alias(x) for x, edge in zip(saved, node.edges, strict=True)]
+    inputs = [_local(x) if edge is None else alias(_local(x)) for x, edge in zip(saved, node.edges, strict=True)]
     value = node.op.composite(*inputs, **options)
     wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
-    constants = getattr(value, "origin", None) is None  # of no elements, say
-    parts = iter(
-        [None] * len(wanted) if constants else grad(value, wanted, gradient, create_graph=True, allow_unused=True)
-    )
+    constants = getattr(value, "origin", None) is None or not wanted  # of no elements, say
+    parts = iter([None] * len(wanted) if constants else _gradients([(value, gradient)], wanted, True, True))
 
     def constant(part: Tensor | None, edge: Edge) -> Rule:
         answer = Tensor(np.zeros(edge.shape, edge.dtype)) if part is None else part
@@ -297,13 +410,20 @@ def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
     return [None if edge is None else constant(next(parts), edge) for edge in node.edges]
 
 
+def _local(x: Any) -> Any:
+    return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) and x.place is not None else x
+
+
 def _seed(tensor: Tensor, gradient: Any) -> Any:
     """The weights that a walk starts with, checked."""
     array = tensor.array
     if gradient is None:
-        if array.size != 1:
+        place = tensor.place
+        total = place.total if isinstance(place, Shard) and not place.group.alone else 1
+        if array.size != 1 or total != 1:
             raise RuntimeError(
-                f"grad can be implicitly created only for scalar outputs; this one has shape {array.shape}: "
+                f"grad can be implicitly created only for scalar outputs; this one has shape {array.shape}"
+                f"{f', rows of a batch of {total}' if total != 1 else ''}: "
                 "reduce it to a scalar by mean() or sum(), or pass `gradient`"
             )
         ones = np.empty(array.shape, array.dtype)

@@ -16,7 +16,9 @@ from sorix_dist.core import random
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.op import OF_NUMPY
+from sorix_dist.core.ops.dropout import normal_by_row, uniform_by_row
 from sorix_dist.core.ops.shape import sizes_of
+from sorix_dist.core.placement import Shard, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 
@@ -84,7 +86,9 @@ def full_like(
 ) -> Tensor:
     """`fill_value` everywhere in the shape, and by default the dtype, of `input`."""
     shape, kind = _like(input, dtype)
-    return _made(np.full(shape, as_array(fill_value, kind), kind), device, requires_grad)
+    made, rows = _made(np.full(shape, as_array(fill_value, kind), kind), device, False), shard_of(input)
+    made = made if rows is None else tagged(made, rows)
+    return made.requires_grad_() if requires_grad else made
 
 
 def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
@@ -144,15 +148,44 @@ def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
 
 
 def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """`rand` in the shape, and by default the dtype, of `input`."""
+    """`rand` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
+    its place in the global batch."""
+    rows = shard_of(input)
+    if rows is not None:
+        return _drawn_by_row(uniform_by_row, input, rows, device, requires_grad, dtype)
     shape, kind = _like(input, dtype)
     return rand(shape, device=device, requires_grad=requires_grad, dtype=kind)
 
 
 def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """`randn` in the shape, and by default the dtype, of `input`."""
+    """`randn` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
+    its place in the global batch."""
+    rows = shard_of(input)
+    if rows is not None:
+        return _drawn_by_row(normal_by_row, input, rows, device, requires_grad, dtype)
     shape, kind = _like(input, dtype)
     return randn(shape, device=device, requires_grad=requires_grad, dtype=kind)
+
+
+def bernoulli(input: Any, p: float | None = None) -> Tensor:
+    """1 with the probability that each element of `input` says, or with `p`, else 0, in the dtype of `input`."""
+    chances = as_array(input) if p is None else np.full(np.shape(input), p)
+    if chances.size and not (chances.min() >= 0 and chances.max() <= 1):
+        raise ValueError(f"bernoulli: probabilities must be in [0, 1], got {chances.min()} to {chances.max()}")
+    rows = shard_of(input)
+    drawn = random.generator().random(chances.shape) if rows is None else uniform_by_row(chances.shape, rows)
+    result = Tensor.of((drawn < chances).astype(as_array(input).dtype))
+    return result if rows is None else tagged(result, rows)
+
+
+def _drawn_by_row(
+    draw: Callable[..., Array], input: Tensor, rows: Shard, device: Any, requires_grad: bool, dtype: Any
+) -> Tensor:
+    kind = input.array.dtype if dtype is None else as_dtype(dtype)
+    if kind.kind != "f":
+        raise TypeError(f"dtype must be a floating point type for random numbers, got {kind}")
+    drawn = tagged(_made(draw(input.array.shape, rows).astype(kind), device, False), rows)
+    return drawn.requires_grad_() if requires_grad else drawn
 
 
 def randint(

@@ -69,6 +69,7 @@ class Flat:
         self.home: Home = PRIVATE
         self.frozen = False
         self.edited: Array | None = None
+        self.keeper: Any = None  # whatever else lives as long as this storage
         self.data = self.home.zeros(self.size, self.dtype)
         self.grad = self.home.zeros(self.size, self.dtype)
         for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):

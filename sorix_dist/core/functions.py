@@ -14,6 +14,7 @@ import numpy as np
 from sorix_dist.core.create import (
     arange,
     as_tensor,
+    bernoulli,
     empty,
     empty_like,
     eye,
@@ -138,7 +139,7 @@ __all__ = [
     # creation
     "tensor", "as_tensor", "from_numpy", "zeros", "ones", "empty", "full", "eye", "diag", "arange", "linspace",
     "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like",
-    "rand_like", "randn_like",
+    "rand_like", "randn_like", "bernoulli",
     # shape
     "cat", "stack", "reshape", "transpose", "squeeze", "unsqueeze", "flatten", "t", "unbind", "split", "chunk",
     "repeat", "permute", "movedim", "broadcast_to", "flip", "roll", "pad", "clone",

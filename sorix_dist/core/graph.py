@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from sorix_dist.core.home import Array as Array
 from sorix_dist.core.home import read_only
+from sorix_dist.core.placement import Group, Placement
 
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
     from sorix_dist.core.op import Op
+
+recording: ContextVar[bool] = ContextVar("recording", default=True)
+"""Whether operations are recorded for a backward."""
 
 # A rule takes the gradient of an operation's result to that of one input. It may write into `out` (the
 # input's shape and dtype, or None) and return it; it must not change the gradient that it was given.
@@ -20,41 +25,28 @@ Rule = Callable[[Any, Array | None], Any]
 
 
 class Sync(Protocol):
-    """Who synchronises the gradients of some leaves: told when a backward that reaches them begins and ends."""
+    """Synchronises the gradients of some leaves between ranks: notified when a backward that reaches them begins and
+    ends."""
+
+    @property
+    def group(self) -> Group:
+        """The ranks."""
 
     @property
     def pending(self) -> bool:
         """Whether there are gradients of these leaves that are not in what they show yet."""
 
-    def joined(self, other: Sync) -> Sync:
-        """Who synchronises the result of an operation on what both do; RuntimeError if nobody can."""
+    def conflict(self) -> Exception:
+        """The error for a loss that reaches leaves of two communicators."""
 
-    # -- what a reduction over the rows of a batch asks, so that its gradient becomes this process's part of the
-    #    gradient of the reduction over all rows, once `begin`'s factor is in it
-
-    def divisor(self, count: int) -> float:
-        """What the gradient of a mean over `count` elements, as many of every row, is divided by."""
-
-    def mean_weight(self, parts: Array) -> float:
-        """The weight of each element in the gradient of a mean whose denominator is the sum of `parts`, in the
-        order of the rows. Called by every process, also with no parts."""
-
-    def sum_weight(self) -> float:
-        """The weight of each element in the gradient of a sum."""
-
-    def reduced(self) -> Sync:
-        """Who synchronises the result of such a reduction."""
-
-    # -- what a backward tells
-
-    def begin(self) -> float:
-        """Gets the leaves ready; returns the factor that this process's part of the loss is to be scaled by."""
+    def begin(self, place: Placement) -> float:
+        """Gets the leaves ready for the backward of a loss; returns the factor that its gradient is scaled by."""
 
     def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
         """What is to be called with every node that the walk comes to, before its rules, and its gradient."""
 
-    def end(self) -> None:
-        """Takes the gradients that the backward has left in `Leaf.local`."""
+    def end(self, loss: Any) -> None:
+        """Takes the gradients that the backward of a loss has left in `Leaf.local`."""
 
     def failed(self) -> None:
         """Is told instead of `end` that the backward raised."""
@@ -99,7 +91,7 @@ class Leaf:
     unless somebody (`sync`) combines the local gradients of several processes into the total.
     """
 
-    __slots__ = ("dtype", "flat", "hooks", "local", "shape", "sync", "total", "view")
+    __slots__ = ("dtype", "flat", "hooks", "local", "shape", "sharded", "sync", "total", "view")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -107,6 +99,7 @@ class Leaf:
         self.local = self.total = Accumulator()
         self.flat: Flat | None = None
         self.sync: Sync | None = None
+        self.sharded = False  # whether it belongs to rows of a batch, so that the gradient is this rank's alone
         self.view: Any = None  # the Tensor that shows the total
         self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
 
@@ -136,7 +129,7 @@ class Leaf:
 class Node:
     """One recorded operation: the rules that take its gradient to its inputs, and where those came from."""
 
-    __slots__ = ("dtype", "edges", "hooks", "number", "op", "result", "rules", "saved", "shape", "sync")
+    __slots__ = ("dtype", "edges", "hooks", "number", "op", "result", "rules", "saved", "shape", "shard", "sync")
 
     def __init__(
         self,
@@ -159,6 +152,7 @@ class Node:
         self.result = result  # id of what the operation's function returned
         self.saved = saved  # inputs and options, only where the operation has a composite
         self.hooks: list[Callable[[Any], Any]] | None = None
+        self.shard: int | None = None  # the virtual shard that it computes, in reproducible mode
 
 
 def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:

@@ -27,12 +27,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node
-from sorix_dist.core.kept_rows import Rule
+from sorix_dist.core.graph import Leaf, Node, recording
+from sorix_dist.core.placement import REPLICATE, Partial
 from sorix_dist.core.promote import promoted
+from sorix_dist.core.rules import Rule, elementwise
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
-recording: ContextVar[bool] = ContextVar("recording", default=True)
 REGISTRY: dict[str, Op] = {}
 # The operation that a NumPy function becomes when it meets a tensor.
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -59,7 +59,7 @@ def _operation(
     composite: Callable[..., Tensor] | None,
     differentiable: bool,
     promote: Literal["common", "float"] | None,
-    keeps_rows: Rule | None,
+    rule: Rule,
 ) -> Callable[..., Tensor]:
     """The function of tensors that runs `function` on their arrays and records it: the hot path of the tape."""
     to_float = promote == "float"
@@ -67,9 +67,8 @@ def _operation(
     def apply(*inputs: Any, **options: Any) -> Tensor:
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
-        needed = mixed = False
-        dtype = sync = rows = None
-        rows_shape: tuple[int, ...] = ()
+        needed = mixed = placed = False
+        dtype = sync = place = None
         for x in inputs:
             if isinstance(x, Tensor):
                 array, edge = x.array, x.origin
@@ -79,13 +78,15 @@ def _operation(
                     dtype = found
                 arrays.append(array)
                 edges.append(edge)
-                if x.rows is not None and (keeps_rows is None or len(arrays) == 1):
-                    rows, rows_shape = x.rows, array.shape
+                if x.place is not None and x.place is not REPLICATE:
+                    placed = True
                 if edge is not None:
                     needed = True
                     other = edge.sync
                     if other is not sync and other is not None:
-                        sync = other if sync is None else sync.joined(other)
+                        if sync is not None:
+                            raise sync.conflict()
+                        sync = other
             else:
                 if x.__class__ not in _NUMBERS:
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
@@ -93,6 +94,11 @@ def _operation(
                     mixed = True
                 arrays.append(x)
                 edges.append(None)
+        if placed:
+            answer = rule(apply, inputs, options)
+            if answer.__class__ is Tensor:
+                return answer  # type: ignore[return-value]
+            place = answer
         if mixed and promote is not None:
             arrays = promoted(arrays, to_float)
         value, rules = function(*arrays, **options)
@@ -100,12 +106,11 @@ def _operation(
         result = _new(Tensor)  # as Tensor.of does, without the call
         result.array = array
         result.leaf = None
-        if rows is None:
-            result.rows = None
-        elif keeps_rows is None:  # what has the shape of rows of a batch is rows of it, changed
-            result.rows = rows if array.shape == rows_shape else None
-        else:
-            result.rows = rows if keeps_rows(rows_shape, array.shape, options) else None
+        result.place = place
+        if place.__class__ is Partial and place.factor != place.factor:  # shown as the sum of what its terms show
+            shown = [x.visible if isinstance(x, Tensor) else x for x in inputs]
+            shown = promoted(shown, to_float) if mixed and promote is not None else shown
+            result.shown = np.asarray(function(*shown, **options)[0])
         if not (needed and differentiable and recording.get()):
             result.origin = None
             return result
@@ -113,6 +118,8 @@ def _operation(
             rules = [None if edge is None else rule for edge, rule in zip(edges, rules, strict=True)]
         saved = None if composite is None else (inputs, options)
         result.origin = Node(about, next(_count), rules, edges, sync, array, id(value), saved)
+        if sharding:
+            in_shard(result.origin)
         return result
 
     about = Op(
@@ -127,9 +134,32 @@ def _operation(
     return update_wrapper(apply, function)
 
 
-def next_number() -> int:
-    """A number between those of the operations recorded before and after."""
-    return next(_count)
+sharding = False
+"""Whether nodes are to know which virtual shard of a batch they compute; switched on for good by `use_shards`."""
+current_shard: ContextVar[tuple[int, bool] | None] = ContextVar("shard", default=None)
+"""The virtual shard that is being computed, and whether it is its forward, in which nothing else may come in."""
+
+
+def use_shards() -> None:
+    """Makes every node from now on remember the virtual shard that it was made for."""
+    global sharding
+    sharding = True
+
+
+def in_shard(node: Node) -> None:
+    """Notes the current shard in a node; RuntimeError if it follows from what was computed outside of the shard."""
+    current = current_shard.get()
+    if current is None:
+        return
+    node.shard, inside = current
+    if not inside or node.op.name == "take_rows":  # which takes the rows of a shard into its forward
+        return
+    for edge in node.edges:
+        if isinstance(edge, Node) and edge.shard != node.shard:
+            raise RuntimeError(
+                f"reproducible mode: '{node.op.name}' joins what the model computes of one virtual shard with a tensor "
+                "that was computed outside of its forward and requires a gradient: compute it inside, or detach() it"
+            )
 
 
 def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
@@ -147,7 +177,7 @@ def op(
     composite: Callable[..., Tensor] | None = None,
     differentiable: bool = True,
     promote: Literal["common", "float"] | None = None,
-    keeps_rows: Rule | None = None,
+    rule: Rule = elementwise,
 ) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
     """Makes an operation of a function, and registers it under the function's name.
 
@@ -157,14 +187,13 @@ def op(
     differentiable: False for an operation whose result has no gradient, such as a comparison; it returns no rules.
     promote: "common" gives the function its inputs in one dtype, by PyTorch's rules; "float" also makes
         float32 of integers. Without it they come as they are.
-    keeps_rows: when the result of rows of a batch is rows of it, a rule of `kept_rows` for the first input;
-        None: when it has the shape of an input that is rows.
+    rule: which placement the result has, and which operands have to be made whole first; see `core.rules`.
 
     The function must not rebind its parameters: a rule that closes over one means the input of that name.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
-        made = _operation(function, composite, differentiable, promote, keeps_rows)
+        made = _operation(function, composite, differentiable, promote, rule)
         if numpy is not None:
             OF_NUMPY[numpy] = made
         return made

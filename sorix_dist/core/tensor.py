@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,21 +13,7 @@ from sorix_dist.core.dtype import as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.home import Array as Array
 from sorix_dist.core.home import refuse_frozen
-
-
-class Rows(NamedTuple):
-    """Rows `start` to `stop` of a global batch of `total` rows, the batch number `batch` of the epoch `epoch` of a
-    loader (-1 where none counts).
-
-    order: a digest of what decides which samples these are beside the two numbers, 0 where no loader does.
-    """
-
-    start: int
-    stop: int
-    total: int
-    epoch: int = -1
-    batch: int = -1
-    order: int = 0
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 
 
 class Tensor(ArrayLike):
@@ -39,16 +25,18 @@ class Tensor(ArrayLike):
     """
 
     # array: the numbers. origin: what a walk meets here (None: nothing to do). leaf: the gradient of a
-    # tensor that no operation made. rows: which rows of which global batch these are, if a loader said so.
-    __slots__ = ("__weakref__", "array", "leaf", "origin", "rows")
+    # tensor that no operation made. place: its placement, what it is across ranks. shown: of a Partial, what users see
+    # as its value, if that is not what is here; unset elsewhere.
+    __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
 
     origin: Node | Leaf | None
     leaf: Leaf | None
-    rows: Rows | None
+    place: Placement
+    shown: Array
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)
-        self.origin = self.leaf = self.rows = None
+        self.origin = self.leaf = self.place = None
         if device != "cpu":
             raise_for_device(device)
         if requires_grad:
@@ -62,8 +50,27 @@ class Tensor(ArrayLike):
         tensor = cls.__new__(cls)
         tensor.array = array
         tensor.origin = origin
-        tensor.leaf = tensor.rows = None
+        tensor.leaf = tensor.place = None
         return tensor
+
+    # -- what it is across ranks
+
+    @property
+    def visible(self) -> Array:
+        """The numbers as users see them: of a mean over rows, that over this rank's, or after a backward that over the
+        global batch."""
+        place = self.place
+        if place.__class__ is not Partial:
+            return self.array
+        if hasattr(self, "shown"):
+            return self.shown
+        factor = place.factor  # type: ignore[union-attr]
+        return self.array if factor == 1 else np.asarray(self.array * factor, self.array.dtype)
+
+    @property
+    def rows(self) -> Rows | None:
+        """Which rows of which global batch these are, None if they are none."""
+        return self.place.rows if isinstance(self.place, Shard) else None
 
     # -- what it holds
 
@@ -71,7 +78,7 @@ class Tensor(ArrayLike):
     def data(self) -> Array:
         """The array itself; assigning copies into the memory of a parameter, so nobody who shares it is cut off.
         That of a wrapped model is read-only outside of its `edit()`."""
-        return self.array
+        return self.visible
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -108,6 +115,7 @@ class Tensor(ArrayLike):
             )
         if value and self.leaf is None:
             self.leaf = Leaf(self.array.shape, self.array.dtype)
+            self.leaf.sharded = isinstance(self.place, Shard)
         self.origin = self.leaf if value else None
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -180,14 +188,17 @@ class Tensor(ArrayLike):
     def detach(self) -> Tensor:
         """A tensor with the same memory and no history."""
         detached = Tensor.of(self.array)
-        detached.rows = self.rows
+        detached.place = self.place
+        if hasattr(self, "shown"):
+            detached.shown = self.shown
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What copy, deepcopy and pickle make: the values, the gradient and whether it is trained; no history."""
         trained = None if self.leaf is None or isinstance(self.origin, Node) else self.requires_grad
         grad = None if self.grad is None else self.grad.array
-        return _rebuilt, (type(self), self.array, trained, grad, self.rows), getattr(self, "__dict__", None)
+        place = None if isinstance(self.place, Partial) else self.place
+        return _rebuilt, (type(self), self.visible, trained, grad, place), getattr(self, "__dict__", None)
 
     # -- how it is printed
 
@@ -195,7 +206,7 @@ class Tensor(ArrayLike):
         return format(self.item() if spec and self.array.size == 1 else str(self), spec)
 
     def __repr__(self) -> str:
-        text = np.array2string(self.array, separator=", ", prefix="tensor(")
+        text = np.array2string(self.visible, separator=", ", prefix="tensor(")
         plain = self.array.dtype in (np.float32, np.int64, np.bool_)
         return (
             f"tensor({text}"
@@ -246,9 +257,9 @@ class Gradient(Tensor):
         return str(self.array)
 
 
-def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, rows: Rows | None) -> Tensor:
+def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, place: Placement) -> Tensor:
     tensor = kind.of(array)
-    tensor.rows = rows
+    tensor.place = place
     if trained is not None:
         tensor.requires_grad_(True).requires_grad_(trained)
     if grad is not None:
@@ -260,7 +271,7 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     """The array of `data`: an ndarray or Tensor keeps its dtype and memory, Python floats become float32."""
     wanted = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
-        data = data.array
+        data = data.visible
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
         raise TypeError(

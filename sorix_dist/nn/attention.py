@@ -98,7 +98,7 @@ class MultiheadAttention(Module):
         kind = q.array.dtype
         bias = together(self._padding(key_padding_mask, shape, kind), self._mask(attn_mask, is_causal, shape, kind))
         p = self.attn_dropout.p if self.training else 0.0
-        dropped = drop_factors(shape, p, kind, self.attn_dropout.draws)
+        dropped = drop_factors(shape, p, kind, self.attn_dropout.draws, q)
         weights = None
         scale = scale_of((self.embed_dim // self.num_heads,))
         if alike and not need_weights and self.kdim == self.vdim == self.embed_dim:

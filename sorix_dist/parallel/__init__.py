@@ -2,10 +2,18 @@
 
 from sorix_dist.parallel import comm_hooks
 from sorix_dist.parallel.check import assert_replicas_equal
-from sorix_dist.parallel.collectives import all_gather, all_reduce, barrier, broadcast
+from sorix_dist.parallel.collectives import (
+    all_gather,
+    all_reduce,
+    barrier,
+    broadcast,
+    global_rows,
+    global_value,
+    replicated,
+)
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.shared import host_shared
-from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
+from sorix_dist.parallel.world import init, is_main_process, local_rank, print_once, rank, size, world
 
 __all__ = [
     "DistributedDataParallel",
@@ -15,11 +23,15 @@ __all__ = [
     "barrier",
     "broadcast",
     "comm_hooks",
+    "global_rows",
+    "global_value",
     "host_shared",
     "init",
     "is_main_process",
     "local_rank",
+    "print_once",
     "rank",
+    "replicated",
     "size",
     "world",
 ]

@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from sorix_dist.core.placement import SUM, Partial, Placement
 
-from sorix_dist.core.tensor import Rows
-
-NO_ROWS = Rows(0, 0, 0)
-"""Where a backward says nothing of the batch that it is of."""
-
-KINDS = {
-    "rows": "a mean over rows",
-    "own": "a mean over a denominator of its own (class weights or ignored labels)",
-    "sum": "a sum",
-}
-
-
-class Denominator(NamedTuple):
-    """What a loss is divided by in the whole global batch: a kind of KINDS, and the number."""
-
-    kind: str
-    value: float
-
-    def joined(self, other: Denominator | None) -> Denominator:
-        """That of a sum of two losses of one piece; RuntimeError if they have two."""
-        if other is not None and other.kind != self.kind:
-            raise mixed(self.kind, other.kind)
-        if other is not None and other.value != self.value:
-            raise RuntimeError(
-                f"accumulate: all losses of a piece must have one denominator, got {KINDS[self.kind]} of "
-                f"{self.value:g} and of {other.value:g}: their sum over the pieces has no common denominator"
-            )
-        return self
-
-
-def mixed(first: str, second: str) -> RuntimeError:
-    """The error for losses that can't be accumulated together."""
-    return RuntimeError(
-        f"accumulate: all losses must be divided by the same kind of denominator, got {KINDS[first]} and "
-        f"{KINDS[second]}: their sum over the pieces has no common denominator"
-    )
-
-
-# What a piece in which nothing counts is taken for: too little to be seen beside others, but where all pieces are so, a
+_NO_DENOMINATOR = (
+    "accumulate: the loss of a piece must be a sum or a mean over rows with one denominator, got {}: the sum over the "
+    "pieces has no common denominator. Inside `with model.no_sync():` a backward of (loss / number of pieces) adds up "
+    "what you decide"
+)
+# What a piece in which nothing counts weighs: too little to be seen beside others, but where all pieces are so, a
 # penalty on the weights still counts once.
 _NOTHING = 2.0**-60
 
@@ -55,27 +22,33 @@ class Accumulation:
     """
 
     def __init__(self) -> None:
-        self.kind: str | None = None
         self.denominator = 0.0
-        self.rows = NO_ROWS  # of the latest batch
         self.failed = False
-        self._piece: Denominator | None = None
+        self._sums: bool | None = None  # whether all losses are sums
+        self._piece: float | None = None
 
     def next_piece(self) -> None:
         """Is told that the backwards from here on are those of another piece."""
         self._piece = None
 
-    def add(self, loss: Denominator) -> float:
-        """Counts the loss of a backward; returns the factor on its gradient."""
+    def add(self, place: Placement) -> float:
+        """Counts the loss of a backward, by its placement; returns the factor on its gradient."""
         self.check()
-        if self.kind is not None and self.kind != loss.kind:
-            raise mixed(self.kind, loss.kind)
-        loss.joined(self._piece)
-        value = loss.value or _NOTHING
+        over = place.over if isinstance(place, Partial) else None
+        if over is None:
+            raise RuntimeError(_NO_DENOMINATOR.format("one that is the same on every rank or no sum over rows"))
+        if over != over:
+            raise RuntimeError(_NO_DENOMINATOR.format("the sum of several with other denominators"))
+        sums = over == SUM
+        if self._sums not in (None, sums):
+            raise RuntimeError(_NO_DENOMINATOR.format("a sum in one piece and a mean in another"))
+        value = 1.0 if sums else over or _NOTHING
+        if self._piece not in (None, value):
+            raise RuntimeError(_NO_DENOMINATOR.format(f"{self._piece:g} and {value:g} in one piece"))
         if self._piece is None:
             self.denominator += value
-        self.kind, self._piece = loss.kind, loss
-        return 1.0 if loss.kind == "sum" else value
+        self._sums, self._piece = sums, value
+        return value
 
     def check(self) -> None:
         """RuntimeError if a backward has failed, which took the gradients of all pieces before with it."""
@@ -85,4 +58,4 @@ class Accumulation:
     @property
     def scale(self) -> float:
         """What the sum of the pieces' gradients is to be multiplied by."""
-        return 1 / self.denominator if self.denominator and self.kind != "sum" else 1.0
+        return 1 / self.denominator if self.denominator and not self._sums else 1.0

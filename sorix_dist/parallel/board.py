@@ -46,26 +46,30 @@ class Place(NamedTuple):
 
 
 ROOM = 58  # numbers that a rank can say at one meeting, behind its place and their count
+VALUES = 64  # numbers that are summed over the ranks on the way
 _HEAD = len(Place._fields)
-_ROW = 8 * (_HEAD + 1 + ROOM)  # bytes
+_SAME = 8 * (_HEAD + 1 + ROOM)  # bytes that are compared
+_ROW = _SAME + 8 * VALUES
 _SAID = [struct.Struct(f"{_HEAD + 1 + count}q") for count in range(ROOM + 1)]
 
 
 class Said(NamedTuple):
-    """What the ranks said at one meeting: their places, and all numbers that any of them said, sorted.
+    """What the ranks said at one meeting: their places, all numbers that any of them said, sorted, and the sums of
+    their values.
 
     places: None where all are the same.
     """
 
     places: list[Place] | None
     numbers: list[int]
+    values: list[float]
 
 
 class Board(Protocol):
     """Says numbers to the other ranks."""
 
-    def meet(self, place: Place, numbers: list[int]) -> Said:
-        """What all ranks say; afterwards every rank sees what the others of its host wrote to shared memory
+    def meet(self, place: Place, numbers: list[int], values: list[float]) -> Said:
+        """What all ranks say, and the sums of their values; afterwards every rank sees what the others of its host wrote to shared memory
         before. Called by every rank."""
 
     def part(self, fine: bool) -> bool:
@@ -91,8 +95,8 @@ def board(comm: Comm) -> Board:
 class Alone:
     """The board of one rank."""
 
-    def meet(self, place: Place, numbers: list[int]) -> Said:
-        return Said(None, numbers)
+    def meet(self, place: Place, numbers: list[int], values: list[float]) -> Said:
+        return Said(None, numbers, values)
 
     def part(self, fine: bool) -> bool:
         return fine
@@ -105,16 +109,27 @@ class Memory:
     """The board of the ranks of one host: rows of bytes in a shared window."""
 
     def __init__(self, comm: Comm) -> None:
+        self.comm = comm
         self.window = comm.window(2 * _ROW)
         # What is read after one barrier may still be read when the others write for the next: two places in turn.
         both = [[part.data[at : at + _ROW] for part in self.window.parts] for at in (0, _ROW)]
         own = self.window.local_rank
         self.turns = itertools.cycle([(rows, rows[own], rows[:own] + rows[own + 1 :]) for rows in both])
+        self.next = next(self.turns)
         self.barrier = self.window.barrier
 
-    def meet(self, place: Place, numbers: list[int]) -> Said:
-        rows = self._unlike(_packed(place, numbers))
-        return Said(None, numbers) if rows is None else _differing(rows)
+    def meet(self, place: Place, numbers: list[int], values: list[float]) -> Said:
+        said = _packed(place, numbers)
+        if not values:
+            rows = self._unlike(said)
+            return Said(None, numbers, []) if rows is None else _differing(rows, values)
+        whole, own, _ = self.next
+        _write_values(own, values)
+        rows = self._unlike(said)
+        found = Said(None, numbers, _summed(whole, len(values))) if rows is None else _differing(rows, values)
+        if len(values) > VALUES and found.places is None:
+            found = found._replace(values=_by_message(self.comm, values))
+        return found
 
     def part(self, fine: bool) -> bool:
         rows = self._unlike(b"\0" if fine else b"\1")
@@ -127,7 +142,8 @@ class Memory:
     def _unlike(self, said: bytes) -> list[memoryview] | None:
         """Lets the others see what this rank says; when all have said something, None if they say the same, as they
         mostly do, or else the rows of all."""
-        rows, own, others = next(self.turns)
+        rows, own, others = self.next
+        self.next = next(self.turns)
         length = len(said)
         own[:length] = said
         self.barrier()
@@ -144,23 +160,28 @@ class Messages:
         self.comm = comm
         self.neighbours = Memory(comm)
 
-    def meet(self, place: Place, numbers: list[int]) -> Said:
+    def meet(self, place: Place, numbers: list[int], values: list[float]) -> Said:
         # Or else some of them find out there, and come here too.
         self.neighbours.agree(DOINGS[place.doing], place.alike)
-        return self._say(place, numbers)
+        return self._say(place, numbers, values)
 
     def part(self, fine: bool) -> bool:
         return fine  # every rank has the whole sums
 
     def agree(self, doing: str, alike: int) -> list[Place] | None:
         places = self.neighbours.agree(doing, alike)
-        return None if places is None else self._say(Place(_NUMBER[doing], alike), []).places
+        return None if places is None else self._say(Place(_NUMBER[doing], alike), [], []).places
 
-    def _say(self, place: Place, numbers: list[int]) -> Said:
+    def _say(self, place: Place, numbers: list[int], values: list[float]) -> Said:
         row = np.zeros(_ROW, np.uint8)
         said = _packed(place, numbers)
         row[: len(said)] = np.frombuffer(said, np.uint8)
-        return _differing([row.data for row in self.comm.all_gather(row)])
+        _write_values(row.data, values)
+        rows = [row.data for row in self.comm.all_gather(row)]
+        found = _differing(rows, values)
+        if len(values) > VALUES and found.places is None:
+            found = found._replace(values=_by_message(self.comm, values))
+        return found
 
 
 def _packed(place: Place, numbers: list[int]) -> bytes:
@@ -174,13 +195,31 @@ def _places(rows: Sequence[memoryview]) -> list[Place]:
     return [Place(*struct.unpack_from(f"{_HEAD}q", row)) for row in rows]
 
 
-def _differing(rows: Sequence[memoryview]) -> Said:
+def _write_values(row: memoryview, values: list[float]) -> None:
+    count = min(len(values), VALUES)
+    struct.pack_into(f"{count}d", row, _SAME, *values[:count])
+
+
+def _summed(rows: Sequence[memoryview], count: int) -> list[float]:
+    """The sums of what rows hold as values, in the order of the ranks."""
+    each = [struct.unpack_from(f"{min(count, VALUES)}d", row, _SAME) for row in rows]
+    return [sum(values) for values in zip(*each, strict=True)]
+
+
+def _by_message(comm: Comm, values: list[float]) -> list[float]:
+    """The sums of more values than fit into a row. Called by all ranks."""
+    total = np.array(values)
+    comm.all_reduce(total).wait()
+    return [float(value) for value in total]
+
+
+def _differing(rows: Sequence[memoryview], values: list[float]) -> Said:
     """What rows say that need not be the same."""
     places = _places(rows)
     if any(place != places[0] for place in places):
-        return Said(places, [])
+        return Said(places, [], [])
     numbers: set[int] = set()
     for row in rows:
         (count,) = struct.unpack_from("q", row, 8 * _HEAD)
         numbers.update(struct.unpack_from(f"{count}q", row, 8 * (_HEAD + 1)))
-    return Said(None, sorted(numbers))
+    return Said(None, sorted(numbers), _summed(rows, len(values)))

@@ -9,7 +9,11 @@ import numpy as np
 
 from sorix_dist.comm.protocol import Op
 from sorix_dist.core import Tensor
-from sorix_dist.parallel.world import world
+from sorix_dist.core.ops.axes import parts_along
+from sorix_dist.core.ops.collective import replicated as replicated_by_all
+from sorix_dist.core.ops.shape import take
+from sorix_dist.core.placement import REPLICATE, Batch, Partial, Rows, Shard, tagged
+from sorix_dist.parallel.world import current_group, world
 
 T = TypeVar("T")
 _OF_NUMBERS: dict[str, Any] = {"sum": sum, "max": max, "min": min}
@@ -26,6 +30,8 @@ def all_reduce(x: T, op: Op = "sum") -> T:
         if not isinstance(x, Real | np.generic):
             raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
+    if isinstance(x, Tensor) and isinstance(x.place, Partial):
+        x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
     array = _memory(x)
     world().all_reduce(array, op).wait()
     return x
@@ -41,11 +47,53 @@ def broadcast(x: T, root: int = 0) -> T:
 
 
 def all_gather(x: Any) -> list[Any]:
-    """Every rank's x, in rank order; a tensor or array has the same shape and dtype everywhere."""
-    if not isinstance(x, Tensor | np.ndarray):
+    """Every rank's x, in rank order.
+
+    Of a tensor the ranks may have any number of rows along its first axis, and what follows from the parts is
+    differentiable: each rank's gradient is that of all ranks' results to its x. An array has the same shape everywhere.
+    """
+    if isinstance(x, np.ndarray):
+        return list(world().all_gather(np.ascontiguousarray(x)))
+    if not isinstance(x, Tensor):
         return world().gather_objects(x)
-    gathered = world().all_gather(np.ascontiguousarray(_memory(x)))
-    return [Tensor(part) for part in gathered] if isinstance(x, Tensor) else list(gathered)
+    group, place = current_group(), x.place
+    if isinstance(place, Partial) or not x.ndim:
+        return [Tensor(part) for part in world().all_gather(np.array(x.visible))]
+    axis = place.axis if isinstance(place, Shard) else 0
+    counts = [int(count) for count in world().all_gather(np.array([len(np.moveaxis(x.array, axis, 0))]))[:, 0]]
+    if not isinstance(place, Shard):
+        start = sum(counts[: world().rank])
+        place = Batch(Rows(start, start + counts[world().rank], sum(counts)), group).at(0)
+        x = tagged(Tensor.of(x.array, x.origin), place)
+    if place.outer != 1 or place.inner != 1:
+        raise ValueError("all_gather: the batch must be an axis of its own, got one that is merged with others")
+    whole = replicated_by_all(x)
+    return [take(whole, index=part) for part in parts_along(axis, counts)]
+
+
+def global_value(x: Any) -> Tensor:
+    """The value of a tensor in the global batch, the same on every rank: the rows of all ranks, or the mean or sum
+    over all of them. It is differentiable, and a call of all ranks."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    return replicated_by_all(x)
+
+
+def global_rows(x: Any) -> int:
+    """The number of rows that all ranks together have of a batch. Where a loader has not said it, it is a call of all
+    ranks."""
+    place = getattr(x, "place", None)
+    if isinstance(place, Shard):
+        return place.total
+    if place is REPLICATE:
+        return len(x)
+    return int(current_group().counts(len(x))[1])
+
+
+def replicated(x: Any) -> Tensor:
+    """Says that every rank has the same x: a wrapped model takes it for no rows of a batch, and every rank computes
+    alike what follows from it."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    return tagged(Tensor.of(x.array, x.origin), REPLICATE)
 
 
 def barrier() -> None:

@@ -16,7 +16,7 @@ from sorix_dist.nn import Module
 from sorix_dist.nn.state import IncompatibleKeys
 from sorix_dist.parallel.check import assert_replicas_equal, describe, same_everywhere
 from sorix_dist.parallel.comm_hooks import Hook
-from sorix_dist.parallel.forward import WholeForward, known_rows
+from sorix_dist.parallel.forward import WholeForward, shards_in
 from sorix_dist.parallel.replicas import replicas
 from sorix_dist.parallel.reproducible import ByShards
 from sorix_dist.parallel.sync import Member, NonFinite
@@ -92,7 +92,7 @@ class DistributedDataParallel(Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         if not (recording.get() or self.module.training):
             # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
-            if isinstance(self._way, ByShards) and known_rows(inputs, options) is not None:
+            if isinstance(self._way, ByShards) and shards_in((inputs, options)):
                 return self._way.run(self.module, inputs, options)
             return self.module(*inputs, **options)
         if self.check_every is not None:

@@ -1,43 +1,26 @@
-"""How a wrapped model computes a batch: which rows these are, and what its results must know for the backward."""
+"""How a wrapped model computes a batch: which rows its inputs are, and how its layers come to know it."""
 
 from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.batch import Batch, installed
-from sorix_dist.core.graph import Node
-from sorix_dist.core.tensor import Array, Rows
+from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
 from sorix_dist.nn import Module
 from sorix_dist.parallel.replicas import Replicas
-from sorix_dist.parallel.sync import Forward, even_proportions, proportions
-from sorix_dist.utils.data.nested import map_tensors
+from sorix_dist.utils.data.nested import entries, map_arrays
 
 _WATCHED = 3  # batches that no loader made, whose rows are compared between the ranks
 _SAMPLE = 4096  # bytes of a batch that are compared
 
 
-def arrays_in(value: Any) -> Iterator[Any]:
-    """The tensors and arrays in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor | np.ndarray):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from arrays_in(entry)
-
-
-def known_rows(inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Rows | None:
-    """The rows that a loader said of the first tensor that comes from one, in nested inputs and options."""
-    first = inputs[0] if inputs else None
-    if isinstance(first, Tensor) and first.rows is not None:
-        return first.rows
-    tensors = (a for a in arrays_in((inputs, options)) if isinstance(a, Tensor))
-    return next((tensor.rows for tensor in tensors if tensor.rows is not None), None)
+def shards_in(value: Any) -> list[Shard]:
+    """The placements of the tensors in nested inputs that are rows of a batch."""
+    return [x.place for x in entries(value) if isinstance(x, Tensor) and isinstance(x.place, Shard)]
 
 
 class WholeForward:
@@ -52,58 +35,85 @@ class WholeForward:
         self.watched = 0
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """The module's results, which synchronise what a backward from them reaches."""
-        replicas = self.replicas
-        rows = known_rows(inputs, options) if self.tagged else None
-        if rows is not None:
-            forward = Forward(replicas, rows, even_proportions(rows.total, replicas.comm.size))
-        else:
-            forward = self._asked([*arrays_in((inputs, options))])
-            rows = forward.rows
-        before, replicas.computing = replicas.computing, forward
-        try:
-            with installed(Batch(rows.start, rows.stop, rows.total, 0, self._sum)):
-                results = module(*inputs, **options)
-        finally:
-            replicas.computing = before
-        if isinstance(results, Tensor):
-            return mark(results, forward)
-        return map_tensors(results, lambda result: mark(result, forward))
+        """The module's results, which know their rows."""
+        first = inputs[0] if len(inputs) == 1 and not options else None
+        if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
+            self.replicas.rows = first.place.rows
+            return module(first)
+        arrays = [*entries((inputs, options))]
+        known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
+        open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
+        batch, rows = self._asked(known, open_)
+        if batch is not None:
+            self.replicas.rows = batch.rows
 
-    def _asked(self, arrays: list[Any]) -> Forward:
-        """That of a batch that no loader has shared out: the ranks tell each other how many rows they have."""
-        comm = self.replicas.comm
-        first = arrays[0] if arrays else np.zeros(1)
-        count = 1 if first.ndim == 0 else len(first)
-        counts, sums = comm.all_gather(np.array([count, self._checksum(first)], np.int64)).T.tolist()
-        if self.watched < _WATCHED and comm.size > 1:
-            self.watched += 1
-            if count > 1 and len(set(sums)) == 1 and len(set(counts)) == 1:
-                warnings.warn(
-                    f"every rank was given the same {count} rows, which no loader has shared out: they count "
-                    f"{comm.size} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                    "together), or give each rank rows of its own",
-                    RuntimeWarning,
-                    stacklevel=5,
+            def tag(x: Any) -> Any:
+                if id(x) not in rows:
+                    return x
+                if isinstance(x, Tensor) and x.place is None:
+                    return tagged(x, batch.at(0))
+                leaf = x.leaf if isinstance(x, Tensor) else None
+                fresh = Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else Tensor(x)
+                fresh.leaf = leaf
+                return tagged(fresh, batch.at(0))
+
+            inputs, options = map_arrays((inputs, options), tag)
+        return module(*inputs, **options)
+
+    def _is_known(self, x: Tensor) -> bool:
+        return x.place is REPLICATE or (self.tagged and x.place is not None)
+
+    def _asked(self, known: list[Shard], arrays: list[Any]) -> tuple[Batch | None, set[int]]:
+        """The batch of inputs, and which of the arrays are rows of it: the ranks tell each other how long these are.
+
+        Where one of the inputs comes from a loader, arrays with as many rows belong to them; else the first array says
+        how many there are.
+        """
+        comm, group = self.replicas.comm, self.replicas.group
+        if not arrays:
+            if not known and not group.alone:
+                raise RuntimeError(
+                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
+                    "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what "
+                    "is the same on every rank"
                 )
-                self.watched = _WATCHED
-        start = sum(counts[: comm.rank])
-        return Forward(self.replicas, Rows(start, start + count, sum(counts)), proportions(tuple(counts)))
+            return (known[0].batch if known else None), set()
+        lengths = [len(x) for x in arrays]
+        if known:
+            held = known[0].batch.held
+            sums = 0
+        else:
+            held, sums = lengths[0], self._checksum(arrays[0])
+        if group.alone:
+            everywhere = [[held, sums, *lengths]]
+        else:
+            everywhere = comm.all_gather(np.array([held, sums, *lengths], np.int64)).tolist()
+        counts = [said[0] for said in everywhere]
+        if known:
+            batch = known[0].batch
+        else:
+            self._warn_of_the_same(held, everywhere)
+            start = sum(counts[: comm.rank])
+            batch = Batch(Rows(start, start + held, sum(counts)), group)
+        rows = {id(x) for i, x in enumerate(arrays, 2) if [said[i] for said in everywhere] == counts}
+        return batch, rows
+
+    def _warn_of_the_same(self, count: int, everywhere: list[list[int]]) -> None:
+        if self.watched >= _WATCHED or len(everywhere) == 1:
+            return
+        self.watched += 1
+        if count > 1 and len({tuple(said[:2]) for said in everywhere}) == 1:
+            warnings.warn(
+                f"every rank was given the same {count} rows, which no loader has shared out: they count "
+                f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
+                "together), give each rank rows of its own, or say sx.replicated(x) if all ranks are to compute the same",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+            self.watched = _WATCHED
 
     def _checksum(self, array: Any) -> int:
         if self.watched >= _WATCHED:
             return 0
         values = np.ascontiguousarray(getattr(array, "array", array)).reshape(-1).view(np.uint8)
         return zlib.crc32(values[:: max(1, values.size // _SAMPLE)].tobytes())
-
-    def _sum(self, array: Array) -> Array:
-        self.replicas.comm.all_reduce(array).wait()
-        return array
-
-
-def mark(result: Tensor, forward: Any) -> Tensor:
-    """Makes a tensor that a forward computed a result of it."""
-    origin = result.origin
-    if isinstance(origin, Node) and origin.sync is not None:
-        origin.sync = origin.sync.joined(forward)
-    return result

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import Any, NoReturn
 from weakref import ReferenceType, ref
+
+import numpy as np
 
 from sorix_dist.comm import Comm, watch
 from sorix_dist.comm.site import call_site
 from sorix_dist.core.flat import Flat, synchronise
-from sorix_dist.core.graph import Leaf
+from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.home import PRIVATE, Home
-from sorix_dist.core.tensor import Array, Rows
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard
+from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.accumulate import Accumulation
 from sorix_dist.parallel.between_hosts import BetweenHosts
 from sorix_dist.parallel.board import BACKWARD, Place, board
@@ -22,16 +25,15 @@ from sorix_dist.parallel.by_window import ByWindow
 from sorix_dist.parallel.check import describe_places
 from sorix_dist.parallel.comm_hooks import ByHook, Hook, exchange_like
 from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
+from sorix_dist.parallel.groups import group_of
 from sorix_dist.parallel.host_memory import HostMemory
 from sorix_dist.parallel.reduce import Alone, ByMessage, Reducer
+from sorix_dist.parallel.sync import PLAIN, Member
 from sorix_dist.parallel.virtual import VirtualShards
 from sorix_dist.parallel.world import virtual_shards
 
-if TYPE_CHECKING:
-    from sorix_dist.parallel.sync import Member
-
-PLAIN = 1
-"""What `Member.way` says of a sum that just takes the place of what the parameters show."""
+NO_ROWS = Rows(0, 0, 0)
+_PRIME = (1 << 61) - 1
 _WAY_BITS = 33
 _WAY = (1 << _WAY_BITS) - 1
 
@@ -52,28 +54,19 @@ def _peers(comm: Comm) -> Comm | None:
     return comm.split(comm.local_rank, comm.rank)
 
 
-class Weights(Protocol):
-    """What knows how reductions over rows inside a forward are weighted; see `core.graph.Sync`."""
-
-    def mean_weight(self, parts: Array) -> float:
-        """As `Sync.mean_weight`."""
-
-    def sum_weight(self) -> float:
-        """As `Sync.sum_weight`."""
-
-
 class Replicas:
-    """What all models wrapped in one communicator have in common: the meetings of their backwards.
+    """What all models wrapped in one communicator have in common: it synchronises their gradients, as `core.graph.Sync`.
 
-    shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left gradients
-    that are not summed over the ranks yet; accumulation: the pieces of a running `accumulate`; computing: the
-    forward that is running.
+    group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left
+    gradients that are not summed over the ranks yet; losses: those whose global values come with the next sum;
+    accumulation: the pieces of a running `accumulate`; rows: of the latest batch.
     """
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         count = virtual_shards(comm)
         self.shards = None if count is None else VirtualShards(comm, count)
+        self.group = group_of(comm, self.shards)
         self.board = board(comm)
         self.memory = HostMemory(comm, self.meet)
         self.peers = _peers(comm)
@@ -82,7 +75,8 @@ class Replicas:
         self.synchronising = True
         self.pending = False
         self.accumulation: Accumulation | None = None
-        self.computing: Weights | None = None
+        self.losses: list[Tensor] = []
+        self.rows = NO_ROWS
         self.backwards = 0  # since the last meeting
         self.updates = 0  # of parameters by optimizers
         self.options = 0  # a digest of those that optimizers have had since the last meeting
@@ -95,10 +89,11 @@ class Replicas:
         on each host then, so that the parameters show it read-only. Called by every rank, for the same parameters."""
         if shared:
             flat.freeze(self.home)
+        flat.keeper = member  # which lives as long as the parameters
         member.number = next(self.numbers)
         self._members = [known for known in self._members if known() is not None] + [ref(member)]
         self.use(member, None)
-        synchronise(flat, member)
+        synchronise(flat, self)
 
     @property
     def home(self) -> Home:
@@ -133,8 +128,25 @@ class Replicas:
 
     # -- their backwards
 
-    def begin(self) -> None:
-        """Gets all models ready for a backward."""
+    def conflict(self) -> Exception:
+        return RuntimeError(
+            "one loss can't reach models that are wrapped in different communicators: wrap the second with "
+            "comm=first.comm"
+        )
+
+    def begin(self, place: Placement) -> float:
+        """Gets all models ready for the backward of a loss with this placement; returns the factor on its gradient."""
+        partial = isinstance(place, Partial | Shard)
+        if partial and place.group is not self.group:
+            raise RuntimeError(
+                "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
+                "kept of a single virtual shard: compute it from what the model returns"
+            )
+        weight = 1.0 if self.accumulation is None else self.accumulation.add(place)
+        self._prepare()
+        return weight if partial else weight / self.group.parts
+
+    def _prepare(self) -> None:
         watch.begins("backward", self.meetings + 1)
         if not self.pending:
             last = self.synchronising and self.accumulation is None
@@ -144,22 +156,43 @@ class Replicas:
                     member.reducer.hold()  # so that it can be left out
         self.backwards += 1
 
-    def select(self, shard: int | None) -> None:
-        """Makes the backward write where the gradients of a virtual shard are collected."""
+    def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
+        """In reproducible mode what follows the walk, and sends gradients where those of a node's shard are collected."""
+        if self.shards is None:
+            return None
+        current: int | None = None
+        self._select(None)
+
+        def visit(edge: Node | Leaf, gradient: Any) -> None:
+            nonlocal current
+            shard = edge.shard if isinstance(edge, Node) else None
+            if shard != current:
+                current = shard
+                self._select(shard)
+
+        return visit
+
+    def _select(self, shard: int | None) -> None:
         for reducer in self._reducers():
             reducer.select(shard)
 
-    def end(self, rows: Rows) -> None:
-        """Sums the gradients of a backward from these rows, unless that is to be done later."""
+    def end(self, loss: Tensor) -> None:
+        """Sums the gradients of the backward of a loss, unless that is to be done later."""
+        if self.shards is not None:
+            self._select(None)
+        place = loss.place
+        if isinstance(place, Partial) and not self.group.alone and not place.group.ordered and loss.array.size == 1:
+            self.losses.append(loss)
         if self.synchronising and self.accumulation is None:
-            self.synchronise(rows, 1.0)
+            self.synchronise(1.0)
             return
         self.pending = True
-        if self.accumulation is not None:
-            self.accumulation.rows = rows
 
     def failed(self) -> None:
         """Forgets what backwards have left since the last meeting."""
+        if self.shards is not None:
+            self._select(None)
+        self.losses = []
         if self.accumulation is not None:
             self.accumulation.failed = True
         for reducer in self._reducers():
@@ -172,15 +205,20 @@ class Replicas:
         for reducer in self._reducers():
             reducer.forget(leaf)
 
-    def synchronise(self, rows: Rows, scale: float) -> None:
+    def stepped(self, alike: int) -> None:
+        self.updates += 1
+        self.options = (31 * self.options + alike) % _PRIME  # two optimizers in another order give another one
+        watch.begins("optimizer.step", self.meetings)
+
+    def synchronise(self, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
-        reached, the last one from these rows. Called by every rank at the same place, which is checked before anything
-        is added."""
+        reached. Called by every rank at the same place, which is checked before anything is added."""
+        rows, losses, self.losses = self.rows, self.losses, []
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
         place = Place(BACKWARD, self.options, rows.epoch, rows.batch, rows.order, self.updates, self.backwards)
-        said = self.board.meet(place, reached)
+        said = self.board.meet(place, reached, [loss.array.item() for loss in losses])
         self.pending, self.backwards, self.options = False, 0, 0
         self.meetings += 1
         if said.places is not None:
@@ -200,6 +238,8 @@ class Replicas:
                 written = member.reducer.hand_over(scale) or written
             if written:
                 self.meet("backward")
+            for loss, value in zip(losses, said.values, strict=True):  # which shows the global batch's from now on
+                loss.shown = np.full(loss.array.shape, value, loss.array.dtype)
         else:
             self._leave_out([member for member, _ in summed])
 
@@ -274,7 +314,7 @@ class Replicas:
         accumulation, self.accumulation = self.accumulation, None
         assert accumulation is not None
         accumulation.check()
-        self.synchronise(accumulation.rows, accumulation.scale)
+        self.synchronise(accumulation.scale)
 
     def abandon(self) -> None:
         """Ends an accumulation that was left early: nothing of it counts."""

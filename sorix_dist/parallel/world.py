@@ -8,8 +8,10 @@ from weakref import WeakKeyDictionary
 
 from sorix_dist.comm import Comm, adopt, blas
 from sorix_dist.comm import world as comm_world
+from sorix_dist.core import placement
 from sorix_dist.core import random as rng
-from sorix_dist.parallel.virtual import check_virtual_shards
+from sorix_dist.parallel.groups import Ranks, group_of
+from sorix_dist.parallel.virtual import VirtualShards, check_virtual_shards
 from sorix_dist.utils.data import loader
 
 
@@ -138,9 +140,23 @@ def is_main_process() -> bool:
     return world().rank == 0
 
 
+def print_once(*values: Any, **options: Any) -> None:
+    """As `print`, on rank 0 alone, at once."""
+    if is_main_process():
+        print(*values, **{"flush": True, **options})
+
+
+def current_group() -> Ranks:
+    """The ranks that a loader shares its batches out to."""
+    comm = world()
+    count = virtual_shards(comm)
+    return group_of(comm, None if count is None else VirtualShards(comm, count))
+
+
 def _shares() -> tuple[int, int, int | None]:
     comm = world()
     return comm.rank, comm.size, virtual_shards(comm)
 
 
 loader.world = _shares
+placement.set_current_group(current_group)

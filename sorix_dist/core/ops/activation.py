@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
+from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, mul
@@ -191,7 +191,7 @@ def gelu_by_erf(x: Any) -> Any:
     return x * below(x), (to_x,)
 
 
-@op(promote="float", keeps_rows=kept_rows.along_axis)
+@op(promote="float", rule=rules.along(False))
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
     y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
@@ -199,7 +199,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
 
-@op(promote="float", keeps_rows=kept_rows.along_axis)
+@op(promote="float", rule=rules.along(False))
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
     y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -208,7 +208,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
 
 
-@op(promote="float", keeps_rows=kept_rows.along_axis)
+@op(promote="float", rule=rules.along(False))
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
     highest = x.max(axis=axis, keepdims=True, initial=-np.inf)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
 from sorix_dist.core.ops.matrix import matmul, sums_of_rows
@@ -37,7 +38,7 @@ def _attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float)
     return attention_and_weights(q, k, v, bias, dropped, scale=scale)[0]
 
 
-@op(composite=_attention)
+@op(composite=_attention, rule=rules.attends)
 def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> Any:
     """softmax(scale * q @ k^T + bias) @ v.
 
@@ -67,7 +68,7 @@ def _self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: flo
     return reshape(permute_to(y, axes=(0, 2, 1, 3)), (n, length, width // 3))
 
 
-@op(composite=_self_attention)
+@op(composite=_self_attention, rule=rules.rows_at(0, states=(1, 2)))
 def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: float) -> Any:
     """`attention` of several heads over queries, keys and values that lie side by side.
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import shape_of
+from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.promote import common_dtype
+from sorix_dist.core.rules import collective, whole
 from sorix_dist.core.tensor import Tensor
 
 
-@op(promote="common")
+@op(promote="common", rule=rules.choosing)
 def select(x: Any, y: Any, *, condition: Any) -> Any:
     """Elements of x where `condition`, an array of bools, is true, of y elsewhere."""
     return np.where(condition, x, y), (
@@ -25,7 +28,41 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     """Elements of x where the condition holds, of y elsewhere; all three broadcast."""
     if isinstance(x, int | float) and isinstance(y, int | float):
         x = np.asarray(x, common_dtype((x, y)))
-    return select(x, y, condition=condition.array if isinstance(condition, Tensor) else np.asarray(condition))
+    return _selected(condition, x, y)
+
+
+def _selected(condition: Any, x: Any, y: Any) -> Any:
+    """`select` by a condition that may be rows of a batch."""
+    rows = shard_of(condition)
+    if rows is None:
+        return select(x, y, condition=condition.array if isinstance(condition, Tensor) else np.asarray(condition))
+    # As an operand it brings the others to these rows, or is brought to theirs.
+    flags = select_rows(condition, x, y)
+    place = flags.place
+    x, y = (_beside(operand, place, flags.array.ndim) for operand in (x, y))
+    result = select(x, y, condition=flags.array)
+    return tagged(result, place)
+
+
+@op(differentiable=False)
+def select_rows(condition: Any, x: Any, y: Any) -> Any:
+    """The condition in the shape of the result of `select`."""
+    return np.broadcast_to(condition, np.broadcast_shapes(*map(np.shape, (condition, x, y)))), ()
+
+
+def _beside(x: Any, place: Any, ndim: int) -> Any:
+    """An operand without a placement of its own: this rank's rows of it."""
+    if not isinstance(place, Shard):
+        return whole(x, "where")
+    if isinstance(x, int | float) or x is None:
+        return x
+    x = whole(x, "where") if isinstance(getattr(x, "place", None), Partial) else x
+    shape, at = shape_of(x), ndim - place.axis
+    if shard_of(x) is None and len(shape) >= at and shape[-at] not in (1, place.held):
+        x = collective().rows_of(x, place.moved(len(shape) - at))
+    if shard_of(x) is None and place.group.ordered and getattr(x, "origin", None) is not None:
+        x = collective().spread(x, place, at, ndim)
+    return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x
 
 
 @op(numpy=np.maximum, promote="common")
@@ -79,19 +116,27 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
-    return select(value, input, condition=flags)
+    return _selected(mask if isinstance(mask, Tensor) else flags, value, input)
 
 
 def tril(input: Any, diagonal: int = 0) -> Any:
     """The lower triangle of matrices, up to `diagonal` above the main one; 0 elsewhere."""
+    input = _whole_matrix(input)
     rows, columns = _matrix("tril", input)
     return select(input, 0, condition=np.tri(rows, columns, diagonal, dtype=bool))
 
 
 def triu(input: Any, diagonal: int = 0) -> Any:
     """The upper triangle of matrices, from `diagonal` above the main one; 0 elsewhere."""
+    input = _whole_matrix(input)
     rows, columns = _matrix("triu", input)
     return select(0, input, condition=np.tri(rows, columns, diagonal - 1, dtype=bool))
+
+
+def _whole_matrix(input: Any) -> Any:
+    """The input, gathered if rows of a batch lie along one of its last two dimensions."""
+    place = shard_of(input)
+    return input if place is None or place.axis < len(shape_of(input)) - 2 else whole(input, "a triangle of a matrix")
 
 
 def _matrix(name: str, input: Any) -> tuple[int, int]:

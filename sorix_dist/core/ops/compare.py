@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
+from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import axes_of
 
@@ -46,13 +46,13 @@ bitwise_or = _question("bitwise_or", np.bitwise_or, "The bits that one of two in
 bitwise_xor = _question("bitwise_xor", np.bitwise_xor, "The bits in which two integers differ; for bools: exactly one.")
 
 
-@op(differentiable=False, keeps_rows=kept_rows.along_axis)
+@op(differentiable=False, rule=rules.along(None))
 def all_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether all elements along `axis` (None: all of them) are not 0."""
     return np.all(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False, keeps_rows=kept_rows.along_axis)
+@op(differentiable=False, rule=rules.along(None))
 def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether an element along `axis` (None: of all) is not 0."""
     return np.any(x, axis=axis, keepdims=keepdims), ()

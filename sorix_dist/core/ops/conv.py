@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.columns import WIDE, Scratch, Taps, Tile, columns, cut, inside, pieces, tiles
@@ -74,7 +75,7 @@ def _to_bias(g: Any, out: Array | None) -> Any:
     return np.sum(sums_of_rows(rows).reshape(outputs, high), axis=1, out=out)
 
 
-@op()
+@op(rule=rules.rows_at(0))
 def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups: int) -> Result:
     """The convolution (a cross-correlation, as usual) of images x (N, C, H, W) with w (O, C / groups, kH,
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
@@ -99,7 +100,7 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     )
 
 
-@op()
+@op(rule=rules.rows_at(0))
 def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geometry, groups: int) -> Result:
     """The transpose of `convolution` with w (O, C / groups, kH, kW): y (N, O, *places.output) becomes
     (N, C, *places.size), plus b of shape (C,) or None."""
@@ -151,7 +152,7 @@ def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
             part += tile.pixels(spread[:, :, j * each : (j + 1) * each])[..., among, :]
 
 
-@op()
+@op(rule=rules.gathers)
 def kernel_correlation(x: Array, y: Array, *, places: Geometry, groups: int) -> Result:
     """The gradient of `convolution` to its kernel: x (N, C, H, W) and y (N, O, *places.output) become
     (O, C / groups, kH, kW)."""

@@ -1,4 +1,5 @@
-"""Dropout whose mask belongs to the rows of the global batch, whoever holds them."""
+"""Random numbers that belong to the rows of the global batch, whoever holds them: dropout's masks, and draws in the
+shape of rows."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random as rng
-from sorix_dist.core.batch import rows
 from sorix_dist.core.ops.elementwise import mul
+from sorix_dist.core.placement import ALONE, Batch, Rows, Shard, shard_of
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 _BLOCK = 4  # 64-bit words that one step of Philox's counter makes
@@ -45,6 +46,8 @@ class Draws:
 
 functional_draws = rng.PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
 """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
+row_draws = rng.PerSeed("rows", lambda: Draws(_OF_FUNCTIONS + 1))
+"""The draws in the shape of rows of a batch (`randn_like` and its kin), counted in the same way."""
 
 
 def dropout(
@@ -89,28 +92,54 @@ def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...]
     dtype = (input.array if isinstance(input, Tensor) else as_array(input)).dtype
     if dtype.kind != "f":
         raise TypeError(f"dropout: input must be of floating point dtype, got {dtype}")
-    keep = _kept(p, drawn, functional_draws() if draws is None else draws)
+    keep = _kept(p, drawn, functional_draws() if draws is None else draws, shard_of(input))
     scale = 1 / (1 - p) if p < 1 else 0.0
     return mul(input, np.multiply(keep, scale, dtype=dtype).reshape(shape))
 
 
-def _kept(p: float, shape: tuple[int, ...], draws: Draws) -> Array:
+def _kept(p: float, shape: tuple[int, ...], draws: Draws, place: Shard | None) -> Array:
     """Which elements stay."""
-    count, width = shape[0], int(np.prod(shape[1:]))
-    batch = rows(count)
-    held = batch.stop - batch.start
-    call = draws.next(batch.shard)
-    if count != held and (held == 0 or count % held):
-        raise ValueError(
-            f"dropout: input must have the rows of the batch as its first dimension, {held} or a multiple, "
-            f"got shape {shape}"
-        )
-    first = batch.start * (count // held if held else 1)
-    # A row's draws begin at a step of the counter of its own; layer and call are the counter's upper words.
-    steps = -(-width // _DRAWS)
-    counter = np.array([first * steps, 0, draws.number, call], np.uint64)
-    bits = np.random.Philox(counter=counter, key=np.array([rng.seed().value, 0], np.uint64))
-    words = np.asarray(bits.random_raw(count * steps * _BLOCK), np.uint64)
-    fine = words.view(np.uint16).reshape(count, steps * _DRAWS)[:, :width]
+    words = words_by_row(shape, draws, place, _DRAWS)
+    units = len(words)
+    fine = words.view(np.uint16).reshape(units, -1)[:, : int(np.prod(shape)) // max(1, units)]
     kept: Array = fine >= min(round(p * 2**16), 2**16 - 1)
     return kept.reshape(shape)
+
+
+def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_step: int) -> Array:
+    """Random 64-bit words for an array of `shape`, of which `place` are the rows (None: the first axis has all rows):
+    (units, words), with one unit for each element along the rows' axis and those before it.
+
+    per_step: how many elements four words are for. The words of a row are a function of the seed, of `draws` and of
+    the row's place in the global batch: they begin at a step of the counter of their own, whose upper words are the
+    numbers of the layer and of its call.
+    """
+    if place is None or place.axis >= len(shape):
+        count = shape[0] if shape else 1
+        place = Batch(Rows(0, count, count), ALONE).at(0)
+        shape = shape or (1,)
+    call, rows = draws.next(place.batch.shard), place.rows
+    steps = -(-int(np.prod(shape[place.axis + 1 :])) // per_step)
+    key = np.array([rng.seed().value, 0], np.uint64)
+    blocks = []
+    for before in range(int(np.prod(shape[: place.axis])) * place.outer):
+        first = (before * rows.total + rows.start) * place.inner
+        counter = np.array([first * steps, 0, draws.number, call], np.uint64)
+        count = place.batch.held * place.inner * steps * _BLOCK
+        blocks.append(np.asarray(np.random.Philox(counter=counter, key=key).random_raw(count), np.uint64))
+    words = np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+    units = int(np.prod(shape[: place.axis + 1]))
+    return words.reshape(units, steps * _BLOCK)
+
+
+def uniform_by_row(shape: tuple[int, ...], place: Shard) -> Array:
+    """Numbers from [0, 1) of float64, one for each element of rows of a batch."""
+    words = words_by_row(shape, row_draws(), place, _BLOCK)
+    width = int(np.prod(shape[place.axis + 1 :]))
+    return ((words[:, :width] >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+
+def normal_by_row(shape: tuple[int, ...], place: Shard) -> Array:
+    """Numbers of float64 from the normal distribution, one for each element of rows of a batch (Box and Muller 1958)."""
+    u, v = uniform_by_row(shape, place), uniform_by_row(shape, place)
+    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)

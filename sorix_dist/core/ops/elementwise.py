@@ -8,30 +8,31 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core import rules
 from sorix_dist.core.op import op
 
 # -- arithmetic
 
 
-@op(numpy=np.add, promote="common")
+@op(numpy=np.add, promote="common", rule=rules.additive)
 def add(x: Any, y: Any) -> Any:
     """x + y."""
     return np.add(x, y), (lambda g, out: g, lambda g, out: g)
 
 
-@op(numpy=np.subtract, promote="common")
+@op(numpy=np.subtract, promote="common", rule=rules.additive)
 def sub(x: Any, y: Any) -> Any:
     """x - y."""
     return np.subtract(x, y), (lambda g, out: g, lambda g, out: -g)
 
 
-@op(numpy=np.multiply, promote="common")
+@op(numpy=np.multiply, promote="common", rule=rules.product)
 def mul(x: Any, y: Any) -> Any:
     """x * y."""
     return np.multiply(x, y), (lambda g, out: g * y, lambda g, out: g * x)
 
 
-@op(numpy=np.divide, promote="float")
+@op(numpy=np.divide, promote="float", rule=rules.quotient)
 def div(x: Any, y: Any) -> Any:
     """x / y; of integers it is float32."""
     z = np.divide(x, y)
@@ -70,7 +71,7 @@ def floor_divide(x: Any, y: Any) -> Any:
     return np.floor_divide(x, y), ()
 
 
-@op(numpy=np.negative)
+@op(numpy=np.negative, rule=rules.linear)
 def neg(x: Any) -> Any:
     """-x."""
     return np.negative(x), (lambda g, out: -g,)
@@ -220,7 +221,7 @@ def cast(x: Any, dtype: Any) -> Any:
     return cast_to(x, dtype=as_dtype(dtype))
 
 
-@op()
+@op(rule=rules.cast)
 def cast_to(x: Any, *, dtype: Any) -> Any:
     """The elements as NumPy's `dtype`; the walk turns the gradient back."""
     return x.astype(dtype), (lambda g, out: g,)

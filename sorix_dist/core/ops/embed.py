@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.tensor import Array, Tensor
 
 _FEW = 16  # numbers that are worth a summation each
 
 
-@op()
+@op(rule=rules.gathers)
 def table_rows(table: Any, *, index: Array, skip: int | None, blank: bool = False) -> Any:
     """The rows of `table` (count, features) that the integers `index` name.
 
@@ -31,7 +32,7 @@ def table_rows(table: Any, *, index: Array, skip: int | None, blank: bool = Fals
     return value, (to_table,)
 
 
-@op()
+@op(rule=rules.gathers)
 def sum_of_rows(rows: Any, *, index: Array, count: int, skip: int | None) -> Any:
     """A table of `count` rows, each the sum of those `rows` whose `index` names it; row `skip` is 0."""
     table = _add_up(rows, index, skip, np.empty((count, *rows.shape[index.ndim :]), rows.dtype))

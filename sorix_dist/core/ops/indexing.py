@@ -11,6 +11,8 @@ from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.axes import along, axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
+from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import align, whole
 from sorix_dist.core.tensor import Array, Tensor
 
 
@@ -21,7 +23,31 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     """
     if not shape_of(input):
         return reshape(take(reshape(input, 1), index=_indices("gather", index, 1)), shape_of(index))
-    return take(input, index=_grid_along("gather", input, dim, index))
+    input, index = _of_each_row("gather", input, dim, index)
+    rows = shard_of(input) or shard_of(index)
+    result = take(_bare(input), index=_grid_along("gather", input, dim, index))
+    return result if rows is None else tagged(result, rows)
+
+
+def _bare(x: Any) -> Any:
+    return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x
+
+
+def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ...]:
+    """The operands of a function that looks up along `dim`, so that each row of a batch looks up in itself, or in what
+    is the same everywhere. Else all of them with the rows of all ranks."""
+    at, place = axis_of(name, input, dim), shard_of(input)
+    if place is not None:
+        others = tuple(align(other, input, name) for other in others)
+    rows = [p for other in others if (p := shard_of(other)) is not None]
+    if place is None and not rows:
+        return (input, *others)
+    fits = all(p.axis == rows[0].axis and p.batch.like(rows[0].batch) for p in rows)
+    if place is not None:
+        fits = fits and place.axis != at and all(p.axis == place.axis and p.batch.like(place.batch) for p in rows)
+    else:
+        fits = fits and len(rows) == len(others) and rows[0].axis == at and not rows[0].group.ordered
+    return (input, *others) if fits else tuple(whole(x, name) for x in (input, *others))
 
 
 def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
@@ -31,6 +57,13 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """`input` with the elements of `src` added where `gather` with the same `dim` and `index` would read."""
+    input, index, src = _of_each_row("scatter_add", input, dim, index, src)
+    rows = shard_of(input) or shard_of(src)
+    if rows is not None and shard_of(input) is None:
+        input, index, src = (whole(x, "scatter_add") for x in (input, index, src))
+        rows = None
+    if rows is not None:
+        return tagged(scatter_add(_bare(input), dim, _bare(index), _bare(src)), rows)
     key = _grid_along("scatter_add", input, dim, index)
     shape = shape_of(index)
     if len(shape_of(src)) != len(shape) or any(n > m for n, m in zip(shape, shape_of(src), strict=True)):
@@ -41,7 +74,11 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
 
 def index_select(input: Any, dim: int, index: Any) -> Any:
     """The slices of `input` that a vector of integers names, along `dim`."""
-    at = axis_of("index_select", input, dim)
+    at, rows = axis_of("index_select", input, dim), shard_of(index)
+    if rows is not None:
+        if shard_of(input) is None and not rows.group.ordered:
+            return tagged(index_select(input, at, _bare(index)), rows.moved(at))
+        index = whole(index, "index_select")
     chosen = _indices("index_select", index, shape_of(input)[at])
     if chosen.ndim > 1:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
@@ -50,6 +87,9 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
+    mask = align(mask, input, "masked_select")
+    if shard_of(mask) is not None and shard_of(input) is None:
+        input = align(input, mask, "masked_select")
     flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
@@ -60,6 +100,12 @@ def masked_select(input: Any, mask: Any) -> Any:
 
 def one_hot(input: Any, num_classes: int = -1) -> Any:
     """For integers in [0, num_classes), rows of zeros with a 1 at that place (int64); -1: as many as there are."""
+    rows = shard_of(input)
+    if rows is not None:
+        if num_classes == -1:
+            labels = whole(input, "one_hot").array
+            num_classes = int(labels.max()) + 1 if labels.size else -1
+        return tagged(one_hot(_bare(input), num_classes), rows)
     labels = input.array if isinstance(input, Tensor) else np.asarray(input)
     if num_classes == -1:
         if not labels.size:
@@ -75,6 +121,7 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     With `requires_grad` the result is a new leaf, without a history.
     """
     raise_for_device(device)
+    input = whole(input, "diag")
     shape = shape_of(input)
     if len(shape) not in (1, 2):
         raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")

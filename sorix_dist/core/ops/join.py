@@ -7,56 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
+from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op, recording
 from sorix_dist.core.ops.axes import along, axis_of, parts_along, shape_of
 from sorix_dist.core.ops.indexing import index_select
 from sorix_dist.core.ops.shape import take
+from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import align
 from sorix_dist.core.tensor import Tensor
 
 
-@op(promote="common", keeps_rows=kept_rows.along_axis)
+@op(promote="common", rule=rules.concatenated)
 def concatenate(*parts: Any, axis: int) -> Any:
     """The parts one after the other along `axis`."""
     places = parts_along(axis, (part.shape[axis] for part in parts))
     return np.concatenate(parts, axis), tuple(_slicing(place) for place in places)
 
 
-@op(promote="common", keeps_rows=kept_rows.along_axis)
+@op(promote="common", rule=rules.concatenated)
 def stack_along(*parts: Any, axis: int) -> Any:
     """The parts side by side along a new axis."""
     return np.stack(parts, axis), tuple(_slicing(along(axis, i)) for i in range(len(parts)))
-
-
-@op(keeps_rows=kept_rows.never)
-def weighted_numbers(*parts: Any, scales: list[float], weights: list[float]) -> Any:
-    """The sum of numbers times `scales`; their gradients are multiplied by `weights`."""
-
-    def weighted(weight: float) -> Any:
-        return lambda g, out: g * weight
-
-    total = sum(np.multiply(part, value) for part, value in zip(parts, scales, strict=True))
-    return total, tuple(weighted(weight) for weight in weights)
-
-
-@op(composite=lambda x, *, rows: take(x, index=rows), keeps_rows=kept_rows.never)
-def part_of_rows(x: Any, *, rows: slice) -> Any:
-    """Some consecutive rows."""
-    shape = x.shape
-
-    def to_x(g: Any, out: Any) -> Any:
-        whole = np.zeros(shape, g.dtype)
-        whole[rows] += g
-        return whole
-
-    return x[rows], (to_x,)
 
 
 def _slicing(key: Any) -> Any:
     return lambda g, out: g[key]
 
 
-@op(keeps_rows=kept_rows.padded)
+@op(rule=rules.padded)
 def pad_with(x: Any, *, widths: Any, value: float) -> Any:
     """A border of `value`: widths has a pair (before, after) per dimension."""
     inside = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape, strict=True))
@@ -67,6 +45,9 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
     """The tensors one after the other along `dim`; they agree in the other dimensions."""
     parts = _several("cat", tensors)
     at = axis_of("cat", parts[0], dim if axis is None else axis)
+    rows = next((part for part in parts if shard_of(part) is not None), None)
+    if rows is not None and rows.place.axis != at:
+        parts = [align(part, rows, "cat") for part in parts]
     shapes = [shape_of(p) for p in parts]
     rests = {(*s[:at], *s[at + 1 :]) for s in shapes}
     if () in shapes or len(rests) > 1 or len({len(s) for s in shapes}) > 1:
@@ -105,6 +86,11 @@ def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> 
     if chunks < 1:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     at = axis_of("chunk", input, dim if axis is None else axis)
+    place = shard_of(input)
+    if place is not None and place.axis == at and place.outer % chunks == 0:
+        one = place.batch.at(at, place.outer // chunks, place.inner)
+        bare = Tensor.of(input.array, input.origin)
+        return tuple(tagged(take(bare, index=key), one) for key in parts_along(at, [one.held] * chunks))
     length = (shape_of(input) or (0,))[at]
     return split(input, max(1, -(-length // chunks)), at) if length else split(input, [0] * chunks, at)
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.matrix import sum_of_rows
-from sorix_dist.core.ops.reduce import sum_over, weighted_total
+from sorix_dist.core.ops.reduce import sum_divided, sum_over
 from sorix_dist.core.ops.shape import take
 from sorix_dist.core.tensor import Array
 
@@ -27,14 +28,14 @@ def _picked(likely: Any, target: Any) -> Any:
     return take(likely, index=(np.arange(len(target)), target))
 
 
-def _cross_entropy(logits: Any, *, target: Any, divisor: float) -> Any:
+def _cross_entropy(logits: Any, *, target: Any, divisor: int, held: int) -> Any:
     losses = neg(_picked(log_softmax_along(logits, axis=1), target))
-    return weighted_total(losses, scale=1 / max(1, len(target)), weight=1 / max(1, divisor))
+    return sum_divided(losses, divisor=divisor, held=held)
 
 
-@op(composite=_cross_entropy)
-def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: float) -> Any:
-    """The mean over rows of log(sum(exp(logits))) - logits[target]; 0 for no rows.
+@op(composite=_cross_entropy, rule=rules.divided)
+def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: int) -> Any:
+    """The sum over rows of log(sum(exp(logits))) - logits[target], divided by `divisor`, the global number of rows.
 
     logits: raw scores (N, C); target: N integers in [0, C). The gradient is (softmax - one-hot) / divisor.
     """
@@ -45,7 +46,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: float) -> Any
         share = g / divisor
         return _less_at(at_target, share, exps * (share / sums), classes)
 
-    return sum_of_rows(losses) / max(1, len(target)), (to_logits,)
+    return sum_of_rows(losses) / divisor, (to_logits,)
 
 
 _FEW = 100  # classes
@@ -96,7 +97,7 @@ def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     return loss if scale is None else mul(loss, scale)
 
 
-@op(composite=_cross_entropy_rows)
+@op(composite=_cross_entropy_rows, rule=rules.of_each_row)
 def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     """log(sum(exp(logits))) - logits[target] of every row, times the row's `scale` (N numbers, or None for 1).
 
@@ -126,7 +127,7 @@ def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
     return neg(sum_over(product, axis=1, keepdims=False))
 
 
-@op(composite=_cross_entropy_of_probabilities)
+@op(composite=_cross_entropy_of_probabilities, rule=rules.of_each_row)
 def cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
     """The sum over classes of target * (log(sum(exp(logits))) - logits), of every row.
 
@@ -160,7 +161,7 @@ def _negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     return chosen if scale is None else np.where(scale != 0, mul(chosen, scale), 0)
 
 
-@op(composite=_negative_likelihood_rows)
+@op(composite=_negative_likelihood_rows, rule=rules.of_each_row)
 def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     """-likely[target] of every row, times the row's `scale` (N numbers, or None for 1).
 

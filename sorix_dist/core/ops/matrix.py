@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
+from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.elementwise import add, mul
-from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.ops.shape import extents, flatten, reshape, reshape_to, squeeze, unsqueeze
+from sorix_dist.core.placement import Shard, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor
 
 dot = np.ndarray.dot
@@ -20,7 +21,7 @@ dot = np.ndarray.dot
 It has a name here so that who times products finds them."""
 
 
-@op(promote="common", keeps_rows=kept_rows.multiplied)
+@op(promote="common", rule=rules.contracts)
 def matrix_product(x: Any, y: Any) -> Any:
     """The product of two stacks of matrices, whose leading dimensions broadcast."""
     plain = x.ndim == y.ndim == 2
@@ -40,21 +41,24 @@ def matmul(x: Any, y: Any) -> Any:
     for name, operand in (("x", x), ("y", y)):
         if not operand.ndim:
             raise ValueError(f"matmul: {name} must have at least one dimension, got a 0-d operand")
-    if x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+    inner, rows_place = -2 if y.ndim > 1 else 0, shard_of(x)
+    if x.shape[-1] != y.shape[inner] and extents(x)[-1] != extents(y)[inner]:
         raise ValueError(
             f"matmul: the last dimension of x must be as long as the {'second last' if y.ndim > 1 else 'only'} "
             f"dimension of y, got shapes {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if x.ndim == 1:
-        rows = matmul(reshape(x, (1, -1)), y)
-        return reshape(rows, (*rows.shape[:-2], rows.shape[-1])) if y.ndim > 1 else reshape(rows, ())
+        rows = matmul(unsqueeze(x, 0), y)
+        return squeeze(rows, -2) if y.ndim > 1 else reshape(rows, ())
     if y.ndim == 1:
-        columns = matmul(x, reshape(y, (-1, 1)))
-        return reshape(columns, columns.shape[:-1])
+        return squeeze(matmul(x, unsqueeze(y, 1)), -1)
     if y.ndim == 2 and x.ndim > 2:
         # One large product is faster than many small ones, and the gradient to y is one product too.
-        lead, inner = x.shape[:-1], x.shape[-1]
-        return reshape(matrix_product(reshape(x, (prod(lead), inner)), y), (*lead, y.shape[-1]))
+        lead = x.shape[:-1]
+        product = matrix_product(flatten(x, 0, -2), y)
+        if isinstance(product.place, Shard) and rows_place is not None:
+            return tagged(reshape_to(Tensor.of(product.array, product.origin), shape=(*lead, y.shape[-1])), rows_place)
+        return reshape(product, (*lead, y.shape[-1]))
     return matrix_product(x, y)
 
 
@@ -63,14 +67,14 @@ def outer(input: Any, vec2: Any) -> Any:
     for name, vector in (("input", input), ("vec2", vec2)):
         if np.ndim(vector) != 1:
             raise ValueError(f"outer: {name} must be a vector, got shape {tuple(np.shape(vector))}")
-    return mul(reshape(input, (-1, 1)), vec2)
+    return mul(unsqueeze(input, 1), vec2)
 
 
 def _linear(x: Any, w: Any, b: Any) -> Any:
     return matmul(x, w) if b is None else add(matmul(x, w), b)
 
 
-@op(composite=_linear, promote="common")
+@op(composite=_linear, promote="common", rule=rules.affine)
 def linear(x: Any, w: Any, b: Any) -> Any:
     """x @ w + b for x of shape (..., in), w of shape (in, out), and b of shape (1, out), (out,) or None."""
     inputs, outputs = w.shape

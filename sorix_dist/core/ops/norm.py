@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.batch import Batch, rows
+from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
+from sorix_dist.core.ops.collective import all_reduced
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
 from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.placement import ALONE, Group, shard_of, tagged
+from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -33,14 +36,7 @@ def _into(value: Array, out: Array | None, shape: tuple[int, ...]) -> Array:
 # -- over the batch
 
 
-@op()
-def sum_over_batch(x: Array, *, batch: Batch) -> Result:
-    """The sum of the x of all who hold rows of the batch; every one of them calls it.
-
-    Each holder's result depends on each one's x, so the gradient is the sum of theirs.
-    """
-    value = np.array(x, order="C")
-    return batch.sum(value), (lambda g, out: in_kind(sum_over_batch, g, batch=batch),)
+_WHAT = "batch_norm"
 
 
 def _over_channels(x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -48,14 +44,14 @@ def _over_channels(x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (0, *range(2, x.ndim)), (1, x.shape[1], *(1 for _ in x.shape[2:]))
 
 
-def _batch_norm(x: Any, weight: Any, bias: Any, *, batch: Batch, eps: float, observe: Observer | None) -> Tensor:
+def _batch_norm(x: Any, weight: Any, bias: Any, *, group: Group, eps: float, observe: Observer | None) -> Tensor:
     axes, shape = _over_channels(x)
     held = x.array.size // max(1, x.shape[1])
-    count = max(1, int(batch.sum(np.array([float(held)]))[0]))
-    mean = div(sum_over_batch(sum_over(x, axis=axes, keepdims=True), batch=batch), count)
+    count = max(1, int(group.reduce(np.array([float(held)]), _WHAT)[0]))
+    mean = div(all_reduced(sum_over(x, axis=axes, keepdims=True), group=group, what=_WHAT), count)
     centred = sub(x, mean)
     squares = sum_over(mul(centred, centred), axis=axes, keepdims=True)
-    deviation = sqrt(add(div(sum_over_batch(squares, batch=batch), count), eps))
+    deviation = sqrt(add(div(all_reduced(squares, group=group, what=_WHAT), count), eps))
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
@@ -74,21 +70,14 @@ def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...
             raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {tuple(value.shape)}")
 
 
-def _all_of_a_shard(batch: Batch) -> str:
-    return (
-        f"all of virtual shard {batch.shard} of a batch of {batch.total} rows, whose statistics are apart in "
-        "reproducible mode: take larger batches, drop_last=True or fewer virtual shards"
-    )
-
-
-@op(composite=_batch_norm)
+@op(composite=_batch_norm, rule=rules.rows_at(0))
 def batch_norm_of_rows(
-    x: Array, weight: Array | None, bias: Array | None, *, batch: Batch, eps: float, observe: Observer | None
+    x: Array, weight: Array | None, bias: Array | None, *, group: Group, eps: float, observe: Observer | None
 ) -> Result:
     """x (N, C, ...) with mean 0 and variance 1 in each channel over all rows of the batch, times weight, plus bias.
 
-    weight, bias: C numbers in any shape, or None. The forward asks `batch` for two sums, the backward to x for
-    one, also with no rows. ValueError if the batch has one value per channel (Ioffe and Szegedy 2015).
+    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it, the
+    backward to x one, also with no rows. ValueError if the batch has one value per channel (Ioffe and Szegedy 2015).
     """
     axes, shape = _over_channels(x)
     channels = x.shape[1]
@@ -96,17 +85,18 @@ def batch_norm_of_rows(
     summed = np.empty(channels + 1)
     summed[0] = x.size // max(1, channels)
     summed[1:] = np.sum(x, axis=axes, dtype=np.float64)
-    summed = batch.sum(summed)
+    summed = group.reduce(summed, _WHAT)
     count = int(summed[0])
     if count == 1:
         raise ValueError(
-            f"batch_norm: input must have more than 1 value per channel in training, got shape {x.shape}, which is "
-            + ("all of the global batch" if batch.total <= 1 else _all_of_a_shard(batch))
+            f"batch_norm: input must have more than 1 value per channel in training, got shape {x.shape}, which is all "
+            "of the global batch (in reproducible mode of its virtual shard, whose statistics are its own: take larger "
+            "batches, drop_last=True or fewer virtual shards)"
         )
     mean = summed[1:] / max(1, count)
     normal = np.subtract(x, mean.astype(x.dtype).reshape(shape))
     # The second pass, over deviations from the mean of all rows, loses nothing to a mean far from 0.
-    squares = batch.sum(np.sum(np.square(normal), axis=axes).astype(np.float64))
+    squares = group.reduce(np.sum(np.square(normal), axis=axes).astype(np.float64), _WHAT)
     variance = squares / max(1, count)
     if observe is not None and count:
         observe(count, mean, variance)
@@ -121,8 +111,8 @@ def batch_norm_of_rows(
 
     def to_x(g: Array, out: Array | None) -> Array:
         gradient: Array
-        whole = batch.sum(np.concatenate(sums(g)).astype(np.float64)) / max(1, count)
-        mean_g, slope = (part.astype(x_dtype).reshape(shape) for part in np.split(whole, 2))
+        everywhere = group.reduce(np.concatenate(sums(g)).astype(np.float64), _WHAT) / max(1, count)
+        mean_g, slope = (part.astype(x_dtype).reshape(shape) for part in np.split(everywhere, 2))
         gradient = np.multiply(normal, slope)
         np.subtract(g, gradient, out=gradient)
         gradient -= mean_g
@@ -178,7 +168,16 @@ def batch_norm(
                 running += momentum * (latest.reshape(running.shape) - running)
 
     tracked = means is not None or variances is not None
-    return batch_norm_of_rows(input, weight, bias, batch=rows(shape[0]), eps=eps, observe=observe if tracked else None)
+    place = shard_of(input)
+    if place is not None and (place.axis == 1 or place.group.ordered):
+        input, place = whole(input, "batch_norm"), None
+    # Of a virtual shard the statistics are its own: they don't depend on who computes the others.
+    group = ALONE if place is None or place.group.apart else place.group
+    watch = observe if tracked else None
+    if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
+        result = batch_norm_of_rows(Tensor.of(input.array, input.origin), weight, bias, group=group, eps=eps, observe=watch)
+        return tagged(result, place)
+    return batch_norm_of_rows(input, weight, bias, group=group, eps=eps, observe=watch)
 
 
 def _numbers(value: Any) -> Array | None:
@@ -195,7 +194,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Ten
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
-@op(composite=_layer_norm)
+@op(composite=_layer_norm, rule=rules.trailing)
 def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""

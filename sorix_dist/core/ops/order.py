@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
+from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
-from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.ops.shape import extents, reshape
 from sorix_dist.core.tensor import Tensor
 
 
@@ -22,7 +22,7 @@ class ValuesAndIndices(NamedTuple):
     indices: Tensor
 
 
-@op(keeps_rows=kept_rows.along_axis)
+@op(rule=rules.along(None))
 def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     """The largest (or smallest) element along `axis` (None: of all); equal ones share the gradient."""
     kept = with_ones(x.shape, axis)
@@ -35,19 +35,19 @@ def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     return y, (to_x,)
 
 
-@op(differentiable=False, keeps_rows=kept_rows.along_axis)
+@op(differentiable=False, rule=rules.along(None))
 def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first largest element is."""
     return np.argmax(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False, keeps_rows=kept_rows.along_axis)
+@op(differentiable=False, rule=rules.along(None))
 def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first smallest element is."""
     return np.argmin(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False, keeps_rows=kept_rows.along_axis)
+@op(differentiable=False, rule=rules.along(False))
 def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
     """The indices that sort along `axis`; equal elements keep their order."""
     if not descending:
@@ -147,7 +147,7 @@ def _place(name: str, input: Any, dim: Any) -> int | None:
 
 def _of_some(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The axes; ValueError if there is nothing along them to compare."""
-    shape = shape_of(input)
+    shape = extents(input)
     if 0 in shape and any(n == 0 and (axes is None or i in axes) for i, n in enumerate(shape)):
         raise ValueError(f"{name}: there must be an element to choose from, got shape {shape} and dim={axes}")
     return axes

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.columns import TILE
@@ -38,7 +39,7 @@ def _max_pool(x: Any, *, places: Geometry) -> Tensor:
     return take(x, index=tuple(index))
 
 
-@op(composite=_max_pool)
+@op(composite=_max_pool, rule=rules.rows_at(0))
 def max_pool(x: Array, *, places: Geometry) -> Result:
     """The maximum of each window of x (N, C, H, W); the gradient goes to the first of equal maxima."""
     padded = _padded_for_max(x, places)
@@ -98,7 +99,7 @@ def _divide(total: Array, divisor: int | Array) -> Array:
     return total
 
 
-@op()
+@op(rule=rules.rows_at(0))
 def average_pool(x: Array, *, places: Geometry, divisor: int | Array) -> Result:
     """The sum of each window of x (N, C, H, W), over `divisor`: an integer, or one per window (H', W')."""
     views = (pad(x, places)[:, :, v, h] for v, h in places.pixels())
@@ -108,7 +109,7 @@ def average_pool(x: Array, *, places: Geometry, divisor: int | Array) -> Result:
     return _divide(y, divisor), (lambda g, out: in_kind(transposed_average_pool, g, places=places, divisor=divisor),)
 
 
-@op()
+@op(rule=rules.rows_at(0))
 def transposed_average_pool(y: Array, *, places: Geometry, divisor: int | Array) -> Result:
     """The transpose of `average_pool`: each pixel gets y / divisor of all windows that it lies in."""
     part = _divide(y.copy(order="K"), divisor)

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
-from sorix_dist.core.batch import divisor, reduced, shared_out
+from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
+from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.order import amax, amin
 from sorix_dist.core.ops.shape import reshape, take
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import counts, whole
+from sorix_dist.core.tensor import Array
 
 
-@op(keeps_rows=kept_rows.along_axis)
+@op(rule=rules.sums)
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -26,26 +29,56 @@ def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     return value, (lambda g, out: np.broadcast_to(np.reshape(g, kept), shape),)
 
 
-@op(keeps_rows=kept_rows.along_axis)
-def mean_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
-    """The mean along `axis` (None: over everything), in x's own dtype, of integers in float32; NaN of no elements."""
+@op(rule=rules.means)
+def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> Any:
+    """The mean along `axis` (None: over everything), in x's own dtype, of integers in float32; NaN of no elements.
+
+    count: of the elements, if these are not all.
+    """
     shape, kept = x.shape, _kept(x.shape, axis)
-    count = math.prod(n for n, k in zip(shape, kept, strict=True) if k == 1)
+    if count is None:
+        count = math.prod(n for n, k in zip(shape, kept, strict=True) if k == 1)
     total = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.float32)
     value = total / count if count else total * np.nan
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, kept), shape),)
 
 
-@op()
-def weighted_total(x: Any, *, scale: float, weight: float) -> Any:
-    """The sum of all elements times `scale`; its gradient to each of them is `weight`."""
+@op(rule=rules.divided)
+def sum_divided(x: Any, *, divisor: float, held: float) -> Any:
+    """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0."""
     shape, ones = x.shape, (1,) * x.ndim
-    return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * weight, ones), shape),)
+    scale = 1 / divisor if divisor else 0.0
+    return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * scale, ones), shape),)
 
 
-def batch_mean(x: Any, count: int) -> Any:
-    """The sum of x divided by `count`, of which every row has the same part, as a part of the mean over the batch."""
-    return reduced(weighted_total(x, scale=1 / max(1, count), weight=1 / max(1, divisor(x, count))))
+def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:
+    """The sum of all elements divided by how many there are in the global batch along `axes` (None: all); 0 of none."""
+    held, total = counts(x, axes)
+    return sum_divided(x, divisor=total, held=held)
+
+
+def weighted_mean(x: Any, weights: Array) -> Any:
+    """The sum of x, whose elements are multiplied by their weights already, divided by the sum of the weights over the
+    global batch; 0 if that is 0."""
+    held = float(np.sum(weights, dtype=np.float64))
+    return sum_divided(x, divisor=global_sum(weights, x), held=held)
+
+
+def global_sum(numbers: Array, like: Any) -> float:
+    """The sum of numbers, one or several for each row of a tensor `like`, over the global batch."""
+    place = shard_of(like)
+    if place is None:
+        return float(np.sum(numbers, dtype=np.float64))
+    if place.group.ordered:
+        each = len(numbers) // max(1, place.batch.held)
+
+        def of_some(rows: Any) -> Array:
+            start, stop = place.batch.local(rows.start, rows.stop)
+            return np.asarray(np.sum(numbers[start * each : stop * each], dtype=np.float64)).reshape(1)
+
+        return float(place.group.add_up(of_some, place.batch.whole.rows)[0])
+    total = np.array([np.sum(numbers, dtype=np.float64)])
+    return float(place.group.reduce(total, "a mean over the weights or labels of all rows")[0])
 
 
 def _product(x: Any, *, axis: int) -> Any:
@@ -53,7 +86,7 @@ def _product(x: Any, *, axis: int) -> Any:
     return reduce(mul, factors) if factors else add(sum_over(x, axis=axis, keepdims=False), 1)
 
 
-@op(composite=_product, keeps_rows=kept_rows.along_axis)
+@op(composite=_product, rule=rules.along(True))
 def product_over(x: Any, *, axis: int) -> Any:
     """The product along `axis`; its gradient is right where elements are 0, as it divides by none."""
 
@@ -67,13 +100,13 @@ def product_over(x: Any, *, axis: int) -> Any:
     return np.prod(x, axis=axis), (to_x,)
 
 
-@op(keeps_rows=kept_rows.along_axis)
+@op(rule=rules.along(False))
 def cumulative_sum(x: Any, *, axis: int) -> Any:
     """The sums of all elements up to each along `axis`."""
     return np.cumsum(x, axis=axis), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
 
 
-@op(keeps_rows=kept_rows.along_axis)
+@op(rule=rules.along(None))
 def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -92,9 +125,10 @@ def sum(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, kee
 
 
 def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
-    """The mean of the elements, along `axis` (or `dim`) if given; of no elements NaN, of an empty shard 0."""
-    if axis is dim is None and not (keepdims or keepdim) and shared_out(X):
-        return batch_mean(X, X.array.size)
+    """The mean of the elements, along `axis` (or `dim`) if given; of no elements NaN.
+
+    Over rows of a batch it is that over the global batch.
+    """
     return mean_over(X, axis=axes_of("mean", X, dim, axis), keepdims=keepdims or keepdim)
 
 
@@ -114,8 +148,7 @@ def var(
     """
     axes = axes_of("var", X, dim, axis)
     centred = square(sub(X, mean_over(X, axis=axes, keepdims=True)))
-    shape = shape_of(X)
-    count = math.prod(n for n, k in zip(shape, with_ones(shape, axes), strict=True) if k == 1)
+    count = counts(X, axes)[1]
     left = count - (int(unbiased) if correction is None else correction)
     return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / left if left > 0 else math.nan)
 
@@ -129,8 +162,8 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any
     """The product of the elements, along `dim` (or `axis`) if given."""
     dim = axis if dim is None else dim
     if dim is None:
-        whole = product_over(reshape(input, -1), axis=0)
-        return reshape(whole, (1,) * len(shape_of(input))) if keepdim or keepdims else whole
+        product = product_over(reshape(whole(input, "prod"), -1), axis=0)
+        return reshape(product, (1,) * len(shape_of(input))) if keepdim or keepdims else product
     at = axis_of("prod", input, dim)
     if not shape_of(input):
         return product_over(reshape(input, 1), axis=0)
@@ -150,6 +183,11 @@ def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Any:
     """The p-norm of the elements, along `dim` if given: (sum |x|^p)^(1/p); p may be "fro" (2), inf or -inf."""
     axes = axes_of("norm", input, dim, axis)
+    if p in ("fro", 2, None) and _over_rows(input, axes):
+        # The square root of a sum over all ranks, with the gradient 0 at 0.
+        squares = whole(sum_over(square(input), axis=axes, keepdims=keepdim))
+        nothing = squares.array == 0
+        return where(nothing, 0.0, sqrt(where(nothing, 1.0, squares)))
     if p in ("fro", 2, None):
         return euclidean_norm(input, axis=axes, keepdims=keepdim)
     if not isinstance(p, int | float):
@@ -161,6 +199,12 @@ def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis
         return sum_over(mul(sign(sizes), sign(sizes)), axis=axes, keepdims=keepdim)
     total = sum_over(sizes if p == 1 else pow(sizes, p), axis=axes, keepdims=keepdim)
     return total if p == 1 else pow(total, 1 / p)
+
+
+def _over_rows(x: Any, axes: tuple[int, ...] | None) -> bool:
+    """Whether a reduction along the axes (None: all) adds up rows of a batch that others hold."""
+    place = shard_of(x)
+    return place is not None and (axes is None or place.axis in axes)
 
 
 def _kept(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:

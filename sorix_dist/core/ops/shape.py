@@ -7,67 +7,69 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import kept_rows
+from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, in_kind, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of
+from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Tensor
 
 # -- the operations
 
 
-@op()
+@op(rule=rules.linear)
 def alias(x: Any) -> Any:
     """The same array as a new tensor."""
     return x, (lambda g, out: g,)
 
 
-@op(numpy=np.copy)
+@op(numpy=np.copy, rule=rules.linear)
 def clone(x: Any) -> Any:
     """A copy."""
     return np.array(x), (lambda g, out: g,)
 
 
-@op(keeps_rows=kept_rows.reshaped)
+@op(rule=rules.reshaped)
 def reshape_to(x: Any, *, shape: Any) -> Any:
     """The elements in another shape, without a copy where possible."""
     was = x.shape
     return np.reshape(x, shape), (lambda g, out: np.reshape(g, was),)
 
 
-@op(keeps_rows=kept_rows.reordered)
+@op(rule=rules.reordered)
 def permute_to(x: Any, *, axes: Any) -> Any:
     """The dimensions in another order."""
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     return np.transpose(x, axes), (lambda g, out: np.transpose(g, back),)
 
 
-@op(keeps_rows=kept_rows.expanded)
+@op(rule=rules.expanded)
 def expand_to(x: Any, *, shape: Any) -> Any:
     """The elements repeated to a larger shape, without a copy; the walk adds the gradients up again."""
     return np.broadcast_to(x, shape), (lambda g, out: g,)
 
 
-@op(keeps_rows=kept_rows.along_axis)
+@op(rule=rules.mixes_rows)
 def flip_over(x: Any, *, axis: Any) -> Any:
     """The elements in reverse order along the axes."""
     return np.flip(x, axis), (lambda g, out: np.flip(g, axis),)
 
 
-@op(keeps_rows=kept_rows.along_axis)
+@op(rule=rules.mixes_rows)
 def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
     """The elements moved along the axes; those that leave at one end come back at the other."""
     back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
     return np.roll(x, shift, axis), (lambda g, out: np.roll(g, back, axis),)
 
 
-@op(keeps_rows=kept_rows.indexed)
+@op(rule=rules.indexed)
 def take(x: Any, *, index: Any) -> Any:
     """The elements that a NumPy index names; an element named twice gets both gradients."""
     shape = x.shape
     return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
 
 
-@op(keeps_rows=kept_rows.never)
+@op(rule=rules.scattered)
 def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
     """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
     zeros = np.zeros(shape, x.dtype)
@@ -96,7 +98,8 @@ def _names_each_once(index: Any) -> bool:
 
 def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
-    return reshape_to(input, shape=_without_unknown(shape_of(input), sizes_of("reshape", shape)))
+    sizes = sizes_of("reshape", shape)
+    return reshape_to(input, shape=_without_unknown(shape_of(input), sizes, shard_of(input)))
 
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -109,15 +112,18 @@ def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
         raise TypeError(f"{name}: sizes must be integers, got {sizes}") from None
 
 
-def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...], place: Shard | None = None) -> tuple[int, ...]:
     """`shape` with -1 replaced by what it stands for; NumPy itself refuses that for arrays of no elements."""
-    if shape.count(-1) != 1 or 0 not in was:
+    if shape.count(-1) != 1:
         return shape
+    if 0 not in was:
+        unknown, left = divmod(prod(was), max(1, -prod(shape)))
+        return shape if left or 0 in shape else tuple(unknown if n == -1 else n for n in shape)
     known = [n for n in shape if n != -1]
-    unknown = 0
-    if 0 in known and was[:1] == (0,):
+    unknown, rows = 0, 0 if place is None else place.axis
+    if 0 in known and was[rows] == 0:
         # Any number fits; the rows have their own 0, so the unknown is made of the features of a row.
-        unknown = prod(was[1:]) // prod([n for n in known if n])
+        unknown = prod(n for i, n in enumerate(was) if i != rows) // max(1, prod([n for n in known if n]))
     return tuple(unknown if n == -1 else n for n in shape)
 
 
@@ -164,29 +170,44 @@ def movedim(input: Any, source: int, destination: int) -> Any:
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """The dimensions from `start_dim` to `end_dim` joined into one."""
-    shape = shape_of(input)
+    shape, place = shape_of(input), shard_of(input)
     first, last = axis_of("flatten", input, start_dim), axis_of("flatten", input, end_dim)
     if first > last:
         raise ValueError(f"flatten: start_dim must not come after end_dim, got {start_dim} and {end_dim}")
-    return reshape_to(input, shape=(*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :]))
+    merged = (*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :])
+    if place is None or place.axis < first:
+        return _reshaped(input, merged, place)
+    if place.axis > last:
+        return _reshaped(input, merged, place.moved(place.axis - (last - first)))
+    outer = place.outer * prod(shape[first : place.axis])
+    inner = place.inner * prod(shape[place.axis + 1 : last + 1])
+    return _reshaped(input, merged, place.batch.at(first, outer, inner))
+
+
+def _reshaped(input: Any, shape: tuple[int, ...], place: Shard | None) -> Any:
+    """`reshape_to`, where it is known which axis the rows have afterwards."""
+    if place is None:
+        return reshape_to(input, shape=shape)
+    return tagged(reshape_to(Tensor.of(input.array, input.origin), shape=shape), place)
 
 
 def squeeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     """Without the dimensions of size 1, or without those of them that `dim` names."""
-    shape = shape_of(input)
+    shape, place = extents(input), shard_of(input)
     axes = axes_of("squeeze", input, dim, axis)
-    kept = tuple(n for i, n in enumerate(shape) if n != 1 or (axes is not None and i not in axes))
-    return reshape_to(input, shape=kept)
+    kept = [i for i, n in enumerate(shape) if n != 1 or (axes is not None and i not in axes)]
+    if place is not None and place.axis not in kept:  # a single row in the global batch
+        input, place = whole(input, "squeeze"), None
+    rows = None if place is None else place.moved(kept.index(place.axis))
+    return _reshaped(input, tuple(shape_of(input)[i] for i in kept), rows)
 
 
 def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     """With a new dimension of size 1 at `dim`."""
     at = axis_of("unsqueeze", input, axis if dim is None else dim, more=1)
-    shape = shape_of(input)
-    result = reshape_to(input, shape=(*shape[:at], 1, *shape[at:]))
-    if at == 0 and isinstance(result, Tensor):
-        result.rows = None  # a single row would still look like one
-    return result
+    shape, place = shape_of(input), shard_of(input)
+    rows = None if place is None else place.moved(place.axis + (at <= place.axis))
+    return _reshaped(input, (*shape[:at], 1, *shape[at:]), rows)
 
 
 def expand(input: Any, *sizes: Any) -> Any:
@@ -219,7 +240,12 @@ def repeat(input: Any, *sizes: Any) -> Any:
         raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
     if any(n < 0 for n in times):
         raise ValueError(f"repeat: sizes must not be negative, got {times}")
-    shape = (1,) * (len(times) - len(shape)) + shape
+    place, extra = shard_of(input), len(times) - len(shape)
+    if place is not None:  # all rows, then all rows again
+        axis = place.axis + extra
+        rows = place.batch.at(axis, place.outer * times[axis], place.inner)
+        return tagged(repeat(Tensor.of(input.array, input.origin), times), rows)
+    shape = (1,) * extra + shape
     apart = reshape_to(input, shape=tuple(n for size in shape for n in (1, size)))
     wide = expand_to(apart, shape=tuple(n for pair in zip(times, shape, strict=True) for n in pair))
     return reshape_to(wide, shape=tuple(n * size for n, size in zip(times, shape, strict=True)))
@@ -244,7 +270,101 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
 
 def index(input: Any, key: Any) -> Any:
     """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(part, Tensor) and part.place is not None for part in parts):
+        return _index_by_rows(input, parts)
     return take(input, index=key_of(key))
+
+
+def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
+    """`input[key]` where a tensor in the key is rows of a batch."""
+    arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
+    chosen = next(part for part in arrays if isinstance(part, Tensor) and part.place is not None)
+    rows, place = shard_of(chosen), shard_of(input)
+    if rows is not None and len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key):
+        before = _axes_before(input, key, key.index(chosen) if len(key) > 1 else 0)
+        mask = chosen.array.dtype == np.bool_
+        ordered = rows.group.ordered and input.requires_grad
+        if place is None and not mask and not ordered:  # rows that say what they want of what is the same everywhere
+            return tagged(take(input, index=key_of(key)), rows.moved(before + rows.axis))
+        if mask and place is not None and before + rows.axis == place.axis:
+            return take(input, index=key_of(key))
+    if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and rows is not None and rows.axis == 0:
+        own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
+        if other.ndim == 1 and np.array_equal(own, np.arange(place.held)):  # of each row what its index names
+            return tagged(take(Tensor.of(input.array, input.origin), index=(own, other)), place)
+    return take(input, index=key_of(tuple(whole(part, "an index") for part in key)))
+
+
+def _axes_before(input: Any, key: tuple[Any, ...], at: int) -> int:
+    """How many dimensions the result of an index has before the part number `at` of its key."""
+    named = sum(getattr(p, "ndim", 1) if _is_mask(p) else p is not None for p in key if p is not Ellipsis)
+    hidden = len(shape_of(input)) - named
+    return sum(hidden if part is Ellipsis else 1 for part in key[:at])
+
+
+def _is_mask(part: Any) -> bool:
+    return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
+
+
+def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
+    """Where rows are after NumPy's indexing; None if it names them by their places."""
+    parts = [*key] if isinstance(key, tuple) else [key]
+    named = sum(p.ndim if _is_mask(p) else 1 for p in parts if p is not None and p is not Ellipsis)
+    dots = next((i for i, p in enumerate(parts) if p is Ellipsis), None)
+    hidden: list[Any] = [slice(None)] * (len(shape) - named)
+    parts = [*parts, *hidden] if dots is None else [*parts[:dots], *hidden, *parts[dots + 1 :]]
+    arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
+    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
+    together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
+    dims = max((1 if _is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
+    axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
+    for i, part in enumerate(parts):
+        if together and i == advanced[0]:
+            first, after = after, after + dims
+        covers = part.ndim if _is_mask(part) else int(part is not None)
+        if axis <= place.axis < axis + covers:
+            if isinstance(part, slice):
+                return _sliced_rows(place, part, after)
+            if not _is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
+                return None
+            each = int(np.count_nonzero(part))
+            if axis == place.axis and place.outer == 1:
+                each = part.reshape(place.batch.held, part.size // max(1, place.batch.held)).sum(axis=1)
+            return place.batch.selected(each).at(first if together else 0)
+        axis += covers
+        after += part is None or isinstance(part, slice)
+    return None
+
+
+def _is_integer(part: Any) -> bool:
+    return isinstance(part, int | np.integer) and not isinstance(part, bool)
+
+
+def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
+    """All rows, or all rows of some of those that lie one after the other; None for other slices."""
+    if part.step not in (None, 1):
+        return None
+    if part.start in (None, 0) and part.stop is None:
+        return place.moved(axis)
+    length = place.held // place.outer
+    if place.outer == 1:
+        return None
+    if not length:  # a rank without rows can't tell where one ends
+        outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
+        return place.batch.at(axis, outer, place.inner)
+    start, stop, _ = part.indices(place.held)
+    if start % length or stop % length or stop <= start:
+        return None
+    return place.batch.at(axis, (stop - start) // length, place.inner)
+
+
+def extents(input: Any) -> tuple[int, ...]:
+    """The shape of a tensor in the global batch."""
+    shape, place = shape_of(input), shard_of(input)
+    if place is None or place.group.alone:
+        return shape
+    return (*shape[: place.axis], place.total, *shape[place.axis + 1 :])
 
 
 def key_of(key: Any) -> Any:

@@ -13,6 +13,7 @@ from sorix_dist.core.ops.attention import attention
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.dropout import Draws, dropout
 from sorix_dist.core.ops.elementwise import add, cast
+from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.tensor import Array
 
 
@@ -41,7 +42,7 @@ def scaled_dot_product_attention(
         raise ValueError("scaled_dot_product_attention: attn_mask must be None with is_causal=True, got both")
     dtype = q.array.dtype
     bias = causal_bias(shape[-2], shape[-1], dtype) if is_causal else bias_of("attn_mask", attn_mask, shape, dtype)
-    return attention(q, k, v, bias, drop_factors(shape, dropout_p, dtype, draws), scale=scale_of(q.shape, scale))
+    return attention(q, k, v, bias, drop_factors(shape, dropout_p, dtype, draws, q), scale=scale_of(q.shape, scale))
 
 
 def scores_shape(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,8 +95,9 @@ def together(*biases: Any) -> Any:
     return total
 
 
-def drop_factors(shape: tuple[int, ...], p: float, dtype: Any, draws: Draws | None) -> Array | None:
-    """What dropout multiplies attention weights of `shape` by; None if it drops nothing."""
+def drop_factors(shape: tuple[int, ...], p: float, dtype: Any, draws: Draws | None, query: Tensor) -> Array | None:
+    """What dropout multiplies attention weights of `shape` by, for the rows of the query; None if it drops nothing."""
     if p == 0:
         return None
-    return dropout(np.ones(shape, dtype), p, draws=draws).array
+    ones, rows = Tensor(np.ones(shape, dtype)), shard_of(query)
+    return dropout(ones if rows is None else tagged(ones, rows), p, draws=draws).array

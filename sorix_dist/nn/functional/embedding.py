@@ -8,6 +8,8 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops.embed import table_rows
+from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import whole
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
@@ -28,4 +30,9 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
         if not -count <= padding_idx < count:
             raise ValueError(f"embedding: padding_idx must be in [{-count}, {count}), got {padding_idx}")
         padding_idx %= count
-    return table_rows(weight, index=index, skip=padding_idx)
+    rows = shard_of(input)
+    if rows is None or shard_of(weight) is not None:
+        return table_rows(weight, index=index, skip=padding_idx)
+    if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
+        return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
+    return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)

@@ -1,8 +1,8 @@
 """Losses as functions: they check what they are given and reduce to a mean or sum.
 
-Every mean is that over this rank's rows, and 0 where nothing counts. In a training step on several ranks its
-gradient is this rank's part of the mean over the global batch: a mean over a number of elements that is not the
-same for every row (class weights, ignored labels) asks the other ranks for theirs, in its forward.
+Every mean is that over the global batch, and 0 where nothing counts: each rank has its part of it, and shows the mean
+over its own rows until a backward tells it the others'. A mean over a number of elements that is not the same for every
+row (class weights, ignored labels) asks the other ranks for theirs.
 `reduction` is "mean", "sum" or "none" (a loss for every row or element).
 """
 
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.batch import divisor, mean_weight, reduced, sum_weight
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
-from sorix_dist.core.ops.reduce import batch_mean, weighted_total
-from sorix_dist.core.ops.shape import reshape, transpose
+from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
+from sorix_dist.core.ops.shape import flatten, transpose
+from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.rules import align, whole
 from sorix_dist.core.tensor import Array, as_array
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -43,13 +44,17 @@ def cross_entropy(
     The mean over class indices, and over `one_hot` targets, is divided by the weights of those that count; over
     probabilities by their number. ValueError, TypeError or IndexError names what does not fit.
     """
+    logits, target = _together("cross_entropy", logits, target)
     shape = _array(logits).shape
     labels = _array(target)
     plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
     if plain and len(shape) == 2 and labels.dtype.kind != "f":
-        classes = class_indices("cross_entropy", labels, shape)[0]
-        over = divisor(logits, max(1, shape[0]))
-        return reduced(ops.cross_entropy_of_classes(logits, target=classes, divisor=over))
+        classes, place = class_indices("cross_entropy", labels, shape)[0], getattr(logits, "place", None)
+        if place is None:
+            return ops.cross_entropy_of_classes(logits, target=classes, divisor=max(1, shape[0]), held=shape[0])
+        if place.__class__ is Shard and place.axis == 0 and not place.group.ordered:
+            total = max(1, place.total)
+            return ops.cross_entropy_of_classes(logits, target=classes, divisor=total, held=shape[0])
     _check_reduction(reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -82,6 +87,7 @@ def nll_loss(
     log_probabilities: (N, C) or (N, C, d...); target: integers in [0, C) of shape (N) or (N, d...).
     """
     _check_reduction(reduction)
+    log_probabilities, target = _together("nll_loss", log_probabilities, target)
     shape = np.shape(log_probabilities)
     if weight is not None or ignore_index is not None:
         weight = _class_weights("nll_loss", weight, log_probabilities)
@@ -160,7 +166,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
         _check_reduction(reduction)
     losses = ops.kl_divergence(*_pair("kl_div", input, target), log_target=bool(log_target))
     if reduction == "batchmean":
-        return batch_mean(losses, len(losses.array) if losses.ndim else 1)
+        return batch_mean(losses, (0,) if losses.ndim else ())
     return _reduced(losses, reduction)
 
 
@@ -177,20 +183,16 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     _check_reduction(reduction)
     if reduction == "none":
         return losses
-    if reduction == "sum":
-        return reduced(weighted_total(losses, scale=1.0, weight=sum_weight(losses)))
-    return batch_mean(losses, losses.array.size)
+    return sum_over(losses, axis=None, keepdims=False) if reduction == "sum" else batch_mean(losses)
 
 
 def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
     """The same for losses of one class each, where a mean is divided by the sum of their scales."""
     if reduction == "none":
-        return losses if losses.array.shape == shape else reshape(losses, shape)
+        return losses if losses.array.shape == shape else _unflattened(losses, shape)
     if reduction == "sum" or scale is None:
         return _reduced(losses, reduction)
-    denominator = float(np.sum(scale, dtype=np.float64))
-    weight = mean_weight(losses, scale, denominator)
-    return reduced(weighted_total(losses, scale=1 / denominator if denominator else 0.0, weight=weight))
+    return weighted_mean(losses, scale)
 
 
 # -- classes
@@ -237,9 +239,26 @@ def _classes_last(scores: Any) -> Any:
     shape = np.shape(scores)
     if len(shape) == 2:
         return scores if isinstance(scores, Tensor) else Tensor(scores)
-    axes = (0, *range(2, len(shape)), 1)
-    count = shape[0] * int(np.prod(shape[2:]))
-    return reshape(transpose(scores, axes), (count, shape[1]))
+    return flatten(transpose(scores, (0, *range(2, len(shape)), 1)), 0, -2)
+
+
+def _unflattened(losses: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Losses of shape (N * d...) in the shape (N, d...)."""
+    place = shard_of(losses)
+    result = Tensor.of(losses.array, losses.origin).reshape(shape)
+    return result if place is None else tagged(result, place.batch.at(0))
+
+
+def _together(name: str, scores: Any, target: Any) -> tuple[Any, Any]:
+    """Scores and targets of the same rows: those of this rank, or those of all."""
+    place = getattr(scores, "place", None)
+    if place is None and getattr(target, "place", None) is None:
+        return scores, target
+    if isinstance(place, Shard) and place.axis == 0:
+        return scores, align(target, scores, name)
+    if place is not None:
+        scores = whole(scores, name)
+    return align(scores, target, name), align(target, scores, name)
 
 
 def _class_weights(name: str, weight: Any, logits: Any) -> Array:
@@ -294,6 +313,11 @@ def _array(value: Any) -> Array:
 
 def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
     """Input and target of an element-wise loss: of one shape, and of the input's dtype."""
+    place = getattr(input, "place", None)
+    if isinstance(place, Shard):
+        target = align(target, input, name)
+    elif getattr(target, "place", None) is not None:
+        target = align(target, input, name)
     x, y = _array(input), _array(target)
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {x.dtype}")
@@ -303,7 +327,9 @@ def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
         input = x
     if isinstance(target, Tensor) and target.requires_grad:
         return input, target if y.dtype == x.dtype else cast(target, x.dtype)
-    return input, y.astype(x.dtype, copy=False)
+    values = y.astype(x.dtype, copy=False)
+    rows = shard_of(target)
+    return input, values if rows is None else tagged(Tensor.of(values), rows)
 
 
 def _factors(name: str, what: str, value: Any, like: Any) -> Array:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import Rows, as_array
+from sorix_dist.core.placement import Batch, Rows, current_group, tagged
+from sorix_dist.core.tensor import as_array
 from sorix_dist.utils.data.nested import map_arrays, tensors
 
 Array = np.ndarray[Any, Any]
@@ -91,8 +92,9 @@ class Collator:
                     f"collate_fn must make {count} rows of {count} samples, as it does of the first ones, got tensors "
                     f"of shape {shapes}; with DataLoader(one_row_per_sample=False) it may make any number"
                 )
+            place = Batch(rows, current_group()).at(0)
             for tensor in tensors(batch):
-                tensor.rows = rows
+                tagged(tensor, place)
         return batch
 
 

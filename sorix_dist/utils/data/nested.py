@@ -1,8 +1,11 @@
-"""Tensors and arrays in nested tuples, lists and dicts, as batches are."""
+"""Tensors and arrays in nested tuples, lists, dicts, dataclasses and plain objects, as batches are."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,16 +13,41 @@ import numpy as np
 from sorix_dist.core import Tensor
 
 
+def _fields(value: Any) -> dict[str, Any] | None:
+    """The attributes of a dataclass or another object that only holds values, None of anything else."""
+    if isinstance(value, type):
+        return None
+    plain = is_dataclass(value) or isinstance(value, SimpleNamespace)
+    if plain or type(value).__module__ not in _LIBRARIES and hasattr(value, "__dict__") and not callable(value):
+        fields = getattr(value, "__dict__", None)
+        if fields is None:  # a dataclass with slots
+            fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        return dict(fields)
+    return None
+
+
+_LIBRARIES = {"builtins", "numpy", "random", "io", "pathlib"}
+
+
 def map_arrays(value: Any, function: Callable[[Any], Any]) -> Any:
     """`value` with `function` of every tensor and array in it; anything else in it stays."""
     if isinstance(value, Tensor | np.ndarray):
         return function(value)
     if isinstance(value, tuple | list):
-        entries = [map_arrays(entry, function) for entry in value]
-        return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
+        items = [map_arrays(entry, function) for entry in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if isinstance(value, dict):
         return {key: map_arrays(entry, function) for key, entry in value.items()}
-    return value
+    fields = _fields(value)
+    if not fields:
+        return value
+    changed = {name: map_arrays(entry, function) for name, entry in fields.items()}
+    if all(changed[name] is entry for name, entry in fields.items()):
+        return value
+    made = copy.copy(value)
+    for name, entry in changed.items():
+        object.__setattr__(made, name, entry)
+    return made
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -27,10 +55,18 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return map_arrays(value, lambda x: function(x) if isinstance(x, Tensor) else x)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in `value`."""
-    if isinstance(value, Tensor):
+def entries(value: Any) -> Iterator[Any]:
+    """The tensors and arrays in `value`."""
+    if isinstance(value, Tensor | np.ndarray):
         yield value
     elif isinstance(value, tuple | list | dict):
         for entry in value.values() if isinstance(value, dict) else value:
-            yield from tensors(entry)
+            yield from entries(entry)
+    elif fields := _fields(value):
+        for entry in fields.values():
+            yield from entries(entry)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in `value`."""
+    return (entry for entry in entries(value) if isinstance(entry, Tensor))

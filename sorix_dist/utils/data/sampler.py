@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import random as rng
-from sorix_dist.core.tensor import Rows
+from sorix_dist.core.placement import Rows
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 

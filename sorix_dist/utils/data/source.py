@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import Rows
+from sorix_dist.core.placement import Rows
 from sorix_dist.utils.data.collate import Collator
 from sorix_dist.utils.data.dataset import Dataset
 from sorix_dist.utils.data.sampler import BatchSampler, Indices, digest, share

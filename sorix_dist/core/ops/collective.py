@@ -1,0 +1,176 @@
+"""Operations between placements: each one's gradient is another of them, so that derivatives of any order follow.
+
+    Partial -> Replicate   all_reduced    the sum over all parts
+    Shard -> Partial       among_all      this rank's rows among zeros in the place of the others'
+    Replicate -> Shard     cut_rows       this rank's rows
+    Replicate -> Partial   shared_out     one of equal parts
+
+An all-gather is `among_all`, then `all_reduced`: right for any number of rows on each rank. Where a group adds up in
+order, Partials are whole already, and `add_up` and `spread` take the place of sums over rows and of broadcasting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
+from sorix_dist.core.rules import given
+from sorix_dist.core.tensor import Array, Tensor
+
+# -- the operations: placements are given by the functions below
+
+
+@op(rule=given)
+def all_reduced(x: Any, *, group: Group, what: str) -> Any:
+    """The sum over all parts of a Partial, the same on every rank."""
+    return group.reduce(x, what), (lambda g, out: in_kind(all_reduced, g, group=group, what=what),)
+
+
+@op(rule=given)
+def among_all(x: Any, *, shard: Shard) -> Any:
+    """This rank's rows where they lie among those of all ranks, zeros elsewhere."""
+    rows = shard.rows
+    full = np.zeros((*x.shape[: shard.axis], shard.total, *x.shape[shard.axis + 1 :]), x.dtype)
+    place = (slice(None),) * (shard.axis + 1) + (slice(rows.start, rows.stop),)
+    shard.opened(full, rows.total)[place] = shard.opened(x, shard.batch.held)
+    return shard.group.assemble(full), (lambda g, out: in_kind(cut_rows, g, shard=shard),)
+
+
+@op(rule=given)
+def cut_rows(x: Any, *, shard: Shard) -> Any:
+    """This rank's rows of those of all ranks."""
+    rows = shard.rows
+    cut = shard.part(x, rows.start, rows.stop, rows.total)
+    return cut, (lambda g, out: in_kind(among_all, g, shard=shard),)
+
+
+@op(rule=given)
+def shared_out(x: Any, *, parts: int) -> Any:
+    """x divided by the number of parts, so that their sum is x."""
+    return x / parts, (lambda g, out: in_kind(shared_out, g, parts=parts),)
+
+
+@op(rule=given)
+def spread_rows(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -> Any:
+    """x broadcast to `shape`, of which the shard is the rows' axis, and divided by `over`: the transpose of
+    `sum_in_order`."""
+    before = x.shape
+    value = np.broadcast_to(x if over == 1 else x / over, shape)
+    return value, (lambda g, out: in_kind(sum_in_order, g, shard=shard, shape=before, over=over),)
+
+
+@op(rule=given)
+def sum_in_order(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -> Any:
+    """The sum over the rows of all ranks, and over whatever else was broadcast from `shape`, in one order for any
+    number of ranks, divided by `over`."""
+    extra = x.ndim - len(shape)
+    stretched = tuple(i for i in range(x.ndim) if i < extra or (shape[i - extra] == 1 != x.shape[i]) or i == shard.axis)
+
+    def of_some(rows: Any) -> Array:
+        part = shard.part(x, *shard.batch.local(rows.start, rows.stop), shard.batch.held)
+        return np.asarray(part.sum(axis=stretched)).reshape(shape)
+
+    value, whole = shard.group.add_up(of_some, shard.batch.whole.rows), x.shape
+    value = value if over == 1 else value / over
+    return value, (lambda g, out: in_kind(spread_rows, g, shard=shard, shape=whole, over=over),)
+
+
+@op(rule=given)
+def take_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
+    """Rows start to stop - 1 of those that this rank has."""
+    held = shard.batch.held
+    part = shard.part(x, start, stop, held)
+    return part, (lambda g, out: in_kind(put_rows, g, shard=shard, start=start, stop=stop),)
+
+
+@op(rule=given)
+def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
+    """Rows start to stop - 1 of those that this rank has, zeros in the others."""
+    held = shard.batch.held
+    full = np.zeros((*x.shape[: shard.axis], shard.held, *x.shape[shard.axis + 1 :]), x.dtype)
+    place = (slice(None),) * (shard.axis + 1) + (slice(start, stop),)
+    shard.opened(full, held)[place] = shard.opened(x, stop - start)
+    return full, (lambda g, out: in_kind(take_rows, g, shard=shard, start=start, stop=stop),)
+
+
+@op(rule=given)
+def summed_parts(*parts: Any, batch: Batch, bounds: tuple[Any, ...]) -> Any:
+    """The sum over the virtual shards of all ranks, of which this rank has `parts` for the rows in `bounds`, in one
+    order."""
+    of = dict(zip(bounds, parts, strict=True))
+    value = batch.group.add_up(lambda rows: np.asarray(of[rows.start, rows.stop]), batch.rows)
+    return value, ((lambda g, out: g),) * len(parts)
+
+
+@op(rule=given)
+def first_of(*parts: Any, count: int) -> Any:
+    """The first of values that are all the same; the gradient is that of `count` of them together."""
+    return np.array(parts[0]), ((lambda g, out: g / count),) * len(parts)
+
+
+# -- from one placement to another
+
+
+def bare(x: Tensor) -> Tensor:
+    """The same tensor without a placement, for operations whose result is given its own."""
+    return x if x.place is None else Tensor.of(x.array, x.origin)
+
+
+def replicated(x: Tensor, name: str = "") -> Tensor:
+    """What every rank holds alike: the sum over all parts of a Partial, or the rows of all ranks."""
+    place = x.place
+    if isinstance(place, Shard):
+        group, held = place.group, x.array.nbytes
+        if group.alone:
+            return bare(x)
+        if not place.batch.in_order:
+            raise RuntimeError(
+                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is not "
+                "that of the ranks: use sx.where or masked_fill, or put the batch axis first"
+            )
+        if name:
+            group.tell(
+                f"{name} works on the rows of the whole batch, which every rank gathers here from the others: "
+                f"{held * place.total // max(1, place.held)} bytes"
+            )
+        x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
+    elif isinstance(place, Partial):
+        group = place.group
+    else:
+        return bare(x)
+    return bare(x) if group.alone or group.ordered else all_reduced(bare(x), group=group, what=name)
+
+
+def rows_of(x: Any, shard: Shard) -> Any:
+    """This rank's rows of what every rank holds alike, for the global batch of a shard."""
+    if not isinstance(x, Tensor):
+        rows = shard.rows
+        return tagged(Tensor.of(shard.part(x, rows.start, rows.stop, rows.total)), shard)
+    return tagged(cut_rows(bare(x), shard=shard), shard)
+
+
+def counted_once(x: Any, group: Group, dtype: Any) -> Tensor:
+    """What every rank holds alike as a Partial of equal parts; a number gets the dtype."""
+    x = x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype if isinstance(x, int | float) else None))
+    part = bare(x) if group.parts == 1 else shared_out(bare(x), parts=group.parts)
+    part = Tensor.of(part.array, part.origin) if part is x else part
+    return tagged(part, Partial(group, None, float(group.parts), 0))
+
+
+def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:
+    """What every rank holds alike, broadcast to this rank's rows, so that its gradient is added up in order."""
+    shape = x.array.shape
+    wide = (1,) * (ndim - len(shape)) + shape
+    shard = lead.moved(ndim - at)
+    full = (*wide[: shard.axis], lead.held, *wide[shard.axis + 1 :])
+    return tagged(spread_rows(bare(x), shard=shard, shape=full, over=1), shard)
+
+
+def add_up(x: Tensor, shape: tuple[int, ...], over: float | None) -> Tensor:
+    """The sum over rows and over what else has length 1 in `shape`, in order, divided by `over`."""
+    shard = shard_of(x)
+    assert shard is not None
+    return sum_in_order(bare(x), shard=shard, shape=shape, over=1 if over is None else over)

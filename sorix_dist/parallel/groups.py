@@ -1,0 +1,114 @@
+"""The ranks as those who hold the rows of a batch: how placements are summed and gathered; see `core.placement`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.comm import Comm
+from sorix_dist.comm.site import call_site
+from sorix_dist.core.op import use_shards
+from sorix_dist.core.placement import Array, Group, Rows, current_group
+from sorix_dist.parallel.virtual import VirtualShards
+
+
+class Ranks(Group):
+    """Each rank has a part of every sum."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self.parts = comm.size
+        self.alone = comm.size == 1
+        self._told: set[str] = set()
+
+    def reduce(self, array: Array, what: str) -> Array:
+        total = np.array(array, order="C")
+        self.comm.all_reduce(total).wait()
+        return total
+
+    def counts(self, held: int) -> tuple[int, int]:
+        everywhere = self.comm.all_gather(np.array([held], np.int64))[:, 0].tolist()
+        return sum(everywhere[: self.comm.rank]), sum(everywhere)
+
+    def tell(self, message: str) -> None:
+        where = call_site().where
+        if self.comm.rank == 0 and where not in self._told:
+            self._told.add(where)
+            file, _, line = where.rpartition(":")
+            warnings.warn_explicit(message, RuntimeWarning, file, int(line) if line.isdigit() else 0)
+
+    def __reduce__(self) -> Any:
+        return current_group, ()  # in another process these are others
+
+    def __copy__(self) -> Group:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Group:
+        return self
+
+
+class InOrder(Ranks):
+    """Reproducible mode, outside of a forward: sums over rows are made at once, shard by shard, and what follows from
+    them is computed by every rank alike. Only rows are shared out."""
+
+    ordered = True
+
+    def __init__(self, comm: Comm, shards: VirtualShards) -> None:
+        super().__init__(comm)
+        self.parts = 1
+        self.shards = shards
+        self.within = [OfShard(shards.count) for _ in shards.owned]
+        use_shards()
+
+    def reduce(self, array: Array, what: str) -> Array:
+        return np.array(array)
+
+    def assemble(self, array: Array) -> Array:
+        self.comm.all_reduce(array).wait()
+        return array
+
+    def add_up(self, sums: Callable[[Rows], Array], rows: Rows) -> Array:
+        bounds = [self.shards.rows(shard, rows.total) for shard in self.shards.owned]
+        parts = np.array([sums(Rows(start, stop, rows.total)) for start, stop in bounds], order="C")
+        return np.asarray(self.shards.sum(parts))
+
+
+class OfShard(Group):
+    """Reproducible mode, inside of a forward: one virtual shard of a batch, computed as if it were alone. The sum over
+    all shards is made when all of them are computed."""
+
+    apart = True
+
+    def __init__(self, count: int) -> None:
+        self.parts = count
+        self.alone = count == 1
+
+    def reduce(self, array: Array, what: str) -> Array:
+        if self.alone:
+            return np.array(array)
+        raise self._refusal(what)
+
+    def assemble(self, array: Array) -> Array:
+        return array if self.alone else self.reduce(array, "a gather")
+
+    def counts(self, held: int) -> tuple[int, int]:
+        if self.alone:
+            return 0, held
+        raise self._refusal("the number of selected rows")
+
+    def _refusal(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"reproducible mode: {what or 'this operation'} needs the rows of the whole batch, but the forward of a "
+            "model sees one virtual shard at a time: return what it works on, and compute it outside of the model"
+        )
+
+
+def group_of(comm: Comm, shards: VirtualShards | None) -> Ranks:
+    """The ranks of a communicator as a group, the same object whenever it is asked for."""
+    found: Ranks | None = comm.kept.get(Ranks)
+    if found is None:
+        found = comm.kept[Ranks] = Ranks(comm) if shards is None else InOrder(comm, shards)
+    return found
