@@ -161,7 +161,9 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     ndim = max(len(_shape(x)) for x in inputs if x is not None)
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
     if lead.batch.known is not None and lead.total == 1:
-        return apply(*(whole(x, apply.__name__) for x in inputs), **options)  # one row broadcasts over others
+        lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
+        if not lengths <= {1, lead.held}:  # a single row broadcasts
+            return apply(*(whole(x, apply.__name__) for x in inputs), **options)
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
