@@ -271,12 +271,12 @@ def means(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pla
     axes = _axes(options["axis"], x.array.ndim)
     if place.axis not in axes:
         return _without(place, axes, options["keepdims"])
-    held, over = counts(x, axes)
+    held, total = counts(x, axes)
     if place.group.ordered:
-        return _summed_in_order(x, axes, options["keepdims"], over)
+        return _summed_in_order(x, axes, options["keepdims"], total)
     if options.get("count") is None:
-        return apply(x, **{**options, "count": over})
-    return place.batch.partial(float(options["count"]), options["count"] / held if held else 0.0)
+        return apply(x, **{**options, "count": total})
+    return place.batch.partial(place.rows.total, options["count"] / held if held else 0.0)
 
 
 def divided(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
@@ -284,23 +284,24 @@ def divided(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
         return place if isinstance(place, Partial) else None
-    divisor, held = options["divisor"], options["held"]
+    divisor, held, over = options["divisor"], options["held"], options.get("over")
+    over = place.rows.total if over is None else over
     if place.group.ordered:
-        return _summed_in_order(x, _axes(None, x.array.ndim), False, divisor)
-    return place.batch.partial(float(divisor), divisor / held if held else 0.0)
+        return tagged(_summed_in_order(x, _axes(None, x.array.ndim), False, divisor), place.batch.partial(over))
+    return place.batch.partial(over, divisor / held if held else 0.0)
 
 
-def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, over: float | None) -> Tensor:
+def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None) -> Tensor:
     place = x.place
     assert isinstance(place, Shard)
     shape = x.array.shape
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-    total = collective().add_up(x, kept, over)
+    total = collective().add_up(x, kept, divisor)
     if not keepdims:
         from sorix_dist.core.ops.shape import reshape_to
 
         total = reshape_to(total, shape=tuple(n for i, n in enumerate(shape) if i not in axes))
-    return tagged(total, place.batch.partial(SUM if over is None else float(over)))
+    return tagged(total, place.batch.partial(SUM if divisor is None else place.rows.total))
 
 
 def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.core.placement import Batch
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset, Sampler
@@ -57,7 +58,7 @@ def training(rank, extra_step=False, skip=False, more_pieces=False, unmarked=Fal
                     for _ in range(2 if now else 1):
                         F.cross_entropy(model(xb), yb).backward()
             if unmarked and now:
-                xb.rows = xb.rows._replace(epoch=-1, batch=-1)
+                xb.place = Batch(xb.rows._replace(epoch=-1, batch=-1), xb.place.group).at(0)
             try:
                 F.cross_entropy(model(xb), yb).backward()
             except RuntimeError:

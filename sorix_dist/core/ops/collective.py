@@ -11,6 +11,7 @@ order, Partials are whole already, and `add_up` and `spread` take the place of s
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -169,8 +170,8 @@ def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:
     return tagged(spread_rows(bare(x), shard=shard, shape=full, over=1), shard)
 
 
-def add_up(x: Tensor, shape: tuple[int, ...], over: float | None) -> Tensor:
-    """The sum over rows and over what else has length 1 in `shape`, in order, divided by `over`."""
+def add_up(x: Tensor, shape: tuple[int, ...], divisor: float | None) -> Tensor:
+    """The sum over rows and over what else has length 1 in `shape`, in order, divided by `divisor`; 0 if that is 0."""
     shard = shard_of(x)
     assert shard is not None
-    return sum_in_order(bare(x), shard=shard, shape=shape, over=1 if over is None else over)
+    return sum_in_order(bare(x), shard=shard, shape=shape, over=1 if divisor is None else divisor or inf)
