@@ -213,7 +213,7 @@ class Shard:
         return f"Shard({self.axis}{extra})"
 
 
-SUM = 0.0
+SUM = -1.0
 """What a Partial that is a plain sum is divided by; see Partial."""
 
 
