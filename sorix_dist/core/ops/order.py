@@ -99,8 +99,9 @@ def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = No
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """The indices that sort along `dim`; the sort is stable in any case."""
     at = axis_of("argsort", input, dim)
-    whole = input if shape_of(input) else reshape(input, 1)
-    return reshape(sorting_order(whole, axis=at, descending=descending), shape_of(input))
+    if not shape_of(input):
+        return reshape(argsort(reshape(input, 1)), ())
+    return sorting_order(input, axis=at, descending=descending)
 
 
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesAndIndices:
@@ -112,7 +113,7 @@ def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Tru
 def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesAndIndices:
     """(values, indices) of the k largest (or smallest) elements along `dim`, sorted in any case."""
     at = axis_of("topk", input, dim)
-    count = (shape_of(input) or (1,))[at]
+    count = (extents(input) or (1,))[at]
     if not 0 <= k <= count:
         raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {shape_of(input)}, got {k}")
     order = argsort(input, dim, descending=largest)
