@@ -101,7 +101,7 @@ def _kept(p: float, shape: tuple[int, ...], draws: Draws, place: Shard | None) -
     """Which elements stay."""
     words = words_by_row(shape, draws, place, _DRAWS)
     units = len(words)
-    fine = words.view(np.uint16)[:, : int(np.prod(shape)) // max(1, units)]
+    fine = words.view(np.uint16).reshape(units, 4 * words.shape[1])[:, : int(np.prod(shape)) // max(1, units)]
     kept: Array = fine >= min(round(p * 2**16), 2**16 - 1)
     return kept.reshape(shape)
 

@@ -100,7 +100,7 @@ def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = 
     """The indices that sort along `dim`; the sort is stable in any case."""
     at = axis_of("argsort", input, dim)
     if not shape_of(input):
-        return reshape(argsort(reshape(input, 1)), ())
+        return reshape(sorting_order(reshape(input, 1), axis=at, descending=descending), ())
     return sorting_order(input, axis=at, descending=descending)
 
 
