@@ -68,7 +68,8 @@ def _operation(
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
         needed = mixed = placed = False
-        dtype = sync = place = None
+        dtype = sync = None
+        place: Any = None
         for x in inputs:
             if isinstance(x, Tensor):
                 array, edge = x.array, x.origin
@@ -95,10 +96,9 @@ def _operation(
                 arrays.append(x)
                 edges.append(None)
         if placed:
-            answer = rule(apply, inputs, options)
-            if answer.__class__ is Tensor:
-                return answer  # type: ignore[return-value]
-            place = answer
+            place = rule(apply, inputs, options)
+            if place.__class__ is Tensor:
+                return place
         if mixed and promote is not None:
             arrays = promoted(arrays, to_float)
         value, rules = function(*arrays, **options)

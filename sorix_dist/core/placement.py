@@ -98,9 +98,7 @@ class Batch:
 
     __slots__ = ("_places", "_starts", "group", "held", "known", "parent", "shard")
 
-    def __init__(
-        self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None
-    ) -> None:
+    def __init__(self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None) -> None:
         self.group, self.shard, self.parent = group, shard, parent
         self._starts: Array | None = None
         self.known = rows if isinstance(rows, Rows) else None
@@ -150,7 +148,7 @@ class Batch:
         return self if self.parent is None else self.parent.whole
 
     def local(self, start: int, stop: int) -> tuple[int, int]:
-        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what this process holds."""
+        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what is here."""
         if self.parent is None:
             assert self.known is not None
             return start - self.known.start, stop - self.known.start

@@ -64,7 +64,7 @@ def elementwise(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) 
     if len(inputs) == 1:
         place = inputs[0].place
         if place.__class__ is Shard:
-            return place  # type: ignore[no-any-return]
+            return place
     if _has_partial(inputs):
         return apply(*whole_sums(inputs, apply.__name__), **options)
     return _aligned(apply, inputs, options)
@@ -109,7 +109,7 @@ def choosing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     if len(others) < len(inputs) and all(isinstance(x, int | float) and x == 0 for x in others):
         places = [x.place for x in inputs if isinstance(x, Tensor)]
         if all(place is places[0] for place in places):
-            return places[0]  # type: ignore[no-any-return]
+            return places[0]
     return elementwise(apply, inputs, options)
 
 
@@ -210,9 +210,8 @@ def _cut(x: Any, lead: Shard, at: int) -> Any:
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
-    if length == lead.held and not (known and length == lead.total and lead.group.ordered):
-        if not known or length != lead.total or lead.group.alone:
-            return x
+    if length == lead.held and (not known or length != lead.total or (lead.group.alone and not lead.group.ordered)):
+        return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
     raise ValueError(
@@ -489,7 +488,7 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     name = apply.__name__
     if isinstance(a, Partial) or isinstance(b, Partial):
         if not isinstance(b if isinstance(a, Partial) else a, Shard | Partial):
-            return a if isinstance(a, Partial) else b  # type: ignore[no-any-return]
+            return a if isinstance(a, Partial) else b
         return apply(*whole_sums(inputs, name), **options)
     lead = a if isinstance(a, Shard) else b
     if not isinstance(lead, Shard):
@@ -549,7 +548,7 @@ def rows_at(axis: int, states: Sequence[int] = (), state_axis: int = 0) -> Rule:
         if not fits:
             return apply(*(whole(each, apply.__name__) for each in inputs), **options)
         if all(new is old for new, old in zip(others, inputs[1:], strict=True)):
-            return place  # type: ignore[return-value]
+            return place  # type: ignore[no-any-return]
         return tagged(apply(*map(_bare, (x, *others)), **options), place)
 
     return rule
@@ -569,7 +568,7 @@ def affine(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pl
 
 def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """Scores (N, classes) into one number for each row."""
-    x, place = inputs[0], _place(inputs[0])
+    place = _place(inputs[0])
     if isinstance(place, Shard) and place.axis == 0:
         targets = [_place(other) for other in inputs[1:]]
         if all(p is None or (isinstance(p, Shard) and p.axis == 0 and place.batch.like(p.batch)) for p in targets):
@@ -580,9 +579,9 @@ def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) 
 def trailing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], _place(inputs[0])
-    if isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
-        if all(_place(other) is None for other in inputs[1:]):
-            return place
+    weights = all(_place(other) is None for other in inputs[1:])
+    if weights and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
+        return place
     return apply(*(whole(each, apply.__name__) for each in inputs), **options)
 
 

@@ -128,8 +128,8 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
             return bare(x)
         if not place.batch.in_order:
             raise RuntimeError(
-                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is not "
-                "that of the ranks: use sx.where or masked_fill, or put the batch axis first"
+                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
+                "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
         if name:
             group.tell(

@@ -9,9 +9,9 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
-from sorix_dist.core.op import in_kind, op
-from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.collective import all_reduced
+from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
 from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import mean_over, sum_over
@@ -76,8 +76,8 @@ def batch_norm_of_rows(
 ) -> Result:
     """x (N, C, ...) with mean 0 and variance 1 in each channel over all rows of the batch, times weight, plus bias.
 
-    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it, the
-    backward to x one, also with no rows. ValueError if the batch has one value per channel (Ioffe and Szegedy 2015).
+    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it,
+    the backward to x one, also with no rows. ValueError for one value per channel (Ioffe and Szegedy 2015).
     """
     axes, shape = _over_channels(x)
     channels = x.shape[1]
@@ -175,8 +175,8 @@ def batch_norm(
     group = ALONE if place is None or place.group.apart else place.group
     watch = observe if tracked else None
     if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
-        result = batch_norm_of_rows(Tensor.of(input.array, input.origin), weight, bias, group=group, eps=eps, observe=watch)
-        return tagged(result, place)
+        bare = Tensor.of(input.array, input.origin)
+        return tagged(batch_norm_of_rows(bare, weight, bias, group=group, eps=eps, observe=watch), place)
     return batch_norm_of_rows(input, weight, bias, group=group, eps=eps, observe=watch)
 
 
