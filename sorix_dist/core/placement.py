@@ -73,8 +73,21 @@ class Group:
     def tell(self, message: str) -> None:
         """Says something to the user, once for each line of the program."""
 
+    def __reduce__(self) -> Any:
+        return _alone, ()
+
+    def __copy__(self) -> Group:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Group:
+        return self
+
 
 ALONE = Group()
+
+
+def _alone() -> Group:
+    return ALONE
 
 
 class Batch:

@@ -101,7 +101,7 @@ def _kept(p: float, shape: tuple[int, ...], draws: Draws, place: Shard | None) -
     """Which elements stay."""
     words = words_by_row(shape, draws, place, _DRAWS)
     units = len(words)
-    fine = words.view(np.uint16).reshape(units, -1)[:, : int(np.prod(shape)) // max(1, units)]
+    fine = words.view(np.uint16).reshape(units, 4 * words.shape[1])[:, : int(np.prod(shape)) // max(1, units)]
     kept: Array = fine >= min(round(p * 2**16), 2**16 - 1)
     return kept.reshape(shape)
 
@@ -127,7 +127,7 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
         counter = np.array([first * steps, 0, draws.number, call], np.uint64)
         count = place.batch.held * place.inner * steps * _BLOCK
         blocks.append(np.asarray(np.random.Philox(counter=counter, key=key).random_raw(count), np.uint64))
-    words = np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+    words = blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.empty(0, np.uint64)])
     units = int(np.prod(shape[: place.axis + 1]))
     return words.reshape(units, steps * _BLOCK)
 
