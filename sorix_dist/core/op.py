@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, recording
+from sorix_dist.core.graph import Leaf, Node, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
 from sorix_dist.core.promote import promoted
 from sorix_dist.core.rules import Rule, elementwise
@@ -85,9 +85,7 @@ def _operation(
                     needed = True
                     other = edge.sync
                     if other is not sync and other is not None:
-                        if sync is not None:
-                            raise sync.conflict()
-                        sync = other
+                        sync = other if sync is None else joined(sync, other)
             else:
                 if x.__class__ not in _NUMBERS:
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.

@@ -204,6 +204,10 @@ class Shard:
         """The length of the axis over all ranks."""
         return self.outer * self.batch.rows.total * self.inner
 
+    def like(self, other: Shard) -> bool:
+        """Whether the rows of both can be taken one by one together, each with as many others that they are merged with."""
+        return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
+
     def moved(self, axis: int) -> Shard:
         """The same rows along another axis."""
         return self if axis == self.axis else self.batch.at(axis, self.outer, self.inner)

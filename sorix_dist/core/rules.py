@@ -8,6 +8,7 @@ rank, never by this rank's number of rows, so that all ranks come to the same co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ def _place(x: Any) -> Any:
 def whole(x: Any, name: str = "") -> Any:
     """An operand as every rank holds it alike: the sum over all parts, or the rows of all ranks."""
     return collective().replicated(x, name) if isinstance(_place(x), Shard | Partial) else x
+
+
+def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
+    """An operand whose rows, if it has any, lie along one of `axes`: else it is gathered."""
+    place = _place(x)
+    return whole(x, name) if isinstance(place, Shard) and place.axis not in axes else x
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
@@ -177,9 +184,9 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
             elif not alike:
                 x = whole(x, apply.__name__)
                 shape = _shape(x)
-                x = _cut(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
+                x = rows_beside(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
         elif len(shape) >= at and shape[-at] != 1:
-            x = _cut(x, lead, at)
+            x = rows_beside(x, lead, at)
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
@@ -205,8 +212,8 @@ def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
     return (lead, x) if x.origin is None else (place, x)
 
 
-def _cut(x: Any, lead: Shard, at: int) -> Any:
-    """This rank's rows of what every rank holds alike, along the axis `at` from the right."""
+def rows_beside(x: Any, lead: Shard, at: int) -> Any:
+    """This rank's rows, beside those of `lead`, of what every rank holds alike, along the axis `at` from the right."""
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
@@ -225,11 +232,12 @@ def align(x: Any, like: Any, name: str) -> Any:
     of what has one for each row of the batch; the rows of all ranks beside what every rank holds alike."""
     place, lead, shape = _place(x), _place(like), _shape(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
-        known = lead.batch.known is not None
-        if known and shape[lead.axis] == lead.total != lead.held:
+        if lead.batch.known is not None and shape[lead.axis] == lead.total and not lead.group.alone:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and not place.group.alone and _shape(like)[:1] != shape[:1]:
-        return whole(x, name)
+    elif isinstance(place, Shard) and lead is None and not place.group.alone:
+        others = _shape(like)
+        if place.axis < len(others) and others[place.axis] == place.total:
+            return whole(x, name)
     return x
 
 
@@ -383,11 +391,13 @@ def reshaped(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return apply(whole(x, "reshape"), **options)
 
 
-def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
+def reshaped_rows(
+    place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
+) -> Shard | None:
     """Where the rows are after a reshape; None if they are mixed, or if that can't be told.
 
-    There are A elements in front of the rows' axis, outer included, and B behind, inner included. They are whole in
-    an axis with A' elements in front and B' behind if A' divides A and B' divides B, and it has what is left.
+    unknown: the axis for which the user has written -1. A rank with a single row can't tell it from other dimensions of
+    1 and has to guess; where that would be wrong, the others, which know better, answer None.
     """
     front, behind = place.outer, place.inner
     for i, n in enumerate(before):
@@ -395,24 +405,36 @@ def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -
             front *= n
         elif i > place.axis:
             behind *= n
-    rows = place.batch.held
-    found: list[Shard] = []
+    found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
+    if found is None:
+        return None
+    axis, outer, inner = found
+    if place.batch.held != 1 and not place.group.alone:
+        of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
+        if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
+            return None
+    return place.batch.at(axis, outer, inner)
+
+
+def _axis_of_rows(
+    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
+) -> tuple[int, int, int] | None:
+    """(axis, outer, inner) of rows that have `front` elements in front of them, outer included, and `behind` behind.
+
+    They are whole in an axis with A elements in front and B behind if A divides `front` and B `behind`, and it has what
+    is left. Where several would do, it is the one that merges the rows with the fewest others.
+    """
+    found = []
     for axis, length in enumerate(after):
-        left = right = 1
-        for i, n in enumerate(after):
-            if i < axis:
-                left *= n
-            elif i > axis:
-                right *= n
-        if not (left and right) or front % left or behind % right:
-            continue
-        outer, inner = front // left, behind // right
-        if length == outer * rows * inner:
-            found.append(place.batch.at(axis, outer, inner))
-    if len(found) > 1 and len(after) >= len(before):
-        same = [f for f in found if (f.axis, f.outer, f.inner) == (place.axis, place.outer, place.inner)]
-        found = same or found
-    return found[0] if found else None
+        left, right = prod(after[:axis]), prod(after[axis + 1 :])
+        if left and right and not front % left and not behind % right:
+            outer, inner = front // left, behind // right
+            if length == outer * rows * inner:
+                found.append((inner, axis != unknown, outer, axis))
+    if not found:
+        return None
+    inner, _, outer, axis = min(found)
+    return axis, outer, inner
 
 
 def expanded(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
@@ -454,7 +476,7 @@ def concatenated(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any])
     parts: list[Any] = whole_sums(inputs, apply.__name__)
     for i, x in enumerate(parts):
         if not isinstance(_place(x), Shard):
-            parts[i] = _cut(x, lead, len(_shape(x)) - lead.axis)
+            parts[i] = rows_beside(x, lead, len(_shape(x)) - lead.axis)
     result = lead.moved(lead.axis + (new and axis <= lead.axis))
     if all(a is b for a, b in zip(parts, inputs, strict=True)):
         return result
@@ -499,57 +521,51 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     dims = max(dims_x, dims_y)
     last = isinstance(a, Shard) and a.axis == dims_x - 1
     if last and not isinstance(b, Shard):
-        y = _cut(y, a, 2)
+        y = rows_beside(y, a, 2)
         return tagged(apply(_bare(x), _bare(y), **options), a.batch.partial(SUM))
     if isinstance(b, Shard) and b.axis == dims_y - 2:  # the rows of y are contracted
-        if last and (a.outer, a.inner) == (b.outer, b.inner) and a.batch.like(b.batch):
+        if last and a.like(b):
             return a.batch.partial(SUM)
         if not isinstance(a, Shard):
-            x = _cut(x, b, 1)
+            x = rows_beside(x, b, 1)
             return tagged(apply(_bare(x), _bare(y), **options), b.batch.partial(SUM))
         return apply(x, whole(y, name), **options)
     if last:
         return apply(whole(x, name), y, **options)
     if isinstance(a, Shard) and isinstance(b, Shard):
-        stacked = a.axis - dims_x == b.axis - dims_y < -2 and (a.outer, a.inner) == (b.outer, b.inner)
-        if not (stacked and a.batch.like(b.batch)):
+        if not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
             return apply(x, whole(y, name), **options)
     axis = lead.axis + dims - (dims_x if lead is a else dims_y)
     if axis < dims - 2:  # along a leading dimension, which broadcasts as in element-wise operations
         other, shape = (y, _shape(y)) if lead is a else (x, _shape(x))
         at = dims - axis
         if not isinstance(_place(other), Shard) and len(shape) >= at and shape[-at] != 1:
-            cut = _cut(other, lead, at)
+            cut = rows_beside(other, lead, at)
             pair = (_bare(x), _bare(cut)) if lead is a else (_bare(cut), _bare(y))
             return tagged(apply(*pair, **options), lead.moved(axis))
     return lead.moved(axis)
 
 
-def rows_at(axis: int, states: Sequence[int] = (), state_axis: int = 0) -> Rule:
+def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
     """A layer: rows along `axis` of the first operand stay there, those of the operands numbered `states` lie along
-    `state_axis`, and the others are weights. Anything else is gathered."""
+    their axis `at`, counted from the right, if they have so many, and the others are weights. Anything else is gathered.
+    """
 
     def rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-        x, place = inputs[0], _place(inputs[0])
+        place = _place(inputs[0])
         fits = isinstance(place, Shard) and place.axis == axis and not in_order(place)
-        others: list[Any] = []
-        for i, other in enumerate(inputs[1:], 1):
-            held = _place(other)
-            if isinstance(held, Partial):
-                other = whole(other, apply.__name__)
-            elif i in states and fits:
-                if isinstance(held, Shard):
-                    fits = held.axis == state_axis and place.batch.like(held.batch)
-                elif other is not None:
-                    other = _cut(other, place, len(_shape(other)) - state_axis)
-            elif isinstance(held, Shard):
-                fits = False
-            others.append(other)
+        others = whole_sums(inputs[1:], apply.__name__)
+        for i, other in enumerate(others, 1):
+            held, shape = _place(other), _shape(other)
+            if isinstance(held, Shard):
+                fits = fits and i in states and len(shape) - held.axis == at and place.like(held)
+            elif fits and i in states and len(shape) >= at and shape[-at] != 1:
+                others[i - 1] = rows_beside(other, place, at)
         if not fits:
             return apply(*(whole(each, apply.__name__) for each in inputs), **options)
         if all(new is old for new, old in zip(others, inputs[1:], strict=True)):
             return place  # type: ignore[no-any-return]
-        return tagged(apply(*map(_bare, (x, *others)), **options), place)
+        return tagged(apply(*map(_bare, (inputs[0], *others)), **options), place)
 
     return rule
 
@@ -571,7 +587,7 @@ def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) 
     place = _place(inputs[0])
     if isinstance(place, Shard) and place.axis == 0:
         targets = [_place(other) for other in inputs[1:]]
-        if all(p is None or (isinstance(p, Shard) and p.axis == 0 and place.batch.like(p.batch)) for p in targets):
+        if all(p is None or (isinstance(p, Shard) and p.axis == 0 and place.like(p)) for p in targets):
             return place
     return apply(*(whole(each, apply.__name__) for each in inputs), **options)
 
@@ -586,27 +602,25 @@ def trailing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
 
 
 def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Attention: rows along a leading dimension of queries, keys and values; or queries that are rows."""
-    q, k, v, *masks = inputs
-    places = [_place(x) for x in (q, k, v)]
-    lead = places[0]
-    if isinstance(lead, Shard) and not in_order(lead) and not any(isinstance(_place(m), Partial) for m in masks):
-        dims = q.array.ndim
-        at = dims - lead.axis
-        apart = [isinstance(p, Shard) for p in places[1:]]
-        rows_of_masks = [p for m in masks if isinstance(p := _place(m), Shard)]
-        masks_fit = all(lead.batch.like(p.batch) for p in rows_of_masks)
-        if at == 2 and not any(apart) and not rows_of_masks:
-            return lead
-        if at > 2 and all(apart) and masks_fit:
-            shapes = [_shape(k), _shape(v)]
-            fits = all(
-                len(s) - p.axis == at and (p.outer, p.inner) == (lead.outer, lead.inner) and lead.batch.like(p.batch)
-                for s, p in zip(shapes, places[1:], strict=True)
-            )
-            if fits:
-                return lead
-    return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+    """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
+    and values that every rank holds alike."""
+    lead = _place(inputs[0])
+    fits = isinstance(lead, Shard) and lead.axis < inputs[0].array.ndim - 1 and not in_order(lead)
+    operands = whole_sums(inputs, apply.__name__)
+    if fits:
+        at = inputs[0].array.ndim - lead.axis
+        for i, x in enumerate(operands[1:], 1):
+            place, shape = _place(x), _shape(x)
+            broadcasts = at > 2 or i > 2  # the second last dimension of keys and values is none of queries
+            if isinstance(place, Shard):
+                fits = fits and broadcasts and len(shape) - place.axis == at and lead.like(place)
+            elif fits and broadcasts and len(shape) >= at and shape[-at] != 1:
+                operands[i] = rows_beside(x, lead, at)
+    if not fits:
+        return apply(*(whole(x, apply.__name__) for x in operands), **options)
+    if all(new is old for new, old in zip(operands, inputs, strict=True)):
+        return lead  # type: ignore[no-any-return]
+    return tagged(apply(*map(_bare, operands), **options), lead.moved(max(map(len, map(_shape, operands))) - at))
 
 
 def gathers(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:

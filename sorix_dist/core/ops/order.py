@@ -11,7 +11,7 @@ from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
-from sorix_dist.core.ops.shape import extents, reshape
+from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.tensor import Tensor
 
 
@@ -136,8 +136,7 @@ def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
     values = gather(input, at, order)
     if keepdim:
         return ValuesAndIndices(values, order)
-    shape = values.shape[:at] + values.shape[at + 1 :]
-    return ValuesAndIndices(reshape(values, shape), reshape(order, shape))
+    return ValuesAndIndices(squeeze(values, at), squeeze(order, at))
 
 
 def _place(name: str, input: Any, dim: Any) -> int | None:
