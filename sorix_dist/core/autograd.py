@@ -141,16 +141,15 @@ def grad(
             if tensor.origin is None:
                 raise RuntimeError(f"{what}[{i}] does not require grad")
     starts = []
+    group = _group_of(outs)
     for tensor, g in zip(outs, grad_outputs, strict=True):
         seed = _local(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
-        parts = _parts(tensor)
-        if parts != 1:  # what every rank computes alike counts once
-            seed = seed / parts
+        if group is not None and not isinstance(tensor.place, Shard | Partial):
+            seed = seed / group.parts  # what every rank computes alike counts once
         starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
     keep = create_graph if retain_graph is None else retain_graph
     with _Recording(create_graph), _the_shard_as_before():
         found = _gradients(starts, ins, keep, create_graph)
-        group = _group_of(outs)
         if group is not None:
             found = _over_ranks(ins, found, group, create_graph)
     answers: list[Tensor | None] = []
@@ -160,7 +159,9 @@ def grad(
                 raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
         elif not isinstance(part, Tensor):
             part = Tensor(np.array(part))
-        answers.append(part if part is None or not isinstance(tensor.place, Shard) else tagged(_fresh(part), tensor.place))
+        if part is not None and isinstance(tensor.place, Shard):
+            part = tagged(_fresh(part), tensor.place)
+        answers.append(part)
     return tuple(answers)
 
 
@@ -180,12 +181,6 @@ def _gradients(starts: list[tuple[Tensor, Any]], ins: list[Tensor], keep: bool, 
     oldest = min(tensor.origin.number if isinstance(tensor.origin, Node) else -1 for tensor in ins)
     walk(starts, at_leaf, keep=keep, create=create, at_node=collect, oldest=oldest)
     return [found[id(tensor.origin)] for tensor in ins]
-
-
-def _parts(tensor: Tensor) -> int:
-    """In how many equal parts the gradient of an output begins, one on each rank."""
-    sync = None if tensor.origin is None else tensor.origin.sync
-    return 1 if sync is None or isinstance(tensor.place, Shard | Partial) else sync.group.parts
 
 
 def _fresh(tensor: Tensor) -> Tensor:
@@ -211,11 +206,11 @@ _OF_WEIGHTS = (
 def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool) -> list[Any]:
     """The gradients with sums over all ranks where an input is the same on every rank: parts of a sum, of which a rank
     may have none. Called by all ranks."""
-    from sorix_dist.core.ops.collective import all_reduced
+    from sorix_dist.core.ops.collective import summed
 
     places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
     if group.ordered or group.apart:
-        if any(ins[i].leaf is not None and ins[i].leaf.sync is not None for i in places):
+        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in places):
             raise RuntimeError(_OF_WEIGHTS)
         return parts
     if not places:
@@ -225,8 +220,10 @@ def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool)
         used = group.reduce(used, "autograd.grad")
         for i, flag in zip(places, used.tolist(), strict=True):
             if flag:
-                part = parts[i] if parts[i] is not None else Tensor(np.zeros(ins[i].shape, ins[i].array.dtype))
-                parts[i] = all_reduced(part, group=group, what="autograd.grad")
+                part = parts[i]
+                if part is None:  # which the others' derivatives of higher order go through
+                    part = Tensor(np.zeros(ins[i].shape, ins[i].array.dtype), requires_grad=True)
+                parts[i] = summed(part, group, "autograd.grad")
         return parts
     for kind in dict.fromkeys(ins[i].array.dtype for i in places):  # one message for each dtype
         alike = [i for i in places if ins[i].array.dtype == kind]
@@ -300,8 +297,8 @@ def _nobodys(leaf: Leaf) -> RuntimeError:
         if isinstance(value, Tensor) and value.leaf is leaf
     ]
     return RuntimeError(
-        f"the backward reaches {names[0] if names else 'a tensor'} of shape {leaf.shape}, which requires a gradient and "
-        "is synchronised by no wrapper: each rank would get a part of it. Wrap the module that it belongs to in "
+        f"the backward reaches {names[0] if names else 'a tensor'} of shape {leaf.shape}, which requires a gradient "
+        "and is synchronised by no wrapper: each rank would get a part of it. Wrap the module that it belongs to in "
         "DistributedDataParallel (a criterion with parameters too), or let every rank compute all rows "
         "(DataLoader(shard=False)); autograd.grad sums over the ranks by itself"
     )

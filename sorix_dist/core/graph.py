@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core.home import Array as Array
 from sorix_dist.core.home import read_only
-from sorix_dist.core.placement import Group, Placement
+from sorix_dist.core.placement import Group, Partial, Placement, Shard
 
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
@@ -57,6 +57,46 @@ class Sync(Protocol):
 
     def forget(self, leaf: Leaf) -> None:
         """Is told that what is pending for this leaf shall not count."""
+
+
+class SumOverRanks:
+    """The Sync of what follows from a sum over ranks without any synchronised leaf: every rank computes it alike, so
+    that a backward begins with one of equal parts on each."""
+
+    pending = False
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def conflict(self) -> Exception:
+        return RuntimeError("a loss follows from sums over two different groups of ranks: compute two losses")
+
+    def begin(self, place: Placement) -> float:
+        return 1.0 if isinstance(place, Shard | Partial) else 1 / self.group.parts
+
+    def visitor(self) -> None:
+        return None
+
+    def end(self, loss: Any) -> None:
+        pass
+
+    def failed(self) -> None:
+        pass
+
+    def stepped(self, alike: int) -> None:
+        pass
+
+    def forget(self, leaf: Leaf) -> None:
+        pass
+
+
+def joined(one: Sync, other: Sync) -> Sync:
+    """The Sync of what follows from tensors of both; raises if these are leaves, or sums, of different ranks."""
+    if isinstance(one, SumOverRanks):
+        one, other = other, one
+    if not isinstance(other, SumOverRanks) or one.group is not other.group:
+        raise one.conflict()
+    return one
 
 
 class Accumulator:

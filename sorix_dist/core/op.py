@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, recording
+from sorix_dist.core.graph import Leaf, Node, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
 from sorix_dist.core.promote import promoted
 from sorix_dist.core.rules import Rule, elementwise
@@ -68,7 +68,8 @@ def _operation(
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
         needed = mixed = placed = False
-        dtype = sync = place = None
+        dtype = sync = None
+        place: Any = None
         for x in inputs:
             if isinstance(x, Tensor):
                 array, edge = x.array, x.origin
@@ -84,9 +85,7 @@ def _operation(
                     needed = True
                     other = edge.sync
                     if other is not sync and other is not None:
-                        if sync is not None:
-                            raise sync.conflict()
-                        sync = other
+                        sync = other if sync is None else joined(sync, other)
             else:
                 if x.__class__ not in _NUMBERS:
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
@@ -95,10 +94,9 @@ def _operation(
                 arrays.append(x)
                 edges.append(None)
         if placed:
-            answer = rule(apply, inputs, options)
-            if answer.__class__ is Tensor:
-                return answer  # type: ignore[return-value]
-            place = answer
+            place = rule(apply, inputs, options)
+            if place.__class__ is Tensor:
+                return place
         if mixed and promote is not None:
             arrays = promoted(arrays, to_float)
         value, rules = function(*arrays, **options)

@@ -73,8 +73,21 @@ class Group:
     def tell(self, message: str) -> None:
         """Says something to the user, once for each line of the program."""
 
+    def __reduce__(self) -> Any:
+        return _alone, ()
+
+    def __copy__(self) -> Group:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Group:
+        return self
+
 
 ALONE = Group()
+
+
+def _alone() -> Group:
+    return ALONE
 
 
 class Batch:
@@ -85,9 +98,7 @@ class Batch:
 
     __slots__ = ("_places", "_starts", "group", "held", "known", "parent", "shard")
 
-    def __init__(
-        self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None
-    ) -> None:
+    def __init__(self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None) -> None:
         self.group, self.shard, self.parent = group, shard, parent
         self._starts: Array | None = None
         self.known = rows if isinstance(rows, Rows) else None
@@ -137,7 +148,7 @@ class Batch:
         return self if self.parent is None else self.parent.whole
 
     def local(self, start: int, stop: int) -> tuple[int, int]:
-        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what this process holds."""
+        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what is here."""
         if self.parent is None:
             assert self.known is not None
             return start - self.known.start, stop - self.known.start
@@ -192,6 +203,10 @@ class Shard:
     def total(self) -> int:
         """The length of the axis over all ranks."""
         return self.outer * self.batch.rows.total * self.inner
+
+    def like(self, other: Shard) -> bool:
+        """Whether the rows of both can be taken one by one together, each with as many others that they are merged with."""
+        return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
 
     def moved(self, axis: int) -> Shard:
         """The same rows along another axis."""

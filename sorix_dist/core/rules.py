@@ -8,6 +8,7 @@ rank, never by this rank's number of rows, so that all ranks come to the same co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def whole(x: Any, name: str = "") -> Any:
     return collective().replicated(x, name) if isinstance(_place(x), Shard | Partial) else x
 
 
+def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
+    """An operand whose rows, if it has any, lie along one of `axes`: else it is gathered."""
+    place = _place(x)
+    return whole(x, name) if isinstance(place, Shard) and place.axis not in axes else x
+
+
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
     """The operands, with the sums over all ranks in the place of Partials."""
     return [whole(x, name) if isinstance(_place(x), Partial) else x for x in inputs]
@@ -64,7 +71,7 @@ def elementwise(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) 
     if len(inputs) == 1:
         place = inputs[0].place
         if place.__class__ is Shard:
-            return place  # type: ignore[no-any-return]
+            return place
     if _has_partial(inputs):
         return apply(*whole_sums(inputs, apply.__name__), **options)
     return _aligned(apply, inputs, options)
@@ -109,7 +116,7 @@ def choosing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     if len(others) < len(inputs) and all(isinstance(x, int | float) and x == 0 for x in others):
         places = [x.place for x in inputs if isinstance(x, Tensor)]
         if all(place is places[0] for place in places):
-            return places[0]  # type: ignore[no-any-return]
+            return places[0]
     return elementwise(apply, inputs, options)
 
 
@@ -179,9 +186,9 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
             elif not alike:
                 x = whole(x, apply.__name__)
                 shape = _shape(x)
-                x = _cut(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
+                x = rows_beside(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
         elif len(shape) >= at and shape[-at] != 1:
-            x = _cut(x, lead, at)
+            x = rows_beside(x, lead, at)
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
@@ -207,14 +214,13 @@ def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
     return (lead, x) if x.origin is None else (place, x)
 
 
-def _cut(x: Any, lead: Shard, at: int) -> Any:
-    """This rank's rows of what every rank holds alike, along the axis `at` from the right."""
+def rows_beside(x: Any, lead: Shard, at: int) -> Any:
+    """This rank's rows, beside those of `lead`, of what every rank holds alike, along the axis `at` from the right."""
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
-    if length == lead.held and not (known and length == lead.total and lead.group.ordered):
-        if not known or length != lead.total or lead.group.alone:
-            return x
+    if length == lead.held and (not known or length != lead.total or (lead.group.alone and not lead.group.ordered)):
+        return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
     raise ValueError(
@@ -228,11 +234,12 @@ def align(x: Any, like: Any, name: str) -> Any:
     of what has one for each row of the batch; the rows of all ranks beside what every rank holds alike."""
     place, lead, shape = _place(x), _place(like), _shape(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
-        known = lead.batch.known is not None
-        if known and shape[lead.axis] == lead.total != lead.held:
+        if lead.batch.known is not None and shape[lead.axis] == lead.total and not lead.group.alone:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and not place.group.alone and _shape(like)[:1] != shape[:1]:
-        return whole(x, name)
+    elif isinstance(place, Shard) and lead is None and not place.group.alone:
+        others = _shape(like)
+        if place.axis < len(others) and others[place.axis] == place.total:
+            return whole(x, name)
     return x
 
 
@@ -387,11 +394,13 @@ def reshaped(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return apply(whole(x, "reshape"), **options)
 
 
-def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
+def reshaped_rows(
+    place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
+) -> Shard | None:
     """Where the rows are after a reshape; None if they are mixed, or if that can't be told.
 
-    There are A elements in front of the rows' axis, outer included, and B behind, inner included. They are whole in
-    an axis with A' elements in front and B' behind if A' divides A and B' divides B, and it has what is left.
+    unknown: the axis for which the user has written -1. A rank with a single row can't tell it from other dimensions of
+    1 and has to guess; where that would be wrong, the others, which know better, answer None.
     """
     front, behind = place.outer, place.inner
     for i, n in enumerate(before):
@@ -399,24 +408,36 @@ def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -
             front *= n
         elif i > place.axis:
             behind *= n
-    rows = place.batch.held
-    found: list[Shard] = []
+    found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
+    if found is None:
+        return None
+    axis, outer, inner = found
+    if place.batch.held != 1 and not place.group.alone:
+        of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
+        if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
+            return None
+    return place.batch.at(axis, outer, inner)
+
+
+def _axis_of_rows(
+    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
+) -> tuple[int, int, int] | None:
+    """(axis, outer, inner) of rows that have `front` elements in front of them, outer included, and `behind` behind.
+
+    They are whole in an axis with A elements in front and B behind if A divides `front` and B `behind`, and it has what
+    is left. Where several would do, it is the one that merges the rows with the fewest others.
+    """
+    found = []
     for axis, length in enumerate(after):
-        left = right = 1
-        for i, n in enumerate(after):
-            if i < axis:
-                left *= n
-            elif i > axis:
-                right *= n
-        if not (left and right) or front % left or behind % right:
-            continue
-        outer, inner = front // left, behind // right
-        if length == outer * rows * inner:
-            found.append(place.batch.at(axis, outer, inner))
-    if len(found) > 1 and len(after) >= len(before):
-        same = [f for f in found if (f.axis, f.outer, f.inner) == (place.axis, place.outer, place.inner)]
-        found = same or found
-    return found[0] if found else None
+        left, right = prod(after[:axis]), prod(after[axis + 1 :])
+        if left and right and not front % left and not behind % right:
+            outer, inner = front // left, behind // right
+            if length == outer * rows * inner:
+                found.append((inner, axis != unknown, outer, axis))
+    if not found:
+        return None
+    inner, _, outer, axis = min(found)
+    return axis, outer, inner
 
 
 def expanded(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
@@ -458,7 +479,7 @@ def concatenated(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any])
     parts: list[Any] = whole_sums(inputs, apply.__name__)
     for i, x in enumerate(parts):
         if not isinstance(_place(x), Shard):
-            parts[i] = _cut(x, lead, len(_shape(x)) - lead.axis)
+            parts[i] = rows_beside(x, lead, len(_shape(x)) - lead.axis)
     result = lead.moved(lead.axis + (new and axis <= lead.axis))
     if all(a is b for a, b in zip(parts, inputs, strict=True)):
         return result
@@ -492,7 +513,7 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     name = apply.__name__
     if isinstance(a, Partial) or isinstance(b, Partial):
         if not isinstance(b if isinstance(a, Partial) else a, Shard | Partial):
-            return a if isinstance(a, Partial) else b  # type: ignore[no-any-return]
+            return a if isinstance(a, Partial) else b
         return apply(*whole_sums(inputs, name), **options)
     lead = a if isinstance(a, Shard) else b
     if not isinstance(lead, Shard):
@@ -503,57 +524,51 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     dims = max(dims_x, dims_y)
     last = isinstance(a, Shard) and a.axis == dims_x - 1
     if last and not isinstance(b, Shard):
-        y = _cut(y, a, 2)
+        y = rows_beside(y, a, 2)
         return tagged(apply(_bare(x), _bare(y), **options), a.batch.partial(SUM))
     if isinstance(b, Shard) and b.axis == dims_y - 2:  # the rows of y are contracted
-        if last and (a.outer, a.inner) == (b.outer, b.inner) and a.batch.like(b.batch):
+        if last and a.like(b):
             return a.batch.partial(SUM)
         if not isinstance(a, Shard):
-            x = _cut(x, b, 1)
+            x = rows_beside(x, b, 1)
             return tagged(apply(_bare(x), _bare(y), **options), b.batch.partial(SUM))
         return apply(x, whole(y, name), **options)
     if last:
         return apply(whole(x, name), y, **options)
     if isinstance(a, Shard) and isinstance(b, Shard):
-        stacked = a.axis - dims_x == b.axis - dims_y < -2 and (a.outer, a.inner) == (b.outer, b.inner)
-        if not (stacked and a.batch.like(b.batch)):
+        if not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
             return apply(x, whole(y, name), **options)
     axis = lead.axis + dims - (dims_x if lead is a else dims_y)
     if axis < dims - 2:  # along a leading dimension, which broadcasts as in element-wise operations
         other, shape = (y, _shape(y)) if lead is a else (x, _shape(x))
         at = dims - axis
         if not isinstance(_place(other), Shard) and len(shape) >= at and shape[-at] != 1:
-            cut = _cut(other, lead, at)
+            cut = rows_beside(other, lead, at)
             pair = (_bare(x), _bare(cut)) if lead is a else (_bare(cut), _bare(y))
             return tagged(apply(*pair, **options), lead.moved(axis))
     return lead.moved(axis)
 
 
-def rows_at(axis: int, states: Sequence[int] = (), state_axis: int = 0) -> Rule:
+def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
     """A layer: rows along `axis` of the first operand stay there, those of the operands numbered `states` lie along
-    `state_axis`, and the others are weights. Anything else is gathered."""
+    their axis `at`, counted from the right, if they have so many, and the others are weights. Anything else is gathered.
+    """
 
     def rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-        x, place = inputs[0], _place(inputs[0])
+        place = _place(inputs[0])
         fits = isinstance(place, Shard) and place.axis == axis and not in_order(place)
-        others: list[Any] = []
-        for i, other in enumerate(inputs[1:], 1):
-            held = _place(other)
-            if isinstance(held, Partial):
-                other = whole(other, apply.__name__)
-            elif i in states and fits:
-                if isinstance(held, Shard):
-                    fits = held.axis == state_axis and place.batch.like(held.batch)
-                elif other is not None:
-                    other = _cut(other, place, len(_shape(other)) - state_axis)
-            elif isinstance(held, Shard):
-                fits = False
-            others.append(other)
+        others = whole_sums(inputs[1:], apply.__name__)
+        for i, other in enumerate(others, 1):
+            held, shape = _place(other), _shape(other)
+            if isinstance(held, Shard):
+                fits = fits and i in states and len(shape) - held.axis == at and place.like(held)
+            elif fits and i in states and len(shape) >= at and shape[-at] != 1:
+                others[i - 1] = rows_beside(other, place, at)
         if not fits:
             return apply(*(whole(each, apply.__name__) for each in inputs), **options)
         if all(new is old for new, old in zip(others, inputs[1:], strict=True)):
-            return place  # type: ignore[return-value]
-        return tagged(apply(*map(_bare, (x, *others)), **options), place)
+            return place  # type: ignore[no-any-return]
+        return tagged(apply(*map(_bare, (inputs[0], *others)), **options), place)
 
     return rule
 
@@ -572,10 +587,10 @@ def affine(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pl
 
 def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """Scores (N, classes) into one number for each row."""
-    x, place = inputs[0], _place(inputs[0])
+    place = _place(inputs[0])
     if isinstance(place, Shard) and place.axis == 0:
         targets = [_place(other) for other in inputs[1:]]
-        if all(p is None or (isinstance(p, Shard) and p.axis == 0 and place.batch.like(p.batch)) for p in targets):
+        if all(p is None or (isinstance(p, Shard) and p.axis == 0 and place.like(p)) for p in targets):
             return place
     return apply(*(whole(each, apply.__name__) for each in inputs), **options)
 
@@ -583,34 +598,32 @@ def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) 
 def trailing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], _place(inputs[0])
-    if isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
-        if all(_place(other) is None for other in inputs[1:]):
-            return place
+    weights = all(_place(other) is None for other in inputs[1:])
+    if weights and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
+        return place
     return apply(*(whole(each, apply.__name__) for each in inputs), **options)
 
 
 def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Attention: rows along a leading dimension of queries, keys and values; or queries that are rows."""
-    q, k, v, *masks = inputs
-    places = [_place(x) for x in (q, k, v)]
-    lead = places[0]
-    if isinstance(lead, Shard) and not in_order(lead) and not any(isinstance(_place(m), Partial) for m in masks):
-        dims = q.array.ndim
-        at = dims - lead.axis
-        apart = [isinstance(p, Shard) for p in places[1:]]
-        rows_of_masks = [p for m in masks if isinstance(p := _place(m), Shard)]
-        masks_fit = all(lead.batch.like(p.batch) for p in rows_of_masks)
-        if at == 2 and not any(apart) and not rows_of_masks:
-            return lead
-        if at > 2 and all(apart) and masks_fit:
-            shapes = [_shape(k), _shape(v)]
-            fits = all(
-                len(s) - p.axis == at and (p.outer, p.inner) == (lead.outer, lead.inner) and lead.batch.like(p.batch)
-                for s, p in zip(shapes, places[1:], strict=True)
-            )
-            if fits:
-                return lead
-    return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+    """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
+    and values that every rank holds alike."""
+    lead = _place(inputs[0])
+    fits = isinstance(lead, Shard) and lead.axis < inputs[0].array.ndim - 1 and not in_order(lead)
+    operands = whole_sums(inputs, apply.__name__)
+    if fits:
+        at = inputs[0].array.ndim - lead.axis
+        for i, x in enumerate(operands[1:], 1):
+            place, shape = _place(x), _shape(x)
+            broadcasts = at > 2 or i > 2  # the second last dimension of keys and values is none of queries
+            if isinstance(place, Shard):
+                fits = fits and broadcasts and len(shape) - place.axis == at and lead.like(place)
+            elif fits and broadcasts and len(shape) >= at and shape[-at] != 1:
+                operands[i] = rows_beside(x, lead, at)
+    if not fits:
+        return apply(*(whole(x, apply.__name__) for x in operands), **options)
+    if all(new is old for new, old in zip(operands, inputs, strict=True)):
+        return lead  # type: ignore[no-any-return]
+    return tagged(apply(*map(_bare, operands), **options), lead.moved(max(map(len, map(_shape, operands))) - at))
 
 
 def gathers(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
-from sorix_dist.core.ops.shape import reshape, swapaxes, transpose
+from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, transpose, unsqueeze
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.dropout import Dropout
@@ -115,7 +115,7 @@ class MultiheadAttention(Module):
         if weights is not None and average_attn_weights:
             weights = weights.mean(axis=1)
         if query.ndim == 2:
-            return reshape(y, query.shape), None if weights is None else weights[0]
+            return squeeze(y, 0), None if weights is None else weights[0]
         return y if self.batch_first else swapaxes(y, 0, 1), weights
 
     def _batch_first(self, name: str, x: Any) -> Tensor:
@@ -129,7 +129,7 @@ class MultiheadAttention(Module):
                 f"got shape {tuple(x.shape)}"
             )
         if x.ndim == 2:
-            return reshape(x, (1, *x.shape))
+            return unsqueeze(x, 0)
         return x if self.batch_first else swapaxes(x, 0, 1)
 
     def _projection(self, i: int) -> tuple[Any, Any]:

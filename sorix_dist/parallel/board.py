@@ -69,8 +69,8 @@ class Board(Protocol):
     """Says numbers to the other ranks."""
 
     def meet(self, place: Place, numbers: list[int], values: list[float]) -> Said:
-        """What all ranks say, and the sums of their values; afterwards every rank sees what the others of its host wrote to shared memory
-        before. Called by every rank."""
+        """What all ranks say, and the sums of their values; afterwards every rank sees what the others of its host
+        wrote to shared memory before. Called by every rank."""
 
     def part(self, fine: bool) -> bool:
         """Ends what the meeting began: afterwards the ranks of this host may write to shared memory again.

@@ -73,9 +73,9 @@ class WholeForward:
         if not arrays:
             if not known and not group.alone:
                 raise RuntimeError(
-                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
-                    "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what "
-                    "is the same on every rank"
+                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody "
+                    "knows which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) "
+                    "for what is the same on every rank"
                 )
             return (known[0].batch if known else None), set()
         lengths = [len(x) for x in arrays]
@@ -106,7 +106,7 @@ class WholeForward:
             warnings.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank rows of its own, or say sx.replicated(x) if all ranks are to compute the same",
+                "together), give each rank rows of its own, or say sx.replicated(x) if all ranks compute the same",
                 RuntimeWarning,
                 stacklevel=6,
             )

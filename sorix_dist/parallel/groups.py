@@ -43,12 +43,6 @@ class Ranks(Group):
     def __reduce__(self) -> Any:
         return current_group, ()  # in another process these are others
 
-    def __copy__(self) -> Group:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Group:
-        return self
-
 
 class InOrder(Ranks):
     """Reproducible mode, outside of a forward: sums over rows are made at once, shard by shard, and what follows from

@@ -55,7 +55,7 @@ def _peers(comm: Comm) -> Comm | None:
 
 
 class Replicas:
-    """What all models wrapped in one communicator have in common: it synchronises their gradients, as `core.graph.Sync`.
+    """What all models wrapped in one communicator have in common, the `core.graph.Sync` of their gradients.
 
     group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left
     gradients that are not summed over the ranks yet; losses: those whose global values come with the next sum;
@@ -136,15 +136,14 @@ class Replicas:
 
     def begin(self, place: Placement) -> float:
         """Gets all models ready for the backward of a loss with this placement; returns the factor on its gradient."""
-        partial = isinstance(place, Partial | Shard)
-        if partial and place.group is not self.group:
+        if isinstance(place, Partial | Shard) and place.group is not self.group:
             raise RuntimeError(
                 "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
                 "kept of a single virtual shard: compute it from what the model returns"
             )
         weight = 1.0 if self.accumulation is None else self.accumulation.add(place)
         self._prepare()
-        return weight if partial else weight / self.group.parts
+        return weight if isinstance(place, Partial | Shard) else weight / self.group.parts
 
     def _prepare(self) -> None:
         watch.begins("backward", self.meetings + 1)
@@ -157,7 +156,7 @@ class Replicas:
         self.backwards += 1
 
     def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
-        """In reproducible mode what follows the walk, and sends gradients where those of a node's shard are collected."""
+        """In reproducible mode what follows the walk and sends gradients to where those of a shard are collected."""
         if self.shards is None:
             return None
         current: int | None = None

@@ -13,7 +13,7 @@ import pytest
 
 from sorix_dist import Tensor, nn, optim
 from sorix_dist.core.flat import flatten, leaf_of
-from sorix_dist.core.tensor import Rows
+from sorix_dist.core.placement import Batch, Rows, tagged
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
@@ -35,12 +35,13 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_a_tensor(duplicate: Any) -> None:
-    x = Tensor(np.arange(6.0)[::2])
-    x.rows = Rows(0, 3, 9)
+    x = tagged(Tensor(np.arange(6.0)[::2]), Batch(Rows(0, 3, 9)).at(0))
     y = duplicate(x)
     assert type(y) is Tensor
     assert y.data.tolist() == [0, 2, 4]
-    assert y.rows == x.rows
+    assert y.rows == x.rows == (0, 3, 9, -1, -1, 0)
+    assert y.place.axis == 0
+    assert y.place.group is x.place.group
     assert not y.requires_grad
     y.data[0] = 7
     assert x.data[0] == 0

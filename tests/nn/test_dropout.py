@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from sorix_dist.core import Tensor, grad
-from sorix_dist.core.batch import Batch, installed
 from sorix_dist.core.ops.dropout import dropout, dropout2d, functional_draws
 from sorix_dist.core.random import adopt, manual_seed
 from sorix_dist.nn import Sequential
 from sorix_dist.nn.dropout import Dropout, Dropout2d
+from tests.core.sharded import sharded
 
 SPLITS = [(12,), (5, 7), (0, 12), (4, 0, 1, 7), (1,) * 12]
 
@@ -28,8 +28,9 @@ def by_shards(layer: Any, shape: tuple[int, ...], split: tuple[int, ...], virtua
     at_first, parts, start = cloudpickle.dumps(layer), [], 0
     for shard, count in enumerate(split):
         own = layer if virtual else cloudpickle.loads(at_first)
-        with installed(Batch(start, start + count, sum(split), shard=shard if virtual else 0)):
-            parts.append([own(ones(count * shape[0] // sum(split), *shape[1:])).array for _ in range(2)])
+        each = shape[0] // sum(split)
+        input = sharded(ones(count * each, *shape[1:]), start, sum(split), each=each, shard=shard if virtual else 0)
+        parts.append([own(input).array for _ in range(2)])
         start += count
     return [np.concatenate(calls) for calls in zip(*parts, strict=True)]
 
@@ -60,8 +61,7 @@ def test_shards_one_by_one_count_alike_whoever_computes_them() -> None:
     for layer, shards in ((first, (0, 1, 2)), (second, (3,))):
         for _ in range(3):
             for shard in shards:
-                with installed(Batch(shard, shard + 1, 4, shard=shard)):
-                    layer(ones(1, 8))
+                layer(sharded(ones(1, 8), shard, 4, shard=shard))
     assert first.calls == second.calls == 3
 
 
@@ -114,9 +114,8 @@ def test_the_extremes_and_evaluation() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("layer", [Dropout(0.5), Dropout2d(0.5)])
 def test_no_rows(layer: Any) -> None:
-    x = Tensor(np.zeros((0, 4, 3, 3), np.float32), requires_grad=True)
-    with installed(Batch(3, 3, 8)):
-        y = layer(x)
+    x = sharded(np.zeros((0, 4, 3, 3), np.float32), 3, 8, trained=True)
+    y = layer(x)
     y.sum().backward()
     assert y.shape == x.grad.shape == (0, 4, 3, 3)
 
@@ -169,9 +168,8 @@ def test_a_layer_that_goes_on_from_its_number_of_calls_is_undisturbed() -> None:
     resumed = Dropout()
     resumed.calls = 3
     np.testing.assert_array_equal(resumed(ones(4, 8)).array, masks[3])
-    with installed(Batch(0, 4, 8, shard=5)):
-        resumed.calls = 4
-        np.testing.assert_array_equal(resumed(ones(4, 8)).array, masks[4])
+    resumed.calls = 4
+    np.testing.assert_array_equal(resumed(sharded(ones(4, 8), 0, 8, shard=5)).array, masks[4])
     assert resumed.calls == 5
 
 
@@ -201,5 +199,3 @@ def test_other_errors_name_the_argument() -> None:
         Dropout2d()(ones(3))
     with pytest.raises(TypeError, match="input must be of floating point dtype, got int64"):
         Dropout()(np.arange(3))
-    with installed(Batch(0, 4, 8)), pytest.raises(ValueError, match="rows of the batch as its first dimension, 4"):
-        Dropout()(ones(6, 2))

@@ -10,6 +10,7 @@ import pytest
 from sorix_dist import nn
 from sorix_dist.core import Tensor
 from sorix_dist.nn import functional as F
+from tests.core.sharded import OneOfTwo, sharded
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.standard_normal((6, 4))
@@ -206,70 +207,32 @@ def test_the_gradient_of_a_binary_loss_is_that_of_the_mean() -> None:
     np.testing.assert_allclose(grad, [0.5, -0.5])
 
 
-class Pretending:
-    """Stands for other ranks: notes what it is asked, and answers with fixed factors on what one process would do."""
-
-    pending = False
-
-    def __init__(self) -> None:
-        self.asked: list[float | str] = []
-
-    def divisor(self, count: int) -> float:
-        return count
-
-    def mean_weight(self, parts: np.ndarray) -> float:
-        self.asked.append(parts.sum())
-        return 3.0 / parts.sum()
-
-    def sum_weight(self) -> float:
-        self.asked.append("sum")
-        return 5.0
-
-    def reduced(self) -> Pretending:
-        return self
-
-    def stepped(self, alike: int) -> None:
-        return None
-
-    def visitor(self) -> None:
-        return None
-
-    def begin(self) -> float:
-        return 1.0
-
-    def end(self) -> None:
-        self.asked.append("end")
-
-    def failed(self) -> None:
-        raise AssertionError
-
-
 @pytest.mark.parametrize(
     ("loss", "labels", "asked", "factor"),
     [
-        (nn.CrossEntropyLoss(), LABELS, [], 1),
-        (nn.CrossEntropyLoss(label_smoothing=0.1), LABELS, [], 1),
-        (nn.CrossEntropyLoss(), np.eye(4)[LABELS], [], 1),
-        (nn.CrossEntropyLoss(WEIGHT), np.eye(4)[LABELS], [], 1),
-        (nn.CrossEntropyLoss(WEIGHT, one_hot=True), np.eye(4)[LABELS], [6.0 - 1.0], 3),
-        (nn.CrossEntropyLoss(WEIGHT), LABELS, [5.0 + 1.0 - 1.0], 3),
-        (nn.CrossEntropyLoss(ignore_index=0), LABELS, [4.0], 3),
-        (nn.CrossEntropyLoss(ignore_index=-100), LABELS, [6.0], 3),
-        (nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1), LABELS, [2.0], 3),
-        (nn.CrossEntropyLoss(WEIGHT, reduction="sum"), LABELS, ["sum"], 5),
+        (nn.CrossEntropyLoss(), LABELS, [], 1 / 3),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), LABELS, [], 1 / 3),
+        (nn.CrossEntropyLoss(), np.eye(4)[LABELS], [], 1 / 3),
+        (nn.CrossEntropyLoss(WEIGHT), np.eye(4)[LABELS], [], 1 / 3),
+        (nn.CrossEntropyLoss(WEIGHT, one_hot=True), np.eye(4)[LABELS], [6.0], 1 / 4),
+        (nn.CrossEntropyLoss(WEIGHT), LABELS, [6.0], 1 / 4),
+        (nn.CrossEntropyLoss(ignore_index=0), LABELS, [4.0], 1 / 4),
+        (nn.CrossEntropyLoss(ignore_index=-100), LABELS, [6.0], 1 / 4),
+        (nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1), LABELS, [2.0], 1 / 4),
+        (nn.CrossEntropyLoss(WEIGHT, reduction="sum"), LABELS, [], 1),
         (nn.CrossEntropyLoss(reduction="none"), LABELS, [], 1),
-        (nn.NLLLoss(WEIGHT), LABELS, [6.0], 3),
-        (nn.MSELoss(), SCORES, [], 1),
-        (nn.MSELoss("sum"), SCORES, ["sum"], 5),
-        (nn.BCEWithLogitsLoss(WEIGHT, pos_weight=WEIGHT), SCORES > 0, [], 1),
-        (nn.KLDivLoss("batchmean"), np.abs(SCORES), [], 1),
+        (nn.NLLLoss(), LABELS, [], 1 / 3),
+        (nn.NLLLoss(WEIGHT), LABELS, [6.0], 1 / 4),
+        (nn.MSELoss(), SCORES, [], 1 / 3),
+        (nn.MSELoss("sum"), SCORES, [], 1),
+        (nn.BCEWithLogitsLoss(WEIGHT, pos_weight=WEIGHT), SCORES > 0, [], 1 / 3),
+        (nn.KLDivLoss("batchmean"), np.abs(SCORES), [], 1 / 3),
     ],
 )
 def test_only_a_mean_with_its_own_denominator_asks_the_other_ranks(
     loss: Any, labels: Any, asked: list[Any], factor: float
 ) -> None:
-    weight = float(np.sum(WEIGHT[LABELS]))
-    asked = [weight if a in (5.0, 6.0) and loss.weight is not None else a for a in asked]
+    """This rank has 6 of 18 rows, and the others three times the weight of what counts."""
 
     def backward(x: Tensor) -> np.ndarray:
         value = loss(x, labels)
@@ -277,13 +240,16 @@ def test_only_a_mean_with_its_own_denominator_asks_the_other_ranks(
         return x.grad.numpy()
 
     alone = backward(Tensor(SCORES, requires_grad=True))
-    x = Tensor(SCORES, requires_grad=True)
-    others = x.leaf.sync = Pretending()
+    group = OneOfTwo(lambda part: 4 * part)
+    x = sharded(SCORES, 3, 18, group, trained=True)
     np.testing.assert_allclose(backward(x), alone * factor)
-    assert others.asked == [*asked, "end"]
-    others.asked.clear()
-    loss(x.detach(), labels)
-    assert not others.asked
+    assert [float(part.item()) for part in group.asked] == asked
+    group.asked.clear()
+    value = loss(x.detach(), labels)  # ranks that record and those that do not ask alike
+    assert [float(part.item()) for part in group.asked] == asked
+    np.testing.assert_allclose(value.numpy(), loss(SCORES, labels).numpy(), err_msg="not the mean over these rows")
+    loss(SCORES, labels)
+    assert len(group.asked) == len(asked)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sorix_dist.core import Tensor, grad, no_grad
-from sorix_dist.core.batch import Batch, installed
 from sorix_dist.core.ops import norm
+from sorix_dist.core.placement import Batch, Group, Rows, tagged
 from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 
 Array = np.ndarray[Any, Any]
@@ -20,34 +20,53 @@ SPLITS = [(8,), (3, 5), (3, 0, 4, 1), (0, 8), (1,) * 8]
 
 
 class Meeting:
-    """Sums the arrays of several threads, each of which calls `sum` as often as the others."""
+    """Sums the arrays of several threads, each of which asks for as many sums as the others."""
 
     def __init__(self, size: int) -> None:
         self.arrays: list[Any] = [None] * size
-        self.calls = [0] * size
+        self.calls: list[list[str]] = [[] for _ in range(size)]
         self.barrier = threading.Barrier(size, timeout=30)
 
-    def sum(self, holder: int, array: Array) -> Array:
-        self.calls[holder] += 1
-        self.arrays[holder] = array.copy()
+    def sum(self, holder: int, array: Array, what: str) -> Array:
+        self.calls[holder].append(what)
+        self.arrays[holder] = array
         self.barrier.wait()
         assert len({(a.shape, a.dtype) for a in self.arrays}) == 1
-        array[...] = np.sum(self.arrays, axis=0)
+        total = np.array(np.sum(self.arrays, axis=0))
         self.barrier.wait()
-        return array
+        return total
 
 
-def shared(split: Sequence[int], work: Callable[[int, slice], Any]) -> tuple[list[Any], Meeting]:
-    """What `work(holder, rows)` returns for every holder, each in a thread with its rows of the batch installed."""
+class Holder(Group):
+    """One of several threads that hold the rows of a batch."""
+
+    alone = False
+
+    def __init__(self, meeting: Meeting, number: int) -> None:
+        self.meeting, self.number = meeting, number
+        self.parts = len(meeting.calls)
+
+    def reduce(self, array: Array, what: str) -> Array:
+        return self.meeting.sum(self.number, array, what)
+
+
+Work = Callable[[Callable[..., Tensor]], Any]
+
+
+def shared(split: Sequence[int], work: Work) -> tuple[list[Any], Meeting]:
+    """What `work(rows)` returns for every holder, each in a thread; `rows` makes a tensor of its rows of an array."""
     meeting, results, failures = Meeting(len(split)), [None] * len(split), []
     ends = np.cumsum(split)
 
     def run(holder: int) -> None:
         start, stop = int(ends[holder]) - split[holder], int(ends[holder])
-        batch = Batch(start, stop, int(ends[-1]), sum=lambda array: meeting.sum(holder, array))
+        batch = Batch(Rows(start, stop, int(ends[-1])), Holder(meeting, holder))
+
+        def rows(array: Array, **options: Any) -> Tensor:
+            return tagged(Tensor(array[start:stop], **options), batch.at(0))
+
         try:
-            with installed(batch):
-                results[holder] = work(holder, slice(start, stop))
+            results[holder] = work(rows)
         except BaseException as failure:  # noqa: BLE001 - raised below
             failures.append(failure)
             meeting.barrier.abort()
@@ -80,56 +99,55 @@ def test_batch_norm_of_shared_rows_is_that_of_all_rows(shape: tuple[int, ...], s
     x = rng.standard_normal(shape) * 3 + 100
     weights = rng.standard_normal(shape)
 
-    def work(holder: int, rows: slice) -> Any:
+    def work(rows: Callable[..., Tensor]) -> Any:
         layer, scale, shift = fresh(shape)
-        inputs = Tensor(x[rows], requires_grad=True)
+        inputs = rows(x, requires_grad=True)
         y = layer(inputs)
-        y.backward(weights[rows])
-        parameters = getattr(layer, scale).grad.array, getattr(layer, shift).grad.array
-        return y.array, inputs.grad.array, *parameters, layer.running_mean.array, layer.running_var.array
+        gradients = grad(y, [inputs, getattr(layer, scale), getattr(layer, shift)], rows(weights))
+        return [t.array for t in (y, *gradients, layer.running_mean, layer.running_var)]
 
     results, meeting = shared(split, work)
-    alone = work(0, slice(0, 8))
-    y, gradient, scale, shift, means, variances = zip(*results, strict=True)
+    alone = work(Tensor)
+    y, gradient, *everywhere = zip(*results, strict=True)
     for parts, expected in ((y, alone[0]), (gradient, alone[1])):
         np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-9, atol=1e-12)
-    for parts, expected in ((scale, alone[2]), (shift, alone[3])):
-        np.testing.assert_allclose(np.sum(parts, axis=0), expected, rtol=1e-11, atol=1e-11)
-    for parts, expected in ((means, alone[4]), (variances, alone[5])):
-        assert all((part == parts[0]).all() for part in parts), "the running statistics differ between holders"
-        np.testing.assert_allclose(parts[0], expected, rtol=1e-12)
-    assert meeting.calls == [3] * len(split), "two sums in the forward, one in the backward"
+    for parts, expected in zip(everywhere, alone[2:], strict=True):
+        assert all((part == parts[0]).all() for part in parts), "the holders differ"
+        np.testing.assert_allclose(parts[0], expected, rtol=1e-11, atol=1e-11)
+    asked = [*["batch_norm"] * 3, "autograd.grad"]
+    assert meeting.calls == [asked] * len(split), "two sums in the forward, one in the backward"
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_second_derivatives_of_shared_rows_are_those_of_all_rows(split: tuple[int, ...]) -> None:
     x, weights, direction = (rng.standard_normal((8, 3)) for _ in range(3))
 
-    def work(holder: int, rows: slice) -> Any:
+    def work(rows: Callable[..., Tensor]) -> Any:
         layer, *_ = fresh(x.shape)
-        inputs = Tensor(x[rows], requires_grad=True)
+        inputs = rows(x, requires_grad=True)
         y = layer(inputs)
-        (first,) = grad((y * y * weights[rows]).sum(), inputs, create_graph=True)
-        return first.array, grad((first * direction[rows]).sum(), inputs)[0].array
+        (first,) = grad((y * y * rows(weights)).sum(), inputs, create_graph=True)
+        of_weights = grad((first * rows(direction)).sum(), [inputs, layer.gamma])
+        return [t.array for t in (first, *of_weights)]
 
     results, _ = shared(split, work)
-    alone = work(0, slice(0, 8))
-    for parts, expected in zip(zip(*results, strict=True), alone, strict=True):
+    first, second, scale = zip(*results, strict=True)
+    alone = work(Tensor)
+    for parts, expected in ((first, alone[0]), (second, alone[1])):
         np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-9, atol=1e-11)
+    for part in scale:
+        np.testing.assert_allclose(part, alone[2], rtol=1e-9, atol=1e-11)
 
 
 def test_one_value_per_channel_is_an_error_for_every_holder() -> None:
-    seen = []
-
-    def work(holder: int, rows: slice) -> None:
+    def work(rows: Callable[..., Tensor]) -> bool:
         layer, *_ = fresh((1, 3))
         with pytest.raises(ValueError, match="more than 1 value per channel"):
-            layer(Tensor(np.zeros((1, 3))[rows]))
+            layer(rows(np.zeros((1, 3))))
         np.testing.assert_array_equal(layer.running_mean.array, 0)
-        seen.append(holder)
+        return True
 
-    shared((0, 1, 0), work)
-    assert len(seen) == 3
+    assert shared((0, 1, 0), work)[0] == [True] * 3
     BatchNorm1d(3)(Tensor(np.zeros((1, 3, 2), np.float32)))  # two values in each channel
 
 

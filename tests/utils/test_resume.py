@@ -187,6 +187,7 @@ def test_the_seed_comes_from_the_state_where_nobody_chose_one(monkeypatch):
 
 
 def test_states_of_other_loaders():
+    sx.manual_seed(0)
     data = Dataset(np.arange(30))
     state = DataLoader(data, 7, shuffle=True, seed=1).state_dict()
     for other, message in [

@@ -14,7 +14,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, mul
-from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.ops.shape import squeeze
 from sorix_dist.core.tensor import Array
 
 _BLOCK = 1 << 15  # elements: some arrays of so many stay in a core's cache while several passes go over them
@@ -232,7 +232,7 @@ def logsumexp(X: Any, dim: int = -1, keepdim: bool = False) -> Any:
     """log(sum(exp(X))) along `dim`, without overflow."""
     axis = _checked("logsumexp", X, dim)
     kept = log_sum_exp_along(X, axis=axis)
-    return kept if keepdim else reshape(kept, kept.shape[:axis] + kept.shape[axis + 1 :])
+    return kept if keepdim else squeeze(kept, axis)
 
 
 def _checked(name: str, X: Any, axis: int) -> int:

@@ -68,7 +68,7 @@ def _self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: flo
     return reshape(permute_to(y, axes=(0, 2, 1, 3)), (n, length, width // 3))
 
 
-@op(composite=_self_attention, rule=rules.rows_at(0, states=(1, 2)))
+@op(composite=_self_attention, rule=rules.rows_at(0, states=(1, 2), at=4))
 def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: float) -> Any:
     """`attention` of several heads over queries, keys and values that lie side by side.
 

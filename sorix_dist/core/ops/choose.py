@@ -33,8 +33,8 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 def _selected(condition: Any, x: Any, y: Any) -> Any:
     """`select` by a condition that may be rows of a batch."""
-    rows = shard_of(condition)
-    if rows is None:
+    if all(shard_of(operand) is None for operand in (condition, x, y)):
+        condition = whole(condition, "where")
         return select(x, y, condition=condition.array if isinstance(condition, Tensor) else np.asarray(condition))
     # As an operand it brings the others to these rows, or is brought to theirs.
     flags = select_rows(condition, x, y)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.graph import Node, SumOverRanks
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import given
@@ -129,8 +130,8 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
             return bare(x)
         if not place.batch.in_order:
             raise RuntimeError(
-                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is not "
-                "that of the ranks: use sx.where or masked_fill, or put the batch axis first"
+                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
+                "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
         if name:
             group.tell(
@@ -142,7 +143,15 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
         group = place.group
     else:
         return bare(x)
-    return bare(x) if group.alone or group.ordered else all_reduced(bare(x), group=group, what=name)
+    return bare(x) if group.alone or group.ordered else summed(x, group, name)
+
+
+def summed(x: Tensor, group: Group, what: str) -> Tensor:
+    """The sum of what all ranks hold, the same on each, and known as such to a backward that begins behind it."""
+    total = all_reduced(bare(x), group=group, what=what)
+    if isinstance(total.origin, Node) and total.origin.sync is None:
+        total.origin.sync = SumOverRanks(group)
+    return total
 
 
 def rows_of(x: Any, shard: Shard) -> Any:

@@ -18,7 +18,7 @@ from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.columns import WIDE, Scratch, Taps, Tile, columns, cut, inside, pieces, tiles
 from sorix_dist.core.ops.matrix import sums_of_rows
-from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.ops.shape import squeeze, unsqueeze
 from sorix_dist.core.ops.windows import Geometry, Pair, batch_innermost, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -238,9 +238,8 @@ def conv1d(
     pixels = padding if isinstance(padding, str) else (single("conv1d", "padding", padding, 0), 0)
     around = _padding("conv1d", pixels, kernel, steps, spacing)
     places = geometry("conv1d", (input.shape[2], 1), kernel, steps, around, spacing)
-    image, kernels = reshape(input, (*input.shape, 1)), reshape(weight, (*weight.shape, 1))
-    y = convolution(image, kernels, bias, places=places, groups=groups)
-    sequence: Tensor = reshape(y, y.shape[:3])
+    y = convolution(unsqueeze(input, 3), unsqueeze(weight, 3), bias, places=places, groups=groups)
+    sequence: Tensor = squeeze(y, 3)
     return sequence
 
 

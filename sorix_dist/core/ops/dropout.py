@@ -127,7 +127,7 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
         counter = np.array([first * steps, 0, draws.number, call], np.uint64)
         count = place.batch.held * place.inner * steps * _BLOCK
         blocks.append(np.asarray(np.random.Philox(counter=counter, key=key).random_raw(count), np.uint64))
-    words = np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+    words = blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.empty(0, np.uint64)])
     units = int(np.prod(shape[: place.axis + 1]))
     return words.reshape(units, steps * _BLOCK)
 
@@ -140,6 +140,6 @@ def uniform_by_row(shape: tuple[int, ...], place: Shard) -> Array:
 
 
 def normal_by_row(shape: tuple[int, ...], place: Shard) -> Array:
-    """Numbers of float64 from the normal distribution, one for each element of rows of a batch (Box and Muller 1958)."""
+    """Numbers of float64 from the normal distribution, one for each element of rows (Box and Muller 1958)."""
     u, v = uniform_by_row(shape, place), uniform_by_row(shape, place)
-    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+    return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from string import ascii_letters
 from typing import Any
 
@@ -12,7 +11,9 @@ from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.elementwise import mul
 from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
-from sorix_dist.core.ops.shape import clone, expand_to, permute_to, reshape_to, take
+from sorix_dist.core.ops.shape import clone, expand_to, flatten, permute_to, take, unsqueeze, with_rows
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import in_order, rows_beside, whole
 from sorix_dist.core.tensor import Tensor
 
 
@@ -26,6 +27,7 @@ def einsum(equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
+    tensors = _with_rows_together(terms, tensors)
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
         for letter, n in zip(term, tensor.shape, strict=True):
@@ -70,6 +72,26 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
     return terms, right
 
 
+def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
+    """The operands with the rows of a batch along one letter only: that of the first operand that has rows. Others have
+    the rows of all ranks, of which they take this rank's along that letter."""
+    first = next((i for i, x in enumerate(tensors) if shard_of(x) is not None), None)
+    if first is None:
+        return tensors
+    lead, letter = tensors[first].place, terms[first][tensors[first].place.axis]
+    if in_order(lead) or terms[first].count(letter) > 1 or (lead.batch.known is not None and lead.total == 1):
+        return [whole(x, "einsum") for x in tensors]
+    together = []
+    for term, x in zip(terms, tensors, strict=True):
+        place = shard_of(x)
+        if place is None or term[place.axis] != letter or term.count(letter) > 1 or not lead.like(place):
+            x = whole(x, "einsum") if place is not None or letter in term else x
+            if letter in term and x.shape[term.index(letter)] != 1:
+                x = rows_beside(x, lead, x.ndim - term.index(letter))
+        together.append(x)
+    return together
+
+
 def _plain(term: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, Tensor]:
     """An operand with each letter once (a repeated one is a diagonal) and without dimensions to be broadcast."""
     full = tuple(sizes[letter] for letter in term)
@@ -96,15 +118,17 @@ def _summed(term: str, tensor: Tensor, needed: str) -> tuple[str, Tensor]:
 def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tuple[str, Tensor]:
     """The product of two operands, summed over what they share and nobody later needs."""
     sizes = dict(zip(x_term + y_term, (*x.shape, *y.shape), strict=True))
+    with_place = next(((term, p) for term, v in ((x_term, x), (y_term, y)) if (p := shard_of(v)) is not None), None)
     common = [letter for letter in x_term if letter in y_term and letter in later]
     inner = [letter for letter in x_term if letter in y_term and letter not in later]
     rows = [letter for letter in x_term if letter not in y_term]
     columns = [letter for letter in y_term if letter not in x_term]
 
     def as_groups(term: str, tensor: Tensor, *groups: list[str]) -> Tensor:
-        order = tuple(term.index(letter) for group in groups for letter in group)
-        shape = tuple(prod(sizes[letter] for letter in group) for group in groups)
-        return reshape_to(permute_to(tensor, axes=order), shape=shape)
+        tensor = permute_to(tensor, axes=tuple(term.index(letter) for group in groups for letter in group))
+        for at, group in enumerate(groups):
+            tensor = flatten(tensor, at, at + len(group) - 1) if group else unsqueeze(tensor, at)
+        return tensor
 
     if inner:
         left, right = as_groups(x_term, x, common, rows, inner), as_groups(y_term, y, common, inner, columns)
@@ -112,7 +136,11 @@ def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tupl
     else:
         value = mul(as_groups(x_term, x, common, rows, []), as_groups(y_term, y, common, [], columns))
     term = "".join(common + rows + columns)
-    return term, reshape_to(value, shape=tuple(sizes[letter] for letter in term))
+    rows = shard_of(value)
+    if rows is not None and with_place is not None:
+        named, place = with_place
+        rows = place.moved(term.index(named[place.axis]))
+    return term, with_rows(value, tuple(sizes[letter] for letter in term), rows)
 
 
 OF_NUMPY[np.einsum] = lambda *operands, optimize=False: einsum(*operands)

@@ -25,7 +25,7 @@ def gather(input: Any, dim: int, index: Any) -> Any:
         return reshape(take(reshape(input, 1), index=_indices("gather", index, 1)), shape_of(index))
     input, index = _of_each_row("gather", input, dim, index)
     rows = shard_of(input) or shard_of(index)
-    result = take(_bare(input), index=_grid_along("gather", input, dim, index))
+    result = take(input if rows is None else _bare(input), index=_grid_along("gather", input, dim, index))
     return result if rows is None else tagged(result, rows)
 
 
@@ -42,9 +42,9 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     rows = [p for other in others if (p := shard_of(other)) is not None]
     if place is None and not rows:
         return (input, *others)
-    fits = all(p.axis == rows[0].axis and p.batch.like(rows[0].batch) for p in rows)
+    fits = all(p.axis == rows[0].axis and p.like(rows[0]) for p in rows)
     if place is not None:
-        fits = fits and place.axis != at and all(p.axis == place.axis and p.batch.like(place.batch) for p in rows)
+        fits = fits and place.axis != at and all(p.axis == place.axis and p.like(place) for p in rows)
     else:
         fits = fits and len(rows) == len(others) and rows[0].axis == at and not rows[0].group.ordered
     return (input, *others) if fits else tuple(whole(x, name) for x in (input, *others))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.elementwise import add, mul
-from sorix_dist.core.ops.shape import extents, flatten, reshape, reshape_to, squeeze, unsqueeze
-from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.ops.shape import extents, flatten, reshape, squeeze, unsqueeze, with_rows
+from sorix_dist.core.placement import shard_of
 from sorix_dist.core.tensor import Array, Tensor
 
 dot = np.ndarray.dot
@@ -41,7 +40,7 @@ def matmul(x: Any, y: Any) -> Any:
     for name, operand in (("x", x), ("y", y)):
         if not operand.ndim:
             raise ValueError(f"matmul: {name} must have at least one dimension, got a 0-d operand")
-    inner, rows_place = -2 if y.ndim > 1 else 0, shard_of(x)
+    inner = -2 if y.ndim > 1 else 0
     if x.shape[-1] != y.shape[inner] and extents(x)[-1] != extents(y)[inner]:
         raise ValueError(
             f"matmul: the last dimension of x must be as long as the {'second last' if y.ndim > 1 else 'only'} "
@@ -54,11 +53,12 @@ def matmul(x: Any, y: Any) -> Any:
         return squeeze(matmul(x, unsqueeze(y, 1)), -1)
     if y.ndim == 2 and x.ndim > 2:
         # One large product is faster than many small ones, and the gradient to y is one product too.
-        lead = x.shape[:-1]
         product = matrix_product(flatten(x, 0, -2), y)
-        if isinstance(product.place, Shard) and rows_place is not None:
-            return tagged(reshape_to(Tensor.of(product.array, product.origin), shape=(*lead, y.shape[-1])), rows_place)
-        return reshape(product, (*lead, y.shape[-1]))
+        rows = shard_of(product)
+        if rows is None:
+            return reshape(product, (*extents(x)[:-1], product.shape[-1]))
+        rows = shard_of(x) if rows.axis == 0 else rows.moved(x.ndim - 1)
+        return with_rows(product, (*x.shape[:-1], product.shape[-1]), rows)
     return matrix_product(x, y)
 
 

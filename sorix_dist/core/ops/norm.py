@@ -9,15 +9,15 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
-from sorix_dist.core.op import in_kind, op
-from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.collective import all_reduced
+from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
 from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import mean_over, sum_over
-from sorix_dist.core.ops.shape import reshape
+from sorix_dist.core.ops.shape import reshape, with_rows
 from sorix_dist.core.placement import ALONE, Group, shard_of, tagged
-from sorix_dist.core.rules import whole
+from sorix_dist.core.rules import rows_along, whole
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -76,8 +76,8 @@ def batch_norm_of_rows(
 ) -> Result:
     """x (N, C, ...) with mean 0 and variance 1 in each channel over all rows of the batch, times weight, plus bias.
 
-    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it, the
-    backward to x one, also with no rows. ValueError if the batch has one value per channel (Ioffe and Szegedy 2015).
+    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it,
+    the backward to x one, also with no rows. ValueError for one value per channel (Ioffe and Szegedy 2015).
     """
     axes, shape = _over_channels(x)
     channels = x.shape[1]
@@ -175,8 +175,8 @@ def batch_norm(
     group = ALONE if place is None or place.group.apart else place.group
     watch = observe if tracked else None
     if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
-        result = batch_norm_of_rows(Tensor.of(input.array, input.origin), weight, bias, group=group, eps=eps, observe=watch)
-        return tagged(result, place)
+        bare = Tensor.of(input.array, input.origin)
+        return tagged(batch_norm_of_rows(bare, weight, bias, group=group, eps=eps, observe=watch), place)
     return batch_norm_of_rows(input, weight, bias, group=group, eps=eps, observe=watch)
 
 
@@ -246,6 +246,7 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
 
     input: (N, C, ...), C a multiple of num_groups; weight, bias: (C,).
     """
+    input = rows_along("group_norm", input, (0,))
     shape = tuple(np.shape(input))
     if len(shape) < 2:
         raise ValueError(f"group_norm: input must have shape (N, C, ...), got shape {shape}")
@@ -253,6 +254,6 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     if num_groups < 1 or channels % num_groups:
         raise ValueError(f"group_norm: num_groups must be >= 1 and divide {channels} channels, got {num_groups!r}")
     _check("group_norm", input, {"weight": weight, "bias": bias}, (channels,))
-    groups = reshape(input, (count, num_groups, int(np.prod(shape[1:])) // num_groups))
+    groups = with_rows(input, (count, num_groups, int(np.prod(shape[1:])) // num_groups), shard_of(input))
     normal = layer_norm_of_features(groups, None, None, dims=1, eps=eps)
-    return _scaled(reshape(normal, shape), weight, bias, (channels, *(1 for _ in pixels)))
+    return _scaled(with_rows(normal, shape, shard_of(normal)), weight, bias, (channels, *(1 for _ in pixels)))

@@ -11,7 +11,7 @@ from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
-from sorix_dist.core.ops.shape import extents, reshape
+from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.tensor import Tensor
 
 
@@ -99,8 +99,9 @@ def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = No
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """The indices that sort along `dim`; the sort is stable in any case."""
     at = axis_of("argsort", input, dim)
-    whole = input if shape_of(input) else reshape(input, 1)
-    return reshape(sorting_order(whole, axis=at, descending=descending), shape_of(input))
+    if not shape_of(input):
+        return reshape(sorting_order(reshape(input, 1), axis=at, descending=descending), ())
+    return sorting_order(input, axis=at, descending=descending)
 
 
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesAndIndices:
@@ -112,7 +113,7 @@ def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Tru
 def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesAndIndices:
     """(values, indices) of the k largest (or smallest) elements along `dim`, sorted in any case."""
     at = axis_of("topk", input, dim)
-    count = (shape_of(input) or (1,))[at]
+    count = (extents(input) or (1,))[at]
     if not 0 <= k <= count:
         raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {shape_of(input)}, got {k}")
     order = argsort(input, dim, descending=largest)
@@ -135,8 +136,7 @@ def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
     values = gather(input, at, order)
     if keepdim:
         return ValuesAndIndices(values, order)
-    shape = values.shape[:at] + values.shape[at + 1 :]
-    return ValuesAndIndices(reshape(values, shape), reshape(order, shape))
+    return ValuesAndIndices(squeeze(values, at), squeeze(order, at))
 
 
 def _place(name: str, input: Any, dim: Any) -> int | None:

@@ -13,8 +13,10 @@ from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.columns import TILE
 from sorix_dist.core.ops.matrix import matmul
 from sorix_dist.core.ops.reduce import mean_over
-from sorix_dist.core.ops.shape import reshape, swapaxes, take
+from sorix_dist.core.ops.shape import squeeze, swapaxes, take, unsqueeze, with_rows
 from sorix_dist.core.ops.windows import Geometry, Pair, geometry, pad, pair, single
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import rows_along
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -173,8 +175,7 @@ def max_pool1d(
         (single(name, "dilation", dilation, 1), 1),
         ceil_mode,
     )
-    y = max_pool(reshape(input, (*shape, 1)), places=places)
-    sequence: Tensor = reshape(y, y.shape[:3])
+    sequence: Tensor = squeeze(max_pool(unsqueeze(input, 3), places=places), 3)
     return sequence
 
 
@@ -221,6 +222,7 @@ def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
     input: (N, C, H, W); window i reaches from floor(i H / H') to ceil((i + 1) H / H'). None in the place of
     an integer keeps the size.
     """
+    input = rows_along("adaptive_avg_pool2d", input, (0, 1))
     name, shape = "adaptive_avg_pool2d", tuple(np.shape(input))
     if len(shape) != 4:
         raise ValueError(f"{name}: input must have shape (N, C, H, W), got shape {shape}")
@@ -229,7 +231,8 @@ def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
     kept = [n if w is None else w for n, w in zip((height, width), wanted, strict=False)]
     rows, columns = pair(name, "output_size", kept if len(wanted) == 2 else wanted, 1)
     if height % rows == 0 and width % columns == 0:
-        cells = reshape(input, (count, channels, rows, height // rows, columns, width // columns))
+        windows = (count, channels, rows, height // rows, columns, width // columns)
+        cells = with_rows(input, windows, shard_of(input))
         return mean_over(cells, axis=(3, 5), keepdims=False)
     dtype = input.array.dtype if isinstance(input, Tensor) else input.dtype
     narrow = swapaxes(matmul(input, _averages(width, columns, dtype)), 2, 3)

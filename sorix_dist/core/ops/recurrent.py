@@ -68,7 +68,7 @@ def _lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_st
     return _joined(steps | {len(x): mul(c, 1)}, (len(x) + 1, *h.shape))
 
 
-@op(composite=_lstm, rule=rules.rows_at(1, states=(1, 2)))
+@op(composite=_lstm, rule=rules.rows_at(1, states=(1, 2), at=2))
 def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, *, reverse: bool) -> Any:
     """The hidden states of an LSTM after every step, and behind them its last cell state, (T + 1, N, H).
 
@@ -158,7 +158,7 @@ def _gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any,
     return _joined(steps, shape)
 
 
-@op(composite=_gru, rule=rules.rows_at(1, states=(1,)))
+@op(composite=_gru, rule=rules.rows_at(1, states=(1,), at=2))
 def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, *, reverse: bool) -> Any:
     """The hidden states of a GRU after every step, (T, N, H).
 

@@ -11,11 +11,11 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
+from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
-from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.order import amax, amin
-from sorix_dist.core.ops.shape import reshape, take
+from sorix_dist.core.ops.shape import reshape, take, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import counts, whole
 from sorix_dist.core.tensor import Array
@@ -172,7 +172,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any
     if not shape_of(input):
         return product_over(reshape(input, 1), axis=0)
     value = product_over(input, axis=at)
-    return reshape(value, with_ones(shape_of(input), (at,))) if keepdim or keepdims else value
+    return unsqueeze(value, at) if keepdim or keepdims else value
 
 
 def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:

@@ -98,8 +98,13 @@ def _names_each_once(index: Any) -> bool:
 
 def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
-    sizes = sizes_of("reshape", shape)
-    return reshape_to(input, shape=_without_unknown(shape_of(input), sizes, shard_of(input)))
+    sizes, was, place = sizes_of("reshape", shape), shape_of(input), shard_of(input)
+    full = _without_unknown(was, sizes, place)
+    if place is not None and -1 in sizes:
+        rows = rules.reshaped_rows(place, was, full, sizes.index(-1))
+        if rows is not None:
+            return with_rows(input, full, rows)
+    return reshape_to(input, shape=full)
 
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -176,15 +181,15 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
         raise ValueError(f"flatten: start_dim must not come after end_dim, got {start_dim} and {end_dim}")
     merged = (*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :])
     if place is None or place.axis < first:
-        return _reshaped(input, merged, place)
+        return with_rows(input, merged, place)
     if place.axis > last:
-        return _reshaped(input, merged, place.moved(place.axis - (last - first)))
+        return with_rows(input, merged, place.moved(place.axis - (last - first)))
     outer = place.outer * prod(shape[first : place.axis])
     inner = place.inner * prod(shape[place.axis + 1 : last + 1])
-    return _reshaped(input, merged, place.batch.at(first, outer, inner))
+    return with_rows(input, merged, place.batch.at(first, outer, inner))
 
 
-def _reshaped(input: Any, shape: tuple[int, ...], place: Shard | None) -> Any:
+def with_rows(input: Any, shape: tuple[int, ...], place: Shard | None) -> Any:
     """`reshape_to`, where it is known which axis the rows have afterwards."""
     if place is None:
         return reshape_to(input, shape=shape)
@@ -199,7 +204,7 @@ def squeeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     if place is not None and place.axis not in kept:  # a single row in the global batch
         input, place = whole(input, "squeeze"), None
     rows = None if place is None else place.moved(kept.index(place.axis))
-    return _reshaped(input, tuple(shape_of(input)[i] for i in kept), rows)
+    return with_rows(input, tuple(shape_of(input)[i] for i in kept), rows)
 
 
 def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
@@ -207,7 +212,7 @@ def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     at = axis_of("unsqueeze", input, axis if dim is None else dim, more=1)
     shape, place = shape_of(input), shard_of(input)
     rows = None if place is None else place.moved(place.axis + (at <= place.axis))
-    return _reshaped(input, (*shape[:at], 1, *shape[at:]), rows)
+    return with_rows(input, (*shape[:at], 1, *shape[at:]), rows)
 
 
 def expand(input: Any, *sizes: Any) -> Any:
@@ -216,7 +221,8 @@ def expand(input: Any, *sizes: Any) -> Any:
     extra = len(wanted) - len(shape)
     if extra < 0:
         raise ValueError(f"expand: sizes must have at least {len(shape)} entries for shape {shape}, got {wanted}")
-    full = tuple(shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(wanted))
+    global_shape = (*wanted[:extra], *extents(input))  # all rows of the batch are all of this rank's
+    full = tuple(shape[i - extra] if i >= extra and n in (-1, global_shape[i]) else n for i, n in enumerate(wanted))
     if any(n < 0 for n in full) or any(n not in (1, m) for n, m in zip(shape, full[extra:], strict=True)):
         raise ValueError(f"expand: sizes must fit the shape {shape} where that is not 1, got {wanted}")
     return expand_to(input, shape=full)
@@ -383,6 +389,6 @@ OF_NUMPY[np.swapaxes] = swapaxes
 OF_NUMPY[np.moveaxis] = movedim
 OF_NUMPY[np.squeeze] = squeeze
 OF_NUMPY[np.expand_dims] = unsqueeze
-OF_NUMPY[np.broadcast_to] = lambda array, shape: expand_to(array, shape=tuple(shape))
+OF_NUMPY[np.broadcast_to] = broadcast_to
 OF_NUMPY[np.flip] = lambda m, axis=None: flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist()))
 OF_NUMPY[np.roll] = lambda a, shift, axis=None: roll(a, shift, axis)

@@ -314,9 +314,7 @@ def _array(value: Any) -> Array:
 def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
     """Input and target of an element-wise loss: of one shape, and of the input's dtype."""
     place = getattr(input, "place", None)
-    if isinstance(place, Shard):
-        target = align(target, input, name)
-    elif getattr(target, "place", None) is not None:
+    if isinstance(place, Shard) or getattr(target, "place", None) is not None:
         target = align(target, input, name)
     x, y = _array(input), _array(target)
     if x.dtype.kind != "f":

@@ -40,10 +40,6 @@ ROWS = [
     Row(join.pad, lambda x, pad: x, [((),)], options={"pad": ()}, covers="pad_with"),
     *(Row(join.pad, padded, [((3, 4),), ((2, 3, 3),)], options={"pad": (2, 1, 1, 2), "mode": mode}, covers="take")
       for mode in ("reflect", "replicate", "circular")),
-    Row(join.part_of_rows, lambda x, rows: x[rows], [((5, 2),), ((4,),)], options={"rows": slice(1, 3)},
-        lacks={"0-d": "there are no rows", "empty": "there are no rows to take"}),
-    Row(join.weighted_numbers, lambda x, y, scales, weights: 0.25 * x + 0.75 * y, [((), ())],
-        options={"scales": [0.25, 0.75], "weights": [0.25, 0.75]}, lacks={"empty": "there is no number"}),
     Row(tiled, lambda x: np.tile(x, (2, 1, 3)), [((3, 2),), ((2, 1, 2),), ((),), ((0, 2),)],
         covers=("expand_to", "reshape_to")),
 ]  # fmt: skip

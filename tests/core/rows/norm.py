@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.batch import Batch
 from sorix_dist.core.ops import norm
+from sorix_dist.core.placement import ALONE
 from tests.core.opcheck import Row
 
 Array = np.ndarray[Any, Any]
-ALONE = Batch(0, 1, 1)  # its sum is that of these rows
 
 
 def over_batch(x: Array, weight: Array | None, bias: Array | None, *, eps: float, **_: Any) -> Array:
@@ -50,12 +49,11 @@ BATCHES = [
     ((0, 3, 2, 2), (3,), (3,)),
 ]
 ROWS = [
-    Row(norm.sum_over_batch, lambda x, batch: x, [((3, 2),), ((0, 2),), ((),)], {"batch": ALONE}),
     Row(
         norm.batch_norm_of_rows,
         over_batch,
         BATCHES,
-        {"batch": ALONE, "eps": 1e-2, "observe": None},
+        {"group": ALONE, "eps": 1e-2, "observe": None},
         lacks=LACKS,
     ),
     Row(

@@ -33,6 +33,8 @@ ROWS = [
         options={"axis": 0, "correction": 0}, covers="mean_over"),
     Row(reduce.std, lambda x, dim, keepdim: np.std(x, dim, ddof=1, keepdims=keepdim), [((3, 4),), ((0, 4),)],
         options={"dim": 1, "keepdim": True}, covers="mean_over"),
+    Row(reduce.sum_divided, lambda x, divisor, held: np.sum(x) / 7, ANY, options={"divisor": 7, "held": 3}),
+    Row(reduce.sum_divided, lambda x, divisor, held: np.zeros(()), ANY, options={"divisor": 0, "held": 0}),
     Row(reduce.prod, np.prod, ANY, covers="product_over"),
     Row(reduce.prod, np.prod, ALONG, options={"axis": 1}, covers="product_over"),
     Row(reduce.prod, np.prod, ALONG, options={"axis": 0, "keepdims": True}, covers="product_over"),
