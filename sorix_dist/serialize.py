@@ -9,7 +9,6 @@ from typing import Any
 
 from sorix_dist import nn
 from sorix_dist.store import tensorfile
-from sorix_dist.store.files import write_whole
 from sorix_dist.store.structure import is_whole, pack, unpack
 
 
@@ -29,7 +28,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         raise IsADirectoryError(errno.EISDIR, "save: path is a folder", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(target.parent))
-    write_whole(target, tensorfile.parts(arrays, text))
+    tensorfile.write(target, arrays, text)
 
 
 def load(path: str | os.PathLike[str]) -> Any:

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections import OrderedDict
@@ -328,6 +329,23 @@ def test_a_killed_save_leaves_a_whole_file(path: Path) -> None:
         assert (state["x"] == state["i"]).all()
 
 
+def test_arrays_that_change_while_they_are_saved(path: Path) -> None:
+    array, ended = np.zeros(1_000_000), threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            array.__iadd__(1)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert there_and_back({"replay": array}, path)["replay"].shape == array.shape
+    finally:
+        ended.set()
+        thread.join()
+
+
 # -- files that are not whole, not ours, or not honest
 
 
@@ -393,7 +411,7 @@ def test_files_of_others(path: Path) -> None:
 def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None) -> None:
     """A file that is whole, with a structure that `save` would not write."""
     text = structure if isinstance(structure, str) else json.dumps(structure)
-    path.write_bytes(b"".join(tensorfile.parts(arrays or {}, text)))
+    tensorfile.write(path, arrays or {}, text)
 
 
 @pytest.mark.parametrize(

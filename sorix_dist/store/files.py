@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
 
 PIECE = 4 << 20  # bytes that are written at a time
 SUFFIX = ".tmp"
@@ -20,9 +22,9 @@ class Disk:
         """The descriptor of a new file, open for writing."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
 
-    def write(self, descriptor: int, part: memoryview) -> int:
-        """Writes the beginning of some bytes; returns how many."""
-        return os.write(descriptor, part)
+    def write(self, descriptor: int, part: memoryview, at: int) -> int:
+        """Writes the beginning of some bytes at a place in the file; returns how many."""
+        return os.pwrite(descriptor, part, at)
 
     def flush(self, descriptor: int) -> None:
         """Returns when the file is on the disk."""
@@ -56,21 +58,28 @@ class Disk:
 DISK = Disk()
 
 
-def write_whole(target: Path, parts: Iterable[memoryview], disk: Disk = DISK) -> None:
+def write_whole(
+    target: Path,
+    pieces: Iterable[tuple[int, Buffer]],
+    disk: Disk = DISK,
+    check: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Writes a file; returns when it is on the disk under its name.
 
-    If this process dies meanwhile, the file is what it was before, and one beside it may be left whose name ends
-    in `SUFFIX`. OSError, naming the file, if it can't be written; nothing is left of it then.
+    pieces: where each one begins, and its bytes. check: looks at the file before it gets its name, and raises if it
+    must not get it. If this process dies meanwhile, the file is what it was before, and one beside it may be left
+    whose name ends in `SUFFIX`. OSError, naming the file, if it can't be written; nothing is left of it then.
     """
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
         descriptor = disk.create(temporary)
         try:
-            for part in parts:
-                _write_all(descriptor, part, disk)
+            for at, piece in pieces:
+                _write_all(descriptor, at, memoryview(piece), disk)
             disk.flush(descriptor)
         finally:
             disk.close(descriptor)
+        check(temporary)
         disk.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):  # it may not be there; what went wrong first is said
@@ -93,10 +102,10 @@ def make_folders(folder: Path, disk: Disk = DISK) -> None:
     disk.flush_folder(folder.parent)
 
 
-def _write_all(descriptor: int, part: memoryview, disk: Disk) -> None:
-    at = 0
-    while at < part.nbytes:
-        at += disk.write(descriptor, part[at : at + PIECE])
+def _write_all(descriptor: int, at: int, piece: memoryview, disk: Disk) -> None:
+    done = 0
+    while done < piece.nbytes:
+        done += disk.write(descriptor, piece[done : done + PIECE], at + done)
 
 
 def _naming(error: OSError, target: Path) -> OSError:

@@ -7,16 +7,19 @@ where that digest stands. The arrays follow without a gap up to the end of the f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
+
+from sorix_dist.store.files import DISK, PIECE, Buffer, Disk, write_whole
 
 Array = np.ndarray[Any, Any]
 
@@ -40,15 +43,36 @@ class DamagedFile(ValueError):
     """A file that is not as it was written, or was not written here; the message says what is wrong with it."""
 
 
-def parts(arrays: Mapping[str, Array], text: str) -> list[memoryview]:
-    """The bytes of a file: its header, then the memory of the arrays.
+def write(path: Path, arrays: Mapping[str, Array], text: str, disk: Disk = DISK) -> None:
+    """Writes a file whole or not at all (see `write_whole`), and reads it back before it gets its name.
 
-    Arrays are in C order and of one of DTYPES. ValueError if there is too much for a header.
+    Arrays are in C order and of one of DTYPES; other threads may change them meanwhile. ValueError if there is too
+    much for a header, OSError if the file can't be written or does not come back as it was written.
     """
     # The widest elements first: each array then begins at a multiple of its elements' size.
     ordered = sorted(arrays.items(), key=lambda entry: -entry[1].dtype.itemsize)
-    memories = {name: _bytes(array) for name, array in ordered}
-    digests = {name: hashlib.sha256(memory).hexdigest() for name, memory in memories.items()}
+    start = len(_header(ordered, text, dict.fromkeys(arrays, _ZEROS.decode())))
+    write_whole(path, _pieces(ordered, text, start), disk, check=_read_back)
+
+
+def _pieces(ordered: Sequence[tuple[str, Array]], text: str, start: int) -> Iterator[tuple[int, Buffer]]:
+    """What is to be written, and where: a copy of each piece of the arrays, which lie from `start` on, then the header
+    with the digests of these copies. The arrays themselves may be other ones by the time they are on the disk."""
+    digests = {}
+    for name, array in ordered:
+        digest = hashlib.sha256()
+        memory = _bytes(array)
+        for at in range(0, memory.nbytes, PIECE):
+            piece = bytes(memory[at : at + PIECE])
+            digest.update(piece)
+            yield start + at, piece
+        start += memory.nbytes
+        digests[name] = digest.hexdigest()
+    yield 0, _header(ordered, text, digests)
+
+
+def _header(ordered: Sequence[tuple[str, Array]], text: str, digests: Mapping[str, str]) -> bytearray:
+    """The header, as long as it is with any other digests, behind its length."""
     metadata = {"digest": _ZEROS.decode(), "format": FORMAT, "text": text, "digests": _dumped(digests)}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -63,7 +87,14 @@ def parts(arrays: Mapping[str, Array], text: str) -> list[memoryview]:
             f"{HEADER_LIMIT} bytes; long lists of numbers belong into arrays"
         )
     encoded[_DIGEST] = _header_digest(encoded)
-    return [memoryview(_LENGTH.pack(len(encoded))), memoryview(encoded), *memories.values()]
+    return bytearray(_LENGTH.pack(len(encoded))) + encoded
+
+
+def _read_back(path: Path) -> None:
+    try:
+        verify(path)
+    except DamagedFile as error:
+        raise OSError(errno.EIO, f"what was read back is not what was written: {error}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Array], str]:

@@ -18,6 +18,7 @@ from sorix_dist.store import tensorfile
 from sorix_dist.store.structure import pack, unpack
 from sorix_dist.train import states
 from sorix_dist.train.folder import Folder
+from sorix_dist.utils.data.nested import tensors
 from sorix_dist.utils.data.sampler import whole
 
 OURS = "sorix_dist"
@@ -132,11 +133,12 @@ class Checkpointer:
         arrays, text = pack({**parts, **alike, OURS: ours}, "parts")
         path = self.folder.next_path(step)
         if not self.async_save:
-            self.folder.write(path, lambda: tensorfile.parts(arrays, text))
+            self.folder.write(path, arrays, text)
             return path
-        copied = tuple(f"{name}." for name, part in stateful.items() if states.is_copied(part))
-        copies = {name: array if name.startswith(copied) else array.copy() for name, array in arrays.items()}
-        self._writing = _Writing(path, lambda: self.folder.write(path, lambda: tensorfile.parts(copies, text)))
+        copied = [state for name, state in alike.items() if states.is_copied(stateful[name])]
+        fresh = {id(tensor.array) for tensor in tensors(copied)}
+        copies = {name: array if id(array) in fresh else array.copy() for name, array in arrays.items()}
+        self._writing = _Writing(path, lambda: self.folder.write(path, copies, text))
         return path
 
     def _finish(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sorix_dist.store import tensorfile
-from sorix_dist.store.files import DISK, SUFFIX, make_folders, write_whole
+from sorix_dist.store.files import DISK, SUFFIX, make_folders
+from sorix_dist.store.tensorfile import Array
 
 T = TypeVar("T")
 
@@ -57,15 +58,15 @@ class Folder:
         number = entries[-1].number + 1 if entries else 0
         return self.path / f"{number:06}-step-{step}.safetensors"
 
-    def write(self, path: Path, parts: Callable[[], Iterable[memoryview]]) -> None:
-        """Writes a checkpoint; when it is on the disk, removes those that are not kept any more.
+    def write(self, path: Path, arrays: Mapping[str, Array], text: str) -> None:
+        """Writes a checkpoint; when it is on the disk and can be read, removes those that are not kept any more.
 
         OSError if it can't be written; those that were there are as they were then.
         """
         try:
             make_folders(self.path, self.files)
             self._remove_unfinished()
-            write_whole(path, parts(), self.files)
+            tensorfile.write(path, arrays, text, self.files)
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -36,10 +36,7 @@ def is_copied(part: Any) -> bool:
     """Whether the state of a part shares no memory with it: the package's own methods promise that."""
     if type(part) is DistributedDataParallel:
         part = part.module  # whose state it is
-    return getattr(type(part), "state_dict", None) in (
-        nn.Module.state_dict,
-        Optimizer.state_dict,
-    )
+    return getattr(part.state_dict, "__func__", None) in (nn.Module.state_dict, Optimizer.state_dict)
 
 
 def load_state(part: Any, state: Any) -> None:
