@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,17 +100,29 @@ def _read_back(path: Path) -> None:
 
 def read(path: Path) -> tuple[dict[str, Array], str]:
     """The arrays and the text of a file. DamagedFile if anything in it is not as it was written."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         layout, text = _read_header(file)
         return dict(_read_arrays(file, layout)), text
 
 
 def verify(path: Path) -> None:
     """Reads a file as `read` does, and keeps nothing of it."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         layout, _ = _read_header(file)
         for _ in _read_arrays(file, layout):
             pass
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file open for reading. DamagedFile for a pipe or a device, which might be read for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise DamagedFile("it is no regular file, but a pipe or device")
+    return open(descriptor, "rb", buffering=0)
 
 
 class _Place(NamedTuple):

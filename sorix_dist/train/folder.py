@@ -99,6 +99,10 @@ class Folder:
             raise ValueError(f"none of the checkpoints in {self.path} can be used: {'; '.join(refused)}")
         return None
 
+    def newest_step(self) -> int:
+        """The step of the newest valid checkpoint, -1 if there is none."""
+        return next((entry.step for entry in reversed(self.entries()) if self._is_valid(entry.path)), -1)
+
     def _remove_unfinished(self) -> None:
         """Removes what saves that were killed have left."""
         for name in os.listdir(self.path):
@@ -137,6 +141,12 @@ class Folder:
     def _trust(self, path: Path) -> None:
         with suppress(OSError):  # if it is gone, or can't be seen, it is not trusted
             self._valid[path] = _mark(path)
+
+
+def newest_steps(root: Path) -> dict[Path, int]:
+    """The step of the newest valid checkpoint of each folder at and below `root`; links to folders are not followed."""
+    steps = {Path(folder): Folder(Path(folder), 1).newest_step() for folder, _, _ in os.walk(root)}
+    return {folder: step for folder, step in steps.items() if step >= 0}
 
 
 def _mark(path: Path) -> tuple[int, int]:
