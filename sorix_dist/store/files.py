@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +19,9 @@ SUFFIX = ".tmp"
 class Disk:
     """The operations that change a disk: a test puts itself between any two of them."""
 
-    def create(self, path: Path) -> int:
-        """The descriptor of a new file, open for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    def create(self, path: Path, mode: int = 0o666) -> int:
+        """The descriptor of a new file, open for writing; its permissions are those of `mode` that the umask leaves."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
     def write(self, descriptor: int, part: memoryview, at: int) -> int:
         """Writes the beginning of some bytes at a place in the file; returns how many."""
@@ -68,12 +69,16 @@ def write_whole(
 
     pieces: where each one begins, and its bytes. check: looks at the file before it gets its name, and raises if it
     must not get it. If this process dies meanwhile, the file is what it was before, and one beside it may be left
-    whose name ends in `SUFFIX`. OSError, naming the file, if it can't be written; nothing is left of it then.
+    whose name ends in `SUFFIX`. A file that is replaced hands its owner and permissions on, where the system allows it.
+    OSError, naming the file, if it can't be written; nothing is left of it then.
     """
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{SUFFIX}")
+    before = os.stat(target) if target.exists() else None
     try:
-        descriptor = disk.create(temporary)
+        descriptor = disk.create(temporary) if before is None else disk.create(temporary, 0o600)
         try:
+            if before is not None:
+                _keep_permissions(descriptor, before)
             for at, piece in pieces:
                 _write_all(descriptor, at, memoryview(piece), disk)
             disk.flush(descriptor)
@@ -88,6 +93,17 @@ def write_whole(
             raise _naming(error, target) from error
         raise
     disk.flush_folder(target.parent)
+
+
+def _keep_permissions(descriptor: int, before: os.stat_result) -> None:
+    """Gives a new file the owner and permissions of the one that it replaces."""
+    mode = stat.S_IMODE(before.st_mode)
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except OSError:  # it was another user's, or of a group that this one is not in: its rights are not for this group
+        mode &= ~stat.S_IRWXG
+    with suppress(OSError):  # a file system without them; the file is for its owner alone then
+        os.fchmod(descriptor, mode)
 
 
 def make_folders(folder: Path, disk: Disk = DISK) -> None:

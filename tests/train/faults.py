@@ -28,9 +28,9 @@ class Counting(Disk):
         if self.at == len(self.log) - 1:
             self.fault()
 
-    def create(self, path: Path) -> int:
+    def create(self, path: Path, mode: int = 0o666) -> int:
         self._before("create")
-        return super().create(path)
+        return super().create(path, mode)
 
     def write(self, descriptor: int, part: memoryview, at: int) -> int:
         self._before("write")
@@ -94,8 +94,8 @@ class Volatile(Counting):
         if self.lost:
             raise PowerLoss
 
-    def create(self, path: Path) -> int:
-        descriptor = super().create(path)
+    def create(self, path: Path, mode: int = 0o666) -> int:
+        descriptor = super().create(path, mode)
         self.open[descriptor] = path
         self.loose.add(path)
         self.undo.append(lambda: path.unlink(missing_ok=True))

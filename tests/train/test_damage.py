@@ -63,6 +63,10 @@ def test_files_that_are_no_checkpoints(folder: Path) -> None:
         3, {}, {"sorix_dist": 3}, {"sorix_dist": {"step": 1}},
         {"sorix_dist": {"step": 1, "parts": ["x"], "counts": {}, "surroundings": {}}},
         {"sorix_dist": {"step": 1, "parts": [[]], "counts": {}, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": [], "counts": {}, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": [], "counts": 3, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": ["sorix_dist"], "counts": COUNTS, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": ["x", "x"], "counts": COUNTS, "surroundings": {}}, "x": 1},
     ]  # fmt: skip
     for i, value in enumerate(forged, 1):
         path = folder / f"{i:06}-step-1.safetensors"
@@ -70,6 +74,23 @@ def test_files_that_are_no_checkpoints(folder: Path) -> None:
         with pytest.warns(RuntimeWarning, match=f"{path.name} can't be used"):
             assert checkpointer.load_latest() == {"step": 0}
         path.unlink()
+
+
+def test_a_parameter_that_can_not_be_one(folder: Path) -> None:
+    checkpointer = saved(folder, 2)
+    path = folder / files(folder)[1]
+    _, text = tensorfile.read(path)
+    path.unlink()
+    tensorfile.write(
+        path,
+        {"part.array": np.arange(3)},
+        text.replace('{"array":', '{"parameter":').replace('"part.array"}', '["part.array",true]}'),
+    )
+    with pytest.warns(RuntimeWarning, match="can't be used, the one before is: its structure is none: RuntimeError"):
+        assert checkpointer.load_latest() == {"step": 0}
+
+
+COUNTS = {"random": {}, "calls": 0, "draws": {}}
 
 
 def test_a_thousand_damages(folder: Path) -> None:
