@@ -1,7 +1,7 @@
 """A folder by which a process and those that it starts exchange function, results and output.
 
-Nobody but the user can look into it, and no port is open. It holds `paths` and `call` (from the caller),
-`output-R` (a pipe), `result-R` or `failure-R` (from rank R), and `caller`, which is locked while the caller lives.
+Nobody but the user can look into it, and no port is open. It holds `call` (from the caller), `output-R` (a pipe),
+`result-R` or `failure-R` (from rank R), and `caller`, which is locked while the caller lives.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import running_mpi
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.launch import private, segments
+from sorix_dist.launch.answer import PYTHON
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.output import Output
@@ -33,10 +34,17 @@ BACKENDS = ("mpi", "threads")
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
 
-_RANK = (
-    "import json, sys; sys.path[:] = json.load(open(sys.argv[1] + '/paths')); from pathlib import Path; "
-    "from sorix_dist.launch.spawned import main; main(Path(sys.argv[1]))"
-)
+# While the package is imported, the standard library comes first: a json.py in the caller's folder is not the one that
+# it means, and the caller may have had its own before that folder came into its path.
+_RANK = """
+import json, os, sys
+path, library = json.loads(sys.argv[2]), os.path.dirname(os.__file__)
+sys.path[:] = [library, library + "/lib-dynload", *path]
+from pathlib import Path
+from sorix_dist.launch.spawned import main
+sys.path[:] = path
+main(Path(sys.argv[1]))
+"""
 
 
 def run(
@@ -77,8 +85,7 @@ def run(
     began = segments.now()
     try:
         private.write(folder / "call", call)
-        private.write(folder / "paths", json.dumps(sys.path).encode())
-        start = _start([sys.executable, "-c", _RANK, str(folder)], num_proc, environ)
+        start = _start([*PYTHON, "-c", _RANK, str(folder), json.dumps(sys.path)], num_proc, environ)
         with Output([folder / f"output-{rank}" for rank in range(num_proc)]) as output:
             code = _run(start.argv, environ | start.env, output, folder, timeout)
             return _results(folder, num_proc, code, output.unprefixed)
