@@ -273,6 +273,17 @@ def test_arrays_that_change_while_they_are_written(size: int, path: Path) -> Non
     assert load_file(path).keys() == {"x", "y"}
 
 
+def test_a_file_is_written_and_read_back_in_little_memory(path: Path) -> None:
+    array = np.ones(8 * PIECE // 8)
+    tracemalloc.start()
+    try:
+        tensorfile.write(path, {"x": array}, "text")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * PIECE
+
+
 class Bad(Disk):
     """A disk that flips a bit of what is written at some place."""
 
