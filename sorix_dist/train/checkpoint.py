@@ -18,7 +18,6 @@ from sorix_dist.store import tensorfile
 from sorix_dist.store.structure import pack, unpack
 from sorix_dist.train import states
 from sorix_dist.train.folder import Folder
-from sorix_dist.utils.data.nested import tensors
 from sorix_dist.utils.data.sampler import whole
 
 OURS = "sorix_dist"
@@ -137,8 +136,7 @@ class Checkpointer:
         if not self.async_save:
             self.folder.write(path, arrays, text)
             return path
-        copied = [state for name, state in alike.items() if states.is_copied(stateful[name])]
-        fresh = {id(tensor.array) for tensor in tensors(copied)}
+        fresh = {id(copy.array) for name, state in alike.items() for copy in states.copies(stateful[name], state)}
         copies = {name: array if id(array) in fresh else array.copy() for name, array in arrays.items()}
         self._writing = _Writing(path, lambda: self.folder.write(path, copies, text))
         return path

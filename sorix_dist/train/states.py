@@ -12,6 +12,7 @@ import numpy as np
 from sorix_dist import nn
 from sorix_dist._version import __version__
 from sorix_dist.comm import Comm
+from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.ops.dropout import Draws, functional_draws
@@ -19,6 +20,7 @@ from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.parallel.outcome import on_every_rank
 from sorix_dist.utils import machine
+from sorix_dist.utils.data.nested import tensors
 
 
 def has_state(part: Any) -> bool:
@@ -36,9 +38,13 @@ def state_of(part: Any) -> Any:
     return part.state_dict() if _has_own_state(part) else {"epoch": part.epoch}
 
 
-def is_copied(part: Any) -> bool:
-    """Whether the state of a part shares no memory with it: the package's own methods promise that."""
-    return getattr(_bare(part).state_dict, "__func__", None) in (nn.Module.state_dict, Optimizer.state_dict)
+def copies(part: Any, state: Any) -> Iterator[Tensor]:
+    """The tensors in the state of a part that share no memory with it: the package's own methods promise that."""
+    taken = getattr(_bare(part).state_dict, "__func__", None)
+    if taken is nn.Module.state_dict:
+        yield from tensors(state)
+    elif taken is Optimizer.state_dict:  # the options beside are whatever a user has put there
+        yield from tensors(state["state"])
 
 
 def load_states(comm: Comm, parts: Mapping[str, Any], saved: Mapping[str, Any], counted: Mapping[str, Any]) -> None:

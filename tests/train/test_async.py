@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist import nn
+from sorix_dist import nn, optim
 from tests.train.faults import Counting, Slow, fails
 from tests.train.saving import Part, saved
 
@@ -71,6 +71,19 @@ def test_a_thread_saves_what_was_there_whatever_the_names(name: str, folder: Pat
     assert back is not None
     assert (model.W.numpy() == before).all()
     assert not any(np.any(value) for value in (back[name], back["nested"]["model"][0], back["nested"]["tensor"]))
+
+
+def test_a_thread_saves_what_was_there_of_an_option(folder: Path) -> None:
+    model, option = nn.Linear(3, 2), sx.tensor([0.0, 0.0])
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["mine"] = option
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Slow()
+    checkpointer.save(1, optimizer=optimizer)
+    option.data[...] = -1
+    checkpointer.wait()
+    checkpointer.load_latest(optimizer=optimizer)
+    assert (optimizer.param_groups[0]["mine"].numpy() == 0).all()
 
 
 def test_a_thread_saves_what_was_there_of_a_model_whose_state_dict_was_replaced(folder: Path) -> None:
