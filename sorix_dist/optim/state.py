@@ -93,6 +93,8 @@ class GroupState:
             missing = {"step", *names} - entry.keys()
             if missing:
                 raise ValueError(f"load_state_dict: the state of parameter {i} lacks {sorted(missing)}")
+            if int(entry["step"]) < 0:
+                raise ValueError(f"load_state_dict: 'step' of parameter {i} must be >= 0, got {entry['step']}")
             for name in names:
                 value, wanted = np.asarray(entry[name]), parameter.array
                 if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):

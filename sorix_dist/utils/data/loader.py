@@ -8,7 +8,7 @@ from typing import Any
 
 from sorix_dist.core import random as rng
 from sorix_dist.utils.data.collate import Collator
-from sorix_dist.utils.data.dataset import IterableDataset
+from sorix_dist.utils.data.dataset import IterableDataset, contents
 from sorix_dist.utils.data.prefetch import ahead
 from sorix_dist.utils.data.sampler import BatchSampler, Sampler, whole
 from sorix_dist.utils.data.source import Indexed, Ranks, Streamed
@@ -139,31 +139,48 @@ class DataLoader:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next loop the rest of the epoch in which `state_dict()` was called, each sample once.
 
-        ValueError if the state is that of a loader with another order or other batches. A seed is taken over from
-        the state, unless this loader or `manual_seed` was given another one.
+        ValueError if the state is that of a loader with another order, other batches or other data, as far as
+        `Dataset.digest()` tells; nothing is changed then. A seed is taken over from the state, unless this loader or
+        `manual_seed` was given another one.
         """
+        self.check_state_dict(state_dict)
+        if self.sampler is not None:
+            if self._takes_seed() and state_dict["seed"] is not None:
+                self.sampler.seed = int(state_dict["seed"])
+            self.sampler.wanted_epoch = None
+        self.epoch, self._first = int(state_dict["epoch"]), int(state_dict["batches"])
+        self._handed = (self.epoch, self._first)
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         own = self._identity()
-        missing = [name for name in ("epoch", "batches", *own) if name not in state_dict]
+        missing = [name for name in ("epoch", "batches", *own) if name not in state_dict and name != "data"]
         if missing:
             raise ValueError(f"load_state_dict: state_dict must have {', '.join(missing)}, got {sorted(state_dict)}")
-        seed = state_dict["seed"]
-        free = self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
-        different = [name for name in own if state_dict[name] != own[name] and not (name == "seed" and free)]
+        free = self._takes_seed()
+        different = [name for name in own if name in state_dict and state_dict[name] != own[name]]
+        if free and "seed" in different:
+            different.remove("seed")
+        # States of earlier versions say nothing of the data, and data of another length are other data anyway.
+        if "data" in different and (state_dict["data"] is None or "length" in different):
+            different.remove("data")
         if different:
             said = ", ".join(f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in different)
             if self._per_rank and "batch_size" in different:
                 said += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
+            if "data" in different:
+                said += " (a digest of some samples; to go on with other data, start an epoch of it with set_epoch)"
             raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {said}")
-        epoch = whole("load_state_dict: epoch", state_dict["epoch"], 0)
+        whole("load_state_dict: epoch", state_dict["epoch"], 0)
         batches = whole("load_state_dict: batches", state_dict["batches"], 0)
-        if self.sampler is not None:
-            if batches > len(self):
-                raise ValueError(f"load_state_dict: batches must be at most {len(self)}, got {batches}")
-            if free and seed is not None:
-                self.sampler.seed = whole("load_state_dict: seed", seed, 0)
-            self.sampler.wanted_epoch = None
-        self.epoch, self._first = epoch, batches
-        self._handed = (epoch, batches)
+        if self.sampler is not None and batches > len(self):
+            raise ValueError(f"load_state_dict: batches must be at most {len(self)}, got {batches}")
+        if free and state_dict["seed"] is not None:
+            whole("load_state_dict: seed", state_dict["seed"], 0)
+
+    def _takes_seed(self) -> bool:
+        """Whether the seed of a saved state replaces that of this loader, which nobody has chosen."""
+        return self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
 
     def _identity(self) -> dict[str, Any]:
         """What the order and the batches follow from."""
@@ -176,6 +193,7 @@ class DataLoader:
             "batch_size": self.batch_size,
             "shuffle": shuffle,
             "drop_last": self.drop_last,
+            "data": contents(self.dataset) if self.shard else None,  # without, each rank may have its own
         }
 
     def _ranks(self) -> Ranks:
