@@ -14,12 +14,13 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.batch import divisor, mean_weight, reduced, sum_weight
+from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.reduce import batch_mean, weighted_total
 from sorix_dist.core.ops.shape import reshape, transpose
-from sorix_dist.core.tensor import Array, as_array
+from sorix_dist.core.tensor import Array
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -289,7 +290,7 @@ def _of_probabilities(
 
 
 def _array(value: Any) -> Array:
-    return value.array if isinstance(value, Tensor) else as_array(value)
+    return value.array if isinstance(value, Tensor) else as_operand(value)
 
 
 def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
