@@ -63,7 +63,8 @@ def cross_entropy(
     classes, scale = class_indices("cross_entropy", labels, shape, weight, ignore_index)
     rows = _classes_last(logits)
     if label_smoothing:
-        target = _smoothed(classes, scale, weight, rows.array, label_smoothing)
+        counted = np.ones(len(classes), bool) if ignore_index is None else labels.reshape(-1) != ignore_index
+        target = _smoothed(classes, counted, weight, rows.array, label_smoothing)
         losses = ops.cross_entropy_of_probabilities(rows, target)
     else:
         losses = ops.cross_entropy_rows(rows, target=classes, scale=scale)
@@ -253,15 +254,14 @@ def _class_weights(name: str, weight: Any, logits: Any) -> Array:
     return weights.astype(scores.dtype)
 
 
-def _smoothed(classes: Array, scale: Array | None, weights: Array | None, rows: Array, smoothing: float) -> Array:
-    """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly."""
-    spread = np.full(rows.shape[1], smoothing / max(1, rows.shape[1]), rows.dtype)
-    if weights is None or scale is None:
-        target = np.tile(spread, (len(rows), 1))
-        target[np.arange(len(rows)), classes] += 1 - smoothing
-        return target
-    target = np.where((scale != 0)[:, None], spread * weights, 0)
-    target[np.arange(len(rows)), classes] += (1 - smoothing) * scale
+def _smoothed(classes: Array, counted: Array, weights: Array | None, rows: Array, smoothing: float) -> Array:
+    """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly; 0 for rows
+    that are not counted. A class of weight 0 counts in the spread of its rows."""
+    target = np.full(rows.shape, smoothing / max(1, rows.shape[1]), rows.dtype)
+    target[np.arange(len(rows)), classes] += 1 - smoothing
+    if weights is not None:
+        target *= weights
+    target[~counted] = 0
     return target
 
 
