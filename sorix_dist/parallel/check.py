@@ -59,8 +59,8 @@ def _difference(a: Place, b: Place) -> tuple[str, str]:
     elif a.order != b.order:
         ours = "a loader's batch"
         theirs = (
-            "that of a loader with another length, batch_size, shuffle or seed, or over other data (random without a "
-            "seed? or each rank's own, which needs shard=False)"
+            "that of a loader with another length, batch_size, shuffle, seed or order of its sampler, or over other "
+            "data (random without a seed? or each rank's own, which needs shard=False)"
         )
     elif a.updates != b.updates:
         ours, theirs = (f"{p.updates} optimizer updates" for p in (a, b))
