@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -11,27 +11,48 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.nn import Module
+from sorix_dist.nn.options import options_of
 from sorix_dist.parallel.board import BACKWARD, DOINGS, Place
 from sorix_dist.parallel.world import communicator
 
 
-def describe(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """One line per tensor: name, shape and dtype."""
-    return [f"'{name}' of shape {tuple(t.array.shape)} and dtype {t.array.dtype}" for name, t in tensors]
+def describe_state(module: Module) -> list[str]:
+    """One line for each parameter and buffer: name, shape, dtype, and whether it requires a gradient."""
+
+    def line(name: str, tensor: Tensor) -> str:
+        return f"'{name}' of shape {tuple(tensor.array.shape)} and dtype {tensor.array.dtype}"
+
+    parameters = [
+        f"{line(name, p)}{'' if p.requires_grad else ' that requires no gradient'}"
+        for name, p in module.named_parameters()
+    ]
+    return parameters + [line(name, buffer) for name, buffer in module.named_buffers()]
+
+
+def describe_modules(module: Module) -> list[str]:
+    """One line for each module, of its class, and for each of its options."""
+    lines = []
+    for name, part in module.named_modules():
+        where = f"module '{name}'" if name else "the model"
+        what = f"{where} ({type(part).__name__})"
+        lines += [what, *(f"{what} with {option} = {text}" for option, text in options_of(part).items())]
+    return lines
 
 
 def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
-    """ValueError on every rank, naming the first difference, if `lines` are not the same on all of them."""
+    """ValueError on every rank, naming the first difference and the ranks that have it, if `lines` are not the same on
+    all of them."""
     digest = hashlib.sha256("\n".join(lines).encode()).digest()
     digests = comm.gather_objects(digest)
-    other = next((r for r, d in enumerate(digests) if d != digests[0]), None)
-    if other is None:
+    others = [r for r, d in enumerate(digests) if d != digests[0]]
+    if not others:
         return
-    ours, theirs = comm.share(lines, 0), comm.share(lines, other)
-    first, second = next((a, b) for a, b in zip_longest(ours, theirs) if a != b)
+    everywhere = comm.gather_objects(lines)
+    first, second = next((a, b) for a, b in zip_longest(everywhere[0], everywhere[others[0]]) if a != b)
+    alike = ", ".join(str(r) for r in others[1:] if everywhere[r] == everywhere[others[0]])
     raise ValueError(
-        f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, "
-        f"rank {other} has {second or 'no more'} at the same place"
+        f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, rank {others[0]} has "
+        f"{second or 'no more'} at the same place{f', and so has rank {alike}' if alike else ''}"
     )
 
 

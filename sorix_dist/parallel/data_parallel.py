@@ -14,7 +14,7 @@ from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.op import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.state import IncompatibleKeys
-from sorix_dist.parallel.check import assert_replicas_equal, describe, same_everywhere
+from sorix_dist.parallel.check import assert_replicas_equal, describe_modules, describe_state, same_everywhere
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.forward import WholeForward, known_rows
 from sorix_dist.parallel.replicas import replicas
@@ -31,7 +31,8 @@ class DistributedDataParallel(Module):
 
     After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the mean over the
     global batch, however its rows are shared out. Wrapping is a call of all ranks: it checks that all have
-    the same model, and gives everybody rank 0's weights and buffers.
+    the same model, down to the options of its modules, and gives everybody rank 0's weights and buffers. What is a
+    rank's own among the numbers and texts that a module has as attributes needs a name that begins with "_".
 
     module: the model; comm: an mpi4py communicator if not all ranks of the job train this model. What MPI holds for it
     (its own copies of it, shared memory) stays when nobody uses it any more, until all of its ranks together wrap a
@@ -67,9 +68,8 @@ class DistributedDataParallel(Module):
         self.comm: Comm = communicator(comm)
         agree_on_seed(self.comm)
         parameters = dict(module.named_parameters())
-        same_everywhere(
-            self.comm, "the model's parameters and buffers", describe([*parameters.items(), *module.named_buffers()])
-        )
+        same_everywhere(self.comm, "the model's parameters and buffers", describe_state(module))
+        same_everywhere(self.comm, "the model's modules and their options", describe_modules(module))
         same_everywhere(self.comm, "storage", [repr(storage)])
         if not parameters:
             raise ValueError(f"module must have parameters to train, got a {type(module).__name__} without any")
