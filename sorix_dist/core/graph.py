@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 Rule = Callable[[Any, Array | None], Any]
 
 
+class Described(Protocol):
+    """Something that ranks compare by a digest."""
+
+    def describe(self) -> str:
+        """What the digest is of, in words, for an error."""
+
+
 class Sync(Protocol):
     """Who synchronises the gradients of some leaves: told when a backward that reaches them begins and ends."""
 
@@ -59,9 +66,9 @@ class Sync(Protocol):
     def failed(self) -> None:
         """Is told instead of `end` that the backward raised."""
 
-    def stepped(self, alike: int) -> None:
-        """Is told that an optimizer is about to move these leaves; alike: a digest of the options that it does it with,
-        which must be the same everywhere."""
+    def stepped(self, alike: int, group: Described) -> None:
+        """Is told that an optimizer is about to move these leaves; alike: a digest of the options that it does it with
+        and of its step counts, which must be the same everywhere; group: who says them in words."""
 
     def forget(self, leaf: Leaf) -> None:
         """Is told that what is pending for this leaf shall not count."""

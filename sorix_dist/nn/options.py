@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from numbers import Integral, Real
-from typing import Any
-
-import numpy as np
-
-from sorix_dist.core import Tensor
-from sorix_dist.core.ops.dropout import Draws
+from sorix_dist.core.agreement import as_text
 from sorix_dist.nn.module import Module
 
 
@@ -26,20 +19,3 @@ def options_of(module: Module) -> dict[str, str]:
     if shown := module.extra_repr():
         found["extra_repr()"] = shown
     return found
-
-
-def as_text(value: Any) -> str | None:
-    """A number, text, None, function or sequence of those as text, floats without the last digits, in which processors
-    may differ; None for anything else."""
-    if isinstance(value, tuple | list):
-        parts = [as_text(part) for part in value]
-        return None if None in parts else f"({', '.join(map(str, parts))})"
-    if value is None or isinstance(value, bool | np.bool_ | str | np.dtype | Integral):
-        return str(value) if isinstance(value, np.generic) else repr(value)
-    if isinstance(value, Real):
-        return f"{float(value):.7g}"
-    if isinstance(value, Draws):
-        return f"masks of stream {value.number} from {value.calls} on"
-    if isinstance(value, Callable | np.ufunc) and not isinstance(value, Module | Tensor):  # type: ignore[arg-type]
-        return getattr(value, "__qualname__", getattr(value, "__name__", None))
-    return None

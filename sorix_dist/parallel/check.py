@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,23 +57,48 @@ def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
     )
 
 
-def describe_places(places: Sequence[Place], lines: Sequence[str], meeting: int) -> str:
+class Behind(NamedTuple):
+    """What a rank did since the last meeting, in words: the steps of its optimizers, and by which criteria it computed
+    losses."""
+
+    steps: list[str]
+    criteria: list[str]
+
+
+def describe_places(places: Sequence[Place], lines: Sequence[str], behind: Sequence[Behind], meeting: int) -> str:
     """What to say when the ranks meet at different places."""
-    other = next(r for r, place in enumerate(places) if place != places[0])
-    ours, theirs = _difference(places[0], places[other])
+    first, other = _pair(places)
+    ours, theirs = _difference(places[first], places[other], behind[first], behind[other])
     return (
-        f"the ranks are not at the same place in backward number {meeting}: rank 0 has {ours} at {lines[0]}, "
+        f"the ranks are not at the same place in backward number {meeting}: rank {first} has {ours} at {lines[first]}, "
         f"rank {other} has {theirs} at {lines[other]}; no gradient was added"
     )
 
 
-def _difference(a: Place, b: Place) -> tuple[str, str]:
+def _pair(places: Sequence[Place]) -> tuple[int, int]:
+    """Two ranks that differ: if some have come to the same call on their host, but not alike, two of those, because the
+    others have only gone on; else the first ones."""
+    for rank, place in enumerate(places):
+        first = next(r for r, p in enumerate(places) if p.doing == place.doing)
+        if place.doing != BACKWARD and place != places[first]:
+            return first, rank
+    return 0, next(r for r, place in enumerate(places) if place != places[0])
+
+
+def _instead(a: list[str], b: list[str]) -> str | None:
+    """The first difference in what two ranks did; None if they did the same."""
+    pairs = zip_longest(a, b, fillvalue="nothing")
+    return next((f"{theirs} instead of {ours}" for ours, theirs in pairs if ours != theirs), None)
+
+
+def _difference(a: Place, b: Place, before_a: Behind, before_b: Behind) -> tuple[str, str]:
     """The first thing that differs between two places, in words."""
+    step, criterion = map(_instead, before_a, before_b)
     if a.doing != b.doing:
         ours, theirs = (f"come to {DOINGS[p.doing]}" for p in (a, b))
     elif a.doing != BACKWARD:
         ours = f"come to {DOINGS[a.doing]}"
-        theirs = f"{ours} with other numbers (a learning rate, say, or another option)"
+        theirs = f"{ours} with other numbers ({step or 'a learning rate, say, or another option'})"
     elif (a.epoch, a.batch) != (b.epoch, b.batch):
         ours, theirs = (
             f"batch {p.batch} of epoch {p.epoch}" if p.batch >= 0 else "a batch that no loader made" for p in (a, b)
@@ -87,11 +113,14 @@ def _difference(a: Place, b: Place) -> tuple[str, str]:
         ours, theirs = (f"{p.updates} optimizer updates" for p in (a, b))
     elif a.pieces != b.pieces:
         ours, theirs = (f"{p.pieces} backwards since the last synchronisation" for p in (a, b))
+    elif criterion is not None and step is None:
+        ours = "come to backward"
+        theirs = f"computed its loss by {criterion} before it came to backward"
     else:
         ours = "come to backward"
         theirs = (
-            "stepped optimizers with other options (a learning rate, say), so that its parameters have drifted, before "
-            "it came to backward"
+            f"stepped optimizers with other options ({step or 'a learning rate, say'}), so that its parameters have "
+            "drifted, before it came to backward"
         )
     return ours, theirs
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.comm import watch
 from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.core.graph import Leaf, Node
+from sorix_dist.core.graph import Described, Leaf, Node
 from sorix_dist.core.tensor import Array, Rows
 from sorix_dist.parallel.accumulate import NO_ROWS, Denominator
 from sorix_dist.parallel.reduce import Reducer
@@ -87,8 +87,9 @@ class Synchronised(ABC):
     def failed(self) -> None:
         self.replicas.failed()
 
-    def stepped(self, alike: int) -> None:
+    def stepped(self, alike: int, group: Described) -> None:
         replicas = self.replicas
+        replicas.stepped[id(group)] = group
         replicas.updates += 1
         replicas.options = (31 * replicas.options + alike) % _PRIME  # two optimizers in another order give another one
         watch.begins("optimizer.step", replicas.meetings)

@@ -296,7 +296,7 @@ class Pretending:
     def reduced(self) -> Pretending:
         return self
 
-    def stepped(self, alike: int) -> None:
+    def stepped(self, alike: int, group: Any) -> None:
         return None
 
     def visitor(self) -> None:
