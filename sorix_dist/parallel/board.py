@@ -20,6 +20,7 @@ DOINGS = (
     "zero_grad",
     "edit",
     "DistributedDataParallel",
+    "unwrap",
 )
 """What ranks do together when they meet, in a user's words."""
 BACKWARD = 0

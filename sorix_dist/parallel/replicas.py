@@ -103,6 +103,10 @@ class Replicas:
         self.use(member, None)
         synchronise(flat, member)
 
+    def remove(self, member: Member) -> None:
+        """Forgets a member, whose parameters nobody synchronises any more."""
+        self._members = [known for known in self._members if known() not in (None, member)]
+
     @property
     def home(self) -> Home:
         """Where the ranks of a host keep what they share."""

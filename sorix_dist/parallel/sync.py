@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 from typing import Any, Literal
+from weakref import ref
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +16,7 @@ from sorix_dist.comm import watch
 from sorix_dist.core.flat import Flat, leaf_of
 from sorix_dist.core.graph import Described, Leaf, Node
 from sorix_dist.core.tensor import Array, Rows
+from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulate import NO_ROWS, Denominator
 from sorix_dist.parallel.reduce import Reducer
 from sorix_dist.parallel.replicas import PLAIN, Replicas
@@ -103,18 +105,25 @@ class Member(Synchronised):
 
     It answers for what a model computes inside its forward, where rows are those of the batch, and for what is
     computed of the parameters alone, which is the same on every rank.
-    names: of its parameters; nonfinite: what becomes of their gradients when these are not finite.
+    wrapper: refers to the wrapped model; names: of its parameters; nonfinite: what becomes of their gradients when
+    these are not finite.
     """
 
     number: int
     reducer: Reducer
 
-    def __init__(self, replicas: Replicas, flat: Flat, names: list[str], nonfinite: NonFinite) -> None:
+    def __init__(self, wrapper: Module, replicas: Replicas, flat: Flat, names: list[str], nonfinite: NonFinite) -> None:
+        self.wrapper = ref(wrapper)
         self.replicas = replicas
         self.flat = flat
         self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
         self.names = names
         self.nonfinite = nonfinite
+
+    def release(self) -> None:
+        """Makes the parameters ordinary ones again, which no one synchronises."""
+        self.flat.thaw()
+        self.replicas.remove(self)
 
     def way(self) -> int:
         """How the next sum is to be added to what the parameters show: the same on all ranks that share it, each of

@@ -164,10 +164,14 @@ def test_a_model_without_parameters():
 def test_wrapped_twice():
     def work():
         model = nn.Linear(2, 2)
-        sx.DistributedDataParallel(model)
-        sx.DistributedDataParallel(model)
+        first = sx.DistributedDataParallel(model)
+        with pytest.raises(
+            ValueError, match=r"wrapped already.*'W' .* on rank 0, whose unwrap\(\) gives the model back"
+        ):
+            sx.DistributedDataParallel(model)
+        sx.DistributedDataParallel(nn.Sequential(first))
 
-    on_all_ranks(work, ValueError, "wrapped already.*'W'")
+    on_all_ranks(work, ValueError, r"wrapped already.*'0\.module\.W'")
 
 
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
