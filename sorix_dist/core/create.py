@@ -15,7 +15,6 @@ import numpy as np
 from sorix_dist.core import random
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
-from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.dropout import normal_by_row, uniform_by_row
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import Shard, shard_of, tagged
@@ -233,8 +232,3 @@ def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
     if any(n < 0 for n in sizes):
         raise ValueError(f"{name}: sizes must not be negative, got {sizes}")
     return sizes
-
-
-OF_NUMPY[np.zeros_like] = lambda a, dtype=None: zeros_like(a, dtype=dtype)
-OF_NUMPY[np.ones_like] = lambda a, dtype=None: ones_like(a, dtype=dtype)
-OF_NUMPY[np.full_like] = lambda a, fill_value, dtype=None: full_like(a, fill_value, dtype=dtype)

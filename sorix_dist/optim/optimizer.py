@@ -59,7 +59,7 @@ class Optimizer:
         made = {**self.defaults, **group, "params": params}
         self.check(made)
         self.param_groups.append(made)
-        self._states.append(GroupState(params))
+        self._states.append(GroupState(params, type(self).__name__, tuple(self.defaults)))
 
     def _check_parameters(self, params: list[Any]) -> None:
         taken = {id(p) for g in self.param_groups for p in g["params"]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.op import OF_NUMPY
+from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.elementwise import mul
 from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
@@ -25,7 +25,7 @@ def einsum(equation: str, *operands: Any) -> Any:
     """
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
-    tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in operands]
+    tensors = [x if isinstance(x, Tensor) else Tensor(as_operand(x)) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
     tensors = _with_rows_together(terms, tensors)
     sizes: dict[str, int] = {}
@@ -142,5 +142,3 @@ def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tupl
         rows = place.moved(term.index(named[place.axis]))
     return term, with_rows(value, tuple(sizes[letter] for letter in term), rows)
 
-
-OF_NUMPY[np.einsum] = lambda *operands, optimize=False: einsum(*operands)

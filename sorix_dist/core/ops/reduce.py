@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.elementwise import abs as absolute
@@ -216,11 +216,3 @@ def _kept(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
     if axis is None:
         return with_ones(shape, None)
     return with_ones(shape, tuple(a % len(shape) for a in (axis if isinstance(axis, tuple | list) else (axis,))))
-
-
-OF_NUMPY[np.sum] = sum
-OF_NUMPY[np.mean] = mean
-OF_NUMPY[np.cumsum] = cumsum
-OF_NUMPY[np.prod] = prod
-OF_NUMPY[np.var] = lambda a, axis=None, ddof=0, keepdims=False: var(a, axis, keepdims, correction=ddof)
-OF_NUMPY[np.std] = lambda a, axis=None, ddof=0, keepdims=False: std(a, axis, keepdims, correction=ddof)
