@@ -159,7 +159,9 @@ def grad(
                 raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
         elif not isinstance(part, Tensor):
             part = Tensor(np.array(part))
-        answers.append(part if part is None or not isinstance(tensor.place, Shard) else tagged(_fresh(part), tensor.place))
+        answers.append(
+            part if part is None or not isinstance(tensor.place, Shard) else tagged(_fresh(part), tensor.place)
+        )
     return tuple(answers)
 
 

@@ -98,9 +98,7 @@ class Batch:
 
     __slots__ = ("_places", "_starts", "group", "held", "known", "parent", "shard")
 
-    def __init__(
-        self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None
-    ) -> None:
+    def __init__(self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None) -> None:
         self.group, self.shard, self.parent = group, shard, parent
         self._starts: Array | None = None
         self.known = rows if isinstance(rows, Rows) else None
@@ -207,7 +205,7 @@ class Shard:
         return self.outer * self.batch.rows.total * self.inner
 
     def like(self, other: Shard) -> bool:
-        """Whether the rows of both can be taken one by one together, each with as many others that they are merged with."""
+        """Whether the rows of both can be taken one by one together, each merged with as many others."""
         return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
 
     def moved(self, axis: int) -> Shard:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core import rules
+from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import op
 
 # -- arithmetic

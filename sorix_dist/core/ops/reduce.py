@@ -11,9 +11,9 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
+from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
-from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.order import amax, amin
 from sorix_dist.core.ops.shape import reshape, take, unsqueeze
 from sorix_dist.core.placement import shard_of
