@@ -205,7 +205,7 @@ class Shard:
         return self.outer * self.batch.rows.total * self.inner
 
     def like(self, other: Shard) -> bool:
-        """Whether the rows of both can be taken one by one together, each with as many others that they are merged with."""
+        """Whether the rows of both can be taken one by one together, each merged with as many others."""
         return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
 
     def moved(self, axis: int) -> Shard:

@@ -19,7 +19,7 @@ import numpy as np
 from sorix_dist.core.graph import Node, SumOverRanks
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import given
+from sorix_dist.core.rules import bare, given
 from sorix_dist.core.tensor import Array, Tensor
 
 # -- the operations: placements are given by the functions below
@@ -114,11 +114,6 @@ def first_of(*parts: Any, count: int) -> Any:
 
 
 # -- from one placement to another
-
-
-def bare(x: Tensor) -> Tensor:
-    """The same tensor without a placement, for operations whose result is given its own."""
-    return x if x.place is None else Tensor.of(x.array, x.origin)
 
 
 def replicated(x: Tensor, name: str = "") -> Tensor:
