@@ -428,13 +428,20 @@ def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -
 
 
 def rows_of_unknown(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
-    """Where the rows are after a reshape if they are in the axis of -1, whatever their number is; else None."""
+    """Where the rows are after a reshape if they are in the axis of -1, whatever their number is; else None.
+
+    A 1 beside it may be the number of rows of a rank that has a single one, as in `x.reshape(len(x), -1)`.
+    """
     front, behind = _around(place, before)
     axis = after.index(-1)
     left, right = prod(after[:axis]), prod(after[axis + 1 :])
     if not left or not right or front % left or behind % right:
         return None
-    return place.batch.at(axis, front // left, behind // right)
+    outer, inner = front // left, behind // right
+    of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
+    if not place.group.alone and _axis_of_rows(front, behind, 1, of_one) != (axis, outer, inner):
+        return None
+    return place.batch.at(axis, outer, inner)
 
 
 def _around(place: Shard, shape: tuple[int, ...]) -> tuple[int, int]:
