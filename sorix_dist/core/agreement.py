@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -40,23 +41,20 @@ def array_as_text(value: Tensor | np.ndarray[Any, Any]) -> str:
     return text if len(numbers) <= _FEW else f"{len(numbers)} numbers with the digest {crc32(text.encode()):08x}"
 
 
-class Criterion(Described, Protocol):
-    """Computes a loss with options that must be the same on every rank."""
-
-    @property
-    def fingerprint(self) -> int:
-        """A digest of the options."""
-
-
-Criteria = dict[Criterion, None]  # in the order in which backwards have come to them
+Criteria = dict[int, Described]  # by digests of their options
 
 _criteria: ContextVar[Criteria | None] = ContextVar("criteria", default=None)
 collect_criteria = _criteria.set
 """Makes the backwards of this context add the criteria that they come through to what is given."""
 
 
-def add_criterion(criterion: Criterion) -> None:
-    """Is called when a backward comes through a loss that this criterion has computed."""
-    criteria = _criteria.get()
-    if criteria is not None:
-        criteria[criterion] = None
+def criterion_hook(fingerprint: int, criterion: Described) -> Callable[[Any], None]:
+    """A hook for the losses that a criterion computes; fingerprint: a digest of its options, which must be the same on
+    every rank."""
+
+    def reached(gradient: Any) -> None:
+        criteria = _criteria.get()
+        if criteria is not None:
+            criteria[fingerprint] = criterion
+
+    return reached

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 from zlib import crc32
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.agreement import add_criterion, array_as_text
+from sorix_dist.core.agreement import array_as_text, criterion_hook
 from sorix_dist.core.graph import Node
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.functional.loss import REDUCTIONS
@@ -19,7 +20,9 @@ from sorix_dist.nn.options import options_of
 class _Loss(Module):
     """Says to a backward that comes through its results by which options they were computed."""
 
-    __slots__ = ("_fingerprint",)  # not among the attributes, which are compared and saved
+    __slots__ = ("_hook",)  # not among the attributes, which are compared and saved
+
+    _hook: Callable[[Any], None]
 
     _reductions: tuple[str, ...] = REDUCTIONS
     _of_rows: ClassVar[tuple[str, ...]] = ()  # arrays that may belong to this rank's rows
@@ -34,23 +37,28 @@ class _Loss(Module):
         loss = self.forward(*inputs, **options)
         origin = getattr(loss, "origin", None)
         if isinstance(origin, Node):
+            try:
+                hook = self._hook
+            except AttributeError:
+                hook = criterion_hook(self.fingerprint(), self)
+                object.__setattr__(self, "_hook", hook)
             if origin.hooks is None:
-                origin.hooks = []
-            origin.hooks.append(lambda gradient: add_criterion(self))
+                origin.hooks = [hook]
+            else:
+                origin.hooks.append(hook)
         return loss
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        object.__setattr__(self, "_fingerprint", None)
+        if hasattr(self, "_hook"):
+            object.__delattr__(self, "_hook")
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
     def fingerprint(self) -> int:
         """A digest of the class and the options."""
-        known = getattr(self, "_fingerprint", None)
-        if known is None:
-            known = crc32(self.describe().encode())
-            object.__setattr__(self, "_fingerprint", known)
-        return known
+        return crc32(self.describe().encode())
 
     def describe(self) -> str:
         """The class and the options."""

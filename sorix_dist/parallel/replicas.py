@@ -226,7 +226,7 @@ class Replicas:
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
-        alike = self.options + sum({criterion.fingerprint for criterion in self.criteria})
+        alike = self.options + sum(self.criteria)
         place = Place(BACKWARD, alike, rows.epoch, rows.batch, rows.order, self.updates, self.backwards)
         said = self.board.meet(place, reached, [loss.array.item() for loss in losses])
         self.pending, self.backwards, self.options = False, 0, 0
@@ -266,7 +266,7 @@ class Replicas:
     def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:
         behind = Behind(
             [group.describe() for group in self.optimized.values()],
-            sorted({criterion.describe() for criterion in self.criteria}),
+            [criterion.describe() for criterion in self.criteria.values()],
         )
         self.optimized.clear()
         lines, everywhere = zip(*self.comm.gather_objects((call_site().where, behind)), strict=True)
