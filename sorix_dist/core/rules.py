@@ -628,23 +628,28 @@ def trailing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
 def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
     and values that every rank holds alike."""
-    lead = _place(inputs[0])
-    fits = isinstance(lead, Shard) and lead.axis < inputs[0].array.ndim - 1 and not in_order(lead)
-    operands = whole_sums(inputs, apply.__name__)
-    if fits:
-        at = inputs[0].array.ndim - lead.axis
-        for i, x in enumerate(operands[1:], 1):
-            place, shape = _place(x), _shape(x)
-            broadcasts = at > 2 or i > 2  # the second last dimension of keys and values is none of queries
-            if isinstance(place, Shard):
-                fits = fits and broadcasts and len(shape) - place.axis == at and lead.like(place)
-            elif fits and broadcasts:
-                operands[i] = beside(x, lead, at)
-    if not fits:
-        return apply(*(whole(x, apply.__name__) for x in operands), **options)
+    operands = beside_queries(apply.__name__, inputs)
+    lead = _place(operands[0])
+    if lead is None:
+        return apply(*operands, **options)
     if all(new is old for new, old in zip(operands, inputs, strict=True)):
         return lead  # type: ignore[no-any-return]
-    return tagged(apply(*map(bare, operands), **options), lead.moved(max(map(len, map(_shape, operands))) - at))
+    return tagged(apply(*map(bare, operands), **options), lead)
+
+
+def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
+    """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
+    queries, *others = whole_sums(inputs, name)
+    lead = _place(queries)
+    if lead is None or lead.axis == len(_shape(queries)) - 1 or in_order(lead):
+        return [whole(x, name) for x in (queries, *others)]
+    at = len(_shape(queries)) - lead.axis
+    for i, x in enumerate(others):
+        place, has_rows = _place(x), at > 2 or i > 1  # the second last dimension of keys and values is none of queries
+        if place is not None and not (has_rows and len(_shape(x)) - place.axis == at and lead.like(place)):
+            x = whole(x, name)
+        others[i] = beside(x, lead, at) if has_rows else x
+    return [queries, *others]
 
 
 def gathers(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:

@@ -13,8 +13,9 @@ from sorix_dist.core.ops.attention import attention
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.dropout import Draws, dropout
 from sorix_dist.core.ops.elementwise import add, cast
+from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import beside, whole
+from sorix_dist.core.rules import beside, beside_queries, whole
 from sorix_dist.core.tensor import Array
 
 
@@ -38,13 +39,17 @@ def scaled_dot_product_attention(
     unless given; draws: a layer's count of dropout masks. ValueError names what does not fit.
     """
     q, k, v = (x if isinstance(x, Tensor) else Tensor(x) for x in (query, key, value))
+    scores_shape(*map(extents, (q, k, v)))
+    q, k, v, attn_mask = beside_queries("scaled_dot_product_attention", (q, k, v, attn_mask))
     shape = scores_shape(q.shape, k.shape, v.shape)
     if is_causal and attn_mask is not None:
         raise ValueError("scaled_dot_product_attention: attn_mask must be None with is_causal=True, got both")
     dtype, rows = q.array.dtype, shard_of(q)
-    if rows is not None:
-        attn_mask = beside(attn_mask, rows, q.ndim - rows.axis)
-    bias = causal_bias(shape[-2], shape[-1], dtype) if is_causal else bias_of("attn_mask", attn_mask, shape, dtype)
+    if is_causal:
+        bias = causal_bias(extents(q)[-2], shape[-1], dtype)
+        bias = bias if rows is None else beside(bias, rows, q.ndim - rows.axis)
+    else:
+        bias = bias_of("attn_mask", attn_mask, shape, dtype)
     return attention(q, k, v, bias, drop_factors(shape, dropout_p, dtype, draws, q), scale=scale_of(q.shape, scale))
 
 
