@@ -10,6 +10,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, transpose, unsqueeze
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.dropout import Dropout
@@ -89,6 +91,9 @@ class MultiheadAttention(Module):
         value = key if value is None else value
         alike = key is query and value is query
         q, k, v = (self._batch_first(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
+        rows = shard_of(q)
+        if rows is not None:
+            k, v, key_padding_mask = beside(k, rows, 3), beside(v, rows, 3), beside(key_padding_mask, rows, 2)
         if not (len(q) == len(k) == len(v) and k.shape[1] == v.shape[1]):
             raise ValueError(
                 "MultiheadAttention: query, key and value must have one batch size, and as many keys as values, "
@@ -128,9 +133,8 @@ class MultiheadAttention(Module):
                 f"MultiheadAttention: {name} must have shape {form.format(width)} or (L, {width}), "
                 f"got shape {tuple(x.shape)}"
             )
-        if x.ndim == 2:
-            return unsqueeze(x, 0)
-        return x if self.batch_first else swapaxes(x, 0, 1)
+        x = unsqueeze(x, 0) if x.ndim == 2 else x if self.batch_first else swapaxes(x, 0, 1)
+        return rows_along("MultiheadAttention", x, (0,))
 
     def _projection(self, i: int) -> tuple[Any, Any]:
         """Weight (in, out) and bias of queries (0), keys (1) or values (2)."""
