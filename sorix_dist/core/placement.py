@@ -205,7 +205,7 @@ class Shard:
         return self.outer * self.batch.rows.total * self.inner
 
     def like(self, other: Shard) -> bool:
-        """Whether the rows of both can be taken one by one together, each with as many others that they are merged with."""
+        """Whether the rows of both can be taken one by one together, each merged with as many others."""
         return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
 
     def moved(self, axis: int) -> Shard:
@@ -236,9 +236,9 @@ class Partial:
     """The global value is the sum over the processes of a group of what they hold.
 
     over: the weight of a mean beside those of other batches, which is the number of rows in the whole batch, or the sum
-    of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN where
-    there is no single number. factor: what the number here is multiplied by for the user's eye,
-    so that a mean shows that over this rank's rows. held: this rank's number of rows.
+    of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN
+    where there is no single number. factor: what the number here is multiplied by for the user's eye, so that a mean
+    shows that over this rank's rows. held: this rank's number of rows.
     """
 
     __slots__ = ("factor", "group", "held", "over")

@@ -33,6 +33,11 @@ def _place(x: Any) -> Any:
     return None if place is REPLICATE else place
 
 
+def bare(x: Any) -> Any:
+    """An operand without a placement, for operations whose result is given its own."""
+    return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) and x.place is not None else x
+
+
 def whole(x: Any, name: str = "") -> Any:
     """An operand as every rank holds it alike: the sum over all parts, or the rows of all ranks."""
     return collective().replicated(x, name) if isinstance(_place(x), Shard | Partial) else x
@@ -155,22 +160,32 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 
 def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """The placement of an element-wise result where one operand at least is rows.
+    """The placement of an element-wise result where one operand at least is rows."""
+    if len(inputs) == 2 and inputs[1].__class__ in _NUMBERS:
+        return _place(inputs[0])  # type: ignore[no-any-return]
+    operands, place = together(apply.__name__, inputs)
+    if all(new is old for new, old in zip(operands, inputs, strict=True)):
+        return place
+    if place is None:
+        return apply(*operands, **options)
+    return tagged(apply(*map(bare, operands), **options), place)
+
+
+def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]:
+    """The operands of an element-wise operation as they go together, and where the rows of its result are.
 
     Axes are counted from the right, as broadcasting does. What every rank holds alike broadcasts, is cut to these
     rows if it has one for each of the global batch, or is taken for this rank's rows if it has as many.
     """
-    if len(inputs) == 2 and inputs[1].__class__ in _NUMBERS:
-        return _place(inputs[0])  # type: ignore[no-any-return]
     lead = _first_shard(inputs)
     if lead is None:
-        return None
+        return list(inputs), None
     ndim = max(len(_shape(x)) for x in inputs if x is not None)
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
     if lead.batch.known is not None and lead.total == 1:
         lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
         if not lengths <= {1, lead.held}:  # a single row broadcasts
-            return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+            return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
@@ -180,11 +195,11 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
                 lead, x = _of_two_groups(lead, x)
             elif alike and not lead.batch.like(place.batch):
                 raise ValueError(
-                    f"{apply.__name__}: rows of two batches do not go together, {lead.total} rows of which this rank "
-                    f"holds {lead.batch.held}, and {place.total} of which it holds {place.batch.held}"
+                    f"{name}: rows of two batches do not go together, {lead.total} rows of which this rank holds "
+                    f"{lead.batch.held}, and {place.total} of which it holds {place.batch.held}"
                 )
             elif not alike:
-                x = whole(x, apply.__name__)
+                x = whole(x, name)
                 shape = _shape(x)
                 x = rows_beside(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
         elif len(shape) >= at and shape[-at] != 1:
@@ -192,14 +207,7 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
-    if all(new is old for new, old in zip(changed, inputs, strict=True)):
-        return lead.moved(ndim - at)
-    return tagged(apply(*map(_bare, changed), **options), lead.moved(ndim - at))
-
-
-def _bare(x: Any) -> Any:
-    """An operand of which nothing is asked any more."""
-    return collective().bare(x) if isinstance(x, Tensor) else x
+    return changed, lead.moved(ndim - at)
 
 
 def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
@@ -232,6 +240,8 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
 def align(x: Any, like: Any, name: str) -> Any:
     """An operand beside rows of a batch, such as targets beside predictions, along their first axes: this rank's rows
     of what has one for each row of the batch; the rows of all ranks beside what every rank holds alike."""
+    if _has_partial((x,)):
+        x = whole(x, name)
     place, lead, shape = _place(x), _place(like), _shape(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
         if lead.batch.known is not None and shape[lead.axis] == lead.total and not lead.group.alone:
@@ -383,46 +393,57 @@ def reshaped(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     if not isinstance(place, Shard):
         return _linear_place(place)
     found = reshaped_rows(place, x.array.shape, options["shape"])
-    if found is not None:
-        return found
+    return apply(mixed(x, options["shape"]), **options) if found is None else found
+
+
+def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """RuntimeError: a reshape mixes rows. In one process there is nothing to refuse, and the rows are all rows."""
+    place = x.place
+    assert isinstance(place, Shard)
     if not place.group.alone:
         raise RuntimeError(
             f"reshape: {tuple(x.array.shape)}, {place.batch.held} of {place.rows.total} rows along axis {place.axis}, "
-            f"does not become {tuple(options['shape'])} row by row. Say -1 for the axis of the batch, or take "
+            f"does not become {tuple(shape)} row by row. Say -1 for the axis of the batch, or take "
             "sx.global_value(x), which has the rows of all ranks"
         )
-    return apply(whole(x, "reshape"), **options)
+    return bare(x)  # type: ignore[no-any-return]
 
 
-def reshaped_rows(
-    place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
-) -> Shard | None:
+def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
     """Where the rows are after a reshape; None if they are mixed, or if that can't be told.
 
-    unknown: the axis for which the user has written -1. A rank with a single row can't tell it from other dimensions of
-    1 and has to guess; where that would be wrong, the others, which know better, answer None.
+    A rank with a single row can't tell it from other dimensions of 1 and has to guess; where that would be wrong, the
+    others, which know better, answer None.
     """
-    front, behind = place.outer, place.inner
-    for i, n in enumerate(before):
-        if i < place.axis:
-            front *= n
-        elif i > place.axis:
-            behind *= n
-    found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
+    front, behind = _around(place, before)
+    found = _axis_of_rows(front, behind, place.batch.held, after)
     if found is None:
         return None
     axis, outer, inner = found
     if place.batch.held != 1 and not place.group.alone:
         of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
-        if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
+        if _axis_of_rows(front, behind, 1, of_one) != found:
             return None
     return place.batch.at(axis, outer, inner)
 
 
-def _axis_of_rows(
-    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
-) -> tuple[int, int, int] | None:
-    """(axis, outer, inner) of rows that have `front` elements in front of them, outer included, and `behind` behind.
+def rows_of_unknown(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
+    """Where the rows are after a reshape if they are in the axis of -1, whatever their number is; else None."""
+    front, behind = _around(place, before)
+    axis = after.index(-1)
+    left, right = prod(after[:axis]), prod(after[axis + 1 :])
+    if not left or not right or front % left or behind % right:
+        return None
+    return place.batch.at(axis, front // left, behind // right)
+
+
+def _around(place: Shard, shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many elements there are in front of the rows, and behind them."""
+    return prod(shape[: place.axis]) * place.outer, prod(shape[place.axis + 1 :]) * place.inner
+
+
+def _axis_of_rows(front: int, behind: int, rows: int, after: Sequence[int]) -> tuple[int, int, int] | None:
+    """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 
     They are whole in an axis with A elements in front and B behind if A divides `front` and B `behind`, and it has what
     is left. Where several would do, it is the one that merges the rows with the fewest others.
@@ -433,10 +454,10 @@ def _axis_of_rows(
         if left and right and not front % left and not behind % right:
             outer, inner = front // left, behind // right
             if length == outer * rows * inner:
-                found.append((inner, axis != unknown, outer, axis))
+                found.append((inner, outer, axis))
     if not found:
         return None
-    inner, _, outer, axis = min(found)
+    inner, outer, axis = min(found)
     return axis, outer, inner
 
 
@@ -483,7 +504,7 @@ def concatenated(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any])
     result = lead.moved(lead.axis + (new and axis <= lead.axis))
     if all(a is b for a, b in zip(parts, inputs, strict=True)):
         return result
-    return tagged(apply(*map(_bare, parts), **options), result)
+    return tagged(apply(*map(bare, parts), **options), result)
 
 
 def indexed(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
@@ -525,34 +546,33 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     last = isinstance(a, Shard) and a.axis == dims_x - 1
     if last and not isinstance(b, Shard):
         y = rows_beside(y, a, 2)
-        return tagged(apply(_bare(x), _bare(y), **options), a.batch.partial(SUM))
+        return tagged(apply(bare(x), bare(y), **options), a.batch.partial(SUM))
     if isinstance(b, Shard) and b.axis == dims_y - 2:  # the rows of y are contracted
         if last and a.like(b):
-            return a.batch.partial(SUM)
+            return a.batch.partial(SUM)  # type: ignore[no-any-return]
         if not isinstance(a, Shard):
             x = rows_beside(x, b, 1)
-            return tagged(apply(_bare(x), _bare(y), **options), b.batch.partial(SUM))
+            return tagged(apply(bare(x), bare(y), **options), b.batch.partial(SUM))
         return apply(x, whole(y, name), **options)
     if last:
         return apply(whole(x, name), y, **options)
-    if isinstance(a, Shard) and isinstance(b, Shard):
-        if not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
-            return apply(x, whole(y, name), **options)
+    both = isinstance(a, Shard) and isinstance(b, Shard)
+    if both and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
+        return apply(x, whole(y, name), **options)
     axis = lead.axis + dims - (dims_x if lead is a else dims_y)
     if axis < dims - 2:  # along a leading dimension, which broadcasts as in element-wise operations
         other, shape = (y, _shape(y)) if lead is a else (x, _shape(x))
         at = dims - axis
         if not isinstance(_place(other), Shard) and len(shape) >= at and shape[-at] != 1:
             cut = rows_beside(other, lead, at)
-            pair = (_bare(x), _bare(cut)) if lead is a else (_bare(cut), _bare(y))
+            pair = (bare(x), bare(cut)) if lead is a else (bare(cut), bare(y))
             return tagged(apply(*pair, **options), lead.moved(axis))
     return lead.moved(axis)
 
 
 def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
     """A layer: rows along `axis` of the first operand stay there, those of the operands numbered `states` lie along
-    their axis `at`, counted from the right, if they have so many, and the others are weights. Anything else is gathered.
-    """
+    their axis `at` from the right, if they have so many, and the others are weights. Anything else is gathered."""
 
     def rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
         place = _place(inputs[0])
@@ -568,7 +588,7 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
             return apply(*(whole(each, apply.__name__) for each in inputs), **options)
         if all(new is old for new, old in zip(others, inputs[1:], strict=True)):
             return place  # type: ignore[no-any-return]
-        return tagged(apply(*map(_bare, (inputs[0], *others)), **options), place)
+        return tagged(apply(*map(bare, (inputs[0], *others)), **options), place)
 
     return rule
 
@@ -586,13 +606,16 @@ def affine(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pl
 
 
 def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Scores (N, classes) into one number for each row."""
+    """Scores (N, classes), and what there is beside each of them, into one number for each row."""
     place = _place(inputs[0])
-    if isinstance(place, Shard) and place.axis == 0:
-        targets = [_place(other) for other in inputs[1:]]
-        if all(p is None or (isinstance(p, Shard) and p.axis == 0 and place.like(p)) for p in targets):
-            return place
-    return apply(*(whole(each, apply.__name__) for each in inputs), **options)
+    if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
+        return place
+    operands, place = together(apply.__name__, whole_sums(inputs, apply.__name__))
+    if place is None or place.axis != 0:
+        return apply(*(whole(each, apply.__name__) for each in operands), **options)
+    if all(new is old for new, old in zip(operands, inputs, strict=True)):
+        return place
+    return tagged(apply(*map(bare, operands), **options), place)
 
 
 def trailing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
@@ -623,7 +646,7 @@ def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
         return apply(*(whole(x, apply.__name__) for x in operands), **options)
     if all(new is old for new, old in zip(operands, inputs, strict=True)):
         return lead  # type: ignore[no-any-return]
-    return tagged(apply(*map(_bare, operands), **options), lead.moved(max(map(len, map(_shape, operands))) - at))
+    return tagged(apply(*map(bare, operands), **options), lead.moved(max(map(len, map(_shape, operands))) - at))
 
 
 def gathers(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:

@@ -38,7 +38,9 @@ def outcome(function: Callable[..., Any], arrays: Sequence[Any], placements: Seq
         None if a is None else rank.tensor(a, p, a.dtype.kind == "f") for a, p in zip(arrays, placements, strict=True)
     ]
     answer = function(*inputs)
-    values = [v if isinstance(v, Tensor) else Tensor(v) for v in (answer if isinstance(answer, tuple | list) else [answer])]
+    values = [
+        v if isinstance(v, Tensor) else Tensor(v) for v in (answer if isinstance(answer, tuple | list) else [answer])
+    ]
     results = list(values)
     smooth = [v for v in values if v.requires_grad]
     wanted = [x for x in inputs if x is not None and x.requires_grad]

@@ -9,9 +9,9 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import shape_of
-from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
+from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.promote import common_dtype
-from sorix_dist.core.rules import collective, whole
+from sorix_dist.core.rules import bare, together, whole, whole_sums
 from sorix_dist.core.tensor import Tensor
 
 
@@ -34,35 +34,14 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 def _selected(condition: Any, x: Any, y: Any) -> Any:
     """`select` by a condition that may be rows of a batch."""
     if all(shard_of(operand) is None for operand in (condition, x, y)):
-        condition = whole(condition, "where")
-        return select(x, y, condition=condition.array if isinstance(condition, Tensor) else np.asarray(condition))
-    # As an operand it brings the others to these rows, or is brought to theirs.
-    flags = select_rows(condition, x, y)
-    place = flags.place
-    x, y = (_beside(operand, place, flags.array.ndim) for operand in (x, y))
-    result = select(x, y, condition=flags.array)
-    return tagged(result, place)
+        return select(x, y, condition=_array(whole(condition, "where")))
+    operands, place = together("where", whole_sums((condition, x, y), "where"))
+    condition, x, y = map(bare, operands)
+    return tagged(select(x, y, condition=_array(condition)), place)
 
 
-@op(differentiable=False)
-def select_rows(condition: Any, x: Any, y: Any) -> Any:
-    """The condition in the shape of the result of `select`."""
-    return np.broadcast_to(condition, np.broadcast_shapes(*map(np.shape, (condition, x, y)))), ()
-
-
-def _beside(x: Any, place: Any, ndim: int) -> Any:
-    """An operand without a placement of its own: this rank's rows of it."""
-    if not isinstance(place, Shard):
-        return whole(x, "where")
-    if isinstance(x, int | float) or x is None:
-        return x
-    x = whole(x, "where") if isinstance(getattr(x, "place", None), Partial) else x
-    shape, at = shape_of(x), ndim - place.axis
-    if shard_of(x) is None and len(shape) >= at and shape[-at] not in (1, place.held):
-        x = collective().rows_of(x, place.moved(len(shape) - at))
-    if shard_of(x) is None and place.group.ordered and getattr(x, "origin", None) is not None:
-        x = collective().spread(x, place, at, ndim)
-    return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x
+def _array(x: Any) -> Any:
+    return x.array if isinstance(x, Tensor) else np.asarray(x)
 
 
 @op(numpy=np.maximum, promote="common")
@@ -111,7 +90,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     """`input` with `value` wherever `mask`, which broadcasts to it, is true; the dtype stays."""
-    flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
+    flags = _array(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:

@@ -19,7 +19,7 @@ import numpy as np
 from sorix_dist.core.graph import Node, SumOverRanks
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import given
+from sorix_dist.core.rules import bare, given
 from sorix_dist.core.tensor import Array, Tensor
 
 # -- the operations: placements are given by the functions below
@@ -116,18 +116,13 @@ def first_of(*parts: Any, count: int) -> Any:
 # -- from one placement to another
 
 
-def bare(x: Tensor) -> Tensor:
-    """The same tensor without a placement, for operations whose result is given its own."""
-    return x if x.place is None else Tensor.of(x.array, x.origin)
-
-
 def replicated(x: Tensor, name: str = "") -> Tensor:
     """What every rank holds alike: the sum over all parts of a Partial, or the rows of all ranks."""
     place = x.place
     if isinstance(place, Shard):
         group, held = place.group, x.array.nbytes
         if group.alone:
-            return bare(x)
+            return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
                 f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
@@ -142,7 +137,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     elif isinstance(place, Partial):
         group = place.group
     else:
-        return bare(x)
+        return bare(x)  # type: ignore[no-any-return]
     return bare(x) if group.alone or group.ordered else summed(x, group, name)
 
 

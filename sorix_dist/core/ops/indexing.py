@@ -10,8 +10,8 @@ from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.ops.axes import along, axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
-from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import align, whole
+from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.rules import bare, refused, rows_beside, together, whole, whole_sums
 from sorix_dist.core.tensor import Array, Tensor
 
 
@@ -24,20 +24,16 @@ def gather(input: Any, dim: int, index: Any) -> Any:
         return reshape(take(reshape(input, 1), index=_indices("gather", index, 1)), shape_of(index))
     input, index = _of_each_row("gather", input, dim, index)
     rows = shard_of(input) or shard_of(index)
-    result = take(input if rows is None else _bare(input), index=_grid_along("gather", input, dim, index))
+    result = take(input if rows is None else bare(input), index=_grid_along("gather", input, dim, index))
     return result if rows is None else tagged(result, rows)
-
-
-def _bare(x: Any) -> Any:
-    return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x
 
 
 def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ...]:
     """The operands of a function that looks up along `dim`, so that each row of a batch looks up in itself, or in what
     is the same everywhere. Else all of them with the rows of all ranks."""
     at, place = axis_of(name, input, dim), shard_of(input)
-    if place is not None:
-        others = tuple(align(other, input, name) for other in others)
+    if place is not None and place.axis != at:
+        others = tuple(_beside(other, place, len(shape_of(input))) for other in others)
     rows = [p for other in others if (p := shard_of(other)) is not None]
     if place is None and not rows:
         return (input, *others)
@@ -47,6 +43,12 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     else:
         fits = fits and len(rows) == len(others) and rows[0].axis == at and not rows[0].group.ordered
     return (input, *others) if fits else tuple(whole(x, name) for x in (input, *others))
+
+
+def _beside(x: Any, place: Shard, ndim: int) -> Any:
+    """An operand with as many dimensions as rows have beside it: this rank's rows of what all ranks hold alike."""
+    alike = shard_of(x) is None and len(shape_of(x)) == ndim
+    return rows_beside(x, place, ndim - place.axis) if alike else x
 
 
 def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
@@ -62,7 +64,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
         input, index, src = (whole(x, "scatter_add") for x in (input, index, src))
         rows = None
     if rows is not None:
-        return tagged(scatter_add(_bare(input), dim, _bare(index), _bare(src)), rows)
+        return tagged(scatter_add(bare(input), dim, bare(index), bare(src)), rows)
     key = _grid_along("scatter_add", input, dim, index)
     shape = shape_of(index)
     if len(shape_of(src)) != len(shape) or any(n > m for n, m in zip(shape, shape_of(src), strict=True)):
@@ -76,8 +78,11 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
     at, rows = axis_of("index_select", input, dim), shard_of(index)
     if rows is not None:
         if shard_of(input) is None and not rows.group.ordered:
-            return tagged(index_select(input, at, _bare(index)), rows.moved(at))
+            return tagged(index_select(input, at, bare(index)), rows.moved(at))
         index = whole(index, "index_select")
+    place = shard_of(input)
+    if place is not None and place.axis == at:
+        input = refused(input, "index_select")
     chosen = _indices("index_select", index, shape_of(input)[at])
     if chosen.ndim > 1:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
@@ -86,15 +91,13 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
-    mask = align(mask, input, "masked_select")
-    if shard_of(mask) is not None and shard_of(input) is None:
-        input = align(input, mask, "masked_select")
+    (input, mask), place = together("masked_select", whole_sums((input, mask), "masked_select"))
     flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
-    whole = input if shape_of(input) == shape else expand_to(input, shape=shape)
-    return take(whole, index=np.broadcast_to(flags, shape))
+    full = expand_to(bare(input), shape=shape)
+    return take(full if place is None else tagged(full, place), index=np.broadcast_to(flags, shape))
 
 
 def one_hot(input: Any, num_classes: int = -1) -> Any:
@@ -104,7 +107,7 @@ def one_hot(input: Any, num_classes: int = -1) -> Any:
         if num_classes == -1:
             labels = whole(input, "one_hot").array
             num_classes = int(labels.max()) + 1 if labels.size else -1
-        return tagged(one_hot(_bare(input), num_classes), rows)
+        return tagged(one_hot(bare(input), num_classes), rows)
     labels = input.array if isinstance(input, Tensor) else np.asarray(input)
     if num_classes == -1:
         if not labels.size:

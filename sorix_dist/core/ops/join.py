@@ -11,9 +11,9 @@ from sorix_dist.core import rules
 from sorix_dist.core.op import as_operand, op, recording
 from sorix_dist.core.ops.axes import along, axis_of, parts_along, shape_of
 from sorix_dist.core.ops.indexing import index_select
-from sorix_dist.core.ops.shape import take
+from sorix_dist.core.ops.shape import extents, take
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import align
+from sorix_dist.core.rules import align, bare, whole
 from sorix_dist.core.tensor import Tensor
 
 
@@ -45,10 +45,8 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
     """The tensors one after the other along `dim`; they agree in the other dimensions."""
     parts = _several("cat", tensors)
     at = axis_of("cat", parts[0], dim if axis is None else axis)
-    rows = next((part for part in parts if shard_of(part) is not None), None)
-    if rows is not None and rows.place.axis != at:
-        parts = [align(part, rows, "cat") for part in parts]
-    shapes = [shape_of(p) for p in parts]
+    parts = _beside_rows("cat", parts, at)
+    shapes = [extents(p) for p in parts]
     rests = {(*s[:at], *s[at + 1 :]) for s in shapes}
     if () in shapes or len(rests) > 1 or len({len(s) for s in shapes}) > 1:
         raise ValueError(f"cat: tensors must have at least one dimension and agree in all but dim {at}, got {shapes}")
@@ -57,8 +55,8 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
 
 def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
     """The tensors, all of one shape, side by side along a new dimension `dim`."""
-    parts = _several("stack", tensors)
-    shapes = [shape_of(p) for p in parts]
+    parts = _beside_rows("stack", _several("stack", tensors))
+    shapes = [extents(p) for p in parts]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: tensors must all have the same shape, got {shapes}")
     at = axis_of("stack", parts[0], dim if axis is None else axis, more=1)
@@ -89,8 +87,7 @@ def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> 
     place = shard_of(input)
     if place is not None and place.axis == at and place.outer % chunks == 0:
         one = place.batch.at(at, place.outer // chunks, place.inner)
-        bare = Tensor.of(input.array, input.origin)
-        return tuple(tagged(take(bare, index=key), one) for key in parts_along(at, [one.held] * chunks))
+        return tuple(tagged(take(bare(input), index=key), one) for key in parts_along(at, [one.held] * chunks))
     length = (shape_of(input) or (0,))[at]
     return split(input, max(1, -(-length // chunks)), at) if length else split(input, [0] * chunks, at)
 
@@ -119,10 +116,16 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
         raise ValueError(f"pad: mode must be 'constant' or one of {sorted(MODES)}, got {mode!r}")
     pairs = [(0, 0)] * (len(shape) - len(widths) // 2)
     pairs += [(widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2)]
+    place = shard_of(input)
+    if place is not None and pairs[place.axis] != (0, 0):
+        input = whole(input, "pad")
+        shape = shape_of(input)
     if any(min(a, b) < 0 for a, b in pairs):
         if any(n + min(a, 0) + min(b, 0) < 0 for (a, b), n in zip(pairs, shape, strict=True)):
             raise ValueError(f"pad: pad must not cut off more than there is of shape {shape}, got {widths}")
-        inside = tuple(slice(max(-a, 0), n + min(b, 0)) for (a, b), n in zip(pairs, shape, strict=True))
+        inside = tuple(
+            slice(-a if a < 0 else None, n + b if b < 0 else None) for (a, b), n in zip(pairs, shape, strict=True)
+        )
         input, pairs = take(input, index=inside), [(max(a, 0), max(b, 0)) for a, b in pairs]
     if mode == "constant":
         return pad_with(input, widths=tuple(pairs), value=value)
@@ -146,6 +149,13 @@ def _several(name: str, tensors: Any) -> list[Any]:
     if not tensors:
         raise ValueError(f"{name}: tensors must hold at least one tensor, got none")
     return [x if isinstance(x, Tensor | np.ndarray) else Tensor(as_operand(x)) for x in tensors]
+
+
+def _beside_rows(name: str, parts: list[Any], axis: int | None = None) -> list[Any]:
+    """The parts, with this rank's rows of those that every rank holds alike, if there are rows along another axis than
+    that to join them along."""
+    rows = next((part for part in parts if shard_of(part) is not None), None)
+    return parts if rows is None or rows.place.axis == axis else [align(part, rows, name) for part in parts]
 
 
 def _into(name: str, result: Any, out: Tensor | None) -> Any:

@@ -15,9 +15,9 @@ from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
 from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import mean_over, sum_over
-from sorix_dist.core.ops.shape import reshape, with_rows
+from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import ALONE, Group, shard_of, tagged
-from sorix_dist.core.rules import rows_along, whole
+from sorix_dist.core.rules import bare, rows_along, whole
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -175,8 +175,8 @@ def batch_norm(
     group = ALONE if place is None or place.group.apart else place.group
     watch = observe if tracked else None
     if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
-        bare = Tensor.of(input.array, input.origin)
-        return tagged(batch_norm_of_rows(bare, weight, bias, group=group, eps=eps, observe=watch), place)
+        result = batch_norm_of_rows(bare(input), weight, bias, group=group, eps=eps, observe=watch)
+        return tagged(result, place)
     return batch_norm_of_rows(input, weight, bias, group=group, eps=eps, observe=watch)
 
 
@@ -234,7 +234,7 @@ def layer_norm(
     normalized_shape: the last dimensions of input, over which it is normalised; weight, bias: of that shape.
     """
     tail = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
-    shape = tuple(np.shape(input))
+    shape = extents(input)
     if not tail or min(tail) < 1 or shape[-len(tail) :] != tail:
         raise ValueError(f"layer_norm: input must end in the dimensions normalized_shape {tail}, got shape {shape}")
     _check("layer_norm", input, {"weight": weight, "bias": bias}, tail)

@@ -11,7 +11,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of
 from sorix_dist.core.placement import Shard, shard_of, tagged
-from sorix_dist.core.rules import whole
+from sorix_dist.core.rules import bare, whole
 from sorix_dist.core.tensor import Tensor
 
 # -- the operations
@@ -100,11 +100,15 @@ def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
     sizes, was, place = sizes_of("reshape", shape), shape_of(input), shard_of(input)
     full = _without_unknown(was, sizes, place)
-    if place is not None and -1 in sizes:
-        rows = rules.reshaped_rows(place, was, full, sizes.index(-1))
-        if rows is not None:
-            return with_rows(input, full, rows)
-    return reshape_to(input, shape=full)
+    if place is None or sizes.count(-1) != 1:
+        return reshape_to(input, shape=full)
+    rows = rules.rows_of_unknown(place, was, sizes)
+    if rows is not None:
+        return with_rows(input, tuple(rows.held if n == -1 else n for n in sizes), rows)
+    rows = rules.reshaped_rows(place, was, full)  # by len(input)
+    if rows is not None and rows.outer == rows.inner == 1:
+        return with_rows(input, full, rows)
+    return reshape_to(rules.mixed(input, full), shape=full)
 
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -193,7 +197,7 @@ def with_rows(input: Any, shape: tuple[int, ...], place: Shard | None) -> Any:
     """`reshape_to`, where it is known which axis the rows have afterwards."""
     if place is None:
         return reshape_to(input, shape=shape)
-    return tagged(reshape_to(Tensor.of(input.array, input.origin), shape=shape), place)
+    return tagged(reshape_to(bare(input), shape=shape), place)
 
 
 def squeeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
@@ -250,7 +254,7 @@ def repeat(input: Any, *sizes: Any) -> Any:
     if place is not None:  # all rows, then all rows again
         axis = place.axis + extra
         rows = place.batch.at(axis, place.outer * times[axis], place.inner)
-        return tagged(repeat(Tensor.of(input.array, input.origin), times), rows)
+        return tagged(repeat(bare(input), times), rows)
     shape = (1,) * extra + shape
     apart = reshape_to(input, shape=tuple(n for size in shape for n in (1, size)))
     wide = expand_to(apart, shape=tuple(n for pair in zip(times, shape, strict=True) for n in pair))
@@ -276,7 +280,9 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
 
 def index(input: Any, key: Any) -> Any:
     """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
-    parts = key if isinstance(key, tuple) else (key,)
+    parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
+    if place is not None and any(map(_is_mask, parts)):
+        key = parts = tuple(_with_masks_of_rows(place, _of_each_axis([*parts], len(shape_of(input)))))
     if any(isinstance(part, Tensor) and part.place is not None for part in parts):
         return _index_by_rows(input, parts)
     return take(input, index=key_of(key))
@@ -298,7 +304,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and rows is not None and rows.axis == 0:
         own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
         if other.ndim == 1 and np.array_equal(own, np.arange(place.held)):  # of each row what its index names
-            return tagged(take(Tensor.of(input.array, input.origin), index=(own, other)), place)
+            return tagged(take(bare(input), index=(own, other)), place)
     return take(input, index=key_of(tuple(whole(part, "an index") for part in key)))
 
 
@@ -313,13 +319,29 @@ def _is_mask(part: Any) -> bool:
     return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
 
 
-def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
-    """Where rows are after NumPy's indexing; None if it names them by their places."""
-    parts = [*key] if isinstance(key, tuple) else [key]
+def _of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
+    """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
     named = sum(p.ndim if _is_mask(p) else 1 for p in parts if p is not None and p is not Ellipsis)
     dots = next((i for i, p in enumerate(parts) if p is Ellipsis), None)
-    hidden: list[Any] = [slice(None)] * (len(shape) - named)
-    parts = [*parts, *hidden] if dots is None else [*parts[:dots], *hidden, *parts[dots + 1 :]]
+    hidden: list[Any] = [slice(None)] * (ndim - named)
+    return [*parts, *hidden] if dots is None else [*parts[:dots], *hidden, *parts[dots + 1 :]]
+
+
+def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
+    """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
+    axis, found = 0, []
+    for part in parts:
+        covers = part.ndim if _is_mask(part) else int(part is not None)
+        if _is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
+            part = rules.rows_beside(part, place, covers + axis - place.axis)
+        axis += covers
+        found.append(part)
+    return found
+
+
+def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
+    """Where rows are after NumPy's indexing; None if it names them by their places."""
+    parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
     arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
@@ -351,9 +373,9 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
     """All rows, or all rows of some of those that lie one after the other; None for other slices."""
     if part.step not in (None, 1):
         return None
-    if part.start in (None, 0) and part.stop is None:
-        return place.moved(axis)
     length = place.held // place.outer
+    if part.stop is None and (part.start is None or (part.start == 0 and (length or place.outer == 1))):
+        return place.moved(axis)
     if place.outer == 1:
         return None
     if not length:  # a rank without rows can't tell where one ends

@@ -18,6 +18,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     The row `padding_idx` gets no gradient. TypeError if `input` does not hold integers, IndexError if one is out
     of range.
     """
+    weight = whole(weight, "embedding") if shard_of(weight) is not None else weight
     index = input.array if isinstance(input, Tensor) else np.asarray(input)
     count = len(weight)
     if index.dtype.kind not in "iu":
@@ -31,7 +32,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
             raise ValueError(f"embedding: padding_idx must be in [{-count}, {count}), got {padding_idx}")
         padding_idx %= count
     rows = shard_of(input)
-    if rows is None or shard_of(weight) is not None:
+    if rows is None:
         return table_rows(weight, index=index, skip=padding_idx)
     if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
         return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)

@@ -18,7 +18,7 @@ from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
-from sorix_dist.core.ops.shape import flatten, transpose
+from sorix_dist.core.ops.shape import extents, flatten, transpose, with_rows
 from sorix_dist.core.placement import Shard, shard_of, tagged
 from sorix_dist.core.rules import align, whole
 from sorix_dist.core.tensor import Array
@@ -247,8 +247,7 @@ def _classes_last(scores: Any) -> Any:
 def _unflattened(losses: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Losses of shape (N * d...) in the shape (N, d...)."""
     place = shard_of(losses)
-    result = Tensor.of(losses.array, losses.origin).reshape(shape)
-    return result if place is None else tagged(result, place.batch.at(0))
+    return with_rows(losses, shape, None if place is None else place.batch.at(0))
 
 
 def _together(name: str, scores: Any, target: Any) -> tuple[Any, Any]:
@@ -258,9 +257,12 @@ def _together(name: str, scores: Any, target: Any) -> tuple[Any, Any]:
         return scores, target
     if isinstance(place, Shard) and place.axis == 0:
         return scores, align(target, scores, name)
+    if isinstance(place, Shard):  # along the classes, say
+        return whole(scores, name), whole(target, name)
     if place is not None:
         scores = whole(scores, name)
-    return align(scores, target, name), align(target, scores, name)
+    scores = align(scores, target, name)
+    return scores, align(target, scores, name)
 
 
 def _class_weights(name: str, weight: Any, logits: Any) -> Array:
@@ -314,13 +316,12 @@ def _array(value: Any) -> Array:
 
 def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
     """Input and target of an element-wise loss: of one shape, and of the input's dtype."""
-    place = getattr(input, "place", None)
-    if isinstance(place, Shard) or getattr(target, "place", None) is not None:
+    if shard_of(input) is not None or getattr(target, "place", None) is not None:
         target = align(target, input, name)
     x, y = _array(input), _array(target)
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {x.dtype}")
-    if x.shape != y.shape and y.ndim:
+    if x.shape != y.shape and y.ndim and extents(input) != extents(target):
         raise ValueError(f"{name}: target must have the shape {x.shape} of input, got shape {y.shape}")
     if not isinstance(input, Tensor):
         input = x

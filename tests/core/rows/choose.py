@@ -13,8 +13,6 @@ SQUARES = [((3, 4),), ((2, 4, 3),), ((0, 3),), ((2, 0, 3),)]
 ROWS = [
     Row(choose.select, lambda x, y, condition: np.where(condition, x, y), [((3, 4), (4,)), ((), (1, 4)), ((0, 4), ())],
         options={"condition": MASK}),
-    Row(choose.select_rows, lambda c, x, y: np.broadcast_to(c, np.broadcast_shapes(c.shape, x.shape, y.shape)),
-        [((3, 1), (1, 4), ()), ((4,), (), (3, 4)), ((), (2, 0), ()), ((), (), ())], differentiable=False),
     Row(choose.maximum, np.maximum, PAIRS),
     Row(choose.minimum, np.minimum, PAIRS),
     Row(choose.clamp, np.clip, [((3, 4), (), ()), ((3, 4), (4,), (3, 1)), ((0, 4), (4,), ()), ((), (), ())],

@@ -9,6 +9,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops import compare as c
+from sorix_dist.core.ops.elementwise import cast, round
 from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
 
 
@@ -16,8 +17,9 @@ def rounded(function: Callable[..., Any], kind: Any = np.float64) -> Callable[..
     """The function of its inputs rounded to whole numbers, so that equal ones and zeros occur."""
 
     def of(*inputs: Any, **options: Any) -> Any:
-        whole = [np.rint(np.asarray(x)).astype(kind) for x in inputs]
-        return function(*map(Tensor, whole) if isinstance(inputs[0], Tensor) else whole, **options)
+        if isinstance(inputs[0], Tensor):
+            return function(*(cast(round(x), kind) for x in inputs), **options)
+        return function(*(np.rint(np.asarray(x)).astype(kind) for x in inputs), **options)
 
     of.__name__ = function.__name__
     return of
