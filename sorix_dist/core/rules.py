@@ -237,6 +237,14 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     )
 
 
+def beside(x: Any, lead: Shard, at: int) -> Any:
+    """An operand beside rows along the axis `at` from the right: this rank's rows of what every rank holds alike, if it
+    has that axis."""
+    shape = _shape(x)
+    alike = not isinstance(_place(x), Shard) and len(shape) >= at and shape[-at] != 1
+    return rows_beside(x, lead, at) if alike else x
+
+
 def align(x: Any, like: Any, name: str) -> Any:
     """An operand beside rows of a batch, such as targets beside predictions, along their first axes: this rank's rows
     of what has one for each row of the batch; the rows of all ranks beside what every rank holds alike."""
@@ -409,55 +417,47 @@ def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
     return bare(x)  # type: ignore[no-any-return]
 
 
-def reshaped_rows(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
+def reshaped_rows(
+    place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
+) -> Shard | None:
     """Where the rows are after a reshape; None if they are mixed, or if that can't be told.
 
-    A rank with a single row can't tell it from other dimensions of 1 and has to guess; where that would be wrong, the
-    others, which know better, answer None.
+    unknown: the axis of -1, whose length in `after` does not matter. A rank with a single row can't tell it from other
+    dimensions of 1 and has to guess; where that would be wrong, the others, which know better, answer None.
     """
-    front, behind = _around(place, before)
-    found = _axis_of_rows(front, behind, place.batch.held, after)
+    front = prod(before[: place.axis]) * place.outer
+    behind = prod(before[place.axis + 1 :]) * place.inner
+    found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
     if found is None:
         return None
     axis, outer, inner = found
     if place.batch.held != 1 and not place.group.alone:
         of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
-        if _axis_of_rows(front, behind, 1, of_one) != found:
+        if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
             return None
     return place.batch.at(axis, outer, inner)
 
 
-def rows_of_unknown(place: Shard, before: tuple[int, ...], after: Sequence[int]) -> Shard | None:
-    """Where the rows are after a reshape if they are in the axis of -1, whatever their number is; else None."""
-    front, behind = _around(place, before)
-    axis = after.index(-1)
-    left, right = prod(after[:axis]), prod(after[axis + 1 :])
-    if not left or not right or front % left or behind % right:
-        return None
-    return place.batch.at(axis, front // left, behind // right)
-
-
-def _around(place: Shard, shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many elements there are in front of the rows, and behind them."""
-    return prod(shape[: place.axis]) * place.outer, prod(shape[place.axis + 1 :]) * place.inner
-
-
-def _axis_of_rows(front: int, behind: int, rows: int, after: Sequence[int]) -> tuple[int, int, int] | None:
+def _axis_of_rows(
+    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
+) -> tuple[int, int, int] | None:
     """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 
     They are whole in an axis with A elements in front and B behind if A divides `front` and B `behind`, and it has what
-    is left. Where several would do, it is the one that merges the rows with the fewest others.
+    is left: that of -1, or one that is as long. Where several would do, it is the one that merges the rows with the
+    fewest others.
     """
     found = []
     for axis, length in enumerate(after):
         left, right = prod(after[:axis]), prod(after[axis + 1 :])
         if left and right and not front % left and not behind % right:
             outer, inner = front // left, behind // right
-            if length == outer * rows * inner:
-                found.append((inner, outer, axis))
+            by_length = length == outer * rows * inner and (unknown is None or outer == inner == 1)
+            if axis == unknown or by_length:
+                found.append((inner, axis != unknown, outer, axis))
     if not found:
         return None
-    inner, outer, axis = min(found)
+    inner, _, outer, axis = min(found)
     return axis, outer, inner
 
 
@@ -582,8 +582,8 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
             held, shape = _place(other), _shape(other)
             if isinstance(held, Shard):
                 fits = fits and i in states and len(shape) - held.axis == at and place.like(held)
-            elif fits and i in states and len(shape) >= at and shape[-at] != 1:
-                others[i - 1] = rows_beside(other, place, at)
+            elif fits and i in states:
+                others[i - 1] = beside(other, place, at)
         if not fits:
             return apply(*(whole(each, apply.__name__) for each in inputs), **options)
         if all(new is old for new, old in zip(others, inputs[1:], strict=True)):
@@ -640,8 +640,8 @@ def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
             broadcasts = at > 2 or i > 2  # the second last dimension of keys and values is none of queries
             if isinstance(place, Shard):
                 fits = fits and broadcasts and len(shape) - place.axis == at and lead.like(place)
-            elif fits and broadcasts and len(shape) >= at and shape[-at] != 1:
-                operands[i] = rows_beside(x, lead, at)
+            elif fits and broadcasts:
+                operands[i] = beside(x, lead, at)
     if not fits:
         return apply(*(whole(x, apply.__name__) for x in operands), **options)
     if all(new is old for new, old in zip(operands, inputs, strict=True)):

@@ -11,6 +11,8 @@ from sorix_dist.core import random as rng
 from sorix_dist.core.ops.join import cat, stack
 from sorix_dist.core.ops.recurrent import gru, lstm
 from sorix_dist.core.ops.shape import reshape, swapaxes
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.dropout import Dropout
 from sorix_dist.nn.module import Module, Parameter
@@ -75,6 +77,7 @@ class _Recurrent(Module):
         """The outputs in the layout of the input, and each final state, (layers * directions, N, H)."""
         x = input if isinstance(input, Tensor) else Tensor(input)
         alone = x.ndim == 2
+        x = rows_along(type(self).__name__, x, (0,) if self._turned(x) else (1,))
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or not x.shape[1 if self._turned(x) else 0]:
             form = "(N, T, {0})" if self.batch_first else "(T, N, {0})"
             raise ValueError(
@@ -83,6 +86,9 @@ class _Recurrent(Module):
             )
         turned = self._turned(x)
         x = reshape(x, (len(x), 1, self.input_size)) if alone else swapaxes(x, 0, 1) if turned else x
+        rows = shard_of(x)
+        if given is not None and rows is not None and rows.axis == 1:
+            given = tuple(beside(state, rows, 2) for state in given)
         starts = self._starts(given, x.shape[1], x.array.dtype, alone)
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):

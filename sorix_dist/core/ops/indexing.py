@@ -10,8 +10,8 @@ from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.ops.axes import along, axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
-from sorix_dist.core.placement import Shard, shard_of, tagged
-from sorix_dist.core.rules import bare, refused, rows_beside, together, whole, whole_sums
+from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import bare, beside, refused, together, whole, whole_sums
 from sorix_dist.core.tensor import Array, Tensor
 
 
@@ -33,7 +33,7 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     is the same everywhere. Else all of them with the rows of all ranks."""
     at, place = axis_of(name, input, dim), shard_of(input)
     if place is not None and place.axis != at:
-        others = tuple(_beside(other, place, len(shape_of(input))) for other in others)
+        others = tuple(beside(other, place, len(shape_of(input)) - place.axis) for other in others)
     rows = [p for other in others if (p := shard_of(other)) is not None]
     if place is None and not rows:
         return (input, *others)
@@ -43,12 +43,6 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     else:
         fits = fits and len(rows) == len(others) and rows[0].axis == at and not rows[0].group.ordered
     return (input, *others) if fits else tuple(whole(x, name) for x in (input, *others))
-
-
-def _beside(x: Any, place: Shard, ndim: int) -> Any:
-    """An operand with as many dimensions as rows have beside it: this rank's rows of what all ranks hold alike."""
-    alike = shard_of(x) is None and len(shape_of(x)) == ndim
-    return rows_beside(x, place, ndim - place.axis) if alike else x
 
 
 def take_along_dim(input: Any, indices: Any, dim: int) -> Any:

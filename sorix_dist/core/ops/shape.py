@@ -102,13 +102,10 @@ def reshape(input: Any, *shape: Any) -> Any:
     full = _without_unknown(was, sizes, place)
     if place is None or sizes.count(-1) != 1:
         return reshape_to(input, shape=full)
-    rows = rules.rows_of_unknown(place, was, sizes)
-    if rows is not None:
-        return with_rows(input, tuple(rows.held if n == -1 else n for n in sizes), rows)
-    rows = rules.reshaped_rows(place, was, full)  # by len(input)
-    if rows is not None and rows.outer == rows.inner == 1:
-        return with_rows(input, full, rows)
-    return reshape_to(rules.mixed(input, full), shape=full)
+    rows = rules.reshaped_rows(place, was, full, sizes.index(-1))
+    if rows is None:
+        return reshape_to(rules.mixed(input, full), shape=full)
+    return with_rows(input, tuple(rows.held if i == rows.axis else n for i, n in enumerate(full)), rows)
 
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -294,7 +291,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     chosen = next(part for part in arrays if isinstance(part, Tensor) and part.place is not None)
     rows, place = shard_of(chosen), shard_of(input)
     if rows is not None and len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key):
-        before = _axes_before(input, key, key.index(chosen) if len(key) > 1 else 0)
+        before = _axes_before(input, key, next(i for i, part in enumerate(key) if part is chosen))
         mask = chosen.array.dtype == np.bool_
         ordered = rows.group.ordered and input.requires_grad
         if place is None and not mask and not ordered:  # rows that say what they want of what is the same everywhere

@@ -14,6 +14,7 @@ from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.dropout import Draws, dropout
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import beside, whole
 from sorix_dist.core.tensor import Array
 
 
@@ -40,7 +41,9 @@ def scaled_dot_product_attention(
     shape = scores_shape(q.shape, k.shape, v.shape)
     if is_causal and attn_mask is not None:
         raise ValueError("scaled_dot_product_attention: attn_mask must be None with is_causal=True, got both")
-    dtype = q.array.dtype
+    dtype, rows = q.array.dtype, shard_of(q)
+    if rows is not None:
+        attn_mask = beside(attn_mask, rows, q.ndim - rows.axis)
     bias = causal_bias(shape[-2], shape[-1], dtype) if is_causal else bias_of("attn_mask", attn_mask, shape, dtype)
     return attention(q, k, v, bias, drop_factors(shape, dropout_p, dtype, draws, q), scale=scale_of(q.shape, scale))
 
@@ -74,16 +77,20 @@ def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: b
     """What a mask adds to scores of `shape`: -inf where a bool mask is not `sees`, or the floats themselves."""
     if mask is None:
         return None
+    mask = mask if shard_of(mask) is not None else whole(mask, name)
     array = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if not broadcasts_to(array.shape, shape):
         raise ValueError(f"{name} must broadcast to the shape {tuple(shape)} of the scores, got shape {array.shape}")
     if array.dtype.kind == "b":
-        return np.where(array == sees, 0, -np.inf).astype(dtype)
-    if array.dtype.kind != "f":
+        bias = np.where(array == sees, 0, -np.inf).astype(dtype)
+    elif array.dtype.kind != "f":
         raise TypeError(f"{name} must hold bools or floats, got dtype {name_of(array.dtype)}")
-    if isinstance(mask, Tensor) and mask.requires_grad:
+    elif isinstance(mask, Tensor) and mask.requires_grad:
         return mask if array.dtype == dtype else cast(mask, dtype)
-    return array.astype(dtype, copy=False)
+    else:
+        bias = array.astype(dtype, copy=False)
+    rows = shard_of(mask)
+    return bias if rows is None else tagged(Tensor.of(bias), rows)
 
 
 def together(*biases: Any) -> Any:

@@ -19,8 +19,8 @@ from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
 from sorix_dist.core.ops.shape import extents, flatten, transpose, with_rows
-from sorix_dist.core.placement import Shard, shard_of, tagged
-from sorix_dist.core.rules import align, whole
+from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
+from sorix_dist.core.rules import align, beside, whole
 from sorix_dist.core.tensor import Array
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -334,7 +334,9 @@ def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
 
 def _factors(name: str, what: str, value: Any, like: Any) -> Array:
     """An array of factors that must broadcast against `like`, in its dtype."""
-    x, factors = _array(like), _array(value)
+    x, rows = _array(like), shard_of(like)
+    value = value if rows is None else beside(value, rows, x.ndim - rows.axis)
+    factors = _array(whole(value, name) if isinstance(getattr(value, "place", None), Partial) else value)
     if not broadcasts_to(factors.shape, x.shape):
         raise ValueError(f"{name}: {what} must broadcast to the shape {x.shape} of input, got shape {factors.shape}")
     return factors.astype(x.dtype)
