@@ -184,8 +184,8 @@ def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
     if lead.batch.known is not None and lead.total == 1:
         lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
-        if not lengths <= {1, lead.held}:  # a single row broadcasts
-            return [whole(x, name) for x in inputs], None
+        if not lengths <= {1, lead.held}:
+            return [whole(x, name) for x in inputs], None  # one row broadcasts over others
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
