@@ -236,9 +236,9 @@ class Partial:
     """The global value is the sum over the processes of a group of what they hold.
 
     over: the weight of a mean beside those of other batches, which is the number of rows in the whole batch, or the sum
-    of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN where
-    there is no single number. factor: what the number here is multiplied by for the user's eye,
-    so that a mean shows that over this rank's rows. held: this rank's number of rows.
+    of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN
+    where there is no single number. factor: what the number here is multiplied by for the user's eye, so that a mean
+    shows that over this rank's rows. held: this rank's number of rows.
     """
 
     __slots__ = ("factor", "group", "held", "over")

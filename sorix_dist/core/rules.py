@@ -549,16 +549,16 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
         return tagged(apply(bare(x), bare(y), **options), a.batch.partial(SUM))
     if isinstance(b, Shard) and b.axis == dims_y - 2:  # the rows of y are contracted
         if last and a.like(b):
-            return a.batch.partial(SUM)
+            return a.batch.partial(SUM)  # type: ignore[no-any-return]
         if not isinstance(a, Shard):
             x = rows_beside(x, b, 1)
             return tagged(apply(bare(x), bare(y), **options), b.batch.partial(SUM))
         return apply(x, whole(y, name), **options)
     if last:
         return apply(whole(x, name), y, **options)
-    if isinstance(a, Shard) and isinstance(b, Shard):
-        if not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
-            return apply(x, whole(y, name), **options)
+    both = isinstance(a, Shard) and isinstance(b, Shard)
+    if both and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
+        return apply(x, whole(y, name), **options)
     axis = lead.axis + dims - (dims_x if lead is a else dims_y)
     if axis < dims - 2:  # along a leading dimension, which broadcasts as in element-wise operations
         other, shape = (y, _shape(y)) if lead is a else (x, _shape(x))

@@ -8,10 +8,11 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.op import current_shard
-from sorix_dist.core.ops.collective import bare, first_of, summed_parts, take_rows
+from sorix_dist.core.ops.collective import first_of, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
 from sorix_dist.core.placement import Batch, Partial, Rows, Shard, tagged
+from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
 from sorix_dist.parallel.forward import shards_in

@@ -122,7 +122,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     if isinstance(place, Shard):
         group, held = place.group, x.array.nbytes
         if group.alone:
-            return bare(x)
+            return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
                 f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
@@ -137,7 +137,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     elif isinstance(place, Partial):
         group = place.group
     else:
-        return bare(x)
+        return bare(x)  # type: ignore[no-any-return]
     return bare(x) if group.alone or group.ordered else summed(x, group, name)
 
 

@@ -75,11 +75,12 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
 def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
     """The operands with the rows of a batch along one letter only: that of the first operand that has rows. Others have
     the rows of all ranks, of which they take this rank's along that letter."""
-    first = next((i for i, x in enumerate(tensors) if shard_of(x) is not None), None)
-    if first is None:
+    found = next(((term, rows) for term, x in zip(terms, tensors, strict=True) if (rows := shard_of(x))), None)
+    if found is None:
         return tensors
-    lead, letter = tensors[first].place, terms[first][tensors[first].place.axis]
-    if in_order(lead) or terms[first].count(letter) > 1 or (lead.batch.known is not None and lead.total == 1):
+    first, lead = found
+    letter = first[lead.axis]
+    if in_order(lead) or first.count(letter) > 1 or (lead.batch.known is not None and lead.total == 1):
         return [whole(x, "einsum") for x in tensors]
     together = []
     for term, x in zip(terms, tensors, strict=True):
@@ -136,9 +137,8 @@ def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tupl
     else:
         value = mul(as_groups(x_term, x, common, rows, []), as_groups(y_term, y, common, [], columns))
     term = "".join(common + rows + columns)
-    rows = shard_of(value)
-    if rows is not None and with_place is not None:
+    place = shard_of(value)
+    if place is not None and with_place is not None:
         named, place = with_place
-        rows = place.moved(term.index(named[place.axis]))
-    return term, with_rows(value, tuple(sizes[letter] for letter in term), rows)
-
+        place = place.moved(term.index(named[place.axis]))
+    return term, with_rows(value, tuple(sizes[letter] for letter in term), place)
