@@ -43,6 +43,8 @@ class WholeForward:
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
+        if not known and not open_ and any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays):
+            return module(*inputs, **options)  # every rank computes the same
         batch, rows = self._asked(known, open_)
         if batch is not None:
             self.replicas.rows = batch.rows
