@@ -146,6 +146,8 @@ def grad(
         seed = _local(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
         if group is not None and not isinstance(tensor.place, Shard | Partial):
             seed = seed / group.parts  # what every rank computes alike counts once
+            if tensor.array.size == 1:
+                group.expect(tensor.array.item())
         starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
     keep = create_graph if retain_graph is None else retain_graph
     with _Recording(create_graph), _the_shard_as_before():
