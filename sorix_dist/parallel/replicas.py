@@ -80,6 +80,7 @@ class Replicas:
         self.accumulation: Accumulation | None = None
         self.losses: list[Tensor] = []
         self.rows = NO_ROWS
+        self.walks = 0  # that are under way, more than one where a hook calls backward
         self.backwards = 0  # since the last meeting
         self.updates = 0  # of parameters by optimizers
         self.options = 0  # a digest of those that optimizers have had since the last meeting
@@ -150,8 +151,12 @@ class Replicas:
                 "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
                 "kept of a single virtual shard: compute it from what the model returns"
             )
+        if self.walks and self.shards is not None:
+            raise RuntimeError("reproducible mode: a hook of a backward must not call backward itself")
         weight = 1.0 if self.accumulation is None else self.accumulation.add(place)
-        self._prepare()
+        if not self.walks:
+            self._prepare()
+        self.walks += 1
         return weight if isinstance(place, Partial | Shard) else weight / self.group.parts
 
     def _prepare(self) -> None:
@@ -198,6 +203,9 @@ class Replicas:
                 self.group.expect(loss.array.item())
         for number in place.alike if isinstance(place, Partial) else ():
             self.group.expect(number)
+        self.walks -= 1
+        if self.walks:  # a hook has called this backward: what it leaves is summed at the end of the outer one
+            return
         if self.synchronising and self.accumulation is None:
             self.synchronise(1.0)
             return
@@ -207,7 +215,7 @@ class Replicas:
         """Forgets what backwards have left since the last meeting."""
         if self.shards is not None:
             self._select(None)
-        self.losses, self.group.expected = [], []
+        self.losses, self.group.expected, self.walks = [], [], 0
         if self.accumulation is not None:
             self.accumulation.failed = True
         for reducer in self._reducers():

@@ -291,12 +291,8 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
     chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
-    if (
-        chosen is not None
-        and rows is not None
-        and len(arrays) == 1
-        and not any(isinstance(part, int | np.integer) for part in key)
-    ):
+    alone = len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key)
+    if chosen is not None and rows is not None and alone:
         before = _axes_before(input, key, next(i for i, part in enumerate(key) if part is chosen))
         mask = chosen.array.dtype == np.bool_
         ordered = rows.group.ordered and input.requires_grad
