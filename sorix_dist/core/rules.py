@@ -253,9 +253,10 @@ def align(x: Any, like: Any, name: str) -> Any:
         x = whole(x, name)
     place, lead, shape = _place(x), _place(like), _shape(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
-        if lead.batch.known is not None and shape[lead.axis] == lead.total and not lead.group.alone:
+        several = lead.group.ordered or not lead.group.alone
+        if several and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and not place.group.alone:
+    elif isinstance(place, Shard) and lead is None and (place.group.ordered or not place.group.alone):
         others = _shape(like)
         if place.axis < len(others) and others[place.axis] == place.total:
             return whole(x, name)
