@@ -496,11 +496,12 @@ def concatenated(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any])
     if not new and axis == lead.axis:
         if together and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
-        others = [_shape(x)[axis] for x in inputs if not isinstance(_place(x), Shard)]
-        ours = lead.batch.held * lead.inner  # what has as many rows on every rank is taken for its rows
-        if together and not lead.group.apart and not lead.group.counts(any(n != ours for n in others))[1]:
-            rows = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
-            return tagged(apply(*map(bare, whole_sums(inputs, "cat")), **options), rows)
+        others = [x for x in inputs if not isinstance(_place(x), Shard)]
+        # Constants that have as many rows as the batch, on every rank, are taken for rows.
+        rows = [not _is_known_alike(x) and _shape(x)[axis] == lead.batch.held * lead.inner for x in others]
+        if together and not lead.group.apart and not lead.group.counts(not all(rows))[1]:
+            result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
+            return tagged(apply(*map(bare, inputs), **options), result)
         return apply(*(whole(x, "cat") for x in inputs), **options)
     if not together or any(p.outer != lead.outer for p in shards):
         return apply(*(whole(x, apply.__name__) for x in inputs), **options)
@@ -512,6 +513,11 @@ def concatenated(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any])
     if all(a is b for a, b in zip(parts, inputs, strict=True)):
         return result
     return tagged(apply(*map(bare, parts), **options), result)
+
+
+def _is_known_alike(x: Any) -> bool:
+    """Whether an operand that is no rows is known to be the same on every rank."""
+    return isinstance(x, Tensor) and (x.place is not None or x.origin is not None)
 
 
 def indexed(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
