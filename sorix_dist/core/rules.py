@@ -15,6 +15,7 @@ import numpy as np
 
 from sorix_dist.core.graph import recording
 from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
+from sorix_dist.core.promote import common_dtype
 from sorix_dist.core.tensor import Tensor
 
 _NUMBERS = (float, int)
@@ -105,9 +106,10 @@ def additive(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
         return apply(*whole_sums(inputs, apply.__name__), **options)
     place = parts[0]
     if len(parts) < len(inputs):
-        kind = next(x.array.dtype for x in inputs if _place(x) is place)
-        once = collective().counted_once
-        return apply(*(x if isinstance(_place(x), Partial) else once(x, place.group, kind) for x in inputs), **options)
+        if any(x.array.dtype.kind != "f" for x in inputs if isinstance(_place(x), Partial)):
+            return apply(*whole_sums(inputs, apply.__name__), **options)  # integers do not divide into parts
+        kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in inputs])
+        return apply(*(collective().as_part(x, place.group, kind) for x in inputs), **options)
     for other in parts[1:]:
         if other.group is not place.group:
             return apply(*whole_sums(inputs, apply.__name__), **options)

@@ -240,6 +240,9 @@ REDUCTIONS = {
     "quotient of sums": [lambda x, y: (x * y).sum() / (y * y).sum(), [N3, N3], ["0", "0"]],
     "root": [lambda x: x.square().mean().sqrt(), [N3], ["0"], {"covers": ("all_reduced",)}],
     "sum and weights": [lambda x, w: x.sum() + w.square().sum(), [N3, (3,)], ["0", ""], {"covers": ("shared_out",)}],
+    "sum and numbers of another dtype": [lambda x: x.sum(0) + np.float32([0.1, 0.2, 0.3]), [N3], ["0"]],
+    "sum of integers and a number": [lambda i: i.sum() + 0.5, [("N",)], ["0"], {"integers": (0,)}],
+    "sum of integers and one": [lambda i: 1 - i.sum(0), [N3], ["0"], {"integers": (0,)}],
     "global value": [collective.replicated, [N3], ["0"], {"covers": ("among_all", "cut_rows")}],
 }  # fmt: skip
 PRODUCTS = {

@@ -18,6 +18,7 @@ import numpy as np
 
 from sorix_dist.core.graph import Node, SumOverRanks
 from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import bare, given
 from sorix_dist.core.tensor import Array, Tensor
@@ -157,11 +158,16 @@ def rows_of(x: Any, shard: Shard) -> Any:
     return tagged(cut_rows(bare(x), shard=shard), shard)
 
 
-def counted_once(x: Any, group: Group, dtype: Any) -> Tensor:
-    """What every rank holds alike as a Partial of equal parts; a number gets the dtype."""
-    x = x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype if isinstance(x, int | float) else None))
-    part = bare(x) if group.parts == 1 else shared_out(bare(x), parts=group.parts)
-    part = Tensor.of(part.array, part.origin) if part is x else part
+def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
+    """An operand of a sum as a Partial of this dtype; of what every rank holds alike one of equal parts, so that it
+    counts once."""
+    operand = x if isinstance(x, Tensor) else Tensor(x)
+    if operand.array.dtype != dtype:
+        operand = cast_to(operand, dtype=dtype)  # before it is divided, which rounds
+    if isinstance(operand.place, Partial):
+        return operand
+    part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
+    part = Tensor.of(part.array, part.origin) if part is operand else part
     return tagged(part, Partial(group, None, float(group.parts), 0))
 
 
