@@ -2,8 +2,8 @@
 
 The mean over the ranks of what each computes from its own rows is wrong for all of them. They are written as usual.
 
-python examples/any_loss.py --save build/any_loss.json
-mpirun -n 4 python examples/any_loss.py --compare build/any_loss.json    # exit code 1 if a number differs
+python examples/any_loss.py --save /tmp/any_loss.json
+mpirun -n 4 python examples/any_loss.py --compare /tmp/any_loss.json    # exit code 1 if a number differs
 """
 
 from __future__ import annotations
