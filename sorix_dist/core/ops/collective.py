@@ -121,14 +121,14 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     place = x.place
     if isinstance(place, Shard):
         group = place.group
-        if group.alone:
+        if group.alone and not group.ordered:  # where bits count, one process walks the nodes of several
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
                 f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
                 "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
-        if name:
+        if name and not group.alone:
             extents = (*x.array.shape[: place.axis], place.total, *x.array.shape[place.axis + 1 :])
             group.tell(
                 f"{name} works on the rows of the whole batch, which every rank gathers here from the others: "
