@@ -13,6 +13,7 @@ has, and for the collectives of `core.ops.collective` where its operands do not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -283,6 +284,9 @@ def tagged(tensor: Tensor, place: Placement) -> Tensor:
         tensor.leaf.sharded = isinstance(place, Shard)
     return tensor
 
+
+forward_of: ContextVar[Batch | None] = ContextVar("forward_of", default=None)
+"""The batch that a wrapped model is computing."""
 
 _current: Callable[[], Group] = lambda: ALONE  # noqa: E731
 

@@ -45,9 +45,10 @@ def whole(x: Any, name: str = "") -> Any:
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
-    """An operand whose rows, if it has any, lie along one of `axes`: else it is gathered."""
+    """An operand of a layer, gathered unless its rows, if it has any, lie along one of `axes` and need no others."""
     place = _place(x)
-    return whole(x, name) if isinstance(place, Shard) and place.axis not in axes else x
+    fits = not isinstance(place, Shard) or (place.axis in axes and not in_order(place))
+    return x if fits else whole(x, name)
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
@@ -173,6 +174,11 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return tagged(apply(*map(bare, operands), **options), place)
 
 
+def single(place: Shard) -> bool:
+    """Whether there is one row in the global batch, which broadcasts over others."""
+    return (place.batch.known is not None or place.group.alone) and place.total == 1
+
+
 def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]:
     """The operands of an element-wise operation as they go together, and where the rows of its result are.
 
@@ -184,10 +190,9 @@ def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]
         return list(inputs), None
     ndim = max(len(_shape(x)) for x in inputs if x is not None)
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
-    if lead.batch.known is not None and lead.total == 1:
-        lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
-        if not lengths <= {1, lead.held}:
-            return [whole(x, name) for x in inputs], None  # one row broadcasts over others
+    lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
+    if single(lead) and not lengths <= {1, lead.held}:
+        return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
@@ -229,7 +234,8 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
-    if length == lead.held and (not known or length != lead.total or (lead.group.alone and not lead.group.ordered)):
+    of_all = known and length == lead.total
+    if length == lead.held and (not of_all or (lead.group.alone and not lead.group.ordered)):
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
@@ -254,9 +260,10 @@ def align(x: Any, like: Any, name: str) -> Any:
         x = whole(x, name)
     place, lead, shape = _place(x), _place(like), _shape(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
-        if lead.batch.known is not None and shape[lead.axis] == lead.total and not lead.group.alone:
+        several = lead.group.ordered or not lead.group.alone
+        if several and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and not place.group.alone:
+    elif isinstance(place, Shard) and lead is None and (place.group.ordered or not place.group.alone):
         others = _shape(like)
         if place.axis < len(others) and others[place.axis] == place.total:
             return whole(x, name)
@@ -566,6 +573,8 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
         other, shape = (y, _shape(y)) if lead is a else (x, _shape(x))
         at = dims - axis
         if not isinstance(_place(other), Shard) and len(shape) >= at and shape[-at] != 1:
+            if single(lead):
+                return apply(whole(x, name), whole(y, name), **options)
             cut = rows_beside(other, lead, at)
             pair = (bare(x), bare(cut)) if lead is a else (bare(cut), bare(y))
             return tagged(apply(*pair, **options), lead.moved(axis))
@@ -636,16 +645,17 @@ def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
     lead = _place(operands[0])
     if lead is None:
         return apply(*operands, **options)
+    place = lead.moved(max(len(_shape(x)) for x in operands) - len(_shape(operands[0])) + lead.axis)
     if all(new is old for new, old in zip(operands, inputs, strict=True)):
-        return lead  # type: ignore[no-any-return]
-    return tagged(apply(*map(bare, operands), **options), lead)
+        return place  # type: ignore[no-any-return]
+    return tagged(apply(*map(bare, operands), **options), place)
 
 
 def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
     """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
     queries, *others = whole_sums(inputs, name)
     lead = _place(queries)
-    if lead is None or lead.axis == len(_shape(queries)) - 1 or in_order(lead):
+    if lead is None or lead.axis == len(_shape(queries)) - 1 or in_order(lead) or single(lead):
         return [whole(x, name) for x in (queries, *others)]
     at = len(_shape(queries)) - lead.axis
     for i, x in enumerate(others):

@@ -11,7 +11,7 @@ order, Partials are whole already, and `add_up` and `spread` take the place of s
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -121,18 +121,19 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     """What every rank holds alike: the sum over all parts of a Partial, or the rows of all ranks."""
     place = x.place
     if isinstance(place, Shard):
-        group, held = place.group, x.array.nbytes
-        if group.alone:
+        group = place.group
+        if group.alone and not group.ordered:  # where bits count, one process walks the nodes of several
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
                 f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
                 "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
-        if name:
+        if name and not group.alone:
+            extents = (*x.array.shape[: place.axis], place.total, *x.array.shape[place.axis + 1 :])
             group.tell(
                 f"{name} works on the rows of the whole batch, which every rank gathers here from the others: "
-                f"{held * place.total // max(1, place.held)} bytes"
+                f"{x.array.itemsize * prod(extents)} bytes"
             )
         x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
     elif isinstance(place, Partial):
