@@ -43,6 +43,13 @@ class WholeForward:
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
+        alike = any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays)
+        if not (known or open_ or alike or self.replicas.group.alone):
+            raise RuntimeError(
+                "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
+                "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what is "
+                "the same on every rank"
+            )
         batch, rows = self._asked(known, open_)
         if batch is not None:
             self.replicas.rows = batch.rows
@@ -80,12 +87,6 @@ class WholeForward:
         """
         comm, group = self.replicas.comm, self.replicas.group
         if not arrays:
-            if not known and not group.alone:
-                raise RuntimeError(
-                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody "
-                    "knows which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) "
-                    "for what is the same on every rank"
-                )
             return (known[0].batch if known else None), set()
         lengths = [len(x) for x in arrays]
         if known:
