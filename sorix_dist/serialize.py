@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from sorix_dist import nn
+from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.store import tensorfile
-from sorix_dist.store.files import write_whole
 from sorix_dist.store.structure import is_whole, pack, unpack
 
 
@@ -18,18 +19,30 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
     obj: tensors, arrays, numbers, strings and None in nested dicts, lists and tuples; a model made of nothing but
     this package's layers, which is saved whole; or a model with classes of its own, an optimizer or another
-    object with a `state_dict()`, of which that is saved.
-    TypeError names the place of anything else. Of tensors values are saved, not whether a gradient is required.
+    object with a `state_dict()`, of which that is saved: a RuntimeWarning says so for a model. Of a wrapped model, the
+    model itself.
+    TypeError names the place of anything else. Of tensors values are saved, not whether a gradient is required;
+    other kinds of dict, list and tuple come back as these.
+    A file that is there keeps its permissions; FileExistsError if it is a pipe or a device.
     """
-    obj = getattr(obj, "module", obj) if isinstance(obj, nn.Module) else obj
+    obj = obj.module if isinstance(obj, DistributedDataParallel) else obj
     state_dict = None if is_whole(obj) else getattr(obj, "state_dict", None)
+    if callable(state_dict) and isinstance(obj, nn.Module):
+        warnings.warn(
+            f"save: {type(obj).__name__} has a class that is not the package's, so only its state_dict() is saved, "
+            "without its other attributes; load gives that dict back, for load_state_dict",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     arrays, text = pack(state_dict() if callable(state_dict) else obj)
     target = Path(os.path.realpath(os.fspath(path)))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "save: path is a folder", str(target))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "save: path is a pipe or a device, not a file", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(target.parent))
-    write_whole(target, tensorfile.parts(arrays, text))
+    tensorfile.write(target, arrays, text)
 
 
 def load(path: str | os.PathLike[str]) -> Any:

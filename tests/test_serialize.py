@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections import OrderedDict
@@ -129,7 +130,8 @@ class _Own(nn.Module):
 
 def test_a_model_with_a_class_of_its_own(path: Path) -> None:
     model, other = _Own(), _Own()
-    back = there_and_back(model, path)
+    with pytest.warns(RuntimeWarning, match=r"_Own has a class .* only its state_dict\(\) is saved, without its other"):
+        back = there_and_back(model, path)
     assert list(back) == list(model.state_dict())
     other.load_state_dict(back)
     assert all(np.array_equal(p.data, q.data) for p, q in zip(model.parameters(), other.parameters(), strict=True))
@@ -182,6 +184,44 @@ def test_a_wrapped_model_is_saved_as_the_bare_one(path: Path) -> None:
     assert isinstance(there_and_back(model, path), nn.Linear)
 
 
+def test_a_model_that_holds_another_is_not_a_wrapper(path: Path) -> None:
+    """Only what DistributedDataParallel wraps stands for the whole."""
+
+    class Average(nn.Module):
+        def __init__(self) -> None:
+            self.module, self.head, self.decay = nn.Linear(2, 1), nn.Linear(1, 1), 0.9
+
+    with pytest.warns(RuntimeWarning, match="Average has a class"):
+        back = there_and_back(sx.DistributedDataParallel(Average()), path)
+    assert list(back) == ["module.W", "module.b", "head.W", "head.b"]
+    model = nn.Sequential(nn.Linear(2, 1))
+    model.module = nn.Linear(3, 1)
+    model.note = "mine"
+    back = there_and_back(model, path)
+    assert vars(back).keys() == vars(model).keys()
+    assert back.note == "mine"
+    assert [name for name, _ in back.named_parameters()] == [name for name, _ in model.named_parameters()]
+
+
+def test_attributes_of_a_whole_model(path: Path) -> None:
+    """Whatever a layer holds comes back as what it was: values, arrays, buffers, and tensors that are trained."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model.classes, model[1].mean = ["a", "b"], np.ones(2)
+    model[0].scale = sx.tensor([1.0, 2.0], requires_grad=True)
+    model[1].gains = {"first": [sx.tensor([3.0], requires_grad=True), model[0].scale]}
+    model[0].constant = sx.tensor([4.0])
+    model[1].register_buffer("count", sx.tensor([5]), persistent=False)
+    back = there_and_back(model, path)
+    described = [[(n, p.numpy().tolist(), p.requires_grad) for n, p in m.named_parameters()] for m in (model, back)]
+    assert described[0] == described[1]
+    assert back[1].gains["first"][1] is back[0].scale
+    assert not back[0].constant.requires_grad
+    assert [name for name, _ in back.named_buffers()] == ["1.count"]
+    assert back.state_dict().keys() == model.state_dict().keys()
+    assert back.classes == ["a", "b"]
+    assert (back[1].mean == 1).all()
+
+
 @pytest.mark.parametrize("kind", [optim.SGDMomentum, optim.Adam])
 def test_training_that_is_saved_and_goes_on(kind: Any, path: Path) -> None:
     def made() -> tuple[nn.Module, optim.Optimizer, Any]:
@@ -221,6 +261,14 @@ class Thing:
     pass
 
 
+class Scaled(nn.Parameter):
+    """A parameter with an attribute."""
+
+
+class Metres(np.ndarray[Any, Any]):
+    """An array with a unit."""
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -236,6 +284,14 @@ class Thing:
         (np.zeros(2, complex), "obj must have one of the dtypes .*, got complex128"),
         (np.zeros(2, "M8[s]"), "obj must have one of the dtypes .*, got datetime64"),
         (np.zeros(2, [("a", "f4")]), "obj must have one of the dtypes"),
+        (
+            [np.ma.array([1.0, 2.0], mask=[0, 1])],
+            r"obj\[0\] must be a plain .* MaskedArray: save its data and its mask",
+        ),
+        (np.ma.array(3.0), "obj must be a plain array, got a MaskedArray"),
+        (np.ones((2, 2)).view(np.matrix), "obj must be a plain array, got a matrix: save its numbers"),
+        ({"d": np.ones(2).view(Metres)}, r"obj\['d'\] must be a plain array, got a Metres"),
+        ([Scaled([1.0])], r"obj\[0\] is a Scaled, which would come back as a Parameter"),
     ],
 )
 def test_what_can_not_be_saved(value: Any, message: str, path: Path) -> None:
@@ -306,6 +362,58 @@ def test_the_usual_permissions(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666, 0o755])
+def test_the_permissions_of_a_file_that_is_replaced(mode: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while it is written can others read what they could not read before."""
+    save(1, path)
+    path.chmod(mode)
+    seen: list[int] = []
+    write = os.pwrite
+
+    def looked_at(descriptor: int, *rest: Any) -> int:
+        seen.append(os.fstat(descriptor).st_mode & 0o777)
+        return write(descriptor, *rest)
+
+    monkeypatch.setattr(os, "pwrite", looked_at)
+    before = os.umask(0o022)
+    try:
+        save({"x": np.ones(3)}, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+    assert {each & ~mode for each in seen} == {0}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_the_owner_of_a_file_that_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(1, path)
+    os.chown(path, 12345, 54321)
+    path.chmod(0o660)
+    save(2, path)
+    about = path.stat()
+    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (12345, 54321, 0o660)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)  # as for who is not root: the own group is not that of the file
+    save(3, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert load(path) == 3
+
+
+def test_pipes_are_neither_replaced_nor_waited_for(path: Path, tmp_path: Path) -> None:
+    os.mkfifo(path)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    for each in (path, link):
+        with pytest.raises(FileExistsError, match="path is a pipe or a device"):
+            save(1, each)
+        assert "it is no regular file, but a pipe or device" in refused(each)
+    assert path.is_fifo()
+    assert "it is no regular file" in refused(Path("/dev/zero"))
+
+
 def test_a_killed_save_leaves_a_whole_file(path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
@@ -326,6 +434,23 @@ def test_a_killed_save_leaves_a_whole_file(path: Path) -> None:
             process.communicate(timeout=60)
         state = load(path)
         assert (state["x"] == state["i"]).all()
+
+
+def test_arrays_that_change_while_they_are_saved(path: Path) -> None:
+    array, ended = np.zeros(1_000_000), threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            array.__iadd__(1)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert there_and_back({"replay": array}, path)["replay"].shape == array.shape
+    finally:
+        ended.set()
+        thread.join()
 
 
 # -- files that are not whole, not ours, or not honest
@@ -393,7 +518,7 @@ def test_files_of_others(path: Path) -> None:
 def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None) -> None:
     """A file that is whole, with a structure that `save` would not write."""
     text = structure if isinstance(structure, str) else json.dumps(structure)
-    path.write_bytes(b"".join(tensorfile.parts(arrays or {}, text)))
+    tensorfile.write(path, arrays or {}, text)
 
 
 @pytest.mark.parametrize(
@@ -401,12 +526,13 @@ def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None) -> 
     [
         "{", "[" * 100_000, '{"dict":' * 50_000, "9" * 100_000, {}, {"a": 1, "b": 2}, {"code": "import os"},
         {"dict": 3}, {"dict": [[1]]}, {"dict": [[[], 1]]}, {"tuple": None}, {"array": 3}, {"array": "y"},
+        {"parameter": ["i", True]}, {"module": ["Linear", {"dict": [["W", {"parameter": ["i", True]}]]}]},
         {"array": ["x"]}, {"array": None}, {"tensor": ["x", None]}, {"same": "x"}, {"draws": ["x", 1]}, 3,
     ],
     ids=lambda s: str(s)[:20],
 )  # fmt: skip
 def test_structures_that_are_not_honest(structure: Any, path: Path) -> None:
-    forged(path, structure, {"x": np.ones(3)})
+    forged(path, structure, {"x": np.ones(3), "i": np.arange(3)})
     refused(path)
 
 

@@ -120,8 +120,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
 
 def _time_inside(model: Any, clock: Clock) -> None:
     """Times what happens between ranks at the end of a backward, once for each flat storage of parameters."""
-    syncs = {leaf_of(parameter).sync for parameter in model.parameters()}
-    for member in (sync for sync in syncs if isinstance(sync, Member)):
+    flats = {leaf_of(parameter).flat for parameter in model.parameters()}
+    for member in (flat.keeper for flat in flats if flat is not None):
+        assert isinstance(member, Member)
         places = {"board": member.replicas.board, "reducer": member.reducer}
         for place, methods in PARTS.items():
             for method, name in methods.items():

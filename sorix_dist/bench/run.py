@@ -16,7 +16,7 @@ from typing import Any
 from sorix_dist._version import __version__
 from sorix_dist.bench.measure import summaries
 from sorix_dist.bench.workloads import WORKLOADS
-from sorix_dist.launch.answer import ask
+from sorix_dist.launch.answer import PYTHON, ask
 from sorix_dist.launch.command import Command, command
 from sorix_dist.launch.errors import LaunchError
 
@@ -96,7 +96,7 @@ def phases(workload: str, ranks: int, seconds: float) -> dict[str, Any]:
 
 
 def _part(part: str, ranks: int, **options: Any) -> dict[str, Any]:
-    program = [sys.executable, "-m", "sorix_dist.bench", part, str(LIMIT), json.dumps(options)]
+    program = [*PYTHON, "-m", "sorix_dist.bench", part, str(LIMIT), json.dumps(options)]
     return _answer(f"{part} on {ranks} rank(s)", command(program, ranks))
 
 

@@ -17,7 +17,7 @@ from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.parallel import world
 from sorix_dist.parallel.board import BACKWARD, Place
-from sorix_dist.parallel.sync import Member
+from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import share
 
@@ -43,23 +43,23 @@ def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
     """What `measure` says of it, as functions; all ranks call them."""
     model = sx.DistributedDataParallel(module)
     leaves = [leaf_of(parameter) for parameter in model.parameters()]
-    sync = leaves[0].sync
-    assert isinstance(sync, Member)
+    replicas, loss = leaves[0].sync, sx.zeros(())
+    assert isinstance(replicas, Replicas)
     gradient = np.zeros(sum(parameter.numel for parameter in model.parameters()), np.float32)
 
     def synchronise() -> None:
         for leaf in leaves:
             leaf.zero()
-        sync.begin()
+        replicas.begin(None)
         for leaf in leaves:  # as if a backward had reached them
             leaf.local.written = True
-        sync.end()
+        replicas.end(loss)
 
-    board, place = sync.replicas.board, Place(BACKWARD)
+    board, place = replicas.board, Place(BACKWARD)
     barrier = getattr(board, "window", world()).barrier
 
     def meet() -> None:
-        board.meet(place, [0])
+        board.meet(place, [0], [])
         board.part(True)
 
     def two_barriers() -> None:

@@ -19,6 +19,7 @@ from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse
 from sorix_dist.launch.logs import logged
 from sorix_dist.launch.run import run
 from sorix_dist.launch.supervise import supervise
+from sorix_dist.train.folder import newest_steps
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not come to the end of
@@ -48,10 +49,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--tee", action="store_true", help="with --log-dir: print it here too, [R] before each line")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after so long")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="where the script saves; rank 0 must come to the script's end"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="the folder of its Checkpointer; rank 0 must come to the script's end",
     )
     parser.add_argument(
-        "--max-restarts", type=whole, default=0, metavar="N", help="with --checkpoint: start again after a crash"
+        "--max-restarts",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="with --checkpoint: start again after a crash, until two attempts in a row save no later step",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command line instead of running it")
     add_script(parser)
@@ -76,6 +84,7 @@ def main(arguments: Any) -> int:
             lambda attempt, env: job.start(job.remaining() if attempt else job.hosts, env),
             arguments.checkpoint.absolute(),
             max_restarts=arguments.max_restarts,
+            newest_steps=newest_steps,
             say=say,
             limit=arguments.timeout,
         )

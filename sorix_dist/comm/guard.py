@@ -45,6 +45,8 @@ def main(path: str) -> None:
     """Guard the ranks of the table at `path`, in a process that nobody waits for."""
     table = Table.existing(Path(path))
     line = socket.socket(socket.AF_UNIX)
+    with suppress(FileNotFoundError):  # of an earlier guard that was killed
+        os.unlink(table.line)
     line.bind(table.line)
     line.listen(table.ranks)
     if child := os.fork():
@@ -159,11 +161,14 @@ class Guard:
         for handle in handles:
             if handle == self.line.fileno():
                 line, _ = self.line.accept()
+                if _peer(line)[1] != os.getuid():
+                    line.close()
+                    continue
                 self.lines[line.fileno()] = line
                 self.events.register(line, select.EPOLLRDHUP)
             elif handle in self.lines:
                 line = self.lines.pop(handle)
-                self.hung_up.append(struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+                self.hung_up.append(_peer(line)[0])
                 self.events.unregister(handle)
                 line.close()
             else:
@@ -269,6 +274,12 @@ def _user_frame(frames: list[str]) -> str:
         if rest and not name.startswith((PACKAGE, library, "<frozen")):
             return f"{name}:{rest.split()[0]}"
     return ""
+
+
+def _peer(line: socket.socket) -> tuple[int, int]:
+    """Number and user of the process that a connection is to."""
+    pid, user, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, user
 
 
 def _write(text: str) -> None:

@@ -70,6 +70,8 @@ class FailureHook:
                 file.write(text)
         except FileExistsError:
             time.sleep(QUIET_SECONDS)
+            if not row.table.said:  # that other one has said nothing either
+                self._print(text)
             return
         except OSError:
             self._print(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
 import struct
 import tempfile
 import zlib
@@ -27,6 +28,9 @@ CHANNELS = 40
 """Communicators of one rank that can be told apart at a time."""
 DEPTH = 4
 """Collectives of a communicator that are remembered, a power of two."""
+
+FOLDERS = 8
+"""Names of the folder of tables that are tried, because other users may have taken some."""
 
 _GUARD, _GUARD_START, _TIMEOUT, _SAID = range(4)  # words of the first page
 PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK = range(8)  # words of a rank's page
@@ -121,9 +125,9 @@ class Table:
 
     @property
     def line(self) -> str:
-        """The name of the guard's socket, in Linux's abstract namespace, which leaves no file. A rank stays connected
-        until its process closes its files, which it does early in its end."""
-        return f"\0{self.path.name}"
+        """The path of the guard's socket. A rank stays connected until its process closes its files, which it does
+        early in its end."""
+        return f"{self.path}.line"
 
     def locked(self) -> AbstractContextManager[None]:
         """A block that one process at a time is in."""
@@ -224,9 +228,9 @@ class Table:
 
     def remove(self) -> None:
         """Remove its files; who has it open can go on to use it."""
-        for path in (self.path, self.last_words):
+        for path in (self.path, self.last_words, self.line):
             with suppress(FileNotFoundError):
-                path.unlink()
+                os.unlink(path)
 
 
 @lru_cache(maxsize=1024)
@@ -240,9 +244,20 @@ def pack_text(what: str, where: str) -> bytes:
 
 
 def directory() -> Path:
-    """Where tables are: memory of this host."""
-    shm = Path("/dev/shm")
-    return shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+    """Where tables are: a folder of this user's alone, in memory of this host if there is some.
+
+    PermissionError if there can be none.
+    """
+    for above in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+        for number in range(FOLDERS):
+            folder = above / f"sorix_dist-{os.getuid()}.{number}"
+            with suppress(OSError):  # it is there already, or can't be
+                os.mkdir(folder, 0o700)
+            with suppress(OSError):
+                about = os.lstat(folder)
+                if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
+                    return folder
+    raise PermissionError(f"no folder for this user alone can be made in {above}; set TMPDIR to one of your own")
 
 
 def path_for(launcher: int) -> Path:
@@ -252,7 +267,7 @@ def path_for(launcher: int) -> Path:
 
 def launcher_of(path: Path) -> tuple[int, int]:
     """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table."""
-    pid, _, start = path.name.removeprefix(_prefix()).removesuffix(".words").partition("-")
+    pid, _, start = path.name.removeprefix(_prefix()).partition(".")[0].partition("-")
     return (int(pid), int(start)) if pid.isdigit() and start.isdigit() else (0, -1)
 
 

@@ -1,6 +1,6 @@
 """Arrays that remember: tensors, operations and the walk that differentiates them. NumPy only."""
 
-from sorix_dist.core import memory, methods
+from sorix_dist.core import memory, methods, numpy_functions
 from sorix_dist.core.array_like import Size
 from sorix_dist.core.autograd import enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.tensor import Tensor
@@ -16,5 +16,6 @@ __all__ = [
     "memory",
     "methods",
     "no_grad",
+    "numpy_functions",
     "set_grad_enabled",
 ]

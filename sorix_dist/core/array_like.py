@@ -29,7 +29,11 @@ class ArrayLike:
     __slots__ = ()
 
     array: Array
-    visible: Array
+
+    @property
+    def visible(self) -> Array:
+        """The numbers as users see them."""
+        return self.array
 
     @property
     def shape(self) -> Size:

@@ -159,9 +159,9 @@ def grad(
                 raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
         elif not isinstance(part, Tensor):
             part = Tensor(np.array(part))
-        answers.append(
-            part if part is None or not isinstance(tensor.place, Shard) else tagged(_fresh(part), tensor.place)
-        )
+        if part is not None and isinstance(tensor.place, Shard):
+            part = tagged(_fresh(part), tensor.place)
+        answers.append(part)
     return tuple(answers)
 
 
@@ -210,7 +210,7 @@ def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool)
 
     places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
     if group.ordered or group.apart:
-        if any(ins[i].leaf is not None and ins[i].leaf.sync is not None for i in places):
+        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in places):
             raise RuntimeError(_OF_WEIGHTS)
         return parts
     if not places:
@@ -297,8 +297,8 @@ def _nobodys(leaf: Leaf) -> RuntimeError:
         if isinstance(value, Tensor) and value.leaf is leaf
     ]
     return RuntimeError(
-        f"the backward reaches {names[0] if names else 'a tensor'} of shape {leaf.shape}, which requires a gradient and "
-        "is synchronised by no wrapper: each rank would get a part of it. Wrap the module that it belongs to in "
+        f"the backward reaches {names[0] if names else 'a tensor'} of shape {leaf.shape}, which requires a gradient "
+        "and is synchronised by no wrapper: each rank would get a part of it. Wrap the module that it belongs to in "
         "DistributedDataParallel (a criterion with parameters too), or let every rank compute all rows "
         "(DataLoader(shard=False)); autograd.grad sums over the ranks by itself"
     )

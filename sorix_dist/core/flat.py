@@ -117,6 +117,23 @@ class Flat:
             leaf.local = leaf.total = Accumulator(view, frozen=True)
         self._show(self.data)
 
+    def thaw(self) -> None:
+        """Makes the parameters ordinary ones again, with the values and gradients that they show, in memory of this
+        process alone, which no one synchronises."""
+        if self.edited is not None:
+            raise RuntimeError("unwrap: the parameters are being edited; unwrap after the end of `with model.edit():`")
+        shared, self.home, self.frozen, self.keeper = (self.data, self.grad), PRIVATE, False, None
+        self.data, self.grad = (self.home.zeros(self.size, self.dtype) for _ in shared)
+        np.copyto(self.data, shared[0])
+        np.copyto(self.grad, shared[1])
+        for parameter, view in zip(self.parameters, self.views(self.grad), strict=True):
+            leaf = leaf_of(parameter)
+            written = leaf.total.written
+            leaf.local = leaf.total = Accumulator(view)
+            leaf.total.written = written
+            leaf.sync = leaf.view = None
+        self._show(self.data)
+
     def _show(self, array: Array) -> None:
         for parameter, view in zip(self.parameters, self.views(array), strict=True):
             view.flags.writeable = not self.frozen or array is not self.data

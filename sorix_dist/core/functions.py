@@ -35,6 +35,7 @@ from sorix_dist.core.create import (
     zeros,
     zeros_like,
 )
+from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import activation, choose, compare, order, reduce
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.einsum import einsum as _einsum
@@ -66,7 +67,7 @@ from sorix_dist.core.ops.shape import (
     unsqueeze,
 )
 from sorix_dist.core.ops.shape import swapaxes as transpose
-from sorix_dist.core.tensor import Tensor, as_array
+from sorix_dist.core.tensor import Tensor
 
 
 def answering_in_kind(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +78,10 @@ def answering_in_kind(function: Callable[..., Any]) -> Callable[..., Any]:
         for x in (*inputs, *options.values()):
             if isinstance(x, Tensor):
                 return function(*inputs, **options)
+            if isinstance(x, list | tuple) and function is _einsum and [part for part in x if isinstance(part, Tensor)]:
+                return function(*inputs, **options)
         if inputs and isinstance(inputs[0], int | float | list | tuple):
-            inputs = (as_array(inputs[0]), *inputs[1:])
+            inputs = (as_operand(inputs[0]), *inputs[1:])
         answer = function(*inputs, **options)
         if isinstance(answer, tuple):
             return type(answer)(*map(np.asarray, answer))

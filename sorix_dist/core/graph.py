@@ -24,6 +24,13 @@ recording: ContextVar[bool] = ContextVar("recording", default=True)
 Rule = Callable[[Any, Array | None], Any]
 
 
+class Described(Protocol):
+    """Something that ranks compare by a digest."""
+
+    def describe(self) -> str:
+        """What the digest is of, in words, for an error."""
+
+
 class Sync(Protocol):
     """Synchronises the gradients of some leaves between ranks: notified when a backward that reaches them begins and
     ends."""
@@ -51,9 +58,9 @@ class Sync(Protocol):
     def failed(self) -> None:
         """Is told instead of `end` that the backward raised."""
 
-    def stepped(self, alike: int) -> None:
-        """Is told that an optimizer is about to move these leaves; alike: a digest of the options that it does it with,
-        which must be the same everywhere."""
+    def stepped(self, alike: int, group: Described) -> None:
+        """Is told that an optimizer is about to move these leaves; alike: a digest of the options that it does it with
+        and of its step counts, which must be the same everywhere; group: who says them in words."""
 
     def forget(self, leaf: Leaf) -> None:
         """Is told that what is pending for this leaf shall not count."""
@@ -83,7 +90,7 @@ class SumOverRanks:
     def failed(self) -> None:
         pass
 
-    def stepped(self, alike: int) -> None:
+    def stepped(self, alike: int, group: Described) -> None:
         pass
 
     def forget(self, leaf: Leaf) -> None:

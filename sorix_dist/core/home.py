@@ -34,11 +34,12 @@ class Home(Protocol):
     def part(self, count: int, dtype: np.dtype[Any]) -> slice:
         """The elements of such an array that this process changes: whole cache lines."""
 
-    def meet(self, doing: str, alike: int = 0) -> None:
+    def meet(self, doing: str, alike: int = 0, everywhere: bool = False) -> None:
         """Waits until all have come to this call; afterwards each sees what the others wrote before.
 
         doing: what a user would call it; alike: a digest of the numbers that it is done with. Both must be the same
         everywhere: where each changes its part, different numbers would leave no trace but wrong results.
+        everywhere: waits also for those who do not share this memory, which takes longer, as before they all make some.
         """
 
 
@@ -55,7 +56,7 @@ class Private:
     def part(self, count: int, dtype: np.dtype[Any]) -> slice:
         return slice(0, count)
 
-    def meet(self, doing: str, alike: int = 0) -> None:
+    def meet(self, doing: str, alike: int = 0, everywhere: bool = False) -> None:
         return None
 
 

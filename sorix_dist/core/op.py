@@ -68,7 +68,8 @@ def _operation(
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
         needed = mixed = placed = False
-        dtype = sync = place = None
+        dtype = sync = None
+        place: Any = None
         for x in inputs:
             if isinstance(x, Tensor):
                 array, edge = x.array, x.origin
@@ -78,7 +79,8 @@ def _operation(
                     dtype = found
                 arrays.append(array)
                 edges.append(edge)
-                if x.place is not None and x.place is not REPLICATE:
+                found = x.place
+                if found is not None and found is not REPLICATE:
                     placed = True
                 if edge is not None:
                     needed = True
@@ -88,15 +90,14 @@ def _operation(
             else:
                 if x.__class__ not in _NUMBERS:
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
-                    x = x.item() if isinstance(x, np.generic) else as_array(x)
+                    x = x.item() if isinstance(x, np.generic) else as_operand(x)
                     mixed = True
                 arrays.append(x)
                 edges.append(None)
         if placed:
-            answer = rule(apply, inputs, options)
-            if answer.__class__ is Tensor:
-                return answer  # type: ignore[return-value]
-            place = answer
+            place = rule(apply, inputs, options)
+            if place.__class__ is Tensor:
+                return place
         if mixed and promote is not None:
             arrays = promoted(arrays, to_float)
         value, rules = function(*arrays, **options)
@@ -105,7 +106,7 @@ def _operation(
         result.array = array
         result.leaf = None
         result.place = place
-        if place.__class__ is Partial and place.factor != place.factor:  # shown as the sum of what its terms show
+        if placed and place.__class__ is Partial and place.factor != place.factor:  # shown as what its terms show
             shown = [x.visible if isinstance(x, Tensor) else x for x in inputs]
             shown = promoted(shown, to_float) if mixed and promote is not None else shown
             result.shown = np.asarray(function(*shown, **options)[0])
@@ -158,6 +159,24 @@ def in_shard(node: Node) -> None:
                 f"reproducible mode: '{node.op.name}' joins what the model computes of one virtual shard with a tensor "
                 "that was computed outside of its forward and requires a gradient: compute it inside, or detach() it"
             )
+
+
+def as_operand(x: Any) -> Array:
+    """The array of an operand that is no tensor; RuntimeError for a list of tensors that would lose their gradients."""
+    if isinstance(x, list | tuple) and recording.get() and _holds_gradient(x):
+        raise RuntimeError(
+            "a list of tensors would lose their gradients as an operand: join them by sorix_dist.stack or "
+            "sorix_dist.cat, or call .detach() or .numpy() on each"
+        )
+    return as_array(x)
+
+
+def _holds_gradient(values: Any) -> bool:
+    kinds = {*map(type, values)} - _NUMBERS
+    return bool(kinds) and any(
+        v.origin is not None if isinstance(v, Tensor) else isinstance(v, list | tuple) and _holds_gradient(v)
+        for v in values
+    )
 
 
 def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
@@ -220,35 +239,6 @@ def rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None
         for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)
     )
     return FunctionType(rule.__code__, rule.__globals__, rule.__name__, rule.__defaults__, cells)
-
-
-def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-    """What a NumPy ufunc does with tensors: the operation of that name, or the ufunc on their arrays."""
-    if method == "__call__" and ufunc in OF_NUMPY and "out" not in options:
-        return OF_NUMPY[ufunc](*inputs, **options)
-    if "out" in options:
-        raise TypeError(f"numpy.{ufunc.__name__}(out=) can't write into a tensor; write into its `data`")
-    return getattr(ufunc, method)(*_arrays(inputs), **options)
-
-
-def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    """What another NumPy function does with tensors: the operation of that name, or the function on their arrays."""
-    if function in OF_NUMPY and kwargs.get("out") is None:
-        kwargs.pop("out", None)
-        return OF_NUMPY[function](*args, **kwargs)
-    return function(*_arrays(args), **{name: _arrays(value) for name, value in kwargs.items()})
-
-
-def _arrays(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.array
-    if isinstance(value, tuple | list):
-        return type(value)(_arrays(v) for v in value)
-    return value
-
-
-setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
-setattr(Tensor, "__array_function__", array_function)  # noqa: B010
 
 
 __all__ = ["OF_NUMPY", "REGISTRY", "Array", "Op", "op", "recording", "rule_on_tensors"]

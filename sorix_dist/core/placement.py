@@ -13,6 +13,7 @@ has, and for the collectives of `core.ops.collective` where its operands do not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -148,7 +149,7 @@ class Batch:
         return self if self.parent is None else self.parent.whole
 
     def local(self, start: int, stop: int) -> tuple[int, int]:
-        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what this process holds."""
+        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what is here."""
         if self.parent is None:
             assert self.known is not None
             return start - self.known.start, stop - self.known.start
@@ -228,16 +229,17 @@ class Shard:
         return f"Shard({self.axis}{extra})"
 
 
-SUM = 0.0
+SUM = -1.0
 """What a Partial that is a plain sum is divided by; see Partial."""
 
 
 class Partial:
     """The global value is the sum over the processes of a group of what they hold.
 
-    over: what a mean was divided by, in the whole batch; SUM for a sum; None for what has no rows, such as a penalty
-    on weights; NaN where there is no single number. factor: what the number here is multiplied by for the user's eye,
-    so that a mean shows that over this rank's rows. held: this rank's number of rows.
+    over: the weight of a mean beside those of other batches, which is the number of rows in the whole batch, or the sum
+    of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN
+    where there is no single number. factor: what the number here is multiplied by for the user's eye, so that a mean
+    shows that over this rank's rows. held: this rank's number of rows.
     """
 
     __slots__ = ("factor", "group", "held", "over")
@@ -282,6 +284,9 @@ def tagged(tensor: Tensor, place: Placement) -> Tensor:
         tensor.leaf.sharded = isinstance(place, Shard)
     return tensor
 
+
+forward_of: ContextVar[Batch | None] = ContextVar("forward_of", default=None)
+"""The batch that a wrapped model is computing."""
 
 _current: Callable[[], Group] = lambda: ALONE  # noqa: E731
 

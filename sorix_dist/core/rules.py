@@ -44,7 +44,7 @@ def whole(x: Any, name: str = "") -> Any:
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
-    """An operand of a layer whose rows, if it has any, lie along one of `axes` and need no others: else it is gathered."""
+    """An operand of a layer whose rows, if any, lie along one of `axes` and need no others: else it is gathered."""
     place = _place(x)
     fits = not isinstance(place, Shard) or (place.axis in axes and not in_order(place))
     return x if fits else whole(x, name)
@@ -122,7 +122,7 @@ def choosing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     if len(others) < len(inputs) and all(isinstance(x, int | float) and x == 0 for x in others):
         places = [x.place for x in inputs if isinstance(x, Tensor)]
         if all(place is places[0] for place in places):
-            return places[0]  # type: ignore[no-any-return]
+            return places[0]
     return elementwise(apply, inputs, options)
 
 
@@ -189,7 +189,9 @@ def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]
     ndim = max(len(_shape(x)) for x in inputs if x is not None)
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
     if single(lead):
-        return [whole(x, name) for x in inputs], None
+        lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
+        if not lengths <= {1, lead.held}:
+            return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
@@ -231,8 +233,7 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
-    of_all = known and length == lead.total
-    if length == lead.held and (not of_all or (lead.group.alone and not lead.group.ordered)):
+    if length == lead.held and (not known or length != lead.total or (lead.group.alone and not lead.group.ordered)):
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
@@ -302,12 +303,12 @@ def means(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pla
     axes = _axes(options["axis"], x.array.ndim)
     if place.axis not in axes:
         return _without(place, axes, options["keepdims"])
-    held, over = counts(x, axes)
+    held, total = counts(x, axes)
     if place.group.ordered:
-        return _summed_in_order(x, axes, options["keepdims"], over)
+        return _summed_in_order(x, axes, options["keepdims"], total)
     if options.get("count") is None:
-        return apply(x, **{**options, "count": over})
-    return place.batch.partial(float(options["count"]), options["count"] / held if held else 0.0)
+        return apply(x, **{**options, "count": total})
+    return place.batch.partial(place.rows.total, options["count"] / held if held else 0.0)
 
 
 def divided(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
@@ -315,23 +316,24 @@ def divided(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
         return place if isinstance(place, Partial) else None
-    divisor, held = options["divisor"], options["held"]
+    divisor, held, over = options["divisor"], options["held"], options.get("over")
+    over = place.rows.total if over is None else over
     if place.group.ordered:
-        return _summed_in_order(x, _axes(None, x.array.ndim), False, divisor)
-    return place.batch.partial(float(divisor), divisor / held if held else 0.0)
+        return tagged(_summed_in_order(x, _axes(None, x.array.ndim), False, divisor), place.batch.partial(over))
+    return place.batch.partial(over, divisor / held if held else 0.0)
 
 
-def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, over: float | None) -> Tensor:
+def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None) -> Tensor:
     place = x.place
     assert isinstance(place, Shard)
     shape = x.array.shape
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-    total = collective().add_up(x, kept, over)
+    total = collective().add_up(x, kept, divisor)
     if not keepdims:
         from sorix_dist.core.ops.shape import reshape_to
 
         total = reshape_to(total, shape=tuple(n for i, n in enumerate(shape) if i not in axes))
-    return tagged(total, place.batch.partial(SUM if over is None else float(over)))
+    return tagged(total, place.batch.partial(SUM if divisor is None else place.rows.total))
 
 
 def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
@@ -539,7 +541,7 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     name = apply.__name__
     if isinstance(a, Partial) or isinstance(b, Partial):
         if not isinstance(b if isinstance(a, Partial) else a, Shard | Partial):
-            return a if isinstance(a, Partial) else b  # type: ignore[no-any-return]
+            return a if isinstance(a, Partial) else b
         return apply(*whole_sums(inputs, name), **options)
     lead = a if isinstance(a, Shard) else b
     if not isinstance(lead, Shard):
@@ -554,7 +556,7 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
         return tagged(apply(bare(x), bare(y), **options), a.batch.partial(SUM))
     if isinstance(b, Shard) and b.axis == dims_y - 2:  # the rows of y are contracted
         if last and a.like(b):
-            return a.batch.partial(SUM)
+            return a.batch.partial(SUM)  # type: ignore[no-any-return]
         if not isinstance(a, Shard):
             x = rows_beside(x, b, 1)
             return tagged(apply(bare(x), bare(y), **options), b.batch.partial(SUM))
@@ -628,9 +630,9 @@ def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) 
 def trailing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], _place(inputs[0])
-    in_front = isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"]
-    if in_front and not in_order(place) and all(_place(other) is None for other in inputs[1:]):
-        return place  # type: ignore[no-any-return]
+    weights = all(_place(other) is None for other in inputs[1:])
+    if weights and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
+        return place
     return apply(*(whole(each, apply.__name__) for each in inputs), **options)
 
 

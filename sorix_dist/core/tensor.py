@@ -64,7 +64,7 @@ class Tensor(ArrayLike):
             return self.array
         if hasattr(self, "shown"):
             return self.shown
-        factor = place.factor  # type: ignore[union-attr]
+        factor = place.factor
         return self.array if factor == 1 else np.asarray(self.array * factor, self.array.dtype)
 
     @property

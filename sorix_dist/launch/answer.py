@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import kill_tree
+
+PYTHON = (sys.executable, "-P")
+"""This interpreter, for a program in its arguments; without the current folder, whose json.py nobody means."""
 
 
 @dataclass(frozen=True)

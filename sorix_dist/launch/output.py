@@ -6,7 +6,6 @@ import os
 import selectors
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
 KEPT = 20_000
@@ -14,19 +13,16 @@ KEPT = 20_000
 
 
 class Output:
-    """One named pipe a rank, made here, and the launcher's own output."""
+    """One pipe a rank, and the launcher's own output. pipes: their descriptors, which are closed in the end."""
 
-    def __init__(self, pipes: Sequence[Path]) -> None:
+    def __init__(self, pipes: Sequence[int]) -> None:
         self.ranks = range(len(pipes))
         self.unprefixed = ""
         self._selector = selectors.DefaultSelector()
         self._rests: dict[int | None, bytes] = {}
-        self._pipes = []
-        for rank, path in enumerate(pipes):
-            os.mkfifo(path, 0o600)
-            # For reading and writing: it never ends while a rank has not opened it yet, or has closed it.
-            self._pipes.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
-            self._selector.register(self._pipes[-1], selectors.EVENT_READ, rank)
+        self._pipes = pipes
+        for rank, pipe in enumerate(pipes):
+            self._selector.register(pipe, selectors.EVENT_READ, rank)
 
     def add(self, stream: IO[bytes]) -> None:
         """Also reads what the launcher itself says, or a rank before it has found its pipe."""

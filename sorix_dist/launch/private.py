@@ -1,7 +1,9 @@
 """A folder by which a process and those that it starts exchange function, results and output.
 
-Nobody but the user can look into it, and no port is open. It holds `paths` and `call` (from the caller),
-`output-R` (a pipe), `result-R` or `failure-R` (from rank R), and `caller`, which is locked while the caller lives.
+Nobody but the user can look into it, and no port is open. It holds `call` (from the caller), `output-R` (a pipe),
+`result-R` or `failure-R` (from rank R), and `caller`, which is locked while the caller lives.
+Everything in it is reached from its descriptor, because where others may rename it, its path can lead to theirs, with
+a pickle that runs what they like.
 """
 
 from __future__ import annotations
@@ -9,47 +11,86 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
-import shutil
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-
-def make() -> Path:
-    """A new folder, for this user only."""
-    return Path(tempfile.mkdtemp(prefix="sorix_dist-"))
+from sorix_dist.launch.errors import LaunchError
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes a file that is there as a whole or not at all, for this user only."""
-    part = path.with_name(path.name + ".part")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-    os.replace(part, path)
+class PrivateFolder:
+    """The folder at `path`, once it is sure that it is this user's and nobody else's; PermissionError if it is not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        about = os.fstat(self._folder)
+        if about.st_uid != os.getuid() or about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            os.close(self._folder)
+            raise PermissionError(f"{path} is another user's, or open to others: nothing in it is read")
+
+    @classmethod
+    def make(cls) -> PrivateFolder:
+        """A new one; LaunchError if its place is one where others could exchange it."""
+        _check_place(Path(tempfile.gettempdir()))
+        return cls(Path(tempfile.mkdtemp(prefix="sorix_dist-")))
+
+    def open(self, name: str, flags: int) -> int:
+        """The descriptor of a file in it, for this user only if it is a new one."""
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
+
+    def names(self) -> list[str]:
+        """What there is."""
+        return os.listdir(self._folder)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file that is there as a whole or not at all."""
+        part = f".{name}"
+        with open(self.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            file.write(data)
+        os.replace(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def read(self, name: str) -> Any:
+        """What `write` wrote as a pickle."""
+        with open(self.open(name, os.O_RDONLY), "rb") as file:
+            return pickle.load(file)
+
+    def pipe(self, name: str) -> int:
+        """A new named pipe, open for reading; it never ends while nobody has opened it yet, or somebody has closed it,
+        because it is open for writing too."""
+        os.mkfifo(self.path / name, 0o600)
+        return self.open(name, os.O_RDWR | os.O_NONBLOCK)
+
+    def lock(self) -> int:
+        """Says that the caller lives, until it ends or closes what is returned."""
+        file = self.open("caller", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+
+    def wait_for_end_of_caller(self) -> None:
+        """Returns when the caller has let go of its lock, or died."""
+        with suppress(FileNotFoundError):  # it is gone already, and its lock with it
+            fcntl.flock(self.open("caller", os.O_RDONLY), fcntl.LOCK_SH)
+
+    def remove(self) -> None:
+        """Removes the folder, and closes it; several processes may do so at once."""
+        for name in self.names():
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._folder)
+        with suppress(OSError):  # another one was faster; a folder that lies there by now instead is not empty
+            os.rmdir(self.path)
+        os.close(self._folder)
 
 
-def read(path: Path) -> Any:
-    """What `write` wrote as a pickle; only for files of a folder that `make` made."""
-    with open(path, "rb") as file:
-        return pickle.load(file)
-
-
-def lock(folder: Path) -> int:
-    """Says that the caller lives, until it ends or closes what is returned."""
-    file = os.open(folder / "caller", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
-
-
-def wait_for_end_of_caller(folder: Path) -> None:
-    """Returns when the caller has let go of its lock, or died."""
-    try:
-        file = os.open(folder / "caller", os.O_RDONLY)
-    except FileNotFoundError:  # gone already, and its folder with it
-        return
-    fcntl.flock(file, fcntl.LOCK_SH)
-
-
-def remove(folder: Path) -> None:
-    """Removes the folder; several processes may do so at once."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _check_place(folder: Path) -> None:
+    """LaunchError if other users can rename what lies in a folder, or in one of those that it lies in."""
+    for each in (real := folder.resolve(), *real.parents):
+        about = os.stat(each)
+        others = stat.S_IWOTH if about.st_gid == os.getgid() else stat.S_IWOTH | stat.S_IWGRP
+        if about.st_mode & others and not about.st_mode & stat.S_ISVTX:
+            raise LaunchError(
+                f"run: other users can exchange what lies in {each} (mode {stat.S_IMODE(about.st_mode):04o}, no sticky "
+                f"bit), where ranks would find their function: set TMPDIR to a folder of your own, or chmod +t {each}"
+            )

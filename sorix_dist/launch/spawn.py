@@ -13,17 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import private, segments
+from sorix_dist.launch import segments
+from sorix_dist.launch.answer import PYTHON
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.output import Output
+from sorix_dist.launch.private import PrivateFolder
 from sorix_dist.launch.tree import kill_tree
 
 Result = TypeVar("Result")
@@ -33,10 +34,16 @@ BACKENDS = ("mpi", "threads")
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
 
-_RANK = (
-    "import json, sys; sys.path[:] = json.load(open(sys.argv[1] + '/paths')); from pathlib import Path; "
-    "from sorix_dist.launch.spawned import main; main(Path(sys.argv[1]))"
-)
+# While the package is imported, the standard library comes first: a json.py in the caller's folder is not the one that
+# it means, and the caller may have had its own before that folder came into its path.
+_RANK = """
+import json, os, sys
+path, library = json.loads(sys.argv[2]), os.path.dirname(os.__file__)
+sys.path[:] = [library, library + "/lib-dynload", *path]
+from sorix_dist.launch.spawned import main
+sys.path[:] = path
+main(sys.argv[1])
+"""
 
 
 def run(
@@ -72,19 +79,18 @@ def run(
     _check_place(num_proc)
     call = dumps((fn, tuple(args), dict(kwargs or {})))
     environ = on_this_host(os.environ | dict(env or {}))
-    folder = private.make()
-    lock = private.lock(folder)
+    folder = PrivateFolder.make()
+    lock = folder.lock()
     began = segments.now()
     try:
-        private.write(folder / "call", call)
-        private.write(folder / "paths", json.dumps(sys.path).encode())
-        start = _start([sys.executable, "-c", _RANK, str(folder)], num_proc, environ)
-        with Output([folder / f"output-{rank}" for rank in range(num_proc)]) as output:
+        folder.write("call", call)
+        start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(sys.path)], num_proc, environ)
+        with Output([folder.pipe(f"output-{rank}") for rank in range(num_proc)]) as output:
             code = _run(start.argv, environ | start.env, output, folder, timeout)
             return _results(folder, num_proc, code, output.unprefixed)
     finally:
         os.close(lock)  # a rank that is left ends itself now
-        private.remove(folder)
+        folder.remove()
         segments.remove_left_over(began)
 
 
@@ -129,7 +135,7 @@ def _start(program: Sequence[str], num_proc: int, environ: Mapping[str, str]) ->
 
 
 def _run(
-    argv: Sequence[str], environ: Mapping[str, str], output: Output, folder: Path, timeout: float | None
+    argv: Sequence[str], environ: Mapping[str, str], output: Output, folder: PrivateFolder, timeout: float | None
 ) -> int | None:
     """Runs the launcher until it ends, or a rank has failed; returns its exit code, None if it was ended here."""
     with subprocess.Popen(
@@ -148,7 +154,7 @@ def _run(
                 output.show(0.05)
                 if time.monotonic() > limit:
                     raise TimeoutError(f"run: not done after {timeout} s; {_missing(folder, len(output.ranks))}")
-                if next(folder.glob("failure-*[0-9]"), None) is not None:
+                if any(name.startswith("failure-") for name in folder.names()):
                     with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
                         process.wait(GRACE)
                     break
@@ -170,19 +176,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         kill_tree(process.pid)
 
 
-def _results(folder: Path, num_proc: int, code: int | None, said: str) -> list[Any]:
+def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) -> list[Any]:
     """The results of all ranks; raises what went wrong first."""
     failures = []
     for rank in range(num_proc):
         with suppress(FileNotFoundError):
-            failures.append((rank, *private.read(folder / f"failure-{rank}")))
+            failures.append((rank, *folder.read(f"failure-{rank}")))
     if failures:
         rank, _, pickled, line, text = min(failures, key=lambda failure: failure[1])
         raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
     missing = _missing(folder, num_proc)
     if missing:
         raise RankError(f"run: the launcher ended with code {code}, but {missing}; it said:\n{said.strip()}")
-    return [private.read(folder / f"result-{rank}") for rank in range(num_proc)]
+    return [folder.read(f"result-{rank}") for rank in range(num_proc)]
 
 
 def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Exception:
@@ -199,6 +205,7 @@ def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Excep
     return RankError(f"{where} ended by {line}")
 
 
-def _missing(folder: Path, num_proc: int) -> str:
-    ranks = [str(rank) for rank in range(num_proc) if not (folder / f"result-{rank}").exists()]
+def _missing(folder: PrivateFolder, num_proc: int) -> str:
+    there = folder.names()
+    ranks = [str(rank) for rank in range(num_proc) if f"result-{rank}" not in there]
     return f"there is no result of rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" if ranks else ""

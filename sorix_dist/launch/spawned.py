@@ -13,19 +13,20 @@ from pathlib import Path
 from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.report import end_all_ranks
-from sorix_dist.launch import private
+from sorix_dist.launch.private import PrivateFolder
 
 
-def main(folder: Path) -> None:
-    """Runs the function of this rank; a failure is left in the folder too and ends all ranks."""
+def main(path: str) -> None:
+    """Runs the function of this rank; a failure is left in the folder at `path` too and ends all ranks."""
+    folder = PrivateFolder(Path(path))
     threading.Thread(target=_end_with_caller, args=(folder,), daemon=True).start()
     launch = detect(os.environ)
     rank = launch.rank if launch is not None else 0
-    _into(folder / f"output-{rank}")
+    _into(folder.open(f"output-{rank}", os.O_WRONLY))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:
-        fn, args, kwargs = private.read(folder / "call")
+        fn, args, kwargs = folder.read("call")
         result = fn(*args, **kwargs)
         try:
             data = dumps(result)
@@ -33,10 +34,10 @@ def main(folder: Path) -> None:
             raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
     except BaseException as error:  # noqa: BLE001 - the caller raises it
         _flush()
-        private.write(folder / f"failure-{rank}", dumps(_described(error)))
-        _into(os.devnull)  # MPI's own words about it
+        folder.write(f"failure-{rank}", dumps(_described(error)))
+        _into(os.open(os.devnull, os.O_WRONLY))  # MPI's own words about it
         end_all_ranks(1)
-    private.write(folder / f"result-{rank}", data)
+    folder.write(f"result-{rank}", data)
 
 
 def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
@@ -54,10 +55,9 @@ def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
     return time.monotonic(), pickled, line, text
 
 
-def _into(path: Path | str) -> None:
-    """Sends what this process and its children print elsewhere, mostly to the pipe that the caller reads."""
+def _into(file: int) -> None:
+    """Sends what this process and its children print into a descriptor, mostly of the pipe that the caller reads."""
     _flush()
-    file = os.open(path, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
@@ -68,7 +68,7 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _end_with_caller(folder: Path) -> None:
-    private.wait_for_end_of_caller(folder)
-    private.remove(folder)
+def _end_with_caller(folder: PrivateFolder) -> None:
+    folder.wait_for_end_of_caller()
+    folder.remove()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sorix_dist.comm.completion import EXIT_PREEMPTED, VARIABLE
@@ -23,7 +22,7 @@ PRIVATE = ".completed-"
 """How the names of the marks of completion begin, which lie in the checkpoint folder for a moment."""
 
 FRUITLESS = 2
-"""So many attempts in a row without a newer checkpoint are the last."""
+"""So many attempts in a row that save no later step are the last."""
 
 PAUSE = 1.0
 """Seconds before a new start."""
@@ -37,13 +36,16 @@ def supervise(
     checkpoint: Path,
     *,
     max_restarts: int,
+    newest_steps: Callable[[Path], Mapping[Path, int]],
     say: Callable[[str], None],
     limit: float | None = None,
 ) -> int:
     """Runs the command that `start` gives, again after each crash, at most 1 + max_restarts times; the exit code.
 
     start: given the number of earlier attempts and the variables that the ranks must have.
-    checkpoint: the folder that the script saves its checkpoints to, seen by all hosts; a newer file is progress.
+    checkpoint: the folder that the script saves its checkpoints to, seen by all hosts.
+    newest_steps: the newest step that is saved in a valid file, for each folder at and below `checkpoint`; a later one
+        is progress.
     say: is told what happens, in a line.
     limit: seconds for all attempts together.
 
@@ -52,8 +54,8 @@ def supervise(
     """
     began = time.monotonic()
     fruitless = 0
+    before = newest_steps(checkpoint) if max_restarts else {}
     for attempt in range(max_restarts + 1):
-        before = newest(checkpoint)
         mark = checkpoint / f"{PRIVATE}{secrets.token_hex(8)}"
         left = None if limit is None else max(0.0, limit - (time.monotonic() - began))
         ended = run(start(attempt, {VARIABLE: str(mark), ATTEMPT: str(attempt)}), limit=left, ending=WARNING)
@@ -64,7 +66,10 @@ def supervise(
         code = ended.code or EXIT_INCOMPLETE
         if ended.asked or code in (EXIT_PREEMPTED, TIMED_OUT):
             return code
-        fruitless = 0 if newest(checkpoint) > before else fruitless + 1
+        if attempt < max_restarts:
+            after = newest_steps(checkpoint)
+            fruitless = 0 if any(step > before.get(folder, -1) for folder, step in after.items()) else fruitless + 1
+            before = after
         say(_what(ended, attempt, max_restarts, fruitless, checkpoint))
         if fruitless == FRUITLESS:
             break
@@ -73,23 +78,13 @@ def supervise(
     return code
 
 
-def newest(folder: Path) -> int:
-    """When the folder's newest file or folder was last changed, in nanoseconds since the epoch; 0 if there is none."""
-    times = [0]
-    for path in folder.rglob("*"):
-        if not path.name.startswith(PRIVATE):
-            with contextlib.suppress(FileNotFoundError):  # an old checkpoint may be removed meanwhile
-                times.append(path.stat().st_mtime_ns)
-    return max(times)
-
-
 def _what(ended: Ended, attempt: int, max_restarts: int, fruitless: int, checkpoint: Path) -> str:
     if ended.code:
         what = f"the job ended with code {ended.code}"
     else:
         what = "the job ended with code 0, but rank 0 not at the end of a script that imports sorix_dist"
     if fruitless == FRUITLESS:
-        return f"{what}; not started again: {FRUITLESS} attempts in a row left no newer checkpoint in {checkpoint}"
+        return f"{what}; not started again: {FRUITLESS} attempts in a row saved no later step in {checkpoint}"
     if attempt == max_restarts:
         return f"{what}; not started again" + f" after {max_restarts} restarts" * (max_restarts > 0)
     return f"{what}; restart {attempt + 1} of {max_restarts}"

@@ -2,22 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
+from zlib import crc32
+
+import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.agreement import array_as_text, criterion_hook
+from sorix_dist.core.graph import Node
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.functional.loss import REDUCTIONS
 from sorix_dist.nn.module import Module
+from sorix_dist.nn.options import options_of
 
 
 class _Loss(Module):
+    """Says to a backward that comes through its results by which options they were computed."""
+
+    __slots__ = ("_hook",)  # not among the attributes, which are compared and saved
+
+    _hook: Callable[[Any], None]
+
     _reductions: tuple[str, ...] = REDUCTIONS
+    _of_rows: ClassVar[tuple[str, ...]] = ()  # arrays that may belong to this rank's rows
 
     def __init__(self, reduction: str = "mean") -> None:
         if reduction not in self._reductions:
             allowed = ", ".join(map(repr, self._reductions))
             raise ValueError(f"{type(self).__name__}: reduction must be one of {allowed}, got {reduction!r}")
         self.reduction = reduction
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        loss = self.forward(*inputs, **options)
+        origin = getattr(loss, "origin", None)
+        if isinstance(origin, Node):
+            try:
+                hook = self._hook
+            except AttributeError:
+                hook = criterion_hook(self.fingerprint(), self)
+                object.__setattr__(self, "_hook", hook)
+            if origin.hooks is None:
+                origin.hooks = [hook]
+            else:
+                origin.hooks.append(hook)
+        return loss
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if hasattr(self, "_hook"):
+            object.__delattr__(self, "_hook")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def fingerprint(self) -> int:
+        """A digest of the class and the options."""
+        return crc32(self.describe().encode())
+
+    def describe(self) -> str:
+        """The class and the options."""
+        arrays = {k: array_as_text(v) for k, v in vars(self).items() if isinstance(v, Tensor | np.ndarray)}
+        found = {**options_of(self), **arrays}
+        options = ", ".join(f"{name}={found[name]}" for name in sorted(found) if name not in self._of_rows)
+        return f"{type(self).__name__}({options})"
 
 
 class CrossEntropyLoss(_Loss):
@@ -112,6 +160,8 @@ class HuberLoss(_Loss):
 class BCELoss(_Loss):
     """The cross-entropy of probabilities of yes in [0, 1]; BCEWithLogitsLoss is exact and takes raw scores."""
 
+    _of_rows = ("weight",)
+
     def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.weight = weight
@@ -122,6 +172,8 @@ class BCELoss(_Loss):
 
 class BCEWithLogitsLoss(_Loss):
     """The cross-entropy of yes and no from raw scores; pos_weight: factors for what is yes."""
+
+    _of_rows = ("weight",)
 
     def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
         super().__init__(reduction)

@@ -81,22 +81,30 @@ class Stateful:
         ValueError if names are missing or unknown (unless not `strict`: then they are returned), or if a
         shape or dtype does not fit; nothing is changed then.
         """
+        different = self.check_state_dict(state_dict, strict)
+        own = {name: tensor.array for name, tensor in self._saved() if name in state_dict}
+        for array in own.values():
+            refuse_frozen(array)
+        for name, array in own.items():
+            np.copyto(array, np.asarray(state_dict[name]), casting="same_kind")
+        return different
+
+    def check_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Raises what `load_state_dict` would raise for these values, and changes nothing."""
         own = dict(self._saved())
         missing = [name for name in own if name not in state_dict]
         unknown = [name for name in state_dict if name not in own]
         if strict and (missing or unknown):
             raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
-        values = {name: np.asarray(value) for name, value in state_dict.items() if name in own}
-        for name, value in values.items():
-            wanted = own[name].array
-            refuse_frozen(wanted)
+        for name, tensor in own.items():
+            if name not in state_dict:
+                continue
+            value, wanted = np.asarray(state_dict[name]), tensor.array
             if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
                 raise ValueError(
                     f"load_state_dict: '{name}' must have shape {wanted.shape} and dtype {wanted.dtype}, "
                     f"got shape {value.shape} and dtype {value.dtype}"
                 )
-        for name, value in values.items():
-            np.copyto(own[name].array, value, casting="same_kind")
         return IncompatibleKeys(missing, unknown)
 
     def _saved(self) -> Iterator[tuple[str, Tensor]]:

@@ -59,7 +59,7 @@ class Optimizer:
         made = {**self.defaults, **group, "params": params}
         self.check(made)
         self.param_groups.append(made)
-        self._states.append(GroupState(params))
+        self._states.append(GroupState(params, type(self).__name__, tuple(self.defaults)))
 
     def _check_parameters(self, params: list[Any]) -> None:
         taken = {id(p) for g in self.param_groups for p in g["params"]}
@@ -159,6 +159,13 @@ class Optimizer:
 
         ValueError says what does not fit; nothing is changed then.
         """
+        self.check_state_dict(state_dict)
+        for group, own, saved in zip(self.param_groups, self._states, state_dict["param_groups"], strict=True):
+            group.update(_options(saved))
+            own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         if not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError(
                 f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
@@ -168,19 +175,13 @@ class Optimizer:
         given = [len(group.get("params", ())) for group in groups]
         if sizes != given:
             raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
-        plans = []
         for i, (group, saved, own) in enumerate(zip(self.param_groups, groups, self._states, strict=True)):
-            options = {name: value for name, value in saved.items() if name != "params"}
-            missing = self.defaults.keys() - options.keys()
+            missing = self.defaults.keys() - saved.keys()
             if missing:
                 raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
-            self.check({**group, **options})
-            entries = [state.get(number) for number in saved["params"]]
-            own.check(entries, self.buffers({**group, **options}))
-            plans.append((options, entries))
-        for group, own, (options, entries) in zip(self.param_groups, self._states, plans, strict=True):
-            group.update(options)
-            own.load(entries, self.buffers(group))
+            together = {**group, **_options(saved)}
+            self.check(together)
+            own.check([state.get(number) for number in saved["params"]], self.buffers(together))
 
     def __repr__(self) -> str:
         groups = (
@@ -188,6 +189,11 @@ class Optimizer:
             for g in self.param_groups
         )
         return f"{type(self).__name__}({'; '.join(groups)})"
+
+
+def _options(saved: Group) -> Group:
+    """What a saved group holds beside the numbers of its parameters."""
+    return {name: value for name, value in saved.items() if name != "params"}
 
 
 def at_least_zero(group: Group, *names: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
+from sorix_dist.core.agreement import as_text
 from sorix_dist.core.graph import Sync
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
@@ -27,19 +27,22 @@ class GroupState:
     are cut anew.
     """
 
-    def __init__(self, params: list[Tensor]) -> None:
+    def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:
         self.params = params
+        self._optimizer, self._names = optimizer, list(options)
         self.steps = np.zeros(len(params), np.int64)
+        # What tells step counts from others: now, before the last step, and how much a step adds to it.
+        self._count = self._before = self._per_step = 0
         self.buffers: dict[str, list[Array]] = {}  # for each room an array
         self._rooms: list[tuple[Home, np.dtype[Any]]] = []
-        self._told: tuple[list[Any], int] = [], 0  # options, and their digest
+        self._told: tuple[list[Any], int] = [], 0  # options, and a digest of them and of what never changes
         self.homes: list[Home] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
         self._cut_for: Any = None  # what the blocks of `_runs` were cut for
         self._used = np.zeros(len(params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []
-        self._lay(())
+        self._lay((), "optimizer.step")
 
     def syncs(self) -> list[Sync]:
         """Who synchronises the gradients of these parameters."""
@@ -56,26 +59,36 @@ class GroupState:
     def advance(self, names: tuple[str, ...], scratch_arrays: int, options: list[Any]) -> list[tuple[int, list[Block]]]:
         """Counts an update with these options of every parameter that has a gradient; returns what this process is to
         update of them, in blocks, with that count."""
+        self._before = self._count
+        alike = self._digest(options) + 31 * self._count
+        for sync in self.syncs():
+            sync.stepped(alike, self)
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, their counts differ by the same, so the cut stays right.
         if (flat.version(), names, used) != self._cut_for:
-            self._lay(names)
+            self._lay(names, "optimizer.step")
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
             self._used = np.array(used, np.int64)
+            self._per_step = _weighted(self._used)
         self.steps += self._used
-        for sync in self.syncs():
-            sync.stepped(self._digest(options))
+        self._count += self._per_step
         return [(int(self.steps[first]), blocks) for first, blocks in self._runs]
 
     def _digest(self, options: list[Any]) -> int:
         if options != self._told[0]:
-            parts = [part for value in options for part in (value if isinstance(value, tuple | list) else [value])]
             known = [list(value) if isinstance(value, list) else value for value in options]  # a list may change
-            # Rounded: two kinds of processors may differ in the last bit of a cosine in a schedule.
-            said = " ".join(f"{float(part):.7g}" for part in parts if isinstance(part, Real))
-            self._told = known, zlib.crc32(said.encode())
+            shapes = [parameter.array.shape for parameter in self.params]
+            self._told = known, zlib.crc32(f"{self._optimizer}{[*map(as_text, known)]}{shapes}".encode())
         return self._told[1]
+
+    def describe(self) -> str:
+        """The optimizer, its options and the number of updates before the last step began."""
+        options = ", ".join(f"{name}={as_text(value)}" for name, value in zip(self._names, self._told[0], strict=True))
+        before = self.steps if self._count == self._before else self.steps - self._used
+        counts = sorted({*before.tolist()})
+        many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"{self._optimizer}({options}) after {many} updates of {len(self.params)} parameter(s)"
 
     def entries(self) -> list[dict[str, Any] | None]:
         """For each parameter copies of what is remembered of it, or None if it was never updated."""
@@ -93,6 +106,8 @@ class GroupState:
             missing = {"step", *names} - entry.keys()
             if missing:
                 raise ValueError(f"load_state_dict: the state of parameter {i} lacks {sorted(missing)}")
+            if int(entry["step"]) < 0:
+                raise ValueError(f"load_state_dict: 'step' of parameter {i} must be >= 0, got {entry['step']}")
             for name in names:
                 value, wanted = np.asarray(entry[name]), parameter.array
                 if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
@@ -104,23 +119,25 @@ class GroupState:
     def load(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
         """Takes over entries that were checked. Called by all who share the parameters."""
         self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
-        self._lay(names)
-        self._meet()
+        self._lay(names, "optimizer.load_state_dict")
+        self._meet("optimizer.load_state_dict")
         for i, entry in enumerate(entries):
             self.steps[i] = 0 if entry is None else int(entry["step"])
+        self._count = _weighted(self.steps)
         for name in names:
             for view, (room, _), entry in zip(self._views(name), self._places, entries, strict=True):
                 if self._rooms[room][0].writes:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
-        self._meet()
+        self._meet("optimizer.load_state_dict")
         self._cut_for, self._runs = None, []
 
-    def _meet(self) -> None:
+    def _meet(self, doing: str, everywhere: bool = False) -> None:
         for home in self.homes:
-            home.meet("optimizer.load_state_dict")
+            home.meet(doing, everywhere=everywhere)
 
-    def _lay(self, names: tuple[str, ...]) -> None:
-        """Puts parameters that have no flat storage into one, and makes the buffers that are missing."""
+    def _lay(self, names: tuple[str, ...], doing: str) -> None:
+        """Puts parameters that have no flat storage into one, and makes the buffers that are missing when all who share
+        them have come here, `doing` the same."""
         homeless = [p for p in self.params if flat.leaf_of(p).flat is None]
         if homeless:
             flat.flatten(homeless)
@@ -136,9 +153,10 @@ class GroupState:
             sizes.append(size)
             for i, start in zip(members, starts, strict=True):
                 self._places[i] = number, start
-        for name in dict.fromkeys((*self.buffers, *names)):
-            if name in self.buffers and same:
-                continue
+        missing = [name for name in dict.fromkeys((*self.buffers, *names)) if name not in self.buffers or not same]
+        if missing:
+            self._meet(doing, everywhere=True)
+        for name in missing:
             self.buffers[name] = [home.zeros(size, dtype) for (home, dtype), size in zip(rooms, sizes, strict=True)]
             for view, before, (home, _) in zip(self._views(name), known.get(name, ()), room_of):
                 if home.writes:
@@ -176,3 +194,8 @@ class GroupState:
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((run.first, blocks))
+
+
+def _weighted(counts: Array) -> int:
+    """A sum of counts that tells which ones they are."""
+    return int(counts @ np.arange(1, len(counts) + 1))

@@ -36,9 +36,9 @@ class Accumulation:
         self.check()
         over = place.over if isinstance(place, Partial) else None
         if over is None:
-            raise RuntimeError(_NO_DENOMINATOR.format("one that is the same on every rank or no sum over rows"))
+            raise RuntimeError(_NO_DENOMINATOR.format("one that is the same on every rank"))
         if over != over:
-            raise RuntimeError(_NO_DENOMINATOR.format("the sum of several with other denominators"))
+            raise RuntimeError(_NO_DENOMINATOR.format("the sum of several with different ones"))
         sums = over == SUM
         if self._sums not in (None, sums):
             raise RuntimeError(_NO_DENOMINATOR.format("a sum in one piece and a mean in another"))

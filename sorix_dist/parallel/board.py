@@ -20,6 +20,7 @@ DOINGS = (
     "zero_grad",
     "edit",
     "DistributedDataParallel",
+    "unwrap",
 )
 """What ranks do together when they meet, in a user's words."""
 BACKWARD = 0
@@ -69,8 +70,8 @@ class Board(Protocol):
     """Says numbers to the other ranks."""
 
     def meet(self, place: Place, numbers: list[int], values: list[float]) -> Said:
-        """What all ranks say, and the sums of their values; afterwards every rank sees what the others of its host wrote to shared memory
-        before. Called by every rank."""
+        """What all ranks say, and the sums of their values; afterwards every rank sees what the others of its host
+        wrote to shared memory before. Called by every rank."""
 
     def part(self, fine: bool) -> bool:
         """Ends what the meeting began: afterwards the ranks of this host may write to shared memory again.
@@ -78,8 +79,9 @@ class Board(Protocol):
         fine: what this rank has found of the sums that it made; returned is whether all ranks found theirs fine.
         """
 
-    def agree(self, doing: str, alike: int) -> list[Place] | None:
-        """Lets the ranks of this host go on when all of them have come here, each seeing what the others wrote before.
+    def agree(self, doing: str, alike: int, everywhere: bool = False) -> list[Place] | None:
+        """Lets the ranks of this host go on when all of them have come here, each seeing what the others wrote before;
+        `everywhere`: when those of all hosts have.
 
         Returned are their places if another one does something else, or says another number `alike`.
         """
@@ -101,7 +103,7 @@ class Alone:
     def part(self, fine: bool) -> bool:
         return fine
 
-    def agree(self, doing: str, alike: int) -> list[Place] | None:
+    def agree(self, doing: str, alike: int, everywhere: bool = False) -> list[Place] | None:
         return None
 
 
@@ -135,7 +137,7 @@ class Memory:
         rows = self._unlike(b"\0" if fine else b"\1")
         return fine and rows is None
 
-    def agree(self, doing: str, alike: int) -> list[Place] | None:
+    def agree(self, doing: str, alike: int, everywhere: bool = False) -> list[Place] | None:
         rows = self._unlike(_AGREED.pack(_NUMBER[doing], alike))
         return None if rows is None else _places(rows)
 
@@ -168,9 +170,9 @@ class Messages:
     def part(self, fine: bool) -> bool:
         return fine  # every rank has the whole sums
 
-    def agree(self, doing: str, alike: int) -> list[Place] | None:
+    def agree(self, doing: str, alike: int, everywhere: bool = False) -> list[Place] | None:
         places = self.neighbours.agree(doing, alike)
-        return None if places is None else self._say(Place(_NUMBER[doing], alike), [], []).places
+        return None if places is None and not everywhere else self._say(Place(_NUMBER[doing], alike), [], []).places
 
     def _say(self, place: Place, numbers: list[int], values: list[float]) -> Said:
         row = np.zeros(_ROW, np.uint8)

@@ -32,8 +32,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     if isinstance(x, Tensor) and isinstance(x.place, Partial):
         x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
-    array = _memory(x)
-    world().all_reduce(array, op).wait()
+    world().all_reduce(_memory(cast(Any, x)), op).wait()
     return x
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, TypeVar, get_args
@@ -14,7 +15,7 @@ from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.op import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.state import IncompatibleKeys
-from sorix_dist.parallel.check import assert_replicas_equal, describe, same_everywhere
+from sorix_dist.parallel.check import assert_replicas_equal, describe_modules, describe_state, same_everywhere
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.forward import WholeForward, shards_in
 from sorix_dist.parallel.replicas import replicas
@@ -31,7 +32,8 @@ class DistributedDataParallel(Module):
 
     After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the mean over the
     global batch, however its rows are shared out. Wrapping is a call of all ranks: it checks that all have
-    the same model, and gives everybody rank 0's weights and buffers.
+    the same model, down to the options of its modules, and gives everybody rank 0's weights and buffers. What is a
+    rank's own among the numbers and texts that a module has as attributes needs a name that begins with "_".
 
     module: the model; comm: an mpi4py communicator if not all ranks of the job train this model. What MPI holds for it
     (its own copies of it, shared memory) stays when nobody uses it any more, until all of its ranks together wrap a
@@ -42,7 +44,8 @@ class DistributedDataParallel(Module):
     slice; what the parameters show is read-only then, see `edit`. Or "replicated", a copy for each rank, as in PyTorch.
     nonfinite: what a backward does on all ranks when a gradient is NaN or infinite: "raise" FloatingPointError, which
     names the parameter and the rank; "skip" it, so that the optimizer moves nothing; or "allow" it.
-    The state has the names that the bare model has.
+    The state has the names that the bare model has. To add or replace layers, take the bare model by `unwrap()`, change
+    it, and wrap it again: who is not there when a model is wrapped is not synchronised.
     """
 
     def __init__(
@@ -67,29 +70,44 @@ class DistributedDataParallel(Module):
         self.comm: Comm = communicator(comm)
         agree_on_seed(self.comm)
         parameters = dict(module.named_parameters())
-        same_everywhere(
-            self.comm, "the model's parameters and buffers", describe([*parameters.items(), *module.named_buffers()])
-        )
+        same_everywhere(self.comm, "the model's parameters and buffers", describe_state(module))
+        same_everywhere(self.comm, "the model's modules and their options", describe_modules(module))
         same_everywhere(self.comm, "storage", [repr(storage)])
         if not parameters:
             raise ValueError(f"module must have parameters to train, got a {type(module).__name__} without any")
-        for name, parameter in parameters.items():
-            if leaf_of(parameter).sync is not None:
-                raise ValueError(f"module is wrapped already: its parameter '{name}' belongs to another wrapper")
+        self._free(parameters)
         self._replicas = replicas(self.comm)
-        self._members = []
+        self._members: list[Member] = []
         name_of = {id(parameter): name for name, parameter in parameters.items()}
         for flat in flatten(parameters.values()):
             self.comm.broadcast(flat.data)
             names = [name_of[id(parameter)] for parameter in flat.parameters]
-            self._members.append(Member(self._replicas, flat, names, nonfinite))
+            self._members.append(Member(self, self._replicas, flat, names, nonfinite))
             self._replicas.add(flat, self._members[-1], shared=storage == "shared")
         self._share_buffers()
         sharded = self._replicas.shards is not None
         self._editing = False
         self._way = ByShards(self._replicas) if sharded else WholeForward(self._replicas, tagged=comm is None)
 
+    def _free(self, parameters: dict[str, Tensor]) -> None:
+        """Makes parameters free whose wrapper no one holds any more; ValueError on every rank if one has another."""
+        flats = [(name, leaf_of(parameter).flat) for name, parameter in parameters.items()]
+        members = {name: flat.keeper for name, flat in flats if flat is not None and isinstance(flat.keeper, Member)}
+        if any(member.wrapper() is not None for member in members.values()):
+            gc.collect()  # what is left of a wrapper may be in a cycle
+        held = next((name for name, member in members.items() if member.wrapper() is not None), None)
+        for rank, name in enumerate(self.comm.gather_objects(held)):
+            if name is not None:
+                raise ValueError(
+                    f"module is wrapped already: its parameter '{name}' belongs to another wrapper on rank {rank}, "
+                    "whose unwrap() gives the model back"
+                )
+        for member in dict.fromkeys(members.values()):
+            member.release()
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
+        if not self._members:
+            raise RuntimeError("this wrapper was left by unwrap(): wrap the model again, or call the model itself")
         if not (recording.get() or self.module.training):
             # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
             if isinstance(self._way, ByShards) and shards_in((inputs, options)):
@@ -142,6 +160,24 @@ class DistributedDataParallel(Module):
             self._replicas.use(member, hook)
 
     # -- the model's own
+
+    def unwrap(self) -> Module:
+        """The bare model, free to be changed and wrapped again. A call of all ranks, after which this wrapper is of no
+        more use.
+
+        The parameters keep their values and gradients, in memory of each rank's own. Optimizers that hold them go on,
+        with their state. RuntimeError if backwards have left gradients that are not synchronised yet.
+        """
+        if self._replicas.pending or self._replicas.accumulation is not None:
+            raise RuntimeError(
+                "unwrap: the gradients of the last backwards are not synchronised yet: call it after the loop over "
+                "accumulate, or after a backward outside of no_sync"
+            )
+        self._replicas.meet("unwrap", everywhere=True)
+        for member in self._members:
+            member.release()
+        self._members = []
+        return self.module
 
     @contextmanager
     def edit(self) -> Iterator[None]:

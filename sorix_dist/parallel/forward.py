@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, forward_of, tagged
 from sorix_dist.nn import Module
 from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.utils.data.nested import entries, map_arrays
@@ -39,7 +39,7 @@ class WholeForward:
         first = inputs[0] if len(inputs) == 1 and not options else None
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             self.replicas.rows = first.place.rows
-            return module(first)
+            return self._compute(first.place.batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
@@ -58,7 +58,16 @@ class WholeForward:
                 return tagged(fresh, batch.at(0))
 
             inputs, options = map_arrays((inputs, options), tag)
-        return module(*inputs, **options)
+        return self._compute(batch, module, inputs, options)
+
+    def _compute(self, batch: Batch | None, module: Module, inputs: Any, options: Any) -> Any:
+        if self.replicas.group.alone:
+            return module(*inputs, **options)
+        before = forward_of.set(batch)
+        try:
+            return module(*inputs, **options)
+        finally:
+            forward_of.reset(before)
 
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
@@ -73,9 +82,9 @@ class WholeForward:
         if not arrays:
             if not known and not group.alone:
                 raise RuntimeError(
-                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
-                    "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what "
-                    "is the same on every rank"
+                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody "
+                    "knows which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) "
+                    "for what is the same on every rank"
                 )
             return (known[0].batch if known else None), set()
         lengths = [len(x) for x in arrays]
@@ -106,7 +115,7 @@ class WholeForward:
             warnings.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank rows of its own, or say sx.replicated(x) if all ranks are to compute the same",
+                "together), give each rank rows of its own, or say sx.replicated(x) if all ranks compute the same",
                 RuntimeWarning,
                 stacklevel=6,
             )

@@ -22,7 +22,7 @@ class HostMemory:
     meet: waits for all of them. A window is closed when no rank has an array in it any more, at a later call.
     """
 
-    def __init__(self, comm: Comm, meet: Callable[[str, int], None]) -> None:
+    def __init__(self, comm: Comm, meet: Callable[[str, int, bool], None]) -> None:
         self.comm = comm
         self._meet = meet
         self.writes = comm.local_rank == 0
@@ -38,8 +38,8 @@ class HostMemory:
         size = count * dtype.itemsize
         return self.parts(size if self.writes else 0)[0][:size].view(dtype)
 
-    def meet(self, doing: str, alike: int = 0) -> None:
-        self._meet(doing, alike)
+    def meet(self, doing: str, alike: int = 0, everywhere: bool = False) -> None:
+        self._meet(doing, alike, everywhere)
 
     def part(self, count: int, dtype: np.dtype[Any]) -> slice:
         rank, size = self.comm.local_rank, self.comm.local_size

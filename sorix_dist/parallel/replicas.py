@@ -12,8 +12,9 @@ import numpy as np
 
 from sorix_dist.comm import Comm, watch
 from sorix_dist.comm.site import call_site
+from sorix_dist.core.agreement import Criteria, collect_criteria
 from sorix_dist.core.flat import Flat, synchronise
-from sorix_dist.core.graph import Leaf, Node
+from sorix_dist.core.graph import Described, Leaf, Node
 from sorix_dist.core.home import PRIVATE, Home
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
@@ -22,14 +23,13 @@ from sorix_dist.parallel.between_hosts import BetweenHosts
 from sorix_dist.parallel.board import BACKWARD, Place, board
 from sorix_dist.parallel.by_exchange import ByExchange
 from sorix_dist.parallel.by_window import ByWindow
-from sorix_dist.parallel.check import describe_places
+from sorix_dist.parallel.check import Behind, describe_places
 from sorix_dist.parallel.comm_hooks import ByHook, Hook, exchange_like
 from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
-from sorix_dist.parallel.groups import group_of
+from sorix_dist.parallel.groups import InOrder, group_of
 from sorix_dist.parallel.host_memory import HostMemory
 from sorix_dist.parallel.reduce import Alone, ByMessage, Reducer
 from sorix_dist.parallel.sync import PLAIN, Member
-from sorix_dist.parallel.virtual import VirtualShards
 from sorix_dist.parallel.world import virtual_shards
 
 NO_ROWS = Rows(0, 0, 0)
@@ -55,7 +55,7 @@ def _peers(comm: Comm) -> Comm | None:
 
 
 class Replicas:
-    """What all models wrapped in one communicator have in common: it synchronises their gradients, as `core.graph.Sync`.
+    """What all models wrapped in one communicator have in common, the `core.graph.Sync` of their gradients.
 
     group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left
     gradients that are not summed over the ranks yet; losses: those whose global values come with the next sum;
@@ -64,9 +64,8 @@ class Replicas:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        count = virtual_shards(comm)
-        self.shards = None if count is None else VirtualShards(comm, count)
-        self.group = group_of(comm, self.shards)
+        self.group = group_of(comm, virtual_shards(comm))
+        self.shards = self.group.shards if isinstance(self.group, InOrder) else None
         self.board = board(comm)
         self.memory = HostMemory(comm, self.meet)
         self.peers = _peers(comm)
@@ -80,6 +79,8 @@ class Replicas:
         self.backwards = 0  # since the last meeting
         self.updates = 0  # of parameters by optimizers
         self.options = 0  # a digest of those that optimizers have had since the last meeting
+        self.optimized: dict[int, Described] = {}  # what the digest is of
+        self.criteria: Criteria = {}  # that the backwards since the last meeting have come through
         self.meetings = 0
 
     # -- the models
@@ -94,6 +95,10 @@ class Replicas:
         self._members = [known for known in self._members if known() is not None] + [ref(member)]
         self.use(member, None)
         synchronise(flat, self)
+
+    def remove(self, member: Member) -> None:
+        """Forgets a member, whose parameters nobody synchronises any more."""
+        self._members = [known for known in self._members if known() not in (None, member)]
 
     @property
     def home(self) -> Home:
@@ -136,19 +141,20 @@ class Replicas:
 
     def begin(self, place: Placement) -> float:
         """Gets all models ready for the backward of a loss with this placement; returns the factor on its gradient."""
-        partial = isinstance(place, Partial | Shard)
-        if partial and place.group is not self.group:
+        if isinstance(place, Partial | Shard) and place.group is not self.group:
             raise RuntimeError(
                 "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
                 "kept of a single virtual shard: compute it from what the model returns"
             )
         weight = 1.0 if self.accumulation is None else self.accumulation.add(place)
         self._prepare()
-        return weight if partial else weight / self.group.parts
+        return weight if isinstance(place, Partial | Shard) else weight / self.group.parts
 
     def _prepare(self) -> None:
         watch.begins("backward", self.meetings + 1)
+        collect_criteria(self.criteria)
         if not self.pending:
+            self.criteria.clear()
             last = self.synchronising and self.accumulation is None
             for member in self.members:
                 member.reducer.begin(last)
@@ -157,7 +163,7 @@ class Replicas:
         self.backwards += 1
 
     def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
-        """In reproducible mode what follows the walk, and sends gradients where those of a node's shard are collected."""
+        """In reproducible mode what follows the walk and sends gradients to where those of a shard are collected."""
         if self.shards is None:
             return None
         current: int | None = None
@@ -205,7 +211,8 @@ class Replicas:
         for reducer in self._reducers():
             reducer.forget(leaf)
 
-    def stepped(self, alike: int) -> None:
+    def stepped(self, alike: int, group: Described) -> None:
+        self.optimized[id(group)] = group
         self.updates += 1
         self.options = (31 * self.options + alike) % _PRIME  # two optimizers in another order give another one
         watch.begins("optimizer.step", self.meetings)
@@ -217,12 +224,14 @@ class Replicas:
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
-        place = Place(BACKWARD, self.options, rows.epoch, rows.batch, rows.order, self.updates, self.backwards)
+        alike = self.options + sum(self.criteria)
+        place = Place(BACKWARD, alike, rows.epoch, rows.batch, rows.order, self.updates, self.backwards)
         said = self.board.meet(place, reached, [loss.array.item() for loss in losses])
         self.pending, self.backwards, self.options = False, 0, 0
         self.meetings += 1
         if said.places is not None:
             self._raise_for(said.places, self.meetings)
+        self.optimized.clear()
         try:
             summed = [(ways[way], way & _WAY == PLAIN and scale == 1) for way in said.numbers]
         except KeyError as error:
@@ -243,17 +252,23 @@ class Replicas:
         else:
             self._leave_out([member for member, _ in summed])
 
-    def meet(self, doing: str, alike: int = 0) -> None:
+    def meet(self, doing: str, alike: int = 0, everywhere: bool = False) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;
         RuntimeError if another one does something else, or with other numbers, or has moved parameters with other
         options; see `core.home.Home.meet`."""
-        places = self.board.agree(doing, self.options + alike)
+        places = self.board.agree(doing, self.options + alike, everywhere)
         if places is not None:
             self.options = 0  # it is said once
             self._raise_for(places, self.meetings + 1)
 
     def _raise_for(self, places: list[Place], meeting: int) -> NoReturn:
-        raise RuntimeError(describe_places(places, self.comm.gather_objects(call_site().where), meeting))
+        behind = Behind(
+            [group.describe() for group in self.optimized.values()],
+            [criterion.describe() for criterion in self.criteria.values()],
+        )
+        self.optimized.clear()
+        lines, everywhere = zip(*self.comm.gather_objects((call_site().where, behind)), strict=True)
+        raise RuntimeError(describe_places(places, lines, everywhere, meeting))
 
     def _raise_for_way(self, way: int, numbers: set[int]) -> NoReturn:
         """Says why what another rank has said of a model with one of its own numbers, or none, can't be done."""

@@ -8,10 +8,11 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.op import current_shard
-from sorix_dist.core.ops.collective import bare, first_of, summed_parts, take_rows
+from sorix_dist.core.ops.collective import first_of, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import Batch, Partial, Rows, Shard, tagged
+from sorix_dist.core.placement import Batch, Partial, Rows, Shard, forward_of, tagged
+from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
 from sorix_dist.parallel.forward import shards_in
@@ -45,12 +46,13 @@ class ByShards:
             part = Batch(Rows(start, stop, rows.total), group, shard)
             if buffers is not None:
                 buffers.restore()
-            token = current_shard.set((shard, True))
+            token, before = current_shard.set((shard, True)), forward_of.set(part)
             try:
                 cut_inputs, cut_options = map_tensors((inputs, options), lambda x, part=part: self._cut(x, rows, part))  # type: ignore[misc]
                 results.append(module(*cut_inputs, **cut_options))
             finally:
                 current_shard.reset(token)
+                forward_of.reset(before)
             if buffers is not None:
                 buffers.keep()
         if buffers is not None:
@@ -87,7 +89,8 @@ class ByShards:
             return x
         if place.rows[:3] != rows[:3]:
             raise RuntimeError(
-                f"reproducible mode: all inputs must be rows of one batch, got rows of {rows.total} and {place.rows.total}"
+                "reproducible mode: all inputs must be rows of one batch, "
+                f"got rows of {rows.total} and {place.rows.total}"
             )
         start, stop = part.rows.start - rows.start, part.rows.stop - rows.start
         cut = take_rows(bare(x), shard=place, start=start, stop=stop)
@@ -118,15 +121,17 @@ class ByShards:
             return tagged(total, batch.partial(place.over))
         if not isinstance(place, Shard):
             return first_of(*parts, count=self.shards.count)
-        if any(not isinstance(r.place, Shard) or r.place.batch.known is None for r in results):
+        places = [result.place for result in results]
+        shards = [p for p in places if isinstance(p, Shard) and p.batch.known is not None]
+        if len(shards) < len(places):
             raise RuntimeError(
                 "reproducible mode: a model must not return what a mask has selected of its rows, whose number is "
                 "another one in each shard: return all rows, and select outside"
             )
         shape, axis = results[0].array.shape, place.axis
         opened = [
-            reshape_to(part, shape=(*shape[:axis], place.outer, result.place.batch.held * place.inner, *shape[axis + 1 :]))  # type: ignore[union-attr]
-            for part, result in zip(parts, results, strict=True)
+            reshape_to(part, shape=(*shape[:axis], place.outer, own.batch.held * place.inner, *shape[axis + 1 :]))
+            for part, own in zip(parts, shards, strict=True)
         ]
         whole = concatenate(*opened, axis=axis + 1) if len(opened) > 1 else opened[0]
         shard = batch.at(axis, place.outer, place.inner)

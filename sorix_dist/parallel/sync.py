@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
+from weakref import ref
 from zlib import crc32
 
 from sorix_dist.core.flat import Flat, leaf_of
+from sorix_dist.nn import Module
 from sorix_dist.parallel.reduce import Reducer
 
 if TYPE_CHECKING:
@@ -20,18 +22,25 @@ PLAIN = 1
 class Member:
     """One flat storage among the replicas, which lives as long as its parameters.
 
-    names: of its parameters; nonfinite: what becomes of their gradients when these are not finite.
+    wrapper: refers to the wrapped model; names: of its parameters; nonfinite: what becomes of their gradients when
+    these are not finite.
     """
 
     number: int
     reducer: Reducer
 
-    def __init__(self, replicas: Replicas, flat: Flat, names: list[str], nonfinite: NonFinite) -> None:
+    def __init__(self, wrapper: Module, replicas: Replicas, flat: Flat, names: list[str], nonfinite: NonFinite) -> None:
+        self.wrapper = ref(wrapper)
         self.replicas = replicas
         self.flat = flat
         self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
         self.names = names
         self.nonfinite = nonfinite
+
+    def release(self) -> None:
+        """Makes the parameters ordinary ones again, which no one synchronises."""
+        self.flat.thaw()
+        self.replicas.remove(self)
 
     def way(self) -> int:
         """How the next sum is to be added to what the parameters show: the same on all ranks that share it.

@@ -11,7 +11,7 @@ from sorix_dist.comm import world as comm_world
 from sorix_dist.core import placement
 from sorix_dist.core import random as rng
 from sorix_dist.parallel.groups import Ranks, group_of
-from sorix_dist.parallel.virtual import VirtualShards, check_virtual_shards
+from sorix_dist.parallel.virtual import check_virtual_shards
 from sorix_dist.utils.data import loader
 
 
@@ -149,8 +149,7 @@ def print_once(*values: Any, **options: Any) -> None:
 def current_group() -> Ranks:
     """The ranks that a loader shares its batches out to."""
     comm = world()
-    count = virtual_shards(comm)
-    return group_of(comm, None if count is None else VirtualShards(comm, count))
+    return group_of(comm, virtual_shards(comm))
 
 
 def _shares() -> tuple[int, int, int | None]:

@@ -40,7 +40,9 @@ def unpack(arrays: dict[str, Array], text: str) -> Any:
         if reader.left:
             raise ValueError(f"its structure does not name the arrays {sorted(reader.left)[:5]}")
         return value
-    except (RecursionError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever a class raises for what a file wants it to hold
         raise ValueError(f"its structure is none: {type(error).__name__}: {error}") from error
 
 
@@ -56,7 +58,7 @@ def _known(module: nn.Module) -> bool:
 def _encode(value: Any, place: str, name: str, arrays: dict[str, Array], depth: int, known: dict[int, str]) -> Any:
     """The JSON for a value at `place`; its arrays are collected under names that start with `name`.
 
-    known: the names of the parameters that came before, by id.
+    known: the names of the parameters that came before, by id; "" of those that are still to come.
     """
     if depth > DEPTH:
         raise ValueError(f"save: {place[:80]}… is nested deeper than {DEPTH} levels, or contains itself")
@@ -64,13 +66,17 @@ def _encode(value: Any, place: str, name: str, arrays: dict[str, Array], depth: 
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if id(value) in known:
+    if known.get(id(value)):
         return {"same": known[id(value)]}
+    if isinstance(value, nn.Parameter) and type(value) is not nn.Parameter:
+        raise TypeError(
+            f"save: {place} is a {type(value).__name__}, which would come back as a Parameter; save its data"
+        )
     if isinstance(value, Tensor | np.ndarray):
         array = _plain(value.array if isinstance(value, Tensor) else value, place)
         unique = _free(name or "value", arrays)
         arrays[unique] = array
-        if isinstance(value, nn.Parameter):
+        if isinstance(value, Tensor) and (isinstance(value, nn.Parameter) or id(value) in known):
             known[id(value)] = unique
             return {"parameter": [unique, value.requires_grad]}
         return {"tensor" if isinstance(value, Tensor) else "array": unique}
@@ -79,6 +85,8 @@ def _encode(value: Any, place: str, name: str, arrays: dict[str, Array], depth: 
         return _encode(entry, f"{place}[{key!r}]", f"{name}.{key}" if name else f"{key}", arrays, depth + 1, known)
 
     if isinstance(value, nn.Module) and _known(value):
+        for parameter in value.parameters():  # tensors that were made to require a gradient are among them
+            known.setdefault(id(parameter), "")
         return {"module": [type(value).__name__, inside("module", vars(value))]}
     if isinstance(value, Draws):
         return {"draws": [value.number, value.calls]}
@@ -102,6 +110,9 @@ def _encode(value: Any, place: str, name: str, arrays: dict[str, Array], depth: 
 
 def _plain(array: Array, place: str) -> Array:
     """The array in C order and the byte order of this machine."""
+    if type(array) not in (np.ndarray, np.memmap):
+        what = "its data and its mask" if isinstance(array, np.ma.MaskedArray) else "its numbers, np.asarray(x),"
+        raise TypeError(f"save: {place} must be a plain array, got a {type(array).__name__}: save {what} by themselves")
     if array.dtype.name not in DTYPES:
         raise TypeError(f"save: {place} must have one of the dtypes {', '.join(DTYPES)}, got {array.dtype}")
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")

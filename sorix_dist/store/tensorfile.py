@@ -7,16 +7,20 @@ where that digest stands. The arrays follow without a gap up to the end of the f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
+
+from sorix_dist.store.files import DISK, PIECE, Buffer, Disk, write_whole
 
 Array = np.ndarray[Any, Any]
 
@@ -40,15 +44,39 @@ class DamagedFile(ValueError):
     """A file that is not as it was written, or was not written here; the message says what is wrong with it."""
 
 
-def parts(arrays: Mapping[str, Array], text: str) -> list[memoryview]:
-    """The bytes of a file: its header, then the memory of the arrays.
+def write(path: Path, arrays: Mapping[str, Array], text: str, disk: Disk = DISK) -> None:
+    """Writes a file whole or not at all (see `write_whole`), and reads it back before it gets its name.
 
-    Arrays are in C order and of one of DTYPES. ValueError if there is too much for a header.
+    Arrays are in C order and of one of DTYPES; other threads may change them meanwhile. ValueError if there is too
+    much for a header, OSError if the file can't be written or does not come back as it was written.
     """
     # The widest elements first: each array then begins at a multiple of its elements' size.
     ordered = sorted(arrays.items(), key=lambda entry: -entry[1].dtype.itemsize)
-    memories = {name: _bytes(array) for name, array in ordered}
-    digests = {name: hashlib.sha256(memory).hexdigest() for name, memory in memories.items()}
+    start = len(_header(ordered, text, dict.fromkeys(arrays, _ZEROS.decode())))
+    write_whole(path, _pieces(ordered, text, start), disk, check=_read_back)
+
+
+def _pieces(ordered: Sequence[tuple[str, Array]], text: str, start: int) -> Iterator[tuple[int, Buffer]]:
+    """What is to be written, and where: a copy of each piece of the arrays, which lie from `start` on, then the header
+    with the digests of these copies; the arrays may have changed by the time they are on the disk. A copy holds until
+    the next one is asked for."""
+    digests = {}
+    buffer = memoryview(bytearray(PIECE))
+    for name, array in ordered:
+        digest = hashlib.sha256()
+        memory = _bytes(array)
+        for at in range(0, memory.nbytes, PIECE):
+            piece = buffer[: min(PIECE, memory.nbytes - at)]
+            piece[:] = memory[at : at + PIECE]
+            digest.update(piece)
+            yield start + at, piece
+        start += memory.nbytes
+        digests[name] = digest.hexdigest()
+    yield 0, _header(ordered, text, digests)
+
+
+def _header(ordered: Sequence[tuple[str, Array]], text: str, digests: Mapping[str, str]) -> bytearray:
+    """The header, as long as it is with any other digests, behind its length."""
     metadata = {"digest": _ZEROS.decode(), "format": FORMAT, "text": text, "digests": _dumped(digests)}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -63,22 +91,48 @@ def parts(arrays: Mapping[str, Array], text: str) -> list[memoryview]:
             f"{HEADER_LIMIT} bytes; long lists of numbers belong into arrays"
         )
     encoded[_DIGEST] = _header_digest(encoded)
-    return [memoryview(_LENGTH.pack(len(encoded))), memoryview(encoded), *memories.values()]
+    return bytearray(_LENGTH.pack(len(encoded))) + encoded
+
+
+def _read_back(path: Path) -> None:
+    try:
+        verify(path)
+    except DamagedFile as error:
+        raise OSError(errno.EIO, f"what was read back is not what was written: {error}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Array], str]:
     """The arrays and the text of a file. DamagedFile if anything in it is not as it was written."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         layout, text = _read_header(file)
         return dict(_read_arrays(file, layout)), text
 
 
 def verify(path: Path) -> None:
-    """Reads a file as `read` does, and keeps nothing of it."""
-    with open(path, "rb", buffering=0) as file:
+    """Raises what `read` would raise, and takes the memory of a piece only."""
+    with open_regular(path) as file:
         layout, _ = _read_header(file)
-        for _ in _read_arrays(file, layout):
-            pass
+        buffer = memoryview(bytearray(PIECE))
+        for place in layout:
+            digest = hashlib.sha256()
+            for at in range(place.start, place.stop, PIECE):
+                piece = buffer[: min(PIECE, place.stop - at)]
+                _fill(file, piece)
+                digest.update(piece)
+                _check_bools(place, piece)
+            _check_digest(place, digest.hexdigest())
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file open for reading. DamagedFile for a pipe or a device, which might be read for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise DamagedFile("it is no regular file, but a pipe or device")
+    return open(descriptor, "rb", buffering=0)
 
 
 class _Place(NamedTuple):
@@ -145,23 +199,32 @@ def _place(name: str, entry: Any, digest: Any) -> _Place:
         raise DamagedFile(f"the array {name!r} has an impossible shape or place: {str(numbers)[:200]}")
     if math.prod(shape) * _OF_NAMES[dtype].itemsize != stop - start:
         raise DamagedFile(f"the array {name!r} has {stop - start} bytes, which is not its shape {shape} of {dtype}")
+    if start == stop:
+        try:
+            np.empty(0, _OF_NAMES[dtype]).reshape(shape)
+        except ValueError as error:
+            raise DamagedFile(f"the array {name!r} has an impossible shape: {error}") from error
     return _Place(start, stop, name, _OF_NAMES[dtype], tuple(shape), digest)
 
 
 def _read_arrays(file: BinaryIO, layout: list[_Place]) -> Iterator[tuple[str, Array]]:
     for place in layout:
         array = np.empty(place.stop - place.start, np.uint8)
-        memory = array.data
-        _fill(file, memory)
-        if hashlib.sha256(memory).hexdigest() != place.digest:
-            raise DamagedFile(f"the digest of the array {place.name!r} is wrong")
-        if place.dtype.name == "bool" and array.size and array.max() > 1:
-            raise DamagedFile(f"the array {place.name!r} has bytes that are not booleans")
-        try:
-            shaped = array.view(place.dtype).reshape(place.shape)
-        except ValueError as error:
-            raise DamagedFile(f"the array {place.name!r} has an impossible shape: {error}") from error
+        _fill(file, array.data)
+        _check_digest(place, hashlib.sha256(array.data).hexdigest())
+        _check_bools(place, array.data)
+        shaped = array.view(place.dtype).reshape(place.shape)
         yield place.name, shaped.astype(place.dtype.newbyteorder("="), copy=False)
+
+
+def _check_digest(place: _Place, digest: str) -> None:
+    if digest != place.digest:
+        raise DamagedFile(f"the digest of the array {place.name!r} is wrong")
+
+
+def _check_bools(place: _Place, memory: memoryview) -> None:
+    if place.dtype.name == "bool" and memory.nbytes and np.frombuffer(memory, np.uint8).max() > 1:
+        raise DamagedFile(f"the array {place.name!r} has bytes that are not booleans")
 
 
 def _fill(file: BinaryIO, memory: memoryview) -> None:

@@ -74,7 +74,9 @@ class Checkpointer:
         None if there is no checkpoint. parts: by the names that they were saved under; one that is None is left
         out, as are parts that are saved but not named. Random streams and dropout go on as they were.
         A damaged file is left alone, a RuntimeWarning names it, and the one before is used; ValueError if there are
-        only damaged ones. ValueError too for a part that the checkpoint does not hold or that does not fit.
+        only damaged ones. ValueError too for a part that the checkpoint does not hold or that does not fit; every part
+        is as it was then. (A part of another class may have `check_state_dict(state)`, which raises what its
+        `load_state_dict` would raise; without one, its state is copied first, to be given back.)
         A RuntimeWarning says what has changed since (ranks, BLAS, CPU, versions) so that results may differ in their
         last bits from those of a run that was not stopped.
         """
@@ -99,7 +101,7 @@ class Checkpointer:
             raise ValueError(
                 f"Checkpointer.load_latest: {path} holds {', '.join(kept) or 'no parts'}, not {lacking[0]}"
             )
-        on_every_rank(self.comm, lambda: _apply(parts, kept, ours["counts"]))
+        states.load_states(self.comm, parts, kept, ours["counts"])
         now = states.surroundings(self.comm, virtual_shards(self.comm)) if self.comm.rank == 0 else None
         changed = [] if now is None else states.differences(ours["surroundings"], now)
         if changed:
@@ -132,11 +134,11 @@ class Checkpointer:
         arrays, text = pack({**parts, **alike, OURS: ours}, "parts")
         path = self.folder.next_path(step)
         if not self.async_save:
-            self.folder.write(path, lambda: tensorfile.parts(arrays, text))
+            self.folder.write(path, arrays, text)
             return path
-        copied = tuple(f"{name}." for name, part in stateful.items() if states.is_copied(part))
-        copies = {name: array if name.startswith(copied) else array.copy() for name, array in arrays.items()}
-        self._writing = _Writing(path, lambda: self.folder.write(path, lambda: tensorfile.parts(copies, text)))
+        fresh = {id(copy.array) for name, state in alike.items() for copy in states.copies(stateful[name], state)}
+        copies = {name: array if id(array) in fresh else array.copy() for name, array in arrays.items()}
+        self._writing = _Writing(path, lambda: self.folder.write(path, copies, text))
         return path
 
     def _finish(self) -> None:
@@ -181,21 +183,12 @@ def _read(path: Path) -> _Content:
     ours = value.get(OURS) if isinstance(value, dict) else None
     if not isinstance(ours, dict) or not {"step", "parts", "counts", "surroundings"} <= ours.keys():
         raise ValueError("it is a file of sorix_dist, but not a checkpoint")
-    if not isinstance(ours["parts"], list) or not all(
-        isinstance(name, str) and name in value for name in ours["parts"]
-    ):
+    names = ours["parts"]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in value for name in names):
         raise ValueError("it does not hold the parts that it names")
+    if len(set(names) - {OURS}) < len(names) or not states.are_counts(ours["counts"]):
+        raise ValueError("its own entries are not those of a checkpoint")
     return _Content(path, arrays, text, value)
-
-
-def _apply(parts: dict[str, Any], kept: dict[str, Any], counted: dict[str, Any]) -> None:
-    states.go_on(parts, counted)
-    for name, part in parts.items():
-        try:
-            states.load_state(part, kept[name])
-        except (ValueError, TypeError, KeyError) as error:
-            error.add_note(f"while the checkpoint's {name} was loaded")
-            raise
 
 
 class _Writing:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sorix_dist.store import tensorfile
-from sorix_dist.store.files import DISK, SUFFIX, make_folders, write_whole
+from sorix_dist.store.files import DISK, SUFFIX, make_folders
+from sorix_dist.store.tensorfile import Array
 
 T = TypeVar("T")
 
@@ -57,15 +58,15 @@ class Folder:
         number = entries[-1].number + 1 if entries else 0
         return self.path / f"{number:06}-step-{step}.safetensors"
 
-    def write(self, path: Path, parts: Callable[[], Iterable[memoryview]]) -> None:
-        """Writes a checkpoint; when it is on the disk, removes those that are not kept any more.
+    def write(self, path: Path, arrays: Mapping[str, Array], text: str) -> None:
+        """Writes a checkpoint; when it is on the disk and can be read, removes those that are not kept any more.
 
         OSError if it can't be written; those that were there are as they were then.
         """
         try:
             make_folders(self.path, self.files)
             self._remove_unfinished()
-            write_whole(path, parts(), self.files)
+            tensorfile.write(path, arrays, text, self.files)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -97,6 +98,10 @@ class Folder:
         if refused:
             raise ValueError(f"none of the checkpoints in {self.path} can be used: {'; '.join(refused)}")
         return None
+
+    def newest_step(self) -> int:
+        """The step of the newest valid checkpoint, -1 if there is none."""
+        return next((entry.step for entry in reversed(self.entries()) if self._is_valid(entry.path)), -1)
 
     def _remove_unfinished(self) -> None:
         """Removes what saves that were killed have left."""
@@ -136,6 +141,12 @@ class Folder:
     def _trust(self, path: Path) -> None:
         with suppress(OSError):  # if it is gone, or can't be seen, it is not trusted
             self._valid[path] = _mark(path)
+
+
+def newest_steps(root: Path) -> dict[Path, int]:
+    """The step of the newest valid checkpoint of each folder at and below `root`; links to folders are not followed."""
+    steps = {Path(folder): Folder(Path(folder), 1).newest_step() for folder, _, _ in os.walk(root)}
+    return {folder: step for folder, step in steps.items() if step >= 0}
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,15 @@ import numpy as np
 from sorix_dist import nn
 from sorix_dist._version import __version__
 from sorix_dist.comm import Comm
+from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.ops.dropout import Draws, functional_draws
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel
+from sorix_dist.parallel.outcome import on_every_rank
 from sorix_dist.utils import machine
+from sorix_dist.utils.data.nested import tensors
 
 
 def has_state(part: Any) -> bool:
@@ -32,22 +38,85 @@ def state_of(part: Any) -> Any:
     return part.state_dict() if _has_own_state(part) else {"epoch": part.epoch}
 
 
-def is_copied(part: Any) -> bool:
-    """Whether the state of a part shares no memory with it: the package's own methods promise that."""
-    if type(part) is DistributedDataParallel:
-        part = part.module  # whose state it is
-    return getattr(type(part), "state_dict", None) in (
-        nn.Module.state_dict,
-        Optimizer.state_dict,
-    )
+def copies(part: Any, state: Any) -> Iterator[Tensor]:
+    """The tensors in the state of a part that share no memory with it: the package's own methods promise that."""
+    taken = getattr(_bare(part).state_dict, "__func__", None)
+    if taken is nn.Module.state_dict:
+        yield from tensors(state)
+    elif taken is Optimizer.state_dict:  # the options beside are whatever a user has put there
+        yield from tensors(state["state"])
 
 
-def load_state(part: Any, state: Any) -> None:
-    """Gives a part a state that `state_of` took."""
+def load_states(comm: Comm, parts: Mapping[str, Any], saved: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
+    """Gives the parts the states that `state_of` took, by name, and goes on where `counts` were taken; or, if a part
+    refuses its state on any rank, changes nothing. A call of all ranks.
+
+    A part with `check_state_dict(state)` is asked before anything has changed; that method raises what
+    `load_state_dict` would raise. The others come next, and get back what they had if one of them refuses.
+    """
+    checked = {name: part for name, part in parts.items() if _says_what_fits(part)}
+    others = {name: part for name, part in parts.items() if name not in checked}
+    counted_before, before = counts(parts), dict[str, Any]()
+    try:
+        on_every_rank(comm, lambda: go_on(parts, counted))  # first: the order of a loader follows from the seed
+        on_every_rank(comm, lambda: _each(_check, checked, saved))
+        before = on_every_rank(comm, lambda: _taken(others))
+        on_every_rank(comm, lambda: _each(_load, others, saved))
+    except Exception:
+        go_on(parts, counted_before)
+        on_every_rank(comm, lambda: _each(_load, {name: others[name] for name in before}, before))
+        raise
+    on_every_rank(comm, lambda: _each(_load, checked, saved))
+
+
+def _taken(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of the states that parts have; one that is made by its `load_state_dict` may have none yet."""
+    states = {}
+    for name, part in parts.items():
+        with suppress(Exception):
+            states[name] = deepcopy(state_of(part))
+    return states
+
+
+def _each(do: Callable[[Any, Any], None], parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    for name, part in parts.items():
+        try:
+            do(part, states[name])
+        except Exception as error:
+            error.add_note(f"while the checkpoint's {name} was loaded")
+            raise
+
+
+def _check(part: Any, state: Any) -> None:
+    if isinstance(part, nn.Module) and not isinstance(part, DistributedDataParallel):
+        for parameter in part.parameters():
+            refuse_frozen(parameter.array)
+    _bare(part).check_state_dict(state)
+
+
+def _load(part: Any, state: Any) -> None:
     if _has_own_state(part):
         part.load_state_dict(state)
     else:
         part.set_epoch(state["epoch"])
+
+
+def _says_what_fits(part: Any) -> bool:
+    """Whether a part has a `check_state_dict` that speaks for its `load_state_dict`: of the same class, or one that was
+    derived from it."""
+    part = _bare(part)
+    if "load_state_dict" in getattr(part, "__dict__", ()):
+        return False
+    defining = (vars(kind) for kind in type(part).__mro__)
+    first: Mapping[str, Any] = next(
+        (own for own in defining if {"check_state_dict", "load_state_dict"} & own.keys()), {}
+    )
+    return "check_state_dict" in first
+
+
+def _bare(part: Any) -> Any:
+    """A wrapped model itself, whose state it is; any other part as it is."""
+    return part.module if type(part) is DistributedDataParallel else part
 
 
 def counts(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +128,14 @@ def counts(parts: Mapping[str, Any]) -> dict[str, Any]:
             name: {place: [draws.number, draws.calls] for place, draws in _draws(part)} for name, part in parts.items()
         },
     }
+
+
+def are_counts(value: Any) -> bool:
+    """Whether a value has the form of what `counts` takes."""
+    if not isinstance(value, dict) or not {"random", "calls", "draws"} <= value.keys():
+        return False
+    entries = (value["random"], value["draws"], *(value["draws"].values() if isinstance(value["draws"], dict) else ()))
+    return isinstance(value["calls"], int) and all(isinstance(entry, dict) for entry in entries)
 
 
 def go_on(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
@@ -106,8 +183,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _draws(part: Any) -> Iterator[tuple[str, Draws]]:
     """The masks of the layers of a model, by the layer's name."""
-    if isinstance(part, DistributedDataParallel):
-        part = part.module
+    part = _bare(part)
     if isinstance(part, nn.Module):
         for prefix, module in part.named_modules():
             for name, value in vars(module).items():

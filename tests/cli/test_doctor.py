@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +99,15 @@ def test_under_mpirun_one_rank_speaks_for_all() -> None:
     (ranks,) = [finding for finding in page["findings"] if finding["subject"] == "Ranks"]
     assert (ranks["data"]["rank"], ranks["data"]["size"]) == (0, 2)
     assert any(finding["subject"] == "2 ranks" for finding in page["findings"])
+
+
+@needs_mpirun
+def test_files_of_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "time", "signal", "numpy", "mpi4py", "threadpoolctl"):
+        (tmp_path / f"{name}.py").write_text(f"open('run', 'a').write('{name} ')\nraise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    # as the installed command does, whose path begins with its own folder
+    code, output = finished([sys.executable, "-P", "-m", "sorix_dist", "doctor"])
+    assert code == 0, output
+    assert "all-reduce is right" in output
+    assert not Path("run").exists(), Path("run").read_text()

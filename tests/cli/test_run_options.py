@@ -134,10 +134,10 @@ def test_a_job_is_started_again_without_the_host_that_is_lost(script: Path, agen
 
 def test_a_killed_rank_is_followed_by_a_restart_and_leaves_nothing(script: Path) -> None:
     script.write_text(
-        "import os, pathlib, sys\nfrom sorix_dist.comm import current\nworld = current()\n"
+        "import os, pathlib, sys\nimport sorix_dist as sx\nfrom sorix_dist.comm import current\nworld = current()\n"
         f"window = world.window(1 << 16)\n{SAY_SHARED}\nworld.barrier()\n"
         "attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
-        "if world.rank == 0: pathlib.Path('new/saved', str(attempt)).touch()\n"
+        "sx.Checkpointer('new/saved').save(attempt)\n"
         "world.barrier()\n"
         "if attempt < 2 and world.rank == 1: os.kill(os.getpid(), 9)\n"
         "world.barrier()\nos.write(1, b'came to the end\\n')"
@@ -148,7 +148,9 @@ def test_a_killed_rank_is_followed_by_a_restart_and_leaves_nothing(script: Path)
         f"sorix-dist run: the job ended with code {9 if 'code 9;' in output else 137}; restart {n} of 3" for n in (1, 2)
     ]
     assert output.count("came to the end") == 2
-    assert sorted(path.name for path in Path("new/saved").iterdir()) == ["0", "1", "2"]
+    assert sorted(path.name for path in Path("new/saved").iterdir()) == [
+        f"00000{n}-step-{n}.safetensors" for n in range(3)
+    ]
     assert "shared " in output
     assert shared(output) == []
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sorix_dist.comm import table as layout
+from sorix_dist.comm.guard import Guard
 from sorix_dist.comm.process import Process, end_status, start_time, state
 from sorix_dist.comm.table import PAGE, State, Table, pack_text
 from sorix_dist.comm.watch import Channel, Row
+
+OTHER = 12345
+"""A user who is not this one."""
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 
 
 @pytest.fixture
@@ -168,6 +177,71 @@ def test_stale_tables_are_removed_and_living_ones_kept(tmp_path: Path, monkeypat
     layout.remove_stale()
     assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
     assert layout.launcher_of(living) == (os.getpid(), start_time(os.getpid()))
+
+
+def squatted(folder: Path, how: str) -> None:
+    """Another user, or somebody's carelessness, is at the folder's name before us."""
+    if how == "file":
+        folder.write_text("squatted")
+    elif how == "link":
+        folder.symlink_to(folder.parent)
+    else:
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o777 if how == "open to others" else 0o700)
+        if how == "another user's":
+            os.chown(folder, OTHER, -1)
+
+
+@pytest.mark.parametrize("how", ["file", "link", "open to others", pytest.param("another user's", marks=needs_root)])
+def test_tables_are_in_a_folder_of_this_user_alone(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "Path", lambda path: tmp_path if path == "/dev/shm" else Path(path))
+    first = layout.directory()
+    assert first.parent == tmp_path
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert layout.directory() == first  # as for the next rank
+    first.rmdir()
+    squatted(first, how)
+    second = layout.directory()
+    assert second not in (first, tmp_path)
+    assert second.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(layout, "FOLDERS", 1)
+    monkeypatch.setattr(layout.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(PermissionError, match="no folder for this user alone"):
+        layout.directory()
+
+
+def connect_as(user: int, path: str, count: int) -> None:
+    """Another user connects to a socket, and goes."""
+    child = os.fork()
+    if child == 0:
+        with suppress(OSError):
+            os.setuid(user)
+            for _ in range(count):
+                socket.socket(socket.AF_UNIX).connect(path)
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@needs_root
+def test_the_guard_hears_only_its_own_user() -> None:
+    """Connections of another one keep no descriptor, and are no news of any rank."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as line:
+        table = Table.join(Path(folder, "table"), 2)
+        line.bind(table.line)
+        line.listen(8)
+        for path in (folder, table.line):
+            os.chmod(path, 0o777)  # else nobody would come so far
+        guard = Guard(table, line)
+        before = os.listdir("/proc/self/fd")
+        connect_as(OTHER, table.line, 5)
+        for _ in range(5):
+            guard._note_events([handle for handle, _ in guard.events.poll(1)])
+        assert (guard.lines, guard.hung_up, os.listdir("/proc/self/fd")) == ({}, [], before)
+        connect_as(os.getuid(), table.line, 1)
+        for _ in range(2):
+            guard._note_events([handle for handle, _ in guard.events.poll(1)])
+        assert len(guard.hung_up) == 1
 
 
 def test_a_process_is_not_one_that_has_its_number_later() -> None:

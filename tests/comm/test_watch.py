@@ -122,6 +122,21 @@ def test_all_ranks_end(name: str, tmp_path: Path) -> None:
 
 
 @needs_mpirun
+def test_a_traceback_is_told_whoever_has_taken_the_place_for_it(tmp_path: Path) -> None:
+    """The file for the last words is there already, and no other rank says anything."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        BEGIN + "from sorix_dist.comm import watch\ncomm = current()\ncomm.barrier()\nif rank == 1:\n"
+        "    watch.row().table.last_words.touch()\n    raise ValueError('a bad row')\ncomm.barrier()"
+    )
+    ended = run_ranks(2, str(script), limit=40)
+    assert ended.code != 0
+    assert ended.seconds < 20
+    assert ended.err.count("ValueError: a bad row") == 1, ended.err
+    assert "rank 1 of 2 (host " in ended.err
+
+
+@needs_mpirun
 def test_an_interrupt_needs_no_traceback(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(BEGIN + "comm = current()\nif rank == 1: raise KeyboardInterrupt\ncomm.barrier()")

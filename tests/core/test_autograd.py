@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from sorix_dist.core import Tensor, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
-from sorix_dist.core.op import OF_NUMPY
 
 
 def needing(*numbers: float, dtype: Any = np.float64) -> Tensor:
@@ -398,41 +397,3 @@ def test_graphs_in_threads_do_not_mix() -> None:
     for thread in threads:
         thread.join(60)
     assert results == dict.fromkeys(range(4), 2001)
-
-
-# -- NumPy's functions on tensors
-
-
-@pytest.mark.parametrize("function", sorted(OF_NUMPY, key=lambda f: f.__name__), ids=lambda f: f.__name__)
-def test_numpys_functions_on_tensors_answer_as_on_arrays(function: Any) -> None:
-    x = np.linspace(0.5, 2, 9).reshape(3, 3)
-    name = function.__name__
-    more: dict[str, tuple[Any, ...]] = {
-        "reshape": ((9,),), "swapaxes": (0, 1), "moveaxis": (0, 1), "expand_dims": (1,), "broadcast_to": ((2, 3, 3),),
-        "roll": (1, 0), "clip": (0.7, 1.5), "full_like": (2.0,), "cumsum": (0,), "argmax": (0,),
-        "take_along_axis": (np.array([[0], [1], [2]]), 1),
-    }  # fmt: skip
-    arguments: tuple[Any, ...] = (x, *more.get(name, ()))
-    if name in ("concatenate", "stack"):
-        arguments = ([x, x],)
-    elif name == "einsum":
-        arguments = ("ij,kj->ik", x, x)
-    elif name == "where":
-        arguments = (x > 1, x, -x)
-    elif name == "outer":
-        arguments = (x[0], x[1])
-    elif name.startswith(("bitwise", "invert", "logical")):
-        arguments = ((x > 1),) if name in ("invert", "bitwise_invert", "logical_not") else (x > 1, x > 1.5)
-    elif isinstance(function, np.ufunc) and function.nin == 2:
-        arguments = (x, x.T)
-
-    def tensors(value: Any) -> Any:
-        if isinstance(value, list):
-            return [tensors(v) for v in value]
-        return Tensor(value) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
-
-    got = function(*map(tensors, arguments))
-    if name.startswith(("bitwise", "invert", "logical")):
-        got = function(*map(Tensor, arguments))
-    assert isinstance(got, Tensor)
-    np.testing.assert_allclose(got.array, function(*arguments), rtol=1e-12)

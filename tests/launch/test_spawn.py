@@ -175,7 +175,7 @@ def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: s
         (private,) = folder.glob("sorix_dist-*")
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in private.iterdir()}
-        assert modes == dict.fromkeys(["call", "paths", "caller", "output-0", "output-1"], 0o600)
+        assert modes == dict.fromkeys(["call", "caller", "output-0", "output-1"], 0o600)
         process.send_signal(number)
         code = process.wait(20)
         assert code == (-signal.SIGKILL if number == signal.SIGKILL else -signal.SIGINT)
@@ -265,3 +265,34 @@ def test_an_allocation_does_not_send_ranks_elsewhere(monkeypatch: pytest.MonkeyP
 def test_bad_arguments_are_named(settings: dict[str, object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         sx.run(**{"fn": print} | settings)  # type: ignore[arg-type]
+
+
+SHADOWS = (
+    "json",
+    "pathlib",
+    "pickle",
+    "threading",
+    "traceback",
+    "signal",
+    "re",
+    "subprocess",
+    "numpy",
+    "mpi4py",
+    "site",
+)
+
+
+@needs_mpirun
+@pytest.mark.parametrize("added", ["", "sys.path.insert(0, ''); "], ids=["as it is", "with the folder in the path"])
+def test_files_of_the_current_folder_are_not_run(added: str, tmp_path: Path) -> None:
+    """A script elsewhere, called where somebody has left a json.py; or a notebook, whose folder came later."""
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in SHADOWS if not added else ("json", "pathlib", "pickle", "threading", "traceback", "signal"):
+        (place / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'a').write('{name} ')\nraise SystemExit(3)")
+    script = tmp_path / "script.py"
+    begin = f"import os, sys; os.chdir({str(place)!r}); import sorix_dist as sx; "
+    script.write_text(f"{begin}{added}print(sx.run(sx.rank))")
+    ended = run_command([sys.executable, str(script)], limit=60)
+    assert (ended.out, ended.code) == ("[0, 1]\n", 0), ended.err
+    assert not (tmp_path / "run").exists(), (tmp_path / "run").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sys
@@ -14,12 +13,19 @@ import pytest
 
 from sorix_dist.launch import supervise as module
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.supervise import newest, supervise
+from sorix_dist.launch.supervise import supervise
 from tests.launch.jobs import LIMIT, ROOT, announced, job, survivors
 
 BARE = "import os, pathlib, sys, time; attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
 BEGIN = BARE + "import sorix_dist.comm\n"  # without which no script is known to come to its end
-SAVE = "pathlib.Path(sys.argv[1], f'step-{attempt}').touch()\n"
+SAVE = "pathlib.Path(sys.argv[1], 'step').write_text(str(attempt))\n"
+
+
+def newest_steps(folder: Path) -> dict[Path, int]:
+    """For the scripts of this file, which write a number; that of real checkpoints is tested with them."""
+    file = folder / "step"
+    return {folder: int(file.read_text())} if file.exists() else {}
+
 
 Supervised = Callable[..., tuple[int, list[str], int]]
 
@@ -40,7 +46,9 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervised:
             attempts.append(attempt)
             return Command((sys.executable, "-c", begin + script, str(folder)), env)
 
-        code = supervise(start, folder, max_restarts=max_restarts, say=said.append, **settings)
+        code = supervise(
+            start, folder, max_restarts=max_restarts, newest_steps=newest_steps, say=said.append, **settings
+        )
         assert attempts == list(range(len(attempts)))
         assert not [path for path in folder.iterdir() if path.name.startswith(module.PRIVATE)]
         return code, said, len(attempts)
@@ -69,14 +77,20 @@ def test_it_is_started_no_oftener_than_was_allowed(supervised: Supervised) -> No
 def test_two_attempts_without_progress_are_the_last(supervised: Supervised) -> None:
     code, said, starts = supervised("sys.exit(7)", 9, BARE)
     assert (code, starts) == (7, 2)
-    assert "not started again: 2 attempts in a row left no newer checkpoint in " in said[-1]
+    assert "not started again: 2 attempts in a row saved no later step in " in said[-1]
     code, _, starts = supervised("if attempt == 1: " + SAVE + "sys.exit(7)", 9, BARE)
     assert (code, starts) == (7, 4)  # attempts 0, 2 and 3 made none
 
 
-def test_a_checkpoint_that_is_written_anew_is_progress(supervised: Supervised) -> None:
-    code, _, starts = supervised("pathlib.Path(sys.argv[1], 'latest').write_text(str(attempt))\nsys.exit(7)", 4, BARE)
-    assert (code, starts) == (7, 5)
+@pytest.mark.parametrize("step", ["0", "-attempt", "5 - attempt"])
+def test_a_step_that_is_not_later_is_no_progress(supervised: Supervised, step: str) -> None:
+    save = f"pathlib.Path(sys.argv[1], 'step').write_text(str({step}))\nsys.exit(7)"
+    assert supervised(save, 9, BARE)[::2] == (7, 3)  # the first of them was one
+
+
+def test_a_run_that_begins_anew_makes_progress(supervised: Supervised) -> None:
+    save = "pathlib.Path(sys.argv[1], 'step').write_text(str([9, 1, 2, 3][attempt]))\nsys.exit(7)"
+    assert supervised(save, 3, BARE)[::2] == (7, 4)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,7 @@ def test_a_job_that_was_asked_to_end_is_not_started_again(tmp_path: Path, script
         "import pathlib, sys\nfrom sorix_dist.launch.command import Command\n"
         "from sorix_dist.launch.supervise import supervise\n"
         "start = lambda attempt, env: Command((sys.executable, '-c', sys.argv[1]), env)\n"
-        "sys.exit(supervise(start, pathlib.Path(sys.argv[2]), max_restarts=3, say=print))"
+        "sys.exit(supervise(start, pathlib.Path(sys.argv[2]), max_restarts=3, newest_steps=lambda _: {}, say=print))"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with job([sys.executable, "-c", driver, begin, str(tmp_path)], env=environ) as process:
@@ -140,13 +154,3 @@ def test_a_job_that_was_asked_to_end_is_not_started_again(tmp_path: Path, script
         process.terminate()
         assert process.wait(LIMIT) == code
         assert survivors(pids) == []
-
-
-def test_the_newest_file_counts_wherever_it_lies(tmp_path: Path) -> None:
-    assert newest(tmp_path) == 0
-    (tmp_path / "step-1").mkdir()
-    for seconds, name in zip(itertools.count(10**9), ["step-1/model", "step-2", ".completed-x"]):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (seconds, seconds))
-    os.utime(tmp_path / "step-1", (1, 1))
-    assert newest(tmp_path) == (10**9 + 1) * 10**9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,73 @@ def test_weights_and_ignored_labels_divide_by_what_counts() -> None:
     assert not grad[~counted].any()
     assert not grad[LABELS == 3].any()
     assert grad[LABELS == 0].all()
+
+
+# -- class weights of zero, labels that do not count, smoothing
+
+
+def expected_parts(
+    labels: np.ndarray, classes: int, weight: np.ndarray | None, ignored: int | None, smoothing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """PyTorch's definition, label by label: the factors of -log(probability) of each class, and what each label adds
+    to the denominator of the mean."""
+    factors, denominators = np.zeros((labels.size, classes)), np.zeros(labels.size)
+    weights = np.ones(classes) if weight is None else weight
+    for row, label in enumerate(labels.ravel().tolist()):
+        if label != ignored:
+            factors[row] = smoothing / classes * weights
+            factors[row, label] += (1 - smoothing) * weights[label]
+            denominators[row] = weights[label]
+    return factors, denominators
+
+
+@pytest.mark.parametrize("extra", [(), (3,)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("ignored", [None, 1, -100])
+@pytest.mark.parametrize(
+    "weight", [None, [1.0, 0.5, 2.0, 3.0, 1.5], [0.0, 2.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 2.0], [0.0] * 5]
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_weights_of_zero_ignored_labels_and_smoothing_in_all_combinations(
+    extra: tuple[int, ...], smoothing: float, ignored: int | None, weight: list[float] | None, reduction: str
+) -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.standard_normal((4, 5, *extra))
+    labels = np.array([0, 1, 1, 2]) if not extra else np.array([[0, 1, 1], [2, 4, 0], [1, 1, 1], [3, 0, 2]])
+    if ignored == -100:
+        labels.flat[1] = -100
+    weights = None if weight is None else np.array(weight)
+    rows = np.moveaxis(scores, 1, -1).reshape(-1, 5)
+    factors, denominators = expected_parts(labels, 5, weights, ignored, smoothing)
+    upstream = np.ones(labels.size) if reduction != "none" else np.cos(np.arange(labels.size))
+    whole = denominators.sum() if reduction == "mean" else 1.0
+    scale = 1 / whole if whole else 0.0  # where nothing counts, the mean is 0
+    losses = -(factors * likely(rows)).sum(axis=1)
+    wanted = losses.reshape(labels.shape) if reduction == "none" else losses.sum() * scale
+    slopes = (np.exp(likely(rows)) * factors.sum(axis=1, keepdims=True) - factors) * (upstream * scale)[:, None]
+
+    def value_and_gradient(loss: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        leaf = Tensor(x, requires_grad=True)
+        result = loss(leaf, labels, weights, ignore_index=ignored, reduction=reduction)
+        result.backward(None if reduction != "none" else upstream.reshape(labels.shape))
+        return result.numpy(), np.moveaxis(leaf.grad.numpy(), 1, -1).reshape(-1, 5)
+
+    value, found = value_and_gradient(partial(F.cross_entropy, label_smoothing=smoothing), scores)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found, slopes, rtol=1e-12, atol=1e-12)
+    if not smoothing:
+        logs = np.moveaxis(likely(rows).reshape(4, *extra, 5), -1, 1)
+        value, found = value_and_gradient(F.nll_loss, logs)
+        np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found, -factors * (upstream * scale)[:, None], rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_whose_class_has_no_weight_still_counts_by_its_smoothing() -> None:
+    scores = np.random.default_rng(1).standard_normal((4, 5))
+    loss = F.cross_entropy(scores, [0, 1, 1, 2], [0, 2, 1, 1, 1], label_smoothing=0.1)
+    assert loss.item() == pytest.approx(1.71678, abs=5e-6)
+    module = nn.CrossEntropyLoss([0, 2, 1, 1, 1], label_smoothing=0.1, one_hot=True)
+    assert module(scores, np.eye(5)[[0, 1, 1, 2]]).item() == pytest.approx(loss.item())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -85,6 +85,17 @@ def _penalty(models: list[nn.Module]) -> Any:
     return sum((p * p).sum() for p in models[0].parameters()) * 0.01
 
 
+def _of_some_rows(scores: Any, x: Any, y: Any) -> Any:
+    mask = x.numpy()[:, 1] > 0
+    return F.cross_entropy(scores[mask], y.numpy()[mask], WEIGHTS) + scores[mask].mean()
+
+
+def _input_penalty(model: nn.Module, x: Any) -> Any:
+    x = x.detach().requires_grad_()
+    (g,) = sx.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return (g - 1).square().mean()
+
+
 Loss = Callable[[list[nn.Module], Any, Any], Any]
 
 
@@ -121,6 +132,19 @@ CASES = {
     "scaled": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x / 16), y)),
     "images": Situation((Images,), lambda m, x, y: F.cross_entropy(m[0](sx.cat([x, x], 1).reshape(-1, 1, 4, 4)), y)),
     "columns": Situation((lambda: net(7),), lambda m, x, y: F.cross_entropy(m[0](x[:, :-1]), y)),
+    "sum by hand": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum() * 0.02),
+    "mean by hand": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum(axis=1).sum() / (sx.global_rows(x) if x.rows else len(x))),
+    "mean of columns": Situation((net,), lambda m, x, y: m[0](x).mean(axis=0).square().sum()),
+    "rows and a loss": Situation((net,), lambda m, x, y: (lambda s: (s * F.cross_entropy(s, y)).mean())(m[0](x))),
+    "some rows": Situation((net,), lambda m, x, y: _of_some_rows(m[0](x), x, y)),
+    "root": Situation((net,), lambda m, x, y: F.mse_loss(m[0](x), x[:, :CLASSES]).sqrt()),
+    "variance": Situation((net,), lambda m, x, y: m[0](x).var(axis=0).sum()),
+    "quotient": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum() / (x - x.mean(axis=0)).square().sum()),
+    "pairs": Situation((net,), lambda m, x, y: (lambda s: (s @ s.T).square().mean())(m[0](x))),
+    "two views": Situation((net,), lambda m, x, y: (lambda s: (s @ s.T).square().mean())(m[0](sx.cat([x, -x])))),
+    "largest": Situation((net,), lambda m, x, y: m[0](x).abs().max()),
+    "gradient of inputs": Situation((net,), lambda m, x, y: _input_penalty(m[0], x)),
+    "scaled by a parameter": Situation((net,), lambda m, x, y: (m[0](x) * m[0].parameters()[-1]).square().mean()),
     "accumulated": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y), pieces=3),
     "accumulated weights": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y, WEIGHTS), pieces=2),
     "accumulated own loss": Situation((WithLoss,), lambda m, x, y: m[0](x, y)["loss"] + _penalty(m), pieces=2),

@@ -140,10 +140,13 @@ def test_losses_that_have_no_common_denominator(size):
 
         return work
 
-    for first, second in ((plain, weighted), (weighted, total), (total, plain)):
-        on_all_ranks(run(first, second), RuntimeError, "same kind of denominator, got", size)
-        on_all_ranks(run(first, second, together=True), RuntimeError, "same kind of denominator, got", size)
-    on_all_ranks(run(weighted, ignoring, together=True), RuntimeError, "a piece must have one denominator", size)
+    for first, second in ((weighted, total), (total, plain)):
+        on_all_ranks(run(first, second), RuntimeError, "a sum in one piece and a mean in another", size)
+        on_all_ranks(run(first, second, together=True), RuntimeError, "the sum of several with different ones", size)
+    for first, second in ((plain, weighted), (weighted, ignoring)):
+        on_all_ranks(run(first, second, together=True), RuntimeError, "the sum of several with different ones", size)
+    for rooted in (lambda s, y: plain(s, y).sqrt(), lambda s, y: s.var(axis=0).sum().sqrt()):
+        on_all_ranks(run(rooted, rooted), RuntimeError, "one that is the same on every rank.*no_sync", size)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -195,7 +198,7 @@ def test_what_is_refused_meanwhile(size):
         for _ in model.accumulate([1]):
             (model.parameters()[0] ** 2).sum().backward()
 
-    on_all_ranks(only_a_penalty, RuntimeError, "every backward must be that of a loss of what the model", size)
+    on_all_ranks(only_a_penalty, RuntimeError, "got one that is the same on every rank", size)
 
     def goes_on_after_a_failure():
         model, (_, mine) = sx.DistributedDataParallel(network()), pieces_of_this_rank()

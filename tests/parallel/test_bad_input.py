@@ -42,6 +42,119 @@ def test_another_dtype_on_one_rank():
     on_all_ranks(work, ValueError, "float64.*rank 1.*float32")
 
 
+class Own(nn.Module):
+    """Has an option of a user's own."""
+
+    def __init__(self, **options):
+        self.body = nn.Linear(4, 2)
+        vars(self).update(options)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def frozen(names):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+    return model
+
+
+def nested(layer):
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), layer))
+
+
+def drawn(count):
+    """A dropout layer of which so many masks were drawn."""
+    model = nested(nn.Dropout(0.5))
+    for _ in range(count):
+        model(sx.ones(2, 4))
+    return model
+
+
+def made_after(count):
+    """A dropout layer that was made after so many others."""
+    for _ in range(count):
+        nn.Dropout(0.5)
+    return nested(nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize(
+    ("usual", "odd", "message"),
+    [
+        (
+            lambda: nested(nn.Dropout(0.5)),
+            lambda: nested(nn.Dropout(0.25)),
+            r"rank 0 has module '1\.1' \(Dropout\) with p = 0\.5, rank 1 has .* p = 0\.25 .*, and so has rank 2$",
+        ),
+        (
+            lambda: nested(nn.LayerNorm(4)),
+            lambda: nested(nn.LayerNorm(4, eps=1e-3)),
+            r"'1\.1' \(LayerNorm\) with eps = 1e-05, .* with eps = 0\.001",
+        ),
+        (
+            lambda: nested(nn.BatchNorm1d(4)),
+            lambda: nested(nn.BatchNorm1d(4, momentum=0.2)),
+            r"'1\.1' \(BatchNorm1d\) with momentum = 0\.1, .* with momentum = 0\.2",
+        ),
+        (
+            lambda: nested(nn.ReLU()),
+            lambda: nested(nn.GELU()),
+            r"module '1\.1' \(ReLU\), .*'1\.1' \(GELU\) at the same",
+        ),
+        (lambda: nested(nn.LeakyReLU(0.1)), lambda: nested(nn.LeakyReLU(0.2)), r"negative_slope = 0\.1.*= 0\.2"),
+        (
+            lambda: nn.TransformerEncoderLayer(4, 2, activation="relu"),
+            lambda: nn.TransformerEncoderLayer(4, 2, activation="gelu"),
+            r"the model \(TransformerEncoderLayer\) with activation = \S*relu\S*, .* = \S*gelu",
+        ),
+        (
+            lambda: nn.Conv2d(1, 1, 3, padding=1),
+            lambda: nn.Conv2d(1, 1, 3, padding=0),
+            r"the model \(Conv2d\) with padding = \(1, 1\), .* = \(0, 0\)",
+        ),
+        (
+            lambda: frozen([]),
+            lambda: frozen(["1.W"]),
+            r"'1\.W' of shape \(3, 2\) and dtype float32, .*'1\.W' .* that requires no gradient",
+        ),
+        (
+            lambda: Own(scale=2.0),
+            lambda: Own(scale=3),
+            r"the model \(Own\) with scale = 2, .* with scale = 3 at",
+        ),
+        (lambda: Own(act=nn.functional.relu), lambda: Own(act=nn.functional.gelu), r"act = relu, .*act = gelu"),
+        (lambda: Own(sizes=[(1, 2), 3]), lambda: Own(sizes=[(1, 2), 4]), r"sizes = \(\(1, 2\), 3\), .*, 4\)"),
+        (lambda: Own(mode="a", skip=True), lambda: Own(mode="a", skip=False), r"skip = True, .*skip = False"),
+        (
+            lambda: Own(),
+            lambda: Own(bias=None),
+            r"'body' \(Linear\), rank 1 has the model \(Own\) with bias = None",
+        ),
+        (lambda: drawn(0), lambda: drawn(3), r"draws = masks of stream 0 from 0 on, .* stream 0 from 3 on"),
+        (lambda: made_after(0), lambda: made_after(2), r"masks of stream 0 from 0 on, .* stream 2 from 0 on"),
+    ],
+)
+def test_other_options_on_some_ranks(usual, odd, message):
+    def work():
+        sx.manual_seed(0)
+        sx.DistributedDataParallel(odd() if sx.rank() else usual())
+
+    said = on_all_ranks(work, ValueError, r"the model's (modules and their options|parameters).*" + message)
+    assert len(set(said)) == 1
+
+
+def test_what_each_rank_may_have_for_itself():
+    def work():
+        own = {"_rank": sx.rank(), "cache": np.full(3, sx.rank()), "last": sx.tensor([sx.rank()]), "training": True}
+        model = Own(**own, rate=np.nextafter(0.1, sx.rank()))
+        if sx.rank() == 1:
+            model.eval()
+        sx.DistributedDataParallel(model)
+
+    run_threads(work, 3)
+
+
 def test_a_model_without_parameters():
     on_all_ranks(lambda: sx.DistributedDataParallel(nn.ReLU()), ValueError, "module must have parameters.*ReLU")
     with pytest.raises(TypeError, match="module must be a Module, got function"):
@@ -51,10 +164,14 @@ def test_a_model_without_parameters():
 def test_wrapped_twice():
     def work():
         model = nn.Linear(2, 2)
-        sx.DistributedDataParallel(model)
-        sx.DistributedDataParallel(model)
+        first = sx.DistributedDataParallel(model)
+        with pytest.raises(
+            ValueError, match=r"wrapped already.*'W' .* on rank 0, whose unwrap\(\) gives the model back"
+        ):
+            sx.DistributedDataParallel(model)
+        sx.DistributedDataParallel(nn.Sequential(first))
 
-    on_all_ranks(work, ValueError, "wrapped already.*'W'")
+    on_all_ranks(work, ValueError, r"wrapped already.*'0\.module\.W'")
 
 
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -49,14 +49,14 @@ class Chain(nn.Module):
     """The network whose last layer, and the activation before it, come `times` times."""
 
     def __init__(self, times=1, at_first=None):
-        self.body, self.times, self.at_first = network(5, 6), times, at_first
+        self.body, self._times, self.at_first = network(5, 6), times, at_first
 
     def forward(self, x):
         first, activation, last = self.body
         x = first(x)
         if self.at_first is not None:
             x.register_hook(self.at_first)
-        for _ in range(self.times):
+        for _ in range(self._times):
             x = last(activation(x))
         return x
 

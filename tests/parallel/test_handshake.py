@@ -10,6 +10,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.core.placement import Batch
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset, Sampler
@@ -38,6 +39,20 @@ class OwnOrder(Sampler):
         return np.random.default_rng(sx.rank()).permutation(self.length)
 
 
+class OwnLength(Sampler):
+    """A longer order on each rank than on the one before."""
+
+    def order(self, epoch):
+        return np.arange(20 + sx.rank())
+
+
+class OwnSample(Sampler):
+    """One sample is another one on each rank."""
+
+    def order(self, epoch):
+        return np.where(np.arange(self.length) == 13, sx.rank(), np.arange(self.length))
+
+
 def training(rank, extra_step=False, skip=False, more_pieces=False, unmarked=False, before=0):
     """A training loop in which one rank does something else."""
 
@@ -57,7 +72,7 @@ def training(rank, extra_step=False, skip=False, more_pieces=False, unmarked=Fal
                     for _ in range(2 if now else 1):
                         F.cross_entropy(model(xb), yb).backward()
             if unmarked and now:
-                xb.rows = xb.rows._replace(epoch=-1, batch=-1)
+                xb.place = Batch(xb.rows._replace(epoch=-1, batch=-1), xb.place.group).at(0)
             try:
                 F.cross_entropy(model(xb), yb).backward()
             except RuntimeError:
@@ -102,7 +117,20 @@ def test_a_rank_whose_batch_is_of_no_loader(size, hosts):
 
 @pytest.mark.parametrize("mode", [{}, {"virtual_shards": 4}])
 @pytest.mark.parametrize(
-    "differ", ["length", "batch_size", "shuffle", "seed", "sampler", "manual_seed", "stream", "values", "split"]
+    "differ",
+    [
+        "length",
+        "batch_size",
+        "shuffle",
+        "seed",
+        OwnOrder,
+        OwnLength,
+        OwnSample,
+        "manual_seed",
+        "stream",
+        "values",
+        "split",
+    ],
 )
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (2, 2)])
 def test_a_rank_with_another_loader(size, hosts, differ, mode):
@@ -125,8 +153,8 @@ def test_a_rank_with_another_loader(size, hosts, differ, mode):
         if differ == "split":
             chosen = np.random.default_rng(sx.rank()).permutation(24)
             x, y = x[chosen], y[chosen]
-        if differ == "sampler":
-            options = {"batch_size": 6, "sampler": OwnOrder(24)}
+        if isinstance(differ, type):
+            options = {"batch_size": 6, "sampler": differ(24)}
         samples = Stream(zip(x, y, strict=True)) if differ == "stream" else Dataset(x[:count], y[:count])
         xb, yb = next(iter(DataLoader(samples, **options)))
         F.cross_entropy(model(xb), yb).backward()

@@ -26,33 +26,76 @@ def reproducible(act):
     return work
 
 
-BAD_LOSSES = {
-    "sum by hand": (lambda s, y: (s * s).sum(), "a loss must end in one of sorix_dist.nn or in mean"),
-    "mean by hand": (lambda s, y: (s * s).sum(axis=1).sum() / 20, "a loss must end in one of sorix_dist.nn"),
-    "mean of columns": (lambda s, y: s.mean(axis=0).sum(), "a loss must end in one of sorix_dist.nn"),
-    "rows and a loss": (lambda s, y: (s + F.cross_entropy(s, y)).mean(), "can't join rows of a batch with"),
-    "some rows": (lambda s, y: F.cross_entropy(s[np.arange(len(s)) % 7 > 0], y[np.arange(len(y)) % 7 > 0]), "as many"),
+class Inside(nn.Module):
+    """A model that computes something of its batch inside of its forward."""
+
+    def __init__(self, of_rows):
+        self.net, self.of_rows = network(), of_rows
+
+    def forward(self, x):
+        return self.of_rows(self.net(x))
+
+
+NEED_ALL_ROWS = {
+    "a root of a mean": lambda s: s.square().mean().sqrt(),
+    "rows less their mean": lambda s: s - s.mean(axis=0),
+    "a variance": lambda s: s.var(axis=0),
+    "pairs": lambda s: s @ s.T,
+    "a maximum": lambda s: s.amax(0),
+    "sorted rows": lambda s: s.sort(dim=0).values,
+    "class weights": lambda s: F.cross_entropy(s, np.zeros(len(s), int), np.arange(1.0, 5)),
 }
 
 
-@pytest.mark.parametrize(("size", "hosts"), [(1, 1), (2, 1), (4, 2)])
-@pytest.mark.parametrize("name", BAD_LOSSES)
-def test_reductions_by_hand(name, size, hosts):
-    loss, message = BAD_LOSSES[name]
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", NEED_ALL_ROWS)
+def test_what_needs_all_rows_inside_of_a_forward(name, size):
+    def work():
+        sx.init(virtual_shards=8)
+        model = sx.DistributedDataParallel(Inside(NEED_ALL_ROWS[name]))
+        for xb, _ in DataLoader(Dataset(*data(20)), batch_size=20):
+            model(xb)
 
+    on_all_ranks(work, RuntimeError, "reproducible mode: .* needs the rows of the whole batch, but the forward", size)
+
+
+def test_the_gradient_of_weights_as_part_of_a_loss():
     def act(model, xb, yb):
-        loss(model(xb), yb.numpy()).backward()
+        loss = F.cross_entropy(model(xb), yb)
+        (g,) = sx.autograd.grad(loss, [model.parameters()[0]], create_graph=True)
+        g.square().sum().backward()
 
-    on_all_ranks(reproducible(act), RuntimeError, f"reproducible mode.*{message}", size, hosts)
+    on_all_ranks(reproducible(act), RuntimeError, "reproducible mode: autograd.grad gives gradients to rows", 2)
+
+
+def test_what_was_computed_outside_of_the_forward():
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.net = network()
+
+        def forward(self, x, scale):
+            return self.net(x) * scale
+
+    def work(kept):
+        sx.init(virtual_shards=8)
+        bare = Scaled()
+        model = sx.DistributedDataParallel(bare)
+        for xb, _ in DataLoader(Dataset(*data(20)), batch_size=20):
+            scale = bare.net[0].b.sum()
+            if kept:
+                bare.forward = lambda x, _, scale=scale: bare.net(x) * scale
+            model(xb, None if kept else scale).mean().backward()
+
+    on_all_ranks(lambda: work(False), RuntimeError, "requires a gradient and is no rows of the batch")
+    on_all_ranks(lambda: work(True), RuntimeError, "computed outside of its forward and requires a gradient")
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_batches_of_no_loader(size):
     for make in (
         lambda xb: sx.tensor(xb.numpy()),
-        lambda xb: xb[: max(1, len(xb) - 1)],
-        lambda xb: sx.cat([xb, xb]),
         lambda xb: xb.numpy(),
+        sx.global_value,
     ):
         on_all_ranks(
             reproducible(lambda model, xb, yb, make=make: model(make(xb))),
@@ -60,42 +103,6 @@ def test_batches_of_no_loader(size):
             r"reproducible mode: a batch must come from a DataLoader.*got \(\d+, 5\)",
             size,
         )
-
-
-def test_losses_inside_the_model_that_see_only_a_shard():
-    class WithLoss(nn.Module):
-        def __init__(self, options):
-            self.net, self.options = network(), options
-
-        def forward(self, x, y):
-            return F.cross_entropy(self.net(x), y.numpy(), **self.options)
-
-    for options, what in (({"weight": np.arange(1.0, 5)}, "class weights"), ({"reduction": "sum"}, "reduction='sum'")):
-
-        def work(options=options):
-            sx.init(virtual_shards=8)
-            model = sx.DistributedDataParallel(WithLoss(options))
-            for batch in DataLoader(Dataset(*data(20)), batch_size=20):
-                model(*batch)
-
-        on_all_ranks(work, RuntimeError, f"a loss with {what}.* can't be computed inside the model")
-
-
-def test_results_without_rows():
-    class Pooled(nn.Module):
-        def __init__(self):
-            self.net = network()
-
-        def forward(self, x):
-            return self.net(x).mean(axis=0)
-
-    def work():
-        sx.init(virtual_shards=8)
-        model = sx.DistributedDataParallel(Pooled())
-        for xb, _ in DataLoader(Dataset(*data(20)), batch_size=20):
-            model(xb)
-
-    on_all_ranks(work, RuntimeError, "each result of a model must have the rows of its batch as first dimension")
 
 
 def test_a_loader_that_shares_nothing_out():

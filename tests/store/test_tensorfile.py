@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import struct
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sorix_dist.store import tensorfile
+from sorix_dist.store.files import PIECE, Disk
 from sorix_dist.store.tensorfile import DamagedFile
 
 ARRAYS = {
@@ -38,7 +40,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def written(arrays: dict[str, Any], text: str) -> bytes:
-    return b"".join(tensorfile.parts(arrays, text))
+    with tempfile.TemporaryDirectory() as folder:
+        tensorfile.write(Path(folder, "arrays"), arrays, text)
+        return Path(folder, "arrays").read_bytes()
 
 
 def refused(path: Path, content: bytes) -> str:
@@ -240,9 +244,69 @@ def test_a_file_that_shrinks_while_it_is_read(path: Path, monkeypatch: pytest.Mo
         tensorfile.read(path)
 
 
-def test_what_is_too_much_for_a_header() -> None:
+def test_what_is_too_much_for_a_header(path: Path) -> None:
     with pytest.raises(ValueError, match="too many values outside of arrays"):
-        tensorfile.parts({}, "[" + "1," * 2_000_000 + "1]")
+        tensorfile.write(path, {}, "[" + "1," * 2_000_000 + "1]")
+    assert list(path.parent.iterdir()) == []
+
+
+class Changing(Disk):
+    """A disk that takes as long as another thread needs to change an array."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+
+    def write(self, descriptor: int, part: memoryview, at: int) -> int:
+        count = super().write(descriptor, part, at)
+        self.array += 1
+        return count
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE // 8, 3 * PIECE // 8 + 5])
+def test_arrays_that_change_while_they_are_written(size: int, path: Path) -> None:
+    """What is in the file has the digest of what is in the file."""
+    array = np.zeros(size)
+    tensorfile.write(path, {"x": array, "y": np.ones(3, np.uint8)}, "text", Changing(array))
+    arrays, _ = tensorfile.read(path)
+    assert arrays["x"].shape == (size,)
+    assert (arrays["y"] == 1).all()
+    assert load_file(path).keys() == {"x", "y"}
+
+
+def test_a_file_is_written_and_read_back_in_little_memory(path: Path) -> None:
+    array = np.ones(8 * PIECE // 8)
+    tracemalloc.start()
+    try:
+        tensorfile.write(path, {"x": array}, "text")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * PIECE
+
+
+class Bad(Disk):
+    """A disk that flips a bit of what is written at some place."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+    def write(self, descriptor: int, part: memoryview, at: int) -> int:
+        damaged = bytearray(part)
+        if at <= self.place < at + len(damaged):
+            damaged[self.place - at] ^= 4
+        return super().write(descriptor, memoryview(damaged), at)
+
+
+def test_what_does_not_come_back_as_it_was_written(path: Path) -> None:
+    """A file that was there stays."""
+    whole = written(ARRAYS, "text")
+    path.write_bytes(whole)
+    for place in (0, 9, 100, len(whole) - 1):
+        with pytest.raises(OSError, match="what was read back is not what was written: ") as caught:
+            tensorfile.write(path, ARRAYS, "text", Bad(place))
+        assert caught.value.filename == str(path)
+        assert path.read_bytes() == whole
+        assert list(path.parent.iterdir()) == [path]
 
 
 ODD = st.one_of(

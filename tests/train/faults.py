@@ -28,14 +28,14 @@ class Counting(Disk):
         if self.at == len(self.log) - 1:
             self.fault()
 
-    def create(self, path: Path) -> int:
+    def create(self, path: Path, mode: int = 0o666) -> int:
         self._before("create")
-        return super().create(path)
+        return super().create(path, mode)
 
-    def write(self, descriptor: int, part: memoryview) -> int:
+    def write(self, descriptor: int, part: memoryview, at: int) -> int:
         self._before("write")
         half = part.nbytes // 2  # as the system may do it, and so that there are states in between
-        return super().write(descriptor, part[:half] if half > 50 else part)
+        return super().write(descriptor, part[:half] if half > 50 else part, at)
 
     def flush(self, descriptor: int) -> None:
         self._before("flush")
@@ -94,8 +94,8 @@ class Volatile(Counting):
         if self.lost:
             raise PowerLoss
 
-    def create(self, path: Path) -> int:
-        descriptor = super().create(path)
+    def create(self, path: Path, mode: int = 0o666) -> int:
+        descriptor = super().create(path, mode)
         self.open[descriptor] = path
         self.loose.add(path)
         self.undo.append(lambda: path.unlink(missing_ok=True))

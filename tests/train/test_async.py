@@ -8,10 +8,11 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist import nn
+from sorix_dist import nn, optim
 from tests.train.faults import Counting, Slow, fails
 from tests.train.saving import Part, saved
 
@@ -52,6 +53,50 @@ def test_a_thread_saves_what_was_there_of_a_model_that_gives_its_own_memory(fold
     checkpointer.wait()
     checkpointer.load_latest(model=model)
     assert (model.module.W.data == before).all()
+
+
+@pytest.mark.parametrize("name", ["model.ema", "model", "model.W", "more", "model#2"])
+def test_a_thread_saves_what_was_there_whatever_the_names(name: str, folder: Path) -> None:
+    """Only what is a copy already is not copied: a name may begin like that of a part."""
+    model, live = nn.Linear(3, 2), np.zeros((3, 2))
+    parts = {"net" if name == "model" else "model": model, name: live}
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Slow()
+    before = model.W.numpy().copy()
+    checkpointer.save(1, **parts, nested={"model": [live], "tensor": sx.Tensor(live)})
+    live += 1  # training goes on
+    model.W.data[...] = -1
+    checkpointer.wait()
+    back = checkpointer.load_latest(**{key: part for key, part in parts.items() if part is model})
+    assert back is not None
+    assert (model.W.numpy() == before).all()
+    assert not any(np.any(value) for value in (back[name], back["nested"]["model"][0], back["nested"]["tensor"]))
+
+
+def test_a_thread_saves_what_was_there_of_an_option(folder: Path) -> None:
+    model, option = nn.Linear(3, 2), sx.tensor([0.0, 0.0])
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["mine"] = option
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Slow()
+    checkpointer.save(1, optimizer=optimizer)
+    option.data[...] = -1
+    checkpointer.wait()
+    checkpointer.load_latest(optimizer=optimizer)
+    assert (optimizer.param_groups[0]["mine"].numpy() == 0).all()
+
+
+def test_a_thread_saves_what_was_there_of_a_model_whose_state_dict_was_replaced(folder: Path) -> None:
+    model = nn.Linear(3, 2)
+    model.state_dict = lambda: dict(model.named_parameters())  # type: ignore[method-assign]
+    before = model.W.numpy().copy()
+    checkpointer = sx.Checkpointer(folder, async_save=True)
+    checkpointer.folder.files = Slow()
+    checkpointer.save(1, model=model)
+    model.W.data[...] = -1
+    checkpointer.wait()
+    checkpointer.load_latest(model=model)
+    assert (model.W.numpy() == before).all()
 
 
 @pytest.mark.parametrize("ask", ["wait", "save", "load"])

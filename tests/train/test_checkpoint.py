@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors.numpy import load_file
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.store import tensorfile
-from sorix_dist.train.folder import Folder
+from sorix_dist.train.folder import Folder, newest_steps
 from tests.train.saving import Part, damage, files, saved
 
 
@@ -177,7 +179,8 @@ def test_a_folder_reads_each_file_once(folder: Path, monkeypatch: pytest.MonkeyP
     read: list[Path] = []
     monkeypatch.setattr(tensorfile, "verify", read.append)
     checkpointer = saved(folder, 2)
-    assert len(read) == 2
+    assert [path.suffix for path in read].count(".tmp") == 2  # those that it has written itself
+    assert len(read) == 4
     assert checkpointer.steps() == [2, 0, 1]
     assert [entry.number for entry in Folder(folder, 3).entries()] == [2, 3, 4]
 
@@ -199,3 +202,38 @@ def test_other_surroundings_are_said(folder: Path, monkeypatch: pytest.MonkeyPat
     assert "a BLAS now" in message
     assert "7 now" in message
     assert "NumPy" not in message
+
+
+# -- which step was saved last
+
+
+def test_the_newest_step_of_each_folder(folder: Path) -> None:
+    assert newest_steps(folder) == {}
+    saved(folder, 3)
+    saved(folder / "below" / "deep", 2)
+    assert newest_steps(folder) == {folder: 2, folder / "below" / "deep": 1}
+    damage(folder / files(folder)[2])
+    assert newest_steps(folder) == {folder: 1, folder / "below" / "deep": 1}
+
+
+def test_what_is_no_newer_step(folder: Path) -> None:
+    """Times, unfinished and empty files, links in a circle, pipes and folders; none of them is waited for."""
+    saved(folder, 2)
+    before = newest_steps(folder)
+    later = "000009-step-9.safetensors"
+    for name in ("log.txt", f"{later}.0badf00d.tmp", later):
+        (folder / name).touch()
+        os.utime(folder / name, (2e9, 2e9))
+    (folder / "000010-step-10.safetensors").symlink_to(folder / "000010-step-10.safetensors")
+    (folder / "loop").symlink_to("loop")
+    (folder / "above").symlink_to("..")
+    os.mkfifo(folder / "000011-step-11.safetensors")
+    (folder / "000012-step-12.safetensors").mkdir()
+    assert newest_steps(folder) == before == {folder: 1}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert sx.Checkpointer(folder).load_latest() == {"step": 1}
+    assert [re.findall(r"step-(\d+)", str(warning.message))[0] for warning in told] == ["12", "11", "10", "9"]
+    assert "it is no regular file, but a pipe or device" in str(told[1].message)
+    sx.Checkpointer(folder).save(13)
+    assert newest_steps(folder) == {folder: 13}

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sorix_dist as sx
@@ -62,13 +63,34 @@ def test_files_that_are_no_checkpoints(folder: Path) -> None:
         3, {}, {"sorix_dist": 3}, {"sorix_dist": {"step": 1}},
         {"sorix_dist": {"step": 1, "parts": ["x"], "counts": {}, "surroundings": {}}},
         {"sorix_dist": {"step": 1, "parts": [[]], "counts": {}, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": [], "counts": {}, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": [], "counts": 3, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": ["sorix_dist"], "counts": COUNTS, "surroundings": {}}},
+        {"sorix_dist": {"step": 1, "parts": ["x", "x"], "counts": COUNTS, "surroundings": {}}, "x": 1},
     ]  # fmt: skip
     for i, value in enumerate(forged, 1):
         path = folder / f"{i:06}-step-1.safetensors"
-        path.write_bytes(b"".join(tensorfile.parts(*pack(value))))
+        tensorfile.write(path, *pack(value))
         with pytest.warns(RuntimeWarning, match=f"{path.name} can't be used"):
             assert checkpointer.load_latest() == {"step": 0}
         path.unlink()
+
+
+def test_a_parameter_that_can_not_be_one(folder: Path) -> None:
+    checkpointer = saved(folder, 2)
+    path = folder / files(folder)[1]
+    _, text = tensorfile.read(path)
+    path.unlink()
+    tensorfile.write(
+        path,
+        {"part.array": np.arange(3)},
+        text.replace('{"array":', '{"parameter":').replace('"part.array"}', '["part.array",true]}'),
+    )
+    with pytest.warns(RuntimeWarning, match="can't be used, the one before is: its structure is none: RuntimeError"):
+        assert checkpointer.load_latest() == {"step": 0}
+
+
+COUNTS = {"random": {}, "calls": 0, "draws": {}}
 
 
 def test_a_thousand_damages(folder: Path) -> None:
@@ -118,6 +140,33 @@ def test_an_error_of_each_operation(number: int, folder: Path) -> None:
             assert before == after
     checkpointer.save(2, part=Part(2, 100))
     assert checkpointer.load_latest() == {"step": 2}
+
+
+class Lossy(Counting):
+    """A disk that reports a success and writes zeros."""
+
+    def write(self, descriptor: int, part: memoryview, at: int) -> int:
+        return super().write(descriptor, memoryview(bytes(part.nbytes)), at)
+
+
+def test_a_disk_that_does_not_keep_what_it_is_given(folder: Path) -> None:
+    """The checkpoint is read back before older ones go."""
+    checkpointer = saved(folder, 2, keep=1)
+    before = files(folder)
+    checkpointer.folder.files = Lossy()
+    with pytest.raises(OSError, match="earlier ones are as they were: what was read back is not what was written"):
+        checkpointer.save(2, part=Part(2, 100))
+    assert files(folder) == before
+    assert checkpointer.load_latest() == {"step": 1}
+
+
+def test_arrays_that_change_while_they_are_saved(folder: Path) -> None:
+    part = Part(0, 1000)
+    checkpointer = sx.Checkpointer(folder, keep=1)
+    for at in range(8):  # before each operation of the disk in turn
+        checkpointer.folder.files = Counting(at, lambda: np.copyto(part.array, part.array + 1))
+        checkpointer.save(at, part=part)
+        assert checkpointer.load_latest() == {"step": at}
 
 
 def test_old_ones_that_can_not_be_removed(folder: Path) -> None:

@@ -101,7 +101,9 @@ def test_epochs_advance_by_themselves() -> None:
     loader = DataLoader(Dataset(np.arange(20)), batch_size=6, shuffle=True)
     epochs = [[x for batch in loader for x in batch.tolist()] for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
-    next(iter(loader))  # a loop that is left early is an epoch too
+    for _ in loader:  # a loop that is left early is an epoch too
+        break
+    assert loader.epoch == 4
     loader.set_epoch(1)
     assert [x for batch in loader for x in batch.tolist()] == epochs[1]
     assert len(loader) == 4

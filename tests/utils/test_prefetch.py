@@ -244,3 +244,34 @@ def test_without_tasks() -> None:
     assert list(ahead(str, iter(()), 2, 4)) == []
     assert list(ahead(str, iter(()), 0, 0)) == []
     assert_threads_end()
+
+
+def ends(value: Any) -> Any:
+    """What a mistake with `next` does: it raises StopIteration for what belongs to sample 5."""
+    return next(iter(())) if np.any(np.asarray(value) == 5) else value
+
+
+class Ending(Uneven):
+    def __getitem__(self, index: int) -> Any:
+        return ends(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("dataset", "options", "note"),
+    [
+        (Ending(8), {}, "raised by the data set for sample 5"),
+        (Dataset(np.arange(8), transform=ends), {}, None),
+        (Dataset(np.arange(8), np.arange(8), target_transform=ends), {}, None),
+        (Uneven(8), {"collate_fn": ends, "one_row_per_sample": False}, "in batch 2 of epoch 0 of the data loader"),
+        (Stream(), {"collate_fn": ends, "one_row_per_sample": False}, "in batch 2 of epoch 0 of the data loader"),
+    ],
+    ids=["data set", "transform", "target", "collate_fn", "stream"],
+)
+def test_no_sample_ends_an_epoch(dataset: Any, options: dict[str, Any], note: str | None, workers: int) -> None:
+    seen: list[Any] = []
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        seen.extend(DataLoader(dataset, 2, num_workers=workers, **options))
+    assert len(seen) == 2
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert note is None or note in caught.value.__notes__[0]

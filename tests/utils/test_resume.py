@@ -187,7 +187,7 @@ def test_the_seed_comes_from_the_state_where_nobody_chose_one(monkeypatch):
 
 
 def test_states_of_other_loaders():
-    sx.manual_seed(0)
+    sx.manual_seed(0)  # a seed that was chosen is not taken over
     data = Dataset(np.arange(30))
     state = DataLoader(data, 7, shuffle=True, seed=1).state_dict()
     for other, message in [
@@ -196,6 +196,7 @@ def test_states_of_other_loaders():
         (DataLoader(data, 7, shuffle=True, seed=1, drop_last=True), "saved: drop_last is True and was False$"),
         (DataLoader(data, 7), "saved: seed is None and was 1, shuffle is False and was True$"),
         (DataLoader(Counting(30), 7), "length is None and was 30"),
+        (DataLoader(Dataset(np.arange(30) + 1), 7, shuffle=True, seed=1), r"saved: data is \d+ and was \d+ \(a digest"),
     ]:
         with pytest.raises(ValueError, match=message):
             other.load_state_dict(state)
@@ -210,6 +211,53 @@ def test_states_of_other_loaders():
     with pytest.raises(ValueError, match="epoch must be an integer >= 0, got None"):
         loader.load_state_dict({**state, "epoch": None})
     assert loader.state_dict() == state  # nothing was lost
+
+
+class Half(Dataset):
+    """A data set that makes its samples itself, and says itself what it is."""
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> Any:
+        return np.float32(self.name + index / 2)
+
+    def digest(self) -> int:
+        return self.name
+
+
+X, Y = np.linspace(0, 1, 30), np.arange(30) % 3
+
+
+@pytest.mark.parametrize(
+    ("data", "others"),
+    [
+        (lambda: Dataset(X, Y), [Dataset(X), Dataset(X[::-1], Y), Dataset(X, Y + 1), Dataset(X * 2, Y), X]),
+        (lambda: Dataset(X.astype(np.float32)), [Dataset(-X)]),
+        (lambda: X, [X * 2, sx.Tensor(X[::-1].copy()), Dataset(X, Y)]),
+        (lambda: Half(3), [Half(4)]),
+    ],
+)
+def test_other_data_of_the_same_length(data: Any, others: list[Any]) -> None:
+    state = json.loads(json.dumps(DataLoader(data(), 7).state_dict()))
+    DataLoader(data(), 5 + 2).load_state_dict(state)
+    for other in others:
+        loader = DataLoader(other, 7)
+        before = loader.state_dict()
+        with pytest.raises(ValueError, match="data is"):
+            loader.load_state_dict({**state, "epoch": 3})
+        assert loader.state_dict() == before
+        DataLoader(other, 7).load_state_dict({name: value for name, value in state.items() if name != "data"})
+
+
+def test_data_of_which_nothing_is_known():
+    """A data set of one's own makes its samples as it likes; without shard, each rank may have its own."""
+    DataLoader(Numbers(30), 7).load_state_dict(DataLoader(Dataset(X, Y), 7).state_dict() | {"data": None})
+    DataLoader(Numbers(30), 7).load_state_dict(DataLoader(Numbers(30), 7).state_dict())
+    DataLoader(-X, 7, shard=False).load_state_dict(DataLoader(X, 7, shard=False).state_dict())
 
 
 def test_batch_size_per_rank_on_another_number_of_ranks():

@@ -110,5 +110,6 @@ def importing(interpreter: str, library: str) -> tuple[float, str]:
     """
     code = f"from time import perf_counter as now; t = now(); import {library}; print(now() - t)"
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environ["PYTHONSAFEPATH"] = "1"  # -P, which an older interpreter would refuse
     answer = ask([interpreter, "-c", code], environ, 100.0)
     return (float(answer.out.splitlines()[-1]), "") if answer.code == 0 else (0.0, answer.why)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import shape_of
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.promote import common_dtype
@@ -123,9 +123,3 @@ def _matrix(name: str, input: Any) -> tuple[int, int]:
     if len(shape) < 2:
         raise ValueError(f"{name}: input must have at least two dimensions, got shape {shape}")
     return shape[-2], shape[-1]
-
-
-OF_NUMPY[np.where] = where
-OF_NUMPY[np.clip] = lambda a, a_min=None, a_max=None: clamp(a, a_min, a_max)
-OF_NUMPY[np.tril] = lambda m, k=0: tril(m, k)
-OF_NUMPY[np.triu] = lambda m, k=0: triu(m, k)

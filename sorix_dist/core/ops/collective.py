@@ -11,6 +11,7 @@ order, Partials are whole already, and `add_up` and `spread` take the place of s
 
 from __future__ import annotations
 
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -119,24 +120,25 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     """What every rank holds alike: the sum over all parts of a Partial, or the rows of all ranks."""
     place = x.place
     if isinstance(place, Shard):
-        group, held = place.group, x.array.nbytes
+        group = place.group
         if group.alone and not group.ordered:  # where bits count, one process walks the nodes of several
-            return bare(x)
+            return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
-                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is not "
-                "that of the ranks: use sx.where or masked_fill, or put the batch axis first"
+                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
+                "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
         if name and not group.alone:
+            extents = (*x.array.shape[: place.axis], place.total, *x.array.shape[place.axis + 1 :])
             group.tell(
                 f"{name} works on the rows of the whole batch, which every rank gathers here from the others: "
-                f"{held * place.total // max(1, place.held)} bytes"
+                f"{x.array.itemsize * prod(extents)} bytes"
             )
         x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
     elif isinstance(place, Partial):
         group = place.group
     else:
-        return bare(x)
+        return bare(x)  # type: ignore[no-any-return]
     return bare(x) if group.alone or group.ordered else summed(x, group, name)
 
 
@@ -173,8 +175,8 @@ def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:
     return tagged(spread_rows(bare(x), shard=shard, shape=full, over=1), shard)
 
 
-def add_up(x: Tensor, shape: tuple[int, ...], over: float | None) -> Tensor:
-    """The sum over rows and over what else has length 1 in `shape`, in order, divided by `over`."""
+def add_up(x: Tensor, shape: tuple[int, ...], divisor: float | None) -> Tensor:
+    """The sum over rows and over what else has length 1 in `shape`, in order, divided by `divisor`; 0 if that is 0."""
     shard = shard_of(x)
     assert shard is not None
-    return sum_in_order(bare(x), shard=shard, shape=shape, over=1 if over is None else over)
+    return sum_in_order(bare(x), shard=shard, shape=shape, over=1 if divisor is None else divisor or inf)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of
 
 
@@ -76,7 +76,3 @@ def equal(input: Any, other: Any) -> bool:
 def allclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
     """Whether all |input - other| <= atol + rtol * |other|."""
     return bool(np.allclose(np.asarray(input), np.asarray(other), rtol=rtol, atol=atol, equal_nan=equal_nan))
-
-
-OF_NUMPY[np.all] = all
-OF_NUMPY[np.any] = any

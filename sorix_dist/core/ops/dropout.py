@@ -140,6 +140,6 @@ def uniform_by_row(shape: tuple[int, ...], place: Shard) -> Array:
 
 
 def normal_by_row(shape: tuple[int, ...], place: Shard) -> Array:
-    """Numbers of float64 from the normal distribution, one for each element of rows of a batch (Box and Muller 1958)."""
+    """Numbers of float64 from the normal distribution, one for each element of rows (Box and Muller 1958)."""
     u, v = uniform_by_row(shape, place), uniform_by_row(shape, place)
-    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+    return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v))

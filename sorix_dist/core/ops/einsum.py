@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.op import OF_NUMPY
+from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.elementwise import mul
 from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
@@ -25,7 +25,7 @@ def einsum(equation: str, *operands: Any) -> Any:
     """
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
-    tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in operands]
+    tensors = [x if isinstance(x, Tensor) else Tensor(as_operand(x)) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
     tensors = _with_rows_together(terms, tensors)
     sizes: dict[str, int] = {}
@@ -75,13 +75,12 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
 def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
     """The operands with the rows of a batch along one letter only: that of the first operand that has rows. Others have
     the rows of all ranks, of which they take this rank's along that letter."""
-    first = next((i for i, x in enumerate(tensors) if shard_of(x) is not None), None)
-    if first is None:
+    found = next(((term, rows) for term, x in zip(terms, tensors, strict=True) if (rows := shard_of(x))), None)
+    if found is None:
         return tensors
-    lead = shard_of(tensors[first])
-    assert lead is not None
-    letter = terms[first][lead.axis]
-    if in_order(lead) or terms[first].count(letter) > 1 or single(lead):
+    first, lead = found
+    letter = first[lead.axis]
+    if in_order(lead) or first.count(letter) > 1 or single(lead):
         return [whole(x, "einsum") for x in tensors]
     together = []
     for term, x in zip(terms, tensors, strict=True):
@@ -143,6 +142,3 @@ def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tupl
         named, before = placed
         place = before.moved(term.index(named[before.axis]))
     return term, with_rows(value, shape, place)
-
-
-OF_NUMPY[np.einsum] = lambda *operands, optimize=False: einsum(*operands)

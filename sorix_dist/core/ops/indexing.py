@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops.axes import along, axis_of, shape_of
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
@@ -162,6 +161,3 @@ def _grid_along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...
             f"got shape {array.shape} for input of shape {shape}"
         )
     return tuple(array if i == at else grid for i, grid in enumerate(np.ogrid[tuple(slice(n) for n in array.shape)]))
-
-
-OF_NUMPY[np.take_along_axis] = lambda arr, indices, axis=-1: gather(arr, axis, indices)

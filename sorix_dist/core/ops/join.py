@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, op, recording
+from sorix_dist.core.op import as_operand, op, recording
 from sorix_dist.core.ops.axes import along, axis_of, parts_along, shape_of
 from sorix_dist.core.ops.indexing import index_select
 from sorix_dist.core.ops.shape import extents, take
@@ -148,7 +148,7 @@ def _several(name: str, tensors: Any) -> list[Any]:
         raise TypeError(f"{name}: tensors must be a list or tuple of tensors, got {type(tensors).__name__}")
     if not tensors:
         raise ValueError(f"{name}: tensors must hold at least one tensor, got none")
-    return [x if isinstance(x, Tensor | np.ndarray) else Tensor(x) for x in tensors]
+    return [x if isinstance(x, Tensor | np.ndarray) else Tensor(as_operand(x)) for x in tensors]
 
 
 def _beside_rows(name: str, parts: list[Any], axis: int | None = None) -> list[Any]:
@@ -168,7 +168,3 @@ def _into(name: str, result: Any, out: Tensor | None) -> Any:
         raise ValueError(f"{name}: out must have shape {tuple(result.shape)}, got {tuple(out.shape)}")
     np.copyto(out.array, result.array, casting="same_kind")
     return out
-
-
-OF_NUMPY[np.concatenate] = lambda arrays, axis=0: cat(arrays, axis)
-OF_NUMPY[np.stack] = lambda arrays, axis=0: stack(arrays, axis)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
-from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import extents, flatten, reshape, squeeze, unsqueeze, with_rows
 from sorix_dist.core.placement import shard_of
@@ -36,7 +36,7 @@ def matrix_product(x: Any, y: Any) -> Any:
 
 def matmul(x: Any, y: Any) -> Any:
     """The matrix product x @ y as NumPy defines it: vectors, matrices, and stacks of matrices that broadcast."""
-    x, y = (a if isinstance(a, Tensor | np.ndarray) else Tensor(a) for a in (x, y))
+    x, y = (a if isinstance(a, Tensor | np.ndarray) else Tensor(as_operand(a)) for a in (x, y))
     for name, operand in (("x", x), ("y", y)):
         if not operand.ndim:
             raise ValueError(f"matmul: {name} must have at least one dimension, got a 0-d operand")
@@ -151,7 +151,3 @@ def sums_of_rows(rows: Array) -> Array:
 @lru_cache(maxsize=16)
 def _ones(count: int, dtype: np.dtype[Any]) -> Array:
     return read_only(np.ones(count, dtype))
-
-
-OF_NUMPY[np.matmul] = matmul
-OF_NUMPY[np.outer] = outer

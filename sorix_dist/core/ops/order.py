@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import maximum, minimum
 from sorix_dist.core.ops.indexing import gather
@@ -151,9 +151,3 @@ def _of_some(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[int, 
     if 0 in shape and any(n == 0 and (axes is None or i in axes) for i, n in enumerate(shape)):
         raise ValueError(f"{name}: there must be an element to choose from, got shape {shape} and dim={axes}")
     return axes
-
-
-OF_NUMPY[np.max] = OF_NUMPY[np.amax] = lambda a, axis=None, keepdims=False: amax(a, axis, keepdims)
-OF_NUMPY[np.min] = OF_NUMPY[np.amin] = lambda a, axis=None, keepdims=False: amin(a, axis, keepdims)
-OF_NUMPY[np.argmax] = lambda a, axis=None, keepdims=False: argmax(a, axis, keepdims)
-OF_NUMPY[np.argmin] = lambda a, axis=None, keepdims=False: argmin(a, axis, keepdims)

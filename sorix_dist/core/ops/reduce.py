@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
 from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.elementwise import abs as absolute
@@ -44,8 +44,11 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
 
 
 @op(rule=rules.divided)
-def sum_divided(x: Any, *, divisor: float, held: float) -> Any:
-    """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0."""
+def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = None) -> Any:
+    """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0.
+
+    over: the denominator if it is not the same for every row; see `core.placement.Partial`.
+    """
     shape, ones = x.shape, (1,) * x.ndim
     scale = 1 / divisor if divisor else 0.0
     return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * scale, ones), shape),)
@@ -61,7 +64,8 @@ def weighted_mean(x: Any, weights: Array) -> Any:
     """The sum of x, whose elements are multiplied by their weights already, divided by the sum of the weights over the
     global batch; 0 if that is 0."""
     held = float(np.sum(weights, dtype=np.float64))
-    return sum_divided(x, divisor=global_sum(weights, x), held=held)
+    total = global_sum(weights, x)
+    return sum_divided(x, divisor=total, held=held, over=total)
 
 
 def global_sum(numbers: Array, like: Any) -> float:
@@ -212,11 +216,3 @@ def _kept(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
     if axis is None:
         return with_ones(shape, None)
     return with_ones(shape, tuple(a % len(shape) for a in (axis if isinstance(axis, tuple | list) else (axis,))))
-
-
-OF_NUMPY[np.sum] = sum
-OF_NUMPY[np.mean] = mean
-OF_NUMPY[np.cumsum] = cumsum
-OF_NUMPY[np.prod] = prod
-OF_NUMPY[np.var] = lambda a, axis=None, ddof=0, keepdims=False: var(a, axis, keepdims, correction=ddof)
-OF_NUMPY[np.std] = lambda a, axis=None, ddof=0, keepdims=False: std(a, axis, keepdims, correction=ddof)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import OF_NUMPY, in_kind, op
+from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of
 from sorix_dist.core.placement import Shard, shard_of, tagged
 from sorix_dist.core.rules import bare, whole
@@ -400,14 +400,3 @@ def key_of(key: Any) -> Any:
         array = np.asarray(key)
         return array if array.size else array.astype(np.int64)
     return getattr(key, "array", key)
-
-
-OF_NUMPY[np.reshape] = reshape
-OF_NUMPY[np.transpose] = lambda a, axes=None: transpose(a) if axes is None else permute(a, *axes)
-OF_NUMPY[np.swapaxes] = swapaxes
-OF_NUMPY[np.moveaxis] = movedim
-OF_NUMPY[np.squeeze] = squeeze
-OF_NUMPY[np.expand_dims] = unsqueeze
-OF_NUMPY[np.broadcast_to] = broadcast_to
-OF_NUMPY[np.flip] = lambda m, axis=None: flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist()))
-OF_NUMPY[np.roll] = lambda a, shift, axis=None: roll(a, shift, axis)

@@ -3,10 +3,9 @@ it does it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 
-from sorix_dist.launch.answer import ask
+from sorix_dist.launch.answer import PYTHON, ask
 from sorix_dist.launch.doctor.finding import Finding
 
 CHOICE = "OPENBLAS_CORETYPE"
@@ -52,6 +51,6 @@ def kernels(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _measured(environ: Mapping[str, str]) -> tuple[str, float]:
     """The kernel that a process with one thread computes with, and the seconds of its fastest product."""
-    answer = ask([sys.executable, "-c", _MEASURE], {**environ, "OPENBLAS_NUM_THREADS": "1"}, 20.0)
+    answer = ask([*PYTHON, "-c", _MEASURE], {**environ, "OPENBLAS_NUM_THREADS": "1"}, 20.0)
     kernel, _, seconds = answer.out.strip().partition(" ")
     return (kernel, float(seconds)) if answer.code == 0 else ("", 0.0)

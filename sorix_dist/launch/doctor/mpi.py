@@ -13,7 +13,7 @@ from pathlib import Path
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.launcher import Launch, detect, tasks_of_job
 from sorix_dist.launch import segments
-from sorix_dist.launch.answer import Answer, ask
+from sorix_dist.launch.answer import PYTHON, Answer, ask
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
 from sorix_dist.launch.doctor.finding import Finding
 from sorix_dist.launch.errors import LaunchError
@@ -118,7 +118,7 @@ def checks(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def _library(environ: Mapping[str, str]) -> tuple[Finding, str, tuple[int, ...]]:
-    answer = ask([sys.executable, "-c", _LIBRARY], plain(environ), LIMIT)
+    answer = ask([*PYTHON, "-c", _LIBRARY], plain(environ), LIMIT)
     if answer.code != 0:
         said = f"mpi4py cannot be loaded: {answer.why}"
         if "cannot load MPI library" in answer.err:
@@ -212,7 +212,7 @@ def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...])
 
 def _two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
-    start = command([sys.executable, "-c", script], 2, environ=here)
+    start = command([*PYTHON, "-c", script], 2, environ=here)
     began = segments.now()
     answer = ask([start.argv[0], *options, *start.argv[1:]], here | start.env, LIMIT)
     segments.remove_left_over(began)  # it is killed when it hangs, and one of its ranks kills itself

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
@@ -20,7 +21,7 @@ from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
 from sorix_dist.core.ops.shape import extents, flatten, transpose, with_rows
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import align, beside, whole
-from sorix_dist.core.tensor import Array, as_array
+from sorix_dist.core.tensor import Array
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -67,7 +68,8 @@ def cross_entropy(
     classes, scale = class_indices("cross_entropy", labels, shape, weight, ignore_index)
     rows = _classes_last(logits)
     if label_smoothing:
-        target = _smoothed(classes, scale, weight, rows.array, label_smoothing)
+        counted = np.ones(len(classes), bool) if ignore_index is None else labels.reshape(-1) != ignore_index
+        target = _smoothed(classes, counted, weight, rows.array, label_smoothing)
         losses = ops.cross_entropy_of_probabilities(rows, target)
     else:
         losses = ops.cross_entropy_rows(rows, target=classes, scale=scale)
@@ -273,15 +275,14 @@ def _class_weights(name: str, weight: Any, logits: Any) -> Array:
     return weights.astype(scores.dtype)
 
 
-def _smoothed(classes: Array, scale: Array | None, weights: Array | None, rows: Array, smoothing: float) -> Array:
-    """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly."""
-    spread = np.full(rows.shape[1], smoothing / max(1, rows.shape[1]), rows.dtype)
-    if weights is None or scale is None:
-        target = np.tile(spread, (len(rows), 1))
-        target[np.arange(len(rows)), classes] += 1 - smoothing
-        return target
-    target = np.where((scale != 0)[:, None], spread * weights, 0)
-    target[np.arange(len(rows)), classes] += (1 - smoothing) * scale
+def _smoothed(classes: Array, counted: Array, weights: Array | None, rows: Array, smoothing: float) -> Array:
+    """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly; 0 for rows
+    that are not counted. A class of weight 0 counts in the spread of its rows."""
+    target = np.full(rows.shape, smoothing / max(1, rows.shape[1]), rows.dtype)
+    target[np.arange(len(rows)), classes] += 1 - smoothing
+    if weights is not None:
+        target *= weights
+    target[~counted] = 0
     return target
 
 
@@ -310,7 +311,7 @@ def _of_probabilities(
 
 
 def _array(value: Any) -> Array:
-    return value.array if isinstance(value, Tensor) else as_array(value)
+    return value.array if isinstance(value, Tensor) else as_operand(value)
 
 
 def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:

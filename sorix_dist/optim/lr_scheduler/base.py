@@ -93,14 +93,21 @@ class LRScheduler:
         return deepcopy({name: value for name, value in vars(self).items() if name not in self.not_saved})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a `state_dict()`; sets its rates where only this scheduler has set others since."""
+        """Goes on from a `state_dict()`; sets its rates where only this scheduler has set others since.
+
+        ValueError says what does not fit; nothing is changed then.
+        """
+        self.check_state_dict(state_dict)
+        for group, left, lr in zip(self.optimizer.param_groups, self._last_lr, state_dict["_last_lr"], strict=True):
+            group["lr"] = lr if group["lr"] == left else group["lr"]
+        vars(self).update(deepcopy({k: v for k, v in state_dict.items() if k not in self.not_saved}))
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         own = self.state_dict().keys()
         missing, unknown = sorted(own - state_dict.keys()), sorted(state_dict.keys() - own)
         if missing or unknown:
             raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
         groups, lrs = self.optimizer.param_groups, state_dict["_last_lr"]
-        if len(lrs) != len(groups):
+        if not len(lrs) == len(groups) == len(self._last_lr):
             raise ValueError(f"load_state_dict: state_dict must be of {len(groups)} parameter groups, got {len(lrs)}")
-        for group, left, lr in zip(groups, self._last_lr, lrs, strict=True):
-            group["lr"] = lr if group["lr"] == left else group["lr"]
-        vars(self).update(deepcopy({k: v for k, v in state_dict.items() if k not in self.not_saved}))

@@ -60,15 +60,21 @@ class SequentialLR(LRScheduler):
         return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.check_state_dict(state_dict)
+        groups = self.optimizer.param_groups
+        lrs = [group["lr"] for group in groups]
+        for scheduler, its_state in zip(self.schedulers, state_dict["schedulers"], strict=True):
+            scheduler.load_state_dict(its_state)
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr  # which rate is in force is for the sequence to say
+        super().load_state_dict(state_dict)
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved = state_dict.get("schedulers", ())
         if len(saved) != len(self.schedulers):
             raise ValueError(
                 f"load_state_dict: state_dict must be of {len(self.schedulers)} schedulers, got {len(saved)}"
             )
-        groups = self.optimizer.param_groups
-        lrs = [group["lr"] for group in groups]
         for scheduler, its_state in zip(self.schedulers, saved, strict=True):
-            scheduler.load_state_dict(its_state)
-        for group, lr in zip(groups, lrs, strict=True):
-            group["lr"] = lr  # which rate is in force is for the sequence to say
-        super().load_state_dict(state_dict)
+            scheduler.check_state_dict(its_state)
+        super().check_state_dict(state_dict)

@@ -3,6 +3,15 @@
 from sorix_dist.utils.data.dataset import Dataset, IterableDataset
 from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.loader import DataLoader
-from sorix_dist.utils.data.sampler import BatchSampler, Sampler, share
+from sorix_dist.utils.data.sampler import BatchSampler, Sampler, WeightedRandomSampler, share
 
-__all__ = ["BatchSampler", "DataLoader", "Dataset", "DistributedSampler", "IterableDataset", "Sampler", "share"]
+__all__ = [
+    "BatchSampler",
+    "DataLoader",
+    "Dataset",
+    "DistributedSampler",
+    "IterableDataset",
+    "Sampler",
+    "WeightedRandomSampler",
+    "share",
+]

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
+from sorix_dist.core import Tensor
 from sorix_dist.core.tensor import as_array
 from sorix_dist.utils.data.collate import stacked
 
@@ -59,8 +60,19 @@ class Dataset:
 
     def digest(self) -> int:
         """A number for what X and y hold, as far as a few numbers of a few samples tell: ranks with other data have
-        another one."""
+        another one, and so has a run that goes on with other data. A subclass with its own `__getitem__` may define
+        its own, which is asked then."""
         return crc32(b"".join(_outline(values) for values in (self.X, self.y) if values is not None))
+
+
+def contents(dataset: Any) -> int | None:
+    """A digest of a data set's arrays; None for one that makes its samples itself, or reads them from elsewhere."""
+    array = dataset.array if isinstance(dataset, Tensor) else dataset
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
+        dataset = Dataset(array)
+    kind = type(dataset)
+    own = issubclass(kind, Dataset) and (kind.__getitem__ is Dataset.__getitem__ or kind.digest is not Dataset.digest)
+    return dataset.digest() if own else None
 
 
 class IterableDataset:

@@ -45,10 +45,10 @@ class DistributedSampler(Sampler):
     def __len__(self) -> int:
         """The number of samples that this rank takes in an epoch."""
         rank, size = self._place()
-        return len(range(rank, self.length, size))
+        return len(range(rank, self.count(self._epoch if self.wanted_epoch is None else self.wanted_epoch), size))
 
     def __iter__(self) -> Iterator[int]:
         rank, size = self._place()
         epoch = self._epoch if self.wanted_epoch is None else self.wanted_epoch
         self._epoch, self.wanted_epoch = epoch + 1, None
-        return iter(self.order(epoch)[rank::size].tolist())
+        return iter(self.checked_order(epoch)[rank::size].tolist())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dis import opname
+from types import FrameType
 from typing import Any
 
 from sorix_dist.core import random as rng
 from sorix_dist.utils.data.collate import Collator
-from sorix_dist.utils.data.dataset import IterableDataset
+from sorix_dist.utils.data.dataset import IterableDataset, contents
 from sorix_dist.utils.data.prefetch import ahead
 from sorix_dist.utils.data.sampler import BatchSampler, Sampler, whole
 from sorix_dist.utils.data.source import Indexed, Ranks, Streamed
@@ -24,14 +27,17 @@ world: Callable[[], Ranks] = _alone
 
 
 class DataLoader:
-    """Batches of a data set, over and over: each `for` loop over it is the next epoch.
+    """Batches of a data set, over and over: each `for` loop over it is the next epoch, also one that is left early.
+
+    `next(iter(loader))` only looks at the first batch. Batches that are asked for by `next` are an epoch when the
+    second one is asked for.
 
     dataset: a Dataset, anything with `__len__` and `__getitem__`, or, with `__iter__` alone, a stream that every
         rank reads; its `set_epoch(epoch)`, if it has one, is called before each epoch.
     batch_size: rows of a global batch, which the ranks share (16 if nothing is said); or batch_size_per_rank: so
         many times the number of ranks.
     shuffle: a new order every epoch, the same on every rank; seed: None for the one that all ranks share;
-        sampler: a Sampler or DistributedSampler instead of both.
+        sampler: a Sampler (also a WeightedRandomSampler or DistributedSampler) instead of both.
     collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
         row for each sample, None to find out by trying it on the first two.
     drop_last: leaves out a smaller last batch; shard: False gives every rank all rows.
@@ -78,8 +84,8 @@ class DataLoader:
         self.epoch = 0
         self._first = 0  # the first batch of the next loop: not 0 where a saved state stopped in the middle
         self._handed = (0, 0)  # the epoch of the last batch that was handed out, and how many there were of it
-        if self.sampler is not None and not self._per_rank:
-            len(self)  # says at once what is wrong with drop_last
+        if self.sampler is not None and drop_last and not self._per_rank:
+            len(self)  # says at once what is wrong
 
     @property
     def batch_size(self) -> int:
@@ -92,10 +98,16 @@ class DataLoader:
         return self._collator.function
 
     def __len__(self) -> int:
-        """The number of batches of an epoch, the same on every rank; TypeError for a stream."""
+        """The number of batches of an epoch, the same on every rank; TypeError for a stream.
+
+        Where a sampler's orders differ in length, of the epoch that is running, or else of the next one.
+        """
         if self.sampler is None:
             raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
-        return len(BatchSampler(self.sampler, self.batch_size, self.drop_last))
+        return self._batches(self.sampler).count(self._handed[0])
+
+    def _batches(self, sampler: Sampler) -> BatchSampler:
+        return BatchSampler(sampler, self.batch_size, self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next loop over this loader the epoch `epoch`; it advances by itself otherwise.
@@ -114,7 +126,9 @@ class DataLoader:
             self.sampler.wanted_epoch = None
         ranks = self._ranks()
         epoch, first = self.epoch, self._first
-        self.epoch, self._first = epoch + 1, 0
+        looking = not _asked_by_a_loop(sys._getframe(1))
+        if not looking:
+            self._count(epoch, first)
         self._handed = (epoch, first)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
@@ -123,8 +137,23 @@ class DataLoader:
         with closing(ahead(source.make, source.tasks(epoch, first, ranks), self.num_workers, depth)) as batches:
             for handed, batch in enumerate(batches, first + 1):
                 self._handed = (epoch, handed)
-                yield batch
+                try:
+                    yield batch
+                except GeneratorExit:
+                    if looking and (self.epoch, self._first) == (epoch, first):
+                        self._handed = epoch, first
+                    raise
+                if looking:
+                    self._count(epoch, first)
+                    looking = False
+        if looking:  # there was no batch
+            self._count(epoch, first)
         self._handed = (self.epoch, self._first)
+
+    def _count(self, epoch: int, first: int) -> None:
+        """Makes the epoch after this one the next, unless something has moved on since this one began."""
+        if (self.epoch, self._first) == (epoch, first):
+            self.epoch, self._first = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """What another loader over the same data needs to go on after the last batch that was handed out, on any
@@ -134,48 +163,68 @@ class DataLoader:
         loop that was left early it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
         """
         epoch, batches = self._handed
-        return {"epoch": epoch, "batches": batches, **self._identity()}
+        return {"epoch": epoch, "batches": batches, **self._identity(epoch)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next loop the rest of the epoch in which `state_dict()` was called, each sample once.
 
-        ValueError if the state is that of a loader with another order or other batches. A seed is taken over from
-        the state, unless this loader or `manual_seed` was given another one.
+        ValueError if the state is that of a loader with another order, other batches or other data, as far as
+        `Dataset.digest()` tells; nothing is changed then. A seed is taken over from the state, unless this loader or
+        `manual_seed` was given another one.
         """
-        own = self._identity()
-        missing = [name for name in ("epoch", "batches", *own) if name not in state_dict]
+        self.check_state_dict(state_dict)
+        if self.sampler is not None:
+            if self._takes_seed() and state_dict["seed"] is not None:
+                self.sampler.seed = int(state_dict["seed"])
+            self.sampler.wanted_epoch = None
+        self.epoch, self._first = int(state_dict["epoch"]), int(state_dict["batches"])
+        self._handed = (self.epoch, self._first)
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
+        epoch = whole("load_state_dict: epoch", state_dict.get("epoch", 0), 0)
+        own = self._identity(epoch)
+        missing = [name for name in ("epoch", "batches", *own) if name not in state_dict and name != "data"]
         if missing:
             raise ValueError(f"load_state_dict: state_dict must have {', '.join(missing)}, got {sorted(state_dict)}")
-        seed = state_dict["seed"]
-        free = self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
-        different = [name for name in own if state_dict[name] != own[name] and not (name == "seed" and free)]
+        free = self._takes_seed()
+        different = [name for name in own if name in state_dict and state_dict[name] != own[name]]
+        if free and "seed" in different:
+            different.remove("seed")
+        # States of earlier versions say nothing of the data, and data of another length are other data anyway.
+        if "data" in different and (state_dict["data"] is None or "length" in different):
+            different.remove("data")
         if different:
             said = ", ".join(f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in different)
             if self._per_rank and "batch_size" in different:
                 said += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
+            if "data" in different:
+                said += " (a digest of some samples; to go on with other data, start an epoch of it with set_epoch)"
             raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {said}")
-        epoch = whole("load_state_dict: epoch", state_dict["epoch"], 0)
         batches = whole("load_state_dict: batches", state_dict["batches"], 0)
-        if self.sampler is not None:
-            if batches > len(self):
-                raise ValueError(f"load_state_dict: batches must be at most {len(self)}, got {batches}")
-            if free and seed is not None:
-                self.sampler.seed = whole("load_state_dict: seed", seed, 0)
-            self.sampler.wanted_epoch = None
-        self.epoch, self._first = epoch, batches
-        self._handed = (epoch, batches)
+        most = None if self.sampler is None else self._batches(self.sampler).count(epoch)
+        if most is not None and batches > most:
+            raise ValueError(f"load_state_dict: batches must be at most {most}, got {batches}")
+        if free and state_dict["seed"] is not None:
+            whole("load_state_dict: seed", state_dict["seed"], 0)
 
-    def _identity(self) -> dict[str, Any]:
-        """What the order and the batches follow from."""
+    def _takes_seed(self) -> bool:
+        """Whether the seed of a saved state replaces that of this loader, which nobody has chosen."""
+        return self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
+
+    def _identity(self, epoch: int) -> dict[str, Any]:
+        """What the order and the batches of an epoch follow from."""
         self._ranks()  # which have agreed on a seed when they know each other
         order = self.sampler
         shuffle = order is not None and order.shuffle
         return {
             "seed": order.seed_in_force() if order is not None and shuffle else None,
             "length": None if order is None else order.length,
+            **({"samples": order.count(epoch)} if order is not None and order.has_own_order else {}),
             "batch_size": self.batch_size,
             "shuffle": shuffle,
             "drop_last": self.drop_last,
+            "data": contents(self.dataset) if self.shard else None,  # without, each rank may have its own
         }
 
     def _ranks(self) -> Ranks:
@@ -184,7 +233,13 @@ class DataLoader:
     def _source(self) -> Indexed | Streamed:
         if self.sampler is None:
             return Streamed(self.dataset, self._collator, self.batch_size, self.drop_last)
-        return Indexed(self.dataset, self._collator, BatchSampler(self.sampler, self.batch_size, self.drop_last))
+        return Indexed(self.dataset, self._collator, self._batches(self.sampler))
+
+
+def _asked_by_a_loop(caller: FrameType) -> bool:
+    """Whether the caller asks for a batch in a `for`, also through enumerate or zip, and not by `next`; Python tells an
+    iterator nothing of that but the instruction that its caller has come to."""
+    return opname[caller.f_code.co_code[caller.f_lasti]] == "FOR_ITER"
 
 
 def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:

@@ -18,7 +18,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
     if isinstance(value, type):
         return None
     plain = is_dataclass(value) or isinstance(value, SimpleNamespace)
-    if plain or type(value).__module__ not in _LIBRARIES and hasattr(value, "__dict__") and not callable(value):
+    if plain or (type(value).__module__ not in _LIBRARIES and hasattr(value, "__dict__") and not callable(value)):
         fields = getattr(value, "__dict__", None)
         if fields is None:  # a dataclass with slots
             fields = {name: getattr(value, name) for name in value.__dataclass_fields__}

@@ -21,7 +21,8 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
     each as soon as what it is making is done. With 0 threads everything is done here, when it is asked for.
     """
     if threads == 0:
-        yield from map(make, tasks)
+        for task in tasks:
+            yield _made(make, task)
         return
     requests: SimpleQueue[Future[Any]] = SimpleQueue()
     turn, ended = threading.Lock(), threading.Event()
@@ -38,7 +39,7 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
                     result.set_exception(error)
                     continue
             try:
-                result.set_result(task if task is _END else make(task))
+                result.set_result(task if task is _END else _made(make, task))
             except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
                 result.set_exception(error)
 
@@ -62,3 +63,16 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
         ended.set()
         for _ in range(threads):
             requests.put(Future())
+
+
+def _made(make: Callable[[Any], Any], task: Any) -> Any:
+    """`make(task)`. A StopIteration of it becomes a RuntimeError, because loops take one for the end of the tasks."""
+    try:
+        return make(task)
+    except StopIteration as error:
+        failure = RuntimeError(
+            "StopIteration was raised where a sample or batch was made, and would have ended the epoch"
+        )
+        for note in getattr(error, "__notes__", ()):
+            failure.add_note(note)
+        raise failure from error

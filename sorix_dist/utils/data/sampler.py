@@ -10,10 +10,9 @@ import numpy as np
 
 from sorix_dist.core import random as rng
 from sorix_dist.core.placement import Rows
+from sorix_dist.core.tensor import as_array
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-_LOOKED_AT = 64  # samples in the order of an epoch, to find out that another rank has another order
 
 
 def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[int, int]:
@@ -44,8 +43,9 @@ def whole(name: str, value: Any, least: int) -> int:
 class Sampler:
     """The order of the samples of each epoch: a function of the seed and the epoch alone, the same on every rank.
 
-    length: the number of samples; shuffle: a new order every epoch; seed: None for the one that all ranks share.
-    A subclass may define another `order`, whose answer must follow from its arguments on every rank alike.
+    length: the number of samples of the data set; shuffle: a new order every epoch; seed: None for the one that all
+    ranks share. A subclass may define another `order`, whose answer must follow from its arguments on every rank
+    alike. An epoch is as long as its order: it may leave samples out, and name others several times.
     """
 
     def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
@@ -66,11 +66,62 @@ class Sampler:
         return rng.seed().value if self.seed is None else self.seed
 
     def order(self, epoch: int) -> Indices:
-        """All samples in the order of this epoch."""
-        if not self.shuffle:
-            return np.arange(self.length)
-        words = np.random.SeedSequence([self.seed_in_force(), epoch])
-        return np.random.Generator(np.random.Philox(words)).permutation(self.length)
+        """The samples of this epoch, by their indices, in order."""
+        return self.random(epoch).permutation(self.length) if self.shuffle else np.arange(self.length)
+
+    def random(self, epoch: int) -> np.random.Generator:
+        """Random numbers for this epoch, the same on every rank."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed_in_force(), epoch])))
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether a subclass has defined the order."""
+        return type(self).order is not Sampler.order
+
+    def checked_order(self, epoch: int) -> Indices:
+        """The order as an array; ValueError unless it names samples of the data set, at least one."""
+        indices = np.asarray(self.order(epoch))
+        if not self.has_own_order:
+            return indices
+        what = f"{type(self).__name__}.order({epoch})"
+        if indices.ndim != 1 or not indices.size or indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"{what} must be a vector of at least one index, got shape {indices.shape} and dtype {indices.dtype}"
+            )
+        if indices.min() < 0 or indices.max() >= self.length:
+            outside = indices[(indices < 0) | (indices >= self.length)][0]
+            raise ValueError(f"{what} must name samples in [0, {self.length}), got {outside}")
+        return indices.astype(np.int64, copy=False)
+
+    def count(self, epoch: int) -> int:
+        """The number of samples of this epoch."""
+        return len(self.checked_order(epoch)) if self.has_own_order else self.length
+
+
+class WeightedRandomSampler(Sampler):
+    """Draws samples at random, each with a probability that is proportional to its weight.
+
+    weights: a number >= 0 for every sample of the data set; num_samples: how many an epoch draws;
+    replacement: whether a sample may be drawn again; seed: None for the one that all ranks share.
+    """
+
+    def __init__(self, weights: Any, num_samples: int, replacement: bool = True, *, seed: int | None = None) -> None:
+        given = as_array(weights).astype(np.float64)
+        if given.ndim != 1 or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+            raise ValueError("weights must be a vector of finite numbers >= 0 that are not all 0")
+        super().__init__(len(given), shuffle=True, seed=seed)
+        self.probabilities = given / given.sum()
+        self.num_samples = whole("num_samples", num_samples, 1)
+        self.replacement = bool(replacement)
+        drawable = np.count_nonzero(given)
+        if not self.replacement and self.num_samples > drawable:
+            raise ValueError(
+                f"num_samples must be at most {drawable}, the number of weights above 0, without replacement, "
+                f"got {num_samples}"
+            )
+
+    def order(self, epoch: int) -> Indices:
+        return self.random(epoch).choice(self.length, self.num_samples, self.replacement, self.probabilities)
 
 
 class BatchSampler:
@@ -82,14 +133,24 @@ class BatchSampler:
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, whole("batch_size", batch_size, 1), drop_last
-        if drop_last and batch_size > sampler.length:
-            raise ValueError(
-                f"batch_size must be at most the data set's length {sampler.length} with drop_last, got {batch_size}"
-            )
+        if drop_last and not sampler.has_own_order:
+            self._count(sampler.length)
 
     def __len__(self) -> int:
-        """The number of global batches of an epoch."""
-        full, rest = divmod(self.sampler.length, self.batch_size)
+        """The number of global batches of the first epoch."""
+        return self.count(0)
+
+    def count(self, epoch: int) -> int:
+        """The number of global batches of this epoch."""
+        return self._count(self.sampler.count(epoch))
+
+    def _count(self, samples: int) -> int:
+        if self.drop_last and self.batch_size > samples:
+            whose = "an epoch's" if self.sampler.has_own_order else "the data set's"
+            raise ValueError(
+                f"batch_size must be at most {whose} length {samples} with drop_last, got {self.batch_size}"
+            )
+        full, rest = divmod(samples, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def batches(
@@ -97,10 +158,9 @@ class BatchSampler:
     ) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of every global batch of the epoch from the batch `first` on, in order, and the samples
         that they are; possibly none of one. See `share` for `pieces`; contents: a digest of the data set."""
-        order = self.sampler.order(epoch)
-        some = order[:: max(1, len(order) // _LOOKED_AT)]
-        identity = digest(len(order), *some.tolist(), self.batch_size, self.drop_last, contents)
-        for batch in range(first, len(self)):
+        order = self.sampler.checked_order(epoch)
+        identity = digest(len(order), crc32(order.tobytes()), self.batch_size, self.drop_last, contents)
+        for batch in range(first, self._count(len(order))):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, stop = share(len(indices), rank, size, pieces)
             yield Rows(start, stop, len(indices), epoch, batch, identity), indices[start:stop]

@@ -10,7 +10,7 @@ from typing import Any
 from sorix_dist.core import Tensor
 from sorix_dist.core.placement import Rows
 from sorix_dist.utils.data.collate import Collator
-from sorix_dist.utils.data.dataset import Dataset
+from sorix_dist.utils.data.dataset import Dataset, contents
 from sorix_dist.utils.data.sampler import BatchSampler, Indices, digest, share
 
 Ranks = tuple[int, int, int | None]  # rank, size, and the pieces of a batch: see `share`
@@ -21,15 +21,13 @@ class Indexed:
 
     def __init__(self, dataset: Any, collator: Collator, batches: BatchSampler) -> None:
         self.dataset, self.collator, self.batches = dataset, collator, batches
-        self.of_arrays = type(dataset).__getitem__ is Dataset.__getitem__
-        self.whole_arrays = self.of_arrays and collator.function is None
+        self.whole_arrays = type(dataset).__getitem__ is Dataset.__getitem__ and collator.function is None
 
     def tasks(self, epoch: int, first: int, ranks: Ranks) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of each global batch of the epoch from `first` on, and the samples that they are."""
         if not self.whole_arrays and self.collator.per_sample is None:
             self.collator.learn([self._sample(0), self._sample(min(1, len(self.dataset) - 1))])
-        contents = self.dataset.digest() if self.of_arrays else 0
-        return self.batches.batches(epoch, *ranks, first=first, contents=contents)
+        return self.batches.batches(epoch, *ranks, first=first, contents=contents(self.dataset) or 0)
 
     def make(self, task: tuple[Rows, Indices]) -> Any:
         """The batch of a task."""

@@ -1,0 +1,60 @@
+"""What ranks compare beside gradients: options as text, and the criteria that a backward has come through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from numbers import Integral, Real
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from sorix_dist.core.graph import Described
+from sorix_dist.core.ops.dropout import Draws
+from sorix_dist.core.tensor import Tensor
+
+_FEW = 16  # numbers of an array that are shown
+
+
+def as_text(value: Any) -> str | None:
+    """A number, text, None, function or sequence of those as text, floats without the last digits, in which processors
+    may differ; None for anything else."""
+    if isinstance(value, tuple | list):
+        parts = [as_text(part) for part in value]
+        return None if None in parts else f"({', '.join(map(str, parts))})"
+    if value is None or isinstance(value, bool | np.bool_ | str | np.dtype | Integral):
+        return str(value) if isinstance(value, np.generic) else repr(value)
+    if isinstance(value, Real):
+        return f"{float(value):.7g}"
+    if isinstance(value, Draws):
+        return f"masks of stream {value.number} from {value.calls} on"
+    if callable(value) and not hasattr(value, "forward"):  # which a module has
+        return getattr(value, "__qualname__", getattr(value, "__name__", None))
+    return None
+
+
+def array_as_text(value: Tensor | np.ndarray[Any, Any]) -> str:
+    """The numbers of an array, or how many there are and a digest where they are not few."""
+    numbers = np.asarray(value, np.float64).ravel().tolist()
+    text = str(as_text(numbers))
+    return text if len(numbers) <= _FEW else f"{len(numbers)} numbers with the digest {crc32(text.encode()):08x}"
+
+
+Criteria = dict[int, Described]  # by digests of their options
+
+_criteria: ContextVar[Criteria | None] = ContextVar("criteria", default=None)
+collect_criteria = _criteria.set
+"""Makes the backwards of this context add the criteria that they come through to what is given."""
+
+
+def criterion_hook(fingerprint: int, criterion: Described) -> Callable[[Any], None]:
+    """A hook for the losses that a criterion computes; fingerprint: a digest of its options, which must be the same on
+    every rank."""
+
+    def reached(gradient: Any) -> None:
+        criteria = _criteria.get()
+        if criteria is not None:
+            criteria[fingerprint] = criterion
+
+    return reached

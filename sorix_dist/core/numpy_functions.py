@@ -1,0 +1,320 @@
+"""NumPy's functions on tensors: the operation of the same meaning where there is one, else NumPy on the arrays.
+
+A function that would answer with numbers from which no gradient flows back is refused while operations are recorded.
+`np.asarray` and the constructors that go through it take a tensor's array as `.numpy()` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
+from sorix_dist.core.op import OF_NUMPY, recording
+from sorix_dist.core.ops import elementwise as e
+from sorix_dist.core.ops.axes import along, axis_of
+from sorix_dist.core.ops.choose import clamp, tril, triu, where
+from sorix_dist.core.ops.compare import all as all_true
+from sorix_dist.core.ops.compare import any as any_true
+from sorix_dist.core.ops.einsum import einsum
+from sorix_dist.core.ops.indexing import diag, gather
+from sorix_dist.core.ops.join import MODES, cat, pad, split, stack, unbind
+from sorix_dist.core.ops.matrix import matmul, outer
+from sorix_dist.core.ops.order import amax, amin, argmax, argmin
+from sorix_dist.core.ops.reduce import cumsum, mean, prod, std, sum, var
+from sorix_dist.core.ops.shape import (
+    alias,
+    expand_to,
+    flip,
+    movedim,
+    permute,
+    repeat,
+    reshape,
+    roll,
+    squeeze,
+    swapaxes,
+    take,
+    transpose,
+    unsqueeze,
+)
+from sorix_dist.core.tensor import Array, Tensor
+
+_WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
+# What to use instead of NumPy functions whose arguments or answers are not those of the operation.
+_INSTEAD = {
+    "numpy.linalg.norm": "norm", "numpy.sort": "sort", "numpy.add.reduce": "sum", "numpy.multiply.reduce": "prod",
+    "numpy.maximum.reduce": "amax", "numpy.minimum.reduce": "amin", "numpy.add.accumulate": "cumsum",
+    "numpy.multiply.outer": "outer",
+}  # fmt: skip
+
+
+def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+    """What a NumPy ufunc or one of its methods does with tensors."""
+    out = options.get("out", ())
+    if method == "__call__" and ufunc in OF_NUMPY and not out:
+        return OF_NUMPY[ufunc](*inputs, **options)
+    name = f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
+    if any(isinstance(target, Tensor) for target in out):
+        raise TypeError(f"{name}(out=) can't write into a tensor; write into its `data`")
+    return _on_arrays(name, getattr(ufunc, method), inputs, options, writes=method == "at" or bool(out))
+
+
+def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """What another NumPy function does with tensors."""
+    out = kwargs.get("out") is not None
+    if function in OF_NUMPY and not out:
+        kwargs.pop("out", None)
+        return OF_NUMPY[function](*args, **kwargs)
+    name = f"{function.__module__}.{function.__name__}"
+    return _on_arrays(name, function, args, kwargs, writes=out or function in _WRITES)
+
+
+def _on_arrays(name: str, function: Any, args: tuple[Any, ...], options: dict[str, Any], writes: bool) -> Any:
+    """The function on the tensors' arrays; RuntimeError if a gradient would be lost, before anything is written."""
+    recorded = recording.get() and any(tensor.origin is not None for tensor in _tensors((args, options)))
+    if not (recorded and writes):
+        result = function(*_arrays(args), **_arrays(options))
+        if not (recorded and _holds_floats(result)):
+            return result
+    instead = f"use sorix_dist.{_INSTEAD[name]}, or " if name in _INSTEAD else ""
+    raise RuntimeError(
+        f"{name}{'' if not writes else ', which writes into an array,'} would lose the gradient of a tensor that "
+        f"requires one: {instead}call .detach() or .numpy() first where no gradient is wanted"
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(entry)
+
+
+def _arrays(value: Any) -> Any:
+    """The value with arrays in the place of tensors."""
+    if isinstance(value, Tensor):
+        return value.array
+    if isinstance(value, dict):
+        return {key: _arrays(entry) for key, entry in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_arrays(entry) for entry in value)
+    return value
+
+
+def _holds_floats(result: Any) -> bool:
+    if isinstance(result, tuple | list):
+        return any(_holds_floats(entry) for entry in result)
+    if isinstance(result, np.ndarray | np.generic):
+        return result.dtype.kind in "fcO"
+    return isinstance(result, float | complex)
+
+
+# -- NumPy's arguments, as far as the operations know them
+
+
+def _along_axes(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def over(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return operation(_as(dtype, a, out), axis, keepdims)
+
+    return over
+
+
+def _spread(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def over(
+        a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: bool = False
+    ) -> Any:
+        return operation(_as(dtype, a, out), axis, keepdims, correction=ddof)
+
+    return over
+
+
+def _choosing(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def over(a: Any, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return operation(_as(None, a, out), axis, keepdims)
+
+    return over
+
+
+def _as(dtype: Any, a: Any, out: Any = None) -> Any:
+    if out is not None:
+        raise TypeError("a NumPy function of a tensor takes out by keyword only")
+    return a if dtype is None else e.cast(a, np.dtype(dtype))
+
+
+def _cumsum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
+    a = _as(dtype, a, out)
+    return cumsum(reshape(a, -1), 0) if axis is None else cumsum(a, axis)
+
+
+def _dot(a: Any, b: Any) -> Any:
+    if np.ndim(a) == 0 or np.ndim(b) == 0:
+        return e.mul(a, b)
+    if np.ndim(b) > 2:
+        raise ValueError(f"numpy.dot: b must have at most two dimensions, got shape {tuple(b.shape)}; use einsum")
+    return matmul(a, b)
+
+
+def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    return list(split(ary, _sizes(ary, indices_or_sections, axis, equal=True), axis))
+
+
+def _array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    return list(split(ary, _sizes(ary, indices_or_sections, axis, equal=False), axis))
+
+
+def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
+    """The sizes of the parts into which NumPy's split cuts: some number of them, or before the indices given."""
+    length = ary.shape[axis_of("split", ary, axis)]
+    if np.ndim(sections):
+        cuts = [slice(int(i)).indices(length)[1] for i in sections]
+        return [max(0, stop - start) for start, stop in pairwise([0, *cuts, length])]
+    if equal and length % sections:
+        raise ValueError(f"numpy.split: {sections} parts of {length} along axis {axis} would not be equal")
+    return [length // sections + (i < length % sections) for i in range(sections)]
+
+
+def _nonzero(condition: Any) -> tuple[Array, ...]:
+    return np.nonzero(np.asarray(condition))
+
+
+def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
+    index = indices.array if isinstance(indices, Tensor) else np.asarray(indices)
+    if axis is None:
+        return take(reshape(a, -1), index=index)
+    return take(a, index=along(axis_of("take", a, axis), index))
+
+
+def _tile(A: Any, reps: Any) -> Any:
+    times = (reps,) if np.ndim(reps) == 0 else tuple(reps)
+    return repeat(A, (1,) * (A.ndim - len(times)) + times)
+
+
+def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
+    ours = {theirs: name for name, theirs in MODES.items()}.get(mode, mode)
+    widths = np.broadcast_to(pad_width, (array.ndim, 2))[::-1].ravel().tolist()
+    return pad(array, widths, ours, constant_values)
+
+
+def _at_least(count: int) -> Callable[..., Any]:
+    plain: Callable[..., Any] = (np.atleast_1d, np.atleast_2d, np.atleast_3d)[count - 1]
+
+    def at_least(*arys: Any) -> Any:
+        arys = tuple(a if isinstance(a, Tensor) else Tensor(a) for a in arys)
+        results = [a if a.ndim >= count else reshape(a, plain(a.array).shape) for a in arys]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    return at_least
+
+
+def _joined(count: int, axis: int) -> Callable[..., Any]:
+    """Joins along `axis`, or the only one there is, what has at least `count` dimensions then."""
+    at_least = _at_least(count)
+
+    def joined(tup: Any) -> Any:
+        parts = [at_least(part) for part in tup]
+        return cat(parts, 0 if parts[0].ndim == 1 else axis)
+
+    return joined
+
+
+def _columns(tup: Any) -> Any:
+    return cat([reshape(part, -1, 1) if np.ndim(part) < 2 else part for part in tup], 1)
+
+
+def _in_c_order(name: str, order: str) -> None:
+    if order != "C":
+        raise ValueError(f"numpy.{name}: order must be 'C' for a tensor, got {order!r}; transpose it first")
+
+
+def _reshape(a: Any, shape: Any, order: str = "C") -> Any:
+    _in_c_order("reshape", order)
+    return reshape(a, *(shape if isinstance(shape, tuple | list) else (shape,)))
+
+
+def _ravel(a: Any, order: str = "C") -> Any:
+    _in_c_order("ravel", order)
+    return reshape(a, -1)
+
+
+OF_NUMPY |= {
+    # creation, whose gradient is that of nothing
+    np.zeros_like: lambda a, dtype=None: zeros_like(a, dtype=dtype),
+    np.ones_like: lambda a, dtype=None: ones_like(a, dtype=dtype),
+    np.empty_like: lambda prototype, dtype=None: empty_like(prototype, dtype=dtype),
+    np.full_like: lambda a, fill_value, dtype=None: full_like(a, fill_value, dtype=dtype),
+    # shape
+    np.reshape: _reshape,
+    np.ravel: _ravel,
+    np.transpose: lambda a, axes=None: transpose(a) if axes is None else permute(a, *axes),
+    np.matrix_transpose: lambda x: swapaxes(x, -1, -2),
+    np.swapaxes: lambda a, axis1, axis2: swapaxes(a, axis1, axis2),
+    np.moveaxis: lambda a, source, destination: movedim(a, source, destination),
+    np.squeeze: lambda a, axis=None: squeeze(a, axis),
+    np.expand_dims: lambda a, axis: unsqueeze(a, axis),
+    np.atleast_1d: _at_least(1),
+    np.atleast_2d: _at_least(2),
+    np.atleast_3d: _at_least(3),
+    np.broadcast_to: lambda array, shape: expand_to(array, shape=tuple(np.atleast_1d(shape).tolist())),
+    np.flip: lambda m, axis=None: flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist())),
+    np.roll: lambda a, shift, axis=None: roll(a, shift, axis),
+    np.tile: _tile,
+    np.pad: _pad,
+    # several into one, one into several
+    np.concatenate: lambda arrays, axis=0: cat([reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0),
+    np.stack: lambda arrays, axis=0: stack(arrays, axis),
+    np.vstack: _joined(2, 0),
+    np.hstack: _joined(1, 1),
+    np.dstack: _joined(3, 2),
+    np.column_stack: _columns,
+    np.split: _split,
+    np.array_split: _array_split,
+    # choice
+    np.where: lambda condition, *branches: where(condition, *branches) if branches else _nonzero(condition),
+    np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: clamp(
+        a, min if a_min is None else a_min, max if a_max is None else a_max
+    ),
+    np.take: _take,
+    np.take_along_axis: lambda arr, indices, axis=-1: gather(arr, axis, indices),
+    np.diag: lambda v, k=0: diag(v, k),
+    np.tril: lambda m, k=0: tril(m, k),
+    np.triu: lambda m, k=0: triu(m, k),
+    # element by element
+    np.round: lambda a, decimals=0: e.round(a, decimals),
+    np.around: lambda a, decimals=0: e.round(a, decimals),
+    np.rint: e.round,
+    np.fabs: e.abs,
+    np.positive: alias,
+    np.conjugate: alias,
+    np.real: alias,
+    # products
+    np.matmul: matmul,
+    np.dot: _dot,
+    np.outer: outer,
+    np.einsum: lambda *operands, optimize=False: einsum(*operands),
+    np.linalg.matmul: matmul,
+    np.linalg.outer: outer,
+    # over dimensions
+    np.sum: _along_axes(sum),
+    np.mean: _along_axes(mean),
+    np.prod: _along_axes(prod),
+    np.var: _spread(var),
+    np.std: _spread(std),
+    np.cumsum: _cumsum,
+    np.max: _choosing(amax),
+    np.min: _choosing(amin),
+    np.argmax: lambda a, axis=None, keepdims=False: argmax(a, axis, keepdims),
+    np.argmin: lambda a, axis=None, keepdims=False: argmin(a, axis, keepdims),
+    np.all: _choosing(lambda a, axis, keepdims: all_true(a, axis, keepdims)),
+    np.any: _choosing(lambda a, axis, keepdims: any_true(a, axis, keepdims)),
+}
+OF_NUMPY |= {np.amax: OF_NUMPY[np.max], np.amin: OF_NUMPY[np.min]}
+if hasattr(np, "unstack"):  # NumPy 2.1
+    OF_NUMPY[np.unstack] = lambda x, *, axis=0: unbind(x, axis)
+    OF_NUMPY[np.astype] = lambda x, dtype: _as(dtype, x)
+
+setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
+setattr(Tensor, "__array_function__", array_function)  # noqa: B010
