@@ -214,8 +214,8 @@ def _drawn(draw: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array
     kind, batch = or_float32(dtype), forward_of.get()
     if batch is not None and not batch.group.alone and size and size[0] == batch.held:
         batch.group.tell(
-            f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number of "
-            "ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
+            f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "
+            "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
         )
     if kind.kind != "f":
         raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")

@@ -44,7 +44,7 @@ def whole(x: Any, name: str = "") -> Any:
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
-    """An operand of a layer whose rows, if any, lie along one of `axes` and need no others: else it is gathered."""
+    """An operand of a layer, gathered unless its rows, if it has any, lie along one of `axes` and need no others."""
     place = _place(x)
     fits = not isinstance(place, Shard) or (place.axis in axes and not in_order(place))
     return x if fits else whole(x, name)
@@ -188,10 +188,9 @@ def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]
         return list(inputs), None
     ndim = max(len(_shape(x)) for x in inputs if x is not None)
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
-    if single(lead):
-        lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
-        if not lengths <= {1, lead.held}:
-            return [whole(x, name) for x in inputs], None
+    lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
+    if single(lead) and not lengths <= {1, lead.held}:
+        return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
@@ -233,7 +232,8 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
-    if length == lead.held and (not known or length != lead.total or (lead.group.alone and not lead.group.ordered)):
+    of_all = known and length == lead.total
+    if length == lead.held and (not of_all or (lead.group.alone and not lead.group.ordered)):
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))

@@ -80,7 +80,10 @@ class OfShard(Group):
     def __init__(self, count: int, tell: Callable[[str], None]) -> None:
         self.parts = count
         self.alone = count == 1
-        self.tell = tell
+        self._tell = tell
+
+    def tell(self, message: str) -> None:
+        self._tell(message)
 
     def reduce(self, array: Array, what: str) -> Array:
         if self.alone:

@@ -13,7 +13,7 @@ from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import clone, expand_to, flatten, permute_to, take, unsqueeze, with_rows
 from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import in_order, rows_beside, single, whole
+from sorix_dist.core.rules import in_order, rows_beside, whole
 from sorix_dist.core.tensor import Tensor
 
 
@@ -137,8 +137,8 @@ def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tupl
     else:
         value = mul(as_groups(x_term, x, common, rows, []), as_groups(y_term, y, common, [], columns))
     term = "".join(common + rows + columns)
-    shape, place = tuple(sizes[letter] for letter in term), shard_of(value)
+    place = shard_of(value)
     if place is not None and placed is not None:
         named, before = placed
         place = before.moved(term.index(named[before.axis]))
-    return term, with_rows(value, shape, place)
+    return term, with_rows(value, tuple(sizes[letter] for letter in term), place)
