@@ -13,7 +13,7 @@ from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import clone, expand_to, flatten, permute_to, take, unsqueeze, with_rows
 from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import in_order, rows_beside, whole
+from sorix_dist.core.rules import in_order, rows_beside, single, whole
 from sorix_dist.core.tensor import Tensor
 
 
