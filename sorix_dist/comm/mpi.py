@@ -15,6 +15,7 @@ import numpy as np
 
 from sorix_dist.comm import left, mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.errors import SharedMemoryFull
 from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.node import LINE, SHARED_MEMORY, Gate, SharedWindow, block_size, check_free, cut, free_bytes, place
@@ -199,7 +200,7 @@ class MpiComm:
         # One segment, allocated by the first rank, so that every rank cuts it in the same way.
         asked = self._node.allgather((nbytes, free_bytes(SHARED_MEMORY)))
         sizes = [*(size for size, _ in asked), self.local_size * LINE]
-        check_free(block_size(sizes), asked[0][1])
+        self._agree_on(partial(check_free, block_size(sizes), asked[0][1]))
         mine = block_size(sizes) if self.local_rank == 0 else 0
         window = self._mpi.Win.Allocate_shared(mine, 1, comm=self._node)
         window.Lock_all(self._mpi.MODE_NOCHECK)
@@ -223,6 +224,17 @@ class MpiComm:
         # On all hosts: the windows of each have the same number.
         free_now = left.when_gone(block, (self._number, next(self._windows)), self.size, free)
         return SharedWindow(parts, self.local_rank, gate.wait, free_now)
+
+    def _agree_on(self, check: Callable[[], None]) -> None:
+        """Raises on every rank what `check` raises on any: whoever goes on waits for all others."""
+        error = None
+        try:
+            check()
+        except SharedMemoryFull as full:
+            error = full
+        for each in self._comm.allgather(error):
+            if each is not None:
+                raise each
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
         return PairExchange(self, self._link(), wire) if self._is_pair else None

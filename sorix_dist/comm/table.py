@@ -72,6 +72,8 @@ class Seen:
     """Of each of its communicators, the collectives that it has entered."""
     text: tuple[str, str]
     """Its last collective or operation in words, and the user's file and line."""
+    refused: frozenset[int] = frozenset()
+    """The communicators in which it makes no further calls, because a collective has failed there."""
 
     @property
     def waits(self) -> bool:
@@ -183,15 +185,13 @@ class Table:
         words = self.words[at : at + PAGE // WORD].tolist()
         if words[PID] == 0:
             return None
-        counts = {}
-        for number in range(CHANNELS):
-            channel = _FIRST_CHANNEL + number * _CHANNEL
-            if words[channel + KEY]:
-                counts[words[channel + KEY]] = words[channel + COUNT]
+        channels = range(_FIRST_CHANNEL, _FIRST_CHANNEL + CHANNELS * _CHANNEL, _CHANNEL)
+        counts = {abs(words[channel + KEY]): words[channel + COUNT] for channel in channels if words[channel + KEY]}
+        refused = frozenset(-words[channel + KEY] for channel in channels if words[channel + KEY] < 0)
         key = count = signature = 0
         if words[CURRENT]:
             channel = words[CURRENT] - at
-            key, count = words[channel + KEY], words[channel + COUNT]
+            key, count = abs(words[channel + KEY]), words[channel + COUNT]
             signature = words[channel + SIGNATURES + count % DEPTH]
         return Seen(
             rank,
@@ -206,6 +206,7 @@ class Table:
             signature,
             counts,
             self._text(rank),
+            refused,
         )
 
     def _text(self, rank: int) -> tuple[str, str]:

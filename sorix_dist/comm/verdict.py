@@ -50,6 +50,7 @@ def judge(table: Mapping[int, Seen], observed: Observed, timeout: float) -> Faul
         _died(table, observed, waiting)
         or _different(waiting, observed)
         or _ended(table, observed, waiting)
+        or _left(table, observed, waiting)
         or _stopped(observed)
         or _late(table, observed, waiting, timeout)
     )
@@ -129,6 +130,19 @@ def _ended(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen
                     f"rank {gone.rank} (pid {gone.pid}) has ended (its script came to its end, or sys.exit) while "
                     f"rank {seen.rank} waits for it {activity(seen)}",
                     (gone.rank,),
+                )
+    return None
+
+
+def _left(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen]) -> Fault | None:
+    """A rank whose collective has failed, and which went on without the others. It may be about to say so itself."""
+    for left in table.values():
+        for seen in waiting:
+            if seen.key in left.refused and observed.waited.get(seen.rank, 0.0) >= ELSEWHERE:
+                return Fault(
+                    f"rank {left.rank} makes no further calls in the communicator where rank {seen.rank} waits for it "
+                    f"{activity(seen)}: a collective has failed on rank {left.rank}, and its program went on",
+                    (left.rank,),
                 )
     return None
 

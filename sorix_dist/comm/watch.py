@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sorix_dist.comm import table as layout
+from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.process import launcher_pid, parent, start_time
 from sorix_dist.comm.site import call_site
@@ -68,6 +69,9 @@ class Row:
         self.words[self.at + layout.STACK] = file
 
 
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
 class Channel:
     """The collectives of one communicator, counted in this rank's page. Without a page, or with too many
     communicators, only counted."""
@@ -77,6 +81,9 @@ class Channel:
         self.count = 0
         self.at = -1
         """The number of its first word in the table, -1 if it has none."""
+        self.refused: str | None = None
+        """Why this rank makes no further calls in this communicator."""
+        _channels.add(self)
         if row is None:
             return
         self._words = row.words
@@ -89,7 +96,12 @@ class Channel:
             weakref.finalize(self, _release, row, number).atexit = False
 
     def enter(self, signature: int, name: int = 0) -> int:
-        """This rank enters the next collective, which is what `signature` says; returns its number from 1."""
+        """This rank enters the next collective, which is what `signature` says; returns its number from 1.
+
+        CollectiveMismatch if an earlier one has failed here: other ranks would take this one for that.
+        """
+        if self.refused is not None:
+            raise CollectiveMismatch(f"this rank makes no further calls in this communicator: {self.refused}")
         self.count = count = self.count + 1
         row = self.row
         if row is None:
@@ -109,6 +121,14 @@ class Channel:
         row = self.row
         if row is not None:
             self._words[row.at + layout.LEFT] = row.entered
+
+
+    def refuse(self, error: BaseException) -> None:
+        """A collective has failed on this rank, with `error`: the others may be inside it, or have gone on."""
+        if self.refused is None:
+            self.refused = f"an earlier one ended with {type(error).__name__}: {error}"
+            if self.at >= 0:
+                self._words[self.at + layout.KEY] *= -1
 
 
 def _release(row: Row, number: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sorix_dist.comm.table import Seen, State
-from sorix_dist.comm.verdict import FROZEN, PATIENCE, Observed, ending, judge
+from sorix_dist.comm.verdict import ELSEWHERE, FROZEN, PATIENCE, Observed, ending, judge
 
 LONG = 1000.0
 
@@ -68,6 +68,14 @@ def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     assert "rank 1 (pid 101) has ended" in str(verdict(seen(0, 3, waits=True), other, waited={0: 1.0}))
     ended_early = seen(1, 0, state=State.ENDED, counts={})
     assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), ended_early))
+
+
+def test_a_rank_whose_collective_failed_and_whose_program_went_on() -> None:
+    rows = seen(0, 4, waits=True), seen(1, 4, refused=frozenset({7}))
+    what = str(verdict(*rows, waited={0: ELSEWHERE}))
+    assert "rank 1 makes no further calls in the communicator where rank 0 waits for it in all_reduce at" in what
+    assert verdict(*rows, waited={0: ELSEWHERE / 2}) is None  # it may be about to say so
+    assert verdict(seen(0, 4, waits=True), seen(1, 4, refused=frozenset({8})), waited={0: ELSEWHERE}) is None
 
 
 def test_ranks_in_different_collectives() -> None:

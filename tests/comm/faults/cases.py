@@ -79,6 +79,54 @@ assert a[0] == 64 and b[0] == 128, "WRONG SUM"
 """,
         ("rank 2", "step 1", "CollectiveMismatch", r"train.py:1[2-7]\b", "called it before"),
     ),
+    "a mismatch is caught, and sums would be wrong": Case(
+        BEGIN
+        + """
+for step in range(6):
+    sx.comm.note(step=step)
+    try:
+        if step == 3 and rank == 2:
+            sx.broadcast(b)
+        sx.all_reduce(np.ones(4))
+    except sx.comm.CollectiveMismatch:
+        time.sleep(0.1)
+    x = np.full(4, float(step))
+    sx.all_reduce(x)  # here
+    assert x[0] == 4 * step, "WRONG SUM"
+""",
+        ("rank \\d of 4", "step 3", "LINE", "CollectiveMismatch: this rank makes no further calls", "broadcast"),
+        bare=False,
+    ),
+    "a wrong argument is caught, and sums would be wrong": Case(
+        BEGIN
+        + """
+for step in range(6):
+    sx.comm.note(step=step)
+    x = np.full(4, float(step))
+    try:
+        sx.all_reduce(x if rank != 2 or step != 3 else x.astype(object))  # here
+    except TypeError:
+        sx.all_reduce(np.ones(4))
+    sx.all_reduce(x)
+    assert x[0] == 16 * step, "WRONG SUM"
+""",
+        ("rank \\d of 4", "step 3", "LINE", "CollectiveMismatch", "a call with a wrong argument"),
+        bare=False,
+    ),
+    "a mismatch is caught, and the rank works alone": Case(
+        BEGIN
+        + """
+try:
+    if rank == 2:
+        time.sleep(0.5)
+        sx.broadcast(b)
+    sx.all_reduce(a)  # here
+except sx.comm.CollectiveMismatch:
+    time.sleep(60)
+""",
+        ("rank 2 makes no further calls", "LINE"),
+        bare=False,
+    ),
     "under if rank == 0": Case(
         BEGIN
         + """
