@@ -60,8 +60,9 @@ class Checked:
         self.kept: dict[Any, Any] = {}
         row = watch.row()
         self._row = row
-        self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
-        places = inner.gather_objects((row.rank, self.channel.at) if row is not None else (-1, -1))
+        with watch.wrapping(inner.size):
+            self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
+            places = inner.gather_objects((row.rank, self.channel.at) if row is not None else (-1, -1))
         self._members = [page for page, _ in places]
         self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in places)
         self._others = [(rank, at) for rank, (_, at) in enumerate(places) if rank != inner.rank]

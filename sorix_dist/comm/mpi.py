@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import left, mismatch
+from sorix_dist.comm import left, mismatch, watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.errors import SharedMemoryFull
 from sorix_dist.comm.exchange import PairExchange
@@ -93,8 +93,13 @@ class MpiComm:
                 f"got {type(communicator).__name__} {communicator!r}"
             )
         self._mpi: Any = mpi
+        with watch.wrapping(communicator.size):
+            self._set_up(communicator)
+
+    def _set_up(self, communicator: MPI.Intracomm) -> None:
+        mpi = self._mpi
         left.give_back(communicator)
-        self._comm = communicator.Dup()
+        self._comm: Any = communicator.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
         self._node = self._comm.Split_type(mpi.COMM_TYPE_SHARED, key=self.rank)

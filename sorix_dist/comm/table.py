@@ -25,6 +25,8 @@ PAGE = 4096
 WORD = 8
 CHANNELS = 40
 """Communicators of one rank that can be told apart at a time."""
+EVERYBODY = 1
+"""The key of what all ranks do before they have a communicator of ours, whose keys are random and larger."""
 DEPTH = 4
 """Collectives of a communicator that are remembered, a power of two."""
 

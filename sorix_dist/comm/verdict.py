@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sorix_dist.comm.table import Seen, State
+from sorix_dist.comm.table import EVERYBODY, Seen, State
 
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that has ended, or at a different collective: one of them may
@@ -121,7 +121,8 @@ def _ended(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen
             if seen.state == State.STARTING:
                 missed = not gone.counts and gone.entered == 0
             else:
-                missed = seen.key in gone.counts and gone.counts[seen.key] < seen.count
+                concerned = seen.key in gone.counts or seen.key == EVERYBODY
+                missed = concerned and gone.counts.get(seen.key, 0) < seen.count
                 # Or it called something else there, and went on after the error that it got.
                 last, here = (gone.key, gone.count), (seen.key, seen.count)
                 missed = missed or (last == here and gone.signature != seen.signature)

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import warnings
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sorix_dist.comm import table as layout
@@ -30,6 +31,9 @@ from sorix_dist.comm.table import DEPTH, State, Table, pack_text, path_for, remo
 
 MOST_RANKS = 4096
 """Pages of the table where the launcher does not say how many ranks there are; untouched ones take no memory."""
+
+TIMEOUT = 300.0
+"""Seconds that a rank may be late where the program does not say."""
 
 HIGH = 1000
 """A file descriptor's number that hardly any program comes to."""
@@ -50,6 +54,11 @@ class Row:
         """Whether the package counts the steps, because the program does not say them."""
         self.free = list(range(layout.CHANNELS))
         table.claim(rank, self.pid)
+
+    @property
+    def waits(self) -> bool:
+        """Whether this rank is in a collective."""
+        return self.entered > self.words[self.at + layout.LEFT]
 
     def set(self, state: State) -> None:
         """Say how far this rank has come."""
@@ -122,7 +131,6 @@ class Channel:
         if row is not None:
             self._words[row.at + layout.LEFT] = row.entered
 
-
     def refuse(self, error: BaseException) -> None:
         """A collective has failed on this rank, with `error`: the others may be inside it, or have gone on."""
         if self.refused is None:
@@ -137,6 +145,7 @@ def _release(row: Row, number: int) -> None:
 
 
 _row: Row | None = None
+_everybody: Channel | None = None
 
 
 def row() -> Row | None:
@@ -194,6 +203,28 @@ def running(timeout: float) -> None:
         _row.set(State.RUNNING)
 
 
+@contextmanager
+def wrapping(size: int) -> Iterator[None]:
+    """This rank makes a communicator of `size` ranks, with calls of MPI that no communicator of ours counts yet."""
+    global _everybody
+    row = _row
+    if row is None or row.waits:  # the latter in a split, which is counted
+        yield
+        return
+    if size != row.table.ranks:
+        channel = Channel(row, 0)
+    else:
+        channel = _everybody = _everybody or Channel(row, layout.EVERYBODY)
+    if row.words[row.at + layout.STATE] < State.RUNNING:  # the program has started MPI itself, and has not called init
+        running(row.table.timeout or TIMEOUT)
+    row.say("the start of a communicator", call_site().where)
+    channel.enter(1)
+    try:
+        yield
+    finally:
+        channel.leave()
+
+
 def note(step: int | None = None, doing: str | None = None) -> None:
     """Say which step this rank is in, and what it does there (such as 'backward'), for the report of a fault.
 
@@ -235,8 +266,8 @@ def _closed_first(line: socket.socket) -> socket.socket:
 
 
 def _forget() -> None:
-    global _row
-    _row = None
+    global _row, _everybody
+    _row = _everybody = None
 
 
 def _is_ancestor(pid: int) -> bool:

@@ -42,7 +42,7 @@ _context: contextvars.ContextVar[Comm | None] = contextvars.ContextVar("sorix_di
 
 
 def init(
-    timeout: float = 300.0,
+    timeout: float = watch.TIMEOUT,
     threads: int | str = "auto",
     comm: Comm | MPI.Intracomm | None = None,
     backend: str = "auto",

@@ -193,6 +193,33 @@ for step in range(4 - (rank == 2)):
         ("rank 2 has not arrived", "the start of MPI at LINE", "the stack of rank 2"),
         long=True,
     ),
+    "init on one rank only, of a program that has started MPI": Case(
+        "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 2: sx.init(timeout=3)  # here",
+        ("rank \\d .* has ended .* while rank 2 waits", "the start of a communicator at LINE"),
+        bare=False,
+    ),
+    "init on one rank only, and the others work on": Case(
+        "import time\nfrom mpi4py import MPI\nif MPI.COMM_WORLD.rank != 2: time.sleep(60)\nsx.init(timeout=3)  # here",
+        ("rank 2 has waited 3 s", "rank 0 and rank 1 and rank 3 have not", "the start of a communicator at LINE"),
+        bare=False,
+    ),
+    **{
+        f"{call} of mpi4py's communicator on one rank only": Case(
+            BEGIN
+            + "from mpi4py import MPI\nmodel = sx.nn.Linear(2, 2)\n"
+            + f"if rank == 2: sx.{call}({first}comm=MPI.COMM_WORLD)  # here\n"
+            + "else: time.sleep(60)",
+            ("rank 2 has waited 3 s", "rank 0 and rank 1 and rank 3", "the start of a communicator at LINE"),
+            long=call != "DistributedDataParallel",
+            bare=False,
+        )
+        for call, first in {
+            "DistributedDataParallel": "model, ",
+            "assert_replicas_equal": "model, ",
+            "Checkpointer": "'/nowhere', ",
+            "host_shared": "lambda: a, ",
+        }.items()
+    },
     **training.CASES,
 }
 
