@@ -62,7 +62,8 @@ class Checked:
         self._row = row
         with watch.wrapping(inner.size):
             self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
-            places = inner.gather_objects((row.rank, self.channel.at) if row is not None else (-1, -1))
+            seen = row is not None and row.table.shared
+            places = inner.gather_objects((row.rank, self.channel.at) if row is not None and seen else (-1, -1))
         self._members = [page for page, _ in places]
         self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in places)
         self._others = [(rank, at) for rank, (_, at) in enumerate(places) if rank != inner.rank]

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import select
 import signal
 import socket
 import struct
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.comm.process import Process, end_status, start_time, state
+from sorix_dist.comm.process import Process, end_status, fill_standard_streams, lives, state
 from sorix_dist.comm.site import PACKAGE
 from sorix_dist.comm.table import Seen, State, Table, launcher_of
 from sorix_dist.comm.verdict import Fault, Observed, activity, is_waiting, judge, step_of
@@ -37,16 +37,23 @@ FORWARDED = 0.2
 """Seconds for the launcher to pass the last words on, before the ranks end and it with them."""
 GOODBYE = 3.0
 """Seconds that ranks have to end by themselves after one has failed."""
+SPARE = 2
+"""Descriptors that are left to read of processes in /proc."""
 LINES = 12
 """Ranks, and frames of a stack, that a report shows."""
 
 
 def main(path: str) -> None:
     """Guard the ranks of the table at `path`, in a process that nobody waits for."""
+    fill_standard_streams()
     table = Table.existing(Path(path))
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # two for each rank
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     line = socket.socket(socket.AF_UNIX)
-    line.bind(table.line)
-    line.listen(table.ranks)
+    with suppress(OSError):  # its name is taken: all that is not known is the order of two ends
+        line.bind(table.line)
+        line.listen(table.ranks)
     if child := os.fork():
         table.set_guard(child)
         os._exit(0)
@@ -71,9 +78,14 @@ class Guard:
         self.doing: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(line, select.EPOLLIN)
+        self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
+        self.polled: set[int] = set()
+        """Ranks whose ends nothing tells: Linux or Python has no such descriptors, or none is left."""
         self.looked = self.now = time.monotonic()
         self.all_stopped = False
         self.saying_since: float | None = None
+        self.will = 0
+        """The process that ends the ranks should this one not."""
 
     def run(self) -> None:
         """Return when no rank is left."""
@@ -82,10 +94,13 @@ class Guard:
                 self.end_the_rest()
             else:
                 self.speak()
+        if self.will:
+            os.kill(self.will, signal.SIGKILL)
         os._exit(0)
 
     def look(self) -> bool:
         """Wait a tick or until a process ends; note what the ranks do; whether there are any."""
+        self.table.beat()
         limit = time.monotonic() + TICK
         while (left := limit - time.monotonic()) > 0:
             if self._note_events([handle for handle, _ in self.events.poll(left)]):
@@ -93,6 +108,8 @@ class Guard:
         before, self.now = self.now, time.monotonic()
         passed = min(self.now - before, LONGEST_GAP)
         self._find_new()
+        for rank in [rank for rank in self.polled if not self.processes[rank].alive()]:
+            self._note_end(rank)
         if not self._living() and not self._stay():
             return False
         for rank in self.processes:
@@ -114,6 +131,7 @@ class Guard:
         failed = [rank for rank, seen in table.items() if seen.state == State.FAILED]
         if failed and self.table.last_words.exists():
             # The rank that failed ends the job itself, so that the exit code is its own.
+            self._leave_a_will()
             self._signal(signal.SIGSTOP, but=failed)
             time.sleep(DRAINED)
             _write(self.table.last_words.read_text(errors="replace"))
@@ -124,6 +142,7 @@ class Guard:
         if fault is None:
             return
         report = self._report(fault, table)
+        self._leave_a_will()
         self._signal(signal.SIGSTOP)
         if not self.observed.gone:  # else the launcher may be ending everything, this message with it
             time.sleep(DRAINED)
@@ -131,6 +150,22 @@ class Guard:
         self.table.set_said()
         time.sleep(FORWARDED)
         self._signal(signal.SIGKILL)
+
+    def _leave_a_will(self) -> None:
+        """Have another process end the ranks in the end: this one may be killed while they are stopped, or have a
+        message that nobody reads. It can hold nothing that others wait for the end of."""
+        guard = os.getpid()
+        with suppress(OSError):
+            self.will = os.fork()
+            if self.will:
+                return
+            for number in {*range(3), self.line.fileno(), *self.lines}:
+                os.close(number)
+            time.sleep(2 * GOODBYE)
+            self._signal(signal.SIGKILL)
+            if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
+                os.kill(guard, signal.SIGKILL)
+            os._exit(0)
 
     def end_the_rest(self) -> None:
         """End the ranks that are still there a while after all was said."""
@@ -158,7 +193,14 @@ class Guard:
         gone = False
         for handle in handles:
             if handle == self.line.fileno():
-                line, _ = self.line.accept()
+                try:
+                    line, _ = self.line.accept()
+                except OSError:  # no descriptor is left, or the socket has no name
+                    self.events.unregister(handle)
+                    continue
+                if line.fileno() >= self.most:
+                    line.close()
+                    continue
                 self.lines[line.fileno()] = line
                 self.events.register(line, select.EPOLLRDHUP)
             elif handle in self.lines:
@@ -169,17 +211,22 @@ class Guard:
             else:
                 gone = True
                 rank = next(rank for rank, process in self.processes.items() if process.handle == handle)
-                self.observed.gone[rank] = end_status(self.processes[rank].pid)
-                self.events.unregister(handle)
-                self.processes[rank].close()
-        if gone:
-            # MPICH ends all ranks as soon as the first one's files are closed, and of all their memories the first
-            # one's may take the longest to be freed: who hung up first is the first, whoever ended first.
-            order = {pid: place for place, pid in enumerate(self.hung_up)}
-            self.observed.gone = dict(
-                sorted(self.observed.gone.items(), key=lambda each: order.get(self.processes[each[0]].pid, len(order)))
-            )
+                self._note_end(rank)
         return gone
+
+    def _note_end(self, rank: int) -> None:
+        process = self.processes[rank]
+        self.observed.gone[rank] = end_status(process.pid)
+        self.polled.discard(rank)
+        if process.handle is not None:
+            self.events.unregister(process.handle)
+            process.close()
+        # MPICH ends all ranks as soon as the first one's files are closed, and of all their memories the first
+        # one's may take the longest to be freed: who hung up first is the first, whoever ended first.
+        order = {pid: place for place, pid in enumerate(self.hung_up)}
+        self.observed.gone = dict(
+            sorted(self.observed.gone.items(), key=lambda each: order.get(self.processes[each[0]].pid, len(order)))
+        )
 
     def _find_new(self) -> None:
         for rank in range(self.table.ranks):
@@ -193,11 +240,16 @@ class Guard:
                 self.events.unregister(known.handle)
                 known.close()
             process = self.processes[rank] = Process(pid, start)
+            if process.handle is not None and process.handle >= self.most:
+                process.close()
             self.observed.gone.pop(rank, None)
-            if process.handle is None:
-                self.observed.gone[rank] = end_status(pid)
-            else:
+            self.polled.discard(rank)
+            if process.handle is not None:
                 self.events.register(process.handle, select.EPOLLIN)
+            elif process.alive():
+                self.polled.add(rank)
+            else:
+                self._note_end(rank)
 
     def _look_at_states(self, passed: float) -> None:
         states = {rank: state(self.processes[rank].pid) for rank in self._living()}
@@ -215,7 +267,7 @@ class Guard:
 
     def _orphaned(self, table: dict[int, Seen]) -> Fault | None:
         pid, start = self.launcher
-        if start_time(pid) == start or all(seen.state < State.STARTING for seen in table.values()):
+        if lives(pid, start) or all(seen.state < State.STARTING for seen in table.values()):
             return None
         return Fault(f"what started the ranks of this host (pid {pid}) is gone", ())
 
@@ -273,5 +325,4 @@ def _user_frame(frames: list[str]) -> str:
 
 def _write(text: str) -> None:
     with suppress(OSError):  # nobody listens any more
-        sys.stderr.flush()
         os.write(2, text.encode(errors="replace"))

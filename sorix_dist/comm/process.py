@@ -19,15 +19,16 @@ class Process:
         self.pid = pid
         self.start = start
         self.handle: int | None = None
-        """A file descriptor that becomes readable when the process ends; None where Linux has none."""
-        with suppress(AttributeError, OSError):
-            self.handle = os.pidfd_open(pid)
+        """A file descriptor that becomes readable when the process ends; None where Linux or Python has none."""
+        if hasattr(signal, "pidfd_send_signal"):
+            with suppress(AttributeError, OSError):
+                self.handle = os.pidfd_open(pid)
         if start_time(pid) != start:
             self.close()
 
     def alive(self) -> bool:
         """Whether it still runs, or could again: a zombie does not."""
-        return start_time(self.pid) == self.start and state(self.pid) not in ("Z", "X")
+        return lives(self.pid, self.start)
 
     def send(self, number: int) -> None:
         """Send it a signal, if it is there."""
@@ -44,10 +45,23 @@ class Process:
             self.handle = None
 
 
+def fill_standard_streams() -> None:
+    """Open what is closed of the descriptors 0 to 2, or the next file would be taken for one of them."""
+    while (number := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def start_time(pid: int) -> int:
     """When the process began, in the kernel's clock ticks; 0 if there is none."""
     fields = _stat(pid)
     return int(fields[_START]) if fields else 0
+
+
+def lives(pid: int, start: int) -> bool:
+    """Whether the process that began at `start` runs, or could again: one that is waited for by nobody does not."""
+    fields = _stat(pid)
+    return bool(fields) and int(fields[_START]) == start and fields[_STATE] not in ("Z", "X")
 
 
 def state(pid: int) -> str:

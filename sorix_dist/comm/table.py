@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,7 +20,7 @@ from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
-from sorix_dist.comm.process import start_time
+from sorix_dist.comm.process import lives, start_time
 
 PAGE = 4096
 WORD = 8
@@ -30,7 +31,10 @@ EVERYBODY = 1
 DEPTH = 4
 """Collectives of a communicator that are remembered, a power of two."""
 
-_GUARD, _GUARD_START, _TIMEOUT, _SAID = range(4)  # words of the first page
+LOCKED = 10.0
+"""Seconds that a process waits for another one that has locked the table."""
+
+_GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT = range(5)  # words of the first page
 PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK = range(8)  # words of a rank's page
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, CALLS = 0, 1, 2, 2 + DEPTH  # words of a channel
@@ -88,6 +92,8 @@ class Table:
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:
         self.path = path
+        self.shared = file >= 0
+        """Whether other processes see it."""
         self.ranks = ranks
         self._file = file
         self.memory = mmap.mmap(file, PAGE * (1 + ranks))
@@ -118,6 +124,11 @@ class Table:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         return cls(path, file, os.fstat(file).st_size // PAGE - 1)
 
+    @classmethod
+    def private(cls, ranks: int) -> Table:
+        """A table that this process alone sees."""
+        return cls(Path(os.devnull, "none"), -1, ranks)
+
     @property
     def last_words(self) -> Path:
         """The file that the first rank that fails writes; whoever creates it is the first."""
@@ -136,10 +147,24 @@ class Table:
     def set_guard(self, pid: int) -> None:
         self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
 
+    @property
+    def guard(self) -> tuple[int, int]:
+        """Number and start time of the guard process."""
+        return self.words[_GUARD], self.words[_GUARD_START]
+
     def guarded(self) -> bool:
         """Whether the guard process lives."""
-        pid, start = self.words[_GUARD], self.words[_GUARD_START]
-        return pid > 0 and start_time(pid) == start
+        pid, start = self.guard
+        return pid > 0 and lives(pid, start)
+
+    @property
+    def heartbeat(self) -> int:
+        """A number that changes as long as the guard looks."""
+        return self.words[_HEARTBEAT]
+
+    def beat(self) -> None:
+        """The guard looks."""
+        self.words[_HEARTBEAT] += 1
 
     @property
     def timeout(self) -> float:
@@ -157,6 +182,16 @@ class Table:
 
     def set_said(self) -> None:
         self.words[_SAID] = 1
+
+    def say_once(self) -> bool:
+        """Whether it is up to this process to say what ends the job; no other one is told so."""
+        try:
+            with self.locked():
+                first = not self.said
+                self.set_said()
+                return first
+        except TimeoutError:  # held by a process that is stopped
+            return not self.said
 
     def at(self, rank: int) -> int:
         """The number of the first word of a rank's page."""
@@ -270,11 +305,26 @@ def remove_stale() -> None:
 
 @contextmanager
 def _locked(file: int) -> Iterator[None]:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    """TimeoutError if another process, which may be stopped, does not unlock the file."""
+    if file >= 0:
+        limit = time.monotonic() + LOCKED
+        while not _lock(file):
+            if time.monotonic() > limit:
+                raise TimeoutError(f"another process has held the lock of the ranks' table for {LOCKED:g} s")
+            time.sleep(0.002)
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if file >= 0:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _prefix() -> str:

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
-import fcntl
 import os
-import resource
 import signal
-import socket
 import subprocess
 import sys
 import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from sorix_dist.comm import table as layout
 from sorix_dist.comm.errors import CollectiveMismatch
@@ -28,15 +24,13 @@ from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.process import launcher_pid, parent, start_time
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State, Table, pack_text, path_for, remove_stale
+from sorix_dist.comm.watchdog import Watchdog
 
 MOST_RANKS = 4096
 """Pages of the table where the launcher does not say how many ranks there are; untouched ones take no memory."""
 
 TIMEOUT = 300.0
 """Seconds that a rank may be late where the program does not say."""
-
-HIGH = 1000
-"""A file descriptor's number that hardly any program comes to."""
 
 
 class Row:
@@ -48,7 +42,6 @@ class Row:
         self.words = table.words
         self.at = table.at(rank)
         self.pid = os.getpid()
-        self.line = socket.socket(socket.AF_UNIX)
         self.entered = 0
         self.counts_steps = True
         """Whether the package counts the steps, because the program does not say them."""
@@ -157,33 +150,41 @@ def join(launch: Launch, starting_mpi: bool = False) -> None:
     """Take the page of this rank in the table of its launch and host, and see that there is a guard.
 
     Nothing happens in a process that a rank has started and that has inherited its variables, unless it is
-    this one that starts MPI (`starting_mpi`). Where there can be no table, a RuntimeWarning says why.
+    this one that starts MPI (`starting_mpi`). Where there can be no table, or no guard, a RuntimeWarning says why;
+    then this rank ends itself when it is late.
     """
     global _row
     if _row is not None or sys.platform != "linux":
         return
+    ranks = launch.size or MOST_RANKS
     try:
         remove_stale()
-        table = Table.join(path_for(launcher_pid(launch)), launch.size or MOST_RANKS)
+        table = Table.join(path_for(launcher_pid(launch)), ranks)
         with table.locked():
             pid, start = table.owner(launch.rank)
             if pid and pid != os.getpid() and start_time(pid) == start and not (starting_mpi and _is_ancestor(pid)):
                 return
             _row = Row(table, launch.rank)
-            if not table.guarded():
-                _start_guard(table)
-            _row.line.connect(table.line)
-            _row.line = _closed_first(_row.line)
-    except (OSError, subprocess.SubprocessError) as error:
-        _row = None
-        warnings.warn(f"ranks that die or hang will not be noticed: {error}", RuntimeWarning, stacklevel=2)
-        return
+    except OSError as error:
+        _row = Row(Table.private(ranks), launch.rank)
+        _warn(error)
+    watchdog = Watchdog(_row)
+    if _row.table.shared:
+        try:
+            watchdog.see_to_the_guard()
+        except (OSError, subprocess.SubprocessError) as error:
+            _warn(error)
+    watchdog.start()
     _row.ready_to_show_its_stack()
     if not faulthandler.is_enabled():
         with suppress(ValueError, OSError, AttributeError):  # a sys.stderr that is no file
             faulthandler.enable()
     atexit.register(_row.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(f"ranks that die will be noticed late, by init(timeout=): {error}", RuntimeWarning, stacklevel=3)
 
 
 def starting(launch: Launch | None, timeout: float) -> None:
@@ -255,16 +256,6 @@ def all_is_said() -> None:
         _row.table.set_said()
 
 
-def _closed_first(line: socket.socket) -> socket.socket:
-    """The connection `line` under a high number, which Linux closes first when a process ends.
-
-    MPICH's launcher ends all other ranks when the connection of one to it closes: the guard is to hear first who.
-    """
-    high = min(HIGH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)
-    with line:
-        return socket.socket(fileno=fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
-
-
 def _forget() -> None:
     global _row, _everybody
     _row = _everybody = None
@@ -275,27 +266,3 @@ def _is_ancestor(pid: int) -> bool:
     while each > 1 and each != pid:
         each = parent(each)
     return each == pid
-
-
-_GUARD = """
-import sys, types
-for name, path in (("sorix_dist", sys.argv[1]), ("sorix_dist.comm", sys.argv[1] + "/comm")):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [path]
-from sorix_dist.comm.guard import main
-main(sys.argv[2])
-"""
-"""Runs the guard without what the package imports: it needs neither NumPy nor a tenth of the time."""
-
-
-def _start_guard(table: Table) -> None:
-    """Start the guard, in a session of its own, as nobody's child: no user's os.wait() may find it."""
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(table.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        check=True,
-        timeout=30,
-    )

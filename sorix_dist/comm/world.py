@@ -19,13 +19,12 @@ from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
 from sorix_dist.comm.protocol import Comm
 from sorix_dist.comm.solo import Solo
+from sorix_dist.comm.watchdog import AFTER_GUARD
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 BACKENDS = ("auto", "mpi", "solo")
-AFTER_GUARD = 5.0
-"""Seconds later than the guard that a rank ends its start of MPI by itself: the guard can say why."""
 
 
 @dataclass(frozen=True)
