@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import left, mismatch, watch
+from sorix_dist.comm import finalize, left, mismatch, watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.errors import SharedMemoryFull
 from sorix_dist.comm.exchange import PairExchange
@@ -59,9 +59,7 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
     import mpi4py
 
     if "mpi4py.MPI" not in sys.modules:
-        mpi4py.rc.initialize = False
-        if mpi4py.rc.finalize is None:
-            mpi4py.rc.finalize = True
+        mpi4py.rc.initialize = False  # and then does not finalize, unless it is told to
         # Open MPI's ucx component prints an error for each shared window and then declines; others serve it.
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI
@@ -75,6 +73,8 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True, file=2)
         MPI.Init_thread()
+        if mpi4py.rc.finalize is not False:
+            finalize.started()
         if limit is not None:
             faulthandler.cancel_dump_traceback_later()
     return MPI

@@ -35,9 +35,13 @@ class FailureHook:
     def __init__(self, rank: int, size: int | None) -> None:
         self.rank = rank
         self.size = size
+        self._pid = os.getpid()
         self._previous = sys.excepthook
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if os.getpid() != self._pid:  # a child of this rank
+            self._previous(kind, error, trace)
+            return
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         interrupted = issubclass(kind, KeyboardInterrupt)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from sorix_dist.comm import table as layout
 from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.launcher import Launch
-from sorix_dist.comm.process import launcher_pid, parent, start_time
+from sorix_dist.comm.process import launcher_pid, lives
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State, Table, pack_text, path_for, remove_stale
 from sorix_dist.comm.watchdog import Watchdog
@@ -139,6 +139,8 @@ def _release(row: Row, number: int) -> None:
 
 _row: Row | None = None
 _everybody: Channel | None = None
+_parent: tuple[Table, int] | None = None
+"""Table and page of the rank that has started this process."""
 
 
 def row() -> Row | None:
@@ -146,24 +148,27 @@ def row() -> Row | None:
     return _row
 
 
-def join(launch: Launch, starting_mpi: bool = False) -> None:
-    """Take the page of this rank in the table of its launch and host, and see that there is a guard.
+def join(launch: Launch) -> bool:
+    """Take the page of this rank in the table of its launch and host, and see that there is a guard; returns whether
+    this process is the rank.
 
-    Nothing happens in a process that a rank has started and that has inherited its variables, unless it is
-    this one that starts MPI (`starting_mpi`). Where there can be no table, or no guard, a RuntimeWarning says why;
-    then this rank ends itself when it is late.
+    It is not where a rank has started it, with its variables: the page is another living process's. Where there can
+    be no table, or no guard, a RuntimeWarning says why; then this rank ends itself when it is late.
     """
-    global _row
+    global _row, _parent
     if _row is not None or sys.platform != "linux":
-        return
+        return True
+    if _parent is not None:
+        return False
     ranks = launch.size or MOST_RANKS
     try:
         remove_stale()
         table = Table.join(path_for(launcher_pid(launch)), ranks)
         with table.locked():
             pid, start = table.owner(launch.rank)
-            if pid and pid != os.getpid() and start_time(pid) == start and not (starting_mpi and _is_ancestor(pid)):
-                return
+            if pid and pid != os.getpid() and lives(pid, start):
+                _parent = table, launch.rank
+                return False
             _row = Row(table, launch.rank)
     except OSError as error:
         _row = Row(Table.private(ranks), launch.rank)
@@ -181,16 +186,25 @@ def join(launch: Launch, starting_mpi: bool = False) -> None:
             faulthandler.enable()
     atexit.register(_row.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)
+    return True
+
+
+def rank_process() -> tuple[int, bool]:
+    """The process that is the rank whose variables this one has inherited, and whether it has started MPI; (0, False)
+    if that rank is this process."""
+    if _parent is None:
+        return 0, False
+    table, rank = _parent
+    seen = table.see(rank)
+    return table.owner(rank)[0], seen is not None and seen.state >= State.STARTING
 
 
 def _warn(error: Exception) -> None:
     warnings.warn(f"ranks that die will be noticed late, by init(timeout=): {error}", RuntimeWarning, stacklevel=3)
 
 
-def starting(launch: Launch | None, timeout: float) -> None:
+def starting(timeout: float) -> None:
     """This rank is about to wait for all ranks in the start of MPI."""
-    if launch is not None and launch.several:
-        join(launch, starting_mpi=True)
     if _row is not None:
         _row.table.timeout = timeout
         _row.say("the start of MPI", call_site().where)
@@ -257,12 +271,10 @@ def all_is_said() -> None:
 
 
 def _forget() -> None:
-    global _row, _everybody
+    """This process was forked from a rank: it makes no calls in the rank's place."""
+    global _row, _everybody, _parent
+    if _row is not None:
+        _parent = _row.table, _row.rank
     _row = _everybody = None
-
-
-def _is_ancestor(pid: int) -> bool:
-    each = os.getppid()
-    while each > 1 and each != pid:
-        each = parent(each)
-    return each == pid
+    for channel in _channels:
+        channel.refused = "this process was forked from a rank, and is none itself"

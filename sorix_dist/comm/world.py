@@ -96,6 +96,17 @@ def using(comm: Comm) -> Iterator[Comm]:
         _context.reset(token)
 
 
+def _forget() -> None:
+    """This process was forked from one that has a communicator, which is of no use here if others belong to it."""
+    global _process
+    if _process is not None and _process[0].size > 1:
+        _process = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def is_initialized() -> bool:
     """Whether `current()` is known without starting anything."""
     return _context.get() is not None or _process is not None
@@ -136,9 +147,17 @@ def _goodbye(comm: Checked) -> None:
 def _choose(options: _Options) -> Comm:
     comm = options.comm
     if comm is not None:
+        parent, has_started = watch.rank_process()
+        if parent and not hasattr(comm, "all_reduce"):
+            raise mismatch.LaunchMismatch(mismatch.child_of_a_rank(parent, has_started))
         watch.running(options.timeout)
         return adopt(comm)
     launch = detect(os.environ)
+    parent, has_started = watch.rank_process()
+    if parent and options.backend != "solo":
+        if options.backend == "mpi" or not has_started:
+            raise mismatch.LaunchMismatch(mismatch.child_of_a_rank(parent, has_started))
+        return Solo()
     wanted = options.backend == "mpi" or (
         options.backend == "auto" and (running_mpi() is not None or (launch is not None and launch.several))
     )
@@ -150,7 +169,7 @@ def _choose(options: _Options) -> Comm:
     wrong = mismatch.several_mpis(launch, mismatch.installed_mpis()) if launch is not None and launch.several else None
     if wrong is not None:
         raise mismatch.LaunchMismatch(wrong)
-    watch.starting(launch, options.timeout)
+    watch.starting(options.timeout)
     try:
         mpi = start_mpi(launch, options.timeout + AFTER_GUARD)
     except mismatch.LaunchMismatch:

@@ -193,6 +193,13 @@ for step in range(4 - (rank == 2)):
         ("rank 2 has not arrived", "the start of MPI at LINE", "the stack of rank 2"),
         long=True,
     ),
+    "a child asks for the ranks before its parent has": Case(
+        "import subprocess, sys\n"
+        'child = [sys.executable, "-c", "import sorix_dist as sx; sx.size()"]\n'
+        "raise OSError(subprocess.run(child, capture_output=True, text=True).stderr.splitlines()[-1])  # here",
+        ("LaunchMismatch: the process .* only one of them can be the rank", "LINE"),
+        bare=False,
+    ),
     "init on one rank only, of a program that has started MPI": Case(
         "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 2: sx.init(timeout=3)  # here",
         ("rank \\d .* has ended .* while rank 2 waits", "the start of a communicator at LINE"),
@@ -260,6 +267,39 @@ if os.fork() == 0:
 os.wait()
 subprocess.run([sys.executable, "-c", "import sorix_dist"], check=True)
 sx.all_reduce(a)
+""",
+    "children of a rank that ask for the ranks, raise, or end": BEGIN
+    + """
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+def forked(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        sys.exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def refused():
+    try:
+        communicator.all_reduce(a)
+    except sx.comm.CollectiveMismatch:
+        sys.exit(4)
+
+communicator = sx.comm.current()
+sx.all_reduce(a)
+asks = "import sorix_dist as sx; sx.barrier(); print(sx.size())"
+for with_mpi in ("", "; sx.init(backend='mpi')"):
+    child = subprocess.run([sys.executable, "-c", asks + with_mpi], capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (int(bool(with_mpi)), "1\\n"), child
+with ProcessPoolExecutor(1, get_context("fork")) as pool:
+    assert pool.submit(sx.size).result() == 1
+assert forked(lambda: 1 / 0) == 1
+assert forked(sx.barrier) == 3
+assert forked(refused) == 4
+sx.all_reduce(a)
+assert a[0] == 16
 """,
     "ranks branch between the same sums": BEGIN
     + """
