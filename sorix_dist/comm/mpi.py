@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import finalize, left, mismatch, watch
+from sorix_dist.comm import finalize, left, mismatch, report, watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.errors import SharedMemoryFull
 from sorix_dist.comm.exchange import PairExchange
@@ -251,8 +251,7 @@ class MpiComm:
         self._comm.Barrier()
 
     def abort(self, code: int = 1) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        report.flush()
         self._mpi.COMM_WORLD.Abort(code)
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import shutil
 import struct
 import tempfile
 import time
@@ -33,6 +34,9 @@ DEPTH = 4
 
 LOCKED = 10.0
 """Seconds that a process waits for another one that has locked the table."""
+
+LONGEST = 1e9
+"""Seconds of a time-out that count."""
 
 _GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT = range(5)  # words of the first page
 PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK = range(8)  # words of a rank's page
@@ -112,7 +116,9 @@ class Table:
                     if status.st_nlink:
                         if status.st_size < PAGE * (1 + ranks):
                             os.ftruncate(file, PAGE * (1 + ranks))
-                        return cls(path, file, ranks)
+                        table = cls(path, file, ranks)
+                        table._allocate(0)
+                        return table
             except BaseException:
                 os.close(file)
                 raise
@@ -173,7 +179,7 @@ class Table:
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self.words[_TIMEOUT] = max(1, round(seconds * 1000))
+        self.words[_TIMEOUT] = round(min(max(seconds, 0.001), LONGEST) * 1000)
 
     @property
     def said(self) -> bool:
@@ -200,11 +206,25 @@ class Table:
     def claim(self, rank: int, pid: int) -> None:
         """Make the page of `rank` that of the process `pid`, whatever it was before."""
         at = self.at(rank)
+        self._allocate(1 + rank)
         self.words[at + PID] = 0
         self.memory[(1 + rank) * PAGE : (2 + rank) * PAGE] = bytes(PAGE)
         self.words[at + START], self.words[at + STATE] = start_time(pid), State.IMPORTED
         self.words[at + STEP] = self.words[at + STACK] = -1
         self.words[at + PID] = pid
+
+    def _allocate(self, page: int) -> None:
+        """Have memory for a page, or raise OSError: the first write would end this process by SIGBUS."""
+        if not self.shared:
+            return
+        try:
+            os.posix_fallocate(self._file, page * PAGE, PAGE)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path.parent} has {shutil.disk_usage(self.path.parent).free >> 10} KB left, and "
+                f"{PAGE >> 10} KB are needed for each rank, MPI's own shared memory aside ({error.strerror})",
+            ) from error
 
     def owner(self, rank: int) -> tuple[int, int]:
         """Number and start time of the process that the page of `rank` is for."""

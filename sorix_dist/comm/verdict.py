@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sorix_dist.comm.table import EVERYBODY, Seen, State
+from sorix_dist.comm.table import EVERYBODY, Seen, State, directory
 
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that has ended, or at a different collective: one of them may
@@ -80,7 +80,8 @@ def ending(status: int | None) -> str:
         return "died without a word (killed, crashed, or os._exit)"
     if number := status & 0x7F:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return f"was ended from outside by {name}" if name in _FROM_OUTSIDE else f"was killed by {name}"
+        hint = f" (mostly: {directory()} is full)" if number == signal.SIGBUS else ""
+        return f"was ended from outside by {name}" if name in _FROM_OUTSIDE else f"was killed by {name}{hint}"
     return f"left with os._exit({status >> 8}) or the like"
 
 

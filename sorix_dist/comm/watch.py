@@ -66,9 +66,10 @@ class Row:
         """Make SIGUSR2 write the stack of the main thread to a file in memory, also while it is inside MPI."""
         if not hasattr(os, "memfd_create") or signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL:
             return
-        file = os.memfd_create("sorix_dist-stack")
-        faulthandler.register(signal.SIGUSR2, file=file, all_threads=False)
-        self.words[self.at + layout.STACK] = file
+        with suppress(OSError):
+            file = os.memfd_create("sorix_dist-stack")
+            faulthandler.register(signal.SIGUSR2, file=file, all_threads=False)
+            self.words[self.at + layout.STACK] = file
 
 
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
@@ -170,7 +171,7 @@ def join(launch: Launch) -> bool:
                 _parent = table, launch.rank
                 return False
             _row = Row(table, launch.rank)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - what watches does not end what is watched
         _row = Row(Table.private(ranks), launch.rank)
         _warn(error)
     watchdog = Watchdog(_row)

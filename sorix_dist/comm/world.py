@@ -19,6 +19,7 @@ from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
 from sorix_dist.comm.protocol import Comm
 from sorix_dist.comm.solo import Solo
+from sorix_dist.comm.table import LONGEST
 from sorix_dist.comm.watchdog import AFTER_GUARD
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
         raise ValueError(f"init: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if comm is not None and backend == "solo":
         raise ValueError("init: comm and backend='solo' exclude each other")
-    return _Options(timeout, threads, comm, backend)
+    return _Options(min(timeout, LONGEST), threads, comm, backend)
 
 
 def _difference(old: _Options, new: _Options) -> str:

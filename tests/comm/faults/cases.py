@@ -268,6 +268,14 @@ os.wait()
 subprocess.run([sys.executable, "-c", "import sorix_dist"], check=True)
 sx.all_reduce(a)
 """,
+    "a folder that is removed while ranks work in it": BEGIN
+    + """
+import tempfile
+os.chdir(tempfile.mkdtemp())
+os.rmdir(os.getcwd())
+sx.all_reduce(a)
+""",
+    "time-outs that no clock can count": "sx.init(timeout=1e300)\nsx.barrier()\n",
     "children of a rank that ask for the ranks, raise, or end": BEGIN
     + """
 import subprocess
