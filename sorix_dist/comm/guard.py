@@ -16,7 +16,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.comm.process import Process, end_status, fill_standard_streams, lives, state
+from sorix_dist.comm.launcher import detect
+from sorix_dist.comm.process import (
+    Process,
+    children,
+    command,
+    descends_from,
+    end_status,
+    environ,
+    fill_standard_streams,
+    lives,
+    outputs,
+    processes,
+    start_time,
+    state,
+)
 from sorix_dist.comm.site import PACKAGE
 from sorix_dist.comm.table import Seen, State, Table, launcher_of
 from sorix_dist.comm.verdict import Fault, Observed, activity, is_waiting, judge, step_of
@@ -39,6 +53,8 @@ GOODBYE = 3.0
 """Seconds that ranks have to end by themselves after one has failed."""
 SPARE = 2
 """Descriptors that are left to read of processes in /proc."""
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "prterun", "prted", "orted", "orterun")
+"""Programs that have nothing else to do than to start ranks, and to end with them."""
 LINES = 12
 """Ranks, and frames of a stack, that a report shows."""
 
@@ -84,6 +100,8 @@ class Guard:
         self.looked = self.now = time.monotonic()
         self.all_stopped = False
         self.saying_since: float | None = None
+        self.outputs: set[str] = set()
+        """The pipes to which ranks write."""
         self.will = 0
         """The process that ends the ranks should this one not."""
 
@@ -96,6 +114,7 @@ class Guard:
                 self.speak()
         if self.will:
             os.kill(self.will, signal.SIGKILL)
+        self.see_off()
         os._exit(0)
 
     def look(self) -> bool:
@@ -120,8 +139,11 @@ class Guard:
                 self.doing[rank] = doing
                 counted = 0.0 if self.all_stopped else passed
                 self.observed.waited[rank] = self.observed.waited.get(rank, 0.0) + counted if same else 0.0
+                over = seen.over and rank not in self.observed.gone and not is_waiting(seen)
+                self.observed.over[rank] = self.observed.over.get(rank, 0.0) + counted if over else 0.0
         if self.now - self.looked >= LOOK_AT_STATES:
             self._look_at_states(min(self.now - self.looked, LONGEST_GAP))
+            self._look_for_absent()
             self.looked = self.now
         return True
 
@@ -138,7 +160,7 @@ class Guard:
             time.sleep(FORWARDED)
             self.table.set_said()
             return
-        fault = judge(table, self.observed, self.table.timeout) or self._orphaned(table)
+        fault = judge(table, self.observed, self.table.timeout, self.table.all_here) or self._orphaned(table)
         if fault is None:
             return
         report = self._report(fault, table)
@@ -173,6 +195,42 @@ class Guard:
             self.saying_since = self.now
         elif self.now - self.saying_since > GOODBYE:
             self._signal(signal.SIGKILL)
+
+    def see_off(self) -> None:
+        """The ranks are gone: end, in time, what keeps their launcher from its end, and after a fault a launcher that
+        stays, as one does that has lost another host."""
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # this process may be the last to hold it
+        self.line.close()
+        launcher, seconds = Process(*self.launcher), 0.0
+        patience = GOODBYE if self.table.said else self.table.timeout
+        after_fault = self.table.said and command(launcher.pid) in LAUNCHERS
+        while launcher.alive() and ((holders := self._holders()) or after_fault):
+            if seconds >= patience:
+                for pid in holders:
+                    _write_to(
+                        pid,
+                        f"all ranks of this host have ended, but process {pid}, which one of them has started, "
+                        "keeps their output open; ending it\n",
+                    )
+                    Process(pid, start_time(pid)).send(signal.SIGKILL)
+                if after_fault:
+                    launcher.send(signal.SIGCONT)
+                    launcher.send(signal.SIGTERM if seconds < patience + GOODBYE else signal.SIGKILL)
+            time.sleep(LOOK_AT_STATES)
+            seconds += LOOK_AT_STATES
+
+    def _holders(self) -> list[int]:
+        """The processes that ranks have started and left behind, and whose output goes where theirs did: the launcher
+        waits for their end. A shell around a rank is none: the launcher has started it."""
+        return [
+            pid
+            for pid in processes()
+            if self.outputs & set(outputs(pid))
+            and pid != os.getpid()
+            and detect(environ(pid)) is not None
+            and not descends_from(pid, self.launcher[0])
+        ]
 
     def _living(self) -> list[int]:
         return [rank for rank in self.processes if rank not in self.observed.gone]
@@ -244,6 +302,7 @@ class Guard:
                 process.close()
             self.observed.gone.pop(rank, None)
             self.polled.discard(rank)
+            self.outputs.update(outputs(pid))
             if process.handle is not None:
                 self.events.register(process.handle, select.EPOLLIN)
             elif process.alive():
@@ -259,6 +318,13 @@ class Guard:
         for rank, letter in states.items():
             stopped[rank] = stopped.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
         self.observed.stopped = {rank: seconds for rank, seconds in stopped.items() if rank in states}
+
+    def _look_for_absent(self) -> None:
+        """Note the ranks that have ended before they imported the package: the launcher may go on without a word."""
+        unseen = set(range(self.table.all_here)) - self.processes.keys()
+        started = [detect(environ(pid)) for pid in children(self.launcher[0])] if unseen else []
+        ranks = {launch.rank for launch in started if launch is not None}
+        self.observed.absent = frozenset(unseen - ranks if ranks else ())
 
     def _signal(self, number: int, but: list[int] | None = None) -> None:
         for rank in self._living():
@@ -321,6 +387,14 @@ def _user_frame(frames: list[str]) -> str:
         if rest and not name.startswith((PACKAGE, library, "<frozen")):
             return f"{name}:{rest.split()[0]}"
     return ""
+
+
+def _write_to(pid: int, text: str) -> None:
+    """Say something on another process's standard error."""
+    with suppress(OSError):
+        file = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(file, text.encode())
+        os.close(file)
 
 
 def _write(text: str) -> None:

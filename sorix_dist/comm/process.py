@@ -82,12 +82,46 @@ def parent(pid: int) -> int:
     return int(fields[_PARENT]) if fields else 0
 
 
+def processes() -> list[int]:
+    """All processes of this host that can be seen from here."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def children(pid: int) -> list[int]:
+    """The living processes that `pid` has started, or adopted."""
+    return [each for each in processes() if parent(each) == pid and state(each) != "Z"]
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is `ancestor`, or was started by it, directly or not."""
+    while pid > 1 and pid != ancestor:
+        pid = parent(pid)
+    return pid == ancestor
+
+
+def command(pid: int) -> str:
+    """The name of its program, '' if unknown."""
+    try:
+        return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
+    except OSError:
+        return ""
+
+
+def outputs(pid: int) -> list[str]:
+    """The pipes that a process has as standard output and standard error."""
+    found = []
+    for number in (1, 2):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return [name for name in found if name.startswith("pipe:")]
+
+
 def launcher_pid(launch: Launch) -> int:
     """The process that started the ranks of this host: the nearest ancestor that is not part of this rank itself,
     as a shell around the program is."""
     pid = os.getppid()
     while pid > 1:
-        said = detect(_environ(pid))
+        said = detect(environ(pid))
         if said is None or (said.name, said.rank) != (launch.name, launch.rank):
             break
         pid = parent(pid)
@@ -102,7 +136,8 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _environ(pid: int) -> dict[str, str]:
+def environ(pid: int) -> dict[str, str]:
+    """The variables that a process was started with; empty if they can't be read."""
     try:
         entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

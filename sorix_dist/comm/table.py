@@ -38,8 +38,8 @@ LOCKED = 10.0
 LONGEST = 1e9
 """Seconds of a time-out that count."""
 
-_GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT = range(5)  # words of the first page
-PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK = range(8)  # words of a rank's page
+_GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT, _ALL_HERE = range(6)  # words of the first page
+PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK, OVER = range(9)  # words of a rank's page
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, CALLS = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
@@ -84,6 +84,8 @@ class Seen:
     """Its last collective or operation in words, and the user's file and line."""
     refused: frozenset[int] = frozenset()
     """The communicators in which it makes no further calls, because a collective has failed there."""
+    over: bool = False
+    """Whether its script is over, and its process not: threads and atexit functions are still to end."""
 
     @property
     def waits(self) -> bool:
@@ -182,6 +184,15 @@ class Table:
         self.words[_TIMEOUT] = round(min(max(seconds, 0.001), LONGEST) * 1000)
 
     @property
+    def all_here(self) -> int:
+        """The number of ranks if all are on this host, else 0."""
+        return self.words[_ALL_HERE]
+
+    @all_here.setter
+    def all_here(self, ranks: int) -> None:
+        self.words[_ALL_HERE] = ranks
+
+    @property
     def said(self) -> bool:
         """Whether the guard has said all there is to say."""
         return self.words[_SAID] != 0
@@ -264,6 +275,7 @@ class Table:
             counts,
             self._text(rank),
             refused,
+            words[OVER] != 0,
         )
 
     def _text(self, rank: int) -> tuple[str, str]:

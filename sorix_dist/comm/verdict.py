@@ -30,6 +30,10 @@ class Observed:
     """Seconds that each rank is in its present collective, or in the start of MPI."""
     stopped: dict[int, float] = field(default_factory=dict)
     """Seconds that a rank's process was in the state T while not all were."""
+    over: dict[int, float] = field(default_factory=dict)
+    """Seconds since each rank's script was over."""
+    absent: frozenset[int] = frozenset()
+    """Ranks of this host that have not imported the package, and whose processes are gone."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Fault:
     ranks: tuple[int, ...]
 
 
-def judge(table: Mapping[int, Seen], observed: Observed, timeout: float) -> Fault | None:
-    """The fault of this host's ranks, if there is one; `timeout` 0 means none was said yet.
+def judge(table: Mapping[int, Seen], observed: Observed, timeout: float, all_here: int = 0) -> Fault | None:
+    """The fault of this host's ranks, if there is one; `timeout` 0 means none was said yet, and `all_here` is the
+    number of all ranks if they are on this host.
 
     A rank that raised (State.FAILED) speaks for itself and is not judged here.
     """
@@ -50,9 +55,11 @@ def judge(table: Mapping[int, Seen], observed: Observed, timeout: float) -> Faul
         _died(table, observed, waiting)
         or _different(waiting, observed)
         or _ended(table, observed, waiting)
+        or _never_came(observed, waiting)
         or _left(table, observed, waiting)
         or _stopped(observed)
-        or _late(table, observed, waiting, timeout)
+        or _late(table, observed, waiting, timeout, all_here)
+        or _stays(table, observed, timeout, all_here)
     )
 
 
@@ -156,12 +163,43 @@ def _stopped(observed: Observed) -> Fault | None:
     return None
 
 
-def _late(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen], timeout: float) -> Fault | None:
+def _never_came(observed: Observed, waiting: Sequence[Seen]) -> Fault | None:
+    for seen in waiting:
+        if observed.absent and observed.waited.get(seen.rank, 0.0) >= ELSEWHERE:
+            rank = min(observed.absent)
+            return Fault(
+                f"rank {rank} has ended before it imported sorix_dist, while rank {seen.rank} waits for it "
+                f"{activity(seen)}",
+                (rank,),
+            )
+    return None
+
+
+def _stays(table: Mapping[int, Seen], observed: Observed, timeout: float, all_here: int) -> Fault | None:
+    """A rank whose script is over and whose process stays, so that the others wait for it in the end of MPI."""
+    stay = [seen for rank, seen in table.items() if timeout and observed.over.get(rank, 0.0) >= timeout]
+    late = [seen for seen in stay if seen.state != State.ENDED]
+    if not late and all_here == len(stay) + len(observed.gone):  # all have ended, and yet they are there
+        late = stay
+    if not late:
+        return None
+    seen = late[0]
+    return Fault(
+        f"the script of rank {seen.rank} (pid {seen.pid}) ended {timeout:g} s ago (init(timeout=)), but its "
+        "process stays: an atexit function has not returned, or a thread that is no daemon",
+        (seen.rank,),
+    )
+
+
+def _late(
+    table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen], timeout: float, all_here: int
+) -> Fault | None:
     late = [seen for seen in waiting if timeout and observed.waited.get(seen.rank, 0.0) >= timeout]
     if not late:
         return None
     seen = min(late, key=lambda each: each.rank)
     missing = [rank for rank, each in sorted(table.items()) if each not in waiting and each.state != State.ENDED]
+    missing += [rank for rank in range(all_here) if rank not in table]
     if not missing and seen.state == State.RUNNING:  # a rank that is in another collective, further behind
         missing = [each.rank for each in waiting if seen.key in each.counts and each.counts[seen.key] < seen.count]
     if missing:

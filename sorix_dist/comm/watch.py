@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ class Row:
         """Say how far this rank has come."""
         if os.getpid() == self.pid and self.table.owner(self.rank)[0] == self.pid:  # not in a child process
             self.words[self.at + layout.STATE] = state
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this rank's script is over, and its threads and atexit functions are still to end."""
+        over = bool(self.words[self.at + layout.OVER])
+        if not over and not threading.main_thread().is_alive():
+            self.words[self.at + layout.OVER] = over = True
+        return over and self.words[self.at + layout.STATE] == State.RUNNING
 
     def say(self, what: str, where: str) -> None:
         """Say what this rank does, and where the user called it."""
@@ -171,6 +180,8 @@ def join(launch: Launch) -> bool:
                 _parent = table, launch.rank
                 return False
             _row = Row(table, launch.rank)
+            if launch.size is not None and launch.local_size == launch.size:
+                table.all_here = launch.size
     except Exception as error:  # noqa: BLE001 - what watches does not end what is watched
         _row = Row(Table.private(ranks), launch.rank)
         _warn(error)

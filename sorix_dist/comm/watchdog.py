@@ -109,7 +109,7 @@ class Watchdog:
 
     def _see_to_the_time(self, passed: float) -> None:
         row, timeout = self.row, self.table.timeout
-        same = row.waits and row.entered == self._entered
+        same = (row.leaves or row.waits) and row.entered == self._entered
         self._entered, self._waited = row.entered, self._waited + passed if same else 0.0
         if timeout and self._waited > timeout + AFTER_GUARD:
             self._end(timeout)

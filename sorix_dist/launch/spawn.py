@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,9 @@ BACKENDS = ("mpi", "threads")
 
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
+
+LEAVE = 5.0
+"""Seconds that ranks have to end after the last of them has returned its result."""
 
 _RANK = (
     "import json, sys; sys.path[:] = json.load(open(sys.argv[1] + '/paths')); from pathlib import Path; "
@@ -142,6 +146,7 @@ def _run(
     ) as process:
         assert process.stdout is not None
         output.add(process.stdout)
+        done = 0.0
         limit = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while process.poll() is None:
@@ -151,6 +156,16 @@ def _run(
                 if next(folder.glob("failure-*[0-9]"), None) is not None:
                     with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
                         process.wait(GRACE)
+                    break
+                if not done and not _missing(folder, len(output.ranks)):
+                    done = time.monotonic()
+                if done and time.monotonic() > done + LEAVE:
+                    warnings.warn(
+                        f"run: all ranks have returned their results, but their processes did not end within {LEAVE:g} "
+                        "s (an atexit function, a thread that is no daemon, or a child process) and were killed",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
                     break
         finally:
             code = process.poll()

@@ -187,6 +187,17 @@ for step in range(4 - (rank == 2)):
         ("rank 2", "the start of MPI at LINE"),
         long=True,
     ),
+    "an atexit function that does not return": Case(
+        BEGIN + "import atexit\nsx.all_reduce(a)\nif rank == 2: atexit.register(time.sleep, 60)",
+        (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "rank 1: has ended", "atexit"),
+        seconds=20,  # the others wait in the end of MPI, where each takes a core
+    ),
+    "a thread that does not end": Case(
+        BEGIN + "sx.all_reduce(a)\nif rank == 2: threading.Thread(target=time.sleep, args=(60,)).start()",
+        (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "a thread that is no daemon", "in _shutdown"),
+        long=True,
+        seconds=20,
+    ),
     "a rank never calls init": Case(
         "import os, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
         "    time.sleep(60)\nsx.init(timeout=2)  # here\nsx.barrier()",
