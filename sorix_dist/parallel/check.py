@@ -16,8 +16,11 @@ from sorix_dist.parallel.world import communicator
 
 
 def describe(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """One line per tensor: name, shape and dtype."""
-    return [f"'{name}' of shape {tuple(t.array.shape)} and dtype {t.array.dtype}" for name, t in tensors]
+    """One line per tensor: name, shape, dtype, and whether it is trained."""
+    return [
+        f"'{name}' of shape {tuple(t.array.shape)} and dtype {t.array.dtype}, requires_grad={t.requires_grad}"
+        for name, t in tensors
+    ]
 
 
 def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
