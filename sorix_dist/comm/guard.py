@@ -27,6 +27,7 @@ from sorix_dist.comm.process import (
     fill_standard_streams,
     lives,
     outputs,
+    parent,
     processes,
     start_time,
     state,
@@ -100,6 +101,8 @@ class Guard:
         self.looked = self.now = time.monotonic()
         self.all_stopped = False
         self.saying_since: float | None = None
+        self.shells: dict[int, Process] = {}
+        """The processes between the launcher and a rank that is not its own child."""
         self.outputs: set[str] = set()
         """The pipes to which ranks write."""
         self.will = 0
@@ -144,6 +147,7 @@ class Guard:
         if self.now - self.looked >= LOOK_AT_STATES:
             self._look_at_states(min(self.now - self.looked, LONGEST_GAP))
             self._look_for_absent()
+            self.observed.may_come = frozenset(rank for rank, shell in self.shells.items() if shell.alive())
             self.looked = self.now
         return True
 
@@ -160,7 +164,9 @@ class Guard:
             time.sleep(FORWARDED)
             self.table.set_said()
             return
-        fault = judge(table, self.observed, self.table.timeout, self.table.all_here) or self._orphaned(table)
+        fault = judge(
+            table, self.observed, self.table.timeout, self.table.all_here, not self.table.elsewhere
+        ) or self._orphaned(table)
         if fault is None:
             return
         report = self._report(fault, table)
@@ -303,6 +309,13 @@ class Guard:
             self.observed.gone.pop(rank, None)
             self.polled.discard(rank)
             self.outputs.update(outputs(pid))
+            shell = pid
+            while (above := parent(shell)) > 1 and above != self.launcher[0]:
+                shell = above
+            if above == self.launcher[0] and shell != pid:
+                self.shells[rank] = Process(shell, start_time(shell))
+                self.shells[rank].close()
+                self.observed.may_come |= {rank}
             if process.handle is not None:
                 self.events.register(process.handle, select.EPOLLIN)
             elif process.alive():

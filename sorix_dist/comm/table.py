@@ -38,7 +38,7 @@ LOCKED = 10.0
 LONGEST = 1e9
 """Seconds of a time-out that count."""
 
-_GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT, _ALL_HERE = range(6)  # words of the first page
+_GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT, _ALL_HERE, _ELSEWHERE = range(7)  # words of the first page
 PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK, OVER = range(9)  # words of a rank's page
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, CALLS = 0, 1, 2, 2 + DEPTH  # words of a channel
@@ -193,6 +193,14 @@ class Table:
         self.words[_ALL_HERE] = ranks
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether some ranks are known to be on other hosts."""
+        return self.words[_ELSEWHERE] != 0
+
+    def set_elsewhere(self) -> None:
+        self.words[_ELSEWHERE] = 1
+
+    @property
     def said(self) -> bool:
         """Whether the guard has said all there is to say."""
         return self.words[_SAID] != 0
@@ -317,13 +325,15 @@ def directory() -> Path:
 
 def path_for(launcher: int) -> Path:
     """The file of the ranks that the process `launcher` of this host started."""
-    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}"
+    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}-{_namespace()}"
 
 
 def launcher_of(path: Path) -> tuple[int, int]:
-    """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table."""
-    pid, _, start = path.name.removeprefix(_prefix()).removesuffix(".words").partition("-")
-    return (int(pid), int(start)) if pid.isdigit() and start.isdigit() else (0, -1)
+    """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table, or one
+    of another container, where other processes have these numbers."""
+    pid, start, namespace, *_ = [*path.name.removeprefix(_prefix()).removesuffix(".words").split("-"), "", ""]
+    here = namespace in ("", _namespace())
+    return (int(pid), int(start)) if here and pid.isdigit() and start.isdigit() else (0, -1)
 
 
 def remove_stale() -> None:
@@ -357,6 +367,14 @@ def _lock(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _namespace() -> str:
+    """What tells apart the process numbers of containers that share this folder; '' if unknown."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
 
 
 def _prefix() -> str:

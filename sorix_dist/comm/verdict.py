@@ -32,6 +32,8 @@ class Observed:
     """Seconds that a rank's process was in the state T while not all were."""
     over: dict[int, float] = field(default_factory=dict)
     """Seconds since each rank's script was over."""
+    may_come: frozenset[int] = frozenset()
+    """Ranks around whose last program a shell lives, which may start another one."""
     absent: frozenset[int] = frozenset()
     """Ranks of this host that have not imported the package, and whose processes are gone."""
 
@@ -44,15 +46,17 @@ class Fault:
     ranks: tuple[int, ...]
 
 
-def judge(table: Mapping[int, Seen], observed: Observed, timeout: float, all_here: int = 0) -> Fault | None:
+def judge(
+    table: Mapping[int, Seen], observed: Observed, timeout: float, all_here: int = 0, here: bool = True
+) -> Fault | None:
     """The fault of this host's ranks, if there is one; `timeout` 0 means none was said yet, and `all_here` is the
-    number of all ranks if they are on this host.
+    number of all ranks if they are on this host; `here` is False if some are known to be on other hosts.
 
     A rank that raised (State.FAILED) speaks for itself and is not judged here.
     """
     waiting = [seen for seen in table.values() if is_waiting(seen) and seen.rank not in observed.gone]
     return (
-        _died(table, observed, waiting)
+        _died(table, observed, waiting, here)
         or _different(waiting, observed)
         or _ended(table, observed, waiting)
         or _never_came(observed, waiting)
@@ -92,16 +96,28 @@ def ending(status: int | None) -> str:
     return f"left with os._exit({status >> 8}) or the like"
 
 
-def _died(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen]) -> Fault | None:
+def _died(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen], all_here: bool) -> Fault | None:
     for rank, status in observed.gone.items():
         seen = table.get(rank)
         if seen is None or seen.state in (State.ENDED, State.FAILED):
             continue
         # Before MPI is there, leaving matters to nobody who does not wait for it; for a signal, launchers end all.
-        if seen.state == State.IMPORTED and not waiting and not (status and status & 0x7F):
+        harmless = not waiting or _another_may_come(seen, observed)
+        if seen.state == State.IMPORTED and harmless and not (status and status & 0x7F):
             continue
-        return Fault(f"rank {rank} (pid {seen.pid}) {ending(status)}: {step_of(seen)}{activity(seen)}", (rank,))
+        # Of several hosts, one ends its ranks because a rank of another one has failed.
+        blame = (
+            ""
+            if all_here or status not in (None, signal.SIGKILL)
+            else ", or its launcher has ended it for another host"
+        )
+        return Fault(f"rank {rank} (pid {seen.pid}) {ending(status)}{blame}: {step_of(seen)}{activity(seen)}", (rank,))
     return None
+
+
+def _another_may_come(gone: Seen, observed: Observed) -> bool:
+    """Whether a rank's program has ended without MPI, and another one may follow it: `python prepare.py && ...`."""
+    return gone.rank in observed.may_come and gone.entered == 0 and not gone.counts
 
 
 def _different(waiting: Sequence[Seen], observed: Observed) -> Fault | None:
@@ -121,7 +137,7 @@ def _different(waiting: Sequence[Seen], observed: Observed) -> Fault | None:
 
 def _ended(table: Mapping[int, Seen], observed: Observed, waiting: Sequence[Seen]) -> Fault | None:
     for gone in table.values():
-        if gone.state != State.ENDED:
+        if gone.state != State.ENDED or _another_may_come(gone, observed):
             continue
         for seen in waiting:
             if observed.waited.get(seen.rank, 0.0) < PATIENCE:
@@ -198,7 +214,11 @@ def _late(
     if not late:
         return None
     seen = min(late, key=lambda each: each.rank)
-    missing = [rank for rank, each in sorted(table.items()) if each not in waiting and each.state != State.ENDED]
+    missing = [
+        rank
+        for rank, each in sorted(table.items())
+        if each not in waiting and (each.state != State.ENDED or _another_may_come(each, observed))
+    ]
     missing += [rank for rank in range(all_here) if rank not in table]
     if not missing and seen.state == State.RUNNING:  # a rank that is in another collective, further behind
         missing = [each.rank for each in waiting if seen.key in each.counts and each.counts[seen.key] < seen.count]

@@ -182,6 +182,8 @@ def join(launch: Launch) -> bool:
             _row = Row(table, launch.rank)
             if launch.size is not None and launch.local_size == launch.size:
                 table.all_here = launch.size
+            elif launch.size is not None and launch.local_size is not None:
+                table.set_elsewhere()
     except Exception as error:  # noqa: BLE001 - what watches does not end what is watched
         _row = Row(Table.private(ranks), launch.rank)
         _warn(error)

@@ -84,6 +84,18 @@ def test_two_programs_one_after_the_other_in_one_launch(tmp_path: Path) -> None:
 
 
 @needs_mpirun
+def test_a_shell_between_two_programs_is_no_end_of_a_rank(tmp_path: Path) -> None:
+    """The other ranks wait in the start of MPI, while that of rank 2 has not begun yet."""
+    first, second = tmp_path / "prepare.py", tmp_path / "train.py"
+    first.write_text("import sorix_dist")
+    second.write_text("import sys\nimport sorix_dist as sx\nsx.barrier()\nsys.stdout.write('trained\\n')")
+    pause = 'if [ "${PMI_RANK:-$OMPI_COMM_WORLD_RANK}" = 2 ]; then sleep 3; fi'
+    both = f"{sys.executable} {first} && {pause} && {sys.executable} {second}"
+    ended = run_command([str(MPIRUN), "-n", "3", "sh", "-c", both], limit=20)
+    assert (ended.code, ended.out.split()) == (0, ["trained"] * 3), ended.err
+
+
+@needs_mpirun
 def test_ranks_whose_launcher_is_killed_do_not_stay(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(

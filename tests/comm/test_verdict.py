@@ -78,6 +78,37 @@ def test_a_rank_whose_collective_failed_and_whose_program_went_on() -> None:
     assert verdict(seen(0, 4, waits=True), seen(1, 4, refused=frozenset({8})), waited={0: ELSEWHERE}) is None
 
 
+def test_a_rank_whose_shell_may_start_another_program() -> None:
+    rows = seen(0, 0, state=State.STARTING), seen(1, 0, state=State.ENDED, counts={})
+    assert "rank 1" in str(verdict(*rows))
+    assert verdict(*rows, may_come=frozenset({1}), waited={0: 5.0}) is None
+    assert "rank 1 has not arrived" in str(verdict(*rows, may_come=frozenset({1})))
+    trained = seen(1, 3, state=State.ENDED)
+    assert "rank 1" in str(verdict(seen(0, 4, waits=True), trained, may_come=frozenset({1})))
+
+
+def test_of_several_hosts_none_blames_a_rank_that_its_launcher_may_have_ended() -> None:
+    rows = {0: seen(0, 4, waits=True), 1: seen(1, 3)}
+    fault = judge(rows, Observed(gone={1: None}), 300.0, here=False)
+    assert fault is not None
+    assert "died without a word (killed, crashed, or os._exit), or its launcher has ended it for another" in fault.what
+
+
+def test_a_rank_that_never_came() -> None:
+    starting = seen(0, 0, state=State.STARTING)
+    assert "rank 1 has ended before it imported sorix_dist, while rank 0 waits" in str(
+        verdict(starting, absent=frozenset({1}))
+    )
+    assert verdict(starting, absent=frozenset({1}), waited={0: 0.5}) is None
+
+
+def test_a_rank_that_stays_after_its_end() -> None:
+    ended, stays = seen(0, 3, state=State.ENDED, over=True), seen(1, 3, over=True)
+    assert "the script of rank 1 (pid 101) ended 300 s ago" in str(verdict(ended, stays, over={0: LONG, 1: LONG}))
+    assert verdict(ended, stays, over={0: LONG, 1: 1.0}) is None
+    assert verdict(ended, seen(1, 3), over={0: LONG}) is None  # it works on at the end
+
+
 def test_ranks_in_different_collectives() -> None:
     rows = seen(0, 4, waits=True), seen(1, 4, waits=True, signature=2)
     assert "rank 1 waits in another collective than rank 0" in str(verdict(*rows, waited={0: 1.0, 1: 1.0}))
