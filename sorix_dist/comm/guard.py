@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sorix_dist.comm.launcher import detect
+from sorix_dist.comm.leftovers import remove_launchers_files
 from sorix_dist.comm.process import (
     Process,
     children,
@@ -31,6 +32,9 @@ from sorix_dist.comm.process import (
     processes,
     start_time,
     state,
+)
+from sorix_dist.comm.process import (
+    seconds as seconds_of,
 )
 from sorix_dist.comm.site import PACKAGE
 from sorix_dist.comm.table import Seen, State, Table, launcher_of
@@ -225,6 +229,8 @@ class Guard:
                     launcher.send(signal.SIGTERM if seconds < patience + GOODBYE else signal.SIGKILL)
             time.sleep(LOOK_AT_STATES)
             seconds += LOOK_AT_STATES
+        if not launcher.alive():
+            remove_launchers_files(since=seconds_of(launcher.start) - 1)
 
     def _holders(self) -> list[int]:
         """The processes that ranks have started and left behind, and whose output goes where theirs did: the launcher

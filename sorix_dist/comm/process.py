@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,6 +58,16 @@ def start_time(pid: int) -> int:
     """When the process began, in the kernel's clock ticks; 0 if there is none."""
     fields = _stat(pid)
     return int(fields[_START]) if fields else 0
+
+
+def began(pid: int) -> float:
+    """When the process began, in seconds since the epoch; in the future if there is none."""
+    return seconds(start_time(pid)) if start_time(pid) else math.inf
+
+
+def seconds(start: int) -> float:
+    """A `start_time` in seconds since the epoch."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start / os.sysconf("SC_CLK_TCK")
 
 
 def lives(pid: int, start: int) -> bool:

@@ -21,6 +21,7 @@ from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
+from sorix_dist.comm import leftovers
 from sorix_dist.comm.process import lives, start_time
 
 PAGE = 4096
@@ -141,6 +142,11 @@ class Table:
     def last_words(self) -> Path:
         """The file that the first rank that fails writes; whoever creates it is the first."""
         return self.path.with_name(self.path.name + ".words")
+
+    @property
+    def noted(self) -> Path:
+        """The file in which ranks note the shared memory that would stay if they were killed."""
+        return self.path.with_name(self.path.name + ".noted")
 
     @property
     def line(self) -> str:
@@ -301,7 +307,8 @@ class Table:
         return self.at(rank) + _FIRST_CHANNEL + number * _CHANNEL
 
     def remove(self) -> None:
-        """Remove its files; who has it open can go on to use it."""
+        """Remove its files, and what its ranks have left; who has it open can go on to use it."""
+        leftovers.remove_noted(self.noted)
         for path in (self.path, self.last_words):
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -331,7 +338,8 @@ def path_for(launcher: int) -> Path:
 def launcher_of(path: Path) -> tuple[int, int]:
     """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table, or one
     of another container, where other processes have these numbers."""
-    pid, start, namespace, *_ = [*path.name.removeprefix(_prefix()).removesuffix(".words").split("-"), "", ""]
+    name = path.name.removeprefix(_prefix()).removesuffix(".words").removesuffix(".noted")
+    pid, start, namespace, *_ = [*name.split("-"), "", ""]
     here = namespace in ("", _namespace())
     return (int(pid), int(start)) if here and pid.isdigit() and start.isdigit() else (0, -1)
 
@@ -341,8 +349,11 @@ def remove_stale() -> None:
     for path in directory().glob(f"{_prefix()}*"):
         launcher, start = launcher_of(path)
         if launcher and start_time(launcher) != start:
+            if path.suffix == ".noted":
+                leftovers.remove_noted(path)
             with suppress(OSError):  # another job has just done it
                 path.unlink()
+    leftovers.remove_launchers_files()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from sorix_dist.comm import leftovers
 from sorix_dist.comm import table as layout
 from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.launcher import Launch
@@ -250,6 +251,8 @@ def wrapping(size: int) -> Iterator[None]:
     channel.enter(1)
     try:
         yield
+        if row.table.shared:
+            leftovers.note(row.table.noted)
     finally:
         channel.leave()
 
