@@ -96,6 +96,10 @@ class Guard:
         self.processes: dict[int, Process] = {}
         self.observed = Observed()
         self.launcher = launcher_of(table.path)
+        self.launchers = [Process(*self.launcher)]
+        """What has started the ranks of this host, and what has started that."""
+        while command(above := parent(self.launchers[-1].pid)) in LAUNCHERS:
+            self.launchers.append(Process(above, start_time(above)))
         self.doing: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(line, select.EPOLLIN)
@@ -212,10 +216,14 @@ class Guard:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)  # this process may be the last to hold it
         self.line.close()
-        launcher, seconds = Process(*self.launcher), 0.0
+        seconds = 0.0
         patience = GOODBYE if self.table.said else self.table.timeout
-        after_fault = self.table.said and command(launcher.pid) in LAUNCHERS
-        while launcher.alive() and ((holders := self._holders()) or after_fault):
+        while left := [launcher for launcher in self.launchers if launcher.alive()]:
+            holders = self._holders()
+            stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
+            after_fault = left if self.table.said and command(left[0].pid) in LAUNCHERS else []
+            if not (holders or stopped or after_fault):
+                break
             if seconds >= patience:
                 for pid in holders:
                     _write_to(
@@ -224,13 +232,14 @@ class Guard:
                         "keeps their output open; ending it\n",
                     )
                     Process(pid, start_time(pid)).send(signal.SIGKILL)
-                if after_fault:
-                    launcher.send(signal.SIGCONT)
+                for launcher in after_fault:
                     launcher.send(signal.SIGTERM if seconds < patience + GOODBYE else signal.SIGKILL)
+                for launcher in stopped:
+                    launcher.send(signal.SIGCONT)
             time.sleep(LOOK_AT_STATES)
             seconds += LOOK_AT_STATES
-        if not launcher.alive():
-            remove_launchers_files(since=seconds_of(launcher.start) - 1)
+        if not self.launchers[0].alive():
+            remove_launchers_files(since=seconds_of(self.launcher[1]) - 1)
 
     def _holders(self) -> list[int]:
         """The processes that ranks have started and left behind, and whose output goes where theirs did: the launcher
