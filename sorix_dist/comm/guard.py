@@ -100,6 +100,8 @@ class Guard:
         """What has started the ranks of this host, and what has started that."""
         while command(above := parent(self.launchers[-1].pid)) in LAUNCHERS:
             self.launchers.append(Process(above, start_time(above)))
+        for launcher in self.launchers:
+            launcher.close()  # they are looked at in the end only: ranks need the descriptors
         self.doing: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(line, select.EPOLLIN)
