@@ -24,7 +24,7 @@ from tests.launching import MPIRUN, as_in_a_shell, environment, kill_marked, sti
 
 TIMEOUT = 3.0
 BOUND = TIMEOUT + 10
-HEALTHY = 8.0
+HEALTHY = 15.0
 """Seconds that a run without a fault may take, beside other work on the machine."""
 
 TRAIN = f"""

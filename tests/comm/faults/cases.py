@@ -209,16 +209,19 @@ for step in range(4 - (rank == 2)):
         'child = [sys.executable, "-c", "import sorix_dist as sx; sx.size()"]\n'
         "raise OSError(subprocess.run(child, capture_output=True, text=True).stderr.splitlines()[-1])  # here",
         ("LaunchMismatch: the process .* only one of them can be the rank", "LINE"),
+        seconds=20,
         bare=False,
     ),
     "init on one rank only, of a program that has started MPI": Case(
         "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 2: sx.init(timeout=3)  # here",
         ("rank \\d .* has ended .* while rank 2 waits", "the start of a communicator at LINE"),
+        seconds=20,
         bare=False,
     ),
     "init on one rank only, and the others work on": Case(
         "import time\nfrom mpi4py import MPI\nif MPI.COMM_WORLD.rank != 2: time.sleep(60)\nsx.init(timeout=3)  # here",
         ("rank 2 has waited 3 s", "rank 0 and rank 1 and rank 3 have not", "the start of a communicator at LINE"),
+        seconds=20,
         bare=False,
     ),
     **{
@@ -228,6 +231,7 @@ for step in range(4 - (rank == 2)):
             + f"if rank == 2: sx.{call}({first}comm=MPI.COMM_WORLD)  # here\n"
             + "else: time.sleep(60)",
             ("rank 2 has waited 3 s", "rank 0 and rank 1 and rank 3", "the start of a communicator at LINE"),
+            seconds=20,
             long=call != "DistributedDataParallel",
             bare=False,
         )
