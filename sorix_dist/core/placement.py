@@ -180,15 +180,11 @@ class Shard:
     More than 1 of `outer` or `inner` come from axes that were merged with the rows', or from rows one after the other.
     """
 
-    __slots__ = ("axis", "batch", "inner", "outer")
+    __slots__ = ("axis", "batch", "group", "inner", "outer")
 
     def __init__(self, batch: Batch, axis: int, outer: int, inner: int) -> None:
         self.batch, self.axis, self.outer, self.inner = batch, axis, outer, inner
-
-    @property
-    def group(self) -> Group:
-        """The processes that hold the rows of the batch."""
-        return self.batch.group
+        self.group = batch.group
 
     @property
     def rows(self) -> Rows:

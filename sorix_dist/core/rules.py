@@ -316,10 +316,11 @@ def means(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pla
 def divided(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
     x, place = inputs[0], inputs[0].place
-    if not isinstance(place, Shard):
+    if place.__class__ is not Shard:
         return place if isinstance(place, Partial) else None
     divisor, held, over = options["divisor"], options["held"], options.get("over")
-    over = place.rows.total if over is None else over
+    if over is None:
+        over = (place.batch.known or place.rows).total
     if place.group.ordered:
         return tagged(_summed_in_order(x, _axes(None, x.array.ndim), False, divisor), place.batch.partial(over))
     return place.batch.partial(over, divisor / held if held else 0.0)
@@ -607,9 +608,9 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
 def affine(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
-    place = _place(x)
-    if isinstance(place, Shard) and place.axis < x.array.ndim - 1 and not in_order(place):
-        if _place(w) is None and _place(b) is None:
+    place = getattr(x, "place", None)
+    if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
+        if getattr(w, "place", None) is getattr(b, "place", None) is None:
             return place
         if not (isinstance(_place(w), Shard) or isinstance(_place(b), Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)

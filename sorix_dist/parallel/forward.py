@@ -38,8 +38,9 @@ class WholeForward:
         """The module's results, which know their rows."""
         first = inputs[0] if len(inputs) == 1 and not options else None
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
-            self.replicas.rows = first.place.rows
-            return self._compute(first.place.batch, module, inputs, options)
+            known_batch = first.place.batch
+            self.replicas.rows = known_batch.known or known_batch.rows
+            return module(first) if known_batch.group.alone else self._compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]

@@ -83,11 +83,24 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
         check_virtual_shards(wanted["virtual_shards"], comm.size)
         if wanted["virtual_shards"] is not None:
             blas.limit(1)
+            _compare_kernels(comm)
         agree_on_seed(comm)
         known = _worlds[comm] = _World(rng.seed(), wanted)
     elif options is not None:
         _refuse_other_shards(known, options["virtual_shards"])
     return known
+
+
+def _compare_kernels(comm: Comm) -> None:
+    """ValueError on every rank, in reproducible mode, where products or sums have other bits on some ranks."""
+    kernels = comm.gather_objects(blas.kernels())
+    for other, theirs in enumerate(kernels):
+        if theirs != kernels[0]:
+            raise ValueError(
+                "init: virtual_shards needs the same NumPy and BLAS kernels on every rank, or the bits differ, "
+                f"got {kernels[0]} on rank 0 and {theirs} on rank {other}; set OPENBLAS_CORETYPE (such as Haswell) or "
+                "NPY_DISABLE_CPU_FEATURES to what all of them have"
+            )
 
 
 def _refuse_other_shards(known: _World | None, wanted: int | None) -> None:

@@ -147,6 +147,8 @@ def placements_of(arrays: Sequence[Any], most: int, seed: str) -> list[tuple[lis
         rows = {n for _, n in combination if n is not None}
         if len(rows) > 1 or all(p == "" for p, _ in combination):
             continue
+        if rows == {1} and any(a is not None and not a.size for a in arrays):
+            continue  # no elements beside a single row may be those of a rank without it
         found.append(([p for p, _ in combination], rows.pop() if rows else 3))
     if len(found) > most:
         rng = np.random.default_rng(zlib.crc32(seed.encode()))

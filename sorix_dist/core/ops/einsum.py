@@ -13,7 +13,7 @@ from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import clone, expand_to, flatten, permute_to, take, unsqueeze, with_rows
 from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import in_order, rows_beside, whole
+from sorix_dist.core.rules import in_order, rows_beside, single, whole
 from sorix_dist.core.tensor import Tensor
 
 
@@ -80,7 +80,7 @@ def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]
         return tensors
     first, lead = found
     letter = first[lead.axis]
-    if in_order(lead) or first.count(letter) > 1 or (lead.batch.known is not None and lead.total == 1):
+    if in_order(lead) or first.count(letter) > 1 or single(lead):
         return [whole(x, "einsum") for x in tensors]
     together = []
     for term, x in zip(terms, tensors, strict=True):
