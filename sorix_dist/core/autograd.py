@@ -147,6 +147,8 @@ def grad(
         seed = _local(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
         if group is not None and not isinstance(tensor.place, Shard | Partial):
             seed = seed / group.parts  # what every rank computes alike counts once
+            if tensor.array.size == 1:
+                group.expect(tensor.array.item())
         starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
     keep = create_graph if retain_graph is None else retain_graph
     with _Recording(create_graph), _the_shard_as_before():
@@ -290,9 +292,12 @@ def _backward(
 
 def _nobodys(leaf: Leaf) -> RuntimeError:
     """The error for a leaf that a backward on several ranks reaches, and that no wrapper synchronises."""
+    # Not by all objects there are, among which may be some that another thread is making.
+    owners = gc.get_referrers(*(x for x in gc.get_referrers(leaf) if isinstance(x, Tensor)))
+    owners += gc.get_referrers(*(x for x in owners if type(x) is dict))
     names = [
         f"'{name}' of a {type(owner).__name__}"
-        for owner in gc.get_objects()
+        for owner in owners
         if hasattr(type(owner), "named_parameters") and hasattr(owner, "__dict__")
         for name, value in vars(owner).items()
         if isinstance(value, Tensor) and value.leaf is leaf
@@ -300,8 +305,9 @@ def _nobodys(leaf: Leaf) -> RuntimeError:
     return RuntimeError(
         f"the backward reaches {names[0] if names else 'a tensor'} of shape {leaf.shape}, which requires a gradient "
         "and is synchronised by no wrapper: each rank would get a part of it. Wrap the module that it belongs to in "
-        "DistributedDataParallel (a criterion with parameters too), or let every rank compute all rows "
-        "(DataLoader(shard=False)); autograd.grad sums over the ranks by itself"
+        "DistributedDataParallel (a criterion with parameters too; after layers of a wrapped model were replaced, wrap "
+        "what its unwrap() gives), or let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the "
+        "ranks by itself"
     )
 
 

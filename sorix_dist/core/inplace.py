@@ -11,6 +11,8 @@ from sorix_dist.core.graph import Node
 from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.op import recording
 from sorix_dist.core.ops.shape import key_of
+from sorix_dist.core.placement import Partial
+from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 
 _REFUSED = "In-place operations are not allowed on a tensor that requires grad"
@@ -32,9 +34,20 @@ def _target(tensor: Tensor, *others: Any) -> Array:
     return tensor.array
 
 
+def _array(x: Any) -> Any:
+    """The numbers of an operand: of a sum over rows those of the global batch, since the target is no such sum."""
+    if not isinstance(x, Tensor):
+        return x
+    place = x.place
+    if not isinstance(place, Partial):
+        return x.array
+    after_backward = hasattr(x, "shown") and place.factor == place.factor  # which shows the global value at no cost
+    return x.visible if after_backward else whole(x.detach(), "an in-place operation").array
+
+
 def _number(x: Any) -> Any:
     """An operand for NumPy, in which numbers and 0-d tensors do not widen."""
-    array = x.array if isinstance(x, Tensor) else x
+    array = _array(x)
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 
 
@@ -67,7 +80,7 @@ def zero_(self: Tensor) -> Tensor:
 
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
-    np.copyto(_target(self, src), np.asarray(src), casting="unsafe")
+    np.copyto(_target(self, src), np.asarray(_array(src)), casting="unsafe")
     return self
 
 
@@ -92,14 +105,14 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
     if recording.get() and isinstance(value, Tensor) and value.origin is not None:
         raise RuntimeError("a tensor that requires grad can't be assigned into another: use where(), cat() or stack()")
     refuse_frozen(self.array)
-    self.array[key_of(key)] = value.array if isinstance(value, Tensor) else value
+    self.array[key_of(key)] = _array(value)
 
 
 def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Any]:
     """`x += y` and the like: in place inside no_grad(), where updates by hand are written so; else a new tensor."""
 
     def operator(self: Tensor, other: Any) -> Any:
-        if recording.get() or isinstance(self.origin, Node):
+        if recording.get() or isinstance(self.origin, Node) or isinstance(self.place, Partial):
             return NotImplemented
         try:
             return method(self, other)

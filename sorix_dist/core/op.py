@@ -106,7 +106,8 @@ def _operation(
         result.array = array
         result.leaf = None
         result.place = place
-        if placed and place.__class__ is Partial and place.factor != place.factor:  # shown as what its terms show
+        if placed and place.__class__ is Partial and (place.factor != place.factor or any(map(_is_shown, inputs))):
+            # It shows what follows from the numbers that its operands show.
             shown = [x.visible if isinstance(x, Tensor) else x for x in inputs]
             shown = promoted(shown, to_float) if mixed and promote is not None else shown
             result.shown = np.asarray(function(*shown, **options)[0])
@@ -159,6 +160,10 @@ def in_shard(node: Node) -> None:
                 f"reproducible mode: '{node.op.name}' joins what the model computes of one virtual shard with a tensor "
                 "that was computed outside of its forward and requires a gradient: compute it inside, or detach() it"
             )
+
+
+def _is_shown(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.place.__class__ is Partial and hasattr(x, "shown")
 
 
 def as_operand(x: Any) -> Array:

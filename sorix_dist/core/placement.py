@@ -71,6 +71,9 @@ class Group:
         """Of the rows that the ranks hold, how many come before this rank's, and how many there are. Called by all."""
         return 0, held
 
+    def expect(self, number: float) -> None:
+        """Notes a number that a gradient follows from, which must be the same on every rank."""
+
     def tell(self, message: str) -> None:
         """Says something to the user, once for each line of the program."""
 
@@ -235,21 +238,36 @@ class Partial:
     over: the weight of a mean beside those of other batches, which is the number of rows in the whole batch, or the sum
     of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN
     where there is no single number. factor: what the number here is multiplied by for the user's eye, so that a mean
-    shows that over this rank's rows. held: this rank's number of rows.
+    shows that over this rank's rows. held: this rank's number of rows. alike: numbers that it was multiplied with, or
+    divided by, which every rank must have alike.
     """
 
-    __slots__ = ("factor", "group", "held", "over")
+    __slots__ = ("alike", "factor", "group", "held", "over")
 
-    def __init__(self, group: Group, over: float | None, factor: float, held: int) -> None:
-        self.group, self.over, self.factor, self.held = group, over, factor, held
+    def __init__(
+        self, group: Group, over: float | None, factor: float, held: int, alike: tuple[float, ...] = ()
+    ) -> None:
+        self.group, self.over, self.factor, self.held, self.alike = group, over, factor, held, alike
+
+    def beside(self, constant: Any) -> Partial:
+        """The placement of what follows linearly from this and a constant."""
+        if self.group.parts == 1 or self.group.apart or getattr(constant, "origin", None) is not None:
+            return self
+        numbers = np.ravel(getattr(constant, "array", constant))
+        number = float(numbers @ np.arange(1.0, len(numbers) + 1))  # one for all of them, which depends on their order
+        return Partial(self.group, self.over, self.factor, self.held, (*self.alike, number))
+
+    def shown_like(self, other: Partial) -> bool:
+        """Whether the numbers of both are shown alike and are sums over the same processes."""
+        return (self.group, self.over, self.factor) == (other.group, other.over, other.factor)
 
     def joined(self, other: Partial) -> Partial:
         """The placement of the sum of two, where their numbers are shown alike; see `over`."""
-        if other is self or (other.over is None and other.factor == self.factor):
+        if other is self or (other.over is None and other.factor == self.factor and not other.alike):
             return self
         over = other.over if self.over is None else self.over if other.over in (None, self.over) else nan
         factor = self.factor if self.factor == other.factor else nan
-        return Partial(self.group, over, factor, max(self.held, other.held))
+        return Partial(self.group, over, factor, max(self.held, other.held), self.alike + other.alike)
 
     def __repr__(self) -> str:
         return f"Partial(over={self.over})"

@@ -8,6 +8,7 @@ rank, never by this rank's number of rows, so that all ranks come to the same co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -138,7 +139,7 @@ def product(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
         other = second if isinstance(first, Partial) else first
         if isinstance(other, Shard | Partial):
             return apply(*whole_sums(inputs, apply.__name__), **options)
-        return first if isinstance(first, Partial) else second
+        return first.beside(y) if isinstance(first, Partial) else second.beside(x)
     return _aligned(apply, inputs, options)
 
 
@@ -152,7 +153,7 @@ def quotient(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
                 f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
                 "over the global batch is .mean(); its number of rows is sx.global_rows(xb)"
             )
-        return first
+        return first.beside(divisor)
     if isinstance(first, Partial) or isinstance(second, Partial):
         return apply(*whole_sums(inputs, apply.__name__), **options)
     return _aligned(apply, inputs, options)
@@ -495,15 +496,20 @@ def concatenated(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any])
     axis, new = options["axis"], apply.__name__ == "stack_along"
     lead = _first_shard(inputs)
     if lead is None:
-        places = [_place(x) for x in inputs]
-        if places[0] is not None and all(place is places[0] for place in places):
-            return places[0]  # type: ignore[no-any-return]
+        first, *others = places = [_place(x) for x in inputs]
+        if all(isinstance(p, Partial) and p.shown_like(first) for p in places):
+            return reduce(Partial.joined, others, first)  # type: ignore[no-any-return]
         return apply(*whole_sums(inputs, apply.__name__), **options)
     shards = [p for x in inputs if isinstance(p := _place(x), Shard)]
     together = all(p.axis == lead.axis and p.inner == lead.inner and lead.batch.like(p.batch) for p in shards)
     if not new and axis == lead.axis:
         if together and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
+        others = [_shape(x)[axis] for x in inputs if not isinstance(_place(x), Shard)]
+        ours = lead.batch.held * lead.inner  # what has as many rows on every rank is taken for its rows
+        if together and not lead.group.apart and not lead.group.counts(any(n != ours for n in others))[1]:
+            rows = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
+            return tagged(apply(*map(bare, whole_sums(inputs, "cat")), **options), rows)
         return apply(*(whole(x, "cat") for x in inputs), **options)
     if not together or any(p.outer != lead.outer for p in shards):
         return apply(*(whole(x, apply.__name__) for x in inputs), **options)
@@ -544,7 +550,7 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     name = apply.__name__
     if isinstance(a, Partial) or isinstance(b, Partial):
         if not isinstance(b if isinstance(a, Partial) else a, Shard | Partial):
-            return a if isinstance(a, Partial) else b
+            return a.beside(y) if isinstance(a, Partial) else b.beside(x)
         return apply(*whole_sums(inputs, name), **options)
     lead = a if isinstance(a, Shard) else b
     if not isinstance(lead, Shard):

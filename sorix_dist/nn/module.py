@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.placement import Partial
+from sorix_dist.core.rules import whole
 from sorix_dist.nn.state import Stateful
 
 
@@ -44,6 +46,7 @@ class Module(Stateful):
                         f"buffer '{name}' must be a Tensor or None, got {type(value).__name__}; "
                         "assign to its `data` to change the numbers"
                     )
+                value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial) else value
             elif _is_trained(self.__dict__.get(name)) and not _is_trained(value):
                 raise TypeError(
                     f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "

@@ -23,6 +23,10 @@ class Ranks(Group):
         self.parts = comm.size
         self.alone = comm.size == 1
         self._told: set[tuple[str, str]] = set()
+        self.expected: list[float] = []
+
+    def expect(self, number: float) -> None:
+        self.expected.append(number)
 
     def reduce(self, array: Array, what: str) -> Array:
         total = np.array(array, order="C")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any, NoReturn
 from weakref import ReferenceType, ref
 
@@ -34,6 +35,7 @@ from sorix_dist.parallel.world import virtual_shards
 
 NO_ROWS = Rows(0, 0, 0)
 _PRIME = (1 << 61) - 1
+_TOLERANCE = 1e-8  # of the squares of numbers that must be the same: four digits
 _WAY_BITS = 33
 _WAY = (1 << _WAY_BITS) - 1
 
@@ -76,6 +78,7 @@ class Replicas:
         self.accumulation: Accumulation | None = None
         self.losses: list[Tensor] = []
         self.rows = NO_ROWS
+        self.walks = 0  # that are under way, more than one where a hook calls backward
         self.backwards = 0  # since the last meeting
         self.updates = 0  # of parameters by optimizers
         self.options = 0  # a digest of those that optimizers have had since the last meeting
@@ -146,8 +149,12 @@ class Replicas:
                 "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
                 "kept of a single virtual shard: compute it from what the model returns"
             )
+        if self.walks and self.shards is not None:
+            raise RuntimeError("reproducible mode: a hook of a backward must not call backward itself")
         weight = 1.0 if self.accumulation is None else self.accumulation.add(place)
-        self._prepare()
+        if not self.walks:
+            self._prepare()
+        self.walks += 1
         return weight if isinstance(place, Partial | Shard) else weight / self.group.parts
 
     def _prepare(self) -> None:
@@ -187,8 +194,16 @@ class Replicas:
         if self.shards is not None:
             self._select(None)
         place = loss.place
-        if isinstance(place, Partial) and not self.group.alone and not place.group.ordered and loss.array.size == 1:
-            self.losses.append(loss)
+        if loss.array.size == 1 and not self.group.alone:
+            if isinstance(place, Partial) and not place.group.ordered:
+                self.losses.append(loss)
+            elif not isinstance(place, Shard):
+                self.group.expect(loss.array.item())
+        for number in place.alike if isinstance(place, Partial) else ():
+            self.group.expect(number)
+        self.walks -= 1
+        if self.walks:  # a hook has called this backward: what it leaves is summed at the end of the outer one
+            return
         if self.synchronising and self.accumulation is None:
             self.synchronise(1.0)
             return
@@ -198,7 +213,7 @@ class Replicas:
         """Forgets what backwards have left since the last meeting."""
         if self.shards is not None:
             self._select(None)
-        self.losses = []
+        self.losses, self.group.expected, self.walks = [], [], 0
         if self.accumulation is not None:
             self.accumulation.failed = True
         for reducer in self._reducers():
@@ -221,17 +236,23 @@ class Replicas:
         """Adds to `grad` the sum over the ranks, times `scale`, for all models that the backward of any rank has
         reached. Called by every rank at the same place, which is checked before anything is added."""
         rows, losses, self.losses = self.rows, self.losses, []
+        expected, self.group.expected = self.group.expected, []
         # Who reached a model says its number, and how its sum is to be added.
         ways = {member.number << _WAY_BITS | member.way(): member for member in self.members}
         reached = [way for way, member in ways.items() if member.reducer.prepare()]
-        alike = self.options + sum(self.criteria)
+        alike = self.options + sum(self.criteria) + len(expected)
         place = Place(BACKWARD, alike, rows.epoch, rows.batch, rows.order, self.updates, self.backwards)
-        said = self.board.meet(place, reached, [loss.array.item() for loss in losses])
+        values = [loss.array.item() for loss in losses]
+        if expected:
+            values += expected + [number * number for number in expected]
+        said = self.board.meet(place, reached, values)
         self.pending, self.backwards, self.options = False, 0, 0
         self.meetings += 1
         if said.places is not None:
             self._raise_for(said.places, self.meetings)
         self.optimized.clear()
+        if expected:
+            self._compare(expected, said.values[len(losses) :])
         try:
             summed = [(ways[way], way & _WAY == PLAIN and scale == 1) for way in said.numbers]
         except KeyError as error:
@@ -247,10 +268,26 @@ class Replicas:
                 written = member.reducer.hand_over(scale) or written
             if written:
                 self.meet("backward")
-            for loss, value in zip(losses, said.values, strict=True):  # which shows the global batch's from now on
+            for loss, value in zip(losses, said.values, strict=False):  # which shows the global batch's from now on
                 loss.shown = np.full(loss.array.shape, value, loss.array.dtype)
         else:
             self._leave_out([member for member, _ in summed])
+
+    def _compare(self, numbers: list[float], sums: list[float]) -> None:
+        """RuntimeError on every rank if one of the numbers is not the same on all; sums: over the ranks, of the numbers
+        and of their squares."""
+        for number, total, squares in zip(numbers, sums, sums[len(numbers) :], strict=False):
+            if squares * self.comm.size - total * total <= _TOLERANCE * squares * self.comm.size:
+                continue
+            everywhere = self.comm.gather_objects(number)
+            if any(map(isfinite, everywhere)):
+                raise RuntimeError(
+                    "a loss, or a number that it was multiplied with or divided by, must be the same on every rank, "
+                    f"and is {', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {self.comm.size - 1} (in the "
+                    f"backward at {call_site().where}): it is a rank's own, such as len(xb), or follows from rows that "
+                    "no loader has tagged. Take the rows from a DataLoader, call the wrapped model instead of its "
+                    "module, or use sx.global_value(x) or sx.global_rows(xb); no gradient was added"
+                )
 
     def meet(self, doing: str, alike: int = 0, everywhere: bool = False) -> None:
         """Waits for all ranks of this host to come here, each of which sees afterwards what the others wrote before;

@@ -134,7 +134,9 @@ def test_a_rank_that_fails_before_the_import_is_named(tmp_path: Path) -> None:
     ended = run_ranks(RANKS, str(script), limit=20)
     assert ended.code != 0
     assert "No module named 'no_such_module'" in ended.err
-    assert re.search(r"rank 2 has ended before it imported sorix_dist, while rank \d waits|@1,2\]", ended.err), ended.err
+    assert re.search(r"rank 2 has ended before it imported sorix_dist, while rank \d waits|@1,2\]", ended.err), (
+        ended.err
+    )
     assert not ended.left
 
 

@@ -138,6 +138,8 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
         x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
     elif isinstance(place, Partial):
         group = place.group
+        for number in place.alike if x.origin is not None else ():
+            group.expect(number)
     else:
         return bare(x)  # type: ignore[no-any-return]
     return bare(x) if group.alone or group.ordered else summed(x, group, name)
@@ -169,7 +171,7 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
         return operand
     part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
     part = Tensor.of(part.array, part.origin) if part is operand else part
-    return tagged(part, Partial(group, None, float(group.parts), 0))
+    return tagged(part, Partial(group, None, float(group.parts), 0).beside(operand))
 
 
 def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:

@@ -280,7 +280,8 @@ def index(input: Any, key: Any) -> Any:
     parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
     if place is not None and any(map(_is_mask, parts)):
         key = parts = tuple(_with_masks_of_rows(place, _of_each_axis([*parts], len(shape_of(input)))))
-    if any(isinstance(part, Tensor) and part.place is not None for part in parts):
+    pairs = place is not None and len(parts) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in parts)
+    if pairs or any(isinstance(part, Tensor) and part.place is not None for part in parts):
         return _index_by_rows(input, parts)
     return take(input, index=key_of(key))
 
@@ -288,9 +289,10 @@ def index(input: Any, key: Any) -> Any:
 def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     """`input[key]` where a tensor in the key is rows of a batch."""
     arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
-    chosen = next(part for part in arrays if isinstance(part, Tensor) and part.place is not None)
+    chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
-    if rows is not None and len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key):
+    alone = len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key)
+    if chosen is not None and rows is not None and alone:
         before = _axes_before(input, key, next(i for i, part in enumerate(key) if part is chosen))
         mask = chosen.array.dtype == np.bool_
         ordered = rows.group.ordered and input.requires_grad
@@ -298,9 +300,10 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
             return tagged(take(input, index=key_of(key)), rows.moved(before + rows.axis))
         if mask and place is not None and before + rows.axis == place.axis:
             return take(input, index=key_of(key))
-    if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and rows is not None and rows.axis == 0:
+    if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
         own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
-        if other.ndim == 1 and np.array_equal(own, np.arange(place.held)):  # of each row what its index names
+        # Of each row what its index names.
+        if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
             return tagged(take(bare(input), index=(own, other)), place)
     return take(input, index=key_of(tuple(whole(part, "an index") for part in key)))
 
@@ -374,6 +377,8 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
     if part.stop is None and (part.start is None or (part.start == 0 and (length or place.outer == 1))):
         return place.moved(axis)
     if place.outer == 1:
+        return None
+    if not length and (part.start or part.stop):  # a number of the user's, which is not that of this rank's rows
         return None
     if not length:  # a rank without rows can't tell where one ends
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
