@@ -104,7 +104,7 @@ GATHERED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "largest": (lambda x: x.max(), lambda x: x.max()),
     "largest of a column": (lambda x: x.amax(0), lambda x: x.max(0)),
     "order": (lambda x: x.argsort(0), lambda x: np.argsort(x, 0, kind="stable")),
-    "below something else": (lambda x: sx.cat([x, Tensor(ALL[:2])]), lambda x: np.concatenate([x, ALL[:2]])),
+    "below something else": (lambda x: sx.cat([x, Tensor(ALL[:3])]), lambda x: np.concatenate([x, ALL[:3]])),
 }
 
 COUNTS = pytest.mark.parametrize("count", [0, 1, 2, FEATURES, 7])
