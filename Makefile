@@ -5,6 +5,8 @@ BENCH ?=
 PROFILE ?=
 # Seconds of `make soak`.
 SOAK ?= 600
+# Seconds of `make chaos` under each MPI.
+CHAOS ?= 300
 # For `make parity` and `make bench` only. An open range could draw gigabytes of GPU libraries.
 TORCH ?= torch==2.13.0
 
@@ -14,14 +16,14 @@ PARITY := .venv-parity
 PEERS := .venv-bench
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
-.PHONY: environments hosts hosts-bench faults faults-control
+.PHONY: environments hosts hosts-bench faults chaos faults-control
 .PHONY: parity lint type check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
-	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of sorix-dist bench), PROFILE (of sorix-dist profile), SOAK=$(SOAK) (seconds of make soak)"
+	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of sorix-dist bench), PROFILE (of sorix-dist profile), SOAK=$(SOAK) and CHAOS=$(CHAOS) (seconds of make soak and make chaos)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
 
@@ -82,6 +84,10 @@ hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hos
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/comm/test_faults.py
 	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/comm/test_faults.py
+
+chaos: $(ENV)/dev $(OPENMPI)/dev ## Hits training, and what watches it, at random moments for CHAOS seconds under each MPI
+	$(ENV)/bin/python -m tests.comm.chaos $(CHAOS)
+	$(OPENMPI)/bin/python -m tests.comm.chaos $(CHAOS)
 
 faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to bare mpi4py and, after make parity, to PyTorch's DDP
 	$(ENV)/bin/python -m tests.comm.faults.control

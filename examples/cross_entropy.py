@@ -25,7 +25,7 @@ def value_and_gradient() -> None:
     logits, targets = sx.tensor(LOGITS, requires_grad=True), sx.tensor(TARGETS)
     loss = nn.CrossEntropyLoss()(logits, targets)
     loss.backward()
-    show(f"loss {loss.item():.4f}\ngradient\n{logits.grad}")
+    sx.print(f"loss {loss.item():.4f}\ngradient\n{logits.grad}")
     expected = softmax_minus_one_hot(logits.numpy(), targets.numpy()) / len(TARGETS)
     np.testing.assert_allclose(loss.item(), 0.2159, atol=5e-5)
     np.testing.assert_allclose(logits.grad, expected, rtol=1e-5)
@@ -45,8 +45,8 @@ def training() -> None:
         loss.backward()
         optimizer.step()
         if step % 10 == 0:
-            show(f"step {step:2d}  loss {loss.item():.4f}  output {output.numpy()[0]}")
-    show(f"final output {layer(x).numpy()[0]}")
+            sx.print(f"step {step:2d}  loss {loss.item():.4f}  output {output.numpy()[0]}")
+    sx.print(f"final output {layer(x).numpy()[0]}")
 
 
 def global_batch() -> None:
@@ -59,14 +59,8 @@ def global_batch() -> None:
     nn.CrossEntropyLoss()(logits, np.array(TARGETS)[mine]).backward()
     expected = softmax_minus_one_hot(logits.numpy(), np.array(TARGETS)[mine]) / 2
     np.testing.assert_allclose(logits.grad, expected, atol=1e-7)
-    rows = sx.all_reduce(len(expected))
-    show(f"wrapped: {rows} rows on {sx.size()} rank(s), the gradient at the logits is (P - Y) / {rows}")
-
-
-def show(text: str) -> None:
-    """Prints on rank 0."""
-    if sx.is_main_process():
-        print(text, flush=True)
+    rows = sx.global_rows(logits)
+    sx.print(f"wrapped: {rows} rows on {sx.size()} rank(s), the gradient at the logits is (P - Y) / {rows}")
 
 
 if __name__ == "__main__":

@@ -100,9 +100,7 @@ def main() -> None:
     for name in args.models:
         if name not in MODELS:
             options.error(f"models must be among {', '.join(MODELS)}, got {name}")
-        found = train(name, args.steps, None if args.fast else 8)
-        if sx.is_main_process():
-            print(f"{name:<11}  {found}", flush=True)
+        sx.print(f"{name:<11}  {train(name, args.steps, None if args.fast else 8)}")
 
 
 if __name__ == "__main__":

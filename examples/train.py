@@ -64,14 +64,14 @@ def main() -> None:
     train_loader = DataLoader(train, batch_size=args.batch_size, shuffle=True)
     test_loader = DataLoader(test, batch_size=256)
     mean_loss = sx.metrics.Mean()
-    say(f"{len(train)} digits to train on, {len(test)} to test, ranks: {sx.size()}")
+    sx.print(f"{len(train)} digits to train on, {len(test)} to test, ranks: {sx.size()}")
 
     step, run = 0, {"model": model, "optimizer": optimizer, "loader": train_loader, "loss": mean_loss}
     if args.checkpoint:
         checkpointer, preemption = sx.Checkpointer(args.checkpoint), sx.Preemption()
         if saved := checkpointer.load_latest(**run):
             step = saved["step"]
-            say(f"goes on from step {step}")
+            sx.print(f"goes on from step {step}")
 
     for epoch in range(train_loader.epoch, args.epochs):
         started, rows = time.perf_counter(), 0
@@ -81,13 +81,13 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             mean_loss.update(loss.item(), len(yb))
-            step, rows = step + 1, rows + len(yb)
+            step, rows = step + 1, rows + sx.global_rows(yb)
             if args.checkpoint and preemption.should_stop():
                 checkpointer.save(step, **run)
-                say(f"preempted, saved at step {step}")
+                sx.print(f"preempted, saved at step {step}")
                 preemption.exit()
-        speed = sx.all_reduce(rows) / (time.perf_counter() - started)
-        say(
+        speed = rows / (time.perf_counter() - started)
+        sx.print(
             f"epoch {epoch + 1:2d}  loss {mean_loss.compute():.6f}  "
             f"test accuracy {accuracy(model, test_loader):.2%}  {speed:,.0f} samples/s"
         )
@@ -96,12 +96,6 @@ def main() -> None:
             checkpointer.save(step, **run)
     if args.save and sx.is_main_process():
         np.savez(args.save, **model.state_dict())
-
-
-def say(words: str) -> None:
-    """Prints once, not on every rank."""
-    if sx.is_main_process():
-        print(words, flush=True)
 
 
 if __name__ == "__main__":

@@ -70,14 +70,14 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(mark, env),
+        env=environment(mark, env),
         start_new_session=True,
         preexec_fn=as_in_a_shell,
     )
     try:
         out, err = process.communicate(timeout=limit)
         seconds = time.monotonic() - began
-        left = _still_there(mark)
+        left = still_there(mark)
     except subprocess.TimeoutExpired:
         kill_marked(mark)
         out, err = process.communicate()
@@ -107,7 +107,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
     process = subprocess.Popen(
         [sys.executable, "-c", attach],
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
-        env=_environment(mark),
+        env=environment(mark),
         start_new_session=True,
         preexec_fn=as_in_a_shell,
     )
@@ -122,7 +122,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
                     began = time.monotonic()
                     screen.write(b"\x03") if everybody else process.send_signal(signal.SIGINT)
         code = process.wait(max(0.1, deadline - time.monotonic()))
-        return Ended(code, out, "", time.monotonic() - began, _still_there(mark))
+        return Ended(code, out, "", time.monotonic() - began, still_there(mark))
     except subprocess.TimeoutExpired:
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}")
     finally:
@@ -136,11 +136,12 @@ def as_in_a_shell() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _environment(mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of a command whose processes are known by `mark`."""
     return {**os.environ, **_ENVIRONMENT, **(more or {}), MARK: mark}
 
 
-def _still_there(mark: str, patience: float = 5.0) -> tuple[int, ...]:
+def still_there(mark: str, patience: float = 5.0) -> tuple[int, ...]:
     """The processes with this mark that do not end by themselves within `patience` seconds."""
     deadline = time.monotonic() + patience
     while (found := _marked(mark)) and time.monotonic() < deadline:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 
+from sorix_dist.comm import finalize  # noqa: F401 - the first, so that MPI ends last
+
+# isort: split
 from sorix_dist.comm import blas, completion, launcher, report, watch
 
 _launch = launcher.detect(os.environ)
 completion.install(os.environ, 0 if _launch is None else _launch.rank)
 if _launch is not None and _launch.several:
     blas.cap_early(os.environ)  # before the imports below load NumPy, which reads the environment
-    report.install(_launch.rank, _launch.size)
-    watch.join(_launch)
+    if watch.join(_launch):
+        report.install(_launch.rank, _launch.size)
 
 from sorix_dist.comm.checked import Checked  # noqa: E402
 from sorix_dist.comm.errors import CollectiveMismatch, RankFailed  # noqa: E402

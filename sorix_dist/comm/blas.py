@@ -73,6 +73,21 @@ def limit(threads: int) -> None:
     _set(os.environ, threads)
 
 
+def kernels() -> str:
+    """What decides on the bits of a product or a sum on this rank: NumPy, the instructions that it uses, and the BLAS
+    with its kernels, which the CPU or a variable such as OPENBLAS_CORETYPE chooses."""
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    blas = [
+        f"{each['internal_api']} {each['version']} with kernels for {each.get('architecture', 'any CPU')}"
+        for each in threadpool_info()
+        if each["user_api"] == "blas"
+    ]
+    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
+    return f"NumPy {np.__version__} with {', '.join(found) or 'no extensions'}; {', '.join(sorted(blas)) or 'no BLAS'}"
+
+
 def _warn_of_crowd(said: str, threads: int, ranks: int, cores: int, rank: int) -> None:
     """Rank 0 warns of more BLAS threads than its host's cores are good for."""
     if rank == 0 and threads > max(1, cores // ranks):

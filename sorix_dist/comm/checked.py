@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sorix_dist.comm import table as layout
 from sorix_dist.comm import watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.errors import CollectiveMismatch
+from sorix_dist.comm.errors import CollectiveMismatch, SharedMemoryFull
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Window, Wire, Work
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State
@@ -45,7 +45,8 @@ class Checked:
     The ranks of one host compare in their table: who comes to a collective looks at who is there already. Ranks of
     several hosts, or without a table, send each other 16 bytes. A difference in the operation, its root, dtype or shape
     is a CollectiveMismatch before anything is mixed; all-reduces that are alike but in another order are found at the
-    second of them, where the source names their arguments differently.
+    second of them, where the source names their arguments differently. After a collective that has failed on a rank,
+    that rank makes no further calls here.
     """
 
     def __init__(self, inner: Comm) -> None:
@@ -59,44 +60,46 @@ class Checked:
         self.kept: dict[Any, Any] = {}
         row = watch.row()
         self._row = row
-        self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
-        places = inner.gather_objects((row.rank, self.channel.at) if row is not None else (-1, -1))
+        with watch.wrapping(inner.size):
+            self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
+            seen = row is not None and row.table.shared
+            places = inner.gather_objects((row.rank, self.channel.at) if row is not None and seen else (-1, -1))
         self._members = [page for page, _ in places]
         self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in places)
         self._others = [(rank, at) for rank, (_, at) in enumerate(places) if rank != inner.rank]
         self._latest = "", ""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
-        check_array("all_reduce", array, written=True)
-        check_op("all_reduce", op)
+        self._check(check_array, "all_reduce", array, written=True)
+        self._check(check_op, "all_reduce", op)
         return self._call(_text("all_reduce", array.dtype, array.shape, op), self.inner.all_reduce, array, op)
 
     def all_gather(self, array: Array) -> Array:
-        check_array("all_gather", array, written=False)
+        self._check(check_array, "all_gather", array, written=False)
         return self._call(_text("all_gather", array.dtype, array.shape), self.inner.all_gather, array)
 
     def all_to_all(self, array: Array) -> Array:
-        check_one_each("all_to_all", array, self.size)
+        self._check(check_one_each, "all_to_all", array, self.size)
         return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        check_array("broadcast", array, written=True)
-        check_root("broadcast", root, self.size)
+        self._check(check_array, "broadcast", array, written=True)
+        self._check(check_root, "broadcast", root, self.size)
         self._call(_text("broadcast", array.dtype, array.shape, root), self.inner.broadcast, array, root)
 
     def share(self, value: Any, root: int = 0) -> Any:
-        check_root("share", root, self.size)
+        self._check(check_root, "share", root, self.size)
         return self._call(f"share(root={root})", self.inner.share, value, root)
 
     def gather_objects(self, value: Any) -> list[Any]:
         return self._call("gather_objects", self.inner.gather_objects, value)
 
     def split(self, color: int, key: int = 0) -> Comm:
-        check_split(color, key)
+        self._check(check_split, color, key)
         return Checked(self._call("split", self.inner.split, color, key))
 
     def window(self, nbytes: int) -> Window:
-        check_nbytes(nbytes)
+        self._check(check_nbytes, nbytes)
         return WatchedWindow(self._call("window", self.inner.window, nbytes), self.channel)
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
@@ -114,6 +117,8 @@ class Checked:
             return
         if self._row is not None:
             self._row.set(State.ENDED)
+        if self.channel.refused is not None:
+            return
         self._latest = _GOODBYE, ""
         with suppress(CollectiveMismatch):  # the others say it
             self._compare_by_message(-1, 0)
@@ -125,6 +130,17 @@ class Checked:
     def __repr__(self) -> str:
         return repr(self.inner)
 
+    def _check(self, check: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Raise what is wrong with a call's arguments. It counts as a call: other ranks, whose arguments may be right,
+        are as far after it as this one."""
+        wrong = None
+        try:
+            check(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            wrong = error
+        if wrong is not None:
+            self._call(f"a call with a wrong argument ({wrong})", _raise, wrong)
+
     def _call(self, what: str, collective: Callable[..., T], *arguments: Any) -> T:
         """Say what this rank calls, compare it with what the others call, and call it."""
         site = call_site()
@@ -133,8 +149,8 @@ class Checked:
         self._latest = what, site.where
         if self._row is not None:
             self._row.say(what, site.where)
-        count = self.channel.enter(mine, name)
         try:
+            count = self.channel.enter(mine, name)
             if not self._by_memory:
                 self._compare_by_message(count, mine)
                 return collective(*arguments)
@@ -143,6 +159,11 @@ class Checked:
             # Two that came at the same moment may not have seen each other.
             self._compare(count, mine, name)
             return result
+        except BaseException as error:
+            in_step = isinstance(error, SharedMemoryFull) or (collective is _raise and error is arguments[0])
+            if not in_step:
+                self.channel.refuse(error)
+            raise
         finally:
             self.channel.leave()
 
@@ -240,11 +261,9 @@ class WatchedWindow:
         self._channel = channel
 
     def barrier(self) -> None:
-        self._channel.enter(_BARRIER)
-        try:
-            self.inner.barrier()
-        finally:
-            self._channel.leave()
+        if not self.parts:
+            self.inner.barrier()  # says that it is closed
+        self._call(_BARRIER, self.inner.barrier)
 
     def used(self) -> bool:
         return self.inner.used()
@@ -253,11 +272,21 @@ class WatchedWindow:
         if not self.parts:
             return
         self.parts = []
-        self._channel.enter(_CLOSE)
+        self._call(_CLOSE, self.inner.close)
+
+    def _call(self, signature: int, collective: Callable[[], None]) -> None:
         try:
-            self.inner.close()
+            self._channel.enter(signature)
+            collective()
+        except BaseException as error:
+            self._channel.refuse(error)
+            raise
         finally:
             self._channel.leave()
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _words(text: tuple[str, str]) -> str:

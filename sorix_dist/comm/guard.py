@@ -7,16 +7,35 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import select
 import signal
 import socket
 import struct
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.comm.process import Process, end_status, start_time, state
+from sorix_dist.comm.launcher import detect
+from sorix_dist.comm.leftovers import remove_launchers_files
+from sorix_dist.comm.process import (
+    Process,
+    children,
+    command,
+    descends_from,
+    end_status,
+    environ,
+    fill_standard_streams,
+    lives,
+    outputs,
+    parent,
+    processes,
+    start_time,
+    state,
+)
+from sorix_dist.comm.process import (
+    seconds as seconds_of,
+)
 from sorix_dist.comm.site import PACKAGE
 from sorix_dist.comm.table import Seen, State, Table, launcher_of
 from sorix_dist.comm.verdict import Fault, Observed, activity, is_waiting, judge, step_of
@@ -37,18 +56,27 @@ FORWARDED = 0.2
 """Seconds for the launcher to pass the last words on, before the ranks end and it with them."""
 GOODBYE = 3.0
 """Seconds that ranks have to end by themselves after one has failed."""
+SPARE = 2
+"""Descriptors that are left to read of processes in /proc."""
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "prterun", "prted", "orted", "orterun")
+"""Programs that have nothing else to do than to start ranks, and to end with them."""
 LINES = 12
 """Ranks, and frames of a stack, that a report shows."""
 
 
 def main(path: str) -> None:
     """Guard the ranks of the table at `path`, in a process that nobody waits for."""
+    fill_standard_streams()
     table = Table.existing(Path(path))
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # two for each rank
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     line = socket.socket(socket.AF_UNIX)
-    with suppress(FileNotFoundError):  # of an earlier guard that was killed
-        os.unlink(table.line)
-    line.bind(table.line)
-    line.listen(table.ranks)
+    with suppress(OSError):  # its name is taken: all that is not known is the order of two ends
+        with suppress(FileNotFoundError):  # of an earlier guard that was killed
+            os.unlink(table.line)
+        line.bind(table.line)
+        line.listen(table.ranks)
     if child := os.fork():
         table.set_guard(child)
         os._exit(0)
@@ -70,12 +98,27 @@ class Guard:
         self.processes: dict[int, Process] = {}
         self.observed = Observed()
         self.launcher = launcher_of(table.path)
+        self.launchers = [Process(*self.launcher)]
+        """What has started the ranks of this host, and what has started that."""
+        while command(above := parent(self.launchers[-1].pid)) in LAUNCHERS:
+            self.launchers.append(Process(above, start_time(above)))
+        for launcher in self.launchers:
+            launcher.close()  # they are looked at in the end only: ranks need the descriptors
         self.doing: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(line, select.EPOLLIN)
+        self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
+        self.polled: set[int] = set()
+        """Ranks whose ends nothing tells: Linux or Python has no such descriptors, or none is left."""
         self.looked = self.now = time.monotonic()
         self.all_stopped = False
         self.saying_since: float | None = None
+        self.shells: dict[int, Process] = {}
+        """The processes between the launcher and a rank that is not its own child."""
+        self.outputs: set[str] = set()
+        """The pipes to which ranks write."""
+        self.will = 0
+        """The process that ends the ranks should this one not."""
 
     def run(self) -> None:
         """Return when no rank is left."""
@@ -84,10 +127,14 @@ class Guard:
                 self.end_the_rest()
             else:
                 self.speak()
+        if self.will:
+            os.kill(self.will, signal.SIGKILL)
+        self.see_off()
         os._exit(0)
 
     def look(self) -> bool:
         """Wait a tick or until a process ends; note what the ranks do; whether there are any."""
+        self.table.beat()
         limit = time.monotonic() + TICK
         while (left := limit - time.monotonic()) > 0:
             if self._note_events([handle for handle, _ in self.events.poll(left)]):
@@ -95,6 +142,8 @@ class Guard:
         before, self.now = self.now, time.monotonic()
         passed = min(self.now - before, LONGEST_GAP)
         self._find_new()
+        for rank in [rank for rank in self.polled if not self.processes[rank].alive()]:
+            self._note_end(rank)
         if not self._living() and not self._stay():
             return False
         for rank in self.processes:
@@ -105,8 +154,12 @@ class Guard:
                 self.doing[rank] = doing
                 counted = 0.0 if self.all_stopped else passed
                 self.observed.waited[rank] = self.observed.waited.get(rank, 0.0) + counted if same else 0.0
+                over = seen.over and rank not in self.observed.gone and not is_waiting(seen)
+                self.observed.over[rank] = self.observed.over.get(rank, 0.0) + counted if over else 0.0
         if self.now - self.looked >= LOOK_AT_STATES:
             self._look_at_states(min(self.now - self.looked, LONGEST_GAP))
+            self._look_for_absent()
+            self.observed.may_come = frozenset(rank for rank, shell in self.shells.items() if shell.alive())
             self.looked = self.now
         return True
 
@@ -116,16 +169,20 @@ class Guard:
         failed = [rank for rank, seen in table.items() if seen.state == State.FAILED]
         if failed and self.table.last_words.exists():
             # The rank that failed ends the job itself, so that the exit code is its own.
+            self._leave_a_will()
             self._signal(signal.SIGSTOP, but=failed)
             time.sleep(DRAINED)
             _write(self.table.last_words.read_text(errors="replace"))
             time.sleep(FORWARDED)
             self.table.set_said()
             return
-        fault = judge(table, self.observed, self.table.timeout) or self._orphaned(table)
+        fault = judge(
+            table, self.observed, self.table.timeout, self.table.all_here, not self.table.elsewhere
+        ) or self._orphaned(table)
         if fault is None:
             return
         report = self._report(fault, table)
+        self._leave_a_will()
         self._signal(signal.SIGSTOP)
         if not self.observed.gone:  # else the launcher may be ending everything, this message with it
             time.sleep(DRAINED)
@@ -134,12 +191,71 @@ class Guard:
         time.sleep(FORWARDED)
         self._signal(signal.SIGKILL)
 
+    def _leave_a_will(self) -> None:
+        """Have another process end the ranks in the end: this one may be killed while they are stopped, or have a
+        message that nobody reads. It can hold nothing that others wait for the end of."""
+        guard = os.getpid()
+        with suppress(OSError):
+            self.will = os.fork()
+            if self.will:
+                return
+            for number in {*range(3), self.line.fileno(), *self.lines}:
+                os.close(number)
+            time.sleep(2 * GOODBYE)
+            self._signal(signal.SIGKILL)
+            if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
+                os.kill(guard, signal.SIGKILL)
+            os._exit(0)
+
     def end_the_rest(self) -> None:
         """End the ranks that are still there a while after all was said."""
         if self.saying_since is None:
             self.saying_since = self.now
         elif self.now - self.saying_since > GOODBYE:
             self._signal(signal.SIGKILL)
+
+    def see_off(self) -> None:
+        """The ranks are gone: end, in time, what keeps their launcher from its end, and after a fault a launcher that
+        stays, as one does that has lost another host."""
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # this process may be the last to hold it
+        self.line.close()
+        seconds = 0.0
+        patience = GOODBYE if self.table.said else self.table.timeout
+        while left := [launcher for launcher in self.launchers if launcher.alive()]:
+            holders = self._holders()
+            stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
+            after_fault = left if self.table.said and command(left[0].pid) in LAUNCHERS else []
+            if not (holders or stopped or after_fault):
+                break
+            if seconds >= patience:
+                for pid in holders:
+                    _write_to(
+                        pid,
+                        f"all ranks of this host have ended, but process {pid}, which one of them has started, "
+                        "keeps their output open; ending it\n",
+                    )
+                    Process(pid, start_time(pid)).send(signal.SIGKILL)
+                for launcher in after_fault:
+                    launcher.send(signal.SIGTERM if seconds < patience + GOODBYE else signal.SIGKILL)
+                for launcher in stopped:
+                    launcher.send(signal.SIGCONT)
+            time.sleep(LOOK_AT_STATES)
+            seconds += LOOK_AT_STATES
+        if not self.launchers[0].alive():
+            remove_launchers_files(since=seconds_of(self.launcher[1]) - 1)
+
+    def _holders(self) -> list[int]:
+        """The processes that ranks have started and left behind, and whose output goes where theirs did: the launcher
+        waits for their end. A shell around a rank is none: the launcher has started it."""
+        return [
+            pid
+            for pid in processes()
+            if self.outputs & set(outputs(pid))
+            and pid != os.getpid()
+            and detect(environ(pid)) is not None
+            and not descends_from(pid, self.launcher[0])
+        ]
 
     def _living(self) -> list[int]:
         return [rank for rank in self.processes if rank not in self.observed.gone]
@@ -160,8 +276,12 @@ class Guard:
         gone = False
         for handle in handles:
             if handle == self.line.fileno():
-                line, _ = self.line.accept()
-                if _peer(line)[1] != os.getuid():
+                try:
+                    line, _ = self.line.accept()
+                except OSError:  # no descriptor is left, or the socket has no name
+                    self.events.unregister(handle)
+                    continue
+                if line.fileno() >= self.most or _peer(line)[1] != os.getuid():
                     line.close()
                     continue
                 self.lines[line.fileno()] = line
@@ -174,17 +294,22 @@ class Guard:
             else:
                 gone = True
                 rank = next(rank for rank, process in self.processes.items() if process.handle == handle)
-                self.observed.gone[rank] = end_status(self.processes[rank].pid)
-                self.events.unregister(handle)
-                self.processes[rank].close()
-        if gone:
-            # MPICH ends all ranks as soon as the first one's files are closed, and of all their memories the first
-            # one's may take the longest to be freed: who hung up first is the first, whoever ended first.
-            order = {pid: place for place, pid in enumerate(self.hung_up)}
-            self.observed.gone = dict(
-                sorted(self.observed.gone.items(), key=lambda each: order.get(self.processes[each[0]].pid, len(order)))
-            )
+                self._note_end(rank)
         return gone
+
+    def _note_end(self, rank: int) -> None:
+        process = self.processes[rank]
+        self.observed.gone[rank] = end_status(process.pid)
+        self.polled.discard(rank)
+        if process.handle is not None:
+            self.events.unregister(process.handle)
+            process.close()
+        # MPICH ends all ranks as soon as the first one's files are closed, and of all their memories the first
+        # one's may take the longest to be freed: who hung up first is the first, whoever ended first.
+        order = {pid: place for place, pid in enumerate(self.hung_up)}
+        self.observed.gone = dict(
+            sorted(self.observed.gone.items(), key=lambda each: order.get(self.processes[each[0]].pid, len(order)))
+        )
 
     def _find_new(self) -> None:
         for rank in range(self.table.ranks):
@@ -198,11 +323,24 @@ class Guard:
                 self.events.unregister(known.handle)
                 known.close()
             process = self.processes[rank] = Process(pid, start)
+            if process.handle is not None and process.handle >= self.most:
+                process.close()
             self.observed.gone.pop(rank, None)
-            if process.handle is None:
-                self.observed.gone[rank] = end_status(pid)
-            else:
+            self.polled.discard(rank)
+            self.outputs.update(outputs(pid))
+            shell = pid
+            while (above := parent(shell)) > 1 and above != self.launcher[0]:
+                shell = above
+            if above == self.launcher[0] and shell != pid:
+                self.shells[rank] = Process(shell, start_time(shell))
+                self.shells[rank].close()
+                self.observed.may_come |= {rank}
+            if process.handle is not None:
                 self.events.register(process.handle, select.EPOLLIN)
+            elif process.alive():
+                self.polled.add(rank)
+            else:
+                self._note_end(rank)
 
     def _look_at_states(self, passed: float) -> None:
         states = {rank: state(self.processes[rank].pid) for rank in self._living()}
@@ -213,6 +351,13 @@ class Guard:
             stopped[rank] = stopped.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
         self.observed.stopped = {rank: seconds for rank, seconds in stopped.items() if rank in states}
 
+    def _look_for_absent(self) -> None:
+        """Note the ranks that have ended before they imported the package: the launcher may go on without a word."""
+        unseen = set(range(self.table.all_here)) - self.processes.keys()
+        started = [detect(environ(pid)) for pid in children(self.launcher[0])] if unseen else []
+        ranks = {launch.rank for launch in started if launch is not None}
+        self.observed.absent = frozenset(unseen - ranks if ranks else ())
+
     def _signal(self, number: int, but: list[int] | None = None) -> None:
         for rank in self._living():
             if rank not in (but or ()):
@@ -220,7 +365,7 @@ class Guard:
 
     def _orphaned(self, table: dict[int, Seen]) -> Fault | None:
         pid, start = self.launcher
-        if start_time(pid) == start or all(seen.state < State.STARTING for seen in table.values()):
+        if lives(pid, start) or all(seen.state < State.STARTING for seen in table.values()):
             return None
         return Fault(f"what started the ranks of this host (pid {pid}) is gone", ())
 
@@ -282,7 +427,14 @@ def _peer(line: socket.socket) -> tuple[int, int]:
     return pid, user
 
 
+def _write_to(pid: int, text: str) -> None:
+    """Say something on another process's standard error."""
+    with suppress(OSError):
+        file = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(file, text.encode())
+        os.close(file)
+
+
 def _write(text: str) -> None:
     with suppress(OSError):  # nobody listens any more
-        sys.stderr.flush()
         os.write(2, text.encode(errors="replace"))

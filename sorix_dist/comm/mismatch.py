@@ -90,6 +90,20 @@ def after_init(launch: Launch | None, rank: int, size: int, library: str) -> str
     )
 
 
+def child_of_a_rank(pid: int, has_started: bool) -> str:
+    """Why a process that a rank has started is no rank."""
+    if has_started:
+        return (
+            f"the rank is another process (pid {pid}), which has started this one: this one counts as one process and "
+            "can't use MPI. Leave out backend='mpi' and comm="
+        )
+    return (
+        f"the process (pid {pid}) that has started this one has imported sorix_dist too, and only one of them can be "
+        "the rank. If it is the other one, call sorix_dist.init() there first, or give backend='solo' here; if it is "
+        "this one, do not import sorix_dist in the other"
+    )
+
+
 def lonely(environ: Mapping[str, str]) -> str | None:
     """One process in a job that a scheduler gave several tasks: probably the launcher was forgotten."""
     tasks = tasks_of_job(environ)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import left, mismatch
+from sorix_dist.comm import finalize, left, mismatch, report, watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.errors import SharedMemoryFull
 from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.launcher import Launch
 from sorix_dist.comm.node import LINE, SHARED_MEMORY, Gate, SharedWindow, block_size, check_free, cut, free_bytes, place
@@ -58,9 +59,7 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
     import mpi4py
 
     if "mpi4py.MPI" not in sys.modules:
-        mpi4py.rc.initialize = False
-        if mpi4py.rc.finalize is None:
-            mpi4py.rc.finalize = True
+        mpi4py.rc.initialize = False  # and then does not finalize, unless it is told to
         # Open MPI's ucx component prints an error for each shared window and then declines; others serve it.
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI
@@ -74,6 +73,8 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True, file=2)
         MPI.Init_thread()
+        if mpi4py.rc.finalize is not False:
+            finalize.started()
         if limit is not None:
             faulthandler.cancel_dump_traceback_later()
     return MPI
@@ -92,8 +93,13 @@ class MpiComm:
                 f"got {type(communicator).__name__} {communicator!r}"
             )
         self._mpi: Any = mpi
+        with watch.wrapping(communicator.size):
+            self._set_up(communicator)
+
+    def _set_up(self, communicator: MPI.Intracomm) -> None:
+        mpi = self._mpi
         left.give_back(communicator)
-        self._comm = communicator.Dup()
+        self._comm: Any = communicator.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
         self._node = self._comm.Split_type(mpi.COMM_TYPE_SHARED, key=self.rank)
@@ -199,7 +205,7 @@ class MpiComm:
         # One segment, allocated by the first rank, so that every rank cuts it in the same way.
         asked = self._node.allgather((nbytes, free_bytes(SHARED_MEMORY)))
         sizes = [*(size for size, _ in asked), self.local_size * LINE]
-        check_free(block_size(sizes), asked[0][1])
+        self._agree_on(partial(check_free, block_size(sizes), asked[0][1]))
         mine = block_size(sizes) if self.local_rank == 0 else 0
         window = self._mpi.Win.Allocate_shared(mine, 1, comm=self._node)
         window.Lock_all(self._mpi.MODE_NOCHECK)
@@ -224,6 +230,17 @@ class MpiComm:
         free_now = left.when_gone(block, (self._number, next(self._windows)), self.size, free)
         return SharedWindow(parts, self.local_rank, gate.wait, free_now)
 
+    def _agree_on(self, check: Callable[[], None]) -> None:
+        """Raises on every rank what `check` raises on any: whoever goes on waits for all others."""
+        error = None
+        try:
+            check()
+        except SharedMemoryFull as full:
+            error = full
+        for each in self._comm.allgather(error):
+            if each is not None:
+                raise each
+
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
         return PairExchange(self, self._link(), wire) if self._is_pair else None
 
@@ -234,8 +251,7 @@ class MpiComm:
         self._comm.Barrier()
 
     def abort(self, code: int = 1) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        report.flush()
         self._mpi.COMM_WORLD.Abort(code)
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import platform
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sorix_dist.comm.cores import usable_cores
+from sorix_dist.comm.errors import SharedMemoryFull
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
@@ -75,14 +77,14 @@ def free_bytes(folder: str) -> int | None:
 
 
 def check_free(needed: int, free: int | None) -> None:
-    """MemoryError, which says how to get more, unless so many bytes of shared memory are free.
+    """SharedMemoryFull, which says how to get more, unless so many bytes of shared memory are free.
 
     MPI takes more than there is from the system, which ends the process when it is first written to.
     """
     if free is not None and needed > free:
-        raise MemoryError(
-            f"the ranks of this host need {needed >> 20} MB of shared memory more, and {SHARED_MEMORY} has "
-            f"{free >> 20} MB left: give a container more (docker run --shm-size=2g), enlarge it as root (mount -o "
+        raise SharedMemoryFull(
+            f"the ranks of host {platform.node()} need {needed >> 20} MB of shared memory more, and {SHARED_MEMORY} "
+            f"has {free >> 20} MB left: give a container more (docker run --shm-size=2g), enlarge it as root (mount -o "
             f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean)"
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,15 +21,16 @@ class Process:
         self.pid = pid
         self.start = start
         self.handle: int | None = None
-        """A file descriptor that becomes readable when the process ends; None where Linux has none."""
-        with suppress(AttributeError, OSError):
-            self.handle = os.pidfd_open(pid)
+        """A file descriptor that becomes readable when the process ends; None where Linux or Python has none."""
+        if hasattr(signal, "pidfd_send_signal"):
+            with suppress(AttributeError, OSError):
+                self.handle = os.pidfd_open(pid)
         if start_time(pid) != start:
             self.close()
 
     def alive(self) -> bool:
         """Whether it still runs, or could again: a zombie does not."""
-        return start_time(self.pid) == self.start and state(self.pid) not in ("Z", "X")
+        return lives(self.pid, self.start)
 
     def send(self, number: int) -> None:
         """Send it a signal, if it is there."""
@@ -44,10 +47,33 @@ class Process:
             self.handle = None
 
 
+def fill_standard_streams() -> None:
+    """Open what is closed of the descriptors 0 to 2, or the next file would be taken for one of them."""
+    while (number := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def start_time(pid: int) -> int:
     """When the process began, in the kernel's clock ticks; 0 if there is none."""
     fields = _stat(pid)
     return int(fields[_START]) if fields else 0
+
+
+def began(pid: int) -> float:
+    """When the process began, in seconds since the epoch; in the future if there is none."""
+    return seconds(start_time(pid)) if start_time(pid) else math.inf
+
+
+def seconds(start: int) -> float:
+    """A `start_time` in seconds since the epoch."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start / os.sysconf("SC_CLK_TCK")
+
+
+def lives(pid: int, start: int) -> bool:
+    """Whether the process that began at `start` runs, or could again: one that is waited for by nobody does not."""
+    fields = _stat(pid)
+    return bool(fields) and int(fields[_START]) == start and fields[_STATE] not in ("Z", "X")
 
 
 def state(pid: int) -> str:
@@ -68,12 +94,46 @@ def parent(pid: int) -> int:
     return int(fields[_PARENT]) if fields else 0
 
 
+def processes() -> list[int]:
+    """All processes of this host that can be seen from here."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def children(pid: int) -> list[int]:
+    """The living processes that `pid` has started, or adopted."""
+    return [each for each in processes() if parent(each) == pid and state(each) != "Z"]
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is `ancestor`, or was started by it, directly or not."""
+    while pid > 1 and pid != ancestor:
+        pid = parent(pid)
+    return pid == ancestor
+
+
+def command(pid: int) -> str:
+    """The name of its program, '' if unknown."""
+    try:
+        return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
+    except OSError:
+        return ""
+
+
+def outputs(pid: int) -> list[str]:
+    """The pipes that a process has as standard output and standard error."""
+    found = []
+    for number in (1, 2):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return [name for name in found if name.startswith("pipe:")]
+
+
 def launcher_pid(launch: Launch) -> int:
     """The process that started the ranks of this host: the nearest ancestor that is not part of this rank itself,
     as a shell around the program is."""
     pid = os.getppid()
     while pid > 1:
-        said = detect(_environ(pid))
+        said = detect(environ(pid))
         if said is None or (said.name, said.rank) != (launch.name, launch.rank):
             break
         pid = parent(pid)
@@ -88,7 +148,8 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _environ(pid: int) -> dict[str, str]:
+def environ(pid: int) -> dict[str, str]:
+    """The variables that a process was started with; empty if they can't be read."""
     try:
         entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import redirect_stderr, suppress
 from types import TracebackType
 
@@ -20,6 +21,8 @@ QUIET_SECONDS = 4.0
 """How long a rank that failed at the same time as another waits silently to be ended by it."""
 SAID_SECONDS = 3.0
 """How long a rank waits for the guard to pass on its last words."""
+FLUSH_SECONDS = 2.0
+"""How long it may take to pass on what was printed: nobody may read it."""
 ABORT_SECONDS = 2.0
 """How long MPI_Abort may take before this process ends itself."""
 
@@ -35,20 +38,33 @@ class FailureHook:
     def __init__(self, rank: int, size: int | None) -> None:
         self.rank = rank
         self.size = size
+        self._pid = os.getpid()
         self._previous = sys.excepthook
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-        interrupted = issubclass(kind, KeyboardInterrupt)
+        if os.getpid() != self._pid:  # a child of this rank
+            self._previous(kind, error, trace)
+            return
+        code = 130 if issubclass(kind, KeyboardInterrupt) else 1
+        try:
+            self._tell(self._text(kind, error, trace))
+        except BaseException:  # noqa: BLE001 - the job ends all the same, with fewer words
+            self._print(f"{self._who()} failed with {kind.__name__}; ending all ranks\n")
+        finally:
+            end_all_ranks(code)
+
+    def _text(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> str:
+        flush()
+        if issubclass(kind, KeyboardInterrupt):
+            return f"{self._who()} was interrupted; ending all ranks\n"
         text = io.StringIO()
-        text.write(f"{self._who()} {'was interrupted' if interrupted else 'failed'}; ending all ranks\n")
-        if not interrupted:
-            text.write(self._doing())
+        try:
             with redirect_stderr(text):
                 self._previous(kind, error, trace)
-        self._tell(text.getvalue())
-        end_all_ranks(130 if interrupted else 1)
+        except Exception:  # noqa: BLE001 - a user's hook may do anything
+            text = io.StringIO()
+            traceback.print_exception(kind, error, trace, file=text)
+        return f"{self._who()} failed; ending all ranks\n{self._doing()}{text.getvalue()}"
 
     def _who(self) -> str:
         number = "" if self.size is None else f" of {self.size}"
@@ -84,9 +100,12 @@ class FailureHook:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        with suppress(OSError, ValueError):
+        try:
             sys.stderr.write(text)
             sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - the program has put something else there
+            with suppress(OSError):
+                os.write(2, text.encode(errors="replace"))
 
 
 def install(rank: int, size: int | None) -> None:
@@ -105,6 +124,15 @@ def end_all_ranks(code: int) -> None:
     never come. Launchers do end all ranks when one dies by a signal (not when it exits: MPICH's lets the
     others wait in MPI_Init for ever).
     """
+    with suppress(Exception):
+        _abort(code)
+    with suppress(Exception):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(code)
+
+
+def _abort(code: int) -> None:
     watch.all_is_said()
     guard = threading.Timer(ABORT_SECONDS, os._exit, (code,))
     guard.daemon = True
@@ -115,6 +143,16 @@ def end_all_ranks(code: int) -> None:
         mpi = running_mpi()
         if mpi is not None:
             mpi.COMM_WORLD.Abort(code)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
-    os._exit(code)
+
+
+def flush() -> None:
+    """Pass on what the program has printed, as far as its streams do so in time."""
+
+    def flush_both() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # it may be None, closed, or anything that the program has put there
+                stream.flush()
+
+    flushing = threading.Thread(target=flush_both, daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_SECONDS)

@@ -44,7 +44,11 @@ def call_site(inside: int = 1) -> Site:
     code, at = frame.f_code, frame.f_lasti
     site = _sites.get((id(code), at))
     if site is None:
-        site = _sites[id(code), at] = _describe(code, at, frame.f_lineno)
+        try:
+            site = _describe(code, at, frame.f_lineno)
+        except Exception:  # noqa: BLE001 - where it is called is only said
+            site = Site(f"{code.co_filename}:{frame.f_lineno}", "", "", code)
+        _sites[id(code), at] = site
     return site
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import numpy as np
 
+from sorix_dist.comm import report
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.node import SharedWindow, block_size, cut
 from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Wire, Work
@@ -66,8 +66,7 @@ class Solo:
         return None
 
     def abort(self, code: int = 1) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        report.flush()
         os._exit(code)
 
     def __repr__(self) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,20 +22,29 @@ from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
-from sorix_dist.comm.process import start_time
+from sorix_dist.comm import leftovers
+from sorix_dist.comm.process import lives, start_time
 
 PAGE = 4096
 WORD = 8
 CHANNELS = 40
 """Communicators of one rank that can be told apart at a time."""
+EVERYBODY = 1
+"""The key of what all ranks do before they have a communicator of ours, whose keys are random and larger."""
 DEPTH = 4
 """Collectives of a communicator that are remembered, a power of two."""
 
 FOLDERS = 8
 """Names of the folder of tables that are tried, because other users may have taken some."""
 
-_GUARD, _GUARD_START, _TIMEOUT, _SAID = range(4)  # words of the first page
-PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK = range(8)  # words of a rank's page
+LOCKED = 10.0
+"""Seconds that a process waits for another one that has locked the table."""
+
+LONGEST = 1e9
+"""Seconds of a time-out that count."""
+
+_GUARD, _GUARD_START, _TIMEOUT, _SAID, _HEARTBEAT, _ALL_HERE, _ELSEWHERE = range(7)  # words of the first page
+PID, START, STATE, ENTERED, LEFT, CURRENT, STEP, STACK, OVER = range(9)  # words of a rank's page
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, CALLS = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
@@ -76,6 +87,10 @@ class Seen:
     """Of each of its communicators, the collectives that it has entered."""
     text: tuple[str, str]
     """Its last collective or operation in words, and the user's file and line."""
+    refused: frozenset[int] = frozenset()
+    """The communicators in which it makes no further calls, because a collective has failed there."""
+    over: bool = False
+    """Whether its script is over, and its process not: threads and atexit functions are still to end."""
 
     @property
     def waits(self) -> bool:
@@ -88,6 +103,8 @@ class Table:
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:
         self.path = path
+        self.shared = file >= 0
+        """Whether other processes see it."""
         self.ranks = ranks
         self._file = file
         self.memory = mmap.mmap(file, PAGE * (1 + ranks))
@@ -106,7 +123,9 @@ class Table:
                     if status.st_nlink:
                         if status.st_size < PAGE * (1 + ranks):
                             os.ftruncate(file, PAGE * (1 + ranks))
-                        return cls(path, file, ranks)
+                        table = cls(path, file, ranks)
+                        table._allocate(0)
+                        return table
             except BaseException:
                 os.close(file)
                 raise
@@ -118,10 +137,20 @@ class Table:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         return cls(path, file, os.fstat(file).st_size // PAGE - 1)
 
+    @classmethod
+    def private(cls, ranks: int) -> Table:
+        """A table that this process alone sees."""
+        return cls(Path(os.devnull, "none"), -1, ranks)
+
     @property
     def last_words(self) -> Path:
         """The file that the first rank that fails writes; whoever creates it is the first."""
         return self.path.with_name(self.path.name + ".words")
+
+    @property
+    def noted(self) -> Path:
+        """The file in which ranks note the shared memory that would stay if they were killed."""
+        return self.path.with_name(self.path.name + ".noted")
 
     @property
     def line(self) -> str:
@@ -136,10 +165,24 @@ class Table:
     def set_guard(self, pid: int) -> None:
         self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
 
+    @property
+    def guard(self) -> tuple[int, int]:
+        """Number and start time of the guard process."""
+        return self.words[_GUARD], self.words[_GUARD_START]
+
     def guarded(self) -> bool:
         """Whether the guard process lives."""
-        pid, start = self.words[_GUARD], self.words[_GUARD_START]
-        return pid > 0 and start_time(pid) == start
+        pid, start = self.guard
+        return pid > 0 and lives(pid, start)
+
+    @property
+    def heartbeat(self) -> int:
+        """A number that changes as long as the guard looks."""
+        return self.words[_HEARTBEAT]
+
+    def beat(self) -> None:
+        """The guard looks."""
+        self.words[_HEARTBEAT] += 1
 
     @property
     def timeout(self) -> float:
@@ -148,7 +191,24 @@ class Table:
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self.words[_TIMEOUT] = max(1, round(seconds * 1000))
+        self.words[_TIMEOUT] = round(min(max(seconds, 0.001), LONGEST) * 1000)
+
+    @property
+    def all_here(self) -> int:
+        """The number of ranks if all are on this host, else 0."""
+        return self.words[_ALL_HERE]
+
+    @all_here.setter
+    def all_here(self, ranks: int) -> None:
+        self.words[_ALL_HERE] = ranks
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether some ranks are known to be on other hosts."""
+        return self.words[_ELSEWHERE] != 0
+
+    def set_elsewhere(self) -> None:
+        self.words[_ELSEWHERE] = 1
 
     @property
     def said(self) -> bool:
@@ -158,6 +218,16 @@ class Table:
     def set_said(self) -> None:
         self.words[_SAID] = 1
 
+    def say_once(self) -> bool:
+        """Whether it is up to this process to say what ends the job; no other one is told so."""
+        try:
+            with self.locked():
+                first = not self.said
+                self.set_said()
+                return first
+        except TimeoutError:  # held by a process that is stopped
+            return not self.said
+
     def at(self, rank: int) -> int:
         """The number of the first word of a rank's page."""
         return (1 + rank) * PAGE // WORD
@@ -165,11 +235,25 @@ class Table:
     def claim(self, rank: int, pid: int) -> None:
         """Make the page of `rank` that of the process `pid`, whatever it was before."""
         at = self.at(rank)
+        self._allocate(1 + rank)
         self.words[at + PID] = 0
         self.memory[(1 + rank) * PAGE : (2 + rank) * PAGE] = bytes(PAGE)
         self.words[at + START], self.words[at + STATE] = start_time(pid), State.IMPORTED
         self.words[at + STEP] = self.words[at + STACK] = -1
         self.words[at + PID] = pid
+
+    def _allocate(self, page: int) -> None:
+        """Have memory for a page, or raise OSError: the first write would end this process by SIGBUS."""
+        if not self.shared:
+            return
+        try:
+            os.posix_fallocate(self._file, page * PAGE, PAGE)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path.parent} has {shutil.disk_usage(self.path.parent).free >> 10} KB left, and "
+                f"{PAGE >> 10} KB are needed for each rank, MPI's own shared memory aside ({error.strerror})",
+            ) from error
 
     def owner(self, rank: int) -> tuple[int, int]:
         """Number and start time of the process that the page of `rank` is for."""
@@ -187,15 +271,13 @@ class Table:
         words = self.words[at : at + PAGE // WORD].tolist()
         if words[PID] == 0:
             return None
-        counts = {}
-        for number in range(CHANNELS):
-            channel = _FIRST_CHANNEL + number * _CHANNEL
-            if words[channel + KEY]:
-                counts[words[channel + KEY]] = words[channel + COUNT]
+        channels = range(_FIRST_CHANNEL, _FIRST_CHANNEL + CHANNELS * _CHANNEL, _CHANNEL)
+        counts = {abs(words[channel + KEY]): words[channel + COUNT] for channel in channels if words[channel + KEY]}
+        refused = frozenset(-words[channel + KEY] for channel in channels if words[channel + KEY] < 0)
         key = count = signature = 0
         if words[CURRENT]:
             channel = words[CURRENT] - at
-            key, count = words[channel + KEY], words[channel + COUNT]
+            key, count = abs(words[channel + KEY]), words[channel + COUNT]
             signature = words[channel + SIGNATURES + count % DEPTH]
         return Seen(
             rank,
@@ -210,6 +292,8 @@ class Table:
             signature,
             counts,
             self._text(rank),
+            refused,
+            words[OVER] != 0,
         )
 
     def _text(self, rank: int) -> tuple[str, str]:
@@ -227,7 +311,8 @@ class Table:
         return self.at(rank) + _FIRST_CHANNEL + number * _CHANNEL
 
     def remove(self) -> None:
-        """Remove its files; who has it open can go on to use it."""
+        """Remove its files, and what its ranks have left; who has it open can go on to use it."""
+        leftovers.remove_noted(self.noted)
         for path in (self.path, self.last_words, self.line):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -262,13 +347,16 @@ def directory() -> Path:
 
 def path_for(launcher: int) -> Path:
     """The file of the ranks that the process `launcher` of this host started."""
-    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}"
+    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}-{_namespace()}"
 
 
 def launcher_of(path: Path) -> tuple[int, int]:
-    """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table."""
-    pid, _, start = path.name.removeprefix(_prefix()).partition(".")[0].partition("-")
-    return (int(pid), int(start)) if pid.isdigit() and start.isdigit() else (0, -1)
+    """Number and start time of the launcher whose ranks the file at `path` is for; (0, -1) if it is no table, or one
+    of another container, where other processes have these numbers."""
+    name = path.name.removeprefix(_prefix()).partition(".")[0]
+    pid, start, namespace, *_ = [*name.split("-"), "", ""]
+    here = namespace in ("", _namespace())
+    return (int(pid), int(start)) if here and pid.isdigit() and start.isdigit() else (0, -1)
 
 
 def remove_stale() -> None:
@@ -276,17 +364,43 @@ def remove_stale() -> None:
     for path in directory().glob(f"{_prefix()}*"):
         launcher, start = launcher_of(path)
         if launcher and start_time(launcher) != start:
+            if path.suffix == ".noted":
+                leftovers.remove_noted(path)
             with suppress(OSError):  # another job has just done it
                 path.unlink()
+    leftovers.remove_launchers_files()
 
 
 @contextmanager
 def _locked(file: int) -> Iterator[None]:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    """TimeoutError if another process, which may be stopped, does not unlock the file."""
+    if file >= 0:
+        limit = time.monotonic() + LOCKED
+        while not _lock(file):
+            if time.monotonic() > limit:
+                raise TimeoutError(f"another process has held the lock of the ranks' table for {LOCKED:g} s")
+            time.sleep(0.002)
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if file >= 0:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _namespace() -> str:
+    """What tells apart the process numbers of containers that share this folder; '' if unknown."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
 
 
 def _prefix() -> str:

@@ -9,29 +9,30 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
-import fcntl
 import os
-import resource
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from sorix_dist.comm import leftovers
 from sorix_dist.comm import table as layout
+from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.launcher import Launch
-from sorix_dist.comm.process import launcher_pid, parent, start_time
+from sorix_dist.comm.process import launcher_pid, lives
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State, Table, pack_text, path_for, remove_stale
+from sorix_dist.comm.watchdog import Watchdog
 
 MOST_RANKS = 4096
 """Pages of the table where the launcher does not say how many ranks there are; untouched ones take no memory."""
 
-HIGH = 1000
-"""A file descriptor's number that hardly any program comes to."""
+TIMEOUT = 300.0
+"""Seconds that a rank may be late where the program does not say."""
 
 
 class Row:
@@ -43,17 +44,29 @@ class Row:
         self.words = table.words
         self.at = table.at(rank)
         self.pid = os.getpid()
-        self.line = socket.socket(socket.AF_UNIX)
         self.entered = 0
         self.counts_steps = True
         """Whether the package counts the steps, because the program does not say them."""
         self.free = list(range(layout.CHANNELS))
         table.claim(rank, self.pid)
 
+    @property
+    def waits(self) -> bool:
+        """Whether this rank is in a collective."""
+        return self.entered > self.words[self.at + layout.LEFT]
+
     def set(self, state: State) -> None:
         """Say how far this rank has come."""
         if os.getpid() == self.pid and self.table.owner(self.rank)[0] == self.pid:  # not in a child process
             self.words[self.at + layout.STATE] = state
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this rank's script is over, and its threads and atexit functions are still to end."""
+        over = bool(self.words[self.at + layout.OVER])
+        if not over and not threading.main_thread().is_alive():
+            self.words[self.at + layout.OVER] = over = True
+        return over and self.words[self.at + layout.STATE] == State.RUNNING
 
     def say(self, what: str, where: str) -> None:
         """Say what this rank does, and where the user called it."""
@@ -63,9 +76,13 @@ class Row:
         """Make SIGUSR2 write the stack of the main thread to a file in memory, also while it is inside MPI."""
         if not hasattr(os, "memfd_create") or signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL:
             return
-        file = os.memfd_create("sorix_dist-stack")
-        faulthandler.register(signal.SIGUSR2, file=file, all_threads=False)
-        self.words[self.at + layout.STACK] = file
+        with suppress(OSError):
+            file = os.memfd_create("sorix_dist-stack")
+            faulthandler.register(signal.SIGUSR2, file=file, all_threads=False)
+            self.words[self.at + layout.STACK] = file
+
+
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
 class Channel:
@@ -77,6 +94,9 @@ class Channel:
         self.count = 0
         self.at = -1
         """The number of its first word in the table, -1 if it has none."""
+        self.refused: str | None = None
+        """Why this rank makes no further calls in this communicator."""
+        _channels.add(self)
         if row is None:
             return
         self._words = row.words
@@ -89,7 +109,12 @@ class Channel:
             weakref.finalize(self, _release, row, number).atexit = False
 
     def enter(self, signature: int, name: int = 0) -> int:
-        """This rank enters the next collective, which is what `signature` says; returns its number from 1."""
+        """This rank enters the next collective, which is what `signature` says; returns its number from 1.
+
+        CollectiveMismatch if an earlier one has failed here: other ranks would take this one for that.
+        """
+        if self.refused is not None:
+            raise CollectiveMismatch(f"this rank makes no further calls in this communicator: {self.refused}")
         self.count = count = self.count + 1
         row = self.row
         if row is None:
@@ -110,6 +135,13 @@ class Channel:
         if row is not None:
             self._words[row.at + layout.LEFT] = row.entered
 
+    def refuse(self, error: BaseException) -> None:
+        """A collective has failed on this rank, with `error`: the others may be inside it, or have gone on."""
+        if self.refused is None:
+            self.refused = f"an earlier one ended with {type(error).__name__}: {error}"
+            if self.at >= 0:
+                self._words[self.at + layout.KEY] *= -1
+
 
 def _release(row: Row, number: int) -> None:
     row.words[row.table.channel(row.rank, number) + layout.KEY] = 0
@@ -117,6 +149,9 @@ def _release(row: Row, number: int) -> None:
 
 
 _row: Row | None = None
+_everybody: Channel | None = None
+_parent: tuple[Table, int] | None = None
+"""Table and page of the rank that has started this process."""
 
 
 def row() -> Row | None:
@@ -124,43 +159,67 @@ def row() -> Row | None:
     return _row
 
 
-def join(launch: Launch, starting_mpi: bool = False) -> None:
-    """Take the page of this rank in the table of its launch and host, and see that there is a guard.
+def join(launch: Launch) -> bool:
+    """Take the page of this rank in the table of its launch and host, and see that there is a guard; returns whether
+    this process is the rank.
 
-    Nothing happens in a process that a rank has started and that has inherited its variables, unless it is
-    this one that starts MPI (`starting_mpi`). Where there can be no table, a RuntimeWarning says why.
+    It is not where a rank has started it, with its variables: the page is another living process's. Where there can
+    be no table, or no guard, a RuntimeWarning says why; then this rank ends itself when it is late.
     """
-    global _row
+    global _row, _parent
     if _row is not None or sys.platform != "linux":
-        return
+        return True
+    if _parent is not None:
+        return False
+    ranks = launch.size or MOST_RANKS
     try:
         remove_stale()
-        table = Table.join(path_for(launcher_pid(launch)), launch.size or MOST_RANKS)
+        table = Table.join(path_for(launcher_pid(launch)), ranks)
         with table.locked():
             pid, start = table.owner(launch.rank)
-            if pid and pid != os.getpid() and start_time(pid) == start and not (starting_mpi and _is_ancestor(pid)):
-                return
+            if pid and pid != os.getpid() and lives(pid, start):
+                _parent = table, launch.rank
+                return False
             _row = Row(table, launch.rank)
-            if not table.guarded():
-                _start_guard(table)
-            _row.line.connect(table.line)
-            _row.line = _closed_first(_row.line)
-    except (OSError, subprocess.SubprocessError) as error:
-        _row = None
-        warnings.warn(f"ranks that die or hang will not be noticed: {error}", RuntimeWarning, stacklevel=2)
-        return
+            if launch.size is not None and launch.local_size == launch.size:
+                table.all_here = launch.size
+            elif launch.size is not None and launch.local_size is not None:
+                table.set_elsewhere()
+    except Exception as error:  # noqa: BLE001 - what watches does not end what is watched
+        _row = Row(Table.private(ranks), launch.rank)
+        _warn(error)
+    watchdog = Watchdog(_row)
+    if _row.table.shared:
+        try:
+            watchdog.see_to_the_guard()
+        except (OSError, subprocess.SubprocessError) as error:
+            _warn(error)
+    watchdog.start()
     _row.ready_to_show_its_stack()
     if not faulthandler.is_enabled():
         with suppress(ValueError, OSError, AttributeError):  # a sys.stderr that is no file
             faulthandler.enable()
     atexit.register(_row.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)
+    return True
 
 
-def starting(launch: Launch | None, timeout: float) -> None:
+def rank_process() -> tuple[int, bool]:
+    """The process that is the rank whose variables this one has inherited, and whether it has started MPI; (0, False)
+    if that rank is this process."""
+    if _parent is None:
+        return 0, False
+    table, rank = _parent
+    seen = table.see(rank)
+    return table.owner(rank)[0], seen is not None and seen.state >= State.STARTING
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(f"ranks that die will be noticed late, by init(timeout=): {error}", RuntimeWarning, stacklevel=3)
+
+
+def starting(timeout: float) -> None:
     """This rank is about to wait for all ranks in the start of MPI."""
-    if launch is not None and launch.several:
-        join(launch, starting_mpi=True)
     if _row is not None:
         _row.table.timeout = timeout
         _row.say("the start of MPI", call_site().where)
@@ -172,6 +231,30 @@ def running(timeout: float) -> None:
     if _row is not None:
         _row.table.timeout = timeout
         _row.set(State.RUNNING)
+
+
+@contextmanager
+def wrapping(size: int) -> Iterator[None]:
+    """This rank makes a communicator of `size` ranks, with calls of MPI that no communicator of ours counts yet."""
+    global _everybody
+    row = _row
+    if row is None or row.waits:  # the latter in a split, which is counted
+        yield
+        return
+    if size != row.table.ranks:
+        channel = Channel(row, 0)
+    else:
+        channel = _everybody = _everybody or Channel(row, layout.EVERYBODY)
+    if row.words[row.at + layout.STATE] < State.RUNNING:  # the program has started MPI itself, and has not called init
+        running(row.table.timeout or TIMEOUT)
+    row.say("the start of a communicator", call_site().where)
+    channel.enter(1)
+    try:
+        yield
+        if row.table.shared:
+            leftovers.note(row.table.noted)
+    finally:
+        channel.leave()
 
 
 def note(step: int | None = None, doing: str | None = None) -> None:
@@ -204,47 +287,11 @@ def all_is_said() -> None:
         _row.table.set_said()
 
 
-def _closed_first(line: socket.socket) -> socket.socket:
-    """The connection `line` under a high number, which Linux closes first when a process ends.
-
-    MPICH's launcher ends all other ranks when the connection of one to it closes: the guard is to hear first who.
-    """
-    high = min(HIGH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)
-    with line:
-        return socket.socket(fileno=fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
-
-
 def _forget() -> None:
-    global _row
-    _row = None
-
-
-def _is_ancestor(pid: int) -> bool:
-    each = os.getppid()
-    while each > 1 and each != pid:
-        each = parent(each)
-    return each == pid
-
-
-_GUARD = """
-import sys, types
-for name, path in (("sorix_dist", sys.argv[1]), ("sorix_dist.comm", sys.argv[1] + "/comm")):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [path]
-from sorix_dist.comm.guard import main
-main(sys.argv[2])
-"""
-"""Runs the guard without what the package imports: it needs neither NumPy nor a tenth of the time."""
-
-
-def _start_guard(table: Table) -> None:
-    """Start the guard, in a session of its own, as nobody's child: no user's os.wait() may find it."""
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(table.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        check=True,
-        timeout=30,
-    )
+    """This process was forked from a rank: it makes no calls in the rank's place."""
+    global _row, _everybody, _parent
+    if _row is not None:
+        _parent = _row.table, _row.rank
+    _row = _everybody = None
+    for channel in _channels:
+        channel.refused = "this process was forked from a rank, and is none itself"

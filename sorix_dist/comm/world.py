@@ -19,13 +19,13 @@ from sorix_dist.comm.launcher import detect
 from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
 from sorix_dist.comm.protocol import Comm
 from sorix_dist.comm.solo import Solo
+from sorix_dist.comm.table import LONGEST
+from sorix_dist.comm.watchdog import AFTER_GUARD
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 BACKENDS = ("auto", "mpi", "solo")
-AFTER_GUARD = 5.0
-"""Seconds later than the guard that a rank ends its start of MPI by itself: the guard can say why."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ _context: contextvars.ContextVar[Comm | None] = contextvars.ContextVar("sorix_di
 
 
 def init(
-    timeout: float = 300.0,
+    timeout: float = watch.TIMEOUT,
     threads: int | str = "auto",
     comm: Comm | MPI.Intracomm | None = None,
     backend: str = "auto",
@@ -97,6 +97,17 @@ def using(comm: Comm) -> Iterator[Comm]:
         _context.reset(token)
 
 
+def _forget() -> None:
+    """This process was forked from one that has a communicator, which is of no use here if others belong to it."""
+    global _process
+    if _process is not None and _process[0].size > 1:
+        _process = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def is_initialized() -> bool:
     """Whether `current()` is known without starting anything."""
     return _context.get() is not None or _process is not None
@@ -111,7 +122,7 @@ def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
         raise ValueError(f"init: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if comm is not None and backend == "solo":
         raise ValueError("init: comm and backend='solo' exclude each other")
-    return _Options(timeout, threads, comm, backend)
+    return _Options(min(timeout, LONGEST), threads, comm, backend)
 
 
 def _difference(old: _Options, new: _Options) -> str:
@@ -137,9 +148,17 @@ def _goodbye(comm: Checked) -> None:
 def _choose(options: _Options) -> Comm:
     comm = options.comm
     if comm is not None:
+        parent, has_started = watch.rank_process()
+        if parent and not hasattr(comm, "all_reduce"):
+            raise mismatch.LaunchMismatch(mismatch.child_of_a_rank(parent, has_started))
         watch.running(options.timeout)
         return adopt(comm)
     launch = detect(os.environ)
+    parent, has_started = watch.rank_process()
+    if parent and options.backend != "solo":
+        if options.backend == "mpi" or not has_started:
+            raise mismatch.LaunchMismatch(mismatch.child_of_a_rank(parent, has_started))
+        return Solo()
     wanted = options.backend == "mpi" or (
         options.backend == "auto" and (running_mpi() is not None or (launch is not None and launch.several))
     )
@@ -151,7 +170,7 @@ def _choose(options: _Options) -> Comm:
     wrong = mismatch.several_mpis(launch, mismatch.installed_mpis()) if launch is not None and launch.several else None
     if wrong is not None:
         raise mismatch.LaunchMismatch(wrong)
-    watch.starting(launch, options.timeout)
+    watch.starting(options.timeout)
     try:
         mpi = start_mpi(launch, options.timeout + AFTER_GUARD)
     except mismatch.LaunchMismatch:

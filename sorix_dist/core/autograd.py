@@ -128,7 +128,8 @@ def grad(
     Where the outputs follow from rows of a batch that several ranks share, or from a wrapped model, it is a call of all
     of them: gradients to what every rank has alike are those of the global batch, and gradients to rows are those of
     this rank's rows.
-    RuntimeError if an input does not require a gradient, or was not used (unless `allow_unused`: then None).
+    RuntimeError if an input does not require a gradient, was not used (unless `allow_unused`: then None), or is a
+    parameter of a wrapped model in reproducible mode.
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)

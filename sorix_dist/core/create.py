@@ -17,7 +17,7 @@ from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.dropout import normal_by_row, uniform_by_row
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.placement import Shard, forward_of, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 
@@ -211,7 +211,12 @@ def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: An
 
 
 def _drawn(draw: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
-    kind = or_float32(dtype)
+    kind, batch = or_float32(dtype), forward_of.get()
+    if batch is not None and not batch.group.alone and size and size[0] == batch.held:
+        batch.group.tell(
+            f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "
+            "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
+        )
     if kind.kind != "f":
         raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")
     direct = kind in (np.dtype(np.float32), np.dtype(np.float64))

@@ -79,7 +79,8 @@ def _operation(
                     dtype = found
                 arrays.append(array)
                 edges.append(edge)
-                if x.place is not None and x.place is not REPLICATE:
+                found = x.place
+                if found is not None and found is not REPLICATE:
                     placed = True
                 if edge is not None:
                     needed = True
@@ -105,7 +106,7 @@ def _operation(
         result.array = array
         result.leaf = None
         result.place = place
-        if place.__class__ is Partial and (place.factor != place.factor or any(map(_is_shown, inputs))):
+        if placed and place.__class__ is Partial and (place.factor != place.factor or any(map(_is_shown, inputs))):
             # It shows what follows from the numbers that its operands show.
             shown = [x.visible if isinstance(x, Tensor) else x for x in inputs]
             shown = promoted(shown, to_float) if mixed and promote is not None else shown

@@ -13,6 +13,7 @@ has, and for the collectives of `core.ops.collective` where its operands do not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -182,15 +183,11 @@ class Shard:
     More than 1 of `outer` or `inner` come from axes that were merged with the rows', or from rows one after the other.
     """
 
-    __slots__ = ("axis", "batch", "inner", "outer")
+    __slots__ = ("axis", "batch", "group", "inner", "outer")
 
     def __init__(self, batch: Batch, axis: int, outer: int, inner: int) -> None:
         self.batch, self.axis, self.outer, self.inner = batch, axis, outer, inner
-
-    @property
-    def group(self) -> Group:
-        """The processes that hold the rows of the batch."""
-        return self.batch.group
+        self.group = batch.group
 
     @property
     def rows(self) -> Rows:
@@ -301,6 +298,9 @@ def tagged(tensor: Tensor, place: Placement) -> Tensor:
         tensor.leaf.sharded = isinstance(place, Shard)
     return tensor
 
+
+forward_of: ContextVar[Batch | None] = ContextVar("forward_of", default=None)
+"""The batch that a wrapped model is computing."""
 
 _current: Callable[[], Group] = lambda: ALONE  # noqa: E731
 

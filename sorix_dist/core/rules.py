@@ -16,6 +16,7 @@ import numpy as np
 
 from sorix_dist.core.graph import recording
 from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
+from sorix_dist.core.promote import common_dtype
 from sorix_dist.core.tensor import Tensor
 
 _NUMBERS = (float, int)
@@ -45,9 +46,10 @@ def whole(x: Any, name: str = "") -> Any:
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
-    """An operand whose rows, if it has any, lie along one of `axes`: else it is gathered."""
+    """An operand of a layer, gathered unless its rows, if it has any, lie along one of `axes` and need no others."""
     place = _place(x)
-    return whole(x, name) if isinstance(place, Shard) and place.axis not in axes else x
+    fits = not isinstance(place, Shard) or (place.axis in axes and not in_order(place))
+    return x if fits else whole(x, name)
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
@@ -106,9 +108,10 @@ def additive(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
         return apply(*whole_sums(inputs, apply.__name__), **options)
     place = parts[0]
     if len(parts) < len(inputs):
-        kind = next(x.array.dtype for x in inputs if _place(x) is place)
-        once = collective().counted_once
-        return apply(*(x if isinstance(_place(x), Partial) else once(x, place.group, kind) for x in inputs), **options)
+        if any(x.array.dtype.kind != "f" for x in inputs if isinstance(_place(x), Partial)):
+            return apply(*whole_sums(inputs, apply.__name__), **options)  # integers do not divide into parts
+        kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in inputs])
+        return apply(*(collective().as_part(x, place.group, kind) for x in inputs), **options)
     for other in parts[1:]:
         if other.group is not place.group:
             return apply(*whole_sums(inputs, apply.__name__), **options)
@@ -172,6 +175,11 @@ def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return tagged(apply(*map(bare, operands), **options), place)
 
 
+def single(place: Shard) -> bool:
+    """Whether there is one row in the global batch, which broadcasts over others."""
+    return (place.batch.known is not None or place.group.alone) and place.total == 1
+
+
 def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]:
     """The operands of an element-wise operation as they go together, and where the rows of its result are.
 
@@ -183,10 +191,9 @@ def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]
         return list(inputs), None
     ndim = max(len(_shape(x)) for x in inputs if x is not None)
     at = next(len(_shape(x)) - lead.axis for x in inputs if _place(x) is lead)
-    if lead.batch.known is not None and lead.total == 1:
-        lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
-        if not lengths <= {1, lead.held}:
-            return [whole(x, name) for x in inputs], None  # one row broadcasts over others
+    lengths = {shape[-at] for x in inputs if len(shape := _shape(x)) >= at}
+    if single(lead) and not lengths <= {1, lead.held}:
+        return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
         place, shape = _place(x), _shape(x)
@@ -228,7 +235,8 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     shape = _shape(x)
     length = shape[-at]
     known = lead.batch.known is not None
-    if length == lead.held and (not known or length != lead.total or (lead.group.alone and not lead.group.ordered)):
+    of_all = known and length == lead.total
+    if length == lead.held and (not of_all or (lead.group.alone and not lead.group.ordered)):
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
@@ -309,10 +317,11 @@ def means(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pla
 def divided(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
     x, place = inputs[0], inputs[0].place
-    if not isinstance(place, Shard):
+    if place.__class__ is not Shard:
         return place if isinstance(place, Partial) else None
     divisor, held, over = options["divisor"], options["held"], options.get("over")
-    over = place.rows.total if over is None else over
+    if over is None:
+        over = (place.batch.known or place.rows).total
     if place.group.ordered:
         return tagged(_summed_in_order(x, _axes(None, x.array.ndim), False, divisor), place.batch.partial(over))
     return place.batch.partial(over, divisor / held if held else 0.0)
@@ -577,6 +586,8 @@ def contracts(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
         other, shape = (y, _shape(y)) if lead is a else (x, _shape(x))
         at = dims - axis
         if not isinstance(_place(other), Shard) and len(shape) >= at and shape[-at] != 1:
+            if single(lead):
+                return apply(whole(x, name), whole(y, name), **options)
             cut = rows_beside(other, lead, at)
             pair = (bare(x), bare(cut)) if lead is a else (bare(cut), bare(y))
             return tagged(apply(*pair, **options), lead.moved(axis))
@@ -609,9 +620,9 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
 def affine(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
-    place = _place(x)
-    if isinstance(place, Shard) and place.axis < x.array.ndim - 1 and not in_order(place):
-        if _place(w) is None and _place(b) is None:
+    place = getattr(x, "place", None)
+    if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
+        if getattr(w, "place", None) is getattr(b, "place", None) is None:
             return place
         if not (isinstance(_place(w), Shard) or isinstance(_place(b), Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
@@ -647,16 +658,17 @@ def attends(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> P
     lead = _place(operands[0])
     if lead is None:
         return apply(*operands, **options)
+    place = lead.moved(max(len(_shape(x)) for x in operands) - len(_shape(operands[0])) + lead.axis)
     if all(new is old for new, old in zip(operands, inputs, strict=True)):
-        return lead  # type: ignore[no-any-return]
-    return tagged(apply(*map(bare, operands), **options), lead)
+        return place  # type: ignore[no-any-return]
+    return tagged(apply(*map(bare, operands), **options), place)
 
 
 def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
     """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
     queries, *others = whole_sums(inputs, name)
     lead = _place(queries)
-    if lead is None or lead.axis == len(_shape(queries)) - 1 or in_order(lead):
+    if lead is None or lead.axis == len(_shape(queries)) - 1 or in_order(lead) or single(lead):
         return [whole(x, name) for x in (queries, *others)]
     at = len(_shape(queries)) - lead.axis
     for i, x in enumerate(others):

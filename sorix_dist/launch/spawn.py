@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -33,6 +34,9 @@ BACKENDS = ("mpi", "threads")
 
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
+
+LEAVE = 5.0
+"""Seconds that ranks have to end after the last of them has returned its result."""
 
 # While the package is imported, the standard library comes first: a json.py in the caller's folder is not the one that
 # it means, and the caller may have had its own before that folder came into its path.
@@ -148,6 +152,7 @@ def _run(
     ) as process:
         assert process.stdout is not None
         output.add(process.stdout)
+        done = 0.0
         limit = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while process.poll() is None:
@@ -157,6 +162,16 @@ def _run(
                 if any(name.startswith("failure-") for name in folder.names()):
                     with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
                         process.wait(GRACE)
+                    break
+                if not done and not _missing(folder, len(output.ranks)):
+                    done = time.monotonic()
+                if done and time.monotonic() > done + LEAVE:
+                    warnings.warn(
+                        f"run: all ranks have returned their results, but their processes did not end within {LEAVE:g} "
+                        "s (an atexit function, a thread that is no daemon, or a child process) and were killed",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
                     break
         finally:
             code = process.poll()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sorix_dist.comm.functions import dumps
 from sorix_dist.comm.launcher import detect
-from sorix_dist.comm.report import end_all_ranks
+from sorix_dist.comm.report import end_all_ranks, flush
 from sorix_dist.launch.private import PrivateFolder
 
 
@@ -33,7 +33,7 @@ def main(path: str) -> None:
         except Exception as error:
             raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
     except BaseException as error:  # noqa: BLE001 - the caller raises it
-        _flush()
+        flush()
         folder.write(f"failure-{rank}", dumps(_described(error)))
         _into(os.open(os.devnull, os.O_WRONLY))  # MPI's own words about it
         end_all_ranks(1)
@@ -57,15 +57,10 @@ def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
 
 def _into(file: int) -> None:
     """Sends what this process and its children print into a descriptor, mostly of the pipe that the caller reads."""
-    _flush()
+    flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def _end_with_caller(folder: PrivateFolder) -> None:

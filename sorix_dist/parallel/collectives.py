@@ -48,8 +48,9 @@ def broadcast(x: T, root: int = 0) -> T:
 def all_gather(x: Any) -> list[Any]:
     """Every rank's x, in rank order.
 
-    Of a tensor the ranks may have any number of rows along its first axis, and what follows from the parts is
-    differentiable: each rank's gradient is that of all ranks' results to its x. An array has the same shape everywhere.
+    Of a tensor the ranks may have any number of rows, along the axis of its batch or else the first, and what follows
+    from the parts is differentiable: each rank's gradient is that of all ranks' results to its x. An array has the
+    same shape everywhere.
     """
     if isinstance(x, np.ndarray):
         return list(world().all_gather(np.ascontiguousarray(x)))

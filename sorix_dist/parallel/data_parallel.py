@@ -30,10 +30,12 @@ Storage = Literal["shared", "replicated"]
 class DistributedDataParallel(Module):
     """A model of which every rank has a copy, trained on the global batch.
 
-    After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the mean over the
-    global batch, however its rows are shared out. Wrapping is a call of all ranks: it checks that all have
-    the same model, down to the options of its modules, and gives everybody rank 0's weights and buffers. What is a
-    rank's own among the numbers and texts that a module has as attributes needs a name that begins with "_".
+    After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the loss of the global
+    batch, whatever that loss is and however the rows are shared out, and `loss.item()` is its value.
+    In training, inputs that no loader has made are rows of this rank along their first axis, unless they are
+    `replicated`. Wrapping is a call of all ranks: it checks that all have the same model, down to the options of its
+    modules, and gives everybody rank 0's weights and buffers. What is a rank's own among the numbers and texts that a
+    module has as attributes needs a name that begins with "_".
 
     module: the model; comm: an mpi4py communicator if not all ranks of the job train this model. What MPI holds for it
     (its own copies of it, shared memory) stays when nobody uses it any more, until all of its ranks together wrap a
@@ -45,7 +47,7 @@ class DistributedDataParallel(Module):
     nonfinite: what a backward does on all ranks when a gradient is NaN or infinite: "raise" FloatingPointError, which
     names the parameter and the rank; "skip" it, so that the optimizer moves nothing; or "allow" it.
     The state has the names that the bare model has. To add or replace layers, take the bare model by `unwrap()`, change
-    it, and wrap it again: who is not there when a model is wrapped is not synchronised.
+    it, and wrap it again: a backward raises at a parameter that was not there when the model was wrapped.
     """
 
     def __init__(
@@ -124,7 +126,8 @@ class DistributedDataParallel(Module):
     def no_sync(self) -> AbstractContextManager[None]:
         """A context in which backwards stay on this rank: the first one outside sums what all of them have left.
 
-        As in PyTorch, but `grad` shows nothing of it before; an optimizer's step in between is an error.
+        As in PyTorch, but `grad` shows nothing of it before, and a loss its value over this rank's rows; an
+        optimizer's step in between is an error.
         """
         return self._replicas.no_sync()
 
@@ -136,8 +139,10 @@ class DistributedDataParallel(Module):
         for xb, yb in model.accumulate(pieces):
             criterion(model(xb), yb).backward()
 
-        Gradients are summed over the ranks once, at the end; all ranks have as many pieces. All losses must be
-        divided by the same kind of denominator, else RuntimeError. A loop that is left early counts for nothing.
+        Gradients are summed over the ranks once, at the end, when the losses come to show the values of their global
+        batches; all ranks have as many pieces. A loop that is left early counts for nothing. RuntimeError if a loss is
+        no sum or mean over rows with one denominator (a root, the sum of two means over different numbers of rows), or
+        if there are sums and means: in `no_sync`, backwards of (loss / number of pieces) add up what you decide.
         """
         accumulation = self._replicas.accumulate()
         try:

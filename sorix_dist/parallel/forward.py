@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, forward_of, tagged
 from sorix_dist.nn import Module
 from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.utils.data.nested import entries, map_arrays
@@ -38,13 +38,19 @@ class WholeForward:
         """The module's results, which know their rows."""
         first = inputs[0] if len(inputs) == 1 and not options else None
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
-            self.replicas.rows = first.place.rows
-            return module(first)
+            known_batch = first.place.batch
+            self.replicas.rows = known_batch.known or known_batch.rows
+            return module(first) if known_batch.group.alone else self._compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
-        if not known and not open_ and any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays):
-            return module(*inputs, **options)  # every rank computes the same
+        alike = any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays)
+        if not (known or open_ or alike or self.replicas.group.alone):
+            raise RuntimeError(
+                "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
+                "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what is "
+                "the same on every rank"
+            )
         batch, rows = self._asked(known, open_)
         if batch is not None:
             self.replicas.rows = batch.rows
@@ -60,7 +66,16 @@ class WholeForward:
                 return tagged(fresh, batch.at(0))
 
             inputs, options = map_arrays((inputs, options), tag)
-        return module(*inputs, **options)
+        return self._compute(batch, module, inputs, options)
+
+    def _compute(self, batch: Batch | None, module: Module, inputs: Any, options: Any) -> Any:
+        if self.replicas.group.alone:
+            return module(*inputs, **options)
+        before = forward_of.set(batch)
+        try:
+            return module(*inputs, **options)
+        finally:
+            forward_of.reset(before)
 
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
@@ -73,12 +88,6 @@ class WholeForward:
         """
         comm, group = self.replicas.comm, self.replicas.group
         if not arrays:
-            if not known and not group.alone:
-                raise RuntimeError(
-                    "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody "
-                    "knows which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) "
-                    "for what is the same on every rank"
-                )
             return (known[0].batch if known else None), set()
         lengths = [len(x) for x in arrays]
         if known:

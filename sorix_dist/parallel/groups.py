@@ -22,7 +22,7 @@ class Ranks(Group):
         self.comm = comm
         self.parts = comm.size
         self.alone = comm.size == 1
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         self.expected: list[float] = []
 
     def expect(self, number: float) -> None:
@@ -39,8 +39,9 @@ class Ranks(Group):
 
     def tell(self, message: str) -> None:
         where = call_site().where
-        if self.comm.rank == 0 and where not in self._told:
-            self._told.add(where)
+        said = where, message.split(" ", 1)[0]
+        if self.comm.rank == 0 and said not in self._told:
+            self._told.add(said)
             file, _, line = where.rpartition(":")
             warnings.warn_explicit(message, RuntimeWarning, file, int(line) if line.isdigit() else 0)
 
@@ -58,7 +59,7 @@ class InOrder(Ranks):
         super().__init__(comm)
         self.parts = 1
         self.shards = shards
-        self.within = [OfShard(shards.count) for _ in shards.owned]
+        self.within = [OfShard(shards.count, self.tell) for _ in shards.owned]
         use_shards()
 
     def reduce(self, array: Array, what: str) -> Array:
@@ -80,9 +81,13 @@ class OfShard(Group):
 
     apart = True
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, tell: Callable[[str], None]) -> None:
         self.parts = count
         self.alone = count == 1
+        self._tell = tell
+
+    def tell(self, message: str) -> None:
+        self._tell(message)
 
     def reduce(self, array: Array, what: str) -> Array:
         if self.alone:
@@ -104,9 +109,9 @@ class OfShard(Group):
         )
 
 
-def group_of(comm: Comm, shards: VirtualShards | None) -> Ranks:
-    """The ranks of a communicator as a group, the same object whenever it is asked for."""
+def group_of(comm: Comm, count: int | None) -> Ranks:
+    """The ranks of a communicator as a group, the same object whenever it is asked for; count: of virtual shards."""
     found: Ranks | None = comm.kept.get(Ranks)
     if found is None:
-        found = comm.kept[Ranks] = Ranks(comm) if shards is None else InOrder(comm, shards)
+        found = comm.kept[Ranks] = Ranks(comm) if count is None else InOrder(comm, VirtualShards(comm, count))
     return found

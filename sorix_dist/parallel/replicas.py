@@ -27,11 +27,10 @@ from sorix_dist.parallel.by_window import ByWindow
 from sorix_dist.parallel.check import Behind, describe_places
 from sorix_dist.parallel.comm_hooks import ByHook, Hook, exchange_like
 from sorix_dist.parallel.fixed_order import ByTree, ByTreeMessages
-from sorix_dist.parallel.groups import group_of
+from sorix_dist.parallel.groups import InOrder, group_of
 from sorix_dist.parallel.host_memory import HostMemory
 from sorix_dist.parallel.reduce import Alone, ByMessage, Reducer
 from sorix_dist.parallel.sync import PLAIN, Member
-from sorix_dist.parallel.virtual import VirtualShards
 from sorix_dist.parallel.world import virtual_shards
 
 NO_ROWS = Rows(0, 0, 0)
@@ -67,9 +66,8 @@ class Replicas:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        count = virtual_shards(comm)
-        self.shards = None if count is None else VirtualShards(comm, count)
-        self.group = group_of(comm, self.shards)
+        self.group = group_of(comm, virtual_shards(comm))
+        self.shards = self.group.shards if isinstance(self.group, InOrder) else None
         self.board = board(comm)
         self.memory = HostMemory(comm, self.meet)
         self.peers = _peers(comm)

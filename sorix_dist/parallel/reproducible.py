@@ -11,7 +11,7 @@ from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import Batch, Partial, Rows, Shard, tagged
+from sorix_dist.core.placement import Batch, Partial, Rows, Shard, forward_of, tagged
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -46,12 +46,13 @@ class ByShards:
             part = Batch(Rows(start, stop, rows.total), group, shard)
             if buffers is not None:
                 buffers.restore()
-            token = current_shard.set((shard, True))
+            token, before = current_shard.set((shard, True)), forward_of.set(part)
             try:
                 cut_inputs, cut_options = map_tensors((inputs, options), lambda x, part=part: self._cut(x, rows, part))  # type: ignore[misc]
                 results.append(module(*cut_inputs, **cut_options))
             finally:
                 current_shard.reset(token)
+                forward_of.reset(before)
             if buffers is not None:
                 buffers.keep()
         if buffers is not None:

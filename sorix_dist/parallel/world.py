@@ -11,7 +11,7 @@ from sorix_dist.comm import world as comm_world
 from sorix_dist.core import placement
 from sorix_dist.core import random as rng
 from sorix_dist.parallel.groups import Ranks, group_of
-from sorix_dist.parallel.virtual import VirtualShards, check_virtual_shards
+from sorix_dist.parallel.virtual import check_virtual_shards
 from sorix_dist.utils.data import loader
 
 
@@ -83,11 +83,24 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
         check_virtual_shards(wanted["virtual_shards"], comm.size)
         if wanted["virtual_shards"] is not None:
             blas.limit(1)
+            _compare_kernels(comm)
         agree_on_seed(comm)
         known = _worlds[comm] = _World(rng.seed(), wanted)
     elif options is not None:
         _refuse_other_shards(known, options["virtual_shards"])
     return known
+
+
+def _compare_kernels(comm: Comm) -> None:
+    """ValueError on every rank, in reproducible mode, where products or sums have other bits on some ranks."""
+    kernels = comm.gather_objects(blas.kernels())
+    for other, theirs in enumerate(kernels):
+        if theirs != kernels[0]:
+            raise ValueError(
+                "init: virtual_shards needs the same NumPy and BLAS kernels on every rank, or the bits differ, "
+                f"got {kernels[0]} on rank 0 and {theirs} on rank {other}; set OPENBLAS_CORETYPE (such as Haswell) or "
+                "NPY_DISABLE_CPU_FEATURES to what all of them have"
+            )
 
 
 def _refuse_other_shards(known: _World | None, wanted: int | None) -> None:
@@ -149,8 +162,7 @@ def print_once(*values: Any, **options: Any) -> None:
 def current_group() -> Ranks:
     """The ranks that a loader shares its batches out to."""
     comm = world()
-    count = virtual_shards(comm)
-    return group_of(comm, None if count is None else VirtualShards(comm, count))
+    return group_of(comm, virtual_shards(comm))
 
 
 def _shares() -> tuple[int, int, int | None]:

@@ -95,8 +95,8 @@ class Mean(Metric):
 
     `compute()` is the exact mean of the values and weights that were given, rounded once to a float64: the same
     bits in whatever order, on whatever rank and in whatever groups they came. So the mean of values per sample has
-    the same bits on every number of ranks. The mean of a batch is another number for another split of the batch:
-    `loss.item()` differs between numbers of ranks by its own rounding, and so then does their mean.
+    the same bits on every number of ranks. `loss.item()` differs between numbers of ranks by its own rounding, and so
+    then does their mean. It may be taken before the backward, when it is the mean over this rank's rows, or after.
     """
 
     def reset(self) -> None:

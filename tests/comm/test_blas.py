@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import warnings
@@ -163,3 +164,26 @@ def test_without_a_launcher_it_costs_nothing() -> None:
 def test_ranks_outside_the_communicator_count(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cpus(monkeypatch, *range(8))
     assert blas.cap(Solo(), "auto", dict(TWO_HERE)) == 4
+
+
+@needs_mpirun
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("OPENBLAS_CORETYPE='SandyBridge'", "with kernels for Sandybridge on rank 1"),
+        ("NPY_DISABLE_CPU_FEATURES='X86_V3,AVX2,AVX512F'", "NumPy .* on rank 1"),
+    ],
+)
+def test_other_kernels_on_a_rank_are_refused_in_reproducible_mode(variable: str, says: str) -> None:
+    """The same shapes and the same threads give other bits with them."""
+    name, _, value = variable.partition("=")
+    script = (
+        "import os\nif os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n"
+        f"    os.environ[{name!r}] = {value}\nimport sorix_dist as sx\nsx.init(virtual_shards=8)"
+    )
+    ended = run_ranks(2, "-W", "ignore", "-c", script)
+    assert ended.code != 0
+    assert re.search(f"virtual_shards needs the same NumPy and BLAS kernels on every rank.* {says}", ended.err), (
+        ended.err
+    )
+    assert run_ranks(2, "-W", "ignore", "-c", script.replace("virtual_shards=8", "")).code == 0

@@ -50,6 +50,41 @@ def test_every_difference_is_found_on_every_rank(name: str) -> None:
     assert all(f"of rank {rank}, but rank {0 if rank == 1 else 1} calls" in text for rank, text in enumerate(texts))
 
 
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_after_a_failure_every_further_call_is_refused_with_the_first_reason(hosts: int) -> None:
+    """Ranks that went on would be one call apart, and each sum that of another call."""
+    calls = [*CALLS.values(), lambda comm: comm.split(0), lambda comm: comm.exchange()]
+
+    def rank() -> None:
+        comm = Checked(current())
+        window = comm.window(8)
+        other = comm.split(0)
+        with pytest.raises(CollectiveMismatch, match="every rank must make"):
+            comm.all_reduce(np.ones(3 + comm.rank))
+        for call in [*calls, lambda comm: window.barrier(), lambda comm: window.close()]:
+            with pytest.raises(CollectiveMismatch, match=r"no further calls .* CollectiveMismatch: all_reduce"):
+                call(comm)
+        total = np.ones(3)
+        other.all_reduce(total)
+        assert total.tolist() == [3, 3, 3]
+
+    run_threads(rank, 3, timeout=60, hosts=hosts)
+
+
+def test_a_wrong_argument_on_one_rank_is_a_call_that_others_see() -> None:
+    def rank() -> None:
+        comm = Checked(current())
+        with pytest.raises(TypeError):
+            comm.all_reduce([1.0])  # type: ignore[arg-type] # on all ranks: they are in step
+        comm.barrier()
+        with pytest.raises(CollectiveMismatch, match="a call with a wrong argument"):
+            comm.all_reduce(np.ones(3, "O" if comm.rank == 1 else "f8"))
+        with pytest.raises(CollectiveMismatch, match="no further calls"):
+            comm.all_reduce(np.ones(3))
+
+    run_threads(rank, 3, timeout=60)
+
+
 def test_who_has_ended_is_named_at_the_next_collective() -> None:
     def rank() -> str:
         comm = Checked(current())

@@ -84,6 +84,18 @@ def test_two_programs_one_after_the_other_in_one_launch(tmp_path: Path) -> None:
 
 
 @needs_mpirun
+def test_a_shell_between_two_programs_is_no_end_of_a_rank(tmp_path: Path) -> None:
+    """The other ranks wait in the start of MPI, while that of rank 2 has not begun yet."""
+    first, second = tmp_path / "prepare.py", tmp_path / "train.py"
+    first.write_text("import sorix_dist")
+    second.write_text("import sys\nimport sorix_dist as sx\nsx.barrier()\nsys.stdout.write('trained\\n')")
+    pause = 'if [ "${PMI_RANK:-$OMPI_COMM_WORLD_RANK}" = 2 ]; then sleep 3; fi'
+    both = f"{sys.executable} {first} && {pause} && {sys.executable} {second}"
+    ended = run_command([str(MPIRUN), "-n", "3", "sh", "-c", both], limit=20)
+    assert (ended.code, ended.out.split()) == (0, ["trained"] * 3), ended.err
+
+
+@needs_mpirun
 def test_ranks_whose_launcher_is_killed_do_not_stay(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
@@ -108,3 +120,35 @@ def test_no_table_is_left_behind(tmp_path: Path) -> None:
     assert launcher_of(path)[0] > 0
     assert not ended.left
     assert [other for other in path.parent.iterdir() if other.name.startswith(path.name)] == []
+    assert not path.exists()
+
+
+@needs_mpirun
+def test_a_rank_that_fails_before_the_import_is_named(tmp_path: Path) -> None:
+    """MPICH does not end the others, which wait for it in MPI_Init; Open MPI does, and names it."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, time\nrank = int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')))\n"
+        "if rank == 2:\n    time.sleep(0.5)\n    import no_such_module\nimport sorix_dist as sx\nsx.init(timeout=60)"
+    )
+    ended = run_ranks(RANKS, str(script), limit=20)
+    assert ended.code != 0
+    assert "No module named 'no_such_module'" in ended.err
+    assert re.search(r"rank 2 has ended before it imported sorix_dist, while rank \d waits|@1,2\]", ended.err), (
+        ended.err
+    )
+    assert not ended.left
+
+
+@needs_mpirun
+@pytest.mark.parametrize("fault", ["", "if sx.rank() == 0: raise ValueError('a bad row')"])
+def test_a_child_that_holds_the_output_does_not_keep_the_launcher(fault: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, sys, time\nimport sorix_dist as sx\nsx.init(timeout=3)\nsx.barrier()\n"
+        f"if sx.rank() == 1 and os.fork() == 0: time.sleep(60)\n{fault}\nsx.barrier()"
+    )
+    ended = run_ranks(2, str(script), limit=20)
+    assert (ended.code != 0) == bool(fault)
+    assert fault or "which one of them has started, keeps their output open" in ended.err
+    assert not ended.left

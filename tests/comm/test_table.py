@@ -172,10 +172,11 @@ def test_stale_tables_are_removed_and_living_ones_kept(tmp_path: Path, monkeypat
     reused = tmp_path / f"sorix_dist-{os.getuid()}-{os.getpid()}-{start_time(os.getpid()) - 1}"
     stale = tmp_path / f"sorix_dist-{os.getuid()}-{pid}-{start}"
     foreign = tmp_path / f"sorix_dist-{os.getuid()}-notes"
-    for path in (living, reused, stale, stale.with_name(stale.name + ".words"), foreign):
+    container = stale.with_name(stale.name + "-12345")  # where these numbers are those of other processes
+    for path in (living, reused, stale, stale.with_name(stale.name + ".words"), foreign, container):
         path.touch()
     layout.remove_stale()
-    assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
+    assert sorted(tmp_path.iterdir()) == sorted([living, foreign, container])
     assert layout.launcher_of(living) == (os.getpid(), start_time(os.getpid()))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sorix_dist.comm.table import Seen, State
-from sorix_dist.comm.verdict import FROZEN, PATIENCE, Observed, ending, judge
+from sorix_dist.comm.verdict import ELSEWHERE, FROZEN, PATIENCE, Observed, ending, judge
 
 LONG = 1000.0
 
@@ -68,6 +68,45 @@ def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     assert "rank 1 (pid 101) has ended" in str(verdict(seen(0, 3, waits=True), other, waited={0: 1.0}))
     ended_early = seen(1, 0, state=State.ENDED, counts={})
     assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), ended_early))
+
+
+def test_a_rank_whose_collective_failed_and_whose_program_went_on() -> None:
+    rows = seen(0, 4, waits=True), seen(1, 4, refused=frozenset({7}))
+    what = str(verdict(*rows, waited={0: ELSEWHERE}))
+    assert "rank 1 makes no further calls in the communicator where rank 0 waits for it in all_reduce at" in what
+    assert verdict(*rows, waited={0: ELSEWHERE / 2}) is None  # it may be about to say so
+    assert verdict(seen(0, 4, waits=True), seen(1, 4, refused=frozenset({8})), waited={0: ELSEWHERE}) is None
+
+
+def test_a_rank_whose_shell_may_start_another_program() -> None:
+    rows = seen(0, 0, state=State.STARTING), seen(1, 0, state=State.ENDED, counts={})
+    assert "rank 1" in str(verdict(*rows))
+    assert verdict(*rows, may_come=frozenset({1}), waited={0: 5.0}) is None
+    assert "rank 1 has not arrived" in str(verdict(*rows, may_come=frozenset({1})))
+    trained = seen(1, 3, state=State.ENDED)
+    assert "rank 1" in str(verdict(seen(0, 4, waits=True), trained, may_come=frozenset({1})))
+
+
+def test_of_several_hosts_none_blames_a_rank_that_its_launcher_may_have_ended() -> None:
+    rows = {0: seen(0, 4, waits=True), 1: seen(1, 3)}
+    fault = judge(rows, Observed(gone={1: None}), 300.0, here=False)
+    assert fault is not None
+    assert "died without a word (killed, crashed, or os._exit), or its launcher has ended it for another" in fault.what
+
+
+def test_a_rank_that_never_came() -> None:
+    starting = seen(0, 0, state=State.STARTING)
+    assert "rank 1 has ended before it imported sorix_dist, while rank 0 waits" in str(
+        verdict(starting, absent=frozenset({1}))
+    )
+    assert verdict(starting, absent=frozenset({1}), waited={0: 0.5}) is None
+
+
+def test_a_rank_that_stays_after_its_end() -> None:
+    ended, stays = seen(0, 3, state=State.ENDED, over=True), seen(1, 3, over=True)
+    assert "the script of rank 1 (pid 101) ended 300 s ago" in str(verdict(ended, stays, over={0: LONG, 1: LONG}))
+    assert verdict(ended, stays, over={0: LONG, 1: 1.0}) is None
+    assert verdict(ended, seen(1, 3), over={0: LONG}) is None  # it works on at the end
 
 
 def test_ranks_in_different_collectives() -> None:

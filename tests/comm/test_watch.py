@@ -193,3 +193,41 @@ def test_one_process_keeps_pythons_hook() -> None:
     assert (ended.code, ended.out) == (1, "sys\n")
     assert "ZeroDivisionError" in ended.err
     assert "ending all ranks" not in ended.err
+
+
+BROKEN = {
+    "no streams": "sys.stdout = sys.stderr = None",
+    "a stream without flush": "sys.stdout = sys.stderr = type('Stream', (), {'write': lambda self, text: None})()",
+    "a stream that raises": "sys.stdout = type('Stream', (), {'flush': lambda self: 1 / 0})()",
+    "closed streams": "sys.stdout.close()",
+    "closed descriptors": "os.close(0)\nos.close(1)",
+    "a hook that raises": "sys.excepthook._previous = lambda *_: 1 / 0",
+}
+
+
+@needs_mpirun
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_report_does_without_what_the_program_has_broken(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    breaks = BROKEN[name].replace("\n", "\n    ")
+    script.write_text(
+        BEGIN + f"comm = current()\nif rank == 1:\n    {breaks}\n    raise ValueError('a bad row')\ncomm.barrier()"
+    )
+    ended = run_ranks(2, str(script), limit=20)
+    assert ended.code != 0
+    assert "rank 1 of 2 (host " in ended.err or name == "a stream without flush", ended.err
+    assert ended.err.count("ending all ranks") == 1 or name == "a stream without flush", ended.err
+    assert not ended.left
+
+
+def test_without_shared_memory_the_import_warns_and_goes_on(tmp_path: Path) -> None:
+    """The first write to memory that is not there would be a SIGBUS."""
+    full = "mount -t tmpfs -o size=4k tmpfs /dev/shm && dd if=/dev/zero of=/dev/shm/x bs=1k 2>/dev/null; "
+    private = ["unshare", "--mount", "sh", "-c"]
+    if run_command([*private, "mount -t tmpfs tmpfs /dev/shm"]).code:
+        pytest.skip("needs root, to fill a /dev/shm of its own")
+    environ = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "2", "MPI_LOCALNRANKS": "4"}
+    ended = run_command([*private, f"{full}{sys.executable} -c 'import sorix_dist'"], env=environ)
+    assert ended.code == 0
+    assert "RuntimeWarning: ranks that die will be noticed late" in ended.err
+    assert "has 0 KB left, and 4 KB are needed for each rank" in ended.err

@@ -10,6 +10,7 @@ Ranks compare what they do before data moves. A rank that raises, or is done, en
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,7 +102,7 @@ class Rank(Group):
 
 
 class OrderedRank(Rank):
-    """One of the ranks in reproducible mode, outside of a forward: sums over rows go by virtual shards, in one order."""
+    """One of the ranks in reproducible mode, outside of a forward: sums over rows go by virtual shards, in order."""
 
     ordered = True
 
@@ -109,7 +110,7 @@ class OrderedRank(Rank):
         super().__init__(number, counts, meeting)
         self.parts = 1
         ends = np.cumsum([0, *shards]).tolist()
-        bounds = list(zip(ends[:-1], ends[1:], strict=True))
+        bounds = list(itertools.pairwise(ends))
         # An empty shard may lie on the border of two ranks: it belongs to the first.
         owners = [next(r for r in range(len(counts)) if b <= sum(counts[: r + 1])) for _, b in bounds]
         self.bounds = [bound for bound, owner in zip(bounds, owners, strict=True) if owner == number]
@@ -145,7 +146,7 @@ def run(function: Callable[[Any], Any], counts: Sequence[int], shards: Sequence[
         except Diverged as error:
             outcomes[number] = error
             return  # the others have seen it too
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it is what came of this rank)
             outcomes[number] = error
         try:
             meeting.exchange(number, ("the end",), None)

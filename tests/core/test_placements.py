@@ -3,6 +3,7 @@ refuse. No placement depends on how many rows a rank has, and no rank waits for 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -38,9 +39,9 @@ MOST = 40 if LONG else 3  # placements for one case of a row
 # functions are what is tested, in the table of cases below.
 BY_FUNCTIONS = {
     "select", "take", "scatter_add_to", "expand_to", "reshape_to", "table_rows", "sum_of_rows", "sum_divided",
-    "flip_over", "roll_over", "cross_entropy_of_classes", "cross_entropy_rows", "negative_likelihood_rows", "batch_norm_of_rows", "all_reduced",
-    "among_all", "cut_rows", "shared_out", "spread_rows", "sum_in_order", "take_rows", "put_rows", "summed_parts",
-    "first_of",
+    "flip_over", "roll_over", "cross_entropy_of_classes", "cross_entropy_rows", "negative_likelihood_rows",
+    "batch_norm_of_rows", "all_reduced", "among_all", "cut_rows", "shared_out", "spread_rows", "sum_in_order",
+    "take_rows", "put_rows", "summed_parts", "first_of",
 }  # fmt: skip
 OF_REPRODUCIBLE_MODE = {"spread_rows", "sum_in_order", "take_rows", "put_rows", "summed_parts", "first_of"}
 # Rows of weights that are rows of a batch are refused by some checks of their shapes, on some ranks only.
@@ -65,9 +66,11 @@ def test_operation(row: Row) -> None:
         arrays = opcheck.inputs_of(row, shapes)
         if sum(a.size for a in arrays if a is not None) > 3000:
             continue
+        function = functools.partial(row.function, **row.options)
+        expected = placed.on_one_process(function, arrays)
         for placements, rows in placed.placements_of(arrays, MOST, row.title + str(shapes)):
             counts = share(f"{row.title}{shapes}{placements}", rows)
-            right = placed.check(lambda *xs: row.function(*xs, **row.options), arrays, placements, counts)
+            right = placed.check(function, arrays, placements, counts, expected=expected)
             assert right, f"{shapes} {placements} {counts} is refused"
 
 
@@ -240,6 +243,9 @@ REDUCTIONS = {
     "quotient of sums": [lambda x, y: (x * y).sum() / (y * y).sum(), [N3, N3], ["0", "0"]],
     "root": [lambda x: x.square().mean().sqrt(), [N3], ["0"], {"covers": ("all_reduced",)}],
     "sum and weights": [lambda x, w: x.sum() + w.square().sum(), [N3, (3,)], ["0", ""], {"covers": ("shared_out",)}],
+    "sum and numbers of another dtype": [lambda x: x.sum(0) + np.float32([0.1, 0.2, 0.3]), [N3], ["0"]],
+    "sum of integers and a number": [lambda i: i.sum() + 0.5, [("N",)], ["0"], {"integers": (0,)}],
+    "sum of integers and one": [lambda i: 1 - i.sum(0), [N3], ["0"], {"integers": (0,)}],
     "global value": [collective.replicated, [N3], ["0"], {"covers": ("among_all", "cut_rows")}],
 }  # fmt: skip
 PRODUCTS = {
@@ -425,8 +431,9 @@ def arrays_of(case: Case) -> list[Any]:
 @pytest.mark.parametrize("case", ALL)
 def test_function(case: Case) -> None:
     arrays = arrays_of(case)
-    for counts in placed.splits(11):
-        right = placed.check(case.function, arrays, case.placements, counts)
+    expected = placed.on_one_process(case.function, arrays)
+    for counts in placed.splits(11) if LONG else ([1, 10], [0, 9, 2], share(f"{case.shapes}{case.placements}", 11)):
+        right = placed.check(case.function, arrays, case.placements, counts, expected=expected)
         assert right == (not case.refused), f"on {counts}"
     if case.refused:
         plain, *ranks = [
@@ -440,8 +447,31 @@ def test_function(case: Case) -> None:
                 raise error
 
 
+SHARDS = [3, 3, 2, 3]  # rows of each virtual shard
+IN_ORDER = [[6, 5], [11, 0], [3, 5, 3], [0, 8, 3]]  # splits of whole shards
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_function_in_reproducible_mode(case: Case) -> None:
+    """Outside of a forward: as on one process, with the same bits on any number of ranks, or refused by all ranks."""
+    arrays = arrays_of(case)
+
+    def bits(rank: Any) -> list[Any]:
+        results = placed.outcome(case.function, arrays, case.placements, rank)
+        return [
+            np.zeros(x.shape) if (p := x.place) is not None and not p.batch.in_order else rank.whole(x) for x in results
+        ]
+
+    (alone,) = run(bits, [11], SHARDS)
+    for counts in IN_ORDER if LONG else IN_ORDER[-1:]:
+        if placed.check(case.function, arrays, case.placements, counts, SHARDS):
+            for results in agreed(run(bits, counts, SHARDS)) or []:
+                for x, y in zip(results, alone, strict=True):
+                    np.testing.assert_array_equal(x, y, f"on {counts}")
+
+
 def test_every_operation_is_here() -> None:
-    """Or is one of reproducible mode, which tests/parallel runs."""
+    """Or is one that virtual shards need inside of a forward, which tests/parallel runs."""
     covered = {name for row in ROWS for name in row.names}
     covered |= {name for param in ALL for name in param.values[0].covers}
     assert set(REGISTRY) - covered == OF_REPRODUCIBLE_MODE

@@ -244,9 +244,6 @@ def described(steps: list[Step]) -> str:
     return "; ".join(f"v{first + i} = {n}{operands}{options or ''}" for i, (n, operands, options) in enumerate(steps))
 
 
-outcomes: Counter[str] = Counter()
-
-
 def check(rng: Random, seed: int) -> str:
     """Runs a program on one process and on ranks. Answers what came of it."""
     rows, size = rng.randint(1, 7), rng.randint(1, 4)
@@ -271,7 +268,6 @@ def check(rng: Random, seed: int) -> str:
         raise
     if results is None:
         assert size > 1, f"{where}: one process refuses: {ranks[0]}"
-        outcomes[str(ranks[0])[:60]] += 1
         return "refused"
     for rank, got in results:
         compare(got, alone, rank, f"{where}, rank {rank.number}")
@@ -296,7 +292,14 @@ def central(steps: list[Step], arrays: list[Array], last: str, alone: list[Any],
         assert abs(slope - first) < 1e-5 * max(1, abs(first)), f"{where}: {slope} is not {first}"
 
 
-@settings(max_examples=PROGRAMS, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.randoms(use_true_random=False), st.integers(0, 2**20))
-def test_programs(rng: Random, seed: int) -> None:
-    check(rng, seed)
+def test_programs() -> None:
+    """Right, or refused by all ranks: and nine of ten are right."""
+    found: Counter[str] = Counter()
+
+    @settings(max_examples=PROGRAMS, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.randoms(use_true_random=False), st.integers(0, 2**20))
+    def run_some(rng: Random, seed: int) -> None:
+        found[check(rng, seed)] += 1
+
+    run_some()
+    assert found["right"] > 0.9 * found.total(), found

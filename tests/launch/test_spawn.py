@@ -41,6 +41,19 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_mpirun
+def test_ranks_that_stay_after_their_results_are_ended() -> None:
+    def stay() -> int:
+        import atexit
+        import time
+
+        atexit.register(time.sleep, 100)
+        return parallel.rank()
+
+    with pytest.warns(RuntimeWarning, match="all ranks have returned their results, but their processes did not end"):
+        assert sx.run(stay, num_proc=2, timeout=60) == [0, 1]
+
+
+@needs_mpirun
 def test_results_come_in_rank_order(capsys: pytest.CaptureFixture[str]) -> None:
     factor = 10
 

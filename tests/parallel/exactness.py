@@ -283,6 +283,22 @@ def batches_that_are_shared_out_differently(rows: int) -> None:
     assert_same(gradients(wrapped), gradients(alone))
 
 
+def a_batch_that_all_ranks_hold(rows: int) -> None:
+    """It counts once, however many ranks compute it, alone and beside rows of another batch."""
+    x, y = data(rows)
+    start, stop = share(rows, sx.rank(), sx.size())
+    criterion = nn.CrossEntropyLoss()
+    alone, wrapped = network(), sx.DistributedDataParallel(network())
+    criterion(alone(sx.tensor(x)), y).backward()
+    loss = criterion(wrapped(sx.replicated(x)), y)
+    loss.backward()
+    assert_same(gradients(wrapped), gradients(alone))
+    (criterion(alone(sx.tensor(x)), y) * 2).backward()
+    own = criterion(wrapped(sx.tensor(x[start:stop])), y[start:stop])
+    (own + criterion(wrapped(sx.replicated(x)), y)).backward()
+    assert_same(gradients(wrapped), gradients(alone))
+
+
 def hooks_see_the_sum(rows: int) -> None:
     """A hook on a parameter gets the gradient of the global batch, also where this rank has no rows."""
     x, y = data(rows)
@@ -420,6 +436,7 @@ CHECKS: list[Callable[[int], None]] = [
     two_models_in_one_backward,
     a_forward_of_another_batch_in_between,
     batches_that_are_shared_out_differently,
+    a_batch_that_all_ranks_hold,
     hooks_see_the_sum,
     a_backward_that_failed,
     a_batch_behind_another_argument,

@@ -133,7 +133,9 @@ CASES = {
     "images": Situation((Images,), lambda m, x, y: F.cross_entropy(m[0](sx.cat([x, x], 1).reshape(-1, 1, 4, 4)), y)),
     "columns": Situation((lambda: net(7),), lambda m, x, y: F.cross_entropy(m[0](x[:, :-1]), y)),
     "sum by hand": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum() * 0.02),
-    "mean by hand": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum(axis=1).sum() / (sx.global_rows(x) if x.rows else len(x))),
+    "mean by hand": Situation(
+        (net,), lambda m, x, y: (m[0](x) ** 2).sum(axis=1).sum() / (sx.global_rows(x) if x.rows else len(x))
+    ),
     "mean of columns": Situation((net,), lambda m, x, y: m[0](x).mean(axis=0).square().sum()),
     "rows and a loss": Situation((net,), lambda m, x, y: (lambda s: (s * F.cross_entropy(s, y)).mean())(m[0](x))),
     "some rows": Situation((net,), lambda m, x, y: _of_some_rows(m[0](x), x, y)),

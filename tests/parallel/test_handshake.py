@@ -10,8 +10,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.core.placement import Batch
 from sorix_dist.comm import run_threads
+from sorix_dist.core.placement import Batch
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset, Sampler
 from tests.launching import needs_mpirun, run_ranks

@@ -11,13 +11,14 @@ order, Partials are whole already, and `add_up` and `spread` take the place of s
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.graph import Node, SumOverRanks
 from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import bare, given
 from sorix_dist.core.tensor import Array, Tensor
@@ -120,9 +121,8 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     """What every rank holds alike: the sum over all parts of a Partial, or the rows of all ranks."""
     place = x.place
     if isinstance(place, Shard):
-        group, held = place.group, x.array.nbytes
-        # In order, one process has a copy too: the bits of products depend on how an array lies in memory.
-        if group.alone and not (group.ordered and place.batch.in_order):
+        group = place.group
+        if group.alone and not group.ordered:  # where bits count, one process walks the nodes of several
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
@@ -130,9 +130,10 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
                 "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
         if name and not group.alone:
+            extents = (*x.array.shape[: place.axis], place.total, *x.array.shape[place.axis + 1 :])
             group.tell(
                 f"{name} works on the rows of the whole batch, which every rank gathers here from the others: "
-                f"{held * place.total // max(1, place.held)} bytes"
+                f"{x.array.itemsize * prod(extents)} bytes"
             )
         x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
     elif isinstance(place, Partial):
@@ -160,12 +161,17 @@ def rows_of(x: Any, shard: Shard) -> Any:
     return tagged(cut_rows(bare(x), shard=shard), shard)
 
 
-def counted_once(x: Any, group: Group, dtype: Any) -> Tensor:
-    """What every rank holds alike as a Partial of equal parts; a number gets the dtype."""
-    x = x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype if isinstance(x, int | float) else None))
-    part = bare(x) if group.parts == 1 else shared_out(bare(x), parts=group.parts)
-    part = Tensor.of(part.array, part.origin) if part is x else part
-    return tagged(part, Partial(group, None, float(group.parts), 0).beside(x))
+def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
+    """An operand of a sum as a Partial of this dtype; of what every rank holds alike one of equal parts, so that it
+    counts once."""
+    operand = x if isinstance(x, Tensor) else Tensor(x)
+    if operand.array.dtype != dtype:
+        operand = cast_to(operand, dtype=dtype)  # before it is divided, which rounds
+    if isinstance(operand.place, Partial):
+        return operand
+    part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
+    part = Tensor.of(part.array, part.origin) if part is operand else part
+    return tagged(part, Partial(group, None, float(group.parts), 0).beside(operand))
 
 
 def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:

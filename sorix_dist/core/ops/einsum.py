@@ -13,7 +13,7 @@ from sorix_dist.core.ops.matrix import matrix_product
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import clone, expand_to, flatten, permute_to, take, unsqueeze, with_rows
 from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import in_order, rows_beside, whole
+from sorix_dist.core.rules import in_order, rows_beside, single, whole
 from sorix_dist.core.tensor import Tensor
 
 
@@ -80,7 +80,7 @@ def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]
         return tensors
     first, lead = found
     letter = first[lead.axis]
-    if in_order(lead) or first.count(letter) > 1 or (lead.batch.known is not None and lead.total == 1):
+    if in_order(lead) or first.count(letter) > 1 or single(lead):
         return [whole(x, "einsum") for x in tensors]
     together = []
     for term, x in zip(terms, tensors, strict=True):
@@ -119,7 +119,7 @@ def _summed(term: str, tensor: Tensor, needed: str) -> tuple[str, Tensor]:
 def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tuple[str, Tensor]:
     """The product of two operands, summed over what they share and nobody later needs."""
     sizes = dict(zip(x_term + y_term, (*x.shape, *y.shape), strict=True))
-    with_place = next(((term, p) for term, v in ((x_term, x), (y_term, y)) if (p := shard_of(v)) is not None), None)
+    placed = next(((term, p) for term, v in ((x_term, x), (y_term, y)) if (p := shard_of(v)) is not None), None)
     common = [letter for letter in x_term if letter in y_term and letter in later]
     inner = [letter for letter in x_term if letter in y_term and letter not in later]
     rows = [letter for letter in x_term if letter not in y_term]
@@ -138,7 +138,7 @@ def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tupl
         value = mul(as_groups(x_term, x, common, rows, []), as_groups(y_term, y, common, [], columns))
     term = "".join(common + rows + columns)
     place = shard_of(value)
-    if place is not None and with_place is not None:
-        named, place = with_place
-        place = place.moved(term.index(named[place.axis]))
+    if place is not None and placed is not None:
+        named, before = placed
+        place = before.moved(term.index(named[before.axis]))
     return term, with_rows(value, tuple(sizes[letter] for letter in term), place)

@@ -45,12 +45,15 @@ def cross_entropy(
     The mean over class indices, and over `one_hot` targets, is divided by the weights of those that count; over
     probabilities by their number. ValueError, TypeError or IndexError names what does not fit.
     """
-    logits, target = _together("cross_entropy", logits, target)
+    place, rows = getattr(logits, "place", None), getattr(target, "place", None)
+    if place is not rows or (place is not None and getattr(place, "axis", None) != 0):
+        logits, target = _together("cross_entropy", logits, target)
+        place = getattr(logits, "place", None)
     shape = _array(logits).shape
     labels = _array(target)
     plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
     if plain and len(shape) == 2 and labels.dtype.kind != "f":
-        classes, place = class_indices("cross_entropy", labels, shape)[0], getattr(logits, "place", None)
+        classes = class_indices("cross_entropy", labels, shape)[0]
         if place is None:
             return ops.cross_entropy_of_classes(logits, target=classes, divisor=max(1, shape[0]), held=shape[0])
         if place.__class__ is Shard and place.axis == 0 and not place.group.ordered:

@@ -40,7 +40,8 @@ class DataLoader:
         sampler: a Sampler (also a WeightedRandomSampler or DistributedSampler) instead of both.
     collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
         row for each sample, None to find out by trying it on the first two.
-    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows.
+    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows, which a wrapped model in
+        training takes for rows of that rank, unless they are `replicated`.
     num_workers: threads that fetch ahead, each up to prefetch_factor batches; the data set, its transforms and
         collate_fn are then called by several threads at once.
 

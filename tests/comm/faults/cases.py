@@ -79,6 +79,54 @@ assert a[0] == 64 and b[0] == 128, "WRONG SUM"
 """,
         ("rank 2", "step 1", "CollectiveMismatch", r"train.py:1[2-7]\b", "called it before"),
     ),
+    "a mismatch is caught, and sums would be wrong": Case(
+        BEGIN
+        + """
+for step in range(6):
+    sx.comm.note(step=step)
+    try:
+        if step == 3 and rank == 2:
+            sx.broadcast(b)
+        sx.all_reduce(np.ones(4))
+    except sx.comm.CollectiveMismatch:
+        time.sleep(0.1)
+    x = np.full(4, float(step))
+    sx.all_reduce(x)  # here
+    assert x[0] == 4 * step, "WRONG SUM"
+""",
+        ("rank \\d of 4", "step 3", "LINE", "CollectiveMismatch: this rank makes no further calls", "broadcast"),
+        bare=False,
+    ),
+    "a wrong argument is caught, and sums would be wrong": Case(
+        BEGIN
+        + """
+for step in range(6):
+    sx.comm.note(step=step)
+    x = np.full(4, float(step))
+    try:
+        sx.all_reduce(x if rank != 2 or step != 3 else x.astype(object))  # here
+    except TypeError:
+        sx.all_reduce(np.ones(4))
+    sx.all_reduce(x)
+    assert x[0] == 16 * step, "WRONG SUM"
+""",
+        ("rank \\d of 4", "step 3", "LINE", "CollectiveMismatch", "a call with a wrong argument"),
+        bare=False,
+    ),
+    "a mismatch is caught, and the rank works alone": Case(
+        BEGIN
+        + """
+try:
+    if rank == 2:
+        time.sleep(0.5)
+        sx.broadcast(b)
+    sx.all_reduce(a)  # here
+except sx.comm.CollectiveMismatch:
+    time.sleep(60)
+""",
+        ("rank 2 makes no further calls", "LINE"),
+        bare=False,
+    ),
     "under if rank == 0": Case(
         BEGIN
         + """
@@ -139,12 +187,61 @@ for step in range(4 - (rank == 2)):
         ("rank 2", "the start of MPI at LINE"),
         long=True,
     ),
+    "an atexit function that does not return": Case(
+        BEGIN + "import atexit\nsx.all_reduce(a)\nif rank == 2: atexit.register(time.sleep, 60)",
+        (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "rank 1: has ended", "atexit"),
+        seconds=20,  # the others wait in the end of MPI, where each takes a core
+    ),
+    "a thread that does not end": Case(
+        BEGIN + "sx.all_reduce(a)\nif rank == 2: threading.Thread(target=time.sleep, args=(60,)).start()",
+        (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "a thread that is no daemon", "in _shutdown"),
+        long=True,
+        seconds=20,
+    ),
     "a rank never calls init": Case(
         "import os, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
         "    time.sleep(60)\nsx.init(timeout=2)  # here\nsx.barrier()",
         ("rank 2 has not arrived", "the start of MPI at LINE", "the stack of rank 2"),
         long=True,
     ),
+    "a child asks for the ranks before its parent has": Case(
+        "import subprocess, sys\n"
+        'child = [sys.executable, "-c", "import sorix_dist as sx; sx.size()"]\n'
+        "raise OSError(subprocess.run(child, capture_output=True, text=True).stderr.splitlines()[-1])  # here",
+        ("LaunchMismatch: the process .* only one of them can be the rank", "LINE"),
+        seconds=20,
+        bare=False,
+    ),
+    "init on one rank only, of a program that has started MPI": Case(
+        "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 2: sx.init(timeout=3)  # here",
+        ("rank \\d .* has ended .* while rank 2 waits", "the start of a communicator at LINE"),
+        seconds=20,
+        bare=False,
+    ),
+    "init on one rank only, and the others work on": Case(
+        "import time\nfrom mpi4py import MPI\nif MPI.COMM_WORLD.rank != 2: time.sleep(60)\nsx.init(timeout=3)  # here",
+        ("rank 2 has waited 3 s", "rank 0 and rank 1 and rank 3 have not", "the start of a communicator at LINE"),
+        seconds=20,
+        bare=False,
+    ),
+    **{
+        f"{call} of mpi4py's communicator on one rank only": Case(
+            BEGIN
+            + "from mpi4py import MPI\nmodel = sx.nn.Linear(2, 2)\n"
+            + f"if rank == 2: sx.{call}({first}comm=MPI.COMM_WORLD)  # here\n"
+            + "else: time.sleep(60)",
+            ("rank 2 has waited 3 s", "rank 0 and rank 1 and rank 3", "the start of a communicator at LINE"),
+            seconds=20,
+            long=call != "DistributedDataParallel",
+            bare=False,
+        )
+        for call, first in {
+            "DistributedDataParallel": "model, ",
+            "assert_replicas_equal": "model, ",
+            "Checkpointer": "'/nowhere', ",
+            "host_shared": "lambda: a, ",
+        }.items()
+    },
     **training.CASES,
 }
 
@@ -185,6 +282,47 @@ if os.fork() == 0:
 os.wait()
 subprocess.run([sys.executable, "-c", "import sorix_dist"], check=True)
 sx.all_reduce(a)
+""",
+    "a folder that is removed while ranks work in it": BEGIN
+    + """
+import tempfile
+os.chdir(tempfile.mkdtemp())
+os.rmdir(os.getcwd())
+sx.all_reduce(a)
+""",
+    "time-outs that no clock can count": "sx.init(timeout=1e300)\nsx.barrier()\n",
+    "children of a rank that ask for the ranks, raise, or end": BEGIN
+    + """
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+def forked(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        sys.exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def refused():
+    try:
+        communicator.all_reduce(a)
+    except sx.comm.CollectiveMismatch:
+        sys.exit(4)
+
+communicator = sx.comm.current()
+sx.all_reduce(a)
+asks = "import sorix_dist as sx; sx.barrier(); print(sx.size())"
+for with_mpi in ("", "; sx.init(backend='mpi')"):
+    child = subprocess.run([sys.executable, "-c", asks + with_mpi], capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (int(bool(with_mpi)), "1\\n"), child
+with ProcessPoolExecutor(1, get_context("fork")) as pool:
+    assert pool.submit(sx.size).result() == 1
+assert forked(lambda: 1 / 0) == 1
+assert forked(sx.barrier) == 3
+assert forked(refused) == 4
+sx.all_reduce(a)
+assert a[0] == 16
 """,
     "ranks branch between the same sums": BEGIN
     + """

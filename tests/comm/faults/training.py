@@ -173,6 +173,23 @@ CASES: dict[str, Case] = {
         "rank 2: step 3, last seen in optimizer.step at .*train.py:.*; now at .*train.py:",
         long=True,
     ),
+    "another parameter to train": Case(
+        model(before="pass")
+        .replace("criterion,", "sx.DistributedDataParallel(frozen(nn.Linear(2, 2)))  # here\ncriterion,")
+        .replace(
+            "@op()",
+            """def frozen(layer):
+    for parameter in layer.parameters():
+        parameter.requires_grad = rank != 2
+    return layer
+
+@op()""",
+        )
+        .replace('"a bad row")  # here', '"a bad row")'),
+        ("rank . of 4", "requires_grad=True", "rank 2 has .* requires_grad=False", "LINE"),
+        long=True,
+        bare=False,
+    ),
     "another model": Case(
         model(out="8 if rank != 2 else 7").replace("nn.Linear(4, 8)", "nn.Linear(4, 8 if rank != 2 else 7)"),
         ("rank . of 4", "must be the same on every rank", "train.py:"),
