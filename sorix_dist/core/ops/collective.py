@@ -164,7 +164,7 @@ def rows_of(x: Any, shard: Shard) -> Any:
 def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
     """An operand of a sum as a Partial of this dtype; of what every rank holds alike one of equal parts, so that it
     counts once."""
-    operand = x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype if isinstance(x, int | float) else None))
+    operand = x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype))  # a float32 of a number would round it
     if operand.array.dtype != dtype:
         operand = cast_to(operand, dtype=dtype)  # before it is divided, which rounds
     if isinstance(operand.place, Partial):
