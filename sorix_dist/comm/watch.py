@@ -23,7 +23,7 @@ from sorix_dist.comm import leftovers
 from sorix_dist.comm import table as layout
 from sorix_dist.comm.errors import CollectiveMismatch
 from sorix_dist.comm.launcher import Launch
-from sorix_dist.comm.process import launcher_pid, lives
+from sorix_dist.comm.process import Process, launcher_pid, lives
 from sorix_dist.comm.site import call_site
 from sorix_dist.comm.table import DEPTH, State, Table, pack_text, path_for, remove_stale
 from sorix_dist.comm.watchdog import Watchdog
@@ -199,9 +199,17 @@ def join(launch: Launch) -> bool:
     if not faulthandler.is_enabled():
         with suppress(ValueError, OSError, AttributeError):  # a sys.stderr that is no file
             faulthandler.enable()
-    atexit.register(_row.set, State.ENDED)
+    atexit.register(_ended, _row)
     os.register_at_fork(after_in_child=_forget)
     return True
+
+
+def _ended(row: Row) -> None:
+    """Say that this rank has come to its end. A guard that somebody has stopped would keep the launcher for ever, which
+    waits for the end of all output."""
+    row.set(State.ENDED)
+    if os.getpid() == row.pid and row.table.shared and row.table.guarded():
+        Process(*row.table.guard).send(signal.SIGCONT)
 
 
 def rank_process() -> tuple[int, bool]:

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sorix_dist.comm.process import Process
+from sorix_dist.comm.process import Process, lives
 from sorix_dist.comm.table import Table
 from sorix_dist.comm.verdict import activity, step_of
 
@@ -130,6 +130,10 @@ class Watchdog:
             )
             os.write(2, text.encode(errors="replace"))
             time.sleep(WRITTEN / 10)  # for the launcher to pass it on
+        for rank in range(self.table.ranks if self.table.shared else 0):  # a stopped one would keep the launcher
+            pid, start = self.table.owner(rank)
+            if pid > 0 and rank != self.row.rank and lives(pid, start):
+                Process(pid, start).send(signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -89,6 +89,12 @@ def test_a_healthy_program_gets_another_guard_and_ends_well(tmp_path: Path) -> N
     assert (ended.code, ended.err) == (0, "")
 
 
+def test_a_stopped_guard_keeps_no_launcher(tmp_path: Path) -> None:
+    """It holds the output of the ranks, whose end the launcher waits for."""
+    ended = run(tmp_path, BEGIN + "if rank == 1: os.kill(guard, signal.SIGSTOP)\nsx.barrier()")
+    assert (ended.code, ended.err) == (0, "")
+
+
 @pytest.mark.parametrize("fault", ["sys.exit(0)", "time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
 def test_where_there_can_be_no_guard_a_rank_ends_itself_at_the_timeout(fault: str, tmp_path: Path) -> None:
     script = BEGIN + (
