@@ -54,7 +54,7 @@ def test_the_traceback_is_whole_and_on_the_last_screen_beside_ranks_that_print(t
     """Open MPI lets the ranks that the guard has stopped go on for a moment before it kills them."""
     script = (
         "import sys, time\nsx.barrier()\n"
-        "while sx.rank() != 2:\n    print('noise', file=sys.stderr, flush=True)\n    time.sleep(0.0005)\n"
+        "while sx.rank() != 2:\n    print('noise', file=sys.stderr, flush=True)\n    time.sleep(0.002)\n"
         "time.sleep(1)\nraise ValueError('a bad row')"
     )
     ended = run(script, tmp_path)
