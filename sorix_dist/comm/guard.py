@@ -193,7 +193,7 @@ class Guard:
 
     def _leave_a_will(self) -> None:
         """Have another process end the ranks in the end: this one may be killed while they are stopped, or have a
-        message that nobody reads. It can hold nothing that others wait for the end of."""
+        message that nobody reads. It closes every file it inherits, so that nobody waits for it."""
         guard = os.getpid()
         with suppress(OSError):
             self.will = os.fork()
@@ -305,7 +305,7 @@ class Guard:
             self.events.unregister(process.handle)
             process.close()
         # MPICH ends all ranks as soon as the first one's files are closed, and of all their memories the first
-        # one's may take the longest to be freed: who hung up first is the first, whoever ended first.
+        # one's may take the longest to be freed: the first connection to close names the rank that failed.
         order = {pid: place for place, pid in enumerate(self.hung_up)}
         self.observed.gone = dict(
             sorted(self.observed.gone.items(), key=lambda each: order.get(self.processes[each[0]].pid, len(order)))

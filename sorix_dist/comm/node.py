@@ -77,7 +77,7 @@ def free_bytes(folder: str) -> int | None:
 
 
 def check_free(needed: int, free: int | None) -> None:
-    """SharedMemoryFull, which says how to get more, unless so many bytes of shared memory are free.
+    """Raises SharedMemoryFull, which says how to get more, if fewer than `needed` bytes are `free`.
 
     MPI takes more than there is from the system, which ends the process when it is first written to.
     """

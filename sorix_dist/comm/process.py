@@ -71,7 +71,7 @@ def seconds(start: int) -> float:
 
 
 def lives(pid: int, start: int) -> bool:
-    """Whether the process that began at `start` runs, or could again: one that is waited for by nobody does not."""
+    """Whether the process that began at `start` runs or is stopped; a zombie counts as ended."""
     fields = _stat(pid)
     return bool(fields) and int(fields[_START]) == start and fields[_STATE] not in ("Z", "X")
 

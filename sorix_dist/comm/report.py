@@ -22,7 +22,7 @@ QUIET_SECONDS = 4.0
 SAID_SECONDS = 3.0
 """How long a rank waits for the guard to pass on its last words."""
 FLUSH_SECONDS = 2.0
-"""How long it may take to pass on what was printed: nobody may read it."""
+"""Time limit for flushing printed output, which blocks if nobody reads it."""
 ABORT_SECONDS = 2.0
 """How long MPI_Abort may take before this process ends itself."""
 

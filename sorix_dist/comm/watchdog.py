@@ -37,7 +37,7 @@ AFTER_GUARD = 5.0
 FRAMES = 12
 """Frames of the stack that a report shows."""
 WRITTEN = 2.0
-"""Seconds that a report may take: nobody may read it."""
+"""Seconds that a report may take; the write blocks if nobody reads it."""
 CONNECTED = 5.0
 """Seconds that a connection to the guard may take."""
 HIGH = 1000
