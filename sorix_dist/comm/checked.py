@@ -265,9 +265,6 @@ class WatchedWindow:
             self.inner.barrier()  # says that it is closed
         self._call(_BARRIER, self.inner.barrier)
 
-    def used(self) -> bool:
-        return self.inner.used()
-
     def close(self) -> None:
         if not self.parts:
             return

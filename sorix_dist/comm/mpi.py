@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import finalize, left, mismatch, report, watch
+from sorix_dist.comm import finalize, mismatch, report, watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.deferred_free import deferred_free, free_unused
 from sorix_dist.comm.errors import SharedMemoryFull
 from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.launcher import Launch
@@ -98,7 +99,7 @@ class MpiComm:
 
     def _set_up(self, communicator: MPI.Intracomm) -> None:
         mpi = self._mpi
-        left.give_back(communicator)
+        free_unused(communicator)
         self._comm: Any = communicator.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
@@ -120,7 +121,7 @@ class MpiComm:
             for each in held:
                 each.Free()
 
-        left.when_gone(self, (self._number, 0), self.size, free)
+        deferred_free(self, (self._number, 0), self.size, free)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> Work:
         check_array("all_reduce", array, written=True)
@@ -202,6 +203,7 @@ class MpiComm:
 
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
+        free_unused(self._comm)
         # One segment, allocated by the first rank, so that every rank cuts it in the same way.
         asked = self._node.allgather((nbytes, free_bytes(SHARED_MEMORY)))
         sizes = [*(size for size, _ in asked), self.local_size * LINE]
@@ -227,7 +229,7 @@ class MpiComm:
             window.Free()
 
         # On all hosts: the windows of each have the same number.
-        free_now = left.when_gone(block, (self._number, next(self._windows)), self.size, free)
+        free_now = deferred_free(block, (self._number, next(self._windows)), self.size, free, block.nbytes)
         return SharedWindow(parts, self.local_rank, gate.wait, free_now)
 
     def _agree_on(self, check: Callable[[], None]) -> None:

@@ -6,7 +6,6 @@ import mmap
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -28,7 +27,6 @@ LOOKS_AWAKE = 1000
 """How often it does that, before it sleeps between two looks: who is late for long is not worth a whole core."""
 ASLEEP = 50e-6
 """Seconds of such a sleep."""
-_REFERENCES = sys.getrefcount(object())  # to an argument that nobody else holds
 _let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
@@ -153,10 +151,6 @@ class SharedWindow:
         self.local_rank = local_rank
         self.barrier = barrier
         self._free = free
-
-    def used(self) -> bool:
-        # Every array made from the parts has the block they were cut from as its base.
-        return bool(self.parts) and sys.getrefcount(self.parts[0].base) > _REFERENCES + len(self.parts)
 
     def close(self) -> None:
         if self.parts:

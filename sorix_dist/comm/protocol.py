@@ -32,15 +32,13 @@ class Window(Protocol):
 
     parts: list[NDArray[np.uint8]]
     """One array per rank of this host, in local-rank order: the same memory on each of them, filled with
-    zeros at first, 64-byte aligned. What one rank wrote, the others may read after a `barrier()`."""
+    zeros at first, 64-byte aligned. What one rank wrote, the others may read after a `barrier()`. The memory lives as
+    long as any rank holds an array made from it."""
     local_rank: int
     """Position of this rank's own part in `parts`."""
 
     def barrier(self) -> None:
         """Wait for all ranks of this host; afterwards each of them sees what the others wrote before."""
-
-    def used(self) -> bool:
-        """Whether this rank still holds an array made from `parts`, beside `parts` themselves."""
 
     def close(self) -> None:
         """Give the memory back: a call of all ranks of this host. No array made from `parts` may be used

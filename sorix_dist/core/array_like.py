@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core.device import CPU
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, name_of
-from sorix_dist.core.home import Array
+from sorix_dist.core.memory import Array
 
 
 class Size(tuple[int, ...]):

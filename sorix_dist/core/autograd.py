@@ -104,15 +104,15 @@ def backward(
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
-    scale = sync.begin(tensor.place)
+    scale, visitor = sync.before_backward(tensor.place)
     try:
         if scale != 1:
             seed = seed * seed.dtype.type(scale)
-        _backward(tensor, seed, bool(retain_graph), False, sync.visitor(), not sync.group.alone)
+        _backward(tensor, seed, bool(retain_graph), False, visitor, not sync.group.alone)
     except BaseException:
-        sync.failed()
+        sync.backward_failed()
         raise
-    sync.end(tensor)
+    sync.after_backward(tensor)
 
 
 def grad(

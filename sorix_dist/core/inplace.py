@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.graph import Node
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.op import recording
 from sorix_dist.core.ops.shape import key_of
 from sorix_dist.core.placement import Partial

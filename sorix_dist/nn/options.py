@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sorix_dist.core.agreement import as_text
+from sorix_dist.core.fingerprint import as_text
 from sorix_dist.nn.module import Module
 
 

@@ -11,7 +11,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.flat import convert, zero_gradients
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 
 
 class IncompatibleKeys(NamedTuple):

@@ -12,7 +12,7 @@ from sorix_dist.comm import Comm
 from sorix_dist.comm.site import call_site
 from sorix_dist.core.op import use_shards
 from sorix_dist.core.placement import Array, Group, Rows, current_group
-from sorix_dist.parallel.virtual import VirtualShards
+from sorix_dist.parallel.virtual_shards import VirtualShards
 
 
 class Ranks(Group):

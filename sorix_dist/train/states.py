@@ -14,7 +14,7 @@ from sorix_dist._version import __version__
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops.dropout import Draws, functional_draws
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.home import read_only
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import squeeze

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops.join import cat
 from sorix_dist.core.ops.shape import reshape
 
