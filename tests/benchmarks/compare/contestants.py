@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.bench import peers
 from sorix_dist.launch.answer import ask
 from sorix_dist.launch.command import Command, command
+from tests.benchmarks import peers
 
 OURS = "sorix_dist"
 SCRIPT = Path(peers.__file__).with_name("turns.py")

@@ -12,9 +12,9 @@ import numpy as np
 
 import sorix_dist as sx
 from sorix_dist import Tensor, nn, optim
-from sorix_dist.bench.products import Product, attended, convolved, dense
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
+from tests.benchmarks.products import Product, attended, convolved, dense
 
 Array = np.ndarray[Any, Any]
 BATCHES = 4  # different ones, so that a step does not find its batch in the cache because of the step before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sorix_dist.bench.words import measured_on, page, short, table, time, workloads
+from tests.benchmarks.words import measured_on, page, short, table, time, workloads
 
 # What the measurements are meant to reach at most.
 TAPE = 3.0  # microseconds that a node costs beside its operation, forward and backward together

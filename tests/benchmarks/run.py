@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist._version import __version__
-from sorix_dist.bench.measure import summaries
-from sorix_dist.bench.workloads import WORKLOADS
 from sorix_dist.launch.answer import PYTHON, ask
 from sorix_dist.launch.command import Command, command
 from sorix_dist.launch.errors import LaunchError
+from tests.benchmarks.measure import summaries
+from tests.benchmarks.workloads import WORKLOADS
 
 LIMIT = 100  # seconds that a process may take
 SYNCHRONISED = ("W1", "W3")  # workloads of which the synchronisation is measured
@@ -96,7 +96,7 @@ def phases(workload: str, ranks: int, seconds: float) -> dict[str, Any]:
 
 
 def _part(part: str, ranks: int, **options: Any) -> dict[str, Any]:
-    program = [*PYTHON, "-m", "sorix_dist.bench", part, str(LIMIT), json.dumps(options)]
+    program = [*PYTHON, "-m", "tests.benchmarks.part", part, str(LIMIT), json.dumps(options)]
     return _answer(f"{part} on {ranks} rank(s)", command(program, ranks))
 
 

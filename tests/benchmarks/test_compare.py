@@ -1,4 +1,4 @@
-"""`sorix-dist bench`: that it compares the same work, says who is missing, leaves nothing behind. Never how fast."""
+"""`benchmarks compare`: that it compares the same work, says who is missing, leaves nothing behind. Never how fast."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorix_dist.bench.compare.arena import Arena, measures_memory, proportional
-from sorix_dist.bench.compare.contest import Plan, _Contest, measure
-from sorix_dist.bench.compare.contestants import OURS, Contestant, Interpreters, field
-from sorix_dist.bench.compare.installed import installed
-from sorix_dist.bench.compare.table import tables
-from sorix_dist.bench.workloads import WORKLOADS, store, training_step
-from sorix_dist.cli import main
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import descendants
-from tests.launch.jobs import ROOT, SORIX_DIST, job, survivors
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.compare.arena import Arena, measures_memory, proportional
+from tests.benchmarks.compare.contest import Plan, _Contest, measure
+from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters, field
+from tests.benchmarks.compare.installed import installed
+from tests.benchmarks.compare.table import tables
+from tests.benchmarks.workloads import WORKLOADS, store, training_step
+from tests.launch.jobs import ROOT, job, survivors
 from tests.launching import needs_mpirun, run_command
 
+BENCHMARKS = (sys.executable, "-m", "tests.benchmarks")
 TINY = Plan(workloads=("W3",), turn=0.001, seconds=0.01, rounds=2, sizes=(4096,), crowded=False, memory=(), imports=1)
 FIRST = field(2)[0]
 TWO = Contestant("two ranks", OURS, ranks=2)
@@ -104,7 +105,7 @@ def test_others_do_the_same_work(library: str) -> None:
 def test_the_command_writes_results_and_chart(tmp_path: Path) -> None:
     results, chart = tmp_path / "bench.json", tmp_path / "bench.png"
     options = ["--quick", "--workloads", "W3", "--json", str(results), "--chart", str(chart)]
-    ended = run_command([*SORIX_DIST, "bench", *options], limit=300)  # it may be busy with many libraries
+    ended = run_command([*BENCHMARKS, "compare", *options], limit=300)  # it may be busy with many libraries
     output = ended.out + ended.err
     assert ended.code == 0, output
     assert ended.left == ()
@@ -131,17 +132,17 @@ def test_the_command_writes_results_and_chart(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *arguments]) == 2
+    assert main(["compare", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith("sorix-dist bench: error: ")
+    assert error.startswith("benchmarks compare: error: ")
     assert said in error
 
 
 @needs_mpirun
 @pytest.mark.timeout(400)
 def test_a_signal_ends_all_processes() -> None:
-    with job([*SORIX_DIST, "bench", "--workloads", "W3"]) as process:
+    with job([*BENCHMARKS, "compare", "--workloads", "W3"]) as process:
         assert process.stdout is not None
         while "training steps" not in process.stdout.readline():
             assert process.poll() is None

@@ -1,6 +1,6 @@
-"""One part of the benchmark, on the ranks that this was started on:
+"""One part of `profile`, on the ranks that this was started on:
 
-    python -m sorix_dist.bench PART '{"option": value, ...}'
+    python -m tests.benchmarks.part PART SECONDS '{"option": value, ...}'
 
 Rank 0 prints the result as its last line, in JSON.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import sorix_dist as sx
-from sorix_dist.bench import convolution, phases, steps, tape
-from sorix_dist.bench.machine import describe
+from tests.benchmarks import convolution, phases, steps, tape
+from tests.benchmarks.machine import describe
 
 PARTS: dict[str, Callable[..., Any]] = {
     "tape": tape.measure,

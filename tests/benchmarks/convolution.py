@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from sorix_dist import Tensor, autograd
-from sorix_dist.bench.measure import interleaved, summary
-from sorix_dist.bench.products import convolved, multiply
 from sorix_dist.nn import functional as F
+from tests.benchmarks.measure import interleaved, summary
+from tests.benchmarks.products import convolved, multiply
 
 Array = np.ndarray[Any, Any]
 

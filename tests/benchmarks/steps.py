@@ -11,15 +11,15 @@ import numpy as np
 
 import sorix_dist as sx
 from sorix_dist import nn
-from sorix_dist.bench.measure import interleaved
-from sorix_dist.bench.products import multiply
-from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.parallel import world
 from sorix_dist.parallel.board import BACKWARD, Place
 from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import share
+from tests.benchmarks.measure import interleaved
+from tests.benchmarks.products import multiply
+from tests.benchmarks.workloads import WORKLOADS, training_step
 
 
 def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -> dict[str, Any]:

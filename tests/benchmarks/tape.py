@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist import Tensor
-from sorix_dist.bench.measure import LEAST, summary
+from tests.benchmarks.measure import LEAST, summary
 
 ELEMENTS = 8  # so few that the operation itself is almost nothing
 

@@ -1,4 +1,4 @@
-"""`sorix-dist profile`: that it measures everything, fails in words, and leaves nothing behind. Never how fast."""
+"""`benchmarks profile`: that it measures everything, fails in words, and leaves nothing behind. Never how fast."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorix_dist.bench.measure import interleaved, summary
-from sorix_dist.bench.products import convolved, dense, multiply
-from sorix_dist.bench.report import report
-from sorix_dist.bench.run import Plan, measure, sorix_here
-from sorix_dist.bench.workloads import WORKLOADS, training_step
-from sorix_dist.cli import main
 from sorix_dist.core.ops import matrix
 from sorix_dist.launch.tree import descendants
-from tests.launch.jobs import ROOT, SORIX_DIST, finished, job, survivors
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.measure import interleaved, summary
+from tests.benchmarks.products import convolved, dense, multiply
+from tests.benchmarks.report import report
+from tests.benchmarks.run import Plan, measure, sorix_here
+from tests.benchmarks.workloads import WORKLOADS, training_step
+from tests.launch.jobs import ROOT, finished, job, survivors
 from tests.launching import needs_mpirun
+
+BENCHMARKS = (sys.executable, "-m", "tests.benchmarks")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_quick_measures_everything(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    code, output = finished([*SORIX_DIST, "profile", "--quick", "--json", str(path)])
+    code, output = finished([*BENCHMARKS, "profile", "--quick", "--json", str(path)])
     assert code == 0, output
     results = json.loads(path.read_text())
     assert {*results["machine"]} == {"cpu", "cores", "blas", "numpy", "python", "mpi", "system", "load"}
@@ -97,7 +99,7 @@ def test_no_mpirun_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["profile"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("sorix-dist profile: error: no mpirun found")
+    assert error.startswith("benchmarks profile: error: no mpirun found")
     assert error.count("\n") == 1
 
 
@@ -115,7 +117,7 @@ def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pyt
     assert main(["profile", *arguments]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("measuring")]
     assert len(error) == 1
-    assert error[0].startswith("sorix-dist profile: error: ")
+    assert error[0].startswith("benchmarks profile: error: ")
     assert said in error[0]
 
 
@@ -126,7 +128,7 @@ def test_an_interpreter_without_sorix_is_named(capsys: pytest.CaptureFixture[str
 
 
 def test_a_signal_ends_all_processes() -> None:
-    with job([*SORIX_DIST, "profile", "--ranks", "1"]) as process:
+    with job([*BENCHMARKS, "profile", "--ranks", "1"]) as process:
         assert process.stdout is not None
         while "convolution" not in process.stdout.readline():
             assert process.poll() is None
@@ -189,7 +191,7 @@ def test_summary() -> None:
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_where_the_time_of_a_step_goes(ranks: str, tmp_path: Path) -> None:
     path = tmp_path / "step.json"
-    code, output = finished([*SORIX_DIST, "profile", "--quick", "--step", "W3", "-n", ranks, "--json", str(path)])
+    code, output = finished([*BENCHMARKS, "profile", "--quick", "--step", "W3", "-n", ranks, "--json", str(path)])
     assert code == 0, output
     results = json.loads(path.read_text())
     parts = {name: found["median"] for name, found in results["parts"].items()}

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TextIO
 
-from sorix_dist.bench.compare.contestants import OURS, Contestant, Interpreters
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.tree import kill_tree
+from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters
 
 Turn = tuple[str, str]
 """Whose turn it is, and what it does."""

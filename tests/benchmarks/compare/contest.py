@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from sorix_dist._version import __version__
-from sorix_dist.bench.compare.arena import Arena, Turn, measures_memory
-from sorix_dist.bench.compare.contestants import OURS, Contestant, Interpreters, crowd, field, importing
-from sorix_dist.bench.compare.installed import installed
-from sorix_dist.bench.measure import summaries, summary
-from sorix_dist.bench.workloads import WORKLOADS, store
 from sorix_dist.launch.command import command
 from sorix_dist.launch.errors import LaunchError
+from tests.benchmarks.compare.arena import Arena, Turn, measures_memory
+from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters, crowd, field, importing
+from tests.benchmarks.compare.installed import installed
+from tests.benchmarks.measure import summaries, summary
+from tests.benchmarks.workloads import WORKLOADS, store
 
 LIBRARIES = ("torch", "sorix", "jax")
 SIZES = tuple(1 << power for power in range(12, 27, 2))

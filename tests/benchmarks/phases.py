@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 import sorix_dist
-from sorix_dist.bench.measure import summary, timed
-from sorix_dist.bench.workloads import WORKLOADS, prepared
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.core.ops import matrix
 from sorix_dist.parallel import broadcast
 from sorix_dist.parallel.sync import Member
+from tests.benchmarks.measure import summary, timed
+from tests.benchmarks.workloads import WORKLOADS, prepared
 
 PARTS = {
     "board": {"meet": "handshake, waiting for the others", "part": "waiting for their sums"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sorix_dist.bench.compare.contestants import OURS, crowd, field
-from sorix_dist.bench.words import measured_on, page, short, table, time, workloads
+from tests.benchmarks.compare.contestants import OURS, crowd, field
+from tests.benchmarks.words import measured_on, page, short, table, time, workloads
 
 Results = dict[str, Any]
 KINDS = {"backward": "as a backward sums", "all_reduce": "all-reduce", "memcpy": "copying as much, each rank"}

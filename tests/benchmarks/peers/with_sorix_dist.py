@@ -11,13 +11,13 @@ import numpy as np
 
 import sorix_dist as sx
 from sorix_dist import nn
-from sorix_dist.bench.machine import describe
-from sorix_dist.bench.products import multiply
-from sorix_dist.bench.steps import synchronisation
-from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.parallel import world
 from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import share
+from tests.benchmarks.machine import describe
+from tests.benchmarks.products import multiply
+from tests.benchmarks.steps import synchronisation
+from tests.benchmarks.workloads import WORKLOADS, training_step
 
 VERSION = sx.__version__
 
