@@ -13,7 +13,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.parallel import world
 from sorix_dist.utils.data import loader
-from sorix_dist.utils.data.sampler import share
+from sorix_dist.utils.data.sampler import shard_bounds
 from tests.benchmarks.machine import describe
 from tests.benchmarks.products import multiply
 from tests.benchmarks.steps import synchronisation
@@ -49,7 +49,7 @@ class Peer:
         return training_step(replace(WORKLOADS[workload], rows=_rows(path)))
 
     def _products(self, workload: str, path: str) -> Callable[[], Any]:
-        start, stop = share(_rows(path), *loader.world())
+        start, stop = shard_bounds(_rows(path), *loader.world())
         return partial(multiply, WORKLOADS[workload].products(stop - start))
 
     def _all_reduce(self, numbers: int) -> Callable[[], Any]:
