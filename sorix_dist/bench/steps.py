@@ -19,7 +19,7 @@ from sorix_dist.parallel import world
 from sorix_dist.parallel.board import BACKWARD, Place
 from sorix_dist.parallel.replicas import Replicas
 from sorix_dist.utils.data import loader
-from sorix_dist.utils.data.sampler import share
+from sorix_dist.utils.data.sampler import shard_bounds
 
 
 def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -
     steps, synchronisations = {}, {}
     for name in names:
         workload = WORKLOADS[name]
-        start, stop = share(workload.rows, *loader.world())
+        start, stop = shard_bounds(workload.rows, *loader.world())
         products = workload.products(stop - start)
         steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
         gc.collect()  # a wrapped model that nobody holds any more would still be asked

@@ -17,7 +17,7 @@ from sorix_dist.bench.steps import synchronisation
 from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.parallel import world
 from sorix_dist.utils.data import loader
-from sorix_dist.utils.data.sampler import share
+from sorix_dist.utils.data.sampler import shard_bounds
 
 VERSION = sx.__version__
 
@@ -49,7 +49,7 @@ class Peer:
         return training_step(replace(WORKLOADS[workload], rows=_rows(path)))
 
     def _products(self, workload: str, path: str) -> Callable[[], Any]:
-        start, stop = share(_rows(path), *loader.world())
+        start, stop = shard_bounds(_rows(path), *loader.world())
         return partial(multiply, WORKLOADS[workload].products(stop - start))
 
     def _all_reduce(self, numbers: int) -> Callable[[], Any]:

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     path: Path
 
 
-class Folder:
+class CheckpointFolder:
     """The checkpoints in a folder, of which one process at a time writes.
 
     keep: how many valid ones are kept.
@@ -145,7 +145,7 @@ class Folder:
 
 def newest_steps(root: Path) -> dict[Path, int]:
     """The step of the newest valid checkpoint of each folder at and below `root`; links to folders are not followed."""
-    steps = {Path(folder): Folder(Path(folder), 1).newest_step() for folder, _, _ in os.walk(root)}
+    steps = {Path(folder): CheckpointFolder(Path(folder), 1).newest_step() for folder, _, _ in os.walk(root)}
     return {folder: step for folder, step in steps.items() if step >= 0}
 
 
