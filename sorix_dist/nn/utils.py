@@ -1,14 +1,19 @@
-"""Bounds on gradients. The gradients are read and scaled where they lie, as long slices."""
+"""What is done to the gradients and the values of many parameters at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import in_range
 from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
+from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.ops.join import cat
+from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Array
 
 
@@ -26,7 +31,9 @@ def clip_grad_norm_(
     RuntimeError, with all gradients as they were, if `error_if_nonfinite` and the norm is NaN or infinite.
     """
     given = _tensors(parameters)
-    max_norm, norm_type = _at_least_zero("max_norm", max_norm), _at_least_zero("norm_type", norm_type)
+    max_norm, norm_type = float(max_norm), float(norm_type)
+    in_range("max_norm", max_norm, 0, closed=True)
+    in_range("norm_type", norm_type, 0, closed=True)
     if norm_type == 0:
         raise ValueError("norm_type must be > 0, got 0")
     _refuse_pending("clip_grad_norm_", given)
@@ -46,7 +53,8 @@ def clip_grad_norm_(
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Limits every element of the gradients, in place, to [-clip_value, clip_value]."""
     given = _tensors(parameters)
-    limit = _at_least_zero("clip_value", clip_value)
+    limit = float(clip_value)
+    in_range("clip_value", limit, 0, closed=True)
     _refuse_pending("clip_grad_value_", given)
     with changing_gradients(given, "clip_grad_value_", limit) as own:
         for array in own:
@@ -87,8 +95,25 @@ def _tensors(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return given
 
 
-def _at_least_zero(name: str, value: float) -> float:
-    number = float(value)
-    if not number >= 0:
-        raise ValueError(f"{name} must be >= 0, got {value}")
-    return number
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """All elements of the parameters, in order, as one vector, which a backward can go through."""
+    vectors = [reshape(parameter, -1) for parameter in parameters]
+    if not vectors:
+        raise ValueError("parameters must hold at least one tensor, got none")
+    return cat(vectors)
+
+
+def vector_to_parameters(vec: Any, parameters: Iterable[Tensor]) -> None:
+    """Copies the elements of a vector into the parameters, in order; ValueError unless there are as many."""
+    given = list(parameters)
+    values = np.asarray(vec)
+    count = sum(parameter.array.size for parameter in given)
+    if values.shape != (count,):
+        raise ValueError(f"vec must have shape ({count},) for these parameters, got {values.shape}")
+    for parameter in given:
+        refuse_frozen(parameter.array)
+    start = 0
+    for parameter in given:
+        stop = start + parameter.array.size
+        np.copyto(parameter.array, values[start:stop].reshape(parameter.array.shape), casting="same_kind")
+        start = stop
