@@ -17,7 +17,7 @@ PEERS := .venv-bench
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
 .PHONY: environments hosts hosts-bench faults chaos faults-control
-.PHONY: parity lint type check clean
+.PHONY: parity lint type budget check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -105,7 +105,10 @@ lint: $(ENV)/dev ## Checks style, format and the layers of the imports
 type: $(ENV)/dev ## Checks the types
 	$(ENV)/bin/mypy
 
-check: lint type ## Checks everything that needs no run
+budget: $(ENV)/dev ## Compares the length of each package with what pyproject.toml allows
+	$(ENV)/bin/python -m tests.budget
+
+check: lint type budget ## Checks everything that needs no run
 
 clean: ## Removes all that make has made, the environments included
 	rm -rf $(ENV) $(OPENMPI) $(PARITY) $(PEERS) build dist
