@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.ops import dropout
+from sorix_dist.core.ops import activation as dropout
 from sorix_dist.nn.module import Module
 
 # How many layers were made since the seed was set, the same on every rank.
@@ -21,7 +21,7 @@ class _Dropout(Module):
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         dropout.check(type(self).__name__, p, inplace)
         self.p = p
-        self.draws = dropout.Draws(next(_numbers()))
+        self.draws = rng.Draws(next(_numbers()))
 
     @property
     def calls(self) -> int:
@@ -37,7 +37,7 @@ class _Dropout(Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         vars(made).update(deepcopy({k: v for k, v in vars(self).items() if k != "draws"}, memo))
-        made.draws = dropout.Draws(next(_numbers()))
+        made.draws = rng.Draws(next(_numbers()))
         return made
 
 

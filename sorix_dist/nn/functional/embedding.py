@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.ops.embed import table_rows
+from sorix_dist.core.ops.indexing import table_rows
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
 
