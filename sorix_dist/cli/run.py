@@ -19,7 +19,7 @@ from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse
 from sorix_dist.launch.logs import logged
 from sorix_dist.launch.run import run
 from sorix_dist.launch.supervise import supervise
-from sorix_dist.train.folder import newest_steps
+from sorix_dist.store.checkpoint_folder import newest_steps
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not come to the end of

@@ -13,7 +13,7 @@ from sorix_dist.core.ops import conv as ops
 from sorix_dist.core.ops import pool, windows
 from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
-from sorix_dist.nn import Linear, Module, ReLU, Sequential
+from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Dropout, Dropout2d, Linear, Module, ReLU, Sequential
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -23,9 +23,6 @@ from sorix_dist.nn.conv import (
     MaxPool1d,
     MaxPool2d,
 )
-from sorix_dist.nn.dropout import Dropout, Dropout2d
-from sorix_dist.nn.loss import CrossEntropyLoss
-from sorix_dist.nn.norm import BatchNorm2d
 from sorix_dist.optim import SGD
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.utils.data import DataLoader, Dataset

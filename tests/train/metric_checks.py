@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import sorix_dist as sx
-from sorix_dist.utils.data import share
+from sorix_dist.utils.data import shard_bounds
 
 
 def samples(count: int) -> tuple[Any, Any]:
@@ -22,7 +22,7 @@ def samples(count: int) -> tuple[Any, Any]:
 
 
 def mine(count: int) -> slice:
-    return slice(*share(count, sx.rank(), sx.size()))
+    return slice(*shard_bounds(count, sx.rank(), sx.size()))
 
 
 def first_largest(row: Any, k: int) -> list[int]:
