@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
-from sorix_dist.core.ops import dropout
+from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
 from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn import functional as F
@@ -137,9 +137,9 @@ class _Dropout(Module):
     _in_repr = ("p",)
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        dropout.check(type(self).__name__, p, inplace)
+        check_dropout(type(self).__name__, p, inplace)
         self.p = p
-        self.draws = dropout.Draws(next(_numbers()))
+        self.draws = rng.Draws(next(_numbers()))
 
     @property
     def calls(self) -> int:
@@ -155,7 +155,7 @@ class _Dropout(Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         vars(made).update(deepcopy({k: v for k, v in vars(self).items() if k != "draws"}, memo))
-        made.draws = dropout.Draws(next(_numbers()))
+        made.draws = rng.Draws(next(_numbers()))
         return made
 
 
@@ -167,14 +167,14 @@ class Dropout(_Dropout):
     """
 
     def forward(self, x: Any) -> Tensor:
-        return dropout.dropout(x, self.p, self.training, draws=self.draws)
+        return dropout(x, self.p, self.training, draws=self.draws)
 
 
 class Dropout2d(_Dropout):
     """In training, zeroes whole channels of inputs (N, C, ...) with probability p; else as Dropout."""
 
     def forward(self, x: Any) -> Tensor:
-        return dropout.dropout2d(x, self.p, self.training, draws=self.draws)
+        return dropout2d(x, self.p, self.training, draws=self.draws)
 
 
 class ReLU(Module):

@@ -8,10 +8,9 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops import activation as ops
-from sorix_dist.core.ops.activation import relu
+from sorix_dist.core.ops.activation import dropout, dropout2d, relu
 from sorix_dist.core.ops.conv import conv1d, conv2d, conv_transpose2d
-from sorix_dist.core.ops.dropout import dropout, dropout2d
-from sorix_dist.core.ops.embed import table_rows
+from sorix_dist.core.ops.indexing import table_rows
 from sorix_dist.core.ops.matrix import linear as _linear
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool1d, max_pool2d
