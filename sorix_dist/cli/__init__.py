@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import bench, doctor, job, profile, run
+from sorix_dist.cli import doctor, job, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.comm.launcher import detect
 from sorix_dist.launch.errors import LaunchError
 
-SUBCOMMANDS = (run, job, doctor, bench, profile)
-STARTING_RANKS = ("run", "bench", "profile")
+SUBCOMMANDS = (run, job, doctor)
+STARTING_RANKS = ("run",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

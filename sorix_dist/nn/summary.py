@@ -13,7 +13,7 @@ import numpy as np
 from sorix_dist.core import Tensor, no_grad
 from sorix_dist.nn.attention import MultiheadAttention
 from sorix_dist.nn.conv import ConvTranspose2d
-from sorix_dist.nn.embedding import Embedding
+from sorix_dist.nn.layers import Embedding
 from sorix_dist.nn.module import Module, evaluation
 from sorix_dist.nn.norm import LayerNorm
 from sorix_dist.utils.data.nested import tensors
