@@ -22,9 +22,9 @@ Block = tuple[Array, Array, Scratch, Buffers]  # with data and gradient in front
 class GroupState:
     """Per parameter the number of its updates and some buffers of its shape and dtype.
 
-    The buffers of all parameters of one dtype and memory lie in one array in that memory, laid out as the parameters are
-    in flat storage, so that neighbours there are neighbours here. When parameters move in their memory, only the blocks
-    are cut anew.
+    The buffers of all parameters of one dtype and memory lie in one array in that memory, in the order of the group, so
+    that neighbours in flat storage are neighbours here. When parameters move in their memory, only the blocks are cut
+    anew.
     """
 
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:

@@ -151,10 +151,7 @@ class SharedMemoryConsensus:
         self._next = next(self._turns)
         now.own[:length] = sent
         self.barrier()
-        for other in now.others:
-            if other[:length] != sent:
-                return False
-        return True
+        return all([other[:length] == sent for other in now.others])  # noqa: C419 (faster)
 
 
 class MessageConsensus:
@@ -298,15 +295,15 @@ def unequal_number(everywhere: Sequence[float], where: str) -> RuntimeError:
     """The error for a number that is not the same on every rank, in the backward at a line of the program."""
     return RuntimeError(
         "a loss, or a number that it was multiplied with or divided by, must be the same on every rank, and is "
-        f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {len(everywhere) - 1} (in the backward at {where}): "
-        "it is a rank's own, such as len(xb), or follows from rows that no loader has tagged. Take the rows from a "
-        "DataLoader, call the wrapped model instead of its module, or use sx.global_value(x) or sx.global_rows(xb); no "
-        "gradient was added"
+        f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {len(everywhere) - 1} (in the backward at "
+        f"{where}): it is a rank's own, such as len(xb), or follows from rows that no loader has tagged. Take the rows "
+        "from a DataLoader, call the wrapped model instead of its module, or use sx.global_value(x) or "
+        "sx.global_rows(xb); no gradient was added"
     )
 
 
 def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:
-    """The error of a rank that can't reduce the bucket of this number as another rank does; known: whether it has it."""
+    """The error of a rank that can't reduce bucket `number` as another rank does, or does not even know it."""
     if not known:
         return RuntimeError(
             f"a backward of another rank reached the wrapped model number {number}, which rank {rank} does not have "

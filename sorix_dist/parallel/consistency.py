@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sorix_dist.comm import Comm
 

@@ -33,7 +33,7 @@ from sorix_dist.parallel.agreement import (
     unequal_reduction,
 )
 from sorix_dist.parallel.comm_hooks import exchange_like
-from sorix_dist.parallel.groups import InOrder, group_of
+from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.pair_reducer import PairReducer
 from sorix_dist.parallel.reducers import AllReduceReducer, Hook, LocalReducer, Reducer
 from sorix_dist.parallel.shared_memory import SharedMemory
@@ -111,7 +111,7 @@ class Coordinator(Sync):
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        self.group = group_of(comm, virtual_shards(comm))
+        self.group: Ranks = group_of(comm, virtual_shards(comm))
         self.shards = self.group.shards if isinstance(self.group, InOrder) else None
         self.consensus = consensus_of(comm)
         self._shared_memory = SharedMemory(comm, self.fence)
@@ -181,7 +181,7 @@ class Coordinator(Sync):
 
     def before_backward(self, place: Placement) -> tuple[float, Visitor | None]:
         local = isinstance(place, Partial | Shard)
-        if local and place.group is not self.group:
+        if isinstance(place, Partial | Shard) and place.group is not self.group:
             raise RuntimeError(
                 "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
                 "kept of a single virtual shard: compute it from what the model returns"
@@ -207,7 +207,7 @@ class Coordinator(Sync):
                 bucket.reducer.stage()  # so that it can be left out
 
     def _visitor(self) -> Visitor | None:
-        """Sends gradients of a virtual shard to its buffers, and starts to send what is complete, where that is done."""
+        """Sends gradients of virtual shards to their buffers, and starts to send complete ones."""
         if self.shards is not None:
             return self._shard_visitor()
         overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]

@@ -14,7 +14,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.op import recording
 from sorix_dist.nn import Module
-from sorix_dist.nn.state import IncompatibleKeys
+from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import Bucket, NonFinite, coordinator_of
 from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
@@ -88,7 +88,9 @@ class DistributedDataParallel(Module):
         self._share_buffers()
         sharded = self._coordinator.shards is not None
         self._editing = False
-        self._forward = ShardedForward(self._coordinator) if sharded else BatchForward(self._coordinator, tagged=comm is None)
+        self._forward = (
+            ShardedForward(self._coordinator) if sharded else BatchForward(self._coordinator, tagged=comm is None)
+        )
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Makes parameters free whose wrapper no one holds any more; ValueError on every rank if one has another."""

@@ -65,7 +65,7 @@ class PairReducer(Reducer):
         return super().end_backward()
 
     def used_digest(self) -> int:
-        return crc32(self.flags)
+        return crc32(self.flags.data)
 
     def reset(self) -> None:
         self._settle()

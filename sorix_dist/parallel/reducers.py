@@ -260,7 +260,7 @@ class AllReduceReducer(Reducer):
         self._wrong: tuple[int, str] | None = None
 
     def used_digest(self) -> int:
-        return crc32(self.flags)
+        return crc32(self.flags.data)
 
     def reduce(self, overwrite: bool, same_used: bool) -> None:
         # Found now, because the sum takes the place of this rank's gradients.

@@ -11,7 +11,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import Checked, Comm, MpiComm, left, watch
+from sorix_dist.comm import Checked, Comm, MpiComm, deferred_free, watch
 from sorix_dist.comm.checked import signature
 from sorix_dist.comm.table import DEPTH
 from sorix_dist.comm.watch import Channel
@@ -47,9 +47,9 @@ def test_nothing(world: Comm) -> None:
     gc.collect()
     assert not any(communicator() for communicator in communicators)
     assert row is None or len(row.free) >= free
-    assert left._left  # what is left of the last one, at least
+    assert deferred_free._unused  # what is left of the last one, at least
     new = MpiComm()  # for which all ranks come together
-    assert not left._left
+    assert not deferred_free._unused
     assert new.size == world.size
 
 
@@ -63,12 +63,12 @@ def test_memory_that_somebody_still_uses(world: Comm) -> None:
     gc.collect()
     earlier = MpiComm()
     if world.rank:
-        assert left._left
+        assert deferred_free._unused
     else:
         assert np.isfinite(weights).all()
         del weights
     new = MpiComm()
-    assert not left._left
+    assert not deferred_free._unused
     assert earlier.size == new.size == world.size
 
 

@@ -3,7 +3,7 @@
 from sorix_dist.utils.data.dataset import Dataset, IterableDataset
 from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.loader import DataLoader
-from sorix_dist.utils.data.sampler import BatchSampler, Sampler, WeightedRandomSampler, share
+from sorix_dist.utils.data.sampler import BatchSampler, Sampler, WeightedRandomSampler, shard_bounds
 
 __all__ = [
     "BatchSampler",
@@ -13,5 +13,5 @@ __all__ = [
     "IterableDataset",
     "Sampler",
     "WeightedRandomSampler",
-    "share",
+    "shard_bounds",
 ]

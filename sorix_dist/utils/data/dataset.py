@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.tensor import as_array
-from sorix_dist.utils.data.collate import stacked
+from sorix_dist.utils.data.nested import stacked
 
 Array = np.ndarray[Any, Any]
 

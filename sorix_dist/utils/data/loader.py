@@ -10,18 +10,16 @@ from types import FrameType
 from typing import Any
 
 from sorix_dist.core import random as rng
-from sorix_dist.utils.data.collate import Collator
 from sorix_dist.utils.data.dataset import IterableDataset, contents
-from sorix_dist.utils.data.prefetch import ahead
+from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
 from sorix_dist.utils.data.sampler import BatchSampler, Sampler, whole
-from sorix_dist.utils.data.source import Indexed, Ranks, Streamed
 
 
 def _alone() -> Ranks:
     return 0, 1, None
 
 
-# Rank and size of the processes that share the batches, and the pieces that they cut them into (see `share`);
+# Rank and size of the processes that share the batches, and the pieces that they cut them into (see `shard_bounds`);
 # `parallel` puts its own function here.
 world: Callable[[], Ranks] = _alone
 

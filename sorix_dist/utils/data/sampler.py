@@ -15,7 +15,7 @@ from sorix_dist.core.tensor import as_array
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[int, int]:
+def shard_bounds(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[int, int]:
     """The rows [start, stop) of `total` that `rank` of `size` takes: contiguous.
 
     pieces: the rows are cut into so many pieces, whose lengths differ by at most 1, and a rank takes whole ones;
@@ -23,7 +23,7 @@ def share(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[
     """
     if pieces is None:
         return total * rank // size, total * (rank + 1) // size
-    first, last = share(pieces, rank, size)
+    first, last = shard_bounds(pieces, rank, size)
     return total * first // pieces, total * last // pieces
 
 
@@ -157,10 +157,10 @@ class BatchSampler:
         self, epoch: int, rank: int, size: int, pieces: int | None = None, first: int = 0, contents: int = 0
     ) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of every global batch of the epoch from the batch `first` on, in order, and the samples
-        that they are; possibly none of one. See `share` for `pieces`; contents: a digest of the data set."""
+        that they are; possibly none of one. See `shard_bounds` for `pieces`; contents: a digest of the data set."""
         order = self.sampler.checked_order(epoch)
         identity = digest(len(order), crc32(order.tobytes()), self.batch_size, self.drop_last, contents)
         for batch in range(first, self._count(len(order))):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            start, stop = share(len(indices), rank, size, pieces)
+            start, stop = shard_bounds(len(indices), rank, size, pieces)
             yield Rows(start, stop, len(indices), epoch, batch, identity), indices[start:stop]
