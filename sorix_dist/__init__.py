@@ -9,7 +9,6 @@ from sorix_dist import comm
 from sorix_dist import autograd, core, cuda, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
-from sorix_dist.comm.completion import EXIT_PREEMPTED
 from sorix_dist.core import Size, Tensor, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core import functions as _functions
 from sorix_dist.core.device import device
@@ -58,6 +57,7 @@ from sorix_dist.serialize import load, save
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.preempt import Preemption
+from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 __all__ = [
     "__version__",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from sorix_dist._version import __version__
 from sorix_dist.cli import bench, doctor, job, profile, run
 from sorix_dist.cli.parser import Parser
-from sorix_dist.comm.launcher import detect
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.watchdog.launcher import detect
 
 SUBCOMMANDS = (run, job, doctor, bench, profile)
 STARTING_RANKS = ("run", "bench", "profile")

@@ -161,7 +161,7 @@ class _Counts(Metric):
 
     def _together(self, comm: Comm) -> dict[str, Any]:
         counts = self.counts.copy()
-        comm.all_reduce(counts).wait()
+        comm.all_reduce(counts)
         return {"counts": counts.tolist()}
 
     def _take(self, seen: Mapping[str, Any]) -> None:

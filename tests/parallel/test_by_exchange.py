@@ -198,7 +198,7 @@ def test_an_interrupt_anywhere_between_messages():
             else:
                 loss.backward()
             assert_same(gradients(model), wanted)
-            ended, at = model.comm.share(ended, root=1), at + 1
+            ended, at = model.comm.broadcast_object(ended, root=1), at + 1
         assert at > 100
 
     on_two_hosts(work)

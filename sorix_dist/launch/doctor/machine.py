@@ -12,8 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from sorix_dist.comm.blas import VARIABLES
-from sorix_dist.comm.cores import usable_cores
+from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import ask
 from sorix_dist.launch.doctor.finding import Finding

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.comm import table as layout
-from sorix_dist.comm.guard import Guard
-from sorix_dist.comm.process import Process, end_status, start_time, state
-from sorix_dist.comm.table import PAGE, State, Table, pack_text
-from sorix_dist.comm.watch import Channel, Row
+from sorix_dist.watchdog import status_page as layout
+from sorix_dist.watchdog.guard import Guard
+from sorix_dist.watchdog.process import Process, end_status, start_time, state
+from sorix_dist.watchdog.status_page import PAGE, State, StatusPages, pack_text
+from sorix_dist.watchdog.watch import Channel, RankPage
 
 OTHER = 12345
 """A user who is not this one."""
@@ -26,8 +26,8 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Table:
-    return Table.join(tmp_path / "table", 4)
+def table(tmp_path: Path) -> StatusPages:
+    return StatusPages.join(tmp_path / "table", 4)
 
 
 def gone_process() -> tuple[int, int]:
@@ -38,18 +38,18 @@ def gone_process() -> tuple[int, int]:
     return child.pid, start
 
 
-def test_a_row_is_seen_by_whoever_opens_the_table(table: Table) -> None:
-    row = Row(table, 2)
+def test_a_row_is_seen_by_whoever_opens_the_table(table: StatusPages) -> None:
+    row = RankPage(table, 2)
     channel = Channel(row, 77)
     row.say("all_reduce of float32 (3,)", "train.py:12")
     row.words[row.at + layout.STEP] = 5
     channel.enter(111)
     channel.leave()
     channel.enter(222)
-    other = Table.existing(table.path)
+    other = StatusPages.existing(table.path)
     assert other.ranks == 4
-    assert other.see(0) is None
-    seen = other.see(2)
+    assert other.read(0) is None
+    seen = other.read(2)
     assert seen is not None
     assert (seen.rank, seen.pid, seen.state) == (2, os.getpid(), State.IMPORTED)
     assert table.owner(2) == (os.getpid(), start_time(os.getpid()))
@@ -57,11 +57,11 @@ def test_a_row_is_seen_by_whoever_opens_the_table(table: Table) -> None:
     assert (seen.step, seen.waits, seen.stack) == (5, True, -1)
     assert seen.text == ("all_reduce of float32 (3,)", "train.py:12")
     channel.leave()
-    assert not other.see(2).waits  # type: ignore[union-attr]
+    assert not other.read(2).waits  # type: ignore[union-attr]
 
 
-def test_rows_fit_into_their_pages(table: Table) -> None:
-    rows = [Row(table, rank) for rank in range(4)]
+def test_rows_fit_into_their_pages(table: StatusPages) -> None:
+    rows = [RankPage(table, rank) for rank in range(4)]
     channels = [[Channel(row, 1 + number) for number in range(layout.CHANNELS)] for row in rows]
     for row, own in zip(rows, channels):
         row.say("w" * PAGE, "x" * PAGE)
@@ -69,7 +69,7 @@ def test_rows_fit_into_their_pages(table: Table) -> None:
             for _ in range(layout.DEPTH):
                 channel.enter(row.rank + 1, row.rank + 1)
     for rank in range(4):
-        seen = table.see(rank)
+        seen = table.read(rank)
         assert seen is not None
         assert seen.pid == os.getpid()
         assert seen.signature == rank + 1
@@ -77,25 +77,25 @@ def test_rows_fit_into_their_pages(table: Table) -> None:
         assert set(seen.text[0]) == {"w"}
         assert set(seen.text[1]) == {"x"}
     assert table.timeout == 0
-    assert not table.said
+    assert not table.reported
 
 
-def test_too_many_communicators_are_counted_all_the_same_and_pages_are_given_back(table: Table) -> None:
-    row = Row(table, 0)
+def test_too_many_communicators_are_counted_all_the_same_and_pages_are_given_back(table: StatusPages) -> None:
+    row = RankPage(table, 0)
     channels = [Channel(row, 1 + number) for number in range(layout.CHANNELS + 2)]
     assert [channel.at >= 0 for channel in channels] == [True] * layout.CHANNELS + [False] * 2
     assert [channels[-1].enter(1), channels[-1].enter(1)] == [1, 2]
-    assert table.see(0).waits  # type: ignore[union-attr]
-    assert table.see(0).key == 0  # type: ignore[union-attr]
+    assert table.read(0).waits  # type: ignore[union-attr]
+    assert table.read(0).key == 0  # type: ignore[union-attr]
     del channels[:3]
-    assert len(table.see(0).counts) == layout.CHANNELS - 3  # type: ignore[union-attr]
+    assert len(table.read(0).counts) == layout.CHANNELS - 3  # type: ignore[union-attr]
     new = Channel(row, 99)
     assert new.at >= 0
-    assert 99 in table.see(0).counts  # type: ignore[union-attr]
+    assert 99 in table.read(0).counts  # type: ignore[union-attr]
 
 
-def test_a_text_is_never_seen_half_written(table: Table) -> None:
-    row = Row(table, 1)
+def test_a_text_is_never_seen_half_written(table: StatusPages) -> None:
+    row = RankPage(table, 1)
     pairs = [(letter * (20 + 13 * place), f"{letter}.py") for place, letter in enumerate("abcdefgh")]
     done = threading.Event()
 
@@ -107,7 +107,7 @@ def test_a_text_is_never_seen_half_written(table: Table) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = {table.see(1).text for _ in range(5000)}  # type: ignore[union-attr]
+        seen = {table.read(1).text for _ in range(5000)}  # type: ignore[union-attr]
     finally:
         done.set()
         writer.join()
@@ -115,54 +115,54 @@ def test_a_text_is_never_seen_half_written(table: Table) -> None:
     assert len(seen & set(pairs)) > 1
 
 
-def test_a_damaged_text_is_no_text(table: Table) -> None:
-    Row(table, 1).say("all_reduce", "train.py:1")
+def test_a_damaged_text_is_no_text(table: StatusPages) -> None:
+    RankPage(table, 1).say("all_reduce", "train.py:1")
     at = table.memory.find(b"all_reduce")
     table.memory[at : at + 1] = b"X"
-    assert table.see(1).text == ("", "")  # type: ignore[union-attr]
+    assert table.read(1).text == ("", "")  # type: ignore[union-attr]
 
 
 def test_long_texts_keep_the_line_number() -> None:
     assert pack_text("all_reduce", "/a" * PAGE + "/train.py:12").endswith(b"/train.py:12")
 
 
-def test_another_process_takes_a_row_over_whole(table: Table) -> None:
-    first = Row(table, 0)
+def test_another_process_takes_a_row_over_whole(table: StatusPages) -> None:
+    first = RankPage(table, 0)
     Channel(first, 5).enter(1)
     first.say("all_reduce", "")
     first.words[first.at + layout.STEP] = 9
-    Row(table, 0)
-    seen = table.see(0)
+    RankPage(table, 0)
+    seen = table.read(0)
     assert seen is not None
     assert (seen.entered, seen.counts, seen.step, seen.text) == (0, {}, -1, ("", ""))
 
 
-def test_a_child_process_says_nothing_for_its_parent(table: Table) -> None:
-    row = Row(table, 0)
+def test_a_child_process_says_nothing_for_its_parent(table: StatusPages) -> None:
+    row = RankPage(table, 0)
     row.set(State.RUNNING)
     child = os.fork()
     if child == 0:
         row.set(State.ENDED)
         os._exit(0)
     os.waitpid(child, 0)
-    assert table.see(0).state == State.RUNNING  # type: ignore[union-attr]
+    assert table.read(0).state == State.RUNNING  # type: ignore[union-attr]
 
 
 def test_what_is_another_users_or_a_link_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="link"):
-        Table.join(tmp_path / "link", 2)
+        StatusPages.join(tmp_path / "link", 2)
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_removed_table_is_made_anew(tmp_path: Path) -> None:
-    first = Table.join(tmp_path / "table", 2)
+    first = StatusPages.join(tmp_path / "table", 2)
     first.last_words.touch()
     first.remove()
     assert list(tmp_path.iterdir()) == []
-    second = Table.join(tmp_path / "table", 2)
-    Row(second, 0)
-    assert first.see(0) is None
+    second = StatusPages.join(tmp_path / "table", 2)
+    RankPage(second, 0)
+    assert first.read(0) is None
 
 
 def test_stale_tables_are_removed_and_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,21 +228,21 @@ def connect_as(user: int, path: str, count: int) -> None:
 def test_the_guard_hears_only_its_own_user() -> None:
     """Connections of another one keep no descriptor, and are no news of any rank."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as line:
-        table = Table.join(Path(folder, "table"), 2)
-        line.bind(table.line)
+        table = StatusPages.join(Path(folder, "table"), 2)
+        line.bind(table.socket_path)
         line.listen(8)
-        for path in (folder, table.line):
+        for path in (folder, table.socket_path):
             os.chmod(path, 0o777)  # else nobody would come so far
         guard = Guard(table, line)
         before = os.listdir("/proc/self/fd")
-        connect_as(OTHER, table.line, 5)
+        connect_as(OTHER, table.socket_path, 5)
         for _ in range(5):
-            guard._note_events([handle for handle, _ in guard.events.poll(1)])
-        assert (guard.lines, guard.hung_up, os.listdir("/proc/self/fd")) == ({}, [], before)
-        connect_as(os.getuid(), table.line, 1)
+            guard._handle_events([handle for handle, _ in guard.events.poll(1)])
+        assert (guard.connections, guard.disconnected, os.listdir("/proc/self/fd")) == ({}, [], before)
+        connect_as(os.getuid(), table.socket_path, 1)
         for _ in range(2):
-            guard._note_events([handle for handle, _ in guard.events.poll(1)])
-        assert len(guard.hung_up) == 1
+            guard._handle_events([handle for handle, _ in guard.events.poll(1)])
+        assert len(guard.disconnected) == 1
 
 
 def test_a_process_is_not_one_that_has_its_number_later() -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.comm.chaos SECONDS`: random faults at random moments of training, which hit the watch itself, too.
+"""`python -m tests.watchdog.chaos SECONDS`: random faults at random moments of training, which hit the watchdog too.
 
 Every run must end within the time-out plus ten seconds after the last fault, or after its own end, and leave nothing.
 """
@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.comm.process import command
-from sorix_dist.comm.table import Table
 from sorix_dist.launch.tree import descendants
+from sorix_dist.watchdog.process import command
+from sorix_dist.watchdog.status_page import StatusPages
 from tests.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there
 
 TIMEOUT = 3.0
@@ -32,12 +32,12 @@ import os, resource, signal, sys, time
 import numpy as np
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import watch
+from sorix_dist.watchdog import watch
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 sx.init(timeout={TIMEOUT})
 rank, folder = sx.rank(), sys.argv[1]
-open(f"{{folder}}/table", "w").write(str(watch.row().table.path))
+open(f"{{folder}}/table", "w").write(str(watch.page().pages.path))
 model = sx.DistributedDataParallel(nn.Linear(16, 4))
 optimizer = optim.SGD(model.parameters(), lr=0.1)
 open(f"{{folder}}/rank-{{rank}}", "w").write(str(os.getpid()))
@@ -86,7 +86,7 @@ class Job:
                 below = descendants(self.process.pid)
                 return next((pid for pid in below if command(pid) in ("hydra_pmi_proxy", "prted")), 0)
             if what == "guard":
-                return Table.existing(Path((self.folder / "table").read_text())).guard[0]
+                return StatusPages.existing(Path((self.folder / "table").read_text())).guard[0]
             return int((self.folder / what).read_text())
         return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.comm.faults.case import Case
+from tests.watchdog.faults.case import Case
 
 MODEL = """
 import numpy as np

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.comm.table import directory, launcher_of
-from tests.comm.faults.case import RANKS, Case
-from tests.comm.faults.cases import CASES, HEALTHY
+from sorix_dist.watchdog.status_page import directory, launcher_of
 from tests.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
+from tests.watchdog.faults.case import RANKS, Case
+from tests.watchdog.faults.cases import CASES, HEALTHY
 
 LONG = bool(os.environ.get("SORIX_DIST_LONG"))
 
@@ -99,8 +99,8 @@ def test_a_shell_between_two_programs_is_no_end_of_a_rank(tmp_path: Path) -> Non
 def test_ranks_whose_launcher_is_killed_do_not_stay(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
-        "import os, signal, time\nimport sorix_dist as sx\nfrom sorix_dist.comm import watch\nsx.barrier()\n"
-        "launcher = int(watch.row().table.path.name.split('-')[2])\n"
+        "import os, signal, time\nimport sorix_dist as sx\nfrom sorix_dist.watchdog import watch\nsx.barrier()\n"
+        "launcher = int(watch.page().pages.path.name.split('-')[2])\n"
         "if sx.rank() == 0: os.kill(launcher, signal.SIGKILL)\ntime.sleep(30)\nsx.barrier()"
     )
     ended = run_ranks(2, str(script), limit=25)
@@ -111,8 +111,8 @@ def test_ranks_whose_launcher_is_killed_do_not_stay(tmp_path: Path) -> None:
 @needs_mpirun
 def test_no_table_is_left_behind(tmp_path: Path) -> None:
     script = (
-        "import sys\nimport sorix_dist as sx\nfrom sorix_dist.comm import watch\nsx.barrier()\n"
-        "sys.stdout.write(f'{watch.row().table.path}\\n')"
+        "import sys\nimport sorix_dist as sx\nfrom sorix_dist.watchdog import watch\nsx.barrier()\n"
+        "sys.stdout.write(f'{watch.page().pages.path}\\n')"
     )
     ended = run_ranks(2, "-c", script)
     (path,) = set(map(Path, ended.out.split()))

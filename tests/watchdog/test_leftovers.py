@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from sorix_dist.comm import leftovers
+from sorix_dist.watchdog import leftovers
 from tests.launching import needs_mpirun, run_ranks
 
 
@@ -14,7 +14,7 @@ from tests.launching import needs_mpirun, run_ranks
 def test_a_killed_jobs_shared_memory_is_removed(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
-        "import os, time\nimport sorix_dist as sx\nfrom sorix_dist.comm.leftovers import mapped\n"
+        "import os, time\nimport sorix_dist as sx\nfrom sorix_dist.watchdog.leftovers import mapped\n"
         "sx.init(timeout=5)\nwindow = sx.comm.current().window(1 << 20)\nsx.barrier()\n"
         f"if sx.rank() == 1:\n    open({str(tmp_path / 'mapped')!r}, 'w').write(' '.join(mapped()))\n"
         "    os.kill(os.getpid(), 9)\nsx.barrier()"
@@ -31,7 +31,7 @@ def test_only_noted_shared_memory_is_removed(tmp_path: Path) -> None:
     noted, other = tmp_path / "noted", tmp_path / "other"
     other.touch()
     noted.write_text(f"{other}\n/dev/shm/../{other}\n")
-    leftovers.remove_noted(noted)
+    leftovers.remove_recorded(noted)
     assert other.exists()
     assert not noted.exists()
 
@@ -42,10 +42,10 @@ def test_files_of_dead_launchers_are_removed(tmp_path: Path) -> None:
     for file, made in ((ours, began), (older, began - 100)):
         file.touch()
         os.utime(file, (made, made))
-    leftovers.remove_launchers_files(since=began - 10, folder=tmp_path)
+    leftovers.remove_launcher_files(since=began - 10, folder=tmp_path)
     assert list(tmp_path.iterdir()) == [older]
-    leftovers.remove_launchers_files(folder=tmp_path)
+    leftovers.remove_launcher_files(folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
     ours.touch()
-    leftovers.remove_launchers_files(folder=tmp_path)
+    leftovers.remove_launcher_files(folder=tmp_path)
     assert list(tmp_path.iterdir()) == [ours]  # its launcher may be in a container

@@ -1,4 +1,4 @@
-"""Functions that travel by value: closures, lambdas and what a script or notebook has defined itself."""
+"""Pickles functions by value: closures, lambdas and what a script or notebook defines itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _NAMELESS = "<dynamic-code>"
 
 
 def dumps(value: Any) -> bytes:
-    """A pickle by cloudpickle, in which code keeps the name of its file, for tracebacks."""
-    import cloudpickle  # 10 ms that only who sends functions needs
+    """A pickle by cloudpickle in which code keeps the name of its file, for tracebacks."""
+    import cloudpickle  # takes 10 ms
 
     table = cloudpickle.Pickler.dispatch_table
     reduce_code = table[CodeType]

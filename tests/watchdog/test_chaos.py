@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from tests.comm import chaos
 from tests.launching import needs_mpirun
+from tests.watchdog import chaos
 
 
 @needs_mpirun

@@ -1,20 +1,31 @@
-"""What a launcher's environment variables say about this process: rank r of n, before any MPI is loaded."""
+"""What the launcher says to this process, rank r of n, by environment variables; and what a script says back."""
 
 from __future__ import annotations
 
+import atexit
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 Environ = Mapping[str, str]
 
 _SLURM_NO_RANKS = 0xFFFFFFF0
 """Step numbers from here on are Slurm's own: batch script, extern, interactive and pending steps."""
 
+COMPLETION_FILE = "SORIX_DIST_COMPLETION"
+"""The variable that names the file of `report_completion`."""
+
+EXIT_PREEMPTED = 75
+"""The exit code of a script that was preempted, saved its work and is to be started again (EX_TEMPFAIL of
+sysexits.h)."""
+
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of a parallel launch; None is what the launcher does not say."""
+    """One process of a parallel launch; None if the launcher does not say."""
 
     name: str
     """The launcher: 'Open MPI', 'MPICH' (also Intel MPI), 'Slurm srun', ..."""
@@ -25,7 +36,7 @@ class Launch:
 
     @property
     def several(self) -> bool:
-        """Whether more than one process was started (taken as true if the launcher does not say)."""
+        """Whether more than one process was started; true if the launcher does not say."""
         return self.size is None or self.size > 1
 
     def __str__(self) -> str:
@@ -36,17 +47,17 @@ def detect(environ: Environ) -> Launch | None:
     """The launch that this process is part of, or None if no launcher started it.
 
     A process can see variables of several launchers (mpirun inside a batch job, whose daemons srun
-    started): the innermost one, which is an MPI's own, is asked first.
+    started): the innermost one, an MPI's own, comes first.
     """
-    for ask in _LAUNCHERS:
-        launch = ask(environ)
+    for read in _LAUNCHERS:
+        launch = read(environ)
         if launch is not None:
             return launch
     return None
 
 
 def tasks_of_job(environ: Environ) -> int | None:
-    """How many tasks a scheduler's job asked for; None outside a job, or where only cores were asked for."""
+    """How many tasks a scheduler's job has; None outside a job, or if only cores were requested."""
     if _number(environ, "SLURM_NTASKS") is not None:
         return _number(environ, "SLURM_NTASKS")
     try:
@@ -57,7 +68,7 @@ def tasks_of_job(environ: Environ) -> int | None:
 
 
 def tasks_by_node(listed: str) -> list[int]:
-    """Slurm's list of the tasks on nodes 0, 1, ...: 4, 4 and 3 for '4(x2),3'; empty if it is none."""
+    """The tasks on nodes 0, 1, ... in Slurm's notation: [4, 4, 3] for '4(x2),3'; empty if it is malformed."""
     if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", listed):
         return []
     entries = re.findall(r"(\d+)(?:\(x(\d+)\))?", listed)
@@ -72,19 +83,19 @@ def _number(environ: Environ, name: str) -> int | None:
 def _by(
     name: str, rank: str, size: str, local_rank: str = "", local_size: str = "", only_with: str = ""
 ) -> Callable[[Environ], Launch | None]:
-    """A question to the environment: which variables name the four numbers of the launcher `name`."""
+    """A function that reads the launch from the variables of the launcher `name`."""
 
-    def ask(environ: Environ) -> Launch | None:
+    def read(environ: Environ) -> Launch | None:
         this_rank, ranks = _number(environ, rank), _number(environ, size)
         if this_rank is None or (ranks is None and size) or (only_with and only_with not in environ):
             return None
         return Launch(name, this_rank, ranks, _number(environ, local_rank), _number(environ, local_size))
 
-    return ask
+    return read
 
 
 def _slurm_srun(environ: Environ) -> Launch | None:
-    """A task of srun; the batch script, which has SLURM_PROCID=0 too, is none."""
+    """A task of srun; the batch script is not one, though it has SLURM_PROCID=0 too."""
     rank, size = _number(environ, "SLURM_PROCID"), _number(environ, "SLURM_STEP_NUM_TASKS")
     step = _number(environ, "SLURM_STEP_ID")
     if step is None:
@@ -113,3 +124,20 @@ _LAUNCHERS: tuple[Callable[[Environ], Launch | None], ...] = (
     _by("PMI", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
     _by("PMIx", "PMIX_RANK", "", only_with="PMIX_NAMESPACE"),
 )
+
+
+def report_completion(environ: MutableMapping[str, str], rank: int) -> None:
+    """Make rank 0 touch the file that `environ` names when its script ends without an error.
+
+    An exit code of 0 does not prove that: fault-tolerant MPIs return it even if all ranks were killed, and so does a
+    rank that leaves by `os._exit(0)`. Child processes inherit no such request.
+    """
+    path = environ.pop(COMPLETION_FILE, None)
+    if path and rank == 0:
+        atexit.register(_complete, Path(path))
+
+
+def _complete(path: Path) -> None:
+    if not hasattr(sys, "last_value"):  # set by an uncaught exception, before sys.excepthook
+        with suppress(OSError):  # the caller finds no file, and says so
+            path.touch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sorix_dist.comm.launcher import Launch, detect
+from sorix_dist.watchdog.launcher import Launch, detect
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "5",

@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 
-from sorix_dist.comm.table import Seen, State
-from sorix_dist.comm.verdict import ELSEWHERE, FROZEN, PATIENCE, Observed, ending, judge
+from sorix_dist.watchdog.diagnosis import FROZEN, OTHERS_FIRST, PATIENCE, Observations, diagnose, ending
+from sorix_dist.watchdog.status_page import State, Status
 
 LONG = 1000.0
 
 
-def seen(rank: int, count: int, *, waits: bool = False, state: State = State.RUNNING, **others: Any) -> Seen:
+def seen(rank: int, count: int, *, waits: bool = False, state: State = State.RUNNING, **others: Any) -> Status:
     """A rank that has entered `count` collectives of communicator 7, and has left the last one unless it waits."""
     known = {"step": count, "signature": 1, "counts": {7: count}, "key": 7, "text": ("all_reduce", "train.py:9")}
     left = count - waits
-    return Seen(rank, 100 + rank, state, count, left, count=count, stack=-1, **(known | others))
+    return Status(rank, 100 + rank, state, count, left, count=count, stack=-1, **(known | others))
 
 
-def verdict(*rows: Seen, timeout: float = 300.0, **observed: Any) -> str | None:
+def verdict(*rows: Status, timeout: float = 300.0, **observed: Any) -> str | None:
     table = {row.rank: row for row in rows}
     waited = {row.rank: LONG for row in rows}
-    fault = judge(table, Observed(**({"waited": waited} | observed)), timeout)
+    fault = diagnose(table, Observations(**({"waited": waited} | observed)), timeout)
     return None if fault is None else fault.what
 
 
@@ -72,10 +72,10 @@ def test_a_rank_that_ended_while_another_waits_for_it() -> None:
 
 def test_a_rank_whose_collective_failed_and_whose_program_went_on() -> None:
     rows = seen(0, 4, waits=True), seen(1, 4, refused=frozenset({7}))
-    what = str(verdict(*rows, waited={0: ELSEWHERE}))
+    what = str(verdict(*rows, waited={0: OTHERS_FIRST}))
     assert "rank 1 makes no further calls in the communicator where rank 0 waits for it in all_reduce at" in what
-    assert verdict(*rows, waited={0: ELSEWHERE / 2}) is None  # it may be about to say so
-    assert verdict(seen(0, 4, waits=True), seen(1, 4, refused=frozenset({8})), waited={0: ELSEWHERE}) is None
+    assert verdict(*rows, waited={0: OTHERS_FIRST / 2}) is None  # it may be about to say so
+    assert verdict(seen(0, 4, waits=True), seen(1, 4, refused=frozenset({8})), waited={0: OTHERS_FIRST}) is None
 
 
 def test_a_rank_whose_shell_may_start_another_program() -> None:
@@ -89,7 +89,7 @@ def test_a_rank_whose_shell_may_start_another_program() -> None:
 
 def test_of_several_hosts_none_blames_a_rank_that_its_launcher_may_have_ended() -> None:
     rows = {0: seen(0, 4, waits=True), 1: seen(1, 3)}
-    fault = judge(rows, Observed(gone={1: None}), 300.0, here=False)
+    fault = diagnose(rows, Observations(gone={1: None}), 300.0, single_host=False)
     assert fault is not None
     assert "died without a word (killed, crashed, or os._exit), or its launcher has ended it for another" in fault.what
 
@@ -103,7 +103,7 @@ def test_a_rank_that_never_came() -> None:
 
 
 def test_a_rank_that_stays_after_its_end() -> None:
-    ended, stays = seen(0, 3, state=State.ENDED, over=True), seen(1, 3, over=True)
+    ended, stays = seen(0, 3, state=State.ENDED, script_over=True), seen(1, 3, script_over=True)
     assert "the script of rank 1 (pid 101) ended 300 s ago" in str(verdict(ended, stays, over={0: LONG, 1: LONG}))
     assert verdict(ended, stays, over={0: LONG, 1: 1.0}) is None
     assert verdict(ended, seen(1, 3), over={0: LONG}) is None  # it works on at the end

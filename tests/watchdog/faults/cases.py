@@ -1,12 +1,12 @@
 """What can go wrong on one rank of four, as scripts; `# here` marks the line that the report must name.
 
-A script speaks to `sx`, which is the package, or `tests.comm.faults.bare` for what happens without it.
+A script speaks to `sx`, which is the package, or `tests.watchdog.faults.bare` for what happens without it.
 """
 
 from __future__ import annotations
 
-from tests.comm.faults import training
-from tests.comm.faults.case import RANKS, TIMEOUT, Case
+from tests.watchdog.faults import training
+from tests.watchdog.faults.case import RANKS, TIMEOUT, Case
 
 BEGIN = f"""
 import ctypes, os, signal, sys, threading, time

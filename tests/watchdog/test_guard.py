@@ -16,7 +16,7 @@ import os, subprocess
 run = subprocess.run
 
 def run_changed(argv, **options):
-    if "comm.guard" in argv[-3]:
+    if "watchdog.guard" in argv[-3]:
         argv[-3] = {change!r} + argv[-3]
     return run(argv, **options)
 
@@ -28,11 +28,11 @@ BEGIN = """
 import os, signal, sys, time
 import numpy as np
 import sorix_dist as sx
-from sorix_dist.comm import watch, watchdog
+from sorix_dist.watchdog import monitor, watch
 sx.init(timeout=3)
 rank, a = sx.rank(), np.ones(4)
 sx.all_reduce(a)
-guard = watch.row().table.guard[0]
+guard = watch.page().pages.guard[0]
 sx.barrier()
 """
 
@@ -82,7 +82,7 @@ def test_a_guard_that_is_gone_or_stopped_is_replaced(how: str, fault: str, tmp_p
 def test_a_healthy_program_gets_another_guard_and_ends_well(tmp_path: Path) -> None:
     script = BEGIN + (
         "if rank == 1: os.kill(guard, signal.SIGKILL)\n"
-        "while watch.row().table.guard[0] == guard or not watch.row().table.guarded(): time.sleep(0.05)\n"
+        "while watch.page().pages.guard[0] == guard or not watch.page().pages.guarded(): time.sleep(0.05)\n"
         "sx.all_reduce(a)"
     )
     ended = run(tmp_path, script)
@@ -98,7 +98,7 @@ def test_a_stopped_guard_keeps_no_launcher(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["sys.exit(0)", "time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
 def test_where_there_can_be_no_guard_a_rank_ends_itself_at_the_timeout(fault: str, tmp_path: Path) -> None:
     script = BEGIN + (
-        f"watchdog.STARTS = 0\nif rank == 1:\n    os.kill(guard, signal.SIGKILL)\n    {fault}\nsx.all_reduce(a)"
+        f"monitor.STARTS = 0\nif rank == 1:\n    os.kill(guard, signal.SIGKILL)\n    {fault}\nsx.all_reduce(a)"
     )
     ended = run(tmp_path, script)
     check(ended, r"rank 0 has waited 3 s \(init\(timeout=\)\) in all_reduce.* at .*train.py:15")

@@ -12,7 +12,7 @@ from tests.launching import needs_mpirun, run_command, run_ranks
 BEGIN = """
 import os, sys, time
 from sorix_dist.comm import current
-from sorix_dist.comm.launcher import detect
+from sorix_dist.watchdog.launcher import detect
 import numpy as np
 rank = detect(os.environ).rank
 """
@@ -126,8 +126,8 @@ def test_a_traceback_is_told_whoever_has_taken_the_place_for_it(tmp_path: Path) 
     """The file for the last words is there already, and no other rank says anything."""
     script = tmp_path / "train.py"
     script.write_text(
-        BEGIN + "from sorix_dist.comm import watch\ncomm = current()\ncomm.barrier()\nif rank == 1:\n"
-        "    watch.row().table.last_words.touch()\n    raise ValueError('a bad row')\ncomm.barrier()"
+        BEGIN + "from sorix_dist.watchdog import watch\ncomm = current()\ncomm.barrier()\nif rank == 1:\n"
+        "    watch.page().pages.last_words.touch()\n    raise ValueError('a bad row')\ncomm.barrier()"
     )
     ended = run_ranks(2, str(script), limit=40)
     assert ended.code != 0

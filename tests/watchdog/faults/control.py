@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.comm.faults.case import RANKS
-from tests.comm.faults.cases import CASES
 from tests.launching import run_command, run_ranks
+from tests.watchdog.faults.case import RANKS
+from tests.watchdog.faults.cases import CASES
 
 LIMIT = 15.0
 TORCH = find_spec("torch") is not None
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             script = Path(folder, "train.py")
-            script.write_text(f"import tests.comm.faults.{'ddp' if TORCH else 'bare'} as sx\n" + CASES[name].script)
+            script.write_text(f"import tests.watchdog.faults.{'ddp' if TORCH else 'bare'} as sx\n" + CASES[name].script)
             print(f"{name:{width}}  {outcome(script)}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of one host have in common: who they are, and one block of memory cut into parts."""
+"""What the ranks of a host share: a block of memory cut into parts, and a barrier of counters in it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sorix_dist.comm.cores import usable_cores
-from sorix_dist.comm.errors import SharedMemoryFull
+from sorix_dist.comm.blas import usable_cores
+from sorix_dist.comm.protocol import SharedMemoryFull
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
 """Where MPI has its shared windows on Linux."""
-LINE = 64
-"""Bytes of a cache line."""
-PATIENCE = 1000
-"""How often a rank that has a core of its own looks for the others before it lets other processes run in between."""
-LOOKS_AWAKE = 1000
-"""How often it does that, before it sleeps between two looks: who is late for long is not worth a whole core."""
-ASLEEP = 50e-6
-"""Seconds of such a sleep."""
-_REFERENCES = sys.getrefcount(object())  # to an argument that nobody else holds
-_let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
+CACHE_LINE = 64
+SPINS = 1000
+"""Reads of a counter before a rank that has a core of its own yields it."""
+YIELDS = 1000
+"""Reads between which it yields the core, before it sleeps instead."""
+SLEEP = 50e-6
+"""Seconds between two further reads."""
+_REFERENCES = sys.getrefcount(object())  # to an argument without any other reference
+_yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
-class Placement(NamedTuple):
-    """Where one rank of a communicator lives; the fields have the meaning of those of `Comm`."""
+class Location(NamedTuple):
+    """Where one rank of a communicator runs; the fields are those of `Comm`."""
 
     host: int
     hosts: int
@@ -41,10 +40,10 @@ class Placement(NamedTuple):
     local_size: int
 
 
-def place(host_of: Sequence[int], rank: int) -> Placement:
-    """The placement of `rank`, where `host_of[r]` is any number that names the host of rank r."""
+def locate(host_of: Sequence[int], rank: int) -> Location:
+    """The location of `rank`, where `host_of[r]` is any number that identifies the host of rank r."""
     hosts = list(dict.fromkeys(host_of))
-    return Placement(
+    return Location(
         host=hosts.index(host_of[rank]),
         hosts=len(hosts),
         local_rank=list(host_of[:rank]).count(host_of[rank]),
@@ -53,15 +52,14 @@ def place(host_of: Sequence[int], rank: int) -> Placement:
 
 
 def block_size(sizes: Sequence[int]) -> int:
-    """Bytes that a block must have to be cut into parts of `sizes` bytes, wherever it begins."""
+    """Bytes that `cut` needs for parts of `sizes` bytes, at whatever address the block begins."""
     return PAGE + sum(_whole_pages(size) for size in sizes)
 
 
 def cut(block: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """The parts of `block`, each on pages of its own.
+    """Parts of `block` of `sizes` bytes, each on pages of its own.
 
-    Whole pages, because memory belongs to the processor that touches a page first, and no two ranks then
-    write to one cache line.
+    A page's memory belongs to the processor that touches it first, and no two ranks write to one cache line.
     """
     parts = []
     start = -block.ctypes.data % PAGE
@@ -72,14 +70,14 @@ def cut(block: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8
 
 
 def free_bytes(folder: str) -> int | None:
-    """What is free where files of a folder are; None if there is no such folder."""
+    """Free bytes of the file system of `folder`; None if there is no such folder."""
     return shutil.disk_usage(folder).free if os.path.isdir(folder) else None
 
 
 def check_free(needed: int, free: int | None) -> None:
-    """Raises SharedMemoryFull, which says how to get more, if fewer than `needed` bytes are `free`.
+    """Raise SharedMemoryFull, which says how to get more, if `needed` bytes exceed those that are `free`.
 
-    MPI takes more than there is from the system, which ends the process when it is first written to.
+    MPI does not check: the first write to a missing page would end the process by SIGBUS.
     """
     if free is not None and needed > free:
         raise SharedMemoryFull(
@@ -93,26 +91,26 @@ def _whole_pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-class Gate:
-    """A barrier by counters in shared memory, one cache line for each rank of the host.
+class SpinBarrier:
+    """A barrier of counters in shared memory, one cache line for each rank of the host.
 
-    It is a few times faster than MPI's, and gives the processor to others where there are more ranks than cores.
-    fence: orders this processor's reads and writes of the memory before it and after it.
+    It is several times faster than MPI's, and yields the core where ranks outnumber cores. `fence` orders this
+    processor's reads and writes of the memory before it and after it.
     """
 
     def __init__(self, counters: memoryview, local_rank: int, fence: Callable[[], None]) -> None:
-        words = [counters[at : at + LINE].cast("B").cast("q") for at in range(0, len(counters), LINE)]
+        words = [counters[at : at + CACHE_LINE].cast("B").cast("q") for at in range(0, len(counters), CACHE_LINE)]
         self._own = words[local_rank]
         self._others = [word for rank, word in enumerate(words) if rank != local_rank]
         self._fence = fence
         self._count = 0
         self._inside = False
-        self._patience = PATIENCE if len(words) <= usable_cores() else 0
+        self._spins = SPINS if len(words) <= usable_cores() else 0
 
     def wait(self) -> None:
-        """Wait until all ranks have called this so many times; afterwards each sees what the others wrote before.
+        """Wait until all ranks have called this equally often; afterwards each sees what the others wrote before.
 
-        RuntimeError if an exception, such as KeyboardInterrupt, has ended an earlier wait: the others count it.
+        RuntimeError if an exception, such as KeyboardInterrupt, ended an earlier wait, which the others count.
         """
         if self._inside:
             raise RuntimeError(
@@ -130,17 +128,17 @@ class Gate:
         self._inside = False
 
     def _wait_for(self, other: memoryview, count: int) -> None:
-        looks = 0
+        reads = 0
         while other[0] < count:
-            looks += 1
-            if looks > self._patience + LOOKS_AWAKE:
-                time.sleep(ASLEEP)
-            elif looks > self._patience:
-                _let_others_run()
+            reads += 1
+            if reads > self._spins + YIELDS:
+                time.sleep(SLEEP)
+            elif reads > self._spins:
+                _yield_core()
 
 
 class SharedWindow:
-    """The `Window` over given parts, with a given barrier and a given way to free the memory."""
+    """The `Window` of given parts, with a given barrier and a given function that frees the memory."""
 
     def __init__(
         self,
