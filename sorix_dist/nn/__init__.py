@@ -1,6 +1,7 @@
 """Layers, losses and what they are built of."""
 
-from sorix_dist.nn import functional, init, utils
+from sorix_dist.nn import activation, functional, init, utils
+from sorix_dist.nn.activation import *  # noqa: F403
 from sorix_dist.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool2d,
@@ -12,22 +13,16 @@ from sorix_dist.nn.conv import (
     MaxPool2d,
 )
 from sorix_dist.nn.layers import (
-    ELU,
-    GELU,
     Dropout,
     Dropout2d,
     Embedding,
     Flatten,
     Identity,
-    LeakyReLU,
     Linear,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
+    PixelShuffle,
+    Unflatten,
+    Upsample,
+    ZeroPad2d,
 )
 from sorix_dist.nn.loss import (
     BCELoss,
@@ -47,8 +42,8 @@ from sorix_dist.nn.recurrent import GRU, LSTM
 
 __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",
-    "Embedding", "Flatten", "Identity", "Linear",
-    "ELU", "GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "SiLU", "Softmax", "Softplus", "Tanh",
+    "Embedding", "Flatten", "Identity", "Linear", "PixelShuffle", "Unflatten", "Upsample", "ZeroPad2d",
+    *activation.__all__,
     "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
     "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
     "Dropout", "Dropout2d",
