@@ -10,8 +10,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import MODES
-from sorix_dist.core.ops.shape import take
 from sorix_dist.core.ops.windows import Pair, pair, single
 from sorix_dist.nn.module import Module, Parameter
 

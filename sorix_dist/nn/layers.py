@@ -12,7 +12,8 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
-from sorix_dist.core.ops import dropout, matrix
+from sorix_dist.core.ops import matrix
+from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn import functional as F
@@ -133,12 +134,12 @@ class Dropout(Module):
     _in_repr = ("p",)
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        dropout.check(type(self).__name__, p)
+        check_dropout(type(self).__name__, p)
         self.p = p
-        self.draws = dropout.Draws(next(_layer_numbers()))
+        self.draws = rng.Draws(next(_layer_numbers()))
 
     def forward(self, x: Any) -> Tensor:
-        return dropout.dropout(x, self.p, self.training, draws=self.draws)
+        return dropout(x, self.p, self.training, draws=self.draws)
 
     @property
     def calls(self) -> int:
@@ -154,7 +155,7 @@ class Dropout(Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         vars(made).update(deepcopy({k: v for k, v in vars(self).items() if k != "draws"}, memo))
-        made.draws = dropout.Draws(next(_layer_numbers()))
+        made.draws = rng.Draws(next(_layer_numbers()))
         return made
 
 
@@ -162,7 +163,7 @@ class Dropout2d(Dropout):
     """In training, zeroes whole channels of inputs (N, C, ...) with probability p; else as Dropout."""
 
     def forward(self, x: Any) -> Tensor:
-        return dropout.dropout2d(x, self.p, self.training, draws=self.draws)
+        return dropout2d(x, self.p, self.training, draws=self.draws)
 
 
 # -- shapes

@@ -9,8 +9,8 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops import matrix
-from sorix_dist.core.ops.dropout import dropout, dropout2d
-from sorix_dist.core.ops.embed import table_rows
+from sorix_dist.core.ops.activation import dropout, dropout2d
+from sorix_dist.core.ops.indexing import table_rows
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
