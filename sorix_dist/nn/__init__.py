@@ -4,10 +4,14 @@ from sorix_dist.nn import activation, functional, init, utils
 from sorix_dist.nn.activation import *  # noqa: F403
 from sorix_dist.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
 from sorix_dist.nn.conv import (
+    AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
+    AvgPool1d,
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Conv3d,
+    ConvTranspose1d,
     ConvTranspose2d,
     MaxPool1d,
     MaxPool2d,
@@ -44,7 +48,8 @@ __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",
     "Embedding", "Flatten", "Identity", "Linear", "PixelShuffle", "Unflatten", "Upsample", "ZeroPad2d",
     *activation.__all__,
-    "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
+    "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
     "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
     "Dropout", "Dropout2d",
     "GRU", "LSTM", "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",

@@ -91,9 +91,8 @@ def conv3d(
 def triple(name: str, argument: str, value: Any, least: int) -> tuple[Any, ...]:
     """`value`, one integer or three, as three; ValueError names the argument of `name`."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * 3
-    if len(values) != 3:
+    if len(values) != 3 or not all(isinstance(v, int | np.integer) and v >= least for v in values):
         raise ValueError(f"{name}: {argument} must be an integer >= {least} or three of them, got {value!r}")
-    at_least(least, name, **{f"{argument}[{i}]": v for i, v in enumerate(values)})
     return values
 
 
