@@ -27,18 +27,25 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sorix_dist.core.dtype import promoted
 from sorix_dist.core.graph import Leaf, Node, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
-from sorix_dist.core.promote import promoted
 from sorix_dist.core.rules import Rule, elementwise
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
+
+
 # The operation that a NumPy function becomes when it meets a tensor.
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
 
+
 _count = itertools.count()
+
+
 _new = object.__new__
+
+
 _NUMBERS = frozenset((float, int, bool, type(None)))
 
 
@@ -136,6 +143,8 @@ def _operation(
 
 sharding = False
 """Whether nodes are to know which virtual shard of a batch they compute; switched on for good by `use_shards`."""
+
+
 current_shard: ContextVar[tuple[int, bool] | None] = ContextVar("shard", default=None)
 """The virtual shard that is being computed, and whether it is its forward, in which nothing else may come in."""
 
@@ -247,3 +256,17 @@ def rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None
 
 
 __all__ = ["OF_NUMPY", "REGISTRY", "Array", "Op", "op", "recording", "rule_on_tensors"]
+
+
+def once(compute: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`compute` for the rules of one operation: called again with the same gradient, it gives what it gave before."""
+    seen: Any = None
+    made: Any = None
+
+    def of(gradient: Any) -> Any:
+        nonlocal seen, made
+        if made is None or seen is not gradient:
+            seen, made = gradient, compute(gradient)
+        return made
+
+    return of

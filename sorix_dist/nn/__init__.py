@@ -1,20 +1,7 @@
 """Layers, losses and what they are built of."""
 
 from sorix_dist.nn import functional, init, utils
-from sorix_dist.nn.activation import (
-    ELU,
-    GELU,
-    LeakyReLU,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-)
-from sorix_dist.nn.attention import MultiheadAttention
-from sorix_dist.nn.containers import ModuleList, Sequential
+from sorix_dist.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -24,9 +11,24 @@ from sorix_dist.nn.conv import (
     MaxPool1d,
     MaxPool2d,
 )
-from sorix_dist.nn.dropout import Dropout, Dropout2d
-from sorix_dist.nn.embedding import Embedding
-from sorix_dist.nn.layers import Flatten, Identity, Linear
+from sorix_dist.nn.layers import (
+    ELU,
+    GELU,
+    Dropout,
+    Dropout2d,
+    Embedding,
+    Flatten,
+    Identity,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from sorix_dist.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -39,9 +41,9 @@ from sorix_dist.nn.loss import (
     SmoothL1Loss,
 )
 from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.net import ModuleList, Sequential
 from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 from sorix_dist.nn.recurrent import GRU, LSTM
-from sorix_dist.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",

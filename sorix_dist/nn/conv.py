@@ -8,11 +8,11 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import MODES
-from sorix_dist.core.ops.shape import take
 from sorix_dist.core.ops.windows import Pair, pair, single
-from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.module import Module, Parameter
 
 
@@ -41,7 +41,7 @@ class _Convolution(Module):
     ) -> None:
         kind = parameter_dtype(device, dtype)
         name = type(self).__name__
-        at_least_one(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        at_least(1, name, in_channels=in_channels, out_channels=out_channels, groups=groups)
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"{name}: groups must divide {argument} {value}, got {groups}")

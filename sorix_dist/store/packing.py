@@ -15,7 +15,7 @@ import numpy as np
 
 from sorix_dist import nn
 from sorix_dist.core import Tensor
-from sorix_dist.core.ops.dropout import Draws
+from sorix_dist.core.random import Draws
 from sorix_dist.store.tensorfile import DTYPES, Array
 
 DEPTH = 100  # levels of nesting

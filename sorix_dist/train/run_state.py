@@ -15,7 +15,7 @@ from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.home import refuse_frozen
-from sorix_dist.core.ops.dropout import Draws, functional_draws
+from sorix_dist.core.random import Draws, functional_draws
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.parallel.outcome import on_every_rank

@@ -9,11 +9,11 @@ import pytest
 
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.core import Tensor
-from sorix_dist.core.ops import columns, pool
 from sorix_dist.core.ops import conv as ops
+from sorix_dist.core.ops import pool, windows
 from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
-from sorix_dist.nn import Linear, Module, ReLU, Sequential
+from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Dropout, Dropout2d, Linear, Module, ReLU, Sequential
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -23,9 +23,6 @@ from sorix_dist.nn.conv import (
     MaxPool1d,
     MaxPool2d,
 )
-from sorix_dist.nn.dropout import Dropout, Dropout2d
-from sorix_dist.nn.loss import CrossEntropyLoss
-from sorix_dist.nn.norm import BatchNorm2d
 from sorix_dist.optim import SGD
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.utils.data import DataLoader, Dataset
@@ -90,11 +87,11 @@ def test_tiles_of_any_size_compute_the_same(
     tile: int, by_rows: bool, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(columns, "TILE", tile)
-    monkeypatch.setattr(columns, "MOST", tile)
-    monkeypatch.setattr(columns, "WIDE", 1 if by_rows else 1 << 30)
+    monkeypatch.setattr(windows, "TILE", tile)
+    monkeypatch.setattr(windows, "MOST", tile)
+    monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
     monkeypatch.setattr(ops, "WIDE", 1)  # products of some columns each
-    monkeypatch.setattr(columns, "SMALL", tile)
+    monkeypatch.setattr(windows, "SMALL", tile)
     places = geometry("", size, kernel, stride, padding, dilation)
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(s) for s in ((5, 4, *size), (6, 4 // groups, *kernel), (6,)))
@@ -111,11 +108,11 @@ def test_tiles_of_any_size_compute_the_same(
 @pytest.mark.parametrize("tile", [1, 50_000, 1 << 30])
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (40, 3)])
 def test_tiles_cover_each_window_once(tile: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "TILE", tile)
-    monkeypatch.setattr(columns, "MOST", tile)
+    monkeypatch.setattr(windows, "TILE", tile)
+    monkeypatch.setattr(windows, "MOST", tile)
     for count, shared in ((1, 0), (30, 2), (300, 5)):
         covered = np.zeros(size, int)
-        for part in columns.tiles(size, shared, 100, count, 16):
+        for part in windows.tiles(size, shared, 100, count, 16):
             covered[slice(*part.rows), slice(*part.columns)] += 1
         assert (covered == 1).all()
 

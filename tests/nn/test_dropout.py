@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from sorix_dist.core import Tensor, grad
-from sorix_dist.core.ops.dropout import dropout, dropout2d, functional_draws
-from sorix_dist.core.random import adopt, manual_seed
-from sorix_dist.nn import Sequential
-from sorix_dist.nn.dropout import Dropout, Dropout2d
+from sorix_dist.core.ops.activation import dropout, dropout2d
+from sorix_dist.core.random import adopt, functional_draws, manual_seed
+from sorix_dist.nn import Dropout, Dropout2d, Sequential
 from tests.core.sharded import sharded
 
 SPLITS = [(12,), (5, 7), (0, 12), (4, 0, 1, 7), (1,) * 12]

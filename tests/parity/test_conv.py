@@ -9,10 +9,8 @@ import pytest
 
 from sorix_dist.core import Tensor, grad
 from sorix_dist.core.ops import conv, pool
-from sorix_dist.nn import Linear, ReLU, Sequential
+from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Linear, ReLU, Sequential
 from sorix_dist.nn import conv as layers
-from sorix_dist.nn.loss import CrossEntropyLoss
-from sorix_dist.nn.norm import BatchNorm2d
 from sorix_dist.optim import SGD
 
 torch = pytest.importorskip("torch")

@@ -6,19 +6,53 @@ sees no key gets zeros. dropped: factors on the weights after the softmax, 0 for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import op
+from sorix_dist.core.op import once, op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
+from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.matrix import matmul, sums_of_rows
-from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import sum_over
-from sorix_dist.core.ops.shape import index, permute_to, reshape, swapaxes
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.ops.shape import permute_to, reshape, swapaxes
+from sorix_dist.core.placement import Placement, tagged
+from sorix_dist.core.rules import Apply, bare, beside, in_order, placement_of, single, whole, whole_sums
+from sorix_dist.core.tensor import Array, Tensor, shape_of
+
+
+def attention_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+    """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
+    and values that every rank holds alike."""
+    operands = beside_queries(apply.__name__, inputs)
+    lead = placement_of(operands[0])
+    if lead is None:
+        return apply(*operands, **options)
+    place = lead.moved(max(len(shape_of(x)) for x in operands) - len(shape_of(operands[0])) + lead.axis)
+    if all(new is old for new, old in zip(operands, inputs, strict=True)):
+        return place  # type: ignore[no-any-return]
+    return tagged(apply(*map(bare, operands), **options), place)
+
+
+def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
+    """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
+    queries, *others = whole_sums(inputs, name)
+    lead = placement_of(queries)
+    if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or single(lead):
+        return [whole(x, name) for x in (queries, *others)]
+    at = len(shape_of(queries)) - lead.axis
+    for i, x in enumerate(others):
+        place, has_rows = (
+            placement_of(x),
+            at > 2 or i > 1,
+        )  # the second last dimension of keys and values is none of queries
+        if place is not None and not (has_rows and len(shape_of(x)) - place.axis == at and lead.like(place)):
+            x = whole(x, name)
+        others[i] = beside(x, lead, at) if has_rows else x
+    return [queries, *others]
 
 
 def attention_and_weights(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> tuple[Any, Any]:
@@ -38,7 +72,7 @@ def _attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float)
     return attention_and_weights(q, k, v, bias, dropped, scale=scale)[0]
 
 
-@op(composite=_attention, rule=rules.attends)
+@op(composite=_attention, rule=attention_rule)
 def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> Any:
     """softmax(scale * q @ k^T + bias) @ v.
 

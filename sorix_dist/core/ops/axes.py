@@ -1,4 +1,4 @@
-"""Dimensions that users name: checked, and counted from 0."""
+"""Dimensions that users name: checked, counted from 0; and what operations along them do with rows of a batch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.tensor import Tensor
-
-
-def shape_of(input: Any) -> tuple[int, ...]:
-    """The shape of a tensor, an array, or what NumPy makes an array of."""
-    return input.array.shape if isinstance(input, Tensor) else np.shape(input)
+from sorix_dist.core.placement import Partial, Placement, Shard
+from sorix_dist.core.rules import Apply, Rule, whole
+from sorix_dist.core.tensor import Tensor, shape_of
 
 
 def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -70,3 +67,59 @@ def parts_along(axis: int, sizes: Iterable[int]) -> list[tuple[Any, ...]]:
 def with_ones(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape that a reduction over `axes` (None: all) has if it keeps its dimensions."""
     return tuple(1 if axes is None or i in axes else n for i, n in enumerate(shape))
+
+
+# -- rows of a batch, where an operation works along axes
+
+
+def normalized_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in (axis if isinstance(axis, tuple | list) else (axis,)))
+
+
+def after_reduction(shard: Shard, axes: tuple[int, ...], keepdims: Any) -> Shard:
+    """The placement when the axes, which are not the rows', have gone."""
+    return shard if keepdims else shard.moved(shard.axis - sum(a < shard.axis for a in axes))
+
+
+def along_axis(reduces: bool | None) -> Rule:
+    """Along `axis`, whose elements depend on each other: rows are gathered if it is theirs.
+
+    reduces: whether the axis goes; None: where `keepdims` is not set.
+    """
+
+    def rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+        x, place = inputs[0], inputs[0].place
+        if not isinstance(place, Shard):
+            return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+        axes = normalized_axes(options["axis"], x.array.ndim)
+        if place.axis in axes:
+            return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+        kept = options["keepdims"] if reduces is None else not reduces
+        return after_reduction(place, axes, kept)
+
+    return rule
+
+
+def mixes_rows(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+    """Turned around or moved along `axis`: rows keep their places, which mean something else on every split."""
+    place = inputs[0].place
+    if isinstance(place, Shard) and place.axis in normalized_axes(options["axis"], inputs[0].array.ndim):
+        return apply(refused(inputs[0], apply.__name__), **options)
+    return place if isinstance(place, Shard | Partial) else None
+
+
+def refused(x: Tensor, what: str) -> Tensor:
+    """RuntimeError: rows are named by their places, which are other rows on every number of ranks. In one process
+    there is nothing to refuse, and the rows are all rows."""
+    place = x.place
+    assert isinstance(place, Shard)
+    if not place.group.alone:
+        raise RuntimeError(
+            f"{what}: along axis {place.axis} lie the rows of this rank only, {place.held} of {place.total} in the "
+            "global batch, so that places in it mean other rows on every number of ranks. sx.all_gather(x) gives the "
+            "rows of every rank, sx.global_value(x) all of them in one tensor; row masks, `:` and `...` are allowed"
+        )
+    gathered: Tensor = whole(x)
+    return gathered

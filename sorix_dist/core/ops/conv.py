@@ -16,10 +16,25 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
-from sorix_dist.core.ops.columns import WIDE, Scratch, Taps, Tile, columns, cut, inside, pieces, tiles
 from sorix_dist.core.ops.matrix import sums_of_rows
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
-from sorix_dist.core.ops.windows import Geometry, Pair, batch_innermost, geometry, pair, single
+from sorix_dist.core.ops.windows import (
+    WIDE,
+    Geometry,
+    Pair,
+    Scratch,
+    Taps,
+    Tile,
+    batch_innermost,
+    columns,
+    cut,
+    geometry,
+    inside,
+    pair,
+    pieces,
+    single,
+    tiles,
+)
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]

@@ -16,9 +16,9 @@ from sorix_dist.core.home import read_only
 from sorix_dist.core.op import in_kind, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
+from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import sum_of_rows
-from sorix_dist.core.ops.reduce import sum_divided, sum_over
-from sorix_dist.core.ops.shape import take
+from sorix_dist.core.ops.reduce import divided_rule, sum_divided, sum_over
 from sorix_dist.core.tensor import Array
 
 # -- classes
@@ -33,7 +33,7 @@ def _cross_entropy(logits: Any, *, target: Any, divisor: int, held: int) -> Any:
     return sum_divided(losses, divisor=divisor, held=held)
 
 
-@op(composite=_cross_entropy, rule=rules.divided)
+@op(composite=_cross_entropy, rule=divided_rule)
 def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: int) -> Any:
     """The sum over rows of log(sum(exp(logits))) - logits[target], divided by `divisor`, the global number of rows.
 

@@ -9,18 +9,29 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
-from sorix_dist.core.op import op
+from sorix_dist.core.op import once, op
 from sorix_dist.core.ops.collective import all_reduced
 from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
-from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
-from sorix_dist.core.placement import ALONE, Group, shard_of, tagged
-from sorix_dist.core.rules import bare, rows_along, whole
+from sorix_dist.core.placement import ALONE, Group, Placement, Shard, shard_of, tagged
+from sorix_dist.core.rules import Apply, bare, in_order, placement_of, rows_along, whole
 from sorix_dist.core.tensor import Array, Tensor
 
+
+def trailing_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+    """A layer over the last `dims` dimensions of its first operand, each row for itself."""
+    x, place = inputs[0], placement_of(inputs[0])
+    weights = all(placement_of(other) is None for other in inputs[1:])
+    if weights and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
+        return place
+    return apply(*(whole(each, apply.__name__) for each in inputs), **options)
+
+
 Result = tuple[Array, tuple[Rule, ...]]
+
+
 # Is told the number of values per channel in the global batch, their means and their mean squared deviations.
 Observer = Callable[[int, Array, Array], None]
 
@@ -194,7 +205,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Ten
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
-@op(composite=_layer_norm, rule=rules.trailing)
+@op(composite=_layer_norm, rule=trailing_rule)
 def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""

@@ -10,11 +10,11 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import in_kind, op
-from sorix_dist.core.ops.columns import TILE
+from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import matmul
 from sorix_dist.core.ops.reduce import mean_over
-from sorix_dist.core.ops.shape import squeeze, swapaxes, take, unsqueeze, with_rows
-from sorix_dist.core.ops.windows import Geometry, Pair, geometry, pad, pair, single
+from sorix_dist.core.ops.shape import squeeze, swapaxes, unsqueeze, with_rows
+from sorix_dist.core.ops.windows import TILE, Geometry, Pair, geometry, pad, pair, single
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import rows_along
 from sorix_dist.core.tensor import Array, Tensor

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import op
+from sorix_dist.core.op import once, op
 from sorix_dist.core.ops.activation import logistic, tanh
 from sorix_dist.core.ops.elementwise import add, mul, sub
+from sorix_dist.core.ops.indexing import index, scatter
 from sorix_dist.core.ops.matrix import linear
-from sorix_dist.core.ops.once import once
-from sorix_dist.core.ops.shape import index, scatter, transpose
+from sorix_dist.core.ops.shape import transpose
 from sorix_dist.core.tensor import Array
 
 
