@@ -103,7 +103,8 @@ class LabelEncoder:
         places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
         unknown = self.classes_[places] != labels
         if unknown.any():
-            raise ValueError(f"LabelEncoder: {labels[unknown].tolist()[0]!r} is none of the classes {self.classes_.tolist()}")
+            first = labels[unknown].tolist()[0]
+            raise ValueError(f"LabelEncoder: {first!r} is none of the classes {self.classes_.tolist()}")
         return np.asarray(places, np.int64)
 
     def fit_transform(self, labels: Any) -> Array:
