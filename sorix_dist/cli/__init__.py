@@ -16,15 +16,20 @@ SUBCOMMANDS = (run, job, doctor)
 STARTING_RANKS = ("run",)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
+def parser() -> Parser:
+    """The parser of all command lines."""
     parser = Parser(prog="sorix-dist", description="Data-parallel training: the same script on any number of ranks.")
     parser.add_argument("--version", action="version", version=f"sorix_dist {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     for module in SUBCOMMANDS:
         module.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
     try:
-        arguments = parser.parse_args(argv)
+        arguments = parser().parse_args(argv)
         if arguments.subcommand in STARTING_RANKS:
             _refuse_several()
         code: int = arguments.main(arguments)

@@ -101,7 +101,7 @@ def _place(function: Callable[..., Any]) -> Callable[..., Any]:
             at = 0  # the only dimension of a vector
         return function(X, at, keepdims if keepdim is None else keepdim)
 
-    place.__name__ = function.__name__
+    place.__name__ = place.__qualname__ = function.__name__
     place.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
     return answering_in_kind(place)
 

@@ -22,6 +22,10 @@ class Size(tuple[int, ...]):
     def __repr__(self) -> str:
         return f"sorix_dist.Size([{', '.join(map(str, self))}])"
 
+    def __call__(self, dim: int | None = None) -> Size | int:
+        """The shape, or its entry `dim`, for `tensor.size()` and `tensor.size(0)`."""
+        return self if dim is None else self[dim]
+
     def numel(self) -> int:
         """The number of elements of a tensor of this shape."""
         return int(np.prod(self))
@@ -241,9 +245,10 @@ class Tensor:
         """Where the numbers are: always the CPU."""
         return CPU
 
-    def size(self, dim: int | None = None) -> Size | int:
-        """The shape, or its entry `dim`."""
-        return self.shape if dim is None else self.array.shape[dim]
+    @property
+    def size(self) -> Size:
+        """The shape, which may be called: `size()` is the shape, `size(dim)` one entry of it."""
+        return self.shape
 
     def is_floating_point(self) -> bool:
         """Whether the elements are of a type that can have gradients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -343,6 +344,18 @@ class Module(Stateful):
         lines = ([extra] if extra and children else []) + children
         inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
         return f"{type(self).__name__}({inner})"
+
+
+@contextmanager
+def evaluation(model: Module) -> Iterator[None]:
+    """Switches all modules of a model to evaluation inside the block, and each back to what it was after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
