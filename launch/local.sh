@@ -4,13 +4,14 @@ HOSTFILE=""  # such as hosts.example: machines that ssh reaches without a passwo
 RANKS=4
 SETUP=""  # shell commands that the job needs first, such as "source .venv/bin/activate"
 DIRECTORY=$PWD
-PYTHON=python
+PYTHON=(python)  # its words, such as (apptainer exec image.sif python)
+RUN_OPTIONS=()  # of sorix-dist run, such as (--log-dir logs --checkpoint saved --max-restarts 3)
 COMMAND=(train.py)
 # ----------------------------------------------------------------------------------------------------------------
 
-[[ -z $SETUP ]] || eval "$SETUP"
+[[ -z $SETUP ]] || eval "$SETUP" || { code=$?; echo "the setup failed with code $code: $SETUP" >&2; exit "$code"; }
 cd "$DIRECTORY" || exit
-LAUNCH=("$PYTHON" -m sorix_dist run -n "$RANKS" ${HOSTFILE:+--hostfile "$HOSTFILE"})
+LAUNCH=("${PYTHON[@]}" -P -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$RANKS" ${HOSTFILE:+--hostfile "$HOSTFILE"})
 
 # The ranks hear of a coming end as SIGUSR1 (mpirun would kill them half a second after a SIGTERM), save, and end with
 # code 75; started again, the job goes on from there. Ctrl-C ends it without saving.

@@ -11,13 +11,14 @@
 WARN_AFTER=3480  # seconds: the walltime less two minutes, for PBS itself warns of its end only 10 s before
 SETUP=""  # shell commands that the job needs first, such as "module load openmpi" or "source .venv/bin/activate"
 DIRECTORY=$PBS_O_WORKDIR
-PYTHON=python
+PYTHON=(python)  # its words, such as (apptainer exec image.sif python)
+RUN_OPTIONS=()  # of sorix-dist run, such as (--log-dir logs --checkpoint saved --max-restarts 3)
 COMMAND=(train.py)
 # ----------------------------------------------------------------------------------------------------------------
 
-[[ -z $SETUP ]] || eval "$SETUP"
+[[ -z $SETUP ]] || eval "$SETUP" || { code=$?; echo "the setup failed with code $code: $SETUP" >&2; exit "$code"; }
 cd "$DIRECTORY" || exit
-LAUNCH=("$PYTHON" -m sorix_dist run -n "$(wc -l < "$PBS_NODEFILE")")  # a line for each rank: mpiprocs of every chunk
+LAUNCH=("${PYTHON[@]}" -P -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$(wc -l < "$PBS_NODEFILE")")  # a line for each rank: mpiprocs of every chunk
 # An Open MPI that was built without PBS, as from pip, finds its hosts here; it reaches them by ssh.
 export PRTE_MCA_prte_default_hostfile=${PRTE_MCA_prte_default_hostfile:-$PBS_NODEFILE}
 

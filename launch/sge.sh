@@ -16,13 +16,14 @@
 CORES_PER_RANK=1
 SETUP=""  # shell commands that the job needs first, such as "module load openmpi" or "source .venv/bin/activate"
 DIRECTORY=$PWD
-PYTHON=python
+PYTHON=(python)  # its words, such as (apptainer exec image.sif python)
+RUN_OPTIONS=()  # of sorix-dist run, such as (--log-dir logs --checkpoint saved --max-restarts 3)
 COMMAND=(train.py)
 # ----------------------------------------------------------------------------------------------------------------
 
-[[ -z $SETUP ]] || eval "$SETUP"
+[[ -z $SETUP ]] || eval "$SETUP" || { code=$?; echo "the setup failed with code $code: $SETUP" >&2; exit "$code"; }
 cd "$DIRECTORY" || exit
-LAUNCH=("$PYTHON" -m sorix_dist run -n "$((NSLOTS / CORES_PER_RANK))")
+LAUNCH=("${PYTHON[@]}" -P -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$((NSLOTS / CORES_PER_RANK))")
 # An Open MPI that was built without Grid Engine, as from pip, finds its hosts here.
 awk -v cores="$CORES_PER_RANK" '{ print $1 " slots=" int($2 / cores) }' "$PE_HOSTFILE" > "$TMPDIR/hosts"
 export PRTE_MCA_prte_default_hostfile=${PRTE_MCA_prte_default_hostfile:-$TMPDIR/hosts}

@@ -1,6 +1,12 @@
 """sorix_dist: data-parallel training on NumPy and MPI. The same script takes the same steps on one process
 and on any number of MPI ranks."""
 
+import sys as _sys
+
+# `python -m sorix_dist` is a command, which must not run a json.py or numpy.py of the current folder.
+if _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path and "-m sorix_dist " in " ".join([*_sys.orig_argv, ""]):
+    del _sys.path[0]
+
 # First of all: where several ranks were started, it has them watched, and caps their BLAS before NumPy is loaded.
 from sorix_dist import comm
 
@@ -34,6 +40,7 @@ from sorix_dist.core.dtype import (
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
+from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import (
     DistributedDataParallel,
     all_gather,
@@ -52,11 +59,11 @@ from sorix_dist.parallel import (
     replicated,
     size,
 )
-from sorix_dist.parallel import print_once as print
 from sorix_dist.serialize import load, save
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.preempt import Preemption
+from sorix_dist.train.progress import get_logger, main_process_only, print, progress
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 __all__ = [
@@ -68,7 +75,7 @@ __all__ = [
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
-    "Checkpointer", "EXIT_PREEMPTED", "Preemption",
+    "Checkpointer", "EXIT_PREEMPTED", "Preemption", "get_logger", "main_process_only", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
     "save", "set_grad_enabled",

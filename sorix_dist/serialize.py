@@ -11,7 +11,7 @@ from typing import Any
 from sorix_dist import nn
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.store import tensorfile
-from sorix_dist.store.structure import is_whole, pack, unpack
+from sorix_dist.store.packing import is_whole, pack, unpack
 
 
 def save(obj: Any, path: str | os.PathLike[str]) -> None:

@@ -1,11 +1,10 @@
 """The tensor and what belongs to it, under the path that sorix has for them."""
 
-from sorix_dist.core.array_like import Size
 from sorix_dist.core.autograd import is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.create import tensor
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, bool_, float16, float32, float64, int16, int32, int64, uint8
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Size, Tensor
 
 __all__ = [
     "DType",

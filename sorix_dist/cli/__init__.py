@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import bench, doctor, job, profile, run
+from sorix_dist.cli import doctor, job, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.watchdog.launcher import detect
 
-SUBCOMMANDS = (run, job, doctor, bench, profile)
-STARTING_RANKS = ("run", "bench", "profile")
+SUBCOMMANDS = (run, job, doctor)
+STARTING_RANKS = ("run",)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
+def parser() -> Parser:
+    """The parser of all command lines."""
     parser = Parser(prog="sorix-dist", description="Data-parallel training: the same script on any number of ranks.")
     parser.add_argument("--version", action="version", version=f"sorix_dist {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     for module in SUBCOMMANDS:
         module.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
     try:
-        arguments = parser.parse_args(argv)
+        arguments = parser().parse_args(argv)
         if arguments.subcommand in STARTING_RANKS:
             _refuse_several()
         code: int = arguments.main(arguments)
+        sys.stdout.flush()
     except SystemExit as end:  # argparse, after --help, --version or an error
         return int(end.code or 0)
     except LaunchError as error:
         print(f"sorix-dist {arguments.subcommand}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `| head`; what is not printed yet goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return code
 
 
 def _refuse_several() -> None:
-    """LaunchError in one of several processes that a launcher started: each would start a job of its own.
+    """LaunchError in one of several processes of a launcher: each would start a job of its own.
 
-    Not where somebody sits at a terminal, which `srun --pty bash` gives to the first of its tasks only.
+    Not at a terminal, which `srun --pty bash` gives to the first of its tasks only.
     """
     launch = detect(os.environ)
     if launch is not None and launch.several and not os.isatty(0):

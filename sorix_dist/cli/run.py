@@ -17,13 +17,16 @@ from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse
 from sorix_dist.launch.logs import logged
 from sorix_dist.launch.run import run
 from sorix_dist.launch.supervise import supervise
-from sorix_dist.train.folder import newest_steps
+from sorix_dist.store.checkpoint_folder import newest_steps
 from sorix_dist.watchdog.launcher import tasks_of_job
 
 EPILOG = """\
-exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not come to the end of
+exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of
 the script (known with --checkpoint only); 75 if the script was told to make room and has saved its work; 124 after
 --timeout; 128 + the number of the signal that ended it."""
+
+OPTIONS = ("--threads", "--bind", "--env", "--log-dir", "--tee", "--timeout", "--checkpoint", "--max-restarts")
+"""The options that a job script can pass on."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -39,6 +42,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--hosts", metavar="A:2,B:2", help="the hosts, each with its number of ranks")
     where.add_argument("--hostfile", type=Path, metavar="FILE", help="the same as a file, a host a line")
+    add_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the command line instead of running it")
+    add_script(parser)
+    parser.set_defaults(main=main)
+
+
+def add_options(parser: argparse._ActionsContainer) -> None:
+    """Adds `OPTIONS`."""
     parser.add_argument("--threads", type=positive, metavar="T", help="BLAS threads of a rank (default: its share)")
     parser.add_argument(
         "--bind", choices=BINDINGS, default="none", help="bind a rank to --threads cores, a socket ... (default: none)"
@@ -51,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="the folder of its Checkpointer; rank 0 must come to the script's end",
+        help="the folder of its Checkpointer; rank 0 must reach the script's end",
     )
     parser.add_argument(
         "--max-restarts",
@@ -60,9 +71,28 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         metavar="N",
         help="with --checkpoint: start again after a crash, until two attempts in a row save no later step",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command line instead of running it")
-    add_script(parser)
-    parser.set_defaults(main=main)
+
+
+def check_options(arguments: Any) -> None:
+    """LaunchError where `OPTIONS` do not go together."""
+    if arguments.tee and arguments.log_dir is None:
+        raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
+    if arguments.max_restarts and arguments.checkpoint is None:
+        raise LaunchError("--max-restarts needs --checkpoint DIR, where the script saves and finds its work")
+
+
+def given_options(arguments: Any) -> list[str]:
+    """Those of `OPTIONS` that the user gave, as words of a command line."""
+    words: list[str] = []
+    for option in OPTIONS:
+        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        if option == "--env":
+            words += [f"--env={name}={text}" for name, text in value or ()]
+        elif value is True:
+            words.append(option)
+        elif value and value != "none":
+            words += [option, str(value)]
+    return words
 
 
 def main(arguments: Any) -> int:
@@ -97,10 +127,7 @@ class Job:
     def __init__(self, arguments: Any) -> None:
         if not arguments.is_module and not Path(arguments.script).exists():
             raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
-        if arguments.tee and arguments.log_dir is None:
-            raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
-        if arguments.max_restarts and arguments.checkpoint is None:
-            raise LaunchError("--max-restarts needs --checkpoint DIR, where the script saves and finds its work")
+        check_options(arguments)
         self.program = [sys.executable, *script_with_arguments(arguments)]
         self.env: dict[str, str] = {}
         if arguments.threads is not None:
@@ -119,7 +146,7 @@ class Job:
         self.ranks: int = arguments.ranks or (slots(self.hosts) if self.hosts else default_ranks())
 
     def start(self, hosts: Sequence[Host], env: Mapping[str, str]) -> Command:
-        """The command, on those of the hosts that are left."""
+        """The command, on those of the hosts that remain."""
         ranks = min(self.ranks, slots(hosts)) if hosts and hosts is not self.hosts else self.ranks
         return command(self.program, ranks, hosts=hosts, bind=self.bind, cores=self.cores, env={**self.env, **env})
 
@@ -129,22 +156,22 @@ class Job:
         gone = silent(hosts, os.environ) if len(hosts) > 1 else {}
         for host, reason in gone.items():
             say(f"host {host.name} does not answer any more ({reason}); going on without it")
-        left = tuple(host for host in hosts if host not in gone)
-        if hosts and not left:
+        answering = tuple(host for host in hosts if host not in gone)
+        if hosts and not answering:
             raise LaunchError(f"none of the hosts {named(hosts)} answers any more")
-        return left if gone else self.hosts
+        return answering if gone else self.hosts
 
 
 def say(line: str) -> None:
-    """One line of this command's own."""
+    """Prints a line of this command's own."""
     print(f"sorix-dist run: {line}", file=sys.stderr, flush=True)
 
 
 def default_ranks() -> int:
-    """The tasks of a scheduler's job, else one rank a core; LaunchError where neither is all that there is."""
+    """The tasks of a scheduler's job, else one rank a core; LaunchError where the number is unknown."""
     if hosts_from_outside(os.environ):
         tasks = tasks_of_job(os.environ)
         if tasks is None:
-            raise LaunchError("in a scheduler's allocation, or with a host file, say the number of ranks with -n")
+            raise LaunchError("in a scheduler's allocation, or with a host file, give the number of ranks with -n")
         return tasks
     return usable_cores()

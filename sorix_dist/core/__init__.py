@@ -1,9 +1,8 @@
 """Arrays that remember: tensors, operations and the walk that differentiates them. NumPy only."""
 
 from sorix_dist.core import memory, methods, numpy_functions
-from sorix_dist.core.array_like import Size
 from sorix_dist.core.autograd import enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Size, Tensor
 
 memory.keep_freed_pages()
 

@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core.graph import Described
-from sorix_dist.core.ops.dropout import Draws
+from sorix_dist.core.random import Draws
 from sorix_dist.core.tensor import Tensor
 
 _FEW = 16  # numbers of an array that are shown

@@ -15,9 +15,9 @@ import numpy as np
 from sorix_dist.core import random
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
-from sorix_dist.core.ops.dropout import normal_by_row, uniform_by_row
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import Shard, forward_of, shard_of, tagged
+from sorix_dist.core.random import normal_by_row, uniform_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 

@@ -36,9 +36,9 @@ from sorix_dist.core.create import (
     zeros_like,
 )
 from sorix_dist.core.op import as_operand
-from sorix_dist.core.ops import activation, choose, compare, order, reduce
+from sorix_dist.core.ops import activation, choose, reduce
 from sorix_dist.core.ops import elementwise as e
-from sorix_dist.core.ops.einsum import einsum as _einsum
+from sorix_dist.core.ops.choose import argsort, sort, topk
 from sorix_dist.core.ops.indexing import (
     diag,
     gather,
@@ -49,9 +49,9 @@ from sorix_dist.core.ops.indexing import (
     take_along_dim,
 )
 from sorix_dist.core.ops.join import cat, chunk, pad, split, stack, unbind
+from sorix_dist.core.ops.matrix import einsum as _einsum
 from sorix_dist.core.ops.matrix import matmul as _matmul
 from sorix_dist.core.ops.matrix import outer as _outer
-from sorix_dist.core.ops.order import argsort, sort, topk
 from sorix_dist.core.ops.shape import (
     broadcast_to,
     clone,
@@ -101,7 +101,7 @@ def _place(function: Callable[..., Any]) -> Callable[..., Any]:
             at = 0  # the only dimension of a vector
         return function(X, at, keepdims if keepdim is None else keepdim)
 
-    place.__name__ = function.__name__
+    place.__name__ = place.__qualname__ = function.__name__
     place.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
     return answering_in_kind(place)
 
@@ -119,18 +119,18 @@ softmax, log_softmax, logsumexp = _in_kind(activation.softmax, activation.log_so
 matmul, outer, einsum = _in_kind(_matmul, _outer, _einsum)
 sum, mean, var, std = _in_kind(reduce.sum, reduce.mean, reduce.var, reduce.std)
 prod, cumsum, norm = _in_kind(reduce.prod, reduce.cumsum, reduce.norm)
-max, min, amax, amin = _in_kind(order.max, order.min, order.amax, order.amin)
-argmax, argmin = _place(order.argmax), _place(order.argmin)
+max, min, amax, amin = _in_kind(choose.max, choose.min, choose.amax, choose.amin)
+argmax, argmin = _place(choose.argmax), _place(choose.argmin)
 maximum, minimum, clamp = _in_kind(choose.maximum, choose.minimum, choose.clamp)
 tril, triu = _in_kind(choose.tril, choose.triu)
 where, masked_fill = choose.where, choose.masked_fill
-eq, ne, lt = _in_kind(compare.eq, compare.ne, compare.lt)
-le, gt, ge = _in_kind(compare.le, compare.gt, compare.ge)
-isnan, isinf, isfinite = _in_kind(compare.isnan, compare.isinf, compare.isfinite)
-logical_not, logical_and = _in_kind(compare.logical_not, compare.logical_and)
-logical_or, logical_xor = _in_kind(compare.logical_or, compare.logical_xor)
-all, any = _in_kind(compare.all, compare.any)
-equal, allclose = compare.equal, compare.allclose
+eq, ne, lt = _in_kind(e.eq, e.ne, e.lt)
+le, gt, ge = _in_kind(e.le, e.gt, e.ge)
+isnan, isinf, isfinite = _in_kind(e.isnan, e.isinf, e.isfinite)
+logical_not, logical_and = _in_kind(e.logical_not, e.logical_and)
+logical_or, logical_xor = _in_kind(e.logical_or, e.logical_xor)
+all, any = _in_kind(reduce.all, reduce.any)
+equal, allclose = e.equal, e.allclose
 
 
 def is_tensor(obj: Any) -> bool:

@@ -7,10 +7,179 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import autograd, convert, inplace
-from sorix_dist.core.ops import activation, choose, compare, indexing, join, matrix, order, reduce, shape
+from sorix_dist.core import autograd
+from sorix_dist.core import dtype as types
+from sorix_dist.core.device import device as Device
+from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.graph import Node, recording
+from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.ops.elementwise import cast
+from sorix_dist.core.ops.indexing import key_of
+from sorix_dist.core.placement import Partial
+from sorix_dist.core.rules import whole
+from sorix_dist.core.tensor import Array, Tensor
+
+
+def astype(self: Tensor, dtype: Any) -> Tensor:
+    """The elements in another dtype; this tensor itself if it has it. Gradients come back in this one."""
+    kind = types.as_dtype(dtype)
+    return self if self.array.dtype == kind else cast(self, kind)
+
+
+def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, **hints: Any) -> Tensor:
+    """This tensor on a device, in a dtype, or as another tensor is; each may be given by place or by name.
+
+    RuntimeError for a GPU, ValueError for a device that does not exist. Hints such as `non_blocking` mean nothing here.
+    """
+    unknown = hints.keys() - {"non_blocking", "copy"}
+    if unknown or len(targets) > 2:
+        raise TypeError(f"to() takes a device and a dtype, got {targets} and {sorted(unknown)}")
+    for target in targets:
+        if isinstance(target, Tensor):
+            dtype = target.array.dtype
+        elif isinstance(target, Device) or (isinstance(target, str) and not types.names_dtype(target)):
+            device = target
+        else:
+            dtype = target
+    raise_for_device(device)
+    return self if dtype is None else astype(self, dtype)
+
+
+def cpu(self: Tensor) -> Tensor:
+    """This tensor: it is on the CPU."""
+    return self
+
+
+def cuda(self: Tensor, device: Any = "cuda") -> Tensor:
+    """RuntimeError: there is no GPU here."""
+    return to(self, "cuda")
+
+
+def _named(name: str, kind: types.DType) -> Callable[[Tensor], Tensor]:
+    def method(self: Tensor) -> Tensor:
+        return astype(self, kind)
+
+    method.__name__ = name
+    method.__doc__ = f"The elements as {kind.name}."
+    return method
+
+
+_REFUSED = "In-place operations are not allowed on a tensor that requires grad"
+
+
+def _target(tensor: Tensor, *others: Any) -> Array:
+    """The array to write to; RuntimeError where a recorded graph could miss the change.
+
+    A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
+    """
+    if isinstance(tensor.origin, Node):
+        raise RuntimeError(f"{_REFUSED}: it was computed, and a backward may need its numbers; use the plain operation")
+    if recording.get():
+        if tensor.origin is not None:
+            raise RuntimeError(f"{_REFUSED}; do it inside no_grad(), or use the plain operation")
+        if any(isinstance(x, Tensor) and x.origin is not None for x in others):
+            raise RuntimeError("In-place operations are not allowed with an operand that requires grad: detach() it")
+    refuse_frozen(tensor.array)
+    return tensor.array
+
+
+def _array(x: Any) -> Any:
+    """The numbers of an operand: of a sum over rows those of the global batch, since the target is no such sum."""
+    if not isinstance(x, Tensor):
+        return x
+    place = x.place
+    if not isinstance(place, Partial):
+        return x.array
+    after_backward = hasattr(x, "shown") and place.factor == place.factor  # which shows the global value at no cost
+    return x.visible if after_backward else whole(x.detach(), "an in-place operation").array
+
+
+def _number(x: Any) -> Any:
+    """An operand for NumPy, in which numbers and 0-d tensors do not widen."""
+    array = _array(x)
+    return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
+
+
+def _arithmetic(ufunc: np.ufunc, sign: str) -> Callable[[Tensor, Any], Tensor]:
+    def method(self: Tensor, other: Any) -> Tensor:
+        array = _target(self, other)
+        ufunc(array, _number(other), out=array, casting="same_kind")
+        return self
+
+    method.__doc__ = f"self {sign}= other, in place; returns this tensor."
+    return method
+
+
+add_ = _arithmetic(np.add, "+")
+
+
+sub_ = _arithmetic(np.subtract, "-")
+
+
+mul_ = _arithmetic(np.multiply, "*")
+
+
+div_ = _arithmetic(np.divide, "/")
+
+
+def fill_(self: Tensor, value: Any) -> Tensor:
+    """Every element becomes `value`, in place; returns this tensor."""
+    np.copyto(_target(self, value), _number(value), casting="unsafe")
+    return self
+
+
+def zero_(self: Tensor) -> Tensor:
+    """Every element becomes 0, in place; returns this tensor."""
+    return fill_(self, 0)
+
+
+def copy_(self: Tensor, src: Any) -> Tensor:
+    """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
+    np.copyto(_target(self, src), np.asarray(_array(src)), casting="unsafe")
+    return self
+
+
+def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    """Elements below `min` and above `max` become those, in place; returns this tensor."""
+    if min is None and max is None:
+        raise ValueError("clamp_: at least one of min and max must be given, got None for both")
+    array = _target(self, min, max)
+    if min is not None:
+        np.maximum(array, _number(min), out=array, casting="same_kind")
+    if max is not None:
+        np.minimum(array, _number(max), out=array, casting="same_kind")
+    return self
+
+
+def setitem(self: Tensor, key: Any, value: Any) -> None:
+    """self[key] = value; RuntimeError where a gradient would be lost by it."""
+    if self.origin is not None and (recording.get() or isinstance(self.origin, Node)):
+        if isinstance(self.origin, Node):
+            raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if recording.get() and isinstance(value, Tensor) and value.origin is not None:
+        raise RuntimeError("a tensor that requires grad can't be assigned into another: use where(), cat() or stack()")
+    refuse_frozen(self.array)
+    self.array[key_of(key)] = _array(value)
+
+
+def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Any]:
+    """`x += y` and the like: in place inside no_grad(), where updates by hand are written so; else a new tensor."""
+
+    def operator(self: Tensor, other: Any) -> Any:
+        if recording.get() or isinstance(self.origin, Node) or isinstance(self.place, Partial):
+            return NotImplemented
+        try:
+            return method(self, other)
+        except (ValueError, TypeError):
+            if self.origin is not None:
+                raise
+            return NotImplemented  # the result has another shape or kind: a new tensor, then
+
+    return operator
+
 
 _Table = dict[str, Callable[..., Any]]
 
@@ -43,14 +212,18 @@ def _contains(self: Tensor, value: Any) -> bool:
 _BOTH_SIDES: _Table = {
     "add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow, "matmul": matrix.matmul,
     "mod": e.remainder, "floordiv": e.floor_divide,
-    "and": compare.bitwise_and, "or": compare.bitwise_or, "xor": compare.bitwise_xor,
+    "and": e.bitwise_and, "or": e.bitwise_or, "xor": e.bitwise_xor,
 }  # fmt: skip
+
+
 _OPERATORS: _Table = {
-    "neg": e.neg, "pos": shape.alias, "abs": e.abs, "invert": compare.bitwise_not,
-    "eq": _equality(compare.eq), "ne": _equality(compare.ne),
-    "lt": compare.lt, "le": compare.le, "gt": compare.gt, "ge": compare.ge,
-    "getitem": shape.index, "iter": _iterate, "contains": _contains,
+    "neg": e.neg, "pos": shape.alias, "abs": e.abs, "invert": e.bitwise_not,
+    "eq": _equality(e.eq), "ne": _equality(e.ne),
+    "lt": e.lt, "le": e.le, "gt": e.gt, "ge": e.ge,
+    "getitem": indexing.index, "iter": _iterate, "contains": _contains,
 }  # fmt: skip
+
+
 _METHODS: _Table = {
     "backward": autograd.backward,
     **{f.__name__: f for f in (
@@ -59,12 +232,13 @@ _METHODS: _Table = {
         e.floor, e.ceil,
         activation.tanh, activation.sigmoid, activation.relu, activation.softmax, activation.log_softmax,
         activation.logsumexp,
-        compare.eq, compare.ne, compare.lt, compare.le, compare.gt, compare.ge, compare.isnan, compare.isinf,
-        compare.isfinite, compare.logical_not, compare.logical_and, compare.logical_or, compare.logical_xor,
-        compare.all, compare.any, compare.equal, compare.allclose,
+        e.eq, e.ne, e.lt, e.le, e.gt, e.ge, e.isnan, e.isinf,
+        e.isfinite, e.logical_not, e.logical_and, e.logical_or, e.logical_xor,
+        reduce.all, reduce.any, e.equal, e.allclose,
         choose.maximum, choose.minimum, choose.clamp, choose.masked_fill, choose.tril, choose.triu,
         reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, reduce.cumsum, reduce.norm,
-        order.max, order.min, order.amax, order.amin, order.argmax, order.argmin, order.sort, order.argsort, order.topk,
+        choose.max, choose.min, choose.amax, choose.amin, choose.argmax, choose.argmin, choose.sort, choose.argsort,
+        choose.topk,
         matrix.matmul, matrix.outer,
         shape.clone, shape.reshape, shape.transpose, shape.swapaxes, shape.t, shape.permute, shape.movedim,
         shape.flatten, shape.squeeze, shape.unsqueeze, shape.expand, shape.expand_as, shape.broadcast_to, shape.repeat,
@@ -77,16 +251,30 @@ _METHODS: _Table = {
     "view_as": lambda self, other: shape.reshape(self, *other.shape),
     "reshape_as": lambda self, other: shape.reshape(self, *other.shape),
     "mm": matrix.matmul, "bmm": matrix.matmul, "dot": matrix.matmul,
-    **inplace.METHODS,
-    **convert.METHODS,
+    "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "fill_": fill_, "zero_": zero_, "copy_": copy_,
+    "clamp_": clamp_, "__setitem__": setitem,
+    "__iadd__": _augmented(add_), "__isub__": _augmented(sub_),
+    "__imul__": _augmented(mul_), "__itruediv__": _augmented(div_),
+    "astype": astype, "to": to, "cpu": cpu, "cuda": cuda, "gpu": cuda,
+    **{name: _named(name, getattr(types, name))
+       for name in ("half", "float", "double", "short", "int", "long", "byte", "bool")},
 }  # fmt: skip
+
 
 for _name, _function in _BOTH_SIDES.items():
     setattr(Tensor, f"__{_name}__", _function)
     setattr(Tensor, f"__r{_name}__", _reflected(_function))
+
+
 for _name, _function in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _function)
+
+
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, _function)
+
+
 setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010 (mypy)
+
+
 setattr(Tensor, "mT", property(lambda self: shape.swapaxes(self, -1, -2), doc="The last two exchanged."))  # noqa: B010

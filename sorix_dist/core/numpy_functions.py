@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
-from sorix_dist.core.op import OF_NUMPY, recording
+from sorix_dist.core.graph import recording
+from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.axes import along, axis_of
-from sorix_dist.core.ops.choose import clamp, tril, triu, where
-from sorix_dist.core.ops.compare import all as all_true
-from sorix_dist.core.ops.compare import any as any_true
-from sorix_dist.core.ops.einsum import einsum
-from sorix_dist.core.ops.indexing import diag, gather
+from sorix_dist.core.ops.choose import amax, amin, argmax, argmin, clamp, tril, triu, where
+from sorix_dist.core.ops.indexing import diag, gather, take
 from sorix_dist.core.ops.join import MODES, cat, pad, split, stack, unbind
-from sorix_dist.core.ops.matrix import matmul, outer
-from sorix_dist.core.ops.order import amax, amin, argmax, argmin
+from sorix_dist.core.ops.matrix import einsum, matmul, outer
+from sorix_dist.core.ops.reduce import all as all_true
+from sorix_dist.core.ops.reduce import any as any_true
 from sorix_dist.core.ops.reduce import cumsum, mean, prod, std, sum, var
 from sorix_dist.core.ops.shape import (
     alias,
@@ -36,7 +35,6 @@ from sorix_dist.core.ops.shape import (
     roll,
     squeeze,
     swapaxes,
-    take,
     transpose,
     unsqueeze,
 )

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sorix_dist.core.array_like import ArrayLike
-from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.dtype import as_dtype, name_of
+from sorix_dist.core.device import CPU, raise_for_device
+from sorix_dist.core.device import device as Device
+from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.home import Array as Array
 from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 
 
-class Tensor(ArrayLike):
+class Size(tuple[int, ...]):
+    """The shape of a tensor."""
+
+    def __repr__(self) -> str:
+        return f"sorix_dist.Size([{', '.join(map(str, self))}])"
+
+    def __call__(self, dim: int | None = None) -> Size | int:
+        """The shape, or its entry `dim`, for `tensor.size()` and `tensor.size(0)`."""
+        return self if dim is None else self[dim]
+
+    def numel(self) -> int:
+        """The number of elements of a tensor of this shape."""
+        return int(np.prod(self))
+
+
+class Tensor:
     """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
 
     `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
@@ -29,6 +44,7 @@ class Tensor(ArrayLike):
     # as its value, if that is not what is here; unset elsewhere.
     __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
 
+    array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
@@ -200,6 +216,88 @@ class Tensor(ArrayLike):
         place = None if isinstance(self.place, Partial) else self.place
         return _rebuilt, (type(self), self.visible, trained, grad, place), getattr(self, "__dict__", None)
 
+    # -- what its array is
+
+    @property
+    def shape(self) -> Size:
+        """The number of elements along each dimension."""
+        return Size(self.array.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """The type of the elements."""
+        return name_of(self.array.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self.array.ndim
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    size_prop = numel
+
+    @property
+    def device(self) -> Device:
+        """Where the numbers are: always the CPU."""
+        return CPU
+
+    @property
+    def size(self) -> Size:
+        """The shape, which may be called: `size()` is the shape, `size(dim)` one entry of it."""
+        return self.shape
+
+    def is_floating_point(self) -> bool:
+        """Whether the elements are of a type that can have gradients."""
+        return bool(self.array.dtype.kind == "f")
+
+    def contiguous(self) -> Self:
+        """This tensor; operations take any memory layout."""
+        return self
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self.array.ndim
+
+    def item(self) -> Any:
+        """The only element as a Python number."""
+        return self.visible.item()
+
+    def numpy(self) -> Array:
+        """The array itself."""
+        return self.visible
+
+    to_numpy = numpy
+
+    def tolist(self) -> Any:
+        """The elements as nested Python lists."""
+        return self.visible.tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.visible, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        if not self.array.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return len(self.array)
+
+    def __bool__(self) -> bool:
+        return bool(self.visible)
+
+    def __float__(self) -> float:
+        return float(self.visible)
+
+    def __int__(self) -> int:
+        return int(self.visible)
+
+    def __index__(self) -> int:
+        if self.array.dtype.kind not in "iub" or self.array.size != 1:
+            raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
+        return int(self.visible.item())
+
     # -- how it is printed
 
     def __format__(self, spec: str) -> str:
@@ -279,3 +377,8 @@ def as_array(data: Any, dtype: Any = None) -> Array:
         )
     from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
+
+
+def shape_of(input: Any) -> tuple[int, ...]:
+    """The shape of a tensor, an array, or what NumPy makes an array of."""
+    return input.array.shape if isinstance(input, Tensor) else np.shape(input)

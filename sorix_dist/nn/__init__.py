@@ -1,32 +1,33 @@
 """Layers, losses and what they are built of."""
 
-from sorix_dist.nn import functional, init, utils
-from sorix_dist.nn.activation import (
-    ELU,
-    GELU,
-    LeakyReLU,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-)
-from sorix_dist.nn.attention import MultiheadAttention
-from sorix_dist.nn.containers import ModuleList, Sequential
+from sorix_dist.nn import activation, functional, init, utils
+from sorix_dist.nn.activation import *  # noqa: F403
+from sorix_dist.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
 from sorix_dist.nn.conv import (
+    AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
+    AvgPool1d,
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Conv3d,
+    ConvTranspose1d,
     ConvTranspose2d,
     MaxPool1d,
     MaxPool2d,
 )
-from sorix_dist.nn.dropout import Dropout, Dropout2d
-from sorix_dist.nn.embedding import Embedding
-from sorix_dist.nn.layers import Flatten, Identity, Linear
+from sorix_dist.nn.layers import (
+    Dropout,
+    Dropout2d,
+    Embedding,
+    Flatten,
+    Identity,
+    Linear,
+    PixelShuffle,
+    Unflatten,
+    Upsample,
+    ZeroPad2d,
+)
 from sorix_dist.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -39,15 +40,16 @@ from sorix_dist.nn.loss import (
     SmoothL1Loss,
 )
 from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.net import ModuleList, Sequential
 from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 from sorix_dist.nn.recurrent import GRU, LSTM
-from sorix_dist.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",
-    "Embedding", "Flatten", "Identity", "Linear",
-    "ELU", "GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "SiLU", "Softmax", "Softplus", "Tanh",
-    "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
+    "Embedding", "Flatten", "Identity", "Linear", "PixelShuffle", "Unflatten", "Upsample", "ZeroPad2d",
+    *activation.__all__,
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
+    "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
     "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
     "Dropout", "Dropout2d",
     "GRU", "LSTM", "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",

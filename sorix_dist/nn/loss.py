@@ -13,8 +13,7 @@ from sorix_dist.core.agreement import array_as_text, criterion_hook
 from sorix_dist.core.graph import Node
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.functional.loss import REDUCTIONS
-from sorix_dist.nn.module import Module
-from sorix_dist.nn.options import options_of
+from sorix_dist.nn.module import Module, options_of
 
 
 class _Loss(Module):

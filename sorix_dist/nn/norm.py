@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops import norm
-from sorix_dist.nn.arguments import at_least_one, parameter_dtype
 from sorix_dist.nn.module import Module, Parameter
 
 
@@ -43,7 +43,7 @@ class _BatchNorm(Module):
     ) -> None:
         kind = parameter_dtype(device, dtype)
         name = type(self).__name__
-        at_least_one(name, num_features=num_features)
+        at_least(1, name, num_features=num_features)
         if eps <= 0:
             raise ValueError(f"{name}: eps must be > 0, got {eps!r}")
         if momentum is not None and not 0 <= momentum <= 1:

@@ -8,13 +8,13 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.join import cat, stack
 from sorix_dist.core.ops.recurrent import gru, lstm
 from sorix_dist.core.ops.shape import reshape, swapaxes
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
-from sorix_dist.nn.arguments import at_least_one, parameter_dtype
-from sorix_dist.nn.dropout import Dropout
+from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module, Parameter
 
 
@@ -40,7 +40,7 @@ class _Recurrent(Module):
         dtype: Any = None,
     ) -> None:
         kind = parameter_dtype(device, dtype)
-        at_least_one(type(self).__name__, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        at_least(1, type(self).__name__, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = int(input_size), int(hidden_size), int(num_layers)
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.dropout = Dropout(dropout)

@@ -6,12 +6,10 @@ Parameters that are neighbours in memory are updated as one slice, in blocks tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any, ClassVar
 
-import numpy as np
-
 from sorix_dist.core import Tensor, enable_grad
+from sorix_dist.core.arguments import in_range
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
@@ -78,7 +76,8 @@ class Optimizer:
 
     def check(self, group: Group) -> None:
         """Raises for an option that makes no sense."""
-        at_least_zero(group, "lr", "weight_decay")
+        in_range("lr", group["lr"], 0)
+        in_range("weight_decay", group["weight_decay"], 0)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         """The names of the arrays that the options of this group need beside each parameter."""
@@ -194,19 +193,3 @@ class Optimizer:
 def _options(saved: Group) -> Group:
     """What a saved group holds beside the numbers of its parameters."""
     return {name: value for name, value in saved.items() if name != "params"}
-
-
-def at_least_zero(group: Group, *names: str) -> None:
-    """Raises unless these options are finite numbers >= 0."""
-    for name in names:
-        in_range(group, name, 0, np.inf)
-
-
-def in_range(group: Group, name: str, low: float, high: float) -> None:
-    """Raises unless an option is a number in [low, high)."""
-    value = group[name]
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= float(value) < high:
-        least = "finite" if value == high == np.inf else f">= {low}"
-        raise ValueError(f"{name} must be {least if high == np.inf else f'in [{low}, {high})'}, got {value}")

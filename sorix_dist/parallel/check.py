@@ -11,8 +11,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
-from sorix_dist.nn import Module
-from sorix_dist.nn.options import options_of
+from sorix_dist.nn.module import Module, options_of
 from sorix_dist.parallel.board import BACKWARD, DOINGS, Place
 from sorix_dist.parallel.world import communicator
 

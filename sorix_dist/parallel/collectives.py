@@ -11,7 +11,7 @@ from sorix_dist.comm.protocol import Op
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
-from sorix_dist.core.ops.shape import take
+from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.placement import REPLICATE, Batch, Partial, Rows, Shard, tagged
 from sorix_dist.parallel.world import current_group, world
 

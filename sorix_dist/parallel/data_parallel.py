@@ -12,9 +12,9 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core.flat import flatten, leaf_of
-from sorix_dist.core.op import recording
+from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
-from sorix_dist.nn.state import IncompatibleKeys
+from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.check import assert_replicas_equal, describe_modules, describe_state, same_everywhere
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.forward import WholeForward, shards_in

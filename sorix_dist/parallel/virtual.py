@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.tree import sum_rows
-from sorix_dist.utils.data.sampler import share
+from sorix_dist.utils.data.sampler import shard_bounds
 
 
 def check_virtual_shards(count: Any, size: int) -> None:
@@ -31,11 +31,11 @@ class VirtualShards:
     def __init__(self, comm: Comm, count: int) -> None:
         self.comm = comm
         self.count = count
-        self.owned = range(*share(count, comm.rank, comm.size))
+        self.owned = range(*shard_bounds(count, comm.rank, comm.size))
 
     def rows(self, shard: int, total: int) -> tuple[int, int]:
         """The rows [start, stop) of a batch of `total` rows that a shard has."""
-        return share(total, shard, self.count)
+        return shard_bounds(total, shard, self.count)
 
     def table(self, parts: Array) -> Array:
         """The numbers (owned shards, m) of this rank and those of all others: (shards, m), the same on every rank."""

@@ -15,9 +15,9 @@ from sorix_dist.parallel.check import same_everywhere
 from sorix_dist.parallel.outcome import on_every_rank, on_first_rank
 from sorix_dist.parallel.world import communicator, virtual_shards
 from sorix_dist.store import tensorfile
-from sorix_dist.store.structure import pack, unpack
-from sorix_dist.train import states
-from sorix_dist.train.folder import Folder
+from sorix_dist.store.checkpoint_folder import CheckpointFolder
+from sorix_dist.store.packing import pack, unpack
+from sorix_dist.train import run_state
 from sorix_dist.utils.data.sampler import whole
 
 OURS = "sorix_dist"
@@ -43,7 +43,7 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(os.fspath(directory)))
         self.async_save = bool(async_save)
         self.comm = communicator(comm)
-        self.folder = Folder(self.directory, keep)
+        self.folder = CheckpointFolder(self.directory, keep)
         self._writing: _Writing | None = None
 
     def save(self, step: int, **parts: Any) -> Path:
@@ -63,9 +63,9 @@ class Checkpointer:
         if OURS in parts:
             raise ValueError(f"Checkpointer.save: the name {OURS!r} is taken, give another one")
         self.wait()
-        stateful = {name: part for name, part in parts.items() if states.has_state(part)}
-        own = {name: part for name, part in stateful.items() if not states.is_alike(part)}
-        told = on_every_rank(self.comm, lambda: {name: states.state_of(part) for name, part in own.items()})
+        stateful = {name: part for name, part in parts.items() if run_state.has_state(part)}
+        own = {name: part for name, part in stateful.items() if not run_state.is_alike(part)}
+        told = on_every_rank(self.comm, lambda: {name: run_state.state_of(part) for name, part in own.items()})
         return on_first_rank(self.comm, lambda: self._save(step, {**parts, **told}, stateful))
 
     def load_latest(self, **parts: Any) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ class Checkpointer:
             self.comm, "Checkpointer.load_latest: the names of parts", [f"'{name}'" for name in sorted(parts)]
         )
         for name, part in parts.items():
-            if not states.has_state(part):
+            if not run_state.has_state(part):
                 raise TypeError(
                     f"Checkpointer.load_latest: {name} must have load_state_dict, got {type(part).__name__}"
                 )
@@ -101,9 +101,9 @@ class Checkpointer:
             raise ValueError(
                 f"Checkpointer.load_latest: {path} holds {', '.join(kept) or 'no parts'}, not {lacking[0]}"
             )
-        states.load_states(self.comm, parts, kept, ours["counts"])
-        now = states.surroundings(self.comm, virtual_shards(self.comm)) if self.comm.rank == 0 else None
-        changed = [] if now is None else states.differences(ours["surroundings"], now)
+        run_state.load_states(self.comm, parts, kept, ours["counts"])
+        now = run_state.surroundings(self.comm, virtual_shards(self.comm)) if self.comm.rank == 0 else None
+        changed = [] if now is None else run_state.differences(ours["surroundings"], now)
         if changed:
             warnings.warn(
                 f"{path} was saved where results may differ in their last bits; {'; '.join(changed)}",
@@ -124,19 +124,19 @@ class Checkpointer:
     # -- what rank 0 does
 
     def _save(self, step: int, parts: dict[str, Any], stateful: dict[str, Any]) -> Path:
-        alike = {name: states.state_of(part) for name, part in stateful.items() if states.is_alike(part)}
+        alike = {name: run_state.state_of(part) for name, part in stateful.items() if run_state.is_alike(part)}
         ours = {
             "step": step,
             "parts": list(stateful),
-            "counts": states.counts(stateful),
-            "surroundings": states.surroundings(self.comm, virtual_shards(self.comm)),
+            "counts": run_state.counts(stateful),
+            "surroundings": run_state.surroundings(self.comm, virtual_shards(self.comm)),
         }
         arrays, text = pack({**parts, **alike, OURS: ours}, "parts")
         path = self.folder.next_path(step)
         if not self.async_save:
             self.folder.write(path, arrays, text)
             return path
-        fresh = {id(copy.array) for name, state in alike.items() for copy in states.copies(stateful[name], state)}
+        fresh = {id(copy.array) for name, state in alike.items() for copy in run_state.copies(stateful[name], state)}
         copies = {name: array if id(array) in fresh else array.copy() for name, array in arrays.items()}
         self._writing = _Writing(path, lambda: self.folder.write(path, copies, text))
         return path
@@ -186,7 +186,7 @@ def _read(path: Path) -> _Content:
     names = ours["parts"]
     if not isinstance(names, list) or not all(isinstance(name, str) and name in value for name in names):
         raise ValueError("it does not hold the parts that it names")
-    if len(set(names) - {OURS}) < len(names) or not states.are_counts(ours["counts"]):
+    if len(set(names) - {OURS}) < len(names) or not run_state.are_counts(ours["counts"]):
         raise ValueError("its own entries are not those of a checkpoint")
     return _Content(path, arrays, text, value)
 

@@ -41,14 +41,33 @@ def test_this_folder_and_this_interpreter(tmp_path: Path, capsys: pytest.Capture
         "#SBATCH --ntasks-per-node=4",
         "#SBATCH --time=1:00:00",
         f"DIRECTORY={tmp_path}",
-        f"PYTHON={sys.executable}",
+        f"PYTHON=({sys.executable})",
         "COMMAND=(train.py --lr 0.1)",
     } <= {*printed}
 
 
 def test_an_environment_set_up_by_commands_brings_its_python(capsys: pytest.CaptureFixture[str]) -> None:
     printed = lines(capsys, "pbs", "--env-setup", "source .venv/bin/activate", "train.py")
-    assert {"SETUP='source .venv/bin/activate'", "PYTHON=python"} <= {*printed}
+    assert {"SETUP='source .venv/bin/activate'", "PYTHON=(python)"} <= {*printed}
+
+
+def test_an_interpreter_of_several_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "PYTHON=(apptainer exec image.sif python)" in lines(
+        capsys, "slurm", "--python", "apptainer exec image.sif python", "train.py"
+    )
+    Path("my env").mkdir()
+    Path("my env/python").touch()
+    assert "PYTHON=('my env/python')" in lines(capsys, "slurm", "--python", "my env/python", "train.py")
+
+
+def test_options_of_run_and_of_the_scheduler(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--bind", "core", "--threads", "2", "--env", "A=b c", "--checkpoint", "saved", "--max-restarts", "3"]
+    printed = lines(capsys, "slurm", *options, "--log-dir", "logs", "--tee", "--directive=--exclusive", "train.py")
+    assert {
+        "RUN_OPTIONS=(--threads 2 --bind core '--env=A=b c' --log-dir logs --tee --checkpoint saved --max-restarts 3)",
+        "#SBATCH --exclusive",
+        "#SBATCH --open-mode=append",
+    } <= {*printed}
 
 
 def test_a_module_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +111,10 @@ def test_a_wrong_time(text: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["slurm", "--directory", "nowhere", "train.py"], "--directory: there is no folder "),
         (["moab", "train.py"], "argument KIND: invalid choice: 'moab'"),
         (["slurm"], "the following arguments are required: SCRIPT"),
+        (["slurm", "--tee", "train.py"], "--tee needs --log-dir DIR"),
+        (["slurm", "--max-restarts", "2", "train.py"], "--max-restarts needs --checkpoint DIR"),
+        (["slurm", "--ranks-per-node", "-1", "train.py"], "argument --ranks-per-node: expected a whole number"),
+        (["slurm", "--python", "'", "train.py"], "--python: expected the words of a command"),
         (["local", "--nodes", "2", "train.py"], "--nodes: a local job script runs on this host"),
     ],
 )

@@ -211,4 +211,4 @@ class TestErrors:
         self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SLURM_JOB_ID", "1")
-        assert self.error(capfd, "run", "train.py").endswith("say the number of ranks with -n")
+        assert self.error(capfd, "run", "train.py").endswith("give the number of ranks with -n")

@@ -19,7 +19,9 @@ def barriers(size: int) -> list[SpinBarrier]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("patience", [0, 1000])
-def test_no_rank_leaves_a_barrier_before_all_have_come(size: int, patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_rank_leaves_a_barrier_before_all_have_come(
+    size: int, patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_memory, "SPINS", patience)
     monkeypatch.setattr(shared_memory, "YIELDS", 3)
     rounds, come, wrong = 200, np.zeros(size, int), []

@@ -42,7 +42,7 @@ def test_sizes() -> None:
     assert x.shape == x.size() == (2, 3)
     assert isinstance(x.shape, Size)
     assert (x.size(1), x.size(-1), x.shape.numel()) == (3, 3, 6)
-    assert repr(x.shape) == "sorix_dist.Size([2, 3])"
+    assert repr(x.shape) == repr(x.size) == "sorix_dist.Size([2, 3])"
     with pytest.raises(TypeError, match=r"len\(\) of a 0-d tensor"):
         len(Tensor(1.0))
 

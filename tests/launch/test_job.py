@@ -15,20 +15,21 @@ from typing import Any
 import pytest
 import yaml
 
-from sorix_dist.launch import templates
+from sorix_dist.launch import job as job_scripts
 from sorix_dist.launch.errors import LaunchError
-from sorix_dist.launch.job import SCHEDULERS, Job, script
-from sorix_dist.launch.templates import fill, template
+from sorix_dist.launch.job import SCHEDULERS, Job, fill, script, template
 from tests.launch.jobs import ROOT, job
 from tests.launching import needs_mpirun
 
 SHELLS = [kind for kind in SCHEDULERS if kind != "kubernetes"]
 AWKWARD = ("a b", "it's", '"q"', "$HOME", "$(id)", "`id`", "\\", "*", "#", "", "a\nb", "é", "--nodes", "{{id}}", "%x")
-JOB = Job(("train.py", *AWKWARD), "/opt/my env/bin/python", "/data/it's here", setup="export A='x y'; module load m")
+JOB = Job(
+    ("train.py", *AWKWARD), ("/opt/my env/bin/python", "-X", "dev"), "/data/it's here", setup="export A='x y'; true"
+)
 
 BIG = Job(
     ("train.py",),
-    "python",
+    ("python",),
     "/d",
     nodes=3,
     ranks_per_node=4,
@@ -80,10 +81,11 @@ WHOLE = {
 def values(text: str) -> dict[str, list[str]]:
     """What bash itself takes SETUP, DIRECTORY, PYTHON and COMMAND of a script to be."""
     part = "\n".join(line for line in text.partition("# ----")[0].splitlines() if not line.startswith("#"))
-    show = 'for word in "$SETUP" "$DIRECTORY" "$PYTHON" "${COMMAND[@]}"; do printf "%s\\0" "$word"; done'
+    show = 'for word in "$SETUP" "$DIRECTORY" "${PYTHON[@]}" END "${COMMAND[@]}"; do printf "%s\\0" "$word"; done'
     answer = subprocess.run(["bash", "-uc", f"{part}\n{show}"], capture_output=True, check=True, timeout=30)
     words = answer.stdout.decode().split("\0")[:-1]
-    return {"SETUP": words[:1], "DIRECTORY": words[1:2], "PYTHON": words[2:3], "COMMAND": words[3:]}
+    end = words.index("END")
+    return {"SETUP": words[:1], "DIRECTORY": words[1:2], "PYTHON": words[2:end], "COMMAND": words[end + 1 :]}
 
 
 def container(text: str, replica: str) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def test_bash_gets_back_what_the_user_gave(kind: str) -> None:
     assert values(script(kind, JOB)) == {
         "SETUP": [JOB.setup],
         "DIRECTORY": [JOB.directory],
-        "PYTHON": [JOB.python],
+        "PYTHON": list(JOB.python),
         "COMMAND": list(JOB.command),
     }
 
@@ -135,7 +137,7 @@ def test_directives_come_before_any_command(kind: str) -> None:
 
 
 def test_the_options_of_one_scheduler() -> None:
-    some = {"command": ("t.py",), "python": "p", "directory": "/d", "account": "a1", "queue": "q1"}
+    some = {"command": ("t.py",), "python": ("p",), "directory": "/d", "account": "a1", "queue": "q1"}
     slurm = script("slurm", Job(**some, memory=2048, srun="pmix")).splitlines()
     assert {"#SBATCH --account=a1", "#SBATCH --partition=q1", "#SBATCH --mem=2048M", "SRUN=pmix"} <= {*slurm}
     pbs = script("pbs", Job(**some, memory=2048)).splitlines()
@@ -154,31 +156,33 @@ def test_the_options_of_one_scheduler() -> None:
         ("flux", {"memory": 1}, "--memory: a flux job script has no such thing"),
         ("kubernetes", {"account": "a"}, "--account: a kubernetes job script"),
         ("pbs", {"srun": "pmix"}, "--srun: a pbs job script"),
+        ("flux", {"run_options": ("--bind", "core")}, "--bind: a flux job script starts the ranks without"),
+        ("local", {"directives": ("x",)}, "--directive: a local job script has none"),
         ("local", {"nodes": 2}, "--nodes: a local job script runs on this host"),
         ("kubernetes", {"name": "Train"}, "--name: Kubernetes takes .* got 'Train'"),
     ],
 )
 def test_what_a_scheduler_does_not_have(kind: str, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(LaunchError, match=message):
-        script(kind, Job(("t.py",), "p", "/d", **changed))
+        script(kind, Job(("t.py",), ("p",), "/d", **changed))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"nodes": 0}, "--nodes: expected at least 1, got 0"),
-        ({"ranks_per_node": -1}, "--ranks-per-node: expected at least 1, got -1"),
         ({"seconds": 120}, "--warning: expected less than the time limit of 120 seconds, got 120"),
         ({"name": "a b"}, "--name: .* got 'a b'"),
         ({"name": "1st"}, "--name: .* got '1st'"),
         ({"queue": "q\n#SBATCH --exclusive"}, "--queue: expected letters"),
         ({"account": "$(id)"}, "--account: expected letters"),
         ({"command": ("t.py", "\0")}, "NUL"),
+        ({"directives": ("--exclusive\n--mem=1",)}, "--directive: expected one line"),
+        ({"srun": "pmix", "run_options": ("--tee",)}, "--tee: srun starts the ranks without `sorix-dist run`"),
     ],
 )
 def test_bad_input(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(LaunchError, match=message):
-        Job(**{"command": ("t.py",), "python": "p", "directory": "/d"} | changed)
+        script("slurm", Job(**{"command": ("t.py",), "python": ("p",), "directory": "/d"} | changed))
 
 
 def test_the_mpijob_has_the_fields_of_v2beta1() -> None:
@@ -236,7 +240,7 @@ def test_a_warning_becomes_sigusr1_and_the_exit_code_comes_back(tmp_path: Path) 
         "signal.signal(signal.SIGUSR1, save)\nprint('ready', flush=True)\ntime.sleep(60)\n"
     )
     path = tmp_path / "local.sh"
-    path.write_text(script("local", Job(("train.py",), sys.executable, str(tmp_path))))
+    path.write_text(script("local", Job(("train.py",), (sys.executable,), str(tmp_path))))
     with job(["bash", str(path)], env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -250,12 +254,56 @@ def test_a_warning_becomes_sigusr1_and_the_exit_code_comes_back(tmp_path: Path) 
 def test_ctrl_c_ends_a_local_job(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import os, time\nos.write(1, b'ready\\n')\ntime.sleep(60)\n")
     path = tmp_path / "local.sh"
-    path.write_text(script("local", Job(("train.py",), sys.executable, str(tmp_path), ranks_per_node=2)))
+    path.write_text(script("local", Job(("train.py",), (sys.executable,), str(tmp_path), ranks_per_node=2)))
     with job(["bash", str(path)], env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) != 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCHEDULERS if SCHEDULERS[kind].directive])
+def test_directives_follow_the_others_and_come_before_any_command(kind: str) -> None:
+    prefix = SCHEDULERS[kind].directive
+    lines = script(kind, Job(("t.py",), ("p",), "/d", directives=("--exclusive", "-x 'a b'"))).splitlines()
+    at = lines.index(f"{prefix}--exclusive")
+    assert lines[at + 1] == f"{prefix}-x 'a b'"
+    assert lines[at - 1].startswith(prefix)
+    assert all(line.startswith("#") for line in lines[:at])
+    assert not any(line.startswith(prefix) for line in lines[at + 2 :])
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_the_header_names_the_file_that_is_written(kind: str) -> None:
+    head = script(kind, Job(("t.py",), ("p",), "/d"), "my-job.sh").partition("\n\n")[0]
+    assert "my-job.sh" in head
+    assert SCHEDULERS[kind].template not in head
+
+
+def test_options_of_run_stand_before_the_script(tmp_path: Path) -> None:
+    """The words that start the ranks, as bash and Kubernetes get them."""
+    options = ("--log-dir", "my logs", "--max-restarts", "3", "--env=A=$x")
+    job_ = Job(("t.py", "--lr", "1"), ("env", "A=b c", "echo"), "/", run_options=options, ranks_per_node=2)
+    path = tmp_path / "local.sh"
+    path.write_text(script("local", job_))
+    said = subprocess.run(["bash", str(path)], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert said == "-P -m sorix_dist run --log-dir my logs --max-restarts 3 --env=A=$x -n 2 t.py --lr 1\n"
+    launcher = container(script("kubernetes", job_), "Launcher")
+    environ = {one["name"]: one["value"].replace("$$", "$") for one in launcher["env"]}
+    said = subprocess.run(
+        [*launcher["command"], *launcher["args"]],
+        env=os.environ | environ, capture_output=True, text=True, check=True, timeout=30,
+    ).stdout  # fmt: skip
+    assert said == "-P -m sorix_dist run --log-dir my logs --max-restarts 3 --env=A=$x -n 2 t.py --lr 1\n"
+
+
+@pytest.mark.parametrize("kind", SHELLS)
+def test_a_setup_that_fails_ends_the_job(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.sh"
+    path.write_text(script(kind, Job(("t.py",), ("echo", "ran"), "/", setup="(exit 3)")))
+    ended = subprocess.run(["bash", str(path)], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr == "the setup failed with code 3: (exit 3)\n"
 
 
 def test_fill_refuses_a_line_that_is_not_there_or_there_twice() -> None:
@@ -276,6 +324,6 @@ def test_the_wheel_and_the_source_hold_the_templates(tmp_path: Path, monkeypatch
     names = sorted(path.name for path in (ROOT / "launch").iterdir())
     assert sorted(path.name for path in installed.iterdir()) == names
     here = [template(scheduler.template) for scheduler in SCHEDULERS.values()]
-    monkeypatch.setattr(templates, "_INSTALLED", installed)
-    monkeypatch.setattr(templates, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(job_scripts, "INSTALLED", installed)
+    monkeypatch.setattr(job_scripts, "CHECKOUT", tmp_path)
     assert [template(scheduler.template) for scheduler in SCHEDULERS.values()] == here

@@ -12,7 +12,7 @@ import pytest
 from sorix_dist.core import Tensor, grad, no_grad
 from sorix_dist.core.ops import norm
 from sorix_dist.core.placement import Batch, Group, Rows, tagged
-from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
+from sorix_dist.nn import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 
 Array = np.ndarray[Any, Any]
 rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.utils.data import DataLoader, Dataset, share
+from sorix_dist.utils.data import DataLoader, Dataset, shard_bounds
 
 TOLERANCE = 1e-12
 
@@ -78,7 +78,7 @@ def penalty_and_second_backward(rows: int) -> None:
     """A penalty on the weights counts once, and a second backward adds."""
     x, y = data(rows)
     alone, wrapped = network(), sx.DistributedDataParallel(network())
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     for model, xb, yb in ((alone, x, y), (wrapped, x[start:stop], y[start:stop])):
         for strength in (0.5, 0.25):
             penalty = sum((p * p).sum() for p in model.parameters()) * strength
@@ -110,7 +110,7 @@ def parameters_that_some_ranks_use(rows: int) -> None:
             optimizer.zero_grad()
         total = None
         for rank in range(sx.size()):
-            start, stop = share(rows, rank, sx.size())
+            start, stop = shard_bounds(rows, rank, sx.size())
             head = rank % 2 if step == 0 else 0
             part = nn.CrossEntropyLoss()(alone(sx.tensor(x[start:stop]), head), y[start:stop])
             part = part * ((stop - start) / rows)
@@ -165,7 +165,7 @@ def losses_with_denominators_of_their_own(rows: int) -> None:
     """Class weights, ignored labels and sums are exact too, alone and added to a plain mean; also where no label
     of a rank, or none at all, counts."""
     x, labels = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     alone, wrapped = network(), sx.DistributedDataParallel(network())
     for y in (labels, np.full(rows, 1), np.where(np.arange(rows) < rows // 2, 1, labels)):
         for criterion, dense in LOSSES:
@@ -201,7 +201,7 @@ def layers_that_see_the_batch(rows: int) -> None:
     if rows == 1:
         return  # one value per channel has no variance: an error, as on one process
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     alone = _Normalised()
     wrapped = sx.DistributedDataParallel(_Normalised())
     for model, part in ((alone, slice(None)), (wrapped, slice(start, stop))):
@@ -217,7 +217,7 @@ def gradient_at_the_logits(rows: int) -> None:
     """What reaches the logits is (softmax - one-hot) / N with N the global number of rows."""
     x, y = data(rows)
     wrapped = sx.DistributedDataParallel(network())
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     logits = wrapped(sx.tensor(x[start:stop]))
     logits.retain_grad()
     nn.CrossEntropyLoss()(logits, y[start:stop]).backward()
@@ -236,7 +236,7 @@ def optimizer_before_wrapping(rows: int) -> None:
     late = optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
     for model, optimizer in ((wrapped, early), (reference, late)):
         for _ in range(3):
-            start, stop = share(rows, sx.rank(), sx.size())
+            start, stop = shard_bounds(rows, sx.rank(), sx.size())
             optimizer.zero_grad()
             nn.CrossEntropyLoss()(model(sx.tensor(x[start:stop])), y[start:stop]).backward()
             optimizer.step()
@@ -248,7 +248,7 @@ def two_models_in_one_backward(rows: int) -> None:
     x, y = data(rows)
     first, second = network(5, 6), network(6, 4)
     wrapped = [sx.DistributedDataParallel(network(5, 6)), sx.DistributedDataParallel(network(6, 4))]
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     nn.CrossEntropyLoss()(second(first(sx.tensor(x))), y).backward()
     nn.CrossEntropyLoss()(wrapped[1](wrapped[0](sx.tensor(x[start:stop]))), y[start:stop]).backward()
     assert_same(gradients(wrapped[0]), gradients(first))
@@ -258,7 +258,7 @@ def two_models_in_one_backward(rows: int) -> None:
 def a_forward_of_another_batch_in_between(rows: int) -> None:
     """A backward belongs to the rows of its own forward, whatever was computed since."""
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     alone, wrapped, other = network(), sx.DistributedDataParallel(network()), sx.DistributedDataParallel(network())
     nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
     loss = nn.CrossEntropyLoss()(wrapped(sx.tensor(x[start:stop])), y[start:stop])
@@ -273,7 +273,7 @@ def a_forward_of_another_batch_in_between(rows: int) -> None:
 def batches_that_are_shared_out_differently(rows: int) -> None:
     """One loss of two such batches: each mean is over its own global batch."""
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     first = slice(0, 1 if sx.rank() == 0 else 0)
     criterion = nn.CrossEntropyLoss()
     alone, wrapped = network(), sx.DistributedDataParallel(network())
@@ -286,7 +286,7 @@ def batches_that_are_shared_out_differently(rows: int) -> None:
 def a_batch_that_all_ranks_hold(rows: int) -> None:
     """It counts once, however many ranks compute it, alone and beside rows of another batch."""
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     criterion = nn.CrossEntropyLoss()
     alone, wrapped = network(), sx.DistributedDataParallel(network())
     criterion(alone(sx.tensor(x)), y).backward()
@@ -302,7 +302,7 @@ def a_batch_that_all_ranks_hold(rows: int) -> None:
 def hooks_see_the_sum(rows: int) -> None:
     """A hook on a parameter gets the gradient of the global batch, also where this rank has no rows."""
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     alone, wrapped = network(), sx.DistributedDataParallel(network())
     seen: list[Any] = []
     for model, part in ((alone, slice(None)), (wrapped, slice(start, stop))):
@@ -319,7 +319,7 @@ def hooks_see_the_sum(rows: int) -> None:
 def a_backward_that_failed(rows: int) -> None:
     """What a failed backward has left behind is not in the next gradient."""
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     alone, wrapped = _Branches(), sx.DistributedDataParallel(_Branches())
     logits = wrapped(sx.tensor(x[start:stop]), 1)
     hidden = logits * 1.0
@@ -451,7 +451,7 @@ def every_rank_rule(rows: int) -> None:
     """The negative control: the mean over ranks of local means, which others compute, is another gradient."""
     x, y = data(rows)
     alone, local = network(), network()
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     nn.CrossEntropyLoss()(alone(sx.tensor(x)), y).backward()
     nn.CrossEntropyLoss()(local(sx.tensor(x[start:stop])), y[start:stop]).backward()
     mean_of_means = {k: sx.all_reduce(v.copy()) / sx.size() for k, v in gradients(local).items()}

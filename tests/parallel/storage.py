@@ -9,13 +9,13 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.utils.data.sampler import share
+from sorix_dist.utils.data.sampler import shard_bounds
 from tests.parallel.exactness import assert_same, data, gradients, network
 
 
 def backward(model, rows=17):
     x, y = data(rows)
-    start, stop = share(rows, sx.rank(), sx.size())
+    start, stop = shard_bounds(rows, sx.rank(), sx.size())
     nn.CrossEntropyLoss()(model(sx.tensor(x[start:stop])), y[start:stop]).backward()
 
 

@@ -9,7 +9,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
-from sorix_dist.utils.data import share
+from sorix_dist.utils.data import shard_bounds
 from tests.parallel.everywhere import on_all_ranks
 from tests.parallel.exactness import assert_same, data, gradients, network
 
@@ -22,7 +22,7 @@ WEIGHTS = np.array([0.5, 1.0, 2.0, 4.0])
 def pieces_of_this_rank():
     """Whole batches, and this rank's rows of them."""
     wholes = [data(rows) for rows in ROWS]
-    bounds = [share(rows, sx.rank(), sx.size()) for rows in ROWS]
+    bounds = [shard_bounds(rows, sx.rank(), sx.size()) for rows in ROWS]
     return wholes, [(sx.tensor(x[a:b]), y[a:b]) for (x, y), (a, b) in zip(wholes, bounds, strict=True)]
 
 

@@ -40,8 +40,8 @@ def batches():
 def messages(model, seen=None):
     """A list that grows with every message of this rank's gradients."""
     (member,) = model._members
-    link, sent = member.reducer.exchange.link, [] if seen is None else seen
-    link.send = lambda message, send=link.send: sent.append("message") or send(message)
+    exchange, sent = member.reducer.exchange, [] if seen is None else seen
+    exchange._transmit = lambda message, send=exchange._transmit: sent.append("message") or send(message)
     return sent
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sorix_dist.parallel.tree import Plan, blocks, halves, subtrees, sum_rows
-from sorix_dist.utils.data import share
+from sorix_dist.utils.data import shard_bounds
 
 counts = st.sampled_from([1, 2, 4, 8, 16, 32])
 
@@ -62,7 +62,7 @@ def test_plans_give_the_bits_of_sum_rows_for_any_ranks(count, ranks, length, blo
     wanted = sum_rows(rows)
     nodes = {}
     for rank in range(ranks):
-        first, last = share(count, rank, ranks)
+        first, last = shard_bounds(count, rank, ranks)
         leaves = {(i, i + 1): rows[i] for i in range(first, last)}
         for node in subtrees(first, last, count):
             nodes[node] = np.full(length, np.nan, np.float32)

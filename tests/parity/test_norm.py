@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.core import Tensor, grad
-from sorix_dist.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
+from sorix_dist.nn import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 from sorix_dist.optim import SGD
 
 torch = pytest.importorskip("torch")

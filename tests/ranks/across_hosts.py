@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 import sorix_dist as sx
-from sorix_dist.bench.workloads import WORKLOADS, training_step
 from sorix_dist.parallel import world
+from tests.benchmarks.workloads import WORKLOADS, training_step
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import Checked, Comm, MpiComm, left, watch
+from sorix_dist.comm import Checked, Comm, MpiComm, left
 from sorix_dist.comm.checked import signature
+from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.status_page import DEPTH
 from sorix_dist.watchdog.watch import Channel
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import sorix_dist as sx
-from sorix_dist.utils.data import share
+from sorix_dist.utils.data import shard_bounds
 
 
 def samples(count: int) -> tuple[Any, Any]:
@@ -22,7 +22,7 @@ def samples(count: int) -> tuple[Any, Any]:
 
 
 def mine(count: int) -> slice:
-    return slice(*share(count, sx.rank(), sx.size()))
+    return slice(*shard_bounds(count, sx.rank(), sx.size()))
 
 
 def first_largest(row: Any, k: int) -> list[int]:
@@ -94,6 +94,9 @@ def states_go_on(count: int) -> None:
         (lambda: sx.metrics.Accuracy(ignore_index=-1), (logits, labels)),
         (lambda: sx.metrics.ConfusionMatrix(4, -1), (logits, labels)),
         (sx.metrics.Mean, (logits[:, 0],)),
+        (lambda: sx.metrics.F1(4, ignore_index=-1), (logits, labels)),
+        (sx.metrics.AUROC, (logits, np.abs(labels))),
+        (sx.metrics.R2, (logits[:, 0], logits[:, 1])),
     ):
         once, before, after = make(), make(), make()
         once.update(*(v[part] for v in values))
@@ -109,4 +112,102 @@ def states_go_on(count: int) -> None:
         assert repr(after.compute()) == repr(make().compute())
 
 
-CHECKS = [accuracy, confusion_matrix, mean_of_samples, mean_of_batches, states_go_on]
+def classes(count: int) -> None:
+    """Precision, recall and F1 by counting, class by class."""
+    logits, labels = samples(count)
+    found = logits.argmax(axis=1)
+    part = mine(count)
+    wanted: dict[str, list[float]] = {"Precision": [], "Recall": [], "F1": []}
+    for label in range(4):
+        right = int(((labels == label) & (found == label)).sum())
+        rows, columns = int((labels == label).sum()), int(((found == label) & (labels >= 0)).sum())
+        wanted["Precision"].append(right / columns if columns else 0.0)
+        wanted["Recall"].append(right / rows if rows else 0.0)
+        wanted["F1"].append(2 * right / (rows + columns) if rows + columns else 0.0)
+    occur = [label in labels or label in found[labels >= 0] for label in range(4)]
+    for name, shares in wanted.items():
+        kind = getattr(sx.metrics, name)
+        each, macro, micro = (kind(4, average, -1) for average in (None, "macro", "micro"))
+        for metric in (each, macro, micro):
+            metric.update(sx.tensor(logits[part]), labels[part])
+        assert each.compute().tolist() == shares
+        occurring = [share for share, there in zip(shares, occur) if there]
+        got = macro.compute()
+        assert math.isclose(got, sum(occurring) / len(occurring)) if occurring else math.isnan(got)
+        accuracy = sx.metrics.Accuracy(-1)
+        accuracy.update(logits[part], labels[part])
+        assert repr(micro.compute()) == repr(accuracy.compute())
+
+
+def names_of_classes(count: int) -> None:
+    names = np.array(["ant", "bee", "cat", "dog"])
+    logits, labels = samples(count)
+    labels = np.abs(labels)
+    part = mine(count)
+    by_name, by_number = sx.metrics.ConfusionMatrix(names), sx.metrics.ConfusionMatrix(4)
+    by_name.update(names[logits.argmax(axis=1)][part], names[labels][part].astype(object))
+    by_number.update(logits[part], labels[part])
+    assert np.array_equal(by_name.compute(), by_number.compute())
+    assert [line.split()[0] for line in by_name.table().splitlines()] == ["class", *names, "accuracy"]
+
+
+def area_under_the_curve(count: int) -> None:
+    """All pairs of a sample of the class and another one, ties for half."""
+    logits, labels = samples(count)
+    labels = np.abs(labels)
+    part = mine(count)
+    # As the metric computes them: other roundings would break ties that these small integers are chosen to have.
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+
+    def pairs(scores: Any, is_class: Any) -> float:
+        inside, outside = scores[is_class], scores[~is_class]
+        won = sum((a > b) + (a == b) / 2 for a in inside.tolist() for b in outside.tolist())
+        return won / (len(inside) * len(outside)) if len(inside) and len(outside) else math.nan
+
+    metric, binary, of_two = (sx.metrics.AUROC() for _ in range(3))
+    metric.update(logits[part], labels[part])
+    binary.update(logits[part, 0], (labels == 0)[part])
+    of_two.update(np.stack([-logits[:, 0], np.zeros(count)], 1)[part], (labels == 0)[part])
+    wanted = [pairs(probabilities[:, label], labels == label) for label in range(4)]
+    assert np.isclose(metric.compute(), np.mean(wanted) if count else math.nan, equal_nan=True)
+    assert repr(binary.compute()) == repr(of_two.compute()) == repr(pairs(logits[:, 0], labels == 0))
+
+
+def regression(count: int) -> None:
+    """By exact fractions; the targets lie far from 0, where sums of squares in floats would lose the variance."""
+    numbers = np.random.default_rng(count)
+    target = 1e8 + numbers.standard_normal(count)
+    found = target + numbers.standard_normal(count)
+    part = mine(count)
+    metrics = sx.metrics.MSE(), sx.metrics.MAE(), sx.metrics.R2()
+    for metric in metrics:
+        metric.update(sx.tensor(found[part]), target[part])
+        if metric is metrics[2]:  # in the other shape
+            metric.reset()
+            metric.update(found[part, None], target[part, None])
+    errors = [float(f - y) for f, y in zip(found, target)]
+    squares = sum((Fraction(e * e) for e in errors), Fraction(0))
+    mean = sum(map(Fraction, target), Fraction(0)) / max(count, 1)
+    spread = sum(((Fraction(y) - mean) ** 2 for y in target), Fraction(0))
+    wanted = [
+        float(squares / count) if count else math.nan,
+        float(sum((Fraction(abs(e)) for e in errors), Fraction(0)) / count) if count else math.nan,
+        float(1 - squares / spread) if count > 1 else math.nan,
+    ]
+    assert [repr(metric.compute()) for metric in metrics] == list(map(repr, wanted))
+
+
+def perplexity(count: int) -> None:
+    logits, labels = samples(count)
+    part = mine(count)
+    metric = sx.metrics.Perplexity(ignore_index=-1)
+    metric.update(sx.tensor(logits[part]), labels[part])
+    chosen = [float(np.log(np.exp(row).sum()) - row[y]) for row, y in zip(logits.astype(float), labels) if y >= 0]
+    assert np.isclose(metric.compute(), np.exp(np.mean(chosen)) if chosen else math.nan, equal_nan=True)
+
+
+CHECKS = [
+    accuracy, confusion_matrix, mean_of_samples, mean_of_batches, states_go_on,
+    classes, names_of_classes, area_under_the_curve, regression, perplexity,
+]  # fmt: skip

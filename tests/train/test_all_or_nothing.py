@@ -14,7 +14,7 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.core import random as rng
 from sorix_dist.train.metrics import Accuracy
-from sorix_dist.train.states import counts
+from sorix_dist.train.run_state import counts
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.train.saving import Part
 

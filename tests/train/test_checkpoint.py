@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.store import tensorfile
-from sorix_dist.train.folder import Folder, newest_steps
+from sorix_dist.store.checkpoint_folder import CheckpointFolder, newest_steps
 from tests.train.saving import Part, damage, files, saved
 
 
@@ -182,7 +182,7 @@ def test_a_folder_reads_each_file_once(folder: Path, monkeypatch: pytest.MonkeyP
     assert [path.suffix for path in read].count(".tmp") == 2  # those that it has written itself
     assert len(read) == 4
     assert checkpointer.steps() == [2, 0, 1]
-    assert [entry.number for entry in Folder(folder, 3).entries()] == [2, 3, 4]
+    assert [entry.number for entry in CheckpointFolder(folder, 3).entries()] == [2, 3, 4]
 
 
 # -- what has changed since

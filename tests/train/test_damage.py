@@ -17,7 +17,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.store import tensorfile
-from sorix_dist.store.structure import pack
+from sorix_dist.store.packing import pack
 from tests.train.faults import Counting, fails
 from tests.train.saving import Part, damage, files, saved
 

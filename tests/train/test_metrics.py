@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
-from sorix_dist.train import exact
+from sorix_dist.train.metrics import means
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.train import metric_checks
 
@@ -36,11 +36,20 @@ def test_equal_to_one_process_exactly(check: Callable[[int], None], size: int) -
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(st.lists(finite, max_size=30), st.randoms())
-def test_sums_are_exact(values: list[float], random: Any) -> None:
-    wanted = sum((Fraction(v) for v in values), Fraction(0))
-    assert Fraction(exact.exact_sum(np.array(values, np.float64)), 1 << exact.BITS) == wanted
-    assert Fraction(sum(map(exact.exact, values)), 1 << exact.BITS) == wanted
+@given(st.lists(finite, max_size=30))
+def test_sums_are_exact(values: list[float]) -> None:
+    assert means.exact_sum(np.array(values, np.float64)) == sum(map(Fraction, values), Fraction(0))
+
+
+@given(st.lists(st.tuples(finite, finite), max_size=20))
+def test_sums_of_products_are_exact(pairs: list[tuple[float, float]]) -> None:
+    wanted = sum((Fraction(a) * Fraction(b) for a, b in pairs), Fraction(0))
+    assert means.exact_dot(*np.array(pairs, np.float64).reshape(-1, 2).T) == wanted
+
+
+def test_products_of_usual_numbers_are_exact() -> None:
+    a, b = np.random.default_rng(0).standard_normal((2, 999)) * 10.0 ** np.random.default_rng(1).integers(-99, 99, 999)
+    assert means.exact_dot(a, b) == sum((Fraction(x) * Fraction(y) for x, y in zip(a, b)), Fraction(0))
 
 
 @given(st.lists(st.tuples(finite, st.one_of(st.integers(0, 2**63), st.floats(0, 1e300))), max_size=12), st.randoms())
@@ -75,17 +84,9 @@ def test_arrays_of_every_dtype(dtype: str) -> None:
     assert metric.compute() == wanted
 
 
-def test_more_values_than_are_added_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).standard_normal(1000)
-    whole = exact.exact_sum(values)
-    monkeypatch.setattr(exact, "_BLOCK", 7)
-    assert exact.exact_sum(values) == whole == sum(map(exact.exact, values.tolist()))
-
-
 def test_a_million_large_numbers_lose_nothing() -> None:
-    """Sums of halves stay below what float64 holds exactly."""
     value = math.nextafter(1.0, 0)  # a mantissa of ones
-    assert exact.exact_sum(np.full(1 << 20, value)) == exact.exact(value) << 20
+    assert means.exact_sum(np.full(1 << 20, value)) == Fraction(value) * (1 << 20)
 
 
 def test_infinities_and_nan() -> None:
@@ -232,7 +233,7 @@ def test_bad_values() -> None:
 def test_bad_samples(metric: Any, found: Any, target: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         metric.update(found, target)
-    assert not metric.counts.any()  # nothing is counted by halves
+    assert not metric.seen["counts"].any()  # nothing is counted by halves
 
 
 def test_bad_options() -> None:
@@ -243,3 +244,61 @@ def test_bad_options() -> None:
         ConfusionMatrix(0)
     with pytest.raises(ValueError, match="ignore_index must be an integer or None, got 'a'"):
         Accuracy(ignore_index="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_classes must be a number, or different names of classes, got"):
+        ConfusionMatrix(["a", "a"])
+    with pytest.raises(ValueError, match="average must be one of 'macro', 'micro', 'weighted' or None, got 'mean'"):
+        sx.metrics.F1(3, "mean")  # type: ignore[arg-type]
+
+
+def test_bad_samples_of_other_metrics() -> None:
+    with pytest.raises(ValueError, match="labels must be among the names a, b, got 'c'"):
+        ConfusionMatrix(["a", "b"]).update([0], ["c"])
+    with pytest.raises(ValueError, match=r"same shape, got \(2, 1\) and \(2,\); `.squeeze\(1\)` removes the axis"):
+        sx.metrics.MSE().update(np.zeros((2, 1)), np.zeros(2))
+    with pytest.raises(ValueError, match=r"R2 takes one number a sample, got shape \(2, 3\)"):
+        sx.metrics.R2().update(np.zeros((2, 3)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"scores must be \(N\) or \(N, C\), and target \(N\), got shapes \(2, 1\)"):
+        sx.metrics.AUROC().update(np.zeros((2, 1)), [0, 1])
+    with pytest.raises(ValueError, match="can be ordered, got NaN"):
+        sx.metrics.AUROC().update([0.0, math.nan], [0, 1])
+    with pytest.raises(ValueError, match=r"logits must have an axis of classes, got the target's shape \(2,\)"):
+        sx.metrics.Perplexity().update([0, 1], [0, 1])
+
+
+def test_r2_of_equal_targets() -> None:
+    for found, wanted in (([5.0, 5.0], 1.0), ([5.0, 6.0], 0.0), ([math.inf, 5.0], math.nan)):
+        metric = sx.metrics.R2()
+        metric.update(found, [5.0, 5.0])
+        assert repr(metric.compute()) == repr(wanted)
+
+
+def test_as_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    numbers = np.random.default_rng(0)
+    labels, logits = numbers.integers(0, 5, 300), numbers.standard_normal((300, 6))
+    powers = np.exp(logits[:, :5])
+    ours = {name: getattr(sx.metrics, name)(6, "weighted") for name in ("Precision", "Recall", "F1")}
+    for name, metric in ours.items():
+        metric.update(logits, labels)
+        theirs = getattr(sklearn, f"{name.lower()}_score")
+        assert math.isclose(
+            metric.compute(), theirs(labels, logits.argmax(1), average="weighted", zero_division=0), rel_tol=1e-12
+        )
+    auroc, r2 = sx.metrics.AUROC(), sx.metrics.R2()
+    auroc.update(logits[:, :5], labels)
+    r2.update(logits[:, 0], labels)
+    theirs = sklearn.roc_auc_score(labels, powers / powers.sum(axis=1, keepdims=True), multi_class="ovr")
+    assert math.isclose(auroc.compute(), theirs, rel_tol=1e-12)
+    assert math.isclose(r2.compute(), sklearn.r2_score(labels, logits[:, 0]), rel_tol=1e-12)
+
+
+def test_compute_on_some_ranks_only() -> None:
+    def work() -> None:
+        metric = Mean()
+        if sx.is_main_process():
+            with pytest.raises(RuntimeError, match=r"are calls of all ranks, but rank 1 is at another collective"):
+                metric.compute()
+        else:
+            sx.parallel.world().gather_objects("something else")
+
+    run_threads(work, 2, timeout=60)

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sorix_dist as sx
-from sorix_dist.utils.data import BatchSampler, DataLoader, Dataset, Sampler, share
+from sorix_dist.utils.data import BatchSampler, DataLoader, Dataset, Sampler, shard_bounds
 
 
 @given(st.integers(0, 300), st.integers(1, 20))
 def test_shares_are_contiguous_and_even(total: int, size: int) -> None:
-    shares = [share(total, rank, size) for rank in range(size)]
+    shares = [shard_bounds(total, rank, size) for rank in range(size)]
     assert shares[0][0] == 0
     assert shares[-1][1] == total
     assert all(a[1] == b[0] for a, b in pairwise(shares))

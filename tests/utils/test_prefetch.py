@@ -17,7 +17,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset, IterableDataset
-from sorix_dist.utils.data.prefetch import ahead
+from sorix_dist.utils.data.fetch import ahead
 
 
 def loader_threads() -> list[threading.Thread]:

@@ -1,4 +1,4 @@
-"""The functions between the layers: of single elements, and softmax along one axis."""
+"""The functions between the layers: of single elements, softmax along one axis, and dropout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops.axes import along_axis
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import squeeze
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.placement import Shard, shard_of
+from sorix_dist.core.random import Draws, functional_draws, words_by_row
+from sorix_dist.core.tensor import Array, Tensor, as_array
 
 _BLOCK = 1 << 15  # elements: some arrays of so many stay in a core's cache while several passes go over them
 
@@ -74,7 +76,7 @@ def tanh(x: Any) -> Any:
     return y, (lambda g, out: g * (1 - y * y),)
 
 
-@op(promote="float")
+@op(promote="float", called="sigmoid")
 def logistic(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the 0 that it should
@@ -84,7 +86,7 @@ def logistic(x: Any) -> Any:
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), of a tensor or an array."""
-    return in_kind(logistic, x)
+    return like_input(logistic, x)
 
 
 @op(promote="float")
@@ -122,7 +124,7 @@ def _gelu_by_tanh(x: Any) -> Any:
     return mul(mul(x, 0.5), add(tanh(mul(mul(x, _GELU_SCALE), add(mul(mul(x, x), _GELU_CUBIC), 1))), 1))
 
 
-@op(composite=_gelu_by_tanh, promote="float")
+@op(composite=_gelu_by_tanh, promote="float", called="gelu")
 def gelu_by_tanh(x: Any) -> Any:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
     flat, shape = x.reshape(-1), x.shape
@@ -166,7 +168,7 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + _BLOCK)
 
 
-@op(promote="float")
+@op(promote="float", called="erf")
 def error_function(x: Any) -> Any:
     """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x; ImportError without SciPy."""
     try:
@@ -178,12 +180,12 @@ def error_function(x: Any) -> Any:
     return erf(x), (lambda g, out: g * (np.exp(-x * x) * (2 / math.sqrt(math.pi))),)
 
 
-@op(promote="float")
+@op(promote="float", called="gelu")
 def gelu_by_erf(x: Any) -> Any:
     """x times the probability that a standard normal number is below x."""
 
     def below(x: Any) -> Any:
-        return (in_kind(error_function, x * math.sqrt(0.5)) + 1) * 0.5
+        return (like_input(error_function, x * math.sqrt(0.5)) + 1) * 0.5
 
     def to_x(g: Any, out: Any) -> Any:
         return g * (below(x) + x * (np.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))))
@@ -191,7 +193,7 @@ def gelu_by_erf(x: Any) -> Any:
     return x * below(x), (to_x,)
 
 
-@op(promote="float", rule=rules.along(False))
+@op(promote="float", rule=along_axis(False), called="softmax")
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
     y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
@@ -199,7 +201,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
 
-@op(promote="float", rule=rules.along(False))
+@op(promote="float", rule=along_axis(False), called="log_softmax")
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
     y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -208,7 +210,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
 
 
-@op(promote="float", rule=rules.along(False))
+@op(promote="float", rule=along_axis(False), called="logsumexp")
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
     highest = x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -242,3 +244,61 @@ def _checked(name: str, X: Any, axis: int) -> int:
     if not -count <= axis < count:
         raise IndexError(f"{name}: dim must be in [{-count}, {count}) for shape {tuple(shape)}, got {axis}")
     return axis % count
+
+
+_DRAWS = 16  # draws of 16 bits in the words of one step
+
+
+def dropout(
+    input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
+) -> Tensor:
+    """In training, zeroes each element with probability p and divides the others by 1 - p.
+
+    input: the batch is its first dimension; one row of the batch may be several consecutive rows of it.
+    The mask of a row is a function of the seed, the layer, its call and the row's place in the global batch.
+    draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
+    inplace: ignored, since arrays are never overwritten.
+    """
+    check_dropout("dropout", p)
+    if not training or p == 0:
+        return input if isinstance(input, Tensor) else Tensor(input)
+    shape = np.shape(input)
+    return _masked(input, p, shape if shape else (1,), shape, draws)
+
+
+def dropout2d(
+    input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
+) -> Tensor:
+    """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
+    check_dropout("dropout2d", p)
+    shape = np.shape(input)
+    if len(shape) < 2:
+        raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape)}")
+    if not training or p == 0:
+        return input if isinstance(input, Tensor) else Tensor(input)
+    return _masked(input, p, shape[:2], (*shape[:2], *(1 for _ in shape[2:])), draws)
+
+
+def check_dropout(name: str, p: float) -> None:
+    """ValueError, for the function or layer `name`, unless p is a probability."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
+
+
+def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...], draws: Draws | None) -> Tensor:
+    """input times a mask of `drawn` elements, first dimension the rows, in `shape`."""
+    dtype = (input.array if isinstance(input, Tensor) else as_array(input)).dtype
+    if dtype.kind != "f":
+        raise TypeError(f"dropout: input must be of floating point dtype, got {dtype}")
+    keep = _kept(p, drawn, functional_draws() if draws is None else draws, shard_of(input))
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return mul(input, np.multiply(keep, scale, dtype=dtype).reshape(shape))
+
+
+def _kept(p: float, shape: tuple[int, ...], draws: Draws, place: Shard | None) -> Array:
+    """Which elements stay."""
+    words = words_by_row(shape, draws, place, _DRAWS)
+    units = len(words)
+    fine = words.view(np.uint16).reshape(units, 4 * words.shape[1])[:, : int(np.prod(shape)) // max(1, units)]
+    kept: Array = fine >= min(round(p * 2**16), 2**16 - 1)
+    return kept.reshape(shape)

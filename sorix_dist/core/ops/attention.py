@@ -6,19 +6,62 @@ sees no key gets zeros. dropped: factors on the weights after the softmax, 0 for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import op
+from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
+from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.matrix import matmul, sums_of_rows
-from sorix_dist.core.ops.once import once
 from sorix_dist.core.ops.reduce import sum_over
-from sorix_dist.core.ops.shape import index, permute_to, reshape, swapaxes
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.ops.shape import permute_to, reshape, swapaxes
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    applied,
+    beside,
+    in_order,
+    placement_of,
+    single,
+    whole,
+    whole_sums,
+)
+from sorix_dist.core.tensor import Array, shape_of
+
+
+def attention_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
+    and values that every rank holds alike."""
+    operands = beside_queries(apply.__name__, inputs)
+    lead = placement_of(operands[0])
+    if lead is None:
+        return apply(*operands, **options)
+    place = lead.moved(max(len(shape_of(x)) for x in operands) - len(shape_of(operands[0])) + lead.axis)
+    return applied(apply, operands, inputs, options, place)
+
+
+def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
+    """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
+    queries, *others = whole_sums(inputs, name)
+    lead = placement_of(queries)
+    if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or single(lead):
+        return [whole(x, name) for x in (queries, *others)]
+    at = len(shape_of(queries)) - lead.axis
+    for i, x in enumerate(others):
+        place, has_rows = (
+            placement_of(x),
+            at > 2 or i > 1,
+        )  # the second last dimension of keys and values is none of queries
+        if place is not None and not (has_rows and len(shape_of(x)) - place.axis == at and lead.like(place)):
+            x = whole(x, name)
+        others[i] = beside(x, lead, at) if has_rows else x
+    return [queries, *others]
 
 
 def attention_and_weights(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> tuple[Any, Any]:
@@ -38,7 +81,7 @@ def _attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float)
     return attention_and_weights(q, k, v, bias, dropped, scale=scale)[0]
 
 
-@op(composite=_attention, rule=rules.attends)
+@op(composite=_attention, rule=attention_rule)
 def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) -> Any:
     """softmax(scale * q @ k^T + bias) @ v.
 
@@ -47,7 +90,7 @@ def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) 
     weights = _weights(q, k, bias, scale)
     used = weights if dropped is None else weights * dropped
     y = np.matmul(used, v)
-    to_scores = once(lambda g: _to_scores(g, y, v, weights, dropped))
+    to_scores = memoize_last(lambda g: _to_scores(g, y, v, weights, dropped))
 
     def to_q(g: Any, out: Any) -> Any:
         return np.matmul(to_scores(g), k) * scale
@@ -85,7 +128,7 @@ def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: floa
     def by_head(g: Any) -> Any:
         return g.reshape(inside).transpose(0, 2, 1, 3)
 
-    to_scores = once(lambda g: _to_scores(by_head(g), y, v, weights, dropped))
+    to_scores = memoize_last(lambda g: _to_scores(by_head(g), y, v, weights, dropped))
 
     def to_qkv(g: Any, out: Any) -> Any:
         gradient = np.empty(qkv.shape, qkv.dtype) if out is None else out

@@ -1,4 +1,4 @@
-"""Dimensions that users name: checked, and counted from 0."""
+"""Dimensions that users name: checked, counted from 0; and what operations along them do with rows of a batch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.tensor import Tensor
-
-
-def shape_of(input: Any) -> tuple[int, ...]:
-    """The shape of a tensor, an array, or what NumPy makes an array of."""
-    return input.array.shape if isinstance(input, Tensor) else np.shape(input)
+from sorix_dist.core.placement import Shard
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, Rule, gathers, linear_place, whole
+from sorix_dist.core.tensor import Tensor, shape_of
 
 
 def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -47,10 +44,7 @@ def axes_of(name: str, input: Any, dim: Any, axis: Any = None) -> tuple[int, ...
         raise TypeError(f"{name}: dim and axis mean the same; only one can be given, got dim={dim!r}, axis={axis!r}")
     if dim is None:
         return None
-    if not isinstance(dim, tuple | list):
-        axes: tuple[int, ...] = (axis_of(name, input, dim),)
-    else:
-        axes = tuple([axis_of(name, input, d) for d in dim])
+    axes = tuple([axis_of(name, input, d) for d in (dim if isinstance(dim, tuple | list) else (dim,))])
     if len(axes) > 1 and len(set(axes)) < len(axes):
         raise ValueError(f"{name}: dim must name each dimension once, got {dim!r}")
     return axes if shape_of(input) else None
@@ -70,3 +64,56 @@ def parts_along(axis: int, sizes: Iterable[int]) -> list[tuple[Any, ...]]:
 def with_ones(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape that a reduction over `axes` (None: all) has if it keeps its dimensions."""
     return tuple(1 if axes is None or i in axes else n for i, n in enumerate(shape))
+
+
+# -- rows of a batch, where an operation works along axes
+
+
+def normalized_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """NumPy's `axis` (None: all; one, or several, also from the end) as axes counted from 0."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in (axis if isinstance(axis, tuple | list) else (axis,)))
+
+
+def after_reduction(shard: Shard, axes: tuple[int, ...], keepdims: Any) -> Shard:
+    """The placement when the axes, which are not the rows', have gone."""
+    return shard if keepdims else shard.moved(shard.axis - sum(a < shard.axis for a in axes))
+
+
+def along_axis(reduces: bool | None) -> Rule:
+    """Along `axis`, whose elements depend on each other: rows are gathered if it is theirs.
+
+    reduces: whether the axis goes; None: where `keepdims` is not set.
+    """
+
+    def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+        place, axes = inputs[0].place, normalized_axes(options["axis"], inputs[0].array.ndim)
+        if not isinstance(place, Shard) or place.axis in axes:
+            return gathers(apply, inputs, options)
+        return after_reduction(place, axes, options["keepdims"] if reduces is None else not reduces)
+
+    return rule
+
+
+def mixes_rows(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Turned around or moved along `axis`: rows keep their places, which mean something else on every split."""
+    place = inputs[0].place
+    if isinstance(place, Shard) and place.axis in normalized_axes(options["axis"], inputs[0].array.ndim):
+        return apply(refused(inputs[0], apply.__name__), **options)
+    return place if isinstance(place, Shard) else linear_place(place)
+
+
+def refused(x: Tensor, what: str) -> Tensor:
+    """RuntimeError on several ranks: positions along the batch axis mean other rows on every number of ranks. On one
+    rank the tensor has all rows, and is returned without a placement."""
+    place = x.place
+    assert isinstance(place, Shard)
+    if not place.group.alone:
+        raise RuntimeError(
+            f"{what}: along axis {place.axis} lie the rows of this rank only, {place.held} of {place.total} in the "
+            "global batch, so positions in it mean other rows on every number of ranks. sx.all_gather(x) gives the "
+            "rows of every rank, sx.global_value(x) all of them in one tensor; row masks, `:` and `...` are allowed"
+        )
+    gathered: Tensor = whole(x)
+    return gathered

@@ -1,21 +1,24 @@
-"""One of several elements at each place: where, the larger, the smaller, between bounds, masks and triangles."""
+"""Elements chosen by a condition or by size: where, clamp, triangles, the largest, and sorting."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import op
-from sorix_dist.core.ops.axes import shape_of
+from sorix_dist.core.ops.axes import along, along_axis, axes_of, axis_of, with_ones
+from sorix_dist.core.ops.indexing import gather
+from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.promote import common_dtype
-from sorix_dist.core.rules import bare, together, whole, whole_sums
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
-@op(promote="common", rule=rules.choosing)
+@op(promote="common", rule=rules.choosing, called="where")
 def select(x: Any, y: Any, *, condition: Any) -> Any:
     """Elements of x where `condition`, an array of bools, is true, of y elsewhere."""
     return np.where(condition, x, y), (
@@ -25,17 +28,12 @@ def select(x: Any, y: Any, *, condition: Any) -> Any:
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:
-    """Elements of x where the condition holds, of y elsewhere; all three broadcast."""
+    """Elements of x where the condition is true, of y elsewhere; all three broadcast."""
     if isinstance(x, int | float) and isinstance(y, int | float):
         x = np.asarray(x, common_dtype((x, y)))
-    return _selected(condition, x, y)
-
-
-def _selected(condition: Any, x: Any, y: Any) -> Any:
-    """`select` by a condition that may be rows of a batch."""
     if all(shard_of(operand) is None for operand in (condition, x, y)):
         return select(x, y, condition=_array(whole(condition, "where")))
-    operands, place = together("where", whole_sums((condition, x, y), "where"))
+    operands, place = aligned_operands("where", whole_sums((condition, x, y), "where"))
     condition, x, y = map(bare, operands)
     return tagged(select(x, y, condition=_array(condition)), place)
 
@@ -44,25 +42,25 @@ def _array(x: Any) -> Any:
     return x.array if isinstance(x, Tensor) else np.asarray(x)
 
 
-@op(numpy=np.maximum, promote="common")
-def maximum(x: Any, y: Any) -> Any:
-    """The larger of two elements; equal ones share the gradient."""
-    return np.maximum(x, y), (
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x > y, g, 0)),
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x > y, 0, g)),
-    )
+def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:
+    """The operation that takes x where `wins(x, y)`, y where `wins(y, x)`; equal elements share the gradient."""
+
+    def of_two(x: Any, y: Any) -> Any:
+        return ufunc(x, y), (
+            lambda g, out: np.where(x == y, g * 0.5, np.where(wins(x, y), g, 0)),
+            lambda g, out: np.where(x == y, g * 0.5, np.where(wins(x, y), 0, g)),
+        )
+
+    of_two.__name__ = of_two.__qualname__ = name
+    of_two.__doc__ = meaning
+    return op(numpy=ufunc, promote="common")(of_two)
 
 
-@op(numpy=np.minimum, promote="common")
-def minimum(x: Any, y: Any) -> Any:
-    """The smaller of two elements; equal ones share the gradient."""
-    return np.minimum(x, y), (
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x < y, g, 0)),
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x < y, 0, g)),
-    )
+maximum = _extremum("maximum", np.maximum, np.greater, "The larger of two elements; equal ones share the gradient.")
+minimum = _extremum("minimum", np.minimum, np.less, "The smaller of two elements; equal ones share the gradient.")
 
 
-@op(promote="common")
+@op(promote="common", called="clamp")
 def clamp_between(x: Any, low: Any, high: Any) -> Any:
     """x, but at least `low` and at most `high` (None: no bound); on a bound the gradient is x's."""
     value = x if low is None else np.maximum(x, low)
@@ -95,31 +93,161 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
-    return _selected(mask if isinstance(mask, Tensor) else flags, value, input)
+    return where(mask if isinstance(mask, Tensor) else flags, value, input)
 
 
 def tril(input: Any, diagonal: int = 0) -> Any:
     """The lower triangle of matrices, up to `diagonal` above the main one; 0 elsewhere."""
-    input = _whole_matrix(input)
-    rows, columns = _matrix("tril", input)
-    return select(input, 0, condition=np.tri(rows, columns, diagonal, dtype=bool))
+    return _triangle("tril", input, lambda rows, columns: np.tri(rows, columns, diagonal, dtype=bool))
 
 
 def triu(input: Any, diagonal: int = 0) -> Any:
     """The upper triangle of matrices, from `diagonal` above the main one; 0 elsewhere."""
-    input = _whole_matrix(input)
-    rows, columns = _matrix("triu", input)
-    return select(0, input, condition=np.tri(rows, columns, diagonal - 1, dtype=bool))
+    return _triangle("triu", input, lambda rows, columns: ~np.tri(rows, columns, diagonal - 1, dtype=bool))
 
 
-def _whole_matrix(input: Any) -> Any:
-    """The input, gathered if rows of a batch lie along one of its last two dimensions."""
-    place = shard_of(input)
-    return input if place is None or place.axis < len(shape_of(input)) - 2 else whole(input, "a triangle of a matrix")
-
-
-def _matrix(name: str, input: Any) -> tuple[int, int]:
-    shape = shape_of(input)
+def _triangle(name: str, input: Any, mask: Callable[[int, int], Array]) -> Any:
+    shape, place = shape_of(input), shard_of(input)
     if len(shape) < 2:
         raise ValueError(f"{name}: input must have at least two dimensions, got shape {shape}")
-    return shape[-2], shape[-1]
+    if place is not None and place.axis >= len(shape) - 2:  # rows of the batch are rows or columns of the matrix
+        input = whole(input, name)
+    return select(input, 0, condition=mask(*shape_of(input)[-2:]))
+
+
+class ValuesAndIndices(NamedTuple):
+    """Elements, and where along a dimension they were (int64)."""
+
+    values: Tensor
+    indices: Tensor
+
+
+@op(rule=along_axis(None), called="max or min")
+def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
+    """The largest (or smallest) element along `axis` (None: of all); equal ones share the gradient."""
+    shape = with_ones(x.shape, axis)
+    y = (np.max if largest else np.min)(x, axis=axis, keepdims=keepdims)
+
+    def to_x(g: Any, out: Any) -> Any:
+        extreme = x == np.reshape(y, shape)
+        return np.where(extreme, np.reshape(g, shape), 0) / np.sum(extreme, axis=axis, keepdims=True)
+
+    return y, (to_x,)
+
+
+@op(differentiable=False, rule=along_axis(None), called="argmax")
+def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
+    """Where along `axis` (None: in the flattened input) the first largest element is."""
+    return np.argmax(x, axis=axis, keepdims=keepdims), ()
+
+
+@op(differentiable=False, rule=along_axis(None), called="argmin")
+def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
+    """Where along `axis` (None: in the flattened input) the first smallest element is."""
+    return np.argmin(x, axis=axis, keepdims=keepdims), ()
+
+
+@op(differentiable=False, rule=along_axis(False), called="argsort")
+def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
+    """The indices that sort along `axis`; equal elements keep their order."""
+    if not descending:
+        return np.argsort(x, axis=axis, kind="stable"), ()
+    backwards = np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+    return x.shape[axis] - 1 - backwards, ()
+
+
+def amax(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The largest element, along `dim` (one or several) if given; equal ones share the gradient."""
+    axes = _refuse_empty("amax", input, axes_of("amax", input, dim))
+    return extreme_over(input, axis=axes, keepdims=keepdim, largest=True)
+
+
+def amin(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The smallest element, along `dim` (one or several) if given; equal ones share the gradient."""
+    axes = _refuse_empty("amin", input, axes_of("amin", input, dim))
+    return extreme_over(input, axis=axes, keepdims=keepdim, largest=False)
+
+
+def max(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+    """The largest element; with `dim`, (values, indices) along it; with a second tensor, the larger of each two.
+
+    Of equal elements, the first is taken along `dim`; over everything they share the gradient.
+    """
+    return _extreme("max", input, axis if dim is None else dim, keepdim or keepdims)
+
+
+def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+    """The smallest element; with `dim`, (values, indices) along it; with a second tensor, the smaller of each two.
+
+    Of equal elements, the first is taken along `dim`; over everything they share the gradient.
+    """
+    return _extreme("min", input, axis if dim is None else dim, keepdim or keepdims)
+
+
+def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+    """Where the first largest element is: along `dim` (or `axis`), else in the flattened input."""
+    at = _place("argmax", input, axis if dim is None else dim)
+    return place_of_largest(input, axis=at, keepdims=keepdim or keepdims)
+
+
+def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+    """Where the first smallest element is: along `dim` (or `axis`), else in the flattened input."""
+    at = _place("argmin", input, axis if dim is None else dim)
+    return place_of_smallest(input, axis=at, keepdims=keepdim or keepdims)
+
+
+def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
+    """The indices that sort along `dim`; the sort is stable in any case."""
+    at = axis_of("argsort", input, dim)
+    if not shape_of(input):
+        return reshape(sorting_order(reshape(input, 1), axis=at, descending=descending), ())
+    return sorting_order(input, axis=at, descending=descending)
+
+
+def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesAndIndices:
+    """(values, indices) sorted along `dim`; equal elements keep their order."""
+    order = argsort(input, dim, descending)
+    return ValuesAndIndices(gather(input, dim, order), order)
+
+
+def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesAndIndices:
+    """(values, indices) of the k largest (or smallest) elements along `dim`, sorted in any case."""
+    at = axis_of("topk", input, dim)
+    count = (extents(input) or (1,))[at]
+    if not 0 <= k <= count:
+        raise ValueError(f"topk: k must be in [0, {count}] for a tensor of shape {shape_of(input)}, got {k}")
+    order = argsort(input, dim, descending=largest)
+    if shape_of(input):
+        order = order[along(at, slice(0, k))]
+    return ValuesAndIndices(gather(input, dim, order), order)
+
+
+def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
+    """What `max` and `min` do."""
+    of_all, of_two, place = (amax, maximum, place_of_largest) if name == "max" else (amin, minimum, place_of_smallest)
+    if isinstance(dim, Tensor | np.ndarray):
+        return of_two(input, dim)
+    if dim is None:
+        return of_all(input, None, keepdim)
+    at = _place(name, input, dim)
+    if at is None:  # a 0-d input
+        return ValuesAndIndices(reshape(input, ()), place(input, axis=None, keepdims=False))
+    order = place(input, axis=at, keepdims=True)
+    values = gather(input, at, order)
+    if keepdim:
+        return ValuesAndIndices(values, order)
+    return ValuesAndIndices(squeeze(values, at), squeeze(order, at))
+
+
+def _place(name: str, input: Any, dim: Any) -> int | None:
+    axes = None if dim is None else (axis_of(name, input, dim),)
+    _refuse_empty(name, input, axes)
+    return axes[0] if axes is not None and len(shape_of(input)) else None
+
+
+def _refuse_empty(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The axes; ValueError if there is nothing along them to compare."""
+    shape = extents(input)
+    if 0 in shape and any(n == 0 and (axes is None or i in axes) for i, n in enumerate(shape)):
+        raise ValueError(f"{name}: there must be an element to choose from, got shape {shape} and dim={axes}")
+    return axes

@@ -1,4 +1,4 @@
-"""Elements by tensors of indices, as PyTorch names them: gather, index_select, scatter_add, one_hot."""
+"""Elements by their places: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
 
 from __future__ import annotations
 
@@ -6,13 +6,197 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.ops.axes import along, axis_of, shape_of
+from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.elementwise import add, cast
-from sorix_dist.core.ops.shape import expand_to, reshape, scatter_add_to, take
-from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import bare, beside, refused, together, whole, whole_sums
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.ops.shape import expand_to, reshape
+from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    aligned_operands,
+    bare,
+    beside,
+    linear_place,
+    whole,
+    whole_sums,
+)
+from sorix_dist.core.tensor import Array, Tensor, shape_of
+
+
+def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """NumPy's indexing: along the rows' axis only what takes each row for itself, which is `:`, None and masks."""
+
+    x, place = inputs[0], inputs[0].place
+    if not isinstance(place, Shard):
+        return linear_place(place)
+    found = rows_in_index(place, x.array.shape, options["index"])
+    return apply(refused(x, "an index"), **options) if found is None else found
+
+
+def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Elements added up at an index: where rows go is not known, so they are gathered."""
+    place = inputs[0].place
+    return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
+
+
+@op(rule=take_rule, called="indexing")
+def take(x: Any, *, index: Any) -> Any:
+    """The elements that a NumPy index names; an element named twice gets both gradients."""
+    shape = x.shape
+    return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
+
+
+@op(rule=scatter_rule, called="scatter_add")
+def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
+    """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
+    zeros = np.zeros(shape, x.dtype)
+    if _names_each_once(index):
+        zeros[index] = x
+    else:
+        np.add.at(zeros, index, x)
+    return zeros, (lambda g, out: g[index],)
+
+
+def scatter(x: Any, *, index: Any, shape: Any) -> Any:
+    """`scatter_add_to` for a tensor or an array, answering in kind."""
+    return like_input(scatter_add_to, x, index=index, shape=shape)
+
+
+def _names_each_once(index: Any) -> bool:
+    """Whether an index can't name an element twice: slices, integers, and one array of bools."""
+    parts = index if isinstance(index, tuple) else (index,)
+    masks = [i for i in parts if isinstance(i, np.ndarray) and i.dtype == np.bool_]
+    simple = [i for i in parts if i is None or i is Ellipsis or isinstance(i, slice | int | np.integer)]
+    return len(simple) + len(masks) == len(parts) and len(masks) <= 1
+
+
+def index(input: Any, key: Any) -> Any:
+    """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
+    parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
+    if place is not None and any(map(_is_mask, parts)):
+        key = parts = tuple(_with_masks_of_rows(place, _of_each_axis([*parts], len(shape_of(input)))))
+    pairs = place is not None and len(parts) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in parts)
+    if pairs or any(isinstance(part, Tensor) and part.place is not None for part in parts):
+        return _index_by_rows(input, parts)
+    return take(input, index=key_of(key))
+
+
+def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
+    """`input[key]` where a tensor in the key is rows of a batch."""
+    arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
+    chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
+    rows, place = shard_of(chosen), shard_of(input)
+    alone = len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key)
+    if chosen is not None and rows is not None and alone:
+        before = _axes_before(input, key, next(i for i, part in enumerate(key) if part is chosen))
+        mask = chosen.array.dtype == np.bool_
+        ordered = rows.group.ordered and input.requires_grad
+        if place is None and not mask and not ordered:  # rows that say what they want of what is the same everywhere
+            return tagged(take(input, index=key_of(key)), rows.moved(before + rows.axis))
+        if mask and place is not None and before + rows.axis == place.axis:
+            return take(input, index=key_of(key))
+    if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
+        own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
+        # Of each row what its index names.
+        if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
+            return tagged(take(bare(input), index=(own, other)), place)
+    return take(input, index=key_of(tuple(whole(part, "an index") for part in key)))
+
+
+def _axes_before(input: Any, key: tuple[Any, ...], at: int) -> int:
+    """How many dimensions the result of an index has before the part number `at` of its key."""
+    named = sum(getattr(p, "ndim", 1) if _is_mask(p) else p is not None for p in key if p is not Ellipsis)
+    hidden = len(shape_of(input)) - named
+    return sum(hidden if part is Ellipsis else 1 for part in key[:at])
+
+
+def _is_mask(part: Any) -> bool:
+    return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
+
+
+def _of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
+    """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
+    named = sum(p.ndim if _is_mask(p) else 1 for p in parts if p is not None and p is not Ellipsis)
+    dots = next((i for i, p in enumerate(parts) if p is Ellipsis), None)
+    hidden: list[Any] = [slice(None)] * (ndim - named)
+    return [*parts, *hidden] if dots is None else [*parts[:dots], *hidden, *parts[dots + 1 :]]
+
+
+def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
+    """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
+    axis, found = 0, []
+    for part in parts:
+        covers = part.ndim if _is_mask(part) else int(part is not None)
+        if _is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
+            part = rules.rows_beside(part, place, covers + axis - place.axis)
+        axis += covers
+        found.append(part)
+    return found
+
+
+def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
+    """Where rows are after NumPy's indexing; None if it names them by their places."""
+    parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
+    arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
+    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
+    together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
+    dims = max((1 if _is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
+    axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
+    for i, part in enumerate(parts):
+        if together and i == advanced[0]:
+            first, after = after, after + dims
+        covers = part.ndim if _is_mask(part) else int(part is not None)
+        if axis <= place.axis < axis + covers:
+            if isinstance(part, slice):
+                return _sliced_rows(place, part, after)
+            if not _is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
+                return None
+            each = int(np.count_nonzero(part))
+            if axis == place.axis and place.outer == 1:
+                each = part.reshape(place.batch.held, part.size // max(1, place.batch.held)).sum(axis=1)
+            return place.batch.selected(each).at(first if together else 0)
+        axis += covers
+        after += part is None or isinstance(part, slice)
+    return None
+
+
+def _is_integer(part: Any) -> bool:
+    return isinstance(part, int | np.integer) and not isinstance(part, bool)
+
+
+def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
+    """All rows, or all rows of some of those that lie one after the other; None for other slices."""
+    if part.step not in (None, 1):
+        return None
+    length = place.held // place.outer
+    if part.stop is None and (part.start is None or (part.start == 0 and (length or place.outer == 1))):
+        return place.moved(axis)
+    if place.outer == 1:
+        return None
+    if not length and (part.start or part.stop):  # a number of the user's, which is not that of this rank's rows
+        return None
+    if not length:  # a rank without rows can't tell where one ends
+        outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
+        return place.batch.at(axis, outer, place.inner)
+    start, stop, _ = part.indices(place.held)
+    if start % length or stop % length or stop <= start:
+        return None
+    return place.batch.at(axis, (stop - start) // length, place.inner)
+
+
+def key_of(key: Any) -> Any:
+    """An index with arrays in the place of tensors and lists."""
+    if isinstance(key, tuple):
+        return tuple(key_of(k) for k in key)
+    if isinstance(key, list):
+        array = np.asarray(key)
+        return array if array.size else array.astype(np.int64)
+    return getattr(key, "array", key)
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
@@ -85,7 +269,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
-    (input, mask), place = together("masked_select", whole_sums((input, mask), "masked_select"))
+    (input, mask), place = aligned_operands("masked_select", whole_sums((input, mask), "masked_select"))
     flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
@@ -161,3 +345,53 @@ def _grid_along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...
             f"got shape {array.shape} for input of shape {shape}"
         )
     return tuple(array if i == at else grid for i, grid in enumerate(np.ogrid[tuple(slice(n) for n in array.shape)]))
+
+
+_FEW = 16  # numbers that are worth a summation each
+
+
+@op(rule=rules.gathers, called="embedding")
+def table_rows(table: Any, *, index: Array, skip: int | None, blank: bool = False) -> Any:
+    """The rows of `table` (count, features) that the integers `index` name.
+
+    Row `skip` (None: no row) gets no gradient; with `blank`, zeros stand where it is named.
+    """
+    count = len(table)
+    value = table[index]
+    if blank and skip is not None:
+        value[index == skip] = 0
+
+    def to_table(g: Any, out: Any) -> Any:
+        if isinstance(g, Tensor):
+            return sum_of_rows(g, index=index, count=count, skip=skip)
+        return _add_up(g, index, skip, np.empty((count, *g.shape[index.ndim :]), g.dtype) if out is None else out)
+
+    return value, (to_table,)
+
+
+@op(rule=rules.gathers)
+def sum_of_rows(rows: Any, *, index: Array, count: int, skip: int | None) -> Any:
+    """A table of `count` rows, each the sum of those `rows` whose `index` names it; row `skip` is 0."""
+    table = _add_up(rows, index, skip, np.empty((count, *rows.shape[index.ndim :]), rows.dtype))
+    return table, (lambda g, out: like_input(table_rows, g, index=index, skip=skip, blank=True),)
+
+
+def _add_up(rows: Array, index: Array, skip: int | None, table: Array) -> Array:
+    table[...] = 0
+    rows = rows.reshape(index.size, *rows.shape[index.ndim :])
+    order = np.argsort(index, axis=None, kind="stable")
+    numbers = index.reshape(-1)[order]
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    lengths = np.diff(starts, append=len(numbers))
+    # The first row of every number at once, then the second ones, as long as many numbers have another: `+=` is
+    # right for numbers that differ, and several times as fast as np.add.at and np.add.reduceat.
+    done = 0
+    while len(starts) > _FEW:
+        table[numbers[starts]] += rows[order[starts + done]]
+        done += 1
+        starts, lengths = starts[lengths > done], lengths[lengths > done]
+    for start, length in zip(starts, lengths, strict=True):
+        table[numbers[start]] += rows[order[start + done : start + length]].sum(axis=0)
+    if skip is not None:
+        table[skip] = 0
+    return table

@@ -8,20 +8,87 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import rules
 from sorix_dist.core.op import op
-from sorix_dist.core.ops.axes import along, axes_of, axis_of, shape_of, with_ones
-from sorix_dist.core.ops.choose import where
+from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
+from sorix_dist.core.ops.choose import amax, amin, where
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
-from sorix_dist.core.ops.order import amax, amin
-from sorix_dist.core.ops.shape import reshape, take, unsqueeze
-from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import counts, whole
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.ops.indexing import take
+from sorix_dist.core.ops.shape import reshape, unsqueeze
+from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, placement_of, whole
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
-@op(rule=rules.sums)
+def sum_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """A sum along axes: over rows it is a Partial."""
+    x, place = inputs[0], inputs[0].place
+    if not isinstance(place, Shard):
+        return place if isinstance(place, Partial) else None
+    axes = normalized_axes(options["axis"], x.array.ndim)
+    if place.axis not in axes:
+        return after_reduction(place, axes, options["keepdims"])
+    if place.group.ordered:
+        return _summed_in_order(x, axes, options["keepdims"], None)
+    return place.batch.partial(SUM)
+
+
+def mean_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """A mean along axes: over rows it is a sum divided by the global number of elements."""
+    x, place = inputs[0], inputs[0].place
+    if not isinstance(place, Shard):
+        return place if isinstance(place, Partial) else None
+    axes = normalized_axes(options["axis"], x.array.ndim)
+    if place.axis not in axes:
+        return after_reduction(place, axes, options["keepdims"])
+    held, total = counts(x, axes)
+    if place.group.ordered:
+        return _summed_in_order(x, axes, options["keepdims"], total)
+    if options.get("count") is None:
+        return apply(x, **{**options, "count": total})
+    return place.batch.partial(place.rows.total, options["count"] / held if held else 0.0)
+
+
+def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
+    x, place = inputs[0], inputs[0].place
+    if place.__class__ is not Shard:
+        return place if isinstance(place, Partial) else None
+    divisor, held, over = options["divisor"], options["held"], options.get("over")
+    if over is None:
+        over = (place.batch.known or place.rows).total
+    if place.group.ordered:
+        return tagged(
+            _summed_in_order(x, normalized_axes(None, x.array.ndim), False, divisor), place.batch.partial(over)
+        )
+    return place.batch.partial(over, divisor / held if held else 0.0)
+
+
+def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None) -> Tensor:
+    place = x.place
+    assert isinstance(place, Shard)
+    shape = x.array.shape
+    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    total = collective().add_up(x, kept, divisor)
+    if not keepdims:
+        from sorix_dist.core.ops.shape import reshape_to
+
+        total = reshape_to(total, shape=tuple(n for i, n in enumerate(shape) if i not in axes))
+    return tagged(total, place.batch.partial(SUM if divisor is None else place.rows.total))
+
+
+def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
+    """How many elements along the axes (None: all) this rank has, and how many all have together."""
+    shape, place = shape_of(x), placement_of(x)
+    axes = tuple(range(len(shape))) if axes is None else axes
+    held = total = 1
+    for axis in axes:
+        held *= shape[axis]
+        total *= place.total if isinstance(place, Shard) and place.axis == axis else shape[axis]
+    return held, total
+
+
+@op(rule=sum_rule, called="sum")
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -29,7 +96,7 @@ def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     return value, (lambda g, out: np.broadcast_to(np.reshape(g, kept), shape),)
 
 
-@op(rule=rules.means)
+@op(rule=mean_rule, called="mean")
 def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> Any:
     """The mean along `axis` (None: over everything), in x's own dtype, of integers in float32; NaN of no elements.
 
@@ -43,7 +110,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, kept), shape),)
 
 
-@op(rule=rules.divided)
+@op(rule=divided_rule, called="mean")
 def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = None) -> Any:
     """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0.
 
@@ -90,7 +157,7 @@ def _product(x: Any, *, axis: int) -> Any:
     return reduce(mul, factors) if factors else add(sum_over(x, axis=axis, keepdims=False), 1)
 
 
-@op(composite=_product, rule=rules.along(True))
+@op(composite=_product, rule=along_axis(True), called="prod")
 def product_over(x: Any, *, axis: int) -> Any:
     """The product along `axis`; its gradient is right where elements are 0, as it divides by none."""
 
@@ -104,13 +171,13 @@ def product_over(x: Any, *, axis: int) -> Any:
     return np.prod(x, axis=axis), (to_x,)
 
 
-@op(rule=rules.along(False))
+@op(rule=along_axis(False), called="cumsum")
 def cumulative_sum(x: Any, *, axis: int) -> Any:
     """The sums of all elements up to each along `axis`."""
     return np.cumsum(x, axis=axis), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
 
 
-@op(rule=rules.along(None))
+@op(rule=along_axis(None), called="norm")
 def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -216,3 +283,25 @@ def _kept(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
     if axis is None:
         return with_ones(shape, None)
     return with_ones(shape, tuple(a % len(shape) for a in (axis if isinstance(axis, tuple | list) else (axis,))))
+
+
+@op(differentiable=False, rule=along_axis(None), called="all")
+def all_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
+    """Whether all elements along `axis` (None: all of them) are not 0."""
+    return np.all(x, axis=axis, keepdims=keepdims), ()
+
+
+@op(differentiable=False, rule=along_axis(None), called="any")
+def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
+    """Whether an element along `axis` (None: of all) is not 0."""
+    return np.any(x, axis=axis, keepdims=keepdims), ()
+
+
+def all(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+    """Whether all elements, along `dim` (or `axis`) if given, are not 0."""
+    return all_over(input, axis=axes_of("all", input, dim, axis), keepdims=keepdim or keepdims)
+
+
+def any(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+    """Whether at least one element, along `dim` (or `axis`) if given, is not 0."""
+    return any_over(input, axis=axes_of("any", input, dim, axis), keepdims=keepdim or keepdims)

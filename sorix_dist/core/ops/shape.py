@@ -1,18 +1,105 @@
-"""Other shapes and other parts of the same elements."""
+"""Other shapes of the same elements."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import in_kind, op
-from sorix_dist.core.ops.axes import axes_of, axis_of, shape_of
+from sorix_dist.core.op import op
+from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
 from sorix_dist.core.placement import Shard, shard_of, tagged
-from sorix_dist.core.rules import bare, whole
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, linear_place, whole
+from sorix_dist.core.tensor import Tensor, shape_of
+
+# -- where the rows of a batch are afterwards
+
+
+def permute_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """The dimensions in the order `axes`: the rows' moves with them."""
+    place = inputs[0].place
+    return place.moved(options["axes"].index(place.axis)) if isinstance(place, Shard) else linear_place(place)
+
+
+def reshape_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Another shape: rows stay rows if their axis does, or is merged with others or taken apart again."""
+    x, place = inputs[0], inputs[0].place
+    if not isinstance(place, Shard):
+        return linear_place(place)
+    found = reshaped_rows(place, x.array.shape, options["shape"])
+    return apply(mixed(x, options["shape"]), **options) if found is None else found
+
+
+def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """RuntimeError: a reshape mixes rows. In one process there is nothing to refuse, and the rows are all rows."""
+    place = x.place
+    assert isinstance(place, Shard)
+    if not place.group.alone:
+        raise RuntimeError(
+            f"reshape: {tuple(x.array.shape)}, {place.batch.held} of {place.rows.total} rows along axis {place.axis}, "
+            f"does not become {tuple(shape)} row by row. Say -1 for the axis of the batch, or take "
+            "sx.global_value(x), which has the rows of all ranks"
+        )
+    return bare(x)  # type: ignore[no-any-return]
+
+
+def reshaped_rows(
+    place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
+) -> Shard | None:
+    """Where the rows are after a reshape; None if they are mixed, or if that can't be told.
+
+    unknown: the axis of -1, whose length in `after` does not matter. A rank with a single row can't tell it from other
+    dimensions of 1 and has to guess; where that would be wrong, the others, which know better, answer None.
+    """
+    front = prod(before[: place.axis]) * place.outer
+    behind = prod(before[place.axis + 1 :]) * place.inner
+    found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
+    if found is None:
+        return None
+    axis, outer, inner = found
+    if place.batch.held != 1 and not place.group.alone:
+        of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
+        if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
+            return None
+    return place.batch.at(axis, outer, inner)
+
+
+def _axis_of_rows(
+    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
+) -> tuple[int, int, int] | None:
+    """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
+
+    They are whole in an axis with A elements in front and B behind if A divides `front` and B `behind`, and it has what
+    is left: that of -1, or one that is as long. Where several would do, it is the one that merges the rows with the
+    fewest others.
+    """
+    found = []
+    for axis, length in enumerate(after):
+        left, right = prod(after[:axis]), prod(after[axis + 1 :])
+        if left and right and not front % left and not behind % right:
+            outer, inner = front // left, behind // right
+            by_length = length == outer * rows * inner and (unknown is None or outer == inner == 1)
+            if axis == unknown or by_length:
+                found.append((inner, axis != unknown, outer, axis))
+    if not found:
+        return None
+    inner, _, outer, axis = min(found)
+    return axis, outer, inner
+
+
+def expand_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Repeated to a larger shape: the rows' axis moves if dimensions come in front."""
+    x, place = inputs[0], inputs[0].place
+    if not isinstance(place, Shard):
+        return linear_place(place)
+    axis = place.axis + len(options["shape"]) - x.array.ndim
+    if options["shape"][axis] != x.array.shape[place.axis]:
+        return apply(refused(x, "expand"), **options)
+    return place.moved(axis)
+
 
 # -- the operations
 
@@ -29,68 +116,37 @@ def clone(x: Any) -> Any:
     return np.array(x), (lambda g, out: g,)
 
 
-@op(rule=rules.reshaped)
+@op(rule=reshape_rule, called="reshape")
 def reshape_to(x: Any, *, shape: Any) -> Any:
     """The elements in another shape, without a copy where possible."""
     was = x.shape
     return np.reshape(x, shape), (lambda g, out: np.reshape(g, was),)
 
 
-@op(rule=rules.reordered)
+@op(rule=permute_rule, called="permute")
 def permute_to(x: Any, *, axes: Any) -> Any:
     """The dimensions in another order."""
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     return np.transpose(x, axes), (lambda g, out: np.transpose(g, back),)
 
 
-@op(rule=rules.expanded)
+@op(rule=expand_rule, called="expand")
 def expand_to(x: Any, *, shape: Any) -> Any:
     """The elements repeated to a larger shape, without a copy; the walk adds the gradients up again."""
     return np.broadcast_to(x, shape), (lambda g, out: g,)
 
 
-@op(rule=rules.mixes_rows)
+@op(rule=mixes_rows, called="flip")
 def flip_over(x: Any, *, axis: Any) -> Any:
     """The elements in reverse order along the axes."""
     return np.flip(x, axis), (lambda g, out: np.flip(g, axis),)
 
 
-@op(rule=rules.mixes_rows)
+@op(rule=mixes_rows, called="roll")
 def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
     """The elements moved along the axes; those that leave at one end come back at the other."""
     back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
     return np.roll(x, shift, axis), (lambda g, out: np.roll(g, back, axis),)
-
-
-@op(rule=rules.indexed)
-def take(x: Any, *, index: Any) -> Any:
-    """The elements that a NumPy index names; an element named twice gets both gradients."""
-    shape = x.shape
-    return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
-
-
-@op(rule=rules.scattered)
-def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
-    """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
-    zeros = np.zeros(shape, x.dtype)
-    if _names_each_once(index):
-        zeros[index] = x
-    else:
-        np.add.at(zeros, index, x)
-    return zeros, (lambda g, out: g[index],)
-
-
-def scatter(x: Any, *, index: Any, shape: Any) -> Any:
-    """`scatter_add_to` for a tensor or an array, answering in kind."""
-    return in_kind(scatter_add_to, x, index=index, shape=shape)
-
-
-def _names_each_once(index: Any) -> bool:
-    """Whether an index can't name an element twice: slices, integers, and one array of bools."""
-    parts = index if isinstance(index, tuple) else (index,)
-    masks = [i for i in parts if isinstance(i, np.ndarray) and i.dtype == np.bool_]
-    simple = [i for i in parts if i is None or i is Ellipsis or isinstance(i, slice | int | np.integer)]
-    return len(simple) + len(masks) == len(parts) and len(masks) <= 1
 
 
 # -- what users call
@@ -102,9 +158,9 @@ def reshape(input: Any, *shape: Any) -> Any:
     full = _without_unknown(was, sizes, place)
     if place is None or sizes.count(-1) != 1:
         return reshape_to(input, shape=full)
-    rows = rules.reshaped_rows(place, was, full, sizes.index(-1))
+    rows = reshaped_rows(place, was, full, sizes.index(-1))
     if rows is None:
-        return reshape_to(rules.mixed(input, full), shape=full)
+        return reshape_to(mixed(input, full), shape=full)
     return with_rows(input, tuple(rows.held if i == rows.axis else n for i, n in enumerate(full)), rows)
 
 
@@ -275,133 +331,9 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     return roll_over(input, shift=shifts, axis=axes)
 
 
-def index(input: Any, key: Any) -> Any:
-    """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
-    parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
-    if place is not None and any(map(_is_mask, parts)):
-        key = parts = tuple(_with_masks_of_rows(place, _of_each_axis([*parts], len(shape_of(input)))))
-    pairs = place is not None and len(parts) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in parts)
-    if pairs or any(isinstance(part, Tensor) and part.place is not None for part in parts):
-        return _index_by_rows(input, parts)
-    return take(input, index=key_of(key))
-
-
-def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
-    """`input[key]` where a tensor in the key is rows of a batch."""
-    arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
-    chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
-    rows, place = shard_of(chosen), shard_of(input)
-    alone = len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key)
-    if chosen is not None and rows is not None and alone:
-        before = _axes_before(input, key, next(i for i, part in enumerate(key) if part is chosen))
-        mask = chosen.array.dtype == np.bool_
-        ordered = rows.group.ordered and input.requires_grad
-        if place is None and not mask and not ordered:  # rows that say what they want of what is the same everywhere
-            return tagged(take(input, index=key_of(key)), rows.moved(before + rows.axis))
-        if mask and place is not None and before + rows.axis == place.axis:
-            return take(input, index=key_of(key))
-    if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
-        own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
-        # Of each row what its index names.
-        if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
-            return tagged(take(bare(input), index=(own, other)), place)
-    return take(input, index=key_of(tuple(whole(part, "an index") for part in key)))
-
-
-def _axes_before(input: Any, key: tuple[Any, ...], at: int) -> int:
-    """How many dimensions the result of an index has before the part number `at` of its key."""
-    named = sum(getattr(p, "ndim", 1) if _is_mask(p) else p is not None for p in key if p is not Ellipsis)
-    hidden = len(shape_of(input)) - named
-    return sum(hidden if part is Ellipsis else 1 for part in key[:at])
-
-
-def _is_mask(part: Any) -> bool:
-    return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
-
-
-def _of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
-    """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
-    named = sum(p.ndim if _is_mask(p) else 1 for p in parts if p is not None and p is not Ellipsis)
-    dots = next((i for i, p in enumerate(parts) if p is Ellipsis), None)
-    hidden: list[Any] = [slice(None)] * (ndim - named)
-    return [*parts, *hidden] if dots is None else [*parts[:dots], *hidden, *parts[dots + 1 :]]
-
-
-def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
-    """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
-    axis, found = 0, []
-    for part in parts:
-        covers = part.ndim if _is_mask(part) else int(part is not None)
-        if _is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
-            part = rules.rows_beside(part, place, covers + axis - place.axis)
-        axis += covers
-        found.append(part)
-    return found
-
-
-def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
-    """Where rows are after NumPy's indexing; None if it names them by their places."""
-    parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
-    arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
-    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
-    together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
-    dims = max((1 if _is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
-    axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
-    for i, part in enumerate(parts):
-        if together and i == advanced[0]:
-            first, after = after, after + dims
-        covers = part.ndim if _is_mask(part) else int(part is not None)
-        if axis <= place.axis < axis + covers:
-            if isinstance(part, slice):
-                return _sliced_rows(place, part, after)
-            if not _is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
-                return None
-            each = int(np.count_nonzero(part))
-            if axis == place.axis and place.outer == 1:
-                each = part.reshape(place.batch.held, part.size // max(1, place.batch.held)).sum(axis=1)
-            return place.batch.selected(each).at(first if together else 0)
-        axis += covers
-        after += part is None or isinstance(part, slice)
-    return None
-
-
-def _is_integer(part: Any) -> bool:
-    return isinstance(part, int | np.integer) and not isinstance(part, bool)
-
-
-def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
-    """All rows, or all rows of some of those that lie one after the other; None for other slices."""
-    if part.step not in (None, 1):
-        return None
-    length = place.held // place.outer
-    if part.stop is None and (part.start is None or (part.start == 0 and (length or place.outer == 1))):
-        return place.moved(axis)
-    if place.outer == 1:
-        return None
-    if not length and (part.start or part.stop):  # a number of the user's, which is not that of this rank's rows
-        return None
-    if not length:  # a rank without rows can't tell where one ends
-        outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
-        return place.batch.at(axis, outer, place.inner)
-    start, stop, _ = part.indices(place.held)
-    if start % length or stop % length or stop <= start:
-        return None
-    return place.batch.at(axis, (stop - start) // length, place.inner)
-
-
 def extents(input: Any) -> tuple[int, ...]:
     """The shape of a tensor in the global batch."""
     shape, place = shape_of(input), shard_of(input)
     if place is None or place.group.alone:
         return shape
     return (*shape[: place.axis], place.total, *shape[place.axis + 1 :])
-
-
-def key_of(key: Any) -> Any:
-    """An index with arrays in the place of tensors and lists."""
-    if isinstance(key, tuple):
-        return tuple(key_of(k) for k in key)
-    if isinstance(key, list):
-        array = np.asarray(key)
-        return array if array.size else array.astype(np.int64)
-    return getattr(key, "array", key)

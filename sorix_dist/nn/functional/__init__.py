@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from sorix_dist.core import Tensor
-from sorix_dist.core.ops.conv import conv1d, conv2d, conv_transpose2d
-from sorix_dist.core.ops.dropout import dropout, dropout2d
-from sorix_dist.core.ops.matrix import linear as _linear
+from sorix_dist.core.ops import matrix
+from sorix_dist.core.ops.activation import dropout, dropout2d
+from sorix_dist.core.ops.indexing import table_rows
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
-from sorix_dist.core.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool1d, max_pool2d
-from sorix_dist.nn.functional.activation import (
-    elu,
-    gelu,
-    leaky_relu,
-    log_softmax,
-    relu,
-    sigmoid,
-    silu,
-    softmax,
-    softplus,
-    tanh,
-)
+from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import whole
+from sorix_dist.nn.functional import activation, loss, spatial
+from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
-from sorix_dist.nn.functional.embedding import embedding
-from sorix_dist.nn.functional.loss import (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    huber_loss,
-    kl_div,
-    l1_loss,
-    mse_loss,
-    nll_loss,
-    smooth_l1_loss,
-)
+from sorix_dist.nn.functional.loss import *  # noqa: F403
+from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "embedding", "linear", "scaled_dot_product_attention",
-    "elu", "gelu", "leaky_relu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh",
-    "conv1d", "conv2d", "conv_transpose2d",
-    "adaptive_avg_pool2d", "avg_pool2d", "max_pool1d", "max_pool2d",
-    "batch_norm", "group_norm", "layer_norm",
-    "dropout", "dropout2d",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div",
-    "l1_loss", "mse_loss", "nll_loss", "smooth_l1_loss",
+    "batch_norm", "cosine_similarity", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
+    "linear", "normalize", "pairwise_distance", "rms_norm", "scaled_dot_product_attention",
+    *activation.__all__, *loss.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
-    """x @ weight + bias for x of shape (..., in), weight (in, out) and bias (1, out) or (out,)."""
-    return _linear(x, weight, bias)
+    """x @ weight + bias; x: (..., in); weight: (in, out), not (out, in) as in PyTorch; bias: (1, out) or (out,)."""
+    return matrix.linear(x, weight, bias)
+
+
+def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
+    """The rows of `weight` (n, features) that `input`, integers in [0, n) of any shape, names.
+
+    The row `padding_idx` gets no gradient. TypeError if `input` does not hold integers, IndexError if one is out
+    of range.
+    """
+    weight = whole(weight, "embedding") if shard_of(weight) is not None else weight
+    index = input.array if isinstance(input, Tensor) else np.asarray(input)
+    count = len(weight)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"embedding: input must hold integers, got dtype {index.dtype}")
+    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
+    if index.size and int(index.astype(np.uint64).max()) >= count:
+        where = tuple(int(i) for i in np.argwhere((index < 0) | (index >= count))[0])
+        raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
+    if padding_idx is not None:
+        if not -count <= padding_idx < count:
+            raise ValueError(f"embedding: padding_idx must be in [{-count}, {count}), got {padding_idx}")
+        padding_idx %= count
+    rows = shard_of(input)
+    if rows is None:
+        return table_rows(weight, index=index, skip=padding_idx)
+    if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
+        return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
+    return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
+
+
+def instance_norm(input: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """Each channel of each row of input (N, C, ...) with mean 0 and variance 1, times weight, plus bias, both (C,)
+    (Ulyanov et al. 2016)."""
+    return group_norm(input, max(1, np.shape(input)[1]), weight, bias, eps)
+
+
+def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last dimensions `normalized_shape`, times weight of that shape (Zhang and
+    Sennrich 2019). eps: the smallest number that changes 1 in the input's dtype, if None."""
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    tail = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not tail or tuple(x.shape[-len(tail) :]) != tail:
+        raise ValueError(f"rms_norm: input must end in the dimensions {tail}, got shape {tuple(x.shape)}")
+    eps = float(np.finfo(x.array.dtype).eps) if eps is None else eps
+    squares = (x * x).mean(tuple(range(-len(tail), 0)), keepdims=True)
+    scaled = x * (squares + eps).rsqrt()
+    return scaled if weight is None else scaled * weight
+
+
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """input / max(norm, eps), with the p-norm along `dim`."""
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    return x / x.norm(p, dim, keepdim=True).clamp(eps)
+
+
+def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
+    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
+    return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
+
+
+def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """The p-norm of x1 - x2 + eps along the last dimension."""
+    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
+    return (x - y + eps).norm(p, -1, keepdim=keepdim)

@@ -9,13 +9,14 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.dtype import name_of
-from sorix_dist.core.ops.attention import attention
+from sorix_dist.core.ops.activation import dropout
+from sorix_dist.core.ops.attention import attention, beside_queries
 from sorix_dist.core.ops.axes import broadcasts_to
-from sorix_dist.core.ops.dropout import Draws, dropout
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import beside, beside_queries, whole
+from sorix_dist.core.random import Draws
+from sorix_dist.core.rules import beside, whole
 from sorix_dist.core.tensor import Array
 
 

@@ -1,9 +1,9 @@
-"""Tensors and arrays in nested tuples, lists, dicts, dataclasses and plain objects, as batches are."""
+"""Batches are nested: tensors in tuples, lists, dicts, dataclasses and plain objects."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.tensor import as_array
+
+Array = np.ndarray[Any, Any]
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
@@ -70,3 +73,31 @@ def entries(value: Any) -> Iterator[Any]:
 def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in `value`."""
     return (entry for entry in entries(value) if isinstance(entry, Tensor))
+
+
+def collate(samples: list[Any]) -> Any:
+    """Stacks samples (arrays, numbers, tensors, or tuples and dicts of them) into batches of each."""
+    first = samples[0]
+    if isinstance(first, tuple | list):
+        return tuple(collate(list(column)) for column in zip(*samples, strict=True))
+    if isinstance(first, dict):
+        return {key: collate([sample[key] for sample in samples]) for key in first}
+    if isinstance(first, Tensor):
+        return Tensor(stacked([sample.array for sample in samples]))
+    if isinstance(first, str):
+        return samples
+    if isinstance(first, np.ndarray | np.generic):
+        return Tensor(stacked(samples))
+    return Tensor(as_array(samples))
+
+
+def stacked(arrays: Sequence[Any]) -> Array:
+    """The arrays along a new first axis; ValueError if their shapes differ."""
+    shape = np.shape(arrays[0])
+    for number, array in enumerate(arrays):
+        if np.shape(array) != shape:
+            raise ValueError(
+                f"samples of one batch must have the same shape to be stacked, got {shape} and {np.shape(array)} "
+                f"(number {number} of the batch): a collate_fn can pad them"
+            )
+    return np.stack(arrays)

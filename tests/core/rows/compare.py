@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.ops import compare as c
+from sorix_dist.core.ops import elementwise as e
+from sorix_dist.core.ops import reduce
 from sorix_dist.core.ops.elementwise import cast, round
 from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
 
@@ -32,20 +33,20 @@ def row(operation: Any, reference: Any, cases: Any, kind: Any = np.float64, **mo
 
 ROWS = [
     *(row(o, r, PAIRS) for o, r in (
-        (c.eq, np.equal), (c.ne, np.not_equal), (c.lt, np.less), (c.le, np.less_equal), (c.gt, np.greater),
-        (c.ge, np.greater_equal), (c.logical_and, np.logical_and), (c.logical_or, np.logical_or),
-        (c.logical_xor, np.logical_xor),
+        (e.eq, np.equal), (e.ne, np.not_equal), (e.lt, np.less), (e.le, np.less_equal), (e.gt, np.greater),
+        (e.ge, np.greater_equal), (e.logical_and, np.logical_and), (e.logical_or, np.logical_or),
+        (e.logical_xor, np.logical_xor),
     )),
     *(row(o, r, PAIRS, kind, result=kind) for kind in (np.int64, np.bool_) for o, r in (
-        (c.bitwise_and, np.bitwise_and), (c.bitwise_or, np.bitwise_or), (c.bitwise_xor, np.bitwise_xor),
+        (e.bitwise_and, np.bitwise_and), (e.bitwise_or, np.bitwise_or), (e.bitwise_xor, np.bitwise_xor),
     )),
-    row(c.bitwise_not, np.invert, ELEMENTWISE, np.int64, result=np.int64),
-    row(c.bitwise_not, np.invert, ELEMENTWISE, np.bool_),
-    row(c.logical_not, np.logical_not, ELEMENTWISE),
+    row(e.bitwise_not, np.invert, ELEMENTWISE, np.int64, result=np.int64),
+    row(e.bitwise_not, np.invert, ELEMENTWISE, np.bool_),
+    row(e.logical_not, np.logical_not, ELEMENTWISE),
     *(Row(o, r, ELEMENTWISE, differentiable=False, result=np.bool_)
-      for o, r in ((c.isnan, np.isnan), (c.isinf, np.isinf), (c.isfinite, np.isfinite))),
+      for o, r in ((e.isnan, np.isnan), (e.isinf, np.isinf), (e.isfinite, np.isfinite))),
     *(row(o, r, ELEMENTWISE, options={"keepdims": keep}, covers=name)
-      for o, r, name in ((c.all, np.all, "all_over"), (c.any, np.any, "any_over")) for keep in (False, True)),
+      for o, r, name in ((reduce.all, np.all, "all_over"), (reduce.any, np.any, "any_over")) for keep in (False, True)),
     *(row(o, r, [((3, 2),), ((0, 2),), ((2, 0),)], options={"axis": 1}, covers=name)
-      for o, r, name in ((c.all, np.all, "all_over"), (c.any, np.any, "any_over"))),
+      for o, r, name in ((reduce.all, np.all, "all_over"), (reduce.any, np.any, "any_over"))),
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sorix_dist.core.ops import embed
+from sorix_dist.core.ops import indexing
 from tests.core.opcheck import Row
 
 TABLE = {"0-d": "a table has rows"}
@@ -22,7 +22,7 @@ def summed(rows, index, count, skip):
 ROWS = [
     *(
         Row(
-            embed.table_rows,
+            indexing.table_rows,
             lambda table, index, skip: table[index],
             [((5, 3),)],
             {"index": np.array(index, int), "skip": None},
@@ -30,18 +30,18 @@ ROWS = [
         )
         for index in ([4, 1, 1, 0], [[1, 2], [1, 1]], [], 3)
     ),
-    Row(embed.table_rows, lambda table, index, skip: table[index], [((23, 2),)], {"index": MANY, "skip": None}),
+    Row(indexing.table_rows, lambda table, index, skip: table[index], [((23, 2),)], {"index": MANY, "skip": None}),
     Row(
-        embed.table_rows,
+        indexing.table_rows,
         lambda table, index, skip, blank: np.where((index == skip)[:, None], 0, table[index]),
         [((5, 3),), ((5, 0),)],
         {"index": np.array([4, 1, 1, 0]), "skip": 1, "blank": True},
         lacks=TABLE,
     ),
-    Row(embed.sum_of_rows, summed, [((3, 40, 2),)], {"index": MANY, "count": 23, "skip": None}, lacks=TABLE),
+    Row(indexing.sum_of_rows, summed, [((3, 40, 2),)], {"index": MANY, "count": 23, "skip": None}, lacks=TABLE),
     *(
         Row(
-            embed.sum_of_rows,
+            indexing.sum_of_rows,
             summed,
             [((len(index), 2),)],
             {"index": np.array(index, int), "count": 4, "skip": skip},

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import matrix
-from sorix_dist.core.ops.einsum import einsum
+from sorix_dist.core.ops.matrix import einsum
 from tests.core.opcheck import Row
 
 PRODUCTS = [

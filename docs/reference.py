@@ -1,0 +1,57 @@
+"""Writes the pages of the API reference: one entry for each public name. Run by `make docs`."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import sorix_dist as sx
+from sorix_dist.nn import functional, init
+
+PAGES: dict[str, tuple[str, dict[str, ModuleType]]] = {
+    "training": (
+        "Ranks and training",
+        {"sx": sx, "sx.metrics": sx.metrics, "sx.comm_hooks": sx.comm_hooks, "sx.autograd": sx.autograd},
+    ),
+    "tensors": ("Tensors and functions", {"sx": sx}),
+    "nn": ("Layers and losses", {"nn": sx.nn, "nn.functional": functional, "nn.utils": sx.nn.utils, "nn.init": init}),
+    "optim": ("Optimizers and schedulers", {"optim": sx.optim, "optim.lr_scheduler": sx.optim.lr_scheduler}),
+    "data": ("Data", {"utils.data": sx.utils.data}),
+}
+FUNCTIONS = {*sx.core.functions.__all__, "Size", "Tensor", "device"}
+
+
+def public(module: ModuleType) -> list[str]:
+    """The public names of a module: its `__all__`, or what it defines itself."""
+    own = [name for name, x in vars(module).items() if getattr(x, "__module__", None) == module.__name__]
+    return [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
+
+
+def listed(page: str, module: ModuleType) -> list[str]:
+    """The functions and classes of a module that belong on a page; those of `sx` are spread over two."""
+    names = [name for name in public(module) if inspect.isroutine(x := getattr(module, name)) or inspect.isclass(x)]
+    if module is not sx:
+        return names
+    return [name for name in names if (name in FUNCTIONS) == (page == "tensors")]
+
+
+def entry(name: str, module: ModuleType, thing: str) -> str:
+    """The directive for one name of a module."""
+    return f"::: {module.__name__}.{thing}\n    options: {{heading: {name}, toc_label: {name}}}\n"
+
+
+def main() -> None:
+    folder = Path(__file__).parent / "reference"
+    folder.mkdir(exist_ok=True)
+    for page, (title, modules) in PAGES.items():
+        lines = [f"# {title}\n"]
+        for prefix, module in modules.items():
+            if len(modules) > 1:
+                lines.append(f"## {prefix}\n")
+            lines += [entry(f"{prefix}.{name}", module, name) for name in listed(page, module)]
+        (folder / f"{page}.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

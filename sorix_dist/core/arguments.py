@@ -1,0 +1,43 @@
+"""Checks of arguments that layers, optimizers and schedulers take alike."""
+
+from __future__ import annotations
+
+from math import inf
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.dtype import or_float32
+
+
+def parameter_dtype(device: Any, dtype: Any) -> np.dtype[Any]:
+    """The dtype of a layer's parameters, float32 for None; raises for any device but "cpu"."""
+    raise_for_device(device)
+    return or_float32(dtype)
+
+
+def at_least(least: int, owner: str = "", **numbers: Any) -> None:
+    """ValueError that names the first argument (of `owner`, if given) that is not an integer >= `least`."""
+    for argument, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            name = f"{owner}: {argument}" if owner else argument
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def in_range(name: str, value: Any, low: float, high: float = inf, *, closed: bool = False) -> None:
+    """TypeError unless `value` is a number, ValueError unless it lies in [low, high), or with `closed` in [low, high].
+
+    Without an upper bound it must be finite, or with `closed` may be infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if low <= number < high or (closed and number == high):
+        return
+    if high < inf:
+        bounds = f"in [{low:g}, {high:g}{']' if closed else ')'}"
+    else:
+        bounds = "finite" if number == inf else f">= {low:g}"
+    raise ValueError(f"{name} must be {bounds}, got {value}")

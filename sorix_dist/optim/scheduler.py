@@ -1,0 +1,255 @@
+"""What schedulers share, and those that are no formula of the epoch."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from copy import deepcopy
+from math import inf
+from typing import Any, ClassVar
+
+from sorix_dist.optim.optimizer import Optimizer
+
+
+class LRScheduler:
+    """Base of the schedulers. A subclass gives the learning rates of an epoch in `lrs_at`.
+
+    The rates of the groups at the start are kept as `base_lrs`, and in the groups as "initial_lr". Making a
+    scheduler sets the rates of epoch 0, each `step()` those of the next. With `last_epoch` it goes on with an
+    optimizer that was stepped and saved in an earlier run, with the rates of the epoch after that.
+    Rates are computed from the epoch alone, so rounding does not add up, unless something else has changed
+    the rate of a group since: another scheduler of the same optimizer, or the user. That change is kept.
+    """
+
+    not_saved: ClassVar[tuple[str, ...]] = ("optimizer",)
+    absolute: ClassVar[bool] = False  # whether rates that others have set are overwritten
+
+    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
+        self._attach(optimizer)
+        for i, group in enumerate(optimizer.param_groups):
+            if last_epoch != -1 and "initial_lr" not in group:
+                raise ValueError(
+                    f"last_epoch {last_epoch} goes on from an earlier run, but group {i} of the optimizer "
+                    "has no 'initial_lr': load the optimizer's state first"
+                )
+            group.setdefault("initial_lr", group["lr"])
+        self.base_lrs: list[float] = [group["initial_lr"] for group in optimizer.param_groups]
+        self.last_epoch = last_epoch
+        self._last_lr: list[float] = []
+        if last_epoch == -1 or self.absolute:
+            self.step(last_epoch + 1 if self.absolute else None)
+        else:
+            self.last_epoch += 1
+            self._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    def _attach(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        self.optimizer = optimizer
+
+    # -- what a subclass defines
+
+    def lrs_at(self, epoch: int) -> list[float]:
+        """The learning rate of each group in an epoch, from 0."""
+        raise NotImplementedError(f"{type(self).__name__} must implement lrs_at")
+
+    def carry_over(self, lr: float, was: float, now: float) -> float:
+        """What becomes of a rate `lr` that others have set where this scheduler goes from `was` to `now`."""
+        return lr * now / was if was else now
+
+    def scaled(self, factor: float) -> list[float]:
+        """The base rates times a factor."""
+        return [base * factor for base in self.base_lrs]
+
+    # -- what a user calls
+
+    def step(self, epoch: int | None = None) -> None:
+        """Sets the rates of the next epoch, or of `epoch`."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.base_lrs):
+            raise ValueError(
+                f"{type(self).__name__} was made for {len(self.base_lrs)} parameter groups, the optimizer "
+                f"has {len(groups)} now: add the groups before the scheduler is made"
+            )
+        next_epoch = self.last_epoch + 1 if epoch is None else epoch
+        lrs = self.lrs_at(next_epoch)
+        if epoch is None and not self.absolute:
+            before = self.base_lrs if self.last_epoch == -1 else self.lrs_at(self.last_epoch)
+            for i, group in enumerate(groups):
+                if group["lr"] != before[i]:
+                    lrs[i] = self.carry_over(group["lr"], before[i], lrs[i])
+        self.last_epoch = next_epoch
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr
+        self._last_lr = lrs
+
+    def get_lr(self) -> list[float]:
+        """The learning rate that the formula gives to each group in this epoch."""
+        return self.lrs_at(self.last_epoch)
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of each group that the last step has set."""
+        return list(self._last_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all numbers of this scheduler; neither the optimizer nor functions are part of it."""
+        return deepcopy({name: value for name, value in vars(self).items() if name not in self.not_saved})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a `state_dict()`; sets its rates where only this scheduler has set others since.
+
+        ValueError says what does not fit; nothing is changed then.
+        """
+        self.check_state_dict(state_dict)
+        for group, left, lr in zip(self.optimizer.param_groups, self._last_lr, state_dict["_last_lr"], strict=True):
+            group["lr"] = lr if group["lr"] == left else group["lr"]
+        vars(self).update(deepcopy({k: v for k, v in state_dict.items() if k not in self.not_saved}))
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
+        own = self.state_dict().keys()
+        missing, unknown = sorted(own - state_dict.keys()), sorted(state_dict.keys() - own)
+        if missing or unknown:
+            raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
+        groups, lrs = self.optimizer.param_groups, state_dict["_last_lr"]
+        if not len(lrs) == len(groups) == len(self._last_lr):
+            raise ValueError(f"load_state_dict: state_dict must be of {len(groups)} parameter groups, got {len(lrs)}")
+
+
+class ReduceLROnPlateau(LRScheduler):
+    """The rate times `factor` when a metric has not become better for more than `patience` epochs.
+
+    mode: "min" if less is better, "max" if more is; min_lr: a lower bound, or one for each parameter group.
+    threshold: better is what passes best * (1 ± threshold) ("rel"), or best ± threshold ("abs").
+    cooldown: epochs after a reduction that do not count; eps: a smaller change of the rate is not made.
+    The metric has to be the same on every rank of a job.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        min_lr: float | Sequence[float] = 0.0,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        eps: float = 1e-8,
+    ) -> None:
+        self._attach(optimizer)
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        if not 0 <= factor < 1:
+            raise ValueError(f"factor must be in [0, 1), got {factor}")
+        if threshold_mode not in ("rel", "abs"):
+            raise ValueError(f"threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}")
+        count = len(optimizer.param_groups)
+        self.min_lrs = list(min_lr) if isinstance(min_lr, Sequence) else [min_lr] * count
+        if len(self.min_lrs) != count:
+            raise ValueError(f"min_lr must be a number or {count} of them, got {len(self.min_lrs)}")
+        self.mode, self.factor, self.patience = mode, factor, patience
+        self.threshold, self.threshold_mode = threshold, threshold_mode
+        self.cooldown, self.eps = cooldown, eps
+        self.best = inf if mode == "min" else -inf
+        self.num_bad_epochs = self.cooldown_counter = 0
+        self.last_epoch = 0
+        self._last_lr = self.get_lr()
+
+    def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
+        """Takes the metric of an epoch, a number."""
+        value = float(metrics)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        if self.is_better(value):
+            self.best, self.num_bad_epochs = value, 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            for group, least in zip(self.optimizer.param_groups, self.min_lrs, strict=True):
+                lr = max(group["lr"] * self.factor, least)
+                if group["lr"] - lr > self.eps:
+                    group["lr"] = lr
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+        self._last_lr = self.get_lr()
+
+    def is_better(self, value: float) -> bool:
+        """Whether a metric is better than the best by more than the threshold; NaN never is."""
+        down = -self.threshold if self.mode == "min" else self.threshold
+        bound = self.best * (1 + down) if self.threshold_mode == "rel" else self.best + down
+        return value < bound if self.mode == "min" else value > bound
+
+    def get_lr(self) -> list[float]:
+        """The learning rate of each group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+class SequentialLR(LRScheduler):
+    """Schedulers of one optimizer: at each of the epochs `milestones` the next starts, at its epoch 0."""
+
+    not_saved = ("optimizer", "schedulers")
+    absolute = True
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedulers: Sequence[LRScheduler],
+        milestones: Sequence[int],
+        last_epoch: int = -1,
+    ) -> None:
+        self._attach(optimizer)
+        if not schedulers or len(milestones) != len(schedulers) - 1:
+            raise ValueError(
+                f"milestones must be one less than schedulers, got {len(milestones)} for {len(schedulers)}"
+            )
+        if list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones must increase, got {list(milestones)}")
+        for i, scheduler in enumerate(schedulers):
+            if isinstance(scheduler, ReduceLROnPlateau):
+                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it alone")
+            if scheduler.optimizer is not optimizer:
+                raise ValueError(f"schedulers[{i}] belongs to another optimizer")
+        self.schedulers = list(schedulers)
+        self.milestones = list(milestones)
+        super().__init__(optimizer, last_epoch)
+
+    def _place(self, epoch: int) -> tuple[LRScheduler, int]:
+        """The scheduler of an epoch, and which of its epochs that is."""
+        i = bisect_right(self.milestones, epoch)
+        return self.schedulers[i], epoch - self.milestones[i - 1] if i else epoch
+
+    def lrs_at(self, epoch: int) -> list[float]:
+        scheduler, its_epoch = self._place(epoch)
+        return scheduler.lrs_at(its_epoch)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Sets the rates of the next epoch, or of `epoch`."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        scheduler, its_epoch = self._place(self.last_epoch)
+        scheduler.step(its_epoch)
+        self._last_lr = scheduler.get_last_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.check_state_dict(state_dict)
+        groups = self.optimizer.param_groups
+        lrs = [group["lr"] for group in groups]
+        for scheduler, its_state in zip(self.schedulers, state_dict["schedulers"], strict=True):
+            scheduler.load_state_dict(its_state)
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr  # which rate is in force is for the sequence to say
+        super().load_state_dict(state_dict)
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved = state_dict.get("schedulers", ())
+        if len(saved) != len(self.schedulers):
+            raise ValueError(
+                f"load_state_dict: state_dict must be of {len(self.schedulers)} schedulers, got {len(saved)}"
+            )
+        for scheduler, its_state in zip(self.schedulers, saved, strict=True):
+            scheduler.check_state_dict(its_state)
+        super().check_state_dict(state_dict)

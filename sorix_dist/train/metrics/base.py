@@ -1,0 +1,128 @@
+"""What all metrics share: what a rank has seen, one collective that adds it up, and a state to go on from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from sorix_dist.comm import Comm
+from sorix_dist.parallel.world import communicator
+
+Array = np.ndarray[Any, Any]
+
+
+class _Report(NamedTuple):
+    """What a rank sends in the collective of a metric."""
+
+    metric: str
+    seen: dict[str, Any]
+
+
+class Metric(ABC):
+    """A number, or several, over all samples of all ranks.
+
+    comm: an mpi4py communicator if not all ranks of the job update and compute it.
+
+    A subclass says what is seen of no samples (`_nothing`: values that add up by +), adds to `self.seen` in `update`,
+    and turns the sum over the ranks into the answer in `_answer`. Each rank counts the samples that it sees: with a
+    loader that gives every rank all rows (`shard=False`) each sample counts once a rank.
+    """
+
+    options: tuple[str, ...] = ()
+    """The names of the attributes in which the metrics of all ranks must be alike."""
+
+    def __init__(self, comm: Any = None) -> None:
+        self._comm = comm
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything that this rank has seen."""
+        self.seen = self._nothing()
+
+    @abstractmethod
+    def update(self, found: Any, target: Any) -> None:
+        """Adds samples that this rank has seen, possibly none."""
+
+    def compute(self) -> Any:
+        """The value over all ranks since the last reset, the same bits on any number of them: a call of all ranks."""
+        return self._answer(self._total())
+
+    @abstractmethod
+    def _nothing(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _answer(self, seen: dict[str, Any]) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all ranks have seen since the last reset, in JSON's terms: a call of all ranks, the same on each."""
+        return {**self._named_options(), **{name: _plain(value) for name, value in self._total().items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict()`, on any number of ranks. All ranks call it; rank 0 then has seen everything.
+
+        ValueError if the state is that of another metric.
+        """
+        options, nothing = self._named_options(), self._nothing()
+        if state_dict.keys() != {**options, **nothing}.keys():
+            raise ValueError(
+                f"load_state_dict: state_dict must have {', '.join([*options, *nothing])}, got {', '.join(state_dict)}"
+            )
+        for name, value in options.items():
+            if state_dict[name] != value:
+                raise ValueError(f"load_state_dict: {name} is {value!r} here and was {state_dict[name]!r}")
+        seen = {name: _parsed(name, state_dict[name], like) for name, like in nothing.items()}
+        self.seen = seen if self._communicator().rank == 0 else nothing
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.options)})"
+
+    def _named_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.options}
+
+    def _communicator(self) -> Comm:
+        if self._comm is None:
+            return communicator()
+        self._comm = communicator(self._comm)  # adopted once: it duplicates one of mpi4py's
+        return cast(Comm, self._comm)
+
+    def _total(self) -> dict[str, Any]:
+        """The sum of what all ranks have seen; ValueError on every rank if one has another metric."""
+        comm = self._communicator()
+        reports = comm.gather_objects(_Report(repr(self), self.seen))
+        for rank, report in enumerate(reports):
+            if not isinstance(report, _Report):
+                raise RuntimeError(
+                    f"{type(self).__name__}.compute() and .state_dict() are calls of all ranks, but rank {rank} is at "
+                    "another collective: call them outside of `if sx.is_main_process():`, and print the result inside"
+                )
+            if report.metric != reports[0].metric:
+                raise ValueError(
+                    f"the metric must be the same on every rank: rank 0 has {reports[0].metric}, rank {rank} has "
+                    f"{report.metric}"
+                )
+        return {name: reduce(add, (report.seen[name] for report in reports)) for name in self.seen}
+
+
+def _plain(value: Any) -> Any:
+    """A value that was seen, in JSON's terms; numbers as text where JSON would lose digits or has no word."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list):
+        return [entry for part in value for entry in part.tolist()]
+    return str(value)
+
+
+def _parsed(name: str, plain: Any, like: Any) -> Any:
+    if isinstance(like, list):
+        return [np.asarray(plain)] if len(plain) else []
+    if not isinstance(like, np.ndarray):
+        return type(like)(plain)
+    counts = np.asarray(plain)
+    if counts.shape != like.shape or counts.dtype.kind != "i" or (counts < 0).any():
+        raise ValueError(f"load_state_dict: {name} must be integers >= 0 of shape {like.shape}, got {counts}")
+    return counts.astype(like.dtype)

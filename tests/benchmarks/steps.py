@@ -1,0 +1,74 @@
+"""Training steps beside their matrix products, and the part of a step in which ranks wait for each other."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist import nn
+from sorix_dist.core.flat import leaf_of
+from sorix_dist.parallel import world
+from sorix_dist.parallel.board import BACKWARD, Place
+from sorix_dist.parallel.replicas import Replicas
+from sorix_dist.utils.data import loader
+from sorix_dist.utils.data.sampler import shard_bounds
+from tests.benchmarks.measure import interleaved
+from tests.benchmarks.products import multiply
+from tests.benchmarks.workloads import WORKLOADS, training_step
+
+
+def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Of the workloads of these names the times of `step` and of its `products`; of the `synchronised` ones those of
+    `synchronisation`, of an `all_reduce` of as many numbers, of the `meeting` of the ranks in the first, and of the
+    `barriers` that this would be without words. Each pair runs for `seconds`. A call of all ranks."""
+    steps, synchronisations = {}, {}
+    for name in names:
+        workload = WORKLOADS[name]
+        start, stop = shard_bounds(workload.rows, *loader.world())
+        products = workload.products(stop - start)
+        steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
+        gc.collect()  # a wrapped model that nobody holds any more would still be asked
+    for name in synchronised:
+        synchronisations[name] = interleaved(synchronisation(WORKLOADS[name].model()), seconds / 4)
+        gc.collect()
+    return {"steps": steps, "synchronisation": synchronisations}
+
+
+def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
+    """What `measure` says of it, as functions; all ranks call them."""
+    model = sx.DistributedDataParallel(module)
+    leaves = [leaf_of(parameter) for parameter in model.parameters()]
+    replicas, loss = leaves[0].sync, sx.zeros(())
+    assert isinstance(replicas, Replicas)
+    gradient = np.zeros(sum(parameter.numel for parameter in model.parameters()), np.float32)
+
+    def synchronise() -> None:
+        for leaf in leaves:
+            leaf.zero()
+        replicas.begin(None)
+        for leaf in leaves:  # as if a backward had reached them
+            leaf.local.written = True
+        replicas.end(loss)
+
+    board, place = replicas.board, Place(BACKWARD)
+    barrier = getattr(board, "window", world()).barrier
+
+    def meet() -> None:
+        board.meet(place, [0], [])
+        board.part(True)
+
+    def two_barriers() -> None:
+        barrier()
+        barrier()
+
+    return {
+        "synchronisation": synchronise,
+        "all_reduce": lambda: world().all_reduce(gradient),
+        "meeting": meet,
+        "barriers": two_barriers,
+    }

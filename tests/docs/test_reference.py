@@ -1,0 +1,37 @@
+"""The API reference lists every public name, under the name that users type."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import sorix_dist as sx
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+reference = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(reference)
+
+
+def test_every_function_and_class_is_listed():
+    """On one page each."""
+    listed = [name for page in ("training", "tensors") for name in reference.listed(page, sx)]
+    routines = [name for name in sx.__all__ if inspect.isroutine(x := getattr(sx, name)) or inspect.isclass(x)]
+    assert sorted(listed) == sorted(routines)
+    assert {"DistributedDataParallel", "Checkpointer", "run", "matmul", "randn_like", "Tensor"} <= set(listed)
+
+
+def test_entries_can_be_found():
+    """What a table of functions makes bears its own name, or the reference could not find it."""
+    for _, modules in reference.PAGES.values():
+        for module in modules.values():
+            for name in reference.public(module):
+                assert "<locals>" not in getattr(getattr(module, name), "__qualname__", ""), name
+
+
+def test_every_entry_has_a_docstring():
+    for page, (_, modules) in reference.PAGES.items():
+        for module in modules.values():
+            missing = [name for name in reference.listed(page, module) if not getattr(module, name).__doc__]
+            assert not missing, f"{module.__name__}: {missing}"
