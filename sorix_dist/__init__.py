@@ -1,6 +1,12 @@
 """sorix_dist: data-parallel training on NumPy and MPI. The same script takes the same steps on one process
 and on any number of MPI ranks."""
 
+import sys as _sys
+
+# `python -m sorix_dist` is a command, which must not run a json.py or numpy.py of the current folder.
+if _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path and "-m sorix_dist " in " ".join([*_sys.orig_argv, ""]):
+    del _sys.path[0]
+
 # First of all: where several ranks were started, it has them watched, and caps their BLAS before NumPy is loaded.
 from sorix_dist import comm
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, no_grad
-from sorix_dist.nn.module import Module, evaluation
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.summary import evaluation
 from sorix_dist.parallel.collectives import global_rows, global_value
 from sorix_dist.parallel.world import communicator
 from sorix_dist.train.metrics import Mean, Metric

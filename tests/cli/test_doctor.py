@@ -122,8 +122,7 @@ def test_files_of_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: py
     for name in ("json", "time", "signal", "numpy", "mpi4py", "threadpoolctl"):
         (tmp_path / f"{name}.py").write_text(f"open('run', 'a').write('{name} ')\nraise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    # as the installed command does, whose path begins with its own folder
-    code, output = finished([sys.executable, "-P", "-m", "sorix_dist", "doctor"])
+    code, output = finished([*SORIX_DIST, "doctor"])
     assert code == 0, output
     assert "all-reduce is right" in output
     assert not Path("run").exists(), Path("run").read_text()
