@@ -14,7 +14,7 @@ from sorix_dist.core import Tensor, no_grad
 from sorix_dist.nn.attention import MultiheadAttention
 from sorix_dist.nn.conv import ConvTranspose2d
 from sorix_dist.nn.layers import Embedding
-from sorix_dist.nn.module import Module, evaluation
+from sorix_dist.nn.module import Module
 from sorix_dist.nn.norm import LayerNorm
 from sorix_dist.utils.data.nested import tensors
 
@@ -81,7 +81,7 @@ def summary(model: Module, inputs: Any, *more: Any, dtype: Any = np.float32) -> 
         inputs = np.zeros(inputs, dtype)
     layers = {id(module): _layer(name, module) for name, module in model.named_modules()}
     try:
-        with evaluation(model), _traced(model, layers), no_grad():
+        with _evaluation(model), _traced(model, layers), no_grad():
             model(*(x if isinstance(x, Tensor) else Tensor(x) for x in (inputs, *more)))
     except Exception as error:
         error.add_note(f"raised in summary's forward of inputs of shape {tuple(np.shape(inputs))}")
@@ -112,6 +112,18 @@ def _layer(name: str, module: Module) -> Layer:
 def _own(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of the module itself."""
     return {name: tensor for name, tensor in named if "." not in name}
+
+
+@contextmanager
+def _evaluation(model: Module) -> Iterator[None]:
+    """Switches all modules of a model to evaluation inside the block, and each back to what it was after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager
