@@ -1,6 +1,12 @@
 """sorix_dist: data-parallel training on NumPy and MPI. The same script takes the same steps on one process
 and on any number of MPI ranks."""
 
+import sys as _sys
+
+# `python -m sorix_dist` is a command, which must not run a json.py or numpy.py of the current folder.
+if _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path and "-m sorix_dist " in " ".join([*_sys.orig_argv, ""]):
+    del _sys.path[0]
+
 # First of all: where several ranks were started, it has them watched, and caps their BLAS before NumPy is loaded.
 from sorix_dist import comm
 
@@ -54,11 +60,13 @@ from sorix_dist.parallel import (
     replicated,
     size,
 )
-from sorix_dist.parallel import print_once as print
 from sorix_dist.serialize import load, save
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
+from sorix_dist.train.evaluate import evaluate, predict
 from sorix_dist.train.preempt import Preemption
+from sorix_dist.train.progress import get_logger, main_process_only, print, progress
+from sorix_dist.train.recorder import Recorder
 
 __all__ = [
     "__version__",
@@ -69,10 +77,11 @@ __all__ = [
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
-    "Checkpointer", "EXIT_PREEMPTED", "Preemption",
+    "Checkpointer", "EXIT_PREEMPTED", "Preemption", "Recorder", "evaluate", "get_logger", "main_process_only",
+    "predict", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
-    "save", "set_grad_enabled", "summary",
+    "save", "set_grad_enabled",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
     *_functions.__all__,

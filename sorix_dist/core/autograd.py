@@ -361,7 +361,7 @@ def walk(
         rules = node.rules
         if rules is None:
             raise RuntimeError(
-                f"the graph was used up by an earlier backward (at '{node.op.name}'): "
+                f"the graph was used up by an earlier backward (at '{node.op.apply.__name__}'): "
                 "say retain_graph=True there to go over it a second time"
             )
         if create:

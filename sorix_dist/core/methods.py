@@ -11,9 +11,8 @@ from sorix_dist.core import autograd
 from sorix_dist.core import dtype as types
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.graph import Node
+from sorix_dist.core.graph import Node, recording
 from sorix_dist.core.home import refuse_frozen
-from sorix_dist.core.op import recording
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
