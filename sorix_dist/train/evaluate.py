@@ -61,7 +61,7 @@ def predict(
 ) -> Array | None:
     """The outputs of a model for all samples, in the order of the data set, whatever the loader's: a call of all ranks.
 
-    loader: its data set, batch size and collate_fn are used; targets, the last of several tensors, are ignored.
+    loader: a batch is inputs, or (inputs ..., target); the target is ignored.
     everywhere: whether all ranks get the array of shape (samples, ...), or rank 0 alone and the others None.
     step: a function of model and batch that gives a tensor with one row a sample.
     """
@@ -69,7 +69,7 @@ def predict(
         raise TypeError(f"predict: loader must be a DataLoader, got {type(loader).__name__}")
     outputs: list[Array] = []
     with evaluation(model), no_grad():
-        for batch in _in_order(loader):
+        for batch in loader.in_order():
             output = (step or _output)(model, batch)
             if not isinstance(output, Tensor | np.ndarray) or not output.ndim:
                 raise TypeError(
@@ -113,17 +113,7 @@ def _name_of(metric: Any) -> str:
 
 
 def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
-    """The batches of a loader's samples in the order of the data set."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    return DataLoader(
-        loader.dataset,
-        loader.batch_size,
-        collate_fn=loader.collate_fn,
-        shard=loader.shard,
-        num_workers=loader.num_workers,
-        prefetch_factor=loader.prefetch_factor,
-    )
+    return loader.in_order() if isinstance(loader, DataLoader) else loader
 
 
 def _output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:
