@@ -11,7 +11,7 @@ COMMAND=(train.py)
 
 [[ -z $SETUP ]] || eval "$SETUP" || { code=$?; echo "the setup failed with code $code: $SETUP" >&2; exit "$code"; }
 cd "$DIRECTORY" || exit
-LAUNCH=("${PYTHON[@]}" -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$RANKS" ${HOSTFILE:+--hostfile "$HOSTFILE"})
+LAUNCH=("${PYTHON[@]}" -P -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$RANKS" ${HOSTFILE:+--hostfile "$HOSTFILE"})
 
 # The ranks hear of a coming end as SIGUSR1 (mpirun would kill them half a second after a SIGTERM), save, and end with
 # code 75; started again, the job goes on from there. Ctrl-C ends it without saving.

@@ -18,7 +18,7 @@ COMMAND=(train.py)
 
 [[ -z $SETUP ]] || eval "$SETUP" || { code=$?; echo "the setup failed with code $code: $SETUP" >&2; exit "$code"; }
 cd "$DIRECTORY" || exit
-LAUNCH=("${PYTHON[@]}" -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$(wc -l < "$PBS_NODEFILE")")  # a line for each rank: mpiprocs of every chunk
+LAUNCH=("${PYTHON[@]}" -P -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$(wc -l < "$PBS_NODEFILE")")  # a line for each rank: mpiprocs of every chunk
 # An Open MPI that was built without PBS, as from pip, finds its hosts here; it reaches them by ssh.
 export PRTE_MCA_prte_default_hostfile=${PRTE_MCA_prte_default_hostfile:-$PBS_NODEFILE}
 

@@ -23,7 +23,7 @@ COMMAND=(train.py)
 
 [[ -z $SETUP ]] || eval "$SETUP" || { code=$?; echo "the setup failed with code $code: $SETUP" >&2; exit "$code"; }
 cd "$DIRECTORY" || exit
-LAUNCH=("${PYTHON[@]}" -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$((NSLOTS / CORES_PER_RANK))")
+LAUNCH=("${PYTHON[@]}" -P -m sorix_dist run "${RUN_OPTIONS[@]}" -n "$((NSLOTS / CORES_PER_RANK))")
 # An Open MPI that was built without Grid Engine, as from pip, finds its hosts here.
 awk -v cores="$CORES_PER_RANK" '{ print $1 " slots=" int($2 / cores) }' "$PE_HOSTFILE" > "$TMPDIR/hosts"
 export PRTE_MCA_prte_default_hostfile=${PRTE_MCA_prte_default_hostfile:-$TMPDIR/hosts}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import doctor, job, run
+from sorix_dist.cli import doctor, job, plot, run
 from sorix_dist.cli.parser import Parser
-from sorix_dist.comm.launcher import detect
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.watchdog.launcher import detect
 
-SUBCOMMANDS = (run, job, doctor)
+SUBCOMMANDS = (run, job, doctor, plot)
 STARTING_RANKS = ("run",)
 
 
@@ -33,18 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.subcommand in STARTING_RANKS:
             _refuse_several()
         code: int = arguments.main(arguments)
+        sys.stdout.flush()
     except SystemExit as end:  # argparse, after --help, --version or an error
         return int(end.code or 0)
     except LaunchError as error:
         print(f"sorix-dist {arguments.subcommand}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `| head`; what is not printed yet goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return code
 
 
 def _refuse_several() -> None:
-    """LaunchError in one of several processes that a launcher started: each would start a job of its own.
+    """LaunchError in one of several processes of a launcher: each would start a job of its own.
 
-    Not where somebody sits at a terminal, which `srun --pty bash` gives to the first of its tasks only.
+    Not at a terminal, which `srun --pty bash` gives to the first of its tasks only.
     """
     launch = detect(os.environ)
     if launch is not None and launch.several and not os.isatty(0):

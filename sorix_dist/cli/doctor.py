@@ -10,12 +10,12 @@ import sys
 from typing import Any
 
 from sorix_dist.cli.parser import Parser
-from sorix_dist.comm.launcher import detect
 from sorix_dist.launch import segments
 from sorix_dist.launch.doctor import Finding, examine
+from sorix_dist.watchdog.launcher import detect
 
 MARKS = {"ok": ("ok", "32"), "warning": ("!!", "33"), "error": ("XX", "31")}
-"""What stands before a line, and its colour: green, yellow, red."""
+"""What a line begins with, and its colour: green, yellow, red."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         epilog="exit codes: 0 if several ranks can be trained on, 1 if something is in the way (a red line, XX).",
     )
     parser.add_argument("--json", action="store_true", help="print the findings for a program")
-    parser.add_argument("--clean", action="store_true", help="remove what dead MPI jobs have left behind")
+    parser.add_argument("--clean", action="store_true", help="remove the shared memory of dead MPI jobs")
     parser.set_defaults(main=main)
 
 
@@ -51,7 +51,7 @@ def main(arguments: Any) -> int:
 
 
 def line(finding: Finding, *, colour: bool) -> str:
-    """A finding on a line, and what to do on a second one."""
+    """A finding on one line, and what to do about it on a second."""
     mark, code = MARKS[finding.level]
     if colour:
         mark = f"\x1b[{code}m{mark}\x1b[0m"
@@ -60,5 +60,5 @@ def line(finding: Finding, *, colour: bool) -> str:
 
 
 def coloured() -> bool:
-    """Whether standard output is a terminal whose user does not refuse colours."""
+    """Whether standard output is a terminal, and its user allows colours."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
-from sorix_dist.core.op import OF_NUMPY, recording
+from sorix_dist.core.graph import recording
+from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.ops.choose import amax, amin, argmax, argmin, clamp, tril, triu, where

@@ -13,7 +13,7 @@ from sorix_dist.parallel.collectives import (
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.replicas import assert_replicas_equal
 from sorix_dist.parallel.shared_memory import host_shared
-from sorix_dist.parallel.world import init, is_main_process, local_rank, print_once, rank, size, world
+from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
 
 __all__ = [
     "DistributedDataParallel",
@@ -29,7 +29,6 @@ __all__ = [
     "init",
     "is_main_process",
     "local_rank",
-    "print_once",
     "rank",
     "replicated",
     "size",

@@ -12,8 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import Comm, watch
-from sorix_dist.comm.site import call_site
+from sorix_dist.comm import Comm
 from sorix_dist.core.fingerprint import Criteria, collect_criteria
 from sorix_dist.core.flat import Flat, leaf_of, synchronise
 from sorix_dist.core.graph import Described, Leaf, Node, Sync, Visitor
@@ -40,6 +39,8 @@ from sorix_dist.parallel.shared_memory import SharedMemory
 from sorix_dist.parallel.shared_reducers import HierarchicalReducer, SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.world import virtual_shards
+from sorix_dist.watchdog import watch
+from sorix_dist.watchdog.call_site import call_site
 
 NonFinite = Literal["raise", "skip", "allow"]
 NO_ROWS = Rows(0, 0, 0)
@@ -89,9 +90,9 @@ class Bucket:
 def coordinator_of(comm: Comm) -> Coordinator:
     """The coordinator of a communicator: the same for all models wrapped in it, so that one backward may reach several
     of them."""
-    found: Coordinator | None = comm.kept.get(Coordinator)
+    found: Coordinator | None = comm.cache.get(Coordinator)
     if found is None:
-        found = comm.kept[Coordinator] = Coordinator(comm)
+        found = comm.cache[Coordinator] = Coordinator(comm)
     return found
 
 

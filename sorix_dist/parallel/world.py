@@ -153,12 +153,6 @@ def is_main_process() -> bool:
     return world().rank == 0
 
 
-def print_once(*values: Any, **options: Any) -> None:
-    """As `print`, on rank 0 alone, at once."""
-    if is_main_process():
-        print(*values, **{"flush": True, **options})
-
-
 def current_group() -> Ranks:
     """The ranks that a loader shares its batches out to."""
     comm = world()

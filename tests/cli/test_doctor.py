@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from sorix_dist.cli import doctor, main
 from sorix_dist.launch.doctor import Finding
-from tests.launch.jobs import SORIX_DIST, finished
+from tests.launch.jobs import ROOT, SORIX_DIST, finished
 from tests.launching import needs_mpirun, run_ranks
 
 GREEN = Finding("Python", "ok", "3.11", data={"version": "3.11"})
@@ -83,6 +85,20 @@ def test_the_left_overs_can_be_removed(found: list[Finding], monkeypatch: pytest
     assert removed == [0.0]
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    """As in `sorix-dist doctor --json | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "import sys\nfrom sorix_dist.cli import main\nsys.exit(main(['job', 'slurm', 't.py']))"
+    (tmp_path / "t.py").touch()
+    with os.fdopen(writing, "wb") as nobody_reads:
+        ended = subprocess.run(
+            [sys.executable, "-c", script], stdout=nobody_reads, stderr=subprocess.PIPE, cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 @needs_mpirun
 def test_this_environment_is_well() -> None:
     code, output = finished([*SORIX_DIST, "doctor"])
@@ -106,8 +122,7 @@ def test_files_of_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: py
     for name in ("json", "time", "signal", "numpy", "mpi4py", "threadpoolctl"):
         (tmp_path / f"{name}.py").write_text(f"open('run', 'a').write('{name} ')\nraise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    # as the installed command does, whose path begins with its own folder
-    code, output = finished([sys.executable, "-P", "-m", "sorix_dist", "doctor"])
+    code, output = finished([*SORIX_DIST, "doctor"])
     assert code == 0, output
     assert "all-reduce is right" in output
     assert not Path("run").exists(), Path("run").read_text()

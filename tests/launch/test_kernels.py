@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from sorix_dist.launch.doctor import kernels
-from sorix_dist.launch.doctor.finding import Finding
+from sorix_dist.launch.doctor import Finding, machine
 
 
 def told(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, list[float]]) -> list[Finding]:
@@ -16,12 +15,12 @@ def told(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, lis
     times: dict[str, Iterator[float]] = {kernel: iter(each) for kernel, each in seconds.items()}
 
     def measured(environ: Mapping[str, str]) -> tuple[str, float]:
-        wanted = environ.get(kernels.CHOICE, chosen)
+        wanted = environ.get(machine.KERNEL_CHOICE, chosen)
         kernel = wanted if wanted in times else chosen
         return kernel, next(times[kernel])
 
-    monkeypatch.setattr(kernels, "_measured", measured)
-    return [*kernels.kernels({})]
+    monkeypatch.setattr(machine, "_time_product", measured)
+    return [*machine.kernels({})]
 
 
 def test_faster_kernels_are_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +40,13 @@ def test_nothing_is_said_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatc
     assert told(monkeypatch, "Haswell", {"Haswell": [1.0]}) == []
     assert told(monkeypatch, "neoversen1", {"neoversen1": [1.0]}) == []
     assert told(monkeypatch, "SkylakeX", {"SkylakeX": [1.0, 1.0]}) == []  # built without Haswell's
-    assert [*kernels.kernels({kernels.CHOICE: "SkylakeX"})] == []
+    assert [*machine.kernels({machine.KERNEL_CHOICE: "SkylakeX"})] == []
 
 
 def test_a_choice_is_measured_in_a_process_of_its_own() -> None:
-    kernel, seconds = kernels._measured(os.environ)
+    kernel, seconds = machine._time_product(os.environ)
     assert kernel
     assert seconds > 0
-    for found in kernels.kernels(os.environ):
+    for found in machine.kernels(os.environ):
         assert found.level == "ok"
         assert found.data["chosen"] == kernel

@@ -15,12 +15,12 @@ from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import reshape, unsqueeze
-from sorix_dist.core.placement import SUM, Partial, Placement, Shard, shard_of, tagged
-from sorix_dist.core.rules import Apply, collective, placement_of, whole
+from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, placement_of, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
-def sum_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def sum_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A sum along axes: over rows it is a Partial."""
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
@@ -33,7 +33,7 @@ def sum_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return place.batch.partial(SUM)
 
 
-def mean_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def mean_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A mean along axes: over rows it is a sum divided by the global number of elements."""
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
@@ -49,7 +49,7 @@ def mean_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     return place.batch.partial(place.rows.total, options["count"] / held if held else 0.0)
 
 
-def divided_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
     x, place = inputs[0], inputs[0].place
     if place.__class__ is not Shard:
@@ -88,7 +88,7 @@ def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
     return held, total
 
 
-@op(rule=sum_rule)
+@op(rule=sum_rule, called="sum")
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -96,7 +96,7 @@ def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     return value, (lambda g, out: np.broadcast_to(np.reshape(g, kept), shape),)
 
 
-@op(rule=mean_rule)
+@op(rule=mean_rule, called="mean")
 def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> Any:
     """The mean along `axis` (None: over everything), in x's own dtype, of integers in float32; NaN of no elements.
 
@@ -110,7 +110,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, kept), shape),)
 
 
-@op(rule=divided_rule)
+@op(rule=divided_rule, called="mean")
 def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = None) -> Any:
     """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0.
 
@@ -157,7 +157,7 @@ def _product(x: Any, *, axis: int) -> Any:
     return reduce(mul, factors) if factors else add(sum_over(x, axis=axis, keepdims=False), 1)
 
 
-@op(composite=_product, rule=along_axis(True))
+@op(composite=_product, rule=along_axis(True), called="prod")
 def product_over(x: Any, *, axis: int) -> Any:
     """The product along `axis`; its gradient is right where elements are 0, as it divides by none."""
 
@@ -171,13 +171,13 @@ def product_over(x: Any, *, axis: int) -> Any:
     return np.prod(x, axis=axis), (to_x,)
 
 
-@op(rule=along_axis(False))
+@op(rule=along_axis(False), called="cumsum")
 def cumulative_sum(x: Any, *, axis: int) -> Any:
     """The sums of all elements up to each along `axis`."""
     return np.cumsum(x, axis=axis), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
 
 
-@op(rule=along_axis(None))
+@op(rule=along_axis(None), called="norm")
 def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
     shape, kept = x.shape, _kept(x.shape, axis)
@@ -285,13 +285,13 @@ def _kept(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
     return with_ones(shape, tuple(a % len(shape) for a in (axis if isinstance(axis, tuple | list) else (axis,))))
 
 
-@op(differentiable=False, rule=along_axis(None))
+@op(differentiable=False, rule=along_axis(None), called="all")
 def all_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether all elements along `axis` (None: all of them) are not 0."""
     return np.all(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False, rule=along_axis(None))
+@op(differentiable=False, rule=along_axis(None), called="any")
 def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether an element along `axis` (None: of all) is not 0."""
     return np.any(x, axis=axis, keepdims=keepdims), ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -11,22 +12,25 @@ from importlib import metadata
 from pathlib import Path
 
 from sorix_dist.comm import mismatch
-from sorix_dist.comm.launcher import Launch, detect, tasks_of_job
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import PYTHON, Answer, ask
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
-from sorix_dist.launch.doctor.finding import Finding
+from sorix_dist.launch.doctor.machine import Finding
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.watchdog.launcher import detect, tasks_of_job
 
 LIMIT = 60.0
 """Seconds for one process or job; a sound one takes about one."""
 
-FAMILIES = {"openmpi5": ("Open MPI",), "openmpi4": ("Open MPI",), "mpich": ("MPICH", "Intel MPI", "MVAPICH")}
-FAMILIES["intel"] = FAMILIES["mpich"]  # they understand each other's ranks
+_HYDRA = ("MPICH", "Intel MPI", "MVAPICH")  # they start each other's ranks
+LIBRARIES = {"openmpi5": ("Open MPI",), "openmpi4": ("Open MPI",), "mpich": _HYDRA, "intel": _HYDRA}
 """The libraries whose ranks a launcher can start."""
 
 RANK_VARIABLES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_", "MV2_COMM_", "PALS_", "JSM_")
-"""How the names of the variables begin that make a process the rank of a job."""
+"""Prefixes of the variables that make a process a rank of a job."""
+
+LIBRARY_VARIABLES = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
+"""Variables by which the user chooses the library that mpi4py loads."""
 
 _LIBRARY = """
 import json, os, mpi4py
@@ -35,7 +39,7 @@ from mpi4py import MPI
 vendor, version = MPI.get_vendor()
 maps = open("/proc/self/maps") if os.path.exists("/proc/self/maps") else ()
 path = next((line.split()[-1] for line in maps if "/libmpi" in line and "abi" not in line), None)
-print(json.dumps([vendor, version, MPI.Get_library_version().splitlines()[0], path]))
+print(json.dumps([vendor, version, MPI.Get_library_version(), path]))
 """
 
 _REDUCE = """
@@ -47,13 +51,13 @@ assert world.size == 2, f"the two processes are {world.size} ranks each"
 speeds = {}
 for size in (4 << 10, 1 << 20, 16 << 20):
     array = np.full(size // 4, world.rank + 1, np.float32)
-    world.all_reduce(array).wait()
+    world.all_reduce(array)
     assert (array == 3).all(), "the sum over two ranks is wrong"
     times = []
     for _ in range(20):
         world.barrier()
         began = time.perf_counter()
-        world.all_reduce(array).wait()
+        world.all_reduce(array)
         times.append(time.perf_counter() - began)
     speeds[size] = sorted(times)[len(times) // 2]
 if world.rank == 0:
@@ -99,13 +103,12 @@ def plain(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def checks(environ: Mapping[str, str]) -> list[Finding]:
-    """All about MPI; what cannot be looked at because of an earlier finding is left out."""
-    launch = detect(environ)
+    """All checks of MPI, but those that an error before them makes impossible."""
     if importlib.util.find_spec("mpi4py") is None:
-        text = "not installed: one process trains, and ranks as threads"
-        return [Finding("mpi4py", "warning" if launch is None else "error", text, mismatch.INSTALL), ranks(environ)]
+        text = "not installed: only one process can train, or ranks that are threads"
+        return [Finding("mpi4py", "error", text, mismatch.INSTALL), ranks(environ)]
     found = [Finding("mpi4py", "ok", metadata.version("mpi4py"), data={"version": metadata.version("mpi4py")})]
-    several = mismatch.several_mpis(launch, mismatch.installed_mpis())
+    several = mismatch.several_mpis(detect(environ), mismatch.installed_mpis())
     if several is not None:
         text, _, mend = several.partition(". Keep one: ")
         found.append(Finding("MPI packages", "error", text.partition(", but ")[2], mend))
@@ -113,26 +116,28 @@ def checks(environ: Mapping[str, str]) -> list[Finding]:
     launcher = _launcher(vendor, environ)
     found += [library, launcher, ranks(environ, vendor, version)]
     if "error" not in (library.level, launcher.level):
-        found += _together(environ, vendor, version)
+        found += _two_ranks(environ, vendor, version)
     return found
 
 
 def _library(environ: Mapping[str, str]) -> tuple[Finding, str, tuple[int, ...]]:
+    """What mpi4py loads: the finding, the vendor and the version."""
     answer = ask([*PYTHON, "-c", _LIBRARY], plain(environ), LIMIT)
     if answer.code != 0:
-        said = f"mpi4py cannot be loaded: {answer.why}"
-        if "cannot load MPI library" in answer.err:
-            said = "mpi4py finds no MPI library"
-        return Finding("MPI library", "error", said, mismatch.INSTALL), "", ()
+        missing = "cannot load MPI library" in answer.err
+        text = "mpi4py finds no MPI library" if missing else f"mpi4py cannot be loaded: {answer.why}"
+        given = [name for name in LIBRARY_VARIABLES if environ.get(name)]
+        if given:
+            text += f", with {' and '.join(f'{name}={environ[name]}' for name in given)}"
+        return Finding("MPI library", "error", text, f"unset {' '.join(given)}" if given else mismatch.INSTALL), "", ()
     vendor, version, text, path = json.loads(answer.out.splitlines()[-1])
-    where = f" at {path}" if path else ""
-    words = " ".join(text.strip(", ").split())
+    words = " ".join(re.split(r"[\n\0]", text)[0].strip(", ").split())
     data = {"vendor": vendor, "version": version, "path": path}
-    return Finding("MPI library", "ok", f"{words}{where}", data=data), vendor, tuple(version)
+    return Finding("MPI library", "ok", words + (f" at {path}" if path else ""), data=data), vendor, tuple(version)
 
 
 def _launcher(vendor: str, environ: Mapping[str, str]) -> Finding:
-    """The mpirun that `sorix-dist run` takes, and the one that the shell takes, against the library."""
+    """Compares the mpirun that `sorix-dist run` takes, and the shell's, with the library."""
     try:
         mpirun = find_mpirun(environ)
         kind = flavour(mpirun)
@@ -142,21 +147,16 @@ def _launcher(vendor: str, environ: Mapping[str, str]) -> Finding:
     text = f"{kind} at {mpirun}"
     if not vendor:
         return Finding("mpirun", "ok", text, data=data)
-    if vendor not in FAMILIES[kind]:
-        return Finding(
-            "mpirun",
-            "error",
-            f"{text} does not belong to the library, {vendor}: every rank would be alone, or abort",
-            f"install an MPI into {sys.prefix}: {mismatch.INSTALL}",
-            data,
-        )
+    if vendor not in LIBRARIES[kind]:
+        text += f" does not belong to the library, {vendor}: every rank would be alone, or abort"
+        return Finding("mpirun", "error", text, f"install an MPI into {sys.prefix}: {mismatch.INSTALL}", data)
     first = shutil.which("mpirun", path=environ.get("PATH"))
     if first and Path(first).resolve() != mpirun.resolve():
         try:
             other = flavour(Path(first))
         except LaunchError:
             return Finding("mpirun", "ok", f"{text}; the shell's {first} is none", data=data)
-        if vendor not in FAMILIES[other]:
+        if vendor not in LIBRARIES[other]:
             mend = f"sorix-dist run, or {mpirun} in full, or activate the environment"
             text += f" belongs to the library, but the shell finds {first} first, of another MPI"
             return Finding("mpirun", "warning", text, mend, data)
@@ -164,30 +164,23 @@ def _launcher(vendor: str, environ: Mapping[str, str]) -> Finding:
 
 
 def ranks(environ: Mapping[str, str], vendor: str = "", version: tuple[int, ...] = ()) -> Finding:
-    """What a launcher says about this process, and whether the library can believe it."""
+    """What a launcher says about this process, and whether the library would agree."""
     launch = detect(environ)
     if launch is None:
         tasks = tasks_of_job(environ)
         job = f"; a scheduler's job of {tasks} tasks" if tasks else ""
         return Finding("Ranks", "ok", f"1: no launcher has started this process{job}", data={"size": 1, "tasks": tasks})
     wrong = mismatch.before_init(launch, vendor, version, environ) if vendor else None
+    connected = any(name.startswith(("PMI_", "PMIX_", "MV2_COMM_", "PALS_", "OMPI_COMM")) for name in environ)
+    if wrong is None and vendor and launch.several and not connected:  # MPI will take it for the only process
+        wrong = mismatch.after_init(launch, 0, 1, vendor)
     data = {"rank": launch.rank, "size": launch.size, "launcher": launch.name}
-    if wrong is None and vendor and launch.several:
-        wrong = _alone(launch, vendor, environ)
-    if wrong is not None:
-        return Finding("Ranks", "error", wrong, data=data)
-    return Finding("Ranks", "ok", str(launch), data=data)
+    return Finding("Ranks", "ok" if wrong is None else "error", wrong or str(launch), data=data)
 
 
-def _alone(launch: Launch, vendor: str, environ: Mapping[str, str]) -> str | None:
-    """What MPI would say of this process where the launcher has told it nothing of the others."""
-    told = any(name.startswith(("PMI_", "PMIX_", "MV2_COMM_", "PALS_", "OMPI_COMM")) for name in environ)
-    return None if told else mismatch.after_init(launch, 0, 1, vendor)
-
-
-def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...]) -> list[Finding]:
-    """Two ranks on this host: a sum, shared memory, and whether one survives the other."""
-    reduced = _two(environ, _REDUCE)
+def _two_ranks(environ: Mapping[str, str], vendor: str, version: tuple[int, ...]) -> list[Finding]:
+    """Tries two ranks on this host: a sum, shared memory, and whether one survives the other."""
+    reduced = _run_two(environ, _REDUCE)
     if reduced.code != 0 or "MEASURED " not in reduced.out:
         mend = "run the mpirun line of `sorix-dist run -n 2 --dry-run SCRIPT` by hand to see all that it says"
         return [Finding("2 ranks", "error", f"all-reduce fails: {reduced.why}", mend)]
@@ -195,7 +188,7 @@ def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...])
     speeds = {int(size): seconds for size, seconds in measured.items()}
     text = ", ".join(f"{_bytes(size)} in {_time(seconds)}" for size, seconds in speeds.items())
     found = [Finding("2 ranks", "ok", f"all-reduce is right: {text}", data={"seconds": speeds})]
-    shared = _two(environ, _WINDOW)
+    shared = _run_two(environ, _WINDOW)
     if shared.code == 0 and "SHARED" in shared.out:
         found.append(Finding("Shared windows", "ok", "two ranks see one memory"))
     else:
@@ -204,13 +197,13 @@ def _together(environ: Mapping[str, str], vendor: str, version: tuple[int, ...])
     if vendor != "Open MPI" or version < (5,):
         text = f"no: {vendor} ends a job with its first killed rank; Open MPI 5 can go on"
         return [*found, Finding("ULFM", "ok", text, data={"works": False})]
-    survived = _two(environ, _SURVIVES, "--with-ft", "ulfm")
+    survived = _run_two(environ, _SURVIVES, "--with-ft", "ulfm")
     works = "SURVIVED" in survived.out
     text = "yes: a rank goes on after another was killed (mpirun --with-ft ulfm)" if works else f"no: {survived.why}"
     return [*found, Finding("ULFM", "ok" if works else "warning", text, data={"works": works})]
 
 
-def _two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
+def _run_two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
     start = command([*PYTHON, "-c", script], 2, environ=here)
     began = segments.now()

@@ -1,17 +1,32 @@
 """Data sets, samplers and loaders of global batches."""
 
-from sorix_dist.utils.data.dataset import Dataset, IterableDataset
+from sorix_dist.utils.data.augment import SampleRandom, normalize, one_hot
+from sorix_dist.utils.data.dataset import (
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.loader import DataLoader
-from sorix_dist.utils.data.sampler import BatchSampler, Sampler, WeightedRandomSampler, shard_bounds
+from sorix_dist.utils.data.nested import collate as default_collate
+from sorix_dist.utils.data.sampler import (
+    BatchSampler,
+    LengthBucketSampler,
+    Sampler,
+    WeightedRandomSampler,
+    shard_bounds,
+)
+from sorix_dist.utils.data.tables import LabelEncoder, read_table
 
 __all__ = [
-    "BatchSampler",
-    "DataLoader",
-    "Dataset",
-    "DistributedSampler",
-    "IterableDataset",
-    "Sampler",
-    "WeightedRandomSampler",
-    "shard_bounds",
-]
+    # data sets
+    "ConcatDataset", "Dataset", "IterableDataset", "LabelEncoder", "Subset", "TensorDataset", "random_split",
+    "read_table",
+    # orders
+    "BatchSampler", "DistributedSampler", "LengthBucketSampler", "Sampler", "WeightedRandomSampler", "shard_bounds",
+    # batches
+    "DataLoader", "SampleRandom", "default_collate", "normalize", "one_hot",
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +11,14 @@ from sorix_dist.utils.data.sampler import Sampler, whole
 
 
 class DistributedSampler(Sampler):
-    """The order of the samples of a data set, for a DataLoader (`sampler=`) or to be iterated alone.
+    """The order of a data set's samples, for a DataLoader (`sampler=`) or to iterate over by itself.
 
     Given to a DataLoader it is the order of the global batches: `DataLoader(data, batch_size=64, shuffle=True)` does
-    the same. Iterated alone it gives the indices of this rank: every `num_replicas`-th of the order, from the
-    `rank`-th on. Unlike PyTorch's it pads and repeats nothing, so that ranks may have one sample more or less.
+    the same. Iterated by itself it gives this rank's indices: every `num_replicas`-th of the order, from the
+    `rank`-th on. Unlike PyTorch's it pads and repeats nothing, so ranks may differ by one sample.
 
-    dataset: anything with a length; num_replicas, rank: None for those of the job; seed: None for the one that
-    all ranks share. Each loop is the next epoch, also without `set_epoch`.
+    dataset: anything with a length; num_replicas, rank: None for those of the job; seed: None for the seed that
+    all ranks share. Each loop is the next epoch, also without `set_epoch`. `drop_last` belongs to the DataLoader.
     """
 
     def __init__(
@@ -27,7 +28,15 @@ class DistributedSampler(Sampler):
         rank: int | None = None,
         shuffle: bool = True,
         seed: int | None = None,
+        drop_last: bool = False,
     ) -> None:
+        if drop_last:
+            warnings.warn(
+                "DistributedSampler: drop_last has no effect here, where ranks need not have equally many samples; "
+                "DataLoader(drop_last=True) leaves out a smaller last batch",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if not hasattr(dataset, "__len__"):
             raise TypeError(f"dataset must have __len__, got {type(dataset).__name__}")
         super().__init__(len(dataset), shuffle, seed)

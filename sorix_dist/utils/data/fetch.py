@@ -1,5 +1,4 @@
-"""How batches are made: which rows of which global batch come next, the samples that they are, and threads that fetch
-them ahead."""
+"""How batches are made: rows of the global batches, the samples that they are, and threads that fetch them ahead."""
 
 from __future__ import annotations
 
@@ -12,11 +11,15 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+
 from sorix_dist.core import Tensor
+from sorix_dist.core import random as rng
 from sorix_dist.core.placement import Batch, Rows, current_group, tagged
-from sorix_dist.utils.data.dataset import Dataset, contents
+from sorix_dist.utils.data.augment import BatchTransform
+from sorix_dist.utils.data.dataset import dataset_digest, reader
 from sorix_dist.utils.data.nested import collate, map_arrays, tensors
-from sorix_dist.utils.data.sampler import BatchSampler, Indices, digest, shard_bounds
+from sorix_dist.utils.data.sampler import BatchSampler, Indices, LengthBucketSampler, order_digest, shard_bounds
 
 Ranks = tuple[int, int, int | None]
 """Rank, number of ranks, and the pieces of a batch: see `shard_bounds`."""
@@ -25,24 +28,31 @@ _END: Any = object()
 
 
 class Collator:
-    """Makes batches of samples, and tags their tensors with the rows of the global batch that they hold.
+    """Makes batches of samples, and tags their tensors with their rows of the global batch.
 
-    All ranks must tag or none, since those with tags ask nobody how many rows there are. What the function of a
-    user makes of samples may have any number of rows, so it is tried once, on one sample and on two, the same ones
-    on every rank: if every tensor has as many rows as there were samples, then all batches are tagged. One that
-    later has another number of rows is an error, for the other ranks are tagged.
+    All ranks must tag their batches or none: a rank that finds no tags asks the others for their numbers of rows. A
+    user's `function` may make any number of rows of its samples, so every rank tries it on the same one sample and the
+    same two. If every tensor has a row per sample, all batches are tagged, and one that later has another number of
+    rows is an error.
 
-    function: None for `collate`; tag: False for never; per_sample: the answer of the trial, if it is known.
+    function: None for `collate`; transform: a BatchTransform; tag: False for never; per_sample: the answer of the
+    trial, if the user gives it.
     """
 
-    def __init__(self, function: Callable[[list[Any]], Any] | None, tag: bool, per_sample: bool | None) -> None:
-        self.function = function
-        self.tag = tag
+    def __init__(
+        self,
+        function: Callable[[list[Any]], Any] | None,
+        transform: BatchTransform | None = None,
+        *,
+        tag: bool,
+        per_sample: bool | None,
+    ) -> None:
+        self.function, self.transform, self.tag = function, transform, tag
         self.per_sample = True if function is None else per_sample
-        self._first: Any = None
+        self._example: Any = None
 
     def learn(self, samples: list[Any]) -> None:
-        """Tries the function on the first of `samples` and on the first two; does nothing where all is known."""
+        """Tries the function on the first of two samples and on both, unless the answer is known."""
         if not self.tag or self.per_sample is not None or self.function is None:
             return
         try:
@@ -54,29 +64,41 @@ class Collator:
             )
             raise
 
-    def batch(self, rows: Rows, samples: list[Any], example: Callable[[], Any]) -> Any:
-        """The batch of `samples`; if there are none, the batch of the sample `example()` without its row."""
-        make = self.function or collate
-        if samples:
-            return self.tagged(make(samples), rows)
-        if self._first is None:
-            self._first = make([example()])
-        return self.tagged(map_arrays(self._first, lambda array: array[:0] if array.ndim else array), rows)
+    def batch(self, rows: Rows, indices: Indices, make: Callable[[Indices], Any], seed: int) -> Any:
+        """The batch that `make` gives for the samples at `indices`, transformed and tagged.
 
-    def tagged(self, batch: Any, rows: Rows) -> Any:
-        """The batch with `rows` on its tensors, unless they are not rows of a global batch."""
+        Without any samples it is the batch of sample 0 without its row, which has the right dtypes and shapes.
+        """
+        if len(indices):
+            return self._tagged(self._transformed(make(indices), rows, indices, seed), rows)
+        if self._example is None:
+            first = np.zeros(1, np.int64)
+            self._example = self._transformed(make(first), rows._replace(start=0, stop=1), first, seed)
+        return self._tagged(map_arrays(self._example, lambda array: array[:0] if array.ndim else array), rows)
+
+    def _transformed(self, batch: Any, rows: Rows, indices: Indices, seed: int) -> Any:
+        if self.transform is not None:
+            batch = map_arrays(self.transform(batch, seed, rows.epoch, indices), Tensor)
+            self._check("batch_transform", batch, rows.stop - rows.start)
+        return batch
+
+    def _tagged(self, batch: Any, rows: Rows) -> Any:
+        """The batch with its rows on its tensors, unless these are not rows of a global batch."""
         if self.tag and self.per_sample:
-            count = rows.stop - rows.start
-            if self.function is not None and not _fits(batch, count):
-                shapes = ", ".join(str(tuple(tensor.array.shape)) for tensor in tensors(batch))
-                raise ValueError(
-                    f"collate_fn must make {count} rows of {count} samples, as it does of the first ones, got tensors "
-                    f"of shape {shapes}; with DataLoader(one_row_per_sample=False) it may make any number"
-                )
+            if self.function is not None:
+                self._check("collate_fn", batch, rows.stop - rows.start)
             place = Batch(rows, current_group()).at(0)
             for tensor in tensors(batch):
                 tagged(tensor, place)
         return batch
+
+    def _check(self, name: str, batch: Any, count: int) -> None:
+        if self.per_sample and not _fits(batch, count):
+            shapes = ", ".join(str(tuple(tensor.array.shape)) for tensor in tensors(batch))
+            raise ValueError(
+                f"{name} must make {count} rows of {count} samples, got tensors of shape {shapes}"
+                + ("; with DataLoader(one_row_per_sample=False) it may make any number" if self.function else "")
+            )
 
 
 def _fits(batch: Any, count: int) -> bool:
@@ -89,25 +111,38 @@ class Indexed:
 
     def __init__(self, dataset: Any, collator: Collator, batches: BatchSampler) -> None:
         self.dataset, self.collator, self.batches = dataset, collator, batches
-        self.whole_arrays = type(dataset).__getitem__ is Dataset.__getitem__ and collator.function is None
+        sampler = batches.sampler
+        self.seed = sampler.seed_in_force()
+        self.buckets = sampler if isinstance(sampler, LengthBucketSampler) else None
+        self.longest: list[int] = []
+        self.read = None if collator.function is not None or self.buckets is not None else reader(dataset)
 
     def tasks(self, epoch: int, first: int, ranks: Ranks) -> Iterator[tuple[Rows, Indices]]:
-        """This rank's rows of each global batch of the epoch from `first` on, and the samples that they are."""
-        if not self.whole_arrays and self.collator.per_sample is None:
+        """This rank's rows of each global batch of the epoch, from batch `first` on, and the indices of its samples."""
+        if self.buckets is not None:
+            lengths = self.buckets.lengths[self.batches.sampler.checked_order(epoch)]
+            self.longest = np.maximum.reduceat(lengths, range(0, len(lengths), self.batches.batch_size)).tolist()
+        if self.read is None and self.collator.per_sample is None:
             self.collator.learn([self._sample(0), self._sample(min(1, len(self.dataset) - 1))])
-        return self.batches.batches(epoch, *ranks, first=first, contents=contents(self.dataset) or 0)
+        return self.batches.batches(epoch, *ranks, first=first, contents=dataset_digest(self.dataset) or 0)
 
     def make(self, task: tuple[Rows, Indices]) -> Any:
         """The batch of a task."""
         rows, indices = task
+
+        def gather(wanted: Indices) -> Any:
+            if self.read is not None:
+                return map_arrays(self.read(wanted), Tensor)
+            samples = [self._sample(index) for index in wanted.tolist()]
+            if self.buckets is not None:
+                longest = max(self.longest[rows.batch], int(self.buckets.lengths[wanted].max()))
+                samples = [self._padded(*entry, longest) for entry in zip(samples, wanted.tolist(), strict=True)]
+            return (self.collator.function or collate)(samples)
+
         try:
-            if self.whole_arrays:
-                batch = tuple(Tensor(values) for values in self.dataset.fetch(indices))
-                return self.collator.tagged(batch if len(batch) > 1 else batch[0], rows)
-            samples = [self._sample(index) for index in indices.tolist()]
-            return self.collator.batch(rows, samples, lambda: self._sample(0))
+            return self.collator.batch(rows, indices, gather, self.seed)
         except Exception as error:
-            error.add_note(f"in {_place(rows)} of the data loader, whose samples are {_listed(indices.tolist())}")
+            error.add_note(f"in {_name(rows)} of the data loader, whose samples are {_listed(indices.tolist())}")
             raise
 
     def _sample(self, index: int) -> Any:
@@ -117,16 +152,39 @@ class Indexed:
             error.add_note(f"raised by the data set for sample {index}")
             raise
 
+    def _padded(self, sample: Any, index: int, longest: int) -> Any:
+        """The sample with its sequences padded to the longest one of the global batch."""
+        assert self.buckets is not None
+        length, value = int(self.buckets.lengths[index]), self.buckets.padding
+        found = False
+
+        def pad(entry: Any) -> Any:
+            nonlocal found
+            array = entry.array if isinstance(entry, Tensor) else entry
+            if array.ndim == 0 or len(array) != length:
+                return entry
+            found = True
+            widths = [(0, longest - length), *((0, 0) for _ in array.shape[1:])]
+            return np.pad(array, widths, constant_values=value)
+
+        padded = map_arrays(sample, pad)
+        if not found:
+            raise ValueError(
+                f"LengthBucketSampler: sample {index} must hold an array of its length {length}, got {sample!r}"
+            )
+        return padded
+
 
 class Streamed:
-    """Batches of a data set with `__iter__` alone: every rank reads all samples and keeps its rows of each batch."""
+    """Batches of a data set with `__iter__` alone: every rank reads all samples and takes its rows of each batch."""
 
     def __init__(self, dataset: Iterable[Any], collator: Collator, batch_size: int, drop_last: bool) -> None:
         self.dataset, self.collator = dataset, collator
         self.batch_size, self.drop_last = batch_size, drop_last
+        self.seed = rng.seed().value
 
     def tasks(self, epoch: int, first: int, ranks: Ranks) -> Iterator[tuple[Rows, list[Any]]]:
-        """This rank's rows of each global batch of the epoch from `first` on, and all samples of the batch."""
+        """This rank's rows of each global batch of the epoch, from `first` on, and all samples of the batch."""
         samples = iter(self.dataset)
         batch = 0
         while block := self._block(samples, epoch, batch):
@@ -135,7 +193,7 @@ class Streamed:
             if len(block) < self.batch_size and self.drop_last:
                 break
             if batch >= first:
-                identity = digest(self.batch_size, len(block))
+                identity = order_digest(self.batch_size, len(block))
                 yield Rows(*shard_bounds(len(block), *ranks), len(block), epoch, batch, identity), block
             batch += 1
         else:
@@ -150,12 +208,17 @@ class Streamed:
     def make(self, task: tuple[Rows, list[Any]]) -> Any:
         """The batch of a task."""
         rows, block = task
+        start = rows.batch * self.batch_size
+
+        def gather(wanted: Indices) -> Any:
+            samples = [block[int(index) - start] for index in wanted] if rows.stop > rows.start else block[:1]
+            return (self.collator.function or collate)(samples)
+
         try:
-            return self.collator.batch(rows, block[rows.start : rows.stop], lambda: block[0])
+            return self.collator.batch(rows, np.arange(start + rows.start, start + rows.stop), gather, self.seed)
         except Exception as error:
-            start = rows.batch * self.batch_size
             error.add_note(
-                f"in {_place(rows)} of the data loader, whose samples are number "
+                f"in {_name(rows)} of the data loader, whose samples are number "
                 f"{start + rows.start} to {start + rows.stop - 1} of the stream"
             )
             raise
@@ -171,7 +234,7 @@ class Streamed:
         return block
 
 
-def _place(rows: Rows) -> str:
+def _name(rows: Rows) -> str:
     return f"batch {rows.batch} of epoch {rows.epoch}"
 
 
@@ -180,11 +243,11 @@ def _listed(indices: list[int]) -> str:
 
 
 def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth: int) -> Generator[Any, None, None]:
-    """`make(task)` of each of the tasks, in order; `threads` threads are up to `depth` results ahead.
+    """`make(task)` for each task, in order, computed by `threads` threads up to `depth` results ahead.
 
-    The threads also take the tasks from their iterator, one at a time. What fails in a thread is raised where its
-    result would have come. The threads end after the last result, and when this generator is closed or forgotten,
-    each as soon as what it is making is done. With 0 threads everything is done here, when it is asked for.
+    The threads take the tasks from their iterator, one thread at a time. An exception in a thread is raised where its
+    result was due. The threads end after the last result, or when this generator is closed or garbage, each after the
+    result that it works on. With 0 threads everything is computed here, on demand.
     """
     if threads == 0:
         for task in tasks:
@@ -195,7 +258,7 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
 
     def work() -> None:
         while True:
-            with turn:  # a request and its task are taken together, so that the results keep the order
+            with turn:  # takes a request and its task together, so that results come in the order of tasks
                 result = requests.get()
                 if ended.is_set():
                     return
@@ -216,8 +279,7 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
         requests.put(awaited[-1])
 
     for number in range(threads):
-        # With the caller's context, where the seed and the ranks are found.
-        run = contextvars.copy_context().run
+        run = contextvars.copy_context().run  # the context holds the seed and the ranks
         threading.Thread(target=run, args=(work,), name=f"sorix_dist data loader {number}", daemon=True).start()
     try:
         for _ in range(depth):
@@ -232,7 +294,7 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
 
 
 def _made(make: Callable[[Any], Any], task: Any) -> Any:
-    """`make(task)`. A StopIteration of it becomes a RuntimeError, because loops take one for the end of the tasks."""
+    """`make(task)`. A StopIteration in it becomes a RuntimeError: a loop would take it for the end of the epoch."""
     try:
         return make(task)
     except StopIteration as error:

@@ -1,8 +1,10 @@
-"""DataLoader: this rank's rows of the global batches of a data set, as tensors that know which rows they are."""
+"""DataLoader: this rank's rows of the global batches of a data set, as tensors tagged with their rows."""
 
 from __future__ import annotations
 
+import copy
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dis import opname
@@ -10,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 from sorix_dist.core import random as rng
-from sorix_dist.utils.data.dataset import IterableDataset, contents
+from sorix_dist.utils.data.augment import BatchTransform
+from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
 from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
 from sorix_dist.utils.data.sampler import BatchSampler, Sampler, whole
 
@@ -24,24 +27,35 @@ def _alone() -> Ranks:
 world: Callable[[], Ranks] = _alone
 
 
+# Options of PyTorch's DataLoader without a meaning here: workers are threads, and there is no device to copy to.
+_WITHOUT_EFFECT = {
+    "pin_memory", "pin_memory_device", "persistent_workers", "timeout", "worker_init_fn", "multiprocessing_context",
+    "in_order",
+}  # fmt: skip
+
+
 class DataLoader:
-    """Batches of a data set, over and over: each `for` loop over it is the next epoch, also one that is left early.
+    """Batches of a data set. Each `for` loop over it is the next epoch, also a loop that breaks off.
 
-    `next(iter(loader))` only looks at the first batch. Batches that are asked for by `next` are an epoch when the
-    second one is asked for.
+    `next(iter(loader))` only looks at the first batch. Batches that are asked for by `next` count as an epoch from the
+    second one on.
 
-    dataset: a Dataset, anything with `__len__` and `__getitem__`, or, with `__iter__` alone, a stream that every
-        rank reads; its `set_epoch(epoch)`, if it has one, is called before each epoch.
-    batch_size: rows of a global batch, which the ranks share (16 if nothing is said); or batch_size_per_rank: so
-        many times the number of ranks.
-    shuffle: a new order every epoch, the same on every rank; seed: None for the one that all ranks share;
-        sampler: a Sampler (also a WeightedRandomSampler or DistributedSampler) instead of both.
+    dataset: a Dataset, an array, anything with `__len__` and `__getitem__`, or, with `__iter__` alone, a stream that
+        every rank reads; its `set_epoch(epoch)`, if it has one, is called before each epoch.
+    batch_size: rows of a global batch, which the ranks share (default 16); or batch_size_per_rank: this number
+        times the number of ranks.
+    shuffle: a new order every epoch, the same on every rank; seed: None for the seed that all ranks share, also
+        `generator=`, as PyTorch has it; sampler: a Sampler instead of both; batch_sampler: a BatchSampler instead of
+        these, batch_size and drop_last.
     collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
         row for each sample, None to find out by trying it on the first two.
+    batch_transform: a function of the arrays of this rank's batch, `f(x, y)` or `f(x, y, draw)` (see `augment`), which
+        returns what the batch shall be, a row for each sample. Much faster than transforming sample by sample.
     drop_last: leaves out a smaller last batch; shard: False gives every rank all rows, which a wrapped model in
         training takes for rows of that rank, unless they are `replicated`.
-    num_workers: threads that fetch ahead, each up to prefetch_factor batches; the data set, its transforms and
-        collate_fn are then called by several threads at once.
+    num_workers: threads that fetch ahead, each up to prefetch_factor (2) batches. They call the data set, transforms
+        and collate_fn at the same time.
+    Further options of PyTorch's (pin_memory, persistent_workers, timeout ...) have no effect, and a warning says so.
 
     epoch: the number of the next loop's epoch.
     """
@@ -50,23 +64,38 @@ class DataLoader:
         self,
         dataset: Any,
         batch_size: int | None = None,
-        shuffle: bool = False,
+        shuffle: bool | None = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         *,
         sampler: Sampler | None = None,
+        batch_sampler: BatchSampler | None = None,
         batch_size_per_rank: int | None = None,
+        batch_transform: Callable[..., Any] | None = None,
         one_row_per_sample: bool | None = None,
         drop_last: bool = False,
         shard: bool = True,
         seed: int | None = None,
+        generator: Any = None,
         num_workers: int = 0,
-        prefetch_factor: int = 2,
+        prefetch_factor: int | None = None,
+        **without_effect: Any,
     ) -> None:
+        _say_ignored(without_effect)
         if batch_size is not None and batch_size_per_rank is not None:
             raise ValueError(
                 "batch_size and batch_size_per_rank exclude each other, "
                 f"got batch_size={batch_size!r} and batch_size_per_rank={batch_size_per_rank!r}"
             )
+        if batch_sampler is not None:
+            if not isinstance(batch_sampler, BatchSampler):
+                raise TypeError(f"batch_sampler must be a BatchSampler, got {type(batch_sampler).__name__}")
+            if shuffle or drop_last or any(each is not None for each in (batch_size, batch_size_per_rank, sampler)):
+                raise ValueError("batch_sampler excludes batch_size, batch_size_per_rank, shuffle, sampler, drop_last")
+            sampler, batch_size, drop_last = batch_sampler.sampler, batch_sampler.batch_size, batch_sampler.drop_last
+        if generator is not None:
+            if seed is not None:
+                raise ValueError(f"seed and generator exclude each other, got {seed!r} and {generator!r}")
+            seed = seed_of(generator) if shuffle else None
         if batch_size_per_rank is None:
             self._batch_size = whole("batch_size", 16 if batch_size is None else batch_size, 1)
         else:
@@ -78,13 +107,17 @@ class DataLoader:
         self.sampler = _order(dataset, sampler, bool(shuffle), seed)
         self.drop_last, self.shard = drop_last, shard
         self.num_workers = whole("num_workers", num_workers, 0)
-        self.prefetch_factor = whole("prefetch_factor", prefetch_factor, 1)
-        self._collator = Collator(collate_fn, tag=shard, per_sample=one_row_per_sample)
+        self.prefetch_factor = whole("prefetch_factor", 2 if prefetch_factor is None else prefetch_factor, 1)
+        transform = None if batch_transform is None else BatchTransform(batch_transform)
+        self._collator = Collator(collate_fn, transform, tag=shard, per_sample=one_row_per_sample)
         self.epoch = 0
-        self._first = 0  # the first batch of the next loop: not 0 where a saved state stopped in the middle
+        self._first = 0  # the first batch of the next loop: not 0 if a saved state stopped within the epoch
         self._handed = (0, 0)  # the epoch of the last batch that was handed out, and how many there were of it
+        buckets = getattr(self.sampler, "batch_size", None)
+        if buckets is not None and buckets != self.batch_size:
+            raise ValueError(f"batch_size must be that of the sampler, {buckets}, got {self.batch_size}")
         if self.sampler is not None and drop_last and not self._per_rank:
-            len(self)  # says at once what is wrong
+            len(self)  # raises if there is no full batch
 
     @property
     def batch_size(self) -> int:
@@ -99,20 +132,26 @@ class DataLoader:
     def __len__(self) -> int:
         """The number of batches of an epoch, the same on every rank; TypeError for a stream.
 
-        Where a sampler's orders differ in length, of the epoch that is running, or else of the next one.
+        If epochs differ in length, that of the running epoch, or of the next one.
         """
         if self.sampler is None:
             raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
         return self._batches(self.sampler).count(self._handed[0])
 
+    def in_order(self) -> DataLoader:
+        """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
+        other = copy.copy(self)
+        other.sampler = None if self.sampler is None else Sampler(len(self.dataset))
+        other.drop_last, other.epoch, other._first, other._handed = False, 0, 0, (0, 0)
+        return other
+
     def _batches(self, sampler: Sampler) -> BatchSampler:
         return BatchSampler(sampler, self.batch_size, self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next loop over this loader the epoch `epoch`; it advances by itself otherwise.
+        """Makes `epoch` the epoch of the next loop. Without this call, epochs count up by themselves.
 
-        The number of the epoch that comes next anyway changes nothing, so that a loaded state goes on where it
-        stopped.
+        The number of the epoch that is next anyway changes nothing, so a loaded state goes on where it stopped.
         """
         epoch = whole("set_epoch: epoch", epoch, 0)
         if epoch != self.epoch:
@@ -150,16 +189,16 @@ class DataLoader:
         self._handed = (self.epoch, self._first)
 
     def _count(self, epoch: int, first: int) -> None:
-        """Makes the epoch after this one the next, unless something has moved on since this one began."""
+        """Makes the epoch after this one the next, unless another loop or `set_epoch` has changed it meanwhile."""
         if (self.epoch, self._first) == (epoch, first):
             self.epoch, self._first = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """What another loader over the same data needs to go on after the last batch that was handed out, on any
-        number of ranks: numbers and bools only. A call of all ranks where the ranks have not spoken yet.
+        number of ranks: numbers and bools only. The first call may be a call of all ranks, which agree on a seed.
 
         After the last batch of an epoch, but before its loop has ended, the rest of the epoch is empty. After a
-        loop that was left early it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
+        loop that broke off it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
         """
         epoch, batches = self._handed
         return {"epoch": epoch, "batches": batches, **self._identity(epoch)}
@@ -167,9 +206,9 @@ class DataLoader:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next loop the rest of the epoch in which `state_dict()` was called, each sample once.
 
-        ValueError if the state is that of a loader with another order, other batches or other data, as far as
-        `Dataset.digest()` tells; nothing is changed then. A seed is taken over from the state, unless this loader or
-        `manual_seed` was given another one.
+        ValueError, with nothing changed, if the state is that of a loader with another order, other batches or other
+        data, as far as `Dataset.digest()` tells. Between two epochs the batch size may change. The seed is taken from
+        the state, unless this loader or `manual_seed` was given another one.
         """
         self.check_state_dict(state_dict)
         if self.sampler is not None:
@@ -177,6 +216,8 @@ class DataLoader:
                 self.sampler.seed = int(state_dict["seed"])
             self.sampler.wanted_epoch = None
         self.epoch, self._first = int(state_dict["epoch"]), int(state_dict["batches"])
+        if self._first and self.sampler is not None and self._at_border(state_dict):
+            self._first = self._batches(self.sampler).count(self.epoch)
         self._handed = (self.epoch, self._first)
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -186,34 +227,49 @@ class DataLoader:
         missing = [name for name in ("epoch", "batches", *own) if name not in state_dict and name != "data"]
         if missing:
             raise ValueError(f"load_state_dict: state_dict must have {', '.join(missing)}, got {sorted(state_dict)}")
-        free = self._takes_seed()
-        different = [name for name in own if name in state_dict and state_dict[name] != own[name]]
-        if free and "seed" in different:
-            different.remove("seed")
-        # States of earlier versions say nothing of the data, and data of another length are other data anyway.
+        batches = whole("load_state_dict: batches", state_dict["batches"], 0)
+        different = {name for name in own if name in state_dict and state_dict[name] != own[name]}
+        if self._takes_seed():
+            different.discard("seed")
+        # Earlier versions saved no digest of the data; data of another length need no second reason.
         if "data" in different and (state_dict["data"] is None or "length" in different):
-            different.remove("data")
+            different.discard("data")
+        border = self._at_border(state_dict)
+        if border:
+            different -= {"batch_size", "drop_last"}
         if different:
-            said = ", ".join(f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in different)
-            if self._per_rank and "batch_size" in different:
+            said = ", ".join(
+                f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in own if name in different
+            )
+            if "batch_size" in different and self._per_rank:
                 said += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
+            elif "batch_size" in different:
+                said += " (it may change between two epochs only)"
             if "data" in different:
                 said += " (a digest of some samples; to go on with other data, start an epoch of it with set_epoch)"
             raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {said}")
-        batches = whole("load_state_dict: batches", state_dict["batches"], 0)
-        most = None if self.sampler is None else self._batches(self.sampler).count(epoch)
+        most = None if self.sampler is None or border else self._batches(self.sampler).count(epoch)
         if most is not None and batches > most:
             raise ValueError(f"load_state_dict: batches must be at most {most}, got {batches}")
-        if free and state_dict["seed"] is not None:
+        if self._takes_seed() and state_dict["seed"] is not None:
             whole("load_state_dict: seed", state_dict["seed"], 0)
 
+    def _at_border(self, state_dict: Mapping[str, Any]) -> bool:
+        """Whether a state was saved before the first or after the last batch of its epoch, so that the batch size may
+        change; not if it follows from the number of ranks, which must not change the steps."""
+        if state_dict["batches"] == 0 or self.sampler is None or self._per_rank:
+            return state_dict["batches"] == 0 and not self._per_rank
+        size = whole("load_state_dict: batch_size", state_dict["batch_size"], 1)
+        full, rest = divmod(self.sampler.count(state_dict["epoch"]), size)
+        return bool(state_dict["batches"] == full + (rest > 0 and not state_dict["drop_last"]))
+
     def _takes_seed(self) -> bool:
-        """Whether the seed of a saved state replaces that of this loader, which nobody has chosen."""
+        """Whether the seed of a saved state replaces that of this loader, which is none that the user chose."""
         return self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
 
     def _identity(self, epoch: int) -> dict[str, Any]:
-        """What the order and the batches of an epoch follow from."""
-        self._ranks()  # which have agreed on a seed when they know each other
+        """What decides on the order and the batches of an epoch."""
+        self._ranks()  # the ranks agree on a seed
         order = self.sampler
         shuffle = order is not None and order.shuffle
         return {
@@ -223,7 +279,7 @@ class DataLoader:
             "batch_size": self.batch_size,
             "shuffle": shuffle,
             "drop_last": self.drop_last,
-            "data": contents(self.dataset) if self.shard else None,  # without, each rank may have its own
+            "data": dataset_digest(self.dataset) if self.shard else None,  # without, each rank may have its own
         }
 
     def _ranks(self) -> Ranks:
@@ -236,13 +292,31 @@ class DataLoader:
 
 
 def _asked_by_a_loop(caller: FrameType) -> bool:
-    """Whether the caller asks for a batch in a `for`, also through enumerate or zip, and not by `next`; Python tells an
-    iterator nothing of that but the instruction that its caller has come to."""
+    """Whether the caller runs a `for` loop over the loader, also through enumerate or zip, rather than `next`. Python
+    shows an iterator no difference but the instruction that its caller executes."""
     return opname[caller.f_code.co_code[caller.f_lasti]] == "FOR_ITER"
+
+
+def _say_ignored(options: Mapping[str, Any]) -> None:
+    unknown = sorted(options.keys() - _WITHOUT_EFFECT)
+    if unknown:
+        raise TypeError(f"DataLoader got an unexpected keyword argument {unknown[0]!r}")
+    given = sorted(name for name, value in options.items() if value)
+    if given:
+        warnings.warn(
+            f"DataLoader: {', '.join(given)} has no effect: workers are threads, and data stay in the CPU's memory",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:
     """The order of the samples of a data set, None for a stream."""
+    if hasattr(dataset, "columns") or type(dataset).__module__.startswith("pyarrow"):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, a table of columns: give Dataset(*read_table(dataset, "
+            "target='...')), from sorix_dist.utils.data"
+        )
     indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if isinstance(dataset, IterableDataset) or (not indexed and hasattr(dataset, "__iter__")):
         if shuffle or sampler is not None:

@@ -1,4 +1,4 @@
-"""Which samples make which global batch, and which of its rows a rank takes: arithmetic, without a message."""
+"""Which samples make which global batch, and which of its rows a rank takes: arithmetic, without messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def shard_bounds(total: int, rank: int, size: int, pieces: int | None = None) -> tuple[int, int]:
-    """The rows [start, stop) of `total` that `rank` of `size` takes: contiguous.
+    """The rows [start, stop) of `total` that `rank` of `size` ranks takes; ranks take consecutive rows.
 
-    pieces: the rows are cut into so many pieces, whose lengths differ by at most 1, and a rank takes whole ones;
-    None for as many as there are ranks.
+    pieces: the rows are first cut into this many pieces, whose lengths differ by at most 1, and a rank takes whole
+    pieces; None for one piece per rank.
     """
     if pieces is None:
         return total * rank // size, total * (rank + 1) // size
@@ -27,9 +27,9 @@ def shard_bounds(total: int, rank: int, size: int, pieces: int | None = None) ->
     return total * first // pieces, total * last // pieces
 
 
-def digest(*numbers: int) -> int:
-    """A number for what decides which samples the batches hold, and for the seed of this rank: who has another one
-    trains on other samples."""
+def order_digest(*numbers: int) -> int:
+    """A checksum of the seed of this rank and of numbers that decide which samples the batches hold. Ranks compare it,
+    so that none trains on other samples."""
     return crc32(repr((rng.seed().value, *numbers)).encode())
 
 
@@ -41,11 +41,11 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 class Sampler:
-    """The order of the samples of each epoch: a function of the seed and the epoch alone, the same on every rank.
+    """The order of the samples of each epoch. It follows from the seed and the epoch, so every rank has the same.
 
-    length: the number of samples of the data set; shuffle: a new order every epoch; seed: None for the one that all
-    ranks share. A subclass may define another `order`, whose answer must follow from its arguments on every rank
-    alike. An epoch is as long as its order: it may leave samples out, and name others several times.
+    length: the number of samples of the data set; shuffle: a new order every epoch; seed: None for the seed that all
+    ranks share. A subclass may define another `order(epoch)`, which must give the same on every rank. An epoch is as
+    long as its order, which may leave samples out and repeat others.
     """
 
     def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Sampler:
         self.wanted_epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next loop over the loader of this sampler the epoch `epoch`; it advances by itself otherwise."""
+        """Makes `epoch` the next epoch of this sampler's loader. Without this call, epochs count up by themselves."""
         self.wanted_epoch = whole("set_epoch: epoch", epoch, 0)
 
     def seed_in_force(self) -> int:
@@ -66,7 +66,7 @@ class Sampler:
         return rng.seed().value if self.seed is None else self.seed
 
     def order(self, epoch: int) -> Indices:
-        """The samples of this epoch, by their indices, in order."""
+        """The indices of this epoch's samples, in order."""
         return self.random(epoch).permutation(self.length) if self.shuffle else np.arange(self.length)
 
     def random(self, epoch: int) -> np.random.Generator:
@@ -75,7 +75,7 @@ class Sampler:
 
     @property
     def has_own_order(self) -> bool:
-        """Whether a subclass has defined the order."""
+        """Whether a subclass defines the order."""
         return type(self).order is not Sampler.order
 
     def checked_order(self, epoch: int) -> Indices:
@@ -99,10 +99,10 @@ class Sampler:
 
 
 class WeightedRandomSampler(Sampler):
-    """Draws samples at random, each with a probability that is proportional to its weight.
+    """Draws samples at random, with probabilities proportional to their weights (as PyTorch's).
 
     weights: a number >= 0 for every sample of the data set; num_samples: how many an epoch draws;
-    replacement: whether a sample may be drawn again; seed: None for the one that all ranks share.
+    replacement: whether a sample may be drawn again; seed: None for the seed that all ranks share.
     """
 
     def __init__(self, weights: Any, num_samples: int, replacement: bool = True, *, seed: int | None = None) -> None:
@@ -124,11 +124,50 @@ class WeightedRandomSampler(Sampler):
         return self.random(epoch).choice(self.length, self.num_samples, self.replacement, self.probabilities)
 
 
+class LengthBucketSampler(Sampler):
+    """Puts sequences of similar length into one batch, so that little is padded.
+
+    lengths: the length of every sample's sequence; batch_size: that of the loader. Samples are sorted by length
+    within pools of `pool` batches, cut into batches, and the batches are shuffled; without `shuffle`, all samples are
+    sorted. The loader pads a sample's arrays that have its length along their first axis by `padding`, to the longest
+    of the global batch, which does not depend on the number of ranks.
+    """
+
+    def __init__(
+        self,
+        lengths: Any,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int | None = None,
+        *,
+        padding: float = 0,
+        pool: int = 50,
+    ) -> None:
+        self.lengths = as_array(lengths)
+        if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu" or (self.lengths < 0).any():
+            raise ValueError("LengthBucketSampler: lengths must be a vector of integers >= 0, one for each sample")
+        super().__init__(len(self.lengths), shuffle, seed)
+        self.batch_size, self.padding = whole("batch_size", batch_size, 1), padding
+        self.pool = whole("pool", pool, 1)
+
+    def order(self, epoch: int) -> Indices:
+        if not self.shuffle:
+            return np.argsort(self.lengths, kind="stable")
+        random = self.random(epoch)
+        samples = random.permutation(self.length)
+        size = self.pool * self.batch_size
+        pools = (samples[start : start + size] for start in range(0, self.length, size))
+        samples = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        full = self.length // self.batch_size
+        batches = samples[: full * self.batch_size].reshape(full, self.batch_size)
+        return np.concatenate([random.permutation(batches).reshape(-1), samples[full * self.batch_size :]])
+
+
 class BatchSampler:
     """The order of a sampler, cut into global batches.
 
-    Global batch b is rows [b * batch_size, (b + 1) * batch_size) of the order, whatever the number of ranks;
-    nothing is padded, dropped or repeated, and the last batch is just smaller (with `drop_last` it is left out).
+    Global batch b is rows [b * batch_size, (b + 1) * batch_size) of the order, on any number of ranks. Nothing is
+    padded or repeated. The last batch may be smaller; `drop_last` leaves it out then.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
@@ -156,10 +195,10 @@ class BatchSampler:
     def batches(
         self, epoch: int, rank: int, size: int, pieces: int | None = None, first: int = 0, contents: int = 0
     ) -> Iterator[tuple[Rows, Indices]]:
-        """This rank's rows of every global batch of the epoch from the batch `first` on, in order, and the samples
-        that they are; possibly none of one. See `shard_bounds` for `pieces`; contents: a digest of the data set."""
+        """This rank's rows of each global batch of the epoch, from batch `first` on, and the indices of their samples.
+        A rank may have no rows of a batch. See `shard_bounds` for `pieces`; contents: a digest of the data set."""
         order = self.sampler.checked_order(epoch)
-        identity = digest(len(order), crc32(order.tobytes()), self.batch_size, self.drop_last, contents)
+        identity = order_digest(len(order), crc32(order.tobytes()), self.batch_size, self.drop_last, contents)
         for batch in range(first, self._count(len(order))):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             start, stop = shard_bounds(len(indices), rank, size, pieces)

@@ -1,0 +1,216 @@
+"""What a run says while it goes on: once, from rank 0, live on a terminal and in lines elsewhere."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from tqdm import tqdm
+
+from sorix_dist.core.placement import Shard
+from sorix_dist.parallel.world import is_main_process, rank, size
+from sorix_dist.utils.data import DataLoader
+from sorix_dist.utils.data.nested import tensors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INTERVAL = 10.0
+"""Seconds between two lines in a file, at least; in a long epoch, a twentieth of what it has taken."""
+
+
+def print(*values: Any, **options: Any) -> None:
+    """As Python's `print`, on rank 0 alone, at once, and above a live progress line."""
+    if is_main_process():
+        with tqdm.external_write_mode(options.get("file")):
+            builtins.print(*values, **{"flush": True, **options})
+
+
+def main_process_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """A decorator: rank 0 alone calls the function, the others get None at once.
+
+    What all ranks do together (`metric.compute()`, `sx.all_reduce`, `checkpointer.save`) does not belong in it.
+    """
+    if not callable(function):
+        raise TypeError(f"main_process_only decorates a function, got {type(function).__name__}")
+
+    @functools.wraps(function)
+    def on_rank_0(*args: P.args, **options: P.kwargs) -> T | None:
+        return function(*args, **options) if is_main_process() else None
+
+    return on_rank_0
+
+
+def get_logger(name: str = "train", level: int = logging.INFO) -> logging.Logger:
+    """A logger of the standard library: from rank 0 all messages of `level`, from the others warnings with the rank.
+
+    Where no logging is set up it writes to standard error, `12:34:56 message`, or `12:34:56 [rank 2] WARNING message`.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(level)
+    if _of_this_rank not in logger.filters:
+        logger.addFilter(_of_this_rank)
+    if not logger.hasHandlers():
+        handler = _Handler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(origin)s%(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    return logger
+
+
+def _of_this_rank(record: logging.LogRecord) -> bool:
+    """A filter, asked on the rank that logs."""
+    severe = record.levelno >= logging.WARNING
+    where = f"[rank {rank()}] " if size() > 1 and severe else ""
+    record.origin = f"{where}{record.levelname} " if severe else where
+    return severe or is_main_process()
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    monitor_interval = 0  # no thread: every batch comes by here anyway
+
+
+class Progress:
+    """A loader that shows how far its loops are; see `progress`."""
+
+    def __init__(self, loader: Iterable[Any], epochs: int | None = None) -> None:
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"progress: loader must be a DataLoader or another iterable, got {type(loader).__name__}")
+        if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
+            raise ValueError(f"progress: epochs must be an integer >= 1 or None, got {epochs!r}")
+        self.loader, self.epochs = loader, epochs
+        self.epoch = 0
+        """The number of the epoch, from 0."""
+        self._first_began, self._steps_before = 0.0, 0
+        self._start()
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The means of what was logged in this epoch."""
+        return {name: total / max(weight, 1) for name, (total, weight) in self._sums.items()}
+
+    @property
+    def samples_per_second(self) -> float:
+        """The samples of all ranks in this epoch, divided by the time since it began; 0 of batches without rows."""
+        return self._samples / max(time.monotonic() - self._began, 1e-9)
+
+    def log(self, **values: Any) -> None:
+        """Shows numbers beside the progress, as their mean over the epoch so far: `bar.log(loss=loss)`.
+
+        A loss is that of the global batch after `loss.backward()`. Batches count by their rows. A call of this rank.
+        """
+        for name, value in values.items():
+            total, weight = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + float(value) * self._rows, weight + self._rows
+
+    def __iter__(self) -> Iterator[Any]:
+        self._start()
+        bar = self._bar() if is_main_process() and _is_live() else None
+        try:
+            for batch in self.loader:
+                rows = _rows(batch)
+                self._rows = rows or 1
+                yield batch
+                self.step += 1
+                self._samples += rows
+                if bar is not None:
+                    bar.postfix = self._numbers()
+                    bar.update()
+                elif time.monotonic() > self._next_line and self.step != self.steps:
+                    self._show()
+        finally:
+            if bar is not None:
+                bar.close()
+        self._show()
+        self._steps_before += self.step - self._skipped
+        self.epoch += 1
+
+    def _start(self) -> None:
+        """Sets everything to the beginning of an epoch, or to where a loaded state of the loader goes on in it."""
+        self._began = time.monotonic()
+        self._first_began = self._first_began or self._began
+        self._next_line = self._began + INTERVAL
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._rows, self._samples, self._skipped = 1, 0, 0
+        if isinstance(self.loader, DataLoader):
+            self.epoch, state = self.loader.epoch, self.loader.state_dict()
+            self._skipped = state["batches"] if state["epoch"] == self.epoch else 0
+        try:
+            self.steps: int | None = len(self)
+        except TypeError:  # a stream
+            self.steps = None
+        self.step = self._skipped
+
+    def _bar(self) -> _Bar:
+        return _Bar(
+            total=self.steps,
+            initial=self.step,
+            desc=self._name(),
+            bar_format="{desc}  {n_fmt}" + ("/{total_fmt} |{bar}| {postfix}" if self.steps else "  {postfix}"),
+            file=sys.stdout,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def _show(self) -> None:
+        steps = f"{self.step:,}" + (f"/{self.steps:,}" if self.steps else "")
+        print(f"{self._name()}  step {steps}  {self._numbers()}".rstrip())
+        now = time.monotonic()
+        self._next_line = now + max(INTERVAL, (now - self._began) / 20)
+
+    def _name(self) -> str:
+        return f"epoch {self.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
+
+    def _numbers(self) -> str:
+        words = [f"{name} {mean:.4g}" for name, mean in self.means.items()]
+        if self._samples:
+            words.append(f"{self.samples_per_second:,.0f} samples/s")
+        done = self._steps_before + self.step - self._skipped
+        if self.steps is not None and done:
+            missing = self.steps - self.step + self.steps * (max(self.epochs or 0, self.epoch + 1) - self.epoch - 1)
+            left = missing * (time.monotonic() - self._first_began) / done
+            words.append(f"{_clock(left)} left" if missing else f"took {_clock(time.monotonic() - self._first_began)}")
+        return "  ".join(words)
+
+
+def progress(loader: Iterable[Any], epochs: int | None = None) -> Progress:
+    """The loader, whose loops show epoch, step, samples per second over all ranks, and the time left.
+
+    On a terminal or in a notebook it is one live line; in a file, or under mpirun and a scheduler, a line at the end of
+    each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there will be, for the time left.
+
+        bar = sx.progress(loader, epochs=10)
+        for epoch in range(10):
+            for xb, yb in bar:
+                ...
+                bar.log(loss=loss)    # shown as the mean over the epoch, kept in bar.means
+    """
+    return Progress(loader, epochs)
+
+
+def _rows(batch: Any) -> int:
+    """The rows of a global batch, 0 if no loader has said it: asking the other ranks takes longer than it is worth."""
+    places = (tensor.place for tensor in tensors(batch))
+    return next((place.total for place in places if isinstance(place, Shard)), 0)
+
+
+def _is_live() -> bool:
+    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
