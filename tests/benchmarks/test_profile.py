@@ -197,7 +197,7 @@ def test_where_the_time_of_a_step_goes(ranks: str, tmp_path: Path) -> None:
     parts = {name: found["median"] for name, found in results["parts"].items()}
     assert {"step", "zero_grad", "forward", "backward", "optimizer"} == {name for name in parts if ":" not in name}
     assert {"forward: products", "backward: products"} <= parts.keys()
-    for part in ("handshake, waiting for the others", "sum over the ranks", "handing over to grad"):
+    for part in ("agreement, waiting for the others", "sum over the ranks", "added to grad"):
         assert parts[f"backward: {part}"] > 0
     for stage in ("forward", "backward"):
         assert 0 < sum(time for name, time in parts.items() if name.startswith(f"{stage}: ")) < 1.5 * parts[stage]
