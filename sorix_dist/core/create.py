@@ -41,6 +41,11 @@ def from_numpy(x: Array) -> Tensor:
     return Tensor(x)
 
 
+def from_dlpack(x: Any) -> Tensor:
+    """A tensor that shares the memory of another library's array, by `__dlpack__`; it must lie on the CPU."""
+    return Tensor(np.from_dlpack(x))
+
+
 # -- of one value
 
 

@@ -18,6 +18,7 @@ from sorix_dist.core.create import (
     empty,
     empty_like,
     eye,
+    from_dlpack,
     from_numpy,
     full,
     full_like,
@@ -35,8 +36,9 @@ from sorix_dist.core.create import (
     zeros,
     zeros_like,
 )
+from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.op import as_operand
-from sorix_dist.core.ops import activation, choose, reduce
+from sorix_dist.core.ops import activation, choose, reduce, special
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.choose import argsort, sort, topk
 from sorix_dist.core.ops.indexing import (
@@ -112,6 +114,15 @@ sin, cos, tan, atan, tanh = _in_kind(e.sin, e.cos, e.tan, e.atan, activation.tan
 exp, expm1, log, log1p = _in_kind(e.exp, e.expm1, e.log, e.log1p)
 log2, log10, sqrt, rsqrt = _in_kind(e.log2, e.log10, e.sqrt, e.rsqrt)
 reciprocal, square, sign = _in_kind(e.reciprocal, e.square, e.sign)
+asin, acos, sinh, cosh, asinh = _in_kind(special.asin, special.acos, special.sinh, special.cosh, special.asinh)
+acosh, atanh, exp2, erf, erfc = _in_kind(special.acosh, special.atanh, special.exp2, special.erf, special.erfc)
+trunc, atan2, fmod, hypot, logaddexp = _in_kind(
+    special.trunc, special.atan2, special.fmod, special.hypot, special.logaddexp
+)
+bitwise_not, bitwise_and, bitwise_or, bitwise_xor = _in_kind(e.bitwise_not, e.bitwise_and, e.bitwise_or, e.bitwise_xor)
+bitwise_left_shift, bitwise_right_shift = _in_kind(special.bitwise_left_shift, special.bitwise_right_shift)
+arcsin, arccos, arctan, arctan2, arcsinh, arccosh, arctanh = asin, acos, atan, atan2, asinh, acosh, atanh
+multiply, divide, true_divide, subtract, negative, fix = mul, div, div, sub, neg, trunc
 abs = absolute = answering_in_kind(e.abs)
 round, floor, ceil = _in_kind(e.round, e.floor, e.ceil)
 sigmoid, relu = _in_kind(activation.sigmoid, activation.relu)
@@ -122,6 +133,7 @@ prod, cumsum, norm = _in_kind(reduce.prod, reduce.cumsum, reduce.norm)
 max, min, amax, amin = _in_kind(choose.max, choose.min, choose.amax, choose.amin)
 argmax, argmin = _place(choose.argmax), _place(choose.argmin)
 maximum, minimum, clamp = _in_kind(choose.maximum, choose.minimum, choose.clamp)
+clip = clamp
 tril, triu = _in_kind(choose.tril, choose.triu)
 where, masked_fill = choose.where, choose.masked_fill
 eq, ne, lt = _in_kind(e.eq, e.ne, e.lt)
@@ -131,6 +143,7 @@ logical_not, logical_and = _in_kind(e.logical_not, e.logical_and)
 logical_or, logical_xor = _in_kind(e.logical_or, e.logical_xor)
 all, any = _in_kind(reduce.all, reduce.any)
 equal, allclose = e.equal, e.allclose
+greater, greater_equal, less, less_equal, not_equal = gt, ge, lt, le, ne
 
 
 def is_tensor(obj: Any) -> bool:
@@ -140,9 +153,9 @@ def is_tensor(obj: Any) -> bool:
 
 __all__ = [
     # creation
-    "tensor", "as_tensor", "from_numpy", "zeros", "ones", "empty", "full", "eye", "diag", "arange", "linspace",
-    "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like",
-    "rand_like", "randn_like", "bernoulli",
+    "tensor", "as_tensor", "from_numpy", "from_dlpack", "zeros", "ones", "empty", "full", "eye", "diag", "arange",
+    "linspace", "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like",
+    "full_like", "rand_like", "randn_like", "bernoulli",
     # shape
     "cat", "stack", "reshape", "transpose", "squeeze", "unsqueeze", "flatten", "t", "unbind", "split", "chunk",
     "repeat", "permute", "movedim", "broadcast_to", "flip", "roll", "pad", "clone",
@@ -155,7 +168,13 @@ __all__ = [
     "abs", "absolute", "sign", "round", "floor", "ceil", "clamp", "maximum", "minimum", "sigmoid", "relu",
     "softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "prod", "cumsum", "norm", "max", "min",
     "amax", "amin", "argmax", "argmin", "all", "any", "outer", "einsum",
+    "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "exp2", "erf", "erfc", "trunc", "fix", "atan2", "fmod",
+    "hypot", "logaddexp", "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift",
+    "bitwise_right_shift", "arcsin", "arccos", "arctan", "arctan2", "arcsinh", "arccosh", "arctanh", "multiply",
+    "divide", "true_divide", "subtract", "negative", "clip",
     # questions
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and",
-    "logical_or", "logical_xor", "equal", "allclose", "is_tensor",
+    "logical_or", "logical_xor", "equal", "allclose", "greater", "greater_equal", "less", "less_equal", "not_equal",
+    "is_tensor",
 ]  # fmt: skip
+globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})

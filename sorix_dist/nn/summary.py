@@ -81,7 +81,7 @@ def summary(model: Module, inputs: Any, *more: Any, dtype: Any = np.float32) -> 
         inputs = np.zeros(inputs, dtype)
     layers = {id(module): _layer(name, module) for name, module in model.named_modules()}
     try:
-        with _evaluation(model), _traced(model, layers), no_grad():
+        with evaluation(model), _traced(model, layers), no_grad():
             model(*(x if isinstance(x, Tensor) else Tensor(x) for x in (inputs, *more)))
     except Exception as error:
         error.add_note(f"raised in summary's forward of inputs of shape {tuple(np.shape(inputs))}")
@@ -115,7 +115,7 @@ def _own(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _evaluation(model: Module) -> Iterator[None]:
+def evaluation(model: Module) -> Iterator[None]:
     """Switches all modules of a model to evaluation inside the block, and each back to what it was after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
