@@ -15,7 +15,6 @@ from sorix_dist import comm
 from sorix_dist import autograd, core, cuda, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
-from sorix_dist.comm.completion import EXIT_PREEMPTED
 from sorix_dist.core import Size, Tensor, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core import functions as _functions
 from sorix_dist.core.device import device
@@ -63,8 +62,12 @@ from sorix_dist.parallel import (
 from sorix_dist.serialize import load, save
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
+from sorix_dist.train.evaluate import evaluate, predict
+from sorix_dist.train.fit import EarlyStopping, fit
 from sorix_dist.train.preempt import Preemption
 from sorix_dist.train.progress import get_logger, main_process_only, print, progress
+from sorix_dist.train.recorder import Recorder
+from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 __all__ = [
     "__version__",
@@ -75,7 +78,8 @@ __all__ = [
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
-    "Checkpointer", "EXIT_PREEMPTED", "Preemption", "get_logger", "main_process_only", "progress", "summary",
+    "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "evaluate", "fit", "get_logger",
+    "main_process_only", "predict", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
     "save", "set_grad_enabled",

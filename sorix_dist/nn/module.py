@@ -3,37 +3,186 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.agreement import as_text
-from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.flat import convert, zero_gradients
 from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
+from sorix_dist.core.tensor import Hook
+
+
+class Parameter(Tensor):
+    """A tensor that a module trains: it requires a gradient and is part of the module's state."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
+        super().__init__(data, requires_grad=requires_grad, dtype=dtype)
 
 
 class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict` found in the module but not in the state, and the other way round."""
+    """The names of a module that a state dict lacks, and those that only the state dict has."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
 
 
-class Stateful:
-    """What has parameters and buffers."""
+class Module:
+    """A layer, or a model of layers. A subclass defines `forward`.
+
+    A module owns the modules and parameters in its attributes, also those in lists, tuples and dicts. Parameters are
+    `Parameter`s and other tensors that were made to require a gradient; they stay parameters while they are frozen.
+    Other tensors belong to the state only if they were registered as buffers.
+    """
+
+    training = True
+    device: Any = CPU
+    _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the module computes; subclasses define it."""
+        raise NotImplementedError("You must implement forward in the subclass.")
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        hooks = self.__dict__.get("_hooks")
+        if hooks is None:
+            return self.forward(*inputs, **options)
+        before, after = hooks
+        for hook in before:
+            if (changed := hook(self, inputs)) is not None:
+                inputs = changed if isinstance(changed, tuple) else (changed,)
+        output = self.forward(*inputs, **options)
+        for hook in after:
+            if (changed := hook(self, inputs, output)) is not None:
+                output = changed
+        return output
+
+    def register_forward_pre_hook(self, hook: Callable[[Self, tuple[Any, ...]], Any]) -> Hook:
+        """Calls `hook(module, inputs)` before each forward; what it returns, if not None, replaces the inputs.
+
+        `remove()` of the result ends the calls.
+        """
+        return self._register(0, hook)
+
+    def register_forward_hook(self, hook: Callable[[Self, tuple[Any, ...], Any], Any]) -> Hook:
+        """Calls `hook(module, inputs, output)` after each forward; what it returns, if not None, replaces the output.
+
+        `remove()` of the result ends the calls.
+        """
+        return self._register(1, hook)
+
+    def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
+        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
+        hooks[when].append(hook)
+        return Hook(hooks[when], hook)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None:
+            if name in self._own_buffers():
+                if not isinstance(value, Tensor):
+                    raise TypeError(
+                        f"buffer '{name}' must be a Tensor or None, got {type(value).__name__}; "
+                        "assign to its `data` to change the numbers"
+                    )
+                value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial) else value
+            elif _is_trained(self.__dict__.get(name)) and not _is_trained(value):
+                raise TypeError(
+                    f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
+                    "assign to its `data` to change the numbers, or delete it first"
+                )
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._own_buffers().pop(name, None)
+
+    # -- the tree
+
+    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
+        """This module's own modules and tensors, by name (`layers.0` for entries of a list)."""
+        for name, value in vars(self).items():
+            if name not in ("_buffers", "_hooks"):
+                yield from _entries(name, value)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each once, with dotted names."""
+        seen: set[int] = set()
+
+        def walk(module: Module, name: str) -> Iterator[tuple[str, Module]]:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+            yield name, module
+            for child_name, child in module.children_and_state():
+                if isinstance(child, Module):
+                    yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+        yield from walk(self, prefix)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below this one, each once."""
+        seen: set[int] = set()
+        for name, child in self.children_and_state():
+            if isinstance(child, Module) and id(child) not in seen:
+                seen.add(id(child))
+                yield name, child
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly below this one, each once."""
+        return (child for _, child in self.named_children())
+
+    def get_submodule(self, target: str) -> Module:
+        """The module of a dotted name; AttributeError if there is none."""
+        found = self._find(target)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__} has no module '{target}'")
+        return found
+
+    def _find(self, target: str) -> Module | None:
+        if not target:
+            return self
+        for name, child in self.children_and_state():
+            if isinstance(child, Module) and (target == name or target.startswith(f"{name}.")):
+                found = child._find(target[len(name) + 1 :])
+                if found is not None:
+                    return found
+        return None
+
+    # -- its tensors
+
+    def _own_buffers(self) -> dict[str, bool]:
+        """The names of this module's own buffers, and whether they are persistent."""
+        return self.__dict__.get("_buffers", {})
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor, bool, bool]]:
-        """Every parameter and buffer below, under each of its names; whether it is a parameter, and whether the state
-        dict has it."""
-        raise NotImplementedError
+        """Every parameter and buffer below, under each of its names: (name, tensor, is a parameter, is saved)."""
+        found: dict[str, Tensor] = {}
+        for prefix, module in self.named_modules():
+            buffers = module._own_buffers()
+            for own_name, value in module.children_and_state():
+                if isinstance(value, Tensor) and (own_name in buffers or _is_trained(value)):
+                    name = f"{prefix}.{own_name}" if prefix else own_name
+                    if found.setdefault(name, value) is not value:
+                        raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
+                    yield name, value, own_name not in buffers, buffers.get(own_name, True)
 
-    # -- one by one
+    def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for name, tensor, is_trained, _ in self._named_tensors():
+            if is_trained == trained and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The trained tensors with dotted names; one that several layers share comes once, by its first name."""
@@ -49,15 +198,7 @@ class Stateful:
 
     def buffers(self) -> Iterator[Tensor]:
         """The tensors that are state but are not trained."""
-        for _, buffer in self.named_buffers():
-            yield buffer
-
-    def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
-        seen: set[int] = set()
-        for name, tensor, is_trained, _ in self._named_tensors():
-            if is_trained == trained and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield name, tensor
+        return (buffer for _, buffer in self.named_buffers())
 
     def get_parameter(self, target: str) -> Tensor:
         """The parameter of a dotted name; AttributeError if there is none."""
@@ -73,7 +214,33 @@ class Stateful:
                 return tensor
         raise AttributeError(f"{type(self).__name__} has no {kind} '{target}'")
 
-    # -- as a state
+    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
+        """Makes `tensor` state of this module, not trained; in `state_dict()` only if `persistent`."""
+        if "." in name or not name:
+            raise ValueError(f"register_buffer: name must be an attribute name without a dot, got {name!r}")
+        if hasattr(self, name) and name not in self._own_buffers():
+            raise KeyError(f"register_buffer: '{name}' is an attribute of this {type(self).__name__} already")
+        self.__dict__.setdefault("_buffers", {})[name] = persistent
+        setattr(self, name, tensor if tensor is None or isinstance(tensor, Tensor) else Tensor(tensor))
+
+    def register_parameter(self, name: str, parameter: Tensor | None) -> None:
+        """Sets an attribute to a parameter (or to None, for one that this module does without)."""
+        if parameter is not None and not _is_trained(parameter):
+            raise TypeError(f"register_parameter: '{name}' must be a Parameter or None, got {type(parameter).__name__}")
+        setattr(self, name, parameter)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Sets an attribute to a module."""
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"add_module: '{name}' must be a Module or None, got {type(module).__name__}")
+        setattr(self, name, module)
+
+    register_module = add_module
+
+    # -- state
+
+    def _saved(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor) for name, tensor, _, saved in self._named_tensors() if saved)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name."""
@@ -111,10 +278,27 @@ class Stateful:
                 )
         return IncompatibleKeys(missing, unknown)
 
-    def _saved(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, tensor) for name, tensor, _, saved in self._named_tensors() if saved)
+    # -- all below
 
-    # -- all alike
+    def train(self, mode: bool = True) -> Self:
+        """Switches this module and all below it to training (dropout drops, batch norm uses the batch)."""
+        if not isinstance(mode, bool):
+            raise ValueError(f"mode must be True or False, got {mode!r}")
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switches this module and all below it to evaluation."""
+        return self.train(False)
+
+    def apply(self, function: Callable[[Module], Any]) -> Self:
+        """Calls `function` on every module below, children first, then on this one."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Makes all parameters trained, or frozen."""
@@ -124,26 +308,32 @@ class Stateful:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
+        for parameter in self.parameters() if set_to_none else ():
+            parameter.grad = None
         if not set_to_none:
             zero_gradients(self.parameters())
-            return
-        for parameter in self.parameters():
-            parameter.grad = None
 
-    def to(self, *wanted: Any, device: Any = None, dtype: Any = None) -> Self:
+    def cuda(self, device: Any = None) -> Self:
+        """RuntimeError: there is no GPU."""
+        return self.to("cuda" if device is None else f"cuda:{device}")
+
+    def cpu(self) -> Self:
+        """This module, whose parameters are on the CPU."""
+        return self
+
+    def to(self, *wanted: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> Self:
         """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.
 
-        A device, by position or name, can only be "cpu"; RuntimeError for one that is not there.
+        A device, by position or name, can only be "cpu"; RuntimeError for one that is not there. `non_blocking` is
+        ignored.
         """
         for entry in wanted:
             if isinstance(entry, str | DType | np.dtype | type) and names_dtype(entry):
                 dtype = entry
-            else:
+            elif not isinstance(entry, bool):  # non_blocking
                 device = entry
         raise_for_device(device)
-        if dtype is not None:
-            self._convert(as_dtype(dtype))
-        return self
+        return self if dtype is None else self._convert(as_dtype(dtype))
 
     def half(self) -> Self:
         """Converts parameters and floating point buffers to float16."""
@@ -165,201 +355,36 @@ class Stateful:
                 convert(tensor, dtype)
         return self
 
-
-class Parameter(Tensor):
-    """A tensor that a module trains: it requires a gradient and is part of the module's state."""
-
-    __slots__ = ()
-
-    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
-        super().__init__(data, requires_grad=requires_grad, dtype=dtype)
-
-
-class Module(Stateful):
-    """A layer, or a model of layers.
-
-    Whatever an attribute holds (a module, a parameter, or lists, tuples and dicts of them) belongs to it.
-    Parameters are `Parameter`s and other tensors that were made to require a gradient; they stay parameters
-    while they are frozen. Other tensors belong to the state only if they were registered as buffers.
-    """
-
-    training = True
-    _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        """What the module computes; subclasses define it."""
-        raise NotImplementedError("You must implement forward in the subclass.")
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.forward(*inputs, **options)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if value is not None:
-            if name in self._own_buffers():
-                if not isinstance(value, Tensor):
-                    raise TypeError(
-                        f"buffer '{name}' must be a Tensor or None, got {type(value).__name__}; "
-                        "assign to its `data` to change the numbers"
-                    )
-                value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial) else value
-            elif _is_trained(self.__dict__.get(name)) and not _is_trained(value):
-                raise TypeError(
-                    f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
-                    "assign to its `data` to change the numbers, or delete it first"
-                )
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        super().__delattr__(name)
-        self._own_buffers().pop(name, None)
-
-    # -- the walk
-
-    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
-        """The modules and tensors that this module itself holds, by name (`layers.0` for entries of a list)."""
-        for name, value in vars(self).items():
-            if name != "_buffers":
-                yield from _entries(name, value)
-
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each once, with dotted names."""
-        seen: set[int] = set()
-
-        def walk(module: Module, name: str) -> Iterator[tuple[str, Module]]:
-            if id(module) in seen:
-                return
-            seen.add(id(module))
-            yield name, module
-            for child_name, child in module.children_and_state():
-                if isinstance(child, Module):
-                    yield from walk(child, f"{name}.{child_name}" if name else child_name)
-
-        yield from walk(self, prefix)
-
-    def modules(self) -> Iterator[Module]:
-        """This module and all below it."""
-        for _, module in self.named_modules():
-            yield module
-
-    def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly below this one, each once."""
-        seen: set[int] = set()
-        for name, child in self.children_and_state():
-            if isinstance(child, Module) and id(child) not in seen:
-                seen.add(id(child))
-                yield name, child
-
-    def children(self) -> Iterator[Module]:
-        """The modules directly below this one, each once."""
-        for _, child in self.named_children():
-            yield child
-
-    def _own_buffers(self) -> dict[str, bool]:
-        """The names of this module's own buffers, and whether they are persistent."""
-        return self.__dict__.get("_buffers", {})
-
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor, bool, bool]]:
-        found: dict[str, Tensor] = {}
-        for prefix, module in self.named_modules():
-            buffers = module._own_buffers()
-            for own_name, value in module.children_and_state():
-                if isinstance(value, Tensor) and (own_name in buffers or _is_trained(value)):
-                    name = f"{prefix}.{own_name}" if prefix else own_name
-                    if found.setdefault(name, value) is not value:
-                        raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
-                    yield name, value, own_name not in buffers, buffers.get(own_name, True)
-
-    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
-        """Makes `tensor` state of this module, not trained; in `state_dict()` only if `persistent`."""
-        if "." in name or not name:
-            raise ValueError(f"register_buffer: name must be an attribute name without a dot, got {name!r}")
-        if hasattr(self, name) and name not in self._own_buffers():
-            raise KeyError(f"register_buffer: '{name}' is an attribute of this {type(self).__name__} already")
-        self.__dict__.setdefault("_buffers", {})[name] = persistent
-        setattr(self, name, tensor if tensor is None or isinstance(tensor, Tensor) else Tensor(tensor))
-
-    def register_parameter(self, name: str, parameter: Tensor | None) -> None:
-        """Sets an attribute to a parameter (or to None, for one that this module does without)."""
-        if parameter is not None and not _is_trained(parameter):
-            raise TypeError(f"register_parameter: '{name}' must be a Parameter or None, got {type(parameter).__name__}")
-        setattr(self, name, parameter)
-
-    def add_module(self, name: str, module: Module | None) -> None:
-        """Sets an attribute to a module."""
-        if module is not None and not isinstance(module, Module):
-            raise TypeError(f"add_module: '{name}' must be a Module or None, got {type(module).__name__}")
-        setattr(self, name, module)
-
-    register_module = add_module
-
-    def get_submodule(self, target: str) -> Module:
-        """The module of a dotted name; AttributeError if there is none."""
-        found = self._find(target)
-        if found is None:
-            raise AttributeError(f"{type(self).__name__} has no module '{target}'")
-        return found
-
-    def _find(self, target: str) -> Module | None:
-        if not target:
-            return self
-        for name, child in self.children_and_state():
-            if isinstance(child, Module) and (target == name or target.startswith(f"{name}.")):
-                found = child._find(target[len(name) + 1 :])
-                if found is not None:
-                    return found
-        return None
-
-    # -- switches
-
-    def train(self, mode: bool = True) -> Self:
-        """Switches this module and all below it to training (dropout drops, batch norm sees the batch)."""
-        if not isinstance(mode, bool):
-            raise ValueError(f"mode must be True or False, got {mode!r}")
-        self.training = mode
-        for child in self.children():
-            child.train(mode)
-        return self
-
-    def eval(self) -> Self:
-        """Switches this module and all below it to evaluation."""
-        return self.train(False)
-
-    def apply(self, function: Callable[[Module], Any]) -> Self:
-        """Calls `function` on every module below, children first, then on this one."""
-        for child in self.children():
-            child.apply(function)
-        function(self)
-        return self
-
-    # -- how it is seen
+    # -- as text
 
     def extra_repr(self) -> str:
         """What `repr` says of this module beside its children."""
-        return ", ".join(f"{name}={getattr(self, name)}" for name in self._in_repr)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr)
 
     def __repr__(self) -> str:
-        held = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in held]
+        modules = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
+        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in modules]
         extra = self.extra_repr()
         lines = ([extra] if extra and children else []) + children
         inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
         return f"{type(self).__name__}({inner})"
 
 
-@contextmanager
-def evaluation(model: Module) -> Iterator[None]:
-    """Switches all modules of a model to evaluation inside the block, and each back to what it was after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def options_of(module: Module) -> dict[str, str]:
+    """The module's own public attributes that are numbers, texts, None, functions or sequences of those, as text by
+    name, so that ranks can compare them. Tensors, arrays and `training` are left out."""
+    found = {
+        name: text
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name != "training" and (text := as_text(value)) is not None
+    }
+    if shown := module.extra_repr():
+        found["extra_repr()"] = shown
+    return found
 
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
-    """The modules and tensors in an attribute's value, looking into lists, tuples and dicts."""
+    """The modules and tensors in an attribute's value, also in lists, tuples and dicts."""
     if isinstance(value, Module | Tensor):
         yield name, value
     elif isinstance(value, list | tuple):
@@ -372,18 +397,3 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
 
 def _is_trained(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)
-
-
-def options_of(module: Module) -> dict[str, str]:
-    """The module's own public attributes that are numbers, texts, None, functions or sequences of those, by name.
-
-    What changes while it works is not among them: tensors, arrays, whether it trains.
-    """
-    found = {
-        name: text
-        for name, value in sorted(vars(module).items())
-        if not name.startswith("_") and name != "training" and (text := as_text(value)) is not None
-    }
-    if shown := module.extra_repr():
-        found["extra_repr()"] = shown
-    return found

@@ -22,6 +22,14 @@ LAYERS = [
     nn.SiLU(),
     nn.ELU(),
     nn.Softplus(),
+    nn.ReLU6(),
+    nn.LogSigmoid(),
+    nn.Hardsigmoid(),
+    nn.Hardtanh(-2, 3),
+    nn.Mish(),
+    nn.Hardswish(),
+    nn.SELU(),
+    nn.Softsign(),
     nn.Softmax(dim=1),
     nn.LogSoftmax(dim=1),
     nn.Softmax(dim=0),
@@ -51,6 +59,43 @@ def test_large_inputs_give_finite_values_and_gradients(layer: nn.Module) -> None
         y.sum().backward()
         assert np.isfinite(y.numpy()).all()
         assert np.isfinite(x.grad.numpy()).all()
+
+
+X = np.array([[-4.0, -1.0, 0.5, 7.0]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (nn.ReLU(inplace=True), [0, 0, 0.5, 7]),
+        (nn.ReLU6(), [0, 0, 0.5, 6]),
+        (nn.LeakyReLU(0.1, inplace=True), [-0.4, -0.1, 0.5, 7]),
+        (nn.PReLU(init=0.5), [-2, -0.5, 0.5, 7]),
+        (nn.LogSigmoid(), [-4.0181499279, -1.3132616875, -0.4740769842, -0.0009114665]),
+        (nn.Hardsigmoid(), [0, 1 / 3, 3.5 / 6, 1]),
+        (nn.Hardtanh(-2, 3), [-2, -1, 0.5, 3]),
+        (nn.Mish(), [-0.07259174079, -0.30340146137, 0.3752452113, 6.99998837981]),
+        (nn.Hardswish(), [0, -1 / 3, 1.75 / 6, 7]),
+        (nn.SELU(), [-1.7258986281, -1.1113307378, 0.5253504937, 7.3549069115]),
+        (nn.Softsign(), [-0.8, -0.5, 1 / 3, 7 / 8]),
+        (nn.GLU(), [-2.4898373250, -0.9990889488]),
+    ],
+    ids=repr,
+)
+def test_values(layer: nn.Module, values: list[float]) -> None:
+    np.testing.assert_allclose(layer(X).numpy(), [values], rtol=1e-8, atol=1e-10)
+
+
+def test_prelu_trains_a_weight_for_each_channel() -> None:
+    x = Tensor(np.array([[-1.0, 2.0], [-3.0, -4.0]]), requires_grad=True)
+    layer = nn.PReLU(2, init=0.5, dtype=np.float64)
+    layer(x).sum().backward()
+    assert layer.weight.grad.numpy().tolist() == [-4, -4]
+    assert x.grad.numpy().tolist() == [[0.5, 1], [0.5, 0.5]]
+    with pytest.raises(ValueError, match="weight must have 1 element or 2, one per channel, got 3"):
+        F.prelu(x, np.ones(3))
+    with pytest.raises(ValueError, match=r"even number of elements along dim -1, got shape \(2, 3\)"):
+        F.glu(np.ones((2, 3)))
 
 
 def test_small_probabilities_keep_their_digits() -> None:

@@ -257,8 +257,9 @@ def dropout(
     input: the batch is its first dimension; one row of the batch may be several consecutive rows of it.
     The mask of a row is a function of the seed, the layer, its call and the row's place in the global batch.
     draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
+    inplace: ignored, since arrays are never overwritten.
     """
-    check_dropout("dropout", p, inplace)
+    check_dropout("dropout", p)
     if not training or p == 0:
         return input if isinstance(input, Tensor) else Tensor(input)
     shape = np.shape(input)
@@ -269,7 +270,7 @@ def dropout2d(
     input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
 ) -> Tensor:
     """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
-    check_dropout("dropout2d", p, inplace)
+    check_dropout("dropout2d", p)
     shape = np.shape(input)
     if len(shape) < 2:
         raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape)}")
@@ -278,12 +279,10 @@ def dropout2d(
     return _masked(input, p, shape[:2], (*shape[:2], *(1 for _ in shape[2:])), draws)
 
 
-def check_dropout(name: str, p: float, inplace: bool) -> None:
-    """ValueError, for the function or layer `name`, for options that make no sense."""
+def check_dropout(name: str, p: float) -> None:
+    """ValueError, for the function or layer `name`, unless p is a probability."""
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
-    if inplace:
-        raise ValueError(f"{name}: inplace must be False: arrays are not overwritten, got {inplace!r}")
 
 
 def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...], draws: Draws | None) -> Tensor:
