@@ -44,6 +44,14 @@ class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
     mode = False
 
 
+class inference_mode(_Recording):  # noqa: N801 (PyTorch's name)
+    """`no_grad` by another name; with `mode=False` operations are recorded."""
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__()
+        self.mode = not mode
+
+
 class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
     """Operations are recorded inside, also within `no_grad`."""
 

@@ -20,8 +20,8 @@ from sorix_dist.core.placement import forward_of, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
-    "tensor", "as_tensor", "from_numpy", "zeros", "ones", "empty", "full", "eye", "arange", "linspace", "logspace",
-    "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
+    "tensor", "as_tensor", "from_numpy", "from_dlpack", "zeros", "ones", "empty", "full", "eye", "arange", "linspace",
+    "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
     "randn_like", "bernoulli",
 ]  # fmt: skip
 
@@ -44,6 +44,11 @@ def from_numpy(x: Array) -> Tensor:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"from_numpy: x must be an ndarray, got {type(x).__name__}")
     return Tensor(x)
+
+
+def from_dlpack(x: Any) -> Tensor:
+    """A tensor that shares the memory of another library's array, by `__dlpack__`; it must lie on the CPU."""
+    return Tensor(np.from_dlpack(x))
 
 
 # -- of one value

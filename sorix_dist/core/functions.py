@@ -14,8 +14,9 @@ import numpy as np
 
 from sorix_dist.core import create
 from sorix_dist.core.create import *  # noqa: F403
+from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.op import as_operand
-from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
+from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.tensor import Tensor
 
@@ -78,9 +79,16 @@ sin, cos, tan, atan, tanh = _all_like_input(e.sin, e.cos, e.tan, e.atan, activat
 exp, expm1, log, log1p = _all_like_input(e.exp, e.expm1, e.log, e.log1p)
 log2, log10, sqrt, rsqrt = _all_like_input(e.log2, e.log10, e.sqrt, e.rsqrt)
 reciprocal, square, sign = _all_like_input(e.reciprocal, e.square, e.sign)
+asin, acos, sinh, cosh, asinh = _all_like_input(special.asin, special.acos, special.sinh, special.cosh, special.asinh)
+acosh, atanh, exp2 = _all_like_input(special.acosh, special.atanh, special.exp2)
+erf, erfc, trunc, fmod = _all_like_input(special.erf, special.erfc, special.trunc, special.fmod)
+atan2, hypot, logaddexp = _all_like_input(special.atan2, special.hypot, special.logaddexp)
+arcsin, arccos, arctan, arctan2, arcsinh, arccosh, arctanh = asin, acos, atan, atan2, asinh, acosh, atanh
+multiply, divide, true_divide, subtract, negative, fix = mul, div, div, sub, neg, trunc
 abs = absolute = _like_input(e.abs)
 round, floor, ceil = _all_like_input(e.round, e.floor, e.ceil)
 maximum, minimum, clamp = _all_like_input(choose.maximum, choose.minimum, choose.clamp)
+clip = clamp
 sigmoid, relu = _all_like_input(activation.sigmoid, activation.relu)
 softmax, log_softmax, logsumexp = _all_like_input(activation.softmax, activation.log_softmax, activation.logsumexp)
 matmul, outer, einsum = _all_like_input(matrix.matmul, matrix.outer, matrix.einsum)
@@ -94,8 +102,12 @@ eq, ne, lt, le, gt, ge = _all_like_input(e.eq, e.ne, e.lt, e.le, e.gt, e.ge)
 isnan, isinf, isfinite = _all_like_input(e.isnan, e.isinf, e.isfinite)
 logical_not, logical_and = _all_like_input(e.logical_not, e.logical_and)
 logical_or, logical_xor = _all_like_input(e.logical_or, e.logical_xor)
+bitwise_not, bitwise_and = _all_like_input(e.bitwise_not, e.bitwise_and)
+bitwise_or, bitwise_xor = _all_like_input(e.bitwise_or, e.bitwise_xor)
+bitwise_left_shift, bitwise_right_shift = _all_like_input(special.bitwise_left_shift, special.bitwise_right_shift)
 all, any = _all_like_input(reduce.all, reduce.any)
 equal, allclose = e.equal, e.allclose
+greater, greater_equal, less, less_equal, not_equal = gt, ge, lt, le, ne
 
 
 def is_tensor(obj: Any) -> bool:
@@ -117,7 +129,13 @@ __all__ = [
     "abs", "absolute", "sign", "round", "floor", "ceil", "clamp", "maximum", "minimum", "sigmoid", "relu",
     "softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "prod", "cumsum", "norm", "max", "min",
     "amax", "amin", "argmax", "argmin", "all", "any", "outer", "einsum",
+    "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "exp2", "erf", "erfc", "trunc", "fix", "atan2", "fmod",
+    "hypot", "logaddexp", "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift",
+    "bitwise_right_shift", "arcsin", "arccos", "arctan", "arctan2", "arcsinh", "arccosh", "arctanh", "multiply",
+    "divide", "true_divide", "subtract", "negative", "clip",
     # questions
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and",
-    "logical_or", "logical_xor", "equal", "allclose", "is_tensor",
+    "logical_or", "logical_xor", "equal", "allclose", "greater", "greater_equal", "less", "less_equal", "not_equal",
+    "is_tensor",
 ]  # fmt: skip
+globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})

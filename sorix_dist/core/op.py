@@ -17,7 +17,7 @@ numbers names a `composite`, a function of tensors that computes the same by pla
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import update_wrapper
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sorix_dist.core.dtype import promoted
-from sorix_dist.core.graph import Leaf, Node, joined, recording
+from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
 from sorix_dist.core.rules import Rule, elementwise
 from sorix_dist.core.tensor import Array, Tensor, as_array
@@ -165,6 +165,19 @@ def _operation(
 
 def _is_shown(x: Any) -> bool:
     return isinstance(x, Tensor) and x.place.__class__ is Partial and hasattr(x, "shown")
+
+
+def marker() -> int:
+    """A number between those of the operations that were recorded so far and those to come."""
+    return next(_count)
+
+
+def recorded(about: Op, rules: Sequence[Any], edges: list[Node | Leaf | None], sync: Sync | None, array: Array) -> Node:
+    """The node of an operation that was not made by `op`, whose rules are closures over what they need."""
+    node = Node(about, next(_count), rules, edges, sync, array, id(array), None)
+    if sharding:
+        in_shard(node)
+    return node
 
 
 sharding = False
