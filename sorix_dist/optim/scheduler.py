@@ -259,11 +259,12 @@ class SequentialLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.check_state_dict(state_dict)
         groups = self.optimizer.param_groups
-        before = [{name: group[name] for name in ("lr", "momentum", "betas") if name in group} for group in groups]
+        options = ("lr", "momentum", "betas")
+        before: list[dict[str, Any]] = [{name: group[name] for name in options if name in group} for group in groups]
         for scheduler, its_state in zip(self.schedulers, state_dict["schedulers"], strict=True):
             scheduler.load_state_dict(its_state)
-        for group, options in zip(groups, before, strict=True):
-            group.update(options)  # the sequence decides which scheduler is in force
+        for group, values in zip(groups, before, strict=True):
+            group.update(values)  # the sequence decides which scheduler is in force
         super().load_state_dict(state_dict)
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
