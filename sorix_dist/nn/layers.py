@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.norm import BatchNorm1d
+from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [
     "ELU", "GELU", "BatchNorm1d", "Dropout", "Dropout2d", "Embedding", "Flatten", "Identity", "LeakyReLU", "Linear",
@@ -30,6 +32,8 @@ class Linear(Module):
     W has shape (features, neurons), b (1, neurons). Weights start normal with variance 2 / features ("he",
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
     """
+
+    torch_names = MappingProxyType({"W": ("weight", TRANSPOSED), "b": ("bias", ROW)})
 
     def __init__(
         self,
@@ -97,6 +101,8 @@ class Embedding(Module):
 
     W starts normal with variance 1. The row `padding_idx`, if given, starts at zero and gets no gradient.
     """
+
+    torch_names = MappingProxyType({"W": ("weight", SAME)})
 
     def __init__(
         self,
