@@ -7,7 +7,7 @@
 The function gets arrays (positional) and options (by keyword), and returns its value and one rule per input.
 A rule takes the gradient of the value to the gradient of its input, in the shape that broadcasting gave it.
 What a backward needs is what the rules close over: the rule of an input that needs no gradient is dropped
-at once, and the arrays that only it held with it.
+at once, and the arrays that only it refers to go with it.
 
 For higher derivatives the same rules run on tensors: `rule_on_tensors` puts tensors in the place of the
 arrays that a rule closed over, which works if those are inputs or the result. An operation that saves other
@@ -17,35 +17,27 @@ numbers names a `composite`, a function of tensors that computes the same by pla
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import signature
-from types import CellType, FunctionType
 from typing import Any, Literal
 
 import numpy as np
 
 from sorix_dist.core.dtype import promoted
-from sorix_dist.core.graph import Leaf, Node, joined, recording
+from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
 from sorix_dist.core.rules import Rule, elementwise
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
-
-
-# The operation that a NumPy function becomes when it meets a tensor.
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
-
+"""The operation that a NumPy function becomes when it meets a tensor."""
 
 _count = itertools.count()
-
-
 _new = object.__new__
-
-
 _NUMBERS = frozenset((float, int, bool, type(None)))
 
 
@@ -58,7 +50,41 @@ class Op:
     composite: Callable[..., Tensor] | None
     differentiable: bool
     function: Callable[..., Any]  # of arrays, with the rules
-    apply: Callable[..., Tensor]
+    apply: Callable[..., Tensor]  # its __name__ is what users call the operation
+
+
+def op(
+    *,
+    numpy: Callable[..., Any] | None = None,
+    composite: Callable[..., Tensor] | None = None,
+    differentiable: bool = True,
+    promote: Literal["common", "float"] | None = None,
+    rule: Rule = elementwise,
+    called: str | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
+    """Makes an operation of a function, and registers it under the function's name.
+
+    numpy: the NumPy function that is this operation when it is applied to tensors.
+    composite: a function of the input tensors that computes the same by other operations; higher
+        derivatives go through it.
+    differentiable: False for an operation whose result has no gradient, such as a comparison; it returns no rules.
+    promote: "common" gives the function its inputs in one dtype, by PyTorch's rules; "float" also makes
+        float32 of integers. Without it they come as they are.
+    rule: which placement the result has, and which operands have to be made whole first; see `core.rules`.
+    called: what users write for it, for error messages; by default the function's name.
+
+    The function must not rebind its parameters: a rule that closes over one means the input of that name.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
+        about = _operation(function, composite, differentiable, promote, rule)
+        REGISTRY[about.name] = about
+        about.apply.__name__ = called or about.name
+        if numpy is not None:
+            OF_NUMPY[numpy] = about.apply
+        return about.apply
+
+    return register
 
 
 def _operation(
@@ -67,14 +93,14 @@ def _operation(
     differentiable: bool,
     promote: Literal["common", "float"] | None,
     rule: Rule,
-) -> Callable[..., Tensor]:
-    """The function of tensors that runs `function` on their arrays and records it: the hot path of the tape."""
+) -> Op:
+    """The operation that runs `function` on the arrays of tensors and records it: the hot path of the tape."""
     to_float = promote == "float"
 
     def apply(*inputs: Any, **options: Any) -> Tensor:
         arrays: list[Any] = []
         edges: list[Node | Leaf | None] = []
-        needed = mixed = placed = False
+        needed = mixed = placed = sums = False
         dtype = sync = None
         place: Any = None
         for x in inputs:
@@ -89,6 +115,8 @@ def _operation(
                 found = x.place
                 if found is not None and found is not REPLICATE:
                     placed = True
+                    if found.__class__ is Partial:
+                        sums = True
                 if edge is not None:
                     needed = True
                     other = edge.sync
@@ -113,7 +141,7 @@ def _operation(
         result.array = array
         result.leaf = None
         result.place = place
-        if placed and place.__class__ is Partial and (place.factor != place.factor or any(map(_is_shown, inputs))):
+        if sums and place.__class__ is Partial and (place.factor != place.factor or any(map(_is_shown, inputs))):
             # It shows what follows from the numbers that its operands show.
             shown = [x.visible if isinstance(x, Tensor) else x for x in inputs]
             shown = promoted(shown, to_float) if mixed and promote is not None else shown
@@ -129,22 +157,31 @@ def _operation(
             in_shard(result.origin)
         return result
 
-    about = Op(
-        function.__name__,
-        tuple(p.name for p in signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD),
-        composite,
-        differentiable,
-        function,
-        apply,
-    )
-    REGISTRY[about.name] = about
-    return update_wrapper(apply, function)
+    parameters = signature(function).parameters.values()
+    inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    about = Op(function.__name__, inputs, composite, differentiable, function, update_wrapper(apply, function))
+    return about
+
+
+def _is_shown(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.place.__class__ is Partial and hasattr(x, "shown")
+
+
+def marker() -> int:
+    """A number between those of the operations that were recorded so far and those to come."""
+    return next(_count)
+
+
+def recorded(about: Op, rules: Sequence[Any], edges: list[Node | Leaf | None], sync: Sync | None, array: Array) -> Node:
+    """The node of an operation that was not made by `op`, whose rules are closures over what they need."""
+    node = Node(about, next(_count), rules, edges, sync, array, id(array), None)
+    if sharding:
+        in_shard(node)
+    return node
 
 
 sharding = False
 """Whether nodes are to know which virtual shard of a batch they compute; switched on for good by `use_shards`."""
-
-
 current_shard: ContextVar[tuple[int, bool] | None] = ContextVar("shard", default=None)
 """The virtual shard that is being computed, and whether it is its forward, in which nothing else may come in."""
 
@@ -163,16 +200,11 @@ def in_shard(node: Node) -> None:
     node.shard, inside = current
     if not inside or node.op.name == "take_rows":  # which takes the rows of a shard into its forward
         return
-    for edge in node.edges:
-        if isinstance(edge, Node) and edge.shard != node.shard:
-            raise RuntimeError(
-                f"reproducible mode: '{node.op.name}' joins what the model computes of one virtual shard with a tensor "
-                "that was computed outside of its forward and requires a gradient: compute it inside, or detach() it"
-            )
-
-
-def _is_shown(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.place.__class__ is Partial and hasattr(x, "shown")
+    if any(isinstance(edge, Node) and edge.shard != node.shard for edge in node.edges):
+        raise RuntimeError(
+            f"reproducible mode: '{node.op.apply.__name__}' joins what the model computes of one virtual shard with a "
+            "tensor that was computed outside of its forward and requires a gradient: compute it inside, or detach() it"
+        )
 
 
 def as_operand(x: Any) -> Array:
@@ -193,73 +225,16 @@ def _holds_gradient(values: Any) -> bool:
     )
 
 
-def in_kind(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
-    """The operation answering in kind: a tensor if one of the inputs is one, else an array."""
-    for x in inputs:
-        if isinstance(x, Tensor):
-            return operation(*inputs, **options)
+def like_input(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
+    """What an operation gives: a tensor if one of the inputs is one, else an array."""
+    if any(isinstance(x, Tensor) for x in inputs):
+        return operation(*inputs, **options)
     with_rules: Callable[..., Any] = operation.__wrapped__  # type: ignore[attr-defined]
     return with_rules(*inputs, **options)[0]
 
 
-def op(
-    *,
-    numpy: Callable[..., Any] | None = None,
-    composite: Callable[..., Tensor] | None = None,
-    differentiable: bool = True,
-    promote: Literal["common", "float"] | None = None,
-    rule: Rule = elementwise,
-) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
-    """Makes an operation of a function, and registers it under the function's name.
-
-    numpy: the NumPy function that is this operation when it is applied to tensors.
-    composite: a function of the input tensors that computes the same by other operations; higher
-        derivatives go through it.
-    differentiable: False for an operation whose result has no gradient, such as a comparison; it returns no rules.
-    promote: "common" gives the function its inputs in one dtype, by PyTorch's rules; "float" also makes
-        float32 of integers. Without it they come as they are.
-    rule: which placement the result has, and which operands have to be made whole first; see `core.rules`.
-
-    The function must not rebind its parameters: a rule that closes over one means the input of that name.
-    """
-
-    def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
-        made = _operation(function, composite, differentiable, promote, rule)
-        if numpy is not None:
-            OF_NUMPY[numpy] = made
-        return made
-
-    return register
-
-
-def rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None], Tensor]:
-    """The rule of input `index`, closed over tensors instead of arrays, so that its work is recorded."""
-
-    def as_tensor(name: str, value: Any) -> Any:
-        if name in node.op.inputs:
-            edge = node.edges[node.op.inputs.index(name)]
-            return Tensor.of(value, edge) if isinstance(value, np.ndarray) else value
-        if id(value) == node.result:
-            return Tensor.of(np.asarray(value), node)
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-            raise RuntimeError(
-                f"the operation '{node.op.name}' can't be differentiated twice: the rule of its input {index} "
-                f"needs '{name}', which is neither an input nor the result, and it names no composite"
-            )
-        return value
-
-    cells = tuple(
-        CellType(as_tensor(name, cell.cell_contents))
-        for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)
-    )
-    return FunctionType(rule.__code__, rule.__globals__, rule.__name__, rule.__defaults__, cells)
-
-
-__all__ = ["OF_NUMPY", "REGISTRY", "Array", "Op", "op", "recording", "rule_on_tensors"]
-
-
-def once(compute: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`compute` for the rules of one operation: called again with the same gradient, it gives what it gave before."""
+def memoize_last(compute: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of the gradient that several rules of one operation need: computed once for each gradient."""
     seen: Any = None
     made: Any = None
 

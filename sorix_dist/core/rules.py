@@ -1,8 +1,9 @@
-"""Which placement the result of an operation has: one rule for each kind of operation.
+"""Which placement the result of an operation has: rules for element-wise operations and layers.
 
-A rule is asked when an operand has a placement. It answers with that of the result, or brings the operands together
-by collectives, applies the operation to these and answers with the result. It decides by what is the same on every
-rank, never by this rank's number of rows, so that all ranks come to the same collectives.
+A rule is called when an operand has a placement. It returns the placement of the result; or it brings the operands
+together by collectives, applies the operation to these and returns the result. It decides by what is the same on every
+rank, never by this rank's number of rows, so that all ranks run the same collectives. Rules that serve one family of
+operations stand beside it in `core.ops`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from sorix_dist.core.graph import recording
 from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
 from sorix_dist.core.tensor import Tensor, shape_of
 
-_NUMBERS = (float, int)
-
-
 Apply = Callable[..., Tensor]
-
-
-Rule = Callable[[Apply, tuple[Any, ...], dict[str, Any]], Placement | Tensor]
+Inputs = tuple[Any, ...]
+Options = dict[str, Any]
+Answer = Placement | Tensor
+Rule = Callable[[Apply, Inputs, Options], Answer]
 
 
 def collective() -> Any:
@@ -33,6 +32,7 @@ def collective() -> Any:
 
 
 def placement_of(x: Any) -> Any:
+    """The Shard or Partial that an operand is, else None."""
     place = x.place if isinstance(x, Tensor) else None
     return None if place is REPLICATE else place
 
@@ -43,8 +43,13 @@ def bare(x: Any) -> Any:
 
 
 def whole(x: Any, name: str = "") -> Any:
-    """An operand as every rank holds it alike: the sum over all parts, or the rows of all ranks."""
+    """An operand as a Replicate: the sum over all ranks, or the rows of all ranks."""
     return collective().replicated(x, name) if isinstance(placement_of(x), Shard | Partial) else x
+
+
+def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
+    """The operands, with the sums over all ranks in the place of Partials."""
+    return [whole(x, name) if isinstance(placement_of(x), Partial) else x for x in inputs]
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
@@ -54,40 +59,65 @@ def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
     return x if fits else whole(x, name)
 
 
-def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
-    """The operands, with the sums over all ranks in the place of Partials."""
-    return [whole(x, name) if isinstance(placement_of(x), Partial) else x for x in inputs]
-
-
-def has_partial(inputs: Sequence[Any]) -> bool:
-    return any(isinstance(placement_of(x), Partial) for x in inputs)
-
-
 def first_shard(inputs: Sequence[Any]) -> Shard | None:
+    """The placement of the first operand that is rows of a batch."""
     return next((p for x in inputs if isinstance(p := placement_of(x), Shard)), None)
 
 
+def has_partial(inputs: Sequence[Any]) -> bool:
+    """Whether an operand is a sum over ranks."""
+    return any(isinstance(placement_of(x), Partial) for x in inputs)
+
+
 def in_order(place: Shard) -> bool:
-    """Whether products of these rows need all of them, since their bits depend on how many there are; where nothing is
-    recorded nobody asks for these bits."""
+    """Whether products of these rows need all of them, because their bits depend on how many there are (reproducible
+    mode); where nothing is recorded these bits do not matter."""
     return place.group.ordered and recording.get()
+
+
+def single(place: Shard) -> bool:
+    """Whether there is one row in the global batch, which broadcasts over others."""
+    return (place.batch.known is not None or place.group.alone) and place.total == 1
+
+
+def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Options, place: Placement) -> Answer:
+    """The answer of a rule that has made `operands` of the inputs, and knows the placement of the result."""
+    if all(new is old for new, old in zip(operands, inputs, strict=True)):
+        return place
+    return tagged(apply(*map(bare, operands), **options), place)
+
+
+# -- rules for any operation
+
+
+def gathers(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Operations without a rule for rows: they get the rows of all ranks."""
+    return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+
+
+def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Operations whose callers give the result its placement."""
+    return None
+
+
+def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Operations that are not linear: they get the sums over all ranks."""
+    return apply(*whole_sums(inputs, apply.__name__), **options)
 
 
 # -- element by element
 
 
-def elementwise(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Operations on single elements, with broadcasting: rows stay rows. They are not linear, so sums are made whole."""
     if len(inputs) == 1:
         place = inputs[0].place
         if place.__class__ is Shard:
             return place
-    if has_partial(inputs):
-        return apply(*whole_sums(inputs, apply.__name__), **options)
-    return _aligned(apply, inputs, options)
+    return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
-def linear(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def linear(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Linear in one operand, element by element or by a new shape that keeps the rows' axis: rows stay rows, and parts
     of a sum are parts of the result."""
     place = placement_of(inputs[0])
@@ -96,32 +126,32 @@ def linear(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pl
     return elementwise(apply, inputs, options)
 
 
-def cast(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def cast(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Another dtype: linear if it is one of floating point."""
     return (linear if np.dtype(options["dtype"]).kind == "f" else elementwise)(apply, inputs, options)
 
 
-def additive(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Sums of operands: of parts they are parts, and what every rank holds alike counts once."""
-    parts = [p for x in inputs if isinstance(p := placement_of(x), Partial)]
-    if not parts:
+def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Sums of operands: a Partial if all are; a Replicate beside Partials counts once."""
+    partials = [p for x in inputs if isinstance(p := placement_of(x), Partial)]
+    if not partials:
         return _aligned(apply, inputs, options)
     if first_shard(inputs) is not None:
-        return apply(*whole_sums(inputs, apply.__name__), **options)
-    place = parts[0]
-    if len(parts) < len(inputs):
+        return sums_made_whole(apply, inputs, options)
+    place = partials[0]
+    if len(partials) < len(inputs):
         if any(x.array.dtype.kind != "f" for x in inputs if isinstance(placement_of(x), Partial)):
-            return apply(*whole_sums(inputs, apply.__name__), **options)  # integers do not divide into parts
+            return sums_made_whole(apply, inputs, options)  # integers can't be divided by the number of ranks
         kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in inputs])
         return apply(*(collective().as_part(x, place.group, kind) for x in inputs), **options)
-    for other in parts[1:]:
+    for other in partials[1:]:
         if other.group is not place.group:
-            return apply(*whole_sums(inputs, apply.__name__), **options)
+            return sums_made_whole(apply, inputs, options)
         place = place.joined(other)
     return place
 
 
-def choosing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def choosing(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Elements of one operand or another, by a condition: linear in both where one is a sum and the other 0."""
     others = [x for x in inputs if not isinstance(placement_of(x), Partial)]
     if len(others) < len(inputs) and all(isinstance(x, int | float) and x == 0 for x in others):
@@ -131,21 +161,29 @@ def choosing(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return elementwise(apply, inputs, options)
 
 
-def product(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Products: linear in each operand, so that a sum times what every rank holds alike is a sum."""
+def product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Products: linear in each operand, so a Partial times a Replicate is a Partial."""
     x, y = inputs
     first, second = placement_of(x), placement_of(y)
     if first is second and first.__class__ is Shard and x.array.shape == y.array.shape:
         return first
     if isinstance(first, Partial) or isinstance(second, Partial):
-        other = second if isinstance(first, Partial) else first
-        if isinstance(other, Shard | Partial):
-            return apply(*whole_sums(inputs, apply.__name__), **options)
-        return first.beside(y) if isinstance(first, Partial) else second.beside(x)
+        return partial_product(apply, inputs, options)
     return _aligned(apply, inputs, options)
 
 
-def quotient(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def partial_product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """A product of two operands of which one at least is a Partial."""
+    x, y = inputs
+    first, second = placement_of(x), placement_of(y)
+    if second is None:
+        return first.beside(y)  # type: ignore[no-any-return]
+    if first is None:
+        return second.beside(x)  # type: ignore[no-any-return]
+    return sums_made_whole(apply, inputs, options)
+
+
+def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Quotients: linear in the dividend."""
     first, second = map(placement_of, inputs)
     if isinstance(first, Partial) and not isinstance(second, Shard | Partial):
@@ -156,33 +194,22 @@ def quotient(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
                 "over the global batch is .mean(); its number of rows is sx.global_rows(xb)"
             )
         return first.beside(divisor)
-    if isinstance(first, Partial) or isinstance(second, Partial):
-        return apply(*whole_sums(inputs, apply.__name__), **options)
-    return _aligned(apply, inputs, options)
+    return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
-def _aligned(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """The placement of an element-wise result where one operand at least is rows."""
-    if len(inputs) == 2 and inputs[1].__class__ in _NUMBERS:
+def _aligned(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """The answer for an element-wise operation where one operand at least is rows."""
+    if len(inputs) == 2 and inputs[1].__class__ in (float, int):
         return placement_of(inputs[0])  # type: ignore[no-any-return]
-    operands, place = together(apply.__name__, inputs)
-    if all(new is old for new, old in zip(operands, inputs, strict=True)):
-        return place
-    if place is None:
-        return apply(*operands, **options)
-    return tagged(apply(*map(bare, operands), **options), place)
+    operands, place = aligned_operands(apply.__name__, inputs)
+    return applied(apply, operands, inputs, options, place)
 
 
-def single(place: Shard) -> bool:
-    """Whether there is one row in the global batch, which broadcasts over others."""
-    return (place.batch.known is not None or place.group.alone) and place.total == 1
-
-
-def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]:
+def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]:
     """The operands of an element-wise operation as they go together, and where the rows of its result are.
 
-    Axes are counted from the right, as broadcasting does. What every rank holds alike broadcasts, is cut to these
-    rows if it has one for each of the global batch, or is taken for this rank's rows if it has as many.
+    Axes are counted from the right, as broadcasting does. A Replicate broadcasts, is cut to these rows if it has one
+    for each of the global batch, or counts as this rank's rows if it has as many.
     """
     lead = first_shard(inputs)
     if lead is None:
@@ -194,22 +221,18 @@ def together(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]
         return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
-        place, shape = placement_of(x), shape_of(x)
+        place = placement_of(x)
         if isinstance(place, Shard):
-            alike = (place.outer, place.inner, len(shape) - place.axis) == (lead.outer, lead.inner, at)
-            if alike and place.group is not lead.group:
+            if (place.outer, place.inner, len(shape_of(x)) - place.axis) != (lead.outer, lead.inner, at):
+                x = whole(x, name)
+            elif place.group is not lead.group:
                 lead, x = _of_two_groups(lead, x)
-            elif alike and not lead.batch.like(place.batch):
+            elif not lead.batch.like(place.batch):
                 raise ValueError(
                     f"{name}: rows of two batches do not go together, {lead.total} rows of which this rank holds "
                     f"{lead.batch.held}, and {place.total} of which it holds {place.batch.held}"
                 )
-            elif not alike:
-                x = whole(x, name)
-                shape = shape_of(x)
-                x = rows_beside(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
-        elif len(shape) >= at and shape[-at] != 1:
-            x = rows_beside(x, lead, at)
+        x = beside(x, lead, at)
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
@@ -228,12 +251,14 @@ def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
     return (lead, x) if x.origin is None else (place, x)
 
 
+# -- rows beside others
+
+
 def rows_beside(x: Any, lead: Shard, at: int) -> Any:
-    """This rank's rows, beside those of `lead`, of what every rank holds alike, along the axis `at` from the right."""
+    """This rank's rows of a Replicate, beside those of `lead`, along the axis `at` from the right."""
     shape = shape_of(x)
     length = shape[-at]
-    known = lead.batch.known is not None
-    of_all = known and length == lead.total
+    of_all = lead.batch.known is not None and length == lead.total
     if length == lead.held and (not of_all or (lead.group.alone and not lead.group.ordered)):
         return x
     if length == lead.total:
@@ -245,18 +270,16 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
 
 
 def beside(x: Any, lead: Shard, at: int) -> Any:
-    """An operand beside rows along the axis `at` from the right: this rank's rows of what every rank holds alike, if it
-    has that axis."""
+    """An operand beside rows along the axis `at` from the right: this rank's rows of a Replicate that has that axis."""
     shape = shape_of(x)
-    alike = not isinstance(placement_of(x), Shard) and len(shape) >= at and shape[-at] != 1
-    return rows_beside(x, lead, at) if alike else x
+    replicate = not isinstance(placement_of(x), Shard) and len(shape) >= at and shape[-at] != 1
+    return rows_beside(x, lead, at) if replicate else x
 
 
 def align(x: Any, like: Any, name: str) -> Any:
     """An operand beside rows of a batch, such as targets beside predictions, along their first axes: this rank's rows
-    of what has one for each row of the batch; the rows of all ranks beside what every rank holds alike."""
-    if has_partial((x,)):
-        x = whole(x, name)
+    of a Replicate with one for each row of the batch; the rows of all ranks beside a Replicate."""
+    (x,) = whole_sums((x,), name)
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
         several = lead.group.ordered or not lead.group.alone
@@ -269,51 +292,41 @@ def align(x: Any, like: Any, name: str) -> Any:
     return x
 
 
-def linear_place(place: Any) -> Placement:
-    return place if isinstance(place, Partial) else None
+# -- layers
 
 
 def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
     """A layer: rows along `axis` of the first operand stay there, those of the operands numbered `states` lie along
     their axis `at` from the right, if they have so many, and the others are weights. Anything else is gathered."""
 
-    def rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+    def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         place = placement_of(inputs[0])
         fits = isinstance(place, Shard) and place.axis == axis and not in_order(place)
         others = whole_sums(inputs[1:], apply.__name__)
         for i, other in enumerate(others, 1):
-            held, shape = placement_of(other), shape_of(other)
-            if isinstance(held, Shard):
-                fits = fits and i in states and len(shape) - held.axis == at and place.like(held)
+            theirs = placement_of(other)
+            if isinstance(theirs, Shard):
+                fits = fits and i in states and len(shape_of(other)) - theirs.axis == at and place.like(theirs)
             elif fits and i in states:
                 others[i - 1] = beside(other, place, at)
         if not fits:
-            return apply(*(whole(each, apply.__name__) for each in inputs), **options)
-        if all(new is old for new, old in zip(others, inputs[1:], strict=True)):
-            return place  # type: ignore[no-any-return]
-        return tagged(apply(*map(bare, (inputs[0], *others)), **options), place)
+            return gathers(apply, inputs, options)
+        return applied(apply, (inputs[0], *others), inputs, options, place)
 
     return rule
 
 
-def of_each_row(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Scores (N, classes), and what there is beside each of them, into one number for each row."""
+def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """Scores (N, classes), and operands beside each of them, into one number for each row."""
     place = placement_of(inputs[0])
     if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
         return place
-    operands, place = together(apply.__name__, whole_sums(inputs, apply.__name__))
+    operands, place = aligned_operands(apply.__name__, whole_sums(inputs, apply.__name__))
     if place is None or place.axis != 0:
-        return apply(*(whole(each, apply.__name__) for each in operands), **options)
-    if all(new is old for new, old in zip(operands, inputs, strict=True)):
-        return place
-    return tagged(apply(*map(bare, operands), **options), place)
+        return gathers(apply, tuple(operands), options)
+    return applied(apply, operands, inputs, options, place)
 
 
-def gathers(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Operations of which nothing is known: they get the rows of all ranks."""
-    return apply(*(whole(x, apply.__name__) for x in inputs), **options)
-
-
-def given(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-    """Operations whose result somebody else gives its placement."""
-    return None
+def linear_place(place: Any) -> Placement:
+    """The placement of a linear function of something that is no Shard."""
+    return place if isinstance(place, Partial) else None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sorix_dist.comm.launcher import tasks_of_job
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import HERE, Host, named, slots
+from sorix_dist.watchdog.launcher import tasks_of_job
 
 Flavour = Literal["openmpi5", "openmpi4", "mpich", "intel"]
 
@@ -38,6 +38,9 @@ HOSTS_FROM_OUTSIDE = (
 
 SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
 """How the names of the variables begin by which mpirun finds that it runs in a scheduler's job."""
+
+MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"
+"""The variable by which Open MPI 5 places ranks, where the command line does not say how."""
 
 OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 
@@ -108,6 +111,9 @@ def command(
         added |= _reachable(mpirun, environ)
     passed_on = list(env) + ["PYTHONPATH"] * (bool(hosts) and "PYTHONPATH" in environ and "PYTHONPATH" not in env)
     options = [*_bound(kind, bind, cores, one_host), *_exported(kind, passed_on)]
+    if kind == "openmpi5" and not one_host and MAPPING in environ and "--map-by" not in options:
+        # That variable, usually ":oversubscribe" for a small machine, would put all ranks on the first host.
+        options = ["--map-by", "slot", *options]
     return Command((str(mpirun), *options, *_placed(kind, ranks, hosts, _guarded(program))), added)
 
 
@@ -230,7 +236,7 @@ def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: b
         return settings
     # Always, not only for more ranks than cores: Open MPI counts physical cores and we count logical ones.
     if kind == "openmpi5":
-        settings["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+        settings[MAPPING] = ":oversubscribe"
     else:
         settings["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
     # Shared memory is all that one host needs; probing for networks costs a second.

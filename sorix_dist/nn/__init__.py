@@ -1,33 +1,32 @@
 """Layers, losses and what they are built of."""
 
-from sorix_dist.nn import functional, init, utils
+from sorix_dist.nn import activation, functional, init, utils
+from sorix_dist.nn.activation import *  # noqa: F403
 from sorix_dist.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
 from sorix_dist.nn.conv import (
+    AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
+    AvgPool1d,
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Conv3d,
+    ConvTranspose1d,
     ConvTranspose2d,
     MaxPool1d,
     MaxPool2d,
 )
 from sorix_dist.nn.layers import (
-    ELU,
-    GELU,
     Dropout,
     Dropout2d,
     Embedding,
     Flatten,
     Identity,
-    LeakyReLU,
     Linear,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
+    PixelShuffle,
+    Unflatten,
+    Upsample,
+    ZeroPad2d,
 )
 from sorix_dist.nn.loss import (
     BCELoss,
@@ -47,9 +46,10 @@ from sorix_dist.nn.recurrent import GRU, LSTM
 
 __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",
-    "Embedding", "Flatten", "Identity", "Linear",
-    "ELU", "GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "SiLU", "Softmax", "Softplus", "Tanh",
-    "AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
+    "Embedding", "Flatten", "Identity", "Linear", "PixelShuffle", "Unflatten", "Upsample", "ZeroPad2d",
+    *activation.__all__,
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
+    "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
     "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm",
     "Dropout", "Dropout2d",
     "GRU", "LSTM", "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",

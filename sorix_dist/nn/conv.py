@@ -1,7 +1,11 @@
-"""Convolution and pooling layers, on images (N, C, H, W) and sequences (N, C, L)."""
+"""Convolution and pooling layers, for sequences (N, C, L), images (N, C, H, W) and volumes (N, C, D, H, W).
+
+Each also takes one sample without the batch dimension N, and then returns one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,19 +13,21 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
-from sorix_dist.core.ops import conv, pool
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.windows import Pair, pair, single
+from sorix_dist.nn import functional as F
+from sorix_dist.nn.functional.spatial import triple
 from sorix_dist.nn.module import Module, Parameter
 
 
 class _Convolution(Module):
-    """What convolutions have in common: checked numbers, `weight` and `bias`.
+    """Checks the numbers of a convolution and makes its `weight` and `bias`.
 
     Both start uniform within 1 / sqrt(fan in), as PyTorch's do (He et al. 2015 with a = sqrt(5)).
     """
 
+    function: ClassVar[Callable[..., Tensor]]
     dims: ClassVar[int] = 2
     transposed: ClassVar[bool] = False
 
@@ -67,30 +73,37 @@ class _Convolution(Module):
         self.bias = Parameter(generator.uniform(-bound, bound, out_channels).astype(kind)) if bias else None
 
     def _numbers(self, argument: str, value: Any, least: int) -> Any:
-        """As many integers as dimensions."""
+        """One integer for each of the dimensions."""
         name = type(self).__name__
-        return pair(name, argument, value, least) if self.dims == 2 else (single(name, argument, value, least),)
+        if self.dims == 1:
+            return (single(name, argument, value, least),)
+        return (pair if self.dims == 2 else triple)(name, argument, value, least)
 
-    def _repeated(self, x: Any) -> tuple[Any, Any]:
-        """The input, padded here unless with zeros, and the padding that is left to do."""
-        if self.padding_mode == "zeros" or np.ndim(x) != self.dims + 2:
+    def forward(self, x: Any) -> Tensor:
+        x, padding = self._border(x)
+        return self.function(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _border(self, x: Any) -> tuple[Any, Any]:
+        """The input with its border, unless that is of zeros, and the padding that remains to be done."""
+        if self.padding_mode == "zeros" or np.ndim(x) not in (self.dims + 1, self.dims + 2):
             return x, self.padding
         if isinstance(self.padding, str):
             total = [d * (k - 1) * (self.padding == "same") for d, k in zip(self.dilation, self.kernel_size)]
             around = [(n // 2, n - n // 2) for n in total]
         else:
             around = [(n, n) for n in self.padding]
-        # Reflection leaves out the border itself.
-        spare = 1 if self.padding_mode == "reflect" else 0
-        for size, sides in zip(x.shape[2:], around, strict=True):
+        sizes = x.shape[-self.dims :]
+        spare = 1 if self.padding_mode == "reflect" else 0  # reflection leaves out the border itself
+        for size, sides in zip(sizes, around, strict=True):
             if max(sides) > size - spare and self.padding_mode != "replicate":
                 raise ValueError(
                     f"{type(self).__name__}: padding {self.padding!r} with padding_mode='{self.padding_mode}' must be "
                     f"at most {size - spare} for an input of shape {tuple(x.shape)}"
                 )
         mode: Any = MODES[self.padding_mode]
-        places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(x.shape[2:], around, strict=True)]
-        return take(x, index=(slice(None), slice(None), *np.ix_(*places))), 0
+        places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(sizes, around, strict=True)]
+        lead = [slice(None)] * (np.ndim(x) - self.dims)
+        return take(x, index=(*lead, *np.ix_(*places))), 0
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -106,11 +119,7 @@ class Conv1d(_Convolution):
     """Cross-correlation of sequences (N, in_channels, L) with `weight` (out_channels, in_channels / groups, k),
     plus `bias` (out_channels,): (N, out_channels, L'). Options as for Conv2d."""
 
-    dims = 1
-
-    def forward(self, x: Any) -> Tensor:
-        x, padding = self._repeated(x)
-        return conv.conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+    function, dims = staticmethod(F.conv1d), 1
 
 
 class Conv2d(_Convolution):
@@ -118,13 +127,18 @@ class Conv2d(_Convolution):
     kW), plus `bias` (out_channels,): (N, out_channels, H', W').
 
     padding: pixels on each side, "same" (as many outputs as inputs) or "valid" (none); padding_mode: what they
-    hold, "zeros", "reflect", "replicate" or "circular". groups: into how many parts the channels are divided,
-    each convolved on its own (in_channels of them: depthwise).
+    contain, "zeros", "reflect", "replicate" or "circular"; groups: the channels are divided into this many groups,
+    and each is convolved separately (in_channels of them: depthwise).
     """
 
-    def forward(self, x: Any) -> Tensor:
-        x, padding = self._repeated(x)
-        return conv.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+    function = staticmethod(F.conv2d)
+
+
+class Conv3d(_Convolution):
+    """Cross-correlation of volumes (N, in_channels, D, H, W) with `weight` (out_channels, in_channels / groups, kD,
+    kH, kW), plus `bias` (out_channels,): (N, out_channels, D', H', W'). Options as for Conv2d."""
+
+    function, dims = staticmethod(F.conv3d), 3
 
 
 class ConvTranspose2d(_Convolution):
@@ -134,7 +148,7 @@ class ConvTranspose2d(_Convolution):
     `weight` is (in_channels, out_channels / groups, kH, kW), `bias` (out_channels,).
     """
 
-    transposed = True
+    function, transposed = staticmethod(F.conv_transpose2d), True
 
     def __init__(
         self,
@@ -151,10 +165,11 @@ class ConvTranspose2d(_Convolution):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
+        name = type(self).__name__
         if padding_mode != "zeros":
-            raise ValueError(f"ConvTranspose2d: padding_mode must be 'zeros', got {padding_mode!r}")
+            raise ValueError(f"{name}: padding_mode must be 'zeros', got {padding_mode!r}")
         if isinstance(padding, str):
-            raise ValueError(f"ConvTranspose2d: padding must be integers, got {padding!r}")
+            raise ValueError(f"{name}: padding must be integers, got {padding!r}")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
@@ -162,48 +177,93 @@ class ConvTranspose2d(_Convolution):
 
     def forward(self, x: Any) -> Tensor:
         around, extra = self.padding, self.output_padding
-        return conv.conv_transpose2d(x, self.weight, self.bias, self.stride, around, extra, self.groups, self.dilation)
+        return self.function(x, self.weight, self.bias, self.stride, around, extra, self.groups, self.dilation)
 
 
-class _MaxPool(Module):
-    _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+class ConvTranspose1d(ConvTranspose2d):
+    """The transpose of Conv1d, from (N, in_channels, L) to longer sequences (N, out_channels, L'); `weight` is
+    (in_channels, out_channels / groups, k). Options as for ConvTranspose2d."""
+
+    function, dims = staticmethod(F.conv_transpose1d), 1
+
+
+# -- pooling
+
+
+class _Pool(Module):
+    """A pooling function as a layer, called with the attributes `_options`, in this order."""
+
+    function: ClassVar[Callable[..., Tensor]]
+    _options: ClassVar[tuple[str, ...]]
+
+    def forward(self, x: Any) -> Tensor:
+        return self.function(x, *[getattr(self, name) for name in self._options])
+
+
+class MaxPool2d(_Pool):
+    """The maximum of each window of images (N, C, H, W); stride: kernel_size if None.
+
+    return_indices: must be False.
+    """
+
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(F.max_pool2d)
+    _options = _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair = 0,
-        dilation: int | Pair = 1,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        self.kernel_size: Any = kernel_size
-        self.stride: Any = kernel_size if stride is None else stride
-        self.padding: Any = padding
-        self.dilation: Any = dilation
-        self.ceil_mode = ceil_mode
+        if return_indices:
+            raise ValueError(
+                f"{type(self).__name__}: return_indices must be False: the places of the maxima are not supported "
+                "(the fifth argument is return_indices, as in PyTorch; name ceil_mode)"
+            )
+        self.kernel_size, self.padding, self.dilation, self.ceil_mode = kernel_size, padding, dilation, ceil_mode
+        self.stride = kernel_size if stride is None else stride
 
 
-class MaxPool1d(_MaxPool):
-    """The maximum of each window of sequences (N, C, L); stride: kernel_size if None."""
+class MaxPool1d(MaxPool2d):
+    """The maximum of each window of sequences (N, C, L); arguments as for MaxPool2d, one integer each."""
 
-    def forward(self, x: Any) -> Tensor:
-        return pool.max_pool1d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-
-class MaxPool2d(_MaxPool):
-    """The maximum of each window of images (N, C, H, W); stride: kernel_size if None."""
-
-    def forward(self, x: Any) -> Tensor:
-        return pool.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+    function = staticmethod(F.max_pool1d)
 
 
-class AvgPool2d(Module):
+class AvgPool1d(_Pool):
+    """The mean of each window of sequences (N, C, L); stride: kernel_size if None.
+
+    count_include_pad: whether the zeros of the padding count.
+    """
+
+    function = staticmethod(F.avg_pool1d)
+    _options: ClassVar[tuple[str, ...]] = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    _in_repr = ("kernel_size", "stride", "padding")
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        self.kernel_size, self.padding, self.ceil_mode = kernel_size, padding, ceil_mode
+        self.stride = kernel_size if stride is None else stride
+        self.count_include_pad = count_include_pad
+
+
+class AvgPool2d(AvgPool1d):
     """The mean of each window of images (N, C, H, W); stride: kernel_size if None.
 
     count_include_pad: whether the zeros of the padding count; divisor_override: what to divide the sums by.
     """
 
-    _in_repr = ("kernel_size", "stride", "padding")
+    function = staticmethod(F.avg_pool2d)
+    _options = (*AvgPool1d._options, "divisor_override")
 
     def __init__(
         self,
@@ -214,22 +274,21 @@ class AvgPool2d(Module):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> None:
-        self.kernel_size, self.padding, self.ceil_mode = kernel_size, padding, ceil_mode
-        self.stride = kernel_size if stride is None else stride
-        self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
-
-    def forward(self, x: Any) -> Tensor:
-        counted, divisor = self.count_include_pad, self.divisor_override
-        return pool.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, counted, divisor)
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad)
+        self.divisor_override = divisor_override
 
 
-class AdaptiveAvgPool2d(Module):
+class AdaptiveAvgPool2d(_Pool):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
 
-    _in_repr = ("output_size",)
+    function = staticmethod(F.adaptive_avg_pool2d)
+    _options = _in_repr = ("output_size",)
 
-    def __init__(self, output_size: int | tuple[int | None, int | None] | None) -> None:
+    def __init__(self, output_size: Any) -> None:
         self.output_size = output_size
 
-    def forward(self, x: Any) -> Tensor:
-        return pool.adaptive_avg_pool2d(x, self.output_size)
+
+class AdaptiveAvgPool1d(AdaptiveAvgPool2d):
+    """The means of output_size windows that cover each sequence."""
+
+    function = staticmethod(F.adaptive_avg_pool1d)

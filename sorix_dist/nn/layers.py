@@ -1,8 +1,9 @@
-"""Layers without a structure of their own: linear, embedding, dropout, shapes and activations."""
+"""Layers without a structure of their own: linear, embedding, dropout and shapes."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, Self
@@ -12,17 +13,19 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
-from sorix_dist.core.ops.matrix import linear
+from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn import functional as F
+from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.norm import BatchNorm1d
 from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [
-    "ELU", "GELU", "BatchNorm1d", "Dropout", "Dropout2d", "Embedding", "Flatten", "Identity", "LeakyReLU", "Linear",
-    "LogSoftmax", "ReLU", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh",
+    "BatchNorm1d", "Dropout", "Dropout2d", "Embedding", "Flatten", "Identity", "LeakyReLU", "Linear", "PixelShuffle",
+    "ReLU", "Sigmoid", "Tanh", "Unflatten", "Upsample", "ZeroPad2d",
 ]  # fmt: skip
 
 
@@ -31,21 +34,30 @@ class Linear(Module):
 
     W has shape (features, neurons), b (1, neurons). Weights start normal with variance 2 / features ("he",
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
+    in_features and out_features are PyTorch's names of `features` and `neurons`.
     """
 
     torch_names = MappingProxyType({"W": ("weight", TRANSPOSED), "b": ("bias", ROW)})
 
     def __init__(
         self,
-        features: int,
-        neurons: int,
+        features: int | None = None,
+        neurons: int | None = None,
         bias: bool = True,
         init: str = "he",
         device: Any = "cpu",
         dtype: Any = None,
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
     ) -> None:
         kind = parameter_dtype(device, dtype)
-        at_least(1, "Linear", features=features, neurons=neurons)
+        sizes: Any = {
+            "features": in_features if features is None else features,
+            "neurons": out_features if neurons is None else neurons,
+        }
+        at_least(1, "Linear", **sizes)
+        features, neurons = sizes.values()
         fan = {"he": features, "xavier": features + neurons}.get(init)
         if fan is None:
             raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
@@ -54,7 +66,7 @@ class Linear(Module):
         self.b = Parameter(np.zeros((1, neurons), kind)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
-        return linear(x, self.W, self.b)
+        return matrix.linear(x, self.W, self.b)
 
     @property
     def coef_(self) -> Any:
@@ -73,29 +85,6 @@ class Linear(Module):
         return f"in_features={features}, out_features={neurons}, bias={self.b is not None}"
 
 
-class Flatten(Module):
-    """The dimensions from `start_dim` to `end_dim` joined into one; by default all but the batch."""
-
-    _in_repr = ("start_dim", "end_dim")
-
-    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        self.start_dim = start_dim
-        self.end_dim = end_dim
-
-    def forward(self, x: Any) -> Tensor:
-        return flatten(x, self.start_dim, self.end_dim)
-
-
-class Identity(Module):
-    """Its input; any arguments are accepted, so that it may stand for another layer."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    def forward(self, x: Any) -> Any:
-        return x
-
-
 class Embedding(Module):
     """The rows of `W` (num_embeddings, embedding_dim) that integers in [0, num_embeddings) name.
 
@@ -108,15 +97,15 @@ class Embedding(Module):
         self,
         num_embeddings: int,
         embedding_dim: int,
+        padding_idx: int | str | None = None,
         device: Any = "cpu",
         *,
-        padding_idx: int | None = None,
         dtype: Any = None,
     ) -> None:
+        if isinstance(padding_idx, str):  # sorix's third argument is the device
+            padding_idx, device = None, padding_idx
         kind = parameter_dtype(device, dtype)
-        for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        at_least(1, "Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"padding_idx must be in [{-num_embeddings}, {num_embeddings}), got {padding_idx}")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
@@ -135,21 +124,32 @@ class Embedding(Module):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-# How many layers were made since the seed was set, the same on every rank.
-_numbers = rng.PerSeed("numbers", itertools.count)
+# -- dropout: the mask of a row is the same on whichever rank the row is
+
+_layer_numbers = rng.PerSeed("numbers", itertools.count)
+"""Counts the dropout layers that were made since the seed was set, in the same order on every rank."""
 
 
-class _Dropout(Module):
+class Dropout(Module):
+    """In training, zeroes each element with probability p and divides the others by 1 - p (Srivastava et al. 2014).
+
+    The first dimension is the batch. A row's mask follows from the seed, the layer, its call and the row's place
+    in the global batch, so that it does not change with the number of ranks. `inplace` is ignored.
+    """
+
     _in_repr = ("p",)
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        check_dropout(type(self).__name__, p, inplace)
+        check_dropout(type(self).__name__, p)
         self.p = p
-        self.draws = rng.Draws(next(_numbers()))
+        self.draws = rng.Draws(next(_layer_numbers()))
+
+    def forward(self, x: Any) -> Tensor:
+        return dropout(x, self.p, self.training, draws=self.draws)
 
     @property
     def calls(self) -> int:
-        """How many masks this layer has drawn: what a checkpoint must keep, besides the seed, to go on alike."""
+        """How many masks this layer has drawn: with the seed, all that a checkpoint needs to continue alike."""
         return self.draws.calls
 
     @calls.setter
@@ -161,132 +161,91 @@ class _Dropout(Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         vars(made).update(deepcopy({k: v for k, v in vars(self).items() if k != "draws"}, memo))
-        made.draws = rng.Draws(next(_numbers()))
+        made.draws = rng.Draws(next(_layer_numbers()))
         return made
 
 
-class Dropout(_Dropout):
-    """In training, zeroes each element with probability p and divides the others by 1 - p (Srivastava et al. 2014).
-
-    The first dimension is the batch. A row's mask follows from the seed, the layer, its call and the row's place
-    in the global batch, so that it does not change with the number of ranks.
-    """
-
-    def forward(self, x: Any) -> Tensor:
-        return dropout(x, self.p, self.training, draws=self.draws)
-
-
-class Dropout2d(_Dropout):
+class Dropout2d(Dropout):
     """In training, zeroes whole channels of inputs (N, C, ...) with probability p; else as Dropout."""
 
     def forward(self, x: Any) -> Tensor:
         return dropout2d(x, self.p, self.training, draws=self.draws)
 
 
-class ReLU(Module):
-    """max(x, 0)."""
+# -- shapes
+
+
+class Identity(Module):
+    """Returns its input; accepts any arguments, so that it can replace another layer."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class Flatten(Module):
+    """Joins the dimensions from `start_dim` to `end_dim` into one; by default all but the batch."""
+
+    _in_repr = ("start_dim", "end_dim")
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Any) -> Tensor:
-        return F.relu(x)
+        return flatten(x, self.start_dim, self.end_dim)
 
 
-class LeakyReLU(Module):
-    """x where x > 0, negative_slope * x elsewhere."""
+class Unflatten(Module):
+    """Splits the dimension `dim` into the dimensions `unflattened_size`."""
 
-    _in_repr = ("negative_slope",)
+    _in_repr = ("dim", "unflattened_size")
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Any) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope)
-
-
-class Sigmoid(Module):
-    """1 / (1 + exp(-x))."""
+    def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
+        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
 
     def forward(self, x: Any) -> Tensor:
-        return F.sigmoid(x)
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        at = self.dim % x.ndim
+        return x.reshape(*x.shape[:at], *self.unflattened_size, *x.shape[at + 1 :])
 
 
-class Tanh(Module):
-    """The hyperbolic tangent."""
+class PixelShuffle(Module):
+    """(N, C r², H, W) as (N, C, H r, W r), where r is `upscale_factor` (Shi et al. 2016)."""
 
-    def forward(self, x: Any) -> Tensor:
-        return F.tanh(x)
+    _in_repr = ("upscale_factor",)
 
-
-class SiLU(Module):
-    """x * sigmoid(x)."""
-
-    def forward(self, x: Any) -> Tensor:
-        return F.silu(x)
-
-
-class GELU(Module):
-    """x times the probability that a standard normal number is below x.
-
-    approximate: "tanh" for the usual approximation, "none" for the exact function, which needs SciPy.
-    """
-
-    def __init__(self, approximate: str = "tanh") -> None:
-        if approximate not in ("tanh", "none"):
-            raise ValueError(f"GELU: approximate must be 'tanh' or 'none', got {approximate!r}")
-        self.approximate = approximate
+    def __init__(self, upscale_factor: int) -> None:
+        self.upscale_factor = upscale_factor
 
     def forward(self, x: Any) -> Tensor:
-        return F.gelu(x, self.approximate)
-
-    def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}"
+        return F.pixel_shuffle(x, self.upscale_factor)
 
 
-class ELU(Module):
-    """x where x > 0, alpha * (exp(x) - 1) elsewhere."""
+class Upsample(Module):
+    """Sequences, images or volumes in another size; arguments as for `F.interpolate`."""
 
-    _in_repr = ("alpha",)
+    _in_repr = ("size", "scale_factor", "mode")
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
-
-    def forward(self, x: Any) -> Tensor:
-        return F.elu(x, self.alpha)
-
-
-class Softplus(Module):
-    """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
-
-    _in_repr = ("beta", "threshold")
-
-    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
-        if not beta > 0:
-            raise ValueError(f"Softplus: beta must be > 0, got {beta}")
-        self.beta = beta
-        self.threshold = threshold
+    def __init__(
+        self, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None
+    ) -> None:
+        self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
 
     def forward(self, x: Any) -> Tensor:
-        return F.softplus(x, self.beta, self.threshold)
+        return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)
 
 
-class Softmax(Module):
-    """exp(x) divided by its sum along `dim`."""
+class ZeroPad2d(Module):
+    """A border of zeros around the last two dimensions; padding: one width, or (left, right, top, bottom)."""
 
-    _in_repr = ("dim",)
+    _in_repr = ("padding",)
 
-    def __init__(self, dim: int = -1) -> None:
-        self.dim = dim
-
-    def forward(self, x: Any) -> Tensor:
-        return F.softmax(x, self.dim)
-
-
-class LogSoftmax(Module):
-    """The logarithm of softmax along `dim`."""
-
-    _in_repr = ("dim",)
-
-    def __init__(self, dim: int = -1) -> None:
-        self.dim = dim
+    def __init__(self, padding: int | Sequence[int]) -> None:
+        self.padding = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+        if len(self.padding) != 4:
+            raise ValueError(f"ZeroPad2d: padding must be one integer or four, got {padding!r}")
 
     def forward(self, x: Any) -> Tensor:
-        return F.log_softmax(x, self.dim)
+        return pad(x, self.padding)

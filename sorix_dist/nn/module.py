@@ -3,174 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.agreement import as_text
-from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.flat import convert, zero_gradients
 from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
+from sorix_dist.core.tensor import Hook
 from sorix_dist.nn.torch_state import TRANSPOSED, in_own_names
-
-
-class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict` found in the module but not in the state, and the other way round."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-class Stateful:
-    """What has parameters and buffers."""
-
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor, bool, bool]]:
-        """Every parameter and buffer below, under each of its names; whether it is a parameter, and whether the state
-        dict has it."""
-        raise NotImplementedError
-
-    # -- one by one
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The trained tensors with dotted names; one that several layers share comes once, by its first name."""
-        return self._each_once(trained=True)
-
-    def parameters(self) -> list[Tensor]:
-        """The trained tensors, each once."""
-        return [parameter for _, parameter in self.named_parameters()]
-
-    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that are state but are not trained, with dotted names."""
-        return self._each_once(trained=False)
-
-    def buffers(self) -> Iterator[Tensor]:
-        """The tensors that are state but are not trained."""
-        for _, buffer in self.named_buffers():
-            yield buffer
-
-    def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
-        seen: set[int] = set()
-        for name, tensor, is_trained, _ in self._named_tensors():
-            if is_trained == trained and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield name, tensor
-
-    def get_parameter(self, target: str) -> Tensor:
-        """The parameter of a dotted name; AttributeError if there is none."""
-        return self._tensor(target, "parameter")
-
-    def get_buffer(self, target: str) -> Tensor:
-        """The buffer of a dotted name; AttributeError if there is none."""
-        return self._tensor(target, "buffer")
-
-    def _tensor(self, target: str, kind: str) -> Tensor:
-        for name, tensor, trained, _ in self._named_tensors():
-            if name == target and trained == (kind == "parameter"):
-                return tensor
-        raise AttributeError(f"{type(self).__name__} has no {kind} '{target}'")
-
-    # -- as a state
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name."""
-        return {name: Tensor(tensor.array.copy()) for name, tensor in self._saved()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
-        """Copies values (tensors or arrays) into the parameters and buffers of the same names.
-
-        Names and layouts may be PyTorch's, see `torch_state`. ValueError if names are missing or unknown (unless not
-        `strict`: then they are returned), or if a shape or dtype does not fit; nothing is changed then.
-        """
-        different = self.check_state_dict(state_dict, strict)
-        state_dict = self._in_own_names(state_dict)
-        own = {name: tensor.array for name, tensor in self._saved() if name in state_dict}
-        for array in own.values():
-            refuse_frozen(array)
-        for name, array in own.items():
-            np.copyto(array, np.asarray(state_dict[name]), casting="same_kind")
-        return different
-
-    def check_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
-        """Raises what `load_state_dict` would raise for these values, and changes nothing."""
-        state_dict = self._in_own_names(state_dict)
-        own = dict(self._saved())
-        missing = [name for name in own if name not in state_dict]
-        unknown = [name for name in state_dict if name not in own]
-        if strict and (missing or unknown):
-            raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
-        for name, tensor in own.items():
-            if name not in state_dict:
-                continue
-            value, wanted = np.asarray(state_dict[name]), tensor.array
-            if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
-                raise ValueError(
-                    f"load_state_dict: '{name}' must have shape {wanted.shape} and dtype {wanted.dtype}, "
-                    f"got shape {value.shape} and dtype {value.dtype}"
-                )
-        return IncompatibleKeys(missing, unknown)
-
-    def _in_own_names(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A state with names and layouts of PyTorch's replaced by this module's own."""
-        return state_dict
-
-    def _saved(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, tensor) for name, tensor, _, saved in self._named_tensors() if saved)
-
-    # -- all alike
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Makes all parameters trained, or frozen."""
-        for parameter in self.parameters():
-            parameter.requires_grad = requires_grad
-        return self
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
-        if not set_to_none:
-            zero_gradients(self.parameters())
-            return
-        for parameter in self.parameters():
-            parameter.grad = None
-
-    def to(self, *wanted: Any, device: Any = None, dtype: Any = None) -> Self:
-        """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.
-
-        A device, by position or name, can only be "cpu"; RuntimeError for one that is not there.
-        """
-        for entry in wanted:
-            if isinstance(entry, str | DType | np.dtype | type) and names_dtype(entry):
-                dtype = entry
-            else:
-                device = entry
-        raise_for_device(device)
-        if dtype is not None:
-            self._convert(as_dtype(dtype))
-        return self
-
-    def half(self) -> Self:
-        """Converts parameters and floating point buffers to float16."""
-        return self._convert(float16.dtype)
-
-    def float(self) -> Self:
-        """Converts parameters and floating point buffers to float32."""
-        return self._convert(float32.dtype)
-
-    def double(self) -> Self:
-        """Converts parameters and floating point buffers to float64."""
-        return self._convert(float64.dtype)
-
-    def _convert(self, dtype: np.dtype[Any]) -> Self:
-        if dtype.kind != "f":
-            raise TypeError(f"dtype must be a floating point type, got {dtype}")
-        for tensor in {id(tensor): tensor for _, tensor, *_ in self._named_tensors()}.values():
-            if tensor.array.dtype.kind == "f":
-                convert(tensor, dtype)
-        return self
 
 
 class Parameter(Tensor):
@@ -189,24 +35,62 @@ class Parameter(Tensor):
         return made, arguments, state if transposed is None else (state, {"torch_transposed": transposed})
 
 
-class Module(Stateful):
-    """A layer, or a model of layers.
+class IncompatibleKeys(NamedTuple):
+    """The names of a module that a state dict lacks, and those that only the state dict has."""
 
-    Whatever an attribute holds (a module, a parameter, or lists, tuples and dicts of them) belongs to it.
-    Parameters are `Parameter`s and other tensors that were made to require a gradient; they stay parameters
-    while they are frozen. Other tensors belong to the state only if they were registered as buffers.
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """A layer, or a model of layers. A subclass defines `forward`.
+
+    A module owns the modules and parameters in its attributes, also those in lists, tuples and dicts. Parameters are
+    `Parameter`s and other tensors that were made to require a gradient; they stay parameters while they are frozen.
+    Other tensors belong to the state only if they were registered as buffers.
     """
 
     training = True
+    device: Any = CPU
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
-    torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # PyTorch's names and layouts where they are others
+    torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names and layouts are others
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module computes; subclasses define it."""
         raise NotImplementedError("You must implement forward in the subclass.")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.forward(*inputs, **options)
+        hooks = self.__dict__.get("_hooks")
+        if hooks is None:
+            return self.forward(*inputs, **options)
+        before, after = hooks
+        for hook in before:
+            if (changed := hook(self, inputs)) is not None:
+                inputs = changed if isinstance(changed, tuple) else (changed,)
+        output = self.forward(*inputs, **options)
+        for hook in after:
+            if (changed := hook(self, inputs, output)) is not None:
+                output = changed
+        return output
+
+    def register_forward_pre_hook(self, hook: Callable[[Self, tuple[Any, ...]], Any]) -> Hook:
+        """Calls `hook(module, inputs)` before each forward; what it returns, if not None, replaces the inputs.
+
+        `remove()` of the result ends the calls.
+        """
+        return self._register(0, hook)
+
+    def register_forward_hook(self, hook: Callable[[Self, tuple[Any, ...], Any], Any]) -> Hook:
+        """Calls `hook(module, inputs, output)` after each forward; what it returns, if not None, replaces the output.
+
+        `remove()` of the result ends the calls.
+        """
+        return self._register(1, hook)
+
+    def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
+        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
+        hooks[when].append(hook)
+        return Hook(hooks[when], hook)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is not None:
@@ -230,12 +114,12 @@ class Module(Stateful):
         super().__delattr__(name)
         self._own_buffers().pop(name, None)
 
-    # -- the walk
+    # -- the tree
 
     def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
-        """The modules and tensors that this module itself holds, by name (`layers.0` for entries of a list)."""
+        """This module's own modules and tensors, by name (`layers.0` for entries of a list)."""
         for name, value in vars(self).items():
-            if name != "_buffers":
+            if name not in ("_buffers", "_hooks"):
                 yield from _entries(name, value)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -255,8 +139,7 @@ class Module(Stateful):
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it."""
-        for _, module in self.named_modules():
-            yield module
+        return (module for _, module in self.named_modules())
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly below this one, each once."""
@@ -268,14 +151,33 @@ class Module(Stateful):
 
     def children(self) -> Iterator[Module]:
         """The modules directly below this one, each once."""
-        for _, child in self.named_children():
-            yield child
+        return (child for _, child in self.named_children())
+
+    def get_submodule(self, target: str) -> Module:
+        """The module of a dotted name; AttributeError if there is none."""
+        found = self._find(target)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__} has no module '{target}'")
+        return found
+
+    def _find(self, target: str) -> Module | None:
+        if not target:
+            return self
+        for name, child in self.children_and_state():
+            if isinstance(child, Module) and (target == name or target.startswith(f"{name}.")):
+                found = child._find(target[len(name) + 1 :])
+                if found is not None:
+                    return found
+        return None
+
+    # -- its tensors
 
     def _own_buffers(self) -> dict[str, bool]:
         """The names of this module's own buffers, and whether they are persistent."""
         return self.__dict__.get("_buffers", {})
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor, bool, bool]]:
+        """Every parameter and buffer below, under each of its names: (name, tensor, is a parameter, is saved)."""
         found: dict[str, Tensor] = {}
         for prefix, module in self.named_modules():
             buffers = module._own_buffers()
@@ -286,8 +188,42 @@ class Module(Stateful):
                         raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
                     yield name, value, own_name not in buffers, buffers.get(own_name, True)
 
-    def _in_own_names(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        return in_own_names(self, state_dict)
+    def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for name, tensor, is_trained, _ in self._named_tensors():
+            if is_trained == trained and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The trained tensors with dotted names; one that several layers share comes once, by its first name."""
+        return self._each_once(trained=True)
+
+    def parameters(self) -> list[Tensor]:
+        """The trained tensors, each once."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that are state but are not trained, with dotted names."""
+        return self._each_once(trained=False)
+
+    def buffers(self) -> Iterator[Tensor]:
+        """The tensors that are state but are not trained."""
+        return (buffer for _, buffer in self.named_buffers())
+
+    def get_parameter(self, target: str) -> Tensor:
+        """The parameter of a dotted name; AttributeError if there is none."""
+        return self._tensor(target, "parameter")
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer of a dotted name; AttributeError if there is none."""
+        return self._tensor(target, "buffer")
+
+    def _tensor(self, target: str, kind: str) -> Tensor:
+        for name, tensor, trained, _ in self._named_tensors():
+            if name == target and trained == (kind == "parameter"):
+                return tensor
+        raise AttributeError(f"{type(self).__name__} has no {kind} '{target}'")
 
     def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
         """Makes `tensor` state of this module, not trained; in `state_dict()` only if `persistent`."""
@@ -312,27 +248,53 @@ class Module(Stateful):
 
     register_module = add_module
 
-    def get_submodule(self, target: str) -> Module:
-        """The module of a dotted name; AttributeError if there is none."""
-        found = self._find(target)
-        if found is None:
-            raise AttributeError(f"{type(self).__name__} has no module '{target}'")
-        return found
+    # -- state
 
-    def _find(self, target: str) -> Module | None:
-        if not target:
-            return self
-        for name, child in self.children_and_state():
-            if isinstance(child, Module) and (target == name or target.startswith(f"{name}.")):
-                found = child._find(target[len(name) + 1 :])
-                if found is not None:
-                    return found
-        return None
+    def _saved(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor) for name, tensor, _, saved in self._named_tensors() if saved)
 
-    # -- switches
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name."""
+        return {name: Tensor(tensor.array.copy()) for name, tensor in self._saved()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Copies values (tensors or arrays) into the parameters and buffers of the same names.
+
+        Names and layouts may be PyTorch's, see `torch_state`. ValueError if names are missing or unknown (unless not
+        `strict`: then they are returned), or if a shape or dtype does not fit; nothing is changed then.
+        """
+        different = self.check_state_dict(state_dict, strict)
+        state_dict = in_own_names(self, state_dict)
+        own = {name: tensor.array for name, tensor in self._saved() if name in state_dict}
+        for array in own.values():
+            refuse_frozen(array)
+        for name, array in own.items():
+            np.copyto(array, np.asarray(state_dict[name]), casting="same_kind")
+        return different
+
+    def check_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Raises what `load_state_dict` would raise for these values, and changes nothing."""
+        state_dict = in_own_names(self, state_dict)
+        own = dict(self._saved())
+        missing = [name for name in own if name not in state_dict]
+        unknown = [name for name in state_dict if name not in own]
+        if strict and (missing or unknown):
+            raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
+        for name, tensor in own.items():
+            if name not in state_dict:
+                continue
+            value, wanted = np.asarray(state_dict[name]), tensor.array
+            if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
+                raise ValueError(
+                    f"load_state_dict: '{name}' must have shape {wanted.shape} and dtype {wanted.dtype}, "
+                    f"got shape {value.shape} and dtype {value.dtype}"
+                )
+        return IncompatibleKeys(missing, unknown)
+
+    # -- all below
 
     def train(self, mode: bool = True) -> Self:
-        """Switches this module and all below it to training (dropout drops, batch norm sees the batch)."""
+        """Switches this module and all below it to training (dropout drops, batch norm uses the batch)."""
         if not isinstance(mode, bool):
             raise ValueError(f"mode must be True or False, got {mode!r}")
         self.training = mode
@@ -351,35 +313,91 @@ class Module(Stateful):
         function(self)
         return self
 
-    # -- how it is seen
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Makes all parameters trained, or frozen."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
+        for parameter in self.parameters() if set_to_none else ():
+            parameter.grad = None
+        if not set_to_none:
+            zero_gradients(self.parameters())
+
+    def cuda(self, device: Any = None) -> Self:
+        """RuntimeError: there is no GPU."""
+        return self.to("cuda" if device is None else f"cuda:{device}")
+
+    def cpu(self) -> Self:
+        """This module, whose parameters are on the CPU."""
+        return self
+
+    def to(self, *wanted: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> Self:
+        """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.
+
+        A device, by position or name, can only be "cpu"; RuntimeError for one that is not there. `non_blocking` is
+        ignored.
+        """
+        for entry in wanted:
+            if isinstance(entry, str | DType | np.dtype | type) and names_dtype(entry):
+                dtype = entry
+            elif not isinstance(entry, bool):  # non_blocking
+                device = entry
+        raise_for_device(device)
+        return self if dtype is None else self._convert(as_dtype(dtype))
+
+    def half(self) -> Self:
+        """Converts parameters and floating point buffers to float16."""
+        return self._convert(float16.dtype)
+
+    def float(self) -> Self:
+        """Converts parameters and floating point buffers to float32."""
+        return self._convert(float32.dtype)
+
+    def double(self) -> Self:
+        """Converts parameters and floating point buffers to float64."""
+        return self._convert(float64.dtype)
+
+    def _convert(self, dtype: np.dtype[Any]) -> Self:
+        if dtype.kind != "f":
+            raise TypeError(f"dtype must be a floating point type, got {dtype}")
+        for tensor in {id(tensor): tensor for _, tensor, *_ in self._named_tensors()}.values():
+            if tensor.array.dtype.kind == "f":
+                convert(tensor, dtype)
+        return self
+
+    # -- as text
 
     def extra_repr(self) -> str:
         """What `repr` says of this module beside its children."""
-        return ", ".join(f"{name}={getattr(self, name)}" for name in self._in_repr)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr)
 
     def __repr__(self) -> str:
-        held = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in held]
+        modules = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
+        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in modules]
         extra = self.extra_repr()
         lines = ([extra] if extra and children else []) + children
         inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
         return f"{type(self).__name__}({inner})"
 
 
-@contextmanager
-def evaluation(model: Module) -> Iterator[None]:
-    """Switches all modules of a model to evaluation inside the block, and each back to what it was after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def options_of(module: Module) -> dict[str, str]:
+    """The module's own public attributes that are numbers, texts, None, functions or sequences of those, as text by
+    name, so that ranks can compare them. Tensors, arrays and `training` are left out."""
+    found = {
+        name: text
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name != "training" and (text := as_text(value)) is not None
+    }
+    if shown := module.extra_repr():
+        found["extra_repr()"] = shown
+    return found
 
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
-    """The modules and tensors in an attribute's value, looking into lists, tuples and dicts."""
+    """The modules and tensors in an attribute's value, also in lists, tuples and dicts."""
     if isinstance(value, Module | Tensor):
         yield name, value
     elif isinstance(value, list | tuple):
@@ -392,18 +410,3 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
 
 def _is_trained(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)
-
-
-def options_of(module: Module) -> dict[str, str]:
-    """The module's own public attributes that are numbers, texts, None, functions or sequences of those, by name.
-
-    What changes while it works is not among them: tensors, arrays, whether it trains.
-    """
-    found = {
-        name: text
-        for name, value in sorted(vars(module).items())
-        if not name.startswith("_") and name != "training" and (text := as_text(value)) is not None
-    }
-    if shown := module.extra_repr():
-        found["extra_repr()"] = shown
-    return found

@@ -14,7 +14,7 @@ from sorix_dist.core import Tensor, no_grad
 from sorix_dist.nn.attention import MultiheadAttention
 from sorix_dist.nn.conv import ConvTranspose2d
 from sorix_dist.nn.layers import Embedding
-from sorix_dist.nn.module import Module, evaluation
+from sorix_dist.nn.module import Module
 from sorix_dist.nn.norm import LayerNorm
 from sorix_dist.utils.data.nested import tensors
 
@@ -112,6 +112,18 @@ def _layer(name: str, module: Module) -> Layer:
 def _own(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of the module itself."""
     return {name: tensor for name, tensor in named if "." not in name}
+
+
+@contextmanager
+def evaluation(model: Module) -> Iterator[None]:
+    """Switches all modules of a model to evaluation inside the block, and each back to what it was after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager

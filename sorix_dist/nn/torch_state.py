@@ -30,7 +30,7 @@ def in_own_names(model: Module, state: Mapping[str, Any]) -> dict[str, Any]:
     DistributedDataParallel and the count of batches of a layer that counts none go.
     """
     entries = dict(state)
-    known = {name for name, *_ in model._named_tensors()}
+    known = {name for name, _ in model._saved()}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in entries) and not any(name.startswith(prefix) for name in known):
             entries = {name.removeprefix(prefix): value for name, value in entries.items()}

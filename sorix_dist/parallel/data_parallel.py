@@ -12,7 +12,7 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core.flat import flatten, leaf_of
-from sorix_dist.core.op import recording
+from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.module import IncompatibleKeys
 from sorix_dist.parallel.check import assert_replicas_equal, describe_modules, describe_state, same_everywhere

@@ -75,7 +75,10 @@ AGENT = """#!/bin/sh
 # Stands for ssh: hosts "127.0.0.*" are this one, none other answers.
 while [ "${1#-}" != "$1" ]; do shift; done
 host=$1; shift
-case $host in 127.0.0.*) echo "$host" >>"$AGENT_LOG"; exec sh -c "$*";; *) echo "no route to $host" >&2; exit 255;; esac
+case $host in
+    127.0.0.*) echo "$host" >>"$AGENT_LOG"; export ON=$host; exec sh -c "$*";;
+    *) echo "no route to $host" >&2; exit 255;;
+esac
 """
 
 
@@ -95,14 +98,16 @@ def agent(script: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # No MPI: Open MPI wants a host name of its own for each host.
 LAUNCHED = """
 import os, pathlib, time
-from sorix_dist.comm.launcher import detect
+from sorix_dist.watchdog.launcher import detect
 launch = detect(os.environ)
 """
 
 
 @pytest.mark.parametrize("how", ["--hosts", "--hostfile"])
-def test_ranks_on_named_hosts(script: Path, agent: Path, how: str) -> None:
-    script.write_text(LAUNCHED + "os.write(1, f\"rank {launch.rank} of {launch.size}, {os.environ['A']}\\n\".encode())")
+def test_ranks_on_named_hosts(script: Path, agent: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+    said = "rank {launch.rank} of {launch.size} on {os.environ['ON']}, {os.environ['A']}\\n"
+    script.write_text(LAUNCHED + f'os.write(1, f"{said}".encode())')
     hosts = "127.0.0.2:1,127.0.0.3:2"
     if how == "--hostfile":
         (script.parent / "hosts").write_text("127.0.0.2\n127.0.0.3 slots=2  # the large one\n")
@@ -110,7 +115,7 @@ def test_ranks_on_named_hosts(script: Path, agent: Path, how: str) -> None:
     code, output = run(how, hosts, "--env", "A=b", "train.py")
     assert code == 0, output
     assert sorted(line for line in output.splitlines() if line.startswith("rank ")) == [
-        f"rank {rank} of 3, b" for rank in range(3)
+        f"rank {rank} of 3 on 127.0.0.{2 + (rank > 0)}, b" for rank in range(3)
     ]
     assert {"127.0.0.2", "127.0.0.3"} <= set(agent.read_text().split())
 

@@ -81,7 +81,7 @@ class Row:
     def names(self) -> tuple[str, ...]:
         """The registered operations that this row is for."""
         if not self.covers:
-            return (self.function.__name__,)
+            return (getattr(self.function, "__wrapped__", self.function).__name__,)
         return (self.covers,) if isinstance(self.covers, str) else self.covers
 
     @property

@@ -47,7 +47,7 @@ def test_four_ranks_print_the_same(alone: Ended, saved: Path, tmp_path: Path) ->
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12, err_msg=name)
     # Only the contrastive loss needs rows of other ranks, and that is said once.
     assert ended.err.count("RuntimeWarning") == 1
-    assert "matrix_product works on the rows of the whole batch" in ended.err
+    assert "@ works on the rows of the whole batch" in ended.err
 
 
 @pytest.mark.usefixtures("alone")

@@ -151,6 +151,19 @@ def test_hosts_are_named_as_each_launcher_takes_them(mpirun: Path) -> None:
     assert ("OMPI_MCA_btl" in local.env) == kind.startswith("openmpi")
 
 
+def test_a_mapping_of_the_environment_does_not_put_all_ranks_on_the_first_host(mpirun: Path) -> None:
+    environ = {"PATH": str(mpirun.parent), "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    expected = ["--map-by", "slot"] * (mpirun.parent.name == "openmpi5")
+    start = command(["python"], 4, hosts=HOSTS, mpirun=mpirun, environ=environ)
+    assert list(start.argv[1:]) == [*expected, *PLACED[mpirun.parent.name]]
+    job = command(["python"], 2, mpirun=mpirun, environ=environ | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"})
+    assert list(job.argv[1:]) == [*expected, "-n", "2", "python"]
+    bound = command(["python"], 4, hosts=HOSTS, bind="core", cores=2, mpirun=mpirun, environ=environ)
+    assert bound.argv.count("--map-by") == mpirun.parent.name.startswith("openmpi")
+    here = command(["python"], 2, mpirun=mpirun, environ=environ)
+    assert "--map-by" not in here.argv
+
+
 def test_variables_reach_other_hosts(mpirun: Path) -> None:
     environ = {"PATH": str(mpirun.parent), "PYTHONPATH": "/lib", "OMPI_MCA_pml": "ob1", "A": "old"}
     start = command(["python"], 4, hosts=HOSTS, env={"A": "b c"}, mpirun=mpirun, environ=environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,14 @@ LAYERS = [
     nn.SiLU(),
     nn.ELU(),
     nn.Softplus(),
+    nn.ReLU6(),
+    nn.LogSigmoid(),
+    nn.Hardsigmoid(),
+    nn.Hardtanh(-2, 3),
+    nn.Mish(),
+    nn.Hardswish(),
+    nn.SELU(),
+    nn.Softsign(),
     nn.Softmax(dim=1),
     nn.LogSoftmax(dim=1),
     nn.Softmax(dim=0),
@@ -53,6 +62,43 @@ def test_large_inputs_give_finite_values_and_gradients(layer: nn.Module) -> None
         assert np.isfinite(x.grad.numpy()).all()
 
 
+X = np.array([[-4.0, -1.0, 0.5, 7.0]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (nn.ReLU(inplace=True), [0, 0, 0.5, 7]),
+        (nn.ReLU6(), [0, 0, 0.5, 6]),
+        (nn.LeakyReLU(0.1, inplace=True), [-0.4, -0.1, 0.5, 7]),
+        (nn.PReLU(init=0.5), [-2, -0.5, 0.5, 7]),
+        (nn.LogSigmoid(), [-4.0181499279, -1.3132616875, -0.4740769842, -0.0009114665]),
+        (nn.Hardsigmoid(), [0, 1 / 3, 3.5 / 6, 1]),
+        (nn.Hardtanh(-2, 3), [-2, -1, 0.5, 3]),
+        (nn.Mish(), [-0.07259174079, -0.30340146137, 0.3752452113, 6.99998837981]),
+        (nn.Hardswish(), [0, -1 / 3, 1.75 / 6, 7]),
+        (nn.SELU(), [-1.7258986281, -1.1113307378, 0.5253504937, 7.3549069115]),
+        (nn.Softsign(), [-0.8, -0.5, 1 / 3, 7 / 8]),
+        (nn.GLU(), [-2.4898373250, -0.9990889488]),
+    ],
+    ids=repr,
+)
+def test_values(layer: nn.Module, values: list[float]) -> None:
+    np.testing.assert_allclose(layer(X).numpy(), [values], rtol=1e-8, atol=1e-10)
+
+
+def test_prelu_trains_a_weight_for_each_channel() -> None:
+    x = Tensor(np.array([[-1.0, 2.0], [-3.0, -4.0]]), requires_grad=True)
+    layer = nn.PReLU(2, init=0.5, dtype=np.float64)
+    layer(x).sum().backward()
+    assert layer.weight.grad.numpy().tolist() == [-4, -4]
+    assert x.grad.numpy().tolist() == [[0.5, 1], [0.5, 0.5]]
+    with pytest.raises(ValueError, match="weight must have 1 element or 2, one per channel, got 3"):
+        F.prelu(x, np.ones(3))
+    with pytest.raises(ValueError, match=r"even number of elements along dim -1, got shape \(2, 3\)"):
+        F.glu(np.ones((2, 3)))
+
+
 def test_small_probabilities_keep_their_digits() -> None:
     np.testing.assert_allclose(F.sigmoid(np.array([-40.0, -700.0])).numpy(), np.exp([-40.0, -700.0]), rtol=1e-12)
     np.testing.assert_allclose(F.softplus(np.array([-40.0])).numpy(), np.exp([-40.0]), rtol=1e-12)
@@ -76,10 +122,11 @@ def test_gelu_by_name() -> None:
         np.testing.assert_allclose(F.gelu(x, "none").numpy(), F.gelu(x).numpy(), atol=5e-4)
 
 
-def test_gelu_without_scipy_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gelu_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.linspace(-4, 4, 101)
     monkeypatch.setitem(importlib.import_module("sys").modules, "scipy.special", None)
-    with pytest.raises(ImportError, match=r"SciPy.*approximate='tanh'"):
-        F.gelu(np.zeros(3), approximate="none")
+    below = np.array([(1 + math.erf(v / math.sqrt(2))) / 2 for v in x])
+    np.testing.assert_allclose(F.gelu(x, approximate="none").numpy(), x * below, rtol=1e-14)
 
 
 @pytest.mark.parametrize(

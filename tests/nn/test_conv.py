@@ -15,10 +15,14 @@ from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
 from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Dropout, Dropout2d, Linear, Module, ReLU, Sequential
 from sorix_dist.nn.conv import (
+    AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
+    AvgPool1d,
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Conv3d,
+    ConvTranspose1d,
     ConvTranspose2d,
     MaxPool1d,
     MaxPool2d,
@@ -286,8 +290,11 @@ ERRORS: list[tuple[Any, str]] = [
     (lambda: Conv2d(4, 6, 3, padding="same", stride=2), "padding='same' needs stride 1, got stride 2"),
     (lambda: Conv2d(4, 6, 3, padding_mode="mirror"), "padding_mode must be one of .*, got 'mirror'"),
     (lambda: Conv1d(4, 6, (3, 3)), r"Conv1d: kernel_size must be one integer, got \(3, 3\)"),
-    (lambda: Conv2d(4, 6, 3)(X[0]), r"input must have shape \(N, C, H, W\), got shape \(4, 5, 5\)"),
-    (lambda: Conv2d(4, 6, 3, padding=1, padding_mode="circular")(X[0]), r"input must have shape \(N, C, H, W\)"),
+    (lambda: Conv2d(4, 6, 3)(X[0, 0]), r"input must have shape \(N, C, H, W\), got shape \(5, 5\)"),
+    (lambda: Conv2d(4, 6, 3, padding=1, padding_mode="circular")(X[0, 0]), r"input must have shape \(N, C, H, W\)"),
+    (lambda: Conv3d(4, 6, 3)(X[0, 0]), "input and weight must have 5 dimensions"),
+    (lambda: Conv3d(4, 6, (3, 3)), r"kernel_size must be an integer >= 1 or three of them, got \(3, 3\)"),
+    (lambda: Conv3d(4, 6, 6)(X[None]), r"does not fit into the padded input \(1, 2, 4, 5, 5\)"),
     (lambda: Conv2d(3, 6, 3)(X), "input must have 3 channels .*, got 4 in shape"),
     (lambda: Conv2d(4, 6, 6)(X), r"kernel_size \(6, 6\) must fit into the padded input, .* size \(5, 5\)"),
     (lambda: Conv2d(4, 6, 3, dilation=3)(X), r"kernel_size \(3, 3\) with dilation \(3, 3\) must fit"),
@@ -300,6 +307,7 @@ ERRORS: list[tuple[Any, str]] = [
     (lambda: ops.conv2d(X, np.zeros((6, 1, 3, 3)), groups=4), "groups must be >= 1 and divide weight's 6 channels"),
     (lambda: MaxPool2d(3, padding=2)(X), r"padding must be at most half of kernel_size \(3, 3\), got 2"),
     (lambda: MaxPool2d(6)(X), r"kernel_size \(6, 6\) must fit"),
+    (lambda: MaxPool2d(2, 2, 0, 1, True), "return_indices must be False.* name ceil_mode"),
     (lambda: MaxPool2d("3")(X), "kernel_size must be an integer >= 1 or two of them, got '3'"),
     (lambda: MaxPool1d(3)(X), r"max_pool1d: input must have shape \(N, C, L\)"),
     (lambda: AvgPool2d(2, divisor_override=0)(X), "divisor_override must be an integer but 0"),
@@ -312,6 +320,31 @@ ERRORS: list[tuple[Any, str]] = [
 def test_errors_name_the_argument(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Conv1d(4, 6, 3, padding=1, padding_mode="reflect"), (4, 7)),
+        (Conv2d(4, 6, 3), (4, 5, 6)),
+        (Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (4, 5, 6)),
+        (Conv3d(4, 6, 3), (4, 5, 5, 5)),
+        (ConvTranspose1d(4, 6, 3), (4, 7)),
+        (ConvTranspose2d(4, 6, 3), (4, 5, 6)),
+        (MaxPool1d(2), (4, 7)),
+        (MaxPool2d(2), (4, 5, 6)),
+        (AvgPool1d(2), (4, 7)),
+        (AvgPool2d(2), (4, 5, 6)),
+        (AdaptiveAvgPool1d(3), (4, 7)),
+        (AdaptiveAvgPool2d(3), (4, 5, 6)),
+    ],
+    ids=repr,
+)
+def test_one_sample_without_a_batch(layer: Any, shape: tuple[int, ...]) -> None:
+    sample = np.random.default_rng(0).standard_normal(shape)
+    one, several = layer(Tensor(sample)), layer(Tensor(sample[None]))
+    assert one.shape == several.shape[1:]
+    np.testing.assert_array_equal(one.array, several.array[0])
 
 
 def test_repr_names_what_is_not_usual() -> None:

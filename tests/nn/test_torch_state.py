@@ -96,7 +96,8 @@ def test_optimizer_states_of_square_matrices(through: Any, tmp_path: Path, monke
     own = optimizer.state_dict()
     assert np.array_equal(own["state"][0]["momentum_buffer"].array, SQUARE.T)
     assert np.array_equal(own["state"][1]["momentum_buffer"].array, SQUARE[1:2])
-    assert own["param_groups"][0] == {**GROUP, "params": [0, 1]}
+    assert own["param_groups"][0].keys() == {*optimizer.defaults, "params"}
+    assert own["param_groups"][0].items() >= GROUP.items()
     optimizer.load_state_dict(own)  # our own state is not turned again
     assert np.array_equal(optimizer.state_dict()["state"][0]["momentum_buffer"].array, SQUARE.T)
 

@@ -142,7 +142,7 @@ def test_a_layer_that_was_replaced_after_wrapping():
         d.module.head = nn.Linear(8, 3).double()
         d(batch()[0]).mean().backward()
 
-    on_all_ranks(work, RuntimeError, "of a Linear .* synchronised by no wrapper.* unwrap")
+    on_all_ranks(work, RuntimeError, "of 'linear' .* synchronised by no wrapper.* unwrap")
 
 
 def test_rows_are_no_scalars():
@@ -160,7 +160,7 @@ def test_rows_are_no_scalars():
 
 @pytest.mark.parametrize("mix", [lambda x: x.roll(1, 0), lambda x: x.flip(0), lambda x: x[np.arange(len(x))[::-1]]])
 def test_rows_mixed_with_other_rows(mix):
-    on_all_ranks(lambda: model()(mix(batch()[0])), RuntimeError, "places in it mean other rows .* sx.all_gather")
+    on_all_ranks(lambda: model()(mix(batch()[0])), RuntimeError, "positions in it mean other rows .* sx.all_gather")
 
 
 NUMBERS = {

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sorix_dist import nn
 from sorix_dist.core import Tensor, grad
 from sorix_dist.core.ops import conv, pool
 from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Linear, ReLU, Sequential
 from sorix_dist.nn import conv as layers
+from sorix_dist.nn import functional as ours_F
 from sorix_dist.optim import SGD
 
 torch = pytest.importorskip("torch")
@@ -98,6 +100,50 @@ def test_adaptive_avg_pool2d(size: Any) -> None:
 def test_max_pool1d(options: Any) -> None:
     x = rng.standard_normal((2, 3, 11))
     compare(lambda a: pool.max_pool1d(a, *options), lambda a: F.max_pool1d(a, *options), x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("kernel", [3, (2, 1, 3)], ids=str)
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 1), ((1, 2, 3), (2, 0, 1)), (1, "same")], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv3d(kernel: Any, stride: Any, padding: Any, groups: int) -> None:
+    size = (kernel,) * 3 if isinstance(kernel, int) else kernel
+    options = {"stride": stride, "padding": padding, "dilation": (2, 1, 1), "groups": groups}
+    arrays = [rng.standard_normal(s) for s in ((2, 4, 7, 5, 6), (6, 4 // groups, *size), (6,))]
+    compare(lambda *a: ours_F.conv3d(*a, **options), lambda *a: F.conv3d(*a, **options), *arrays)
+
+
+@pytest.mark.parametrize(("stride", "padding", "extra"), [(1, 0, 0), (2, 1, 1), (3, 2, 0)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv_transpose1d(stride: int, padding: int, extra: int, groups: int) -> None:
+    options = {"stride": stride, "padding": padding, "output_padding": extra, "groups": groups, "dilation": 2}
+    arrays = [rng.standard_normal(s) for s in ((3, 4, 6), (4, 6 // groups, 3), (6,))]
+    compare(lambda *a: ours_F.conv_transpose1d(*a, **options), lambda *a: F.conv_transpose1d(*a, **options), *arrays)
+
+
+@pytest.mark.parametrize("options", [(2,), (3, 2, 1), (3, 1, 1, True, False)], ids=str)
+def test_avg_pool1d(options: Any) -> None:
+    x = rng.standard_normal((2, 3, 11))
+    compare(lambda a: ours_F.avg_pool1d(a, *options), lambda a: F.avg_pool1d(a, *options), x)
+    compare(lambda a: ours_F.adaptive_avg_pool1d(a, 4), lambda a: F.adaptive_avg_pool1d(a, 4), x)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("how", [{"size": 9}, {"size": 4}, {"scale_factor": 2}, {"scale_factor": 0.7}], ids=str)
+@pytest.mark.parametrize(("mode", "corners"), [("nearest", None), ("linear", False), ("linear", True)])
+def test_interpolate(dims: int, how: Any, mode: str, corners: bool | None) -> None:
+    mode = mode if mode == "nearest" else ("linear", "bilinear", "trilinear")[dims - 1]
+    x = rng.standard_normal((2, 3, 5, 6, 7)[: dims + 2])
+    options = {**how, "mode": mode, "align_corners": corners}
+    compare(lambda a: ours_F.interpolate(a, **options), lambda a: F.interpolate(a, **options), x)
+
+
+def test_pixel_shuffle_and_padding() -> None:
+    x = rng.standard_normal((2, 8, 3, 4))
+    compare(lambda a: ours_F.pixel_shuffle(a, 2), lambda a: F.pixel_shuffle(a, 2), x)
+    for padding in (2, (1, 0, 3, 2)):
+        compare(nn.ZeroPad2d(padding), torch.nn.ZeroPad2d(padding), x)
+    compare(nn.Upsample(scale_factor=2, mode="bilinear"), torch.nn.Upsample(scale_factor=2, mode="bilinear"), x)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])

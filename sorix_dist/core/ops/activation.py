@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.home import read_only
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import squeeze
+from sorix_dist.core.ops.special import erf
 from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array
@@ -76,7 +76,7 @@ def tanh(x: Any) -> Any:
     return y, (lambda g, out: g * (1 - y * y),)
 
 
-@op(promote="float")
+@op(promote="float", called="sigmoid")
 def logistic(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the 0 that it should
@@ -86,7 +86,7 @@ def logistic(x: Any) -> Any:
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), of a tensor or an array."""
-    return in_kind(logistic, x)
+    return like_input(logistic, x)
 
 
 @op(promote="float")
@@ -124,7 +124,7 @@ def _gelu_by_tanh(x: Any) -> Any:
     return mul(mul(x, 0.5), add(tanh(mul(mul(x, _GELU_SCALE), add(mul(mul(x, x), _GELU_CUBIC), 1))), 1))
 
 
-@op(composite=_gelu_by_tanh, promote="float")
+@op(composite=_gelu_by_tanh, promote="float", called="gelu")
 def gelu_by_tanh(x: Any) -> Any:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
     flat, shape = x.reshape(-1), x.shape
@@ -168,24 +168,12 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + _BLOCK)
 
 
-@op(promote="float")
-def error_function(x: Any) -> Any:
-    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x; ImportError without SciPy."""
-    try:
-        erf = import_module("scipy.special").erf
-    except ImportError as missing:
-        raise ImportError(
-            "gelu: approximate='none' needs SciPy (pip install scipy); approximate='tanh' does without"
-        ) from missing
-    return erf(x), (lambda g, out: g * (np.exp(-x * x) * (2 / math.sqrt(math.pi))),)
-
-
-@op(promote="float")
+@op(promote="float", called="gelu")
 def gelu_by_erf(x: Any) -> Any:
     """x times the probability that a standard normal number is below x."""
 
     def below(x: Any) -> Any:
-        return (in_kind(error_function, x * math.sqrt(0.5)) + 1) * 0.5
+        return (like_input(erf, x * math.sqrt(0.5)) + 1) * 0.5
 
     def to_x(g: Any, out: Any) -> Any:
         return g * (below(x) + x * (np.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))))
@@ -193,7 +181,7 @@ def gelu_by_erf(x: Any) -> Any:
     return x * below(x), (to_x,)
 
 
-@op(promote="float", rule=along_axis(False))
+@op(promote="float", rule=along_axis(False), called="softmax")
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
     y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
@@ -201,7 +189,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
 
-@op(promote="float", rule=along_axis(False))
+@op(promote="float", rule=along_axis(False), called="log_softmax")
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
     y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -210,7 +198,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
 
 
-@op(promote="float", rule=along_axis(False))
+@op(promote="float", rule=along_axis(False), called="logsumexp")
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
     highest = x.max(axis=axis, keepdims=True, initial=-np.inf)
@@ -257,8 +245,9 @@ def dropout(
     input: the batch is its first dimension; one row of the batch may be several consecutive rows of it.
     The mask of a row is a function of the seed, the layer, its call and the row's place in the global batch.
     draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
+    inplace: ignored, since arrays are never overwritten.
     """
-    check_dropout("dropout", p, inplace)
+    check_dropout("dropout", p)
     if not training or p == 0:
         return input if isinstance(input, Tensor) else Tensor(input)
     shape = np.shape(input)
@@ -269,7 +258,7 @@ def dropout2d(
     input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
 ) -> Tensor:
     """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
-    check_dropout("dropout2d", p, inplace)
+    check_dropout("dropout2d", p)
     shape = np.shape(input)
     if len(shape) < 2:
         raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape)}")
@@ -278,12 +267,10 @@ def dropout2d(
     return _masked(input, p, shape[:2], (*shape[:2], *(1 for _ in shape[2:])), draws)
 
 
-def check_dropout(name: str, p: float, inplace: bool) -> None:
-    """ValueError, for the function or layer `name`, for options that make no sense."""
+def check_dropout(name: str, p: float) -> None:
+    """ValueError, for the function or layer `name`, unless p is a probability."""
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
-    if inplace:
-        raise ValueError(f"{name}: inplace must be False: arrays are not overwritten, got {inplace!r}")
 
 
 def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...], draws: Draws | None) -> Tensor:

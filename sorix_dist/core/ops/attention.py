@@ -13,18 +13,29 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import once, op
+from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
 from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.matrix import matmul, sums_of_rows
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import permute_to, reshape, swapaxes
-from sorix_dist.core.placement import Placement, tagged
-from sorix_dist.core.rules import Apply, bare, beside, in_order, placement_of, single, whole, whole_sums
-from sorix_dist.core.tensor import Array, Tensor, shape_of
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    applied,
+    beside,
+    in_order,
+    placement_of,
+    single,
+    whole,
+    whole_sums,
+)
+from sorix_dist.core.tensor import Array, shape_of
 
 
-def attention_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def attention_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
     and values that every rank holds alike."""
     operands = beside_queries(apply.__name__, inputs)
@@ -32,9 +43,7 @@ def attention_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any
     if lead is None:
         return apply(*operands, **options)
     place = lead.moved(max(len(shape_of(x)) for x in operands) - len(shape_of(operands[0])) + lead.axis)
-    if all(new is old for new, old in zip(operands, inputs, strict=True)):
-        return place  # type: ignore[no-any-return]
-    return tagged(apply(*map(bare, operands), **options), place)
+    return applied(apply, operands, inputs, options, place)
 
 
 def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
@@ -81,7 +90,7 @@ def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) 
     weights = _weights(q, k, bias, scale)
     used = weights if dropped is None else weights * dropped
     y = np.matmul(used, v)
-    to_scores = once(lambda g: _to_scores(g, y, v, weights, dropped))
+    to_scores = memoize_last(lambda g: _to_scores(g, y, v, weights, dropped))
 
     def to_q(g: Any, out: Any) -> Any:
         return np.matmul(to_scores(g), k) * scale
@@ -119,7 +128,7 @@ def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: floa
     def by_head(g: Any) -> Any:
         return g.reshape(inside).transpose(0, 2, 1, 3)
 
-    to_scores = once(lambda g: _to_scores(by_head(g), y, v, weights, dropped))
+    to_scores = memoize_last(lambda g: _to_scores(by_head(g), y, v, weights, dropped))
 
     def to_qkv(g: Any, out: Any) -> Any:
         gradient = np.empty(qkv.shape, qkv.dtype) if out is None else out

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.placement import Partial, Placement, Shard
-from sorix_dist.core.rules import Apply, Rule, whole
+from sorix_dist.core.placement import Shard
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, Rule, gathers, linear_place, whole
 from sorix_dist.core.tensor import Tensor, shape_of
 
 
@@ -44,10 +44,7 @@ def axes_of(name: str, input: Any, dim: Any, axis: Any = None) -> tuple[int, ...
         raise TypeError(f"{name}: dim and axis mean the same; only one can be given, got dim={dim!r}, axis={axis!r}")
     if dim is None:
         return None
-    if not isinstance(dim, tuple | list):
-        axes: tuple[int, ...] = (axis_of(name, input, dim),)
-    else:
-        axes = tuple([axis_of(name, input, d) for d in dim])
+    axes = tuple([axis_of(name, input, d) for d in (dim if isinstance(dim, tuple | list) else (dim,))])
     if len(axes) > 1 and len(set(axes)) < len(axes):
         raise ValueError(f"{name}: dim must name each dimension once, got {dim!r}")
     return axes if shape_of(input) else None
@@ -73,6 +70,7 @@ def with_ones(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int
 
 
 def normalized_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """NumPy's `axis` (None: all; one, or several, also from the end) as axes counted from 0."""
     if axis is None:
         return tuple(range(ndim))
     return tuple(a % ndim for a in (axis if isinstance(axis, tuple | list) else (axis,)))
@@ -89,36 +87,32 @@ def along_axis(reduces: bool | None) -> Rule:
     reduces: whether the axis goes; None: where `keepdims` is not set.
     """
 
-    def rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
-        x, place = inputs[0], inputs[0].place
-        if not isinstance(place, Shard):
-            return apply(*(whole(x, apply.__name__) for x in inputs), **options)
-        axes = normalized_axes(options["axis"], x.array.ndim)
-        if place.axis in axes:
-            return apply(*(whole(x, apply.__name__) for x in inputs), **options)
-        kept = options["keepdims"] if reduces is None else not reduces
-        return after_reduction(place, axes, kept)
+    def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+        place, axes = inputs[0].place, normalized_axes(options["axis"], inputs[0].array.ndim)
+        if not isinstance(place, Shard) or place.axis in axes:
+            return gathers(apply, inputs, options)
+        return after_reduction(place, axes, options["keepdims"] if reduces is None else not reduces)
 
     return rule
 
 
-def mixes_rows(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def mixes_rows(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Turned around or moved along `axis`: rows keep their places, which mean something else on every split."""
     place = inputs[0].place
     if isinstance(place, Shard) and place.axis in normalized_axes(options["axis"], inputs[0].array.ndim):
         return apply(refused(inputs[0], apply.__name__), **options)
-    return place if isinstance(place, Shard | Partial) else None
+    return place if isinstance(place, Shard) else linear_place(place)
 
 
 def refused(x: Tensor, what: str) -> Tensor:
-    """RuntimeError: rows are named by their places, which are other rows on every number of ranks. In one process
-    there is nothing to refuse, and the rows are all rows."""
+    """RuntimeError on several ranks: positions along the batch axis mean other rows on every number of ranks. On one
+    rank the tensor has all rows, and is returned without a placement."""
     place = x.place
     assert isinstance(place, Shard)
     if not place.group.alone:
         raise RuntimeError(
             f"{what}: along axis {place.axis} lie the rows of this rank only, {place.held} of {place.total} in the "
-            "global batch, so that places in it mean other rows on every number of ranks. sx.all_gather(x) gives the "
+            "global batch, so positions in it mean other rows on every number of ranks. sx.all_gather(x) gives the "
             "rows of every rank, sx.global_value(x) all of them in one tensor; row masks, `:` and `...` are allowed"
         )
     gathered: Tensor = whole(x)

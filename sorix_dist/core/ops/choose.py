@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,11 @@ from sorix_dist.core.ops.axes import along, along_axis, axes_of, axis_of, with_o
 from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import bare, together, whole, whole_sums
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
-@op(promote="common", rule=rules.choosing)
+@op(promote="common", rule=rules.choosing, called="where")
 def select(x: Any, y: Any, *, condition: Any) -> Any:
     """Elements of x where `condition`, an array of bools, is true, of y elsewhere."""
     return np.where(condition, x, y), (
@@ -27,17 +28,12 @@ def select(x: Any, y: Any, *, condition: Any) -> Any:
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:
-    """Elements of x where the condition holds, of y elsewhere; all three broadcast."""
+    """Elements of x where the condition is true, of y elsewhere; all three broadcast."""
     if isinstance(x, int | float) and isinstance(y, int | float):
         x = np.asarray(x, common_dtype((x, y)))
-    return _selected(condition, x, y)
-
-
-def _selected(condition: Any, x: Any, y: Any) -> Any:
-    """`select` by a condition that may be rows of a batch."""
     if all(shard_of(operand) is None for operand in (condition, x, y)):
         return select(x, y, condition=_array(whole(condition, "where")))
-    operands, place = together("where", whole_sums((condition, x, y), "where"))
+    operands, place = aligned_operands("where", whole_sums((condition, x, y), "where"))
     condition, x, y = map(bare, operands)
     return tagged(select(x, y, condition=_array(condition)), place)
 
@@ -46,25 +42,25 @@ def _array(x: Any) -> Any:
     return x.array if isinstance(x, Tensor) else np.asarray(x)
 
 
-@op(numpy=np.maximum, promote="common")
-def maximum(x: Any, y: Any) -> Any:
-    """The larger of two elements; equal ones share the gradient."""
-    return np.maximum(x, y), (
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x > y, g, 0)),
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x > y, 0, g)),
-    )
+def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:
+    """The operation that takes x where `wins(x, y)`, y where `wins(y, x)`; equal elements share the gradient."""
+
+    def of_two(x: Any, y: Any) -> Any:
+        return ufunc(x, y), (
+            lambda g, out: np.where(x == y, g * 0.5, np.where(wins(x, y), g, 0)),
+            lambda g, out: np.where(x == y, g * 0.5, np.where(wins(x, y), 0, g)),
+        )
+
+    of_two.__name__ = of_two.__qualname__ = name
+    of_two.__doc__ = meaning
+    return op(numpy=ufunc, promote="common")(of_two)
 
 
-@op(numpy=np.minimum, promote="common")
-def minimum(x: Any, y: Any) -> Any:
-    """The smaller of two elements; equal ones share the gradient."""
-    return np.minimum(x, y), (
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x < y, g, 0)),
-        lambda g, out: np.where(x == y, g * 0.5, np.where(x < y, 0, g)),
-    )
+maximum = _extremum("maximum", np.maximum, np.greater, "The larger of two elements; equal ones share the gradient.")
+minimum = _extremum("minimum", np.minimum, np.less, "The smaller of two elements; equal ones share the gradient.")
 
 
-@op(promote="common")
+@op(promote="common", called="clamp")
 def clamp_between(x: Any, low: Any, high: Any) -> Any:
     """x, but at least `low` and at most `high` (None: no bound); on a bound the gradient is x's."""
     value = x if low is None else np.maximum(x, low)
@@ -97,34 +93,26 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
-    return _selected(mask if isinstance(mask, Tensor) else flags, value, input)
+    return where(mask if isinstance(mask, Tensor) else flags, value, input)
 
 
 def tril(input: Any, diagonal: int = 0) -> Any:
     """The lower triangle of matrices, up to `diagonal` above the main one; 0 elsewhere."""
-    input = _whole_matrix(input)
-    rows, columns = _matrix("tril", input)
-    return select(input, 0, condition=np.tri(rows, columns, diagonal, dtype=bool))
+    return _triangle("tril", input, lambda rows, columns: np.tri(rows, columns, diagonal, dtype=bool))
 
 
 def triu(input: Any, diagonal: int = 0) -> Any:
     """The upper triangle of matrices, from `diagonal` above the main one; 0 elsewhere."""
-    input = _whole_matrix(input)
-    rows, columns = _matrix("triu", input)
-    return select(0, input, condition=np.tri(rows, columns, diagonal - 1, dtype=bool))
+    return _triangle("triu", input, lambda rows, columns: ~np.tri(rows, columns, diagonal - 1, dtype=bool))
 
 
-def _whole_matrix(input: Any) -> Any:
-    """The input, gathered if rows of a batch lie along one of its last two dimensions."""
-    place = shard_of(input)
-    return input if place is None or place.axis < len(shape_of(input)) - 2 else whole(input, "a triangle of a matrix")
-
-
-def _matrix(name: str, input: Any) -> tuple[int, int]:
-    shape = shape_of(input)
+def _triangle(name: str, input: Any, mask: Callable[[int, int], Array]) -> Any:
+    shape, place = shape_of(input), shard_of(input)
     if len(shape) < 2:
         raise ValueError(f"{name}: input must have at least two dimensions, got shape {shape}")
-    return shape[-2], shape[-1]
+    if place is not None and place.axis >= len(shape) - 2:  # rows of the batch are rows or columns of the matrix
+        input = whole(input, name)
+    return select(input, 0, condition=mask(*shape_of(input)[-2:]))
 
 
 class ValuesAndIndices(NamedTuple):
@@ -134,32 +122,32 @@ class ValuesAndIndices(NamedTuple):
     indices: Tensor
 
 
-@op(rule=along_axis(None))
+@op(rule=along_axis(None), called="max or min")
 def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     """The largest (or smallest) element along `axis` (None: of all); equal ones share the gradient."""
-    kept = with_ones(x.shape, axis)
+    shape = with_ones(x.shape, axis)
     y = (np.max if largest else np.min)(x, axis=axis, keepdims=keepdims)
 
     def to_x(g: Any, out: Any) -> Any:
-        where = x == np.reshape(y, kept)
-        return np.where(where, np.reshape(g, kept), 0) / np.sum(where, axis=axis, keepdims=True)
+        extreme = x == np.reshape(y, shape)
+        return np.where(extreme, np.reshape(g, shape), 0) / np.sum(extreme, axis=axis, keepdims=True)
 
     return y, (to_x,)
 
 
-@op(differentiable=False, rule=along_axis(None))
+@op(differentiable=False, rule=along_axis(None), called="argmax")
 def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first largest element is."""
     return np.argmax(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False, rule=along_axis(None))
+@op(differentiable=False, rule=along_axis(None), called="argmin")
 def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
     """Where along `axis` (None: in the flattened input) the first smallest element is."""
     return np.argmin(x, axis=axis, keepdims=keepdims), ()
 
 
-@op(differentiable=False, rule=along_axis(False))
+@op(differentiable=False, rule=along_axis(False), called="argsort")
 def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
     """The indices that sort along `axis`; equal elements keep their order."""
     if not descending:
@@ -170,13 +158,13 @@ def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
 
 def amax(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest element, along `dim` (one or several) if given; equal ones share the gradient."""
-    axes = _of_some("amax", input, axes_of("amax", input, dim))
+    axes = _refuse_empty("amax", input, axes_of("amax", input, dim))
     return extreme_over(input, axis=axes, keepdims=keepdim, largest=True)
 
 
 def amin(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest element, along `dim` (one or several) if given; equal ones share the gradient."""
-    axes = _of_some("amin", input, axes_of("amin", input, dim))
+    axes = _refuse_empty("amin", input, axes_of("amin", input, dim))
     return extreme_over(input, axis=axes, keepdims=keepdim, largest=False)
 
 
@@ -253,11 +241,11 @@ def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
 
 def _place(name: str, input: Any, dim: Any) -> int | None:
     axes = None if dim is None else (axis_of(name, input, dim),)
-    _of_some(name, input, axes)
+    _refuse_empty(name, input, axes)
     return axes[0] if axes is not None and len(shape_of(input)) else None
 
 
-def _of_some(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def _refuse_empty(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The axes; ValueError if there is nothing along them to compare."""
     shape = extents(input)
     if 0 in shape and any(n == 0 and (axes is None or i in axes) for i, n in enumerate(shape)):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.graph import Node, SumOverRanks
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import bare, given
@@ -29,7 +29,7 @@ from sorix_dist.core.tensor import Array, Tensor
 @op(rule=given)
 def all_reduced(x: Any, *, group: Group, what: str) -> Any:
     """The sum over all parts of a Partial, the same on every rank."""
-    return group.reduce(x, what), (lambda g, out: in_kind(all_reduced, g, group=group, what=what),)
+    return group.reduce(x, what), (lambda g, out: like_input(all_reduced, g, group=group, what=what),)
 
 
 @op(rule=given)
@@ -39,7 +39,7 @@ def among_all(x: Any, *, shard: Shard) -> Any:
     full = np.zeros((*x.shape[: shard.axis], shard.total, *x.shape[shard.axis + 1 :]), x.dtype)
     place = (slice(None),) * (shard.axis + 1) + (slice(rows.start, rows.stop),)
     shard.opened(full, rows.total)[place] = shard.opened(x, shard.batch.held)
-    return shard.group.assemble(full), (lambda g, out: in_kind(cut_rows, g, shard=shard),)
+    return shard.group.assemble(full), (lambda g, out: like_input(cut_rows, g, shard=shard),)
 
 
 @op(rule=given)
@@ -47,13 +47,13 @@ def cut_rows(x: Any, *, shard: Shard) -> Any:
     """This rank's rows of those of all ranks."""
     rows = shard.rows
     cut = shard.part(x, rows.start, rows.stop, rows.total)
-    return cut, (lambda g, out: in_kind(among_all, g, shard=shard),)
+    return cut, (lambda g, out: like_input(among_all, g, shard=shard),)
 
 
 @op(rule=given)
 def shared_out(x: Any, *, parts: int) -> Any:
     """x divided by the number of parts, so that their sum is x."""
-    return x / parts, (lambda g, out: in_kind(shared_out, g, parts=parts),)
+    return x / parts, (lambda g, out: like_input(shared_out, g, parts=parts),)
 
 
 @op(rule=given)
@@ -62,7 +62,7 @@ def spread_rows(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) ->
     `sum_in_order`."""
     before = x.shape
     value = np.broadcast_to(x if over == 1 else x / over, shape)
-    return value, (lambda g, out: in_kind(sum_in_order, g, shard=shard, shape=before, over=over),)
+    return value, (lambda g, out: like_input(sum_in_order, g, shard=shard, shape=before, over=over),)
 
 
 @op(rule=given)
@@ -78,7 +78,7 @@ def sum_in_order(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -
 
     value, whole = shard.group.add_up(of_some, shard.batch.whole.rows), x.shape
     value = value if over == 1 else value / over
-    return value, (lambda g, out: in_kind(spread_rows, g, shard=shard, shape=whole, over=over),)
+    return value, (lambda g, out: like_input(spread_rows, g, shard=shard, shape=whole, over=over),)
 
 
 @op(rule=given)
@@ -86,7 +86,7 @@ def take_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
     """Rows start to stop - 1 of those that this rank has."""
     held = shard.batch.held
     part = shard.part(x, start, stop, held)
-    return part, (lambda g, out: in_kind(put_rows, g, shard=shard, start=start, stop=stop),)
+    return part, (lambda g, out: like_input(put_rows, g, shard=shard, start=start, stop=stop),)
 
 
 @op(rule=given)
@@ -96,7 +96,7 @@ def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
     full = np.zeros((*x.shape[: shard.axis], shard.held, *x.shape[shard.axis + 1 :]), x.dtype)
     place = (slice(None),) * (shard.axis + 1) + (slice(start, stop),)
     shard.opened(full, held)[place] = shard.opened(x, stop - start)
-    return full, (lambda g, out: in_kind(take_rows, g, shard=shard, start=start, stop=stop),)
+    return full, (lambda g, out: like_input(take_rows, g, shard=shard, start=start, stop=stop),)
 
 
 @op(rule=given)

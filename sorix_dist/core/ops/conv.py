@@ -15,7 +15,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.matrix import sums_of_rows
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
 from sorix_dist.core.ops.windows import (
@@ -90,7 +90,7 @@ def _to_bias(g: Any, out: Array | None) -> Any:
     return np.sum(sums_of_rows(rows).reshape(outputs, high), axis=1, out=out)
 
 
-@op(rule=rules.rows_at(0))
+@op(rule=rules.rows_at(0), called="a convolution")
 def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups: int) -> Result:
     """The convolution (a cross-correlation, as usual) of images x (N, C, H, W) with w (O, C / groups, kH,
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
@@ -109,13 +109,13 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
         if bias is not None:
             part += bias
     return y.transpose(3, 0, 1, 2), (
-        lambda g, out: in_kind(transposed_convolution, g, w, None, places=places, groups=groups),
+        lambda g, out: like_input(transposed_convolution, g, w, None, places=places, groups=groups),
         lambda g, out: _to_kernel(x, g, out, places, groups),
         lambda g, out: _to_bias(g, out),
     )
 
 
-@op(rule=rules.rows_at(0))
+@op(rule=rules.rows_at(0), called="a transposed convolution")
 def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geometry, groups: int) -> Result:
     """The transpose of `convolution` with w (O, C / groups, kH, kW): y (N, O, *places.output) becomes
     (N, C, *places.size), plus b of shape (C,) or None."""
@@ -127,7 +127,7 @@ def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geome
     if b is not None:
         x += b.reshape(-1, 1, 1, 1)
     return x.transpose(3, 0, 1, 2), (
-        lambda g, out: in_kind(convolution, g, w, None, places=places, groups=groups),
+        lambda g, out: like_input(convolution, g, w, None, places=places, groups=groups),
         lambda g, out: _to_kernel(g, y, out, places, groups),
         lambda g, out: _to_bias(g, out),
     )
@@ -172,8 +172,8 @@ def kernel_correlation(x: Array, y: Array, *, places: Geometry, groups: int) -> 
     """The gradient of `convolution` to its kernel: x (N, C, H, W) and y (N, O, *places.output) become
     (O, C / groups, kH, kW)."""
     return _to_kernel(x, y, None, places, groups), (
-        lambda g, out: in_kind(transposed_convolution, y, g, None, places=places, groups=groups),
-        lambda g, out: in_kind(convolution, x, g, None, places=places, groups=groups),
+        lambda g, out: like_input(transposed_convolution, y, g, None, places=places, groups=groups),
+        lambda g, out: like_input(convolution, x, g, None, places=places, groups=groups),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,13 +63,21 @@ def pow(x: Any, y: Any) -> Any:
 @op(numpy=np.remainder, promote="common")
 def remainder(x: Any, y: Any) -> Any:
     """x - y * floor(x / y), which has the sign of y."""
+    check_divisor("remainder", x, y)
     return np.remainder(x, y), (lambda g, out: g, lambda g, out: -g * np.floor(x / y))
 
 
 @op(numpy=np.floor_divide, differentiable=False, promote="common")
 def floor_divide(x: Any, y: Any) -> Any:
     """floor(x / y)."""
+    check_divisor("floor_divide", x, y)
     return np.floor_divide(x, y), ()
+
+
+def check_divisor(name: str, x: Any, y: Any) -> None:
+    """ZeroDivisionError where integers would be divided by 0, for which there is no number."""
+    if all(np.asarray(a).dtype.kind != "f" for a in (x, y)) and not np.all(y):
+        raise ZeroDivisionError(f"{name}: integers can't be divided by 0; make them floats for inf or NaN")
 
 
 @op(numpy=np.negative, rule=rules.linear)
@@ -81,132 +89,35 @@ def neg(x: Any) -> Any:
 # -- functions of one element
 
 
-@op(numpy=np.exp, promote="float")
-def exp(x: Any) -> Any:
-    """e ** x."""
-    y = np.exp(x)
-    return y, (lambda g, out: g * y,)
+def unary(
+    name: str,
+    compute: Callable[[Any], Any],
+    meaning: str,
+    gradient: Callable[[Any, Any], Any],
+    promote: Literal["float"] | None = "float",
+) -> Any:
+    """An operation of one element.
+
+    gradient: of (g, x) or (g, y), where g is the gradient of the result, x the input and y the result. An operation
+    refers to the one of the two that the second parameter names, so that the other's memory is free.
+    """
+
+    def of_input(x: Any) -> Any:
+        return compute(x), (lambda g, out: gradient(g, x),)
+
+    def of_result(x: Any) -> Any:
+        y = compute(x)
+        return y, (lambda g, out: gradient(g, y),)
+
+    function = of_input if gradient.__code__.co_varnames[1] == "x" else of_result
+    ufunc = compute if isinstance(compute, np.ufunc) else None
+    return _named(function, name, meaning, numpy=ufunc, promote=promote)
 
 
-@op(numpy=np.expm1, promote="float")
-def expm1(x: Any) -> Any:
-    """e ** x - 1, exact also for small x."""
-    y = np.expm1(x)
-    return y, (lambda g, out: g * (y + 1),)
-
-
-@op(numpy=np.log, promote="float")
-def log(x: Any) -> Any:
-    """The natural logarithm."""
-    return np.log(x), (lambda g, out: g / x,)
-
-
-@op(numpy=np.log2, promote="float")
-def log2(x: Any) -> Any:
-    """The logarithm to base 2."""
-    return np.log2(x), (lambda g, out: g / (x * math.log(2)),)
-
-
-@op(numpy=np.log10, promote="float")
-def log10(x: Any) -> Any:
-    """The logarithm to base 10."""
-    return np.log10(x), (lambda g, out: g / (x * math.log(10)),)
-
-
-@op(numpy=np.log1p, promote="float")
-def log1p(x: Any) -> Any:
-    """log(1 + x), exact also for small x."""
-    return np.log1p(x), (lambda g, out: g / (x + 1),)
-
-
-@op(numpy=np.sqrt, promote="float")
-def sqrt(x: Any) -> Any:
-    """The square root."""
-    y = np.sqrt(x)
-    return y, (lambda g, out: g / (y * 2),)
-
-
-@op(promote="float")
-def rsqrt(x: Any) -> Any:
-    """1 / sqrt(x)."""
-    y = 1 / np.sqrt(x)
-    return y, (lambda g, out: g * (y * y * y * -0.5),)
-
-
-@op(numpy=np.reciprocal, promote="float")
-def reciprocal(x: Any) -> Any:
-    """1 / x."""
-    y = np.reciprocal(x)
-    return y, (lambda g, out: -g * y * y,)
-
-
-@op(numpy=np.square)
-def square(x: Any) -> Any:
-    """x * x."""
-    return np.square(x), (lambda g, out: g * (x * 2),)
-
-
-@op(numpy=np.sin, promote="float")
-def sin(x: Any) -> Any:
-    """The sine of an angle in radians."""
-    return np.sin(x), (lambda g, out: g * np.cos(x),)
-
-
-@op(numpy=np.cos, promote="float")
-def cos(x: Any) -> Any:
-    """The cosine of an angle in radians."""
-    return np.cos(x), (lambda g, out: -g * np.sin(x),)
-
-
-@op(numpy=np.tan, promote="float")
-def tan(x: Any) -> Any:
-    """The tangent of an angle in radians."""
-    y = np.tan(x)
-    return y, (lambda g, out: g * (1 + y * y),)
-
-
-@op(numpy=np.arctan, promote="float")
-def atan(x: Any) -> Any:
-    """The angle in radians, from -pi/2 to pi/2, whose tangent is x."""
-    return np.arctan(x), (lambda g, out: g / (1 + x * x),)
-
-
-@op(numpy=np.absolute)
-def abs(x: Any) -> Any:
-    """The absolute value; the gradient at 0 is 0."""
-    return np.abs(x), (lambda g, out: g * np.sign(x),)
-
-
-# -- steps: their gradient is 0
-
-
-@op(numpy=np.sign)
-def sign(x: Any) -> Any:
-    """-1, 0 or 1."""
-    return np.sign(x), (lambda g, out: _zero(g),)
-
-
-@op()
-def round_to(x: Any, *, decimals: int) -> Any:
-    """The nearest number with so many decimals; halves go to the even one."""
-    return np.round(x, decimals), (lambda g, out: _zero(g),)
-
-
-@op(numpy=np.floor)
-def floor(x: Any) -> Any:
-    """The largest integer that is not above x."""
-    return np.floor(x), (lambda g, out: _zero(g),)
-
-
-@op(numpy=np.ceil)
-def ceil(x: Any) -> Any:
-    """The smallest integer that is not below x."""
-    return np.ceil(x), (lambda g, out: _zero(g),)
-
-
-def round(input: Any, decimals: int = 0) -> Any:
-    """The nearest number with so many decimals; halves go to the even one."""
-    return round_to(input, decimals=decimals)
+def _named(function: Callable[..., Any], name: str, meaning: str, **options: Any) -> Any:
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = meaning
+    return op(**options)(function)
 
 
 def _zero(g: Any) -> Any:
@@ -214,7 +125,35 @@ def _zero(g: Any) -> Any:
     return np.where(False, g, 0)
 
 
-# -- dtype
+exp = unary("exp", np.exp, "e ** x.", lambda g, y: g * y)
+expm1 = unary("expm1", np.expm1, "e ** x - 1, exact also for small x.", lambda g, y: g * (y + 1))
+log = unary("log", np.log, "The natural logarithm.", lambda g, x: g / x)
+log2 = unary("log2", np.log2, "The logarithm to base 2.", lambda g, x: g / (x * math.log(2)))
+log10 = unary("log10", np.log10, "The logarithm to base 10.", lambda g, x: g / (x * math.log(10)))
+log1p = unary("log1p", np.log1p, "log(1 + x), exact also for small x.", lambda g, x: g / (x + 1))
+sqrt = unary("sqrt", np.sqrt, "The square root.", lambda g, y: g / (y * 2))
+rsqrt = unary("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", lambda g, y: g * (y * y * y * -0.5))
+reciprocal = unary("reciprocal", np.reciprocal, "1 / x.", lambda g, y: -g * y * y)
+square = unary("square", np.square, "x * x.", lambda g, x: g * (x * 2), None)
+sin = unary("sin", np.sin, "The sine of an angle in radians.", lambda g, x: g * np.cos(x))
+cos = unary("cos", np.cos, "The cosine of an angle in radians.", lambda g, x: -g * np.sin(x))
+tan = unary("tan", np.tan, "The tangent of an angle in radians.", lambda g, y: g * (1 + y * y))
+atan = unary("atan", np.arctan, "The angle from -pi/2 to pi/2 whose tangent is x.", lambda g, x: g / (1 + x * x))
+abs = unary("abs", np.absolute, "The absolute value; the gradient at 0 is 0.", lambda g, x: g * np.sign(x), None)
+sign = unary("sign", np.sign, "-1, 0 or 1; the gradient is 0.", lambda g, y: _zero(g), None)
+floor = unary("floor", np.floor, "The largest integer <= x; the gradient is 0.", lambda g, y: _zero(g), None)
+ceil = unary("ceil", np.ceil, "The smallest integer >= x; the gradient is 0.", lambda g, y: _zero(g), None)
+
+
+@op(called="round")
+def round_to(x: Any, *, decimals: int) -> Any:
+    """The nearest number with so many decimals; halves go to the even one; the gradient is 0."""
+    return np.round(x, decimals), (lambda g, out: _zero(g),)
+
+
+def round(input: Any, decimals: int = 0) -> Any:
+    """The nearest number with `decimals` decimals; halves go to the even one."""
+    return round_to(input, decimals=decimals)
 
 
 def cast(x: Any, dtype: Any) -> Any:
@@ -222,14 +161,17 @@ def cast(x: Any, dtype: Any) -> Any:
     return cast_to(x, dtype=as_dtype(dtype))
 
 
-@op(rule=rules.cast)
+@op(rule=rules.cast, called="astype")
 def cast_to(x: Any, *, dtype: Any) -> Any:
     """The elements as NumPy's `dtype`; the walk turns the gradient back."""
     return x.astype(dtype), (lambda g, out: g,)
 
 
-def _question(name: str, ufunc: np.ufunc, meaning: str) -> Callable[..., Any]:
-    """The operation of this name that asks a NumPy function of one or two arrays."""
+# -- without a gradient
+
+
+def _without_gradient(name: str, ufunc: np.ufunc, meaning: str, **options: Any) -> Callable[..., Any]:
+    """An operation of a NumPy function of one or two elements."""
 
     def of_one(x: Any) -> Any:
         return ufunc(x), ()
@@ -237,61 +179,28 @@ def _question(name: str, ufunc: np.ufunc, meaning: str) -> Callable[..., Any]:
     def of_two(x: Any, y: Any) -> Any:
         return ufunc(x, y), ()
 
-    question = of_one if ufunc.nin == 1 else of_two
-    question.__name__ = question.__qualname__ = name
-    question.__doc__ = meaning
-    return op(numpy=ufunc, differentiable=False)(question)
+    function = of_one if ufunc.nin == 1 else of_two
+    operation: Callable[..., Any] = _named(function, name, meaning, numpy=ufunc, differentiable=False, **options)
+    return operation
 
 
-eq = _question("eq", np.equal, "Whether elements are equal.")
-
-
-ne = _question("ne", np.not_equal, "Whether elements differ.")
-
-
-lt = _question("lt", np.less, "Whether x < y.")
-
-
-le = _question("le", np.less_equal, "Whether x <= y.")
-
-
-gt = _question("gt", np.greater, "Whether x > y.")
-
-
-ge = _question("ge", np.greater_equal, "Whether x >= y.")
-
-
-isnan = _question("isnan", np.isnan, "Whether elements are not a number.")
-
-
-isinf = _question("isinf", np.isinf, "Whether elements are infinite.")
-
-
-isfinite = _question("isfinite", np.isfinite, "Whether elements are neither infinite nor NaN.")
-
-
-logical_not = _question("logical_not", np.logical_not, "Whether elements are 0.")
-
-
-logical_and = _question("logical_and", np.logical_and, "Whether both elements are not 0.")
-
-
-logical_or = _question("logical_or", np.logical_or, "Whether at least one of two elements is not 0.")
-
-
-logical_xor = _question("logical_xor", np.logical_xor, "Whether exactly one of two elements is not 0.")
-
-
-bitwise_not = _question("bitwise_not", np.invert, "The bits of integers inverted; the opposite of bools.")
-
-
-bitwise_and = _question("bitwise_and", np.bitwise_and, "The bits that both integers have; for bools: both.")
-
-
-bitwise_or = _question("bitwise_or", np.bitwise_or, "The bits that one of two integers has; for bools: at least one.")
-
-
-bitwise_xor = _question("bitwise_xor", np.bitwise_xor, "The bits in which two integers differ; for bools: exactly one.")
+eq = _without_gradient("eq", np.equal, "Whether elements are equal.")
+ne = _without_gradient("ne", np.not_equal, "Whether elements differ.")
+lt = _without_gradient("lt", np.less, "Whether x < y.")
+le = _without_gradient("le", np.less_equal, "Whether x <= y.")
+gt = _without_gradient("gt", np.greater, "Whether x > y.")
+ge = _without_gradient("ge", np.greater_equal, "Whether x >= y.")
+isnan = _without_gradient("isnan", np.isnan, "Whether elements are not a number.")
+isinf = _without_gradient("isinf", np.isinf, "Whether elements are infinite.")
+isfinite = _without_gradient("isfinite", np.isfinite, "Whether elements are neither infinite nor NaN.")
+logical_not = _without_gradient("logical_not", np.logical_not, "Whether elements are 0.")
+logical_and = _without_gradient("logical_and", np.logical_and, "Whether both elements are not 0.")
+logical_or = _without_gradient("logical_or", np.logical_or, "Whether at least one of two elements is not 0.")
+logical_xor = _without_gradient("logical_xor", np.logical_xor, "Whether exactly one of two elements is not 0.")
+bitwise_not = _without_gradient("bitwise_not", np.invert, "The bits of integers inverted; the opposite of bools.")
+bitwise_and = _without_gradient("bitwise_and", np.bitwise_and, "The bits that both integers have; of bools: and.")
+bitwise_or = _without_gradient("bitwise_or", np.bitwise_or, "The bits that one of two integers has; of bools: or.")
+bitwise_xor = _without_gradient("bitwise_xor", np.bitwise_xor, "The bits in which integers differ; of bools: xor.")
 
 
 def equal(input: Any, other: Any) -> bool:

@@ -8,16 +8,27 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.device import raise_for_device
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.elementwise import add, cast
 from sorix_dist.core.ops.shape import expand_to, reshape
-from sorix_dist.core.placement import Placement, Shard, shard_of, tagged
-from sorix_dist.core.rules import Apply, bare, beside, linear_place, together, whole, whole_sums
+from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    aligned_operands,
+    bare,
+    beside,
+    linear_place,
+    whole,
+    whole_sums,
+)
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
-def take_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """NumPy's indexing: along the rows' axis only what takes each row for itself, which is `:`, None and masks."""
 
     x, place = inputs[0], inputs[0].place
@@ -27,20 +38,20 @@ def take_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     return apply(refused(x, "an index"), **options) if found is None else found
 
 
-def scatter_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Elements added up at an index: where rows go is not known, so they are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 
 
-@op(rule=take_rule)
+@op(rule=take_rule, called="indexing")
 def take(x: Any, *, index: Any) -> Any:
     """The elements that a NumPy index names; an element named twice gets both gradients."""
     shape = x.shape
     return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
 
 
-@op(rule=scatter_rule)
+@op(rule=scatter_rule, called="scatter_add")
 def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
     """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
     zeros = np.zeros(shape, x.dtype)
@@ -53,7 +64,7 @@ def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
 
 def scatter(x: Any, *, index: Any, shape: Any) -> Any:
     """`scatter_add_to` for a tensor or an array, answering in kind."""
-    return in_kind(scatter_add_to, x, index=index, shape=shape)
+    return like_input(scatter_add_to, x, index=index, shape=shape)
 
 
 def _names_each_once(index: Any) -> bool:
@@ -258,7 +269,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
-    (input, mask), place = together("masked_select", whole_sums((input, mask), "masked_select"))
+    (input, mask), place = aligned_operands("masked_select", whole_sums((input, mask), "masked_select"))
     flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
@@ -339,7 +350,7 @@ def _grid_along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...
 _FEW = 16  # numbers that are worth a summation each
 
 
-@op(rule=rules.gathers)
+@op(rule=rules.gathers, called="embedding")
 def table_rows(table: Any, *, index: Array, skip: int | None, blank: bool = False) -> Any:
     """The rows of `table` (count, features) that the integers `index` name.
 
@@ -362,7 +373,7 @@ def table_rows(table: Any, *, index: Array, skip: int | None, blank: bool = Fals
 def sum_of_rows(rows: Any, *, index: Array, count: int, skip: int | None) -> Any:
     """A table of `count` rows, each the sum of those `rows` whose `index` names it; row `skip` is 0."""
     table = _add_up(rows, index, skip, np.empty((count, *rows.shape[index.ndim :]), rows.dtype))
-    return table, (lambda g, out: in_kind(table_rows, g, index=index, skip=skip, blank=True),)
+    return table, (lambda g, out: like_input(table_rows, g, index=index, skip=skip, blank=True),)
 
 
 def _add_up(rows: Array, index: Array, skip: int | None, table: Array) -> Array:

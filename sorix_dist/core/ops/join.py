@@ -8,16 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.op import as_operand, op, recording
+from sorix_dist.core.graph import recording
+from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.axes import along, axis_of, parts_along
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.shape import extents
-from sorix_dist.core.placement import Partial, Placement, Shard, shard_of, tagged
-from sorix_dist.core.rules import Apply, align, bare, first_shard, placement_of, rows_beside, whole, whole_sums
+from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    align,
+    applied,
+    bare,
+    first_shard,
+    gathers,
+    placement_of,
+    rows_beside,
+    sums_made_whole,
+    whole,
+    whole_sums,
+)
 from sorix_dist.core.tensor import Tensor, shape_of
 
 
-def pad_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def pad_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Borders: rows have none."""
     x, place = inputs[0], inputs[0].place
     if isinstance(place, Shard) and tuple(options["widths"][place.axis]) == (0, 0):
@@ -25,37 +41,34 @@ def pad_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> 
     return apply(whole(x, apply.__name__), **options)
 
 
-def concat_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """One after the other along `axis`: rows beside rows are rows, and so are all rows behind all rows."""
-    axis, new = options["axis"], apply.__name__ == "stack_along"
+    axis, new = options["axis"], apply.__name__ == "stack"
     lead = first_shard(inputs)
     if lead is None:
         first, *others = places = [placement_of(x) for x in inputs]
         if all(isinstance(p, Partial) and p.shown_like(first) for p in places):
             return reduce(Partial.joined, others, first)  # type: ignore[no-any-return]
-        return apply(*whole_sums(inputs, apply.__name__), **options)
+        return sums_made_whole(apply, inputs, options)
     shards = [p for x in inputs if isinstance(p := placement_of(x), Shard)]
-    together = all(p.axis == lead.axis and p.inner == lead.inner and lead.batch.like(p.batch) for p in shards)
+    alike = all(p.axis == lead.axis and p.inner == lead.inner and lead.batch.like(p.batch) for p in shards)
     if not new and axis == lead.axis:
-        if together and len(shards) == len(inputs):
+        if alike and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
         others = [x for x in inputs if not isinstance(placement_of(x), Shard)]
         # Constants that have as many rows as the batch, on every rank, are taken for rows.
         rows = [not _is_known_alike(x) and shape_of(x)[axis] == lead.batch.held * lead.inner for x in others]
-        if together and not lead.group.apart and not lead.group.counts(not all(rows))[1]:
+        if alike and not lead.group.apart and not lead.group.counts(not all(rows))[1]:
             result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
             return tagged(apply(*map(bare, inputs), **options), result)
-        return apply(*(whole(x, "cat") for x in inputs), **options)
-    if not together or any(p.outer != lead.outer for p in shards):
-        return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+        return gathers(apply, inputs, options)
+    if not alike or any(p.outer != lead.outer for p in shards):
+        return gathers(apply, inputs, options)
     parts: list[Any] = whole_sums(inputs, apply.__name__)
     for i, x in enumerate(parts):
         if not isinstance(placement_of(x), Shard):
             parts[i] = rows_beside(x, lead, len(shape_of(x)) - lead.axis)
-    result = lead.moved(lead.axis + (new and axis <= lead.axis))
-    if all(a is b for a, b in zip(parts, inputs, strict=True)):
-        return result
-    return tagged(apply(*map(bare, parts), **options), result)
+    return applied(apply, parts, inputs, options, lead.moved(lead.axis + (new and axis <= lead.axis)))
 
 
 def _is_known_alike(x: Any) -> bool:
@@ -63,14 +76,14 @@ def _is_known_alike(x: Any) -> bool:
     return isinstance(x, Tensor) and (x.place is not None or x.origin is not None)
 
 
-@op(promote="common", rule=concat_rule)
+@op(promote="common", rule=concat_rule, called="cat")
 def concatenate(*parts: Any, axis: int) -> Any:
     """The parts one after the other along `axis`."""
     places = parts_along(axis, (part.shape[axis] for part in parts))
     return np.concatenate(parts, axis), tuple(_slicing(place) for place in places)
 
 
-@op(promote="common", rule=concat_rule)
+@op(promote="common", rule=concat_rule, called="stack")
 def stack_along(*parts: Any, axis: int) -> Any:
     """The parts side by side along a new axis."""
     return np.stack(parts, axis), tuple(_slicing(along(axis, i)) for i in range(len(parts)))
@@ -80,7 +93,7 @@ def _slicing(key: Any) -> Any:
     return lambda g, out: g[key]
 
 
-@op(rule=pad_rule)
+@op(rule=pad_rule, called="pad")
 def pad_with(x: Any, *, widths: Any, value: float) -> Any:
     """A border of `value`: widths has a pair (before, after) per dimension."""
     inside = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape, strict=True))

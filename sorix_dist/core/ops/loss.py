@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.home import read_only
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
@@ -33,7 +33,7 @@ def _cross_entropy(logits: Any, *, target: Any, divisor: int, held: int) -> Any:
     return sum_divided(losses, divisor=divisor, held=held)
 
 
-@op(composite=_cross_entropy, rule=divided_rule)
+@op(composite=_cross_entropy, rule=divided_rule, called="cross_entropy")
 def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: int) -> Any:
     """The sum over rows of log(sum(exp(logits))) - logits[target], divided by `divisor`, the global number of rows.
 
@@ -97,7 +97,7 @@ def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     return loss if scale is None else mul(loss, scale)
 
 
-@op(composite=_cross_entropy_rows, rule=rules.of_each_row)
+@op(composite=_cross_entropy_rows, rule=rules.of_each_row, called="cross_entropy")
 def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     """log(sum(exp(logits))) - logits[target] of every row, times the row's `scale` (N numbers, or None for 1).
 
@@ -127,7 +127,7 @@ def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
     return neg(sum_over(product, axis=1, keepdims=False))
 
 
-@op(composite=_cross_entropy_of_probabilities, rule=rules.of_each_row)
+@op(composite=_cross_entropy_of_probabilities, rule=rules.of_each_row, called="cross_entropy")
 def cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
     """The sum over classes of target * (log(sum(exp(logits))) - logits), of every row.
 
@@ -161,7 +161,7 @@ def _negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     return chosen if scale is None else np.where(scale != 0, mul(chosen, scale), 0)
 
 
-@op(composite=_negative_likelihood_rows, rule=rules.of_each_row)
+@op(composite=_negative_likelihood_rows, rule=rules.of_each_row, called="nll_loss")
 def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     """-likely[target] of every row, times the row's `scale` (N numbers, or None for 1).
 
@@ -184,19 +184,19 @@ def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
 # -- differences
 
 
-@op()
+@op(called="mse_loss")
 def squared_error(x: Any, y: Any) -> Any:
     """(x - y)^2."""
     return np.square(x - y), (lambda g, out: g * (2 * (x - y)), lambda g, out: g * (2 * (y - x)))
 
 
-@op()
+@op(called="l1_loss")
 def absolute_error(x: Any, y: Any) -> Any:
     """|x - y|; the gradient at 0 is 0."""
     return np.abs(x - y), (lambda g, out: g * np.sign(x - y), lambda g, out: g * np.sign(y - x))
 
 
-@op()
+@op(called="huber_loss")
 def huber_error(x: Any, y: Any, *, delta: float, scale: float) -> Any:
     """With d = |x - y|: d^2 / 2 where d < delta, delta * (d - delta / 2) elsewhere (Huber 1964), times `scale`."""
 
@@ -248,12 +248,12 @@ def binary_cross_entropy_of_logits(x: Any, target: Any, pos_weight: Any) -> Any:
     def to_target(g: Any, out: Any) -> Any:
         if pos_weight is None:
             return -g * x
-        return g * ((pos_weight - 1) * in_kind(softplus, -x, beta=1, threshold=math.inf) - x)
+        return g * ((pos_weight - 1) * like_input(softplus, -x, beta=1, threshold=math.inf) - x)
 
     return (1 - target) * x + missing, (to_x, to_target, None)
 
 
-@op()
+@op(called="kl_div")
 def kl_divergence(x: Any, target: Any, *, log_target: bool) -> Any:
     """target * (log(target) - x) of logarithms x of probabilities, 0 where target is 0.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.graph import recording
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import as_operand, op
@@ -25,66 +26,65 @@ from sorix_dist.core.ops.shape import (
     unsqueeze,
     with_rows,
 )
-from sorix_dist.core.placement import SUM, Partial, Placement, Shard, shard_of, tagged
-from sorix_dist.core.rules import Apply, bare, in_order, placement_of, rows_beside, single, whole, whole_sums
+from sorix_dist.core.placement import SUM, Shard, shard_of
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    applied,
+    gathers,
+    in_order,
+    placement_of,
+    rows_beside,
+    single,
+    whole,
+)
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
-def matmul_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The product of stacks of matrices: contracted over rows it is a Partial."""
-    x, y = inputs
-    a, b = placement_of(x), placement_of(y)
-    name = apply.__name__
-    if isinstance(a, Partial) or isinstance(b, Partial):
-        if not isinstance(b if isinstance(a, Partial) else a, Shard | Partial):
-            return a.beside(y) if isinstance(a, Partial) else b.beside(x)
-        return apply(*whole_sums(inputs, name), **options)
-    lead = a if isinstance(a, Shard) else b
-    if not isinstance(lead, Shard):
-        return None
-    if in_order(lead):
-        return apply(whole(x, name), whole(y, name), **options)
+    if rules.has_partial(inputs):
+        return rules.partial_product(apply, inputs, options)
+    (x, y), (a, b) = inputs, map(placement_of, inputs)
+    lead = a or b
+    if lead is None or in_order(lead):
+        return gathers(apply, inputs, options) if lead else None
     dims_x, dims_y = len(shape_of(x)), len(shape_of(y))
-    dims = max(dims_x, dims_y)
-    last = isinstance(a, Shard) and a.axis == dims_x - 1
-    if last and not isinstance(b, Shard):
-        y = rows_beside(y, a, 2)
-        return tagged(apply(bare(x), bare(y), **options), a.batch.partial(SUM))
-    if isinstance(b, Shard) and b.axis == dims_y - 2:  # the rows of y are contracted
-        if last and a.like(b):
-            return a.batch.partial(SUM)  # type: ignore[no-any-return]
-        if not isinstance(a, Shard):
-            x = rows_beside(x, b, 1)
-            return tagged(apply(bare(x), bare(y), **options), b.batch.partial(SUM))
-        return apply(x, whole(y, name), **options)
-    if last:
-        return apply(whole(x, name), y, **options)
-    both = isinstance(a, Shard) and isinstance(b, Shard)
-    if both and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
-        return apply(x, whole(y, name), **options)
-    axis = lead.axis + dims - (dims_x if lead is a else dims_y)
-    if axis < dims - 2:  # along a leading dimension, which broadcasts as in element-wise operations
-        other, shape = (y, shape_of(y)) if lead is a else (x, shape_of(x))
-        at = dims - axis
-        if not isinstance(placement_of(other), Shard) and len(shape) >= at and shape[-at] != 1:
-            if single(lead):
-                return apply(whole(x, name), whole(y, name), **options)
-            cut = rows_beside(other, lead, at)
-            pair = (bare(x), bare(cut)) if lead is a else (bare(cut), bare(y))
-            return tagged(apply(*pair, **options), lead.moved(axis))
-    return lead.moved(axis)
+    x_contracted, y_contracted = a and a.axis == dims_x - 1, b and b.axis == dims_y - 2
+    if x_contracted and not b:
+        return applied(apply, (x, rows_beside(y, a, 2)), inputs, options, a.batch.partial(SUM))
+    if y_contracted and not a:
+        return applied(apply, (rows_beside(x, b, 1), y), inputs, options, b.batch.partial(SUM))
+    if x_contracted and y_contracted and a.like(b):
+        return a.batch.partial(SUM)  # type: ignore[no-any-return]
+    if x_contracted and not y_contracted:
+        return apply(whole(x, apply.__name__), y, **options)
+    if a and b and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
+        return apply(x, whole(y, apply.__name__), **options)
+    at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
+    if (
+        at > 2
+        and single(lead)
+        and not {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at} <= {1, lead.held}
+    ):
+        return gathers(apply, inputs, options)
+    operands = [rules.beside(each, lead, at) if at > 2 else each for each in inputs]
+    return applied(apply, operands, inputs, options, lead.moved(max(dims_x, dims_y) - at))
 
 
-def linear_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
-    place = getattr(x, "place", None)
+    place = x.place if x.__class__ is Tensor else placement_of(x)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
-        if getattr(w, "place", None) is getattr(b, "place", None) is None:
+        placements = placement_of(w), placement_of(b)
+        if placements == (None, None):
             return place
-        if not (isinstance(placement_of(w), Shard) or isinstance(placement_of(b), Shard)):
+        if not any(isinstance(each, Shard) for each in placements):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
-    return apply(*(whole(each, "linear") for each in inputs), **options)
+    return gathers(apply, inputs, options)
 
 
 dot = np.ndarray.dot
@@ -92,7 +92,7 @@ dot = np.ndarray.dot
 It has a name here so that who times products finds them."""
 
 
-@op(promote="common", rule=matmul_rule)
+@op(promote="common", rule=matmul_rule, called="@")
 def matrix_product(x: Any, y: Any) -> Any:
     """The product of two stacks of matrices, whose leading dimensions broadcast."""
     plain = x.ndim == y.ndim == 2

@@ -9,24 +9,35 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
-from sorix_dist.core.op import once, op
+from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.collective import all_reduced
 from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
-from sorix_dist.core.placement import ALONE, Group, Placement, Shard, shard_of, tagged
-from sorix_dist.core.rules import Apply, bare, in_order, placement_of, rows_along, whole
+from sorix_dist.core.placement import ALONE, Group, Shard, shard_of, tagged
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    bare,
+    gathers,
+    in_order,
+    placement_of,
+    rows_along,
+    whole,
+)
 from sorix_dist.core.tensor import Array, Tensor
 
 
-def trailing_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def trailing_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], placement_of(inputs[0])
     weights = all(placement_of(other) is None for other in inputs[1:])
     if weights and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
         return place
-    return apply(*(whole(each, apply.__name__) for each in inputs), **options)
+    return gathers(apply, inputs, options)
 
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -81,7 +92,7 @@ def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...
             raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {tuple(value.shape)}")
 
 
-@op(composite=_batch_norm, rule=rules.rows_at(0))
+@op(composite=_batch_norm, rule=rules.rows_at(0), called="batch_norm")
 def batch_norm_of_rows(
     x: Array, weight: Array | None, bias: Array | None, *, group: Group, eps: float, observe: Observer | None
 ) -> Result:
@@ -116,7 +127,7 @@ def batch_norm_of_rows(
     factor = inverse if weight is None else inverse * weight.reshape(shape)
     shapes = [None if p is None else p.shape for p in (weight, bias)]
 
-    @once
+    @memoize_last
     def sums(g: Array) -> tuple[Array, Array]:
         return np.sum(g, axis=axes), np.sum(g * normal, axis=axes)
 
@@ -205,7 +216,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Ten
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
-@op(composite=_layer_norm, rule=trailing_rule)
+@op(composite=_layer_norm, rule=trailing_rule, called="layer_norm")
 def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
-from sorix_dist.core.op import in_kind, op
+from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import matmul
 from sorix_dist.core.ops.reduce import mean_over
@@ -101,14 +101,14 @@ def _divide(total: Array, divisor: int | Array) -> Array:
     return total
 
 
-@op(rule=rules.rows_at(0))
+@op(rule=rules.rows_at(0), called="avg_pool")
 def average_pool(x: Array, *, places: Geometry, divisor: int | Array) -> Result:
     """The sum of each window of x (N, C, H, W), over `divisor`: an integer, or one per window (H', W')."""
     views = (pad(x, places)[:, :, v, h] for v, h in places.pixels())
     y = next(views).copy(order="K")
     for view in views:
         y += view
-    return _divide(y, divisor), (lambda g, out: in_kind(transposed_average_pool, g, places=places, divisor=divisor),)
+    return _divide(y, divisor), (lambda g, out: like_input(transposed_average_pool, g, places=places, divisor=divisor),)
 
 
 @op(rule=rules.rows_at(0))
@@ -119,7 +119,7 @@ def transposed_average_pool(y: Array, *, places: Geometry, divisor: int | Array)
     x = np.zeros((channels, *places.padded, count), y.dtype).transpose(3, 0, 1, 2)
     for vertical, horizontal in places.pixels():
         x[:, :, vertical, horizontal] += part
-    return x[:, :, *places.inner], (lambda g, out: in_kind(average_pool, g, places=places, divisor=divisor),)
+    return x[:, :, *places.inner], (lambda g, out: like_input(average_pool, g, places=places, divisor=divisor),)
 
 
 def _places(

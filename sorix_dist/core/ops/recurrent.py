@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.op import once, op
+from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.activation import logistic, tanh
 from sorix_dist.core.ops.elementwise import add, mul, sub
 from sorix_dist.core.ops.indexing import index, scatter
@@ -103,7 +103,7 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
         state = np.multiply(o, np.tanh(cell), out=value[t])
     value[count] = cell
 
-    @once
+    @memoize_last
     def back(gradient: Array) -> tuple[Array, Array, Array]:
         """The gradients of the gates before their functions, and of h and c before the first step."""
         slopes = gates * (1 - gates)
@@ -192,7 +192,7 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
         value[t] += n
         state = value[t]
 
-    @once
+    @memoize_last
     def back(gradient: Array) -> tuple[Array, Array, Array, Array]:
         """The gradients of x's and of h's part of the gates, and of h; and the states that steps started from."""
         r, z, n = _gates(gates, 3, size)

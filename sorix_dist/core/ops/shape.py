@@ -11,20 +11,20 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
-from sorix_dist.core.placement import Placement, Shard, shard_of, tagged
-from sorix_dist.core.rules import Apply, bare, linear_place, whole
+from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, linear_place, whole
 from sorix_dist.core.tensor import Tensor, shape_of
 
 # -- where the rows of a batch are afterwards
 
 
-def permute_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def permute_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The dimensions in the order `axes`: the rows' moves with them."""
     place = inputs[0].place
     return place.moved(options["axes"].index(place.axis)) if isinstance(place, Shard) else linear_place(place)
 
 
-def reshape_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def reshape_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Another shape: rows stay rows if their axis does, or is merged with others or taken apart again."""
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
@@ -90,7 +90,7 @@ def _axis_of_rows(
     return axis, outer, inner
 
 
-def expand_rule(apply: Apply, inputs: tuple[Any, ...], options: dict[str, Any]) -> Placement | Tensor:
+def expand_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Repeated to a larger shape: the rows' axis moves if dimensions come in front."""
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
@@ -116,33 +116,33 @@ def clone(x: Any) -> Any:
     return np.array(x), (lambda g, out: g,)
 
 
-@op(rule=reshape_rule)
+@op(rule=reshape_rule, called="reshape")
 def reshape_to(x: Any, *, shape: Any) -> Any:
     """The elements in another shape, without a copy where possible."""
     was = x.shape
     return np.reshape(x, shape), (lambda g, out: np.reshape(g, was),)
 
 
-@op(rule=permute_rule)
+@op(rule=permute_rule, called="permute")
 def permute_to(x: Any, *, axes: Any) -> Any:
     """The dimensions in another order."""
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     return np.transpose(x, axes), (lambda g, out: np.transpose(g, back),)
 
 
-@op(rule=expand_rule)
+@op(rule=expand_rule, called="expand")
 def expand_to(x: Any, *, shape: Any) -> Any:
     """The elements repeated to a larger shape, without a copy; the walk adds the gradients up again."""
     return np.broadcast_to(x, shape), (lambda g, out: g,)
 
 
-@op(rule=mixes_rows)
+@op(rule=mixes_rows, called="flip")
 def flip_over(x: Any, *, axis: Any) -> Any:
     """The elements in reverse order along the axes."""
     return np.flip(x, axis), (lambda g, out: np.flip(g, axis),)
 
 
-@op(rule=mixes_rows)
+@op(rule=mixes_rows, called="roll")
 def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
     """The elements moved along the axes; those that leave at one end come back at the other."""
     back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift

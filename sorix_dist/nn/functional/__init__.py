@@ -2,101 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.ops import activation as ops
-from sorix_dist.core.ops.activation import dropout, dropout2d, relu
-from sorix_dist.core.ops.conv import conv1d, conv2d, conv_transpose2d
-from sorix_dist.core.ops.indexing import table_rows
-from sorix_dist.core.ops.matrix import linear as _linear
+from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.missing import missing_from
+from sorix_dist.core.ops import matrix
+from sorix_dist.core.ops.activation import dropout, dropout2d
+from sorix_dist.core.ops.indexing import one_hot, table_rows
+from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
-from sorix_dist.core.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool1d, max_pool2d
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
+from sorix_dist.nn.functional import activation, loss, spatial
+from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
-from sorix_dist.nn.functional.loss import (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    huber_loss,
-    kl_div,
-    l1_loss,
-    mse_loss,
-    nll_loss,
-    smooth_l1_loss,
-)
+from sorix_dist.nn.functional.loss import *  # noqa: F403
+from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "embedding", "linear", "scaled_dot_product_attention",
-    "elu", "gelu", "leaky_relu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh",
-    "conv1d", "conv2d", "conv_transpose2d",
-    "adaptive_avg_pool2d", "avg_pool2d", "max_pool1d", "max_pool2d",
-    "batch_norm", "group_norm", "layer_norm",
-    "dropout", "dropout2d",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div",
-    "l1_loss", "mse_loss", "nll_loss", "smooth_l1_loss",
+    "batch_norm", "cosine_similarity", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
+    "linear", "normalize", "one_hot", "pad", "pairwise_distance", "rms_norm", "scaled_dot_product_attention",
+    *activation.__all__, *loss.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
-    """x @ weight + bias for x of shape (..., in), weight (in, out) and bias (1, out) or (out,)."""
-    return _linear(x, weight, bias)
-
-
-def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
-    """x where x > 0, negative_slope * x elsewhere."""
-    return ops.leaky_relu(x, slope=float(negative_slope))
-
-
-def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + exp(-x))."""
-    return ops.logistic(x)
-
-
-def tanh(x: Any) -> Tensor:
-    """The hyperbolic tangent."""
-    return ops.tanh(x)
-
-
-def silu(x: Any) -> Tensor:
-    """x * sigmoid(x)."""
-    return ops.silu(x)
-
-
-def gelu(x: Any, approximate: str = "tanh") -> Tensor:
-    """x times the probability that a standard normal number is below x.
-
-    approximate: "tanh" for the usual approximation, off by less than 5e-4; "none" for the exact function,
-    which needs SciPy (ImportError without).
-    """
-    if approximate not in ("tanh", "none"):
-        raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
-    return ops.gelu_by_tanh(x) if approximate == "tanh" else ops.gelu_by_erf(x)
-
-
-def elu(x: Any, alpha: float = 1.0) -> Tensor:
-    """x where x > 0, alpha * (exp(x) - 1) elsewhere."""
-    return ops.elu(x, alpha=float(alpha))
-
-
-def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
-    if not beta > 0:
-        raise ValueError(f"softplus: beta must be > 0, got {beta}")
-    return ops.softplus(x, beta=float(beta), threshold=float(threshold))
-
-
-def softmax(x: Any, dim: int = -1) -> Tensor:
-    """exp(x) divided by its sum along `dim`."""
-    return ops.softmax(x, dim)
-
-
-def log_softmax(x: Any, dim: int = -1) -> Tensor:
-    """The logarithm of softmax(x), exact also where softmax underflows."""
-    return ops.log_softmax(x, dim)
+    """x @ weight + bias; x: (..., in); weight: (in, out), not (out, in) as in PyTorch; bias: (1, out) or (out,)."""
+    return matrix.linear(x, weight, bias)
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
@@ -124,3 +60,44 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
         return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
     return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
+
+
+def instance_norm(input: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """Each channel of each row of input (N, C, ...) with mean 0 and variance 1, times weight, plus bias, both (C,)
+    (Ulyanov et al. 2016)."""
+    return group_norm(input, max(1, np.shape(input)[1]), weight, bias, eps)
+
+
+def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last dimensions `normalized_shape`, times weight of that shape (Zhang and
+    Sennrich 2019). eps: the smallest number that changes 1 in the input's dtype, if None."""
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    tail = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not tail or tuple(x.shape[-len(tail) :]) != tail:
+        raise ValueError(f"rms_norm: input must end in the dimensions {tail}, got shape {tuple(x.shape)}")
+    eps = float(np.finfo(x.array.dtype).eps) if eps is None else eps
+    squares = (x * x).mean(tuple(range(-len(tail), 0)), keepdims=True)
+    scaled = x * (squares + eps).rsqrt()
+    return scaled if weight is None else scaled * weight
+
+
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """input / max(norm, eps), with the p-norm along `dim`."""
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    return x / x.norm(p, dim, keepdim=True).clamp(eps)
+
+
+def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
+    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
+    return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
+
+
+def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """The p-norm of x1 - x2 + eps along the last dimension."""
+    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
+    return (x - y + eps).norm(p, -1, keepdim=keepdim)
+
+
+globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})
+__getattr__ = missing_from(__name__, globals())

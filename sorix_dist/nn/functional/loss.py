@@ -23,6 +23,11 @@ from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import align, beside, whole
 from sorix_dist.core.tensor import Array
 
+__all__ = [
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div", "l1_loss",
+    "mse_loss", "nll_loss", "smooth_l1_loss",
+]  # fmt: skip
+
 REDUCTIONS = ("mean", "sum", "none")
 
 

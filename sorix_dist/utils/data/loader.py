@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -136,6 +137,13 @@ class DataLoader:
         if self.sampler is None:
             raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
         return self._batches(self.sampler).count(self._handed[0])
+
+    def in_order(self) -> DataLoader:
+        """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
+        other = copy.copy(self)
+        other.sampler = None if self.sampler is None else Sampler(len(self.dataset))
+        other.drop_last, other.epoch, other._first, other._handed = False, 0, 0, (0, 0)
+        return other
 
     def _batches(self, sampler: Sampler) -> BatchSampler:
         return BatchSampler(sampler, self.batch_size, self.drop_last)

@@ -1,0 +1,182 @@
+"""Activations as functions of tensors or arrays; the result is a tensor.
+
+`inplace` is accepted and ignored: arrays are never overwritten.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.ops import activation as ops
+from sorix_dist.core.ops.choose import clamp, where
+from sorix_dist.core.ops.elementwise import sign
+
+__all__ = [
+    "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
+    "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
+    "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
+]  # fmt: skip
+
+# Constants of SELU (Klambauer et al. 2017, appendix A1).
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+def _tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def relu(x: Any, inplace: bool = False) -> Tensor:
+    """max(x, 0)."""
+    return ops.relu(x)
+
+
+def relu6(x: Any, inplace: bool = False) -> Tensor:
+    """min(max(x, 0), 6) (Howard et al. 2017)."""
+    return clamp(_tensor(x), 0, 6)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """x where x > 0, negative_slope * x elsewhere."""
+    return ops.leaky_relu(x, slope=float(negative_slope))
+
+
+def prelu(x: Any, weight: Any) -> Tensor:
+    """x where x > 0, weight * x elsewhere (He et al. 2015). weight: one number, or one for each channel (axis 1)."""
+    x = _tensor(x)
+    channels = x.shape[1] if x.ndim > 1 else 1
+    weight = _tensor(weight)
+    if weight.array.size not in (1, channels):
+        raise ValueError(f"prelu: weight must have 1 element or {channels}, one per channel, got {weight.array.size}")
+    shape = (1, -1, *(1 for _ in x.shape[2:])) if weight.array.size > 1 else (1,) * x.ndim
+    return ops.relu(x) - weight.reshape(shape) * ops.relu(-x)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return ops.logistic(x)
+
+
+def logsigmoid(x: Any) -> Tensor:
+    """log(1 / (1 + exp(-x))), exact for any x."""
+    return -softplus(-_tensor(x), threshold=inf)
+
+
+def hardsigmoid(x: Any, inplace: bool = False) -> Tensor:
+    """min(max(x + 3, 0), 6) / 6."""
+    return relu6(_tensor(x) + 3) / 6
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent."""
+    return ops.tanh(x)
+
+
+def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    """x, but at least min_val and at most max_val."""
+    return clamp(_tensor(x), min_val, max_val)
+
+
+def silu(x: Any, inplace: bool = False) -> Tensor:
+    """x * sigmoid(x), also called swish (Elfwing et al. 2018)."""
+    return ops.silu(x)
+
+
+def mish(x: Any, inplace: bool = False) -> Tensor:
+    """x * tanh(softplus(x)) (Misra 2020)."""
+    return ops.tanh(softplus(x)) * _tensor(x)
+
+
+def hardswish(x: Any, inplace: bool = False) -> Tensor:
+    """x * hardsigmoid(x) (Howard et al. 2019)."""
+    return hardsigmoid(x) * _tensor(x)
+
+
+def gelu(x: Any, approximate: str = "tanh") -> Tensor:
+    """x times the probability that a standard normal number is below x (Hendrycks and Gimpel 2016).
+
+    approximate: "tanh" for the usual approximation, off by less than 5e-4; "none" (PyTorch's default) for the exact
+    function, which needs SciPy (ImportError without).
+    """
+    if approximate not in ("tanh", "none"):
+        raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
+    return ops.gelu_by_tanh(x) if approximate == "tanh" else ops.gelu_by_erf(x)
+
+
+def elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x where x > 0, alpha * (exp(x) - 1) elsewhere (Clevert et al. 2016)."""
+    return ops.elu(x, alpha=float(alpha))
+
+
+def selu(x: Any, inplace: bool = False) -> Tensor:
+    """The ELU whose constants keep mean 0 and variance 1 from layer to layer (Klambauer et al. 2017)."""
+    return ops.elu(x, alpha=_SELU_ALPHA) * _SELU_SCALE
+
+
+def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
+    if not beta > 0:
+        raise ValueError(f"softplus: beta must be > 0, got {beta}")
+    return ops.softplus(x, beta=float(beta), threshold=float(threshold))
+
+
+def softsign(x: Any) -> Tensor:
+    """x / (1 + |x|)."""
+    x = _tensor(x)
+    return x / (x.abs() + 1)
+
+
+def glu(x: Any, dim: int = -1) -> Tensor:
+    """The first half of x along `dim`, times the sigmoid of the second (Dauphin et al. 2017)."""
+    x = _tensor(x)
+    if x.shape[dim] % 2:
+        raise ValueError(f"glu: x must have an even number of elements along dim {dim}, got shape {tuple(x.shape)}")
+    value, gate = x.chunk(2, dim)
+    return value * ops.logistic(gate)
+
+
+def softmax(x: Any, dim: int = -1) -> Tensor:
+    """exp(x) divided by its sum along `dim`."""
+    return ops.softmax(x, dim)
+
+
+def log_softmax(x: Any, dim: int = -1) -> Tensor:
+    """The logarithm of softmax(x), exact also where softmax underflows."""
+    return ops.log_softmax(x, dim)
+
+
+def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """max(0, x) + min(0, alpha * (exp(x / alpha) - 1)) (Barron 2017)."""
+    return ops.elu(_tensor(x) / alpha, alpha=1.0) * alpha
+
+
+def tanhshrink(x: Any) -> Tensor:
+    """x - tanh(x)."""
+    return x - ops.tanh(x)
+
+
+def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
+    """x where |x| > lambd, 0 elsewhere."""
+    return where(_outside(x, lambd), x, 0.0)
+
+
+def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
+    """x moved by `lambd` towards 0, and 0 where |x| <= lambd."""
+    x = _tensor(x)
+    return where(_outside(x, lambd), x - sign(x) * lambd, 0.0)
+
+
+def _outside(x: Any, bound: float) -> Tensor:
+    flags: Tensor = (x > bound) | (_tensor(x) < -bound)
+    return flags
+
+
+def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """x where x > threshold, `value` elsewhere."""
+    return where(_tensor(x) > threshold, x, value)
+
+
+def softmin(x: Any, dim: int = -1) -> Tensor:
+    """softmax of -x along `dim`."""
+    return ops.softmax(-_tensor(x), dim)

@@ -1,0 +1,225 @@
+"""Convolution, pooling and resizing of sequences (N, C, L), images (N, C, H, W) and volumes (N, C, D, H, W).
+
+Each function also takes one sample without the batch dimension N, and then returns one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from math import floor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import at_least
+from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.indexing import index_select, take
+from sorix_dist.core.ops.join import pad
+from sorix_dist.core.ops.shape import flatten, squeeze, unsqueeze
+from sorix_dist.core.ops.windows import single
+from sorix_dist.core.tensor import shape_of
+
+__all__ = [
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "interpolate", "max_pool1d", "max_pool2d", "pixel_shuffle",
+    "unfold",
+]  # fmt: skip
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def _also_unbatched(ndim: int) -> Callable[[Function], Function]:
+    """Makes a function of inputs with `ndim` dimensions take one sample of them, with one dimension less."""
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def batched(input: Any, *arguments: Any, **options: Any) -> Tensor:
+            if np.ndim(input) != ndim - 1:
+                return function(input, *arguments, **options)
+            sample = input if isinstance(input, Tensor) else Tensor(input)
+            return function(sample.unsqueeze(0), *arguments, **options).squeeze(0)
+
+        return batched  # type: ignore[return-value]
+
+    return decorate
+
+
+conv1d = _also_unbatched(3)(conv.conv1d)
+conv2d = _also_unbatched(4)(conv.conv2d)
+conv_transpose2d = _also_unbatched(4)(conv.conv_transpose2d)
+max_pool1d = _also_unbatched(3)(pool.max_pool1d)
+max_pool2d = _also_unbatched(4)(pool.max_pool2d)
+avg_pool2d = _also_unbatched(4)(pool.avg_pool2d)
+adaptive_avg_pool2d = _also_unbatched(4)(pool.adaptive_avg_pool2d)
+
+
+@_also_unbatched(5)
+def conv3d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The cross-correlation of volumes with kernels; options as for `conv2d`, each one integer or three.
+
+    input: (N, C, D, H, W); weight: (O, C / groups, kD, kH, kW); bias: (O,). Returns (N, O, D', H', W').
+    """
+    x, w = (t if isinstance(t, Tensor) else Tensor(t) for t in (input, weight))
+    if not x.ndim == w.ndim == 5:
+        raise ValueError(f"conv3d: input and weight must have 5 dimensions, got {tuple(x.shape)} and {tuple(w.shape)}")
+    step, *steps = triple("conv3d", "stride", stride, 1)
+    spacing, *spacings = triple("conv3d", "dilation", dilation, 1)
+    depth = w.shape[2]
+    sides: Any = padding
+    if isinstance(padding, str):
+        total = spacing * (depth - 1) if padding == "same" else 0
+        before, after = total // 2, total - total // 2
+    else:
+        before, *sides = triple("conv3d", "padding", padding, 0)
+        after = before
+    x = pad(x, (0, 0, 0, 0, before, after)) if before or after else x
+    count = (x.shape[2] - spacing * (depth - 1) - 1) // step + 1
+    if count < 1:
+        raise ValueError(f"conv3d: weight {tuple(w.shape)} does not fit into the padded input {tuple(x.shape)}")
+    # The slices under a kernel's depth become channels of an image.
+    slices = np.add.outer(np.arange(count) * step, np.arange(depth) * spacing)
+    batch, channels, _, height, width = x.shape
+    windows = x.permute(0, 2, 1, 3, 4)[:, slices].permute(0, 1, 3, 2, 4, 5)
+    images = windows.reshape(batch * count, channels * depth, height, width)
+    kernels = w.reshape(w.shape[0], w.shape[1] * depth, *w.shape[3:])
+    y = conv.conv2d(images, kernels, bias, steps, sides, spacings, groups)  # type: ignore[arg-type]
+    return y.reshape(batch, count, *y.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def triple(name: str, argument: str, value: Any, least: int) -> tuple[Any, ...]:
+    """`value`, one integer or three, as three; ValueError names the argument of `name`."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * 3
+    if len(values) != 3 or not all(isinstance(v, int | np.integer) and v >= least for v in values):
+        raise ValueError(f"{name}: {argument} must be an integer >= {least} or three of them, got {value!r}")
+    return values
+
+
+# -- sequences, as images of one column
+
+
+@_also_unbatched(3)
+def conv_transpose1d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transpose of `conv1d`; input: (N, C, L); weight: (C, O / groups, k); bias: (O,). Returns (N, O, L')."""
+    name = "conv_transpose1d"
+    steps, spacing = (single(name, "stride", stride, 1), 1), (single(name, "dilation", dilation, 1), 1)
+    around, extra = (single(name, "padding", padding, 0), 0), (single(name, "output_padding", output_padding, 0), 0)
+    column, kernels = unsqueeze(input, -1), unsqueeze(weight, -1)
+    return squeeze(conv.conv_transpose2d(column, kernels, bias, steps, around, extra, groups, spacing), -1)
+
+
+@_also_unbatched(3)
+def avg_pool1d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window of sequences (N, C, L); options as for `avg_pool2d`."""
+    name = "avg_pool1d"
+    window = single(name, "kernel_size", kernel_size, 1), 1
+    steps = None if stride is None else (single(name, "stride", stride, 1), 1)
+    around = single(name, "padding", padding, 0), 0
+    return squeeze(pool.avg_pool2d(unsqueeze(input, -1), window, steps, around, ceil_mode, count_include_pad), -1)
+
+
+@_also_unbatched(3)
+def adaptive_avg_pool1d(input: Any, output_size: Any) -> Tensor:
+    """The means of `output_size` windows that cover each sequence of input (N, C, L)."""
+    size = single("adaptive_avg_pool1d", "output_size", output_size, 1), 1
+    return squeeze(pool.adaptive_avg_pool2d(unsqueeze(input, -1), size), -1)
+
+
+# -- other sizes
+
+
+def interpolate(
+    input: Any,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Tensor:
+    """Sequences, images or volumes (N, C, ...) in another size: `size`, or `scale_factor` times theirs, rounded down.
+
+    mode: "nearest" takes the pixel below i * scale; "linear", "bilinear" or "trilinear" (for one, two or three axes)
+    weights the two next to (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`. Positions are
+    those of PyTorch's `interpolate`.
+    """
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    axes = range(2, x.ndim)
+    linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
+    if linear is None or mode not in ("nearest", linear):
+        raise ValueError(
+            f"interpolate: mode must be 'nearest', or 'linear', 'bilinear' or 'trilinear' for input with 3, 4 or 5 "
+            f"dimensions, got {mode!r} for shape {tuple(x.shape)}"
+        )
+    if (size is None) == (scale_factor is None):
+        raise ValueError("interpolate: give either size or scale_factor")
+    given: Any = size if scale_factor is None else scale_factor
+    numbers = list(given) if isinstance(given, tuple | list) else [given] * len(axes)
+    if len(numbers) != len(axes):
+        raise ValueError(f"interpolate: size or scale_factor must be one number or {len(axes)}, got {given!r}")
+    for axis, number in zip(axes, numbers, strict=True):
+        length = x.shape[axis]
+        count = int(number) if scale_factor is None else floor(length * number)
+        at_least(1, "interpolate", size=count)
+        scale = length / count if scale_factor is None else 1 / number
+        if mode == "nearest":
+            x = index_select(x, axis, np.minimum(np.floor(np.arange(count) * scale).astype(int), length - 1))
+            continue
+        if align_corners:
+            places = np.arange(count) * ((length - 1) / max(1, count - 1))
+        else:
+            places = np.maximum((np.arange(count) + 0.5) * scale - 0.5, 0)
+        low = np.minimum(places.astype(int), length - 1)
+        share = (places - low).reshape(-1, *(1 for _ in x.shape[axis + 1 :])).astype(x.array.dtype)
+        below, above = index_select(x, axis, low), index_select(x, axis, np.minimum(low + 1, length - 1))
+        x = below * (1 - share) + above * share
+    return x
+
+
+def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
+    """(..., C r², H, W) as (..., C, H r, W r), where r is `upscale_factor` (Shi et al. 2016)."""
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    at_least(1, "pixel_shuffle", upscale_factor=upscale_factor)
+    r = upscale_factor
+    if x.ndim < 3 or x.shape[-3] % (r * r):
+        raise ValueError(f"pixel_shuffle: input must have shape (..., C * {r * r}, H, W), got shape {tuple(x.shape)}")
+    *lead, channels, height, width = x.shape
+    n = len(lead)
+    split = x.reshape(*lead, channels // (r * r), r, r, height, width)
+    mixed = split.permute(*range(n), n, n + 3, n + 1, n + 4, n + 2)
+    return mixed.reshape(*lead, channels // (r * r), height * r, width * r)
+
+
+@_also_unbatched(4)
+def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+    """The windows of images (N, C, H, W) as columns (N, C * kH * kW, windows)."""
+    pairs = [(n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, dilation, padding, stride)]
+    (kernel, spacing, around, step) = pairs
+    padded = pad(input, (around[1], around[1], around[0], around[0]))
+    sizes = shape_of(padded)[2:]
+    places = []
+    for axis in (0, 1):
+        reach = spacing[axis] * (kernel[axis] - 1) + 1
+        if sizes[axis] < reach:
+            raise ValueError(f"unfold: the window must fit the image, got {kernel} for shape {shape_of(input)}")
+        starts = np.arange(0, sizes[axis] - reach + 1, step[axis])
+        places.append(np.arange(kernel[axis])[:, None] * spacing[axis] + starts)
+    windows = take(padded, index=(slice(None), slice(None), places[0][:, None, :, None], places[1][:, None]))
+    return flatten(flatten(windows, 4, 5), 1, 3)

@@ -1,0 +1,170 @@
+"""Curves of recorded runs, as a picture for a paper and as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sorix_dist.train.recorder import read_records
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which people who see few colours can tell apart."""
+
+MARKS = "*o+x#@%&"
+THROUGHPUT = "samples_per_second"
+_NOT_CURVES = ("step", "time", "epoch")
+_VALIDATION = re.compile(r"^(val|valid|validation|test)_")
+
+
+class Curve(NamedTuple):
+    """A number of one run over its steps."""
+
+    run: str
+    name: str
+    steps: list[int]
+    values: list[float]
+
+
+Panels = dict[str, list[Curve]]
+
+
+def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
+    """The curves of runs by what they show: `loss` and `val_loss` belong to one panel, loss first, throughput last.
+
+    names: those wanted, all if empty. FileNotFoundError for a folder without records; ValueError for a name that no
+    run has.
+    """
+    panels: Panels = {}
+    labels = _labels([Path(run) for run in runs])
+    for run, label in zip(runs, labels, strict=True):
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for record in read_records(run):
+            for name, value in record.items():
+                if name not in _NOT_CURVES and isinstance(value, int | float) and not isinstance(value, bool):
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(record["step"])
+                    values.append(float(value))
+        for name, (steps, values) in found.items():
+            panel = _VALIDATION.sub("", name).removeprefix("train_")
+            if not names or panel in names or name in names:
+                panels.setdefault(panel, []).append(Curve(label, name, steps, values))
+    missing = [name for name in names if name not in panels and all(c.name != name for p in panels.values() for c in p)]
+    if missing:
+        raise ValueError(f"no run has {missing[0]!r}; there is {', '.join(curves(runs)) or 'nothing'}")
+    return {name: panels[name] for name in sorted(panels, key=_rank_of_panel)}
+
+
+def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
+    """Writes a picture (PNG, PDF or SVG, by the suffix of `path`), one panel beside the other; needs matplotlib.
+
+    log: the panels whose vertical axis is logarithmic. Validation curves are dashed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import EngFormatter, MaxNLocator
+    except ImportError as error:
+        raise ImportError('a picture needs matplotlib: pip install "sorix_dist[plot]"') from error
+    runs = list(dict.fromkeys(curve.run for panel in panels.values() for curve in panel))
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.6 * rows + 0.35), layout="constrained", dpi=200)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    dashed = False
+    for axis, (name, panel) in zip(axes.flat, panels.items()):
+        for curve in panel:
+            validation = bool(_VALIDATION.match(curve.name))
+            dashed |= validation
+            axis.plot(
+                curve.steps,
+                curve.values,
+                color=COLOURS[runs.index(curve.run) % len(COLOURS)],
+                linestyle="--" if validation else "-",
+                linewidth=1.3,
+                marker="." if len(curve.steps) == 1 else None,
+            )
+        axis.set_title(_title(name), fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if name in log:
+            axis.set_yscale("log")
+        elif name == THROUGHPUT:
+            axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_ylim(bottom=0)
+        axis.grid(linewidth=0.4, alpha=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
+    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=1.3, label=run) for i, run in enumerate(runs)]
+    if dashed:
+        handles += [
+            Line2D([], [], color="0.4", linewidth=1.3, linestyle=style, label=label)
+            for style, label in (("-", "training"), ("--", "validation"))
+        ]
+    if len(handles) > 1:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=8, frameon=False
+        )
+    figure.savefig(path)
+
+
+def as_text(panels: Panels, width: int = 80, height: int = 11) -> str:
+    """The curves in characters, at most `width` columns wide, `height` lines a panel."""
+    return "\n\n".join(_panel_as_text(name, panel, width, height) for name, panel in panels.items())
+
+
+def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int) -> str:
+    points = [(s, v) for curve in panel for s, v in zip(curve.steps, curve.values) if math.isfinite(v)]
+    title = _title(name)
+    if not points:
+        return f"{title}: no finite values"
+    (first, last), (low, high) = ((min(axis), max(axis)) for axis in zip(*points))
+    labels = [_short(value) for value in (high, (high + low) / 2, low)]
+    margin = max(map(len, labels))
+    columns = max(10, width - margin - 3)
+    canvas = np.full((height, columns), " ")
+    for mark, curve in zip(MARKS * len(panel), panel):
+        for step, value in zip(curve.steps, curve.values):
+            if math.isfinite(value):
+                column = round((step - first) / max(last - first, 1) * (columns - 1))
+                row = round((high - value) / ((high - low) or 1) * (height - 1))
+                canvas[row, column] = mark
+    at = {0: labels[0], height // 2: labels[1], height - 1: labels[2]}
+    lines = [f"{at.get(row, ''):>{margin}} |{''.join(canvas[row]).rstrip()}" for row in range(height)]
+    ends = f"{first:<{columns // 2}}{last:>{columns - columns // 2}}"
+    axis = [f"{'':{margin}} +{'-' * columns}", f"{'':{margin}}  {ends}"]
+    several = len({curve.run for curve in panel}) > 1
+    legend = [
+        f"  {mark} {f'{curve.run} ' if several else ''}{curve.name}, last {_short(curve.values[-1])}"
+        for mark, curve in zip(MARKS * len(panel), panel)
+    ]
+    return "\n".join([title, *lines, *axis, *legend])
+
+
+def _labels(runs: Sequence[Path]) -> list[str]:
+    """The last name of each folder's path, or as many of the last ones as it takes to tell them apart."""
+    parts = [run.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts), default=1)):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(set(parts)):
+            return labels
+    return [str(run) for run in runs]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _rank_of_panel(name: str) -> tuple[int, str]:
+    known = ("loss", "accuracy")
+    return (known.index(name) if name in known else 3 if name == THROUGHPUT else 2, name)
+
+
+def _title(name: str) -> str:
+    return name.replace("samples_per_second", "samples / s").replace("_", " ")
