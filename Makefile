@@ -18,7 +18,7 @@ DOCS := .venv-docs
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
 .PHONY: environments hosts hosts-bench faults chaos faults-control
-.PHONY: parity lint type budget check clean docs examples
+.PHONY: parity parity-where-possible lint type budget check clean docs examples
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -83,20 +83,24 @@ hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hos
 	$(OPENMPI)/bin/python -m tests.clusters.hosts_bench
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
-	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/comm/test_faults.py
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/comm/test_faults.py
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py
 
 chaos: $(ENV)/dev $(OPENMPI)/dev ## Hits training, and what watches it, at random moments for CHAOS seconds under each MPI
-	$(ENV)/bin/python -m tests.comm.chaos $(CHAOS)
-	$(OPENMPI)/bin/python -m tests.comm.chaos $(CHAOS)
+	$(ENV)/bin/python -m tests.watchdog.chaos $(CHAOS)
+	$(OPENMPI)/bin/python -m tests.watchdog.chaos $(CHAOS)
 
 faults-control: $(ENV)/dev $(OPENMPI)/dev ## Shows what the same faults do to bare mpi4py and, after make parity, to PyTorch's DDP
-	$(ENV)/bin/python -m tests.comm.faults.control
-	$(OPENMPI)/bin/python -m tests.comm.faults.control
-	test ! -e $(PARITY)/dev || $(PARITY)/bin/python -m tests.comm.faults.control
+	$(ENV)/bin/python -m tests.watchdog.faults.control
+	$(OPENMPI)/bin/python -m tests.watchdog.faults.control
+	test ! -e $(PARITY)/dev || $(PARITY)/bin/python -m tests.watchdog.faults.control
 
 parity: $(PARITY)/dev ## Compares values and gradients with PyTorch
 	$(PARITY)/bin/python -m pytest tests/parity
+
+parity-where-possible:
+	@if $(MAKE) --no-print-directory $(PARITY)/dev; then $(MAKE) --no-print-directory parity; \
+	else echo "parity: left out, because $(TORCH) can't be installed here"; fi
 
 docs: $(DOCS)/docs ## Builds the documentation into build/site; a broken link or a missing name is an error
 	$(DOCS)/bin/python docs/reference.py

@@ -14,12 +14,12 @@ PAGES: dict[str, tuple[str, dict[str, ModuleType]]] = {
         "Ranks and training",
         {"sx": sx, "sx.metrics": sx.metrics, "sx.comm_hooks": sx.comm_hooks, "sx.autograd": sx.autograd},
     ),
-    "tensors": ("Tensors and functions", {"sx": sx}),
+    "tensors": ("Tensors and functions", {"sx": sx, "sx.linalg": sx.linalg}),
     "nn": ("Layers and losses", {"nn": sx.nn, "nn.functional": functional, "nn.utils": sx.nn.utils, "nn.init": init}),
     "optim": ("Optimizers and schedulers", {"optim": sx.optim, "optim.lr_scheduler": sx.optim.lr_scheduler}),
     "data": ("Data", {"utils.data": sx.utils.data}),
 }
-FUNCTIONS = {*sx.core.functions.__all__, "Size", "Tensor", "device"}
+FUNCTIONS = {*sx.core.functions.__all__, *sx.core.compositions.__all__, "Size", "Tensor", "device"}
 
 
 def public(module: ModuleType) -> list[str]:

@@ -12,12 +12,13 @@ from sorix_dist import comm
 
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, core, cuda, nn, optim, utils
+from sorix_dist import autograd, core, cuda, linalg, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
-from sorix_dist.comm.completion import EXIT_PREEMPTED
-from sorix_dist.core import Size, Tensor, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
+from sorix_dist.core import Size, Tensor, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from sorix_dist.core import compositions as _compositions
 from sorix_dist.core import functions as _functions
+from sorix_dist.core.compositions import *  # noqa: F403
 from sorix_dist.core.device import device
 from sorix_dist.core.dtype import (
     DType,
@@ -39,6 +40,7 @@ from sorix_dist.core.dtype import (
     uint8,
 )
 from sorix_dist.core.functions import *  # noqa: F403
+from sorix_dist.core.missing import missing_from
 from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
@@ -68,11 +70,12 @@ from sorix_dist.train.fit import EarlyStopping, fit
 from sorix_dist.train.preempt import Preemption
 from sorix_dist.train.progress import get_logger, main_process_only, print, progress
 from sorix_dist.train.recorder import Recorder
+from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 __all__ = [
     "__version__",
     # modules
-    "autograd", "comm", "core", "cuda", "metrics", "nn", "optim", "utils",
+    "autograd", "comm", "core", "cuda", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
     "DistributedDataParallel", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
@@ -81,9 +84,11 @@ __all__ = [
     "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "evaluate", "fit", "get_logger",
     "main_process_only", "predict", "progress", "summary",
     # tensors
-    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "is_grad_enabled", "load", "manual_seed", "no_grad",
-    "save", "set_grad_enabled",
+    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",
+    "manual_seed", "no_grad", "save", "set_grad_enabled",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
-    *_functions.__all__,
+    *_functions.__all__, *_compositions.__all__,
 ]  # fmt: skip
+
+__getattr__ = missing_from(__name__, globals())

@@ -1,5 +1,23 @@
 """Gradients by request, and whether operations are recorded."""
 
-from sorix_dist.core.autograd import backward, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
+from sorix_dist.core.autograd import (
+    backward,
+    enable_grad,
+    grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from sorix_dist.core.custom import Function
 
-__all__ = ["backward", "enable_grad", "grad", "is_grad_enabled", "no_grad", "set_grad_enabled"]
+__all__ = [
+    "Function",
+    "backward",
+    "enable_grad",
+    "grad",
+    "inference_mode",
+    "is_grad_enabled",
+    "no_grad",
+    "set_grad_enabled",
+]

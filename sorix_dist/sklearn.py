@@ -26,7 +26,7 @@ from sorix_dist import nn, optim
 from sorix_dist.core import Tensor, no_grad
 from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
-from sorix_dist.parallel import DistributedDataParallel, init, world
+from sorix_dist.parallel import DistributedDataParallel, broadcast, init
 from sorix_dist.train.fit import EarlyStopping, fit
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.utils.data import DataLoader, Dataset
@@ -104,7 +104,7 @@ class NeuralNetwork(BaseEstimator):
             y = np.column_stack([y, weight * (len(weight) / total)]).astype(x.dtype)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if self.num_proc is None:
-            seed = world().share(seed)
+            seed = broadcast(seed)
         parts: list[tuple[Array, Array]] = [(x, y)]
         if self.early_stopping and epochs > 1:
             strata = (y if weight is None else y[:, 0]) if isinstance(self, Classifier) else None

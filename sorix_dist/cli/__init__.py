@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from sorix_dist._version import __version__
 from sorix_dist.cli import doctor, job, plot, run
 from sorix_dist.cli.parser import Parser
-from sorix_dist.comm.launcher import detect
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.watchdog.launcher import detect
 
 SUBCOMMANDS = (run, job, doctor, plot)
 STARTING_RANKS = ("run",)

@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 from sorix_dist.cli.parser import Parser
-from sorix_dist.comm.launcher import detect
 from sorix_dist.launch import segments
 from sorix_dist.launch.doctor import Finding, examine
+from sorix_dist.watchdog.launcher import detect
 
 MARKS = {"ok": ("ok", "32"), "warning": ("!!", "33"), "error": ("XX", "31")}
 """What a line begins with, and its colour: green, yellow, red."""

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.cli.parser import Parser, add_script, assignment, positive, script_with_arguments, seconds, whole
-from sorix_dist.comm.blas import VARIABLES
-from sorix_dist.comm.cores import usable_cores
-from sorix_dist.comm.launcher import tasks_of_job
+from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
@@ -20,6 +18,7 @@ from sorix_dist.launch.logs import logged
 from sorix_dist.launch.run import run
 from sorix_dist.launch.supervise import supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
+from sorix_dist.watchdog.launcher import tasks_of_job
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of

@@ -1,37 +1,36 @@
-"""Messages between ranks: communicators over MPI, over threads, or of one process alone.
+"""Communicators: messages between ranks over MPI, between threads, or of a single process.
 
-Importing it imports no mpi4py. Where a launcher started several processes, it caps their BLAS threads, makes
-one rank's uncaught exception the end of all, and has a guard process see to it that no rank waits for one that is
-gone; elsewhere it changes nothing.
+The import imports no mpi4py. Where a launcher started several processes, it caps their BLAS threads, joins the
+watchdog (`sorix_dist.watchdog`), and makes one rank's uncaught exception end all ranks; elsewhere it changes nothing.
 """
 
 from __future__ import annotations
 
 import os
 
-from sorix_dist.comm import finalize  # noqa: F401 - the first, so that MPI ends last
+from sorix_dist.comm import runtime  # before all other atexit functions, so that MPI ends last
 
 # isort: split
-from sorix_dist.comm import blas, completion, launcher, report, watch
+from sorix_dist.comm import blas
+from sorix_dist.watchdog import launcher, report, watch
 
+report.abort_all = runtime.abort
 _launch = launcher.detect(os.environ)
-completion.install(os.environ, 0 if _launch is None else _launch.rank)
+launcher.report_completion(os.environ, 0 if _launch is None else _launch.rank)
 if _launch is not None and _launch.several:
     blas.cap_early(os.environ)  # before the imports below load NumPy, which reads the environment
     if watch.join(_launch):
         report.install(_launch.rank, _launch.size)
 
 from sorix_dist.comm.checked import Checked  # noqa: E402
-from sorix_dist.comm.errors import CollectiveMismatch, RankFailed  # noqa: E402
 from sorix_dist.comm.mpi import MpiComm  # noqa: E402
-from sorix_dist.comm.protocol import DONE, Comm, Exchange, Op, Window, Wire, Work  # noqa: E402
+from sorix_dist.comm.protocol import Comm, Exchange, Op, RankFailed, Window, Wire  # noqa: E402
 from sorix_dist.comm.solo import Solo  # noqa: E402
 from sorix_dist.comm.threads import run_threads  # noqa: E402
-from sorix_dist.comm.watch import note  # noqa: E402
 from sorix_dist.comm.world import adopt, current, init, is_initialized, using  # noqa: E402
+from sorix_dist.watchdog.watch import CollectiveMismatch, note  # noqa: E402
 
 __all__ = [
-    "DONE",
     "Checked",
     "CollectiveMismatch",
     "Comm",
@@ -42,7 +41,6 @@ __all__ = [
     "Solo",
     "Window",
     "Wire",
-    "Work",
     "adopt",
     "current",
     "init",

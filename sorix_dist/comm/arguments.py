@@ -1,4 +1,4 @@
-"""The checks of a communicator's arguments, the same whatever carries the messages."""
+"""Checks of a communicator's arguments, the same for every kind of communicator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DTYPES = frozenset(np.dtype(code) for code in "?bhilqBHILQefd")
 
 
 def check_array(call: str, array: object, *, written: bool) -> None:
-    """Raise TypeError or ValueError unless `array` can be sent (and, if `written`, received into)."""
+    """Raise TypeError or ValueError unless `array` can be sent and, if `written`, received into."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{call}: array must be a numpy.ndarray, got {type(array).__name__}")
     if array.dtype not in DTYPES:
@@ -43,30 +43,30 @@ def check_op(call: str, op: object) -> None:
         raise ValueError(f"{call}: op must be one of {', '.join(map(repr, OPS))}, got {op!r}")
 
 
-def check_root(call: str, root: Any, size: int) -> None:
-    """Raise TypeError or ValueError unless `root` is a rank of a communicator of `size` ranks."""
-    if not 0 <= whole_number(call, "root", root) < size:
+def check_root(call: str, root: object, size: int) -> None:
+    """Raise TypeError or ValueError unless `root` is one of `size` ranks."""
+    if not 0 <= as_int(call, "root", root) < size:
         raise ValueError(f"{call}: root must be a rank from 0 to {size - 1}, got {root}")
 
 
-def check_split(color: Any, key: Any) -> None:
-    """Raise TypeError or ValueError unless `color` and `key` can be those of `split`."""
-    whole_number("split", "key", key)
-    if whole_number("split", "color", color) < 0:
+def check_split(color: object, key: object) -> None:
+    """Raise TypeError or ValueError unless `color` and `key` are valid arguments of `split`."""
+    as_int("split", "key", key)
+    if as_int("split", "color", color) < 0:
         raise ValueError(f"split: color must be 0 or more, got {color}")
 
 
-def check_nbytes(nbytes: Any) -> None:
-    """Raise TypeError or ValueError unless `nbytes` can be the size of a window's part."""
-    if whole_number("window", "nbytes", nbytes) < 0:
+def check_nbytes(nbytes: object) -> None:
+    """Raise TypeError or ValueError unless `nbytes` is a valid size of a window."""
+    if as_int("window", "nbytes", nbytes) < 0:
         raise ValueError(f"window: nbytes must be 0 or more, got {nbytes}")
 
 
-def whole_number(call: str, name: str, value: Any) -> int:
-    """`value` as an int; raise TypeError if it is none (a bool counts as none)."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{call}: {name} must be an int, got {type(value).__name__} {value!r}") from None
+def as_int(call: str, name: str, value: Any) -> int:
+    """`value` as an int; raise TypeError if it is not an integer (a bool is not)."""
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{call}: {name} must be an int, got {type(value).__name__} {value!r}")

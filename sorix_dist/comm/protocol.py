@@ -1,4 +1,4 @@
-"""What a communicator is: the one interface between the ranks, whatever carries the messages."""
+"""The interface of a communicator, whatever carries its messages, and the errors that it raises."""
 
 from __future__ import annotations
 
@@ -11,28 +11,20 @@ Array = NDArray[Any]
 Op = Literal["sum", "max", "min"]
 
 
-class Work(Protocol):
-    """A collective on its way: its array belongs to the caller again after `wait()`."""
-
-    def wait(self) -> None:
-        """Return when the collective is complete on this rank."""
+class SharedMemoryFull(MemoryError):
+    """The ranks of a host asked for more shared memory than it has: raised on all ranks together, which may go on."""
 
 
-class _Done:
-    def wait(self) -> None:
-        return None
-
-
-DONE: Work = _Done()
-"""A Work that is complete already."""
+class RankFailed(RuntimeError):
+    """Another rank failed or ended, so this rank's collective can never complete."""
 
 
 class Window(Protocol):
     """Memory that all ranks of this host see, made by `Comm.window`."""
 
     parts: list[NDArray[np.uint8]]
-    """One array per rank of this host, in local-rank order: the same memory on each of them, filled with
-    zeros at first, 64-byte aligned. What one rank wrote, the others may read after a `barrier()`."""
+    """One array per rank of this host, in local-rank order: zeros at first, aligned to 64 bytes. What one rank wrote,
+    the others may read after a `barrier()`."""
     local_rank: int
     """Position of this rank's own part in `parts`."""
 
@@ -40,41 +32,41 @@ class Window(Protocol):
         """Wait for all ranks of this host; afterwards each of them sees what the others wrote before."""
 
     def used(self) -> bool:
-        """Whether this rank still holds an array made from `parts`, beside `parts` themselves."""
+        """Whether this rank still has an array made from `parts`, beside `parts` themselves."""
 
     def close(self) -> None:
-        """Give the memory back: a call of all ranks of this host. No array made from `parts` may be used
-        afterwards. Closing twice is allowed."""
+        """Free the memory: a collective of this host's ranks. No array made from `parts` may be used afterwards.
+        Closing twice is allowed."""
 
 
 class Wire(Protocol):
-    """How numbers travel in a message."""
+    """How an exchange encodes numbers."""
 
     itemsize: int | None
-    """Bytes of a number; None: as many as in memory."""
+    """Bytes of a number in a message; None: as many as in memory."""
 
     def packed(self, numbers: Array) -> Array:
-        """The bytes that stand for some numbers, up to 64 of them more than the numbers take: as many for as many
-        numbers on every rank. It may be the memory of the numbers themselves."""
+        """The bytes of a message, at most 64 more than the numbers take. Their count depends only on the count of
+        numbers. They may be the numbers' own memory."""
 
     def add(self, first: Array, second: Array, out: Array) -> None:
-        """Writes the sum of the numbers that the messages of rank 0 and rank 1 stand for."""
+        """Write the sum of the numbers encoded in the messages of rank 0 and rank 1."""
 
 
 class Exchange(Protocol):
-    """Sums of one-dimensional arrays over two ranks, of which parts may be sent before the other rank is there."""
+    """Sums one-dimensional arrays over two ranks. A rank may send parts before the other rank is ready."""
 
     def send(self, array: Array, start: int) -> None:
-        """Starts to send what stands at or after `start`, as far as it fits into messages, and is not sent yet.
+        """Start to send those whole messages of `array` from `start` on that are not sent yet.
 
-        It stays as it is until `sum`, which is to be called with the same array, or `withdraw`. A call of this rank.
+        These numbers must not change until `sum`, of the same array, or `withdraw`. Not a collective.
         """
 
     def withdraw(self) -> None:
-        """What was sent does not count: this rank goes on with another array or other numbers. A call of this rank."""
+        """Discard what was sent: this rank goes on with other numbers. Not a collective."""
 
     def sum(self, array: Array, out: Array) -> None:
-        """Writes the sum of both ranks' arrays, the same bits on both; `out` may be `array`. A call of both ranks."""
+        """Write the sum of both ranks' arrays, the same bits on both; `out` may be `array`. A call of both ranks."""
 
 
 class Comm(Protocol):
@@ -97,10 +89,10 @@ class Comm(Protocol):
     """Number of this rank's host, 0 to hosts - 1, counted in the order of the hosts' first ranks."""
     hosts: int
     """Number of hosts."""
-    kept: dict[Any, Any]
-    """What its users keep as long as it lives, on this rank: it may refer to the communicator itself."""
+    cache: dict[Any, Any]
+    """Objects of its users that live as long as it does, on this rank. They may refer to it."""
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> Work:
+    def all_reduce(self, array: Array, op: Op = "sum") -> None:
         """Replace `array` on every rank by its sum, maximum or minimum over all ranks, elementwise.
 
         The sum of booleans is their logical or, as with NumPy's `+`; float16 is summed in float32 and
@@ -111,13 +103,13 @@ class Comm(Protocol):
         """Every rank's array, stacked in rank order: a new array of shape (size, *array.shape)."""
 
     def all_to_all(self, array: Array) -> Array:
-        """What every rank has for this one: of an array of shape (size, ...) on every rank, entry i goes to rank i,
-        and the entries that come here are stacked in rank order, a new array of the same shape."""
+        """Send entry i of `array`, of shape (size, ...), to rank i; return the entries sent to this rank, stacked in
+        rank order: a new array of the same shape."""
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite `array` on every rank by the array of rank `root`."""
 
-    def share(self, value: Any, root: int = 0) -> Any:
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """The `value` of rank `root` on every rank: a small Python object, pickled for the others."""
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -127,13 +119,12 @@ class Comm(Protocol):
         """A communicator of the ranks that gave the same `color` (>= 0), ordered by (key, rank)."""
 
     def window(self, nbytes: int) -> Window:
-        """Shared memory of this host's ranks with a part of `nbytes` bytes (0 is allowed, and each rank may
-        ask for a different number) for this rank. Made by all ranks together."""
+        """Shared memory of this host's ranks, with `nbytes` bytes for this rank: a collective of all ranks. Ranks may
+        give different numbers, 0 included."""
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
-        """What sums arrays of any size over the two ranks of this communicator, each on a host of its own, by
-        messages in which numbers travel as `wire` says; None where there are other ranks. Made by all ranks together.
-        """
+        """An `Exchange` between the two ranks of this communicator, encoded by `wire`; None unless it has exactly two
+        ranks on two hosts. A collective of all ranks."""
 
     def barrier(self) -> None:
         """Wait until every rank has called it."""

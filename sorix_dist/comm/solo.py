@@ -1,4 +1,4 @@
-"""The communicator of one process alone: no messages, no MPI."""
+"""The communicator of a single process: no messages, no MPI."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm import report
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.node import SharedWindow, block_size, cut
-from sorix_dist.comm.protocol import DONE, Array, Comm, Op, Window, Wire, Work
+from sorix_dist.comm.protocol import Array, Comm, Op, Window, Wire
+from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut
+from sorix_dist.watchdog import report
 
 
 class Solo:
-    """One rank, number 0 of 1: every collective leaves or returns what it was given."""
+    """Rank 0 of 1: every collective leaves or returns what it was given."""
 
     rank = 0
     size = 1
@@ -24,12 +24,11 @@ class Solo:
     hosts = 1
 
     def __init__(self) -> None:
-        self.kept: dict[Any, Any] = {}
+        self.cache: dict[Any, Any] = {}
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> Work:
+    def all_reduce(self, array: Array, op: Op = "sum") -> None:
         check_array("all_reduce", array, written=True)
         check_op("all_reduce", op)
-        return DONE
 
     def all_gather(self, array: Array) -> Array:
         check_array("all_gather", array, written=False)
@@ -43,8 +42,8 @@ class Solo:
         check_array("broadcast", array, written=True)
         check_root("broadcast", root, self.size)
 
-    def share(self, value: Any, root: int = 0) -> Any:
-        check_root("share", root, self.size)
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        check_root("broadcast_object", root, self.size)
         return value
 
     def gather_objects(self, value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Ranks as threads of this process: for tests and notebooks, where no MPI is at hand."""
+"""Ranks as threads of this process: for tests and notebooks without MPI."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.errors import CollectiveMismatch, RankFailed
 from sorix_dist.comm.exchange import PairExchange
-from sorix_dist.comm.functions import dumps
-from sorix_dist.comm.node import SharedWindow, block_size, cut, place
-from sorix_dist.comm.protocol import DONE, Array, Comm, Exchange, Op, Window, Wire, Work
+from sorix_dist.comm.pickling import dumps
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
+from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.world import using
+from sorix_dist.watchdog.watch import CollectiveMismatch
 
 _REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -35,8 +35,8 @@ def run_threads(
     notebook or script carry their own copies of what they refer to, while imported modules stay shared.
     Every rank has its own context variables and its own current communicator. The first exception of a rank
     is raised here, with its traceback; the other ranks' collectives end with RankFailed. After `timeout`
-    seconds TimeoutError tells where every rank is; its threads cannot be killed, but no collective of theirs
-    returns. `hosts` pretends that the ranks live on that many hosts, in equal blocks as far as possible.
+    seconds TimeoutError says where every rank is; its threads cannot be killed, but no collective of theirs
+    returns. `hosts` spreads the ranks over that many pretended hosts, in equal blocks as far as possible.
     """
     if size < 1 or not 1 <= hosts <= size:
         raise ValueError(f"run_threads: size must be 1 or more and hosts from 1 to size, got {size}, {hosts}")
@@ -45,7 +45,7 @@ def run_threads(
     original = dumps((fn, tuple(args)))
     copies = [pickle.loads(original) for _ in range(size)]
     run = _Run([rank * hosts // size for rank in range(size)])
-    world = _Meeting(run, range(size))
+    world = _Rendezvous(run, range(size))
     results: list[Any] = [None] * size
 
     def work(rank: int) -> None:
@@ -53,7 +53,7 @@ def run_threads(
         try:
             with using(ThreadComm(world, rank)):
                 results[rank] = own_fn(*own_args)
-        except BaseException as error:  # noqa: BLE001 - the caller of run_threads raises it
+        except BaseException as error:  # noqa: BLE001 - run_threads raises it
             run.fail(rank, error)
         finally:
             run.end(rank)
@@ -91,7 +91,7 @@ def _where(run: _Run, threads: Sequence[threading.Thread]) -> str:
 
 
 class _Run:
-    """What the ranks of one `run_threads` have in common; a rank here is its number in the whole run."""
+    """The state that all ranks of one `run_threads` share; ranks are numbered in the whole run."""
 
     def __init__(self, host_of: list[int]) -> None:
         self.host_of = host_of
@@ -102,7 +102,7 @@ class _Run:
         self.waiting: dict[int, str] = {}
 
     def fail(self, rank: int | None, error: BaseException) -> None:
-        """The run has failed, by `error` of `rank` (None: of the run itself); only the first time counts."""
+        """The run failed by `error` of `rank` (None: of the run itself); only the first failure counts."""
         with self.changed:
             if self.failure is None:
                 self.failure = error
@@ -117,9 +117,26 @@ class _Run:
             self.ended.add(rank)
             self.changed.notify_all()
 
+    def wait(self, ready: Callable[[], bool], rank: int, call: str, members: Sequence[int]) -> None:
+        """Wait until `ready()`; RankFailed if one of `members` fails or ends first. The caller has locked `changed`."""
+        self.waiting[rank] = call
+        try:
+            while not ready():
+                self.check(rank, call, members)
+                self.changed.wait()
+        finally:
+            del self.waiting[rank]
 
-class _Meeting:
-    """Where the ranks of one communicator meet, once for each collective."""
+    def check(self, rank: int, call: str, members: Sequence[int]) -> None:
+        if self.failure is not None:
+            raise RankFailed(f"{call} of rank {rank} cannot be complete: {self.reason}") from self.failure
+        missing = self.ended.intersection(members)
+        if missing:
+            raise RankFailed(f"{call} of rank {rank} cannot be complete: rank {min(missing)} has ended already")
+
+
+class _Rendezvous:
+    """Where the ranks of one communicator wait for each other, once for each collective."""
 
     def __init__(self, run: _Run, members: Sequence[int]) -> None:
         self.run = run
@@ -130,14 +147,14 @@ class _Meeting:
         self.round = 0
         self.result: Any = None
 
-    def meet(self, rank: int, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
+    def combine(self, rank: int, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
         """Wait for all members, then return `combine` of what they gave, in rank order.
 
-        The last one to come combines while the others wait: it may write into arrays of all of them.
+        The last rank to arrive combines while the others wait: it may write into arrays of all of them.
         """
         run, me = self.run, self.members[rank]
         with run.changed:
-            self.check(me, call)
+            run.check(me, call, self.members)
             if not self.given:
                 self.call, self.first = call, rank
             elif call != self.call:
@@ -155,40 +172,25 @@ class _Meeting:
                 run.changed.notify_all()
                 return self.result
             now = self.round
-            run.waiting[me] = call
-            try:
-                while self.round == now:
-                    self.check(me, call)
-                    run.changed.wait()
-            finally:
-                del run.waiting[me]
+            run.wait(lambda: self.round != now, me, call, self.members)
             return self.result
-
-    def check(self, me: int, call: str) -> None:
-        """Raise if this round can never be complete."""
-        run = self.run
-        if run.failure is not None:
-            raise RankFailed(f"{call} of rank {me} cannot be complete: {run.reason}") from run.failure
-        missing = run.ended.intersection(self.members)
-        if missing:
-            raise RankFailed(f"{call} of rank {me} cannot be complete: rank {min(missing)} has ended already")
 
 
 class ThreadComm:
     """One rank's communicator inside `run_threads`, which makes it."""
 
-    def __init__(self, meeting: _Meeting, rank: int) -> None:
-        self._meeting = meeting
+    def __init__(self, world: _Rendezvous, rank: int) -> None:
+        self._world = world
         self.rank = rank
-        self.size = len(meeting.members)
-        placement = place([meeting.run.host_of[member] for member in meeting.members], rank)
-        self.host, self.hosts, self.local_rank, self.local_size = placement
-        self.kept: dict[Any, Any] = {}
+        self.size = len(world.members)
+        location = locate([world.run.host_of[member] for member in world.members], rank)
+        self.host, self.hosts, self.local_rank, self.local_size = location
+        self.cache: dict[Any, Any] = {}
 
-    def _meet(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
-        return self._meeting.meet(self.rank, call, given, combine)
+    def _combine(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
+        return self._world.combine(self.rank, call, given, combine)
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> Work:
+    def all_reduce(self, array: Array, op: Op = "sum") -> None:
         check_array("all_reduce", array, written=True)
         check_op("all_reduce", op)
 
@@ -199,17 +201,16 @@ class ThreadComm:
                 for each in arrays:
                     each[...] = total
 
-        self._meet(f"all_reduce({op!r}) of {_kind(array)}", array, combine)
-        return DONE
+        self._combine(f"all_reduce({op!r}) of {array.dtype} {array.shape}", array, combine)
 
     def all_gather(self, array: Array) -> Array:
         check_array("all_gather", array, written=False)
-        stacked: Array = self._meet(f"all_gather of {_kind(array)}", array, np.stack)
+        stacked: Array = self._combine(f"all_gather of {array.dtype} {array.shape}", array, np.stack)
         return stacked.copy()
 
     def all_to_all(self, array: Array) -> Array:
         check_one_each("all_to_all", array, self.size)
-        all_sent: Array = self._meet(f"all_to_all of {_kind(array)}", array, np.stack)
+        all_sent: Array = self._combine(f"all_to_all of {array.dtype} {array.shape}", array, np.stack)
         return all_sent[:, self.rank].copy()
 
     def broadcast(self, array: Array, root: int = 0) -> None:
@@ -221,90 +222,86 @@ class ThreadComm:
                 if each is not arrays[root]:
                     each[...] = arrays[root]
 
-        self._meet(f"broadcast(root={root}) of {_kind(array)}", array, combine)
+        self._combine(f"broadcast(root={root}) of {array.dtype} {array.shape}", array, combine)
 
-    def share(self, value: Any, root: int = 0) -> Any:
-        check_root("share", root, self.size)
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        check_root("broadcast_object", root, self.size)
         sent = pickle.dumps(value) if self.rank == root else b""
-        received: bytes = self._meet(f"share(root={root})", sent, lambda values: values[root])
+        received: bytes = self._combine(f"broadcast_object(root={root})", sent, lambda values: values[root])
         return value if self.rank == root else pickle.loads(received)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        values: list[bytes] = self._meet("gather_objects", pickle.dumps(value), list)
+        values: list[bytes] = self._combine("gather_objects", pickle.dumps(value), list)
         return [pickle.loads(each) for each in values]
 
     def split(self, color: int, key: int = 0) -> Comm:
         check_split(color, key)
-        return self._part("split", color, key)
+        return self._split("split", color, key)
 
-    def _part(self, call: str, color: int, key: int) -> ThreadComm:
-        def combine(wishes: list[tuple[int, int]]) -> dict[int, _Meeting]:
+    def _split(self, call: str, color: int, key: int) -> ThreadComm:
+        def combine(wishes: list[tuple[int, int]]) -> dict[int, _Rendezvous]:
             members: dict[int, list[int]] = {}
             for rank in sorted(range(self.size), key=lambda rank: wishes[rank][1]):
-                members.setdefault(wishes[rank][0], []).append(self._meeting.members[rank])
-            return {each: _Meeting(self._meeting.run, members[each]) for each in members}
+                members.setdefault(wishes[rank][0], []).append(self._world.members[rank])
+            return {each: _Rendezvous(self._world.run, members[each]) for each in members}
 
-        meeting: _Meeting = self._meet(call, (color, key), combine)[color]
-        return ThreadComm(meeting, meeting.members.index(self._meeting.members[self.rank]))
+        part: _Rendezvous = self._combine(call, (color, key), combine)[color]
+        return ThreadComm(part, part.members.index(self._world.members[self.rank]))
 
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
-        node = self._part("window", self.host, 0)
-        parts = node._meet("window", nbytes, lambda sizes: cut(np.zeros(block_size(sizes), np.uint8), sizes))
-        return SharedWindow(list(parts), node.rank, barrier=node.barrier, free=node.barrier)
+        local = self._split("window", self.host, 0)
+        parts = local._combine("window", nbytes, lambda sizes: cut(np.zeros(block_size(sizes), np.uint8), sizes))
+        return SharedWindow(list(parts), local.rank, barrier=local.barrier, free=local.barrier)
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
         if not self.size == self.hosts == 2:
             return None
-        ways = self._meet("exchange", None, lambda _: (deque(), deque()))
-        return PairExchange(self, _Link(self._meeting, self.rank, ways), wire)
+        inboxes = self._combine("exchange", None, lambda _: (deque(), deque()))
+        mailbox = _Mailbox(self._world, self.rank, inboxes)
+        return PairExchange(self, mailbox.send, mailbox.receive, wire)
 
     def barrier(self) -> None:
-        self._meet("barrier", None, lambda _: None)
+        self._combine("barrier", None, lambda _: None)
 
     def abort(self, code: int = 1) -> None:
         error = SystemExit(code)
-        self._meeting.run.fail(self._meeting.members[self.rank], error)
+        self._world.run.fail(self._world.members[self.rank], error)
         raise error
 
     def __repr__(self) -> str:
         return f"ThreadComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
 
 
-class _Link:
-    """A `Link`; ways: the messages to each of the two ranks that have not arrived yet.
+class _Mailbox:
+    """The messages between two ranks. It is the request of each of them: sending completes at once, and a wait for
+    one that is to be received fills the oldest buffer that waits for one."""
 
-    Places are filled in their order, so it is the work of each of them itself: to wait is to fill the next one.
-    """
+    def __init__(self, world: _Rendezvous, rank: int, inboxes: tuple[deque[Array], deque[Array]]) -> None:
+        self._world, self._me = world, world.members[rank]
+        self._inbox, self._outbox = inboxes[rank], inboxes[1 - rank]
+        self._buffers: deque[Array] = deque()
 
-    def __init__(self, meeting: _Meeting, rank: int, ways: tuple[deque[Array], deque[Array]]) -> None:
-        self._meeting, self._me = meeting, meeting.members[rank]
-        self._in, self._out = ways[rank], ways[1 - rank]
-        self._places: deque[Array] = deque()
+    def send(self, message: Array) -> _Sent:
+        with self._world.run.changed:
+            self._outbox.append(message.copy())
+            self._world.run.changed.notify_all()
+        return _Sent()
 
-    def send(self, message: Array) -> Work:
-        with self._meeting.run.changed:
-            self._out.append(message.copy())
-            self._meeting.run.changed.notify_all()
-        return DONE
-
-    def receive(self, place: Array) -> Work:
-        self._places.append(place)
+    def receive(self, buffer: Array) -> _Mailbox:
+        self._buffers.append(buffer)
         return self
 
     def wait(self) -> None:
-        run = self._meeting.run
+        run = self._world.run
         with run.changed:
-            run.waiting[self._me] = "an exchange"
-            try:
-                while not self._in:
-                    self._meeting.check(self._me, "the exchange")
-                    run.changed.wait()
-            finally:
-                del run.waiting[self._me]
-            message = self._in.popleft()
-        self._places.popleft()[: message.nbytes] = message
+            run.wait(lambda: bool(self._inbox), self._me, "an exchange", self._world.members)
+            message = self._inbox.popleft()
+        self._buffers.popleft()[: message.nbytes] = message
 
 
-def _kind(array: Array) -> str:
-    return f"{array.dtype} {array.shape}"
+class _Sent:
+    """A request that is complete."""
+
+    def wait(self) -> None:
+        return None

@@ -1,4 +1,4 @@
-"""Which communicator this rank uses, and how it comes to it."""
+"""The current communicator of a rank, and `init`, which chooses it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sorix_dist.comm import blas, mismatch, report, watch
+from sorix_dist.comm import blas, mismatch
 from sorix_dist.comm.checked import Checked
-from sorix_dist.comm.launcher import detect
-from sorix_dist.comm.mpi import MpiComm, running_mpi, start_mpi
+from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Comm
+from sorix_dist.comm.runtime import running_mpi, start_mpi
 from sorix_dist.comm.solo import Solo
-from sorix_dist.comm.table import LONGEST
-from sorix_dist.comm.watchdog import AFTER_GUARD
+from sorix_dist.watchdog import report, watch
+from sorix_dist.watchdog.launcher import detect
+from sorix_dist.watchdog.monitor import AFTER_GUARD
+from sorix_dist.watchdog.status_page import LONGEST
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "mpi", "solo")
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(NamedTuple):
     timeout: float
     threads: int | str
     comm: Any
@@ -54,12 +54,11 @@ def init(
     threads: BLAS threads of each rank, an int, or 'auto': the cores of a host divided by its ranks (see
         `sorix_dist.comm.blas`).
     comm: an mpi4py communicator or one of ours, instead of all ranks.
-    backend: 'mpi', 'solo' (each process alone), or 'auto': MPI if a launcher started several processes or
+    backend: 'mpi', 'solo' (each process on its own), or 'auto': MPI if a launcher started several processes or
         the program has initialised MPI, else solo.
 
-    It may be called again with the same options; other options are a RuntimeError, since the first use of a
-    communicator has called it already. Where `using` or `run_threads` gives the communicator, that one is
-    returned and nothing else happens.
+    The first use of a communicator calls it. Another call with the same options changes nothing; with other options
+    it raises RuntimeError. Inside `using` and `run_threads` it returns their communicator.
     """
     options = _checked(timeout, threads, comm, backend)
     given = _context.get()
@@ -98,7 +97,7 @@ def using(comm: Comm) -> Iterator[Comm]:
 
 
 def _forget() -> None:
-    """This process was forked from one that has a communicator, which is of no use here if others belong to it."""
+    """This process was forked: it can't use a communicator that its parent shares with other ranks."""
     global _process
     if _process is not None and _process[0].size > 1:
         _process = None
@@ -126,8 +125,8 @@ def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
 
 
 def _difference(old: _Options, new: _Options) -> str:
-    changed = [name for name in vars(new) if getattr(new, name) != getattr(old, name)]
-    return ", ".join(f"{name}={getattr(new, name)!r} instead of {getattr(old, name)!r}" for name in changed)
+    pairs = zip(new._fields, new, old, strict=True)
+    return ", ".join(f"{name}={value!r} instead of {before!r}" for name, value, before in pairs if value != before)
 
 
 def _start(options: _Options) -> Comm:
@@ -141,7 +140,7 @@ def _start(options: _Options) -> Comm:
 
 
 def _goodbye(comm: Checked) -> None:
-    if running_mpi() is not None:  # else the program has finalised MPI by itself
+    if running_mpi() is not None:  # else the program has finalised MPI itself
         comm.goodbye()
 
 

@@ -13,7 +13,8 @@ from sorix_dist.core.device import device as Device
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.core.home import refuse_frozen
-from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
+from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.indexing import key_of
@@ -234,7 +235,10 @@ _METHODS: _Table = {
         activation.logsumexp,
         e.eq, e.ne, e.lt, e.le, e.gt, e.ge, e.isnan, e.isinf,
         e.isfinite, e.logical_not, e.logical_and, e.logical_or, e.logical_xor,
-        reduce.all, reduce.any, e.equal, e.allclose,
+        reduce.all, reduce.any, e.equal, e.allclose, e.bitwise_not, e.bitwise_and, e.bitwise_or, e.bitwise_xor,
+        special.asin, special.acos, special.sinh, special.cosh, special.asinh, special.acosh, special.atanh,
+        special.exp2, special.erf, special.erfc, special.trunc, special.atan2, special.fmod, special.hypot,
+        special.logaddexp,
         choose.maximum, choose.minimum, choose.clamp, choose.masked_fill, choose.tril, choose.triu,
         reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, reduce.cumsum, reduce.norm,
         choose.max, choose.min, choose.amax, choose.amin, choose.argmax, choose.argmin, choose.sort, choose.argsort,
@@ -250,7 +254,8 @@ _METHODS: _Table = {
     "where": lambda self, condition, y: choose.where(condition, self, y),
     "view_as": lambda self, other: shape.reshape(self, *other.shape),
     "reshape_as": lambda self, other: shape.reshape(self, *other.shape),
-    "mm": matrix.matmul, "bmm": matrix.matmul, "dot": matrix.matmul,
+    "multiply": e.mul, "divide": e.div, "true_divide": e.div, "subtract": e.sub, "negative": e.neg,
+    "arcsin": special.asin, "arccos": special.acos, "arctan": e.atan,
     "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "fill_": fill_, "zero_": zero_, "copy_": copy_,
     "clamp_": clamp_, "__setitem__": setitem,
     "__iadd__": _augmented(add_), "__isub__": _augmented(sub_),
@@ -271,7 +276,7 @@ for _name, _function in _OPERATORS.items():
 
 
 for _name, _function in _METHODS.items():
-    setattr(Tensor, _name, _function)
+    setattr(Tensor, _name, with_torch_keywords(_function))
 
 
 setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010 (mypy)

@@ -17,18 +17,17 @@ numbers names a `composite`, a function of tensors that computes the same by pla
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import signature
-from types import CellType, FunctionType
 from typing import Any, Literal
 
 import numpy as np
 
 from sorix_dist.core.dtype import promoted
-from sorix_dist.core.graph import Leaf, Node, joined, recording
+from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
 from sorix_dist.core.rules import Rule, elementwise
 from sorix_dist.core.tensor import Array, Tensor, as_array
@@ -168,6 +167,19 @@ def _is_shown(x: Any) -> bool:
     return isinstance(x, Tensor) and x.place.__class__ is Partial and hasattr(x, "shown")
 
 
+def marker() -> int:
+    """A number between those of the operations that were recorded so far and those to come."""
+    return next(_count)
+
+
+def recorded(about: Op, rules: Sequence[Any], edges: list[Node | Leaf | None], sync: Sync | None, array: Array) -> Node:
+    """The node of an operation that was not made by `op`, whose rules are closures over what they need."""
+    node = Node(about, next(_count), rules, edges, sync, array, id(array), None)
+    if sharding:
+        in_shard(node)
+    return node
+
+
 sharding = False
 """Whether nodes are to know which virtual shard of a batch they compute; switched on for good by `use_shards`."""
 current_shard: ContextVar[tuple[int, bool] | None] = ContextVar("shard", default=None)
@@ -233,26 +245,3 @@ def memoize_last(compute: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return made
 
     return of
-
-
-def rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None], Tensor]:
-    """The rule of input `index`, closed over tensors instead of arrays, so that its work is recorded."""
-
-    def as_tensor(name: str, value: Any) -> Any:
-        if name in node.op.inputs:
-            edge = node.edges[node.op.inputs.index(name)]
-            return Tensor.of(value, edge) if isinstance(value, np.ndarray) else value
-        if id(value) == node.result:
-            return Tensor.of(np.asarray(value), node)
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-            raise RuntimeError(
-                f"the operation '{node.op.name}' can't be differentiated twice: the rule of its input {index} "
-                f"needs '{name}', which is neither an input nor the result, and it names no composite"
-            )
-        return value
-
-    cells = tuple(
-        CellType(as_tensor(name, cell.cell_contents))
-        for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)
-    )
-    return FunctionType(rule.__code__, rule.__globals__, rule.__name__, rule.__defaults__, cells)

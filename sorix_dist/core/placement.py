@@ -202,7 +202,8 @@ class Shard:
     @property
     def total(self) -> int:
         """The length of the axis over all ranks."""
-        return self.outer * self.batch.rows.total * self.inner
+        batch = self.batch
+        return self.outer * (batch.known or batch.rows).total * self.inner
 
     def like(self, other: Shard) -> bool:
         """Whether the rows of both can be taken one by one together, each merged with as many others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -123,9 +123,25 @@ class Draws:
 
     def next(self, shard: int) -> int:
         """The number of this mask among those of `shard`."""
+        replay = replayed_masks.get()
+        if replay is not None and replay.again is not None:
+            return next(replay.again)
         since = self._since.get(shard, 0)
         self._since[shard] = since + 1
+        if replay is not None:
+            replay.numbers.append(self._before + since)
         return self._before + since
+
+
+class MaskReplay:
+    """The numbers of the masks that a computation drew, so that it can draw the same when it is run again."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.again: Iterator[int] | None = None  # what is left of them, while it is run again
+
+
+replayed_masks: ContextVar[MaskReplay | None] = ContextVar("masks", default=None)
 
 
 functional_draws = rng.PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))

@@ -31,6 +31,13 @@ class Size(tuple[int, ...]):
         return int(np.prod(self))
 
 
+class Count(int):
+    """A number that may also be called, which gives the number."""
+
+    def __call__(self) -> int:
+        return int(self)
+
+
 class Tensor:
     """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
 
@@ -234,9 +241,9 @@ class Tensor:
         return self.array.ndim
 
     @property
-    def numel(self) -> int:
-        """The number of elements."""
-        return self.array.size
+    def numel(self) -> Count:
+        """The number of elements: `x.numel` as in sorix, and `x.numel()` as in PyTorch."""
+        return Count(self.array.size)
 
     size_prop = numel
 
@@ -263,7 +270,9 @@ class Tensor:
         return self.array.ndim
 
     def item(self) -> Any:
-        """The only element as a Python number."""
+        """The only element as a Python number; ValueError if there are others."""
+        if self.array.size != 1:
+            raise ValueError(f"a tensor of shape {self.array.shape} has no single element; use numpy() or tolist()")
         return self.visible.item()
 
     def numpy(self) -> Array:
@@ -288,10 +297,21 @@ class Tensor:
         return bool(self.visible)
 
     def __float__(self) -> float:
-        return float(self.visible)
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self.visible)
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The numbers for another library, in shared memory; see the array API standard."""
+        return self.visible.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Where the numbers are: on the CPU."""
+        return self.visible.__dlpack_device__()
 
     def __index__(self) -> int:
         if self.array.dtype.kind not in "iub" or self.array.size != 1:
@@ -326,6 +346,12 @@ class Tensor:
         __neg__: Any
         __matmul__: Any
         __getitem__: Any
+        __gt__: Any
+        __ge__: Any
+        __lt__: Any
+        __le__: Any
+        __and__: Any
+        __or__: Any
 
         def __getattr__(self, name: str) -> Any: ...
 

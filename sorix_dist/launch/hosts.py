@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.comm.launcher import tasks_by_node
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.watchdog.launcher import tasks_by_node
 
 HERE = ("localhost", "127.0.0.1", "::1")
 

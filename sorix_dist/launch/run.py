@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 
-from sorix_dist.comm.completion import EXIT_PREEMPTED
 from sorix_dist.launch import segments
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.group import Group
 from sorix_dist.launch.tree import kill_tree
+from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 ENDING: Mapping[int, int] = {
     signal.SIGINT: signal.SIGINT,

@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sorix_dist.comm.functions import dumps
-from sorix_dist.comm.launcher import detect
-from sorix_dist.comm.mpi import running_mpi
+from sorix_dist.comm.pickling import dumps
+from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import PYTHON
@@ -27,6 +26,7 @@ from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.output import Output
 from sorix_dist.launch.private import PrivateFolder
 from sorix_dist.launch.tree import kill_tree
+from sorix_dist.watchdog.launcher import detect
 
 Result = TypeVar("Result")
 

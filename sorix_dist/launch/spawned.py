@@ -10,10 +10,10 @@ import time
 import traceback
 from pathlib import Path
 
-from sorix_dist.comm.functions import dumps
-from sorix_dist.comm.launcher import detect
-from sorix_dist.comm.report import end_all_ranks, flush
+from sorix_dist.comm.pickling import dumps
 from sorix_dist.launch.private import PrivateFolder
+from sorix_dist.watchdog.launcher import detect
+from sorix_dist.watchdog.report import end_all_ranks, flush
 
 
 def main(path: str) -> None:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sorix_dist.comm.completion import EXIT_PREEMPTED, VARIABLE
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.run import ENDING, TIMED_OUT, Ended, run
+from sorix_dist.watchdog.launcher import COMPLETION_FILE, EXIT_PREEMPTED
 
 EXIT_INCOMPLETE = 70
 """The exit code where all ranks seem to have ended well, but rank 0 did not come to the end of the script."""
@@ -58,7 +58,7 @@ def supervise(
     for attempt in range(max_restarts + 1):
         mark = checkpoint / f"{PRIVATE}{secrets.token_hex(8)}"
         left = None if limit is None else max(0.0, limit - (time.monotonic() - began))
-        ended = run(start(attempt, {VARIABLE: str(mark), ATTEMPT: str(attempt)}), limit=left, ending=WARNING)
+        ended = run(start(attempt, {COMPLETION_FILE: str(mark), ATTEMPT: str(attempt)}), limit=left, ending=WARNING)
         completed = mark.exists()
         mark.unlink(missing_ok=True)
         if completed and ended.code == 0:

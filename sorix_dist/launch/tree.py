@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from sorix_dist.comm.process import parent
+from sorix_dist.watchdog.process import parent
 
 
 def descendants(pid: int) -> list[int]:

@@ -22,7 +22,7 @@ class BetweenHosts(ByWindow):
         super().sum(plain)
         own_slice = self.total[self.totals.own]
         if self.hook is None:
-            self.peers.all_reduce(own_slice).wait()
+            self.peers.all_reduce(own_slice)
         else:
             self.hook(self.peers, own_slice)
             self.flat.clear_gaps(self.total, self.totals.own)

@@ -211,7 +211,7 @@ def _summed(rows: Sequence[memoryview], count: int) -> list[float]:
 def _by_message(comm: Comm, values: list[float]) -> list[float]:
     """The sums of more values than fit into a row. Called by all ranks."""
     total = np.array(values)
-    comm.all_reduce(total).wait()
+    comm.all_reduce(total)
     return [float(value) for value in total]
 
 

@@ -32,14 +32,14 @@ def all_reduce(x: T, op: Op = "sum") -> T:
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     if isinstance(x, Tensor) and isinstance(x.place, Partial):
         x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
-    world().all_reduce(_memory(cast(Any, x)), op).wait()
+    world().all_reduce(_memory(cast(Any, x)), op)
     return x
 
 
 def broadcast(x: T, root: int = 0) -> T:
     """Rank `root`'s values for everybody, in place for a tensor or array; returns them."""
     if not isinstance(x, Tensor | np.ndarray):
-        return cast(T, world().share(x, root))
+        return cast(T, world().broadcast_object(x, root))
     array = _memory(x)
     world().broadcast(array, root)
     return x

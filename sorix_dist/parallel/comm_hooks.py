@@ -55,14 +55,14 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
     error of up to 5e-4 each time; what is smaller than 1e-9 times the size of the largest gradient, times the number of
     ranks, loses bits, and smaller than 1e-12 times it becomes 0.
     """
-    if fp16_compress not in comm.kept:
-        comm.kept[fp16_compress] = comm.exchange(Half())
-    exchange: Exchange | None = comm.kept[fp16_compress]
+    if fp16_compress not in comm.cache:
+        comm.cache[fp16_compress] = comm.exchange(Half())
+    exchange: Exchange | None = comm.cache[fp16_compress]
     if exchange is not None:
         exchange.sum(gradients, gradients)
         return
     largest = np.array([_largest(gradients)])
-    comm.all_reduce(largest, "max").wait()
+    comm.all_reduce(largest, "max")
     scale = _scale(float(largest[0]) * comm.size)
     sent = np.zeros((comm.size, -(-gradients.size // comm.size)), np.float16)
     with np.errstate(over="ignore", invalid="ignore"):

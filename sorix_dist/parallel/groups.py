@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm import Comm
-from sorix_dist.comm.site import call_site
 from sorix_dist.core.op import use_shards
 from sorix_dist.core.placement import Array, Group, Rows, current_group
 from sorix_dist.parallel.virtual import VirtualShards
+from sorix_dist.watchdog.call_site import call_site
 
 
 class Ranks(Group):
@@ -30,7 +30,7 @@ class Ranks(Group):
 
     def reduce(self, array: Array, what: str) -> Array:
         total = np.array(array, order="C")
-        self.comm.all_reduce(total).wait()
+        self.comm.all_reduce(total)
         return total
 
     def counts(self, held: int) -> tuple[int, int]:
@@ -66,7 +66,7 @@ class InOrder(Ranks):
         return np.array(array)
 
     def assemble(self, array: Array) -> Array:
-        self.comm.all_reduce(array).wait()
+        self.comm.all_reduce(array)
         return array
 
     def add_up(self, sums: Callable[[Rows], Array], rows: Rows) -> Array:
@@ -111,7 +111,7 @@ class OfShard(Group):
 
 def group_of(comm: Comm, count: int | None) -> Ranks:
     """The ranks of a communicator as a group, the same object whenever it is asked for; count: of virtual shards."""
-    found: Ranks | None = comm.kept.get(Ranks)
+    found: Ranks | None = comm.cache.get(Ranks)
     if found is None:
-        found = comm.kept[Ranks] = Ranks(comm) if count is None else InOrder(comm, VirtualShards(comm, count))
+        found = comm.cache[Ranks] = Ranks(comm) if count is None else InOrder(comm, VirtualShards(comm, count))
     return found

@@ -17,7 +17,7 @@ def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
     The result is a small object, pickled for the others.
     """
     result, error = _outcome(work) if comm.rank == 0 else (None, None)
-    result, sent = comm.share((result, _portable(error)))
+    result, sent = comm.broadcast_object((result, _portable(error)))
     if error is not None:
         raise error
     if sent is not None:

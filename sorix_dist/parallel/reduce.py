@@ -190,13 +190,13 @@ class ByMessage(Apart):
         # Found now, because the sum takes the place of this rank's gradients.
         self.wrong = None if is_finite(self.total) else _not_finite(self.slots[0].views)
         # Afterwards flags and array hold what all ranks did, so that the next step clears what others have left here.
-        self.comm.all_reduce(self.flags, "max").wait()
+        self.comm.all_reduce(self.flags, "max")
         self.used = self.flags.tobytes()
         self.all_reduce()
 
     def all_reduce(self) -> None:
         """Sums the array over the ranks."""
-        self.comm.all_reduce(self.total).wait()
+        self.comm.all_reduce(self.total)
 
     def first_not_finite(self) -> tuple[int, str] | None:
         return self.wrong
@@ -290,7 +290,7 @@ def used_by_any(flags: Sequence[memoryview]) -> bytes:
 def used_on_any_rank(comm: Comm, flags: bytes | memoryview) -> bytes:
     """Which parameters any rank has a gradient of. Called by every rank."""
     used = np.frombuffer(flags, np.uint8).copy()
-    comm.all_reduce(used, "max").wait()
+    comm.all_reduce(used, "max")
     return used.tobytes()
 
 

@@ -11,8 +11,7 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 
-from sorix_dist.comm import Comm, watch
-from sorix_dist.comm.site import call_site
+from sorix_dist.comm import Comm
 from sorix_dist.core.agreement import Criteria, collect_criteria
 from sorix_dist.core.flat import Flat, synchronise
 from sorix_dist.core.graph import Described, Leaf, Node
@@ -32,6 +31,8 @@ from sorix_dist.parallel.host_memory import HostMemory
 from sorix_dist.parallel.reduce import Alone, ByMessage, Reducer
 from sorix_dist.parallel.sync import PLAIN, Member
 from sorix_dist.parallel.world import virtual_shards
+from sorix_dist.watchdog import watch
+from sorix_dist.watchdog.call_site import call_site
 
 NO_ROWS = Rows(0, 0, 0)
 _PRIME = (1 << 61) - 1
@@ -43,9 +44,9 @@ _WAY = (1 << _WAY_BITS) - 1
 def replicas(comm: Comm) -> Replicas:
     """The replicas that work in `comm`: the same object for all models wrapped in it, so that one backward
     may reach several of them."""
-    found: Replicas | None = comm.kept.get(Replicas)
+    found: Replicas | None = comm.cache.get(Replicas)
     if found is None:
-        found = comm.kept[Replicas] = Replicas(comm)
+        found = comm.cache[Replicas] = Replicas(comm)
     return found
 
 

@@ -41,7 +41,7 @@ class VirtualShards:
         """The numbers (owned shards, m) of this rank and those of all others: (shards, m), the same on every rank."""
         table = np.zeros((self.count, *parts.shape[1:]), parts.dtype)
         table[self.owned.start : self.owned.stop] = parts
-        self.comm.all_reduce(table).wait()  # each entry plus zeros: exact, whatever the order
+        self.comm.all_reduce(table)  # each entry plus zeros: exact, whatever the order
         return table
 
     def sum(self, parts: Array) -> Array:

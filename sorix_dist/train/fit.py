@@ -53,7 +53,7 @@ class EarlyStopping:
     def should_stop(self, value: Any) -> bool:
         """Takes the number of an epoch and says whether to stop: a call of all ranks. Rank 0's number decides, NaN is
         never better."""
-        value = communicator(self._comm).share(float(value))
+        value = communicator(self._comm).broadcast_object(float(value))
         gain = self.best - value if self.mode == "min" else value - self.best
         if gain > self.min_delta:
             self.best, self.epochs_without = value, 0

@@ -11,8 +11,8 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from sorix_dist.comm.completion import EXIT_PREEMPTED
 from sorix_dist.parallel.world import communicator
+from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 
 class Preemption:
@@ -49,7 +49,7 @@ class Preemption:
         A signal that comes while this rank waits in MPI, where Python can't act, counts as soon as the wait ends.
         """
         self._flag[0] = self.requested
-        self.comm.all_reduce(self._flag, "max").wait()
+        self.comm.all_reduce(self._flag, "max")
         self.requested = bool(self._flag[0])
         return self.requested
 

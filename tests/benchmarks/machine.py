@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.cores import usable_cores
-from sorix_dist.comm.mpi import running_mpi
+from sorix_dist.comm.blas import usable_cores
+from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.utils import machine
 
 

@@ -68,7 +68,7 @@ def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
 
     return {
         "synchronisation": synchronise,
-        "all_reduce": lambda: world().all_reduce(gradient).wait(),
+        "all_reduce": lambda: world().all_reduce(gradient),
         "meeting": meet,
         "barriers": two_barriers,
     }

@@ -98,7 +98,7 @@ def agent(script: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # No MPI: Open MPI wants a host name of its own for each host.
 LAUNCHED = """
 import os, pathlib, time
-from sorix_dist.comm.launcher import detect
+from sorix_dist.watchdog.launcher import detect
 launch = detect(os.environ)
 """
 

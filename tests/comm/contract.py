@@ -28,8 +28,7 @@ def all_reduce_every_dtype(comm: Comm) -> None:
     for dtype in DTYPES:
         for op, expected in EXPECTED.items():
             given = numbers(dtype, (4, 9), comm.rank)
-            work = comm.all_reduce(given, op)  # type: ignore[arg-type]
-            work.wait()
+            comm.all_reduce(given, op)  # type: ignore[arg-type]
             stack = np.stack([numbers(dtype, (4, 9), rank) for rank in range(comm.size)])
             np.testing.assert_array_equal(given, expected(stack, axis=0).astype(dtype), err_msg=f"{dtype} {op}")
 
@@ -38,24 +37,24 @@ def all_reduce_every_size(comm: Comm) -> None:
     for shape in SHAPES:
         for dtype in ("f2", "f4", "i8"):
             given = numbers(dtype, shape, comm.rank)
-            comm.all_reduce(given).wait()
+            comm.all_reduce(given)
             total = sum(numbers(dtype, shape, rank).astype("f8") for rank in range(comm.size))
             np.testing.assert_array_equal(given, np.asarray(total).astype(dtype), err_msg=f"{dtype} {shape}")
 
 
 def all_reduce_is_the_same_on_every_rank(comm: Comm) -> None:
     given = np.random.default_rng(comm.rank).standard_normal(100_003).astype("f4")
-    comm.all_reduce(given).wait()
+    comm.all_reduce(given)
     mine = given.tobytes()
     assert all(other == mine for other in comm.gather_objects(mine))
 
 
 def float16_sums_are_rounded_once(comm: Comm) -> None:
     given = np.array([2048.0 if comm.rank == 0 else 0.5], "f2")
-    comm.all_reduce(given).wait()
+    comm.all_reduce(given)
     assert given[0] == np.float16(2048 + 0.5 * (comm.size - 1))
     large = np.array([60000.0], "f2")
-    comm.all_reduce(large).wait()
+    comm.all_reduce(large)
     assert large[0] == (60000.0 if comm.size == 1 else np.inf)
 
 
@@ -102,7 +101,7 @@ def broadcast_from_every_root(comm: Comm) -> None:
 def objects_travel(comm: Comm) -> None:
     for root in range(comm.size):
         value = {"rank": comm.rank, "list": [1, "two", None], "array": np.arange(3) + comm.rank}
-        got = comm.share(value, root)
+        got = comm.broadcast_object(value, root)
         assert got["rank"] == root
         assert got["list"] == [1, "two", None]
         np.testing.assert_array_equal(got["array"], np.arange(3) + root)
@@ -131,7 +130,7 @@ def split_makes_groups(comm: Comm) -> None:
     assert half.gather_objects(comm.rank) == members
     assert (half.rank, half.size) == (members.index(comm.rank), len(members))
     given = np.array([comm.rank], "i8")
-    half.all_reduce(given).wait()
+    half.all_reduce(given)
     assert given[0] == sum(members)
 
     backwards = comm.split(0, key=-comm.rank)
@@ -262,8 +261,8 @@ def bad_arguments_are_named(comm: Comm) -> None:
             f"broadcast: root must be a rank from 0 to {comm.size - 1}, got {comm.size}",
             lambda: comm.broadcast(good, comm.size),
         ),
-        (ValueError, "share: root .*-1", lambda: comm.share(1, -1)),
-        (TypeError, "share: root must be an int, got str", lambda: comm.share(1, "0")),  # type: ignore[arg-type]
+        (ValueError, "broadcast_object: root .*-1", lambda: comm.broadcast_object(1, -1)),
+        (TypeError, "broadcast_object: root must be an int, got str", lambda: comm.broadcast_object(1, "0")),  # type: ignore[arg-type]
         (TypeError, "broadcast: root must be an int, got bool", lambda: comm.broadcast(good, True)),
         (ValueError, "split: color .*-1", lambda: comm.split(-1)),
         (TypeError, "split: color must be an int, got NoneType", lambda: comm.split(None)),  # type: ignore[arg-type]
@@ -274,7 +273,7 @@ def bad_arguments_are_named(comm: Comm) -> None:
     for kind, match, call in calls:
         with pytest.raises(kind, match=match):
             call()
-    comm.all_reduce(good).wait()
+    comm.all_reduce(good)
     assert (good == comm.size).all()
 
 

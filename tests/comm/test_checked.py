@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.comm import Checked, CollectiveMismatch, Comm, current, run_threads
-from sorix_dist.comm.site import call_site
+from sorix_dist.watchdog.call_site import call_site
 from tests.comm.contract import CHECKS
 
 
@@ -27,7 +27,7 @@ CALLS: dict[str, Callable[[Comm], object]] = {
     "all_to_all of float64 (3, 2)": lambda comm: comm.all_to_all(np.ones((3, 2))),
     "broadcast(0) of float64 (3,)": lambda comm: comm.broadcast(np.ones(3)),
     "broadcast(1) of float64 (3,)": lambda comm: comm.broadcast(np.ones(3), 1),
-    "share(root=1)": lambda comm: comm.share(1, 1),
+    "broadcast_object(root=1)": lambda comm: comm.broadcast_object(1, 1),
     "gather_objects": lambda comm: comm.gather_objects(1),
     "barrier": lambda comm: comm.barrier(),
     "split": lambda comm: comm.split(0),

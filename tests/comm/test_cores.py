@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.comm.cores import cut_to_quota, own_cpus
+from sorix_dist.comm.blas import cut_to_quota, own_cpus
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_rank_that_never_comes_is_not_waited_for_longer_than_the_timeout(late:
     script = f"""
 import time
 from sorix_dist.comm import *
-from sorix_dist.comm.launcher import detect
+from sorix_dist.watchdog.launcher import detect
 import os
 if detect(os.environ).rank == {late}:
     time.sleep(40)

@@ -26,6 +26,7 @@ from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.placement import tagged
 from sorix_dist.nn import functional as F
 from tests.core import opcheck, placed
+from tests.core.composed import COMPOSED
 from tests.core.opcheck import Row
 from tests.core.pretended import agreed, run
 
@@ -410,7 +411,7 @@ LAYERS = {
 }  # fmt: skip
 GROUPS = {
     "shape": SHAPES, "index": INDICES, "choice": CHOICES, "reduction": REDUCTIONS, "product": PRODUCTS, "loss": LOSSES,
-    "layer": LAYERS,
+    "layer": LAYERS, "composed": COMPOSED,
 }  # fmt: skip
 ALL = [case for kind, group in GROUPS.items() for case in cases(kind, group)]
 

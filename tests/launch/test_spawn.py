@@ -18,10 +18,10 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.comm.launcher import detect
 from sorix_dist.launch import segments
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
 from sorix_dist.launch.errors import LaunchError, RankError
+from sorix_dist.watchdog.launcher import detect
 from tests.launch.jobs import LIMIT, ROOT, SAY_SHARED, job, shared, survivors
 from tests.launching import needs_mpirun, run_command, run_ranks
 

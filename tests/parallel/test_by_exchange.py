@@ -40,8 +40,8 @@ def batches():
 def messages(model, seen=None):
     """A list that grows with every message of this rank's gradients."""
     (member,) = model._members
-    link, sent = member.reducer.exchange.link, [] if seen is None else seen
-    link.send = lambda message, send=link.send: sent.append("message") or send(message)
+    exchange, sent = member.reducer.exchange, [] if seen is None else seen
+    exchange._transmit = lambda message, send=exchange._transmit: sent.append("message") or send(message)
     return sent
 
 
@@ -198,7 +198,7 @@ def test_an_interrupt_anywhere_between_messages():
             else:
                 loss.backward()
             assert_same(gradients(model), wanted)
-            ended, at = model.comm.share(ended, root=1), at + 1
+            ended, at = model.comm.broadcast_object(ended, root=1), at + 1
         assert at > 100
 
     on_two_hosts(work)

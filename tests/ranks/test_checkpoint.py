@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi
 def folder(world) -> Iterator[Path]:
     """One folder for all ranks."""
     with TemporaryDirectory() as own:
-        yield Path(world.share(own))
+        yield Path(world.broadcast_object(own))
         world.barrier()
 
 

@@ -11,10 +11,11 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import Checked, Comm, MpiComm, left, watch
+from sorix_dist.comm import Checked, Comm, MpiComm, left
 from sorix_dist.comm.checked import signature
-from sorix_dist.comm.table import DEPTH
-from sorix_dist.comm.watch import Channel
+from sorix_dist.watchdog import watch
+from sorix_dist.watchdog.status_page import DEPTH
+from sorix_dist.watchdog.watch import Channel
 
 pytestmark = pytest.mark.mpi
 
@@ -37,7 +38,7 @@ def test_nothing(world: Comm) -> None:
     from mpi4py import MPI
 
     gc.collect()
-    row = watch.row()
+    row = watch.page()
     free = None if row is None else len(row.free)
     communicators = []
     for _ in range(MANY):
@@ -85,7 +86,7 @@ def test_a_rank_that_is_the_first_to_let_go(world: Comm) -> None:
         at = common.channel.at
         del common
         gc.collect()
-        other = Channel(watch.row(), 1)
+        other = Channel(watch.page(), 1)
         assert other.at == at
     for number in range(DEPTH + 2):
         world.barrier()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import squeeze
+from sorix_dist.core.ops.special import erf
 from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array
@@ -168,24 +168,12 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + _BLOCK)
 
 
-@op(promote="float", called="erf")
-def error_function(x: Any) -> Any:
-    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x; ImportError without SciPy."""
-    try:
-        erf = import_module("scipy.special").erf
-    except ImportError as missing:
-        raise ImportError(
-            "gelu: approximate='none' needs SciPy (pip install scipy); approximate='tanh' does without"
-        ) from missing
-    return erf(x), (lambda g, out: g * (np.exp(-x * x) * (2 / math.sqrt(math.pi))),)
-
-
 @op(promote="float", called="gelu")
 def gelu_by_erf(x: Any) -> Any:
     """x times the probability that a standard normal number is below x."""
 
     def below(x: Any) -> Any:
-        return (like_input(error_function, x * math.sqrt(0.5)) + 1) * 0.5
+        return (like_input(erf, x * math.sqrt(0.5)) + 1) * 0.5
 
     def to_x(g: Any, out: Any) -> Any:
         return g * (below(x) + x * (np.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))))

@@ -63,7 +63,21 @@ def pow(x: Any, y: Any) -> Any:
 @op(numpy=np.remainder, promote="common")
 def remainder(x: Any, y: Any) -> Any:
     """x - y * floor(x / y), which has the sign of y."""
+    check_divisor("remainder", x, y)
     return np.remainder(x, y), (lambda g, out: g, lambda g, out: -g * np.floor(x / y))
+
+
+@op(numpy=np.floor_divide, differentiable=False, promote="common")
+def floor_divide(x: Any, y: Any) -> Any:
+    """floor(x / y)."""
+    check_divisor("floor_divide", x, y)
+    return np.floor_divide(x, y), ()
+
+
+def check_divisor(name: str, x: Any, y: Any) -> None:
+    """ZeroDivisionError where integers would be divided by 0, for which there is no number."""
+    if all(np.asarray(a).dtype.kind != "f" for a in (x, y)) and not np.all(y):
+        raise ZeroDivisionError(f"{name}: integers can't be divided by 0; make them floats for inf or NaN")
 
 
 @op(numpy=np.negative, rule=rules.linear)
@@ -75,7 +89,7 @@ def neg(x: Any) -> Any:
 # -- functions of one element
 
 
-def _function(
+def unary(
     name: str,
     compute: Callable[[Any], Any],
     meaning: str,
@@ -111,24 +125,24 @@ def _zero(g: Any) -> Any:
     return np.where(False, g, 0)
 
 
-exp = _function("exp", np.exp, "e ** x.", lambda g, y: g * y)
-expm1 = _function("expm1", np.expm1, "e ** x - 1, exact also for small x.", lambda g, y: g * (y + 1))
-log = _function("log", np.log, "The natural logarithm.", lambda g, x: g / x)
-log2 = _function("log2", np.log2, "The logarithm to base 2.", lambda g, x: g / (x * math.log(2)))
-log10 = _function("log10", np.log10, "The logarithm to base 10.", lambda g, x: g / (x * math.log(10)))
-log1p = _function("log1p", np.log1p, "log(1 + x), exact also for small x.", lambda g, x: g / (x + 1))
-sqrt = _function("sqrt", np.sqrt, "The square root.", lambda g, y: g / (y * 2))
-rsqrt = _function("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", lambda g, y: g * (y * y * y * -0.5))
-reciprocal = _function("reciprocal", np.reciprocal, "1 / x.", lambda g, y: -g * y * y)
-square = _function("square", np.square, "x * x.", lambda g, x: g * (x * 2), None)
-sin = _function("sin", np.sin, "The sine of an angle in radians.", lambda g, x: g * np.cos(x))
-cos = _function("cos", np.cos, "The cosine of an angle in radians.", lambda g, x: -g * np.sin(x))
-tan = _function("tan", np.tan, "The tangent of an angle in radians.", lambda g, y: g * (1 + y * y))
-atan = _function("atan", np.arctan, "The angle from -pi/2 to pi/2 whose tangent is x.", lambda g, x: g / (1 + x * x))
-abs = _function("abs", np.absolute, "The absolute value; the gradient at 0 is 0.", lambda g, x: g * np.sign(x), None)
-sign = _function("sign", np.sign, "-1, 0 or 1; the gradient is 0.", lambda g, y: _zero(g), None)
-floor = _function("floor", np.floor, "The largest integer <= x; the gradient is 0.", lambda g, y: _zero(g), None)
-ceil = _function("ceil", np.ceil, "The smallest integer >= x; the gradient is 0.", lambda g, y: _zero(g), None)
+exp = unary("exp", np.exp, "e ** x.", lambda g, y: g * y)
+expm1 = unary("expm1", np.expm1, "e ** x - 1, exact also for small x.", lambda g, y: g * (y + 1))
+log = unary("log", np.log, "The natural logarithm.", lambda g, x: g / x)
+log2 = unary("log2", np.log2, "The logarithm to base 2.", lambda g, x: g / (x * math.log(2)))
+log10 = unary("log10", np.log10, "The logarithm to base 10.", lambda g, x: g / (x * math.log(10)))
+log1p = unary("log1p", np.log1p, "log(1 + x), exact also for small x.", lambda g, x: g / (x + 1))
+sqrt = unary("sqrt", np.sqrt, "The square root.", lambda g, y: g / (y * 2))
+rsqrt = unary("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", lambda g, y: g * (y * y * y * -0.5))
+reciprocal = unary("reciprocal", np.reciprocal, "1 / x.", lambda g, y: -g * y * y)
+square = unary("square", np.square, "x * x.", lambda g, x: g * (x * 2), None)
+sin = unary("sin", np.sin, "The sine of an angle in radians.", lambda g, x: g * np.cos(x))
+cos = unary("cos", np.cos, "The cosine of an angle in radians.", lambda g, x: -g * np.sin(x))
+tan = unary("tan", np.tan, "The tangent of an angle in radians.", lambda g, y: g * (1 + y * y))
+atan = unary("atan", np.arctan, "The angle from -pi/2 to pi/2 whose tangent is x.", lambda g, x: g / (1 + x * x))
+abs = unary("abs", np.absolute, "The absolute value; the gradient at 0 is 0.", lambda g, x: g * np.sign(x), None)
+sign = unary("sign", np.sign, "-1, 0 or 1; the gradient is 0.", lambda g, y: _zero(g), None)
+floor = unary("floor", np.floor, "The largest integer <= x; the gradient is 0.", lambda g, y: _zero(g), None)
+ceil = unary("ceil", np.ceil, "The smallest integer >= x; the gradient is 0.", lambda g, y: _zero(g), None)
 
 
 @op(called="round")
@@ -170,7 +184,6 @@ def _without_gradient(name: str, ufunc: np.ufunc, meaning: str, **options: Any) 
     return operation
 
 
-floor_divide = _without_gradient("floor_divide", np.floor_divide, "floor(x / y).", promote="common")
 eq = _without_gradient("eq", np.equal, "Whether elements are equal.")
 ne = _without_gradient("ne", np.not_equal, "Whether elements differ.")
 lt = _without_gradient("lt", np.less, "Whether x < y.")

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sorix_dist.comm.blas import VARIABLES
-from sorix_dist.comm.cores import usable_cores
+from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import PYTHON, ask
 

@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 from sorix_dist.comm import mismatch
-from sorix_dist.comm.launcher import detect, tasks_of_job
 from sorix_dist.launch import segments
 from sorix_dist.launch.answer import PYTHON, Answer, ask
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
 from sorix_dist.launch.doctor.machine import Finding
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.watchdog.launcher import detect, tasks_of_job
 
 LIMIT = 60.0
 """Seconds for one process or job; a sound one takes about one."""
@@ -51,13 +51,13 @@ assert world.size == 2, f"the two processes are {world.size} ranks each"
 speeds = {}
 for size in (4 << 10, 1 << 20, 16 << 20):
     array = np.full(size // 4, world.rank + 1, np.float32)
-    world.all_reduce(array).wait()
+    world.all_reduce(array)
     assert (array == 3).all(), "the sum over two ranks is wrong"
     times = []
     for _ in range(20):
         world.barrier()
         began = time.perf_counter()
-        world.all_reduce(array).wait()
+        world.all_reduce(array)
         times.append(time.perf_counter() - began)
     speeds[size] = sorted(times)[len(times) // 2]
 if world.rank == 0:

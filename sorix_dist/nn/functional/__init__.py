@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.missing import missing_from
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
-from sorix_dist.core.ops.indexing import table_rows
+from sorix_dist.core.ops.indexing import one_hot, table_rows
+from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
@@ -22,7 +25,7 @@ from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
     "batch_norm", "cosine_similarity", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
-    "linear", "normalize", "pairwise_distance", "rms_norm", "scaled_dot_product_attention",
+    "linear", "normalize", "one_hot", "pad", "pairwise_distance", "rms_norm", "scaled_dot_product_attention",
     *activation.__all__, *loss.__all__, *spatial.__all__,
 ]  # fmt: skip
 
@@ -94,3 +97,7 @@ def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepd
     """The p-norm of x1 - x2 + eps along the last dimension."""
     x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
     return (x - y + eps).norm(p, -1, keepdim=keepdim)
+
+
+globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})
+__getattr__ = missing_from(__name__, globals())

@@ -10,11 +10,13 @@ from typing import Any
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops import activation as ops
-from sorix_dist.core.ops.choose import clamp
+from sorix_dist.core.ops.choose import clamp, where
+from sorix_dist.core.ops.elementwise import sign
 
 __all__ = [
-    "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid", "mish",
-    "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
+    "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
+    "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
+    "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
 ]  # fmt: skip
 
 # Constants of SELU (Klambauer et al. 2017, appendix A1).
@@ -142,3 +144,39 @@ def softmax(x: Any, dim: int = -1) -> Tensor:
 def log_softmax(x: Any, dim: int = -1) -> Tensor:
     """The logarithm of softmax(x), exact also where softmax underflows."""
     return ops.log_softmax(x, dim)
+
+
+def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """max(0, x) + min(0, alpha * (exp(x / alpha) - 1)) (Barron 2017)."""
+    return ops.elu(_tensor(x) / alpha, alpha=1.0) * alpha
+
+
+def tanhshrink(x: Any) -> Tensor:
+    """x - tanh(x)."""
+    return x - ops.tanh(x)
+
+
+def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
+    """x where |x| > lambd, 0 elsewhere."""
+    return where(_outside(x, lambd), x, 0.0)
+
+
+def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
+    """x moved by `lambd` towards 0, and 0 where |x| <= lambd."""
+    x = _tensor(x)
+    return where(_outside(x, lambd), x - sign(x) * lambd, 0.0)
+
+
+def _outside(x: Any, bound: float) -> Tensor:
+    flags: Tensor = (x > bound) | (_tensor(x) < -bound)
+    return flags
+
+
+def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """x where x > threshold, `value` elsewhere."""
+    return where(_tensor(x) > threshold, x, value)
+
+
+def softmin(x: Any, dim: int = -1) -> Tensor:
+    """softmax of -x along `dim`."""
+    return ops.softmax(-_tensor(x), dim)

@@ -15,14 +15,16 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least
 from sorix_dist.core.ops import conv, pool
-from sorix_dist.core.ops.indexing import index_select
+from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.join import pad
-from sorix_dist.core.ops.shape import squeeze, unsqueeze
+from sorix_dist.core.ops.shape import flatten, squeeze, unsqueeze
 from sorix_dist.core.ops.windows import single
+from sorix_dist.core.tensor import shape_of
 
 __all__ = [
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "conv1d", "conv2d", "conv3d",
     "conv_transpose1d", "conv_transpose2d", "interpolate", "max_pool1d", "max_pool2d", "pixel_shuffle",
+    "unfold",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -203,3 +205,21 @@ def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
     split = x.reshape(*lead, channels // (r * r), r, r, height, width)
     mixed = split.permute(*range(n), n, n + 3, n + 1, n + 4, n + 2)
     return mixed.reshape(*lead, channels // (r * r), height * r, width * r)
+
+
+@_also_unbatched(4)
+def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+    """The windows of images (N, C, H, W) as columns (N, C * kH * kW, windows)."""
+    pairs = [(n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, dilation, padding, stride)]
+    (kernel, spacing, around, step) = pairs
+    padded = pad(input, (around[1], around[1], around[0], around[0]))
+    sizes = shape_of(padded)[2:]
+    places = []
+    for axis in (0, 1):
+        reach = spacing[axis] * (kernel[axis] - 1) + 1
+        if sizes[axis] < reach:
+            raise ValueError(f"unfold: the window must fit the image, got {kernel} for shape {shape_of(input)}")
+        starts = np.arange(0, sizes[axis] - reach + 1, step[axis])
+        places.append(np.arange(kernel[axis])[:, None] * spacing[axis] + starts)
+    windows = take(padded, index=(slice(None), slice(None), places[0][:, None, :, None], places[1][:, None]))
+    return flatten(flatten(windows, 4, 5), 1, 3)

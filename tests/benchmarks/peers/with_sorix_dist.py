@@ -54,7 +54,7 @@ class Peer:
 
     def _all_reduce(self, numbers: int) -> Callable[[], Any]:
         array = np.zeros(numbers, np.float32)
-        return lambda: world().all_reduce(array).wait()
+        return lambda: world().all_reduce(array)
 
     def _backward(self, numbers: int) -> Callable[[], Any]:
         return synchronisation(Numbers(numbers))["synchronisation"]

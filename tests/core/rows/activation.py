@@ -56,7 +56,6 @@ ROWS = [
         lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
         ELEMENTWISE + LONG,
     ),
-    Row(by_scipy(a.error_function), ERF, ELEMENTWISE, covers="error_function"),
     Row(by_scipy(a.gelu_by_erf), lambda x: x / 2 * (1 + ERF(x / np.sqrt(2))), ELEMENTWISE, covers="gelu_by_erf"),
     *(
         row

@@ -1,0 +1,167 @@
+"""What the ranks of a host share: a block of memory cut into parts, and a barrier of counters in it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sorix_dist.comm.blas import usable_cores
+from sorix_dist.comm.protocol import SharedMemoryFull
+
+PAGE = mmap.PAGESIZE
+SHARED_MEMORY = "/dev/shm"
+"""Where MPI has its shared windows on Linux."""
+CACHE_LINE = 64
+SPINS = 1000
+"""Reads of a counter before a rank that has a core of its own yields it."""
+YIELDS = 1000
+"""Reads between which it yields the core, before it sleeps instead."""
+SLEEP = 50e-6
+"""Seconds between two further reads."""
+_REFERENCES = sys.getrefcount(object())  # to an argument without any other reference
+_yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
+
+
+class Location(NamedTuple):
+    """Where one rank of a communicator runs; the fields are those of `Comm`."""
+
+    host: int
+    hosts: int
+    local_rank: int
+    local_size: int
+
+
+def locate(host_of: Sequence[int], rank: int) -> Location:
+    """The location of `rank`, where `host_of[r]` is any number that identifies the host of rank r."""
+    hosts = list(dict.fromkeys(host_of))
+    return Location(
+        host=hosts.index(host_of[rank]),
+        hosts=len(hosts),
+        local_rank=list(host_of[:rank]).count(host_of[rank]),
+        local_size=list(host_of).count(host_of[rank]),
+    )
+
+
+def block_size(sizes: Sequence[int]) -> int:
+    """Bytes that `cut` needs for parts of `sizes` bytes, at whatever address the block begins."""
+    return PAGE + sum(_whole_pages(size) for size in sizes)
+
+
+def cut(block: NDArray[np.uint8], sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Parts of `block` of `sizes` bytes, each on pages of its own.
+
+    A page's memory belongs to the processor that touches it first, and no two ranks write to one cache line.
+    """
+    parts = []
+    start = -block.ctypes.data % PAGE
+    for size in sizes:
+        parts.append(block[start : start + size])
+        start += _whole_pages(size)
+    return parts
+
+
+def free_bytes(folder: str) -> int | None:
+    """Free bytes of the file system of `folder`; None if there is no such folder."""
+    return shutil.disk_usage(folder).free if os.path.isdir(folder) else None
+
+
+def check_free(needed: int, free: int | None) -> None:
+    """Raise SharedMemoryFull, which says how to get more, if `needed` bytes exceed those that are `free`.
+
+    MPI does not check: the first write to a missing page would end the process by SIGBUS.
+    """
+    if free is not None and needed > free:
+        raise SharedMemoryFull(
+            f"the ranks of host {platform.node()} need {needed >> 20} MB of shared memory more, and {SHARED_MEMORY} "
+            f"has {free >> 20} MB left: give a container more (docker run --shm-size=2g), enlarge it as root (mount -o "
+            f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean)"
+        )
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
+
+
+class SpinBarrier:
+    """A barrier of counters in shared memory, one cache line for each rank of the host.
+
+    It is several times faster than MPI's, and yields the core where ranks outnumber cores. `fence` orders this
+    processor's reads and writes of the memory before it and after it.
+    """
+
+    def __init__(self, counters: memoryview, local_rank: int, fence: Callable[[], None]) -> None:
+        words = [counters[at : at + CACHE_LINE].cast("B").cast("q") for at in range(0, len(counters), CACHE_LINE)]
+        self._own = words[local_rank]
+        self._others = [word for rank, word in enumerate(words) if rank != local_rank]
+        self._fence = fence
+        self._count = 0
+        self._inside = False
+        self._spins = SPINS if len(words) <= usable_cores() else 0
+
+    def wait(self) -> None:
+        """Wait until all ranks have called this equally often; afterwards each sees what the others wrote before.
+
+        RuntimeError if an exception, such as KeyboardInterrupt, ended an earlier wait, which the others count.
+        """
+        if self._inside:
+            raise RuntimeError(
+                "this rank left a wait for the others of its host by an exception, such as KeyboardInterrupt: it can't "
+                "go on with them; end the job and start it again"
+            )
+        self._inside = True
+        self._count = count = self._count + 1
+        self._fence()
+        self._own[0] = count
+        for other in self._others:
+            if other[0] < count:
+                self._wait_for(other, count)
+        self._fence()
+        self._inside = False
+
+    def _wait_for(self, other: memoryview, count: int) -> None:
+        reads = 0
+        while other[0] < count:
+            reads += 1
+            if reads > self._spins + YIELDS:
+                time.sleep(SLEEP)
+            elif reads > self._spins:
+                _yield_core()
+
+
+class SharedWindow:
+    """The `Window` of given parts, with a given barrier and a given function that frees the memory."""
+
+    def __init__(
+        self,
+        parts: list[NDArray[np.uint8]],
+        local_rank: int,
+        barrier: Callable[[], None],
+        free: Callable[[], None],
+    ) -> None:
+        self.parts = parts
+        self.local_rank = local_rank
+        self.barrier = barrier
+        self._free = free
+
+    def used(self) -> bool:
+        # Every array made from the parts has the block they were cut from as its base.
+        return bool(self.parts) and sys.getrefcount(self.parts[0].base) > _REFERENCES + len(self.parts)
+
+    def close(self) -> None:
+        if self.parts:
+            self.parts = []
+            self.barrier = _refuse_closed
+            self._free()
+
+
+def _refuse_closed() -> None:
+    raise ValueError("barrier: this window is closed")

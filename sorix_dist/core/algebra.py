@@ -1,0 +1,232 @@
+"""PyTorch's functions of linear algebra: products of checked shapes, systems of equations, norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import rules
+from sorix_dist.core.arrange import diagonal
+from sorix_dist.core.functions import (
+    add,
+    amax,
+    amin,
+    div,
+    einsum,
+    matmul,
+    mul,
+    norm,
+    reshape,
+    sum,
+    transpose,
+    unsqueeze,
+)
+from sorix_dist.core.op import like_input, op
+from sorix_dist.core.tensor import Tensor, shape_of
+
+# -- products
+
+
+def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, Any], Any]:
+    """The matrix product of operands with these numbers of dimensions, and no other."""
+
+    def product(input: Any, other: Any) -> Any:
+        shapes = shape_of(input), shape_of(other)
+        if tuple(map(len, shapes)) != dims:
+            raise ValueError(
+                f"{name}: operands must have {dims[0]} and {dims[1]} dimensions, got shapes {shapes[0]} and "
+                f"{shapes[1]}; matmul takes any"
+            )
+        if dims == (3, 3) and shapes[0][0] != shapes[1][0]:
+            raise ValueError(f"{name}: there must be as many matrices in both, got shapes {shapes[0]} and {shapes[1]}")
+        return matmul(input, other)
+
+    product.__name__ = product.__qualname__ = name
+    product.__doc__ = meaning
+    return product
+
+
+mm = _product("mm", (2, 2), "The product of two matrices.")
+bmm = _product("bmm", (3, 3), "The products of two stacks of as many matrices.")
+mv = _product("mv", (2, 1), "The product of a matrix and a vector.")
+dot = _product("dot", (1, 1), "The sum of the products of two vectors.")
+vdot = dot
+
+
+def inner(input: Any, other: Any) -> Any:
+    """The sums of products along the last dimension of both."""
+    if not shape_of(input) or not shape_of(other):
+        return mul(input, other)
+    return tensordot(input, other, ([-1], [-1]))
+
+
+def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
+    """The sums of products over dimensions of both: the last `dims` of a and the first of b, or two lists of them."""
+    first, second = shape_of(a), shape_of(b)
+    if isinstance(dims, int):
+        over_a, over_b = list(range(len(first) - dims, len(first))), list(range(dims))
+    else:
+        over_a, over_b = (
+            [int(d) % max(1, len(s)) for d in np.atleast_1d(of)] for of, s in zip(dims, (first, second), strict=True)
+        )
+    if len(over_a) != len(over_b) or any(first[i] != second[j] for i, j in zip(over_a, over_b, strict=True)):
+        raise ValueError(f"tensordot: dims must pair dimensions of equal size, got {dims} for {first} and {second}")
+    letters = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    of_a = [next(letters) for _ in first]
+    of_b = [of_a[over_a[over_b.index(j)]] if j in over_b else next(letters) for j in range(len(second))]
+    kept = [c for i, c in enumerate(of_a) if i not in over_a] + [c for j, c in enumerate(of_b) if j not in over_b]
+    return einsum(f"{''.join(of_a)},{''.join(of_b)}->{''.join(kept)}", a, b)
+
+
+def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Callable[..., Any]:
+    """beta * input + alpha * product, in the dtype of integers too, whose factors are cut to integers then."""
+
+    def added(input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+        kind = input.numpy().dtype
+        beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))
+        value = product(first, second)
+        value = value if alpha == 1 else mul(value, alpha)
+        if beta == 0:  # what is not finite in `input` does not count then
+            input, beta = Tensor(np.zeros(shape_of(input), kind)), 1
+        value = add(input if beta == 1 else mul(input, beta), value)
+        return value if kind.kind == "f" else value.astype(kind)
+
+    added.__name__ = added.__qualname__ = name
+    added.__doc__ = meaning
+    return added
+
+
+addmm = _added("addmm", mm, "beta * input + alpha * mat1 @ mat2.")
+addmv = _added("addmv", mv, "beta * input + alpha * mat @ vec.")
+baddbmm = _added("baddbmm", bmm, "beta * input + alpha * batch1 @ batch2.")
+addbmm = _added("addbmm", lambda x, y: sum(bmm(x, y), 0), "beta * input + alpha * the sum of batch1 @ batch2.")
+addr = _added("addr", lambda x, y: mul(unsqueeze(x, 1), y), "beta * input + alpha * the outer product of two vectors.")
+
+
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """input + value * tensor1 * tensor2."""
+    return add(input, mul(mul(tensor1, tensor2), value))
+
+
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """input + value * tensor1 / tensor2."""
+    return add(input, mul(div(tensor1, tensor2), value))
+
+
+def trace(input: Any) -> Any:
+    """The sum of the diagonal of a matrix."""
+    if len(shape_of(input)) != 2:
+        raise ValueError(f"trace: input must be a matrix, got shape {shape_of(input)}")
+    return sum(diagonal(input))
+
+
+def kron(input: Any, other: Any) -> Any:
+    """The Kronecker product: each element of `input` times all of `other`."""
+    dims = max(len(shape_of(input)), len(shape_of(other)))
+    a, b = ((1,) * (dims - len(shape_of(x))) + tuple(shape_of(x)) for x in (input, other))
+    x = reshape(input, *(n for size in a for n in (size, 1)))
+    y = reshape(other, *(n for size in b for n in (1, size)))
+    return reshape(mul(x, y), *(n * m for n, m in zip(a, b, strict=True)))
+
+
+# -- systems of equations
+
+
+@op(promote="float", rule=rules.gathers)
+def solve_systems(a: Any, b: Any) -> Any:
+    """x with a @ x = b, for stacks of matrices (..., n, n) and (..., n, m) that broadcast."""
+    x = np.linalg.solve(a, b)
+
+    def to_a(g: Any, out: Any) -> Any:
+        return -np.matmul(like_input(solve_systems, np.swapaxes(a, -1, -2), g), np.swapaxes(x, -1, -2))
+
+    return x, (to_a, lambda g, out: like_input(solve_systems, np.swapaxes(a, -1, -2), g))
+
+
+def _square(name: str, a: Any) -> tuple[int, ...]:
+    shape = shape_of(a)
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError(f"linalg.{name}: A must be square matrices (..., n, n), got shape {shape}")
+    return shape
+
+
+def solve(A: Any, B: Any, *, left: bool = True) -> Any:
+    """X with A @ X = B (X @ A = B if not `left`); A (..., n, n), B (..., n, m), or vectors (..., n).
+
+    numpy.linalg.LinAlgError for a singular matrix. Gradients: Giles, "Collected matrix derivative results" (2008).
+    """
+    shape, of_b = _square("solve", A), shape_of(B)
+    vectors = len(of_b) == 1 or (len(of_b) == len(shape) - 1 and of_b == shape[:-1])
+    if not left:
+        if vectors:
+            return solve(transpose(A, -1, -2), B)
+        return transpose(solve(transpose(A, -1, -2), transpose(B, -1, -2)), -1, -2)
+    x = solve_systems(A, unsqueeze(B, -1) if vectors else B)
+    return x[..., 0] if vectors else x
+
+
+def inv(A: Any) -> Any:
+    """The inverses of square matrices (..., n, n); numpy.linalg.LinAlgError for a singular one."""
+    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=A.numpy().dtype))
+
+
+@op(promote="float", rule=rules.gathers)
+def determinant(a: Any) -> Any:
+    """The determinants of square matrices."""
+    value = np.asarray(np.linalg.det(a), a.dtype)
+
+    def to_a(g: Any, out: Any) -> Any:
+        turned = like_input(
+            solve_systems, np.swapaxes(a, -1, -2), np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
+        )
+        return np.expand_dims(np.expand_dims(g * value, -1), -1) * turned
+
+    return value, (to_a,)
+
+
+def det(A: Any) -> Any:
+    """The determinants of square matrices (..., n, n); the gradient needs an inverse."""
+    _square("det", A)
+    return determinant(A)
+
+
+def vector_norm(x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Any:
+    """The norm (sum |x|^ord)^(1/ord) of all elements, or along `dim`."""
+    return norm(x, ord, dim, keepdim)
+
+
+def matrix_norm(A: Any, ord: Any = "fro", dim: tuple[int, int] = (-2, -1), keepdim: bool = False) -> Any:
+    """The norm of matrices in two dimensions: "fro", 1, -1 (of columns' sums), inf or -inf (of rows' sums)."""
+    if ord == "fro":
+        return norm(A, 2, tuple(dim), keepdim)
+    if not (isinstance(ord, int | float) and (abs(ord) == 1 or math.isinf(ord))):
+        raise ValueError(
+            f"linalg.norm: ord must be 'fro', 1, -1, inf or -inf for matrices, got {ord!r}; for others "
+            "see numpy.linalg.norm(A.numpy(), ord)"
+        )
+    count = len(shape_of(A))
+    rows, columns = (int(d) % count for d in dim)
+    over, then = (rows, columns) if abs(ord) == 1 else (columns, rows)
+    sums = norm(A, 1, over, True)
+    largest = (amax if ord > 0 else amin)(sums, then, True)
+    return largest if keepdim else largest.squeeze((rows, columns))
+
+
+def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False) -> Any:
+    """The norm of all elements, of vectors along one dimension, or of matrices in two; ord: 2 or "fro" by default."""
+    dims = len(dim) if isinstance(dim, tuple | list) else None if dim is None else 1
+    if ord is None:
+        return norm(A, 2, dim, keepdim)
+    if dims == 2 or (dims is None and (len(shape_of(A)) == 2 or ord == "fro")):
+        return matrix_norm(A, ord, (0, 1) if dim is None else tuple(dim), keepdim)
+    return norm(A, ord, dim, keepdim)
+
+
+__all__ = [
+    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "dot", "inner", "kron", "mm", "mv",
+    "tensordot", "trace", "vdot",
+]  # fmt: skip
+METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name != "tensordot"}

@@ -1,0 +1,324 @@
+"""PyTorch's functions that arrange elements anew: joined, repeated, cut out, and written to places by index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations as _combinations
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.create import full_like, zeros, zeros_like
+from sorix_dist.core.functions import (
+    broadcast_to,
+    cat,
+    flatten,
+    flip,
+    movedim,
+    permute,
+    repeat,
+    reshape,
+    scatter_add,
+    split,
+    stack,
+    sub,
+    transpose,
+    unsqueeze,
+    where,
+)
+from sorix_dist.core.op import as_operand
+from sorix_dist.core.ops.axes import along, axis_of, refused
+from sorix_dist.core.ops.indexing import scatter_add_to
+from sorix_dist.core.ops.indexing import take as take_index
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import whole
+from sorix_dist.core.tensor import Tensor, as_array, shape_of
+
+# -- joined and repeated
+
+
+def _along(name: str, input: Any, dim: int) -> tuple[Any, int]:
+    """The input as a tensor, and `dim` counted from 0, along which places are named: not those of rows of a batch."""
+    at, place = axis_of(name, input, dim), shard_of(input)
+    return (refused(input, name) if place is not None and place.axis == at else _tensor(input)), at
+
+
+def _tensor(x: Any) -> Any:
+    return x if isinstance(x, Tensor) else Tensor(as_operand(x))
+
+
+def atleast_1d(*tensors: Any) -> Any:
+    """The tensors with at least one dimension."""
+    return _at_least(tensors, lambda x: reshape(x, 1) if x.ndim == 0 else x)
+
+
+def atleast_2d(*tensors: Any) -> Any:
+    """The tensors with at least two dimensions; a vector becomes a row."""
+    return _at_least(tensors, lambda x: unsqueeze(atleast_1d(x), 0) if x.ndim < 2 else x)
+
+
+def atleast_3d(*tensors: Any) -> Any:
+    """The tensors with at least three dimensions; new ones come last, for a vector also first."""
+    return _at_least(tensors, lambda x: unsqueeze(atleast_2d(x), -1) if x.ndim < 3 else x)
+
+
+def _at_least(tensors: tuple[Any, ...], changed: Callable[[Any], Any]) -> Any:
+    if len(tensors) == 1 and not isinstance(tensors[0], list | tuple):
+        return changed(_tensor(tensors[0]))
+    several = tensors[0] if len(tensors) == 1 else tensors
+    return tuple(changed(_tensor(x)) for x in several)
+
+
+def hstack(tensors: Sequence[Any]) -> Any:
+    """The tensors side by side: along dim 1, vectors along dim 0."""
+    parts = atleast_1d(*tensors) if len(tensors) > 1 else (atleast_1d(tensors[0]),)
+    return cat(parts, 0 if parts[0].ndim == 1 else 1)
+
+
+def vstack(tensors: Sequence[Any]) -> Any:
+    """The tensors one below the other; a vector is a row."""
+    return cat([atleast_2d(x) for x in tensors], 0)
+
+
+def dstack(tensors: Sequence[Any]) -> Any:
+    """The tensors one behind the other, along dim 2."""
+    return cat([atleast_3d(x) for x in tensors], 2)
+
+
+def column_stack(tensors: Sequence[Any]) -> Any:
+    """The tensors side by side; a vector is a column."""
+    return cat([reshape(x, -1, 1) if np.ndim(x) < 2 else x for x in map(_tensor, tensors)], 1)
+
+
+def tile(input: Any, *dims: Any) -> Any:
+    """The tensor repeated `dims` times along its last dimensions; more entries than dimensions make new ones."""
+    times = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
+    return repeat(input, *(1,) * (len(shape_of(input)) - len(times)), *times)
+
+
+def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Any:
+    """Each element, or each slice along `dim`, repeated: all as often, or as often as a vector says."""
+    if dim is None:
+        input, dim = ravel(input), 0
+    at = axis_of("repeat_interleave", input, dim)
+    times = as_array(whole(repeats))
+    if times.ndim and times.size > 1:
+        input, at = _along("repeat_interleave", input, dim)
+        places = np.repeat(np.arange(shape_of(input)[at]), times)
+        return take_index(_tensor(input), index=along(at, places))
+    wide, shape = unsqueeze(input, at + 1), shape_of(input)
+    full = (*shape[: at + 1], int(times.item()), *shape[at + 1 :])
+    return flatten(_tensor(wide).expand(full), at, at + 1)
+
+
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
+    """The coordinates of a grid over vectors, one tensor for each; "xy" exchanges the first two dimensions."""
+    if indexing not in ("ij", "xy"):
+        raise ValueError(f"meshgrid: indexing must be 'ij' or 'xy', got {indexing!r}")
+    vectors = [reshape(x, -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)]
+    sizes = tuple(len(v) for v in vectors)
+    shapes = [tuple(n if i == k else 1 for i in range(len(sizes))) for k, n in enumerate(sizes)]
+    grids = [broadcast_to(reshape(v, shape), sizes) for v, shape in zip(vectors, shapes, strict=True)]
+    return tuple(transpose(g, 0, 1) if indexing == "xy" and len(sizes) > 1 else g for g in grids)
+
+
+def cartesian_prod(*tensors: Any) -> Any:
+    """All combinations of one element of each vector, as rows."""
+    grids = meshgrid(*tensors)
+    return grids[0] if len(grids) == 1 else stack([ravel(g) for g in grids], 1)
+
+
+def combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any:
+    """All combinations of `r` elements of a vector, as rows."""
+    choose = combinations_with_replacement if with_replacement else _combinations
+    chosen = np.array(list(choose(range(len(input)), r)), np.int64).reshape(-1, r)
+    return take_index(_tensor(input), index=chosen)
+
+
+def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors broadcast to one shape."""
+    shape = np.broadcast_shapes(*(shape_of(x) for x in tensors))
+    return tuple(broadcast_to(x, shape) for x in tensors)
+
+
+# -- cut out
+
+
+def ravel(input: Any) -> Any:
+    """The elements as a vector."""
+    return reshape(input, -1)
+
+
+def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Any:
+    """The dimension `dim` as several of these sizes; one may be -1."""
+    at, shape = axis_of("unflatten", input, dim), shape_of(input)
+    return reshape(input, *shape[:at], *sizes, *shape[at + 1 :])
+
+
+def narrow(input: Any, dim: int, start: Any, length: int) -> Any:
+    """`length` slices along `dim`, from `start`."""
+    input, at = _along("narrow", input, dim)
+    size, first = shape_of(input)[at], int(start)
+    first = first + size if first < 0 else first
+    if not (length >= 0 and 0 <= first <= size - length):
+        raise IndexError(f"narrow: start and length must fit the size {size} of dim {at}, got {start} and {length}")
+    return take_index(_tensor(input), index=along(at, slice(first, first + length)))
+
+
+def select(input: Any, dim: int, index: Any) -> Any:
+    """The slice `index` along `dim`, without that dimension."""
+    if not shape_of(input):
+        raise IndexError("select: input must have at least one dimension, got a 0-d tensor")
+    return take_index(_tensor(input), index=along(axis_of("select", input, dim), int(index)))
+
+
+def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """The diagonal of the matrices in two dimensions, `offset` above the main one, as the last dimension."""
+    first, second = axis_of("diagonal", input, dim1), axis_of("diagonal", input, dim2)
+    if first == second:
+        raise ValueError(f"diagonal: dim1 and dim2 must differ, got {dim1} and {dim2}")
+    others = [i for i in range(len(shape_of(input))) if i not in (first, second)]
+    matrices = permute(_tensor(input), *others, first, second)
+    rows, columns = shape_of(matrices)[-2:]
+    places = np.arange(max(0, min(rows + min(offset, 0), columns - max(offset, 0))))
+    return take_index(matrices, index=(..., places - min(offset, 0), places + max(offset, 0)))
+
+
+def fliplr(input: Any) -> Any:
+    """In reverse order along dim 1."""
+    return flip(input, 1)
+
+
+def flipud(input: Any) -> Any:
+    """In reverse order along dim 0."""
+    return flip(input, 0)
+
+
+def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
+    """Cut along `dim` into a number of parts, the first ones longer by 1 where needed, or before the given indices."""
+    input, at = _along("tensor_split", input, dim)
+    parts = np.array_split(np.arange(shape_of(input)[at]), as_array(indices_or_sections).tolist(), 0)
+    return split(input, [len(part) for part in parts], at)
+
+
+def diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    """The differences of consecutive elements along `dim`, taken `n` times; of bools, whether they differ.
+
+    prepend, append: what comes in front and behind first.
+    """
+    at = axis_of("diff", input, dim)
+    if n and (prepend is not None or append is not None):
+        input = cat([x for x in (prepend, input, append) if x is not None], at)
+    for _ in range(n):
+        size = shape_of(input)[at]
+        later, earlier = narrow(input, at, min(1, size), max(0, size - 1)), narrow(input, at, 0, max(0, size - 1))
+        input = later != earlier if input.numpy().dtype == np.bool_ else sub(later, earlier)
+    return input
+
+
+def sliding_windows(input: Any, dimension: int, size: int, step: int) -> Any:
+    """The windows of `size` elements along a dimension, a `step` apart; they become the last dimension."""
+    input, at = _along("unfold", input, dimension)
+    if not shape_of(input):
+        return sliding_windows(reshape(input, 1), 0, size, step)[0]
+    length = shape_of(input)[at]
+    if not (0 <= size <= length and step > 0):
+        raise ValueError(f"unfold: size must be in [0, {length}] and step positive, got {size} and {step}")
+    places = np.arange(0, length - size + 1, step)[:, None] + np.arange(size)
+    return movedim(take_index(_tensor(input), index=along(at, places)), at + 1, -1)
+
+
+def take(input: Any, index: Any) -> Any:
+    """The elements of the flattened input that integers name."""
+    return take_index(ravel(_tensor(input)), index=as_array(whole(index)))
+
+
+def tril_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, device: Any = "cpu") -> Tensor:
+    """The rows and the columns (2, n) of the lower triangle of a matrix."""
+    return Tensor(np.stack(np.tril_indices(row, offset, col)), device, dtype=dtype)
+
+
+def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, device: Any = "cpu") -> Tensor:
+    """The rows and the columns (2, n) of the upper triangle of a matrix."""
+    return Tensor(np.stack(np.triu_indices(row, offset, col)), device, dtype=dtype)
+
+
+# -- written to places
+
+
+def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Any:
+    """`input` with `src`, a tensor or a number, at the places where `gather` with these arguments would read.
+
+    reduce: "add" adds there. Of several elements for one place the last counts; each gets the place's gradient.
+    """
+    src = value if src is None else src
+    if reduce not in (None, "add"):
+        raise ValueError(f"scatter: reduce must be None or 'add', got {reduce!r}")
+    number = not isinstance(src, Tensor | np.ndarray)
+    if reduce == "add":
+        return scatter_add(input, dim, index, full_like(index, src, dtype=input.dtype) if number else src)
+    if number:
+        hits = scatter_add(zeros_like(input, dtype=np.int64), dim, index, full_like(index, 1))
+        return where(hits > 0, Tensor(np.asarray(src, input.dtype)), input)
+    input, index, src = (whole(_tensor(x), "scatter") for x in (input, index, src))
+    at, shape, places = axis_of("scatter", input, dim), shape_of(input), as_array(index)
+    scatter_add(Tensor(np.zeros(shape)), dim, places, src.detach())  # which refuses what does not fit
+    from_flat = np.full(shape, -1)
+    grid = np.ogrid[tuple(slice(n) for n in places.shape)]
+    key = tuple(places if i == at else axis for i, axis in enumerate(grid))
+    from_flat[key] = np.arange(src.numpy().size).reshape(shape_of(src))[tuple(slice(n) for n in places.shape)]
+    moved = take_index(ravel(src), index=np.maximum(from_flat, 0)) if places.size else zeros(shape, dtype=src.dtype)
+    return where(Tensor(from_flat >= 0), moved, input)
+
+
+def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Any:
+    """`input` with the slices of alpha * `source` added at the places along `dim` that a vector names."""
+    input, at = _along("index_add", input, dim)
+    return input + _spread("index_add", input, at, index, source if alpha == 1 else source * alpha)
+
+
+def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
+    """`input` with the slices of `source` in the places along `dim` that a vector, each once, names."""
+    input, at = _along("index_copy", input, dim)
+    return index_fill(input, at, index, 0) + _spread("index_copy", input, at, index, source)
+
+
+def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
+    """`input` with a number in the slices along `dim` that a vector names."""
+    input, at = _along("index_fill", input, dim)
+    shape = shape_of(input)
+    flags = np.zeros(shape[at] if shape else 1, bool)
+    flags[as_array(whole(index))] = True
+    flags = flags.reshape([-1 if i == at else 1 for i in range(len(shape))])
+    filled = value if isinstance(value, Tensor) else Tensor(np.asarray(value))
+    return where(Tensor(flags), filled.astype(input.dtype), input)
+
+
+def _spread(name: str, input: Any, at: int, index: Any, source: Any) -> Any:
+    """Zeros of the shape of `input` with the slices of `source` added along the axis `at`."""
+    shape, source = shape_of(input), whole(_tensor(source), name)
+    if not shape:
+        return scatter_add_to(reshape(source, 1), index=as_array(index).reshape(-1), shape=(1,)).reshape(())
+    places = as_array(whole(index)).reshape(-1)
+    expected = (*shape[:at], len(places), *shape[at + 1 :])
+    if shape_of(source) != expected:
+        raise ValueError(f"{name}: source must have shape {expected}, got {shape_of(source)}")
+    return scatter_add_to(source, index=along(at, places), shape=shape)
+
+
+concat = concatenate = cat
+swapaxes = swapdims = transpose
+moveaxis = movedim
+row_stack = vstack
+
+__all__ = [
+    "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "cartesian_prod", "column_stack", "combinations",
+    "concat", "concatenate", "diagonal", "diff", "dstack", "fliplr", "flipud", "hstack", "index_add", "index_copy",
+    "index_fill", "meshgrid", "moveaxis", "narrow", "ravel", "repeat_interleave", "row_stack", "scatter", "select",
+    "swapaxes", "swapdims", "take", "tensor_split", "tile", "tril_indices", "triu_indices", "unflatten", "vstack",
+]  # fmt: skip
+METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
+    tile, repeat_interleave, ravel, unflatten, narrow, select, diagonal, fliplr, flipud, tensor_split, diff, take,
+    scatter, index_add, index_copy, index_fill,
+)} | {"moveaxis": movedim, "swapdims": transpose, "unfold": sliding_windows}  # fmt: skip

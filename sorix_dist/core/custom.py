@@ -1,0 +1,121 @@
+"""Operations whose gradient the user writes: `autograd.Function`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.autograd import Edge, is_grad_enabled, no_grad
+from sorix_dist.core.graph import joined
+from sorix_dist.core.op import Op, recorded
+from sorix_dist.core.tensor import Tensor, as_array
+
+
+class Context:
+    """What the forward of a `Function` leaves for its backward, as attributes and by `save_for_backward`."""
+
+    def __init__(self, needs: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs
+        self._saved: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keeps tensors for the backward."""
+        # Rules work on this rank's arrays: what they compute of rows are parts, which the walk adds up.
+        self._saved = tuple(Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x for x in tensors)
+
+    @property
+    def saved_tensors(self) -> tuple[Any, ...]:
+        """What `save_for_backward` was given."""
+        return self._saved
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """Says that these outputs have no gradient."""
+        self._constant = {id(x) for x in tensors}
+
+    _constant: set[int] = set()  # noqa: RUF012 (replaced, never changed)
+
+
+class Function:
+    """An operation with a gradient of its own: a subclass has the static methods
+
+    forward(ctx, *inputs), which returns a tensor or a tuple of them and is not recorded, and
+    backward(ctx, *gradients), which takes those of the outputs to those of the inputs, None for what has none.
+
+    `apply(*inputs)` runs it. On several ranks, backward gets and gives what belongs to this rank's rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        """The outputs."""
+        raise NotImplementedError("a Function needs a static method forward(ctx, *inputs)")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradients of the inputs, a tensor or None each."""
+        raise NotImplementedError("a Function needs a static method backward(ctx, *gradients)")
+
+    @classmethod
+    def apply(cls, *inputs: Any) -> Any:
+        """Runs the forward, and records that its gradient is the backward's."""
+        edges = [x.origin if isinstance(x, Tensor) else None for x in inputs]
+        ctx = Context(tuple(edge is not None for edge in edges))
+        with no_grad():
+            value = cls.forward(ctx, *inputs)
+        if not is_grad_enabled() or not any(ctx.needs_input_grad):
+            return value
+        outputs = value if isinstance(value, tuple) else (value,)
+        found = tuple(cls._recorded(ctx, i, outputs, inputs, edges) for i in range(len(outputs)))
+        return found if isinstance(value, tuple) else found[0]
+
+    @classmethod
+    def _recorded(
+        cls,
+        ctx: Context,
+        index: int,
+        outputs: tuple[Any, ...],
+        inputs: tuple[Any, ...],
+        edges: list[Edge | None],
+    ) -> Any:
+        """The output `index` with its history. A backward is linear, so each output has a part of the gradient."""
+        output = outputs[index]
+        if not isinstance(output, Tensor) or output.array.dtype.kind != "f" or id(output) in ctx._constant:
+            return output
+        answers: list[Any] = []  # the gradient that the backward was asked about, and what it answered
+
+        def of_input(place: int) -> Callable[[Any, Any], Any]:
+            def rule(g: Any, out: Any) -> Any:
+                if not answers or answers[0] is not g:
+                    answers[:] = [g, cls._gradients(ctx, index, outputs, g, len(inputs))]
+                part = answers[1][place]
+                if part is None:
+                    edge = edges[place]
+                    assert edge is not None
+                    part = Tensor(np.zeros(edge.shape, edge.dtype))
+                return part if isinstance(g, Tensor) else as_array(part)
+
+            return rule
+
+        rules = [None if edge is None else of_input(i) for i, edge in enumerate(edges)]
+        sync = None
+        for edge in edges:
+            if edge is not None and edge.sync is not None and edge.sync is not sync:
+                sync = edge.sync if sync is None else joined(sync, edge.sync)
+        about = Op(cls.__name__, (), None, True, cls.forward, cls.apply)
+        result = Tensor.of(output.array)
+        result.place = output.place
+        result.origin = recorded(about, rules, edges, sync, output.array)
+        return result
+
+    @classmethod
+    def _gradients(cls, ctx: Context, index: int, outputs: tuple[Any, ...], g: Any, count: int) -> tuple[Any, ...]:
+        gradient = g if isinstance(g, Tensor) else Tensor.of(g)
+        given = [gradient if i == index else Tensor(np.zeros(x.shape, x.array.dtype)) for i, x in enumerate(outputs)]
+        answer = cls.backward(ctx, *given)
+        parts = answer if isinstance(answer, tuple) else (answer,)
+        if len(parts) != count:
+            raise RuntimeError(
+                f"{cls.__name__}.backward must return {count} gradients, one for each input, got {len(parts)}"
+            )
+        return parts

@@ -1,0 +1,259 @@
+"""PyTorch's functions of many numbers: running products, medians, counts, searches, draws, and what mends numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import random
+from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.dtype import as_dtype
+from sorix_dist.core.functions import (
+    add,
+    amax,
+    amin,
+    argsort,
+    div,
+    gather,
+    isnan,
+    log,
+    logical_not,
+    mean,
+    mul,
+    pow,
+    stack,
+    std,
+    sub,
+    sum,
+    tensor,
+    unbind,
+    unsqueeze,
+    var,
+    where,
+)  # fmt: skip
+from sorix_dist.core.ops.axes import axis_of
+from sorix_dist.core.ops.choose import ValuesAndIndices
+from sorix_dist.core.ops.special import trunc
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import whole
+from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
+
+
+def _all(input: Any, name: str) -> Array:
+    """The numbers of all rows of the batch, without a gradient."""
+    return as_array(whole(input.detach() if isinstance(input, Tensor) else input, name))
+
+
+# -- of one element
+
+
+def lerp(input: Any, end: Any, weight: Any) -> Any:
+    """input + weight * (end - input)."""
+    return add(input, mul(sub(end, input), weight))
+
+
+def frac(input: Any) -> Any:
+    """What is behind the point, with the sign of the number."""
+    return sub(input, trunc(input))
+
+
+def xlogy(input: Any, other: Any) -> Any:
+    """input * log(other), 0 where input is 0 and other no NaN."""
+    nothing = (input == 0) & logical_not(isnan(other))
+    return where(nothing, 0.0, mul(input, log(where(nothing, 1.0, other))))
+
+
+def logit(input: Any, eps: float | None = None) -> Any:
+    """log(x / (1 - x)), of x between eps and 1 - eps if that is given."""
+    x = input if eps is None else input.clamp(eps, 1 - eps)
+    return log(div(x, sub(1, x)))
+
+
+def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
+    """Numbers in the place of NaN and infinities; of infinities by default the largest and lowest of the dtype."""
+    if input.numpy().dtype.kind != "f":
+        return input.clone()
+    limits = np.finfo(input.numpy().dtype)
+    x = where(isnan(input), nan, input)
+    x = where(x == math.inf, float(limits.max if posinf is None else posinf), x)
+    return where(x == -math.inf, float(limits.min if neginf is None else neginf), x)
+
+
+def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """Whether |input - other| <= atol + rtol * |other|, element by element."""
+    return Tensor(np.asarray(np.isclose(_all(input, "isclose"), _all(other, "isclose"), rtol, atol, equal_nan)))
+
+
+def float_power(input: Any, exponent: Any) -> Any:
+    """input ** exponent in float64."""
+    doubles = [x.double() if isinstance(x, Tensor) else x for x in (input, exponent)]
+    return pow(*doubles) if isinstance(doubles[0], Tensor) else pow(tensor(doubles[0], dtype="float64"), doubles[1])
+
+
+# -- along a dimension
+
+
+def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
+    """The products of all elements up to each along `dim`; integers in int64."""
+    at, place = axis_of("cumprod", input, dim), shard_of(input)
+    kind = as_dtype(dtype) if dtype is not None else input.numpy().dtype
+    x = input.astype(kind if kind.kind == "f" or dtype is not None else np.int64)
+    x = whole(x, "cumprod") if place is not None and place.axis == at else x
+    if not shape_of(x) or not x.shape[at]:
+        return x.clone()
+    if not x.requires_grad and place is None:
+        return Tensor(np.cumprod(x.numpy(), at, dtype=x.numpy().dtype))
+    return stack(list(accumulate(unbind(x, at), mul)), at)
+
+
+def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The median, of an even number of elements the lower one; with `dim`, (values, indices) along it; NaN of NaN."""
+    if dim is None:
+        return median(whole(input, "median").reshape(-1), 0).values
+    at, place = axis_of("median", input, dim), shard_of(input)
+    input = whole(input, "median") if place is not None and place.axis == at else input
+    shape = shape_of(input)
+    if not shape:
+        return ValuesAndIndices(input.clone(), tensor(0))
+    if not shape[at]:
+        raise IndexError(f"median: there must be an element to choose along dim {at}, got shape {shape}")
+    place = argsort(input, at).select(at, (shape[at] - 1) // 2)
+    missing = isnan(input)
+    place = unsqueeze(where(missing.any(at), missing.byte().argmax(at), place), at)
+    values = gather(input, at, place)
+    return ValuesAndIndices(*((values, place) if keepdim else (values.squeeze(at), place.squeeze(at))))
+
+
+def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> tuple[Any, Any]:
+    """(the smallest, the largest) element, along `dim` if given."""
+    return amin(input, dim, keepdim), amax(input, dim, keepdim)
+
+
+def var_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
+    """(var, mean) with the same arguments."""
+    return var(input, dim, **options), mean(input, dim, keepdim=options.get("keepdim", False))
+
+
+def std_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
+    """(std, mean) with the same arguments."""
+    return std(input, dim, **options), mean(input, dim, keepdim=options.get("keepdim", False))
+
+
+def nansum(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The sum of the elements that are no NaN."""
+    return sum(where(isnan(input), 0, input), dim, keepdim)
+
+
+def nanmean(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The mean of the elements that are no NaN."""
+    return div(nansum(input, dim, keepdim), sum(logical_not(isnan(input)), dim, keepdim))
+
+
+def count_nonzero(input: Any, dim: Any = None) -> Any:
+    """How many elements are not 0, along `dim` if given."""
+    return sum(input != 0, dim)
+
+
+def dist(input: Any, other: Any, p: float = 2) -> Any:
+    """The p-norm of input - other."""
+    return sub(input, other).norm(p)
+
+
+# -- found and counted
+
+
+def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
+    """The indices (n, dimensions) of the elements that are not 0, or a tuple of one vector for each dimension."""
+    array = _all(input, "nonzero")
+    if as_tuple:
+        return tuple(Tensor(i) for i in np.nonzero(np.atleast_1d(array)))
+    return Tensor(np.argwhere(array))
+
+
+def unique(
+    input: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
+    """The different elements (slices along `dim`), sorted; with the index of each element's own, and with counts."""
+    array = _all(input, "unique")
+    values, inverse, counts = np.unique(array, return_inverse=True, return_counts=True, axis=dim, equal_nan=False)
+    inverse = inverse.reshape(array.shape if dim is None else -1)
+    wanted = [values, *([inverse] if return_inverse else []), *([counts] if return_counts else [])]
+    return Tensor(values) if len(wanted) == 1 else tuple(map(Tensor, wanted))
+
+
+def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
+    """How often each integer from 0 occurs in a vector, or the sum of its weights; at least `minlength` entries."""
+    array = _all(input, "bincount")
+    if array.ndim != 1 or array.dtype.kind not in "iub" or (array.size and array.min() < 0):
+        raise ValueError(f"bincount: input must be a vector of integers >= 0, got {array.dtype} of shape {array.shape}")
+    counts = np.bincount(array, None if weights is None else _all(weights, "bincount"), minlength)
+    kind = np.float32 if weights is not None and as_array(weights).dtype == np.float32 else counts.dtype
+    return Tensor(counts.astype(kind))
+
+
+def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
+    """Whether each element is one of `test_elements`."""
+    return Tensor(np.asarray(np.isin(_all(elements, "isin"), _all(test_elements, "isin"), assume_unique, invert)))
+
+
+def searchsorted(
+    sorted_sequence: Any, values: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None
+) -> Tensor:
+    """Where values would go in a sorted vector: before equal elements, or behind them if `right`."""
+    side = side or ("right" if right else "left")
+    places = np.searchsorted(_all(sorted_sequence, "searchsorted"), _all(values, "searchsorted"), side)  # type: ignore[call-overload]
+    return Tensor(np.asarray(places, np.int32 if out_int32 else np.int64))
+
+
+def bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """The number of the bucket that each element falls into, between sorted boundaries."""
+    return searchsorted(boundaries, input, out_int32=out_int32, right=right)
+
+
+# -- drawn at random
+
+
+def multinomial(input: Any, num_samples: int, replacement: bool = False) -> Tensor:
+    """`num_samples` indices drawn by the weights in a vector, or in each row of a matrix."""
+    weights = _all(input, "multinomial").astype(np.float64)
+    rows = np.atleast_2d(weights)
+    if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
+        raise ValueError("multinomial: input must hold finite weights >= 0 with a positive sum in each row")
+    if not replacement and num_samples > (rows > 0).sum(1).min(initial=num_samples):
+        raise ValueError(f"multinomial: {num_samples} samples without replacement need as many weights that are not 0")
+    chances, generator = rows / rows.sum(1, keepdims=True), random.generator()
+    drawn = [generator.choice(len(row), num_samples, replacement, row) for row in chances]
+    return Tensor(np.array(drawn, np.int64).reshape(*weights.shape[:-1], num_samples))
+
+
+def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = None, device: Any = "cpu") -> Tensor:
+    """Numbers drawn from normal distributions, of the shape that `mean` and `std` broadcast to, or of `size`."""
+    shape = np.broadcast_shapes(shape_of(mean), shape_of(std)) if size is None else tuple(size)
+    raise_for_device(device)
+    kinds = [np.dtype(np.float32) if dtype is None else as_dtype(dtype)]
+    kinds += [x.numpy().dtype for x in (mean, std) if isinstance(x, Tensor)]
+    drawn = random.generator().standard_normal(shape, np.float32).astype(kinds[-1])
+    draws: Tensor = add(mul(Tensor(np.asarray(drawn)), std), mean)
+    return draws
+
+
+def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None) -> Tensor:
+    """Integers drawn uniformly from [low, high), or from [0, low), in the shape and dtype of `input`."""
+    low, high = (0, low) if high is None else (low, high)
+    drawn = random.generator().integers(low, high, shape_of(input))
+    return Tensor(np.asarray(drawn).astype(as_array(input).dtype if dtype is None else as_dtype(dtype)))
+
+
+argwhere = nonzero
+_ALSO_METHODS: tuple[Callable[..., Any], ...] = (
+    lerp, frac, xlogy, logit, nan_to_num, isclose, float_power, cumprod, median, aminmax, nansum, nanmean,
+    count_nonzero, dist, nonzero, unique, bincount, multinomial,
+)  # fmt: skip
+METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in _ALSO_METHODS} | {"argwhere": nonzero}
+__all__ = [
+    *METHODS, "bucketize", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
+]  # fmt: skip

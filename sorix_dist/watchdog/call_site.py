@@ -1,0 +1,67 @@
+"""The line of the user's program that called an operation."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import os
+import re
+import sys
+from itertools import islice
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+_OURS = (PACKAGE, contextlib.__file__)  # contextlib enters and exits the package's own contexts
+
+_CALL_OF_A_NAME = re.compile(r"[\w.]*\b(\w+)\(\s*([A-Za-z_][\w.]*)\s*[,)]")
+
+
+class Site(NamedTuple):
+    """A call in the user's program."""
+
+    where: str
+    """File and line, '' if only this package is on the stack."""
+    function: str
+    argument: str
+    """Last name of the called function, and its first argument if the source has a plain name there, else ''."""
+    code: CodeType | None
+    """A reference to the code object, whose identity is a key of the cache."""
+
+
+_NOWHERE = Site("", "", "", None)
+_sites: dict[tuple[int, int], Site] = {}
+
+
+def call_site(inside: int = 1) -> Site:
+    """The innermost call outside this package on this thread's stack; at least `inside` frames are skipped."""
+    frame: FrameType | None = sys._getframe(inside)
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    if frame is None:
+        return _NOWHERE
+    code, at = frame.f_code, frame.f_lasti
+    site = _sites.get((id(code), at))
+    if site is None:
+        where = f"{code.co_filename.removeprefix(_current_folder())}:{frame.f_lineno}"
+        site = _sites[id(code), at] = Site(where, *_called(code, at), code)
+    return site
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd() + os.sep
+    except OSError:  # it was removed
+        return os.sep
+
+
+def _called(code: CodeType, at: int) -> tuple[str, str]:
+    """The names of the function and of the first argument of the call at instruction `at`, ('', '') if unknown."""
+    with contextlib.suppress(Exception):  # a diagnosis that fails must not end the program
+        first, last, start, end = next(islice(code.co_positions(), at // 2, None))
+        if first is not None and first == last:
+            source = linecache.getline(code.co_filename, first).encode()[start:end].decode(errors="replace")
+            if found := _CALL_OF_A_NAME.match(source):
+                return found[1], found[2]
+    return "", ""

@@ -1,0 +1,419 @@
+"""The guard: one process per host that watches the ranks, reports a fault, and ends them.
+
+It starts with the first rank that imports the package and ends with the last one. Its only memory is the status pages,
+so another guard can take over at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sorix_dist.watchdog import stacks
+from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
+from sorix_dist.watchdog.launcher import detect
+from sorix_dist.watchdog.leftovers import remove_launcher_files
+from sorix_dist.watchdog.process import (
+    Process,
+    children,
+    command,
+    descends_from,
+    end_status,
+    environ,
+    fill_standard_streams,
+    outputs,
+    parent,
+    processes,
+    seconds,
+    start_time,
+    state,
+)
+from sorix_dist.watchdog.status_page import State, Status, StatusPages, launcher_of
+
+TICK = 0.1
+"""Seconds between two looks at the status pages; the guard sees the end of a process at once."""
+SAME_EVENT = 0.03
+"""Seconds in which the ends of several ranks count as one event."""
+STATES_TICK = 0.5
+"""Seconds between two looks at the states of the processes."""
+LONGEST_TICK = 1.0
+"""Seconds that count of a longer pause: the guard itself was stopped, as by Ctrl-Z."""
+DRAIN = 0.05
+"""Seconds for the launcher to forward what ranks have printed, so that the report comes last."""
+FORWARD = 0.2
+"""Seconds for the launcher to forward the report, before the ranks end and it with them."""
+GRACE = 3.0
+"""Seconds that ranks have to end by themselves after the report."""
+SPARE = 2
+"""Descriptors left for reading /proc."""
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "prterun", "prted", "orted", "orterun")
+"""Programs that only start ranks, and end with them."""
+LINES = 12
+"""Ranks, and frames of a stack, in a report."""
+
+
+def main(path: str) -> None:
+    """Guard the ranks of the status pages at `path`, in an orphaned process."""
+    fill_standard_streams()
+    pages = StatusPages.existing(Path(path))
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # each rank takes two
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    server = socket.socket(socket.AF_UNIX)
+    with suppress(OSError):  # its path is taken: only the order of two ends stays unknown
+        with suppress(FileNotFoundError):  # of an earlier guard that was killed
+            os.unlink(pages.socket_path)
+        server.bind(pages.socket_path)
+        server.listen(pages.ranks)
+    if child := os.fork():
+        pages.set_guard(child)
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these are for the ranks
+        signal.signal(number, signal.SIG_IGN)
+    pages.set_guard(os.getpid())
+    Guard(pages, server).run()
+
+
+class Guard:
+    """What the guard has seen."""
+
+    def __init__(self, pages: StatusPages, server: socket.socket) -> None:
+        self.pages = pages
+        self.server = server
+        self.connections: dict[int, socket.socket] = {}
+        self.disconnected: list[int] = []
+        """Processes that closed their files, in this order."""
+        self.processes: dict[int, Process] = {}
+        self.observed = Observations()
+        self.launchers = [Process(*launcher_of(pages.path))]
+        """The process that started the ranks of this host, the one that started that, and so on."""
+        while command(above := parent(self.launchers[-1].pid)) in LAUNCHERS:
+            self.launchers.append(Process(above, start_time(above)))
+        for launcher in self.launchers:
+            launcher.close()  # ranks need the descriptors
+        self.last_seen: dict[int, tuple[int, int, State]] = {}
+        self.events = select.epoll()
+        self.events.register(server, select.EPOLLIN)
+        self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
+        self.polled: set[int] = set()
+        """Ranks without a descriptor that tells their end: Linux or Python has no such ones, or none is left."""
+        self.states_read = self.now = time.monotonic()
+        self.all_stopped = False
+        self.reported_at: float | None = None
+        self.shells: dict[int, Process] = {}
+        """The processes between the launcher and a rank that is not its own child."""
+        self.outputs: set[str] = set()
+        """The pipes to which ranks write."""
+        self.backup = 0
+        """The process that ends the ranks if this one can't."""
+
+    @property
+    def launcher(self) -> Process:
+        return self.launchers[0]
+
+    def run(self) -> None:
+        """Return when no rank is left."""
+        while self.look():
+            if self.pages.reported:
+                self.end_the_rest()
+            else:
+                self.report_fault()
+        if self.backup:
+            os.kill(self.backup, signal.SIGKILL)
+        self.release_launcher()
+        os._exit(0)
+
+    def look(self) -> bool:
+        """Wait a tick or until a process ends, observe the ranks, and return whether there are any."""
+        self.pages.beat()
+        limit = time.monotonic() + TICK
+        while (rest := limit - time.monotonic()) > 0:
+            if self._handle_events([handle for handle, _ in self.events.poll(rest)]):
+                limit = min(limit, time.monotonic() + SAME_EVENT)
+        before, self.now = self.now, time.monotonic()
+        self._find_new()
+        for rank in [rank for rank in self.polled if not self.processes[rank].alive()]:
+            self._note_end(rank)
+        if not self._living() and self._is_done():
+            return False
+        self._count_time(0.0 if self.all_stopped else min(self.now - before, LONGEST_TICK))
+        if self.now - self.states_read >= STATES_TICK:
+            self._read_states(min(self.now - self.states_read, LONGEST_TICK))
+            self._find_absent()
+            self.observed.may_come = frozenset(rank for rank, shell in self.shells.items() if shell.alive())
+            self.states_read = self.now
+        return True
+
+    def report_fault(self) -> None:
+        """If there is a fault, report it and end all ranks."""
+        statuses = {rank: status for rank in sorted(self.processes) if (status := self.pages.read(rank)) is not None}
+        failed = [rank for rank, status in statuses.items() if status.state == State.FAILED]
+        if failed and self.pages.last_words.exists():
+            # The rank that failed ends the job itself, so that the exit code is its own.
+            self._start_backup()
+            self._signal(signal.SIGSTOP, but=failed)
+            time.sleep(DRAIN)
+            _write(self.pages.last_words.read_text(errors="replace"))
+            time.sleep(FORWARD)
+            self.pages.set_reported()
+            return
+        pages = self.pages
+        fault = diagnose(statuses, self.observed, pages.timeout, pages.world_size, not pages.other_hosts)
+        fault = fault or self._orphaned(statuses)
+        if fault is None:
+            return
+        report = self._report(fault, statuses)
+        self._start_backup()
+        self._signal(signal.SIGSTOP)
+        if not self.observed.gone:  # else the launcher may be ending everything, this report included
+            time.sleep(DRAIN)
+        _write(report)
+        self.pages.set_reported()
+        time.sleep(FORWARD)
+        self._signal(signal.SIGKILL)
+
+    def _start_backup(self) -> None:
+        """Fork a process that ends the ranks later. This one may be killed while they are stopped, or block in the
+        write of a report that nothing reads. The backup closes what it inherits, so that nothing waits for it."""
+        guard = os.getpid()
+        with suppress(OSError):
+            self.backup = os.fork()
+            if self.backup:
+                return
+            for number in {*range(3), self.server.fileno(), *self.connections}:
+                os.close(number)
+            time.sleep(2 * GRACE)
+            self._signal(signal.SIGKILL)
+            if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
+                os.kill(guard, signal.SIGKILL)
+            os._exit(0)
+
+    def end_the_rest(self) -> None:
+        """End the ranks that are still there a while after the report."""
+        if self.reported_at is None:
+            self.reported_at = self.now
+        elif self.now - self.reported_at > GRACE:
+            self._signal(signal.SIGKILL)
+
+    def release_launcher(self) -> None:
+        """The ranks are gone: end what keeps their launcher alive. After a fault, end a launcher that stays, such as
+        one that has lost another host."""
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # the launcher waits for its end, and this may be the last descriptor
+        self.server.close()
+        passed = 0.0
+        patience = GRACE if self.pages.reported else self.pages.timeout
+        while left := [launcher for launcher in self.launchers if launcher.alive()]:
+            holders = self._output_holders()
+            stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
+            after_fault = left if self.pages.reported and command(left[0].pid) in LAUNCHERS else []
+            if not (holders or stopped or after_fault):
+                break
+            if passed >= patience:
+                for pid in holders:
+                    _write_to(
+                        pid,
+                        f"all ranks of this host have ended, but process {pid}, which one of them has started, "
+                        "keeps their output open; ending it\n",
+                    )
+                    Process(pid, start_time(pid)).send(signal.SIGKILL)
+                for launcher in after_fault:
+                    launcher.send(signal.SIGTERM if passed < patience + GRACE else signal.SIGKILL)
+                for launcher in stopped:
+                    launcher.send(signal.SIGCONT)
+            time.sleep(STATES_TICK)
+            passed += STATES_TICK
+        if not self.launcher.alive():
+            remove_launcher_files(since=seconds(self.launcher.start) - 1)
+
+    def _output_holders(self) -> list[int]:
+        """Processes that ranks started and that still have the ranks' output open, whose end the launcher waits for. A
+        shell around a rank is not one: the launcher started it."""
+        return [
+            pid
+            for pid in processes()
+            if self.outputs & set(outputs(pid))
+            and pid != os.getpid()
+            and detect(environ(pid)) is not None
+            and not descends_from(pid, self.launcher.pid)
+        ]
+
+    def _living(self) -> list[int]:
+        return [rank for rank in self.processes if rank not in self.observed.gone]
+
+    def _is_done(self) -> bool:
+        """Whether no rank has arrived at the last moment; then the pages are removed."""
+        if not self.pages.reported:
+            self.report_fault()  # all died at once
+        with self.pages.locked():
+            self._find_new()
+            if self._living():
+                return False
+            self.pages.remove()
+            return True
+
+    def _handle_events(self, handles: list[int]) -> bool:
+        """Record connections and ends, in this order; return whether a rank ended."""
+        ended = False
+        for handle in handles:
+            if handle == self.server.fileno():
+                try:
+                    connection, _ = self.server.accept()
+                except OSError:  # no descriptor is left, or the socket has no name
+                    self.events.unregister(handle)
+                    continue
+                if connection.fileno() >= self.most or _peer(connection)[1] != os.getuid():
+                    connection.close()
+                    continue
+                self.connections[connection.fileno()] = connection
+                self.events.register(connection, select.EPOLLRDHUP)
+            elif handle in self.connections:
+                connection = self.connections.pop(handle)
+                self.disconnected.append(_peer(connection)[0])
+                self.events.unregister(handle)
+                connection.close()
+            else:
+                ended = True
+                self._note_end(next(rank for rank, process in self.processes.items() if process.handle == handle))
+        return ended
+
+    def _note_end(self, rank: int) -> None:
+        process = self.processes[rank]
+        gone = self.observed.gone
+        gone[rank] = end_status(process.pid)
+        self.polled.discard(rank)
+        self._forget_handle(process)
+        # MPICH ends all ranks as soon as the first one closes its files, and its memory may take the longest to be
+        # freed: the first connection to close identifies the rank that failed.
+        order = {pid: number for number, pid in enumerate(self.disconnected)}
+        ranks = sorted(gone, key=lambda each: order.get(self.processes[each].pid, len(order)))
+        self.observed.gone = {each: gone[each] for each in ranks}
+
+    def _forget_handle(self, process: Process) -> None:
+        if process.handle is not None:
+            self.events.unregister(process.handle)
+            process.close()
+
+    def _find_new(self) -> None:
+        for rank in range(self.pages.ranks):
+            pid, start = self.pages.owner(rank)
+            known = self.processes.get(rank)
+            if pid == 0 or (known is not None and (known.pid, known.start) == (pid, start)):
+                continue
+            if known is not None:
+                self._forget_handle(known)
+            process = self.processes[rank] = Process(pid, start)
+            if process.handle is not None and process.handle >= self.most:
+                process.close()
+            self.observed.gone.pop(rank, None)
+            self.polled.discard(rank)
+            self.outputs.update(outputs(pid))
+            self._find_shell(rank, pid)
+            if process.handle is not None:
+                self.events.register(process.handle, select.EPOLLIN)
+            elif process.alive():
+                self.polled.add(rank)
+            else:
+                self._note_end(rank)
+
+    def _find_shell(self, rank: int, pid: int) -> None:
+        shell = pid
+        while (above := parent(shell)) > 1 and above != self.launcher.pid:
+            shell = above
+        if above == self.launcher.pid and shell != pid:
+            self.shells[rank] = Process(shell, start_time(shell))
+            self.shells[rank].close()
+            self.observed.may_come |= {rank}
+
+    def _count_time(self, passed: float) -> None:
+        """Add `passed` seconds to those that ranks have waited, or are over."""
+        waited, over = self.observed.waited, self.observed.over
+        for rank in self.processes:
+            status = self.pages.read(rank)
+            if status is not None:
+                seen = (status.pid, status.entered, status.state)
+                waits = is_waiting(status)
+                same = waits and self.last_seen.get(rank) == seen
+                self.last_seen[rank] = seen
+                waited[rank] = waited.get(rank, 0.0) + passed if same else 0.0
+                stays = status.script_over and not waits and rank not in self.observed.gone
+                over[rank] = over.get(rank, 0.0) + passed if stays else 0.0
+
+    def _read_states(self, passed: float) -> None:
+        states = {rank: state(self.processes[rank].pid) for rank in self._living()}
+        some_run = any(letter != "T" for letter in states.values())
+        self.all_stopped = not some_run  # as by Ctrl-Z, or a scheduler that suspends the job
+        before = self.observed.stopped
+        self.observed.stopped = {
+            rank: before.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
+            for rank, letter in states.items()
+        }
+
+    def _find_absent(self) -> None:
+        """Record ranks that ended before they imported the package: the launcher may go on silently."""
+        unseen = set(range(self.pages.world_size)) - self.processes.keys()
+        started = [detect(environ(pid)) for pid in children(self.launcher.pid)] if unseen else []
+        ranks = {launch.rank for launch in started if launch is not None}
+        self.observed.absent = frozenset(unseen - ranks if ranks else ())
+
+    def _signal(self, number: int, but: list[int] | None = None) -> None:
+        for rank in self._living():
+            if rank not in (but or ()):
+                self.processes[rank].send(number)
+
+    def _orphaned(self, statuses: dict[int, Status]) -> Fault | None:
+        if self.launcher.alive() or all(status.state < State.STARTING for status in statuses.values()):
+            return None
+        return Fault(f"what started the ranks of this host (pid {self.launcher.pid}) is gone")
+
+    def _report(self, fault: Fault, statuses: dict[int, Status]) -> str:
+        frames = stacks.collect(
+            {
+                rank: (self.processes[rank], status.stack)
+                for rank, status in statuses.items()
+                if status.stack >= 0  # not of an interpreter that is being taken down: the signal would kill it
+                and status.state in (State.IMPORTED, State.STARTING, State.RUNNING)
+                and rank not in self.observed.gone
+                and not self.observed.stopped.get(rank)
+            }
+        )
+        lines = [f"{fault.what}; ending all ranks (host {platform.node()})"]
+        for rank, status in list(statuses.items())[:LINES]:
+            gone = "is gone, " if rank in self.observed.gone else ""
+            end = "has ended, " if status.state == State.ENDED else gone
+            now = stacks.user_frame(frames.get(rank, []))
+            lines.append(f"  rank {rank}: {end}{step_of(status)}{activity(status)}{f'; now at {now}' if now else ''}")
+        if len(statuses) > LINES:
+            lines.append(f"  and {len(statuses) - LINES} more ranks of this host")
+        for rank in fault.ranks[:3]:
+            if rank in frames:
+                lines.append(f"the stack of rank {rank}, innermost call first:")
+                lines += [f"  {frame}" for frame in frames[rank][:LINES]]
+        return "\n".join(lines) + "\n"
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Number and user of the process at the other end of a connection."""
+    pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, user
+
+
+def _write_to(pid: int, text: str) -> None:
+    """Write to another process's standard error."""
+    with suppress(OSError):
+        file = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(file, text.encode())
+        os.close(file)
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # the pipe is closed
+        os.write(2, text.encode(errors="replace"))

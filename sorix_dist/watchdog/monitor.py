@@ -1,0 +1,170 @@
+"""A thread in each rank that starts the guard, replaces a dead one, and ends the rank in time where there is none.
+
+A rank that waits inside MPI has released Python's lock. Only the start of MPI does not; `faulthandler` limits that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sorix_dist.watchdog.diagnosis import activity, step_of
+from sorix_dist.watchdog.process import Process, lives
+from sorix_dist.watchdog.status_page import StatusPages
+
+if TYPE_CHECKING:
+    from sorix_dist.watchdog.watch import RankPage
+
+TICK = 0.5
+"""Seconds between two checks."""
+UNRESPONSIVE = 10
+"""Checks in a row without a heartbeat after which the guard is stopped or stuck."""
+STARTS = 20
+"""Guards that a rank starts at most: what ends each of them would end the next one too."""
+AFTER_GUARD = 5.0
+"""Seconds beyond the time-out that a rank leaves to the guard, whose report says more."""
+FRAMES = 12
+"""Frames of the stack in a report."""
+WRITE_SECONDS = 2.0
+"""How long a report may take; the write blocks if nothing reads it."""
+CONNECT_SECONDS = 5.0
+"""How long a connection to the guard may take."""
+HIGH = 1000
+"""A descriptor's number that few programs reach."""
+
+
+class Monitor:
+    """Checks the guard, and the waiting time of the rank of `page`."""
+
+    def __init__(self, page: RankPage) -> None:
+        self.page = page
+        self.pages = page.pages
+        self._starts = 0
+        self._connected_to = 0
+        self._connection: socket.socket | None = None
+        self._heartbeat, self._missed = 0, 0
+        self._entered, self._waited = 0, 0.0
+        self._checked = time.monotonic()
+
+    def start(self) -> None:
+        """Check from now on, in a thread."""
+        threading.Thread(target=self._run, name="sorix_dist monitor", daemon=True).start()
+
+    def _run(self) -> None:
+        while os.getpid() == self.page.pid:
+            time.sleep(TICK)
+            now = time.monotonic()
+            passed, self._checked = min(now - self._checked, 2 * TICK), now  # less if it was stopped, as by Ctrl-Z
+            if self.pages.shared:
+                try:
+                    self.check_guard()
+                except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
+                    self._starts += 1
+            self._check_time(passed)
+
+    def check_guard(self) -> None:
+        """Start a guard if there is none, or only one that does not respond, and connect to it; OSError or
+        subprocess.SubprocessError if it can't be started."""
+        heartbeat = self.pages.heartbeat
+        self._missed = self._missed + 1 if heartbeat == self._heartbeat else 0
+        self._heartbeat = heartbeat
+        if self._missed >= UNRESPONSIVE or not self.pages.guarded():
+            with self.pages.locked():
+                if self._missed >= UNRESPONSIVE and self.pages.heartbeat == heartbeat:
+                    Process(*self.pages.guard).send(signal.SIGKILL)
+                    self.pages.set_guard(0)
+                if not self.pages.guarded() and self._starts < STARTS:
+                    self._starts += 1
+                    _start_guard(self.pages)
+            self._missed = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        """Connect to the guard, which learns from the end of the connection that this process ends."""
+        guard = self.pages.guard[0]
+        if guard == self._connected_to:
+            return
+        self._connected_to = guard
+        if self._connection is not None:
+            self._connection.close()
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(CONNECT_SECONDS)
+            connection.connect(self.pages.socket_path)
+            self._connection = _closed_first(connection)
+        except OSError:  # the guard still sees the end, but not the order of two ends
+            connection.close()
+            self._connection = None
+
+    def _check_time(self, passed: float) -> None:
+        page, timeout = self.page, self.pages.timeout
+        same = (page.is_ending or page.waits) and page.entered == self._entered
+        self._entered, self._waited = page.entered, self._waited + passed if same else 0.0
+        if timeout and self._waited > timeout + AFTER_GUARD:
+            self._end_all(timeout)
+
+    def _end_all(self, timeout: float) -> None:
+        """End all ranks of this host: the guard has not."""
+        killer = threading.Timer(WRITE_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+        killer.daemon = True
+        killer.start()
+        if self.pages.claim_report():
+            status = self.pages.read(self.page.rank)
+            doing = "" if status is None else f" {step_of(status)}{activity(status)}"
+            frame = sys._current_frames().get(threading.main_thread().ident or 0)
+            stack = "" if frame is None else "".join(traceback.format_stack(frame)[-FRAMES:])
+            text = (
+                f"rank {self.page.rank} has waited {timeout:g} s (init(timeout=)){doing}, and no guard process says "
+                f"for whom; ending all ranks\nthe stack of rank {self.page.rank}, innermost call last:\n{stack}"
+            )
+            os.write(2, text.encode(errors="replace"))
+            time.sleep(WRITE_SECONDS / 10)  # for the launcher to forward it
+        for rank in range(self.pages.ranks if self.pages.shared else 0):  # the launcher would wait for a stopped rank
+            pid, start = self.pages.owner(rank)
+            if pid > 0 and rank != self.page.rank and lives(pid, start):
+                Process(pid, start).send(signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _closed_first(connection: socket.socket) -> socket.socket:
+    """The connection under a high number, which Linux closes first when a process ends.
+
+    MPICH's launcher ends all other ranks when its connection to one closes: the guard must learn first which one.
+    """
+    high = min(HIGH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)
+    with connection:
+        return socket.socket(fileno=fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
+
+
+_GUARD = """
+import sys, types
+for name, path in (("sorix_dist", sys.argv[1]), ("sorix_dist.watchdog", sys.argv[1] + "/watchdog")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+from sorix_dist.watchdog.guard import main
+main(sys.argv[2])
+"""
+"""Runs the guard without the package's own imports: it needs no NumPy, and starts ten times faster."""
+
+
+def _start_guard(pages: StatusPages) -> None:
+    """Start the guard, in its own session and as an orphan: no os.wait() of the program may find it."""
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        check=True,
+        timeout=30,
+    )

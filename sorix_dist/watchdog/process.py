@@ -1,0 +1,151 @@
+"""Other processes of this host, by /proc: number and start time identify a process, since numbers are reused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sorix_dist.watchdog.launcher import Launch, detect
+
+_STATE, _PARENT, _START, _STATUS = 0, 1, 19, 49  # positions in /proc/PID/stat behind "PID (name) "
+
+
+class Process:
+    """The process `pid` that began at `start` (see `start_time`), not a later one with its number."""
+
+    def __init__(self, pid: int, start: int) -> None:
+        self.pid = pid
+        self.start = start
+        self.handle: int | None = None
+        """A descriptor that becomes readable when the process ends; None where Linux or Python has no such ones."""
+        if hasattr(signal, "pidfd_send_signal"):
+            with suppress(AttributeError, OSError):
+                self.handle = os.pidfd_open(pid)
+        if start_time(pid) != start:
+            self.close()
+
+    def alive(self) -> bool:
+        """Whether it runs or is stopped; a zombie has ended."""
+        return lives(self.pid, self.start)
+
+    def send(self, number: int) -> None:
+        """Send it a signal, if it exists."""
+        with suppress(OSError):
+            if self.handle is not None:
+                signal.pidfd_send_signal(self.handle, number)
+            elif self.alive():
+                os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Close its descriptor."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+
+
+def fill_standard_streams() -> None:
+    """Open those of the descriptors 0 to 2 that are closed, or the next file would become one of them."""
+    while (number := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
+def start_time(pid: int) -> int:
+    """When the process began, in the kernel's clock ticks; 0 if there is none."""
+    fields = _stat(pid)
+    return int(fields[_START]) if fields else 0
+
+
+def seconds(start: int) -> float:
+    """A `start_time` in seconds since the epoch."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start / os.sysconf("SC_CLK_TCK")
+
+
+def lives(pid: int, start: int) -> bool:
+    """Whether the process that began at `start` runs or is stopped; a zombie has ended."""
+    fields = _stat(pid)
+    return bool(fields) and int(fields[_START]) == start and fields[_STATE] not in ("Z", "X")
+
+
+def state(pid: int) -> str:
+    """The kernel's letter for the process's state: R runs, S sleeps, T is stopped, Z has ended; '' if unknown."""
+    fields = _stat(pid)
+    return fields[_STATE] if fields else ""
+
+
+def end_status(pid: int) -> int | None:
+    """The wait status of a process that has ended; None if its parent has collected it."""
+    fields = _stat(pid)
+    return int(fields[_STATUS]) if fields and fields[_STATE] == "Z" and len(fields) > _STATUS else None
+
+
+def parent(pid: int) -> int:
+    """Its parent process; 0 if unknown."""
+    fields = _stat(pid)
+    return int(fields[_PARENT]) if fields else 0
+
+
+def processes() -> list[int]:
+    """All processes of this host that this container sees."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def children(pid: int) -> list[int]:
+    """The living child processes of `pid`."""
+    return [each for each in processes() if parent(each) == pid and state(each) != "Z"]
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is `ancestor` or a descendant of it."""
+    while pid > 1 and pid != ancestor:
+        pid = parent(pid)
+    return pid == ancestor
+
+
+def command(pid: int) -> str:
+    """The name of its program, '' if unknown."""
+    try:
+        return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
+    except OSError:
+        return ""
+
+
+def outputs(pid: int) -> list[str]:
+    """The pipes that are a process's standard output and standard error."""
+    found = []
+    for number in (1, 2):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return [name for name in found if name.startswith("pipe:")]
+
+
+def launcher_pid(launch: Launch) -> int:
+    """The process that started the ranks of this host: the nearest ancestor that does not belong to this rank, as a
+    shell around the program does."""
+    pid = os.getppid()
+    while pid > 1:
+        its = detect(environ(pid))
+        if its is None or (its.name, its.rank) != (launch.name, launch.rank):
+            break
+        pid = parent(pid)
+    return pid
+
+
+def _stat(pid: int) -> list[str]:
+    # "PID (name) state parent ...": the name may hold spaces and brackets
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def environ(pid: int) -> dict[str, str]:
+    """The environment with which a process was started; empty if it can't be read."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in (each.partition(b"=") for each in entries)}

@@ -1,0 +1,409 @@
+"""Shared memory in which the ranks of one host publish their status: one page a rank, which only that rank writes.
+
+Numbers are single aligned words, which cannot tear; a text has a checksum. The guard and the other ranks read. This
+module needs no NumPy and no MPI: the pages exist before either is loaded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import shutil
+import stat
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+
+from sorix_dist.watchdog import leftovers
+from sorix_dist.watchdog.process import lives, start_time
+
+PAGE = 4096
+WORD = 8
+CHANNELS = 40
+"""Communicators of a rank that have a channel at a time."""
+STARTUP = 1
+"""The key of collectives before there is a communicator of ours; their keys are random and larger."""
+DEPTH = 4
+"""Collectives of a communicator that are remembered, a power of two."""
+
+FOLDERS = 8
+"""Names of the folder of status pages to try, since other users may occupy some."""
+
+LOCK_SECONDS = 10.0
+"""How long a process waits for another one that has locked the pages."""
+
+LONGEST = 1e9
+"""Longer time-outs, in seconds, are cut to this."""
+
+_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
+PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER = range(9)  # words of a rank's page
+_FIRST_CHANNEL = 16
+KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
+_CHANNEL = 2 + 2 * DEPTH
+_TEXT = (_FIRST_CHANNEL + CHANNELS * _CHANNEL) * WORD
+_HEAD = struct.Struct("=IH")  # checksum, length
+
+
+class State(IntEnum):
+    """The life of a rank."""
+
+    UNUSED = 0
+    IMPORTED = 1
+    STARTING = 2
+    """It waits for all ranks in the start of MPI."""
+    RUNNING = 3
+    FAILED = 4
+    """It raised, and wrote its report to `StatusPages.last_words`."""
+    ENDED = 5
+    """Its script came to its end."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A rank's page, as another process read it."""
+
+    rank: int
+    pid: int
+    state: State
+    entered: int
+    exited: int
+    step: int
+    """-1 if unknown."""
+    stack: int
+    """Its descriptor of the file to which SIGUSR2 makes it write its stack, -1 if there is none."""
+    key: int
+    count: int
+    signature: int
+    """Its last collective: of which communicator, its number there, and a hash of the call."""
+    counts: dict[int, int]
+    """Collectives entered, by communicator."""
+    text: tuple[str, str]
+    """Its last collective or operation in words, and the user's file and line."""
+    refused: frozenset[int] = frozenset()
+    """Communicators in which it makes no further calls, because a collective failed there."""
+    script_over: bool = False
+    """Whether its script is over, and its threads and atexit functions still run."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in a collective."""
+        return self.entered > self.exited
+
+
+class StatusPages:
+    """The status pages of the ranks that one launcher process started on this host: one file for all of them."""
+
+    def __init__(self, path: Path, file: int, ranks: int) -> None:
+        self.path = path
+        self.shared = file >= 0
+        """Whether other processes can read them."""
+        self.ranks = ranks
+        self._file = file
+        self.memory = mmap.mmap(file, PAGE * (1 + ranks))
+        self.words = memoryview(self.memory).cast("q")
+
+    @classmethod
+    def join(cls, path: Path, ranks: int) -> StatusPages:
+        """The pages at `path`, made if there are none yet; OSError if that fails or they are another user's."""
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                if os.fstat(file).st_uid != os.getuid():
+                    raise PermissionError(f"{path} belongs to another user")
+                with _locked(file):
+                    status = os.fstat(file)
+                    if status.st_nlink:
+                        if status.st_size < PAGE * (1 + ranks):
+                            os.ftruncate(file, PAGE * (1 + ranks))
+                        pages = cls(path, file, ranks)
+                        pages._allocate(0)
+                        return pages
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)  # it was removed before it could be locked
+
+    @classmethod
+    def existing(cls, path: Path) -> StatusPages:
+        """The pages at `path`, whether locked or not."""
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return cls(path, file, os.fstat(file).st_size // PAGE - 1)
+
+    @classmethod
+    def private(cls, ranks: int) -> StatusPages:
+        """Pages of this process only."""
+        return cls(Path(os.devnull, "none"), -1, ranks)
+
+    @property
+    def last_words(self) -> Path:
+        """The report of the first rank that raised; the rank that creates this file is the first."""
+        return self.path.with_name(self.path.name + ".words")
+
+    @property
+    def leftovers(self) -> Path:
+        """The file in which ranks record the shared memory that would remain if they were killed."""
+        return self.path.with_name(self.path.name + ".leftovers")
+
+    @property
+    def socket_path(self) -> str:
+        """The guard's socket. A rank stays connected until its process closes its files, early in its end."""
+        return f"{self.path}.socket"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A block that one process at a time is in."""
+        with _locked(self._file):
+            yield
+
+    @property
+    def guard(self) -> tuple[int, int]:
+        """Number and start time of the guard process."""
+        return self.words[_GUARD], self.words[_GUARD_START]
+
+    def set_guard(self, pid: int) -> None:
+        self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
+
+    def guarded(self) -> bool:
+        """Whether the guard process lives."""
+        pid, start = self.guard
+        return pid > 0 and lives(pid, start)
+
+    @property
+    def heartbeat(self) -> int:
+        """A number that changes as long as the guard works."""
+        return self.words[_HEARTBEAT]
+
+    def beat(self) -> None:
+        self.words[_HEARTBEAT] += 1
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a rank may be late, 0 until a rank has set it."""
+        return self.words[_TIMEOUT] / 1000
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self.words[_TIMEOUT] = round(min(max(seconds, 0.001), LONGEST) * 1000)
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks if all are on this host, else 0."""
+        return self.words[_WORLD_SIZE]
+
+    @world_size.setter
+    def world_size(self, ranks: int) -> None:
+        self.words[_WORLD_SIZE] = ranks
+
+    @property
+    def other_hosts(self) -> bool:
+        """Whether some ranks are known to be on other hosts."""
+        return self.words[_OTHER_HOSTS] != 0
+
+    def set_other_hosts(self) -> None:
+        self.words[_OTHER_HOSTS] = 1
+
+    @property
+    def reported(self) -> bool:
+        """Whether the fault that ends the job has been reported."""
+        return self.words[_REPORTED] != 0
+
+    def set_reported(self) -> None:
+        self.words[_REPORTED] = 1
+
+    def claim_report(self) -> bool:
+        """Whether this process is the one to report what ends the job: True for one process only."""
+        try:
+            with self.locked():
+                first = not self.reported
+                self.set_reported()
+                return first
+        except TimeoutError:  # a process that is stopped has the lock
+            return not self.reported
+
+    def at(self, rank: int) -> int:
+        """The number of the first word of a rank's page."""
+        return (1 + rank) * PAGE // WORD
+
+    def claim(self, rank: int, pid: int) -> None:
+        """Clear the page of `rank` and give it to the process `pid`."""
+        at = self.at(rank)
+        self._allocate(1 + rank)
+        self.words[at + PID] = 0
+        self.memory[(1 + rank) * PAGE : (2 + rank) * PAGE] = bytes(PAGE)
+        self.words[at + START], self.words[at + STATE] = start_time(pid), State.IMPORTED
+        self.words[at + STEP] = self.words[at + STACK] = -1
+        self.words[at + PID] = pid
+
+    def _allocate(self, page: int) -> None:
+        """Allocate a page's memory, or raise OSError: without, a first write to a full disk ends the process."""
+        if not self.shared:
+            return
+        try:
+            os.posix_fallocate(self._file, page * PAGE, PAGE)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path.parent} has {shutil.disk_usage(self.path.parent).free >> 10} KB left, and "
+                f"{PAGE >> 10} KB are needed for each rank, MPI's own shared memory aside ({error.strerror})",
+            ) from error
+
+    def owner(self, rank: int) -> tuple[int, int]:
+        """Number and start time of the process that has the page of `rank`."""
+        at = self.at(rank)
+        return self.words[at + PID], self.words[at + START]
+
+    def put_text(self, rank: int, blob: bytes) -> None:
+        """Store a text made by `pack_text`."""
+        start = (1 + rank) * PAGE + _TEXT
+        self.memory[start : start + len(blob)] = blob
+
+    def read(self, rank: int) -> Status | None:
+        """The page of `rank`, None if no process has claimed it."""
+        at = self.at(rank)
+        words = self.words[at : at + PAGE // WORD].tolist()
+        if words[PID] == 0:
+            return None
+        channels = range(_FIRST_CHANNEL, _FIRST_CHANNEL + CHANNELS * _CHANNEL, _CHANNEL)
+        used = [(words[channel + KEY], words[channel + COUNT]) for channel in channels if words[channel + KEY]]
+        key = count = signature = 0
+        if words[CURRENT]:
+            channel = words[CURRENT] - at
+            key, count = abs(words[channel + KEY]), words[channel + COUNT]
+            signature = words[channel + SIGNATURES + count % DEPTH]
+        return Status(
+            rank=rank,
+            pid=words[PID],
+            state=State(words[STATE]),
+            entered=words[ENTERED],
+            exited=words[EXITED],
+            step=words[STEP],
+            stack=words[STACK],
+            key=key,
+            count=count,
+            signature=signature,
+            counts={abs(each): entered for each, entered in used},
+            text=self._text(rank),
+            refused=frozenset(-each for each, _ in used if each < 0),
+            script_over=words[SCRIPT_OVER] != 0,
+        )
+
+    def _text(self, rank: int) -> tuple[str, str]:
+        start = (1 + rank) * PAGE + _TEXT
+        for _ in range(100):  # the rank may be writing it
+            checksum, size = _HEAD.unpack_from(self.memory, start)
+            body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, PAGE - _TEXT - _HEAD.size)]
+            if len(body) == size and zlib.crc32(body) == checksum:
+                what, _, where = body.decode(errors="replace").partition("\n")
+                return what, where
+        return "", ""
+
+    def channel(self, rank: int, number: int) -> int:
+        """The number of the first word of a channel."""
+        return self.at(rank) + _FIRST_CHANNEL + number * _CHANNEL
+
+    def remove(self) -> None:
+        """Remove the files, and what the ranks left in shared memory. Processes that have opened the pages can still
+        use them."""
+        leftovers.remove_recorded(self.leftovers)
+        for path in (self.path, self.last_words, self.socket_path):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+@lru_cache(maxsize=1024)
+def pack_text(what: str, where: str) -> bytes:
+    """An operation and where the user called it, with a checksum. Of a long file name, the end is kept."""
+    room = PAGE - _TEXT - _HEAD.size
+    where_bytes = where.encode(errors="replace")[-room // 2 :]
+    body = what.encode(errors="replace")[: room - len(where_bytes) - 1] + b"\n" + where_bytes
+    return _HEAD.pack(zlib.crc32(body), len(body)) + body
+
+
+def directory() -> Path:
+    """The folder of status pages: private to this user, in this host's memory if possible.
+
+    PermissionError if there can be none.
+    """
+    for above in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+        for number in range(FOLDERS):
+            folder = above / f"sorix_dist-{os.getuid()}.{number}"
+            with suppress(OSError):  # it exists already, or can't be made
+                os.mkdir(folder, 0o700)
+            with suppress(OSError):
+                about = os.lstat(folder)
+                if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
+                    return folder
+    raise PermissionError(f"no folder for this user alone can be made in {above}; set TMPDIR to one of your own")
+
+
+def path_for(launcher: int) -> Path:
+    """The file of the ranks that the process `launcher` started on this host."""
+    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}-{_namespace()}"
+
+
+def launcher_of(path: Path) -> tuple[int, int]:
+    """Number and start time of the launcher of the ranks whose file is `path`.
+
+    (0, -1) for another kind of file, and for another container's, where process numbers mean other processes.
+    """
+    name = path.name.removeprefix(_prefix()).partition(".")[0]
+    pid, start, namespace, *_ = [*name.split("-"), "", ""]
+    here = namespace in ("", _namespace())
+    return (int(pid), int(start)) if here and pid.isdigit() and start.isdigit() else (0, -1)
+
+
+def remove_stale() -> None:
+    """Remove the files of jobs whose launcher is gone and whose guard could not remove them."""
+    for path in directory().glob(f"{_prefix()}*"):
+        launcher, start = launcher_of(path)
+        if launcher and start_time(launcher) != start:
+            if path.suffix == ".leftovers":
+                leftovers.remove_recorded(path)
+            with suppress(OSError):  # another job has just removed it
+                path.unlink()
+    leftovers.remove_launcher_files()
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    """TimeoutError if another process, which may be stopped, does not unlock the file."""
+    if file < 0:
+        yield
+        return
+    limit = time.monotonic() + LOCK_SECONDS
+    while not _lock(file):
+        if time.monotonic() > limit:
+            raise TimeoutError(f"another process has locked the ranks' status pages for {LOCK_SECONDS:g} s")
+        time.sleep(0.002)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _namespace() -> str:
+    """A number of this container's PID namespace: containers may share the folder. '' if unknown."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
+
+
+def _prefix() -> str:
+    return f"sorix_dist-{os.getuid()}-"

@@ -1,0 +1,87 @@
+"""Functions that are made of other operations, with rows of a batch among their operands: cases of test_placements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist.nn import functional as F
+
+N3, TN3, IMAGES = ("N", 3), (2, "N", 3), ("N", 2, 5, 4)
+PLACES = "sx.all_gather"
+
+COMPOSED: dict[str, list[Any]] = {
+    # arranged
+    "tile": [lambda x: sx.tile(x, 2), [N3], ["0"]],
+    "repeat_interleave": [lambda x: sx.repeat_interleave(x, 2, 1), [N3], ["0"]],
+    "repeat_interleave rows": [lambda x: sx.repeat_interleave(x, 2, 0), [N3], ["0"]],
+    "repeat_interleave by a vector": [lambda x: sx.repeat_interleave(x, np.array([1, 0, 2]), 1), [N3], ["0"]],
+    "hstack": [lambda x, y: sx.hstack([x, y]), [N3, N3], ["0", "0"]],
+    "column_stack": [lambda x, y: sx.column_stack([x, y]), [("N",), N3], ["0", "0"]],
+    "vstack": [lambda x, y: sx.vstack([x, y]), [N3, N3], ["0", "0"]],
+    "narrow": [lambda x: sx.narrow(x, 1, 1, 2), [N3], ["0"]],
+    "narrow rows": [lambda x: sx.narrow(x, 0, 1, 2), [N3], ["0"], {"refused": PLACES}],
+    "select": [lambda x: x.select(1, 1), [N3], ["0"]],
+    "select a row": [lambda x: x.select(0, 1), [N3], ["0"], {"refused": PLACES}],
+    "diagonal": [lambda x: sx.diagonal(x, 1, 1, 2), [("N", 3, 4)], ["0"]],
+    "unflatten": [lambda x: sx.unflatten(x, 1, (2, -1)), [("N", 4)], ["0"]],
+    "ravel": [lambda x: sx.ravel(x), [N3], ["0"]],
+    "diff": [lambda x: sx.diff(x), [N3], ["0"]],
+    "windows": [lambda x: x.unfold(1, 2, 1), [("N", 4)], ["0"]],
+    "scatter a number": [lambda x, i: sx.scatter(x, 1, i, 2.0), [N3, ("N", 2)], ["0", "0"], {"integers": (1,)}],
+    "scatter": [lambda x, i, y: sx.scatter(x, 1, i, y), [N3, ("N", 1), ("N", 1)], ["0", "0", "0"],
+        {"integers": (1,)}],
+    "index_add": [lambda x, y: sx.index_add(x, 0, np.array([0, 2, 0]), y), [(3, 2), (3, 2)], ["", "partial"]],
+    "index_add of rows": [lambda x, i, y: sx.index_add(x, 0, i, y), [(3, 2), ("N",), ("N", 2)], ["", "0", "0"],
+        {"integers": (1,)}],
+    "index_add to rows": [lambda x, y: sx.index_add(x, 0, np.array([0, 2]), y), [N3, (2, 3)], ["0", ""],
+        {"refused": PLACES}],
+    "index_fill of rows": [lambda x: sx.index_fill(x, 0, np.array([0, 2]), 1.5), [N3], ["0"], {"refused": PLACES}],
+    "diff of rows": [lambda x: sx.diff(x, 1, 0), [N3], ["0"], {"refused": PLACES}],
+    "windows of rows": [lambda x: x.unfold(0, 2, 1), [N3], ["0"], {"refused": PLACES}],
+    "index_fill": [lambda x: sx.index_fill(x, 1, np.array([0, 2]), 1.5), [N3], ["0"]],
+    # of many numbers
+    "lerp": [lambda x, y: sx.lerp(x, y, 0.25), [N3, N3], ["0", ""]],
+    "cumprod of rows": [lambda x: sx.cumprod(x, 0), [N3], ["0"]],
+    "cumprod": [lambda x: sx.cumprod(x, 1), [N3], ["0"]],
+    "median": [lambda x: sx.median(x, 1).values, [N3], ["0"]],
+    "median of rows": [lambda x: sx.median(x, 0).values, [N3], ["0"]],
+    "median of all": [lambda x: sx.median(x), [N3], ["0"]],
+    "nan_to_num": [lambda x: sx.nan_to_num(x, 1.0), [N3], ["0"]],
+    "nanmean": [lambda x: sx.nanmean(x, 0), [N3], ["0"]],
+    "isclose": [lambda x, y: sx.isclose(x, y, 0.5), [N3, N3], ["0", ""]],
+    "std_mean": [lambda x: sx.std_mean(x, 0), [N3], ["0"]],
+    "unique": [lambda i: sx.unique(i), [("N",)], ["0"], {"integers": (0,)}],
+    "bincount": [lambda i: sx.bincount(i, minlength=4), [("N",)], ["0"], {"integers": (0,)}],
+    "nonzero": [lambda x: sx.nonzero(x > 0), [N3], ["0"]],
+    "dist": [lambda x, y: sx.dist(x, y), [N3, N3], ["0", "0"]],
+    # products
+    "addmm": [lambda b, x, w: sx.addmm(b, x, w, alpha=2), [(2,), N3, (3, 2)], ["", "0", ""]],
+    "gram by tensordot": [lambda x: sx.tensordot(x, x, ([0], [0])), [N3], ["0"]],
+    "tensordot": [lambda x, w: sx.tensordot(x, w, 1), [TN3, (3, 2)], ["1", ""]],
+    "bmm": [lambda x, y: x.bmm(y), [("N", 2, 3), ("N", 3, 2)], ["0", "0"]],
+    "trace": [lambda x: sx.trace(x.T @ x), [N3], ["0"]],
+    "addcmul": [lambda x, y: sx.addcmul(x, x, y, value=3), [N3, N3], ["0", ""]],
+    "solve": [lambda x, y: sx.linalg.solve(x.T @ x, x.T @ y), [N3, ("N", 1)], ["0", "0"]],
+    "inv": [lambda x: sx.linalg.inv(x + 4 * sx.eye(3, dtype="float64")), [("N", 3, 3)], ["0"]],
+    "det": [lambda x: sx.linalg.det(x), [("N", 2, 2)], ["0"]],
+    "columns' norm": [lambda x: sx.linalg.norm(x, 1), [N3], ["0"]],
+    # layers
+    **{f.__name__: [lambda x, f=f: f(x), [N3], ["0"]] for f in (
+        F.relu6, F.hardtanh, F.selu, F.celu, F.mish, F.hardsigmoid, F.hardswish, F.logsigmoid, F.softsign, F.tanhshrink,
+        F.hardshrink, F.softshrink, F.softmin, F.normalize,
+    )},
+    "glu": [lambda x: F.glu(x), [("N", 4)], ["0"]],
+    "prelu": [lambda x, w: F.prelu(x, w), [N3, (3,)], ["0", ""]],
+    "cosine_similarity": [lambda x, y: F.cosine_similarity(x, y), [N3, N3], ["0", "0"]],
+    "pairwise_distance": [lambda x, y: F.pairwise_distance(x, y), [N3, N3], ["0", "0"]],
+    "rms_norm": [lambda x, w: F.rms_norm(x, (3,), w), [TN3, (3,)], ["1", ""]],
+    "avg_pool1d": [lambda x: F.avg_pool1d(x, 2), [("N", 2, 7)], ["0"]],
+    "adaptive_avg_pool1d": [lambda x: F.adaptive_avg_pool1d(x, 3), [("N", 2, 7)], ["0"]],
+    "unfold": [lambda x: F.unfold(x, 2, padding=1), [IMAGES], ["0"]],
+    "pixel_shuffle": [lambda x: F.pixel_shuffle(x, 2), [("N", 4, 2, 3)], ["0"]],
+    "interpolate": [lambda x: F.interpolate(x, (4, 7), mode="bilinear"), [IMAGES], ["0"]],
+    "interpolate to the nearest": [lambda x: F.interpolate(x, scale_factor=2), [IMAGES], ["0"]],
+}  # fmt: skip

@@ -1,0 +1,119 @@
+"""The guard itself is hit, or does without what it is used to: no fault goes unnoticed for that."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launching import Ended, needs_mpirun, run_ranks
+
+pytestmark = needs_mpirun
+
+GUARD_WITHOUT = """
+import os, subprocess
+run = subprocess.run
+
+def run_changed(argv, **options):
+    if "watchdog.guard" in argv[-3]:
+        argv[-3] = {change!r} + argv[-3]
+    return run(argv, **options)
+
+subprocess.run = run_changed
+"""
+"""Makes the guard run some lines first."""
+
+BEGIN = """
+import os, signal, sys, time
+import numpy as np
+import sorix_dist as sx
+from sorix_dist.watchdog import monitor, watch
+sx.init(timeout=3)
+rank, a = sx.rank(), np.ones(4)
+sx.all_reduce(a)
+guard = watch.page().pages.guard[0]
+sx.barrier()
+"""
+
+FAULTS = {
+    "sys.exit(0)": "rank 1 .* has ended .* while rank 0 waits",
+    "os.kill(os.getpid(), signal.SIGSTOP)": "rank 1 is frozen",
+    "os.kill(os.getpid(), signal.SIGKILL)": r"rank 1 \(pid \d+\) (was killed by SIGKILL|died without a word)",
+    "time.sleep(60)": "rank 1 has not arrived",
+}
+
+
+def run(folder: Path, script: str, ranks: int = 2) -> Ended:
+    file = folder / "train.py"
+    file.write_text(script)
+    ended = run_ranks(ranks, str(file), limit=20)
+    assert not ended.left, ended.err
+    return ended
+
+
+def check(ended: Ended, says: str) -> None:
+    assert ended.code != 0, ended.err
+    assert re.search(says, ended.err), ended.err
+    assert ended.err.count("ending all ranks") == 1, ended.err
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_without_descriptors_of_processes(fault: str, tmp_path: Path) -> None:
+    """Some builds of Python, and Linux before 5.3, have none."""
+    change = "import os, signal\ndel os.pidfd_open, signal.pidfd_send_signal\n"
+    script = GUARD_WITHOUT.format(change=change) + BEGIN + f"if rank == 1: {fault}\nsx.all_reduce(a)"
+    check(run(tmp_path, script), FAULTS[fault])
+
+
+def test_with_few_descriptors(tmp_path: Path) -> None:
+    change = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))\n"
+    script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
+    check(run(tmp_path, script, ranks=4), "rank 1 .* has ended .* while rank . waits")
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("fault", list(FAULTS)[:2])
+def test_a_guard_that_is_gone_or_stopped_is_replaced(how: str, fault: str, tmp_path: Path) -> None:
+    script = BEGIN + f"if rank == 1:\n    os.kill(guard, signal.{how})\n    {fault}\nsx.all_reduce(a)"
+    check(run(tmp_path, script), FAULTS[fault])
+
+
+def test_a_healthy_program_gets_another_guard_and_ends_well(tmp_path: Path) -> None:
+    script = BEGIN + (
+        "if rank == 1: os.kill(guard, signal.SIGKILL)\n"
+        "while watch.page().pages.guard[0] == guard or not watch.page().pages.guarded(): time.sleep(0.05)\n"
+        "sx.all_reduce(a)"
+    )
+    ended = run(tmp_path, script)
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_a_stopped_guard_keeps_no_launcher(tmp_path: Path) -> None:
+    """It holds the output of the ranks, whose end the launcher waits for."""
+    ended = run(tmp_path, BEGIN + "if rank == 1: os.kill(guard, signal.SIGSTOP)\nsx.barrier()")
+    assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("fault", ["sys.exit(0)", "time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_where_there_can_be_no_guard_a_rank_ends_itself_at_the_timeout(fault: str, tmp_path: Path) -> None:
+    script = BEGIN + (
+        f"monitor.STARTS = 0\nif rank == 1:\n    os.kill(guard, signal.SIGKILL)\n    {fault}\nsx.all_reduce(a)"
+    )
+    ended = run(tmp_path, script)
+    check(ended, r"rank 0 has waited 3 s \(init\(timeout=\)\) in all_reduce.* at .*train.py:15")
+    assert "no guard process" in ended.err
+    assert 'train.py", line 15' in ended.err
+
+
+def test_a_guard_that_is_killed_while_it_reports_has_the_ranks_ended(tmp_path: Path) -> None:
+    """It has stopped them by then."""
+    change = "import os\nwrite = os.write\nos.write = lambda *_: os.kill(os.getpid(), 9)\n"
+    script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
+    assert run(tmp_path, script).code != 0
+
+
+def test_a_message_that_nobody_reads_keeps_no_rank(tmp_path: Path) -> None:
+    change = "import os, time\nos.write = lambda *_: time.sleep(60)\n"
+    script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
+    assert run(tmp_path, script).code != 0

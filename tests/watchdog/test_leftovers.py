@@ -1,0 +1,51 @@
+"""What a job that is killed leaves behind is removed, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from sorix_dist.watchdog import leftovers
+from tests.launching import needs_mpirun, run_ranks
+
+
+@needs_mpirun
+def test_a_killed_jobs_shared_memory_is_removed(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, time\nimport sorix_dist as sx\nfrom sorix_dist.watchdog.leftovers import mapped\n"
+        "sx.init(timeout=5)\nwindow = sx.comm.current().window(1 << 20)\nsx.barrier()\n"
+        f"if sx.rank() == 1:\n    open({str(tmp_path / 'mapped')!r}, 'w').write(' '.join(mapped()))\n"
+        "    os.kill(os.getpid(), 9)\nsx.barrier()"
+    )
+    ended = run_ranks(2, str(script), limit=20)
+    assert ended.code != 0
+    assert not ended.left
+    files = (tmp_path / "mapped").read_text().split()
+    assert files
+    assert not [file for file in files if os.path.exists(file)]
+
+
+def test_only_noted_shared_memory_is_removed(tmp_path: Path) -> None:
+    noted, other = tmp_path / "noted", tmp_path / "other"
+    other.touch()
+    noted.write_text(f"{other}\n/dev/shm/../{other}\n")
+    leftovers.remove_recorded(noted)
+    assert other.exists()
+    assert not noted.exists()
+
+
+def test_files_of_dead_launchers_are_removed(tmp_path: Path) -> None:
+    ours, older = (tmp_path / f"hydra_hwloc_xmlfile_{name}" for name in ("ours", "older"))
+    began = time.time() - 5000  # before any launcher of a test that runs beside this one
+    for file, made in ((ours, began), (older, began - 100)):
+        file.touch()
+        os.utime(file, (made, made))
+    leftovers.remove_launcher_files(since=began - 10, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == [older]
+    leftovers.remove_launcher_files(folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    ours.touch()
+    leftovers.remove_launcher_files(folder=tmp_path)
+    assert list(tmp_path.iterdir()) == [ours]  # its launcher may be in a container
