@@ -21,8 +21,8 @@ from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
     "tensor", "as_tensor", "from_numpy", "from_dlpack", "zeros", "ones", "empty", "full", "eye", "arange", "linspace",
-    "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
-    "randn_like", "bernoulli",
+    "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like",
+    "rand_like", "randn_like", "bernoulli",
 ]  # fmt: skip
 
 

@@ -38,8 +38,8 @@ def test_nothing(world: Comm) -> None:
     from mpi4py import MPI
 
     gc.collect()
-    row = watch.page()
-    free = None if row is None else len(row.free)
+    page = watch.page()
+    free = None if page is None else len(page.free_channels)
     communicators = []
     for _ in range(MANY):
         part = MPI.COMM_WORLD.Split(world.rank % 2, world.rank)
@@ -47,7 +47,7 @@ def test_nothing(world: Comm) -> None:
         part.Free()
     gc.collect()
     assert not any(communicator() for communicator in communicators)
-    assert row is None or len(row.free) >= free
+    assert page is None or len(page.free_channels) >= free
     assert left._left  # what is left of the last one, at least
     new = MpiComm()  # for which all ranks come together
     assert not left._left
