@@ -243,14 +243,14 @@ class Coordinator(Sync):
         self._select(None)
         place, group = loss.place, self.group
         if isinstance(place, Partial):
-            if loss.array.size == 1 and not group.alone:
+            if loss.array.size == 1 and not group.single:
                 if place.group.ordered:
                     group.expect(loss.array.item())
                 else:
                     self._losses.append(loss)
             for number in place.alike:
                 group.expect(number)
-        elif loss.array.size == 1 and not group.alone and not isinstance(place, Shard):
+        elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
             group.expect(loss.array.item())
         self._walks -= 1
         if self._walks:  # a hook has called this backward: what it leaves is summed at the end of the outer one
