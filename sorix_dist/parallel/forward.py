@@ -47,22 +47,13 @@ class BatchForward:
         first = inputs[0] if len(inputs) == 1 and not options else None
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             known_batch = first.place.batch
-<<<<<<< HEAD
             self.coordinator.rows = known_batch.known or known_batch.rows
             return module(first) if known_batch.group.single else self._compute(known_batch, module, inputs, options)
-=======
-            self.replicas.rows = known_batch.known or known_batch.rows
-            return module(first) if known_batch.group.single else self._compute(known_batch, module, inputs, options)
->>>>>>> main
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
         alike = any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays)
-<<<<<<< HEAD
         if not (known or open_ or alike or self.coordinator.group.single):
-=======
-        if not (known or open_ or alike or self.replicas.group.single):
->>>>>>> main
             raise RuntimeError(
                 "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
                 "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what is "
@@ -86,11 +77,7 @@ class BatchForward:
         return self._compute(batch, module, inputs, options)
 
     def _compute(self, batch: Batch | None, module: Module, inputs: Any, options: Any) -> Any:
-<<<<<<< HEAD
         if self.coordinator.group.single:
-=======
-        if self.replicas.group.single:
->>>>>>> main
             return module(*inputs, **options)
         before = forward_of.set(batch)
         try:
