@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, Rule, fit, recording, through
+from sorix_dist.core.capture import host, listening, recorders
+from sorix_dist.core.graph import Leaf, Node, Rule, Sync, fit, fitted, recording, through
 from sorix_dist.core.op import current_shard, rule_on_tensors
 from sorix_dist.core.placement import Group, Partial, Shard, tagged
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Array, Tensor
 
 Edge = Node | Leaf
 
@@ -100,8 +101,11 @@ def backward(
     origin = tensor.origin
     if origin is None:
         raise RuntimeError("backward() on a tensor that does not require grad")
-    seed = _seed(tensor, gradient)
     sync = origin.sync
+    recorder = listening() if recorders else None
+    if recorder is not None and (create_graph or retain_graph):
+        recorder.refuse("backward with create_graph or retain_graph")
+    seed = _begin(sync, tensor, gradient)
     if sync is None:
         place = tensor.place
         # On several ranks a loss of shared rows is a part of the whole: whoever is left out of the sum is told.
@@ -111,14 +115,29 @@ def backward(
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
-    scale = sync.begin(tensor.place)
+    if recorder is not None:
+        recorder.bare("try:")
     try:
-        if scale != 1:
-            seed = seed * seed.dtype.type(scale)
         _backward(tensor, seed, bool(retain_graph), False, sync.visitor(), not sync.group.alone)
     except BaseException:
         sync.failed()
         raise
+    if recorder is not None:
+        recorder.bare(f"except {recorder.constant(sync, 'sync')}")
+    _end(sync, tensor)
+
+
+@host
+def _begin(sync: Sync | None, tensor: Tensor, gradient: Any) -> Array:
+    """Lets the ranks begin a backward; returns the gradient that its walk starts with."""
+    seed = _seed(tensor, gradient)
+    scale = 1.0 if sync is None else sync.begin(tensor.place)
+    return seed if scale == 1 else seed * seed.dtype.type(scale)
+
+
+@host
+def _end(sync: Sync, tensor: Tensor) -> None:
+    """Lets the ranks sum what the backward of a loss has left."""
     sync.end(tensor)
 
 
@@ -138,6 +157,8 @@ def grad(
     RuntimeError if an input does not require a gradient, was not used (unless `allow_unused`: then None), or is a
     parameter of a wrapped model in reproducible mode.
     """
+    if recorders and (recorder := listening()) is not None:
+        recorder.refuse("autograd.grad")
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if grad_outputs is None or isinstance(grad_outputs, Tensor | np.ndarray):
@@ -256,21 +277,19 @@ def _backward(
         hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see all of them at once
 
         def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-            local = leaf.local
             if strict and leaf.sync is None and not leaf.sharded:
                 raise _nobodys(leaf)
             # Where others add their part to the gradient, hooks see the sum: that is theirs to call.
-            if leaf.hooks and local is leaf.total:
+            if leaf.hooks and leaf.local is leaf.total:
                 part = _part(leaf, rule, gradient)
                 hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
-            elif rule is None or local.written:
-                leaf.deposit(gradient if rule is None else rule(gradient, None))
-            else:  # the first to come is written straight into place
-                place = local.array if local.array is not None else local.place(leaf)
-                part = rule(gradient, place)
-                if part is not place:
-                    np.copyto(place, fit(part, leaf))
-                local.written = True
+                return
+            if recorders and (recorder := listening()) is not None:
+                rule = recorder.leaf(leaf, rule, gradient, _deposit)
+                with recorder.pause():
+                    _deposit(leaf, rule, gradient)
+                return
+            _deposit(leaf, rule, gradient)
 
         token = recording.set(False)  # as no_grad does, at a third of its price
         try:
@@ -295,6 +314,19 @@ def _backward(
             before = leaf.view if leaf.view is not None and leaf.view.origin is not None else None
             leaf.deposit(part.array)
             leaf.view = part if before is None else before + part
+
+
+def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
+    """Adds the gradient that a rule makes at a leaf; the first to come is written straight into its memory."""
+    local = leaf.local
+    if rule is None or local.written:
+        leaf.deposit(gradient if rule is None else rule(gradient, None))
+        return
+    place = local.array if local.array is not None else local.place(leaf)
+    part = rule(gradient, place)
+    if part is not place:
+        np.copyto(place, fit(part, leaf))
+    local.written = True
 
 
 def _nobodys(leaf: Leaf) -> RuntimeError:
@@ -338,12 +370,15 @@ def walk(
     ours: set[Node] = set()  # whose pending gradient is an array that nobody else holds
 
     def add_again(node: Node, part: Any) -> None:
+        before = pending[node]
         if node in ours:
             pending[node] += part
         else:
-            pending[node] = pending[node] + part
+            pending[node] = before + part
             if not create:
                 ours.add(node)
+        if recorders and (recorder := listening()) is not None:
+            recorder.added(before, part, pending[node])
 
     for tensor, seed in starts:
         origin = tensor.origin
@@ -358,6 +393,8 @@ def walk(
         node = heappop(heap)[1]
         gradient = pending.pop(node)
         if node.hooks:
+            if recorders and (recorder := listening()) is not None:
+                recorder.refuse("a hook of a tensor")
             gradient = through(node.hooks, gradient)
         if at_node is not None:
             at_node(node, gradient)
@@ -387,7 +424,7 @@ def walk(
                 continue
             part = rule(gradient, None)
             if part.shape != edge.shape or part.dtype != edge.dtype:
-                part = fit(part, edge)
+                part = fitted(part, edge.shape, edge.dtype)
             if edge in pending:
                 add_again(edge, part)
             else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.home import Array as Array
 from sorix_dist.core.home import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
@@ -212,9 +213,15 @@ def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
 
 def fit(gradient: Any, like: Node | Leaf) -> Any:
     """The gradient in the shape and dtype of the input that it belongs to: broadcasting is undone here."""
-    if gradient.shape != like.shape:
-        extra = gradient.ndim - len(like.shape)
+    return fitted(gradient, like.shape, like.dtype)
+
+
+@host
+def fitted(gradient: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """A gradient in a shape that was broadcast to its own, and in a dtype."""
+    if gradient.shape != shape:
+        extra = gradient.ndim - len(shape)
         kept = gradient.shape[extra:]
-        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, like.shape, strict=True)) if a != b)
-        gradient = gradient.sum(axis=(*range(extra), *stretched)).reshape(like.shape)
-    return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)
+        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, shape, strict=True)) if a != b)
+        gradient = gradient.sum(axis=(*range(extra), *stretched)).reshape(shape)
+    return gradient if gradient.dtype == dtype else gradient.astype(dtype)

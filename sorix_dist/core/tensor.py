@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
@@ -82,6 +83,12 @@ class Tensor:
     def visible(self) -> Array:
         """The numbers as users see them: of a mean over rows, that over this rank's, or after a backward that over the
         global batch."""
+        if recorders:
+            outside("item(), numpy() or a test")
+        return self.shows()
+
+    def shows(self) -> Array:
+        """The same, for use by operations."""
         place = self.place
         if place.__class__ is not Partial:
             return self.array

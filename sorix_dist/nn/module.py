@@ -9,6 +9,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.agreement import as_text
+from sorix_dist.core.capture import changed, host
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.flat import convert, zero_gradients
@@ -98,6 +99,8 @@ class Module:
                     "assign to its `data` to change the numbers, or delete it first"
                 )
         super().__setattr__(name, value)
+        if name == "training":
+            changed()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -306,6 +309,7 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
+    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
         for parameter in self.parameters() if set_to_none else ():

@@ -8,6 +8,7 @@ from math import cos, pi
 from typing import Any
 
 from sorix_dist.core.arguments import at_least
+from sorix_dist.core.capture import host
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
@@ -209,6 +210,7 @@ class OneCycleLR(LRScheduler):
     def lrs_at(self, epoch: int) -> list[float]:
         return [self._between(knots, epoch) for knots in self.lr_knots]
 
+    @host
     def step(self, epoch: int | None = None) -> None:
         """Sets the rates, and the momentum, of the next step, or of step `epoch`."""
         super().step(epoch)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
+from sorix_dist.core.capture import host
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
@@ -93,6 +94,7 @@ class Optimizer:
 
     # -- what a user calls
 
+    @host
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure`, called first, returned."""
         loss = None
@@ -124,6 +126,7 @@ class Optimizer:
             home.meet("optimizer.step")
         return loss
 
+    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters, so that the next backward writes instead of adding.
 

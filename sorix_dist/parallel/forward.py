@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, forward_of, tagged
 from sorix_dist.nn import Module
 from sorix_dist.parallel.replicas import Replicas
@@ -21,6 +22,12 @@ _SAMPLE = 4096  # bytes of a batch that are compared
 def shards_in(value: Any) -> list[Shard]:
     """The placements of the tensors in nested inputs that are rows of a batch."""
     return [x.place for x in entries(value) if isinstance(x, Tensor) and isinstance(x.place, Shard)]
+
+
+@host
+def _begin_batch(replicas: Replicas, batch: Batch) -> None:
+    """Notes which rows are computed, for the agreement at the end of the backward."""
+    replicas.rows = batch.known or batch.rows
 
 
 class WholeForward:
@@ -39,7 +46,7 @@ class WholeForward:
         first = inputs[0] if len(inputs) == 1 and not options else None
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             known_batch = first.place.batch
-            self.replicas.rows = known_batch.known or known_batch.rows
+            _begin_batch(self.replicas, known_batch)
             return module(first) if known_batch.group.alone else self._compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
@@ -53,7 +60,7 @@ class WholeForward:
             )
         batch, rows = self._asked(known, open_)
         if batch is not None:
-            self.replicas.rows = batch.rows
+            _begin_batch(self.replicas, batch)
 
             def tag(x: Any) -> Any:
                 if id(x) not in rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.home import read_only
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis
@@ -278,9 +279,15 @@ def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...]
     dtype = (input.array if isinstance(input, Tensor) else as_array(input)).dtype
     if dtype.kind != "f":
         raise TypeError(f"dropout: input must be of floating point dtype, got {dtype}")
-    keep = _kept(p, drawn, functional_draws() if draws is None else draws, shard_of(input))
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return mul(input, np.multiply(keep, scale, dtype=dtype).reshape(shape))
+    return mul(input, _mask(p, drawn, draws, shard_of(input), dtype, shape))
+
+
+@host
+def _mask(p: float, drawn: tuple[int, ...], draws: Draws | None, place: Shard | None, dtype: Any, shape: Any) -> Array:
+    """Factors of 0 or 1 / (1 - p), `drawn` of them, in `shape`."""
+    keep = _kept(p, drawn, functional_draws() if draws is None else draws, place)
+    mask: Array = np.multiply(keep, 1 / (1 - p) if p < 1 else 0.0, dtype=dtype).reshape(shape)
+    return mask
 
 
 def _kept(p: float, shape: tuple[int, ...], draws: Draws, place: Shard | None) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
 from sorix_dist.core.ops.choose import amax, amin, where
@@ -135,6 +136,7 @@ def weighted_mean(x: Any, weights: Array) -> Any:
     return sum_divided(x, divisor=total, held=held, over=total)
 
 
+@host
 def global_sum(numbers: Array, like: Any) -> float:
     """The sum of numbers, one or several for each row of a tensor `like`, over the global batch."""
     place = shard_of(like)

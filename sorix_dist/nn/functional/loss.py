@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -208,6 +209,7 @@ def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape:
 # -- classes
 
 
+@host
 def class_indices(
     name: str,
     labels: Array,

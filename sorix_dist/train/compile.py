@@ -1,0 +1,267 @@
+"""Captured steps: the calls of a training step as one straight line of Python, with the bits of the step itself."""
+
+from __future__ import annotations
+
+import builtins
+import linecache
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import update_wrapper
+from threading import get_ident
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor, flat
+from sorix_dist.core.capture import Recorder, recorders, same, version
+from sorix_dist.core.graph import recording
+from sorix_dist.core.placement import Shard
+from sorix_dist.nn import Module
+
+RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
+AUDITED = 3  # replays that are audited at first
+EVERY = 1000  # and then every so many
+_NUMBERS = (bool, int, float, str, bytes, type(None))
+
+
+def compile(step: Callable[..., Any]) -> CompiledStep:
+    """Captures a training step: the first calls run as they are, the later ones as one line of NumPy calls.
+
+    step: a function of a batch (tensors, arrays, numbers, or tuples, lists and dicts of them), which may compute losses,
+    call backward, clip, and step optimizers and schedulers; it returns tensors, nested or None. The result has the same
+    bits. Each shape, dtype, placement, mode and number among its arguments, closure and globals gets a program of its
+    own; `print(step.source)` shows the latest.
+
+    Python code of the step runs in the first calls only: what it prints or counts is not repeated. Attributes that it
+    reads are those of the first calls. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes arrays by NumPy,
+    or calls autograd.grad can't be captured: such a step goes on as it is, and a warning says the line, once.
+
+    The first three replays and every thousandth are audited: the step runs as it is, and its calls are compared with
+    the program, with the same arrays; RuntimeError names the first that differs. The environment variable
+    SORIX_DIST_COMPILE=audit audits every call, =off captures nothing.
+    """
+    return CompiledStep(step)
+
+
+class CompiledStep:
+    """A step and the programs that were captured of it; see `compile`.
+
+    source: of the latest program, a function of the step's arguments; reason: why the step is not captured, or None.
+    """
+
+    def __init__(self, step: Callable[..., Any], bound: Any = None) -> None:
+        if not callable(step):
+            raise TypeError(f"compile: step must be a function, got {type(step).__name__}")
+        update_wrapper(self, step)
+        self.step = step
+        self.bound = bound
+        self.source = ""
+        self.reason: str | None = None
+        self._programs: dict[Any, _Entry] = {}
+        self._captured = [*_captured(step)]
+        self._mode = os.environ.get("SORIX_DIST_COMPILE", "")
+        if self._mode not in ("", "audit", "off"):
+            raise ValueError(f"SORIX_DIST_COMPILE must be 'audit', 'off' or unset, got {self._mode!r}")
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """A method: each instance has programs of its own."""
+        if instance is None:
+            return self
+        made = CompiledStep(self.step.__get__(instance, owner), instance)
+        if (name := getattr(self.step, "__name__", None)) and hasattr(instance, "__dict__"):
+            instance.__dict__[name] = made
+        return made
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._mode == "off" or get_ident() in recorders:  # inside of another one it is a part of that
+            return self.step(*args, **options)
+        values: list[Any] = []
+        key = (
+            *(_key(x, values) for x in args),
+            *((name, _key(x, values)) for name, x in options.items()),
+            tuple(x if isinstance(x := read(), _NUMBERS) else id(x) for read in self._captured),
+            version(),
+            flat.version(),
+            recording.get(),
+        )
+        entry = self._programs.get(key)
+        if entry is None:
+            entry = self._programs[key] = _Entry()
+        if entry.program is None:
+            return self._record(entry, values, args, options)
+        entry.runs += 1
+        if entry.runs <= AUDITED or entry.runs % EVERY == 0 or self._mode == "audit":
+            return self._audit(entry, values, args, options)
+        return entry.program(*values)
+
+    def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
+        """Runs the step as it is; its calls become a program when two recordings are alike."""
+        if entry.given_up:
+            return self.step(*args, **options)
+        recorder, result = self._recorded(values, args, options)
+        before, entry.recorder = entry.recorder, recorder
+        entry.recordings += 1
+        if recorder.refusal is not None:
+            self._give_up(entry, recorder.refusal)
+        elif before is not None:
+            difference = _difference(before, recorder)
+            if difference is None:
+                entry.program = _assembled(recorder, len(values), self.step)
+                self.source = entry.program.__doc__ or ""
+            elif entry.recordings >= RECORDINGS:
+                self._give_up(entry, f"its calls are not the same every time: {difference}")
+        return result
+
+    def _give_up(self, entry: _Entry, reason: str) -> None:
+        entry.given_up, entry.recorder, self.reason = True, None, reason
+        warnings.warn(f"compile: {self.step.__name__} runs as it is: {reason}", RuntimeWarning, stacklevel=4)
+
+    def _recorded(self, values: list[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
+        names = [(f"a{i}", value) for i, value in enumerate(values)]
+        recorder = Recorder(names, _staying([read() for read in self._captured]))
+        recorders[get_ident()] = recorder
+        try:
+            result = self.step(*args, **options)
+            recorder.bare(f"return {recorder.of(_checked(recorder, result))}")
+        finally:
+            del recorders[get_ident()]
+        recorder.finish()
+        return recorder, result
+
+    def _audit(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
+        """Runs the step as it is, and compares its calls, and the arrays that they get, with those of the program."""
+        assert entry.recorder is not None
+        recorder, result = self._recorded(values, args, options)
+        difference = recorder.refusal or _difference(entry.recorder, recorder)
+        if difference is not None:
+            raise RuntimeError(
+                f"compile: the captured program of {self.step.__name__} is not what the step does in call "
+                f"{entry.runs}: {difference}. SORIX_DIST_COMPILE=off runs the step as it is"
+            )
+        return result
+
+
+class _Entry:
+    """What is known of the step for one key."""
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        self.recordings = self.runs = 0
+        self.program: Callable[..., Any] | None = None
+        self.given_up = False
+
+
+def _key(x: Any, values: list[Any]) -> Any:
+    """What a program depends on in an argument; its tensors and arrays go into `values`."""
+    if isinstance(x, Tensor):
+        values.append(x)
+        place, array = x.place, x.array
+        if place.__class__ is Shard:
+            batch = place.batch
+            total = None if batch.known is None else batch.known.total
+            place = place.axis, place.outer, place.inner, batch.held, total, id(place.group), batch.shard
+        return array.shape, array.dtype, place, x.origin is not None
+    if isinstance(x, np.ndarray):
+        values.append(x)
+        return x.shape, x.dtype
+    if isinstance(x, tuple | list):
+        return type(x), *(_key(part, values) for part in x)
+    if isinstance(x, dict):
+        return tuple((name, _key(part, values)) for name, part in x.items())
+    return x if isinstance(x, _NUMBERS) else id(x)
+
+
+def _captured(step: Callable[..., Any]) -> Iterator[Callable[[], Any]]:
+    """Functions that read what a step takes from its closure, its globals and its `self`."""
+    function = getattr(step, "__func__", step)
+    for cell in getattr(function, "__closure__", None) or ():
+        yield lambda cell=cell: cell.cell_contents  # type: ignore[misc]
+    code = getattr(function, "__code__", None)
+    for name in code.co_names if code is not None else ():
+        if name in function.__globals__:
+            yield lambda name=name: function.__globals__.get(name)  # type: ignore[misc]
+    bound = getattr(step, "__self__", None)
+    if bound is not None:
+        for name in code.co_names if code is not None else ():
+            if name in vars(bound):
+                yield lambda name=name: vars(bound).get(name)  # type: ignore[misc]
+
+
+def _staying(things: list[Any]) -> dict[int, str]:
+    """By id the names of arrays and tensors that a program may mention: of modules, and those that the step names."""
+    found: dict[int, str] = {}
+    for thing in things:
+        for each in thing if isinstance(thing, tuple | list) else [thing]:
+            named = [*each.named_parameters(), *each.named_buffers()] if isinstance(each, Module) else []
+            named += [("tensor", each)] if isinstance(each, Tensor) else []
+            for name, tensor in named:
+                plain = name.removeprefix("module.").replace(".", "_")
+                plain = f"layer_{plain}" if plain[0].isdigit() else plain
+                found[id(tensor)], found[id(tensor.array)] = f"{plain}_tensor", plain
+            if isinstance(each, np.ndarray):
+                found[id(each)] = "array"
+    return found
+
+
+def _checked(recorder: Recorder, result: Any) -> Any:
+    """The result of a step, which holds tensors; a number that it read from one was refused already."""
+    if isinstance(result, float | int) and not isinstance(result, bool):
+        recorder.refuse("the step returns a Python number: return the tensor, and call item() outside")
+    return result
+
+
+def _difference(one: Recorder, other: Recorder) -> str | None:
+    """How the second of two recordings differs from the first, None if it does not."""
+    for line, now, where in zip(one.lines, other.lines, other.wheres):
+        if line != now:
+            return f"`{line}` was `{now}` at {where}"
+    if len(one.lines) != len(other.lines):
+        return f"{len(one.lines)} calls became {len(other.lines)}"
+    for name, thing in one.names.items():
+        if not same(thing, other.names.get(name)):
+            line = next((i for i, text in enumerate(other.lines) if re.search(rf"\b{name}\b", text)), 0)
+            return f"`{name}` is another one in `{other.lines[line]}` at {other.wheres[line]}"
+    return None
+
+
+_VARIABLE = re.compile(r"\b[tr]\d+\b")
+
+
+def _text(recorder: Recorder, count: int) -> str:
+    """The program: the lines of a recording, which forget what no later one needs."""
+    last = {name: i for i, line in enumerate(recorder.lines) for name in _VARIABLE.findall(line)}
+    text = [f"def step({', '.join(f'a{i}' for i in range(count))}):"]
+    indent = "    "
+    for i, line in enumerate(recorder.lines):
+        if line == "try:":
+            text.append(f"{indent}try:")
+            indent = "        "
+            text.append(f"{indent}pass")
+            continue
+        if line.startswith("except "):
+            indent = "    "
+            sync = line.removeprefix("except ")
+            text += [f"{indent}except BaseException:", f"{indent}    {sync}.failed()", f"{indent}    raise"]
+            continue
+        made = [name for name in dict.fromkeys(_VARIABLE.findall(line)) if last[name] == i]
+        if line.partition(" = ")[0] in made and " = " in line and "," not in line.partition(" = ")[0]:
+            line = line.partition(" = ")[2]
+            made = [name for name in made if name in line]
+        text.append(indent + line)
+        if made and not line.startswith("return"):
+            text.append(f"{indent}del {', '.join(made)}")
+    return "\n".join(text) + "\n"
+
+
+def _assembled(recorder: Recorder, count: int, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The program as a function, whose source tracebacks and profilers can show."""
+    source = _text(recorder, count)
+    file = f"<captured {step.__name__} {id(recorder):x}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    names = dict(recorder.names)
+    exec(builtins.compile(source, file, "exec"), names)
+    names["step"].__doc__ = source
+    program: Callable[..., Any] = names["step"]
+    return program
