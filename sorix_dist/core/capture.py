@@ -148,12 +148,22 @@ class Recorder:
         self.line(f"{self.name(function.__qualname__.replace('.', '_'), function)}({', '.join(values)})", result)
         return result
 
-    def leaf(self, leaf: Any, rule: Any, gradient: Any, add: Callable[..., None]) -> Any:
-        """Writes that a gradient is added at a leaf; returns the rule itself."""
-        if self.paused or not isinstance(rule, RecordedRule):
-            return rule
-        self.bare(f"{self.name('deposit', add)}({self.constant(leaf, 'leaf')}, {rule.expression}, {self.of(gradient)})")
-        return rule.rule
+    def leaf(self, leaf: Any, rule: Any, gradient: Any, deposit: Callable[..., None]) -> None:
+        """Adds a gradient at a leaf, and writes it."""
+        if not isinstance(rule, RecordedRule):
+            self.refuse("a backward of a tensor that no operation made")
+        else:
+            where, rule = rule.expression, rule.rule
+            self.bare(f"{self.name('deposit', deposit)}({self.constant(leaf, 'leaf')}, {where}, {self.of(gradient)})")
+        with self.pause():
+            deposit(leaf, rule, gradient)
+
+    def visited(self, node: Any, visitor: Any) -> None:
+        """Writes that a walk has come to a node."""
+        if node.hooks:
+            self.refuse("a hook of a tensor")
+        if visitor is not None and id(visitor) in self._known:
+            self.bare(f"{self.of(visitor)}({self.constant(node, 'node')}, None)")
 
     def added(self, first: Any, second: Any, result: Any) -> None:
         """Writes that two gradients were added, in place if the result is the first of them."""
@@ -207,7 +217,7 @@ class Recorder:
         if isinstance(result, tuple | list):
             for i, part in enumerate(result):
                 self._know_parts(part, f"{expression}[{i}]")
-        elif isinstance(result, np.ndarray | float | np.generic):
+        elif isinstance(result, np.ndarray | float | np.generic | FunctionType):
             self._know(result, expression)
         elif _is_tensor(result):
             self._know(result, expression)
@@ -296,6 +306,8 @@ def same(one: Any, other: Any) -> bool:
         return bool(one == other) or (one != one and other != other)
     if isinstance(one, Partial):
         return all(same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
+    if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes, of which visitors see the virtual shard
+        return bool(one.shard == other.shard)
     if is_dataclass(one):
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     if isinstance(one, tuple):

@@ -16,9 +16,14 @@ from sorix_dist.core import random
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.placement import Shard, forward_of, shard_of, tagged
-from sorix_dist.core.random import normal_by_row, uniform_by_row
+from sorix_dist.core.placement import forward_of, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor, as_array
+
+__all__ = [
+    "tensor", "as_tensor", "from_numpy", "from_dlpack", "zeros", "ones", "empty", "full", "eye", "arange", "linspace",
+    "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like",
+    "rand_like", "randn_like", "bernoulli",
+]  # fmt: skip
 
 
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
@@ -72,27 +77,24 @@ def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = 
 
 def zeros_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of the shape, and by default the dtype, of `input`."""
-    return full_like(input, 0, device, requires_grad, dtype)
+    return _like(input, np.zeros, device, requires_grad, dtype)
 
 
 def ones_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of the shape, and by default the dtype, of `input`."""
-    return full_like(input, 1, device, requires_grad, dtype)
+    return _like(input, np.ones, device, requires_grad, dtype)
 
 
 def empty_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of the shape, and by default the dtype, of `input`, with whatever was in memory."""
-    return _made(np.empty(*_like(input, dtype)), device, requires_grad)
+    return _like(input, np.empty, device, requires_grad, dtype)
 
 
 def full_like(
     input: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
     """`fill_value` everywhere in the shape, and by default the dtype, of `input`."""
-    shape, kind = _like(input, dtype)
-    made, rows = _made(np.full(shape, as_array(fill_value, kind), kind), device, False), shard_of(input)
-    made = made if rows is None else tagged(made, rows)
-    return made.requires_grad_() if requires_grad else made
+    return _like(input, lambda shape, kind: np.full(shape, as_array(fill_value, kind)), device, requires_grad, dtype)
 
 
 def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
@@ -153,22 +155,16 @@ def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
 
 def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`rand` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
-    its place in the global batch."""
-    rows = shard_of(input)
-    if rows is not None:
-        return _drawn_by_row(uniform_by_row, input, rows, device, requires_grad, dtype)
-    shape, kind = _like(input, dtype)
-    return rand(shape, device=device, requires_grad=requires_grad, dtype=kind)
+    its index in the global batch."""
+    draw = _drawing(input, random.uniform_by_row, random.generator().random)
+    return _like(input, draw, device, requires_grad, dtype)
 
 
 def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`randn` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
-    its place in the global batch."""
-    rows = shard_of(input)
-    if rows is not None:
-        return _drawn_by_row(normal_by_row, input, rows, device, requires_grad, dtype)
-    shape, kind = _like(input, dtype)
-    return randn(shape, device=device, requires_grad=requires_grad, dtype=kind)
+    its index in the global batch."""
+    draw = _drawing(input, random.normal_by_row, random.generator().standard_normal)
+    return _like(input, draw, device, requires_grad, dtype)
 
 
 def bernoulli(input: Any, p: float | None = None) -> Tensor:
@@ -177,19 +173,9 @@ def bernoulli(input: Any, p: float | None = None) -> Tensor:
     if chances.size and not (chances.min() >= 0 and chances.max() <= 1):
         raise ValueError(f"bernoulli: probabilities must be in [0, 1], got {chances.min()} to {chances.max()}")
     rows = shard_of(input)
-    drawn = random.generator().random(chances.shape) if rows is None else uniform_by_row(chances.shape, rows)
+    drawn = random.generator().random(chances.shape) if rows is None else random.uniform_by_row(chances.shape, rows)
     result = Tensor.of((drawn < chances).astype(as_array(input).dtype))
     return result if rows is None else tagged(result, rows)
-
-
-def _drawn_by_row(
-    draw: Callable[..., Array], input: Tensor, rows: Shard, device: Any, requires_grad: bool, dtype: Any
-) -> Tensor:
-    kind = input.array.dtype if dtype is None else as_dtype(dtype)
-    if kind.kind != "f":
-        raise TypeError(f"dtype must be a floating point type for random numbers, got {kind}")
-    drawn = tagged(_made(draw(input.array.shape, rows).astype(kind), device, False), rows)
-    return drawn.requires_grad_() if requires_grad else drawn
 
 
 def randint(
@@ -215,26 +201,40 @@ def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: An
     return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 
-def _drawn(draw: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
-    kind, batch = or_float32(dtype), forward_of.get()
-    if batch is not None and not batch.group.alone and size and size[0] == batch.held:
-        batch.group.tell(
+def _drawing(input: Any, by_row: Callable[..., Array], stream: Callable[..., Any]) -> Callable[..., Array]:
+    rows = shard_of(input)
+    if rows is None:
+        return lambda shape, kind: _drawn(stream, shape, kind)
+    return lambda shape, kind: by_row(shape, rows).astype(_floating(kind))
+
+
+def _drawn(stream: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
+    kind, batch = _floating(or_float32(dtype)), forward_of.get()
+    if batch is not None and not batch.group.single and size and size[0] == batch.held:
+        batch.group.warn(
             f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "
             "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
         )
+    drawn = stream(size, dtype=np.float64 if kind == np.float64 else np.float32)
+    return np.asarray(drawn).astype(kind, copy=False)
+
+
+def _floating(kind: np.dtype[Any]) -> np.dtype[Any]:
     if kind.kind != "f":
         raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")
-    direct = kind in (np.dtype(np.float32), np.dtype(np.float64))
-    return np.asarray(draw(size, dtype=kind)) if direct else np.asarray(draw(size, dtype=np.float32)).astype(kind)
+    return kind
+
+
+def _like(input: Any, make: Callable[..., Array], device: Any, requires_grad: bool, dtype: Any) -> Tensor:
+    """What `make` gives for the shape and dtype of `input`; beside rows of a batch they are rows too."""
+    array, rows = as_array(input), shard_of(input)
+    made = _made(make(array.shape, array.dtype if dtype is None else as_dtype(dtype)), device, False)
+    made = made if rows is None else tagged(made, rows)
+    return made.requires_grad_() if requires_grad else made
 
 
 def _made(array: Any, device: Any, requires_grad: bool) -> Tensor:
     return Tensor(np.asarray(array), device=device, requires_grad=requires_grad)
-
-
-def _like(input: Any, dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    array = as_array(input)
-    return array.shape, array.dtype if dtype is None else as_dtype(dtype)
 
 
 def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:

@@ -15,30 +15,11 @@ import numpy as np
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import OF_NUMPY
+from sorix_dist.core.ops import choose, indexing, join, matrix, reduce
 from sorix_dist.core.ops import elementwise as e
+from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
-from sorix_dist.core.ops.choose import amax, amin, argmax, argmin, clamp, tril, triu, where
-from sorix_dist.core.ops.indexing import diag, gather, take
-from sorix_dist.core.ops.join import MODES, cat, pad, split, stack, unbind
-from sorix_dist.core.ops.matrix import einsum, matmul, outer
-from sorix_dist.core.ops.reduce import all as all_true
-from sorix_dist.core.ops.reduce import any as any_true
-from sorix_dist.core.ops.reduce import cumsum, mean, prod, std, sum, var
-from sorix_dist.core.ops.shape import (
-    alias,
-    expand_to,
-    flip,
-    movedim,
-    permute,
-    repeat,
-    reshape,
-    roll,
-    squeeze,
-    swapaxes,
-    transpose,
-    unsqueeze,
-)
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Tensor
 
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
 # What to use instead of NumPy functions whose arguments or answers are not those of the operation.
@@ -114,27 +95,21 @@ def _holds_floats(result: Any) -> bool:
 # -- NumPy's arguments, as far as the operations know them
 
 
-def _along_axes(operation: Callable[..., Any]) -> Callable[..., Any]:
+def _reduction(operation: Callable[..., Any]) -> Callable[..., Any]:
     def over(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
         return operation(_as(dtype, a, out), axis, keepdims)
 
     return over
 
 
-def _spread(operation: Callable[..., Any]) -> Callable[..., Any]:
-    def over(
-        a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: bool = False
-    ) -> Any:
-        return operation(_as(dtype, a, out), axis, keepdims, correction=ddof)
-
-    return over
+def _variance(operation: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, axis=None, dtype=None, out=None, ddof=0, keepdims=False: operation(
+        _as(dtype, a, out), axis, keepdims, correction=ddof
+    )
 
 
-def _choosing(operation: Callable[..., Any]) -> Callable[..., Any]:
-    def over(a: Any, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
-        return operation(_as(None, a, out), axis, keepdims)
-
-    return over
+def _extreme(operation: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, axis=None, out=None, keepdims=False: operation(_as(None, a, out), axis, keepdims)
 
 
 def _as(dtype: Any, a: Any, out: Any = None) -> Any:
@@ -145,7 +120,7 @@ def _as(dtype: Any, a: Any, out: Any = None) -> Any:
 
 def _cumsum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
     a = _as(dtype, a, out)
-    return cumsum(reshape(a, -1), 0) if axis is None else cumsum(a, axis)
+    return reduce.cumsum(shapes.reshape(a, -1), 0) if axis is None else reduce.cumsum(a, axis)
 
 
 def _dot(a: Any, b: Any) -> Any:
@@ -153,15 +128,13 @@ def _dot(a: Any, b: Any) -> Any:
         return e.mul(a, b)
     if np.ndim(b) > 2:
         raise ValueError(f"numpy.dot: b must have at most two dimensions, got shape {tuple(b.shape)}; use einsum")
-    return matmul(a, b)
+    return matrix.matmul(a, b)
 
 
-def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
-    return list(split(ary, _sizes(ary, indices_or_sections, axis, equal=True), axis))
-
-
-def _array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
-    return list(split(ary, _sizes(ary, indices_or_sections, axis, equal=False), axis))
+def _split(equal: bool) -> Callable[..., list[Any]]:
+    return lambda ary, indices_or_sections, axis=0: list(
+        join.split(ary, _sizes(ary, indices_or_sections, axis, equal), axis)
+    )
 
 
 def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
@@ -175,26 +148,22 @@ def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
     return [length // sections + (i < length % sections) for i in range(sections)]
 
 
-def _nonzero(condition: Any) -> tuple[Array, ...]:
-    return np.nonzero(np.asarray(condition))
-
-
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
     index = indices.array if isinstance(indices, Tensor) else np.asarray(indices)
     if axis is None:
-        return take(reshape(a, -1), index=index)
-    return take(a, index=along(axis_of("take", a, axis), index))
+        return indexing.take(shapes.reshape(a, -1), index=index)
+    return indexing.take(a, index=along(axis_of("take", a, axis), index))
 
 
 def _tile(A: Any, reps: Any) -> Any:
     times = (reps,) if np.ndim(reps) == 0 else tuple(reps)
-    return repeat(A, (1,) * (A.ndim - len(times)) + times)
+    return shapes.repeat(A, (1,) * (A.ndim - len(times)) + times)
 
 
 def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
-    ours = {theirs: name for name, theirs in MODES.items()}.get(mode, mode)
+    ours = {theirs: name for name, theirs in join.MODES.items()}.get(mode, mode)
     widths = np.broadcast_to(pad_width, (array.ndim, 2))[::-1].ravel().tolist()
-    return pad(array, widths, ours, constant_values)
+    return join.pad(array, widths, ours, constant_values)
 
 
 def _at_least(count: int) -> Callable[..., Any]:
@@ -202,7 +171,7 @@ def _at_least(count: int) -> Callable[..., Any]:
 
     def at_least(*arys: Any) -> Any:
         arys = tuple(a if isinstance(a, Tensor) else Tensor(a) for a in arys)
-        results = [a if a.ndim >= count else reshape(a, plain(a.array).shape) for a in arys]
+        results = [a if a.ndim >= count else shapes.reshape(a, plain(a.array).shape) for a in arys]
         return results[0] if len(results) == 1 else tuple(results)
 
     return at_least
@@ -214,28 +183,19 @@ def _joined(count: int, axis: int) -> Callable[..., Any]:
 
     def joined(tup: Any) -> Any:
         parts = [at_least(part) for part in tup]
-        return cat(parts, 0 if parts[0].ndim == 1 else axis)
+        return join.cat(parts, 0 if parts[0].ndim == 1 else axis)
 
     return joined
 
 
 def _columns(tup: Any) -> Any:
-    return cat([reshape(part, -1, 1) if np.ndim(part) < 2 else part for part in tup], 1)
+    return join.cat([shapes.reshape(part, -1, 1) if np.ndim(part) < 2 else part for part in tup], 1)
 
 
-def _in_c_order(name: str, order: str) -> None:
+def _reshape(name: str, a: Any, shape: Any, order: str) -> Any:
     if order != "C":
         raise ValueError(f"numpy.{name}: order must be 'C' for a tensor, got {order!r}; transpose it first")
-
-
-def _reshape(a: Any, shape: Any, order: str = "C") -> Any:
-    _in_c_order("reshape", order)
-    return reshape(a, *(shape if isinstance(shape, tuple | list) else (shape,)))
-
-
-def _ravel(a: Any, order: str = "C") -> Any:
-    _in_c_order("ravel", order)
-    return reshape(a, -1)
+    return shapes.reshape(a, *(shape if isinstance(shape, tuple | list) else (shape,)))
 
 
 OF_NUMPY |= {
@@ -245,73 +205,77 @@ OF_NUMPY |= {
     np.empty_like: lambda prototype, dtype=None: empty_like(prototype, dtype=dtype),
     np.full_like: lambda a, fill_value, dtype=None: full_like(a, fill_value, dtype=dtype),
     # shape
-    np.reshape: _reshape,
-    np.ravel: _ravel,
-    np.transpose: lambda a, axes=None: transpose(a) if axes is None else permute(a, *axes),
-    np.matrix_transpose: lambda x: swapaxes(x, -1, -2),
-    np.swapaxes: lambda a, axis1, axis2: swapaxes(a, axis1, axis2),
-    np.moveaxis: lambda a, source, destination: movedim(a, source, destination),
-    np.squeeze: lambda a, axis=None: squeeze(a, axis),
-    np.expand_dims: lambda a, axis: unsqueeze(a, axis),
+    np.reshape: lambda a, shape, order="C": _reshape("reshape", a, shape, order),
+    np.ravel: lambda a, order="C": _reshape("ravel", a, -1, order),
+    np.transpose: lambda a, axes=None: shapes.transpose(a) if axes is None else shapes.permute(a, *axes),
+    np.matrix_transpose: lambda x: shapes.swapaxes(x, -1, -2),
+    np.swapaxes: lambda a, axis1, axis2: shapes.swapaxes(a, axis1, axis2),
+    np.moveaxis: lambda a, source, destination: shapes.movedim(a, source, destination),
+    np.squeeze: lambda a, axis=None: shapes.squeeze(a, axis),
+    np.expand_dims: lambda a, axis: shapes.unsqueeze(a, axis),
     np.atleast_1d: _at_least(1),
     np.atleast_2d: _at_least(2),
     np.atleast_3d: _at_least(3),
-    np.broadcast_to: lambda array, shape: expand_to(array, shape=tuple(np.atleast_1d(shape).tolist())),
-    np.flip: lambda m, axis=None: flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist())),
-    np.roll: lambda a, shift, axis=None: roll(a, shift, axis),
+    np.broadcast_to: lambda array, shape: shapes.expand_to(array, shape=tuple(np.atleast_1d(shape).tolist())),
+    np.flip: lambda m, axis=None: shapes.flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist())),
+    np.roll: lambda a, shift, axis=None: shapes.roll(a, shift, axis),
     np.tile: _tile,
     np.pad: _pad,
     # several into one, one into several
-    np.concatenate: lambda arrays, axis=0: cat([reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0),
-    np.stack: lambda arrays, axis=0: stack(arrays, axis),
+    np.concatenate: lambda arrays, axis=0: join.cat(
+        [shapes.reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0
+    ),
+    np.stack: lambda arrays, axis=0: join.stack(arrays, axis),
     np.vstack: _joined(2, 0),
     np.hstack: _joined(1, 1),
     np.dstack: _joined(3, 2),
     np.column_stack: _columns,
-    np.split: _split,
-    np.array_split: _array_split,
+    np.split: _split(equal=True),
+    np.array_split: _split(equal=False),
     # choice
-    np.where: lambda condition, *branches: where(condition, *branches) if branches else _nonzero(condition),
-    np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: clamp(
+    np.where: lambda condition, *branches: (
+        choose.where(condition, *branches) if branches else np.nonzero(np.asarray(condition))
+    ),
+    np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: choose.clamp(
         a, min if a_min is None else a_min, max if a_max is None else a_max
     ),
     np.take: _take,
-    np.take_along_axis: lambda arr, indices, axis=-1: gather(arr, axis, indices),
-    np.diag: lambda v, k=0: diag(v, k),
-    np.tril: lambda m, k=0: tril(m, k),
-    np.triu: lambda m, k=0: triu(m, k),
+    np.take_along_axis: lambda arr, indices, axis=-1: indexing.gather(arr, axis, indices),
+    np.diag: lambda v, k=0: indexing.diag(v, k),
+    np.tril: lambda m, k=0: choose.tril(m, k),
+    np.triu: lambda m, k=0: choose.triu(m, k),
     # element by element
     np.round: lambda a, decimals=0: e.round(a, decimals),
     np.around: lambda a, decimals=0: e.round(a, decimals),
     np.rint: e.round,
     np.fabs: e.abs,
-    np.positive: alias,
-    np.conjugate: alias,
-    np.real: alias,
+    np.positive: shapes.alias,
+    np.conjugate: shapes.alias,
+    np.real: shapes.alias,
     # products
-    np.matmul: matmul,
+    np.matmul: matrix.matmul,
     np.dot: _dot,
-    np.outer: outer,
-    np.einsum: lambda *operands, optimize=False: einsum(*operands),
-    np.linalg.matmul: matmul,
-    np.linalg.outer: outer,
+    np.outer: matrix.outer,
+    np.einsum: lambda *operands, optimize=False: matrix.einsum(*operands),
+    np.linalg.matmul: matrix.matmul,
+    np.linalg.outer: matrix.outer,
     # over dimensions
-    np.sum: _along_axes(sum),
-    np.mean: _along_axes(mean),
-    np.prod: _along_axes(prod),
-    np.var: _spread(var),
-    np.std: _spread(std),
+    np.sum: _reduction(reduce.sum),
+    np.mean: _reduction(reduce.mean),
+    np.prod: _reduction(reduce.prod),
+    np.var: _variance(reduce.var),
+    np.std: _variance(reduce.std),
     np.cumsum: _cumsum,
-    np.max: _choosing(amax),
-    np.min: _choosing(amin),
-    np.argmax: lambda a, axis=None, keepdims=False: argmax(a, axis, keepdims),
-    np.argmin: lambda a, axis=None, keepdims=False: argmin(a, axis, keepdims),
-    np.all: _choosing(lambda a, axis, keepdims: all_true(a, axis, keepdims)),
-    np.any: _choosing(lambda a, axis, keepdims: any_true(a, axis, keepdims)),
+    np.max: _extreme(choose.amax),
+    np.min: _extreme(choose.amin),
+    np.argmax: lambda a, axis=None, keepdims=False: choose.argmax(a, axis, keepdims),
+    np.argmin: lambda a, axis=None, keepdims=False: choose.argmin(a, axis, keepdims),
+    np.all: _extreme(reduce.all),
+    np.any: _extreme(reduce.any),
 }
 OF_NUMPY |= {np.amax: OF_NUMPY[np.max], np.amin: OF_NUMPY[np.min]}
 if hasattr(np, "unstack"):  # NumPy 2.1
-    OF_NUMPY[np.unstack] = lambda x, *, axis=0: unbind(x, axis)
+    OF_NUMPY[np.unstack] = lambda x, *, axis=0: join.unbind(x, axis)
     OF_NUMPY[np.astype] = lambda x, dtype: _as(dtype, x)
 
 setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)

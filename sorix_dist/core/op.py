@@ -22,7 +22,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import signature
-from types import CellType, FunctionType
 from typing import Any, Literal
 
 import numpy as np
@@ -250,26 +249,3 @@ def memoize_last(compute: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return made
 
     return of
-
-
-def rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None], Tensor]:
-    """The rule of input `index`, closed over tensors instead of arrays, so that its work is recorded."""
-
-    def as_tensor(name: str, value: Any) -> Any:
-        if name in node.op.inputs:
-            edge = node.edges[node.op.inputs.index(name)]
-            return Tensor.of(value, edge) if isinstance(value, np.ndarray) else value
-        if id(value) == node.result:
-            return Tensor.of(np.asarray(value), node)
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-            raise RuntimeError(
-                f"the operation '{node.op.name}' can't be differentiated twice: the rule of its input {index} "
-                f"needs '{name}', which is neither an input nor the result, and it names no composite"
-            )
-        return value
-
-    cells = tuple(
-        CellType(as_tensor(name, cell.cell_contents))
-        for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)
-    )
-    return FunctionType(rule.__code__, rule.__globals__, rule.__name__, rule.__defaults__, cells)

@@ -5,18 +5,25 @@ Parameters that are neighbours in memory are updated as one slice, in blocks tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
+
+import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.flat import leaf_of, zero_gradients
-from sorix_dist.core.home import Home
+from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import Buffers, GroupState, Scratch
+from sorix_dist.optim.torch_state import from_torch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
+_IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes
+_SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
+_NEW = {"amsgrad", "maximize"}  # options that state dicts of earlier versions lack
 _NOTES = ("name", "initial_lr")  # what a group may hold besides: a name, and what schedulers write down
 
 
@@ -30,7 +37,17 @@ class Optimizer:
 
     scratch_arrays: ClassVar[int] = 1  # how many spare arrays `update` needs
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        ignored: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> None:
+        if unknown := sorted(ignored.keys() - _IGNORED):
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument '{unknown[0]}'")
         self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
         self.param_groups: list[Group] = []
         self._states: list[GroupState] = []
@@ -79,6 +96,9 @@ class Optimizer:
         """Raises for an option that makes no sense."""
         in_range("lr", group["lr"], 0)
         in_range("weight_decay", group["weight_decay"], 0)
+        for name in _SWITCHES & group.keys():
+            if group[name] not in (True, False):
+                raise TypeError(f"{name} must be True or False, got {group[name]!r}")
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         """The names of the arrays that the options of this group need beside each parameter."""
@@ -109,21 +129,21 @@ class Optimizer:
                         "model.accumulate(...), or after a backward outside of model.no_sync()"
                     )
         # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
-        homes: dict[Home, None] = {}
+        memories: dict[ParameterMemory, None] = {}
         plans = []
         for group, state in zip(self.param_groups, self._states, strict=True):
             options = [group[name] for name in self.defaults]
             plans.append(state.advance(self.buffers(group), self.scratch_arrays, options))
-            for home in state.homes:
-                homes[home] = None
-        for home in homes:
-            home.meet("optimizer.step")
+            for memory in state.memories:
+                memories[memory] = None
+        for memory in memories:
+            memory.fence("optimizer.step")
         for group, runs in zip(self.param_groups, plans, strict=True):
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)
-        for home in homes:
-            home.meet("optimizer.step")
+        for memory in memories:
+            memory.fence("optimizer.step")
         return loss
 
     @host
@@ -157,11 +177,12 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes.
+        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes, also of PyTorch's.
 
         ValueError says what does not fit; nothing is changed then.
         """
         self.check_state_dict(state_dict)
+        state_dict = self._as_own(state_dict)
         for group, own, saved in zip(self.param_groups, self._states, state_dict["param_groups"], strict=True):
             group.update(_options(saved))
             own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
@@ -172,18 +193,23 @@ class Optimizer:
             raise ValueError(
                 f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
             )
+        state_dict = self._as_own(state_dict)
         groups, state = state_dict["param_groups"], state_dict["state"]
         sizes = [len(own.params) for own in self._states]
         given = [len(group.get("params", ())) for group in groups]
         if sizes != given:
             raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
         for i, (group, saved, own) in enumerate(zip(self.param_groups, groups, self._states, strict=True)):
-            missing = self.defaults.keys() - saved.keys()
+            missing = self.defaults.keys() - saved.keys() - _NEW
             if missing:
                 raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
             together = {**group, **_options(saved)}
             self.check(together)
             own.check([state.get(number) for number in saved["params"]], self.buffers(together))
+
+    def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        params = [parameter for group in self.param_groups for parameter in group["params"]]
+        return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
 
     def __repr__(self) -> str:
         groups = (
@@ -196,3 +222,30 @@ class Optimizer:
 def _options(saved: Group) -> Group:
     """What a saved group holds beside the numbers of its parameters."""
     return {name: value for name, value in saved.items() if name != "params"}
+
+
+def descent(data: Array, grad: Array, spare: Array, group: Group, decoupled: bool = False) -> Array:
+    """The gradient of what is minimized, with weight decay: `grad` itself, or in `spare`.
+
+    decoupled: shrinks the parameters by lr * weight_decay instead (Loshchilov and Hutter 2019).
+    """
+    decay = float(group["weight_decay"])
+    if decay and decoupled:
+        data *= 1 - float(group["lr"]) * decay
+    elif decay:
+        np.multiply(data, decay, out=spare)
+        if group["maximize"]:
+            spare -= grad
+        else:
+            spare += grad
+        return spare
+    if group["maximize"]:
+        return np.negative(grad, out=spare)
+    return grad
+
+
+def average_into(average: Array, value: Array, decay: float, spare: Array) -> None:
+    """average = decay average + (1 - decay) value, in place; `value` may be `spare`."""
+    np.multiply(value, 1 - decay, out=spare)
+    average *= decay
+    average += spare

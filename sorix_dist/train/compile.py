@@ -243,7 +243,7 @@ def _text(recorder: Recorder, count: int) -> str:
         if line.startswith("except "):
             indent = "    "
             sync = line.removeprefix("except ")
-            text += [f"{indent}except BaseException:", f"{indent}    {sync}.failed()", f"{indent}    raise"]
+            text += [f"{indent}except BaseException:", f"{indent}    {sync}.backward_failed()", f"{indent}    raise"]
             continue
         made = [name for name in dict.fromkeys(_VARIABLE.findall(line)) if last[name] == i]
         if line.partition(" = ")[0] in made and " = " in line and "," not in line.partition(" = ")[0]:

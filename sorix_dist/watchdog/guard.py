@@ -370,7 +370,9 @@ class Guard:
                 self.processes[rank].send(number)
 
     def _orphaned(self, statuses: dict[int, Status]) -> Fault | None:
-        if self.launcher.alive() or all(status.state < State.STARTING for status in statuses.values()):
+        # A rank whose script has ended needs its launcher no more: Open MPI's may be the first to go.
+        working = [status for status in statuses.values() if State.STARTING <= status.state < State.ENDED]
+        if self.launcher.alive() or not working:
             return None
         return Fault(f"what started the ranks of this host (pid {self.launcher.pid}) is gone")
 

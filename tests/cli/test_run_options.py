@@ -36,6 +36,14 @@ def test_logs_hold_what_each_rank_printed(script: Path) -> None:
     assert (script.parent / "logs" / "rank-1.log").read_text().count("out 1") == 2
 
 
+def test_logs_of_a_job_that_ends_well_say_nothing_else(script: Path) -> None:
+    script.write_text("import sorix_dist as sx\nprint(sx.all_reduce(1.0))")
+    assert run("-n", "2", "--log-dir", "logs", "train.py") == (0, "")
+    time.sleep(1)  # what watches the ranks ends after them
+    for rank in range(2):
+        assert (script.parent / "logs" / f"rank-{rank}.log").read_text() == "2.0\n"
+
+
 @pytest.mark.parametrize("tee", [[], ["--tee"]])
 def test_the_code_of_a_logged_script_is_its_own(script: Path, tee: list[str]) -> None:
     script.write_text(f"import os, sys\nif {RANK} == 1: sys.exit(7)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -103,8 +104,17 @@ def test_who_has_ended_is_named_at_the_next_collective() -> None:
         assert f"of rank {rank_}, but rank 1 has ended (its script came to its end, or sys.exit)" in text
 
 
-def test_all_say_goodbye() -> None:
-    run_threads(lambda: Checked(current()).goodbye(), 3, timeout=60, hosts=2)
+def test_ranks_that_all_end_wait_for_each_other_and_raise_nothing() -> None:
+    def rank() -> tuple[float, float]:
+        comm = Checked(current())
+        comm.barrier()
+        time.sleep(0.1 * comm.rank)
+        called = time.monotonic()
+        comm.goodbye()
+        return called, time.monotonic()
+
+    called, returned = zip(*run_threads(rank, 3, timeout=60, hosts=2), strict=True)
+    assert min(returned) >= max(called)
 
 
 def test_a_site_is_the_innermost_line_outside_the_package() -> None:

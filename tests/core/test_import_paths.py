@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import sorix_dist as sx
@@ -37,7 +38,10 @@ def test_names_at_the_top(name: str) -> None:
     ],
 )  # fmt: skip
 def test_paths(module: str, name: str) -> None:
-    assert callable(getattr(importlib.import_module(f"sorix_dist.{module}"), name)) or name == "float32"
+    found = getattr(importlib.import_module(f"sorix_dist.{module}"), name)
+    public = getattr({"is_available": sx.cuda, "Linear": sx.nn, "SGD": sx.optim}.get(name, sx), name)
+    assert found is getattr(public, "__wrapped__", public)  # of a class, isinstance holds for both
+    assert found == np.float32 if name == "float32" else found.__name__ == name
 
 
 def test_the_function_tensor_stays_a_function_after_its_module_is_imported() -> None:

@@ -13,7 +13,8 @@ from sorix_dist import Tensor, nn, optim
 from sorix_dist.core.flat import flatten, leaf_of
 
 KINDS: list[Any] = [
-    optim.SGD, optim.SGDMomentum, optim.RMSprop, optim.Adam, optim.AdamW,
+    optim.SGD, optim.SGDMomentum, optim.RMSprop, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam,
+    optim.RAdam,
 ]  # fmt: skip
 every_kind = pytest.mark.parametrize("kind", KINDS)
 X = np.random.default_rng(0).standard_normal((8, 4))
@@ -279,6 +280,9 @@ def test_rates(kind: Any, name: str, bad: float) -> None:
         (optim.SGD, {"dampening": 2}, r"dampening must be in \[0, 1\), got 2"),
         (optim.SGD, {"nesterov": True}, "nesterov needs a momentum and a dampening of 0, got momentum 0"),
         (optim.SGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov needs .* dampening 0.1"),
+        (optim.Adagrad, {"lr_decay": -1}, "lr_decay must be >= 0, got -1"),
+        (optim.Adagrad, {"initial_accumulator_value": nan}, "initial_accumulator_value must be >= 0, got nan"),
+        (optim.NAdam, {"momentum_decay": -1}, "momentum_decay must be >= 0, got -1"),
         (optim.RMSprop, {"alpha": 1.5}, r"alpha must be in \[0, 1\), got 1.5"),
         (optim.RMSprop, {"decay": -1}, r"alpha must be in \[0, 1\), got -1"),
         (optim.RMSprop, {"eps": -1e-8}, "eps must be >= 0, got -1e-08"),
@@ -295,6 +299,51 @@ def test_options(kind: Any, options: dict[str, Any], message: str) -> None:
         kind([p], **options)
     with pytest.raises(ValueError, match=message):
         kind([{"params": [p], **({"alpha": -1.0} if "decay" in options else options)}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(optim.SGD, "nesterov"), (optim.RMSprop, "centered"), (optim.Adam, "amsgrad"), (optim.AdamW, "maximize")],
+)
+def test_a_switch_is_true_or_false(kind: Any, name: str) -> None:
+    for bad in ("no", None, 2):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got {bad!r}"):
+            kind([nn.Parameter(np.ones(2))], momentum=0.9, **{name: bad}) if kind is optim.SGD else kind(
+                [nn.Parameter(np.ones(2))], **{name: bad}
+            )
+
+
+def test_positions_are_those_of_pytorch() -> None:
+    p = [nn.Parameter(np.ones(2))]
+    (sgd,) = optim.SGD(p, 0.1, 0.9, 0.0, 0.01, True).param_groups
+    assert (sgd["momentum"], sgd["dampening"], sgd["weight_decay"], sgd["nesterov"]) == (0.9, 0.0, 0.01, True)
+    (rmsprop,) = optim.RMSprop(p, 0.1, 0.8, 1e-3, 0.01, 0.9, True).param_groups
+    assert (rmsprop["alpha"], rmsprop["eps"], rmsprop["weight_decay"], rmsprop["momentum"]) == (0.8, 1e-3, 0.01, 0.9)
+    assert optim.RMSprop(p).param_groups[0]["lr"] == 1e-2
+
+
+def test_what_says_how_pytorch_computes_is_ignored() -> None:
+    p = [nn.Parameter(np.ones(2))]
+    for kind in KINDS:
+        if kind is optim.SGDMomentum:
+            continue
+        made = kind(p, foreach=True, fused=None, capturable=False)
+        assert not {"foreach", "fused", "capturable"} & made.param_groups[0].keys()
+        with pytest.raises(TypeError, match="unexpected keyword argument 'weightdecay'"):
+            kind(p, weightdecay=0.1)
+
+
+def test_a_state_of_an_earlier_version_loads() -> None:
+    p = nn.Parameter(np.ones(2))
+    optimizer = optim.Adam([p])
+    p.grad = np.ones(2)
+    optimizer.step()
+    state = optimizer.state_dict()
+    for name in ("amsgrad", "maximize"):
+        del state["param_groups"][0][name]
+    again = optim.Adam([p])
+    again.load_state_dict(state)
+    assert again.param_groups[0]["maximize"] is False
 
 
 @every_kind

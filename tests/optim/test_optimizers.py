@@ -47,6 +47,49 @@ def adamw(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> A
     return adam(w, g, s, t, o, decoupled=True)
 
 
+def adagrad(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    g = g + o.get("weight_decay", 0) * w
+    s["s"] = s.get("s", o.get("initial_accumulator_value", 0)) + g * g
+    return w - LR / (1 + (t - 1) * o.get("lr_decay", 0)) * g / (np.sqrt(s["s"]) + o.get("eps", 1e-10))
+
+
+def amsgrad(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    s["m"], s["v"] = 0.9 * s.get("m", 0) + 0.1 * g, 0.999 * s.get("v", 0) + 0.001 * g * g
+    s["most"] = np.maximum(s.get("most", 0), s["v"])
+    return w - LR * (s["m"] / (1 - 0.9**t)) / (np.sqrt(s["most"] / (1 - 0.999**t)) + 1e-8)
+
+
+def adamax(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    g = g + o.get("weight_decay", 0) * w
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g) + 1e-8)
+    return w - LR / (1 - 0.9**t) * s["m"] / s["u"]
+
+
+def nadam(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    g = g + o.get("weight_decay", 0) * w
+    now, then = (0.9 * (1 - 0.5 * 0.96 ** (n * o.get("momentum_decay", 4e-3))) for n in (t, t + 1))
+    s["product"] = s.get("product", 1) * now
+    s["m"], s["v"] = 0.9 * s.get("m", 0) + 0.1 * g, 0.999 * s.get("v", 0) + 0.001 * g * g
+    step = (1 - now) * g / (1 - s["product"]) + then * s["m"] / (1 - s["product"] * then)
+    return w - LR * step / (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-8)
+
+
+def radam(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    s["m"], s["v"] = 0.9 * s.get("m", 0) + 0.1 * g, 0.9 * s.get("v", 0) + 0.1 * g * g
+    longest = 2 / 0.1 - 1
+    length = longest - 2 * t * 0.9**t / (1 - 0.9**t)
+    m = s["m"] / (1 - 0.9**t)
+    if length <= 5:
+        return w - LR * m
+    r = np.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+    return w - LR * m * r * np.sqrt(1 - 0.9**t) / (np.sqrt(s["v"]) + 1e-8)
+
+
+def ascent(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    return sgd(w, -g, s, t, o)
+
+
 CASES: list[tuple[type[optim.Optimizer], Callable[..., Array], dict[str, Any]]] = [
     (optim.SGD, sgd, {}),
     (optim.SGD, sgd, {"weight_decay": 0.1}),
@@ -61,6 +104,15 @@ CASES: list[tuple[type[optim.Optimizer], Callable[..., Array], dict[str, Any]]] 
     (optim.Adam, adam, {"betas": (0.5, 0.7), "eps": 1e-2, "weight_decay": 0.1}),
     (optim.AdamW, adamw, {}),
     (optim.AdamW, adamw, {"weight_decay": 0.2}),
+    (optim.SGD, ascent, {"maximize": True}),
+    (optim.SGD, ascent, {"maximize": True, "momentum": 0.8, "weight_decay": 0.1}),
+    (optim.Adagrad, adagrad, {}),
+    (optim.Adagrad, adagrad, {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3, "weight_decay": 0.1}),
+    (optim.Adam, amsgrad, {"amsgrad": True}),
+    (optim.Adamax, adamax, {"weight_decay": 0.1}),
+    (optim.NAdam, nadam, {}),
+    (optim.NAdam, nadam, {"momentum_decay": 0.1, "weight_decay": 0.1}),
+    (optim.RAdam, radam, {"betas": (0.9, 0.9)}),
 ]
 SHAPES = [(3, 2), (), (200, 200), (5,), (0, 3)]
 everyone = pytest.mark.parametrize(
@@ -108,7 +160,7 @@ def test_half_precision(kind: Any, formula: Any, options: dict[str, Any]) -> Non
         optimizer.step()
     assert p.dtype == np.float16
     assert np.isfinite(p.data).all()
-    assert (p.data < 1).all()
+    assert (p.data > 1 if options.get("maximize") else p.data < 1).all()
 
 
 def test_decay_is_another_name_for_alpha() -> None:

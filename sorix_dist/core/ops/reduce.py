@@ -15,9 +15,9 @@ from sorix_dist.core.ops.choose import amax, amin, where
 from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.ops.shape import reshape, unsqueeze
-from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, placement_of, whole
+from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
+from sorix_dist.core.placement import SUM, Shard, shard_of, tagged
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -25,26 +25,24 @@ def sum_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A sum along axes: over rows it is a Partial."""
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
-        return place if isinstance(place, Partial) else None
+        return linear_place(place)
     axes = normalized_axes(options["axis"], x.array.ndim)
     if place.axis not in axes:
         return after_reduction(place, axes, options["keepdims"])
     if place.group.ordered:
-        return _summed_in_order(x, axes, options["keepdims"], None)
+        return _summed_in_order(x, axes, options["keepdims"], None, SUM)
     return place.batch.partial(SUM)
 
 
 def mean_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A mean along axes: over rows it is a sum divided by the global number of elements."""
     x, place = inputs[0], inputs[0].place
-    if not isinstance(place, Shard):
-        return place if isinstance(place, Partial) else None
     axes = normalized_axes(options["axis"], x.array.ndim)
-    if place.axis not in axes:
-        return after_reduction(place, axes, options["keepdims"])
+    if not isinstance(place, Shard) or place.axis not in axes:
+        return sum_rule(apply, inputs, options)
     held, total = counts(x, axes)
     if place.group.ordered:
-        return _summed_in_order(x, axes, options["keepdims"], total)
+        return _summed_in_order(x, axes, options["keepdims"], total, place.rows.total)
     if options.get("count") is None:
         return apply(x, **{**options, "count": total})
     return place.batch.partial(place.rows.total, options["count"] / held if held else 0.0)
@@ -54,47 +52,37 @@ def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
     x, place = inputs[0], inputs[0].place
     if place.__class__ is not Shard:
-        return place if isinstance(place, Partial) else None
+        return linear_place(place)
     divisor, held, over = options["divisor"], options["held"], options.get("over")
     if over is None:
         over = (place.batch.known or place.rows).total
     if place.group.ordered:
-        return tagged(
-            _summed_in_order(x, normalized_axes(None, x.array.ndim), False, divisor), place.batch.partial(over)
-        )
+        return _summed_in_order(x, tuple(range(x.array.ndim)), False, divisor, over)
     return place.batch.partial(over, divisor / held if held else 0.0)
 
 
-def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None) -> Tensor:
-    place = x.place
+def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None, over: float) -> Tensor:
+    shape, place = x.array.shape, x.place
     assert isinstance(place, Shard)
-    shape = x.array.shape
-    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-    total = collective().add_up(x, kept, divisor)
+    total = collective().add_up(x, with_ones(shape, axes), divisor)
     if not keepdims:
-        from sorix_dist.core.ops.shape import reshape_to
-
         total = reshape_to(total, shape=tuple(n for i, n in enumerate(shape) if i not in axes))
-    return tagged(total, place.batch.partial(SUM if divisor is None else place.rows.total))
+    return tagged(total, place.batch.partial(over))
 
 
 def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
-    """How many elements along the axes (None: all) this rank has, and how many all have together."""
-    shape, place = shape_of(x), placement_of(x)
+    """How many elements along the axes (None: all) this rank has, and how many the global batch has."""
+    shape, everywhere = shape_of(x), extents(x)
     axes = tuple(range(len(shape))) if axes is None else axes
-    held = total = 1
-    for axis in axes:
-        held *= shape[axis]
-        total *= place.total if isinstance(place, Shard) and place.axis == axis else shape[axis]
-    return held, total
+    return math.prod(shape[axis] for axis in axes), math.prod(everywhere[axis] for axis in axes)
 
 
 @op(rule=sum_rule, called="sum")
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
-    shape, kept = x.shape, _kept(x.shape, axis)
+    shape, ones = x.shape, _with_ones(x, axis)
     value = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.int64)
-    return value, (lambda g, out: np.broadcast_to(np.reshape(g, kept), shape),)
+    return value, (lambda g, out: np.broadcast_to(np.reshape(g, ones), shape),)
 
 
 @op(rule=mean_rule, called="mean")
@@ -103,12 +91,12 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
 
     count: of the elements, if these are not all.
     """
-    shape, kept = x.shape, _kept(x.shape, axis)
+    shape, ones = x.shape, _with_ones(x, axis)
     if count is None:
-        count = math.prod(n for n, k in zip(shape, kept, strict=True) if k == 1)
+        count = math.prod(n for n, k in zip(shape, ones, strict=True) if k == 1)
     total = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.float32)
     value = total / count if count else total * np.nan
-    return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, kept), shape),)
+    return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, ones), shape),)
 
 
 @op(rule=divided_rule, called="mean")
@@ -163,12 +151,13 @@ def _product(x: Any, *, axis: int) -> Any:
 def product_over(x: Any, *, axis: int) -> Any:
     """The product along `axis`; its gradient is right where elements are 0, as it divides by none."""
 
+    def before_each(x: Array) -> Array:
+        ones = np.ones_like(x[along(axis, slice(0, 1))])
+        return np.cumprod(np.concatenate([ones, x[along(axis, slice(0, -1))]], axis), axis)
+
     def to_x(g: Any, out: Any) -> Any:
-        ones = np.ones_like(np.take(x, [0] if x.shape[axis] else [], axis))
-        before = np.cumprod(np.concatenate([ones, np.delete(x, -1, axis) if x.shape[axis] else x], axis), axis)
-        back = np.flip(x, axis)
-        after = np.cumprod(np.concatenate([ones, np.delete(back, -1, axis) if x.shape[axis] else back], axis), axis)
-        return np.expand_dims(g, axis) * before * np.flip(after, axis)
+        after = np.flip(before_each(np.flip(x, axis)), axis)
+        return np.expand_dims(g, axis) * before_each(x) * after
 
     return np.prod(x, axis=axis), (to_x,)
 
@@ -182,12 +171,12 @@ def cumulative_sum(x: Any, *, axis: int) -> Any:
 @op(rule=along_axis(None), called="norm")
 def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
-    shape, kept = x.shape, _kept(x.shape, axis)
+    shape, ones = x.shape, _with_ones(x, axis)
     y = np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims))
 
     def to_x(g: Any, out: Any) -> Any:
         safe = np.where(y == 0, 1, y)
-        return np.broadcast_to(np.reshape(g / safe, kept), shape) * x
+        return np.broadcast_to(np.reshape(g / safe, ones), shape) * x
 
     return y, (to_x,)
 
@@ -222,8 +211,8 @@ def var(
     axes = axes_of("var", X, dim, axis)
     centred = square(sub(X, mean_over(X, axis=axes, keepdims=True)))
     count = counts(X, axes)[1]
-    left = count - (int(unbiased) if correction is None else correction)
-    return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / left if left > 0 else math.nan)
+    divisor = count - (int(unbiased) if correction is None else correction)
+    return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / divisor if divisor > 0 else math.nan)
 
 
 def std(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, **options: Any) -> Any:
@@ -256,13 +245,14 @@ def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Any:
     """The p-norm of the elements, along `dim` if given: (sum |x|^p)^(1/p); p may be "fro" (2), inf or -inf."""
     axes = axes_of("norm", input, dim, axis)
-    if p in ("fro", 2, None) and _over_rows(input, axes):
+    if p in ("fro", 2, None):
+        place = shard_of(input)
+        if place is None or not (axes is None or place.axis in axes):
+            return euclidean_norm(input, axis=axes, keepdims=keepdim)
         # The square root of a sum over all ranks, with the gradient 0 at 0.
         squares = whole(sum_over(square(input), axis=axes, keepdims=keepdim))
-        nothing = squares.array == 0
-        return where(nothing, 0.0, sqrt(where(nothing, 1.0, squares)))
-    if p in ("fro", 2, None):
-        return euclidean_norm(input, axis=axes, keepdims=keepdim)
+        zero = squares.array == 0
+        return where(zero, 0.0, sqrt(where(zero, 1.0, squares)))
     if not isinstance(p, int | float):
         raise ValueError(f"norm: p must be a number, inf or 'fro', got {p!r}")
     sizes = absolute(input)
@@ -274,17 +264,9 @@ def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis
     return total if p == 1 else pow(total, 1 / p)
 
 
-def _over_rows(x: Any, axes: tuple[int, ...] | None) -> bool:
-    """Whether a reduction along the axes (None: all) adds up rows of a batch that others hold."""
-    place = shard_of(x)
-    return place is not None and (axes is None or place.axis in axes)
-
-
-def _kept(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
-    """The shape that a reduction with keepdims=True has; `axis` may count from the end."""
-    if axis is None:
-        return with_ones(shape, None)
-    return with_ones(shape, tuple(a % len(shape) for a in (axis if isinstance(axis, tuple | list) else (axis,))))
+def _with_ones(x: Array, axis: Any) -> tuple[int, ...]:
+    """The shape that a reduction of x along NumPy's `axis` has with keepdims=True."""
+    return with_ones(x.shape, normalized_axes(axis, x.ndim))
 
 
 @op(differentiable=False, rule=along_axis(None), called="all")
