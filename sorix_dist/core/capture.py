@@ -217,11 +217,13 @@ class Recorder:
         if isinstance(result, tuple | list):
             for i, part in enumerate(result):
                 self._know_parts(part, f"{expression}[{i}]")
-        elif isinstance(result, np.ndarray | float | np.generic | FunctionType):
-            self._know(result, expression)
         elif _is_tensor(result):
             self._know(result, expression)
             self._know(result.array, f"{expression}.array")
+        elif isinstance(result, Batch):
+            self._batches.append((result, expression))
+        elif not isinstance(result, _PLAIN):
+            self._know(result, expression)
 
     def of(self, x: Any) -> str:
         """The expression for a value."""
@@ -241,6 +243,9 @@ class Recorder:
             return self._of_batch(x)
         if isinstance(x, Shard):
             return f"{self._of_batch(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
+        if isinstance(x, Partial) and not {id(x.over), id(x.factor)}.isdisjoint(self._known):
+            parts = (x.group, x.over, x.factor, x.held, x.alike)
+            return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
         if _is_tensor(x):
             return self._of_tensor(x)
         if isinstance(x, np.ndarray) and id(x) not in self._staying:

@@ -14,7 +14,7 @@ from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import REPLICATE, Batch, Partial, Rows, Shard, forward_of, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, forward_of, tagged
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -160,12 +160,13 @@ class ShardedForward:
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results for all shards of this rank."""
         batch = self._batch(inputs, options)
-        rows = self.coordinator.rows = batch.rows
-        buffers = _Buffers(module) if module.training else None
+        _begin_batch(self.coordinator, batch)
+        rows = batch.rows
+        buffers = _buffers_of(module) if module.training else None
         results = []
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
             start, stop = self.shards.rows(shard, rows.total)
-            part = Batch(Rows(start, stop, rows.total), group, shard)
+            part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
                 buffers.restore()
             token, before = current_shard.set((shard, True)), forward_of.set(part)
@@ -260,6 +261,16 @@ class ShardedForward:
         return tagged(reshape_to(whole, shape=(*shape[:axis], shard.held, *shape[axis + 1 :])), shard)
 
 
+@host
+def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
+    return Batch(Rows(start, stop, total), group, shard)
+
+
+@host
+def _buffers_of(module: Module) -> _Buffers:
+    return _Buffers(module)
+
+
 class _Buffers:
     """The buffers of a model, which every shard starts with anew: afterwards they are the mean of what the shards
     have made of them, weighted by their rows."""
@@ -270,15 +281,18 @@ class _Buffers:
         self.values = [tensor.array.copy() for tensor in self.before]
         self.after: list[list[Array]] = []
 
+    @host
     def restore(self) -> None:
         for (module, name), tensor, value in zip(self.places, self.before, self.values, strict=True):
             if getattr(module, name) is not tensor:
                 setattr(module, name, tensor)
             np.copyto(tensor.array, value)
 
+    @host
     def keep(self) -> None:
         self.after.append([getattr(module, name).array.copy() for module, name in self.places])
 
+    @host
     def combine(self, shards: VirtualShards, total: int) -> None:
         if not self.places:
             return

@@ -61,6 +61,7 @@ class CompiledStep:
         self.reason: str | None = None
         self._programs: dict[Any, _Entry] = {}
         self._captured = [*_captured(step)]
+        self._seen, self._modes = -1, ()
         self._mode = os.environ.get("SORIX_DIST_COMPILE", "")
         if self._mode not in ("", "audit", "off"):
             raise ValueError(f"SORIX_DIST_COMPILE must be 'audit', 'off' or unset, got {self._mode!r}")
@@ -82,7 +83,7 @@ class CompiledStep:
             *(_key(x, values) for x in args),
             *((name, _key(x, values)) for name, x in options.items()),
             tuple(x if isinstance(x := read(), _NUMBERS) else id(x) for read in self._captured),
-            version(),
+            self._modes if self._seen == version() else self._look(),
             flat.version(),
             recording.get(),
         )
@@ -95,6 +96,18 @@ class CompiledStep:
         if entry.runs <= AUDITED or entry.runs % EVERY == 0 or self._mode == "audit":
             return self._audit(entry, values, args, options)
         return entry.program(*values)
+
+    def _look(self) -> tuple[Any, ...]:
+        """The modes and hooks of the modules that the step names."""
+        self._seen = version()
+        self._modes = tuple(
+            (module.training, module.__dict__.get("_hooks") is not None)
+            for thing in (read() for read in self._captured)
+            for each in (thing if isinstance(thing, tuple | list) else [thing])
+            if isinstance(each, Module)
+            for module in each.modules()
+        )
+        return self._modes
 
     def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
@@ -115,7 +128,10 @@ class CompiledStep:
         return result
 
     def _give_up(self, entry: _Entry, reason: str) -> None:
-        entry.given_up, entry.recorder, self.reason = True, None, reason
+        entry.given_up, entry.recorder = True, None
+        said, self.reason = self.reason is not None, reason
+        if said:
+            return
         warnings.warn(f"compile: {self.step.__name__} runs as it is: {reason}", RuntimeWarning, stacklevel=4)
 
     def _recorded(self, values: list[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
