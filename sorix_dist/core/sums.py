@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.home import Array
+from sorix_dist.core.memory import Array
 
 BLOCK = 512
 _LONG = 2 * BLOCK
