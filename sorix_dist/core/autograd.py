@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.capture import host, listening, recorders
+from sorix_dist.core.capture import host, listening, outside, recorders
 from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, fit, recording, through
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.placement import Group, Partial, Shard, tagged
@@ -254,6 +254,8 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, An
     def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
         # Where other ranks add to the gradient, hooks see the total: the synchroniser calls them.
         if leaf.hooks and leaf.local is leaf.total:
+            if recorders:
+                outside("a hook of a parameter can't be captured")
             part = gradient_of(leaf, rule, gradient)
             hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
         elif recorders and (recorder := listening()) is not None:

@@ -63,10 +63,22 @@ def host(function: Function) -> Function:
 
 
 def outside(what: str) -> None:
-    """Says that the user's program reads numbers of a tensor, which a captured step could not see change."""
+    """Says that the program does what belongs outside of a captured step."""
     recorder = listening()
     if recorder is not None:
-        recorder.refuse(f"{what} reads the numbers of a tensor inside of the step")
+        recorder.refuse(what)
+
+
+def uncaptured(function: Function) -> Function:
+    """Makes a function, which changes or reads something that no program sees, one that no step is captured with."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if recorders:
+            outside(f"{function.__name__} can't be captured")
+        return function(*args, **options)
+
+    return call  # type: ignore[return-value]
 
 
 class RecordedRule:

@@ -12,6 +12,7 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
+from sorix_dist.core.sums import add_up
 
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
@@ -197,5 +198,7 @@ def fitted(gradient: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         extra = gradient.ndim - len(shape)
         kept = gradient.shape[extra:]
         stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, shape, strict=True)) if a != b)
-        gradient = gradient.sum(axis=(*range(extra), *stretched)).reshape(shape)
+        axes = (*range(extra), *stretched)
+        total = add_up(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
+        gradient = total.reshape(shape)
     return gradient if gradient.dtype == dtype else gradient.astype(dtype)

@@ -91,6 +91,7 @@ class Module:
     def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
         hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
         hooks[when].append(hook)
+        changed()
         return Hook(hooks[when], hook)
 
     def __setattr__(self, name: str, value: Any) -> None:

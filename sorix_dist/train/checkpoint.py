@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
 from sorix_dist.store import tensorfile
@@ -45,6 +46,7 @@ class Checkpointer:
         self.folder = CheckpointFolder(self.directory, keep)
         self._writing: _Writing | None = None
 
+    @uncaptured
     def save(self, step: int, **parts: Any) -> Path:
         """Saves a checkpoint; returns the path of its file.
 
@@ -67,6 +69,7 @@ class Checkpointer:
         told = on_every_rank(self.comm, lambda: {name: run_state.state_of(part) for name, part in own.items()})
         return on_first_rank(self.comm, lambda: self._save(step, {**parts, **told}, stateful))
 
+    @uncaptured
     def load_latest(self, **parts: Any) -> dict[str, Any] | None:
         """Loads the newest valid checkpoint into `parts`; returns the values that were saved with it, and its "step".
 

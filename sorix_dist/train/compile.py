@@ -101,7 +101,11 @@ class CompiledStep:
         """The modes and hooks of the modules that the step names."""
         self._seen = version()
         self._modes = tuple(
-            (module.training, module.__dict__.get("_hooks") is not None)
+            (
+                module.training,
+                *(len(hooks) for hooks in module.__dict__.get("_hooks", ())),
+                *((p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()),
+            )
             for thing in (read() for read in self._captured)
             for each in (thing if isinstance(thing, tuple | list) else [thing])
             if isinstance(each, Module)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
@@ -43,6 +44,7 @@ class Preemption:
         """Stops the run as a signal does, from any rank and any thread."""
         self.requested = True
 
+    @uncaptured
     def should_stop(self) -> bool:
         """Whether a signal has come to any rank: the same answer for all, who call it together, once a step.
 
