@@ -82,7 +82,8 @@ __all__ = [
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
-    "Checkpointer", "EXIT_PREEMPTED", "compile", "EarlyStopping", "Preemption", "Recorder", "evaluate", "fit", "get_logger",
+    "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "compile", "evaluate", "fit",
+    "get_logger",
     "main_process_only", "predict", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",

@@ -172,8 +172,11 @@ class Recorder:
 
     def visited(self, node: Any, visitor: Any) -> None:
         """Writes that a walk has come to a node."""
-        if node.hooks:
-            self.refuse("a hook of a tensor")
+        for hook in node.hooks or ():
+            if getattr(hook, "only_notes", False):
+                self.bare(f"{self.constant(hook, 'criterion')}(None)")
+            else:
+                self.refuse("a hook of a tensor can't be captured")
         if visitor is not None and id(visitor) in self._known:
             self.bare(f"{self.of(visitor)}({self.constant(node, 'node')}, None)")
 

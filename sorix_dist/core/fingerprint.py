@@ -57,4 +57,5 @@ def criterion_hook(fingerprint: int, criterion: Described) -> Callable[[Any], No
         if criteria is not None:
             criteria[fingerprint] = criterion
 
+    reached.only_notes = True  # type: ignore[attr-defined]
     return reached

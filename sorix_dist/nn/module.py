@@ -43,6 +43,9 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+_SEEN = (bool, int, float, str, np.ndarray, Tensor)
+
+
 class Module:
     """A layer, or a model of layers. A subclass defines `forward`.
 
@@ -111,7 +114,7 @@ class Module:
         if isinstance(value, Parameter) and name in self.torch_names:
             value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
         super().__setattr__(name, value)
-        if name == "training":
+        if isinstance(value, _SEEN):  # by captured steps
             changed()
 
     def __delattr__(self, name: str) -> None:

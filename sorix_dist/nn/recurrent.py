@@ -9,6 +9,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.capture import host
 from sorix_dist.core.ops.join import cat, stack
 from sorix_dist.core.ops.recurrent import gru, lstm
 from sorix_dist.core.ops.shape import reshape, swapaxes
@@ -16,6 +17,11 @@ from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module, Parameter
+
+
+@host
+def _zeros(shape: tuple[int, ...], kind: Any) -> Any:
+    return np.zeros(shape, kind)
 
 
 class _Recurrent(Module):
@@ -114,7 +120,7 @@ class _Recurrent(Module):
         """Each state before the first step, (layers * directions, N, H); zeros unless given."""
         shape = (self.num_layers * self._directions, rows, self.hidden_size)
         if given is None:
-            return [np.zeros(shape, kind)] * len(self.states)
+            return [Tensor.of(_zeros(shape, kind))] * len(self.states)
         expected = (shape[0], shape[2]) if alone else shape
         for name, state in zip(self.states, given, strict=True):
             if np.shape(state) != expected:

@@ -8,8 +8,9 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from threading import get_ident
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,23 @@ from sorix_dist.nn import Module
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
 AUDITED = 3  # replays that are audited at first
 EVERY = 1000  # and then every so many
+MOST = 256  # programs of one step
+_PACKAGE = __name__.partition(".")[0] + "."
 _NUMBERS = (bool, int, float, str, bytes, type(None))
 
 
 def compile(step: Callable[..., Any]) -> CompiledStep:
     """Captures a training step: the first calls run as they are, the later ones as one line of NumPy calls.
 
-    step: a function of a batch (tensors, arrays, numbers, or tuples, lists and dicts of them), which may compute losses,
-    call backward, clip, and step optimizers and schedulers; it returns tensors, nested or None. The result has the same
-    bits. Each shape, dtype, placement, mode and number among its arguments, closure and globals gets a program of its
-    own; `print(step.source)` shows the latest.
+    step: a function of a batch (tensors, arrays, numbers, or tuples, lists and dicts of them). It may compute losses,
+    call backward, clip, accumulate, and step optimizers and schedulers. It returns tensors, nested, or None. The result
+    has the same bits. `print(step.source)` shows the latest program.
 
-    Python code of the step runs in the first calls only: what it prints or counts is not repeated. Attributes that it
-    reads are those of the first calls. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes arrays by NumPy,
-    or calls autograd.grad can't be captured: such a step goes on as it is, and a warning says the line, once.
+    There is a program for each shape, dtype, placement and number among the arguments, each number and object that the
+    step names (closure, globals, `self`), and each mode, number and array of the modules among these. Python code of
+    the step runs in the first calls only: what it prints or counts is not repeated, and attributes of other objects are
+    those of the first calls. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes arrays by NumPy, changes
+    tensors in place or calls autograd.grad can't be captured: the step runs as it is, and a warning says the line once.
 
     The first three replays and every thousandth are audited: the step runs as it is, and its calls are compared with
     the program, with the same arrays; RuntimeError names the first that differs. The environment variable
@@ -60,8 +64,9 @@ class CompiledStep:
         self.source = ""
         self.reason: str | None = None
         self._programs: dict[Any, _Entry] = {}
-        self._captured = [*_captured(step)]
-        self._seen, self._modes = -1, ()
+        self._captured: list[Read] | None = None
+        self._seen = -1
+        self._modes: tuple[Any, ...] = ()
         self._mode = os.environ.get("SORIX_DIST_COMPILE", "")
         if self._mode not in ("", "audit", "off"):
             raise ValueError(f"SORIX_DIST_COMPILE must be 'audit', 'off' or unset, got {self._mode!r}")
@@ -78,46 +83,46 @@ class CompiledStep:
     def __call__(self, *args: Any, **options: Any) -> Any:
         if self._mode == "off" or get_ident() in recorders:  # inside of another one it is a part of that
             return self.step(*args, **options)
+        if self._captured is None:
+            self._captured = [*_captured(self.step)]
         values: list[Any] = []
+        named = [read() for read in self._captured]
         key = (
             *(_key(x, values) for x in args),
             *((name, _key(x, values)) for name, x in options.items()),
-            tuple(x if isinstance(x := read(), _NUMBERS) else id(x) for read in self._captured),
-            self._modes if self._seen == version() else self._look(),
+            *(x if isinstance(x, _NUMBERS) else id(x) for x in named),
+            self._modes if self._seen == version() else self._look(named),
             flat.version(),
             recording.get(),
         )
         entry = self._programs.get(key)
         if entry is None:
-            entry = self._programs[key] = _Entry()
+            if len(self._programs) >= MOST:
+                self._refuse(f"there are more than {MOST} kinds of calls, by shapes, modes and numbers")
+                return self.step(*args, **options)
+            entry = self._programs[key] = _Entry(named)
         if entry.program is None:
             return self._record(entry, values, args, options)
         entry.runs += 1
         if entry.runs <= AUDITED or entry.runs % EVERY == 0 or self._mode == "audit":
             return self._audit(entry, values, args, options)
-        return entry.program(*values)
+        try:
+            return entry.program(*values)
+        except BaseException:
+            entry.abandon()
+            raise
 
-    def _look(self) -> tuple[Any, ...]:
+    def _look(self, named: list[Any]) -> tuple[Any, ...]:
         """The modes and hooks of the modules that the step names."""
         self._seen = version()
-        self._modes = tuple(
-            (
-                module.training,
-                *(len(hooks) for hooks in module.__dict__.get("_hooks", ())),
-                *((p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()),
-            )
-            for thing in (read() for read in self._captured)
-            for each in (thing if isinstance(thing, tuple | list) else [thing])
-            if isinstance(each, Module)
-            for module in each.modules()
-        )
+        self._modes = tuple(_state_of(module) for module in _modules(named))
         return self._modes
 
     def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
         if entry.given_up:
             return self.step(*args, **options)
-        recorder, result = self._recorded(values, args, options)
+        recorder, result = self._recorded(entry, values, args, options)
         before, entry.recorder = entry.recorder, recorder
         entry.recordings += 1
         if recorder.refusal is not None:
@@ -133,14 +138,17 @@ class CompiledStep:
 
     def _give_up(self, entry: _Entry, reason: str) -> None:
         entry.given_up, entry.recorder = True, None
+        self._refuse(reason)
+
+    def _refuse(self, reason: str) -> None:
         said, self.reason = self.reason is not None, reason
         if said:
             return
         warnings.warn(f"compile: {self.step.__name__} runs as it is: {reason}", RuntimeWarning, stacklevel=4)
 
-    def _recorded(self, values: list[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
+    def _recorded(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
         names = [(f"a{i}", value) for i, value in enumerate(values)]
-        recorder = Recorder(names, _staying([read() for read in self._captured]))
+        recorder = Recorder(names, _staying(entry.named))
         recorders[get_ident()] = recorder
         try:
             result = self.step(*args, **options)
@@ -153,7 +161,7 @@ class CompiledStep:
     def _audit(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is, and compares its calls, and the arrays that they get, with those of the program."""
         assert entry.recorder is not None
-        recorder, result = self._recorded(values, args, options)
+        recorder, result = self._recorded(entry, values, args, options)
         difference = recorder.refusal or _difference(entry.recorder, recorder)
         if difference is not None:
             raise RuntimeError(
@@ -166,18 +174,27 @@ class CompiledStep:
 class _Entry:
     """What is known of the step for one key."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: list[Any]) -> None:
+        self.named = named  # which stay alive, so that no other objects get their ids
         self.recorder: Recorder | None = None
         self.recordings = self.runs = 0
         self.program: Callable[..., Any] | None = None
         self.given_up = False
+
+    def abandon(self) -> None:
+        """Ends an accumulation that an exception has cut off."""
+        assert self.recorder is not None
+        for thing in self.recorder.names.values():
+            if getattr(thing, "accumulation", None) is not None:
+                thing.abandon()
 
 
 def _key(x: Any, values: list[Any]) -> Any:
     """What a program depends on in an argument; its tensors and arrays go into `values`."""
     if isinstance(x, Tensor):
         values.append(x)
-        place, array = x.place, x.array
+        array = x.array
+        place: Any = x.place
         if place.__class__ is Shard:
             batch = place.batch
             total = None if batch.known is None else batch.known.total
@@ -193,35 +210,85 @@ def _key(x: Any, values: list[Any]) -> Any:
     return x if isinstance(x, _NUMBERS) else id(x)
 
 
-def _captured(step: Callable[..., Any]) -> Iterator[Callable[[], Any]]:
-    """Functions that read what a step takes from its closure, its globals and its `self`."""
+Read = Callable[[], Any]
+
+
+def _captured(step: Callable[..., Any], known: set[int] | None = None) -> Iterator[Read]:
+    """Functions that read what a step, and the functions that it calls, take from closures, globals and `self`."""
+    known = set() if known is None else known
+    step = step.step if isinstance(step, CompiledStep) else step
     function = getattr(step, "__func__", step)
-    for cell in getattr(function, "__closure__", None) or ():
-        yield lambda cell=cell: cell.cell_contents  # type: ignore[misc]
-    code = getattr(function, "__code__", None)
-    for name in code.co_names if code is not None else ():
-        if name in function.__globals__:
-            yield lambda name=name: function.__globals__.get(name)  # type: ignore[misc]
-    bound = getattr(step, "__self__", None)
-    if bound is not None:
-        for name in code.co_names if code is not None else ():
-            if name in vars(bound):
-                yield lambda name=name: vars(bound).get(name)  # type: ignore[misc]
+    if id(function) in known or not isinstance(function, FunctionType):
+        return
+    known.add(id(function))
+    names = [*_names(function.__code__)]
+    reads: list[Read] = [partial(_of_cell, cell) for cell in function.__closure__ or ()]
+    reads += [partial(function.__globals__.get, name) for name in names if name in function.__globals__]
+    owner = getattr(step, "__self__", None)
+    reads += [partial(getattr, owner, name, None) for name in names if name in getattr(owner, "__dict__", ())]
+    for read in reads:
+        value = read()
+        if not isinstance(value, ModuleType | type) and not _is_ours(value):
+            yield read
+            yield from _captured(value, known)
 
 
-def _staying(things: list[Any]) -> dict[int, str]:
+def _is_ours(function: Any) -> bool:
+    """Whether something is a function of this package."""
+    package = getattr(function, "__module__", None)
+    return callable(function) and not isinstance(function, Module) and str(package).startswith(_PACKAGE)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names in a function and in those inside of it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _of_cell(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that has no value yet
+        return None
+
+
+def _state_of(module: Module) -> tuple[Any, ...]:
+    """What a program takes for granted of a module: its mode, numbers and texts, which arrays it has, and hooks."""
+    values = [x if isinstance(x, _NUMBERS) else id(x) for x in vars(module).values()]
+    trained = [(p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()]
+    return type(module), *values, *trained, *(len(hooks) for hooks in module.__dict__.get("_hooks", ()))
+
+
+def _modules(named: list[Any]) -> Iterator[Module]:
+    """The modules among what a step names, alone or in lists, and all below them."""
+    for thing in named:
+        for each in thing if isinstance(thing, tuple | list) else [thing]:
+            if isinstance(each, Module):
+                yield from each.modules()
+
+
+def _staying(named: list[Any]) -> dict[int, str]:
     """By id the names of arrays and tensors that a program may mention: of modules, and those that the step names."""
     found: dict[int, str] = {}
-    for thing in things:
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found.setdefault(id(value), name)
+        if isinstance(value, Tensor) and id(value) not in found:
+            plain = name.removeprefix("module.").replace(".", "_")
+            plain = f"layer_{plain}" if plain[0].isdigit() else plain
+            found[id(value)], found[id(value.array)] = f"{plain}_tensor", plain
+
+    for thing in named:
         for each in thing if isinstance(thing, tuple | list) else [thing]:
-            named = [*each.named_parameters(), *each.named_buffers()] if isinstance(each, Module) else []
-            named += [("tensor", each)] if isinstance(each, Tensor) else []
-            for name, tensor in named:
-                plain = name.removeprefix("module.").replace(".", "_")
-                plain = f"layer_{plain}" if plain[0].isdigit() else plain
-                found[id(tensor)], found[id(tensor.array)] = f"{plain}_tensor", plain
-            if isinstance(each, np.ndarray):
-                found[id(each)] = "array"
+            add("tensor", each)
+            for name, tensor in (*each.named_parameters(), *each.named_buffers()) if isinstance(each, Module) else ():
+                add(name, tensor)
+    for module in _modules(named):
+        for name, value in vars(module).items():
+            add(name, value)
     return found
 
 
@@ -241,8 +308,8 @@ def _difference(one: Recorder, other: Recorder) -> str | None:
         return f"{len(one.lines)} calls became {len(other.lines)}"
     for name, thing in one.names.items():
         if not same(thing, other.names.get(name)):
-            line = next((i for i, text in enumerate(other.lines) if re.search(rf"\b{name}\b", text)), 0)
-            return f"`{name}` is another one in `{other.lines[line]}` at {other.wheres[line]}"
+            at = next((i for i, text in enumerate(other.lines) if re.search(rf"\b{name}\b", text)), 0)
+            return f"`{name}` is another one in `{other.lines[at]}` at {other.wheres[at]}"
     return None
 
 
