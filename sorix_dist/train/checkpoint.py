@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sorix_dist.core.arguments import as_int
 from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
 from sorix_dist.store import tensorfile
 from sorix_dist.store.checkpoint_folder import CheckpointFolder
 from sorix_dist.store.packing import pack, unpack
 from sorix_dist.train import run_state
-from sorix_dist.utils.data.sampler import whole
 
 OURS = "sorix_dist"
 """The name in a checkpoint under which everything lies that no argument gave."""
@@ -38,7 +38,7 @@ class Checkpointer:
     def __init__(
         self, directory: str | os.PathLike[str], keep: int = 3, async_save: bool = False, comm: Any = None
     ) -> None:
-        keep = whole("Checkpointer: keep", keep, 1)
+        keep = as_int("Checkpointer: keep", keep, 1)
         self.directory = Path(os.path.abspath(os.fspath(directory)))
         self.async_save = bool(async_save)
         self.comm = communicator(comm)
@@ -58,7 +58,7 @@ class Checkpointer:
         """
         names = [f"'{name}'" for name in sorted(parts)]
         same_everywhere(self.comm, "Checkpointer.save: step and the names of parts", [f"step {step!r}", *names])
-        step = whole("Checkpointer.save: step", step, 0)
+        step = as_int("Checkpointer.save: step", step, 0)
         if OURS in parts:
             raise ValueError(f"Checkpointer.save: the name {OURS!r} is taken, give another one")
         self.wait()
