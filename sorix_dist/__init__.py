@@ -62,7 +62,7 @@ from sorix_dist.parallel import (
     replicated,
     size,
 )
-from sorix_dist.serialize import load, save
+from sorix_dist.serialize import load, save, to_torch_state
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.evaluate import evaluate, predict
@@ -85,7 +85,7 @@ __all__ = [
     "main_process_only", "predict", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",
-    "manual_seed", "no_grad", "save", "set_grad_enabled",
+    "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
     *_functions.__all__, *_compositions.__all__,

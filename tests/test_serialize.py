@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -509,10 +510,66 @@ def test_files_of_others(path: Path) -> None:
     for content in (b"", b"x", b"text\n" * 50, b"\0" * 500, b"\xff" * 500, b"PK\x03\x04" + b"\0" * 400):
         path.write_bytes(content)
         refused(path)
-    save_file({"x": np.ones(3)}, path)
-    assert "it has no digest of its header" in refused(path)
-    save_file({"x": np.ones(3)}, path, {"format": "pt"})
-    assert "it has no digest of its header" in refused(path)
+    for content in (b"PK\x03\x04" + b"\0" * 400, pickle.dumps({"x": 1}, 2) + b"\0" * 99):
+        path.write_bytes(content)
+        assert "torch.save_file(state_dict, path)" in refused(path)
+
+
+ARRAYS = {
+    "fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3), "flags": np.array([True, False]),
+    "empty": np.zeros((0, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_files_of_others(metadata: dict[str, str] | None, path: Path) -> None:
+    save_file(ARRAYS, path, metadata)
+    whole = path.read_bytes()
+    for loaded in (load(path), load(str(path), map_location="cpu"), load(io.BytesIO(whole))):
+        assert loaded.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            assert isinstance(loaded[name], sx.Tensor)
+            assert loaded[name].array.dtype == array.dtype
+            assert np.array_equal(loaded[name].array, array)
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        refused(path)
+    with pytest.raises(RuntimeError, match="device cuda is not available"):
+        load(io.BytesIO(whole), map_location="cuda")
+    save_file({}, path)
+    assert load(path) == {}
+
+
+def foreign(kind: str, content: bytes) -> bytes:
+    """A safetensors file of four numbers, as other programs write it."""
+    header = json.dumps({"x": {"dtype": kind, "shape": [4], "data_offsets": [0, len(content)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + content
+
+
+def test_bfloat16_and_what_is_unknown(path: Path) -> None:
+    words = np.array([1.5, -2.0, np.inf, 3e38], np.float32).view("<u4") >> 16
+    path.write_bytes(foreign("BF16", words.astype("<u2").tobytes()))
+    assert load(path)["x"].array.dtype == np.float32
+    assert load(path)["x"].tolist() == (words << 16).view(np.float32).tolist()
+    path.write_bytes(foreign("F8_E4M3", bytes(4)))
+    assert "the array 'x' has an unknown dtype, 'F8_E4M3'" in refused(path)
+
+
+def test_file_objects(path: Path) -> None:
+    state = some_state()
+    with path.open("wb") as file:
+        save(state, file)
+    memory = io.BytesIO()
+    save(state, memory)
+    assert memory.getvalue() == path.read_bytes()
+    save(state, path)
+    assert memory.getvalue() == path.read_bytes()
+    with path.open("rb") as file:
+        assert repr(load(file)) == repr(load(path))
+    damaged = bytearray(memory.getvalue())
+    damaged[-1] ^= 1
+    with pytest.raises(ValueError, match="is damaged or was not written by save"):
+        load(io.BytesIO(damaged))
 
 
 def forged(path: Path, structure: Any, arrays: dict[str, Any] | None = None) -> None:

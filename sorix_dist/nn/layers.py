@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from sorix_dist.nn import functional as F
 from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.norm import BatchNorm1d
+from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [
     "BatchNorm1d", "Dropout", "Dropout2d", "Embedding", "Flatten", "Identity", "LeakyReLU", "Linear", "PixelShuffle",
@@ -34,6 +36,8 @@ class Linear(Module):
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
     in_features and out_features are PyTorch's names of `features` and `neurons`.
     """
+
+    torch_names = MappingProxyType({"W": ("weight", TRANSPOSED), "b": ("bias", ROW)})
 
     def __init__(
         self,
@@ -86,6 +90,8 @@ class Embedding(Module):
 
     W starts normal with variance 1. The row `padding_idx`, if given, starts at zero and gets no gradient.
     """
+
+    torch_names = MappingProxyType({"W": ("weight", SAME)})
 
     def __init__(
         self,

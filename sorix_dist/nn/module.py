@@ -16,15 +16,23 @@ from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook
+from sorix_dist.nn.torch_state import TRANSPOSED, in_own_names
 
 
 class Parameter(Tensor):
     """A tensor that a module trains: it requires a gradient and is part of the module's state."""
 
-    __slots__ = ()
+    __slots__ = ("torch_transposed",)
+
+    torch_transposed: bool  # whether PyTorch has the transpose of this matrix, which optimizers' states follow
 
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
         super().__init__(data, requires_grad=requires_grad, dtype=dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made, arguments, state = super().__reduce__()
+        transposed = getattr(self, "torch_transposed", None)
+        return made, arguments, state if transposed is None else (state, {"torch_transposed": transposed})
 
 
 class IncompatibleKeys(NamedTuple):
@@ -45,6 +53,7 @@ class Module:
     training = True
     device: Any = CPU
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
+    torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names and layouts are others
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module computes; subclasses define it."""
@@ -97,6 +106,8 @@ class Module:
                     f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
                     "assign to its `data` to change the numbers, or delete it first"
                 )
+        if isinstance(value, Parameter) and name in self.torch_names:
+            value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -249,10 +260,11 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies values (tensors or arrays) into the parameters and buffers of the same names.
 
-        ValueError if names are missing or unknown (unless not `strict`: then they are returned), or if a
-        shape or dtype does not fit; nothing is changed then.
+        Names and layouts may be PyTorch's, see `torch_state`. ValueError if names are missing or unknown (unless not
+        `strict`: then they are returned), or if a shape or dtype does not fit; nothing is changed then.
         """
         different = self.check_state_dict(state_dict, strict)
+        state_dict = in_own_names(self, state_dict)
         own = {name: tensor.array for name, tensor in self._saved() if name in state_dict}
         for array in own.values():
             refuse_frozen(array)
@@ -262,6 +274,7 @@ class Module:
 
     def check_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Raises what `load_state_dict` would raise for these values, and changes nothing."""
+        state_dict = in_own_names(self, state_dict)
         own = dict(self._saved())
         missing = [name for name in own if name not in state_dict]
         unknown = [name for name in state_dict if name not in own]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops import norm
 from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.torch_state import OPTIONAL, ROW
 
 
 def _scale_and_shift(shape: tuple[int, ...], wanted: bool, kind: Any) -> tuple[Parameter | None, Parameter | None]:
@@ -87,6 +89,15 @@ class BatchNorm1d(_BatchNorm):
 
     shapes: ClassVar[dict[int, str]] = {2: "(N, C)", 3: "(N, C, L)"}
     names = ("gamma", "beta")
+    torch_names = MappingProxyType(
+        {
+            "gamma": ("weight", ROW),
+            "beta": ("bias", ROW),
+            "running_mean": ("running_mean", ROW),
+            "running_var": ("running_var", ROW),
+            "num_batches_tracked": ("num_batches_tracked", OPTIONAL),
+        }
+    )
 
     def __init__(
         self,

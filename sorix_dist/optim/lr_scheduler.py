@@ -5,15 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, pi
-from typing import Any
 
-from sorix_dist.core.arguments import at_least
+from sorix_dist.core.arguments import at_least, in_range
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
 __all__ = [
-    "ConstantLR", "CosineAnnealingLR", "ExponentialLR", "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR",
-    "OneCycleLR", "ReduceLROnPlateau", "SequentialLR", "StepLR",
+    "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LRScheduler",
+    "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau",
+    "SequentialLR", "StepLR",
 ]  # fmt: skip
 
 
@@ -69,6 +69,8 @@ class CosineAnnealingLR(LRScheduler):
         return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
 
     def carry_over(self, lr: float, was: float, now: float) -> float:
+        if was == self.eta_min:  # the turning point, from where PyTorch adds the difference
+            return lr + now - was
         return self.eta_min + super().carry_over(lr - self.eta_min, was - self.eta_min, now - self.eta_min)
 
 
@@ -85,8 +87,7 @@ class LinearLR(LRScheduler):
     ) -> None:
         if not 0 < start_factor <= 1:
             raise ValueError(f"start_factor must be in (0, 1], got {start_factor}")
-        if not 0 <= end_factor <= 1:
-            raise ValueError(f"end_factor must be in [0, 1], got {end_factor}")
+        in_range("end_factor", end_factor, 0, 1, closed=True)
         self.start_factor, self.end_factor = start_factor, end_factor
         at_least(1, total_iters=total_iters)
         self.total_iters = total_iters
@@ -101,14 +102,25 @@ class ConstantLR(LRScheduler):
     """The rate times `factor` for `total_iters` epochs, and then the rate itself."""
 
     def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5, last_epoch: int = -1) -> None:
-        if not 0 <= factor <= 1:
-            raise ValueError(f"factor must be in [0, 1], got {factor}")
-        self.factor = factor
-        self.total_iters = total_iters
+        in_range("factor", factor, 0, 1, closed=True)
+        at_least(1, total_iters=total_iters)
+        self.factor, self.total_iters = factor, total_iters
         super().__init__(optimizer, last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
         return self.scaled(self.factor if epoch < self.total_iters else 1.0)
+
+
+class PolynomialLR(LRScheduler):
+    """The rate times (1 - epoch / total_iters)^power, and 0 from epoch `total_iters` on."""
+
+    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
+        at_least(1, total_iters=total_iters)
+        self.total_iters, self.power = total_iters, power
+        super().__init__(optimizer, last_epoch)
+
+    def lrs_at(self, epoch: int) -> list[float]:
+        return self.scaled((1 - min(epoch, self.total_iters) / self.total_iters) ** self.power)
 
 
 class LambdaLR(LRScheduler):
@@ -124,27 +136,146 @@ class LambdaLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self._attach(optimizer)
-        count = len(optimizer.param_groups)
-        self.lr_lambdas = [lr_lambda] * count if callable(lr_lambda) else list(lr_lambda)
-        if len(self.lr_lambdas) != count:
-            raise ValueError(f"lr_lambda must be one function or {count}, got {len(self.lr_lambdas)}")
+        self.lr_lambdas = self.per_group("lr_lambda", lr_lambda)
         super().__init__(optimizer, last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
         return [base * factor(epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
 
 
-class OneCycleLR(LRScheduler):
+class MultiplicativeLR(LRScheduler):
+    """The rate times `lr_lambda(epoch)` in every epoch from 1 on; lr_lambda: as for LambdaLR."""
+
+    not_saved = ("optimizer", "lr_lambdas", "_products")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int = -1,
+    ) -> None:
+        self._attach(optimizer)
+        self.lr_lambdas = self.per_group("lr_lambda", lr_lambda)
+        self._products = [[1.0] * len(self.lr_lambdas)]  # for each epoch, of all factors up to it
+        super().__init__(optimizer, last_epoch)
+
+    def lrs_at(self, epoch: int) -> list[float]:
+        for next_epoch in range(len(self._products), epoch + 1):
+            factors = [factor(next_epoch) for factor in self.lr_lambdas]
+            self._products.append([p * f for p, f in zip(self._products[-1], factors, strict=True)])
+        return [base * product for base, product in zip(self.base_lrs, self._products[epoch], strict=True)]
+
+
+class CosineAnnealingWarmRestarts(LRScheduler):
+    """Half a cosine from the rate to `eta_min` in `T_0` epochs, then again in T_mult times as many as before (SGDR,
+    Loshchilov and Hutter 2017). `step(epoch)` also takes fractions of epochs."""
+
+    absolute = True
+
+    def __init__(
+        self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1
+    ) -> None:
+        at_least(1, T_0=T_0, T_mult=T_mult)
+        self.T_0, self.T_mult, self.eta_min = T_0, T_mult, eta_min
+        super().__init__(optimizer, last_epoch)
+
+    def lrs_at(self, epoch: float) -> list[float]:
+        length = self.T_0
+        if self.T_mult == 1:
+            epoch %= length
+        while epoch >= length:
+            epoch -= length
+            length *= self.T_mult
+        height = (1 + cos(pi * epoch / length)) / 2
+        return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
+
+
+class _Cycle(LRScheduler):
+    """Schedules of the rate that may move the momentum the other way."""
+
+    absolute = True
+    cycle_momentum: bool
+
+    def _start(self, lrs: list[float], last_epoch: int) -> None:
+        groups = self.optimizer.param_groups
+        if self.cycle_momentum and not all("betas" in group or "momentum" in group for group in groups):
+            raise ValueError("cycle_momentum needs an optimizer with momentum or betas; say cycle_momentum=False")
+        if last_epoch == -1:
+            for group, lr in zip(groups, lrs, strict=True):
+                group["lr"] = group["initial_lr"] = lr
+        super().__init__(self.optimizer, last_epoch)
+
+
+class CyclicLR(_Cycle):
+    """From base_lr to max_lr in `step_size_up` steps, back in `step_size_down`, and so on (Smith 2017).
+
+    It is stepped after every batch, and replaces the rates that the optimizer had. base_lr, max_lr, base_momentum and
+    max_momentum are numbers, or one for each parameter group.
+    mode: the height of the peaks: "triangular" is constant, "triangular2" halves it each cycle, "exp_range" multiplies
+    it by gamma every step. scale_fn replaces `mode`: a function of the number of the cycle, from 1, or of the step with
+    scale_mode="iterations".
+    cycle_momentum: meanwhile momentum (or betas[0]) goes from max_momentum to base_momentum and back.
+    """
+
+    not_saved = ("optimizer", "scale_fn")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        base_lr: float | Sequence[float],
+        max_lr: float | Sequence[float],
+        step_size_up: int = 2000,
+        step_size_down: int | None = None,
+        mode: str = "triangular",
+        gamma: float = 1.0,
+        scale_fn: Callable[[float], float] | None = None,
+        scale_mode: str = "cycle",
+        cycle_momentum: bool = True,
+        base_momentum: float | Sequence[float] = 0.8,
+        max_momentum: float | Sequence[float] = 0.9,
+        last_epoch: int = -1,
+    ) -> None:
+        self._attach(optimizer)
+        self.up, self.down = step_size_up, step_size_up if step_size_down is None else step_size_down
+        at_least(1, step_size_up=self.up, step_size_down=self.down)
+        if mode not in ("triangular", "triangular2", "exp_range"):
+            raise ValueError(f"mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}")
+        if scale_mode not in ("cycle", "iterations"):
+            raise ValueError(f"scale_mode must be 'cycle' or 'iterations', got {scale_mode!r}")
+        self.mode, self.gamma, self.scale_fn, self.scale_mode = mode, gamma, scale_fn, scale_mode
+        self.cycle_momentum = cycle_momentum
+        self.low, self.high = self.per_group("base_lr", base_lr), self.per_group("max_lr", max_lr)
+        self.least = self.per_group("base_momentum", base_momentum)
+        self.most = self.per_group("max_momentum", max_momentum)
+        self._start(self.low, last_epoch)
+
+    def _height(self, step: int) -> float:
+        """How much of the difference between the ends there is in a step."""
+        cycle, place = divmod(step, self.up + self.down)
+        slope = place / self.up if place <= self.up else (self.up + self.down - place) / self.down
+        if self.scale_fn is not None:
+            return slope * self.scale_fn(cycle + 1 if self.scale_mode == "cycle" else step)
+        return slope * {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": self.gamma**step}[self.mode]
+
+    def lrs_at(self, epoch: int) -> list[float]:
+        height = self._height(epoch)
+        return [low + (high - low) * height for low, high in zip(self.low, self.high, strict=True)]
+
+    def momenta_at(self, epoch: int) -> list[float] | None:
+        height = self._height(epoch)
+        ends = zip(self.least, self.most, strict=True)
+        return [most - (most - least) * height for least, most in ends] if self.cycle_momentum else None
+
+
+class OneCycleLR(_Cycle):
     """From max_lr / div_factor up to max_lr, down to a `final_div_factor`-th of that (Smith and Topin 2018).
 
     It is stepped after every batch, `total_steps` (or epochs x steps_per_epoch) times in all, and replaces
-    the rates that the optimizer had. max_lr: a number, or one for each parameter group.
+    the rates that the optimizer had. max_lr, base_momentum, max_momentum: numbers, or one for each parameter group.
     pct_start: the share of the steps that go up; anneal_strategy: "cos" or "linear".
     three_phase: first down as fast as up, then to the end.
     cycle_momentum: meanwhile momentum (or betas[0]) goes from max_momentum to base_momentum and back.
     """
-
-    absolute = True
 
     def __init__(
         self,
@@ -166,63 +297,33 @@ class OneCycleLR(LRScheduler):
         self._attach(optimizer)
         if total_steps is not None:
             at_least(1, total_steps=total_steps)
-            self.total_steps = total_steps
         elif epochs is None or steps_per_epoch is None:
             raise ValueError("OneCycleLR needs total_steps, or both epochs and steps_per_epoch")
         else:
             at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
-            self.total_steps = epochs * steps_per_epoch
-        if not 0 <= pct_start <= 1:
-            raise ValueError(f"pct_start must be in [0, 1], got {pct_start}")
+            total_steps = epochs * steps_per_epoch
+        in_range("pct_start", pct_start, 0, 1, closed=True)
         if anneal_strategy not in ("cos", "linear"):
             raise ValueError(f"anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
-        if cycle_momentum and any(_momentum_name(group) is None for group in optimizer.param_groups):
-            raise ValueError("cycle_momentum needs an optimizer with momentum or betas; say cycle_momentum=False")
-        self.anneal_strategy = anneal_strategy
-        self.cycle_momentum = cycle_momentum
-        last = self.total_steps - 1
-        top = pct_start * self.total_steps - 1
-        ends = [top, 2 * top, last] if three_phase else [top, last]
-        self.ends: list[float] = ends  # the step at which each phase ends
+        self.total_steps, self.anneal_strategy, self.cycle_momentum = total_steps, anneal_strategy, cycle_momentum
+        top, last = pct_start * total_steps - 1, total_steps - 1
+        self.ends: list[float] = [top, 2 * top, last] if three_phase else [top, last]  # the last step of each phase
+        # The values at the start, and at the end of each phase.
         self.lr_knots = [
-            [
-                most / div_factor,
-                most,
-                *([most / div_factor] if three_phase else []),
-                most / div_factor / final_div_factor,
-            ]
-            for most in self._per_group("max_lr", max_lr)
+            [high / div_factor, high, *([high / div_factor] * three_phase), high / div_factor / final_div_factor]
+            for high in self.per_group("max_lr", max_lr)
         ]
-        self.momentum_knots = [
-            [most, least, most, *([most] if three_phase else [])]
-            for least, most in zip(
-                self._per_group("base_momentum", base_momentum),
-                self._per_group("max_momentum", max_momentum),
-                strict=True,
-            )
-        ]
-        if last_epoch == -1:
-            for group, (start, *_) in zip(optimizer.param_groups, self.lr_knots, strict=True):
-                group["lr"] = group["initial_lr"] = start
-        super().__init__(optimizer, last_epoch)
+        momenta = self.per_group("base_momentum", base_momentum), self.per_group("max_momentum", max_momentum)
+        self.momentum_knots = [[most, least, most, *([most] * three_phase)] for least, most in zip(*momenta)]
+        self._start([knots[0] for knots in self.lr_knots], last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
         return [self._between(knots, epoch) for knots in self.lr_knots]
 
-    def step(self, epoch: int | None = None) -> None:
-        """Sets the rates, and the momentum, of the next step, or of step `epoch`."""
-        super().step(epoch)
-        if not self.cycle_momentum:
-            return
-        for group, knots in zip(self.optimizer.param_groups, self.momentum_knots, strict=True):
-            momentum = self._between(knots, self.last_epoch)
-            if _momentum_name(group) == "betas":
-                group["betas"] = (momentum, *group["betas"][1:])
-            else:
-                group["momentum"] = momentum
+    def momenta_at(self, epoch: int) -> list[float] | None:
+        return [self._between(knots, epoch) for knots in self.momentum_knots] if self.cycle_momentum else None
 
     def _between(self, knots: list[float], step: int) -> float:
-        """The value at a step: from knot to knot, one phase each."""
         if step > self.total_steps:
             raise ValueError(f"OneCycleLR was made for total_steps {self.total_steps}, got step {step}")
         phase = next((i for i, end in enumerate(self.ends) if step <= end), len(self.ends) - 1)
@@ -232,14 +333,3 @@ class OneCycleLR(LRScheduler):
         if self.anneal_strategy == "linear":
             return low + (high - low) * done
         return high + (low - high) / 2 * (1 + cos(pi * done))
-
-    def _per_group(self, name: str, value: float | Sequence[float]) -> list[float]:
-        count = len(self.optimizer.param_groups)
-        values: list[float] = list(value) if isinstance(value, Sequence) else [value] * count
-        if len(values) != count:
-            raise ValueError(f"{name} must be a number or one for each of {count} groups, got {len(values)}")
-        return values
-
-
-def _momentum_name(group: dict[str, Any]) -> str | None:
-    return next((name for name in ("betas", "momentum") if name in group), None)

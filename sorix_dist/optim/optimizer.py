@@ -17,6 +17,7 @@ from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.home import Home
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import Buffers, GroupState, Scratch
+from sorix_dist.optim.torch_state import from_torch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes
@@ -173,11 +174,12 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes.
+        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes, also of PyTorch's.
 
         ValueError says what does not fit; nothing is changed then.
         """
         self.check_state_dict(state_dict)
+        state_dict = self._as_own(state_dict)
         for group, own, saved in zip(self.param_groups, self._states, state_dict["param_groups"], strict=True):
             group.update(_options(saved))
             own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
@@ -188,6 +190,7 @@ class Optimizer:
             raise ValueError(
                 f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
             )
+        state_dict = self._as_own(state_dict)
         groups, state = state_dict["param_groups"], state_dict["state"]
         sizes = [len(own.params) for own in self._states]
         given = [len(group.get("params", ())) for group in groups]
@@ -200,6 +203,10 @@ class Optimizer:
             together = {**group, **_options(saved)}
             self.check(together)
             own.check([state.get(number) for number in saved["params"]], self.buffers(together))
+
+    def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        params = [parameter for group in self.param_groups for parameter in group["params"]]
+        return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
 
     def __repr__(self) -> str:
         groups = (

@@ -14,11 +14,11 @@ from sorix_dist.optim.optimizer import Optimizer
 class LRScheduler:
     """Base of the schedulers. A subclass gives the learning rates of an epoch in `lrs_at`.
 
-    The rates of the groups at the start are kept as `base_lrs`, and in the groups as "initial_lr". Making a
-    scheduler sets the rates of epoch 0, each `step()` those of the next. With `last_epoch` it goes on with an
+    The rates of the groups at the start are saved as `base_lrs`, and in the groups as "initial_lr". Making a
+    scheduler sets the rates of epoch 0, each `step()` those of the next. With `last_epoch` it continues with an
     optimizer that was stepped and saved in an earlier run, with the rates of the epoch after that.
-    Rates are computed from the epoch alone, so rounding does not add up, unless something else has changed
-    the rate of a group since: another scheduler of the same optimizer, or the user. That change is kept.
+    Rates are computed from the epoch alone, so rounding does not add up. If another scheduler of the same optimizer,
+    or the user, has changed the rate of a group since, that change stays.
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ("optimizer",)
@@ -42,6 +42,14 @@ class LRScheduler:
             self.last_epoch += 1
             self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
+    def per_group(self, name: str, value: Any) -> list[Any]:
+        """`value`, or each of its entries, for each parameter group; ValueError unless there are as many."""
+        count = len(self.optimizer.param_groups)
+        values = list(value) if isinstance(value, Sequence) else [value] * count
+        if len(values) != count:
+            raise ValueError(f"{name} must be one value or one for each of {count} parameter groups, got {len(values)}")
+        return values
+
     def _attach(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
@@ -52,6 +60,10 @@ class LRScheduler:
     def lrs_at(self, epoch: int) -> list[float]:
         """The learning rate of each group in an epoch, from 0."""
         raise NotImplementedError(f"{type(self).__name__} must implement lrs_at")
+
+    def momenta_at(self, epoch: int) -> list[float] | None:
+        """The momentum (or betas[0]) of each group in an epoch; None if the schedule leaves it as it is."""
+        return None
 
     def carry_over(self, lr: float, was: float, now: float) -> float:
         """What becomes of a rate `lr` that others have set where this scheduler goes from `was` to `now`."""
@@ -81,7 +93,15 @@ class LRScheduler:
         self.last_epoch = next_epoch
         for group, lr in zip(groups, lrs, strict=True):
             group["lr"] = lr
+        self._set_momenta()
         self._last_lr = lrs
+
+    def _set_momenta(self) -> None:
+        for group, momentum in zip(self.optimizer.param_groups, self.momenta_at(self.last_epoch) or ()):
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            else:
+                group["momentum"] = momentum
 
     def get_lr(self) -> list[float]:
         """The learning rate that the formula gives to each group in this epoch."""
@@ -104,6 +124,7 @@ class LRScheduler:
         for group, left, lr in zip(self.optimizer.param_groups, self._last_lr, state_dict["_last_lr"], strict=True):
             group["lr"] = lr if group["lr"] == left else group["lr"]
         vars(self).update(deepcopy({k: v for k, v in state_dict.items() if k not in self.not_saved}))
+        self._set_momenta()
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
@@ -144,10 +165,7 @@ class ReduceLROnPlateau(LRScheduler):
             raise ValueError(f"factor must be in [0, 1), got {factor}")
         if threshold_mode not in ("rel", "abs"):
             raise ValueError(f"threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}")
-        count = len(optimizer.param_groups)
-        self.min_lrs = list(min_lr) if isinstance(min_lr, Sequence) else [min_lr] * count
-        if len(self.min_lrs) != count:
-            raise ValueError(f"min_lr must be a number or {count} of them, got {len(self.min_lrs)}")
+        self.min_lrs = self.per_group("min_lr", min_lr)
         self.mode, self.factor, self.patience = mode, factor, patience
         self.threshold, self.threshold_mode = threshold, threshold_mode
         self.cooldown, self.eps = cooldown, eps
@@ -224,6 +242,10 @@ class SequentialLR(LRScheduler):
         scheduler, its_epoch = self._place(epoch)
         return scheduler.lrs_at(its_epoch)
 
+    def momenta_at(self, epoch: int) -> list[float] | None:
+        scheduler, its_epoch = self._place(epoch)
+        return scheduler.momenta_at(its_epoch)
+
     def step(self, epoch: int | None = None) -> None:
         """Sets the rates of the next epoch, or of `epoch`."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
@@ -237,11 +259,12 @@ class SequentialLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.check_state_dict(state_dict)
         groups = self.optimizer.param_groups
-        lrs = [group["lr"] for group in groups]
+        options = ("lr", "momentum", "betas")
+        before: list[dict[str, Any]] = [{name: group[name] for name in options if name in group} for group in groups]
         for scheduler, its_state in zip(self.schedulers, state_dict["schedulers"], strict=True):
             scheduler.load_state_dict(its_state)
-        for group, lr in zip(groups, lrs, strict=True):
-            group["lr"] = lr  # which rate is in force is for the sequence to say
+        for group, values in zip(groups, before, strict=True):
+            group.update(values)  # the sequence decides which scheduler is in force
         super().load_state_dict(state_dict)
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:

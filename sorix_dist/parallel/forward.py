@@ -40,12 +40,12 @@ class WholeForward:
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             known_batch = first.place.batch
             self.replicas.rows = known_batch.known or known_batch.rows
-            return module(first) if known_batch.group.alone else self._compute(known_batch, module, inputs, options)
+            return module(first) if known_batch.group.single else self._compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
         alike = any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays)
-        if not (known or open_ or alike or self.replicas.group.alone):
+        if not (known or open_ or alike or self.replicas.group.single):
             raise RuntimeError(
                 "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
                 "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what is "
@@ -69,7 +69,7 @@ class WholeForward:
         return self._compute(batch, module, inputs, options)
 
     def _compute(self, batch: Batch | None, module: Module, inputs: Any, options: Any) -> Any:
-        if self.replicas.group.alone:
+        if self.replicas.group.single:
             return module(*inputs, **options)
         before = forward_of.set(batch)
         try:
@@ -95,7 +95,7 @@ class WholeForward:
             sums = 0
         else:
             held, sums = lengths[0], self._checksum(arrays[0])
-        if group.alone:
+        if group.single:
             everywhere = [[held, sums, *lengths]]
         else:
             everywhere = comm.all_gather(np.array([held, sums, *lengths], np.int64)).tolist()

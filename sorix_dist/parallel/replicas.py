@@ -195,7 +195,7 @@ class Replicas:
         if self.shards is not None:
             self._select(None)
         place = loss.place
-        if loss.array.size == 1 and not self.group.alone:
+        if loss.array.size == 1 and not self.group.single:
             if isinstance(place, Partial) and not place.group.ordered:
                 self.losses.append(loss)
             elif not isinstance(place, Shard):

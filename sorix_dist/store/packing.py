@@ -167,7 +167,10 @@ class _Reader:
         if not (isinstance(made, type) and issubclass(made, nn.Module)):
             raise ValueError(f"its structure names {kind!r}, which is not a layer of this version")
         module = made.__new__(made)
-        vars(module).update(self.decode(attributes))
+        decoded = self.decode(attributes)
+        vars(module).update(decoded)
+        for name in made.torch_names.keys() & decoded.keys():
+            setattr(module, name, decoded[name])
         return module
 
     def draws(self, number: int, calls: int) -> Draws:

@@ -46,6 +46,16 @@ TABLES: dict[str, tuple[Callable[[Any], Any], list[float]]] = {
     "linear_defaults": (lambda o: s.LinearLR(o), [1 / 3 + 2 / 3 * min(e, 5) / 5 for e in range(8)]),
     "constant": (lambda o: s.ConstantLR(o, 0.5, 3), [0.5, 0.5, 0.5, 1, 1]),
     "constant_of_nothing": (lambda o: s.ConstantLR(o, 0.0, 2), [0, 0, 1, 1]),
+    "polynomial": (lambda o: s.PolynomialLR(o, 4, 2.0), [1, 9 / 16, 4 / 16, 1 / 16, 0, 0]),
+    "multiplicative": (lambda o: s.MultiplicativeLR(o, lambda epoch: 1 / (1 + epoch)), [1, 1 / 2, 1 / 6, 1 / 24]),
+    "restarts": (
+        lambda o: s.CosineAnnealingWarmRestarts(o, 2, 2),
+        [1, 0.5, *((1 + cos(pi * epoch / 4)) / 2 for epoch in range(4)), 1],
+    ),
+    "cyclic": (
+        lambda o: s.CyclicLR(o, 1.0, 3.0, 2, 4, "triangular2", cycle_momentum=False),
+        [1, 2, 3, 2.5, 2, 1.5, 1, 1.5, 2, 1.75, 1.5],
+    ),
     "one_cycle": (
         lambda o: s.OneCycleLR(
             o, 8, total_steps=9, pct_start=0.5, div_factor=8, final_div_factor=10, anneal_strategy="linear",
@@ -78,7 +88,7 @@ def test_every_group_follows(name: str) -> None:
         if name == "cosine":
             assert second - 0.2 == pytest.approx((first - 0.2) * 1.8 / 0.8, abs=1e-12)
         else:
-            assert second == pytest.approx(first * (1 if name == "one_cycle" else 2))
+            assert second == pytest.approx(first * (1 if name in ("one_cycle", "cyclic") else 2))
         scheduler.step()
 
 
@@ -164,6 +174,44 @@ def test_a_rate_that_the_user_sets_is_kept() -> None:
     formula.optimizer.param_groups[0]["lr"] = 8.0
     formula.step()
     assert lrs(formula.optimizer) == [1]
+
+
+def test_a_change_beside_a_cosine_stays_past_its_turning_point() -> None:
+    optimizer = sgd(1.0)
+    cosine, other = s.CosineAnnealingLR(optimizer, 2, 0.1), s.ExponentialLR(optimizer, 0.5)
+    seen = []
+    for _ in range(5):
+        seen += lrs(optimizer)
+        cosine.step()
+        other.step()
+    assert seen == pytest.approx([1, 0.275, 0.05, 0.25, 0.2])
+
+
+@pytest.mark.parametrize(("kind", "option"), [(optim.SGD, {"momentum": 0.9}), (optim.Adam, {"betas": (0.9, 0.99)})])
+def test_the_momentum_of_a_cycle_resumes(kind: Any, option: dict[str, Any]) -> None:
+    """Also where the scheduler is made after the optimizer was restored, which sets the momentum of step 0."""
+
+    def made() -> Any:
+        return kind([nn.Parameter(np.zeros(1))], **option)
+
+    for make in (
+        lambda o: s.OneCycleLR(o, 1.0, 20),
+        lambda o: s.CyclicLR(o, 0.1, 1.0, 5),
+        lambda o: s.SequentialLR(o, [s.LinearLR(o, total_iters=2), s.OneCycleLR(o, 1.0, 20)], [2]),
+    ):
+        first = made()
+        scheduler = make(first)
+        for _ in range(7):
+            scheduler.step()
+        second = made()
+        second.load_state_dict(first.state_dict())
+        again = make(second)
+        again.load_state_dict(scheduler.state_dict())
+        for _ in range(3):
+            own, others = ({k: v for k, v in o.param_groups[0].items() if k != "params"} for o in (first, second))
+            assert own == others
+            scheduler.step()
+            again.step()
 
 
 def test_training_uses_the_rate() -> None:
@@ -261,12 +309,21 @@ def test_arguments_are_checked() -> None:
         (lambda: s.LinearLR(o, 0), r"start_factor must be in \(0, 1\], got 0"),
         (lambda: s.LinearLR(o, end_factor=2), r"end_factor must be in \[0, 1\], got 2"),
         (lambda: s.LinearLR(o, total_iters=0), "total_iters must be an integer >= 1, got 0"),
+        (lambda: s.ConstantLR(o, total_iters=0), "total_iters must be an integer >= 1, got 0"),
+        (lambda: s.PolynomialLR(o, 0), "total_iters must be an integer >= 1, got 0"),
+        (lambda: s.CosineAnnealingWarmRestarts(o, 5, 0), "T_mult must be an integer >= 1, got 0"),
+        (lambda: s.CyclicLR(o, 0.1, 1.0, 0), "step_size_up must be an integer >= 1, got 0"),
+        (lambda: s.CyclicLR(o, 0.1, 1.0, mode="square"), "mode must be 'triangular', .*, got 'square'"),
+        (lambda: s.CyclicLR(o, 0.1, 1.0, scale_mode="epoch"), "scale_mode must be 'cycle' or 'iterations'"),
         (lambda: s.ConstantLR(o, 2), r"factor must be in \[0, 1\], got 2"),
-        (lambda: s.LambdaLR(o, [abs, abs]), "lr_lambda must be one function or 1, got 2"),
+        (lambda: s.LambdaLR(o, [abs, abs]), "lr_lambda must be one value or one for each of 1 parameter groups, got 2"),
         (lambda: s.OneCycleLR(o, 1.0), "needs total_steps, or both epochs and steps_per_epoch"),
         (lambda: s.OneCycleLR(o, 1.0, epochs=3), "needs total_steps, or both epochs and steps_per_epoch"),
         (lambda: s.OneCycleLR(o, 1.0, 0), "total_steps must be an integer >= 1, got 0"),
-        (lambda: s.OneCycleLR(o, [1.0, 2.0], 5), "max_lr must be a number or one for each of 1 groups, got 2"),
+        (
+            lambda: s.OneCycleLR(o, [1.0, 2.0], 5),
+            "max_lr must be .* one for each of 1 parameter groups, got 2",
+        ),
         (lambda: s.OneCycleLR(o, 1.0, 5, pct_start=2), r"pct_start must be in \[0, 1\], got 2"),
         (lambda: s.OneCycleLR(o, 1.0, 5, anneal_strategy="sin"), "must be 'cos' or 'linear', got 'sin'"),
         (lambda: s.SequentialLR(o, [s.StepLR(o, 1)], [3]), "milestones must be one less than schedulers"),
@@ -276,7 +333,10 @@ def test_arguments_are_checked() -> None:
         (lambda: s.SequentialLR(o, [s.ReduceLROnPlateau(o)], []), "needs a metric"),
         (lambda: s.ReduceLROnPlateau(o, "least"), "mode must be 'min' or 'max', got 'least'"),
         (lambda: s.ReduceLROnPlateau(o, factor=1.0), r"factor must be in \[0, 1\), got 1.0"),
-        (lambda: s.ReduceLROnPlateau(o, min_lr=[0, 1]), "min_lr must be a number or 1 of them, got 2"),
+        (
+            lambda: s.ReduceLROnPlateau(o, min_lr=[0, 1]),
+            "min_lr must be .* one for each of 1 parameter groups, got 2",
+        ),
         (lambda: s.ReduceLROnPlateau(o, threshold_mode="x"), "threshold_mode must be 'rel' or 'abs', got 'x'"),
     ]
     for make, message in cases:

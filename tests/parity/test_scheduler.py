@@ -33,6 +33,15 @@ CASES: dict[str, Make] = {
     "one_cycle_momentum": lambda o, s: s.OneCycleLR(
         o, 0.5, 100, base_momentum=0.7, max_momentum=[0.8, 0.9], div_factor=10, final_div_factor=50, three_phase=True
     ),
+    "polynomial": lambda o, s: s.PolynomialLR(o, 40, 2.0),
+    "multiplicative": lambda o, s: s.MultiplicativeLR(o, lambda epoch: 0.9 + 0.01 * (epoch % 3)),
+    "restarts": lambda o, s: s.CosineAnnealingWarmRestarts(o, 7, eta_min=0.01),
+    "longer_restarts": lambda o, s: s.CosineAnnealingWarmRestarts(o, 3, 2),
+    "triangular": lambda o, s: s.CyclicLR(o, 0.1, 0.5, 7),
+    "triangular2": lambda o, s: s.CyclicLR(o, [0.1, 0.2], [0.5, 0.6], 7, 4, mode="triangular2"),
+    "exp_range": lambda o, s: s.CyclicLR(o, 0.1, 0.5, 7, 9, "exp_range", 0.97, base_momentum=0.5, max_momentum=0.8),
+    "own_peaks": lambda o, s: s.CyclicLR(o, 0.1, 0.5, 5, scale_fn=lambda cycle: 1 / cycle, cycle_momentum=False),
+    "steps_count": lambda o, s: s.CyclicLR(o, 0.1, 0.5, 5, scale_fn=lambda i: 1 / (1 + i), scale_mode="iterations"),
     "warm_up_then_cosine": lambda o, s: s.SequentialLR(
         o, [s.LinearLR(o, 0.1, total_iters=10), s.CosineAnnealingLR(o, 80, 0.001)], [10]
     ),
@@ -87,6 +96,15 @@ def test_two_schedulers_of_one_optimizer() -> None:
             package.CosineAnnealingLR(optimizer, 70),
         ]
     follow(ours, theirs, lambda scheduler, epoch: scheduler.step(), schedulers, epochs=70)
+
+
+@pytest.mark.parametrize("eta_min", [0.0, 0.001])
+def test_a_cosine_past_its_end_beside_another_scheduler(eta_min: float) -> None:
+    ours, theirs = both()
+    schedulers = []
+    for optimizer, package in ((ours, lr_scheduler), (theirs, torch.optim.lr_scheduler)):
+        schedulers += [package.CosineAnnealingLR(optimizer, 10, eta_min), package.ExponentialLR(optimizer, 0.99)]
+    follow(ours, theirs, lambda scheduler, epoch: scheduler.step(), schedulers, epochs=45)
 
 
 def test_a_rate_set_by_hand_is_kept() -> None:

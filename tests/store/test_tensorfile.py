@@ -234,8 +234,8 @@ def test_a_file_that_shrinks_while_it_is_read(path: Path, monkeypatch: pytest.Mo
     path.write_bytes(written({"x": np.zeros(100_000), "y": np.zeros(100_000)}, ""))
     read = tensorfile._read_header
 
-    def cut_then(file: Any) -> Any:
-        result = read(file)
+    def cut_then(file: Any, size: int) -> Any:
+        result = read(file, size)
         path.open("r+b").truncate(900_000)
         return result
 

@@ -1,0 +1,196 @@
+"""Weights of PyTorch's models in ours and back, and states of its optimizers: the same outputs, the same next steps."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+
+torch = pytest.importorskip("torch")
+rng = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> Any:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+TOKENS = rng.integers(0, 7, (5, 6))
+# Of each layer its name, arguments and options in both libraries, and an input. Square matrices wherever they can be.
+LAYERS: list[Any] = [
+    ("Linear", (4, 4), {}, floats(5, 4)),
+    ("Linear", (4, 3), {"bias": False}, floats(5, 4)),
+    ("Embedding", (7, 7), {}, TOKENS),
+    ("BatchNorm1d", (4,), {}, floats(5, 4)),
+    ("BatchNorm1d", (4,), {"momentum": None}, floats(5, 4)),
+    ("BatchNorm1d", (4,), {"affine": False}, floats(5, 4)),
+    ("BatchNorm2d", (4,), {}, floats(5, 4, 3, 3)),
+    ("LayerNorm", (4,), {}, floats(5, 4)),
+    ("GroupNorm", (2, 4), {}, floats(5, 4, 3)),
+    ("Conv1d", (4, 4, 3), {}, floats(2, 4, 8)),
+    ("Conv2d", (4, 4, 3), {"groups": 2}, floats(2, 4, 8, 8)),
+    ("ConvTranspose2d", (4, 4, 3), {}, floats(2, 4, 8, 8)),
+    ("LSTM", (4, 4), {"num_layers": 2, "bidirectional": True}, floats(5, 3, 4)),
+    ("GRU", (4, 4), {"batch_first": True}, floats(5, 3, 4)),
+    ("TransformerEncoderLayer", (4, 2, 4), {"dropout": 0.0}, floats(5, 3, 4)),
+    ("TransformerEncoderLayer", (4, 2, 4), {"dropout": 0.0, "bias": False}, floats(5, 3, 4)),
+]
+# Layers that are added later come in by themselves, if both libraries have them.
+LATER: list[Any] = [
+    ("Conv3d", (4, 4, 3), {}, floats(2, 4, 5, 5, 5)),
+    ("ConvTranspose1d", (4, 4, 3), {}, floats(2, 4, 8)),
+    ("BatchNorm3d", (4,), {}, floats(2, 4, 3, 3, 3)),
+    ("InstanceNorm1d", (4,), {"affine": True}, floats(2, 4, 6)),
+    ("InstanceNorm2d", (4,), {"affine": True}, floats(2, 4, 6, 6)),
+    ("RMSNorm", (4,), {}, floats(5, 4)),
+    ("PReLU", (4,), {}, floats(5, 4)),
+    ("RNN", (4, 4), {"num_layers": 2}, floats(5, 3, 4)),
+    ("RNNCell", (4, 4), {}, floats(5, 4)),
+    ("LSTMCell", (4, 4), {}, floats(5, 4)),
+    ("GRUCell", (4, 4), {}, floats(5, 4)),
+]
+LAYERS += [row for row in LATER if hasattr(nn, row[0])]
+
+
+def first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def both(name: str, arguments: Any, options: Any) -> tuple[Any, Any]:
+    """The layer in both libraries; PyTorch's with random numbers in every parameter and statistic."""
+    theirs = getattr(torch.nn, name)(*arguments, **options)
+    with torch.no_grad():
+        for tensor in theirs.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape) * 0.5 + 0.2)
+    return getattr(nn, name)(*arguments, **options), theirs
+
+
+def inputs(x: Any) -> tuple[Any, Any]:
+    return (sx.tensor(x), torch.tensor(x))
+
+
+def assert_equal_outputs(ours: Any, theirs: Any, x: Any) -> None:
+    ours.eval(), theirs.eval()
+    mine, other = inputs(x)
+    np.testing.assert_allclose(first(ours(mine)).numpy(), first(theirs(other)).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "arguments", "options", "x"), LAYERS, ids=lambda value: str(value)[:30])
+def test_weights_both_ways(name: str, arguments: Any, options: Any, x: Any) -> None:
+    ours, theirs = both(name, arguments, options)
+    ours.load_state_dict(theirs.state_dict())
+    assert_equal_outputs(ours, theirs, x)
+    fresh = getattr(torch.nn, name)(*arguments, **options)
+    state = {key: torch.from_numpy(value) for key, value in sx.to_torch_state(ours).items()}
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in state.items())
+    fresh.load_state_dict(state)
+    assert_equal_outputs(ours, fresh, x)
+
+
+OPTIMIZERS: list[Any] = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("Adam", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "betas": (0.8, 0.99)}),
+    ("RMSprop", {"lr": 0.01, "momentum": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "settings"), OPTIMIZERS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "arguments", "options", "x"),
+    [
+        row
+        for row in LAYERS
+        if row[0] in ("Linear", "LSTM", "BatchNorm1d", "Embedding")
+        # with biases, Adam would divide the rounding errors of a gradient that is zero by each other
+        or (row[0] == "TransformerEncoderLayer" and "bias" in row[2])
+        if row[2].get("affine", True)
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_optimizer_states(name, arguments, options, x, optimizer, settings) -> None:
+    ours, theirs = both(name, arguments, options)
+    mine, other = inputs(x)
+    target = torch.from_numpy(floats(*first(theirs(other)).shape))
+    their_optimizer = getattr(torch.optim, optimizer)(theirs.parameters(), **settings)
+
+    def step_of_theirs() -> None:
+        their_optimizer.zero_grad()
+        ((first(theirs(other)) - target) ** 2).mean().backward()
+        their_optimizer.step()
+
+    for _ in range(3):
+        step_of_theirs()
+    ours.load_state_dict(theirs.state_dict())
+    our_optimizer = getattr(optim, optimizer)(ours.parameters(), **{**settings, "lr": 0.5})
+    our_optimizer.load_state_dict(their_optimizer.state_dict())
+    assert our_optimizer.param_groups[0]["lr"] == settings["lr"]
+    assert set(our_optimizer.param_groups[0]) <= {*our_optimizer.defaults, "params"}
+    for _ in range(2):
+        step_of_theirs()
+        our_optimizer.zero_grad()
+        ((first(ours(mine)) - target.numpy()) ** 2).mean().backward()
+        our_optimizer.step()
+    for key, value in sx.to_torch_state(ours).items():
+        np.testing.assert_allclose(value, theirs.state_dict()[key].numpy(), rtol=2e-4, atol=2e-6, err_msg=key)
+
+
+def test_options_that_ours_do_not_have() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    theirs = torch.optim.SGD([weight], lr=0.1, momentum=0.9, maximize=True)
+    weight.grad = torch.ones(3)
+    theirs.step()
+    ours = optim.SGD([sx.tensor(np.ones(3, np.float32), requires_grad=True)], lr=0.1, momentum=0.9)
+    if "maximize" not in ours.defaults:
+        with pytest.raises(ValueError, match="SGD has no option maximize, which PyTorch's state sets to True"):
+            ours.load_state_dict(theirs.state_dict())
+
+
+def net(library: Any) -> Any:
+    return library.nn.Sequential(
+        library.nn.Conv2d(1, 3, 3), library.nn.BatchNorm2d(3), library.nn.ReLU(), library.nn.Flatten(),
+        library.nn.Linear(48, 16), library.nn.BatchNorm1d(16), library.nn.Linear(16, 16),
+    )  # fmt: skip
+
+
+def test_models_wrapped_by_either_library(tmp_path: Path) -> None:
+    x = floats(5, 1, 6, 6)
+    theirs, ours = net(torch), sx.DistributedDataParallel(net(sx))
+    ours.load_state_dict({f"module.{name}": value for name, value in theirs.state_dict().items()})
+    assert_equal_outputs(ours, theirs, x)
+    sx.save(sx.to_torch_state(ours), tmp_path / "model.safetensors")
+    back = {name: torch.from_numpy(value) for name, value in sx.load(tmp_path / "model.safetensors").items()}
+    again = net(torch)
+    again.load_state_dict(back)
+    assert_equal_outputs(ours, again, x)
+    saved = io.BytesIO()
+    sx.save(ours.module, saved)
+    saved.seek(0)
+    assert_equal_outputs(sx.load(saved), theirs, x)
+
+
+def test_bfloat16() -> None:
+    theirs, ours = torch.nn.Linear(4, 4).to(torch.bfloat16), nn.Linear(4, 4)
+    ours.load_state_dict(theirs.state_dict())
+    assert np.array_equal(ours.W.numpy(), theirs.weight.detach().float().numpy().T)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    ours = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    before = {name: value.numpy().copy() for name, value in ours.state_dict().items()}
+    for theirs, message in (
+        (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)), "unknown.*0.bias"),
+        (torch.nn.Sequential(torch.nn.Linear(4, 5, bias=False), torch.nn.BatchNorm1d(4)), r"'0.W' must have shape"),
+        (torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False)), "lacks .*1.gamma"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours.load_state_dict(theirs.state_dict())
+    assert all(np.array_equal(value.numpy(), before[name]) for name, value in ours.state_dict().items())
