@@ -25,6 +25,7 @@ from sorix_dist.core.functions import (
     unsqueeze,
 )
 from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.tensor import Tensor, shape_of
 
 # -- products
@@ -147,7 +148,7 @@ def solve_systems(a: Any, b: Any) -> Any:
 
 
 def _square(name: str, a: Any) -> tuple[int, ...]:
-    shape = shape_of(a)
+    shape = extents(a)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(f"linalg.{name}: A must be square matrices (..., n, n), got shape {shape}")
     return shape

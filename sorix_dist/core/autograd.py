@@ -106,21 +106,21 @@ def backward(
     if sync is None:
         place = tensor.place
         # On several ranks a loss of shared rows is a part of the whole: a leaf that is left out of the sum is an error.
-        strict = isinstance(place, Shard | Partial) and not place.group.alone
+        strict = isinstance(place, Shard | Partial) and not place.group.single
         keep = bool(create_graph if retain_graph is None else retain_graph)
         (_backward_on_tensors if create_graph else _backward)(tensor, seed, keep, None, strict)
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
-    scale = sync.begin(tensor.place)
+    scale, visitor = sync.before_backward(tensor.place)
     try:
         if scale != 1:
             seed = seed * seed.dtype.type(scale)
-        _backward(tensor, seed, bool(retain_graph), sync.visitor(), not sync.group.alone)
+        _backward(tensor, seed, bool(retain_graph), visitor, not sync.group.single)
     except BaseException:
-        sync.failed()
+        sync.backward_failed()
         raise
-    sync.end(tensor)
+    sync.after_backward(tensor)
 
 
 def grad(
@@ -181,9 +181,9 @@ def _group_of(outs: list[Tensor]) -> Group | None:
     for tensor in outs:
         if isinstance(tensor.place, Shard | Partial):
             group: Group = tensor.place.group
-            return None if group.alone else group
+            return None if group.single else group
     found = next((tensor.origin.sync for tensor in outs if tensor.origin is not None and tensor.origin.sync), None)
-    return None if found is None or found.group.alone else found.group
+    return None if found is None or found.group.single else found.group
 
 
 _OF_WEIGHTS = (
@@ -198,7 +198,7 @@ def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool)
     from sorix_dist.core.ops.collective import summed
 
     places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
-    if group.ordered or group.apart:
+    if group.ordered or group.isolated:
         if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in places):
             raise RuntimeError(_OF_WEIGHTS)
         return parts
@@ -275,7 +275,7 @@ def _seed(tensor: Tensor, gradient: Any) -> Any:
     array = tensor.array
     if gradient is None:
         place = tensor.place
-        total = place.total if isinstance(place, Shard) and not place.group.alone else 1
+        total = place.total if isinstance(place, Shard) and not place.group.single else 1
         if array.size != 1 or total != 1:
             raise RuntimeError(
                 f"grad can be implicitly created only for scalar outputs; this one has shape {array.shape}"

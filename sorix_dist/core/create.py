@@ -210,8 +210,8 @@ def _drawing(input: Any, by_row: Callable[..., Array], stream: Callable[..., Any
 
 def _drawn(stream: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
     kind, batch = _floating(or_float32(dtype)), forward_of.get()
-    if batch is not None and not batch.group.alone and size and size[0] == batch.held:
-        batch.group.tell(
+    if batch is not None and not batch.group.single and size and size[0] == batch.held:
+        batch.group.warn(
             f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "
             "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
         )

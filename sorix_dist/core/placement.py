@@ -1,13 +1,12 @@
 """Placements: what a tensor is across the ranks that train on one batch, in the terms of PyTorch's DTensor.
 
-    Replicate   (None)   every rank holds the same: parameters, constants, and what follows from them alone
+    Replicate   (None)   every rank has the same: parameters, constants, and what follows from them
     Shard                this rank's rows of the global batch, along one axis
-    Partial              the global value is the sum over the ranks of what they hold: a sum over rows
+    Partial              the global value is the sum over ranks of what they have: a sum over rows
 
 Cotangents are dual: that of a Replicate is a Partial, that of a Partial a Replicate, that of a Shard a Shard. So the
-sum over ranks of (value x cotangent) is right for each of the three, and the rule of an operation that works on this
-rank's arrays alone needs to know nothing of placements. An operation asks `core.rules` which placement its result
-has, and for the collectives of `core.ops.collective` where its operands do not go together.
+sum over ranks of (value x cotangent) is right for all three, and the gradient rule of an operation on this rank's
+arrays needs no placements. `core.rules` says which placement a result has; `core.ops.collective` converts.
 """
 
 from __future__ import annotations
@@ -26,11 +25,8 @@ Array = np.ndarray[Any, Any]
 
 
 class Rows(NamedTuple):
-    """Rows `start` to `stop` of a global batch of `total` rows, the batch number `batch` of the epoch `epoch` of a
-    loader (-1 where none counts).
-
-    order: a digest of what decides which samples these are beside the two numbers, 0 where no loader does.
-    """
+    """Rows `start` to `stop` of a global batch of `total` rows: batch `batch` of the epoch `epoch` of a loader (-1:
+    unknown). order: a digest of the loader's order of samples, 0 without a loader."""
 
     start: int
     stop: int
@@ -41,22 +37,23 @@ class Rows(NamedTuple):
 
 
 class Group:
-    """The processes that hold the rows of a batch, and how to sum over them. This one is a process alone; `parallel`
-    has those of several ranks.
+    """The ranks that share the rows of a batch, and how to sum over them. This one is a single process; `parallel` has
+    those of several ranks.
 
-    parts: of how many values a Partial is the sum; alone: whether this process holds all rows, so that nothing needs
-    to be refused; ordered: whether a sum over rows is made at once, in one order for any number of ranks, so that
-    a Partial and a cotangent of a Replicate are whole (reproducible mode, outside of a forward); apart: whether these
-    are the virtual shards of such a batch, of which each is computed as if it were alone (inside of one).
+    parts: the number of terms of a Partial.
+    single: one process has all rows, so nothing needs to be refused.
+    ordered: reproducible mode, outside of a forward. A sum over rows is made at once, in one order for any number of
+        ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
+    isolated: reproducible mode, inside of a forward. Each virtual shard is computed as if there were no others.
     """
 
     parts = 1
-    alone = True
+    single = True
     ordered = False
-    apart = False
+    isolated = False
 
     def reduce(self, array: Array, what: str) -> Array:
-        """The sum over all parts of a Partial, a new array: the same on every rank. Called by every rank."""
+        """The sum over all terms of a Partial, a new array, the same on every rank. Called by every rank."""
         return np.array(array)
 
     def assemble(self, array: Array) -> Array:
@@ -64,21 +61,21 @@ class Group:
         return array
 
     def add_up(self, sums: Callable[[Rows], Array], rows: Rows) -> Array:
-        """The sum over all rows, of which `sums` gives the sum of some, in one order. Only if `ordered`."""
+        """The sum over all rows in one order; `sums` gives that over some. Only if `ordered`."""
         return sums(rows)
 
     def counts(self, held: int) -> tuple[int, int]:
-        """Of the rows that the ranks hold, how many come before this rank's, and how many there are. Called by all."""
+        """The number of rows on the ranks before this one, and on all ranks. Called by every rank."""
         return 0, held
 
     def expect(self, number: float) -> None:
         """Notes a number that a gradient follows from, which must be the same on every rank."""
 
-    def tell(self, message: str) -> None:
-        """Says something to the user, once for each line of the program."""
+    def warn(self, message: str) -> None:
+        """Warns the user, once for each line of the program."""
 
     def __reduce__(self) -> Any:
-        return _alone, ()
+        return _single, ()
 
     def __copy__(self) -> Group:
         return self
@@ -90,14 +87,15 @@ class Group:
 ALONE = Group()
 
 
-def _alone() -> Group:
+def _single() -> Group:
     return ALONE
 
 
 class Batch:
-    """A global batch: which rows of it this process holds, and who holds the others.
+    """A global batch: its group, and the rows of it that are here.
 
-    shard: the number of the virtual shard that these rows are, 0 where there are none.
+    held: their number; shard: the number of the virtual shard that they are, else 0; parent: the batch that they were
+    selected from; known: the rows, None while only their number is known.
     """
 
     __slots__ = ("_places", "_starts", "group", "held", "known", "parent", "shard")
@@ -111,7 +109,7 @@ class Batch:
 
     @property
     def rows(self) -> Rows:
-        """The rows. Of rows that were selected, every rank asks the others at first need."""
+        """The rows. For selected rows this asks the other ranks at first need."""
         if self.known is None:
             before, total = self.group.counts(self.held)
             self.known = Rows(before, before + self.held, total)
@@ -134,8 +132,8 @@ class Batch:
         return found
 
     def selected(self, counts: Array | int) -> Batch:
-        """The batch of what was selected of these rows, so many of each; or a number, where what is selected of a row
-        does not lie in one place."""
+        """The batch of elements selected from these rows. counts: how many of each row; or their number, where those of
+        a row do not lie side by side."""
         batch = Batch(int(np.sum(counts)), self.group, self.shard, self)
         if not isinstance(counts, int) and self.in_order:
             batch._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -148,11 +146,11 @@ class Batch:
 
     @property
     def whole(self) -> Batch:
-        """The batch that these rows were selected of, or this one."""
+        """The batch that these rows were selected from, or this one."""
         return self if self.parent is None else self.parent.whole
 
     def local(self, start: int, stop: int) -> tuple[int, int]:
-        """Where what was selected of the rows start to stop - 1 of the whole batch lies among what is here."""
+        """The range here of what was selected from the rows start to stop - 1 of the whole batch."""
         if self.parent is None:
             assert self.known is not None
             return start - self.known.start, stop - self.known.start
@@ -165,7 +163,7 @@ class Batch:
         return int(self._starts[first]), int(self._starts[last])
 
     def like(self, other: Batch) -> bool:
-        """Whether the rows of two batches can be taken one by one together, on every rank."""
+        """Whether two batches have the same rows on every rank."""
         if self is other:
             return True
         if self.held != other.held:
@@ -178,9 +176,9 @@ class Batch:
 
 
 class Shard:
-    """This process's rows of a batch along `axis`, whose length is outer * rows * inner.
+    """This rank's rows of a batch along `axis`, whose length is outer * rows * inner.
 
-    More than 1 of `outer` or `inner` come from axes that were merged with the rows', or from rows one after the other.
+    `outer` or `inner` is more than 1 where other axes were merged with that of the rows, or rows were concatenated.
     """
 
     __slots__ = ("axis", "batch", "group", "inner", "outer")
@@ -191,7 +189,7 @@ class Shard:
 
     @property
     def rows(self) -> Rows:
-        """Which rows of the batch these are."""
+        """The rows of the batch."""
         return self.batch.rows
 
     @property
@@ -206,7 +204,7 @@ class Shard:
         return self.outer * (batch.known or batch.rows).total * self.inner
 
     def like(self, other: Shard) -> bool:
-        """Whether the rows of both can be taken one by one together, each merged with as many others."""
+        """Whether both have the same rows, merged with as many others."""
         return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
 
     def moved(self, axis: int) -> Shard:
@@ -219,10 +217,18 @@ class Shard:
         return array.reshape(*shape[: self.axis], self.outer, rows, self.inner, *shape[self.axis + 1 :])
 
     def part(self, array: Array, start: int, stop: int, rows: int) -> Array:
-        """Rows start to stop - 1 of an array whose axis has so many rows."""
+        """Rows start to stop - 1 of an array whose axis has `rows` rows."""
         chosen = self.opened(array, rows)[(slice(None),) * (self.axis + 1) + (slice(start, stop),)]
         length = self.outer * (stop - start) * self.inner
         return chosen.reshape(*array.shape[: self.axis], length, *array.shape[self.axis + 1 :])
+
+    def padded(self, array: Array, start: int, stop: int, rows: int) -> Array:
+        """The transpose of `part`: an array of `rows` rows, zeros but for the rows start to stop - 1."""
+        shape = (*array.shape[: self.axis], self.outer * rows * self.inner, *array.shape[self.axis + 1 :])
+        full = np.zeros(shape, array.dtype)
+        chosen = (slice(None),) * (self.axis + 1) + (slice(start, stop),)
+        self.opened(full, rows)[chosen] = self.opened(array, stop - start)
+        return full
 
     def __repr__(self) -> str:
         extra = "" if self.outer == self.inner == 1 else f", outer={self.outer}, inner={self.inner}"
@@ -230,17 +236,18 @@ class Shard:
 
 
 SUM = -1.0
-"""What a Partial that is a plain sum is divided by; see Partial."""
+"""The denominator of a Partial that is a plain sum; see Partial."""
 
 
 class Partial:
-    """The global value is the sum over the processes of a group of what they hold.
+    """The global value is the sum over the ranks of a group of what they have.
 
-    over: the weight of a mean beside those of other batches, which is the number of rows in the whole batch, or the sum
-    of their weights if they have some; SUM for a sum; None for what has no rows, such as a penalty on weights; NaN
-    where there is no single number. factor: what the number here is multiplied by for the user's eye, so that a mean
-    shows that over this rank's rows. held: this rank's number of rows. alike: numbers that it was multiplied with, or
-    divided by, which every rank must have alike.
+    over: the denominator of a mean, by which `accumulate` weights it beside those of other batches: the number of rows
+        of the whole batch, or the sum of their weights. SUM for a sum, None for what has no rows (a penalty on
+        weights), NaN where there is no single number.
+    factor: what users see is the number here times this, so that a mean shows that over this rank's rows.
+    held: this rank's number of rows.
+    alike: numbers that it was multiplied with or divided by, which must be the same on every rank.
     """
 
     __slots__ = ("alike", "factor", "group", "held", "over")
@@ -252,18 +259,18 @@ class Partial:
 
     def beside(self, constant: Any) -> Partial:
         """The placement of what follows linearly from this and a constant."""
-        if self.group.parts == 1 or self.group.apart or getattr(constant, "origin", None) is not None:
+        if self.group.parts == 1 or self.group.isolated or getattr(constant, "origin", None) is not None:
             return self
         numbers = np.ravel(getattr(constant, "array", constant))
         number = float(numbers @ np.arange(1.0, len(numbers) + 1))  # one for all of them, which depends on their order
         return Partial(self.group, self.over, self.factor, self.held, (*self.alike, number))
 
     def shown_like(self, other: Partial) -> bool:
-        """Whether the numbers of both are shown alike and are sums over the same processes."""
+        """Whether the numbers of both are shown alike and are sums over the same ranks."""
         return (self.group, self.over, self.factor) == (other.group, other.over, other.factor)
 
     def joined(self, other: Partial) -> Partial:
-        """The placement of the sum of two, where their numbers are shown alike; see `over`."""
+        """The placement of the sum of two of one group."""
         if other is self or (other.over is None and other.factor == self.factor and not other.alike):
             return self
         over = other.over if self.over is None else self.over if other.over in (None, self.over) else nan
@@ -275,7 +282,7 @@ class Partial:
 
 
 class _Replicate:
-    """Every rank holds the same, and says so: a wrapped model need not ask whether these are rows."""
+    """Every rank has the same, and says so: a wrapped model need not ask whether these are rows."""
 
     def __repr__(self) -> str:
         return "Replicate()"
@@ -312,6 +319,6 @@ def current_group() -> Group:
 
 
 def set_current_group(function: Callable[[], Group]) -> None:
-    """Makes `function` say which group that is."""
+    """Makes `current_group` return what `function` returns."""
     global _current
     _current = function

@@ -75,9 +75,9 @@ def in_order(place: Shard) -> bool:
     return place.group.ordered and recording.get()
 
 
-def single(place: Shard) -> bool:
+def one_row(place: Shard) -> bool:
     """Whether there is one row in the global batch, which broadcasts over others."""
-    return (place.batch.known is not None or place.group.alone) and place.total == 1
+    return (place.batch.known is not None or place.group.single) and place.total == 1
 
 
 def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Options, place: Placement) -> Answer:
@@ -188,8 +188,8 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     first, second = map(placement_of, inputs)
     if isinstance(first, Partial) and not isinstance(second, Shard | Partial):
         divisor = inputs[1]
-        if first.over == SUM and isinstance(divisor, int | float) and divisor == first.held and not first.group.alone:
-            first.group.tell(
+        if first.over == SUM and isinstance(divisor, int | float) and divisor == first.held and not first.group.single:
+            first.group.warn(
                 f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
                 "over the global batch is .mean(); its number of rows is sx.global_rows(xb)"
             )
@@ -217,7 +217,7 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
     ndim = max(len(shape_of(x)) for x in inputs if x is not None)
     at = next(len(shape_of(x)) - lead.axis for x in inputs if placement_of(x) is lead)
     lengths = {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at}
-    if single(lead) and not lengths <= {1, lead.held}:
+    if one_row(lead) and not lengths <= {1, lead.held}:
         return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
@@ -259,7 +259,7 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     shape = shape_of(x)
     length = shape[-at]
     of_all = lead.batch.known is not None and length == lead.total
-    if length == lead.held and (not of_all or (lead.group.alone and not lead.group.ordered)):
+    if length == lead.held and (not of_all or (lead.group.single and not lead.group.ordered)):
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
@@ -282,10 +282,10 @@ def align(x: Any, like: Any, name: str) -> Any:
     (x,) = whole_sums((x,), name)
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
-        several = lead.group.ordered or not lead.group.alone
+        several = lead.group.ordered or not lead.group.single
         if several and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and (place.group.ordered or not place.group.alone):
+    elif isinstance(place, Shard) and lead is None and (place.group.ordered or not place.group.single):
         others = shape_of(like)
         if place.axis < len(others) and others[place.axis] == place.total:
             return whole(x, name)

@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 from sorix_dist.comm.pickling import dumps
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import segments
-from sorix_dist.launch.answer import PYTHON
+from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.output import Output
 from sorix_dist.launch.private import PrivateFolder
-from sorix_dist.launch.tree import kill_tree
+from sorix_dist.launch.processes import PYTHON, kill_with_descendants
 from sorix_dist.watchdog.launcher import detect
 
 Result = TypeVar("Result")
@@ -85,7 +84,7 @@ def run(
     environ = on_this_host(os.environ | dict(env or {}))
     folder = PrivateFolder.make()
     lock = folder.lock()
-    began = segments.now()
+    began = cleanup.now()
     try:
         folder.write("call", call)
         start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(sys.path)], num_proc, environ)
@@ -95,7 +94,7 @@ def run(
     finally:
         os.close(lock)  # a rank that is left ends itself now
         folder.remove()
-        segments.remove_left_over(began)
+        cleanup.clean_up(began)
 
 
 def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
@@ -188,7 +187,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        kill_tree(process.pid)
+        kill_with_descendants(process.pid)
 
 
 def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) -> list[Any]:

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.agreement import array_as_text, criterion_hook
+from sorix_dist.core.fingerprint import array_as_text, criterion_hook
 from sorix_dist.core.graph import Node
 from sorix_dist.nn.functional import distance
 from sorix_dist.nn.functional import loss as F

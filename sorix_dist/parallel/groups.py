@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core.op import use_shards
 from sorix_dist.core.placement import Array, Group, Rows, current_group
-from sorix_dist.parallel.virtual import VirtualShards
+from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.watchdog.call_site import call_site
 
 
@@ -21,7 +21,7 @@ class Ranks(Group):
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self.parts = comm.size
-        self.alone = comm.size == 1
+        self.single = comm.size == 1
         self._told: set[tuple[str, str]] = set()
         self.expected: list[float] = []
 
@@ -37,7 +37,7 @@ class Ranks(Group):
         everywhere = self.comm.all_gather(np.array([held], np.int64))[:, 0].tolist()
         return sum(everywhere[: self.comm.rank]), sum(everywhere)
 
-    def tell(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         where = call_site().where
         said = where, message.split(" ", 1)[0]
         if self.comm.rank == 0 and said not in self._told:
@@ -59,7 +59,7 @@ class InOrder(Ranks):
         super().__init__(comm)
         self.parts = 1
         self.shards = shards
-        self.within = [OfShard(shards.count, self.tell) for _ in shards.owned]
+        self.within = [OfShard(shards.count, self.warn) for _ in shards.owned]
         use_shards()
 
     def reduce(self, array: Array, what: str) -> Array:
@@ -79,26 +79,26 @@ class OfShard(Group):
     """Reproducible mode, inside of a forward: one virtual shard of a batch, computed as if it were alone. The sum over
     all shards is made when all of them are computed."""
 
-    apart = True
+    isolated = True
 
-    def __init__(self, count: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, count: int, warn: Callable[[str], None]) -> None:
         self.parts = count
-        self.alone = count == 1
-        self._tell = tell
+        self.single = count == 1
+        self._warn = warn
 
-    def tell(self, message: str) -> None:
-        self._tell(message)
+    def warn(self, message: str) -> None:
+        self._warn(message)
 
     def reduce(self, array: Array, what: str) -> Array:
-        if self.alone:
+        if self.single:
             return np.array(array)
         raise self._refusal(what)
 
     def assemble(self, array: Array) -> Array:
-        return array if self.alone else self.reduce(array, "a gather")
+        return array if self.single else self.reduce(array, "a gather")
 
     def counts(self, held: int) -> tuple[int, int]:
-        if self.alone:
+        if self.single:
             return 0, held
         raise self._refusal("the number of selected rows")
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.parallel.check import same_everywhere
-from sorix_dist.parallel.outcome import on_every_rank, on_first_rank
+from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
 from sorix_dist.store import tensorfile
 from sorix_dist.store.checkpoint_folder import CheckpointFolder

@@ -85,6 +85,7 @@ def fit(
     checkpointer: Checkpointer | None = None,
     preemption: Preemption | None = None,
     recorder: Recorder | None = None,
+    verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Trains until the loader has given so many epochs; returns the numbers of each: a call of all ranks.
 
@@ -93,7 +94,8 @@ def fit(
     become "val_...".
     scheduler: of learning rates, whose step follows each epoch or optimizer step, as `schedule_by` says.
     checkpointer: saves after each epoch, and goes on from its newest checkpoint; preemption: saves there too, and ends
-    the program. recorder: takes the numbers of each epoch, under its number of optimizer steps.
+    the program. recorder: takes the numbers of each epoch, under its number of optimizer steps. verbose: whether rank 0
+    shows the progress.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"fit: loader must be a DataLoader, got {type(loader).__name__}")
@@ -109,7 +111,7 @@ def fit(
         step, history = saved["step"], saved["history"]
         print(f"goes on from step {step}")
 
-    bar = progress(loader, epochs)
+    bar = progress(loader, epochs, shown=verbose)
     while loader.epoch < epochs and not (early_stopping is not None and early_stopping.stopped):
         model.train()
         for *inputs, target in bar:
@@ -129,7 +131,8 @@ def fit(
         if valid is not None:
             found = evaluate(model, valid, {"loss": criterion, **(metrics or {})})
             numbers |= {f"val_{name}": value for name, value in found.items()}
-            print("  ".join(f"val_{name} {value:.4g}" for name, value in found.items()))
+            if verbose:
+                print("  ".join(f"val_{name} {value:.4g}" for name, value in found.items()))
         if scheduler is not None and schedule_by == "epoch":
             watched = (numbers.get("val_loss", numbers["loss"]),) if isinstance(scheduler, ReduceLROnPlateau) else ()
             scheduler.step(*watched)

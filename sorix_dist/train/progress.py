@@ -83,12 +83,12 @@ class _Bar(tqdm):  # type: ignore[misc]
 class Progress:
     """A loader that shows how far its loops are; see `progress`."""
 
-    def __init__(self, loader: Iterable[Any], epochs: int | None = None) -> None:
+    def __init__(self, loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> None:
         if not hasattr(loader, "__iter__"):
             raise TypeError(f"progress: loader must be a DataLoader or another iterable, got {type(loader).__name__}")
         if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
             raise ValueError(f"progress: epochs must be an integer >= 1 or None, got {epochs!r}")
-        self.loader, self.epochs = loader, epochs
+        self.loader, self.epochs, self.shown = loader, epochs, shown and is_main_process()
         self.epoch = 0
         """The number of the epoch, from 0."""
         self._first_began, self._steps_before = 0.0, 0
@@ -118,7 +118,7 @@ class Progress:
 
     def __iter__(self) -> Iterator[Any]:
         self._start()
-        bar = self._bar() if is_main_process() and _is_live() else None
+        bar = self._bar() if self.shown and _is_live() else None
         try:
             for batch in self.loader:
                 rows = _rows(batch)
@@ -129,12 +129,13 @@ class Progress:
                 if bar is not None:
                     bar.postfix = self._numbers()
                     bar.update()
-                elif time.monotonic() > self._next_line and self.step != self.steps:
+                elif self.shown and time.monotonic() > self._next_line and self.step != self.steps:
                     self._show()
         finally:
             if bar is not None:
                 bar.close()
-        self._show()
+        if self.shown:
+            self._show()
         self._steps_before += self.step - self._skipped
         self.epoch += 1
 
@@ -186,11 +187,12 @@ class Progress:
         return "  ".join(words)
 
 
-def progress(loader: Iterable[Any], epochs: int | None = None) -> Progress:
+def progress(loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> Progress:
     """The loader, whose loops show epoch, step, samples per second over all ranks, and the time left.
 
     On a terminal or in a notebook it is one live line; in a file, or under mpirun and a scheduler, a line at the end of
-    each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there will be, for the time left.
+    each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there will be, for the time left;
+    shown: False only counts.
 
         bar = sx.progress(loader, epochs=10)
         for epoch in range(10):
@@ -198,7 +200,7 @@ def progress(loader: Iterable[Any], epochs: int | None = None) -> Progress:
                 ...
                 bar.log(loss=loss)    # shown as the mean over the epoch, kept in bar.means
     """
-    return Progress(loader, epochs)
+    return Progress(loader, epochs, shown)
 
 
 def _rows(batch: Any) -> int:

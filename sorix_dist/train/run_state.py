@@ -14,11 +14,11 @@ from sorix_dist._version import __version__
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.random import Draws, functional_draws
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel
-from sorix_dist.parallel.outcome import on_every_rank
+from sorix_dist.parallel.consistency import on_every_rank
 from sorix_dist.utils import machine
 from sorix_dist.utils.data.nested import tensors
 

@@ -55,7 +55,7 @@ class Rank(Group):
         self.number, self.meeting = number, meeting
         self.rows = Rows(sum(counts[:number]), sum(counts[: number + 1]), sum(counts))
         self.parts = len(counts)
-        self.alone = len(counts) == 1
+        self.single = len(counts) == 1
         self.batch = Batch(self.rows, self)
         self.said: list[str] = []
 
@@ -70,7 +70,7 @@ class Rank(Group):
         everywhere = self.meeting.exchange(self.number, ("counts",), held)
         return sum(everywhere[: self.number]), sum(everywhere)
 
-    def tell(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         self.said.append(message)
 
     def tensor(self, array: Array, placement: str, requires_grad: bool = True) -> Tensor:

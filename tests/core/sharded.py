@@ -21,7 +21,7 @@ class OneOfTwo(Group):
     """
 
     parts = 2
-    alone = False
+    single = False
 
     def __init__(self, answer: Callable[[Array], Array] | None = None) -> None:
         self.answer = answer
@@ -36,7 +36,7 @@ class OneOfTwo(Group):
     def counts(self, held: int) -> tuple[int, int]:
         return 0, int(self.reduce(np.array(held), "the number of selected rows"))
 
-    def tell(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         self.told.append(message)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.launch import segments
+from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
 from sorix_dist.launch.errors import LaunchError, RankError
 from sorix_dist.watchdog.launcher import detect
@@ -176,7 +176,7 @@ sx.run(work, num_proc=2)
 @needs_mpirun
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: signal.Signals, folder: Path) -> None:
-    began = segments.now()
+    began = cleanup.now()
     (tmp_path / "caller.py").write_text(CALLER)
     (tmp_path / "pids").touch()
     with job([sys.executable, str(tmp_path / "caller.py"), str(tmp_path / "pids")]) as process:
@@ -197,7 +197,7 @@ def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: s
     while list(folder.glob("sorix_dist-*")) and time.monotonic() < limit:  # a rank removes it after a kill
         time.sleep(0.05)
     if number == signal.SIGKILL:  # nobody was left to remove what a killed MPI leaves
-        segments.remove_left_over(began)
+        cleanup.clean_up(began)
 
 
 @needs_mpirun
@@ -247,9 +247,9 @@ def test_a_rank_starts_no_ranks_for_real() -> None:
 @needs_mpirun
 def test_a_process_whose_own_mpi_is_alone_may_start_ranks() -> None:
     script = "from mpi4py import MPI\nimport sorix_dist as sx\nprint(sx.run(lambda: sx.size(), num_proc=2))"
-    began = segments.now()
+    began = cleanup.now()
     ended = run_command([sys.executable, "-c", script])
-    segments.remove_left_over(began)  # Open MPI alone, without mpirun, never removes its own
+    cleanup.clean_up(began)  # Open MPI alone, without mpirun, never removes its own
     assert (ended.code, ended.out) == (0, "[2, 2]\n"), ended.err
 
 

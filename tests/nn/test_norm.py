@@ -40,7 +40,7 @@ class Meeting:
 class Holder(Group):
     """One of several threads that hold the rows of a batch."""
 
-    alone = False
+    single = False
 
     def __init__(self, meeting: Meeting, number: int) -> None:
         self.meeting, self.number = meeting, number

@@ -27,8 +27,8 @@ from sorix_dist.core.rules import (
     applied,
     beside,
     in_order,
+    one_row,
     placement_of,
-    single,
     whole,
     whole_sums,
 )
@@ -50,7 +50,7 @@ def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
     """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
     queries, *others = whole_sums(inputs, name)
     lead = placement_of(queries)
-    if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or single(lead):
+    if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or one_row(lead):
         return [whole(x, name) for x in (queries, *others)]
     at = len(shape_of(queries)) - lead.axis
     for i, x in enumerate(others):

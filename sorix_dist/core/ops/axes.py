@@ -109,7 +109,7 @@ def refused(x: Tensor, what: str) -> Tensor:
     rank the tensor has all rows, and is returned without a placement."""
     place = x.place
     assert isinstance(place, Shard)
-    if not place.group.alone:
+    if not place.group.single:
         raise RuntimeError(
             f"{what}: along axis {place.axis} lie the rows of this rank only, {place.held} of {place.total} in the "
             "global batch, so positions in it mean other rows on every number of ranks. sx.all_gather(x) gives the "

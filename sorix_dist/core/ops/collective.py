@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Node, SumOverRanks
+from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
@@ -35,19 +35,14 @@ def all_reduced(x: Any, *, group: Group, what: str) -> Any:
 @op(rule=given)
 def among_all(x: Any, *, shard: Shard) -> Any:
     """This rank's rows where they lie among those of all ranks, zeros elsewhere."""
-    rows = shard.rows
-    full = np.zeros((*x.shape[: shard.axis], shard.total, *x.shape[shard.axis + 1 :]), x.dtype)
-    place = (slice(None),) * (shard.axis + 1) + (slice(rows.start, rows.stop),)
-    shard.opened(full, rows.total)[place] = shard.opened(x, shard.batch.held)
+    full = shard.padded(x, *shard.rows[:3])
     return shard.group.assemble(full), (lambda g, out: like_input(cut_rows, g, shard=shard),)
 
 
 @op(rule=given)
 def cut_rows(x: Any, *, shard: Shard) -> Any:
     """This rank's rows of those of all ranks."""
-    rows = shard.rows
-    cut = shard.part(x, rows.start, rows.stop, rows.total)
-    return cut, (lambda g, out: like_input(among_all, g, shard=shard),)
+    return shard.part(x, *shard.rows[:3]), (lambda g, out: like_input(among_all, g, shard=shard),)
 
 
 @op(rule=given)
@@ -84,19 +79,17 @@ def sum_in_order(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -
 @op(rule=given)
 def take_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
     """Rows start to stop - 1 of those that this rank has."""
-    held = shard.batch.held
-    part = shard.part(x, start, stop, held)
-    return part, (lambda g, out: like_input(put_rows, g, shard=shard, start=start, stop=stop),)
+    return shard.part(x, start, stop, shard.batch.held), (
+        lambda g, out: like_input(put_rows, g, shard=shard, start=start, stop=stop),
+    )
 
 
 @op(rule=given)
 def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
     """Rows start to stop - 1 of those that this rank has, zeros in the others."""
-    held = shard.batch.held
-    full = np.zeros((*x.shape[: shard.axis], shard.held, *x.shape[shard.axis + 1 :]), x.dtype)
-    place = (slice(None),) * (shard.axis + 1) + (slice(start, stop),)
-    shard.opened(full, held)[place] = shard.opened(x, stop - start)
-    return full, (lambda g, out: like_input(take_rows, g, shard=shard, start=start, stop=stop),)
+    return shard.padded(x, start, stop, shard.batch.held), (
+        lambda g, out: like_input(take_rows, g, shard=shard, start=start, stop=stop),
+    )
 
 
 @op(rule=given)
@@ -122,18 +115,18 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
     place = x.place
     if isinstance(place, Shard):
         group = place.group
-        if group.alone and not group.ordered:  # where bits count, one process walks the nodes of several
+        if group.single and not group.ordered:  # where bits count, one process walks the nodes of several
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
                 f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
                 "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
-        if name and not group.alone:
-            extents = (*x.array.shape[: place.axis], place.total, *x.array.shape[place.axis + 1 :])
-            group.tell(
+        if name and not group.single:
+            elements = prod(n for i, n in enumerate(x.array.shape) if i != place.axis) * place.total
+            group.warn(
                 f"{name} works on the rows of the whole batch, which every rank gathers here from the others: "
-                f"{x.array.itemsize * prod(extents)} bytes"
+                f"{x.array.itemsize * elements} bytes"
             )
         x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
     elif isinstance(place, Partial):
@@ -142,22 +135,21 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
             group.expect(number)
     else:
         return bare(x)  # type: ignore[no-any-return]
-    return bare(x) if group.alone or group.ordered else summed(x, group, name)
+    return bare(x) if group.single or group.ordered else summed(x, group, name)
 
 
 def summed(x: Tensor, group: Group, what: str) -> Tensor:
     """The sum of what all ranks hold, the same on each, and known as such to a backward that begins behind it."""
     total = all_reduced(bare(x), group=group, what=what)
     if isinstance(total.origin, Node) and total.origin.sync is None:
-        total.origin.sync = SumOverRanks(group)
+        total.origin.sync = Sync(group)
     return total
 
 
 def rows_of(x: Any, shard: Shard) -> Any:
     """This rank's rows of what every rank holds alike, for the global batch of a shard."""
     if not isinstance(x, Tensor):
-        rows = shard.rows
-        return tagged(Tensor.of(shard.part(x, rows.start, rows.stop, rows.total)), shard)
+        return tagged(Tensor.of(shard.part(x, *shard.rows[:3])), shard)
     return tagged(cut_rows(bare(x), shard=shard), shard)
 
 

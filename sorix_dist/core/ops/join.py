@@ -58,7 +58,7 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         others = [x for x in inputs if not isinstance(placement_of(x), Shard)]
         # Constants that have as many rows as the batch, on every rank, are taken for rows.
         rows = [not _is_known_alike(x) and shape_of(x)[axis] == lead.batch.held * lead.inner for x in others]
-        if alike and not lead.group.apart and not lead.group.counts(not all(rows))[1]:
+        if alike and not lead.group.isolated and not lead.group.counts(not all(rows))[1]:
             result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
             return tagged(apply(*map(bare, inputs), **options), result)
         return gathers(apply, inputs, options)

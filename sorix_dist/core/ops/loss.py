@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.home import read_only
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg

@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import recording
-from sorix_dist.core.home import read_only
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.indexing import take
@@ -35,9 +35,9 @@ from sorix_dist.core.rules import (
     applied,
     gathers,
     in_order,
+    one_row,
     placement_of,
     rows_beside,
-    single,
     whole,
 )
 from sorix_dist.core.tensor import Array, Tensor, shape_of
@@ -66,7 +66,7 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
     if (
         at > 2
-        and single(lead)
+        and one_row(lead)
         and not {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at} <= {1, lead.held}
     ):
         return gathers(apply, inputs, options)
@@ -288,7 +288,7 @@ def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]
         return tensors
     first, lead = found
     letter = first[lead.axis]
-    if in_order(lead) or first.count(letter) > 1 or single(lead):
+    if in_order(lead) or first.count(letter) > 1 or one_row(lead):
         return [whole(x, "einsum") for x in tensors]
     together = []
     for term, x in zip(terms, tensors, strict=True):

@@ -194,7 +194,7 @@ def batch_norm(
     if place is not None and (place.axis == 1 or place.group.ordered):
         input, place = whole(input, "batch_norm"), None
     # Of a virtual shard the statistics are its own: they don't depend on who computes the others.
-    group = ALONE if place is None or place.group.apart else place.group
+    group = ALONE if place is None or place.group.isolated else place.group
     watch = observe if tracked else None
     if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
         result = batch_norm_of_rows(bare(input), weight, bias, group=group, eps=eps, observe=watch)

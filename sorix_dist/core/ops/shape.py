@@ -37,7 +37,7 @@ def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
     """RuntimeError: a reshape mixes rows. In one process there is nothing to refuse, and the rows are all rows."""
     place = x.place
     assert isinstance(place, Shard)
-    if not place.group.alone:
+    if not place.group.single:
         raise RuntimeError(
             f"reshape: {tuple(x.array.shape)}, {place.batch.held} of {place.rows.total} rows along axis {place.axis}, "
             f"does not become {tuple(shape)} row by row. Say -1 for the axis of the batch, or take "
@@ -60,7 +60,7 @@ def reshaped_rows(
     if found is None:
         return None
     axis, outer, inner = found
-    if place.batch.held != 1 and not place.group.alone:
+    if place.batch.held != 1 and not place.group.single:
         of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
         if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
             return None
@@ -334,6 +334,6 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
 def extents(input: Any) -> tuple[int, ...]:
     """The shape of a tensor in the global batch."""
     shape, place = shape_of(input), shard_of(input)
-    if place is None or place.group.alone:
+    if place is None or place.group.single:
         return shape
     return (*shape[: place.axis], place.total, *shape[place.axis + 1 :])
