@@ -11,6 +11,7 @@ import numpy as np
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
+from sorix_dist.core.sums import add_up
 
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
@@ -190,5 +191,7 @@ def fit(gradient: Any, like: Node | Leaf) -> Any:
         extra = gradient.ndim - len(like.shape)
         kept = gradient.shape[extra:]
         stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, like.shape, strict=True)) if a != b)
-        gradient = gradient.sum(axis=(*range(extra), *stretched)).reshape(like.shape)
+        axes = (*range(extra), *stretched)
+        total = add_up(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
+        gradient = total.reshape(like.shape)
     return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)
