@@ -16,7 +16,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops.matrix import sums_of_rows
+from sorix_dist.core.ops.matrix import row_sums
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
 from sorix_dist.core.ops.windows import (
     WIDE,
@@ -87,7 +87,7 @@ def _to_bias(g: Any, out: Array | None) -> Any:
         return np.sum(g, axis=(0, 2, 3), out=out)
     count, outputs, high, wide = g.shape
     rows = g.transpose(1, 2, 3, 0).reshape(outputs * high, wide * count)
-    return np.sum(sums_of_rows(rows).reshape(outputs, high), axis=1, out=out)
+    return np.sum(row_sums(rows).reshape(outputs, high), axis=1, out=out)
 
 
 @op(rule=rules.rows_at(0), called="a convolution")

@@ -168,7 +168,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
-        sums = sum_of_rows(g.reshape(-1, outputs), out)
+        sums = column_sums(g.reshape(-1, outputs), out)
         return sums if sums is out else sums.reshape(shape_b)
 
     return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
@@ -196,7 +196,7 @@ def times_transposed(g: Array, w: Array) -> Array:
     return product
 
 
-def sum_of_rows(rows: Array, out: Array | None = None) -> Array:
+def column_sums(rows: Array, out: Array | None = None) -> Array:
     """The sum of the rows of a matrix, in `out` if there is one, of as many elements.
 
     BLAS makes it, by a product with ones, several times as fast as NumPy sums over rows, and more exactly. Its bits
@@ -214,7 +214,7 @@ def sum_of_rows(rows: Array, out: Array | None = None) -> Array:
     return sums
 
 
-def sums_of_rows(rows: Array) -> Array:
+def row_sums(rows: Array) -> Array:
     """The sum of each row of a matrix, made in the same way."""
     sums: Array = rows.sum(axis=1) if rows.dtype.itemsize < 4 else rows.dot(_ones(rows.shape[1], rows.dtype))
     return sums
