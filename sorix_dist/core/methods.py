@@ -216,7 +216,6 @@ _OPERATORS: _Table = {
     "getitem": indexing.index, "iter": _iterate, "contains": _contains,
 }  # fmt: skip
 _METHODS: _Table = {
-    "backward": autograd.backward,
     **{f.__name__: f for f in (
         e.add, e.sub, e.mul, e.div, e.pow, e.remainder, e.floor_divide, e.neg, e.exp, e.expm1, e.log, e.log2, e.log10,
         e.log1p, e.sqrt, e.rsqrt, e.reciprocal, e.square, e.sin, e.cos, e.tan, e.atan, e.abs, e.sign, e.round,
@@ -263,5 +262,6 @@ for _name, _function in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _function)
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, with_torch_keywords(_function))
-setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010 (mypy)
+setattr(Tensor, "backward", autograd.backward)  # noqa: B010 (mypy)
+setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010
 setattr(Tensor, "mT", property(lambda self: shape.swapaxes(self, -1, -2), doc="The last two exchanged."))  # noqa: B010

@@ -77,12 +77,11 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
-    place = x.place if x.__class__ is Tensor else placement_of(x)
+    place = getattr(x, "place", None)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
-        placements = placement_of(w), placement_of(b)
-        if placements == (None, None):
+        if getattr(w, "place", None) is getattr(b, "place", None) is None:
             return place
-        if not any(isinstance(each, Shard) for each in placements):
+        if not (isinstance(placement_of(w), Shard) or isinstance(placement_of(b), Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
     return gathers(apply, inputs, options)
 
