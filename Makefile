@@ -44,7 +44,7 @@ bench-openmpi: $(OPENMPI)/dev $(PEERS)/bench ## The same under Open MPI
 	@mkdir -p build
 	$(OPENMPI)/bin/python -m tests.benchmarks compare --peers $(PEERS)/bin/python --json build/bench-openmpi.json --chart build/bench-openmpi.png $(BENCH)
 
-profile: $(ENV)/mpi ## Measures what the parts of a training step cost on this machine, in 2 to 4 minutes
+profile: $(ENV)/mpi ## Measures what the parts of the benchmarks' training steps cost on this machine, in 2 to 4 minutes
 	@mkdir -p build
 	$(ENV)/bin/python -m tests.benchmarks profile --json build/profile.json $(PROFILE)
 

@@ -262,9 +262,6 @@ class WatchedWindow:
             self.inner.barrier()  # raises: it is closed
         self._call(_BARRIER, self.inner.barrier)
 
-    def used(self) -> bool:
-        return self.inner.used()
-
     def close(self) -> None:
         if not self.parts:
             return

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import left, runtime
+from sorix_dist.comm import runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.deferred_free import deferred_free, free_unused
 from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
 from sorix_dist.comm.shared_memory import (
@@ -58,7 +59,7 @@ class MpiComm:
             self._set_up(communicator)
 
     def _set_up(self, communicator: MPI.Intracomm) -> None:
-        left.give_back(communicator)
+        free_unused(communicator)
         self._comm: Any = communicator.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
@@ -80,7 +81,7 @@ class MpiComm:
             for each in owned:
                 each.Free()
 
-        left.when_gone(self, (self._number, 0), self.size, free)
+        deferred_free(self, (self._number, 0), self.size, free)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
         check_array("all_reduce", array, written=True)
@@ -161,6 +162,7 @@ class MpiComm:
 
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
+        free_unused(self._comm)
         # One segment, allocated by the first rank, so that every rank cuts it in the same way.
         asked = self._local.allgather((nbytes, free_bytes(SHARED_MEMORY)))
         sizes = [*(size for size, _ in asked), self.local_size * CACHE_LINE]
@@ -186,7 +188,7 @@ class MpiComm:
             window.Free()
 
         # A collective of all hosts: the windows of each have the same number.
-        free_now = left.when_gone(block, (self._number, next(self._windows)), self.size, free)
+        free_now = deferred_free(block, (self._number, next(self._windows)), self.size, free, block.nbytes)
         return SharedWindow(parts, self.local_rank, barrier.wait, free_now)
 
     def _raise_together(self, check: Callable[[], None]) -> None:

@@ -24,15 +24,12 @@ class Window(Protocol):
 
     parts: list[NDArray[np.uint8]]
     """One array per rank of this host, in local-rank order: zeros at first, aligned to 64 bytes. What one rank wrote,
-    the others may read after a `barrier()`."""
+    the others may read after a `barrier()`. The memory lives as long as any rank has an array made from it."""
     local_rank: int
     """Position of this rank's own part in `parts`."""
 
     def barrier(self) -> None:
         """Wait for all ranks of this host; afterwards each of them sees what the others wrote before."""
-
-    def used(self) -> bool:
-        """Whether this rank still has an array made from `parts`, beside `parts` themselves."""
 
     def close(self) -> None:
         """Free the memory: a collective of this host's ranks. No array made from `parts` may be used afterwards.

@@ -6,7 +6,6 @@ import mmap
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -27,7 +26,6 @@ YIELDS = 1000
 """Reads between which it yields the core, before it sleeps instead."""
 SLEEP = 50e-6
 """Seconds between two further reads."""
-_REFERENCES = sys.getrefcount(object())  # to an argument without any other reference
 _yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
@@ -151,10 +149,6 @@ class SharedWindow:
         self.local_rank = local_rank
         self.barrier = barrier
         self._free = free
-
-    def used(self) -> bool:
-        # Every array made from the parts has the block they were cut from as its base.
-        return bool(self.parts) and sys.getrefcount(self.parts[0].base) > _REFERENCES + len(self.parts)
 
     def close(self) -> None:
         if self.parts:

@@ -112,15 +112,15 @@ def backward(
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
-    scale = sync.begin(tensor.place)
+    scale, visitor = sync.before_backward(tensor.place)
     try:
         if scale != 1:
             seed = seed * seed.dtype.type(scale)
-        _backward(tensor, seed, bool(retain_graph), sync.visitor(), not sync.group.single)
+        _backward(tensor, seed, bool(retain_graph), visitor, not sync.group.single)
     except BaseException:
-        sync.failed()
+        sync.backward_failed()
         raise
-    sync.end(tensor)
+    sync.after_backward(tensor)
 
 
 def grad(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core.graph import Accumulator, Leaf, Sync
-from sorix_dist.core.home import ALIGNMENT, PRIVATE, Home, digest
+from sorix_dist.core.memory import ALIGNMENT, PRIVATE, ParameterMemory, digest_of
 from sorix_dist.core.tensor import Array, Tensor
 
 BLOCK = 1 << 15  # elements: a block of some arrays of this size fits into a core's cache
@@ -55,7 +55,7 @@ class Flat:
     """Parameters of one dtype in one array `data`, their gradients in another, `grad`, with the same layout.
 
     The values of the parameters are kept, and so are gradients they have.
-    home: where the arrays lie; frozen: whether what the parameters show of them is read-only; edited: a copy of
+    memory: where the arrays lie; frozen: whether what the parameters show of them is read-only; edited: a copy of
     `data` that the parameters show instead, between `open` and `close`.
     """
 
@@ -66,12 +66,12 @@ class Flat:
         self.dtype = self.parameters[0].array.dtype
         self.starts, self.size = layout(self.parameters)
         self._start_of = {id(p): start for p, start in zip(self.parameters, self.starts, strict=True)}
-        self.home: Home = PRIVATE
+        self.memory: ParameterMemory = PRIVATE
         self.frozen = False
         self.edited: Array | None = None
         self.keeper: Any = None  # whatever else lives as long as this storage
-        self.data = self.home.zeros(self.size, self.dtype)
-        self.grad = self.home.zeros(self.size, self.dtype)
+        self.data = self.memory.zeros(self.size, self.dtype)
+        self.grad = self.memory.zeros(self.size, self.dtype)
         for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):
             leaf = leaf_of(parameter)
             np.copyto(data, parameter.array)
@@ -82,7 +82,7 @@ class Flat:
     @property
     def own(self) -> slice:
         """The elements of the arrays that this process changes."""
-        return self.home.part(self.size, self.dtype)
+        return self.memory.own_slice(self.size, self.dtype)
 
     def start_of(self, parameter: Tensor) -> int:
         """Where a parameter starts in the flat arrays, in elements."""
@@ -101,15 +101,15 @@ class Flat:
         for start, end, p in zip(self.starts, [*self.starts[1:], self.size], self.parameters, strict=True):
             array[within(start + p.array.size, end, part)] = 0
 
-    def freeze(self, home: Home) -> None:
-        """Makes read-only what the parameters show, after moving to `home`, where the values of the process that
-        writes count. Gradients are forgotten. Called by all who share that home."""
-        if home is not self.home:
-            data, grad = home.zeros(self.size, self.dtype), home.zeros(self.size, self.dtype)
-            if home.writes:
+    def freeze(self, memory: ParameterMemory) -> None:
+        """Makes read-only what the parameters show, after moving to `memory`, where the values of the process that
+        writes count. Gradients are forgotten. Called by all who share that memory."""
+        if memory is not self.memory:
+            data, grad = memory.zeros(self.size, self.dtype), memory.zeros(self.size, self.dtype)
+            if memory.writes:
                 np.copyto(data, self.data)
-            home.meet("DistributedDataParallel")
-            self.home, self.data, self.grad = home, data, grad
+            memory.fence("DistributedDataParallel")
+            self.memory, self.data, self.grad = memory, data, grad
         self.frozen = True
         for parameter, view in zip(self.parameters, self.views(self.grad), strict=True):
             leaf = leaf_of(parameter)
@@ -122,8 +122,8 @@ class Flat:
         process alone, which no one synchronises."""
         if self.edited is not None:
             raise RuntimeError("unwrap: the parameters are being edited; unwrap after the end of `with model.edit():`")
-        shared, self.home, self.frozen, self.keeper = (self.data, self.grad), PRIVATE, False, None
-        self.data, self.grad = (self.home.zeros(self.size, self.dtype) for _ in shared)
+        shared, self.memory, self.frozen, self.keeper = (self.data, self.grad), PRIVATE, False, None
+        self.data, self.grad = (self.memory.zeros(self.size, self.dtype) for _ in shared)
         np.copyto(self.data, shared[0])
         np.copyto(self.grad, shared[1])
         for parameter, view in zip(self.parameters, self.views(self.grad), strict=True):
@@ -154,10 +154,10 @@ class Flat:
         edited, self.edited = self.edited, None
         assert edited is not None
         if keep:
-            self.home.meet("edit")
-            if self.home.writes:
+            self.memory.fence("edit")
+            if self.memory.writes:
                 np.copyto(self.data, edited)
-            self.home.meet("edit")
+            self.memory.fence("edit")
         self._show(self.data)
 
 
@@ -282,10 +282,10 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
 
 
 @contextmanager
-def changing_gradients(parameters: Iterable[Tensor], doing: str, *numbers: float) -> Iterator[list[Array]]:
+def changing_gradients(parameters: Iterable[Tensor], action: str, *numbers: float) -> Iterator[list[Array]]:
     """Gives what this process is to change of the gradients, where there are any: one-dimensional arrays, without the
     gaps between parameters. Those who share them come here together, with the same numbers, and leave together."""
-    own, homes = [], {}
+    own, memories = [], {}
     for parameter, leaf in _with_gradient(parameters):
         if leaf.view is not None and leaf.view.origin is not None:
             leaf.view = None  # what a backward with create_graph has left would show the numbers from before
@@ -293,13 +293,13 @@ def changing_gradients(parameters: Iterable[Tensor], doing: str, *numbers: float
             own.append(leaf.total.place(leaf).reshape(-1))
             continue
         flat, start = leaf.flat, leaf.flat.start_of(parameter)
-        homes[id(flat.home)] = flat.home
+        memories[id(flat.memory)] = flat.memory
         own.append(flat.grad[within(start, start + parameter.array.size, flat.own)])
-    for home in homes.values():
-        home.meet(doing, digest(*numbers))
+    for memory in memories.values():
+        memory.fence(action, digest_of(*numbers))
     yield own
-    for home in homes.values():
-        home.meet(doing)
+    for memory in memories.values():
+        memory.fence(action)
 
 
 def zero_gradients(parameters: Iterable[Tensor]) -> None:
@@ -307,7 +307,7 @@ def zero_gradients(parameters: Iterable[Tensor]) -> None:
     given = list(parameters)
     for parameter in given:
         if parameter.leaf is not None:
-            parameter.leaf.forget_pending()
+            parameter.leaf.discard_pending()
     with changing_gradients(given, "zero_grad") as own:
         for array in own:
             array.fill(0)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sorix_dist.core.home import Array as Array
-from sorix_dist.core.home import read_only
+from sorix_dist.core.memory import Array as Array
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
+from sorix_dist.core.sums import add_up
 
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
@@ -31,79 +32,53 @@ class Described(Protocol):
         """What the digest is of, in words, for an error."""
 
 
-class Sync(Protocol):
-    """Synchronises the gradients of some leaves between ranks: notified when a backward that reaches them begins and
-    ends."""
-
-    @property
-    def group(self) -> Group:
-        """The ranks."""
-
-    @property
-    def pending(self) -> bool:
-        """Whether there are gradients of these leaves that are not in what they show yet."""
-
-    def conflict(self) -> Exception:
-        """The error for a loss that reaches leaves of two communicators."""
-
-    def begin(self, place: Placement) -> float:
-        """Gets the leaves ready for the backward of a loss; returns the factor that its gradient is scaled by."""
-
-    def visitor(self) -> Callable[[Node | Leaf, Any], None] | None:
-        """What is to be called with every node that the walk comes to, before its rules, and its gradient."""
-
-    def end(self, loss: Any) -> None:
-        """Takes the gradients that the backward of a loss has left in `Leaf.local`."""
-
-    def failed(self) -> None:
-        """Is told instead of `end` that the backward raised."""
-
-    def stepped(self, alike: int, group: Described) -> None:
-        """Is told that an optimizer is about to move these leaves; alike: a digest of the options that it does it with
-        and of its step counts, which must be the same everywhere; group: who says them in words."""
-
-    def forget(self, leaf: Leaf) -> None:
-        """Is told that what is pending for this leaf shall not count."""
+Visitor = Callable[["Node | Leaf", Any], None]
 
 
-class SumOverRanks:
-    """The Sync of what follows from a sum over ranks without any synchronised leaf: every rank computes it alike, so
-    that a backward begins with one of equal parts on each."""
+class Sync:
+    """Combines gradients over the ranks of `group`: the tape calls it before and after a backward.
+
+    This class is the one for what follows from a sum over ranks without any synchronised leaf. Every rank computes that
+    alike, so a backward starts with an equal part on each. `parallel` derives the one of wrapped models.
+    """
 
     pending = False
+    """Whether some gradients of the leaves are not yet in what the leaves show."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def conflict(self) -> Exception:
-        return RuntimeError("a loss follows from sums over two different groups of ranks: compute two losses")
+    def before_backward(self, place: Placement) -> tuple[float, Visitor | None]:
+        """Prepares the leaves for the backward of a loss with this placement. Returns the factor on the seed and, if
+        needed, a function that the walk calls with every node and its gradient, before the node's rules."""
+        return (1.0 if isinstance(place, Shard | Partial) else 1 / self.group.parts), None
 
-    def begin(self, place: Placement) -> float:
-        return 1.0 if isinstance(place, Shard | Partial) else 1 / self.group.parts
+    def after_backward(self, loss: Any) -> None:
+        """Takes the gradients that the backward of `loss` has left in `Leaf.local`."""
 
-    def visitor(self) -> None:
-        return None
+    def backward_failed(self) -> None:
+        """Is called instead of `after_backward` if the backward raised."""
 
-    def end(self, loss: Any) -> None:
-        pass
+    def before_step(self, digest: int, optimizer: Described) -> None:
+        """An optimizer is about to move the leaves. digest: of its options and step counts, which must be the same on
+        every rank; `optimizer` describes them."""
 
-    def failed(self) -> None:
-        pass
-
-    def stepped(self, alike: int, group: Described) -> None:
-        pass
-
-    def forget(self, leaf: Leaf) -> None:
-        pass
+    def discard(self, leaf: Leaf) -> None:
+        """Drops what is pending for a leaf."""
 
 
 def joined(one: Sync, other: Sync) -> Sync:
-    """The Sync of what follows from tensors of both; raises if these are leaves, or sums, of different ranks."""
-    if isinstance(one, SumOverRanks):
+    """The Sync of what follows from tensors of both. RuntimeError if these belong to different ranks."""
+    if type(one) is Sync:
         one, other = other, one
-    if not isinstance(other, SumOverRanks) or one.group is not other.group:
-        raise one.conflict()
-    return one
+    if type(other) is Sync and one.group is other.group:
+        return one
+    raise RuntimeError(
+        "a loss follows from sums over two different groups of ranks: compute two losses"
+        if type(one) is Sync
+        else "one loss can't reach models that are wrapped in different communicators: wrap the second with "
+        "comm=first.comm"
+    )
 
 
 class Accumulator:
@@ -153,13 +128,13 @@ class Leaf:
     def zero(self) -> None:
         """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
         self.total.written = False
-        self.forget_pending()
+        self.discard_pending()
         self.view = None if self.view is not None and self.view.origin is not None else self.view
 
-    def forget_pending(self) -> None:
-        """Forgets what backwards have left for `sync` to add to the gradient later."""
+    def discard_pending(self) -> None:
+        """Drops what backwards have left for `sync` to add to the gradient later."""
         if self.sync is not None and self.sync.pending:
-            self.sync.forget(self)
+            self.sync.discard(self)
 
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""
@@ -216,5 +191,7 @@ def fit(gradient: Any, like: Node | Leaf) -> Any:
         extra = gradient.ndim - len(like.shape)
         kept = gradient.shape[extra:]
         stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, like.shape, strict=True)) if a != b)
-        gradient = gradient.sum(axis=(*range(extra), *stretched)).reshape(like.shape)
+        axes = (*range(extra), *stretched)
+        total = add_up(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
+        gradient = total.reshape(like.shape)
     return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)

@@ -1,14 +1,93 @@
-"""How the C library hands out memory: pages that a step has freed stay for the next one.
+"""Where parameters and gradients lie: in memory of this process, or in memory that several processes share.
 
-By default glibc gives arrays of more than some hundred kilobytes fresh pages each time, which the kernel clears
-one by one: in a step of a small convolutional network that takes longer than the convolutions.
+Also how the C library hands out memory. By default glibc gives arrays of more than some hundred kilobytes fresh pages
+each time, which the kernel clears one by one: a step of a small convolutional network spends more time on that than on
+its convolutions.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
+import zlib
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector of today's CPUs
+
+_FROZEN = (
+    "the memory of this tensor is read-only, because a wrapped model's parameters and gradients are those of all ranks "
+    "of a host: change parameters inside `with model.edit():`, gradients by hooks and clip_grad_*, or wrap the model "
+    'with storage="replicated"'
+)
+
+
+class ParameterMemory(Protocol):
+    """Memory for parameters, gradients and optimizer state.
+
+    Processes that share it make the same calls in the same order, and each changes its own slice of every array.
+    """
+
+    writes: bool
+    """Whether this process writes values that all share, such as loaded weights."""
+
+    def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
+        """A zeroed one-dimensional array that starts on a cache line: the same memory in all processes."""
+
+    def own_slice(self, count: int, dtype: np.dtype[Any]) -> slice:
+        """The elements of such an array that this process changes: whole cache lines."""
+
+    def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
+        """Waits until all processes have come to this call; afterwards each sees what the others wrote before.
+
+        action: what a user would call it; digest: of the numbers that it uses. RuntimeError where either differs:
+        each process changes its own slice, so different numbers would give wrong results without a trace.
+        everywhere: also waits for the processes of other hosts, which takes longer.
+        """
+
+
+class PrivateMemory:
+    """Memory of this process alone."""
+
+    writes = True
+
+    def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
+        memory = np.zeros(count * dtype.itemsize + ALIGNMENT, np.uint8)
+        first = -memory.ctypes.data % ALIGNMENT
+        return memory[first : first + count * dtype.itemsize].view(dtype)
+
+    def own_slice(self, count: int, dtype: np.dtype[Any]) -> slice:
+        return slice(0, count)
+
+    def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
+        return None
+
+
+PRIVATE = PrivateMemory()
+
+
+def digest_of(*numbers: float) -> int:
+    """A checksum of some numbers, the same in every process."""
+    return zlib.crc32(struct.pack(f"{len(numbers)}d", *numbers))
+
+
+def read_only(array: Array) -> Array:
+    """A read-only view of an array."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def refuse_frozen(array: Array) -> None:
+    """RuntimeError, which names the way out, if the array is read-only."""
+    if not array.flags.writeable:
+        raise RuntimeError(_FROZEN)
+
 
 # The parameters of mallopt(3), glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3

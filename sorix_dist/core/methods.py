@@ -12,8 +12,8 @@ from sorix_dist.core import dtype as types
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.graph import Node, recording
-from sorix_dist.core.home import refuse_frozen
 from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast

@@ -97,14 +97,15 @@ def _holds_floats(result: Any) -> bool:
 
 def _reduction(operation: Callable[..., Any]) -> Callable[..., Any]:
     def over(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
-        return operation(_as(dtype, a, out), axis, keepdims)
+        a = _as(dtype, a, out)
+        return shapes.alias(a) if axis == () else operation(a, axis, keepdims)  # () is no axis here, all for PyTorch
 
     return over
 
 
 def _variance(operation: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda a, axis=None, dtype=None, out=None, ddof=0, keepdims=False: operation(
-        _as(dtype, a, out), axis, keepdims, correction=ddof
+    return lambda a, axis=None, dtype=None, out=None, ddof=0, keepdims=False: (
+        e.mul(a, 0.0) if axis == () else operation(_as(dtype, a, out), axis, keepdims=keepdims, correction=ddof)
     )
 
 

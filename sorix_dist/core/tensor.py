@@ -11,8 +11,8 @@ from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Leaf, Node
-from sorix_dist.core.home import Array as Array
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import Array as Array
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 
 

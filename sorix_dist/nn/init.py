@@ -14,7 +14,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 
 
 def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.agreement import as_text
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
+from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import convert, zero_gradients
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook

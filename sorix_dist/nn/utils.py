@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
-from sorix_dist.core.home import refuse_frozen
+from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops.join import cat
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Array

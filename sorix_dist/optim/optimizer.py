@@ -14,7 +14,7 @@ import numpy as np
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.flat import leaf_of, zero_gradients
-from sorix_dist.core.home import Home
+from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import Buffers, GroupState, Scratch
 from sorix_dist.optim.torch_state import from_torch
@@ -127,21 +127,21 @@ class Optimizer:
                         "model.accumulate(...), or after a backward outside of model.no_sync()"
                     )
         # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
-        homes: dict[Home, None] = {}
+        memories: dict[ParameterMemory, None] = {}
         plans = []
         for group, state in zip(self.param_groups, self._states, strict=True):
             options = [group[name] for name in self.defaults]
             plans.append(state.advance(self.buffers(group), self.scratch_arrays, options))
-            for home in state.homes:
-                homes[home] = None
-        for home in homes:
-            home.meet("optimizer.step")
+            for memory in state.memories:
+                memories[memory] = None
+        for memory in memories:
+            memory.fence("optimizer.step")
         for group, runs in zip(self.param_groups, plans, strict=True):
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)
-        for home in homes:
-            home.meet("optimizer.step")
+        for memory in memories:
+            memory.fence("optimizer.step")
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
-from sorix_dist.core.agreement import as_text
+from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.graph import Sync
-from sorix_dist.core.home import Home
+from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 
 Scratch = tuple[Array, ...]
@@ -22,9 +22,9 @@ Block = tuple[Array, Array, Scratch, Buffers]  # with data and gradient in front
 class GroupState:
     """Per parameter the number of its updates and some buffers of its shape and dtype.
 
-    The buffers of all parameters of one dtype and home lie in one array in that home, laid out as the parameters are
-    in flat storage, so that neighbours there are neighbours here. When parameters move in their home, only the blocks
-    are cut anew.
+    The buffers of all parameters of one dtype and memory lie in one array in that memory, in the order of the group, so
+    that neighbours in flat storage are neighbours here. When parameters move in their memory, only the blocks are cut
+    anew.
     """
 
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:
@@ -34,9 +34,9 @@ class GroupState:
         # What tells step counts from others: now, before the last step, and how much a step adds to it.
         self._count = self._before = self._per_step = 0
         self.buffers: dict[str, list[Array]] = {}  # for each room an array
-        self._rooms: list[tuple[Home, np.dtype[Any]]] = []
+        self._rooms: list[tuple[ParameterMemory, np.dtype[Any]]] = []
         self._told: tuple[list[Any], int] = [], 0  # options, and a digest of them and of what never changes
-        self.homes: list[Home] = []  # where the parameters lie, each once
+        self.memories: list[ParameterMemory] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
         self._cut_for: Any = None  # what the blocks of `_runs` were cut for
@@ -54,7 +54,7 @@ class GroupState:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters in other memory than the blocks show.
-        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": [], "homes": []}
+        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": [], "memories": []}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int, options: list[Any]) -> list[tuple[int, list[Block]]]:
         """Counts an update with these options of every parameter that has a gradient; returns what this process is to
@@ -62,7 +62,7 @@ class GroupState:
         self._before = self._count
         alike = self._digest(options) + 31 * self._count
         for sync in self.syncs():
-            sync.stepped(alike, self)
+            sync.before_step(alike, self)
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, their counts differ by the same, so the cut stays right.
         if (flat.version(), names, used) != self._cut_for:
@@ -120,7 +120,7 @@ class GroupState:
         """Takes over entries that were checked. Called by all who share the parameters."""
         self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
         self._lay(names, "optimizer.load_state_dict")
-        self._meet("optimizer.load_state_dict")
+        self._fence("optimizer.load_state_dict")
         for i, entry in enumerate(entries):
             self.steps[i] = 0 if entry is None else int(entry["step"])
         self._count = _weighted(self.steps)
@@ -128,25 +128,25 @@ class GroupState:
             for view, (room, _), entry in zip(self._views(name), self._places, entries, strict=True):
                 if self._rooms[room][0].writes:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
-        self._meet("optimizer.load_state_dict")
+        self._fence("optimizer.load_state_dict")
         self._cut_for, self._runs = None, []
 
-    def _meet(self, doing: str, everywhere: bool = False) -> None:
-        for home in self.homes:
-            home.meet(doing, everywhere=everywhere)
+    def _fence(self, action: str, everywhere: bool = False) -> None:
+        for memory in self.memories:
+            memory.fence(action, everywhere=everywhere)
 
-    def _lay(self, names: tuple[str, ...], doing: str) -> None:
+    def _lay(self, names: tuple[str, ...], action: str) -> None:
         """Puts parameters that have no flat storage into one, and makes the buffers that are missing when all who share
-        them have come here, `doing` the same."""
-        homeless = [p for p in self.params if flat.leaf_of(p).flat is None]
-        if homeless:
-            flat.flatten(homeless)
-        room_of = [(flat.flat_of(p).home, p.array.dtype) for p in self.params]
+        them have come here, `action` the same."""
+        unplaced = [p for p in self.params if flat.leaf_of(p).flat is None]
+        if unplaced:
+            flat.flatten(unplaced)
+        room_of = [(flat.flat_of(p).memory, p.array.dtype) for p in self.params]
         rooms = list(dict.fromkeys(room_of))
         known = {name: self._views(name) for name in self.buffers}
         same = rooms == self._rooms
         self._rooms, self._places, sizes = rooms, [(0, 0)] * len(room_of), []
-        self.homes = list(dict.fromkeys(home for home, _ in rooms))
+        self.memories = list(dict.fromkeys(memory for memory, _ in rooms))
         for number, room in enumerate(rooms):
             members = [i for i, r in enumerate(room_of) if r == room]
             starts, size = flat.layout(self.params[i] for i in members)
@@ -155,11 +155,11 @@ class GroupState:
                 self._places[i] = number, start
         missing = [name for name in dict.fromkeys((*self.buffers, *names)) if name not in self.buffers or not same]
         if missing:
-            self._meet(doing, everywhere=True)
+            self._fence(action, everywhere=True)
         for name in missing:
-            self.buffers[name] = [home.zeros(size, dtype) for (home, dtype), size in zip(rooms, sizes, strict=True)]
-            for view, before, (home, _) in zip(self._views(name), known.get(name, ()), room_of):
-                if home.writes:
+            self.buffers[name] = [memory.zeros(size, dtype) for (memory, dtype), size in zip(rooms, sizes, strict=True)]
+            for view, before, (memory, _) in zip(self._views(name), known.get(name, ()), room_of):
+                if memory.writes:
                     np.copyto(view, before, casting="same_kind")
 
     def _views(self, name: str) -> list[Array]:

@@ -1,7 +1,6 @@
 """The joint between tensors and ranks: data-parallel training."""
 
 from sorix_dist.parallel import comm_hooks
-from sorix_dist.parallel.check import assert_replicas_equal
 from sorix_dist.parallel.collectives import (
     all_gather,
     all_reduce,
@@ -12,7 +11,8 @@ from sorix_dist.parallel.collectives import (
     replicated,
 )
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
-from sorix_dist.parallel.shared import host_shared
+from sorix_dist.parallel.replicas import assert_replicas_equal
+from sorix_dist.parallel.shared_memory import host_shared
 from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
 
 __all__ = [

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange
 from sorix_dist.comm.exchange import HEAD
-from sorix_dist.core.flat import Flat
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.reduce import ByMessage
-
-# Is given a communicator and gradients, one-dimensional, and replaces these by the sum over the communicator's ranks:
-# all of them, or, where there are several on each host, those that have the same slice of their host's sum.
-# Called by every rank, once for each dtype of parameters. After the gradient of each parameter there are zeros, up to
-# the next cache line.
-Hook = Callable[[Comm, Array], None]
+from sorix_dist.parallel.reducers import Hook
 
 LARGEST = 60_000.0
 """What a sum in float16 may come to: a little less than the largest such number, because its terms are rounded."""
@@ -99,15 +91,3 @@ def _scaled(numbers: Array, scale: float, result: Array) -> Array:
     factor = np.promote_types(result.dtype, np.promote_types(numbers.dtype, np.float32)).type(scale)
     np.multiply(numbers, factor, out=result, casting="same_kind")
     return result
-
-
-class ByHook(ByMessage):
-    """A hook sums the gradients."""
-
-    def __init__(self, flat: Flat, comm: Comm, hook: Hook) -> None:
-        super().__init__(flat, comm)
-        self.hook = hook
-
-    def all_reduce(self) -> None:
-        self.hook(self.comm, self.total)
-        self.flat.clear_gaps(self.total, slice(0, self.flat.size))

@@ -15,12 +15,11 @@ from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.module import IncompatibleKeys
-from sorix_dist.parallel.check import assert_replicas_equal, describe_modules, describe_state, same_everywhere
-from sorix_dist.parallel.comm_hooks import Hook
-from sorix_dist.parallel.forward import WholeForward, shards_in
-from sorix_dist.parallel.replicas import replicas
-from sorix_dist.parallel.reproducible import ByShards
-from sorix_dist.parallel.sync import Member, NonFinite
+from sorix_dist.parallel.consistency import same_everywhere
+from sorix_dist.parallel.coordinator import Bucket, NonFinite, coordinator_of
+from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
+from sorix_dist.parallel.reducers import Hook
+from sorix_dist.parallel.replicas import assert_replicas_equal, describe_modules, describe_state
 from sorix_dist.parallel.world import agree_on_seed, communicator
 
 Piece = TypeVar("Piece")
@@ -78,48 +77,50 @@ class DistributedDataParallel(Module):
         if not parameters:
             raise ValueError(f"module must have parameters to train, got a {type(module).__name__} without any")
         self._free(parameters)
-        self._replicas = replicas(self.comm)
-        self._members: list[Member] = []
+        self._coordinator = coordinator_of(self.comm)
+        self._buckets: list[Bucket] = []
         name_of = {id(parameter): name for name, parameter in parameters.items()}
         for flat in flatten(parameters.values()):
             self.comm.broadcast(flat.data)
             names = [name_of[id(parameter)] for parameter in flat.parameters]
-            self._members.append(Member(self, self._replicas, flat, names, nonfinite))
-            self._replicas.add(flat, self._members[-1], shared=storage == "shared")
+            self._buckets.append(Bucket(self, self._coordinator, flat, names, nonfinite))
+            self._coordinator.add(self._buckets[-1], shared=storage == "shared")
         self._share_buffers()
-        sharded = self._replicas.shards is not None
+        sharded = self._coordinator.shards is not None
         self._editing = False
-        self._way = ByShards(self._replicas) if sharded else WholeForward(self._replicas, tagged=comm is None)
+        self._forward = (
+            ShardedForward(self._coordinator) if sharded else BatchForward(self._coordinator, tagged=comm is None)
+        )
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Makes parameters free whose wrapper no one holds any more; ValueError on every rank if one has another."""
         flats = [(name, leaf_of(parameter).flat) for name, parameter in parameters.items()]
-        members = {name: flat.keeper for name, flat in flats if flat is not None and isinstance(flat.keeper, Member)}
-        if any(member.wrapper() is not None for member in members.values()):
+        buckets = {name: flat.keeper for name, flat in flats if flat is not None and isinstance(flat.keeper, Bucket)}
+        if any(bucket.wrapper() is not None for bucket in buckets.values()):
             gc.collect()  # what is left of a wrapper may be in a cycle
-        held = next((name for name, member in members.items() if member.wrapper() is not None), None)
+        held = next((name for name, bucket in buckets.items() if bucket.wrapper() is not None), None)
         for rank, name in enumerate(self.comm.gather_objects(held)):
             if name is not None:
                 raise ValueError(
                     f"module is wrapped already: its parameter '{name}' belongs to another wrapper on rank {rank}, "
                     "whose unwrap() gives the model back"
                 )
-        for member in dict.fromkeys(members.values()):
-            member.release()
+        for bucket in dict.fromkeys(buckets.values()):
+            bucket.release()
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        if not self._members:
+        if not self._buckets:
             raise RuntimeError("this wrapper was left by unwrap(): wrap the model again, or call the model itself")
         if not (recording.get() or self.module.training):
             # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
-            if isinstance(self._way, ByShards) and shards_in((inputs, options)):
-                return self._way.run(self.module, inputs, options)
+            if isinstance(self._forward, ShardedForward) and shards_in((inputs, options)):
+                return self._forward.run(self.module, inputs, options)
             return self.module(*inputs, **options)
         if self.check_every is not None:
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)
-        return self._way.run(self.module, inputs, options)
+        return self._forward.run(self.module, inputs, options)
 
     # -- when gradients are synchronised, and how
 
@@ -129,7 +130,7 @@ class DistributedDataParallel(Module):
         As in PyTorch, but `grad` shows nothing of it before, and a loss its value over this rank's rows; an
         optimizer's step in between is an error.
         """
-        return self._replicas.no_sync()
+        return self._coordinator.no_sync()
 
     def accumulate(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Yields `pieces`, batches of any sizes, of which the loop body computes the losses and calls backward on
@@ -144,25 +145,25 @@ class DistributedDataParallel(Module):
         no sum or mean over rows with one denominator (a root, the sum of two means over different numbers of rows), or
         if there are sums and means: in `no_sync`, backwards of (loss / number of pieces) add up what you decide.
         """
-        accumulation = self._replicas.accumulate()
+        accumulation = self._coordinator.accumulate()
         try:
             for piece in pieces:
                 accumulation.next_piece()
                 yield piece
         except BaseException:
-            self._replicas.abandon()
+            self._coordinator.abandon()
             raise
-        self._replicas.finish()
+        self._coordinator.finish()
 
     def register_comm_hook(self, hook: Hook) -> None:
         """Makes `hook(comm, gradients)` sum this model's gradients over the ranks: in place, one-dimensional, once
         for each dtype of parameters; see `comm_hooks.fp16_compress`. A call of all ranks."""
         if not callable(hook):
             raise TypeError(f"hook must be a function of a communicator and an array, got {type(hook).__name__}")
-        if self._replicas.shards is not None:
+        if self._coordinator.shards is not None:
             raise RuntimeError("register_comm_hook: reproducible mode sums gradients in its own order, without hooks")
-        for member in self._members:
-            self._replicas.use(member, hook)
+        for bucket in self._buckets:
+            self._coordinator.use_hook(bucket, hook)
 
     # -- the model's own
 
@@ -173,22 +174,22 @@ class DistributedDataParallel(Module):
         The parameters keep their values and gradients, in memory of each rank's own. Optimizers that hold them go on,
         with their state. RuntimeError if backwards have left gradients that are not synchronised yet.
         """
-        if self._replicas.pending or self._replicas.accumulation is not None:
+        if self._coordinator.pending or self._coordinator.accumulation is not None:
             raise RuntimeError(
                 "unwrap: the gradients of the last backwards are not synchronised yet: call it after the loop over "
                 "accumulate, or after a backward outside of no_sync"
             )
-        self._replicas.meet("unwrap", everywhere=True)
-        for member in self._members:
-            member.release()
-        self._members = []
+        self._coordinator.fence("unwrap", everywhere=True)
+        for bucket in self._buckets:
+            bucket.release()
+        self._buckets = []
         return self.module
 
     @contextmanager
     def edit(self) -> Iterator[None]:
         """Lets parameters be changed inside the block, by a call of all ranks: each has a copy of its own there, and
         rank 0's parameters and buffers are everybody's at its end. After an exception the parameters are as before."""
-        flats = [member.flat for member in self._members]
+        flats = [bucket.flat for bucket in self._buckets]
         copies = [flat.open() for flat in flats]
         self._editing = True
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core.op import use_shards
 from sorix_dist.core.placement import Array, Group, Rows, current_group
-from sorix_dist.parallel.virtual import VirtualShards
+from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.watchdog.call_site import call_site
 
 

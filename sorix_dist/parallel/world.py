@@ -11,7 +11,7 @@ from sorix_dist.comm import world as comm_world
 from sorix_dist.core import placement
 from sorix_dist.core import random as rng
 from sorix_dist.parallel.groups import Ranks, group_of
-from sorix_dist.parallel.virtual import check_virtual_shards
+from sorix_dist.parallel.virtual_shards import check_virtual_shards
 from sorix_dist.utils.data import loader
 
 

@@ -18,21 +18,21 @@ import sorix_dist
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.core.ops import matrix
 from sorix_dist.parallel import broadcast
-from sorix_dist.parallel.sync import Member
+from sorix_dist.parallel.coordinator import Bucket
 from tests.benchmarks.measure import summary, timed
 from tests.benchmarks.workloads import WORKLOADS, prepared
 
 PARTS = {
-    "board": {"meet": "handshake, waiting for the others", "part": "waiting for their sums"},
+    "consensus": {"agree": "agreement, waiting for the others", "commit": "waiting for their sums"},
     "reducer": {
-        "begin": "getting ready",
-        "prepare": "own gradients made ready",
-        "sum": "sum over the ranks",
-        "finite": "looking for NaN",
-        "hand_over": "handing over to grad",
+        "begin_backward": "getting ready",
+        "end_backward": "own gradients made ready",
+        "reduce": "sum over the ranks",
+        "is_finite": "looking for NaN",
+        "commit": "added to grad",
     },
 }
-"""What is timed inside a backward: methods of the board and of the reducer."""
+"""What is timed inside a backward: methods of the consensus and of the reducer."""
 FUNCTIONS = 15
 
 
@@ -121,9 +121,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
 def _time_inside(model: Any, clock: Clock) -> None:
     """Times what happens between ranks at the end of a backward, once for each flat storage of parameters."""
     flats = {leaf_of(parameter).flat for parameter in model.parameters()}
-    for member in (flat.keeper for flat in flats if flat is not None):
-        assert isinstance(member, Member)
-        places = {"board": member.replicas.board, "reducer": member.reducer}
+    for bucket in (flat.keeper for flat in flats if flat is not None):
+        assert isinstance(bucket, Bucket)
+        places = {"consensus": bucket.coordinator.consensus, "reducer": bucket.reducer}
         for place, methods in PARTS.items():
             for method, name in methods.items():
                 if method not in vars(places[place]):  # else it is timed already

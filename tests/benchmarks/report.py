@@ -102,13 +102,13 @@ def _reproducible(results: Results) -> Iterator[str]:
 
 def _handshake(results: Results) -> Iterator[str]:
     yield "Handshake of the ranks at the end of a backward: microseconds beyond two barriers, and its share of a step"
-    rows = [("", "ranks", "meeting", "two barriers", "handshake", "share of a step")]
+    rows = [("", "ranks", "agreement", "two barriers", "handshake", "share of a step")]
     for name, by_ranks in results["synchronisation"].items():
         for ranks, found in by_ranks.items():
             if ranks != "1" and name in results["steps"]:
-                cost = found["meeting"]["p10"] - found["barriers"]["p10"]
+                cost = found["agreement"]["p10"] - found["barriers"]["p10"]
                 share = f"{cost / results['steps'][name][ranks]['step']['p10']:.1%}"
-                times = (time(found[kind], 1e6) for kind in ("meeting", "barriers"))
+                times = (time(found[kind], 1e6) for kind in ("agreement", "barriers"))
                 rows.append((name, ranks, *times, f"{cost * 1e6:.1f}", share))
     yield from table(rows)
 

@@ -13,8 +13,8 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.parallel import world
-from sorix_dist.parallel.board import BACKWARD, Place
-from sorix_dist.parallel.replicas import Replicas
+from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
+from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.utils.data import loader
 from sorix_dist.utils.data.sampler import shard_bounds
 from tests.benchmarks.measure import interleaved
@@ -24,7 +24,7 @@ from tests.benchmarks.workloads import WORKLOADS, training_step
 
 def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -> dict[str, Any]:
     """Of the workloads of these names the times of `step` and of its `products`; of the `synchronised` ones those of
-    `synchronisation`, of an `all_reduce` of as many numbers, of the `meeting` of the ranks in the first, and of the
+    `synchronisation`, of an `all_reduce` of as many numbers, of the `agreement` of the ranks in the first, and of the
     `barriers` that this would be without words. Each pair runs for `seconds`. A call of all ranks."""
     steps, synchronisations = {}, {}
     for name in names:
@@ -43,24 +43,24 @@ def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
     """What `measure` says of it, as functions; all ranks call them."""
     model = sx.DistributedDataParallel(module)
     leaves = [leaf_of(parameter) for parameter in model.parameters()]
-    replicas, loss = leaves[0].sync, sx.zeros(())
-    assert isinstance(replicas, Replicas)
+    coordinator, loss = leaves[0].sync, sx.zeros(())
+    assert isinstance(coordinator, Coordinator)
     gradient = np.zeros(sum(parameter.numel for parameter in model.parameters()), np.float32)
 
     def synchronise() -> None:
         for leaf in leaves:
             leaf.zero()
-        replicas.begin(None)
+        coordinator.before_backward(None)
         for leaf in leaves:  # as if a backward had reached them
             leaf.local.written = True
-        replicas.end(loss)
+        coordinator.after_backward(loss)
 
-    board, place = replicas.board, Place(BACKWARD)
-    barrier = getattr(board, "window", world()).barrier
+    consensus, fingerprint = coordinator.consensus, StepFingerprint(BACKWARD)
+    barrier = getattr(consensus, "window", world()).barrier
 
-    def meet() -> None:
-        board.meet(place, [0], [])
-        board.part(True)
+    def agree() -> None:
+        consensus.agree(fingerprint, [0], [])
+        consensus.commit(True)
 
     def two_barriers() -> None:
         barrier()
@@ -69,6 +69,6 @@ def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
     return {
         "synchronisation": synchronise,
         "all_reduce": lambda: world().all_reduce(gradient),
-        "meeting": meet,
+        "agreement": agree,
         "barriers": two_barriers,
     }

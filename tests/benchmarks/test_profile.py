@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.core.ops import matrix
-from sorix_dist.launch.tree import descendants
+from sorix_dist.launch.processes import descendants
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.measure import interleaved, summary
 from tests.benchmarks.products import convolved, dense, multiply
@@ -54,7 +54,7 @@ def test_quick_measures_everything(tmp_path: Path) -> None:
         _check_times(by_ranks["1"], "step", "products")
     assert [*results["synchronisation"]] == ["W1", "W3"]
     for by_ranks in results["synchronisation"].values():
-        _check_times(by_ranks["1"], "synchronisation", "all_reduce", "meeting", "barriers")
+        _check_times(by_ranks["1"], "synchronisation", "all_reduce", "agreement", "barriers")
     assert {name: [*by_ranks] for name, by_ranks in results["reproducible steps"].items()} == {
         name: ["1"] for name in results["steps"]
     }
@@ -197,7 +197,7 @@ def test_where_the_time_of_a_step_goes(ranks: str, tmp_path: Path) -> None:
     parts = {name: found["median"] for name, found in results["parts"].items()}
     assert {"step", "zero_grad", "forward", "backward", "optimizer"} == {name for name in parts if ":" not in name}
     assert {"forward: products", "backward: products"} <= parts.keys()
-    for part in ("handshake, waiting for the others", "sum over the ranks", "handing over to grad"):
+    for part in ("agreement, waiting for the others", "sum over the ranks", "added to grad"):
         assert parts[f"backward: {part}"] > 0
     for stage in ("forward", "backward"):
         assert 0 < sum(time for name, time in parts.items() if name.startswith(f"{stage}: ")) < 1.5 * parts[stage]

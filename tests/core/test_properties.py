@@ -89,7 +89,7 @@ def test_matrix_products(shapes: Any) -> None:
 @FEW
 @given(hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4), st.data())
 def test_reductions(shape: Any, data: Any) -> None:
-    axes = data.draw(st.one_of(st.none(), hnp.valid_tuple_axes(len(shape))))
+    axes = data.draw(st.one_of(st.none(), hnp.valid_tuple_axes(len(shape)))) or None  # () means all, as in PyTorch
     keep = data.draw(st.booleans())
     np.testing.assert_allclose(
         sx.sum(numbers(shape), axes, keep), numbers(shape).sum(axis=axes, keepdims=keep), atol=1e-12

@@ -7,9 +7,9 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
-from sorix_dist.parallel.between_hosts import BetweenHosts
-from sorix_dist.parallel.by_exchange import ByExchange
-from sorix_dist.parallel.reduce import ByMessage
+from sorix_dist.parallel.pair_reducer import PairReducer
+from sorix_dist.parallel.reducers import AllReduceReducer
+from sorix_dist.parallel.shared_reducers import HierarchicalReducer
 from tests.parallel import exactness
 
 
@@ -28,14 +28,16 @@ def test_same_on_several_hosts(check, size):
         run_threads(check, size, args=(rows,), hosts=2)
 
 
-@pytest.mark.parametrize(("size", "hosts", "way"), [(4, 2, BetweenHosts), (3, 2, ByMessage), (2, 2, ByExchange)])
-def test_memory_is_shared_within_hosts(size, hosts, way):
+@pytest.mark.parametrize(
+    ("size", "hosts", "reducer"), [(4, 2, HierarchicalReducer), (3, 2, AllReduceReducer), (2, 2, PairReducer)]
+)
+def test_memory_is_shared_within_hosts(size, hosts, reducer):
     """Where every host has several ranks and as many as the others, each sends only its slice."""
 
     def wrapped():
-        return type(sx.DistributedDataParallel(nn.Linear(3, 2))._members[0].reducer).__name__
+        return type(sx.DistributedDataParallel(nn.Linear(3, 2))._buckets[0].reducer).__name__
 
-    assert run_threads(wrapped, size, hosts=hosts) == [way.__name__] * size
+    assert run_threads(wrapped, size, hosts=hosts) == [reducer.__name__] * size
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -186,7 +186,7 @@ def test_a_model_whose_wrapper_is_gone_is_wrapped_again(size, hosts, how):
         for parameter in again.parameters():
             parameter.grad = None
         nn.CrossEntropyLoss()(again(xb), yb).backward()
-        assert len(again._replicas.members) == 1
+        assert len(again._coordinator.buckets) == 1
         return gradients(again)
 
     alone = network()

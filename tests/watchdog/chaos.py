@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.launch.tree import descendants
+from sorix_dist.launch.processes import descendants
 from sorix_dist.watchdog.process import command
 from sorix_dist.watchdog.status_page import StatusPages
 from tests.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.home import read_only
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis, axis_of
 from sorix_dist.core.ops.elementwise import add, mul

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Node, SumOverRanks
+from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
@@ -142,7 +142,7 @@ def summed(x: Tensor, group: Group, what: str) -> Tensor:
     """The sum of what all ranks hold, the same on each, and known as such to a backward that begins behind it."""
     total = all_reduced(bare(x), group=group, what=what)
     if isinstance(total.origin, Node) and total.origin.sync is None:
-        total.origin.sync = SumOverRanks(group)
+        total.origin.sync = Sync(group)
     return total
 
 

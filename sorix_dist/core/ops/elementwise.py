@@ -42,7 +42,7 @@ def div(x: Any, y: Any) -> Any:
 
 @op(numpy=np.power, promote="common")
 def pow(x: Any, y: Any) -> Any:
-    """x ** y; the gradient to the exponent is 0 where x is 0."""
+    """x ** y; the gradient to the exponent is 0 where x is 0, and -inf if y is negative there."""
     z = x**y
 
     def to_base(g: Any, out: Any) -> Any:
@@ -53,11 +53,25 @@ def pow(x: Any, y: Any) -> Any:
         return g * np.where(zero, 0, y) * x ** np.where(zero, 1, y - 1)
 
     def to_exponent(g: Any, out: Any) -> Any:
-        if isinstance(x, int | float):
-            return g * z * (math.log(x) if x > 0 else 0.0 if x == 0 else math.nan)
-        return g * z * np.log(np.where(x == 0, 1, x))
+        if isinstance(x, int | float) and x:
+            return g * z * (math.log(x) if x > 0 else math.nan)
+        zero = x == 0
+        return g * z * np.where(zero & (y < 0), -math.inf, np.log(np.where(zero, 1, x)))
 
     return z, (to_base, to_exponent)
+
+
+@op(promote="float")
+def power(x: Any, *, exponent: float) -> Any:
+    """x ** exponent of numbers >= 0; the gradient at 0 and infinity is 0."""
+    with np.errstate(divide="ignore"):
+        z = np.power(x, exponent)
+
+    def to_x(g: Any, out: Any) -> Any:
+        regular = (x != 0) & np.isfinite(x)
+        return g * np.where(regular, np.where(regular, x, 1) ** (exponent - 1) * exponent, 0)
+
+    return z, (to_x,)
 
 
 @op(numpy=np.remainder, promote="common")
@@ -132,6 +146,10 @@ log2 = unary("log2", np.log2, "The logarithm to base 2.", lambda g, x: g / (x * 
 log10 = unary("log10", np.log10, "The logarithm to base 10.", lambda g, x: g / (x * math.log(10)))
 log1p = unary("log1p", np.log1p, "log(1 + x), exact also for small x.", lambda g, x: g / (x + 1))
 sqrt = unary("sqrt", np.sqrt, "The square root.", lambda g, y: g / (y * 2))
+root = unary(
+    "root", lambda x: np.sqrt(x), "The square root, whose gradient at 0 is 0.",
+    lambda g, y: g / np.where(y == 0, math.inf, y * 2),
+)  # fmt: skip
 rsqrt = unary("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", lambda g, y: g * (y * y * y * -0.5))
 reciprocal = unary("reciprocal", np.reciprocal, "1 / x.", lambda g, y: -g * y * y)
 square = unary("square", np.square, "x * x.", lambda g, x: g * (x * 2), None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.graph import recording
-from sorix_dist.core.home import read_only
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.indexing import take

@@ -12,14 +12,19 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import exchange, run_threads
 from sorix_dist.nn import functional as F
-from sorix_dist.parallel import by_exchange
+from sorix_dist.parallel import coordinator, pair_reducer
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.parallel.exactness import TOLERANCE, assert_same, data, gradients, network
 
 ROWS = 6  # of a batch
-SENDERS = {by_exchange.__file__, exchange.__file__}
-SENDING = {("_send_written", "written"), ("send", "_send_written"), ("_send", "send")}  # functions and who calls them
+SENDERS = {coordinator.__file__, pair_reducer.__file__, exchange.__file__}
+SENDING = {
+    ("visit", "walk"),
+    ("send_complete", "visit"),
+    ("send", "send_complete"),
+    ("_send", "send"),
+}  # functions and who calls them
 
 
 @pytest.fixture(autouse=True, params=[2, 64], ids=lambda most: f"{most} ahead")
@@ -39,8 +44,8 @@ def batches():
 
 def messages(model, seen=None):
     """A list that grows with every message of this rank's gradients."""
-    (member,) = model._members
-    exchange, sent = member.reducer.exchange, [] if seen is None else seen
+    (bucket,) = model._buckets
+    exchange, sent = bucket.reducer.exchange, [] if seen is None else seen
     exchange._transmit = lambda message, send=exchange._transmit: sent.append("message") or send(message)
     return sent
 

@@ -1,14 +1,43 @@
-"""What one rank does, or every rank for itself, and what all of them learn of it."""
+"""What all ranks must have the same, and errors that every rank must learn of."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import TypeVar
 
 from sorix_dist.comm import Comm
 
 T = TypeVar("T")
+
+
+def require_same(comm: Comm, value: T, error: Callable[[T, int, T], Exception]) -> list[T]:
+    """Every rank's value, in rank order. Raises `error(value of rank 0, other rank, its value)` on every rank unless
+    all are equal. A call of all ranks."""
+    values = comm.gather_objects(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise error(values[0], rank, other)
+    return values
+
+
+def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
+    """ValueError on every rank, naming the first difference and the ranks that have it, if `lines` are not the same on
+    all of them."""
+    digest = hashlib.sha256("\n".join(lines).encode()).digest()
+    digests = comm.gather_objects(digest)
+    others = [r for r, d in enumerate(digests) if d != digests[0]]
+    if not others:
+        return
+    everywhere = comm.gather_objects(lines)
+    first, second = next((a, b) for a, b in zip_longest(everywhere[0], everywhere[others[0]]) if a != b)
+    alike = ", ".join(str(r) for r in others[1:] if everywhere[r] == everywhere[others[0]])
+    raise ValueError(
+        f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, rank {others[0]} has "
+        f"{second or 'no more'} at the same place{f', and so has rank {alike}' if alike else ''}"
+    )
 
 
 def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:

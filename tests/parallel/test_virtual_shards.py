@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sorix_dist.parallel.tree import Plan, blocks, halves, subtrees, sum_rows
+from sorix_dist.parallel.virtual_shards import Plan, blocks, halves, subtrees, sum_rows
 from sorix_dist.utils.data import shard_bounds
 
 counts = st.sampled_from([1, 2, 4, 8, 16, 32])

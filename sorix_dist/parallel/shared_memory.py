@@ -1,25 +1,53 @@
-"""Arrays that all ranks of a host see, and that exist once there."""
+"""Memory that the ranks of a host share: for parameters and gradients, and for a data set that exists once a host."""
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from sorix_dist.comm import Comm, Window
+from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
-from sorix_dist.core.home import ALIGNMENT
+from sorix_dist.core.memory import ALIGNMENT
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.world import communicator
 from sorix_dist.utils.data.nested import map_arrays
 
 T = TypeVar("T")
+
+
+class SharedMemory:
+    """A `core.memory.ParameterMemory` in shared windows of the ranks of each host.
+
+    Memory is given back when no rank has an array in it any more, at a later call.
+    fence: waits for the ranks of the host; see ParameterMemory.
+    """
+
+    def __init__(self, comm: Comm, fence: Callable[[str, int, bool], None]) -> None:
+        self.comm = comm
+        self.writes = comm.local_rank == 0
+        self._fence = fence
+
+    def parts(self, nbytes: int) -> list[Array]:
+        """For each rank of this host `nbytes` zeroed bytes, or what that rank asks for. A call of every rank."""
+        return list(self.comm.window(nbytes).parts)
+
+    def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
+        size = count * dtype.itemsize
+        return self.parts(size if self.writes else 0)[0][:size].view(dtype)
+
+    def own_slice(self, count: int, dtype: np.dtype[Any]) -> slice:
+        rank, size = self.comm.local_rank, self.comm.local_size
+        line = ALIGNMENT // dtype.itemsize
+        first, end = (count // line * i // size * line for i in (rank, rank + 1))
+        return slice(first, end if rank + 1 < size else count)
+
+    def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
+        self._fence(action, digest, everywhere)
 
 
 def host_shared(make: Callable[[], T], comm: Any = None) -> T:
@@ -49,9 +77,8 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
         if problem is None
         else (f"{type(problem).__name__}: {problem}", "".join(traceback.format_exception(problem)))
     )
-    answers = ranks.gather_objects((ranks.host, plan, said, _unused(ranks)))
-    _check([answer[:3] for answer in answers], problem)
-    _give_back(ranks, set.intersection(*(answer[3] for answer in answers)))
+    answers = ranks.gather_objects((ranks.host, plan, said))
+    _check(answers, problem)
 
     plan = next(answer[1] for answer in answers if answer[0] == ranks.host and answer[1] is not None)
     window = ranks.window(plan.size if ranks.local_rank == 0 else 0)
@@ -59,9 +86,7 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
         plan.fill(window.parts[0], made)
         made = None
     window.barrier()
-    memory = _Memory(window)
-    _windows.setdefault(ranks, {})[next(_numbers.setdefault(ranks, itertools.count()))] = (window, ref(memory))
-    result: T = plan.views(memory)
+    result: T = plan.views(_ReadOnly(window.parts[0]))
     return result
 
 
@@ -122,7 +147,7 @@ class _Plan:
 
         map_arrays(made, copy)
 
-    def views(self, memory: _Memory) -> Any:
+    def views(self, memory: _ReadOnly) -> Any:
         """The structure with read-only arrays in the memory."""
         block = np.asarray(memory)
         return map_arrays(self.structure, lambda number: _seen(block, self.specs[int(number)]))
@@ -132,33 +157,17 @@ def _seen(block: Array, spec: _Spec) -> Array:
     return block[spec.start : spec.stop].view(spec.dtype).reshape(spec.shape)
 
 
-class _Memory:
-    """What the arrays refer to: it lives as long as they."""
+class _ReadOnly:
+    """What the arrays are views of: it keeps the memory, and lets nothing make them writeable."""
 
-    def __init__(self, window: Window) -> None:
-        part = window.parts[0]
-        self.window = window
+    def __init__(self, memory: Array) -> None:
+        self.memory = memory
         self.__array_interface__ = {
             "version": 3,
-            "shape": part.shape,
-            "typestr": part.dtype.str,
-            "data": (part.ctypes.data, True),  # read-only
+            "shape": memory.shape,
+            "typestr": memory.dtype.str,
+            "data": (memory.ctypes.data, True),
         }
-
-
-# The windows of each communicator by their numbers, which are the same on all its ranks.
-_windows: WeakKeyDictionary[Any, dict[int, tuple[Window, ref[_Memory]]]] = WeakKeyDictionary()
-_numbers: WeakKeyDictionary[Any, itertools.count[int]] = WeakKeyDictionary()
-
-
-def _unused(ranks: Comm) -> set[int]:
-    """The windows of which this rank has no array any more."""
-    return {number for number, (_, memory) in _windows.get(ranks, {}).items() if memory() is None}
-
-
-def _give_back(ranks: Comm, numbers: set[int]) -> None:
-    for number in sorted(numbers):
-        _windows[ranks].pop(number)[0].close()
 
 
 def _check(answers: list[tuple[int, _Plan | None, tuple[str, str] | None]], own: Exception | None) -> None:

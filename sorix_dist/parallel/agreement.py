@@ -1,0 +1,326 @@
+"""The agreement of the ranks at the end of a backward: each sends the fingerprint of its step, all compare them, and an
+error says what differs where."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from sorix_dist.comm import Comm
+
+ACTIONS = (
+    "backward",
+    "optimizer.step",
+    "optimizer.load_state_dict",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "zero_grad",
+    "edit",
+    "DistributedDataParallel",
+    "unwrap",
+)
+"""What ranks do together, as users call it."""
+BACKWARD = 0
+_NUMBER = {action: number for number, action in enumerate(ACTIONS)}
+_FENCE = struct.Struct("2q")
+
+
+class StepFingerprint(NamedTuple):
+    """What must be the same on every rank before anything is mixed.
+
+    action: index into ACTIONS; digest: of the numbers used, and of the optimizers' options since the last agreement;
+    epoch, batch: of the loader's batch, -1 if no loader made it; order: a digest of what decides the loader's order;
+    updates: how often optimizers have moved parameters; backwards: since the last agreement. A fence sends only the
+    first two.
+    """
+
+    action: int
+    digest: int = 0
+    epoch: int = -1
+    batch: int = -1
+    order: int = 0
+    updates: int = 0
+    backwards: int = 0
+
+
+MOST_NUMBERS = 57  # that a rank can send beside its fingerprint
+MOST_VALUES = 64  # that are summed over the ranks by the way
+_FIELDS = len(StepFingerprint._fields)
+_HEAD = _FIELDS + 2  # behind the fingerprint: the digest of used parameters, and how many numbers follow
+_COMPARED = 8 * (_HEAD + MOST_NUMBERS)  # bytes
+_ROW = _COMPARED + 8 * MOST_VALUES
+_PACK = [struct.Struct(f"{_HEAD + count}q") for count in range(MOST_NUMBERS + 1)]
+
+
+class Agreement(NamedTuple):
+    """What the ranks found.
+
+    differing: the fingerprints of all ranks if they are not the same, else None; numbers: all that any rank has sent,
+    sorted; values: sums over the ranks; same_used: whether every rank has sent the same numbers and digest of used
+    parameters.
+    """
+
+    differing: list[StepFingerprint] | None
+    numbers: list[int]
+    values: list[float]
+    same_used: bool = True
+
+
+class Consensus(Protocol):
+    """How ranks agree."""
+
+    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+        """Compares fingerprints, collects numbers and sums values. Afterwards every rank sees what the others of its
+        host wrote to shared memory before. A call of all ranks."""
+
+    def commit(self, fine: bool) -> bool:
+        """Whether `fine` holds on every rank that shares memory: each knows it of its own slice of the sum. Afterwards
+        these ranks may write to shared memory again."""
+
+    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
+        """Waits for the ranks of this host, or of all hosts if `everywhere`; each sees afterwards what the others wrote
+        before. Returns their fingerprints if one of them differs in action or digest."""
+
+
+def consensus_of(comm: Comm) -> Consensus:
+    """What fits the ranks of a communicator. A call of all of them."""
+    if comm.size == 1:
+        return LocalConsensus()
+    return SharedMemoryConsensus(comm) if comm.hosts == 1 else MessageConsensus(comm)
+
+
+class LocalConsensus:
+    """One rank agrees with itself."""
+
+    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+        return Agreement(None, numbers, values)
+
+    def commit(self, fine: bool) -> bool:
+        return fine
+
+    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
+        return None
+
+
+class _Rows:
+    """A row of bytes for each rank of the host, of which one is this rank's; behind the bytes, values."""
+
+    def __init__(self, rows: list[memoryview], own: int) -> None:
+        self.all, self.own, self.others = rows, rows[own], rows[:own] + rows[own + 1 :]
+        self.values = [row[_COMPARED:].cast("d") for row in rows]
+        self.own_values = self.values[own]
+
+
+class SharedMemoryConsensus:
+    """Ranks of one host write rows into a shared window."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self.window = comm.window(2 * _ROW)
+        # What is read after one barrier may still be read while others write for the next: two sets of rows in turn.
+        sets = [[part.data[at : at + _ROW] for part in self.window.parts] for at in (0, _ROW)]
+        self._turns = itertools.cycle([_Rows(rows, self.window.local_rank) for rows in sets])
+        self._next = next(self._turns)
+        self.barrier = self.window.barrier
+
+    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+        now, sums = self._next, values
+        for i, value in enumerate(values[:MOST_VALUES]):
+            now.own_values[i] = value
+        same = self._compare(_packed(fingerprint, numbers, used))
+        if values:
+            sums = [sum([row[i] for row in now.values]) for i in range(min(len(values), MOST_VALUES))]
+        found = Agreement(None, numbers, sums) if same else _merged(now.all, sums)
+        return _with_many_values(found, values, self.comm)
+
+    def commit(self, fine: bool) -> bool:
+        return self._compare(b"\0" if fine else b"\1") and fine
+
+    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
+        now = self._next
+        return None if self._compare(_FENCE.pack(_NUMBER[action], digest)) else _fingerprints(now.all)
+
+    def _compare(self, sent: bytes) -> bool:
+        """Shows `sent` to the others; whether all ranks have sent the same, as they mostly do."""
+        now, length = self._next, len(sent)
+        self._next = next(self._turns)
+        now.own[:length] = sent
+        self.barrier()
+        return all([other[:length] == sent for other in now.others])  # noqa: C419 (faster)
+
+
+class MessageConsensus:
+    """Ranks of several hosts gather their rows in one message; those of a host share memory as well."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self._neighbours = SharedMemoryConsensus(comm)
+
+    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+        # A difference that only neighbours see would keep the others waiting: all compare rows, whatever is found here.
+        self._neighbours.fence(ACTIONS[fingerprint.action], fingerprint.digest)
+        return self._gather(fingerprint, numbers, values, used)
+
+    def commit(self, fine: bool) -> bool:
+        return fine  # every rank has the whole sum
+
+    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
+        differing = self._neighbours.fence(action, digest)
+        if differing is None and not everywhere:
+            return None
+        return self._gather(StepFingerprint(_NUMBER[action], digest), [], [], 0).differing
+
+    def _gather(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int) -> Agreement:
+        row = np.zeros(_ROW, np.uint8)
+        sent = _packed(fingerprint, numbers, used)
+        row[: len(sent)] = np.frombuffer(sent, np.uint8)
+        few = values[:MOST_VALUES]
+        row[_COMPARED : _COMPARED + 8 * len(few)].view(np.float64)[:] = few
+        rows = self.comm.all_gather(row)
+        sums = [sum(column) for column in rows[:, _COMPARED:].view(np.float64)[:, : len(few)].T.tolist()]
+        return _with_many_values(_merged([each.data for each in rows], sums), values, self.comm)
+
+
+def _packed(fingerprint: StepFingerprint, numbers: list[int], used: int) -> bytes:
+    count = len(numbers)
+    if count > MOST_NUMBERS:
+        raise RuntimeError(f"a backward can reach at most {MOST_NUMBERS} wrapped models, this one reached {count}")
+    return _PACK[count].pack(*fingerprint, used, count, *numbers)
+
+
+def _fingerprints(rows: Sequence[memoryview]) -> list[StepFingerprint]:
+    return [StepFingerprint(*struct.unpack_from(f"{_FIELDS}q", row)) for row in rows]
+
+
+def _merged(rows: Sequence[memoryview], sums: list[float]) -> Agreement:
+    """The agreement of rows that may differ."""
+    fingerprints = _fingerprints(rows)
+    if any(each != fingerprints[0] for each in fingerprints):
+        return Agreement(fingerprints, [], [])
+    sent = []
+    for row in rows:
+        used, count = struct.unpack_from("2q", row, 8 * _FIELDS)
+        sent.append((used, *struct.unpack_from(f"{count}q", row, 8 * _HEAD)))
+    numbers = sorted({number for _, *own in sent for number in own})
+    return Agreement(None, numbers, sums, all(each == sent[0] for each in sent))
+
+
+def _with_many_values(found: Agreement, values: list[float], comm: Comm) -> Agreement:
+    """The agreement with the sums of more values than fit into a row, by a message of their own."""
+    if len(values) <= MOST_VALUES or found.differing is not None:
+        return found
+    total = np.array(values)
+    comm.all_reduce(total)
+    return found._replace(values=total.tolist())
+
+
+# -- what to say when ranks differ
+
+
+class History(NamedTuple):
+    """What a rank did since the last agreement, in words: the steps of its optimizers, and its criteria."""
+
+    steps: list[str]
+    criteria: list[str]
+
+
+def describe_difference(
+    fingerprints: Sequence[StepFingerprint], lines: Sequence[str], histories: Sequence[History], step: int
+) -> str:
+    """The error of ranks whose fingerprints differ; lines: of each rank's program."""
+    first, other = _pair(fingerprints)
+    ours, theirs = _difference(fingerprints[first], fingerprints[other], histories[first], histories[other])
+    return (
+        f"the ranks are not at the same place in backward number {step}: rank {first} has {ours} at {lines[first]}, "
+        f"rank {other} has {theirs} at {lines[other]}; no gradient was added"
+    )
+
+
+def _pair(fingerprints: Sequence[StepFingerprint]) -> tuple[int, int]:
+    """Two ranks that differ: if some have come to the same call on their host, but with other numbers, two of those,
+    because the others have only gone on; else the first ones."""
+    for rank, each in enumerate(fingerprints):
+        first = next(r for r, f in enumerate(fingerprints) if f.action == each.action)
+        if each.action != BACKWARD and each != fingerprints[first]:
+            return first, rank
+    return 0, next(r for r, each in enumerate(fingerprints) if each != fingerprints[0])
+
+
+def _instead(a: list[str], b: list[str]) -> str | None:
+    """The first difference in what two ranks did; None if they did the same."""
+    pairs = zip_longest(a, b, fillvalue="nothing")
+    return next((f"{theirs} instead of {ours}" for ours, theirs in pairs if ours != theirs), None)
+
+
+def _difference(a: StepFingerprint, b: StepFingerprint, before_a: History, before_b: History) -> tuple[str, str]:
+    """The first thing that differs between two fingerprints, in words."""
+    step, criterion = map(_instead, before_a, before_b)
+    if a.action != b.action:
+        ours, theirs = (f"come to {ACTIONS[f.action]}" for f in (a, b))
+    elif a.action != BACKWARD:
+        ours = f"come to {ACTIONS[a.action]}"
+        theirs = f"{ours} with other numbers ({step or 'a learning rate, say, or another option'})"
+    elif (a.epoch, a.batch) != (b.epoch, b.batch):
+        ours, theirs = (
+            f"batch {f.batch} of epoch {f.epoch}" if f.batch >= 0 else "a batch that no loader made" for f in (a, b)
+        )
+    elif a.order != b.order:
+        ours = "a loader's batch"
+        theirs = (
+            "that of a loader with another length, batch_size, shuffle, seed or order of its sampler, or over other "
+            "data (random without a seed? or each rank's own, which needs shard=False)"
+        )
+    elif a.updates != b.updates:
+        ours, theirs = (f"{f.updates} optimizer updates" for f in (a, b))
+    elif a.backwards != b.backwards:
+        ours, theirs = (f"{f.backwards} backwards since the last synchronisation" for f in (a, b))
+    elif criterion is not None and step is None:
+        ours = "come to backward"
+        theirs = f"computed its loss by {criterion} before it came to backward"
+    else:
+        ours = "come to backward"
+        theirs = (
+            f"stepped optimizers with other options ({step or 'a learning rate, say'}), so that its parameters have "
+            "drifted, before it came to backward"
+        )
+    return ours, theirs
+
+
+def unequal_number(everywhere: Sequence[float], where: str) -> RuntimeError:
+    """The error for a number that is not the same on every rank, in the backward at a line of the program."""
+    return RuntimeError(
+        "a loss, or a number that it was multiplied with or divided by, must be the same on every rank, and is "
+        f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {len(everywhere) - 1} (in the backward at "
+        f"{where}): it is a rank's own, such as len(xb), or follows from rows that no loader has tagged. Take the rows "
+        "from a DataLoader, call the wrapped model instead of its module, or use sx.global_value(x) or "
+        "sx.global_rows(xb); no gradient was added"
+    )
+
+
+def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:
+    """The error of a rank that can't reduce bucket `number` as another rank does, or does not even know it."""
+    if not known:
+        return RuntimeError(
+            f"a backward of another rank reached the wrapped model number {number}, which rank {rank} does not have "
+            "any more: every rank must train the same models"
+        )
+    return RuntimeError(
+        f"the gradients of rank {rank} and of another one are not to be summed in the same way: only one has called "
+        "zero_grad before this backward, forgotten a parameter's gradient, or registered a hook with a parameter"
+    )
+
+
+def not_finite(found: Sequence[tuple[str, str] | None], step: int, where: str) -> FloatingPointError:
+    """The error for gradients that are not finite; found: by each rank, a parameter's name and what its gradient
+    holds."""
+    said = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(found) if f is not None]
+    return FloatingPointError(
+        f"gradients are not finite in backward number {step}, at {where}: "
+        f"{'; '.join(said) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
+        "wrapped model leaves such a step out on all ranks, with 'allow' it goes on"
+    )

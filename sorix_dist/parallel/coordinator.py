@@ -1,0 +1,408 @@
+"""The coordinator of a step: it owns agreement, reduction and memory for all models that one communicator trains."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any, Literal, NoReturn
+from weakref import ReferenceType, ref
+from zlib import crc32
+
+import numpy as np
+
+from sorix_dist.comm import Comm
+from sorix_dist.core.fingerprint import Criteria, collect_criteria
+from sorix_dist.core.flat import Flat, leaf_of, synchronise
+from sorix_dist.core.graph import Described, Leaf, Node, Sync, Visitor
+from sorix_dist.core.memory import PRIVATE, ParameterMemory
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard
+from sorix_dist.core.tensor import Tensor
+from sorix_dist.nn import Module
+from sorix_dist.parallel.accumulation import Accumulation
+from sorix_dist.parallel.agreement import (
+    BACKWARD,
+    History,
+    StepFingerprint,
+    consensus_of,
+    describe_difference,
+    not_finite,
+    unequal_number,
+    unequal_reduction,
+)
+from sorix_dist.parallel.comm_hooks import exchange_like
+from sorix_dist.parallel.groups import InOrder, Ranks, group_of
+from sorix_dist.parallel.pair_reducer import PairReducer
+from sorix_dist.parallel.reducers import AllReduceReducer, Hook, LocalReducer, Reducer
+from sorix_dist.parallel.shared_memory import SharedMemory
+from sorix_dist.parallel.shared_reducers import HierarchicalReducer, SharedMemoryReducer
+from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
+from sorix_dist.parallel.world import virtual_shards
+from sorix_dist.watchdog import watch
+from sorix_dist.watchdog.call_site import call_site
+
+NonFinite = Literal["raise", "skip", "allow"]
+NO_ROWS = Rows(0, 0, 0)
+_PRIME = (1 << 61) - 1
+_TOLERANCE = 1e-8  # of the squares of numbers that must be the same: four digits
+_MODE_BITS = 33
+_MODE = (1 << _MODE_BITS) - 1
+PRIVATE_GRADIENTS, OVERWRITE = 0, 1
+
+
+class Bucket:
+    """The parameters of one dtype of a wrapped model, whose gradients are reduced together. It lives as long as they.
+
+    wrapper: refers to the wrapped model; names: of the parameters; nonfinite: what happens to gradients that are not
+    finite; number: the same on all ranks.
+    """
+
+    number: int
+    reducer: Reducer
+
+    def __init__(self, wrapper: Module, coordinator: Coordinator, flat: Flat, names: list[str], nonfinite: NonFinite):
+        self.wrapper = ref(wrapper)
+        self.coordinator = coordinator
+        self.flat = flat
+        self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
+        self.names = names
+        self.nonfinite = nonfinite
+
+    def release(self) -> None:
+        """Makes the parameters ordinary ones again."""
+        self.flat.thaw()
+        self.coordinator.remove(self)
+
+    def reduce_mode(self) -> int:
+        """How the sum is to be added to what the parameters show: the same on all ranks that share it.
+
+        PRIVATE_GRADIENTS: as each rank likes, which shows gradients of its own. OVERWRITE: there is nothing to add to,
+        and no hook. Else a digest of where there is something to add to, and where there are hooks.
+        """
+        if not self.flat.frozen or self.coordinator.comm.size == 1:
+            return PRIVATE_GRADIENTS
+        if not any([leaf.total.written or leaf.hooks for leaf in self.leaves]):  # noqa: C419 (faster)
+            return OVERWRITE
+        return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
+
+
+def coordinator_of(comm: Comm) -> Coordinator:
+    """The coordinator of a communicator: the same for all models wrapped in it, so that one backward may reach several
+    of them."""
+    found: Coordinator | None = comm.cache.get(Coordinator)
+    if found is None:
+        found = comm.cache[Coordinator] = Coordinator(comm)
+    return found
+
+
+def _peers(comm: Comm) -> Comm | None:
+    """The ranks with this local rank on all hosts, if there are several on each and equally many. A call of all."""
+    if comm.hosts == 1 or comm.size == comm.hosts or len({*comm.gather_objects(comm.local_size)}) > 1:
+        return None
+    return comm.split(comm.local_rank, comm.rank)
+
+
+class Coordinator(Sync):
+    """Takes the gradients of a backward from the tape, makes the ranks agree, reduces, and commits.
+
+    group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left
+    gradients that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`.
+    """
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self.group: Ranks = group_of(comm, virtual_shards(comm))
+        self.shards = self.group.shards if isinstance(self.group, InOrder) else None
+        self.consensus = consensus_of(comm)
+        self._shared_memory = SharedMemory(comm, self.fence)
+        self._peers = _peers(comm)
+        self._numbers = itertools.count()
+        self._buckets: list[ReferenceType[Bucket]] = []
+        self.synchronising = True
+        self.pending = False
+        self.accumulation: Accumulation | None = None
+        self.rows = NO_ROWS
+        self._losses: list[Tensor] = []  # whose global values come with the next sum
+        self._walks = 0  # that are under way, more than one where a hook calls backward
+        self._steps = 0  # that have been synchronised
+        self._updates = 0  # of parameters by optimizers
+        # Since the last agreement:
+        self._backwards = 0
+        self._options = 0  # a digest of the options of optimizers that have stepped
+        self._optimizers: dict[int, Described] = {}  # what that digest is of
+        self._criteria: Criteria = {}  # that backwards have come through
+
+    # -- the models
+
+    def add(self, bucket: Bucket, shared: bool) -> None:
+        """Takes over the gradients of a bucket. If `shared`, its parameters move to one read-only copy per host. A call
+        of every rank, for the same parameters."""
+        flat = bucket.flat
+        if shared:
+            flat.freeze(self.memory)
+        flat.keeper = bucket
+        bucket.number = next(self._numbers)
+        self._buckets = [known for known in self._buckets if known() is not None] + [ref(bucket)]
+        self.use_hook(bucket, None)
+        synchronise(flat, self)
+
+    def remove(self, bucket: Bucket) -> None:
+        """Forgets a bucket."""
+        self._buckets = [known for known in self._buckets if known() not in (None, bucket)]
+
+    @property
+    def memory(self) -> ParameterMemory:
+        """Where the ranks of a host keep what they share."""
+        return self._shared_memory if self.comm.size > self.comm.hosts else PRIVATE
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The buckets of the models that still exist. Ranks may notice at different times that a model is gone."""
+        return [bucket for known in self._buckets if (bucket := known()) is not None]
+
+    def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
+        """Reduces a bucket by `hook`, or else in the way that fits the ranks. A call of every rank."""
+        bucket.reducer = self._reducer(bucket.flat, hook)
+
+    def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
+        comm, memory, shards, peers = self.comm, self._shared_memory, self.shards, self._peers
+        if shards is not None:  # takes no hook
+            return SharedTreeReducer(flat, shards, memory) if comm.hosts == 1 else MessageTreeReducer(flat, shards)
+        exchange = exchange_like(hook, comm)
+        if exchange is not None:
+            return PairReducer(flat, comm, exchange)
+        if peers is not None:
+            return HierarchicalReducer(flat, memory, peers, hook)
+        if hook is not None or comm.hosts > 1:
+            return AllReduceReducer(flat, comm, hook)
+        return LocalReducer(flat) if comm.size == 1 else SharedMemoryReducer(flat, memory)
+
+    # -- around a backward
+
+    def before_backward(self, place: Placement) -> tuple[float, Visitor | None]:
+        local = isinstance(place, Partial | Shard)
+        if isinstance(place, Partial | Shard) and place.group is not self.group:
+            raise RuntimeError(
+                "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
+                "kept of a single virtual shard: compute it from what the model returns"
+            )
+        if self._walks and self.shards is not None:
+            raise RuntimeError("reproducible mode: a hook of a backward must not call backward itself")
+        factor = 1.0 if self.accumulation is None else self.accumulation.add(place)
+        if not self._walks:
+            watch.begins("backward", self._steps + 1)
+            collect_criteria(self._criteria)
+            if not self.pending:
+                self._begin()
+            self._backwards += 1
+        self._walks += 1
+        return factor if local else factor / self.group.parts, self._visitor()
+
+    def _begin(self) -> None:
+        self._criteria.clear()
+        last = self.synchronising and self.accumulation is None
+        for bucket in self.buckets:
+            bucket.reducer.begin_backward(last)
+            if bucket.nonfinite == "skip":
+                bucket.reducer.stage()  # so that it can be left out
+
+    def _visitor(self) -> Visitor | None:
+        """Sends gradients of virtual shards to their buffers, and starts to send complete ones."""
+        if self.shards is not None:
+            return self._shard_visitor()
+        overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
+        if not overlapping:
+            return None
+
+        def visit(edge: Node | Leaf, gradient: Any) -> None:
+            for reducer in overlapping:
+                reducer.send_complete()
+
+        return visit
+
+    def _shard_visitor(self) -> Visitor:
+        current: int | None = None
+        self._select(None)
+
+        def visit(edge: Node | Leaf, gradient: Any) -> None:
+            nonlocal current
+            shard = edge.shard if isinstance(edge, Node) else None
+            if shard != current:
+                current = shard
+                self._select(shard)
+
+        return visit
+
+    def _select(self, shard: int | None) -> None:
+        if self.shards is not None:
+            for bucket in self.buckets:
+                bucket.reducer.select(shard)
+
+    def after_backward(self, loss: Tensor) -> None:
+        self._select(None)
+        place, group = loss.place, self.group
+        if isinstance(place, Partial):
+            if loss.array.size == 1 and not group.single:
+                if place.group.ordered:
+                    group.expect(loss.array.item())
+                else:
+                    self._losses.append(loss)
+            for number in place.alike:
+                group.expect(number)
+        elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
+            group.expect(loss.array.item())
+        self._walks -= 1
+        if self._walks:  # a hook has called this backward: what it leaves is summed at the end of the outer one
+            return
+        if self.synchronising and self.accumulation is None:
+            self.synchronise(1.0)
+        else:
+            self.pending = True
+
+    def backward_failed(self) -> None:
+        self._select(None)
+        self._losses, self.group.expected, self._walks = [], [], 0
+        if self.accumulation is not None:
+            self.accumulation.failed = True
+        for bucket in self.buckets:
+            bucket.reducer.reset()
+        self.pending = False
+        self._backwards = 0
+
+    def discard(self, leaf: Leaf) -> None:
+        for bucket in self.buckets:
+            bucket.reducer.discard(leaf)
+
+    def before_step(self, digest: int, optimizer: Described) -> None:
+        self._optimizers[id(optimizer)] = optimizer
+        self._updates += 1
+        self._options = (31 * self._options + digest) % _PRIME  # other orders of two optimizers give other digests
+        watch.begins("optimizer.step", self._steps)
+
+    # -- agree, reduce, commit
+
+    def synchronise(self, scale: float) -> None:
+        """Adds to `grad` the sum over the ranks, times `scale`, of all buckets that the backward of any rank has
+        reached. A call of every rank at the same place, which is checked before anything is added."""
+        losses, self._losses = self._losses, []
+        expected, self.group.expected = self.group.expected, []
+        by_key, reached, used = {}, [], 0  # a key is a bucket's number and how its sum is to be added
+        for bucket in self.buckets:
+            key = bucket.number << _MODE_BITS | bucket.reduce_mode()
+            by_key[key] = bucket
+            if bucket.reducer.end_backward():
+                reached.append(key)
+                used = 31 * used + bucket.reducer.used_digest()
+        values = [loss.array.item() for loss in losses]
+        if expected:
+            values += expected + [number * number for number in expected]
+        rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
+        fingerprint = StepFingerprint(
+            BACKWARD, digest, rows.epoch, rows.batch, rows.order, self._updates, self._backwards
+        )
+        found = self.consensus.agree(fingerprint, reached, values, used % _PRIME)
+        self.pending, self._backwards, self._options = False, 0, 0
+        self._steps += 1
+        if found.differing is not None:
+            self._refuse(found.differing, self._steps)
+        self._optimizers.clear()
+        if expected:
+            self._compare(expected, found.values[len(losses) :])
+        for key in found.numbers:
+            if key not in by_key:
+                number = key >> _MODE_BITS
+                known = number in {bucket.number for bucket in by_key.values()}
+                raise unequal_reduction(self.comm.rank, number, known)
+        # Every rank has found by now that all is as it should be.
+        fine = True
+        summed = [by_key[key] for key in found.numbers]
+        for key, bucket in zip(found.numbers, summed, strict=True):
+            bucket.reducer.reduce(key & _MODE == OVERWRITE and scale == 1, found.same_used)
+            fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
+        if not self.consensus.commit(fine):
+            self._leave_out(summed)
+            return
+        written = False
+        for bucket in summed:
+            written = bucket.reducer.commit(scale) or written
+        if written:
+            self.fence("backward")
+        for loss, value in zip(losses, found.values, strict=False):
+            array = loss.array
+            loss.shown = np.full(array.shape, value, array.dtype) if array.ndim else np.array(value, array.dtype)
+
+    def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
+        """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers
+        that have stepped since the last agreement."""
+        differing = self.consensus.fence(action, self._options + digest, everywhere)
+        if differing is not None:
+            self._options = 0  # reported once
+            self._refuse(differing, self._steps + 1)
+
+    def _compare(self, numbers: list[float], sums: list[float]) -> None:
+        """RuntimeError on every rank if one of the numbers is not the same on all; sums: over the ranks, of the numbers
+        and of their squares."""
+        for number, total, squares in zip(numbers, sums, sums[len(numbers) :], strict=False):
+            if squares * self.comm.size - total * total <= _TOLERANCE * squares * self.comm.size:
+                continue
+            everywhere = self.comm.gather_objects(number)
+            if any(map(isfinite, everywhere)):
+                raise unequal_number(everywhere, call_site().where)
+
+    def _refuse(self, fingerprints: list[StepFingerprint], step: int) -> NoReturn:
+        history = History(
+            [optimizer.describe() for optimizer in self._optimizers.values()],
+            [criterion.describe() for criterion in self._criteria.values()],
+        )
+        self._optimizers.clear()
+        lines, histories = zip(*self.comm.gather_objects((call_site().where, history)), strict=True)
+        raise RuntimeError(describe_difference(fingerprints, lines, histories, step))
+
+    def _leave_out(self, reached: list[Bucket]) -> None:
+        """Drops the gradients of a backward of which some that are watched are not finite. FloatingPointError, which
+        names them, unless all that are watched are to be skipped."""
+        watched = [bucket for bucket in reached if bucket.nonfinite != "allow"]
+        own = [(bucket.names[found[0]], found[1]) for bucket in watched if (found := bucket.reducer.first_not_finite())]
+        for bucket in reached:
+            bucket.reducer.reset()
+        everywhere = self.comm.gather_objects(own[0] if own else None)
+        if all(bucket.nonfinite == "skip" for bucket in watched):
+            return
+        raise not_finite(everywhere, self._steps, call_site().where)
+
+    # -- several backwards for one sum
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Keeps what backwards inside the block compute on this rank, for the next backward outside to sum."""
+        before, self.synchronising = self.synchronising, False
+        try:
+            yield
+        finally:
+            self.synchronising = before
+
+    def accumulate(self) -> Accumulation:
+        """Begins an accumulation."""
+        if self.accumulation is not None or self.pending:
+            raise RuntimeError(
+                "accumulate: the gradients of earlier backwards are not synchronised yet: end the loop over "
+                "accumulate, or call backward once outside of no_sync, before the next accumulate"
+            )
+        for bucket in self.buckets:
+            bucket.reducer.begin_backward(False)
+            bucket.reducer.stage()
+        self.accumulation = Accumulation()
+        return self.accumulation
+
+    def finish(self) -> None:
+        """Ends an accumulation: sums its gradients over the ranks."""
+        accumulation, self.accumulation = self.accumulation, None
+        assert accumulation is not None
+        accumulation.check()
+        self.synchronise(accumulation.scale)
+
+    def abandon(self) -> None:
+        """Ends an accumulation that was left early: nothing of it counts."""
+        self.accumulation = None
+        self.backward_failed()

@@ -1,0 +1,106 @@
+"""Reducers in the shared memory of a host: every rank writes its own gradients, and sums its slice of all."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import numpy as np
+
+from sorix_dist.comm import Comm
+from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.memory import ALIGNMENT, PRIVATE
+from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, is_finite, used_by_any, used_on_any_rank
+from sorix_dist.parallel.shared_memory import SharedMemory
+
+
+class SharedTotal:
+    """Where the ranks of one host sum gradients to: what their parameters show, or an array beside it.
+
+    own: the elements that this rank sums; blocks: the same in pieces that fit into a cache.
+    """
+
+    def __init__(self, flat: Flat, memory: SharedMemory) -> None:
+        self.flat, self.memory = flat, memory
+        self.own = memory.own_slice(flat.size, flat.dtype)
+        self.blocks = [slice(at, min(at + BLOCK, self.own.stop)) for at in range(self.own.start, self.own.stop, BLOCK)]
+        self._beside: Array | None = None
+
+    def array(self, overwrite: bool) -> Array:
+        """The array that the next sum goes to; see `Reducer.reduce`. A call of every rank of the host."""
+        if overwrite and self.flat.memory is not PRIVATE:
+            return self.flat.grad
+        if self._beside is None:
+            self._beside = self.memory.zeros(self.flat.size, self.flat.dtype)
+        return self._beside
+
+
+def gradient_windows(flat: Flat, memory: SharedMemory, own: int) -> list[tuple[memoryview, Array]]:
+    """Flags and arrays for the gradients of all ranks of a host, `own` of them for this rank. A call of all of them,
+    who may ask for different numbers."""
+    count = len(flat.parameters)
+    head = -(-count // ALIGNMENT) * ALIGNMENT
+    size = flat.size * flat.dtype.itemsize
+    length = head + -(-size // ALIGNMENT) * ALIGNMENT
+    places = [place for part in memory.parts(own * length) for place in part.reshape(-1, length)]
+    return [(place.data[:count], place[head : head + size].view(flat.dtype)) for place in places]
+
+
+class SharedMemoryReducer(Reducer):
+    """Ranks of one host: each writes its gradients into its own part of a shared window, and sums its slice of all
+    parts, in rank order: into the gradient that the parameters show, if they share it, or else into a shared total."""
+
+    def __init__(self, flat: Flat, memory: SharedMemory) -> None:
+        super().__init__(flat)
+        windows = gradient_windows(flat, memory, 1)
+        self.all_flags = [flags for flags, _ in windows]
+        self.arrays = [array for _, array in windows]
+        flags, array = windows[memory.comm.local_rank]
+        self.buffers = [GradientBuffer(flat, self.leaves, array, flags)]
+        self.buffers[0].select()
+        self.shared_total = SharedTotal(flat, memory)
+        self._fine = True
+        self._blocks: dict[bool, list[tuple[list[Array], Array]]] = {}
+
+    def reduce(self, overwrite: bool, same_used: bool) -> None:
+        self.used = used_by_any(self.all_flags)
+        self.total = self.shared_total.array(overwrite)
+        if overwrite not in self._blocks:
+            cut = self.shared_total.blocks
+            self._blocks[overwrite] = [([array[block] for array in self.arrays], self.total[block]) for block in cut]
+        fine = True
+        for (first, second, *others), total in self._blocks[overwrite]:
+            np.add(first, second, out=total)
+            for array in others:
+                total += array
+            fine = is_finite(total) and fine  # while the block is in the cache
+        self._fine = fine
+
+    def is_finite(self) -> bool:
+        return self._fine
+
+
+class HierarchicalReducer(SharedMemoryReducer):
+    """Ranks of several hosts, equally many on each: those of a host sum their slices in shared memory, and each adds
+    up its slice with `peers`, the ranks that own the same one on the other hosts, or lets a hook do so."""
+
+    def __init__(self, flat: Flat, memory: SharedMemory, peers: Comm, hook: Hook | None) -> None:
+        super().__init__(flat, memory)
+        self.memory, self.peers, self.hook = memory, peers, hook
+
+    def used_digest(self) -> int:
+        return crc32(self.buffers[0].flags)
+
+    def reduce(self, overwrite: bool, same_used: bool) -> None:
+        super().reduce(overwrite, same_used)
+        own_slice = self.total[self.shared_total.own]
+        if self.hook is None:
+            self.peers.all_reduce(own_slice)
+        else:
+            self.hook(self.peers, own_slice)
+            self.flat.clear_gaps(self.total, self.shared_total.own)
+        self.used = used_on_any_rank(self.memory.comm, self.used, same_used)
+        self.memory.fence("backward")
+
+    def is_finite(self) -> bool:
+        return Reducer.is_finite(self)

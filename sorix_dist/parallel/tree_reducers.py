@@ -1,0 +1,105 @@
+"""Reducers of reproducible mode: one buffer per virtual shard, summed by the fixed tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import numpy as np
+
+from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any, used_on_any_rank
+from sorix_dist.parallel.shared_memory import SharedMemory
+from sorix_dist.parallel.shared_reducers import SharedTotal, gradient_windows
+from sorix_dist.parallel.virtual_shards import Node, Plan, VirtualShards, blocks, subtrees
+
+
+class _ShardReducer(Reducer):
+    """Backwards write the gradients of each virtual shard of this rank to a buffer of its own.
+
+    What no shard computes, such as a penalty on the weights, goes to one more buffer. It is the same on every rank and
+    is added once.
+    """
+
+    def __init__(self, flat: Flat, shards: VirtualShards, windows: list[tuple[memoryview, Array]]) -> None:
+        super().__init__(flat)
+        self.shards = shards
+        self._by_shard = [GradientBuffer(flat, self.leaves, array, flags) for flags, array in windows]
+        nothing = memoryview(bytearray(len(self.leaves)))
+        self._common = GradientBuffer(flat, self.leaves, np.zeros(flat.size, flat.dtype), nothing)
+        self.buffers = [*self._by_shard, self._common]
+        self._common.select()
+
+    def select(self, shard: int | None) -> None:
+        (self._common if shard is None else self._by_shard[shard - self.shards.owned.start]).select()
+
+    def _add_common(self, total: Array, start: int, stop: int) -> None:
+        if any(self._common.flags):
+            total += self._common.array[start:stop]
+
+
+class SharedTreeReducer(_ShardReducer):
+    """Ranks of one host: the buffers of all shards lie in shared windows, and each rank sums its slice of them."""
+
+    def __init__(self, flat: Flat, shards: VirtualShards, memory: SharedMemory) -> None:
+        windows = gradient_windows(flat, memory, len(shards.owned))
+        super().__init__(flat, shards, windows[shards.owned.start : shards.owned.stop])
+        self.all_flags = [flags for flags, _ in windows]
+        self.arrays = {(i, i + 1): array for i, (_, array) in enumerate(windows)}
+        self.shared_total = SharedTotal(flat, memory)
+        self._plans: dict[bool, Sequence[Plan]] = {}
+
+    def reduce(self, overwrite: bool, same_used: bool) -> None:
+        self.used = used_by_any([*self.all_flags, self._common.flags])
+        self.total, own = self.shared_total.array(overwrite), self.shared_total.own
+        if overwrite not in self._plans:
+            root = 0, self.shards.count
+            self._plans[overwrite] = blocks(self.total, own.start, own.stop, BLOCK, self.arrays, root)
+        for plan in self._plans[overwrite]:
+            plan.run()
+        self._add_common(self.total[own], own.start, own.stop)
+
+    def is_finite(self) -> bool:
+        return all([is_finite(self.total[block]) for block in self.shared_total.blocks])  # noqa: C419 (faster)
+
+
+class MessageTreeReducer(_ShardReducer):
+    """Ranks of several hosts: each sums the subtrees that it owns, sends every rank its slice of them, sums the slices
+    that it receives, and all gather the sums."""
+
+    def __init__(self, flat: Flat, shards: VirtualShards) -> None:
+        own, size = shards.owned, shards.comm.size
+        windows = [(memoryview(bytearray(len(flat.parameters))), np.zeros(flat.size, flat.dtype)) for _ in own]
+        super().__init__(flat, shards, windows)
+        owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
+        self._nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
+        self._length = -(-flat.size // size)
+        # Each rank's subtrees cut into one slice for every rank; those with fewer subtrees send zeros as well.
+        self._sent = np.zeros((size, max(map(len, self._nodes)), self._length), flat.dtype)
+        leaves = {(i, i + 1): array for i, (_, array) in zip(own, windows, strict=True)}
+        self._sums: list[Array] = []
+        self._plans: list[Plan] = []
+        for node in self._nodes[shards.comm.rank]:
+            self._sums.append(np.empty(flat.size, flat.dtype))
+            self._plans += blocks(self._sums[-1], 0, flat.size, BLOCK, leaves, node)
+        self._slice = np.empty(self._length, flat.dtype)
+
+    def used_digest(self) -> int:
+        return crc32(used_by_any([buffer.flags for buffer in self.buffers]))
+
+    def reduce(self, overwrite: bool, same_used: bool) -> None:
+        comm, length = self.shards.comm, self._length
+        self.used = used_on_any_rank(comm, used_by_any([buffer.flags for buffer in self.buffers]), same_used)
+        for plan in self._plans:
+            plan.run()
+        for k, whole in enumerate(self._sums):
+            for r in range(comm.size):
+                piece = whole[r * length : (r + 1) * length]
+                self._sent[r, k, : len(piece)] = piece
+        received = comm.all_to_all(self._sent)
+        parts = {node: received[r, k] for r, nodes in enumerate(self._nodes) for k, node in enumerate(nodes)}
+        for plan in blocks(self._slice, 0, length, BLOCK, parts, (0, self.shards.count)):
+            plan.run()
+        self.total = comm.all_gather(self._slice).reshape(-1)[: self.flat.size]
+        self._add_common(self.total, 0, self.flat.size)
