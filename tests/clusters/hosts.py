@@ -114,6 +114,10 @@ class Cable:
         self, each: int, *arguments: str, limit: float = 90.0, code: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         """What came of it; Failed if it ended with another exit code than `code`, if that is given."""
+        return self.machine.run(*self.command(each, *arguments), limit=limit, code=code)
+
+    def command(self, each: int, *arguments: str) -> list[str]:
+        """The command that runs a Python script on so many ranks of each host."""
         self.machine.env |= {
             "PRTE_MCA_plm_ssh_agent": str(self.agent),
             "PRTE_MCA_prte_if_include": f"{NETWORK}.0/24",
@@ -129,7 +133,7 @@ class Cable:
         for name, value in settings.items():
             options += ["--env", f"{name}={value}"]
         command = [PYTHON, "-m", "sorix_dist", "run", *options, *arguments]
-        return self.machine.run(str(self.agent), next(iter(HOSTS)), shlex.join(command), limit=limit, code=code)
+        return [str(self.agent), next(iter(HOSTS)), shlex.join(command)]
 
 
 def answer(printed: str) -> dict[str, Any]:
