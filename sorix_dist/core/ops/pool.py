@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,34 +21,33 @@ from sorix_dist.core.tensor import Array, Tensor
 Result = tuple[Array, tuple[Rule, ...]]
 
 
-def _padded_for_max(x: Array, places: Geometry) -> Array:
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    return pad(x, places, lowest)
+def _windows_for_max(x: Array, places: Geometry) -> tuple[Array, list[Array]]:
+    """x with its padding, which is never the maximum; and for each place of the kernel the pixels under it."""
+    padded = pad(x, places, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
+    return padded, [padded[:, :, v, h] for v, h in places.pixels()]
 
 
 def _max_pool(x: Any, *, places: Geometry) -> Tensor:
     """`max_pool` as an index of x: where the maxima are does not change with a small change of x."""
-    padded = _padded_for_max(x.array, places)
-    views = [padded[:, :, v, h] for v, h in places.pixels()]
+    _, views = _windows_for_max(x.array, places)
     # argmax takes the first of equals, and a window's first place in memory is its first in the kernel.
     down, right = np.unravel_index(np.argmax(np.stack(views), axis=0), places.kernel)
     (top, _), (left, _) = places.padding
     samples, channels, rows, columns = np.ogrid[tuple(slice(n) for n in views[0].shape)]
     rows = rows * places.stride[0] + down * places.dilation[0] - top
     columns = columns * places.stride[1] + right * places.dilation[1] - left
-    index = np.broadcast_arrays(samples, channels, rows, columns)
-    return take(x, index=tuple(index))
+    return take(x, index=tuple(np.broadcast_arrays(samples, channels, rows, columns)))
 
 
 @op(composite=_max_pool, rule=rules.rows_at(0))
 def max_pool(x: Array, *, places: Geometry) -> Result:
     """The maximum of each window of x (N, C, H, W); the gradient goes to the first of equal maxima."""
-    padded = _padded_for_max(x, places)
-    views = [padded[:, :, v, h] for v, h in places.pixels()]
+    padded, views = _windows_for_max(x, places)
     y = np.empty_like(views[0])  # in memory in the order of x
     # Which place of the kernel the maximum is at: less to keep, and faster to use, than the image.
     chosen = np.zeros_like(y, np.min_scalar_type(len(views) - 1))
-    for channels in _blocks(padded):
+    step = max(1, 2 * TILE * x.shape[1] // max(1, padded.nbytes))  # channels that stay in the cache for several passes
+    for channels in (slice(start, start + step) for start in range(0, x.shape[1], step)):
         _choose(y[:, channels], chosen[:, channels], [view[:, channels] for view in views])
     strides = y.strides
 
@@ -86,13 +84,6 @@ def _choose(y: Array, chosen: Array, views: list[Array]) -> None:
         np.maximum(y, seen, out=y)
         np.multiply(better.view(np.uint8), chosen.dtype.type(number), out=place)
         np.maximum(chosen, place, out=chosen)  # later places have larger numbers
-
-
-def _blocks(x: Array) -> Iterator[slice]:
-    """The channels of x (N, C, H, W) in parts that stay in the cache while several passes go over them."""
-    step = max(1, 2 * TILE * x.shape[1] // max(1, x.nbytes))
-    for start in range(0, x.shape[1], step):
-        yield slice(start, start + step)
 
 
 def _divide(total: Array, divisor: int | Array) -> Array:
