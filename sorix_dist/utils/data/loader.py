@@ -313,7 +313,7 @@ def _say_ignored(options: Mapping[str, Any]) -> None:
 
 def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:
     """The order of the samples of a data set, None for a stream."""
-    if hasattr(dataset, "columns") or type(dataset).__module__.startswith("pyarrow"):
+    if (hasattr(dataset, "columns") and hasattr(dataset, "to_numpy")) or type(dataset).__module__.startswith("pyarrow"):
         raise TypeError(
             f"dataset is a {type(dataset).__name__}, a table of columns: give Dataset(*read_table(dataset, "
             "target='...')), from sorix_dist.utils.data"
