@@ -186,7 +186,7 @@ def join(launch: Launch) -> bool:
             if launch.size is not None and launch.local_size == launch.size:
                 pages.world_size = launch.size
             elif launch.size is not None and launch.local_size is not None:
-                pages.set_other_hosts()
+                pages.other_hosts = 1
     except Exception as error:  # noqa: BLE001 - the watchdog must not end what it watches
         _page = RankPage(StatusPages.private(ranks), launch.rank)
         _warn(error)
@@ -294,7 +294,7 @@ def begins(doing: str, number: int) -> None:
 def mark_reported() -> None:
     """What ends the job has been reported: however the ranks end now, there is nothing to add."""
     if _page is not None:
-        _page.pages.set_reported()
+        _page.pages.reported = 1
 
 
 def _forget() -> None:

@@ -57,6 +57,12 @@ LOSSES = {
         np.zeros(VECTOR, np.float32),
     ),
 }
+OTHER_LOSSES = {
+    "CosineEmbeddingLoss": (VECTOR, VECTOR, (0,)),
+    "GaussianNLLLoss": (VECTOR, VECTOR, VECTOR),
+    "MarginRankingLoss": (VECTOR, VECTOR, VECTOR),
+    "TripletMarginLoss": (VECTOR, VECTOR, VECTOR),
+}
 CONTAINERS = {"Module", "ModuleList", "Parameter", "Sequential", "functional", "init", "utils"}
 
 
@@ -69,7 +75,7 @@ class _SelfAttention(nn.Module):
 
 
 def test_every_layer_is_here():
-    assert {*LAYERS, *LOSSES} == {*nn.__all__} - CONTAINERS
+    assert {*LAYERS, *LOSSES, *OTHER_LOSSES} == {*nn.__all__} - CONTAINERS
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -88,6 +94,17 @@ def test_layer(name):
     for parameter_name, parameter in layer.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert not parameter.grad.numpy().any(), parameter_name
+
+
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_loss_of_three(name):
+    x, *others = (sx.tensor(np.zeros(shape, np.float32), requires_grad=True) for shape in OTHER_LOSSES[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = getattr(nn, name)()(x, *(y.detach() for y in others))
+        assert loss.item() == 0
+        loss.backward()
+    assert x.grad.shape == VECTOR
 
 
 @pytest.mark.parametrize("name", LOSSES)

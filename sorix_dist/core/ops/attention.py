@@ -16,7 +16,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
 from sorix_dist.core.ops.indexing import index
-from sorix_dist.core.ops.matrix import matmul, sums_of_rows
+from sorix_dist.core.ops.matrix import matmul, row_sums
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import permute_to, reshape, swapaxes
 from sorix_dist.core.rules import (
@@ -170,7 +170,7 @@ def _weights(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
 
 def _sums(rows: Array) -> Array:
     """The sums along the last dimension, which stays with length 1."""
-    return sums_of_rows(rows.reshape(prod(rows.shape[:-1]), rows.shape[-1])).reshape(*rows.shape[:-1], 1)
+    return row_sums(rows.reshape(prod(rows.shape[:-1]), rows.shape[-1])).reshape(*rows.shape[:-1], 1)
 
 
 def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | None) -> Array:

@@ -77,12 +77,11 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
-    place = x.place if x.__class__ is Tensor else placement_of(x)
+    place = getattr(x, "place", None)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
-        placements = placement_of(w), placement_of(b)
-        if placements == (None, None):
+        if getattr(w, "place", None) is getattr(b, "place", None) is None:
             return place
-        if not any(isinstance(each, Shard) for each in placements):
+        if not (isinstance(placement_of(w), Shard) or isinstance(placement_of(b), Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
     return gathers(apply, inputs, options)
 
@@ -168,7 +167,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
-        sums = sum_of_rows(g.reshape(-1, outputs), out)
+        sums = column_sums(g.reshape(-1, outputs), out)
         return sums if sums is out else sums.reshape(shape_b)
 
     return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
@@ -196,7 +195,7 @@ def times_transposed(g: Array, w: Array) -> Array:
     return product
 
 
-def sum_of_rows(rows: Array, out: Array | None = None) -> Array:
+def column_sums(rows: Array, out: Array | None = None) -> Array:
     """The sum of the rows of a matrix, in `out` if there is one, of as many elements.
 
     BLAS makes it, by a product with ones, several times as fast as NumPy sums over rows, and more exactly. Its bits
@@ -214,7 +213,7 @@ def sum_of_rows(rows: Array, out: Array | None = None) -> Array:
     return sums
 
 
-def sums_of_rows(rows: Array) -> Array:
+def row_sums(rows: Array) -> Array:
     """The sum of each row of a matrix, made in the same way."""
     sums: Array = rows.sum(axis=1) if rows.dtype.itemsize < 4 else rows.dot(_ones(rows.shape[1], rows.dtype))
     return sums

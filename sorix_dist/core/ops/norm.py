@@ -13,7 +13,7 @@ from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.collective import all_reduced
 from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
-from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
+from sorix_dist.core.ops.matrix import column_sums, row_sums
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import ALONE, Group, Shard, shard_of, tagged
@@ -232,7 +232,7 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
     width = int(np.prod(tail))
     flat = (int(np.prod(whole[: x.ndim - dims])), width)
     features = x.reshape(flat)
-    normal = features - sums_of_rows(features)[:, None] / width
+    normal = features - row_sums(features)[:, None] / width
     inverse = 1 / np.sqrt(np.einsum("ij,ij->i", normal, normal) / width + eps)[:, None].astype(x.dtype)
     normal *= inverse
     scale = None if weight is None else weight.reshape(width)
@@ -241,7 +241,7 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
         g = g.reshape(flat)
         gradient = g * (1 if scale is None else scale)
         slope = np.einsum("ij,ij->i", gradient, normal)[:, None] / width
-        gradient -= sums_of_rows(gradient)[:, None] / width
+        gradient -= row_sums(gradient)[:, None] / width
         gradient -= normal * slope
         gradient *= inverse
         return gradient.reshape(whole)
@@ -252,7 +252,7 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
     return y.reshape(whole), (
         to_x,
         lambda g, out: _into(np.einsum("ij,ij->j", g.reshape(flat), normal), out, tail),
-        lambda g, out: _into(sum_of_rows(g.reshape(flat)), out, tail),
+        lambda g, out: _into(column_sums(g.reshape(flat)), out, tail),
     )
 
 
