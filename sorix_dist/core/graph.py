@@ -114,7 +114,7 @@ class Leaf:
     unless somebody (`sync`) combines the local gradients of several processes into the total.
     """
 
-    __slots__ = ("dtype", "flat", "hooks", "local", "shape", "sharded", "sync", "total", "view")
+    __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "view")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -125,6 +125,7 @@ class Leaf:
         self.sharded = False  # whether it belongs to rows of a batch, so that the gradient is this rank's alone
         self.view: Any = None  # the Tensor that shows the total
         self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
+        self.name = ""  # in the module that it is a parameter of
 
     def zero(self) -> None:
         """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""

@@ -113,6 +113,8 @@ class Module:
                 )
         if isinstance(value, Parameter) and name in self.torch_names:
             value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
+        if isinstance(value, Parameter) and value.leaf is not None:
+            value.leaf.name = f"'{name}' of a {type(self).__name__}"
         super().__setattr__(name, value)
         if isinstance(value, _SEEN):  # by captured steps
             changed()
