@@ -56,7 +56,7 @@ from sorix_dist.nn.norm import (
     LayerNorm,
     RMSNorm,
 )
-from sorix_dist.nn.recurrent import GRU, LSTM
+from sorix_dist.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "Module", "ModuleList", "Parameter", "Sequential",
@@ -67,7 +67,8 @@ __all__ = [
     "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
     "LayerNorm", "RMSNorm",
     "Dropout", "Dropout2d",
-    "GRU", "LSTM", "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",
+    "GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell",
+    "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "NLLLoss",
     "SmoothL1Loss", "CosineEmbeddingLoss", "GaussianNLLLoss", "MarginRankingLoss", "TripletMarginLoss",
     "functional", "init", "utils",

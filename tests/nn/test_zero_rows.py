@@ -46,6 +46,8 @@ LAYERS = {
     "Dropout2d": (nn.Dropout2d, IMAGE),
     "LSTM": (lambda: nn.LSTM(4, 3, batch_first=True), SEQUENCE),
     "GRU": (lambda: nn.GRU(4, 3, batch_first=True), SEQUENCE),
+    "RNN": (lambda: nn.RNN(4, 3, batch_first=True), SEQUENCE),
+    **{name: (lambda name=name: getattr(nn, name)(4, 3), VECTOR) for name in ("RNNCell", "GRUCell", "LSTMCell")},
     "MultiheadAttention": (lambda: _SelfAttention(), SEQUENCE),
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SEQUENCE),
     "TransformerEncoder": (
