@@ -16,18 +16,7 @@ from sorix_dist.core.ops.matrix import column_sums, row_sums
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import ALONE, Group, Shard, shard_of, tagged
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    bare,
-    gathers,
-    in_order,
-    placement_of,
-    rows_along,
-    whole,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
 from sorix_dist.core.tensor import Array, Tensor
 
 
@@ -192,7 +181,7 @@ def batch_norm(
     tracked = means is not None or variances is not None
     place = shard_of(input)
     if place is not None and (place.axis == 1 or place.group.ordered):
-        input, place = whole(input, "batch_norm"), None
+        input, place = rules.whole(input, "batch_norm"), None
     # Of a virtual shard the statistics are its own: they don't depend on who computes the others.
     group = ALONE if place is None or place.group.isolated else place.group
     watch = observe if tracked else None
