@@ -57,6 +57,12 @@ class PrivateFolder:
         with open(self.open(name, os.O_RDONLY), "rb") as file:
             return pickle.load(file)
 
+    def take(self, name: str) -> Any:
+        """Reads it for the last time."""
+        value = self.read(name)
+        os.unlink(name, dir_fd=self._folder)
+        return value
+
     def pipe(self, name: str) -> int:
         """A new named pipe, open for reading; it never ends while nobody has opened it yet, or somebody has closed it,
         because it is open for writing too."""
