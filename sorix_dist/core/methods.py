@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,23 +30,29 @@ def astype(self: Tensor, dtype: Any) -> Tensor:
     return self if self.array.dtype == kind else cast(self, kind)
 
 
-def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, **hints: Any) -> Tensor:
+def to(
+    self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
+) -> Tensor:
     """This tensor on a device, in a dtype, or as another tensor is; each may be given by place or by name.
 
-    RuntimeError for a GPU, ValueError for a device that does not exist. Hints such as `non_blocking` mean nothing here.
+    copy: return a new tensor also where nothing changes. RuntimeError for a GPU, ValueError for a device that does not
+    exist. `non_blocking` means nothing here.
     """
-    unknown = hints.keys() - {"non_blocking", "copy"}
-    if unknown or len(targets) > 2:
-        raise TypeError(f"to() takes a device and a dtype, got {targets} and {sorted(unknown)}")
+    flags = [x for x in targets if isinstance(x, bool)]
+    targets = targets[: len(targets) - len(flags)]
+    copy = copy or flags[1:] == [True]
+    if len(targets) > 2 or len(flags) > 2:
+        raise TypeError(f"to() takes a device, a dtype, non_blocking and copy, got {targets} and {flags}")
     for target in targets:
         if isinstance(target, Tensor):
             dtype = target.array.dtype
         elif isinstance(target, Device) or (isinstance(target, str) and not types.names_dtype(target)):
             device = target
-        else:
+        elif target is not None:
             dtype = target
     raise_for_device(device)
-    return self if dtype is None else astype(self, dtype)
+    result = self if dtype is None else astype(self, dtype)
+    return shape.clone(self) if copy and result is self else result
 
 
 def cpu(self: Tensor) -> Tensor:
@@ -188,9 +195,22 @@ def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _equality(function: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Tensor, other: Any) -> Any:
+        if isinstance(other, Tensor | np.ndarray) and {self.array.ndim, other.ndim} == {1, 2}:
+            _warn_of_columns(self.array.shape, tuple(other.shape))
         return NotImplemented if other is None or isinstance(other, str) else function(self, other)
 
     return method
+
+
+def _warn_of_columns(*shapes: tuple[int, ...]) -> None:
+    """A warning where labels (N,) are compared with (N, 1), as sx.argmax(x, dim=1) gives them: that pairs all."""
+    column, vector = sorted(shapes, key=len, reverse=True)
+    if column[1] == 1 and column[0] == vector[0] > 1:
+        warnings.warn(
+            f"{shapes[0]} is compared with {shapes[1]}, each element with every other: sx.argmax keeps its dimension, "
+            "x.argmax(1) and sx.argmax(x, dim=1, keepdim=False) do not",
+            stacklevel=3,
+        )
 
 
 def _iterate(self: Tensor) -> Any:

@@ -56,6 +56,12 @@ class PrivateFolder:
         with open(self.open(name, os.O_RDONLY), "rb") as file:
             return pickle.load(file)
 
+    def take(self, name: str) -> Any:
+        """Reads it for the last time."""
+        value = self.read(name)
+        os.unlink(name, dir_fd=self._folder)
+        return value
+
     def pipe(self, name: str) -> int:
         """A new named pipe, open for reading. It is open for writing too, so that it never ends."""
         os.mkfifo(self.path / name, 0o600)

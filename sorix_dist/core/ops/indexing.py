@@ -11,7 +11,7 @@ from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.elementwise import add, cast
-from sorix_dist.core.ops.shape import expand_to, reshape
+from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
 from sorix_dist.core.placement import Shard, shard_of, tagged
 from sorix_dist.core.rules import (
     Answer,
@@ -229,9 +229,23 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     return (input, *others) if fits else tuple(whole(x, name) for x in (input, *others))
 
 
-def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
-    """`gather` with the arguments in NumPy's order."""
-    return gather(input, dim, indices)
+def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
+    """`gather` with the arguments in NumPy's order, which broadcast except along `dim` (None: of the flat input).
+
+    Negative indices count from the end.
+    """
+    if dim is None:
+        return take_along_dim(reshape(input, -1), reshape(indices, -1), 0)
+    at = axis_of("take_along_dim", input, dim)
+    sizes = [extents(x) for x in (input, indices)]
+    others = [(*shape[:at], 1, *shape[at + 1 :]) for shape in sizes]
+    if len(sizes[0]) == len(sizes[1]) and others[0] != others[1]:
+        common = np.broadcast_shapes(*others)
+        input, indices = (
+            expand(x, *common[:at], shape[at], *common[at + 1 :])
+            for x, shape in zip((input, indices), sizes, strict=True)
+        )
+    return gather(input, at, indices + (indices < 0) * sizes[0][at])
 
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
@@ -261,9 +275,12 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
     place = shard_of(input)
     if place is not None and place.axis == at:
         input = refused(input, "index_select")
-    chosen = _indices("index_select", index, shape_of(input)[at])
+    shape = shape_of(input)
+    chosen = _indices("index_select", index, shape[at] if shape else 1)
     if chosen.ndim > 1:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
+    if not shape:
+        return reshape(take(reshape(input, 1), index=chosen.reshape(-1)), ())
     return take(input, index=along(at, chosen.reshape(-1)))
 
 
@@ -291,7 +308,7 @@ def one_hot(input: Any, num_classes: int = -1) -> Any:
         if not labels.size:
             raise ValueError("one_hot: num_classes must be given for an input without elements")
         num_classes = int(labels.max()) + 1
-    labels = _indices("one_hot", labels, num_classes, negative=False)
+    labels = _indices("one_hot", labels, num_classes)
     return Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
 
 
@@ -318,17 +335,16 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     return result.detach().requires_grad_() if requires_grad else result
 
 
-def _indices(name: str, index: Any, limit: int, negative: bool = True) -> Array:
+def _indices(name: str, index: Any, limit: int) -> Array:
     """The index as integers in range; TypeError or IndexError (for the function `name`) otherwise."""
     array = index.array if isinstance(index, Tensor) else np.asarray(index)
     if array.dtype.kind not in "iu":
         if array.size:
             raise TypeError(f"{name}: indices must be integers, got dtype {array.dtype}")
         array = array.astype(np.int64)
-    lowest = -limit if negative else 0
-    if array.size and not (lowest <= array.min() and array.max() < limit):
-        outside = array[(array < lowest) | (array >= limit)].ravel()[0]
-        raise IndexError(f"{name}: indices must be in [{lowest}, {limit}), got {outside}")
+    if array.size and not (array.min() >= 0 and array.max() < limit):
+        outside = array[(array < 0) | (array >= limit)].ravel()[0]
+        raise IndexError(f"{name}: indices must be in [0, {limit}), got {outside}")
     return array
 
 

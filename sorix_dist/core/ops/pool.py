@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops.axes import along
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.ops.matrix import matmul
+from sorix_dist.core.ops.join import stack_along
 from sorix_dist.core.ops.reduce import mean_over
-from sorix_dist.core.ops.shape import squeeze, swapaxes, unsqueeze, with_rows
+from sorix_dist.core.ops.shape import squeeze, unsqueeze, with_rows
 from sorix_dist.core.ops.windows import TILE, Geometry, Pair, geometry, pad, pair, single
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import rows_along
@@ -225,15 +227,12 @@ def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
         windows = (count, channels, rows, height // rows, columns, width // columns)
         cells = with_rows(input, windows, shard_of(input))
         return mean_over(cells, axis=(3, 5), keepdims=False)
-    dtype = input.array.dtype if isinstance(input, Tensor) else input.dtype
-    narrow = swapaxes(matmul(input, _averages(width, columns, dtype)), 2, 3)
-    turned: Tensor = swapaxes(matmul(narrow, _averages(height, rows, dtype)), 2, 3)
-    return turned
+    narrow = stack_along(*_means(input, 3, width, columns), axis=3)
+    both: Tensor = stack_along(*_means(narrow, 2, height, rows), axis=2)
+    return both
 
 
-def _averages(size: int, count: int, dtype: Any) -> Array:
-    """A matrix (size, count) that takes `size` numbers to the means of `count` windows."""
-    starts, stops = np.arange(count) * size // count, -(-np.arange(1, count + 1) * size // count)
-    place = np.arange(size)[:, None]
-    inside: Array = (place >= starts) & (place < stops)
-    return _divide(inside.astype(dtype), stops - starts)
+def _means(x: Any, axis: int, size: int, count: int) -> Iterator[Any]:
+    """The means of `count` windows that cover an axis, each of its own pixels alone, so that infinities stay there."""
+    for start, stop in ((i * size // count, -(-(i + 1) * size // count)) for i in range(count)):
+        yield mean_over(take(x, index=along(axis, slice(start, stop))), axis=(axis,), keepdims=False)
