@@ -17,7 +17,7 @@ from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.ops.matrix import sum_of_rows
+from sorix_dist.core.ops.matrix import column_sums
 from sorix_dist.core.ops.reduce import divided_rule, sum_divided, sum_over
 from sorix_dist.core.tensor import Array
 
@@ -46,7 +46,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: in
         share = g / divisor
         return _less_at(at_target, share, exps * (share / sums), classes)
 
-    return sum_of_rows(losses) / divisor, (to_logits,)
+    return column_sums(losses) / divisor, (to_logits,)
 
 
 _FEW = 100  # classes

@@ -57,6 +57,17 @@ class Dataset:
             return x
         return x, self.y[index] if self.target_transform is None else self.target_transform(self.y[index])
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Overwrites samples: `data[i] = x`, or `data[i] = x, y` with targets. Every rank must do the same."""
+        if self.y is None:
+            self.X[index] = value
+        else:
+            x, y = value
+            self.X[index], self.y[index] = x, np.reshape(y, np.shape(self.y[index]))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(len={len(self)}, has_labels={getattr(self, 'y', None) is not None})"
+
     def fetch(self, indices: Array) -> Any:
         """The samples at `indices`, stacked: X or (X, y). One fancy indexing where nothing is transformed."""
         x = _transformed(self.X, indices, self.transform)

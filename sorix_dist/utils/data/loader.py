@@ -16,7 +16,7 @@ from sorix_dist.core.arguments import as_int
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
 from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
-from sorix_dist.utils.data.sampler import BatchSampler, Sampler
+from sorix_dist.utils.data.sampler import BatchSampler, LengthBucketSampler, Sampler
 
 
 def _alone() -> Ranks:
@@ -142,7 +142,10 @@ class DataLoader:
     def in_order(self) -> DataLoader:
         """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
         other = copy.copy(self)
-        other.sampler = None if self.sampler is None else Sampler(len(self.dataset))
+        if isinstance(self.sampler, LengthBucketSampler):
+            other.sampler = self.sampler.unsorted()
+        elif self.sampler is not None:
+            other.sampler = Sampler(len(self.dataset))
         other.drop_last, other.epoch, other._first, other._handed = False, 0, 0, (0, 0)
         return other
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
@@ -143,8 +144,17 @@ class LengthBucketSampler(Sampler):
         super().__init__(len(self.lengths), shuffle, seed)
         self.batch_size, self.padding = as_int("batch_size", batch_size, 1), padding
         self.pool = as_int("pool", pool, 1)
+        self.sorted = True
+
+    def unsorted(self) -> LengthBucketSampler:
+        """A sampler of all samples in the order of the data set, which are padded alike."""
+        other = copy.copy(self)
+        other.shuffle = other.sorted = False
+        return other
 
     def order(self, epoch: int) -> Indices:
+        if not self.sorted:
+            return np.arange(self.length)
         if not self.shuffle:
             return np.argsort(self.lengths, kind="stable")
         random = self.random(epoch)
