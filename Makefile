@@ -80,7 +80,7 @@ hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of th
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
 hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hosts, beside torch DDP where make parity was
-	$(OPENMPI)/bin/python -m tests.clusters.hosts_bench
+	$(OPENMPI)/bin/python -m tests.benchmarks.hosts
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py

@@ -42,6 +42,7 @@ from sorix_dist.core.dtype import (
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.missing import missing_from
 from sorix_dist.core.random import manual_seed
+from sorix_dist.launch.pool import Pool
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import (
@@ -77,7 +78,7 @@ __all__ = [
     # modules
     "autograd", "comm", "core", "cuda", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
-    "DistributedDataParallel", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
+    "DistributedDataParallel", "Pool", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training

@@ -111,25 +111,36 @@ def arange(
     """start, start + step, … before `end`; from 0 if one number is given. int64 if all are integers."""
     if end is None:
         start, end = 0, start
+    start, end, step = map(_number, (start, end, step))
     if step == 0:
         raise ValueError("arange: step must not be 0")
-    whole = all(isinstance(v, int | np.integer) for v in (start, end, step))
+    whole = all(isinstance(v, int) for v in (start, end, step))
     kind = as_dtype(dtype) if dtype is not None else np.dtype(np.int64 if whole else np.float32)
+    if kind == np.int64:
+        start, end, step, whole = int(start), int(end), int(step) or step, int(step) != 0
     count = max(0, -(-(end - start) // step) if whole else math.ceil((end - start) / step))
+    if kind.kind in "iu":
+        start, step = int(start), int(step)
     # In float64, as adding up a rounded step would drift.
     return _made((np.arange(count) * step + start).astype(kind), device, requires_grad)
 
 
+def _number(x: Any) -> Any:
+    """A Python number, of one element of a tensor or an array too."""
+    return x.item() if isinstance(x, Tensor | np.ndarray | np.generic) else x
+
+
 def linspace(
-    start: float, end: float, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
+    start: Any, end: Any, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
-    """`steps` numbers at equal distances from `start` to `end`, both included."""
-    return _made(np.linspace(start, end, steps).astype(or_float32(dtype)), device, requires_grad)
+    """`steps` numbers at equal distances from `start` to `end`, both included; in an integer dtype cut to integers."""
+    numbers, kind = _spaced(start, end, steps, dtype)
+    return _made(numbers.astype(kind), device, requires_grad)
 
 
 def logspace(
-    start: float,
-    end: float,
+    start: Any,
+    end: Any,
     steps: int = 100,
     base: float = 10.0,
     device: Any = "cpu",
@@ -137,7 +148,18 @@ def logspace(
     dtype: Any = None,
 ) -> Tensor:
     """`steps` numbers from base**start to base**end whose logarithms have equal distances."""
-    return _made(np.logspace(start, end, steps, base=base).astype(or_float32(dtype)), device, requires_grad)
+    numbers, kind = _spaced(start, end, steps, dtype)
+    return _made((float(base) ** numbers).astype(kind), device, requires_grad)
+
+
+def _spaced(start: Any, end: Any, steps: int, dtype: Any) -> tuple[Array, np.dtype[Any]]:
+    """Numbers at equal distances in float64, from both ends as PyTorch makes them, and the dtype to come."""
+    kind = or_float32(dtype)
+    first, last = (_number(x) if kind.kind == "f" else int(_number(x)) for x in (start, end))
+    if kind.kind == "f":
+        return np.linspace(first, last, steps), kind
+    step, places = (last - first) / max(1, steps - 1), np.arange(steps)
+    return np.where(places < max(1, steps // 2), first + step * places, last - step * (steps - 1 - places)), kind
 
 
 # -- random

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 
@@ -21,20 +21,16 @@ def add_up(x: Array, axis: tuple[int, ...] | int | None = None, keepdims: bool =
     if x.dtype != np.float32 or x.size <= _LONG:
         return np.asarray(np.sum(x, axis=axis, keepdims=keepdims))
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    reduced = {a % x.ndim for a in axes}
-    # The longest of the dimensions along which NumPy adds one by one.
-    outer = reduced - {x.ndim - 1} if x.flags.c_contiguous else reduced
-    longest = max(outer, key=x.shape.__getitem__, default=0)
-    length = x.shape[longest]
-    if not outer or length <= _LONG or (x.flags.c_contiguous and len(reduced) == x.ndim):
+    reduced = tuple(a % x.ndim for a in axes)
+    one_by_one = [a for a in reduced if a != x.ndim - 1 or not x.flags.c_contiguous]
+    terms = math.prod(x.shape[a] for a in one_by_one)
+    if terms <= _LONG or (x.flags.c_contiguous and len(reduced) == x.ndim):
         return np.asarray(np.sum(x, axis=axis, keepdims=keepdims))
-    blocks = length // BLOCK
-    before: tuple[Any, ...] = (slice(None),) * longest
-    many = x[*before, : blocks * BLOCK]
-    many = many.reshape(*x.shape[:longest], blocks, BLOCK, *x.shape[longest + 1 :])
-    over = tuple(sorted(a + (a >= longest) for a in reduced))
-    sums = add_up(np.sum(many, axis=over, keepdims=True), longest, keepdims=True)
-    total = np.squeeze(sums, longest)
-    if blocks * BLOCK < length:
-        total = total + np.sum(x[*before, blocks * BLOCK :], axis=tuple(reduced), keepdims=True)
-    return total if keepdims else np.squeeze(total, tuple(reduced))
+    longest = max(one_by_one, key=x.shape.__getitem__)
+    if len(reduced) > 1:
+        return add_up(add_up(x, longest, keepdims=True), reduced, keepdims)
+    length, before = x.shape[longest], (slice(None),) * longest
+    whole = length // BLOCK * BLOCK
+    blocks = x[*before, :whole].reshape(*x.shape[:longest], -1, BLOCK, *x.shape[longest + 1 :])
+    total = add_up(np.sum(blocks, axis=longest + 1), longest, keepdims)
+    return total if whole == length else total + np.sum(x[*before, whole:], axis=longest, keepdims=keepdims)

@@ -1,4 +1,4 @@
-"""Tensor: an array that remembers where it came from."""
+"""Tensor: an array that remembers which operation made it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class Count(int):
 
 
 class Tensor:
-    """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
+    """An array with a gradient: `data` are the numbers, `grad` is the sum of the last backwards.
 
     `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
     integers int64, or float32 too where a gradient is required), a Tensor, or anything that NumPy understands,
     such as a pandas frame.
     """
 
-    # array: the numbers. origin: what a walk meets here (None: nothing to do). leaf: the gradient of a
-    # tensor that no operation made. place: its placement, what it is across ranks. shown: of a Partial, what users see
-    # as its value, if that is not what is here; unset elsewhere.
+    # array: the numbers. origin: the operation or the leaf that its gradient goes to (None: no gradient). leaf: the
+    # gradient of a tensor that no operation made. place: its placement. shown: of a Partial, what users see as its
+    # value, if that does not follow from `array`; unset elsewhere.
     __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
 
     array: Array
@@ -99,8 +99,8 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array itself; assigning copies into the memory of a parameter, so nobody who shares it is cut off.
-        That of a wrapped model is read-only outside of its `edit()`."""
+        """The array itself. Assigning copies into the memory of a parameter, which others may share; that of a wrapped
+        model is read-only outside of its `edit()`."""
         return self.visible
 
     @data.setter
@@ -325,39 +325,22 @@ class Tensor:
 
     def __repr__(self) -> str:
         text = np.array2string(self.visible, separator=", ", prefix="tensor(")
-        plain = self.array.dtype in (np.float32, np.int64, np.bool_)
-        return (
-            f"tensor({text}"
-            + ("" if plain and self.array.size else f", dtype={self.dtype}")
-            + (", requires_grad=True" if self.requires_grad else "")
-            + ")"
-        )
+        plain = self.array.size and self.array.dtype in (np.float32, np.int64, np.bool_)
+        dtype = "" if plain else f", dtype={self.dtype}"
+        return f"tensor({text}{dtype}{', requires_grad=True' if self.requires_grad else ''})"
 
     __hash__ = object.__hash__
 
     if TYPE_CHECKING:  # bound by core/methods.py
-        __add__: Any
-        __radd__: Any
-        __sub__: Any
-        __rsub__: Any
-        __mul__: Any
-        __rmul__: Any
-        __truediv__: Any
-        __neg__: Any
-        __matmul__: Any
-        __getitem__: Any
-        __gt__: Any
-        __ge__: Any
-        __lt__: Any
-        __le__: Any
-        __and__: Any
-        __or__: Any
+        _bound: Any = None
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = __matmul__ = _bound
+        __getitem__ = __gt__ = __ge__ = __lt__ = __le__ = __and__ = __or__ = _bound
 
         def __getattr__(self, name: str) -> Any: ...
 
 
 class Hook:
-    """A function that was registered with a tensor."""
+    """A function that is registered with a tensor."""
 
     def __init__(self, hooks: list[Any], function: Callable[[Any], Any]) -> None:
         self._hooks = hooks

@@ -60,8 +60,6 @@ def walk(
             gradient = through(node.hooks, gradient)
         if at_node is not None:
             at_node(node, gradient)
-        if create:  # what is recorded now computes the virtual shard that the node does
-            current_shard.set(None if node.shard is None else (node.shard, False))
         if node.number <= oldest:
             break
         rules = node.rules
@@ -71,7 +69,9 @@ def walk(
                 "say retain_graph=True there to go over it a second time"
             )
         if create:
-            # The rules work on this rank's arrays alone, so that their work needs no placements.
+            # What is recorded now computes the virtual shard that the node does. It works on this rank's arrays, so it
+            # needs no placements.
+            current_shard.set(None if node.shard is None else (node.shard, False))
             rules = _rules_on_tensors(node, gradient)
         edges = node.edges
         if not keep:

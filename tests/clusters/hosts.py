@@ -123,8 +123,12 @@ class Cable:
         self, each: int, *arguments: str, limit: float = 90.0, code: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         """What came of it; Failed if it ended with another exit code than `code`, if that is given."""
-        command = [PYTHON, "-m", "sorix_dist", "run", *self.options(each), *arguments]
-        return self.on_the_first(command, limit=limit, code=code)
+        return self.machine.run(*self.command(each, *arguments), limit=limit, code=code)
+
+    def command(self, each: int, *arguments: str) -> list[str]:
+        """The command that runs a Python script on so many ranks of each host."""
+        run = [PYTHON, "-m", "sorix_dist", "run", *self.options(each), *arguments]
+        return [str(self.agent), next(iter(HOSTS)), shlex.join(run)]
 
     def on_the_first(
         self, command: list[str], limit: float = 90.0, code: int | None = None

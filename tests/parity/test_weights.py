@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +247,11 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             ours.load_state_dict(theirs.state_dict())
     assert all(np.array_equal(value.numpy(), before[name]) for name, value in ours.state_dict().items())
+
+
+def test_the_example() -> None:
+    script = Path(__file__).parents[2] / "examples" / "from_torch.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = (float(line.split("accuracy ")[1][:5]) for line in done.stdout.splitlines())
+    assert before < 0.95 < after

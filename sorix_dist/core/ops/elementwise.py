@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.dtype import as_dtype
-from sorix_dist.core.op import op
+from sorix_dist.core.op import OF_NUMPY, op
 
 # -- arithmetic
 
@@ -139,6 +139,14 @@ def _zero(g: Any) -> Any:
     return np.where(False, g, 0)
 
 
+def _without_bools(x: Any) -> Any:
+    return x.astype(np.int64) if x.dtype == np.bool_ else x
+
+
+def _sign(x: Any) -> Any:
+    return np.sign(np.where(np.isnan(x), 0, x)) if x.dtype.kind == "f" else x if x.dtype == np.bool_ else np.sign(x)
+
+
 exp = unary("exp", np.exp, "e ** x.", lambda g, y: g * y)
 expm1 = unary("expm1", np.expm1, "e ** x - 1, exact also for small x.", lambda g, y: g * (y + 1))
 log = unary("log", np.log, "The natural logarithm.", lambda g, x: g / x)
@@ -152,15 +160,18 @@ root = unary(
 )  # fmt: skip
 rsqrt = unary("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", lambda g, y: g * (y * y * y * -0.5))
 reciprocal = unary("reciprocal", np.reciprocal, "1 / x.", lambda g, y: -g * y * y)
-square = unary("square", np.square, "x * x.", lambda g, x: g * (x * 2), None)
+square = unary("square", lambda x: np.square(_without_bools(x)), "x * x.", lambda g, x: g * (x * 2), None)
 sin = unary("sin", np.sin, "The sine of an angle in radians.", lambda g, x: g * np.cos(x))
 cos = unary("cos", np.cos, "The cosine of an angle in radians.", lambda g, x: -g * np.sin(x))
 tan = unary("tan", np.tan, "The tangent of an angle in radians.", lambda g, y: g * (1 + y * y))
 atan = unary("atan", np.arctan, "The angle from -pi/2 to pi/2 whose tangent is x.", lambda g, x: g / (1 + x * x))
 abs = unary("abs", np.absolute, "The absolute value; the gradient at 0 is 0.", lambda g, x: g * np.sign(x), None)
-sign = unary("sign", np.sign, "-1, 0 or 1; the gradient is 0.", lambda g, y: _zero(g), None)
+sign = unary("sign", lambda x: _sign(x), "-1, 0 or 1, and 0 of NaN; the gradient is 0.", lambda g, y: _zero(g), None)
 floor = unary("floor", np.floor, "The largest integer <= x; the gradient is 0.", lambda g, y: _zero(g), None)
 ceil = unary("ceil", np.ceil, "The smallest integer >= x; the gradient is 0.", lambda g, y: _zero(g), None)
+
+
+OF_NUMPY |= {np.square: square, np.sign: sign}
 
 
 @op(called="round")
@@ -175,8 +186,9 @@ def round(input: Any, decimals: int = 0) -> Any:
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """The elements in another dtype; the gradient comes back in this one."""
-    return cast_to(x, dtype=as_dtype(dtype))
+    """The elements in another dtype; the gradient comes back in this one, from floats."""
+    kind = as_dtype(dtype)
+    return (cast_to if kind.kind == "f" else cut_to)(x, dtype=kind)
 
 
 @op(rule=rules.cast, called="astype")
@@ -186,6 +198,12 @@ def cast_to(x: Any, *, dtype: Any) -> Any:
 
 
 # -- without a gradient
+
+
+@op(rule=rules.cast, called="astype", differentiable=False)
+def cut_to(x: Any, *, dtype: Any) -> Any:
+    """The elements as integers or bools of NumPy's `dtype`."""
+    return x.astype(dtype), ()
 
 
 def _without_gradient(name: str, ufunc: np.ufunc, meaning: str, **options: Any) -> Callable[..., Any]:
@@ -216,9 +234,16 @@ logical_and = _without_gradient("logical_and", np.logical_and, "Whether both ele
 logical_or = _without_gradient("logical_or", np.logical_or, "Whether at least one of two elements is not 0.")
 logical_xor = _without_gradient("logical_xor", np.logical_xor, "Whether exactly one of two elements is not 0.")
 bitwise_not = _without_gradient("bitwise_not", np.invert, "The bits of integers inverted; the opposite of bools.")
-bitwise_and = _without_gradient("bitwise_and", np.bitwise_and, "The bits that both integers have; of bools: and.")
-bitwise_or = _without_gradient("bitwise_or", np.bitwise_or, "The bits that one of two integers has; of bools: or.")
-bitwise_xor = _without_gradient("bitwise_xor", np.bitwise_xor, "The bits in which integers differ; of bools: xor.")
+_COMMON: dict[str, Any] = {"promote": "common"}
+bitwise_and = _without_gradient(
+    "bitwise_and", np.bitwise_and, "The bits that both integers have; of bools: and.", promote="common"
+)
+bitwise_or = _without_gradient(
+    "bitwise_or", np.bitwise_or, "The bits that one of two integers has; of bools: or.", promote="common"
+)
+bitwise_xor = _without_gradient(
+    "bitwise_xor", np.bitwise_xor, "The bits in which integers differ; of bools: xor.", promote="common"
+)
 
 
 def equal(input: Any, other: Any) -> bool:

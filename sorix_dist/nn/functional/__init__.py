@@ -17,16 +17,17 @@ from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
-from sorix_dist.nn.functional import activation, loss, spatial
+from sorix_dist.nn.functional import activation, distance, loss, spatial
 from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
+from sorix_dist.nn.functional.distance import *  # noqa: F403
 from sorix_dist.nn.functional.loss import *  # noqa: F403
 from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "batch_norm", "cosine_similarity", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
-    "linear", "normalize", "one_hot", "pad", "pairwise_distance", "rms_norm", "scaled_dot_product_attention",
-    *activation.__all__, *loss.__all__, *spatial.__all__,
+    "batch_norm", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
+    "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention",
+    *activation.__all__, *distance.__all__, *loss.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 
@@ -79,24 +80,6 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     squares = (x * x).mean(tuple(range(-len(tail), 0)), keepdims=True)
     scaled = x * (squares + eps).rsqrt()
     return scaled if weight is None else scaled * weight
-
-
-def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """input / max(norm, eps), with the p-norm along `dim`."""
-    x = input if isinstance(input, Tensor) else Tensor(input)
-    return x / x.norm(p, dim, keepdim=True).clamp(eps)
-
-
-def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
-    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
-    return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
-
-
-def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
-    """The p-norm of x1 - x2 + eps along the last dimension."""
-    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
-    return (x - y + eps).norm(p, -1, keepdim=keepdim)
 
 
 globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})

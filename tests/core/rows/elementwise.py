@@ -49,4 +49,13 @@ ROWS = [
         result=np.float64,
         tolerance=1e-6,
     ),
+    Row(
+        e.cut_to,
+        lambda x, dtype: np.trunc(x),
+        ELEMENTWISE,
+        options={"dtype": np.dtype(np.int64)},
+        apart=(-2, -1, 0, 1, 2),
+        differentiable=False,
+        result=np.int64,
+    ),
 ]
