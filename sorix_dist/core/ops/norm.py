@@ -16,22 +16,11 @@ from sorix_dist.core.ops.matrix import column_sums, row_sums
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import ALONE, Group, Shard, shard_of, tagged
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    bare,
-    gathers,
-    in_order,
-    placement_of,
-    rows_along,
-    whole,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
 from sorix_dist.core.tensor import Array, Tensor
 
 
-def trailing_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], placement_of(inputs[0])
     weights = all(placement_of(other) is None for other in inputs[1:])
@@ -41,24 +30,12 @@ def trailing_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 Result = tuple[Array, tuple[Rule, ...]]
-
-
-# Is told the number of values per channel in the global batch, their means and their mean squared deviations.
 Observer = Callable[[int, Array, Array], None]
-
-
-def _into(value: Array, out: Array | None, shape: tuple[int, ...]) -> Array:
-    """`value` in `shape`, in `out` if there is one."""
-    if out is None:
-        return value.reshape(shape)
-    out[...] = value.reshape(shape)
-    return out
-
+"""Takes the number of values per channel in the global batch, their means and their mean squared deviations."""
 
 # -- over the batch
 
-
-_WHAT = "batch_norm"
+_WHAT = "batch_norm"  # the name of its collectives
 
 
 def _over_channels(x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -147,8 +124,8 @@ def batch_norm_of_rows(
         y += bias.reshape(shape)
     return y, (
         to_x,
-        lambda g, out: _into(sums(g)[1], out, shapes[0]),  # type: ignore[arg-type]
-        lambda g, out: _into(sums(g)[0], out, shapes[1]),  # type: ignore[arg-type]
+        lambda g, out: sums(g)[1].reshape(shapes[0]),
+        lambda g, out: sums(g)[0].reshape(shapes[1]),
     )
 
 
@@ -173,7 +150,7 @@ def batch_norm(
         raise ValueError(f"batch_norm: input must have shape (N, C, ...), got shape {shape}")
     numbers = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     _check("batch_norm", input, numbers, (shape[1],), flat=True)
-    means, variances = (_numbers(value) for value in (running_mean, running_var))
+    means, variances = (getattr(value, "array", value) for value in (running_mean, running_var))
     if not training:
         if means is None or variances is None:
             raise ValueError("batch_norm: running_mean and running_var must be given unless training, got None")
@@ -189,21 +166,16 @@ def batch_norm(
             if running is not None:
                 running += momentum * (latest.reshape(running.shape) - running)
 
-    tracked = means is not None or variances is not None
     place = shard_of(input)
     if place is not None and (place.axis == 1 or place.group.ordered):
-        input, place = whole(input, "batch_norm"), None
-    # Of a virtual shard the statistics are its own: they don't depend on who computes the others.
+        input, place = rules.whole(input, "batch_norm"), None
+    # Of a virtual shard the statistics are its own: they don't depend on which rank computes the others.
     group = ALONE if place is None or place.group.isolated else place.group
-    watch = observe if tracked else None
-    if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
-        result = batch_norm_of_rows(bare(input), weight, bias, group=group, eps=eps, observe=watch)
-        return tagged(result, place)
-    return batch_norm_of_rows(input, weight, bias, group=group, eps=eps, observe=watch)
-
-
-def _numbers(value: Any) -> Array | None:
-    return value.array if isinstance(value, Tensor) else value
+    observer = observe if means is not None or variances is not None else None
+    behind = place is not None and place.axis > 0  # rows along an axis of pixels, which makes no difference here
+    x = bare(input) if behind else input
+    result = batch_norm_of_rows(x, weight, bias, group=group, eps=eps, observe=observer)
+    return tagged(result, place) if behind else result
 
 
 # -- over the features of a row
@@ -216,7 +188,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Ten
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
-@op(composite=_layer_norm, rule=trailing_rule, called="layer_norm")
+@op(composite=_layer_norm, rule=layer_norm_rule, called="layer_norm")
 def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""
@@ -243,8 +215,8 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
         y += bias.reshape(width)
     return y.reshape(whole), (
         to_x,
-        lambda g, out: _into(np.einsum("ij,ij->j", g.reshape(flat), normal), out, tail),
-        lambda g, out: _into(column_sums(g.reshape(flat)), out, tail),
+        lambda g, out: np.einsum("ij,ij->j", g.reshape(flat), normal).reshape(tail),
+        lambda g, out: column_sums(g.reshape(flat)).reshape(tail),
     )
 
 
