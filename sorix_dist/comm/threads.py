@@ -183,8 +183,8 @@ class ThreadComm:
         self._world = world
         self.rank = rank
         self.size = len(world.members)
-        location = locate([world.run.host_of[member] for member in world.members], rank)
-        self.host, self.hosts, self.local_rank, self.local_size = location
+        host_of = [world.run.host_of[member] for member in world.members]
+        self.host, self.hosts, self.local_rank, self.local_size = locate(host_of, rank)
         self.cache: dict[Any, Any] = {}
 
     def _combine(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
