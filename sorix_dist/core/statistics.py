@@ -135,12 +135,14 @@ def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> tup
 
 def var_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
     """(var, mean) with the same arguments."""
-    return var(input, dim, **options), mean(input, dim, keepdim=options.get("keepdim", False))
+    over = None if isinstance(dim, bool) else dim
+    return var(input, dim, **options), mean(input, over, keepdim=options.get("keepdim", False))
 
 
 def std_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
     """(std, mean) with the same arguments."""
-    return std(input, dim, **options), mean(input, dim, keepdim=options.get("keepdim", False))
+    over = None if isinstance(dim, bool) else dim
+    return std(input, dim, **options), mean(input, over, keepdim=options.get("keepdim", False))
 
 
 def nansum(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -241,8 +243,9 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = No
     return draws
 
 
-def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None) -> Tensor:
+def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None, device: Any = "cpu") -> Tensor:
     """Integers drawn uniformly from [low, high), or from [0, low), in the shape and dtype of `input`."""
+    raise_for_device(device)
     low, high = (0, low) if high is None else (low, high)
     drawn = random.generator().integers(low, high, shape_of(input))
     return Tensor(np.asarray(drawn).astype(as_array(input).dtype if dtype is None else as_dtype(dtype)))
