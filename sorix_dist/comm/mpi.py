@@ -149,7 +149,7 @@ class MpiComm:
         check_root("broadcast_object", root, self.size)
         return self._comm.bcast(value, root)
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
         values: list[Any] = self._comm.allgather(value)
         return values
 

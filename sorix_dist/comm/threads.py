@@ -230,8 +230,8 @@ class ThreadComm:
         received: bytes = self._combine(f"broadcast_object(root={root})", sent, lambda values: values[root])
         return value if self.rank == root else pickle.loads(received)
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        values: list[bytes] = self._combine("gather_objects", pickle.dumps(value), list)
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
+        values: list[bytes] = self._combine(what, pickle.dumps(value), list)
         return [pickle.loads(each) for each in values]
 
     def split(self, color: int, key: int = 0) -> Comm:
