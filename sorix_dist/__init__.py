@@ -42,6 +42,7 @@ from sorix_dist.core.dtype import (
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.missing import missing_from
 from sorix_dist.core.random import manual_seed
+from sorix_dist.launch.pool import Pool
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import (
@@ -65,6 +66,7 @@ from sorix_dist.parallel import (
 from sorix_dist.serialize import load, save, to_torch_state
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
+from sorix_dist.train.compile import compile
 from sorix_dist.train.evaluate import evaluate, predict
 from sorix_dist.train.fit import EarlyStopping, fit
 from sorix_dist.train.preempt import Preemption
@@ -77,11 +79,12 @@ __all__ = [
     # modules
     "autograd", "comm", "core", "cuda", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
-    "DistributedDataParallel", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
+    "DistributedDataParallel", "Pool", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
-    "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "evaluate", "fit", "get_logger",
+    "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "compile", "evaluate", "fit",
+    "get_logger",
     "main_process_only", "predict", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",

@@ -28,6 +28,7 @@ from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
 from sorix_dist.parallel import DistributedDataParallel, broadcast, init
 from sorix_dist.train.fit import EarlyStopping, fit
+from sorix_dist.train.metrics import Accuracy, Metric
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.utils.data import DataLoader, Dataset
 
@@ -116,6 +117,7 @@ class NeuralNetwork(BaseEstimator):
             make=self.model or _MLP(tuple(self.hidden_layer_sizes)),
             shape=(x.shape[1], outputs),
             criterion=self._criterion if weight is None else self._weighted_criterion,
+            metrics={"accuracy": _Accuracy()} if isinstance(self, Classifier) else {},
             optimizer=partial(optimizer, lr=self.learning_rate, weight_decay=self.weight_decay),
             parts=parts,
             batch_size=min(self.batch_size, len(x)),
@@ -259,6 +261,13 @@ class Regressor(RegressorMixin, NeuralNetwork):
         return (self._outputs(X) * self._target_scale + self._target_center)[:, 0]
 
 
+class _Accuracy(Accuracy):
+    """Of labels that may stand beside their weights, in an array of two columns."""
+
+    def update(self, found: Any, target: Any) -> None:
+        super().update(found, target if target.ndim == 1 else target[:, 0].long())
+
+
 @dataclass
 class _MLP:
     hidden: tuple[int, ...]
@@ -276,6 +285,7 @@ class _Job:
     make: Callable[[int, int], nn.Module]
     shape: tuple[int, int]
     criterion: Callable[[Any, Any], Any]
+    metrics: dict[str, Metric]
     optimizer: Callable[..., Any]
     parts: list[tuple[Array, Array]]
     batch_size: int
@@ -304,6 +314,7 @@ class _Job:
             optimizer,
             epochs=self.epochs,
             valid=valid[0] if valid else None,
+            metrics=self.metrics,
             early_stopping=self.stopping,
             recorder=None if self.record is None else Recorder(self.record),
             verbose=self.verbose,

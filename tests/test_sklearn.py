@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.train.recorder import read_records
-from tests.launching import needs_mpirun, run_ranks
+from tests.launching import ROOT, needs_mpirun, run_ranks
 
 sklearn = pytest.importorskip("sklearn")
 
@@ -136,6 +140,37 @@ def test_random_numbers_of_the_program_stay() -> None:
     sx.manual_seed(5)
     Classifier(max_iter=1, random_state=0).fit(*classes())
     assert np.array_equal(sx.randn(3).numpy(), wanted)
+
+
+def ran(arguments: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_script_of_the_readme(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    script = re.search(r"<!-- run by tests/test_sklearn.py -->\n```py\n(.*?)```", text, re.DOTALL)
+    assert script is not None
+    assert len(script[1].splitlines()) <= 15
+    out = ran(["-c", script[1]], tmp_path)
+    assert float(out.split()[-1]) > 0.9
+    assert re.search(r"epoch 3/40  step 1/1  loss [\d.]+  [\d,]+ samples/s  0:\d\d left", out)
+    assert "val_accuracy" in ran(["-m", "sorix_dist", "plot", "runs/iris"], tmp_path)
+
+
+def test_example(tmp_path: Path) -> None:
+    out = ran([str(ROOT / "examples" / "sklearn_estimator.py")], tmp_path)
+    assert float(out.split()[-1].rstrip("%")) > 90
+    assert len(read_records(tmp_path / "runs" / "wine")) == 40
 
 
 @needs_mpirun

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import doctor, job, plot, run
+from sorix_dist.cli import doctor, job, plot, profile, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.watchdog.launcher import detect
 
-SUBCOMMANDS = (run, job, doctor, plot)
-STARTING_RANKS = ("run",)
+SUBCOMMANDS = (run, job, doctor, plot, profile)
+STARTING_RANKS = ("run", "profile")
 
 
 def parser() -> Parser:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import ChainMap
-from types import CodeType
+from collections.abc import Callable, Iterator
+from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
 _NAMELESS = "<dynamic-code>"
@@ -30,3 +31,51 @@ def dumps(value: Any) -> bytes:
     with io.BytesIO() as file:
         Pickler(file).dump(value)
         return file.getvalue()
+
+
+def dumps_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """`dumps` of a function and its arguments; TypeError that names the argument or global that can't be sent."""
+    try:
+        return dumps((fn, args, kwargs))
+    except Exception as error:
+        name = getattr(fn, "__qualname__", repr(fn))
+        given = {f"argument {number} of '{name}'": value for number, value in enumerate(args)}
+        given |= {f"argument '{option}' of '{name}'": value for option, value in kwargs.items()}
+        found = next((what for what, value in given.items() if not _can_be_sent(value)), None)
+        what = found or _culprit(fn, set())
+        if what is None:
+            raise
+        raise TypeError(f"{what} can't be sent to the ranks: load or make it in the function ({error})") from error
+
+
+def _can_be_sent(value: Any) -> bool:
+    try:
+        dumps(value)
+    except Exception:  # noqa: BLE001 - a value may refuse in any way
+        return False
+    return True
+
+
+def _culprit(fn: Any, seen: set[int]) -> str | None:
+    """What a function refers to that can't be pickled, also through functions that it calls."""
+    fn = getattr(fn, "func", getattr(fn, "__func__", fn))  # of a partial, of a method
+    code = getattr(fn, "__code__", None)
+    if code is None or id(fn) in seen:
+        return None
+    seen.add(id(fn))
+    cells = zip(code.co_freevars, fn.__closure__ or ())
+    captured = [("the variable", name, cell.cell_contents) for name, cell in cells]
+    named = [("the global", name, fn.__globals__[name]) for name in _names(code) if name in fn.__globals__]
+    for kind, name, value in (*captured, *named):
+        if isinstance(value, ModuleType) or _can_be_sent(value):
+            continue
+        return _culprit(value, seen) or f"'{fn.__qualname__}' uses {kind} '{name}' ({type(value).__name__}), which"
+    return None
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names that code, and functions that are defined in it, may look up as globals."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.exchange import PairExchange
-from sorix_dist.comm.pickling import dumps
+from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.world import using
@@ -42,14 +42,14 @@ def run_threads(
         raise ValueError(f"run_threads: size must be 1 or more and hosts from 1 to size, got {size}, {hosts}")
     if timeout <= 0:
         raise ValueError(f"run_threads: timeout must be more than 0 seconds, got {timeout}")
-    original = dumps((fn, tuple(args)))
+    original = dumps_call(fn, tuple(args), {})
     copies = [pickle.loads(original) for _ in range(size)]
     run = _Run([rank * hosts // size for rank in range(size)])
     world = _Rendezvous(run, range(size))
     results: list[Any] = [None] * size
 
     def work(rank: int) -> None:
-        own_fn, own_args = copies[rank]
+        own_fn, own_args, _ = copies[rank]
         try:
             with using(ThreadComm(world, rank)):
                 results[rank] = own_fn(*own_args)
@@ -183,8 +183,8 @@ class ThreadComm:
         self._world = world
         self.rank = rank
         self.size = len(world.members)
-        location = locate([world.run.host_of[member] for member in world.members], rank)
-        self.host, self.hosts, self.local_rank, self.local_size = location
+        host_of = [world.run.host_of[member] for member in world.members]
+        self.host, self.hosts, self.local_rank, self.local_size = locate(host_of, rank)
         self.cache: dict[Any, Any] = {}
 
     def _combine(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
@@ -230,8 +230,8 @@ class ThreadComm:
         received: bytes = self._combine(f"broadcast_object(root={root})", sent, lambda values: values[root])
         return value if self.rank == root else pickle.loads(received)
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        values: list[bytes] = self._combine("gather_objects", pickle.dumps(value), list)
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
+        values: list[bytes] = self._combine(what, pickle.dumps(value), list)
         return [pickle.loads(each) for each in values]
 
     def split(self, color: int, key: int = 0) -> Comm:

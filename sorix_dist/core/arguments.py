@@ -18,12 +18,17 @@ def parameter_dtype(device: Any, dtype: Any) -> np.dtype[Any]:
     return or_float32(dtype)
 
 
+def as_int(name: str, value: Any, least: int) -> int:
+    """`value` as an int; ValueError, with `name`, unless it is an integer >= `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return int(value)
+
+
 def at_least(least: int, owner: str = "", **numbers: Any) -> None:
     """ValueError that names the first argument (of `owner`, if given) that is not an integer >= `least`."""
     for argument, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            name = f"{owner}: {argument}" if owner else argument
-            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        as_int(f"{owner}: {argument}" if owner else argument, value, least)
 
 
 def in_range(name: str, value: Any, low: float, high: float = inf, *, closed: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.capture import host
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
@@ -54,42 +55,50 @@ def from_dlpack(x: Any) -> Tensor:
 # -- of one value
 
 
+@host
 def zeros(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of a size given as `2, 3` or `(2, 3)`."""
     return _made(np.zeros(_size("zeros", size), or_float32(dtype)), device, requires_grad)
 
 
+@host
 def ones(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of a size given as `2, 3` or `(2, 3)`."""
     return _made(np.ones(_size("ones", size), or_float32(dtype)), device, requires_grad)
 
 
+@host
 def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of a size given as `2, 3` or `(2, 3)` whose numbers are whatever was in memory."""
     return _made(np.empty(_size("empty", size), or_float32(dtype)), device, requires_grad)
 
 
+@host
 def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`fill_value` everywhere; the dtype is by default that of `tensor(fill_value)`."""
     value = as_array(fill_value, dtype)
     return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad)
 
 
+@host
 def zeros_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of the shape, and by default the dtype, of `input`."""
     return _like(input, np.zeros, device, requires_grad, dtype)
 
 
+@host
 def ones_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of the shape, and by default the dtype, of `input`."""
     return _like(input, np.ones, device, requires_grad, dtype)
 
 
+@host
 def empty_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of the shape, and by default the dtype, of `input`, with whatever was in memory."""
     return _like(input, np.empty, device, requires_grad, dtype)
 
 
+@host
 def full_like(
     input: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
@@ -97,6 +106,7 @@ def full_like(
     return _like(input, lambda shape, kind: np.full(shape, as_array(fill_value, kind)), device, requires_grad, dtype)
 
 
+@host
 def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A matrix of n rows and m (else n) columns, 1 on the diagonal and 0 elsewhere."""
     return _made(np.eye(n, m, dtype=or_float32(dtype)), device, requires_grad)
@@ -105,31 +115,45 @@ def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool =
 # -- ranges
 
 
+@host
 def arange(
     start: Any, end: Any = None, step: Any = 1, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
     """start, start + step, … before `end`; from 0 if one number is given. int64 if all are integers."""
     if end is None:
         start, end = 0, start
+    start, end, step = map(_number, (start, end, step))
     if step == 0:
         raise ValueError("arange: step must not be 0")
-    whole = all(isinstance(v, int | np.integer) for v in (start, end, step))
+    whole = all(isinstance(v, int) for v in (start, end, step))
     kind = as_dtype(dtype) if dtype is not None else np.dtype(np.int64 if whole else np.float32)
+    if kind == np.int64:
+        start, end, step, whole = int(start), int(end), int(step) or step, int(step) != 0
     count = max(0, -(-(end - start) // step) if whole else math.ceil((end - start) / step))
+    if kind.kind in "iu":
+        start, step = int(start), int(step)
     # In float64, as adding up a rounded step would drift.
     return _made((np.arange(count) * step + start).astype(kind), device, requires_grad)
 
 
+def _number(x: Any) -> Any:
+    """A Python number, of one element of a tensor or an array too."""
+    return x.item() if isinstance(x, Tensor | np.ndarray | np.generic) else x
+
+
+@host
 def linspace(
-    start: float, end: float, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
+    start: Any, end: Any, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
-    """`steps` numbers at equal distances from `start` to `end`, both included."""
-    return _made(np.linspace(start, end, steps).astype(or_float32(dtype)), device, requires_grad)
+    """`steps` numbers at equal distances from `start` to `end`, both included; in an integer dtype cut to integers."""
+    numbers, kind = _spaced(start, end, steps, dtype)
+    return _made(numbers.astype(kind), device, requires_grad)
 
 
+@host
 def logspace(
-    start: float,
-    end: float,
+    start: Any,
+    end: Any,
     steps: int = 100,
     base: float = 10.0,
     device: Any = "cpu",
@@ -137,22 +161,36 @@ def logspace(
     dtype: Any = None,
 ) -> Tensor:
     """`steps` numbers from base**start to base**end whose logarithms have equal distances."""
-    return _made(np.logspace(start, end, steps, base=base).astype(or_float32(dtype)), device, requires_grad)
+    numbers, kind = _spaced(start, end, steps, dtype)
+    return _made((float(base) ** numbers).astype(kind), device, requires_grad)
+
+
+def _spaced(start: Any, end: Any, steps: int, dtype: Any) -> tuple[Array, np.dtype[Any]]:
+    """Numbers at equal distances in float64, from both ends as PyTorch makes them, and the dtype to come."""
+    kind = or_float32(dtype)
+    first, last = (_number(x) if kind.kind == "f" else int(_number(x)) for x in (start, end))
+    if kind.kind == "f":
+        return np.linspace(first, last, steps), kind
+    step, places = (last - first) / max(1, steps - 1), np.arange(steps)
+    return np.where(places < max(1, steps // 2), first + step * places, last - step * (steps - 1 - places)), kind
 
 
 # -- random
 
 
+@host
 def rand(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
     return _made(_drawn(random.generator().random, _size("rand", size), dtype), device, requires_grad)
 
 
+@host
 def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
     return _made(_drawn(random.generator().standard_normal, _size("randn", size), dtype), device, requires_grad)
 
 
+@host
 def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`rand` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
@@ -160,6 +198,7 @@ def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtyp
     return _like(input, draw, device, requires_grad, dtype)
 
 
+@host
 def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`randn` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
@@ -167,6 +206,7 @@ def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dty
     return _like(input, draw, device, requires_grad, dtype)
 
 
+@host
 def bernoulli(input: Any, p: float | None = None) -> Tensor:
     """1 with the probability that each element of `input` says, or with `p`, else 0, in the dtype of `input`."""
     chances = as_array(input) if p is None else np.full(np.shape(input), p)
@@ -178,6 +218,7 @@ def bernoulli(input: Any, p: float | None = None) -> Tensor:
     return result if rows is None else tagged(result, rows)
 
 
+@host
 def randint(
     low: int,
     high: Any,
@@ -195,6 +236,7 @@ def randint(
     return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 
+@host
 def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """The integers from 0 to n - 1 in random order."""
     order = random.generator().permutation(int(n))

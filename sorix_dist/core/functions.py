@@ -49,12 +49,14 @@ def _arg(function: Callable[..., Any]) -> Callable[..., Any]:
     """argmax or argmin with sorix's defaults."""
 
     def arg(X: Any, axis: Any = 1, dim: Any = None, keepdims: bool = True, *, keepdim: bool | None = None) -> Any:
+        if isinstance(dim, bool):
+            raise TypeError(f"{function.__name__}: give keepdim by keyword: its position means dim here")
         at = axis if dim is None else dim
         if at == 1 and np.ndim(X) == 1:
             at = 0  # the only dimension of a vector
         return function(X, at, keepdims if keepdim is None else keepdim)
 
-    arg.__name__ = function.__name__
+    arg.__name__ = arg.__qualname__ = function.__name__
     arg.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
     return _like_input(arg)
 

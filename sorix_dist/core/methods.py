@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import autograd
 from sorix_dist.core import dtype as types
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.graph import Node, recording
@@ -29,23 +31,29 @@ def astype(self: Tensor, dtype: Any) -> Tensor:
     return self if self.array.dtype == kind else cast(self, kind)
 
 
-def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, **hints: Any) -> Tensor:
+def to(
+    self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
+) -> Tensor:
     """This tensor on a device, in a dtype, or as another tensor is; each may be given by place or by name.
 
-    RuntimeError for a GPU, ValueError for a device that does not exist. Hints such as `non_blocking` mean nothing here.
+    copy: return a new tensor also where nothing changes. RuntimeError for a GPU, ValueError for a device that does not
+    exist. `non_blocking` means nothing here.
     """
-    unknown = hints.keys() - {"non_blocking", "copy"}
-    if unknown or len(targets) > 2:
-        raise TypeError(f"to() takes a device and a dtype, got {targets} and {sorted(unknown)}")
+    flags = [x for x in targets if isinstance(x, bool)]
+    targets = targets[: len(targets) - len(flags)]
+    copy = copy or flags[1:] == [True]
+    if len(targets) > 2 or len(flags) > 2:
+        raise TypeError(f"to() takes a device, a dtype, non_blocking and copy, got {targets} and {flags}")
     for target in targets:
         if isinstance(target, Tensor):
             dtype = target.array.dtype
         elif isinstance(target, Device) or (isinstance(target, str) and not types.names_dtype(target)):
             device = target
-        else:
+        elif target is not None:
             dtype = target
     raise_for_device(device)
-    return self if dtype is None else astype(self, dtype)
+    result = self if dtype is None else astype(self, dtype)
+    return shape.clone(self) if copy and result is self else result
 
 
 def cpu(self: Tensor) -> Tensor:
@@ -58,13 +66,15 @@ def cuda(self: Tensor, device: Any = "cuda") -> Tensor:
     return to(self, "cuda")
 
 
-def _named(name: str, kind: types.DType) -> Callable[[Tensor], Tensor]:
+def _converter(kind: types.DType) -> Callable[[Tensor], Tensor]:
     def method(self: Tensor) -> Tensor:
         return astype(self, kind)
 
-    method.__name__ = name
     method.__doc__ = f"The elements as {kind.name}."
     return method
+
+
+# -- in place
 
 
 _REFUSED = "In-place operations are not allowed on a tensor that requires grad"
@@ -83,6 +93,8 @@ def _target(tensor: Tensor, *others: Any) -> Array:
         if any(isinstance(x, Tensor) and x.origin is not None for x in others):
             raise RuntimeError("In-place operations are not allowed with an operand that requires grad: detach() it")
     refuse_frozen(tensor.array)
+    if recorders:
+        outside("a change of a tensor in place can't be captured")
     return tensor.array
 
 
@@ -103,26 +115,17 @@ def _number(x: Any) -> Any:
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 
 
-def _arithmetic(ufunc: np.ufunc, sign: str) -> Callable[[Tensor, Any], Tensor]:
+def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         array = _target(self, other)
         ufunc(array, _number(other), out=array, casting="same_kind")
         return self
 
-    method.__doc__ = f"self {sign}= other, in place; returns this tensor."
+    method.__doc__ = f"numpy.{ufunc.__name__} of this tensor and another operand, in place; returns this tensor."
     return method
 
 
-add_ = _arithmetic(np.add, "+")
-
-
-sub_ = _arithmetic(np.subtract, "-")
-
-
-mul_ = _arithmetic(np.multiply, "*")
-
-
-div_ = _arithmetic(np.divide, "/")
+add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.divide))
 
 
 def fill_(self: Tensor, value: Any) -> Tensor:
@@ -156,13 +159,16 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
 
 def setitem(self: Tensor, key: Any, value: Any) -> None:
     """self[key] = value; RuntimeError where a gradient would be lost by it."""
-    if self.origin is not None and (recording.get() or isinstance(self.origin, Node)):
-        if isinstance(self.origin, Node):
-            raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")
-        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    if recording.get() and isinstance(value, Tensor) and value.origin is not None:
-        raise RuntimeError("a tensor that requires grad can't be assigned into another: use where(), cat() or stack()")
+    if isinstance(self.origin, Node):
+        raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")
+    if recording.get():
+        if self.origin is not None:
+            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+        if isinstance(value, Tensor) and value.origin is not None:
+            raise RuntimeError("a tensor that requires grad can't be assigned: use where(), cat() or stack()")
     refuse_frozen(self.array)
+    if recorders:
+        outside("an assignment to elements of a tensor can't be captured")
     self.array[key_of(key)] = _array(value)
 
 
@@ -182,7 +188,7 @@ def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any
     return operator
 
 
-_Table = dict[str, Callable[..., Any]]
+# -- operators and methods
 
 
 def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,10 +200,22 @@ def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _equality(function: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Tensor, other: Any) -> Any:
-        # What no tensor can hold is not equal to one.
+        if isinstance(other, Tensor | np.ndarray) and {self.array.ndim, other.ndim} == {1, 2}:
+            _warn_of_columns(self.array.shape, tuple(other.shape))
         return NotImplemented if other is None or isinstance(other, str) else function(self, other)
 
     return method
+
+
+def _warn_of_columns(*shapes: tuple[int, ...]) -> None:
+    """A warning where labels (N,) are compared with (N, 1), as sx.argmax(x, dim=1) gives them: that pairs all."""
+    column, vector = sorted(shapes, key=len, reverse=True)
+    if column[1] == 1 and column[0] == vector[0] > 1:
+        warnings.warn(
+            f"{shapes[0]} is compared with {shapes[1]}, each element with every other: sx.argmax keeps its dimension, "
+            "x.argmax(1) and sx.argmax(x, dim=1, keepdim=False) do not",
+            stacklevel=3,
+        )
 
 
 def _iterate(self: Tensor) -> Any:
@@ -207,26 +225,22 @@ def _iterate(self: Tensor) -> Any:
 
 
 def _contains(self: Tensor, value: Any) -> bool:
-    return bool(np.any(self.array == (value.array if isinstance(value, Tensor) else value)))
+    return bool(np.any(self.array == getattr(value, "array", value)))
 
 
+_Table = dict[str, Callable[..., Any]]
 _BOTH_SIDES: _Table = {
     "add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow, "matmul": matrix.matmul,
     "mod": e.remainder, "floordiv": e.floor_divide,
     "and": e.bitwise_and, "or": e.bitwise_or, "xor": e.bitwise_xor,
 }  # fmt: skip
-
-
 _OPERATORS: _Table = {
     "neg": e.neg, "pos": shape.alias, "abs": e.abs, "invert": e.bitwise_not,
     "eq": _equality(e.eq), "ne": _equality(e.ne),
     "lt": e.lt, "le": e.le, "gt": e.gt, "ge": e.ge,
     "getitem": indexing.index, "iter": _iterate, "contains": _contains,
 }  # fmt: skip
-
-
 _METHODS: _Table = {
-    "backward": autograd.backward,
     **{f.__name__: f for f in (
         e.add, e.sub, e.mul, e.div, e.pow, e.remainder, e.floor_divide, e.neg, e.exp, e.expm1, e.log, e.log2, e.log10,
         e.log1p, e.sqrt, e.rsqrt, e.reciprocal, e.square, e.sin, e.cos, e.tan, e.atan, e.abs, e.sign, e.round,
@@ -261,7 +275,7 @@ _METHODS: _Table = {
     "__iadd__": _augmented(add_), "__isub__": _augmented(sub_),
     "__imul__": _augmented(mul_), "__itruediv__": _augmented(div_),
     "astype": astype, "to": to, "cpu": cpu, "cuda": cuda, "gpu": cuda,
-    **{name: _named(name, getattr(types, name))
+    **{name: _converter(getattr(types, name))
        for name in ("half", "float", "double", "short", "int", "long", "byte", "bool")},
 }  # fmt: skip
 
@@ -269,17 +283,10 @@ _METHODS: _Table = {
 for _name, _function in _BOTH_SIDES.items():
     setattr(Tensor, f"__{_name}__", _function)
     setattr(Tensor, f"__r{_name}__", _reflected(_function))
-
-
 for _name, _function in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _function)
-
-
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, with_torch_keywords(_function))
-
-
-setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010 (mypy)
-
-
+setattr(Tensor, "backward", autograd.backward)  # noqa: B010 (mypy)
+setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010
 setattr(Tensor, "mT", property(lambda self: shape.swapaxes(self, -1, -2), doc="The last two exchanged."))  # noqa: B010

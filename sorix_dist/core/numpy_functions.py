@@ -95,16 +95,21 @@ def _holds_floats(result: Any) -> bool:
 # -- NumPy's arguments, as far as the operations know them
 
 
+def _condition(condition: Any) -> Any:
+    return e.cast(condition, np.bool_) if isinstance(condition, Tensor) else np.asarray(condition, np.bool_)
+
+
 def _reduction(operation: Callable[..., Any]) -> Callable[..., Any]:
     def over(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
-        return operation(_as(dtype, a, out), axis, keepdims)
+        a = _as(dtype, a, out)
+        return shapes.alias(a) if axis == () else operation(a, axis, keepdims)  # () is no axis here, all for PyTorch
 
     return over
 
 
 def _variance(operation: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda a, axis=None, dtype=None, out=None, ddof=0, keepdims=False: operation(
-        _as(dtype, a, out), axis, keepdims, correction=ddof
+    return lambda a, axis=None, dtype=None, out=None, ddof=0, keepdims=False: (
+        e.mul(a, 0.0) if axis == () else operation(_as(dtype, a, out), axis, keepdims=keepdims, correction=ddof)
     )
 
 
@@ -234,13 +239,13 @@ OF_NUMPY |= {
     np.array_split: _split(equal=False),
     # choice
     np.where: lambda condition, *branches: (
-        choose.where(condition, *branches) if branches else np.nonzero(np.asarray(condition))
+        choose.where(_condition(condition), *branches) if branches else np.nonzero(np.asarray(condition))
     ),
     np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: choose.clamp(
         a, min if a_min is None else a_min, max if a_max is None else a_max
     ),
     np.take: _take,
-    np.take_along_axis: lambda arr, indices, axis=-1: indexing.gather(arr, axis, indices),
+    np.take_along_axis: lambda arr, indices, axis=-1: indexing.take_along_dim(arr, indices, axis),
     np.diag: lambda v, k=0: indexing.diag(v, k),
     np.tril: lambda m, k=0: choose.tril(m, k),
     np.triu: lambda m, k=0: choose.triu(m, k),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import random as rng
 from sorix_dist.core.placement import ALONE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 
@@ -60,14 +59,14 @@ def generator() -> np.random.Generator:
 
 
 def stream(*key: int) -> np.random.Generator:
-    """A stream of its own for a purpose: a function of the seed and the key alone, whoever asks."""
+    """A separate stream: a function of the seed and the key, the same on every rank."""
     words: list[Any] = [seed().value, *key]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 class PerSeed:
-    """Something that is made anew after each `manual_seed`. A seed that the user has not chosen may still be replaced
-    by rank 0's, which starts nothing anew."""
+    """An object that is created again after each `manual_seed`, but not when rank 0's seed replaces one that the user
+    did not choose."""
 
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
         self._made: ContextVar[tuple[Seed | None, Any] | None] = ContextVar(name, default=None)
@@ -96,8 +95,6 @@ def go_on(saved: dict[str, Any]) -> None:
 
 
 _BLOCK = 4  # 64-bit words that one step of Philox's counter makes
-
-
 _OF_FUNCTIONS = 2**63  # the number of `dropout` called as a function; layers count from 0
 
 
@@ -138,17 +135,14 @@ class MaskReplay:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.again: Iterator[int] | None = None  # what is left of them, while it is run again
+        self.again: Iterator[int] | None = None  # those not used yet, while it is run again
 
 
 replayed_masks: ContextVar[MaskReplay | None] = ContextVar("masks", default=None)
 
-
-functional_draws = rng.PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
+functional_draws = PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
 """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
-
-
-row_draws = rng.PerSeed("rows", lambda: Draws(_OF_FUNCTIONS + 1))
+row_draws = PerSeed("rows", lambda: Draws(_OF_FUNCTIONS + 1))
 """The draws in the shape of rows of a batch (`randn_like` and its kin), counted in the same way."""
 
 
@@ -156,9 +150,9 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
     """Random 64-bit words for an array of `shape`, of which `place` are the rows (None: the first axis has all rows):
     (units, words), with one unit for each element along the rows' axis and those before it.
 
-    per_step: how many elements four words are for. The words of a row are a function of the seed, of `draws` and of
-    the row's place in the global batch: they begin at a step of the counter of their own, whose upper words are the
-    numbers of the layer and of its call.
+    per_step: the number of elements that four words are for. The words of a row are a function of the seed, of `draws`
+    and of the row's index in the global batch, which gives the step of Philox's counter that they begin at; the
+    counter's upper words are the numbers of the layer and of its call.
     """
     if place is None or place.axis >= len(shape):
         count = shape[0] if shape else 1
@@ -166,7 +160,7 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
         shape = shape or (1,)
     call, rows = draws.next(place.batch.shard), place.rows
     steps = -(-int(np.prod(shape[place.axis + 1 :])) // per_step)
-    key = np.array([rng.seed().value, 0], np.uint64)
+    key = np.array([seed().value, 0], np.uint64)
     blocks = []
     for before in range(int(np.prod(shape[: place.axis])) * place.outer):
         first = (before * rows.total + rows.start) * place.inner

@@ -1,4 +1,4 @@
-"""Tensor: an array that remembers where it came from."""
+"""Tensor: an array that remembers which operation made it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sorix_dist.core.capture import changed, outside, recorders
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
@@ -39,16 +40,16 @@ class Count(int):
 
 
 class Tensor:
-    """An array with a gradient: `data` holds the numbers, `grad` what the last backwards left.
+    """An array with a gradient: `data` are the numbers, `grad` is the sum of the last backwards.
 
     `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
     integers int64, or float32 too where a gradient is required), a Tensor, or anything that NumPy understands,
     such as a pandas frame.
     """
 
-    # array: the numbers. origin: what a walk meets here (None: nothing to do). leaf: the gradient of a
-    # tensor that no operation made. place: its placement, what it is across ranks. shown: of a Partial, what users see
-    # as its value, if that is not what is here; unset elsewhere.
+    # array: the numbers. origin: the operation or the leaf that its gradient goes to (None: no gradient). leaf: the
+    # gradient of a tensor that no operation made. place: its placement. shown: of a Partial, what users see as its
+    # value, if that does not follow from `array`; unset elsewhere.
     __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
 
     array: Array
@@ -82,6 +83,12 @@ class Tensor:
     def visible(self) -> Array:
         """The numbers as users see them: of a mean over rows, that over this rank's, or after a backward that over the
         global batch."""
+        if recorders:
+            outside("item(), numpy() or a test reads the numbers of a tensor inside of the step")
+        return self.shows()
+
+    def shows(self) -> Array:
+        """The same, for use by operations."""
         place = self.place
         if place.__class__ is not Partial:
             return self.array
@@ -99,12 +106,14 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array itself; assigning copies into the memory of a parameter, so nobody who shares it is cut off.
-        That of a wrapped model is read-only outside of its `edit()`."""
+        """The array itself. Assigning copies into the memory of a parameter, which others may share; that of a wrapped
+        model is read-only outside of its `edit()`."""
         return self.visible
 
     @data.setter
     def data(self, value: Any) -> None:
+        if recorders:
+            outside("an assignment to `data` can't be captured")
         array = value.array if isinstance(value, Tensor) else np.asarray(value)
         leaf = self.leaf
         if leaf is not None and leaf.flat is not None:
@@ -128,6 +137,7 @@ class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
+        changed()
         if isinstance(self.origin, Node):
             if not value:
                 raise RuntimeError("only leaf tensors can stop requiring a gradient; use detach() on a computed one")
@@ -154,6 +164,8 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that backwards have added up since `zero_grad()`; None before the first."""
+        if recorders:
+            outside("reading `grad` inside of the step can't be captured")
         if self.leaf is None or not self.leaf.total.written:
             return None
         view = self.leaf.view
@@ -163,6 +175,8 @@ class Tensor:
 
     @grad.setter
     def grad(self, value: Any) -> None:
+        if recorders:
+            outside("an assignment to `grad` can't be captured: use zero_grad()")
         if value is None:
             if self.leaf is not None:
                 self.leaf.zero()
@@ -193,6 +207,7 @@ class Tensor:
         """
         if self.origin is None:
             raise RuntimeError("register_hook on a tensor that does not require grad")
+        changed()
 
         def on_gradient(gradient: Any) -> Any:
             answer = hook(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient))
@@ -325,39 +340,22 @@ class Tensor:
 
     def __repr__(self) -> str:
         text = np.array2string(self.visible, separator=", ", prefix="tensor(")
-        plain = self.array.dtype in (np.float32, np.int64, np.bool_)
-        return (
-            f"tensor({text}"
-            + ("" if plain and self.array.size else f", dtype={self.dtype}")
-            + (", requires_grad=True" if self.requires_grad else "")
-            + ")"
-        )
+        plain = self.array.size and self.array.dtype in (np.float32, np.int64, np.bool_)
+        dtype = "" if plain else f", dtype={self.dtype}"
+        return f"tensor({text}{dtype}{', requires_grad=True' if self.requires_grad else ''})"
 
     __hash__ = object.__hash__
 
     if TYPE_CHECKING:  # bound by core/methods.py
-        __add__: Any
-        __radd__: Any
-        __sub__: Any
-        __rsub__: Any
-        __mul__: Any
-        __rmul__: Any
-        __truediv__: Any
-        __neg__: Any
-        __matmul__: Any
-        __getitem__: Any
-        __gt__: Any
-        __ge__: Any
-        __lt__: Any
-        __le__: Any
-        __and__: Any
-        __or__: Any
+        _bound: Any = None
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = __matmul__ = _bound
+        __getitem__ = __gt__ = __ge__ = __lt__ = __le__ = __and__ = __or__ = _bound
 
         def __getattr__(self, name: str) -> Any: ...
 
 
 class Hook:
-    """A function that was registered with a tensor."""
+    """A function that is registered with a tensor."""
 
     def __init__(self, hooks: list[Any], function: Callable[[Any], Any]) -> None:
         self._hooks = hooks
@@ -365,6 +363,7 @@ class Hook:
 
     def remove(self) -> None:
         """Stops the calls; a second time does nothing."""
+        changed()
         if self._function in self._hooks:
             self._hooks.remove(self._function)
 

@@ -1,4 +1,4 @@
-"""The command line and the extra environment that start ranks, for every MPI, as pure functions."""
+"""The command line and the variables that start ranks under each MPI, as pure functions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ HOSTS_FROM_OUTSIDE = (
     "HYDRA_HOST_FILE",
     "I_MPI_HYDRA_HOST_FILE",
 )
-"""Variables by which a scheduler or the user tells mpirun its hosts and how many ranks each one takes."""
+"""Variables by which a scheduler or the user gives mpirun its hosts and their slots."""
 
 SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
-"""How the names of the variables begin by which mpirun finds that it runs in a scheduler's job."""
+"""Prefixes of the variables by which mpirun detects a scheduler's job."""
 
 MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"
 """The variable by which Open MPI 5 places ranks, where the command line does not say how."""
@@ -47,7 +47,7 @@ OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 
 @dataclass(frozen=True)
 class Command:
-    """What to execute: `argv`, and `env`, the variables to add to the environment."""
+    """A program with its arguments, and variables to add to the environment."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
@@ -70,15 +70,14 @@ def command(
     environ: Mapping[str, str] | None = None,
     root: bool | None = None,
 ) -> Command:
-    """What starts `program` on `ranks` ranks; one rank on this host needs no MPI and is the program itself.
+    """The command that starts `program` on `ranks` ranks. One rank on this host is the program itself, without MPI.
 
-    program: the argv of one rank, its first element included.
+    program: the argv of one rank.
     hosts: where the ranks run, filled in this order; by default this host, or those of the scheduler's job.
-    bind: what a rank is bound to, one of `BINDINGS`; to so many `cores`, if to cores.
+    bind: what a rank is bound to, one of `BINDINGS`; cores: how many, if to cores.
     env: variables for the ranks on all hosts.
     mpirun: the launcher, by default `find_mpirun()`.
-    environ: the environment that the command will run in, by default this process's. Variables set there
-        are never overridden, but by `env`.
+    environ: the environment of the command, by default this process's. Only `env` overrides a variable that is set.
     root: whether it will run as root, by default whether this process does.
     Raises ValueError if ranks < 1, the program is empty or the binding is unknown, LaunchError if there is no
     usable mpirun or there are more ranks than slots.
@@ -118,10 +117,10 @@ def command(
 
 
 def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:
-    """The mpirun of this Python environment, else the first one on PATH; LaunchError if there is none.
+    """The mpirun of this Python environment, else the first on PATH; LaunchError if there is none.
 
-    The environment's own comes first because mpi4py loads the MPI library that lies beside it, also when the
-    environment is not activated; ranks started by another MPI would each believe to be alone.
+    The environment's own comes first, also where the environment is not activated: mpi4py loads the library beside it,
+    and ranks that another MPI has started would each count as the only one.
     """
     path = (os.environ if environ is None else environ).get("PATH", os.defpath)
     for folders in (str(Path(sys.prefix) / "bin"), path):
@@ -133,7 +132,7 @@ def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:
 
 @functools.cache
 def flavour(mpirun: Path) -> Flavour:
-    """Which MPI a launcher belongs to, by its --version; LaunchError if it is none that we know."""
+    """The MPI that a launcher belongs to, by its --version; LaunchError if it is unknown."""
     try:
         answer = subprocess.run(
             [mpirun, "--version"],
@@ -157,18 +156,18 @@ def flavour(mpirun: Path) -> Flavour:
 
 
 def hosts_from_outside(environ: Mapping[str, str]) -> bool:
-    """Whether a scheduler or a host file decides on the hosts; otherwise all ranks run on this one."""
+    """Whether a scheduler or a host file chooses the hosts; otherwise all ranks run on this one."""
     return any(environ.get(name) for name in HOSTS_FROM_OUTSIDE)
 
 
 def on_this_host(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would make mpirun start ranks on the hosts of a scheduler or a host file."""
+    """The environment without the variables by which a scheduler or a host file gives mpirun other hosts."""
     outside = set(HOSTS_FROM_OUTSIDE)
     return {name: value for name, value in environ.items() if name not in outside and not name.startswith(SCHEDULERS)}
 
 
 def _check_slots(kind: Flavour, ranks: int, environ: Mapping[str, str]) -> None:
-    """LaunchError where Open MPI would refuse: it takes a scheduler's tasks for slots."""
+    """LaunchError if there are more ranks than tasks in a scheduler's job, which Open MPI takes for slots."""
     tasks = tasks_of_job(environ)
     if kind.startswith("openmpi") and tasks is not None and ranks > tasks:
         raise LaunchError(
@@ -178,12 +177,12 @@ def _check_slots(kind: Flavour, ranks: int, environ: Mapping[str, str]) -> None:
 
 
 def _placed(kind: Flavour, ranks: int, hosts: Sequence[Host], program: Sequence[str]) -> list[str]:
-    """How many ranks of the program run where."""
+    """The arguments that say how many ranks run on which hosts, and the program."""
     if not hosts:
         return ["-n", str(ranks), *program]
     if kind != "intel":
         return ["--host" if kind.startswith("openmpi") else "-hosts", named(hosts), "-n", str(ranks), *program]
-    argv: list[str] = []  # its -hosts knows no slots, but a command line may have parts
+    argv: list[str] = []  # its -hosts has no slots, so each host gets a section of the command line
     for host in hosts:
         here = min(host.slots, ranks)
         ranks -= here
@@ -208,11 +207,11 @@ def _bound(kind: Flavour, bind: str, cores: int, one_host: bool) -> list[str]:
 
 
 def _pinning(kind: Flavour, bind: str, cores: int) -> dict[str, str]:
-    """The variables by which Intel MPI binds ranks, and Open MPI does not."""
+    """The variables that bind ranks under Intel MPI, and that keep Open MPI from binding them."""
     if kind == "intel" and bind != "none":
         return {"I_MPI_PIN": "1", "I_MPI_PIN_DOMAIN": str(cores) if bind == "core" and cores > 1 else bind}
-    # Open MPI binds each of two ranks to one core, where its BLAS threads and every other job's ranks would
-    # crowd; measured, an unbound rank on a core of its own communicates as fast.
+    # Open MPI would bind each of two ranks to one core, with its BLAS threads and other jobs' ranks. An unbound rank on
+    # a core of its own communicates as fast (measured).
     if kind == "openmpi5" and bind == "none":
         return {"PRTE_MCA_hwloc_default_binding_policy": "none"}
     if kind == "openmpi4" and bind == "none":
@@ -221,12 +220,12 @@ def _pinning(kind: Flavour, bind: str, cores: int) -> dict[str, str]:
 
 
 def _exported(kind: Flavour, names: Sequence[str]) -> list[str]:
-    """The options that give ranks on other hosts these variables; MPICH and Intel MPI give them all."""
+    """The options that pass variables to ranks on other hosts; MPICH and Intel MPI pass all."""
     return [word for name in names for word in ("-x", name)] if kind.startswith("openmpi") else []
 
 
 def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: bool) -> dict[str, str]:
-    """The variables that make this MPI start on any machine, at once and without a warning."""
+    """The variables with which this MPI starts on any machine, at once and without a warning."""
     if kind in ("mpich", "intel"):
         return {}
     settings: dict[str, str] = {}
@@ -234,12 +233,12 @@ def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: b
         settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if not one_host:
         return settings
-    # Always, not only for more ranks than cores: Open MPI counts physical cores and we count logical ones.
+    # Always: Open MPI counts physical cores, this package logical ones.
     if kind == "openmpi5":
         settings[MAPPING] = ":oversubscribe"
     else:
         settings["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
-    # Shared memory is all that one host needs; probing for networks costs a second.
+    # One host needs only shared memory; probing for networks takes a second.
     if not any(name in environ for name in OPEN_MPI_TRANSPORTS):
         settings["OMPI_MCA_pml"] = "ob1"
         settings["OMPI_MCA_btl"] = "self,sm" if kind == "openmpi5" else "self,vader"
@@ -248,13 +247,13 @@ def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: b
 
 
 def _reachable(mpirun: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """A PATH that leads to the launcher's folder, if it does not yet: Intel's mpirun looks for its parts there."""
+    """A PATH with the launcher's folder, if it is missing: Intel's mpirun finds its helpers there."""
     folder, path = str(mpirun.parent), environ.get("PATH", os.defpath)
     return {} if folder in path.split(os.pathsep) else {"PATH": f"{folder}{os.pathsep}{path}"}
 
 
 def _guarded(program: Sequence[str]) -> Sequence[str]:
-    """The program, behind a shell if an argument is ":", where every mpirun takes the program to end."""
+    """The program, in a shell if an argument is ":", which every mpirun takes for the end of the program."""
     if ":" not in program:
         return program
     return ["/bin/sh", "-c", f"exec {shlex.join(program)}"]

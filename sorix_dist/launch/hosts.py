@@ -1,4 +1,4 @@
-"""The hosts of a job: as the user names them, as a scheduler names them, and which of them answer."""
+"""The hosts of a job: parsed from options and files, asked of a scheduler, and tested for an answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sorix_dist.watchdog.launcher import tasks_by_node
 HERE = ("localhost", "127.0.0.1", "::1")
 
 AGENTS = ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC")
-"""Variables by which the user names what reaches another host, instead of ssh."""
+"""Variables by which the user replaces ssh for reaching other hosts."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*|\[[0-9A-Fa-f:]+\]")
 _HELP = "expected HOST or HOST:SLOTS, with a whole number of slots of at least 1"
@@ -46,14 +46,14 @@ def named(hosts: Iterable[Host]) -> str:
 
 
 def parse_hosts(text: str) -> tuple[Host, ...]:
-    """'a:2,b:2' as hosts; LaunchError with the part that is wrong."""
+    """The hosts of 'a:2,b:2'; LaunchError with the item that is wrong."""
     return _distinct([_host(part.strip(), f"--hosts {text!r}") for part in text.split(",")], f"--hosts {text!r}")
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """The hosts of a file with a line for each: 'a', 'a:2' (MPICH's way) or 'a slots=2' (Open MPI's); # comments.
+    """The hosts of a file, a line each: 'a', 'a:2' (as MPICH writes it) or 'a slots=2' (as Open MPI does); # comments.
 
-    LaunchError with file and line for what is none of these.
+    LaunchError with file and line for anything else.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -94,7 +94,7 @@ def _distinct(hosts: Sequence[Host], where: str) -> tuple[Host, ...]:
 
 
 def allocated(environ: Mapping[str, str]) -> tuple[Host, ...]:
-    """The hosts of the scheduler's job that this process is in; none where no scheduler can say."""
+    """The hosts of the scheduler's job around this process; none if there is no job, or its hosts are unknown."""
     try:
         if environ.get("SLURM_JOB_NODELIST"):
             return _slurm(environ["SLURM_JOB_NODELIST"], environ.get("SLURM_TASKS_PER_NODE", ""))
@@ -122,7 +122,7 @@ def _slurm(nodes: str, tasks: str) -> tuple[Host, ...]:
 
 
 def silent(hosts: Iterable[Host], environ: Mapping[str, str], limit: float = 15.0) -> dict[Host, str]:
-    """Those of the hosts on which no command can be started, as mpirun would start it, each with the reason."""
+    """The hosts on which no command can be started in the way of mpirun, each with the reason."""
     hosts = list(hosts)
     with ThreadPoolExecutor(max_workers=16) as pool:
         reasons = pool.map(lambda host: _reason(host.name, environ, limit), hosts)
@@ -130,11 +130,11 @@ def silent(hosts: Iterable[Host], environ: Mapping[str, str], limit: float = 15.
 
 
 def ask(name: str, environ: Mapping[str, str]) -> list[str]:
-    """The command that does nothing on a host, reached as mpirun reaches it."""
+    """The command that runs `true` on a host, reached as mpirun reaches it."""
     if environ.get("SLURM_JOB_ID"):
         return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "true"]
     given = next((environ[variable] for variable in AGENTS if environ.get(variable)), "ssh")
-    agent = shlex.split(given.partition(":")[0])  # Open MPI takes a list, the best first
+    agent = shlex.split(given.partition(":")[0])  # Open MPI takes a list, in order of preference
     if Path(agent[0]).name == "ssh":
         agent += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
     return [*agent, name, "true"]

@@ -1,15 +1,26 @@
-"""What ranks print, shown by the process that started them: whole lines, each behind its rank."""
+"""What ranks print, shown by the process that started them: lines, each behind its rank."""
 
 from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import IO
 
 KEPT = 20_000
 """Characters of the launcher's own words that are kept for an error message."""
+
+
+LIVE = "SORIX_DIST_LIVE"
+"""The variable that says that a process above shows unfinished lines."""
+
+
+def is_live() -> bool:
+    """Whether what this process prints may return to the start of its line: on a terminal, in a notebook, or in a rank
+    of `run` there."""
+    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel") or LIVE in os.environ
 
 
 class Output:
@@ -21,6 +32,8 @@ class Output:
         self._selector = selectors.DefaultSelector()
         self._rests: dict[int | None, bytes] = {}
         self._pipes = pipes
+        self._live = is_live()
+        self._unfinished = 0  # the length of the unfinished line that is shown
         for rank, pipe in enumerate(pipes):
             self._selector.register(pipe, selectors.EVENT_READ, rank)
 
@@ -42,6 +55,8 @@ class Output:
                 else:  # the launcher has closed its output
                     self._selector.unregister(key.fd)
             seconds = 0
+            if self._live:
+                self._show_unfinished()
 
     def _take(self, rank: int | None, data: bytes) -> None:
         *lines, self._rests[rank] = (self._rests.get(rank, b"") + data).split(b"\n")
@@ -49,13 +64,24 @@ class Output:
             self._print(rank, line)
 
     def _print(self, rank: int | None, line: bytes) -> None:
-        # Of a progress bar, which returns to the start of its line, what a terminal would show.
-        text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
         if rank is None:
-            self.unprefixed = (self.unprefixed + text + "\n")[-KEPT:]
+            self.unprefixed = (self.unprefixed + _as_seen(line) + "\n")[-KEPT:]
         else:
-            sys.stdout.write(f"[{rank}] {text}\n")
-            sys.stdout.flush()
+            self._write(f"[{rank}] {_as_seen(line)}", "\n")
+
+    def _show_unfinished(self) -> None:
+        """Shows the first rank's unfinished line, such as a progress bar; a whole line takes its place."""
+        rank, rest = next(((r, rest) for r, rest in self._rests.items() if rest and r is not None), (None, b""))
+        if rank is not None:
+            columns = shutil.get_terminal_size().columns - 1  # a line that wraps can't be written over
+            self._write(f"[{rank}] {_as_seen(rest)}"[:columns], "")
+
+    def _write(self, line: str, end: str) -> None:
+        """Writes over the unfinished line that is shown."""
+        clear = f"\r{' ' * self._unfinished}\r" if self._unfinished else ""
+        sys.stdout.write(f"{clear}{line}{end}")
+        sys.stdout.flush()
+        self._unfinished = 0 if end else len(line)
 
     def __enter__(self) -> Output:
         return self
@@ -67,3 +93,8 @@ class Output:
         self._selector.close()
         for pipe in self._pipes:
             os.close(pipe)
+
+
+def _as_seen(line: bytes) -> str:
+    """Of a line that returns to its start, what a terminal would show."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")

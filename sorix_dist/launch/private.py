@@ -1,9 +1,8 @@
-"""A folder by which a process and those that it starts exchange function, results and output.
+"""A folder through which a caller and its ranks exchange function, results and output; only their user can read it.
 
-Nobody but the user can look into it, and no port is open. It holds `call` (from the caller), `output-R` (a pipe),
-`result-R` or `failure-R` (from rank R), and `caller`, which is locked while the caller lives.
-Everything in it is reached from its descriptor, because where others may rename it, its path can lead to theirs, with
-a pickle that runs what they like.
+It holds `call` (from the caller), `output-R` (a pipe), `result-R` or `failure-R` (from rank R), and `caller`, which is
+locked while the caller lives. All files are opened relative to the folder's descriptor. Its path could be exchanged by
+a user who may rename it, and a pickle read from there would run that user's code.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from sorix_dist.launch.errors import LaunchError
 
 
 class PrivateFolder:
-    """The folder at `path`, once it is sure that it is this user's and nobody else's; PermissionError if it is not."""
+    """The folder at `path`; PermissionError unless it belongs to this user and is closed to others."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,59 +32,64 @@ class PrivateFolder:
 
     @classmethod
     def make(cls) -> PrivateFolder:
-        """A new one; LaunchError if its place is one where others could exchange it."""
+        """A new folder; LaunchError if other users could exchange it."""
         _check_place(Path(tempfile.gettempdir()))
         return cls(Path(tempfile.mkdtemp(prefix="sorix_dist-")))
 
     def open(self, name: str, flags: int) -> int:
-        """The descriptor of a file in it, for this user only if it is a new one."""
+        """Opens a file in it, and returns the descriptor; a new file is for this user only."""
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
 
     def names(self) -> list[str]:
-        """What there is."""
+        """The names of its files."""
         return os.listdir(self._folder)
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file that is there as a whole or not at all."""
+        """Writes a file, whole or not at all."""
         part = f".{name}"
         with open(self.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(data)
         os.replace(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def read(self, name: str) -> Any:
-        """What `write` wrote as a pickle."""
+        """The object in a file that holds its pickle."""
         with open(self.open(name, os.O_RDONLY), "rb") as file:
             return pickle.load(file)
 
+    def take(self, name: str) -> Any:
+        """Reads it for the last time."""
+        value = self.read(name)
+        os.unlink(name, dir_fd=self._folder)
+        return value
+
     def pipe(self, name: str) -> int:
-        """A new named pipe, open for reading; it never ends while nobody has opened it yet, or somebody has closed it,
-        because it is open for writing too."""
+        """A new named pipe, open for reading. It is open for writing too, so that it never ends."""
         os.mkfifo(self.path / name, 0o600)
         return self.open(name, os.O_RDWR | os.O_NONBLOCK)
 
     def lock(self) -> int:
-        """Says that the caller lives, until it ends or closes what is returned."""
+        """Shows that the caller lives, until it ends or closes the descriptor that is returned."""
         file = self.open("caller", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
 
     def wait_for_end_of_caller(self) -> None:
-        """Returns when the caller has let go of its lock, or died."""
-        with suppress(FileNotFoundError):  # it is gone already, and its lock with it
+        """Returns when the caller has released its lock, or died."""
+        with suppress(FileNotFoundError):  # removed already
             fcntl.flock(self.open("caller", os.O_RDONLY), fcntl.LOCK_SH)
 
     def remove(self) -> None:
-        """Removes the folder, and closes it; several processes may do so at once."""
+        """Removes and closes the folder; several processes may do so at once."""
         for name in self.names():
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._folder)
-        with suppress(OSError):  # another one was faster; a folder that lies there by now instead is not empty
+        with suppress(OSError):  # another process was faster; a new folder at this path would not be empty
             os.rmdir(self.path)
         os.close(self._folder)
 
 
 def _check_place(folder: Path) -> None:
-    """LaunchError if other users can rename what lies in a folder, or in one of those that it lies in."""
+    """LaunchError if other users can rename entries of a folder, or of one above it."""
     for each in (real := folder.resolve(), *real.parents):
         about = os.stat(each)
         others = stat.S_IWOTH if about.st_gid == os.getgid() else stat.S_IWOTH | stat.S_IWGRP

@@ -1,4 +1,4 @@
-"""Runs a command in the foreground, as a shell does: its streams, its signals, its exit code."""
+"""Runs a command in the foreground, as a shell does: with its streams, its signals and its exit code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 
-from sorix_dist.launch import segments
+from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
-from sorix_dist.launch.group import Group
-from sorix_dist.launch.tree import kill_tree
+from sorix_dist.launch.processes import kill_with_descendants
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 ENDING: Mapping[int, int] = {
@@ -24,22 +23,23 @@ ENDING: Mapping[int, int] = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGHUP: signal.SIGTERM,
 }
-"""Signals that ask the job to end, and what the command is sent for them; mpirun itself would die of SIGHUP
-and leave its ranks behind."""
+"""Signals that ask the job to end, and what the command is sent for each. SIGHUP would kill mpirun, not its ranks."""
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 TIMED_OUT = 124
-"""The exit code of what took too long, as timeout(1) has it."""
+"""The exit code after the time limit, as of timeout(1)."""
+
+GROUP_DELAY = 0.2
+"""Seconds after which a signal to a process group has reached all of its processes."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What came of a command."""
+    """How a command ended. code: its exit code; asked: whether a signal to this process asked it to end."""
 
     code: int
     asked: bool = False
-    """Whether it was asked to end, by a signal to this process."""
 
 
 def run(
@@ -47,18 +47,19 @@ def run(
 ) -> Ended:
     """Runs the command with this process's own stdin, stdout and stderr.
 
-    Signals are passed on. A command that is asked to end and has not `patience` seconds later, or is asked
-    a second time, is killed with everything that it started. The exit code is 128 + the signal's number, as
-    in a shell, if a signal ended the command, or if it failed after it was asked to end, other than by the code
-    75 of one that has saved its work. After `limit` seconds the command is ended, and the exit code is 124.
-    Should this process itself be killed, Linux sends the command SIGTERM.
-    `ending`: the signals that ask the job to end, and what the command is sent for each.
-    Only the main thread may call this. Raises LaunchError if the command cannot be started.
+    patience: seconds that the command has to end when it is asked to; then, or when it is asked again, it is killed
+        with all its descendants.
+    limit: seconds after which it is asked to end; the exit code is then 124.
+    ending: the signals that ask the job to end, and what the command is sent for each.
+
+    Signals are passed on. The exit code is the command's own, or as in a shell 128 + the number of the signal that
+    ended it, or that asked it to end before it failed. Code 75 (it has saved its work) stays 75. If this process is
+    killed, Linux sends the command SIGTERM. Call it in the main thread only. LaunchError if the command can't start.
     """
-    began = segments.now()
+    began = cleanup.now()
     ended = _Foreground(command, patience, ending).wait(limit)
-    if ended.code:  # a job that was killed could not remove its shared memory
-        segments.remove_left_over(began)
+    if ended.code:  # a killed job can't remove its shared memory
+        cleanup.clean_up(began)
     return ended
 
 
@@ -70,9 +71,9 @@ class _Foreground:
         self.ending = ending
         self.asked: list[int] = []
         self.process: subprocess.Popen[bytes] | None = None
-        self.group = Group()
+        self.group = _GroupProbe()
         handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
-        # What this process was told to ignore (nohup, a background job) its command ignores too.
+        # What this process ignores (nohup, a background job) its command ignores too.
         self.before = {
             number: signal.signal(number, handler)
             for number, handler in handlers.items()
@@ -84,11 +85,11 @@ class _Foreground:
         except OSError as error:
             self._restore()
             raise LaunchError(f"{command.argv[0]} could not be started: {error.strerror}") from error
-        if self.asked:  # before there was a process to tell
+        if self.asked:  # before there was a process
             self.process.terminate()
 
     def wait(self, limit: float | None) -> Ended:
-        """What came of the command, when it has ended."""
+        """Waits for the end of the command."""
         assert self.process is not None
         try:
             code = self.process.wait(limit)
@@ -111,7 +112,7 @@ class _Foreground:
         if len(self.asked) > 1:
             self._kill()
             return
-        # A Ctrl-C in a terminal has reached the command by itself.
+        # A Ctrl-C at a terminal has reached the command too.
         self._end_soon(None if number == signal.SIGINT and self.group.interrupted() else self.ending[number])
 
     def _end_soon(self, number: int | None) -> None:
@@ -128,7 +129,7 @@ class _Foreground:
 
     def _kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            kill_tree(self.process.pid)
+            kill_with_descendants(self.process.pid)
 
     def _restore(self) -> None:
         for number, handler in self.before.items():
@@ -136,11 +137,39 @@ class _Foreground:
         self.group.close()
 
 
+class _GroupProbe:
+    """Tells whether an interrupt came to the whole process group, as by Ctrl-C at a terminal, or to this process only.
+
+    It is a second process of the group, which an interrupt ends. It also ends with this process, when its input does.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", "read _"], stdin=subprocess.PIPE, preexec_fn=_die_of_interrupts, stderr=subprocess.DEVNULL
+        )
+
+    def interrupted(self) -> bool:
+        """Whether the interrupt that this process has just received came to the whole group."""
+        try:
+            return self._process.wait(GROUP_DELAY) == -signal.SIGINT
+        except subprocess.TimeoutExpired:
+            return False
+
+    def close(self) -> None:
+        """Ends the second process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _die_of_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
 
 
 def _end_with_parent() -> None:
-    """Asks the kernel to send this process SIGTERM when its parent has died; only Linux can."""
+    """Asks Linux to send this process SIGTERM when its parent dies; other systems can't."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

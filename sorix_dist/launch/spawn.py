@@ -16,16 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sorix_dist.comm.pickling import dumps
+from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import segments
-from sorix_dist.launch.answer import PYTHON
+from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
-from sorix_dist.launch.output import Output
+from sorix_dist.launch.output import LIVE, Output, is_live
 from sorix_dist.launch.private import PrivateFolder
-from sorix_dist.launch.tree import kill_tree
+from sorix_dist.launch.processes import PYTHON, kill_with_descendants
 from sorix_dist.watchdog.launcher import detect
 
 Result = TypeVar("Result")
@@ -70,8 +69,9 @@ def run(
     timeout: seconds after which all ranks are ended, with TimeoutError; None for no limit.
     env: variables for the ranks, over those of this process.
 
-    The first exception of a rank ends all of them and is raised here, with a note that names the rank and the
-    rank's traceback as its cause. RankError if a rank ends without a result, LaunchError if no rank can be started.
+    TypeError names an argument or a global that can't be sent. The first exception of a rank ends all of them and is
+    raised here, with a note that names the rank and the rank's traceback as its cause. RankError if a rank ends without
+    a result, LaunchError if no rank can be started.
     """
     _check(fn, args, num_proc, backend, timeout, env)
     if backend == "threads":
@@ -81,11 +81,11 @@ def run(
         except SystemExit as ended:  # of a rank: it must not end this program too
             raise RankError(f"a rank ended by sys.exit({ended.code!r})") from ended
     _check_place(num_proc)
-    call = dumps((fn, tuple(args), dict(kwargs or {})))
-    environ = on_this_host(os.environ | dict(env or {}))
+    call = dumps_call(fn, tuple(args), dict(kwargs or {}))
+    environ = on_this_host(os.environ | ({LIVE: "1"} if is_live() else {}) | dict(env or {}))
     folder = PrivateFolder.make()
     lock = folder.lock()
-    began = segments.now()
+    began = cleanup.now()
     try:
         folder.write("call", call)
         start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(sys.path)], num_proc, environ)
@@ -95,7 +95,7 @@ def run(
     finally:
         os.close(lock)  # a rank that is left ends itself now
         folder.remove()
-        segments.remove_left_over(began)
+        cleanup.clean_up(began)
 
 
 def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
@@ -188,7 +188,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        kill_tree(process.pid)
+        kill_with_descendants(process.pid)
 
 
 def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) -> list[Any]:

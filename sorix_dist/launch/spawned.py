@@ -15,6 +15,9 @@ from sorix_dist.launch.private import PrivateFolder
 from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.report import end_all_ranks, flush
 
+FOLDERS: list[PrivateFolder] = []
+"""Further folders that are removed when the caller has ended."""
+
 
 def main(path: str) -> None:
     """Runs the function of this rank; a failure is left in the folder at `path` too and ends all ranks."""
@@ -65,5 +68,6 @@ def _into(file: int) -> None:
 
 def _end_with_caller(folder: PrivateFolder) -> None:
     folder.wait_for_end_of_caller()
-    folder.remove()
+    for each in (folder, *FOLDERS):
+        each.remove()
     os.kill(os.getpid(), signal.SIGKILL)

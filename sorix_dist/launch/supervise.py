@@ -13,19 +13,19 @@ from sorix_dist.launch.run import ENDING, TIMED_OUT, Ended, run
 from sorix_dist.watchdog.launcher import COMPLETION_FILE, EXIT_PREEMPTED
 
 EXIT_INCOMPLETE = 70
-"""The exit code where all ranks seem to have ended well, but rank 0 did not come to the end of the script."""
+"""The exit code if all ranks ended with 0, but rank 0 did not reach the end of the script."""
 
 ATTEMPT = "SORIX_DIST_ATTEMPT"
-"""Tells the script how often it was started before: 0, 1, 2, ..."""
+"""The variable that tells the script how often it was started before: 0, 1, 2, ..."""
 
 PRIVATE = ".completed-"
-"""How the names of the marks of completion begin, which lie in the checkpoint folder for a moment."""
+"""The prefix of a file in the checkpoint folder by which rank 0 says that it reached the end."""
 
 FRUITLESS = 2
-"""So many attempts in a row that save no later step are the last."""
+"""Attempts in a row without a later saved step, after which the job is not started again."""
 
 PAUSE = 1.0
-"""Seconds before a new start."""
+"""Seconds between two attempts."""
 
 # mpirun kills ranks half a second after a SIGTERM; SIGUSR1 it passes on, so that they can save their work.
 WARNING: dict[int, int] = {**ENDING, signal.SIGTERM: signal.SIGUSR1}
@@ -40,25 +40,27 @@ def supervise(
     say: Callable[[str], None],
     limit: float | None = None,
 ) -> int:
-    """Runs the command that `start` gives, again after each crash, at most 1 + max_restarts times; the exit code.
+    """Runs a command, again after each crash, at most 1 + max_restarts times; returns the exit code.
 
-    start: given the number of earlier attempts and the variables that the ranks must have.
+    start: makes the command of an attempt from the number of earlier ones and variables for the ranks.
     checkpoint: the folder that the script saves its checkpoints to, seen by all hosts.
-    newest_steps: the newest step that is saved in a valid file, for each folder at and below `checkpoint`; a later one
-        is progress.
-    say: is told what happens, in a line.
+    newest_steps: gives the newest step in a valid file for each folder at and below `checkpoint`. A later one is
+        progress.
+    say: is called with a line after each failed attempt.
     limit: seconds for all attempts together.
 
-    0 if rank 0 has said that the script came to its end. 75 (preempted: the work is saved) and the end that a
-    signal to this process asked for are returned at once. Otherwise the code of the last attempt, 70 in place of 0.
+    The code is 0 if rank 0 reached the end of the script. Code 75 (preempted, the work is saved) and that of an end
+    which a signal asked for are returned at once. Otherwise it is the code of the last attempt, with 70 in place of 0.
     """
     began = time.monotonic()
     fruitless = 0
     before = newest_steps(checkpoint) if max_restarts else {}
     for attempt in range(max_restarts + 1):
         mark = checkpoint / f"{PRIVATE}{secrets.token_hex(8)}"
-        left = None if limit is None else max(0.0, limit - (time.monotonic() - began))
-        ended = run(start(attempt, {COMPLETION_FILE: str(mark), ATTEMPT: str(attempt)}), limit=left, ending=WARNING)
+        remaining = None if limit is None else max(0.0, limit - (time.monotonic() - began))
+        ended = run(
+            start(attempt, {COMPLETION_FILE: str(mark), ATTEMPT: str(attempt)}), limit=remaining, ending=WARNING
+        )
         completed = mark.exists()
         mark.unlink(missing_ok=True)
         if completed and ended.code == 0:
@@ -82,7 +84,7 @@ def _what(ended: Ended, attempt: int, max_restarts: int, fruitless: int, checkpo
     if ended.code:
         what = f"the job ended with code {ended.code}"
     else:
-        what = "the job ended with code 0, but rank 0 not at the end of a script that imports sorix_dist"
+        what = "the job ended with code 0, but rank 0 did not reach the end of a script that imports sorix_dist"
     if fruitless == FRUITLESS:
         return f"{what}; not started again: {FRUITLESS} attempts in a row saved no later step in {checkpoint}"
     if attempt == max_restarts:

@@ -10,7 +10,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.activation import relu
-from sorix_dist.nn import functional as F
+from sorix_dist.nn.functional import activation as F
 from sorix_dist.nn.module import Module, Parameter
 
 __all__ = [

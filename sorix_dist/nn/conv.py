@@ -16,7 +16,7 @@ from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.windows import Pair, pair, single
-from sorix_dist.nn import functional as F
+from sorix_dist.nn.functional import spatial as F
 from sorix_dist.nn.functional.spatial import triple
 from sorix_dist.nn.module import Module, Parameter
 

@@ -1,4 +1,4 @@
-"""Losses as layers, called with predictions and what is true; see `nn.functional.loss` for their means."""
+"""Losses as layers, called with predictions and targets; see `nn.functional.loss` for their means."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.fingerprint import array_as_text, criterion_hook
 from sorix_dist.core.graph import Node
-from sorix_dist.nn import functional as F
-from sorix_dist.nn.functional.loss import REDUCTIONS
+from sorix_dist.nn.functional import distance
+from sorix_dist.nn.functional import loss as F
 from sorix_dist.nn.module import Module, options_of
 
 
@@ -23,17 +23,24 @@ class _Loss(Module):
 
     _hook: Callable[[Any], None]
 
-    _reductions: tuple[str, ...] = REDUCTIONS
+    function: ClassVar[Callable[..., Tensor]]
+    _options: ClassVar[tuple[str, ...]] = ("reduction",)  # in the order of the function
     _of_rows: ClassVar[tuple[str, ...]] = ()  # arrays that may belong to this rank's rows
 
-    def __init__(self, reduction: str = "mean") -> None:
-        if reduction not in self._reductions:
-            allowed = ", ".join(map(repr, self._reductions))
-            raise ValueError(f"{type(self).__name__}: reduction must be one of {allowed}, got {reduction!r}")
+    def __init__(self, reduction: str = "mean", reductions: tuple[str, ...] = F.REDUCTIONS, **numbers: float) -> None:
+        F.check_options(type(self).__name__, reduction, reductions, **numbers)
         self.reduction = reduction
+        vars(self).update(numbers)
+
+    def _weights(self, name: str, value: Any) -> None:
+        """Makes factors for classes a buffer, which is not saved: `double()` and its like convert it."""
+        self.register_buffer(name, value if value is None or isinstance(value, Tensor) else np.asarray(value), False)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.function(*inputs, **{name: getattr(self, name) for name in self._options})
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        loss = self.forward(*inputs, **options)
+        loss = super().__call__(*inputs, **options)
         origin = getattr(loss, "origin", None)
         if isinstance(origin, Node):
             try:
@@ -71,10 +78,12 @@ class CrossEntropyLoss(_Loss):
     """The cross-entropy of raw scores (N, C) or (N, C, d...) against classes, by an exact log-sum-exp.
 
     Targets are class indices (N) or (N, d...), or probabilities of the scores' shape (floats, or `one_hot`).
-    weight: a factor for each class; ignore_index: a label that does not count; label_smoothing: this part of
-    the target is spread evenly over the classes. The mean is that over the rows given; of no rows (an empty
-    shard), or where nothing counts, it is 0.
+    weight: a factor for each class; ignore_index: a label that does not count (none by default; PyTorch's is -100);
+    label_smoothing: this share of the target is spread evenly over the classes. The mean is that over the global
+    batch; of no rows (an empty shard), or where nothing counts, it is 0.
     """
+
+    weight: Tensor | None
 
     def __init__(
         self,
@@ -84,15 +93,11 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction)
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"CrossEntropyLoss: label_smoothing must be in [0, 1], got {label_smoothing}")
-        self.weight = weight
-        self.one_hot = one_hot
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
+        super().__init__(reduction, label_smoothing=label_smoothing)
+        self._weights("weight", weight)
+        self.one_hot, self.ignore_index, self.label_smoothing = one_hot, ignore_index, label_smoothing
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
+    def forward(self, y_pred: Any, y_real: Any) -> Tensor:  # type: ignore[override]
         return F.cross_entropy(
             y_pred,
             y_real,
@@ -107,90 +112,112 @@ class CrossEntropyLoss(_Loss):
 class NLLLoss(_Loss):
     """Minus the logarithm of the probability of the true class, from logarithms (N, C) or (N, C, d...)."""
 
+    function, _options = staticmethod(F.nll_loss), ("weight", "ignore_index", "reduction")
+
     def __init__(self, weight: Any = None, ignore_index: int | None = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.weight = weight
+        self._weights("weight", weight)
         self.ignore_index = ignore_index
-
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.nll_loss(y_pred, y_real, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
 
 
 class MSELoss(_Loss):
     """The mean of (y_pred - y_real)^2."""
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.mse_loss(y_pred, y_real, self.reduction)
+    function = staticmethod(F.mse_loss)
 
 
 class L1Loss(_Loss):
     """The mean of |y_pred - y_real|."""
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.l1_loss(y_pred, y_real, self.reduction)
+    function = staticmethod(F.l1_loss)
 
 
 class SmoothL1Loss(_Loss):
     """Squared differences below `beta`, absolute ones above; see `F.smooth_l1_loss`."""
 
-    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
-        super().__init__(reduction)
-        if not beta >= 0:
-            raise ValueError(f"SmoothL1Loss: beta must be >= 0, got {beta}")
-        self.beta = beta
+    function, _options = staticmethod(F.smooth_l1_loss), ("reduction", "beta")
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.smooth_l1_loss(y_pred, y_real, self.reduction, self.beta)
+    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
+        super().__init__(reduction, beta=beta)
 
 
 class HuberLoss(_Loss):
     """Squared differences below `delta`, absolute ones above; see `F.huber_loss`."""
 
-    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
-        super().__init__(reduction)
-        if not delta > 0:
-            raise ValueError(f"HuberLoss: delta must be > 0, got {delta}")
-        self.delta = delta
+    function, _options = staticmethod(F.huber_loss), ("reduction", "delta")
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.huber_loss(y_pred, y_real, self.reduction, self.delta)
+    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
+        super().__init__(reduction, delta=delta)
 
 
 class BCELoss(_Loss):
     """The cross-entropy of probabilities of yes in [0, 1]; BCEWithLogitsLoss is exact and takes raw scores."""
 
+    function, _options = staticmethod(F.binary_cross_entropy), ("weight", "reduction")
     _of_rows = ("weight",)
 
     def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.weight = weight
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.binary_cross_entropy(y_pred, y_real, self.weight, self.reduction)
-
 
 class BCEWithLogitsLoss(_Loss):
     """The cross-entropy of yes and no from raw scores; pos_weight: factors for what is yes."""
 
+    function = staticmethod(F.binary_cross_entropy_with_logits)
+    _options = ("weight", "reduction", "pos_weight")
     _of_rows = ("weight",)
 
     def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
         super().__init__(reduction)
         self.weight = weight
-        self.pos_weight = pos_weight
-
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.binary_cross_entropy_with_logits(y_pred, y_real, self.weight, self.reduction, self.pos_weight)
+        self._weights("pos_weight", pos_weight)
 
 
 class KLDivLoss(_Loss):
     """The divergence of logarithms of probabilities from a target; see `F.kl_div` for "batchmean"."""
 
-    _reductions = (*REDUCTIONS, "batchmean")
+    function, _options = staticmethod(F.kl_div), ("reduction", "log_target")
 
     def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
-        super().__init__(reduction)
+        super().__init__(reduction, (*F.REDUCTIONS, "batchmean"))
         self.log_target = log_target
 
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:
-        return F.kl_div(y_pred, y_real, self.reduction, self.log_target)
+
+class TripletMarginLoss(_Loss):
+    """The loss of an anchor that is closer to a negative than to a positive; see `F.triplet_margin_loss`."""
+
+    function = staticmethod(distance.triplet_margin_loss)
+    _options = ("margin", "p", "eps", "swap", "reduction")
+
+    def __init__(
+        self, margin: float = 1.0, p: float = 2.0, eps: float = 1e-6, swap: bool = False, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction)
+        self.margin, self.p, self.eps, self.swap = margin, p, eps, swap
+
+
+class MarginRankingLoss(_Loss):
+    """The loss of two inputs in the wrong order; see `F.margin_ranking_loss`."""
+
+    function, _options = staticmethod(distance.margin_ranking_loss), ("margin", "reduction")
+
+    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+
+class CosineEmbeddingLoss(MarginRankingLoss):
+    """The loss of vectors that should, or should not, point the same way; see `F.cosine_embedding_loss`."""
+
+    function = staticmethod(distance.cosine_embedding_loss)
+
+
+class GaussianNLLLoss(_Loss):
+    """Minus the logarithm of a normal density: called with means, targets, variances; see `F.gaussian_nll_loss`."""
+
+    function, _options = staticmethod(distance.gaussian_nll_loss), ("full", "eps", "reduction")
+
+    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.full, self.eps = full, eps

@@ -1,4 +1,4 @@
-"""A folder of checkpoint files: in the order in which they were saved, and never without the newest valid ones."""
+"""A folder of checkpoint files, in the order of saving, which always keeps the newest valid ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNFINISHED = re.compile(_NAME.pattern + r"\.[0-9a-f]+" + re.escape(SUFFIX))
 
 
 class Entry(NamedTuple):
-    """A checkpoint file. number: its place in the order of saving, whatever steps were saved."""
+    """A checkpoint file. number: its place in the order of saving; step: the step that was saved."""
 
     number: int
     step: int
@@ -29,21 +29,21 @@ class Entry(NamedTuple):
 
 
 class CheckpointFolder:
-    """The checkpoints in a folder, of which one process at a time writes.
+    """The checkpoints in a folder, where one process at a time writes.
 
-    keep: how many valid ones are kept.
+    keep: how many valid ones stay.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.keep = keep
         self.files = DISK
-        self._valid: dict[Path, tuple[int, int]] = {}  # with their size and time, which say whether they changed
+        self._valid: dict[Path, tuple[int, int]] = {}  # size and time of files that were found valid
 
     def entries(self) -> list[Entry]:
-        """All files with the name of a checkpoint, the one that was saved last at the end.
+        """All files with the name of a checkpoint, in the order of saving; none if the folder does not exist.
 
-        OSError if the folder can't be read, or is none; one that is not there holds no checkpoints.
+        OSError if it can't be read or is no folder.
         """
         try:
             names = os.listdir(self.path)
@@ -53,15 +53,15 @@ class CheckpointFolder:
         return sorted(Entry(int(match[1]), int(match[2]), self.path / name) for match, name in found)
 
     def next_path(self, step: int) -> Path:
-        """The path of the checkpoint that is saved next."""
+        """The path for the next checkpoint."""
         entries = self.entries()
         number = entries[-1].number + 1 if entries else 0
         return self.path / f"{number:06}-step-{step}.safetensors"
 
     def write(self, path: Path, arrays: Mapping[str, Array], text: str) -> None:
-        """Writes a checkpoint; when it is on the disk and can be read, removes those that are not kept any more.
+        """Writes a checkpoint. When it is on the disk and was read back, removes the oldest ones beyond `keep`.
 
-        OSError if it can't be written; those that were there are as they were then.
+        OSError if it can't be written; earlier checkpoints are unchanged then.
         """
         try:
             make_folders(self.path, self.files)
@@ -77,8 +77,10 @@ class CheckpointFolder:
         self._remove_old()
 
     def newest(self, read: Callable[[Path], T]) -> T | None:
-        """What `read` makes of the newest checkpoint that it does not refuse with ValueError or OSError; None if there
-        are none. A warning names each one that is refused; ValueError if all of them are."""
+        """What `read` returns for the newest checkpoint for which it does not raise ValueError or OSError.
+
+        None if there are no checkpoints. A warning names each one that raises; ValueError if all do.
+        """
         entries = self.entries()
         refused = []
         for entry in reversed(entries):
@@ -104,13 +106,13 @@ class CheckpointFolder:
         return next((entry.step for entry in reversed(self.entries()) if self._is_valid(entry.path)), -1)
 
     def _remove_unfinished(self) -> None:
-        """Removes what saves that were killed have left."""
+        """Removes unfinished files of saves that were killed."""
         for name in os.listdir(self.path):
             if _UNFINISHED.fullmatch(name):
                 self._remove(self.path / name)
 
     def _remove_old(self) -> None:
-        """Removes what is older than the newest valid ones, and older ones of the same step."""
+        """Removes files older than the newest `keep` valid checkpoints, and older ones of the same step."""
         steps: set[int] = set()
         for entry in reversed(self.entries()):
             if len(steps) >= self.keep or entry.step in steps:
@@ -129,7 +131,7 @@ class CheckpointFolder:
             )
 
     def _is_valid(self, path: Path) -> bool:
-        """Whether a file is whole; it is read for that once, and again when it has changed."""
+        """Whether a file is undamaged. It is read once, and again if its size or time has changed."""
         try:
             if self._valid.get(path) != _mark(path):
                 tensorfile.verify(path)
@@ -139,12 +141,12 @@ class CheckpointFolder:
         return True
 
     def _trust(self, path: Path) -> None:
-        with suppress(OSError):  # if it is gone, or can't be seen, it is not trusted
+        with suppress(OSError):  # a file that is gone is not trusted
             self._valid[path] = _mark(path)
 
 
 def newest_steps(root: Path) -> dict[Path, int]:
-    """The step of the newest valid checkpoint of each folder at and below `root`; links to folders are not followed."""
+    """The step of the newest valid checkpoint of `root` and each folder below it; links to folders are not followed."""
     steps = {Path(folder): CheckpointFolder(Path(folder), 1).newest_step() for folder, _, _ in os.walk(root)}
     return {folder: step for folder, step in steps.items() if step >= 0}
 

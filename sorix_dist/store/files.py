@@ -1,4 +1,4 @@
-"""File operations, each one of them by itself, and the order of them that makes a file appear whole or not at all."""
+"""Writing files whole or not at all, out of single file operations that a test can interrupt."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
 
-PIECE = 4 << 20  # bytes that are written at a time
+PIECE = 4 << 20  # bytes of one write
 SUFFIX = ".tmp"
-"""What the name of a file that is not complete yet ends in."""
+"""The end of the name of an unfinished file."""
 
 
 class Disk:
-    """The operations that change a disk: a test puts itself between any two of them."""
+    """The operations that change a disk. Tests override them to fail or die between any two."""
 
     def create(self, path: Path, mode: int = 0o666) -> int:
-        """The descriptor of a new file, open for writing; its permissions are those of `mode` that the umask leaves."""
+        """Creates a file with permissions `mode` less the umask; returns its descriptor, open for writing."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
     def write(self, descriptor: int, part: memoryview, at: int) -> int:
-        """Writes the beginning of some bytes at a place in the file; returns how many."""
+        """Writes the first bytes of `part` at an offset; returns how many."""
         return os.pwrite(descriptor, part, at)
 
     def flush(self, descriptor: int) -> None:
-        """Returns when the file is on the disk."""
+        """Waits until the file is on the disk."""
         os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
@@ -36,11 +36,11 @@ class Disk:
         os.close(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Gives a file another name, in one step; a file that has the name already is gone then."""
+        """Renames a file atomically, over the file that has the name."""
         os.replace(source, target)
 
     def flush_folder(self, folder: Path) -> None:
-        """Returns when the names in a folder are on the disk."""
+        """Waits until the names in a folder are on the disk."""
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -52,7 +52,7 @@ class Disk:
         os.unlink(path)
 
     def make_folder(self, folder: Path) -> None:
-        """Makes a folder in one that exists."""
+        """Makes a folder in an existing one."""
         os.mkdir(folder)
 
 
@@ -67,10 +67,10 @@ def write_whole(
 ) -> None:
     """Writes a file; returns when it is on the disk under its name.
 
-    pieces: where each one begins, and its bytes. check: looks at the file before it gets its name, and raises if it
-    must not get it. If this process dies meanwhile, the file is what it was before, and one beside it may be left
-    whose name ends in `SUFFIX`. A file that is replaced hands its owner and permissions on, where the system allows it.
-    OSError, naming the file, if it can't be written; nothing is left of it then.
+    pieces: offsets and bytes. check: gets the path of the written file before it is renamed to `target`, and raises if
+    it is wrong. If this process dies meanwhile, `target` is what it was, and an unfinished file may stay beside it,
+    with `SUFFIX` at the end of its name. A file that is replaced passes on its owner and permissions where the system
+    allows it. OSError, naming `target`, if the file can't be written; the unfinished one is removed.
     """
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{SUFFIX}")
     before = os.stat(target) if target.exists() else None
@@ -78,7 +78,7 @@ def write_whole(
         descriptor = disk.create(temporary) if before is None else disk.create(temporary, 0o600)
         try:
             if before is not None:
-                _keep_permissions(descriptor, before)
+                _copy_permissions(before, descriptor)
             for at, piece in pieces:
                 _write_all(descriptor, at, memoryview(piece), disk)
             disk.flush(descriptor)
@@ -87,27 +87,26 @@ def write_whole(
         check(temporary)
         disk.replace(temporary, target)
     except BaseException as error:
-        with suppress(OSError):  # it may not be there; what went wrong first is said
+        with suppress(OSError):  # the first error is the one to report
             disk.remove(temporary)
         if isinstance(error, OSError):
-            raise _naming(error, target) from error
+            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
     disk.flush_folder(target.parent)
 
 
-def _keep_permissions(descriptor: int, before: os.stat_result) -> None:
-    """Gives a new file the owner and permissions of the one that it replaces."""
+def _copy_permissions(before: os.stat_result, descriptor: int) -> None:
     mode = stat.S_IMODE(before.st_mode)
     try:
         os.fchown(descriptor, before.st_uid, before.st_gid)
-    except OSError:  # it was another user's, or of a group that this one is not in: its rights are not for this group
+    except OSError:  # the owner or group stays ours, so the old group's rights must not go to our group
         mode &= ~stat.S_IRWXG
-    with suppress(OSError):  # a file system without them; the file is for its owner alone then
+    with suppress(OSError):  # a file system without permissions: the file stays readable by its owner alone
         os.fchmod(descriptor, mode)
 
 
 def make_folders(folder: Path, disk: Disk = DISK) -> None:
-    """Makes a folder, and those that it is in, where they are missing; they are on the disk then."""
+    """Makes a folder and its missing parents; returns when they are on the disk."""
     if folder.is_dir():
         return
     make_folders(folder.parent, disk)
@@ -122,7 +121,3 @@ def _write_all(descriptor: int, at: int, piece: memoryview, disk: Disk) -> None:
     done = 0
     while done < piece.nbytes:
         done += disk.write(descriptor, piece[done : done + PIECE], at + done)
-
-
-def _naming(error: OSError, target: Path) -> OSError:
-    return OSError(error.errno, error.strerror or str(error), str(target))

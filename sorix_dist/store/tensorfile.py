@@ -1,8 +1,8 @@
 """Files of named arrays and a text, in which any flipped bit and any cut is found.
 
-They are safetensors files, which other tools read too. The header's metadata hold the text, the SHA-256 of the
-bytes of each array, and first of all the SHA-256 of the header itself: of its length and its bytes, with zeros
-where that digest stands. The arrays follow without a gap up to the end of the file, so every byte is covered.
+They are safetensors files, which other programs can read. The header's metadata contain the text, a SHA-256 of each
+array, and first of all a SHA-256 of the header itself: of its length and its bytes, with zeros in the digest's place.
+The arrays follow without gaps up to the end of the file, so the digests cover every byte.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -25,15 +26,15 @@ from sorix_dist.store.files import DISK, PIECE, Buffer, Disk, write_whole
 Array = np.ndarray[Any, Any]
 
 FORMAT = "sorix_dist 2"
-HEADER_LIMIT = 100_000_000  # bytes, as other readers of such files have it
-VALUES_LIMIT = 2_000_000  # values in a header: what they take in memory is many times what they take in a file
-# The element types that are saved, and their names in a file.
+HEADER_LIMIT = 100_000_000  # bytes, the limit of other readers of safetensors files
+VALUES_LIMIT = 2_000_000  # JSON values in a header, which take many times the memory that they take in the file
+# The dtypes that can be saved, and their names in a file.
 DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 _OF_NAMES = {name: np.dtype(dtype).newbyteorder("<") for dtype, name in DTYPES.items()}
-_BFLOAT16 = "BF16"  # which NumPy does not have: read as the upper half of float32
+_BFLOAT16 = "BF16"  # the upper half of a float32; NumPy has no such dtype
 
 _BEFORE_DIGEST = b'{"__metadata__":{"digest":"'
 _ZEROS = b"0" * 64
@@ -42,30 +43,44 @@ _LENGTH = struct.Struct("<Q")
 
 
 class DamagedFile(ValueError):
-    """A file that is not as it was written, or was not written here; the message says what is wrong with it."""
+    """A file that is damaged or of another kind; the message says what is wrong with it."""
+
+
+# -- writing
 
 
 def write(path: Path, arrays: Mapping[str, Array], text: str, disk: Disk = DISK) -> None:
     """Writes a file whole or not at all (see `write_whole`), and reads it back before it gets its name.
 
     Arrays are in C order and of one of DTYPES; other threads may change them meanwhile. ValueError if there is too
-    much for a header, OSError if the file can't be written or does not come back as it was written.
+    much for a header, OSError if the file can't be written or reads back as something else.
     """
-    ordered, start = _laid_out(arrays, text)
+    ordered, start = _in_file_order(arrays, text)
     write_whole(path, _pieces(ordered, text, start), disk, check=_read_back)
 
 
-def _laid_out(arrays: Mapping[str, Array], text: str) -> tuple[list[tuple[str, Array]], int]:
+def dump(arrays: Mapping[str, Array], text: str) -> bytes:
+    """The bytes of such a file."""
+    ordered, start = _in_file_order(arrays, text)
+    content = bytearray(start + sum(array.nbytes for _, array in ordered))
+    for at, piece in _pieces(ordered, text, start):
+        content[at : at + len(piece)] = piece
+    return bytes(content)
+
+
+def _in_file_order(arrays: Mapping[str, Array], text: str) -> tuple[list[tuple[str, Array]], int]:
     """The arrays in the order of the file, and where the first one begins. The widest elements come first, so that
-    each array begins at a multiple of its elements' size."""
+    each array begins at a multiple of its element size."""
     ordered = sorted(arrays.items(), key=lambda entry: -entry[1].dtype.itemsize)
     return ordered, len(_header(ordered, text, dict.fromkeys(arrays, _ZEROS.decode())))
 
 
 def _pieces(ordered: Sequence[tuple[str, Array]], text: str, start: int) -> Iterator[tuple[int, Buffer]]:
-    """What is to be written, and where: a copy of each piece of the arrays, which lie from `start` on, then the header
-    with the digests of these copies; the arrays may have changed by the time they are on the disk. A copy holds until
-    the next one is asked for."""
+    """Offsets and bytes to write: the arrays from `start` on, piece by piece, then the header with their digests.
+
+    Each piece is copied before it is digested and written, because another thread may change the array in between.
+    The next piece reuses the buffer.
+    """
     digests = {}
     buffer = memoryview(bytearray(PIECE))
     for name, array in ordered:
@@ -82,7 +97,7 @@ def _pieces(ordered: Sequence[tuple[str, Array]], text: str, start: int) -> Iter
 
 
 def _header(ordered: Sequence[tuple[str, Array]], text: str, digests: Mapping[str, str]) -> bytearray:
-    """The header, as long as it is with any other digests, behind its length."""
+    """The length of the header and the header; the length does not depend on the digests."""
     metadata = {"digest": _ZEROS.decode(), "format": FORMAT, "text": text, "digests": _dumped(digests)}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -91,10 +106,10 @@ def _header(ordered: Sequence[tuple[str, Array]], text: str, digests: Mapping[st
         header[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (start, end)}
     encoded = bytearray(_dumped(header).encode())
     encoded += b" " * (-len(encoded) % 8)
-    if len(encoded) > HEADER_LIMIT or _values(encoded) > VALUES_LIMIT:
+    if len(encoded) > HEADER_LIMIT or _count_values(encoded) > VALUES_LIMIT:
         raise ValueError(
-            f"there are too many values outside of arrays: a file holds {VALUES_LIMIT} of them in "
-            f"{HEADER_LIMIT} bytes; long lists of numbers belong into arrays"
+            f"there are too many values outside of arrays: a file can have {VALUES_LIMIT} of them in "
+            f"{HEADER_LIMIT} bytes; put long lists of numbers into arrays"
         )
     encoded[_DIGEST] = _header_digest(encoded)
     return bytearray(_LENGTH.pack(len(encoded))) + encoded
@@ -107,32 +122,24 @@ def _read_back(path: Path) -> None:
         raise OSError(errno.EIO, f"what was read back is not what was written: {error}") from error
 
 
-def dump(arrays: Mapping[str, Array], text: str) -> bytes:
-    """The bytes of such a file."""
-    ordered, start = _laid_out(arrays, text)
-    content = bytearray(start + sum(array.nbytes for _, array in ordered))
-    for at, piece in _pieces(ordered, text, start):
-        content[at : at + len(piece)] = piece
-    return bytes(content)
+# -- reading
 
 
 def read(path: Path) -> tuple[dict[str, Array], str]:
-    """The arrays and the text of a file. DamagedFile if anything in it is not as it was written."""
+    """The arrays and the text of a file. DamagedFile if any byte differs from what was written."""
     with open_regular(path) as file:
         return read_from(file, os.fstat(file.fileno()).st_size)
 
 
 def read_from(file: Any, size: int) -> tuple[dict[str, Array], str]:
-    """The arrays and the text in `size` bytes of a file that is open for reading; see `read`."""
+    """The arrays and the text of an open file of `size` bytes; see `read`."""
     layout, text = _read_header(file, size)
     return dict(_read_arrays(file, layout)), text
 
 
 def read_foreign(file: Any, size: int) -> dict[str, Array] | None:
-    """The arrays of a safetensors file that another program wrote, which has no digests; None if it is none of those.
-
-    bfloat16 becomes float32. DamagedFile if the header does not fit the file.
-    """
+    """The arrays of an open safetensors file that another program wrote, which has no digests; None if it is no such
+    file. bfloat16 becomes float32. DamagedFile if the header does not fit the file."""
     first = file.read(_LENGTH.size)
     (length,) = _LENGTH.unpack(first) if len(first) == _LENGTH.size else (0,)
     if not 2 <= length <= min(HEADER_LIMIT, size - _LENGTH.size):
@@ -140,30 +147,31 @@ def read_foreign(file: Any, size: int) -> dict[str, Array] | None:
     header = bytearray(length)
     _fill(file, memoryview(header))
     if not header.startswith(b"{") or header.startswith(_BEFORE_DIGEST) or FORMAT.encode() in header:
-        return None  # one bit that is flipped makes no file of ours one of another program
-    entries = _parsed(header)
-    entries.pop("__metadata__", None)
-    layout = _layout(entries, {}, size - _LENGTH.size - length)
+        return None  # two marks, so that one flipped bit makes no file of ours one of another program
+    with _damage():
+        entries = _parsed(header)
+        entries.pop("__metadata__", None)
+        layout = _layout(entries, {}, size - _LENGTH.size - length)
     return dict(_read_arrays(file, layout))
 
 
 def verify(path: Path) -> None:
-    """Raises what `read` would raise, and takes the memory of a piece only."""
+    """Raises what `read` would raise, with the memory of one piece."""
     with open_regular(path) as file:
         layout, _ = _read_header(file, os.fstat(file.fileno()).st_size)
         buffer = memoryview(bytearray(PIECE))
-        for place in layout:
+        for entry in layout:
             digest = hashlib.sha256()
-            for at in range(place.start, place.stop, PIECE):
-                piece = buffer[: min(PIECE, place.stop - at)]
+            for at in range(entry.start, entry.stop, PIECE):
+                piece = buffer[: min(PIECE, entry.stop - at)]
                 _fill(file, piece)
                 digest.update(piece)
-                _check_bools(place, piece)
-            _check_digest(place, digest.hexdigest())
+                _check_bools(entry, piece)
+            _check_digest(entry, digest.hexdigest())
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file open for reading. DamagedFile for a pipe or a device, which might be read for ever."""
+    """A file open for reading. DamagedFile for a pipe or a device, which might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -174,8 +182,9 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb", buffering=0)
 
 
-class _Place(NamedTuple):
-    """Where an array is in a file, what it is, and the digest of its bytes, None in a file of another program."""
+class _Entry(NamedTuple):
+    """An array in a file: its offsets behind the header, and the digest of its bytes, None if another program wrote
+    the file."""
 
     start: int
     stop: int
@@ -186,121 +195,114 @@ class _Place(NamedTuple):
     bfloat16: bool
 
 
-def _read_header(file: Any, size: int) -> tuple[list[_Place], str]:
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Makes any error in a header a DamagedFile."""
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise DamagedFile(f"its header can't be understood: {type(error).__name__}: {error}") from error
+
+
+def _read_header(file: Any, size: int) -> tuple[list[_Entry], str]:
     if size < _LENGTH.size:
-        raise DamagedFile(f"it has {size} bytes, which is no file of arrays")
+        raise DamagedFile(f"it has {size} bytes, too few for a file of arrays")
     first = file.read(_LENGTH.size)
     (length,) = _LENGTH.unpack(first)
     if length > min(HEADER_LIMIT, size - _LENGTH.size):
-        pickled = first[:1] == b"\x80" or first[:2] == b"PK"
         pickled = (
             "; it looks like a pickle, which could run code; a state of torch's can be loaded from a file that "
             "safetensors.torch.save_file(state_dict, path) has written"
-            if pickled
-            else ""
         )
-        raise DamagedFile(f"it has {size} bytes and claims a header of {length}{pickled}")
+        is_pickle = first[:1] == b"\x80" or first[:2] == b"PK"
+        raise DamagedFile(f"it has {size} bytes and claims a header of {length}{pickled if is_pickle else ''}")
     header = bytearray(length)
     _fill(file, memoryview(header))
     if not header.startswith(_BEFORE_DIGEST):
-        raise DamagedFile("it has no digest of its header; files of other programs are read by safetensors")
+        raise DamagedFile("it has no digest of its header")
     if bytes(header[_DIGEST]) != _header_digest(header):
         raise DamagedFile("the digest of its header is wrong")
-    entries = _parsed(header)
-    try:
+    # A forged file has right digests too, so what follows trusts nothing.
+    with _damage():
+        entries = _parsed(header)
         metadata = entries.pop("__metadata__")
         if metadata["format"] != FORMAT:
             raise DamagedFile(f"its format is {metadata['format']!r}, this version reads {FORMAT!r}")
         text = metadata["text"]
         if not isinstance(text, str):
-            raise DamagedFile("its text is none")
+            raise DamagedFile(f"its text is a {type(text).__name__}")
         digests = json.loads(metadata["digests"], object_pairs_hook=_without_repetition)
-        missing = [name for name in entries if name not in digests]
-        if missing:
-            raise DamagedFile(f"the array {missing[0]!r} has no digest")
-    except DamagedFile:
-        raise
-    except _BAD_JSON as error:
-        raise DamagedFile(f"its header is none: {type(error).__name__}: {error}") from error
-    return _layout(entries, digests, size - _LENGTH.size - length), text
-
-
-_BAD_JSON = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+        undigested = [name for name in entries if not isinstance(digests[name], str)]
+        if undigested:
+            raise DamagedFile(f"the array {undigested[0]!r} has no digest")
+        return _layout(entries, digests, size - _LENGTH.size - length), text
 
 
 def _parsed(header: bytearray) -> dict[str, Any]:
-    """The JSON of a header, which may be anyone's: it can't take much more memory than the file."""
-    if _values(header) > VALUES_LIMIT:
+    if _count_values(header) > VALUES_LIMIT:
         raise DamagedFile(f"its header has more than {VALUES_LIMIT} values")
-    try:
-        entries = json.loads(
-            header.decode(), object_pairs_hook=_without_repetition, parse_float=_refuse, parse_constant=_refuse
-        )
-    except DamagedFile:
-        raise
-    except _BAD_JSON as error:
-        raise DamagedFile(f"its header is none: {type(error).__name__}: {error}") from error
+    entries = json.loads(
+        header.decode(), object_pairs_hook=_without_repetition, parse_float=_refuse, parse_constant=_refuse
+    )
     if not isinstance(entries, dict):
-        raise DamagedFile(f"its header is none, but a {type(entries).__name__}")
+        raise DamagedFile(f"its header is a {type(entries).__name__}")
     return entries
 
 
-def _layout(entries: Mapping[str, Any], digests: Mapping[str, Any], size: int) -> list[_Place]:
-    """Where the arrays of a header lie in the `size` bytes behind it: one after the other, without a gap."""
-    try:
-        layout = sorted(_place(name, entry, digests.get(name)) for name, entry in entries.items())
-    except DamagedFile:
-        raise
-    except _BAD_JSON as error:
-        raise DamagedFile(f"its header is none: {type(error).__name__}: {error}") from error
+def _layout(entries: Mapping[str, Any], digests: Mapping[str, str], size: int) -> list[_Entry]:
+    """The arrays in the `size` bytes behind a header, which they fill without gaps."""
+    layout = sorted(_entry(name, entry, digests.get(name)) for name, entry in entries.items())
     end = 0
-    for place in layout:
-        if place.start != end:
-            raise DamagedFile(f"the array {place.name!r} begins at {place.start}, but the one before ends at {end}")
-        end = place.stop
+    for entry in layout:
+        if entry.start != end:
+            raise DamagedFile(f"the array {entry.name!r} begins at {entry.start}, but the one before ends at {end}")
+        end = entry.stop
     if end != size:
-        raise DamagedFile(f"it holds {size} bytes of arrays, not the {end} of its header")
+        raise DamagedFile(f"it has {size} bytes of arrays, its header claims {end}")
     return layout
 
 
-def _place(name: str, entry: Any, digest: Any) -> _Place:
-    dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    known = _OF_NAMES.get(dtype) if digest is not None or dtype != _BFLOAT16 else np.dtype("<u2")
-    if known is None:
-        raise DamagedFile(f"the array {name!r} has an unknown dtype, {dtype!r}")
+def _entry(name: str, entry: Any, digest: str | None) -> _Entry:
+    kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    bfloat16 = kind == _BFLOAT16 and digest is None
+    if kind not in _OF_NAMES and not bfloat16:
+        raise DamagedFile(f"the array {name!r} has an unknown dtype, {kind!r}")
+    dtype = np.dtype("<u2") if bfloat16 else _OF_NAMES[kind]
     numbers = [*shape, start, stop]
     if len(shape) > 64 or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise DamagedFile(f"the array {name!r} has an impossible shape or place: {str(numbers)[:200]}")
-    if math.prod(shape) * known.itemsize != stop - start:
-        raise DamagedFile(f"the array {name!r} has {stop - start} bytes, which is not its shape {shape} of {dtype}")
+    if math.prod(shape) * dtype.itemsize != stop - start:
+        raise DamagedFile(f"the array {name!r} has {stop - start} bytes, which is not its shape {shape} of {kind}")
     if start == stop:
         try:
-            np.empty(0, known).reshape(shape)
+            np.empty(0, dtype).reshape(shape)
         except ValueError as error:
             raise DamagedFile(f"the array {name!r} has an impossible shape: {error}") from error
-    return _Place(start, stop, name, known, tuple(shape), digest, dtype == _BFLOAT16)
+    return _Entry(start, stop, name, dtype, tuple(shape), digest, bfloat16)
 
 
-def _read_arrays(file: Any, layout: list[_Place]) -> Iterator[tuple[str, Array]]:
-    for place in layout:
-        array = np.empty(place.stop - place.start, np.uint8)
+def _read_arrays(file: Any, layout: list[_Entry]) -> Iterator[tuple[str, Array]]:
+    for entry in layout:
+        array = np.empty(entry.stop - entry.start, np.uint8)
         _fill(file, array.data)
-        if place.digest is not None:
-            _check_digest(place, hashlib.sha256(array.data).hexdigest())
-        _check_bools(place, array.data)
-        shaped = array.view(place.dtype).reshape(place.shape)
-        native = shaped.astype(place.dtype.newbyteorder("="), copy=False)
-        yield place.name, (native.astype(np.uint32) << 16).view(np.float32) if place.bfloat16 else native
+        if entry.digest is not None:
+            _check_digest(entry, hashlib.sha256(array.data).hexdigest())
+        _check_bools(entry, array.data)
+        shaped = array.view(entry.dtype).reshape(entry.shape)
+        native = shaped.astype(entry.dtype.newbyteorder("="), copy=False)
+        yield entry.name, (native.astype(np.uint32) << 16).view(np.float32) if entry.bfloat16 else native
 
 
-def _check_digest(place: _Place, digest: str) -> None:
-    if digest != place.digest:
-        raise DamagedFile(f"the digest of the array {place.name!r} is wrong")
+def _check_digest(entry: _Entry, digest: str) -> None:
+    if digest != entry.digest:
+        raise DamagedFile(f"the digest of the array {entry.name!r} is wrong")
 
 
-def _check_bools(place: _Place, memory: memoryview) -> None:
-    if place.dtype.name == "bool" and memory.nbytes and np.frombuffer(memory, np.uint8).max() > 1:
-        raise DamagedFile(f"the array {place.name!r} has bytes that are not booleans")
+def _check_bools(entry: _Entry, memory: memoryview) -> None:
+    if entry.dtype.name == "bool" and memory.nbytes and np.frombuffer(memory, np.uint8).max() > 1:
+        raise DamagedFile(f"the array {entry.name!r} has bytes that are not booleans")
 
 
 def _fill(file: Any, memory: memoryview) -> None:
@@ -330,8 +332,8 @@ def _header_digest(header: bytearray) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _values(header: bytearray) -> int:
-    """At least as many values as the JSON in a header has."""
+def _count_values(header: bytearray) -> int:
+    """An upper bound of the number of JSON values in a header."""
     return 1 + sum(header.count(mark) for mark in (b",", b"[", b"{"))
 
 

@@ -1,4 +1,4 @@
-"""Checkpointer: saves a run so that a kill, a full disk or a damaged file never loses it, and goes on from there."""
+"""Checkpointer: saves a run so that no kill, full disk or damaged file loses it, and resumes it."""
 
 from __future__ import annotations
 
@@ -11,73 +11,77 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sorix_dist.core.arguments import as_int
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
 from sorix_dist.store import tensorfile
 from sorix_dist.store.checkpoint_folder import CheckpointFolder
 from sorix_dist.store.packing import pack, unpack
 from sorix_dist.train import run_state
-from sorix_dist.utils.data.sampler import whole
 
-OURS = "sorix_dist"
-"""The name in a checkpoint under which everything lies that no argument gave."""
+OWN = "sorix_dist"
+"""The entry of a checkpoint for everything that no argument of `save` gives."""
 
 
 class Checkpointer:
-    """Saves and loads the state of a run in a folder, one file a checkpoint.
+    """Saves and loads the state of a run in a folder, one file per checkpoint.
 
-    directory: the folder, made when it is needed; one run at a time saves there. keep: how many of the newest
-    valid checkpoints are kept. async_save: `save` copies the state and returns, and a thread writes it; the end
-    of the program waits for it. comm: an mpi4py communicator if not all ranks of the job train together.
+    directory: the folder, made on demand; one run at a time saves there. keep: how many of the newest valid
+    checkpoints stay. async_save: `save` copies the state and returns, and a thread writes it; the end of the program
+    waits for the thread. comm: an mpi4py communicator if only some ranks of the job train together.
 
-    A checkpoint that `save` (with async_save: `wait`) has returned from is on the disk, and stays there until
-    `keep` newer ones are. Rank 0 alone reads and writes; every method is a call of all ranks, which all get the same
-    result or error. Files are safetensors files with a digest of everything in them, never a pickle.
+    When `save` (with async_save: `wait`) returns, the checkpoint is on the disk, and it stays until `keep` newer
+    ones are there. Every method is a call of all ranks, which get the same result or error; only rank 0 reads and
+    writes. Files are safetensors files with digests of all bytes, never pickles.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], keep: int = 3, async_save: bool = False, comm: Any = None
     ) -> None:
-        keep = whole("Checkpointer: keep", keep, 1)
+        keep = as_int("Checkpointer: keep", keep, 1)
         self.directory = Path(os.path.abspath(os.fspath(directory)))
         self.async_save = bool(async_save)
         self.comm = communicator(comm)
         self.folder = CheckpointFolder(self.directory, keep)
         self._writing: _Writing | None = None
 
+    @uncaptured
     def save(self, step: int, **parts: Any) -> Path:
         """Saves a checkpoint; returns the path of its file.
 
-        step: how far the run is, an integer >= 0. parts: by any names, what has a `state_dict()` (model=,
+        step: how far the run is, an integer >= 0. parts: under any names, objects with a `state_dict()` (model=,
         optimizer=, scheduler=, loader=, metrics), and values: numbers, strings, None, tensors and arrays, also in
-        nested dicts, lists and tuples. Values, models and optimizers are rank 0's, for they are the same everywhere.
-        Random streams and the counts of dropout masks are saved too.
+        nested dicts, lists and tuples. Values, models and optimizers, which are the same on every rank, are taken
+        from rank 0. Random streams and counts of dropout masks are saved too.
 
-        OSError if the file can't be written, TypeError for a value that can't be saved; earlier checkpoints are as
-        they were. With async_save, what went wrong in the thread is raised by the next `save` or `wait`.
+        OSError if the file can't be written, TypeError for a value that can't be saved; earlier checkpoints are
+        unchanged. With async_save, the next `save` or `wait` raises an error of the thread.
         """
         names = [f"'{name}'" for name in sorted(parts)]
         same_everywhere(self.comm, "Checkpointer.save: step and the names of parts", [f"step {step!r}", *names])
-        step = whole("Checkpointer.save: step", step, 0)
-        if OURS in parts:
-            raise ValueError(f"Checkpointer.save: the name {OURS!r} is taken, give another one")
+        step = as_int("Checkpointer.save: step", step, 0)
+        if OWN in parts:
+            raise ValueError(f"Checkpointer.save: the name {OWN!r} is taken, give another one")
         self.wait()
         stateful = {name: part for name, part in parts.items() if run_state.has_state(part)}
-        own = {name: part for name, part in stateful.items() if not run_state.is_alike(part)}
-        told = on_every_rank(self.comm, lambda: {name: run_state.state_of(part) for name, part in own.items()})
-        return on_first_rank(self.comm, lambda: self._save(step, {**parts, **told}, stateful))
+        # A state such as a metric's is summed over ranks, so all of them take it.
+        collective = {name: part for name, part in stateful.items() if not run_state.is_replicated(part)}
+        states = on_every_rank(self.comm, lambda: run_state.states_of(collective))
+        return on_first_rank(self.comm, lambda: self._save(step, {**parts, **states}, stateful))
 
+    @uncaptured
     def load_latest(self, **parts: Any) -> dict[str, Any] | None:
         """Loads the newest valid checkpoint into `parts`; returns the values that were saved with it, and its "step".
 
-        None if there is no checkpoint. parts: by the names that they were saved under; one that is None is left
-        out, as are parts that are saved but not named. Random streams and dropout go on as they were.
-        A damaged file is left alone, a RuntimeWarning names it, and the one before is used; ValueError if there are
-        only damaged ones. ValueError too for a part that the checkpoint does not hold or that does not fit; every part
-        is as it was then. (A part of another class may have `check_state_dict(state)`, which raises what its
-        `load_state_dict` would raise; without one, its state is copied first, to be given back.)
-        A RuntimeWarning says what has changed since (ranks, BLAS, CPU, versions) so that results may differ in their
-        last bits from those of a run that was not stopped.
+        None if there is no checkpoint. parts: under the names of `save`; those that are None or not named are
+        skipped. Random streams and dropout masks continue where they stopped.
+        A RuntimeWarning names a damaged file, and the checkpoint before it is used; ValueError if all are damaged.
+        ValueError, with every part unchanged, if the checkpoint lacks a part or has a state that does not fit. (Parts
+        of your own may have `check_state_dict(state)`, which raises what `load_state_dict` would raise. Without it,
+        their state is copied before and restored.)
+        A RuntimeWarning says what has changed since (ranks, BLAS, CPU, versions) if results may differ in their last
+        bits from those of an uninterrupted run.
         """
         parts = {name: part for name, part in parts.items() if part is not None}
         same_everywhere(
@@ -93,50 +97,51 @@ class Checkpointer:
         if loaded is None:
             return None
         path, saved = loaded
-        ours = saved.pop(OURS)
-        kept = {name: saved.pop(name) for name in ours["parts"]}
-        lacking = [name for name in parts if name not in kept]
-        if lacking:
+        own = saved.pop(OWN)
+        states = {name: saved.pop(name) for name in own["parts"]}
+        missing = [name for name in parts if name not in states]
+        if missing:
             raise ValueError(
-                f"Checkpointer.load_latest: {path} holds {', '.join(kept) or 'no parts'}, not {lacking[0]}"
+                f"Checkpointer.load_latest: {path} holds {', '.join(states) or 'no parts'}, not {missing[0]}"
             )
-        run_state.load_states(self.comm, parts, kept, ours["counts"])
+        run_state.load_states(self.comm, parts, states, own["counts"])
         now = run_state.surroundings(self.comm, virtual_shards(self.comm)) if self.comm.rank == 0 else None
-        changed = [] if now is None else run_state.differences(ours["surroundings"], now)
+        changed = [] if now is None else run_state.differences(own["surroundings"], now)
         if changed:
             warnings.warn(
                 f"{path} was saved where results may differ in their last bits; {'; '.join(changed)}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return {"step": ours["step"], **saved}
+        return {"step": own["step"], **saved}
 
     def wait(self) -> None:
-        """Returns when what was saved is on the disk; raises what went wrong with it."""
+        """Waits until the last checkpoint is on the disk; raises an error of the thread that wrote it."""
         if self.async_save:
             on_first_rank(self.comm, self._finish)
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints in the folder, in the order of saving; damaged ones are among them."""
+        """The steps of all checkpoints in the folder, in the order of saving, damaged ones included."""
         return on_first_rank(self.comm, lambda: [entry.step for entry in self.folder.entries()])
 
-    # -- what rank 0 does
+    # -- on rank 0
 
     def _save(self, step: int, parts: dict[str, Any], stateful: dict[str, Any]) -> Path:
-        alike = {name: run_state.state_of(part) for name, part in stateful.items() if run_state.is_alike(part)}
-        ours = {
+        replicated = {name: part for name, part in stateful.items() if run_state.is_replicated(part)}
+        states = run_state.states_of(replicated)
+        own = {
             "step": step,
             "parts": list(stateful),
             "counts": run_state.counts(stateful),
             "surroundings": run_state.surroundings(self.comm, virtual_shards(self.comm)),
         }
-        arrays, text = pack({**parts, **alike, OURS: ours}, "parts")
+        arrays, text = pack({**parts, **states, OWN: own}, "parts")
         path = self.folder.next_path(step)
         if not self.async_save:
             self.folder.write(path, arrays, text)
             return path
-        fresh = {id(copy.array) for name, state in alike.items() for copy in run_state.copies(stateful[name], state)}
-        copies = {name: array if id(array) in fresh else array.copy() for name, array in arrays.items()}
+        copied = {id(tensor.array) for name in states for tensor in run_state.copies(stateful[name], states[name])}
+        copies = {name: array if id(array) in copied else array.copy() for name, array in arrays.items()}
         self._writing = _Writing(path, lambda: self.folder.write(path, copies, text))
         return path
 
@@ -146,7 +151,7 @@ class Checkpointer:
             writing.finish()
 
     def _read(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest valid checkpoint, on every rank: its path, and all that was saved."""
+        """The path and the content of the newest valid checkpoint, on every rank."""
         here: list[_Content] = []
 
         def read() -> tuple[Path, str, list[tuple[str, Any, Any]]] | None:
@@ -156,10 +161,10 @@ class Checkpointer:
             here.append(content)
             return content.path, content.text, [(name, a.dtype, a.shape) for name, a in content.arrays.items()]
 
-        told = on_first_rank(self.comm, read)
-        if told is None:
+        found = on_first_rank(self.comm, read)
+        if found is None:
             return None
-        path, text, kinds = told
+        path, text, kinds = found
         arrays = here[0].arrays if here else {name: np.empty(shape, dtype) for name, dtype, shape in kinds}
         for array in arrays.values():
             self.comm.broadcast(array)
@@ -167,7 +172,7 @@ class Checkpointer:
 
 
 class _Content(NamedTuple):
-    """A checkpoint that was read, as it is in the file and as the value that it was made of."""
+    """A checkpoint as it is in its file, and the value that the file stands for."""
 
     path: Path
     arrays: dict[str, tensorfile.Array]
@@ -176,22 +181,22 @@ class _Content(NamedTuple):
 
 
 def _read(path: Path) -> _Content:
-    """A checkpoint; ValueError if it is damaged or none."""
+    """The checkpoint in a file; ValueError if the file is damaged or none."""
     arrays, text = tensorfile.read(path)
     value = unpack(arrays, text)
-    ours = value.get(OURS) if isinstance(value, dict) else None
-    if not isinstance(ours, dict) or not {"step", "parts", "counts", "surroundings"} <= ours.keys():
+    own = value.get(OWN) if isinstance(value, dict) else None
+    if not isinstance(own, dict) or not {"step", "parts", "counts", "surroundings"} <= own.keys():
         raise ValueError("it is a file of sorix_dist, but not a checkpoint")
-    names = ours["parts"]
+    names = own["parts"]
     if not isinstance(names, list) or not all(isinstance(name, str) and name in value for name in names):
         raise ValueError("it does not hold the parts that it names")
-    if len(set(names) - {OURS}) < len(names) or not run_state.are_counts(ours["counts"]):
+    if len(set(names) - {OWN}) < len(names) or not run_state.are_counts(own["counts"]):
         raise ValueError("its own entries are not those of a checkpoint")
     return _Content(path, arrays, text, value)
 
 
 class _Writing:
-    """A thread that writes a checkpoint. It is no daemon: the end of the program waits for it."""
+    """A thread that writes a checkpoint. It is no daemon, so the end of the program waits for it."""
 
     def __init__(self, path: Path, write: Callable[[], None]) -> None:
         self._path = path
@@ -201,7 +206,7 @@ class _Writing:
         self._thread.start()
 
     def finish(self) -> None:
-        """Returns when the file is on the disk; raises what went wrong."""
+        """Waits until the file is on the disk; raises the error if it could not be written."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -211,5 +216,5 @@ class _Writing:
             self._write()
         except Exception as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
-            # Said at once, because a program may end without asking again.
+            # Warns at once, because the program may end without another call.
             warnings.warn(f"the checkpoint {self._path} could not be saved: {error}", RuntimeWarning, stacklevel=2)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from sorix_dist.core.arguments import as_int
 from sorix_dist.nn import Module
 from sorix_dist.optim.lr_scheduler import ReduceLROnPlateau
 from sorix_dist.parallel.world import communicator
@@ -16,7 +17,6 @@ from sorix_dist.train.preempt import Preemption
 from sorix_dist.train.progress import print, progress
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.utils.data import DataLoader
-from sorix_dist.utils.data.sampler import whole
 
 
 class EarlyStopping:
@@ -41,7 +41,7 @@ class EarlyStopping:
         if not min_delta >= 0:
             raise ValueError(f"EarlyStopping: min_delta must be a number >= 0, got {min_delta!r}")
         self.monitor, self.min_delta, self.mode = monitor, float(min_delta), mode
-        self.patience = whole("EarlyStopping: patience", patience, 1)
+        self.patience = as_int("EarlyStopping: patience", patience, 1)
         self.best, self.epochs_without = math.inf if mode == "min" else -math.inf, 0
         self._comm = comm
 

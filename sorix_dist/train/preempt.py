@@ -1,4 +1,4 @@
-"""Preemption: a scheduler's warning to any rank stops all ranks after the same step."""
+"""Preemption: a scheduler's signal to any rank stops all ranks after the same step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 
 class Preemption:
-    """Listens for signals that announce the end, until it is closed.
+    """Listens for the signals that a scheduler sends before it ends a job.
 
-    signals: those that do; by default SIGTERM and SIGUSR1. comm: an mpi4py communicator if not all ranks of the
-    job train together. Python takes signals in its main thread; elsewhere only `request()` stops the run.
+    signals: by default SIGTERM and SIGUSR1. comm: an mpi4py communicator if only some ranks of the job train
+    together. Python handles signals in the main thread only; made in another thread, this listens to none, and
+    `request()` stops the run.
 
         preemption = sx.Preemption()
         for x, y in loader:
@@ -40,13 +42,14 @@ class Preemption:
                 self._before[number] = signal.signal(number, self._receive)
 
     def request(self) -> None:
-        """Stops the run as a signal does, from any rank and any thread."""
+        """Asks all ranks to stop, as a signal does. Any rank and any thread may call it."""
         self.requested = True
 
+    @uncaptured
     def should_stop(self) -> bool:
-        """Whether a signal has come to any rank: the same answer for all, who call it together, once a step.
+        """Whether any rank got a signal or a `request()`. A call of all ranks, once per step; all get the same answer.
 
-        A signal that comes while this rank waits in MPI, where Python can't act, counts as soon as the wait ends.
+        Python can't handle a signal while this rank waits in MPI; the signal counts when the wait ends.
         """
         self._flag[0] = self.requested
         self.comm.all_reduce(self._flag, "max")
@@ -54,12 +57,12 @@ class Preemption:
         return self.requested
 
     def exit(self) -> NoReturn:
-        """Ends the program with EXIT_PREEMPTED, when all ranks have come here: called by all."""
+        """Waits for all ranks, then ends the program with exit code EXIT_PREEMPTED. A call of all ranks."""
         self.comm.barrier()
         sys.exit(EXIT_PREEMPTED)
 
     def close(self) -> None:
-        """Gives the signals back to who had them before."""
+        """Restores the former handlers of the signals."""
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from tqdm import tqdm
 
 from sorix_dist.core.placement import Shard
+from sorix_dist.launch.output import is_live
 from sorix_dist.parallel.world import is_main_process, rank, size
 from sorix_dist.utils.data import DataLoader
 from sorix_dist.utils.data.nested import tensors
@@ -78,6 +79,11 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
 class _Bar(tqdm):  # type: ignore[misc]
     monitor_interval = 0  # no thread: every batch comes by here anyway
+    numbers = ""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        return {**super().format_dict, "numbers": self.numbers}
 
 
 class Progress:
@@ -118,7 +124,7 @@ class Progress:
 
     def __iter__(self) -> Iterator[Any]:
         self._start()
-        bar = self._bar() if self.shown and _is_live() else None
+        bar = self._bar() if self.shown and is_live() else None
         try:
             for batch in self.loader:
                 rows = _rows(batch)
@@ -127,7 +133,7 @@ class Progress:
                 self.step += 1
                 self._samples += rows
                 if bar is not None:
-                    bar.postfix = self._numbers()
+                    bar.numbers = self._numbers()
                     bar.update()
                 elif self.shown and time.monotonic() > self._next_line and self.step != self.steps:
                     self._show()
@@ -160,7 +166,7 @@ class Progress:
             total=self.steps,
             initial=self.step,
             desc=self._name(),
-            bar_format="{desc}  {n_fmt}" + ("/{total_fmt} |{bar}| {postfix}" if self.steps else "  {postfix}"),
+            bar_format="{desc}  {n_fmt}" + ("/{total_fmt} |{bar}|  {numbers}" if self.steps else "  {numbers}"),
             file=sys.stdout,
             leave=False,
             dynamic_ncols=True,
@@ -207,10 +213,6 @@ def _rows(batch: Any) -> int:
     """The rows of a global batch, 0 if no loader has said it: asking the other ranks takes longer than it is worth."""
     places = (tensor.place for tensor in tensors(batch))
     return next((place.total for place in places if isinstance(place, Shard)), 0)
-
-
-def _is_live() -> bool:
-    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
 
 
 def _clock(seconds: float) -> str:

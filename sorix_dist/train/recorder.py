@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from sorix_dist.core.arguments import as_int
 from sorix_dist.parallel.world import communicator
 from sorix_dist.store.files import make_folders, write_whole
-from sorix_dist.utils.data.sampler import whole
 
 RECORDS, TABLE, CONFIG, SUPERSEDED = "records.jsonl", "records.csv", "config.json", "superseded.jsonl"
 CSV_SECONDS = 30.0
@@ -60,7 +60,7 @@ class Recorder:
 
     def log(self, step: int, **values: Any) -> None:
         """Records numbers (also NumPy's, or tensors of one element) and texts of a step. A call of this rank."""
-        step = whole("Recorder.log: step", step, 0)
+        step = as_int("Recorder.log: step", step, 0)
         if not self._writes:
             return
         numbers = {name: _plain(name, value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had not been stopped: the states of its parts, and what the package counts."""
+"""What a run needs to resume as if it had not stopped: the states of its parts, and the package's own counters."""
 
 from __future__ import annotations
 
@@ -20,61 +20,66 @@ from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.parallel.consistency import on_every_rank
 from sorix_dist.utils import machine
+from sorix_dist.utils.data.dataset import matches_override
 from sorix_dist.utils.data.nested import tensors
 
 
 def has_state(part: Any) -> bool:
-    """Whether a part of a run has a state that can be taken and given back."""
+    """Whether a part of a run has a state to save and load: a state dict, or at least an epoch."""
     return _has_own_state(part) or (_has(part, "set_epoch") and hasattr(part, "epoch"))
 
 
-def is_alike(part: Any) -> bool:
-    """Whether a part is the same on every rank, so that the state of one rank's is that of all."""
+def is_replicated(part: Any) -> bool:
+    """Whether a part is the same on every rank, so that one rank's state is everybody's."""
     return isinstance(part, nn.Module | Optimizer)
 
 
-def state_of(part: Any) -> Any:
-    """The state of a part; its epoch if that is all there is."""
+def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of some parts, by name."""
+    return {name: _state_of(part) for name, part in parts.items()}
+
+
+def _state_of(part: Any) -> Any:
     return part.state_dict() if _has_own_state(part) else {"epoch": part.epoch}
 
 
 def copies(part: Any, state: Any) -> Iterator[Tensor]:
-    """The tensors in the state of a part that share no memory with it: the package's own methods promise that."""
+    """The tensors in a part's state that share no memory with it, as the package's own `state_dict` promises."""
     taken = getattr(_bare(part).state_dict, "__func__", None)
     if taken is nn.Module.state_dict:
         yield from tensors(state)
-    elif taken is Optimizer.state_dict:  # the options beside are whatever a user has put there
+    elif taken is Optimizer.state_dict:  # options may be arrays of the user's
         yield from tensors(state["state"])
 
 
 def load_states(comm: Comm, parts: Mapping[str, Any], saved: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
-    """Gives the parts the states that `state_of` took, by name, and goes on where `counts` were taken; or, if a part
-    refuses its state on any rank, changes nothing. A call of all ranks.
+    """Loads states, by name, and the counters that `counts` took; if a part raises on any rank, changes nothing. A call
+    of all ranks.
 
-    A part with `check_state_dict(state)` is asked before anything has changed; that method raises what
-    `load_state_dict` would raise. The others come next, and get back what they had if one of them refuses.
+    Parts with `check_state_dict(state)`, which raises what `load_state_dict` would raise, are checked first. The
+    others are loaded next, and get their former states back if one of them raises.
     """
-    checked = {name: part for name, part in parts.items() if _says_what_fits(part)}
+    checked = {name: part for name, part in parts.items() if _has_check(part)}
     others = {name: part for name, part in parts.items() if name not in checked}
     counted_before, before = counts(parts), dict[str, Any]()
     try:
-        on_every_rank(comm, lambda: go_on(parts, counted))  # first: the order of a loader follows from the seed
+        on_every_rank(comm, lambda: restore_counts(parts, counted))  # first: a loader's order follows from the seed
         on_every_rank(comm, lambda: _each(_check, checked, saved))
-        before = on_every_rank(comm, lambda: _taken(others))
+        before = on_every_rank(comm, lambda: _copied_states(others))
         on_every_rank(comm, lambda: _each(_load, others, saved))
     except Exception:
-        go_on(parts, counted_before)
+        restore_counts(parts, counted_before)
         on_every_rank(comm, lambda: _each(_load, {name: others[name] for name in before}, before))
         raise
     on_every_rank(comm, lambda: _each(_load, checked, saved))
 
 
-def _taken(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies of the states that parts have; one that is made by its `load_state_dict` may have none yet."""
+def _copied_states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of the states of parts, except parts that have none before their first `load_state_dict`."""
     states = {}
     for name, part in parts.items():
         with suppress(Exception):
-            states[name] = deepcopy(state_of(part))
+            states[name] = deepcopy(_state_of(part))
     return states
 
 
@@ -101,26 +106,20 @@ def _load(part: Any, state: Any) -> None:
         part.set_epoch(state["epoch"])
 
 
-def _says_what_fits(part: Any) -> bool:
-    """Whether a part has a `check_state_dict` that speaks for its `load_state_dict`: of the same class, or one that was
-    derived from it."""
+def _has_check(part: Any) -> bool:
+    """Whether a part has a `check_state_dict` that belongs to its `load_state_dict`."""
     part = _bare(part)
-    if "load_state_dict" in getattr(part, "__dict__", ()):
-        return False
-    defining = (vars(kind) for kind in type(part).__mro__)
-    first: Mapping[str, Any] = next(
-        (own for own in defining if {"check_state_dict", "load_state_dict"} & own.keys()), {}
-    )
-    return "check_state_dict" in first
+    replaced = "load_state_dict" in getattr(part, "__dict__", ())
+    return not replaced and matches_override(type(part), "check_state_dict", "load_state_dict")
 
 
 def _bare(part: Any) -> Any:
-    """A wrapped model itself, whose state it is; any other part as it is."""
+    """The model in a wrapper; any other part itself."""
     return part.module if type(part) is DistributedDataParallel else part
 
 
 def counts(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the package itself counts: random numbers, and the masks that layers have drawn."""
+    """The package's own counters: random numbers, and the dropout masks that layers have drawn."""
     return {
         "random": rng.state(),
         "calls": functional_draws().calls,
@@ -131,15 +130,15 @@ def counts(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def are_counts(value: Any) -> bool:
-    """Whether a value has the form of what `counts` takes."""
+    """Whether a value has the form of `counts`."""
     if not isinstance(value, dict) or not {"random", "calls", "draws"} <= value.keys():
         return False
     entries = (value["random"], value["draws"], *(value["draws"].values() if isinstance(value["draws"], dict) else ()))
     return isinstance(value["calls"], int) and all(isinstance(entry, dict) for entry in entries)
 
 
-def go_on(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
-    """Goes on where `counts` were taken."""
+def restore_counts(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
+    """Sets the counters to what `counts` took."""
     rng.go_on(counted["random"])
     functional_draws().calls = counted["calls"]
     for name, part in parts.items():
@@ -150,9 +149,9 @@ def go_on(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None:
 
 
 def surroundings(comm: Comm, shards: int | None) -> dict[str, Any]:
-    """What the bits of the results depend on, beside the program: names and values.
+    """What the bits of results depend on besides the program, by name.
 
-    shards: the pieces that every batch is cut into, if their number does not follow from that of the ranks.
+    shards: the number of virtual shards in reproducible mode, else None.
     """
     libraries = machine.blas()
     return {
@@ -168,10 +167,7 @@ def surroundings(comm: Comm, shards: int | None) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed in the surroundings so that bits may change.
-
-    Ranks and hosts do not count where both runs cut the batch into the same virtual shards.
-    """
+    """What has changed so that bits may differ. With equal virtual shards, ranks and hosts do not matter."""
     shards = now["virtual shards"]
     free = ("ranks", "hosts") if shards is not None and before.get("virtual shards") == shards else ()
     return [
@@ -182,7 +178,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _draws(part: Any) -> Iterator[tuple[str, Draws]]:
-    """The masks of the layers of a model, by the layer's name."""
+    """The counters of dropout masks in a model, by the layer's name and attribute."""
     part = _bare(part)
     if isinstance(part, nn.Module):
         for prefix, module in part.named_modules():

@@ -1,4 +1,4 @@
-"""What the arithmetic of this process runs on."""
+"""The processor and the BLAS of this process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def cpu() -> str:
 
 @lru_cache(maxsize=1)
 def _libraries() -> Any:
-    """What is known of the libraries that use threads: looking for them takes longer than asking them."""
+    """The libraries with threads. Finding them takes longer than querying them."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
 
 def blas() -> list[tuple[str, int]]:
-    """Each BLAS that is loaded, with its version and kernel, and its number of threads."""
+    """Each loaded BLAS: its name with version and kernel, and its number of threads."""
     return [
         (
             f"{found['internal_api']} {found['version']}, kernel {found.get('architecture', 'unknown')}",

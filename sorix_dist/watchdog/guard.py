@@ -6,6 +6,7 @@ so another guard can take over at any time.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import resource
@@ -20,19 +21,15 @@ from pathlib import Path
 from sorix_dist.watchdog import stacks
 from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
 from sorix_dist.watchdog.launcher import detect
-from sorix_dist.watchdog.leftovers import remove_launcher_files
+from sorix_dist.watchdog.launchers import Launchers
 from sorix_dist.watchdog.process import (
     Process,
     children,
-    command,
-    descends_from,
     end_status,
     environ,
     fill_standard_streams,
     outputs,
     parent,
-    processes,
-    seconds,
     start_time,
     state,
 )
@@ -52,10 +49,12 @@ FORWARD = 0.2
 """Seconds for the launcher to forward the report, before the ranks end and it with them."""
 GRACE = 3.0
 """Seconds that ranks have to end by themselves after the report."""
+BACKUP = 4.0
+"""Seconds after which another process ends the ranks, if the guard has not."""
 SPARE = 2
 """Descriptors left for reading /proc."""
-LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "prterun", "prted", "orted", "orterun")
-"""Programs that only start ranks, and end with them."""
+F_SETSIG = 10
+"""Linux's number, which Python does not name."""
 LINES = 12
 """Ranks, and frames of a stack, in a report."""
 
@@ -93,12 +92,8 @@ class Guard:
         """Processes that closed their files, in this order."""
         self.processes: dict[int, Process] = {}
         self.observed = Observations()
-        self.launchers = [Process(*launcher_of(pages.path))]
-        """The process that started the ranks of this host, the one that started that, and so on."""
-        while command(above := parent(self.launchers[-1].pid)) in LAUNCHERS:
-            self.launchers.append(Process(above, start_time(above)))
-        for launcher in self.launchers:
-            launcher.close()  # ranks need the descriptors
+        self.launchers = Launchers(*launcher_of(pages.path))
+        self.launcher = self.launchers.nearest
         self.last_seen: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(server, select.EPOLLIN)
@@ -115,10 +110,6 @@ class Guard:
         self.backup = 0
         """The process that ends the ranks if this one can't."""
 
-    @property
-    def launcher(self) -> Process:
-        return self.launchers[0]
-
     def run(self) -> None:
         """Return when no rank is left."""
         while self.look():
@@ -128,12 +119,16 @@ class Guard:
                 self.report_fault()
         if self.backup:
             os.kill(self.backup, signal.SIGKILL)
-        self.release_launcher()
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # the launcher waits for its end, and this may be the last descriptor
+        self.server.close()
+        after_fault = bool(self.pages.reported)
+        self.launchers.release(self.outputs, after_fault, GRACE if after_fault else self.pages.timeout)
         os._exit(0)
 
     def look(self) -> bool:
         """Wait a tick or until a process ends, observe the ranks, and return whether there are any."""
-        self.pages.beat()
+        self.pages.heartbeat += 1
         limit = time.monotonic() + TICK
         while (rest := limit - time.monotonic()) > 0:
             if self._handle_events([handle for handle, _ in self.events.poll(rest)]):
@@ -163,7 +158,7 @@ class Guard:
             time.sleep(DRAIN)
             _write(self.pages.last_words.read_text(errors="replace"))
             time.sleep(FORWARD)
-            self.pages.set_reported()
+            self.pages.reported = 1
             return
         pages = self.pages
         fault = diagnose(statuses, self.observed, pages.timeout, pages.world_size, not pages.other_hosts)
@@ -176,7 +171,7 @@ class Guard:
         if not self.observed.gone:  # else the launcher may be ending everything, this report included
             time.sleep(DRAIN)
         _write(report)
-        self.pages.set_reported()
+        self.pages.reported = 1
         time.sleep(FORWARD)
         self._signal(signal.SIGKILL)
 
@@ -190,7 +185,7 @@ class Guard:
                 return
             for number in {*range(3), self.server.fileno(), *self.connections}:
                 os.close(number)
-            time.sleep(2 * GRACE)
+            time.sleep(BACKUP)
             self._signal(signal.SIGKILL)
             if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
                 os.kill(guard, signal.SIGKILL)
@@ -202,49 +197,6 @@ class Guard:
             self.reported_at = self.now
         elif self.now - self.reported_at > GRACE:
             self._signal(signal.SIGKILL)
-
-    def release_launcher(self) -> None:
-        """The ranks are gone: end what keeps their launcher alive. After a fault, end a launcher that stays, such as
-        one that has lost another host."""
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)  # the launcher waits for its end, and this may be the last descriptor
-        self.server.close()
-        passed = 0.0
-        patience = GRACE if self.pages.reported else self.pages.timeout
-        while left := [launcher for launcher in self.launchers if launcher.alive()]:
-            holders = self._output_holders()
-            stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
-            after_fault = left if self.pages.reported and command(left[0].pid) in LAUNCHERS else []
-            if not (holders or stopped or after_fault):
-                break
-            if passed >= patience:
-                for pid in holders:
-                    _write_to(
-                        pid,
-                        f"all ranks of this host have ended, but process {pid}, which one of them has started, "
-                        "keeps their output open; ending it\n",
-                    )
-                    Process(pid, start_time(pid)).send(signal.SIGKILL)
-                for launcher in after_fault:
-                    launcher.send(signal.SIGTERM if passed < patience + GRACE else signal.SIGKILL)
-                for launcher in stopped:
-                    launcher.send(signal.SIGCONT)
-            time.sleep(STATES_TICK)
-            passed += STATES_TICK
-        if not self.launcher.alive():
-            remove_launcher_files(since=seconds(self.launcher.start) - 1)
-
-    def _output_holders(self) -> list[int]:
-        """Processes that ranks started and that still have the ranks' output open, whose end the launcher waits for. A
-        shell around a rank is not one: the launcher started it."""
-        return [
-            pid
-            for pid in processes()
-            if self.outputs & set(outputs(pid))
-            and pid != os.getpid()
-            and detect(environ(pid)) is not None
-            and not descends_from(pid, self.launcher.pid)
-        ]
 
     def _living(self) -> list[int]:
         return [rank for rank in self.processes if rank not in self.observed.gone]
@@ -273,6 +225,7 @@ class Guard:
                 if connection.fileno() >= self.most or _peer(connection)[1] != os.getuid():
                     connection.close()
                     continue
+                _wake_by(connection)
                 self.connections[connection.fileno()] = connection
                 self.events.register(connection, select.EPOLLRDHUP)
             elif handle in self.connections:
@@ -402,18 +355,19 @@ class Guard:
         return "\n".join(lines) + "\n"
 
 
+def _wake_by(connection: socket.socket) -> None:
+    """Have the kernel send SIGCONT to this process when a connection ends: a guard that was stopped must see the end of
+    the ranks, because the launcher waits until it has closed their standard error."""
+    with suppress(OSError):
+        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(connection, F_SETSIG, signal.SIGCONT)
+        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+
+
 def _peer(connection: socket.socket) -> tuple[int, int]:
     """Number and user of the process at the other end of a connection."""
     pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, user
-
-
-def _write_to(pid: int, text: str) -> None:
-    """Write to another process's standard error."""
-    with suppress(OSError):
-        file = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
-        os.write(file, text.encode())
-        os.close(file)
 
 
 def _write(text: str) -> None:

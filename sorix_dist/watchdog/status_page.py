@@ -98,8 +98,30 @@ class Status:
         return self.entered > self.exited
 
 
+class _Word:
+    """An attribute of `StatusPages`: a number in the first page, 0 at first."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __get__(self, pages: StatusPages, owner: object = None) -> int:
+        return pages.words[self.number]
+
+    def __set__(self, pages: StatusPages, value: int) -> None:
+        pages.words[self.number] = value
+
+
 class StatusPages:
     """The status pages of the ranks that one launcher process started on this host: one file for all of them."""
+
+    heartbeat = _Word(_HEARTBEAT)
+    """Changes as long as the guard works."""
+    world_size = _Word(_WORLD_SIZE)
+    """The number of ranks if all are on this host, else 0."""
+    other_hosts = _Word(_OTHER_HOSTS)
+    """Not 0 if some ranks are known to be on other hosts."""
+    reported = _Word(_REPORTED)
+    """Not 0 once the fault that ends the job has been reported."""
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:
         self.path = path
@@ -177,14 +199,6 @@ class StatusPages:
         return pid > 0 and lives(pid, start)
 
     @property
-    def heartbeat(self) -> int:
-        """A number that changes as long as the guard works."""
-        return self.words[_HEARTBEAT]
-
-    def beat(self) -> None:
-        self.words[_HEARTBEAT] += 1
-
-    @property
     def timeout(self) -> float:
         """Seconds that a rank may be late, 0 until a rank has set it."""
         return self.words[_TIMEOUT] / 1000
@@ -193,37 +207,12 @@ class StatusPages:
     def timeout(self, seconds: float) -> None:
         self.words[_TIMEOUT] = round(min(max(seconds, 0.001), LONGEST) * 1000)
 
-    @property
-    def world_size(self) -> int:
-        """The number of ranks if all are on this host, else 0."""
-        return self.words[_WORLD_SIZE]
-
-    @world_size.setter
-    def world_size(self, ranks: int) -> None:
-        self.words[_WORLD_SIZE] = ranks
-
-    @property
-    def other_hosts(self) -> bool:
-        """Whether some ranks are known to be on other hosts."""
-        return self.words[_OTHER_HOSTS] != 0
-
-    def set_other_hosts(self) -> None:
-        self.words[_OTHER_HOSTS] = 1
-
-    @property
-    def reported(self) -> bool:
-        """Whether the fault that ends the job has been reported."""
-        return self.words[_REPORTED] != 0
-
-    def set_reported(self) -> None:
-        self.words[_REPORTED] = 1
-
     def claim_report(self) -> bool:
         """Whether this process is the one to report what ends the job: True for one process only."""
         try:
             with self.locked():
                 first = not self.reported
-                self.set_reported()
+                self.reported = 1
                 return first
         except TimeoutError:  # a process that is stopped has the lock
             return not self.reported

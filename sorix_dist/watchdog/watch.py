@@ -24,7 +24,7 @@ from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog.call_site import call_site
 from sorix_dist.watchdog.launcher import Launch
 from sorix_dist.watchdog.monitor import Monitor
-from sorix_dist.watchdog.process import Process, launcher_pid, lives
+from sorix_dist.watchdog.process import launcher_pid, lives
 from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text, path_for, remove_stale
 
 MOST_RANKS = 4096
@@ -186,7 +186,7 @@ def join(launch: Launch) -> bool:
             if launch.size is not None and launch.local_size == launch.size:
                 pages.world_size = launch.size
             elif launch.size is not None and launch.local_size is not None:
-                pages.set_other_hosts()
+                pages.other_hosts = 1
     except Exception as error:  # noqa: BLE001 - the watchdog must not end what it watches
         _page = RankPage(StatusPages.private(ranks), launch.rank)
         _warn(error)
@@ -201,17 +201,9 @@ def join(launch: Launch) -> bool:
     if not faulthandler.is_enabled():
         with suppress(ValueError, OSError, AttributeError):  # a sys.stderr that is no file
             faulthandler.enable()
-    atexit.register(_ended, _page)
+    atexit.register(_page.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)
     return True
-
-
-def _ended(page: RankPage) -> None:
-    """Publish the end of this rank, and wake its guard if it was stopped: the guard has the ranks' standard error,
-    whose end the launcher waits for."""
-    page.set(State.ENDED)
-    if os.getpid() == page.pid and page.pages.shared and page.pages.guarded():
-        Process(*page.pages.guard).send(signal.SIGCONT)
 
 
 def rank_process() -> tuple[int, bool]:
@@ -294,7 +286,7 @@ def begins(doing: str, number: int) -> None:
 def mark_reported() -> None:
     """What ends the job has been reported: however the ranks end now, there is nothing to add."""
     if _page is not None:
-        _page.pages.set_reported()
+        _page.pages.reported = 1
 
 
 def _forget() -> None:

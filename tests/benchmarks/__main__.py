@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.cli.parser import Parser, positive
-from sorix_dist.launch.answer import ask
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.processes import ask
 from tests.benchmarks import run
 from tests.benchmarks.compare import contest, table
 from tests.benchmarks.compare.contestants import Interpreters

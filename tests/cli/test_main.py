@@ -36,7 +36,7 @@ def test_a_wrong_subcommand_is_one_line(argv: list[str], capsys: pytest.CaptureF
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [["run", "-n", "2", "-m", "this"]])
+@pytest.mark.parametrize("argv", [["run", "-n", "2", "-m", "this"], ["profile", "-m", "this"]])
 def test_several_of_it_would_start_several_jobs(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

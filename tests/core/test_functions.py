@@ -425,10 +425,10 @@ def test_gather_and_scatter_add_are_transposes() -> None:
     np.testing.assert_array_equal(x.grad.data, [[2, 0, 0, 1], [0, 1, 2, 0], [0, 0, 0, 0]])
     added = sx.scatter_add(sx.zeros(3, 4), 1, index, sx.ones(2, 3))
     np.testing.assert_array_equal(added.data, x.grad.data)
-    assert sx.take_along_dim(x, index[:1], 1).shape == (1, 3)
+    assert sx.take_along_dim(x, index[:1], 1).shape == (3, 3)
     assert sx.index_select(x, 0, Tensor([2, 0])).tolist() == x.data[[2, 0]].tolist()
     for wrong, error, message in (
-        (lambda: sx.gather(x, 1, Tensor([[4]])), IndexError, r"gather: indices must be in \[-4, 4\), got 4"),
+        (lambda: sx.gather(x, 1, Tensor([[4]])), IndexError, r"gather: indices must be in \[0, 4\), got 4"),
         (lambda: sx.gather(x, 1, Tensor([[0.0]])), TypeError, "indices must be integers, got dtype float32"),
         (lambda: sx.gather(x, 1, Tensor([0])), ValueError, "as many dimensions as input"),
         (lambda: sx.gather(x, 1, sx.zeros(4, 1, dtype="int64")), ValueError, "no larger except along dim 1"),
@@ -466,7 +466,7 @@ def test_triangles() -> None:
     ("equation", "shapes", "message"),
     [
         ("ij,jk->ik", [(2, 3)], "has 2 operands, got 1"),
-        ("ij,jk->ik", [(2, 3), (4, 2)], "the sizes of 'j' in 'ij,jk->ik' must agree, got 3 and 4"),
+        ("ij,jk->ik", [(2, 3), (4, 2)], "'j' in 'ij,jk->ik' must have one size, got 3 and 4"),
         ("ij->ik", [(2, 3)], "must name letters of the operands"),
         ("i->i", [(2, 3)], "'i' in 'i->i' must name 2 dimensions"),
         ("ij->ii", [(2, 3)], "each once"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +22,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.launch import segments
+from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
 from sorix_dist.launch.errors import LaunchError, RankError
 from sorix_dist.watchdog.launcher import detect
@@ -176,7 +180,7 @@ sx.run(work, num_proc=2)
 @needs_mpirun
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: signal.Signals, folder: Path) -> None:
-    began = segments.now()
+    began = cleanup.now()
     (tmp_path / "caller.py").write_text(CALLER)
     (tmp_path / "pids").touch()
     with job([sys.executable, str(tmp_path / "caller.py"), str(tmp_path / "pids")]) as process:
@@ -197,7 +201,7 @@ def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: s
     while list(folder.glob("sorix_dist-*")) and time.monotonic() < limit:  # a rank removes it after a kill
         time.sleep(0.05)
     if number == signal.SIGKILL:  # nobody was left to remove what a killed MPI leaves
-        segments.remove_left_over(began)
+        cleanup.clean_up(began)
 
 
 @needs_mpirun
@@ -247,9 +251,9 @@ def test_a_rank_starts_no_ranks_for_real() -> None:
 @needs_mpirun
 def test_a_process_whose_own_mpi_is_alone_may_start_ranks() -> None:
     script = "from mpi4py import MPI\nimport sorix_dist as sx\nprint(sx.run(lambda: sx.size(), num_proc=2))"
-    began = segments.now()
+    began = cleanup.now()
     ended = run_command([sys.executable, "-c", script])
-    segments.remove_left_over(began)  # Open MPI alone, without mpirun, never removes its own
+    cleanup.clean_up(began)  # Open MPI alone, without mpirun, never removes its own
     assert (ended.code, ended.out) == (0, "[2, 2]\n"), ended.err
 
 
@@ -309,3 +313,58 @@ def test_files_of_the_current_folder_are_not_run(added: str, tmp_path: Path) -> 
     ended = run_command([sys.executable, str(script)], limit=60)
     assert (ended.out, ended.code) == ("[0, 1]\n", 0), ended.err
     assert not (tmp_path / "run").exists(), (tmp_path / "run").read_text()
+
+
+def test_names_what_cannot_be_sent() -> None:
+    file = open(__file__, "rb")  # noqa: SIM115 - closed below
+    holder = {"handle": file}
+
+    def inner() -> object:
+        return holder
+
+    def train() -> object:
+        return inner()
+
+    with file:
+        for backend in ("mpi", "threads"):
+            with pytest.raises(
+                TypeError,
+                match=r"inner' uses the variable 'holder' \(dict\), which can't be sent to the ranks",
+            ):
+                sx.run(train, num_proc=1, backend=backend)
+        with pytest.raises(TypeError, match=r"argument 1 of '.*' can't be sent"):
+            sx.run(lambda a, b: None, (1, file), num_proc=1)
+        with pytest.raises(TypeError, match=r"argument 'b' of '.*' can't be sent"):
+            sx.run(lambda b: None, kwargs={"b": file}, num_proc=1)
+    space: dict[str, object] = {"data": threading.Lock(), "__name__": "__main__"}
+    exec("def first():\n    return second()\n\ndef second():\n    return [data for _ in range(2)]", space)
+    with pytest.raises(TypeError, match=r"^'second' uses the global 'data' \(lock\), which can't be sent to the ranks"):
+        sx.run(space["first"], num_proc=1)  # type: ignore[arg-type]
+
+
+def test_unfinished_lines_on_a_terminal() -> None:
+    """A progress bar of a rank is written over in place, above it come whole lines."""
+    script = (
+        "import sys, time, sorix_dist as sx\n"
+        "def work():\n"
+        "    import sys, time\n"
+        "    for i in range(3):\n"
+        "        print(f'\\rstep {i}', end='', flush=True); time.sleep(0.3)\n"
+        "    print('\\rdone  ')\n"
+        "sx.run(work, num_proc=1)\n"
+    )
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, 100))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # nobody has the terminal open any more
+        while data := os.read(ours, 1 << 16):
+            written += data
+    os.close(ours)
+    assert process.wait(60) == 0
+    text = written.decode()
+    assert re.search(r"\[0\] step 1\r +\r\[0\] step 2", text)
+    assert text.replace("\r\n", "\n").rpartition("\r")[2] == "[0] done  \n"

@@ -103,7 +103,7 @@ def test_a_run_that_begins_anew_makes_progress(supervised: Supervised) -> None:
 def test_code_0_without_the_mark_is_no_success(supervised: Supervised, end: str) -> None:
     code, said, starts = supervised(end, max_restarts=1)
     assert (code, starts) == (70, 2)
-    assert said[0].startswith("the job ended with code 0, but rank 0 not at the end of a script that imports sorix")
+    assert said[0].startswith("the job ended with code 0, but rank 0 did not reach the end of a script that")
 
 
 def test_a_script_without_the_package_leaves_no_mark(supervised: Supervised) -> None:

@@ -320,6 +320,57 @@ def test_only_a_mean_with_its_own_denominator_asks_the_other_ranks(
     assert len(group.asked) == len(asked)
 
 
+def test_weights_of_classes_are_buffers() -> None:
+    for loss, name in (
+        (nn.CrossEntropyLoss([1, 2, 3, 4.5]), "weight"),
+        (nn.NLLLoss(WEIGHT), "weight"),
+        (nn.BCEWithLogitsLoss(pos_weight=Tensor(WEIGHT)), "pos_weight"),
+    ):
+        assert [found for found, _ in loss.named_buffers()] == [name]
+        assert loss.float().get_buffer(name).array.dtype == np.float32
+        assert loss.double().get_buffer(name).array.dtype == np.float64
+        assert not loss.state_dict()
+        assert not loss.parameters()
+    assert nn.CrossEntropyLoss().weight is None
+
+
+def test_one_sample_without_a_batch() -> None:
+    for options in ({}, {"weight": WEIGHT}, {"label_smoothing": 0.1}, {"ignore_index": 3}):
+        loss = nn.CrossEntropyLoss(**options)
+        np.testing.assert_allclose(loss(SCORES[0], 2).item(), loss(SCORES[:1], [2]).item())
+    assert F.cross_entropy(SCORES[0], 2, reduction="none").shape == ()
+    np.testing.assert_allclose(F.nll_loss(likely(SCORES)[0], 2).item(), -likely(SCORES)[0, 2])
+    target = Tensor(np.full(4, 0.25), requires_grad=True)
+    F.cross_entropy(SCORES[0], target).backward()
+    np.testing.assert_allclose(target.grad.numpy(), -likely(SCORES)[0])
+
+
+A, B, C = (np.array(rows) for rows in ([[3.0, 4.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "inputs", "losses"),
+    [
+        (nn.TripletMarginLoss(eps=0, reduction="none"), (A, B, C), [2, 1 + np.sqrt(5) - 2]),
+        (nn.TripletMarginLoss(eps=0, swap=True, reduction="none"), (A, B, C), [3, np.sqrt(5)]),
+        (nn.TripletMarginLoss(p=1, margin=0.5, eps=0, reduction="none"), (A, B, C), [3.5, 1.5]),
+        (nn.MarginRankingLoss(0.5, "none"), ([1.0, 2.0, 3.0], [2.0, 2.0, 0.0], [1, -1, 1]), [1.5, 0.5, 0]),
+        (nn.CosineEmbeddingLoss(0.1, "none"), (A, C, [1, -1]), [0.4, 1 / np.sqrt(5) - 0.1]),
+        (
+            nn.GaussianNLLLoss(full=True, reduction="none"),
+            ([0.0, 1.0], [0.0, 3.0], [1.0, 4.0]),
+            [np.log(2 * np.pi) / 2, (np.log(8 * np.pi) + 1) / 2],
+        ),
+        (nn.KLDivLoss("none"), (np.log([0.5, 0.5, 0.5]), [0.0, 0.5, -0.5]), [0, 0, np.nan]),
+    ],
+)
+def test_fixed_values(loss: Any, inputs: Any, losses: list[float]) -> None:
+    found = loss(*(Tensor(np.array(x, float)) for x in inputs))
+    np.testing.assert_allclose(found.numpy(), losses, rtol=1e-9, atol=1e-9)
+    mean = type(loss)(**{k: v for k, v in vars(loss).items() if not k.startswith("_")} | {"reduction": "mean"})
+    np.testing.assert_allclose(mean(*(Tensor(np.array(x, float)) for x in inputs)).item(), np.mean(losses))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -328,7 +379,18 @@ def test_only_a_mean_with_its_own_denominator_asks_the_other_ranks(
         (lambda: F.cross_entropy(SCORES, [0, 1, 4, 0, 0, 0]), IndexError, ["target", "[0, 4)", "4", "row 2"]),
         (lambda: F.cross_entropy(SCORES, [0, 1, 0, -1, 0, 0]), IndexError, ["[0, 4)", "-1", "row 3"]),
         (lambda: F.cross_entropy(SCORES, [0, 1, 4, 9, 0, 0], ignore_index=4), IndexError, ["9", "row 3"]),
-        (lambda: F.cross_entropy(SCORES[0], 1), ValueError, ["logits", "(N, C)", "(4,)"]),
+        (lambda: F.cross_entropy(np.float64(1), 1), ValueError, ["logits", "(N, C)", "()"]),
+        (lambda: F.cross_entropy(SCORES[0], LABELS), ValueError, ["target", "(1,)", "(1, 6)"]),
+        (
+            lambda: F.cross_entropy(sharded(SCORES[0], 0, 8, OneOfTwo(lambda part: part)), LABELS[:4]),
+            ValueError,
+            ["logits", "(N, C)", "(4,)"],
+        ),
+        (lambda: F.cross_entropy(SCORES, [0, 1, -100, 0, 0, 0]), IndexError, ["-100", "row 2", "ignore_index=-100"]),
+        (lambda: nn.CrossEntropyLoss(label_smoothing=2), ValueError, ["CrossEntropyLoss", "label_smoothing", "[0, 1]"]),
+        (lambda: nn.SmoothL1Loss(beta=-1), ValueError, ["SmoothL1Loss", "beta", ">= 0", "-1"]),
+        (lambda: nn.HuberLoss(delta=0), ValueError, ["HuberLoss", "delta", "> 0"]),
+        (lambda: F.gaussian_nll_loss([1.0], [1.0], [-1.0]), ValueError, ["var", ">= 0", "-1"]),
         (lambda: F.cross_entropy(SCORES[:, :, None], LABELS), ValueError, ["(6, 1)", "(6,)"]),
         (lambda: F.cross_entropy(SCORES[:, :, None], LABELS[:, None] + 1), IndexError, ["4", "(1, 0)"]),
         (lambda: F.cross_entropy(SCORES, LABELS, [1, 2, 3]), ValueError, ["weight", "(4,)", "(3,)"]),

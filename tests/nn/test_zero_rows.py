@@ -38,9 +38,16 @@ LAYERS = {
     "LayerNorm": (lambda: nn.LayerNorm(4), VECTOR),
     "BatchNorm1d": (lambda: nn.BatchNorm1d(4).eval(), VECTOR),
     "BatchNorm2d": (lambda: nn.BatchNorm2d(4).eval(), IMAGE),
+    "BatchNorm3d": (lambda: nn.BatchNorm3d(4).eval(), (0, 4, 3, 3, 3)),
+    "InstanceNorm1d": (lambda: nn.InstanceNorm1d(4), SIGNAL),
+    "InstanceNorm2d": (lambda: nn.InstanceNorm2d(4, affine=True), IMAGE),
+    "InstanceNorm3d": (lambda: nn.InstanceNorm3d(4), (0, 4, 3, 3, 3)),
+    "RMSNorm": (lambda: nn.RMSNorm(4), VECTOR),
     "Dropout2d": (nn.Dropout2d, IMAGE),
     "LSTM": (lambda: nn.LSTM(4, 3, batch_first=True), SEQUENCE),
     "GRU": (lambda: nn.GRU(4, 3, batch_first=True), SEQUENCE),
+    "RNN": (lambda: nn.RNN(4, 3, batch_first=True), SEQUENCE),
+    **{name: (lambda name=name: getattr(nn, name)(4, 3), VECTOR) for name in ("RNNCell", "GRUCell", "LSTMCell")},
     "MultiheadAttention": (lambda: _SelfAttention(), SEQUENCE),
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SEQUENCE),
     "TransformerEncoder": (
@@ -57,6 +64,12 @@ LOSSES = {
         np.zeros(VECTOR, np.float32),
     ),
 }
+OTHER_LOSSES = {
+    "CosineEmbeddingLoss": (VECTOR, VECTOR, (0,)),
+    "GaussianNLLLoss": (VECTOR, VECTOR, VECTOR),
+    "MarginRankingLoss": (VECTOR, VECTOR, VECTOR),
+    "TripletMarginLoss": (VECTOR, VECTOR, VECTOR),
+}
 CONTAINERS = {"Module", "ModuleList", "Parameter", "Sequential", "functional", "init", "utils"}
 
 
@@ -69,7 +82,7 @@ class _SelfAttention(nn.Module):
 
 
 def test_every_layer_is_here():
-    assert {*LAYERS, *LOSSES} == {*nn.__all__} - CONTAINERS
+    assert {*LAYERS, *LOSSES, *OTHER_LOSSES} == {*nn.__all__} - CONTAINERS
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -88,6 +101,17 @@ def test_layer(name):
     for parameter_name, parameter in layer.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert not parameter.grad.numpy().any(), parameter_name
+
+
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_loss_of_three(name):
+    x, *others = (sx.tensor(np.zeros(shape, np.float32), requires_grad=True) for shape in OTHER_LOSSES[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = getattr(nn, name)()(x, *(y.detach() for y in others))
+        assert loss.item() == 0
+        loss.backward()
+    assert x.grad.shape == VECTOR
 
 
 @pytest.mark.parametrize("name", LOSSES)

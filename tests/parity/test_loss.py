@@ -111,6 +111,49 @@ def test_kl_divergence(reduction: str, log_target: bool) -> None:
     compare(ours, theirs, x, np.log(target) if log_target else target)
 
 
+@pytest.mark.filterwarnings("ignore:reduction.*mean", "ignore:Using a target size")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    ("name", "options", "kinds"),
+    [
+        ("TripletMarginLoss", {}, "xxx"),
+        ("TripletMarginLoss", {"margin": 0.3, "p": 1.0, "swap": True}, "xxx"),
+        ("MarginRankingLoss", {"margin": 0.4}, "xxs"),
+        ("CosineEmbeddingLoss", {"margin": 0.2}, "xxt"),
+        ("GaussianNLLLoss", {"full": True}, "xxv"),
+        ("GaussianNLLLoss", {"eps": 0.5}, "xxv"),
+        ("KLDivLoss", {}, "xs"),
+    ],
+)
+def test_losses_of_several(name: str, options: dict[str, Any], kinds: str, reduction: str) -> None:
+    """x: numbers; s: signs of their shape; t: a sign for each row; v: numbers from 0 to 1."""
+    signs = np.where(RNG.random((7, 4)) < 0.5, -1.0, 1.0)
+    of_kind = {"s": lambda: signs, "t": lambda: signs[:, 0], "v": lambda: RNG.uniform(0, 1, (7, 4))}
+    arrays = [of_kind.get(kind, lambda: RNG.standard_normal((7, 4)))() for kind in kinds]
+    ours, theirs = (getattr(m, name)(reduction=reduction, **options) for m in (nn, torch.nn))
+    mine = [Tensor(a.copy(), requires_grad=kind in "xv") for a, kind in zip(arrays, kinds, strict=True)]
+    other = [torch.tensor(a, requires_grad=kind in "xv") for a, kind in zip(arrays, kinds, strict=True)]
+    got, expected = ours(*mine), theirs(*other)
+    np.testing.assert_allclose(got.numpy(), expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    weights = RNG.uniform(0.5, 1.5, got.shape)
+    got.backward(weights)
+    expected.backward(torch.tensor(weights))
+    for a, b, kind in zip(mine, other, kinds, strict=True):
+        if kind in "xv":
+            np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_one_sample() -> None:
+    compare(
+        nn.CrossEntropyLoss(WEIGHT),
+        torch.nn.CrossEntropyLoss(torch.tensor(WEIGHT)),
+        RNG.standard_normal(4),
+        np.array(2),
+    )
+    compare(nn.CrossEntropyLoss(), torch.nn.CrossEntropyLoss(), RNG.standard_normal(4), RNG.dirichlet(np.ones(4)))
+    compare(nn.NLLLoss(), torch.nn.NLLLoss(), RNG.standard_normal(4), np.array(1))
+
+
 CLASSES = RNG.integers(0, 4, 12)
 REALS = RNG.uniform(0.05, 0.95, (12, 4))
 

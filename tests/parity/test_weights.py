@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,7 @@ LATER: list[Any] = [
     ("BatchNorm3d", (4,), {}, floats(2, 4, 3, 3, 3)),
     ("InstanceNorm1d", (4,), {"affine": True}, floats(2, 4, 6)),
     ("InstanceNorm2d", (4,), {"affine": True}, floats(2, 4, 6, 6)),
+    ("InstanceNorm3d", (4,), {"affine": True, "track_running_stats": True}, floats(2, 4, 3, 3, 3)),
     ("RMSNorm", (4,), {}, floats(5, 4)),
     ("PReLU", (4,), {}, floats(5, 4)),
     ("RNN", (4, 4), {"num_layers": 2}, floats(5, 3, 4)),
@@ -83,10 +87,11 @@ def assert_equal_outputs(ours: Any, theirs: Any, x: Any) -> None:
 
 @pytest.mark.parametrize(("name", "arguments", "options", "x"), LAYERS, ids=lambda value: str(value)[:30])
 def test_weights_both_ways(name: str, arguments: Any, options: Any, x: Any) -> None:
-    ours, theirs = both(name, arguments, options)
+    ours, theirs = (layer.double() for layer in both(name, arguments, options))
+    x = x.astype(np.float64) if x.dtype == np.float32 else x
     ours.load_state_dict(theirs.state_dict())
     assert_equal_outputs(ours, theirs, x)
-    fresh = getattr(torch.nn, name)(*arguments, **options)
+    fresh = getattr(torch.nn, name)(*arguments, **options).double()
     state = {key: torch.from_numpy(value) for key, value in sx.to_torch_state(ours).items()}
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in state.items())
     fresh.load_state_dict(state)
@@ -100,6 +105,13 @@ OPTIMIZERS: list[Any] = [
     ("Adam", {"lr": 0.01}),
     ("AdamW", {"lr": 0.01, "betas": (0.8, 0.99)}),
     ("RMSprop", {"lr": 0.01, "momentum": 0.5}),
+    ("RMSprop", {"lr": 0.01, "centered": True}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "maximize": True}),
+    ("Adam", {"lr": 0.01, "amsgrad": True}),
+    ("Adagrad", {"lr": 0.01, "lr_decay": 0.1, "initial_accumulator_value": 0.2}),
+    ("Adamax", {"lr": 0.01}),
+    ("NAdam", {"lr": 0.01}),
+    ("RAdam", {"lr": 0.01}),
 ]
 
 
@@ -141,6 +153,48 @@ def test_optimizer_states(name, arguments, options, x, optimizer, settings) -> N
         our_optimizer.step()
     for key, value in sx.to_torch_state(ours).items():
         np.testing.assert_allclose(value, theirs.state_dict()[key].numpy(), rtol=2e-4, atol=2e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 3}])
+def test_attention(widths: Any) -> None:
+    ours, theirs = nn.MultiheadAttention(4, 2, **widths), torch.nn.MultiheadAttention(4, 2, **widths)
+    ours.load_state_dict(theirs.state_dict())
+    assert sx.to_torch_state(ours).keys() == theirs.state_dict().keys()
+    given = [floats(5, 3, width) for width in (4, widths.get("kdim", 4), widths.get("vdim", 4))]
+    mine, other = ours(*map(sx.tensor, given))[0], theirs(*map(torch.tensor, given))[0]
+    np.testing.assert_allclose(mine.numpy(), other.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Encoder", "Decoder"])
+def test_transformers(kind: str) -> None:
+    if not hasattr(nn, f"Transformer{kind}"):
+        pytest.skip(f"there is no Transformer{kind}")
+    ours, theirs = (
+        getattr(library, f"Transformer{kind}")(getattr(library, f"Transformer{kind}Layer")(4, 2, 4, 0.0), 2)
+        for library in (nn, torch.nn)
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.rand(parameter.shape))
+    ours.load_state_dict(theirs.state_dict())
+    assert sx.to_torch_state(ours).keys() == theirs.state_dict().keys()
+    given = [floats(5, 3, 4), floats(6, 3, 4)][: 1 if kind == "Encoder" else 2]
+    mine, other = ours(*map(sx.tensor, given)), theirs(*map(torch.tensor, given))
+    np.testing.assert_allclose(mine.numpy(), other.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_with_weights_are_all_here() -> None:
+    """A layer of both libraries that has parameters or statistics has a row above."""
+    plain = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "Parameter"}
+    apart = {"MultiheadAttention", "TransformerEncoder", "TransformerDecoder", "TransformerDecoderLayer"}
+    named = {row[0] for row in LAYERS} | plain | apart
+    for name in set(nn.__all__) - named:
+        ours, theirs = getattr(nn, name), getattr(torch.nn, name, None)
+        if isinstance(ours, type) and theirs is not None and issubclass(theirs, torch.nn.Module):
+            try:
+                assert not theirs().state_dict(), name
+            except TypeError:  # it needs arguments: that it has none of its own shows in its source
+                assert "Parameter(" not in inspect.getsource(theirs), name
 
 
 def test_options_that_ours_do_not_have() -> None:
@@ -194,3 +248,11 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             ours.load_state_dict(theirs.state_dict())
     assert all(np.array_equal(value.numpy(), before[name]) for name, value in ours.state_dict().items())
+
+
+def test_the_example() -> None:
+    script = Path(__file__).parents[2] / "examples" / "from_torch.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = (float(line.split("accuracy ")[1][:5]) for line in done.stdout.splitlines())
+    assert before < 0.95 < after

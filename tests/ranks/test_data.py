@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist.utils.data import DataLoader, Dataset
+from sorix_dist.utils.data import DataLoader, Dataset, LengthBucketSampler, Subset, one_hot, random_split
 from tests.parallel import sharing
 from tests.train import metric_checks
 
@@ -42,3 +42,38 @@ def test_the_rest_of_an_epoch() -> None:
     later.load_state_dict(state)
     seen += [i for batch in later for i in batch.tolist()]
     assert sorted(i for part in sx.all_gather(seen) for i in part) == list(range(31))
+
+
+def test_a_split_is_the_same_on_every_rank() -> None:
+    """Also if no seed was set: the ranks agree on one."""
+    data = Dataset(np.arange(31))
+    parts: list[Subset] = [*random_split(data, [20, 11]), *random_split(data, [0.5, 0.5])]
+    for part in parts:
+        indices = part.indices.tolist()
+        assert sx.broadcast(indices) == indices
+        seen = sx.all_gather([i for batch in DataLoader(part, 4) for i in batch.tolist()])
+        assert sorted(i for rank in seen for i in rank) == sorted(indices)
+
+
+def augmented(x, y, draw):
+    return x + draw.normal(2), one_hot(y, 3)
+
+
+def test_transformed_batches() -> None:
+    """What all ranks get together is what one process gets."""
+    x, y = np.arange(62.0).reshape(31, 2), np.arange(31) % 3
+    loader = DataLoader(Dataset(x, y), 4, shuffle=True, seed=1, batch_transform=augmented, num_workers=1)
+    whole = DataLoader(Dataset(x, y), 4, shuffle=True, seed=1, batch_transform=augmented, shard=False)
+    for batch, expected in zip(loader, whole, strict=True):
+        for own, all_rows in zip(batch, expected, strict=True):
+            assert [row for rows in sx.all_gather(own.tolist()) for row in rows] == all_rows.tolist()
+
+
+def test_padded_sequences() -> None:
+    """All ranks pad to the longest sequence of the global batch."""
+    lengths = np.random.default_rng(0).integers(1, 9, 31)
+    data = [np.full(length, i + 1) for i, length in enumerate(lengths)]
+    for batch in DataLoader(data, 4, sampler=LengthBucketSampler(lengths, 4)):
+        shapes = sx.all_gather(batch.shape)
+        longest = max(max((lengths[row[0] - 1] for row in rows), default=0) for rows in sx.all_gather(batch.tolist()))
+        assert {shape[1] for shape in shapes} == {longest}

@@ -86,7 +86,9 @@ def test_a_parameter_that_can_not_be_one(folder: Path) -> None:
         {"part.array": np.arange(3)},
         text.replace('{"array":', '{"parameter":').replace('"part.array"}', '["part.array",true]}'),
     )
-    with pytest.warns(RuntimeWarning, match="can't be used, the one before is: its structure is none: RuntimeError"):
+    with pytest.warns(
+        RuntimeWarning, match="can't be used, the one before is: its structure can.t be understood: RuntimeError"
+    ):
         assert checkpointer.load_latest() == {"step": 0}
 
 

@@ -41,6 +41,18 @@ class Squares:
         return np.float64([index, index**2]), index
 
 
+def test_samples_are_overwritten() -> None:
+    data = Dataset(X.copy(), Y.copy())
+    data[0] = np.array([3, 4]), np.array([1])
+    data[1:3] = np.ones((2, 2)), [7, 8]
+    assert data.X[:3].tolist() == [[3, 4], [1, 1], [1, 1]]
+    assert data.y[:3].tolist() == [1, 7, 8]
+    only = Dataset(X.copy())
+    only[1] = -1
+    assert only.X[1].tolist() == [-1, -1]
+    assert repr(only) == "Dataset(len=10, has_labels=False)"
+
+
 def test_tensor_dataset() -> None:
     data = TensorDataset(sx.tensor(X), Y)
     assert len(data) == 10
@@ -144,6 +156,9 @@ class Frame:
 
     def __len__(self) -> int:
         return len(self.data[self.columns[0]])
+
+    def to_numpy(self) -> Any:
+        return self.__array__()
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         return np.stack([values.astype(object) for values in self.data.values()], axis=1)
@@ -299,6 +314,10 @@ def test_length_buckets(shuffle: bool) -> None:
     split = [batches(rank, 3, 0) for rank in range(3)]
     for whole, parts in zip(one, zip(*split, strict=True), strict=True):
         assert np.array_equal(whole[0].array, np.concatenate([x.array for x, _ in parts]))
+    loader = DataLoader(data, 8, sampler=LengthBucketSampler(data.lengths, 8, shuffle))
+    plain = list(loader.in_order())
+    assert [i for _, yb in plain for i in yb.tolist()] == list(range(101))
+    assert all(x.shape[1] == data.lengths[yb.array].max() for x, yb in plain)
     other = batches(0, 1, 1)
     assert ([yb.tolist() for _, yb in other] == [yb.tolist() for _, yb in one]) != shuffle
     with pytest.raises(ValueError, match="batch_size must be that of the sampler, 8, got 9"):

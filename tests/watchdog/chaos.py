@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.launch.tree import descendants
+from sorix_dist.launch.processes import descendants
 from sorix_dist.watchdog.process import command
 from sorix_dist.watchdog.status_page import StatusPages
 from tests.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there
@@ -59,7 +59,7 @@ parts = dict(model=model, optimizer=optimizer, loader=loader)
 found = saved.load_latest(**parts)
 step = found["step"] if found else 0
 open(f"{{folder}}/rank-{{rank}}", "w").write(str(os.getpid()))
-while step < 200:
+while step < 120:
     for x, y in loader:
         order = f"{{folder}}/order-{{rank}}"
         if os.path.exists(order):

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops.axes import along_axis
+from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of
 from sorix_dist.core.ops.elementwise import add, mul
-from sorix_dist.core.ops.shape import squeeze
+from sorix_dist.core.ops.shape import reshape, squeeze
 from sorix_dist.core.ops.special import erf
 from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
-from sorix_dist.core.tensor import Array, Tensor, as_array
+from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
 _BLOCK = 1 << 15  # elements: some arrays of so many stay in a core's cache while several passes go over them
 
@@ -210,28 +211,23 @@ def log_sum_exp_along(x: Any, *, axis: int) -> Any:
 
 def softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
     """exp(X) divided by its sum along `axis` (or `dim`)."""
-    return softmax_along(X, axis=_checked("softmax", X, axis if dim is None else dim))
+    return softmax_along(X, axis=axis_of("softmax", X, axis if dim is None else dim))
 
 
 def log_softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
     """The logarithm of softmax(X), exact also where softmax underflows."""
-    return log_softmax_along(X, axis=_checked("log_softmax", X, axis if dim is None else dim))
+    return log_softmax_along(X, axis=axis_of("log_softmax", X, axis if dim is None else dim))
 
 
-def logsumexp(X: Any, dim: int = -1, keepdim: bool = False) -> Any:
-    """log(sum(exp(X))) along `dim`, without overflow."""
-    axis = _checked("logsumexp", X, dim)
-    kept = log_sum_exp_along(X, axis=axis)
-    return kept if keepdim else squeeze(kept, axis)
-
-
-def _checked(name: str, X: Any, axis: int) -> int:
-    """`axis` of X as a number from 0; IndexError if there is no such axis."""
-    shape = np.shape(X)
-    count = len(shape)
-    if not -count <= axis < count:
-        raise IndexError(f"{name}: dim must be in [{-count}, {count}) for shape {tuple(shape)}, got {axis}")
-    return axis % count
+def logsumexp(X: Any, dim: Any = -1, keepdim: bool = False) -> Any:
+    """log(sum(exp(X))) along `dim`, one or several, without overflow."""
+    axes = axes_of("logsumexp", X, dim) or ()
+    if not shape_of(X):
+        return reshape(log_sum_exp_along(reshape(X, 1), axis=0), ())
+    value = X
+    for axis in axes:  # the logarithm of a sum of sums
+        value = log_sum_exp_along(value, axis=axis)
+    return value if keepdim else squeeze(value, axes)
 
 
 _DRAWS = 16  # draws of 16 bits in the words of one step
@@ -243,28 +239,20 @@ def dropout(
     """In training, zeroes each element with probability p and divides the others by 1 - p.
 
     input: the batch is its first dimension; one row of the batch may be several consecutive rows of it.
-    The mask of a row is a function of the seed, the layer, its call and the row's place in the global batch.
+    The mask of a row is a function of the seed, the layer, its call and the row's index in the global batch.
     draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
     inplace: ignored, since arrays are never overwritten.
     """
-    check_dropout("dropout", p)
-    if not training or p == 0:
-        return input if isinstance(input, Tensor) else Tensor(input)
-    shape = np.shape(input)
-    return _masked(input, p, shape if shape else (1,), shape, draws)
+    return _dropped("dropout", input, p, training, draws, np.ndim(input))
 
 
 def dropout2d(
     input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, draws: Draws | None = None
 ) -> Tensor:
     """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
-    check_dropout("dropout2d", p)
-    shape = np.shape(input)
-    if len(shape) < 2:
-        raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape)}")
-    if not training or p == 0:
-        return input if isinstance(input, Tensor) else Tensor(input)
-    return _masked(input, p, shape[:2], (*shape[:2], *(1 for _ in shape[2:])), draws)
+    if np.ndim(input) < 2:
+        raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(np.shape(input))}")
+    return _dropped("dropout2d", input, p, training, draws, 2)
 
 
 def check_dropout(name: str, p: float) -> None:
@@ -273,20 +261,24 @@ def check_dropout(name: str, p: float) -> None:
         raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
 
 
-def _masked(input: Any, p: float, drawn: tuple[int, ...], shape: tuple[int, ...], draws: Draws | None) -> Tensor:
-    """input times a mask of `drawn` elements, first dimension the rows, in `shape`."""
-    dtype = (input.array if isinstance(input, Tensor) else as_array(input)).dtype
-    if dtype.kind != "f":
-        raise TypeError(f"dropout: input must be of floating point dtype, got {dtype}")
-    keep = _kept(p, drawn, functional_draws() if draws is None else draws, shard_of(input))
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return mul(input, np.multiply(keep, scale, dtype=dtype).reshape(shape))
+def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | None, dims: int) -> Tensor:
+    """Dropout with one draw for each element of the first `dims` dimensions."""
+    check_dropout(name, p)
+    if not training or p == 0:
+        return input if isinstance(input, Tensor) else Tensor(input)
+    array = input.array if isinstance(input, Tensor) else as_array(input)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name}: input must be of floating point dtype, got {array.dtype}")
+    drawn = array.shape[:dims] or (1,)
+    shape = (*array.shape[:dims], *(1 for _ in array.shape[dims:]))
+    return mul(input, _mask(p, drawn, draws, shard_of(input), array.dtype, shape))
 
 
-def _kept(p: float, shape: tuple[int, ...], draws: Draws, place: Shard | None) -> Array:
-    """Which elements stay."""
-    words = words_by_row(shape, draws, place, _DRAWS)
-    units = len(words)
-    fine = words.view(np.uint16).reshape(units, 4 * words.shape[1])[:, : int(np.prod(shape)) // max(1, units)]
-    kept: Array = fine >= min(round(p * 2**16), 2**16 - 1)
-    return kept.reshape(shape)
+@host
+def _mask(p: float, drawn: tuple[int, ...], draws: Draws | None, place: Shard | None, dtype: Any, shape: Any) -> Array:
+    """Factors of 0 or 1 / (1 - p), `drawn` of them, in `shape`."""
+    words = words_by_row(drawn, functional_draws() if draws is None else draws, place, _DRAWS)
+    fine = words.view(np.uint16).reshape(len(words), 4 * words.shape[1])[:, : math.prod(drawn) // max(1, len(words))]
+    keep = fine >= min(round(p * 2**16), 2**16 - 1)
+    mask: Array = np.multiply(keep.reshape(shape), 1 / (1 - p) if p < 1 else 0.0, dtype=dtype)
+    return mask

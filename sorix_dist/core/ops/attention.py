@@ -16,22 +16,10 @@ from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
 from sorix_dist.core.ops.indexing import index
-from sorix_dist.core.ops.matrix import matmul, sums_of_rows
+from sorix_dist.core.ops.matrix import matmul, row_sums
 from sorix_dist.core.ops.reduce import sum_over
 from sorix_dist.core.ops.shape import permute_to, reshape, swapaxes
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    applied,
-    beside,
-    in_order,
-    one_row,
-    placement_of,
-    whole,
-    whole_sums,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, applied, beside, in_order, placement_of, whole
 from sorix_dist.core.tensor import Array, shape_of
 
 
@@ -48,9 +36,9 @@ def attention_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
     """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
-    queries, *others = whole_sums(inputs, name)
+    queries, *others = rules.whole_sums(inputs, name)
     lead = placement_of(queries)
-    if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or one_row(lead):
+    if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or rules.one_row(lead):
         return [whole(x, name) for x in (queries, *others)]
     at = len(shape_of(queries)) - lead.axis
     for i, x in enumerate(others):
@@ -170,7 +158,7 @@ def _weights(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
 
 def _sums(rows: Array) -> Array:
     """The sums along the last dimension, which stays with length 1."""
-    return sums_of_rows(rows.reshape(prod(rows.shape[:-1]), rows.shape[-1])).reshape(*rows.shape[:-1], 1)
+    return row_sums(rows.reshape(prod(rows.shape[:-1]), rows.shape[-1])).reshape(*rows.shape[:-1], 1)
 
 
 def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | None) -> Array:

@@ -26,9 +26,11 @@ def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
     shape = shape_of(input)
     count = len(shape) + more
     try:
-        axis = dim.__index__()
+        axis = None if isinstance(dim, bool) else dim.__index__()
     except AttributeError:
-        raise TypeError(f"{name}: dim must be an integer, got {dim!r}") from None
+        axis = None
+    if axis is None:
+        raise TypeError(f"{name}: dim must be an integer, got {dim!r}")
     # A 0-d tensor is taken as a row of one element where that makes sense, as in PyTorch.
     limit = max(1, count)
     if not -limit <= axis < limit:
@@ -36,13 +38,16 @@ def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
     return int(axis) % limit
 
 
-def axes_of(name: str, input: Any, dim: Any, axis: Any = None) -> tuple[int, ...] | None:
-    """The dimensions to reduce over, given as `dim` or `axis`: None (all), one or several; counted from 0."""
+def axes_of(name: str, input: Any, dim: Any, axis: Any = None, empty_is_all: bool = False) -> tuple[int, ...] | None:
+    """The dimensions to reduce over, given as `dim` or `axis`: None (all), one or several; counted from 0.
+
+    empty_is_all: whether () means all dimensions, as for PyTorch's sums.
+    """
     if dim is None:
         dim = axis
     elif axis is not None:
         raise TypeError(f"{name}: dim and axis mean the same; only one can be given, got dim={dim!r}, axis={axis!r}")
-    if dim is None:
+    if dim is None or (empty_is_all and dim == ()):
         return None
     axes = tuple([axis_of(name, input, d) for d in (dim if isinstance(dim, tuple | list) else (dim,))])
     if len(axes) > 1 and len(set(axes)) < len(axes):

@@ -28,7 +28,9 @@ def select(x: Any, y: Any, *, condition: Any) -> Any:
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:
-    """Elements of x where the condition is true, of y elsewhere; all three broadcast."""
+    """Elements of x where the condition, of bools, is true, of y elsewhere; all three broadcast."""
+    if _array(condition).dtype != np.bool_:
+        raise TypeError(f"where: condition must hold bools, got {_array(condition).dtype}; compare it, as by != 0")
     if isinstance(x, int | float) and isinstance(y, int | float):
         x = np.asarray(x, common_dtype((x, y)))
     if all(shard_of(operand) is None for operand in (condition, x, y)):
@@ -93,7 +95,9 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
-    return where(mask if isinstance(mask, Tensor) else flags, value, input)
+    kind = _array(input).dtype
+    filled = value.astype(kind) if isinstance(value, Tensor) else Tensor.of(np.asarray(value).astype(kind).reshape(()))
+    return where(mask if isinstance(mask, Tensor) else flags, filled, input)
 
 
 def tril(input: Any, diagonal: int = 0) -> Any:
@@ -112,7 +116,8 @@ def _triangle(name: str, input: Any, mask: Callable[[int, int], Array]) -> Any:
         raise ValueError(f"{name}: input must have at least two dimensions, got shape {shape}")
     if place is not None and place.axis >= len(shape) - 2:  # rows of the batch are rows or columns of the matrix
         input = whole(input, name)
-    return select(input, 0, condition=mask(*shape_of(input)[-2:]))
+    zero = False if _array(input).dtype == np.bool_ else 0
+    return select(input, zero, condition=mask(*shape_of(input)[-2:]))
 
 
 class ValuesAndIndices(NamedTuple):

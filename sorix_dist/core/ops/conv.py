@@ -1,4 +1,4 @@
-"""Convolution as im2col and a matrix product, tile by tile, and its gradients, which are written alike.
+"""Convolution as im2col and a matrix product, tile by tile, and its gradients, which are computed the same way.
 
 With x an image, w a kernel and y = x * w their convolution, three operations close under differentiation:
 `convolution(x, w)`, `transposed_convolution(y, w)`, the gradient to x, and `kernel_correlation(x, y)`, the
@@ -16,25 +16,10 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops.matrix import sums_of_rows
+from sorix_dist.core.ops import windows
+from sorix_dist.core.ops.matrix import row_sums
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
-from sorix_dist.core.ops.windows import (
-    WIDE,
-    Geometry,
-    Pair,
-    Scratch,
-    Taps,
-    Tile,
-    batch_innermost,
-    columns,
-    cut,
-    geometry,
-    inside,
-    pair,
-    pieces,
-    single,
-    tiles,
-)
+from sorix_dist.core.ops.windows import WIDE, Geometry, Pair, Scratch, Taps, Tile, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -48,7 +33,7 @@ def _groups(image: Array, groups: int) -> Array:
 def _unfolded(x: Array, places: Geometry, groups: int, outputs: int) -> Iterator[tuple[Tile, Array]]:
     """im2col: tiles of the output of a convolution of images x (N, C, H, W) to `outputs` channels, and their
     windows as matrices (groups, products, kH * kW * C / groups, pixels)."""
-    image = _groups(batch_innermost(x), groups)
+    image = _groups(windows.batch_innermost(x), groups)
     down, right = (
         Taps(-before, step, kernel, spacing)
         for (before, _), step, kernel, spacing in zip(
@@ -57,11 +42,11 @@ def _unfolded(x: Array, places: Geometry, groups: int, outputs: int) -> Iterator
     )
     scratch = Scratch(x.dtype)
     pixel = (x.shape[1] * right.count * min(down.step, down.count) + outputs) * len(x) * x.itemsize
-    for tile in tiles(places.output, down.shared, pixel, len(x), outputs // groups):
+    for tile in windows.tiles(places.output, down.shared, pixel, len(x), outputs // groups):
         if places.kernel == (1, 1) and places.padded == places.size:  # the windows are the image
             yield tile, tile.matrices(image[:, :, :: down.step, :: right.step])
         else:
-            yield tile, columns(image, down, right, tile, scratch)
+            yield tile, windows.columns(image, down, right, tile, scratch)
 
 
 def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int) -> Any:
@@ -71,12 +56,14 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
     dtype = np.result_type(x, g)
     outputs, each = g.shape[1], x.shape[1] // groups
     w = np.empty((outputs, each, *places.kernel), dtype) if out is None else out
-    image = _groups(batch_innermost(g), groups)
+    image = _groups(windows.batch_innermost(g), groups)
     total = np.zeros((groups, each * prod(places.kernel), outputs // groups), dtype)
     for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, outputs):
         # In this order, not transposed: a product is faster if its columns are few.
-        count = pieces(matrices, outputs // groups, 2 * WIDE)
-        total += np.matmul(cut(matrices, count), cut(tile.matrices(image), count).swapaxes(3, 4)).sum(axis=(1, 2))
+        count = windows.pieces(matrices, outputs // groups, 2 * WIDE)
+        total += np.matmul(windows.cut(matrices, count), windows.cut(tile.matrices(image), count).swapaxes(3, 4)).sum(
+            axis=(1, 2)
+        )
     _groups(w, groups)[...] = total.reshape(groups, *places.kernel, each, -1).transpose(0, 4, 3, 1, 2)
     return w
 
@@ -87,7 +74,7 @@ def _to_bias(g: Any, out: Array | None) -> Any:
         return np.sum(g, axis=(0, 2, 3), out=out)
     count, outputs, high, wide = g.shape
     rows = g.transpose(1, 2, 3, 0).reshape(outputs * high, wide * count)
-    return np.sum(sums_of_rows(rows).reshape(outputs, high), axis=1, out=out)
+    return np.sum(row_sums(rows).reshape(outputs, high), axis=1, out=out)
 
 
 @op(rule=rules.rows_at(0), called="a convolution")
@@ -102,8 +89,8 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, len(w)):
         part = tile.of(image)
         if tile.by_rows:
-            count = pieces(matrices, kernels.shape[2], WIDE)
-            np.matmul(kernels[:, :, None], cut(matrices, count), out=cut(tile.matrices(image), count))
+            count = windows.pieces(matrices, kernels.shape[2], WIDE)
+            np.matmul(kernels[:, :, None], windows.cut(matrices, count), out=windows.cut(tile.matrices(image), count))
         else:
             part[...] = tile.pixels(np.matmul(kernels, matrices))
         if bias is not None:
@@ -121,9 +108,9 @@ def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geome
     (N, C, *places.size), plus b of shape (C,) or None."""
     dtype = np.result_type(y, w)
     x = np.zeros((w.shape[1] * groups, *places.size, len(y)), dtype)
-    pixels, windows = _groups(x, groups), _groups(batch_innermost(y), groups)
+    image, kernels = _groups(windows.batch_innermost(y), groups), _groups(w, groups)
     for phase in range(places.stride[0]):
-        _fold(pixels, windows, _groups(w, groups), places, phase)
+        _fold(_groups(x, groups), image, kernels, places, phase)
     if b is not None:
         x += b.reshape(-1, 1, 1, 1)
     return x.transpose(3, 0, 1, 2), (
@@ -146,7 +133,7 @@ def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
     outputs = w.shape[1]
     rows = [i for i in reversed(range(places.kernel[0])) if i * spacing % stride == phase]
     # Row k of those of x lies under row k - (i * spacing - phase) / stride of y for the kernel's row i.
-    under, there = inside(phase - top, stride, places.padded[0], height)
+    under, there = windows.inside(phase - top, stride, places.padded[0], height)
     if not rows or under.start == under.stop:
         return
     behind = [(i * spacing - phase) // stride for i in rows]
@@ -155,12 +142,12 @@ def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
     target = x[:, :, there]
     scratch, product = Scratch(x.dtype), Scratch(x.dtype)
     pixel = (outputs + each * places.kernel[1]) * groups * count * x.itemsize
-    for tile in tiles((under.stop - under.start, y.shape[3]), down.shared, pixel, count, kernels.shape[2]):
-        matrices = columns(y, down, Taps(0, 1, 1, 1), tile, scratch)
+    for tile in windows.tiles((under.stop - under.start, y.shape[3]), down.shared, pixel, count, kernels.shape[2]):
+        matrices = windows.columns(y, down, Taps(0, 1, 1, 1), tile, scratch)
         shape = (*matrices.shape[:2], kernels.shape[2], matrices.shape[3])
         spread = np.matmul(kernels, matrices, out=product(*shape))
         for j in range(places.kernel[1]):
-            among, at = inside(
+            among, at = windows.inside(
                 tile.columns[0] * step + j * right - left, step, tile.columns[1] - tile.columns[0], width
             )
             part = target[:, :, slice(*tile.rows), at]
@@ -205,9 +192,10 @@ def _padding(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair
         if padding == "same" and max(stride) > 1:
             raise ValueError(f"{name}: padding='same' needs stride 1, got stride {stride}")
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
-    vertical, horizontal = pair(name, "padding", padding, 0)
-    return (vertical, vertical), (horizontal, horizontal)
+        vertical, horizontal = ((n // 2, n - n // 2) for n in total)
+        return vertical, horizontal
+    down, right = pair(name, "padding", padding, 0)
+    return (down, down), (right, right)
 
 
 def conv2d(
@@ -226,11 +214,8 @@ def conv2d(
     "same" (as many windows as pixels, for stride 1), or "valid" (none). ValueError names what does not fit.
     """
     _check("conv2d", input, weight, bias, groups, "N, C, H, W")
-    kernel, size = tuple(weight.shape[2:]), tuple(input.shape[2:])
     steps, spacing = pair("conv2d", "stride", stride, 1), pair("conv2d", "dilation", dilation, 1)
-    around = _padding("conv2d", padding, kernel, steps, spacing)
-    places = geometry("conv2d", size, kernel, steps, around, spacing)
-    return convolution(input, weight, bias, places=places, groups=groups)
+    return _conv("conv2d", input, weight, bias, steps, padding, spacing, groups)
 
 
 def conv1d(
@@ -248,14 +233,19 @@ def conv1d(
     """
     _check("conv1d", input, weight, bias, groups, "N, C, L")
     # A sequence is an image of one column, so that a tile is a range of rows.
-    kernel = (weight.shape[2], 1)
     steps, spacing = ((single("conv1d", n, v, 1), 1) for n, v in (("stride", stride), ("dilation", dilation)))
     pixels = padding if isinstance(padding, str) else (single("conv1d", "padding", padding, 0), 0)
-    around = _padding("conv1d", pixels, kernel, steps, spacing)
-    places = geometry("conv1d", (input.shape[2], 1), kernel, steps, around, spacing)
-    y = convolution(unsqueeze(input, 3), unsqueeze(weight, 3), bias, places=places, groups=groups)
-    sequence: Tensor = squeeze(y, 3)
-    return sequence
+    y = _conv("conv1d", unsqueeze(input, 3), unsqueeze(weight, 3), bias, steps, pixels, spacing, groups)
+    return squeeze(y, 3)  # type: ignore[no-any-return]
+
+
+def _conv(
+    name: str, input: Any, weight: Any, bias: Any, stride: Pair, padding: Any, dilation: Pair, groups: int
+) -> Tensor:
+    size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
+    around = _padding(name, padding, kernel, stride, dilation)
+    places = geometry(name, size, kernel, stride, around, dilation)
+    return convolution(input, weight, bias, places=places, groups=groups)
 
 
 def conv_transpose2d(

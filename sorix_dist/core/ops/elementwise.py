@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.dtype import as_dtype
-from sorix_dist.core.op import op
+from sorix_dist.core.op import OF_NUMPY, op
 
 # -- arithmetic
 
@@ -42,7 +42,7 @@ def div(x: Any, y: Any) -> Any:
 
 @op(numpy=np.power, promote="common")
 def pow(x: Any, y: Any) -> Any:
-    """x ** y; the gradient to the exponent is 0 where x is 0."""
+    """x ** y; the gradient to the exponent is 0 where x is 0, and -inf if y is negative there."""
     z = x**y
 
     def to_base(g: Any, out: Any) -> Any:
@@ -53,11 +53,25 @@ def pow(x: Any, y: Any) -> Any:
         return g * np.where(zero, 0, y) * x ** np.where(zero, 1, y - 1)
 
     def to_exponent(g: Any, out: Any) -> Any:
-        if isinstance(x, int | float):
-            return g * z * (math.log(x) if x > 0 else 0.0 if x == 0 else math.nan)
-        return g * z * np.log(np.where(x == 0, 1, x))
+        if isinstance(x, int | float) and x:
+            return g * z * (math.log(x) if x > 0 else math.nan)
+        zero = x == 0
+        return g * z * np.where(zero & (y < 0), -math.inf, np.log(np.where(zero, 1, x)))
 
     return z, (to_base, to_exponent)
+
+
+@op(promote="float")
+def power(x: Any, *, exponent: float) -> Any:
+    """x ** exponent of numbers >= 0; the gradient at 0 and infinity is 0."""
+    with np.errstate(divide="ignore"):
+        z = np.power(x, exponent)
+
+    def to_x(g: Any, out: Any) -> Any:
+        regular = (x != 0) & np.isfinite(x)
+        return g * np.where(regular, np.where(regular, x, 1) ** (exponent - 1) * exponent, 0)
+
+    return z, (to_x,)
 
 
 @op(numpy=np.remainder, promote="common")
@@ -125,6 +139,14 @@ def _zero(g: Any) -> Any:
     return np.where(False, g, 0)
 
 
+def _without_bools(x: Any) -> Any:
+    return x.astype(np.int64) if x.dtype == np.bool_ else x
+
+
+def _sign(x: Any) -> Any:
+    return np.sign(np.where(np.isnan(x), 0, x)) if x.dtype.kind == "f" else x if x.dtype == np.bool_ else np.sign(x)
+
+
 exp = unary("exp", np.exp, "e ** x.", lambda g, y: g * y)
 expm1 = unary("expm1", np.expm1, "e ** x - 1, exact also for small x.", lambda g, y: g * (y + 1))
 log = unary("log", np.log, "The natural logarithm.", lambda g, x: g / x)
@@ -132,17 +154,24 @@ log2 = unary("log2", np.log2, "The logarithm to base 2.", lambda g, x: g / (x * 
 log10 = unary("log10", np.log10, "The logarithm to base 10.", lambda g, x: g / (x * math.log(10)))
 log1p = unary("log1p", np.log1p, "log(1 + x), exact also for small x.", lambda g, x: g / (x + 1))
 sqrt = unary("sqrt", np.sqrt, "The square root.", lambda g, y: g / (y * 2))
+root = unary(
+    "root", lambda x: np.sqrt(x), "The square root, whose gradient at 0 is 0.",
+    lambda g, y: g / np.where(y == 0, math.inf, y * 2),
+)  # fmt: skip
 rsqrt = unary("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", lambda g, y: g * (y * y * y * -0.5))
 reciprocal = unary("reciprocal", np.reciprocal, "1 / x.", lambda g, y: -g * y * y)
-square = unary("square", np.square, "x * x.", lambda g, x: g * (x * 2), None)
+square = unary("square", lambda x: np.square(_without_bools(x)), "x * x.", lambda g, x: g * (x * 2), None)
 sin = unary("sin", np.sin, "The sine of an angle in radians.", lambda g, x: g * np.cos(x))
 cos = unary("cos", np.cos, "The cosine of an angle in radians.", lambda g, x: -g * np.sin(x))
 tan = unary("tan", np.tan, "The tangent of an angle in radians.", lambda g, y: g * (1 + y * y))
 atan = unary("atan", np.arctan, "The angle from -pi/2 to pi/2 whose tangent is x.", lambda g, x: g / (1 + x * x))
 abs = unary("abs", np.absolute, "The absolute value; the gradient at 0 is 0.", lambda g, x: g * np.sign(x), None)
-sign = unary("sign", np.sign, "-1, 0 or 1; the gradient is 0.", lambda g, y: _zero(g), None)
+sign = unary("sign", lambda x: _sign(x), "-1, 0 or 1, and 0 of NaN; the gradient is 0.", lambda g, y: _zero(g), None)
 floor = unary("floor", np.floor, "The largest integer <= x; the gradient is 0.", lambda g, y: _zero(g), None)
 ceil = unary("ceil", np.ceil, "The smallest integer >= x; the gradient is 0.", lambda g, y: _zero(g), None)
+
+
+OF_NUMPY |= {np.square: square, np.sign: sign}
 
 
 @op(called="round")
@@ -157,8 +186,9 @@ def round(input: Any, decimals: int = 0) -> Any:
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """The elements in another dtype; the gradient comes back in this one."""
-    return cast_to(x, dtype=as_dtype(dtype))
+    """The elements in another dtype; the gradient comes back in this one, from floats."""
+    kind = as_dtype(dtype)
+    return (cast_to if kind.kind == "f" else cut_to)(x, dtype=kind)
 
 
 @op(rule=rules.cast, called="astype")
@@ -168,6 +198,12 @@ def cast_to(x: Any, *, dtype: Any) -> Any:
 
 
 # -- without a gradient
+
+
+@op(rule=rules.cast, called="astype", differentiable=False)
+def cut_to(x: Any, *, dtype: Any) -> Any:
+    """The elements as integers or bools of NumPy's `dtype`."""
+    return x.astype(dtype), ()
 
 
 def _without_gradient(name: str, ufunc: np.ufunc, meaning: str, **options: Any) -> Callable[..., Any]:
@@ -198,9 +234,16 @@ logical_and = _without_gradient("logical_and", np.logical_and, "Whether both ele
 logical_or = _without_gradient("logical_or", np.logical_or, "Whether at least one of two elements is not 0.")
 logical_xor = _without_gradient("logical_xor", np.logical_xor, "Whether exactly one of two elements is not 0.")
 bitwise_not = _without_gradient("bitwise_not", np.invert, "The bits of integers inverted; the opposite of bools.")
-bitwise_and = _without_gradient("bitwise_and", np.bitwise_and, "The bits that both integers have; of bools: and.")
-bitwise_or = _without_gradient("bitwise_or", np.bitwise_or, "The bits that one of two integers has; of bools: or.")
-bitwise_xor = _without_gradient("bitwise_xor", np.bitwise_xor, "The bits in which integers differ; of bools: xor.")
+_COMMON: dict[str, Any] = {"promote": "common"}
+bitwise_and = _without_gradient(
+    "bitwise_and", np.bitwise_and, "The bits that both integers have; of bools: and.", promote="common"
+)
+bitwise_or = _without_gradient(
+    "bitwise_or", np.bitwise_or, "The bits that one of two integers has; of bools: or.", promote="common"
+)
+bitwise_xor = _without_gradient(
+    "bitwise_xor", np.bitwise_xor, "The bits in which integers differ; of bools: xor.", promote="common"
+)
 
 
 def equal(input: Any, other: Any) -> bool:

@@ -7,24 +7,14 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.elementwise import add, cast
-from sorix_dist.core.ops.shape import expand_to, reshape
+from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
 from sorix_dist.core.placement import Shard, shard_of, tagged
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    aligned_operands,
-    bare,
-    beside,
-    linear_place,
-    whole,
-    whole_sums,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -35,7 +25,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     if not isinstance(place, Shard):
         return linear_place(place)
     found = rows_in_index(place, x.array.shape, options["index"])
-    return apply(refused(x, "an index"), **options) if found is None else found
+    return apply(refused(x, "indexing"), **options) if found is None else found
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -91,47 +81,48 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
     chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
-    alone = len(arrays) == 1 and not any(isinstance(part, int | np.integer) for part in key)
-    if chosen is not None and rows is not None and alone:
-        before = _axes_before(input, key, next(i for i, part in enumerate(key) if part is chosen))
+    if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(_is_integer, key)):
+        parts = _of_each_axis([*key], len(shape_of(input)))
+        axis = next(i for i, part in enumerate(parts) if part is chosen) + rows.axis
         mask = chosen.array.dtype == np.bool_
         ordered = rows.group.ordered and input.requires_grad
-        if place is None and not mask and not ordered:  # rows that say what they want of what is the same everywhere
-            return tagged(take(input, index=key_of(key)), rows.moved(before + rows.axis))
-        if mask and place is not None and before + rows.axis == place.axis:
+        if place is None and not mask and not ordered:  # each row looks up in what is the same everywhere
+            return tagged(take(input, index=key_of(key)), rows.moved(axis))
+        if mask and place is not None and axis == place.axis:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
         own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
         # Of each row what its index names.
         if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
             return tagged(take(bare(input), index=(own, other)), place)
-    return take(input, index=key_of(tuple(whole(part, "an index") for part in key)))
-
-
-def _axes_before(input: Any, key: tuple[Any, ...], at: int) -> int:
-    """How many dimensions the result of an index has before the part number `at` of its key."""
-    named = sum(getattr(p, "ndim", 1) if _is_mask(p) else p is not None for p in key if p is not Ellipsis)
-    hidden = len(shape_of(input)) - named
-    return sum(hidden if part is Ellipsis else 1 for part in key[:at])
+    return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
 
 
 def _is_mask(part: Any) -> bool:
     return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
 
 
+def _is_integer(part: Any) -> bool:
+    return isinstance(part, int | np.integer) and not isinstance(part, bool)
+
+
+def _covers(part: Any) -> int:
+    """How many dimensions of the input a part of an index is for."""
+    return part.ndim if _is_mask(part) else int(part is not None and part is not Ellipsis)
+
+
 def _of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
     """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
-    named = sum(p.ndim if _is_mask(p) else 1 for p in parts if p is not None and p is not Ellipsis)
-    dots = next((i for i, p in enumerate(parts) if p is Ellipsis), None)
-    hidden: list[Any] = [slice(None)] * (ndim - named)
-    return [*parts, *hidden] if dots is None else [*parts[:dots], *hidden, *parts[dots + 1 :]]
+    dots = next((i for i, p in enumerate(parts) if p is Ellipsis), len(parts))
+    hidden: list[Any] = [slice(None)] * (ndim - sum(map(_covers, parts)))
+    return [*parts[:dots], *hidden, *parts[dots + 1 :]]
 
 
 def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
     """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
     axis, found = 0, []
     for part in parts:
-        covers = part.ndim if _is_mask(part) else int(part is not None)
+        covers = _covers(part)
         if _is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
             part = rules.rows_beside(part, place, covers + axis - place.axis)
         axis += covers
@@ -140,7 +131,7 @@ def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
 
 
 def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
-    """Where rows are after NumPy's indexing; None if it names them by their places."""
+    """Where rows are after NumPy's indexing; None if it selects them by position."""
     parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
     arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
@@ -150,7 +141,7 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     for i, part in enumerate(parts):
         if together and i == advanced[0]:
             first, after = after, after + dims
-        covers = part.ndim if _is_mask(part) else int(part is not None)
+        covers = _covers(part)
         if axis <= place.axis < axis + covers:
             if isinstance(part, slice):
                 return _sliced_rows(place, part, after)
@@ -165,12 +156,8 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     return None
 
 
-def _is_integer(part: Any) -> bool:
-    return isinstance(part, int | np.integer) and not isinstance(part, bool)
-
-
 def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
-    """All rows, or all rows of some of those that lie one after the other; None for other slices."""
+    """All rows, or some of several batches that were concatenated; None for other slices."""
     if part.step not in (None, 1):
         return None
     length = place.held // place.outer
@@ -178,7 +165,7 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
         return place.moved(axis)
     if place.outer == 1:
         return None
-    if not length and (part.start or part.stop):  # a number of the user's, which is not that of this rank's rows
+    if not length and (part.start or part.stop):  # a position that does not follow from this rank's rows
         return None
     if not length:  # a rank without rows can't tell where one ends
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
@@ -194,9 +181,17 @@ def key_of(key: Any) -> Any:
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
     if isinstance(key, list):
-        array = np.asarray(key)
-        return array if array.size else array.astype(np.int64)
-    return getattr(key, "array", key)
+        return _of_list(key)
+    key = getattr(key, "array", key)
+    if recorders and getattr(key, "dtype", None) == np.bool_:
+        outside("elements are selected by a mask, so that their number follows from values: use where()")
+    return key
+
+
+@host
+def _of_list(key: list[Any]) -> Array:
+    array = np.asarray(key)
+    return array if array.size else array.astype(np.int64)
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
@@ -229,9 +224,23 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     return (input, *others) if fits else tuple(whole(x, name) for x in (input, *others))
 
 
-def take_along_dim(input: Any, indices: Any, dim: int) -> Any:
-    """`gather` with the arguments in NumPy's order."""
-    return gather(input, dim, indices)
+def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
+    """`gather` with the arguments in NumPy's order, which broadcast except along `dim` (None: of the flat input).
+
+    Negative indices count from the end.
+    """
+    if dim is None:
+        return take_along_dim(reshape(input, -1), reshape(indices, -1), 0)
+    at = axis_of("take_along_dim", input, dim)
+    sizes = [extents(x) for x in (input, indices)]
+    others = [(*shape[:at], 1, *shape[at + 1 :]) for shape in sizes]
+    if len(sizes[0]) == len(sizes[1]) and others[0] != others[1]:
+        common = np.broadcast_shapes(*others)
+        input, indices = (
+            expand(x, *common[:at], shape[at], *common[at + 1 :])
+            for x, shape in zip((input, indices), sizes, strict=True)
+        )
+    return gather(input, at, indices + (indices < 0) * sizes[0][at])
 
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
@@ -261,19 +270,24 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
     place = shard_of(input)
     if place is not None and place.axis == at:
         input = refused(input, "index_select")
-    chosen = _indices("index_select", index, shape_of(input)[at])
+    shape = shape_of(input)
+    chosen = _indices("index_select", index, shape[at] if shape else 1)
     if chosen.ndim > 1:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
+    if not shape:
+        return reshape(take(reshape(input, 1), index=chosen.reshape(-1)), ())
     return take(input, index=along(at, chosen.reshape(-1)))
 
 
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
-    (input, mask), place = aligned_operands("masked_select", whole_sums((input, mask), "masked_select"))
+    (input, mask), place = aligned_operands("masked_select", rules.whole_sums((input, mask), "masked_select"))
     flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
+    if recorders:
+        outside("elements are selected by a mask, so that their number follows from values: use where()")
     full = expand_to(bare(input), shape=shape)
     return take(full if place is None else tagged(full, place), index=np.broadcast_to(flags, shape))
 
@@ -291,7 +305,7 @@ def one_hot(input: Any, num_classes: int = -1) -> Any:
         if not labels.size:
             raise ValueError("one_hot: num_classes must be given for an input without elements")
         num_classes = int(labels.max()) + 1
-    labels = _indices("one_hot", labels, num_classes, negative=False)
+    labels = _indices("one_hot", labels, num_classes)
     return Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
 
 
@@ -318,17 +332,16 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     return result.detach().requires_grad_() if requires_grad else result
 
 
-def _indices(name: str, index: Any, limit: int, negative: bool = True) -> Array:
+def _indices(name: str, index: Any, limit: int) -> Array:
     """The index as integers in range; TypeError or IndexError (for the function `name`) otherwise."""
     array = index.array if isinstance(index, Tensor) else np.asarray(index)
     if array.dtype.kind not in "iu":
         if array.size:
             raise TypeError(f"{name}: indices must be integers, got dtype {array.dtype}")
         array = array.astype(np.int64)
-    lowest = -limit if negative else 0
-    if array.size and not (lowest <= array.min() and array.max() < limit):
-        outside = array[(array < lowest) | (array >= limit)].ravel()[0]
-        raise IndexError(f"{name}: indices must be in [{lowest}, {limit}), got {outside}")
+    if array.size and not (array.min() >= 0 and array.max() < limit):
+        outside = array[(array < 0) | (array >= limit)].ravel()[0]
+        raise IndexError(f"{name}: indices must be in [0, {limit}), got {outside}")
     return array
 
 

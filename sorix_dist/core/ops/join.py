@@ -8,28 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.axes import along, axis_of, parts_along
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    align,
-    applied,
-    bare,
-    first_shard,
-    gathers,
-    placement_of,
-    rows_beside,
-    sums_made_whole,
-    whole,
-    whole_sums,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, align, applied, bare, gathers, placement_of, whole
 from sorix_dist.core.tensor import Tensor, shape_of
 
 
@@ -44,12 +30,12 @@ def pad_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """One after the other along `axis`: rows beside rows are rows, and so are all rows behind all rows."""
     axis, new = options["axis"], apply.__name__ == "stack"
-    lead = first_shard(inputs)
+    lead = rules.first_shard(inputs)
     if lead is None:
         first, *others = places = [placement_of(x) for x in inputs]
         if all(isinstance(p, Partial) and p.shown_like(first) for p in places):
             return reduce(Partial.joined, others, first)  # type: ignore[no-any-return]
-        return sums_made_whole(apply, inputs, options)
+        return rules.sums_made_whole(apply, inputs, options)
     shards = [p for x in inputs if isinstance(p := placement_of(x), Shard)]
     alike = all(p.axis == lead.axis and p.inner == lead.inner and lead.batch.like(p.batch) for p in shards)
     if not new and axis == lead.axis:
@@ -64,10 +50,10 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return gathers(apply, inputs, options)
     if not alike or any(p.outer != lead.outer for p in shards):
         return gathers(apply, inputs, options)
-    parts: list[Any] = whole_sums(inputs, apply.__name__)
+    parts: list[Any] = rules.whole_sums(inputs, apply.__name__)
     for i, x in enumerate(parts):
         if not isinstance(placement_of(x), Shard):
-            parts[i] = rows_beside(x, lead, len(shape_of(x)) - lead.axis)
+            parts[i] = rules.rows_beside(x, lead, len(shape_of(x)) - lead.axis)
     return applied(apply, parts, inputs, options, lead.moved(lead.axis + (new and axis <= lead.axis)))
 
 
@@ -103,6 +89,8 @@ def pad_with(x: Any, *, widths: Any, value: float) -> Any:
 def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
     """The tensors one after the other along `dim`; they agree in the other dimensions."""
     parts = _several("cat", tensors)
+    if any(len(shape_of(part)) > 1 for part in parts):  # as in PyTorch, where sums of parts begin with nothing
+        parts = [part for part in parts if shape_of(part) != (0,) or shard_of(part) is not None]
     at = axis_of("cat", parts[0], dim if axis is None else axis)
     parts = _beside_rows("cat", parts, at)
     shapes = [extents(p) for p in parts]

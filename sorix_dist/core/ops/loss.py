@@ -17,7 +17,7 @@ from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.ops.matrix import sum_of_rows
+from sorix_dist.core.ops.matrix import column_sums
 from sorix_dist.core.ops.reduce import divided_rule, sum_divided, sum_over
 from sorix_dist.core.tensor import Array
 
@@ -46,7 +46,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: in
         share = g / divisor
         return _less_at(at_target, share, exps * (share / sums), classes)
 
-    return sum_of_rows(losses) / divisor, (to_logits,)
+    return column_sums(losses) / divisor, (to_logits,)
 
 
 _FEW = 100  # classes
@@ -253,9 +253,15 @@ def binary_cross_entropy_of_logits(x: Any, target: Any, pos_weight: Any) -> Any:
     return (1 - target) * x + missing, (to_x, to_target, None)
 
 
+def _log_but_of_zero(x: Any) -> Any:
+    """log(x), with 0 where x is 0 and NaN where it is negative."""
+    with np.errstate(invalid="ignore"):
+        return np.log(np.where(x == 0, 1, x))
+
+
 @op(called="kl_div")
 def kl_divergence(x: Any, target: Any, *, log_target: bool) -> Any:
-    """target * (log(target) - x) of logarithms x of probabilities, 0 where target is 0.
+    """target * (log(target) - x) of logarithms x of probabilities, 0 where target is 0 and NaN where it is negative.
 
     log_target: `target` holds logarithms too.
     """
@@ -266,9 +272,8 @@ def kl_divergence(x: Any, target: Any, *, log_target: bool) -> Any:
     def to_target(g: Any, out: Any) -> Any:
         if log_target:
             return g * np.exp(target) * (target - x + 1)
-        return np.where(target > 0, g * (np.log(np.where(target > 0, target, 1)) + 1 - x), 0)
+        return np.where(target == 0, 0, g * (_log_but_of_zero(target) + 1 - x))
 
     if log_target:
         return np.exp(target) * (target - x), (to_x, to_target)
-    logs = np.log(np.where(target > 0, target, 1))
-    return target * logs - target * x, (to_x, to_target)
+    return target * _log_but_of_zero(target) - target * x, (to_x, to_target)

@@ -27,19 +27,7 @@ from sorix_dist.core.ops.shape import (
     with_rows,
 )
 from sorix_dist.core.placement import SUM, Shard, shard_of
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    applied,
-    gathers,
-    in_order,
-    one_row,
-    placement_of,
-    rows_beside,
-    whole,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, applied, gathers, in_order, rows_beside, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -47,7 +35,7 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The product of stacks of matrices: contracted over rows it is a Partial."""
     if rules.has_partial(inputs):
         return rules.partial_product(apply, inputs, options)
-    (x, y), (a, b) = inputs, map(placement_of, inputs)
+    (x, y), (a, b) = inputs, map(rules.placement_of, inputs)
     lead = a or b
     if lead is None or in_order(lead):
         return gathers(apply, inputs, options) if lead else None
@@ -66,7 +54,7 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
     if (
         at > 2
-        and one_row(lead)
+        and rules.one_row(lead)
         and not {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at} <= {1, lead.held}
     ):
         return gathers(apply, inputs, options)
@@ -77,19 +65,18 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
-    place = x.place if x.__class__ is Tensor else placement_of(x)
+    place = getattr(x, "place", None)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
-        placements = placement_of(w), placement_of(b)
-        if placements == (None, None):
+        if getattr(w, "place", None) is getattr(b, "place", None) is None:
             return place
-        if not any(isinstance(each, Shard) for each in placements):
+        if not (isinstance(rules.placement_of(w), Shard) or isinstance(rules.placement_of(b), Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
     return gathers(apply, inputs, options)
 
 
 dot = np.ndarray.dot
-"""The product of two matrices: of small ones quicker than np.matmul, and than np.dot, which asks other libraries first.
-It has a name here so that who times products finds them."""
+"""The product of two matrices: for small ones faster than np.matmul, and than np.dot, which dispatches to other types.
+It has a name here so that profilers can time products."""
 
 
 @op(promote="common", rule=matmul_rule, called="@")
@@ -168,7 +155,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
         return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
-        sums = sum_of_rows(g.reshape(-1, outputs), out)
+        sums = column_sums(g.reshape(-1, outputs), out)
         return sums if sums is out else sums.reshape(shape_b)
 
     return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
@@ -180,42 +167,36 @@ _LONG, _STRIP = 512, 32  # numbers
 def times_transposed(g: Array, w: Array) -> Array:
     """g @ w.T for g of shape (rows, out) and w of shape (in, out).
 
-    BLAS has to turn its left factor around first, where the products run along the rows of both. If that is by far the
-    smaller one, then OpenBLAS is several per cent faster, also with a copy of the result, in strips that stay in the
-    cache.
+    BLAS copies its left factor first. If that is by far the smaller one, w @ g.T and a copy of the transposed result,
+    in strips that stay in the cache, is several per cent faster with OpenBLAS.
     """
-    product: Array
     rows, inputs = len(g), len(w)
     if 4 * rows > inputs or w.shape[1] < _LONG:
-        product = dot(g, w.T)
-        return product
+        return dot(g, w.T)  # type: ignore[no-any-return]
     turned = dot(w, g.T)
-    product = np.empty((rows, inputs), turned.dtype)
+    product: Array = np.empty((rows, inputs), turned.dtype)
     for start in range(0, inputs, _STRIP):
         product[:, start : start + _STRIP] = turned[start : start + _STRIP].T
     return product
 
 
-def sum_of_rows(rows: Array, out: Array | None = None) -> Array:
-    """The sum of the rows of a matrix, in `out` if there is one, of as many elements.
+def column_sums(rows: Array, out: Array | None = None) -> Array:
+    """The sum over the rows of a matrix, for each column, in `out` if there is one, of as many elements.
 
-    BLAS makes it, by a product with ones, several times as fast as NumPy sums over rows, and more exactly. Its bits
+    BLAS computes it, as a product with ones, several times as fast as NumPy sums over rows, and more exactly. Its bits
     depend on the number of rows, as those of every product do.
     """
-    sums: Array
     if rows.dtype.itemsize < 4:  # BLAS has no float16
-        sums = np.add.reduce(rows, axis=0)
-        return sums
+        return np.add.reduce(rows, axis=0)  # type: ignore[no-any-return]
     ones = _ones(len(rows), rows.dtype)
     if out is not None and out.dtype == rows.dtype:
         ones.dot(rows, out.reshape(-1))
         return out
-    sums = ones.dot(rows)
-    return sums
+    return ones.dot(rows)  # type: ignore[no-any-return]
 
 
-def sums_of_rows(rows: Array) -> Array:
-    """The sum of each row of a matrix, made in the same way."""
+def row_sums(rows: Array) -> Array:
+    """The sum of each row of a matrix, computed in the same way."""
     sums: Array = rows.sum(axis=1) if rows.dtype.itemsize < 4 else rows.dot(_ones(rows.shape[1], rows.dtype))
     return sums
 
@@ -235,14 +216,12 @@ def einsum(equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     tensors = [x if isinstance(x, Tensor) else Tensor(as_operand(x)) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
-    tensors = _with_rows_together(terms, tensors)
+    tensors = _align_rows(terms, tensors)
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
         for letter, n in zip(term, tensor.shape, strict=True):
             if sizes.setdefault(letter, n) != n and 1 not in (n, sizes[letter]):
-                raise ValueError(
-                    f"einsum: the sizes of '{letter}' in {equation!r} must agree, got {sizes[letter]} and {n}"
-                )
+                raise ValueError(f"einsum: '{letter}' in {equation!r} must have one size, got {sizes[letter]} and {n}")
             sizes[letter] = n if sizes[letter] == 1 else sizes[letter]
     work = [_plain(term, tensor, sizes) for term, tensor in zip(terms, tensors, strict=True)]
     term, value = _summed(*work[0], "".join(t for t, _ in work[1:]) + result)
@@ -280,7 +259,7 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
     return terms, right
 
 
-def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
+def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
     """The operands with the rows of a batch along one letter only: that of the first operand that has rows. Others have
     the rows of all ranks, of which they take this rank's along that letter."""
     found = next(((term, rows) for term, x in zip(terms, tensors, strict=True) if (rows := shard_of(x))), None)
@@ -288,17 +267,17 @@ def _with_rows_together(terms: list[str], tensors: list[Tensor]) -> list[Tensor]
         return tensors
     first, lead = found
     letter = first[lead.axis]
-    if in_order(lead) or first.count(letter) > 1 or one_row(lead):
+    if in_order(lead) or first.count(letter) > 1 or rules.one_row(lead):
         return [whole(x, "einsum") for x in tensors]
-    together = []
+    aligned = []
     for term, x in zip(terms, tensors, strict=True):
         place = shard_of(x)
         if place is None or term[place.axis] != letter or term.count(letter) > 1 or not lead.like(place):
-            x = whole(x, "einsum") if place is not None or letter in term else x
-            if letter in term and x.shape[term.index(letter)] != 1:
-                x = rows_beside(x, lead, x.ndim - term.index(letter))
-        together.append(x)
-    return together
+            x = whole(x, "einsum")
+            if letter in term:
+                x = rules.beside(x, lead, x.ndim - term.index(letter))
+        aligned.append(x)
+    return aligned
 
 
 def _plain(term: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, Tensor]:
@@ -317,15 +296,15 @@ def _plain(term: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, Tenso
 
 
 def _summed(term: str, tensor: Tensor, needed: str) -> tuple[str, Tensor]:
-    """Summed over the letters that nobody else needs."""
-    alone = tuple(i for i, letter in enumerate(term) if letter not in needed)
-    if not alone:
+    """Summed over the letters that are not needed any more."""
+    over = tuple(i for i, letter in enumerate(term) if letter not in needed)
+    if not over:
         return term, tensor
-    return "".join(letter for letter in term if letter in needed), sum_over(tensor, axis=alone, keepdims=False)
+    return "".join(letter for letter in term if letter in needed), sum_over(tensor, axis=over, keepdims=False)
 
 
 def _product(x_term: str, x: Tensor, y_term: str, y: Tensor, later: str) -> tuple[str, Tensor]:
-    """The product of two operands, summed over what they share and nobody later needs."""
+    """The product of two operands, summed over the letters that both have and `later` has not."""
     sizes = dict(zip(x_term + y_term, (*x.shape, *y.shape), strict=True))
     placed = next(((term, p) for term, v in ((x_term, x), (y_term, y)) if (p := shard_of(v)) is not None), None)
     common = [letter for letter in x_term if letter in y_term and letter in later]

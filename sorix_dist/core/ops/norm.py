@@ -8,30 +8,20 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import host
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.collective import all_reduced
 from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
-from sorix_dist.core.ops.matrix import sum_of_rows, sums_of_rows
+from sorix_dist.core.ops.matrix import column_sums, row_sums
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import ALONE, Group, Shard, shard_of, tagged
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    bare,
-    gathers,
-    in_order,
-    placement_of,
-    rows_along,
-    whole,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
 from sorix_dist.core.tensor import Array, Tensor
 
 
-def trailing_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], placement_of(inputs[0])
     weights = all(placement_of(other) is None for other in inputs[1:])
@@ -41,24 +31,12 @@ def trailing_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 Result = tuple[Array, tuple[Rule, ...]]
-
-
-# Is told the number of values per channel in the global batch, their means and their mean squared deviations.
 Observer = Callable[[int, Array, Array], None]
-
-
-def _into(value: Array, out: Array | None, shape: tuple[int, ...]) -> Array:
-    """`value` in `shape`, in `out` if there is one."""
-    if out is None:
-        return value.reshape(shape)
-    out[...] = value.reshape(shape)
-    return out
-
+"""Takes the number of values per channel in the global batch, their means and their mean squared deviations."""
 
 # -- over the batch
 
-
-_WHAT = "batch_norm"
+_WHAT = "batch_norm"  # the name of its collectives
 
 
 def _over_channels(x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -147,8 +125,8 @@ def batch_norm_of_rows(
         y += bias.reshape(shape)
     return y, (
         to_x,
-        lambda g, out: _into(sums(g)[1], out, shapes[0]),  # type: ignore[arg-type]
-        lambda g, out: _into(sums(g)[0], out, shapes[1]),  # type: ignore[arg-type]
+        lambda g, out: sums(g)[1].reshape(shapes[0]),
+        lambda g, out: sums(g)[0].reshape(shapes[1]),
     )
 
 
@@ -173,15 +151,15 @@ def batch_norm(
         raise ValueError(f"batch_norm: input must have shape (N, C, ...), got shape {shape}")
     numbers = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     _check("batch_norm", input, numbers, (shape[1],), flat=True)
-    means, variances = (_numbers(value) for value in (running_mean, running_var))
+    means, variances = (getattr(value, "array", value) for value in (running_mean, running_var))
     if not training:
         if means is None or variances is None:
             raise ValueError("batch_norm: running_mean and running_var must be given unless training, got None")
         channels = (1, shape[1], *(1 for _ in shape[2:]))
         dtype = np.dtype(input.dtype)
-        inverse = (1 / np.sqrt(variances + eps)).astype(dtype).reshape(channels)
+        inverse, negative = _running(means, variances, eps, dtype, channels)
         scale = inverse if weight is None else mul(reshape(weight, channels), inverse)
-        shift = mul(scale, -means.astype(dtype).reshape(channels))
+        shift = mul(scale, negative)
         return add(mul(input, scale), shift if bias is None else add(shift, reshape(bias, channels)))
 
     def observe(count: int, mean: Array, variance: Array) -> None:
@@ -189,21 +167,23 @@ def batch_norm(
             if running is not None:
                 running += momentum * (latest.reshape(running.shape) - running)
 
-    tracked = means is not None or variances is not None
     place = shard_of(input)
     if place is not None and (place.axis == 1 or place.group.ordered):
-        input, place = whole(input, "batch_norm"), None
-    # Of a virtual shard the statistics are its own: they don't depend on who computes the others.
+        input, place = rules.whole(input, "batch_norm"), None
+    # Of a virtual shard the statistics are its own: they don't depend on which rank computes the others.
     group = ALONE if place is None or place.group.isolated else place.group
-    watch = observe if tracked else None
-    if place is not None and place.axis:  # images may lie behind the pixels' axes, for all that matters here
-        result = batch_norm_of_rows(bare(input), weight, bias, group=group, eps=eps, observe=watch)
-        return tagged(result, place)
-    return batch_norm_of_rows(input, weight, bias, group=group, eps=eps, observe=watch)
+    observer = observe if means is not None or variances is not None else None
+    behind = place is not None and place.axis > 0  # rows along an axis of pixels, which makes no difference here
+    x = bare(input) if behind else input
+    result = batch_norm_of_rows(x, weight, bias, group=group, eps=eps, observe=observer)
+    return tagged(result, place) if behind else result
 
 
-def _numbers(value: Any) -> Array | None:
-    return value.array if isinstance(value, Tensor) else value
+@host
+def _running(means: Array, variances: Array, eps: float, dtype: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """1 / sqrt(variance + eps) and -mean of each channel."""
+    inverse = (1 / np.sqrt(variances + eps)).astype(dtype).reshape(shape)
+    return inverse, -means.astype(dtype).reshape(shape)
 
 
 # -- over the features of a row
@@ -216,7 +196,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Ten
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
-@op(composite=_layer_norm, rule=trailing_rule, called="layer_norm")
+@op(composite=_layer_norm, rule=layer_norm_rule, called="layer_norm")
 def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""
@@ -224,7 +204,7 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
     width = int(np.prod(tail))
     flat = (int(np.prod(whole[: x.ndim - dims])), width)
     features = x.reshape(flat)
-    normal = features - sums_of_rows(features)[:, None] / width
+    normal = features - row_sums(features)[:, None] / width
     inverse = 1 / np.sqrt(np.einsum("ij,ij->i", normal, normal) / width + eps)[:, None].astype(x.dtype)
     normal *= inverse
     scale = None if weight is None else weight.reshape(width)
@@ -233,7 +213,7 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
         g = g.reshape(flat)
         gradient = g * (1 if scale is None else scale)
         slope = np.einsum("ij,ij->i", gradient, normal)[:, None] / width
-        gradient -= sums_of_rows(gradient)[:, None] / width
+        gradient -= row_sums(gradient)[:, None] / width
         gradient -= normal * slope
         gradient *= inverse
         return gradient.reshape(whole)
@@ -243,8 +223,8 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
         y += bias.reshape(width)
     return y.reshape(whole), (
         to_x,
-        lambda g, out: _into(np.einsum("ij,ij->j", g.reshape(flat), normal), out, tail),
-        lambda g, out: _into(sum_of_rows(g.reshape(flat)), out, tail),
+        lambda g, out: np.einsum("ij,ij->j", g.reshape(flat), normal).reshape(tail),
+        lambda g, out: column_sums(g.reshape(flat)).reshape(tail),
     )
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops.axes import along
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.ops.matrix import matmul
+from sorix_dist.core.ops.join import stack_along
 from sorix_dist.core.ops.reduce import mean_over
-from sorix_dist.core.ops.shape import squeeze, swapaxes, unsqueeze, with_rows
+from sorix_dist.core.ops.shape import squeeze, unsqueeze, with_rows
 from sorix_dist.core.ops.windows import TILE, Geometry, Pair, geometry, pad, pair, single
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import rows_along
@@ -22,34 +23,33 @@ from sorix_dist.core.tensor import Array, Tensor
 Result = tuple[Array, tuple[Rule, ...]]
 
 
-def _padded_for_max(x: Array, places: Geometry) -> Array:
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    return pad(x, places, lowest)
+def _windows_for_max(x: Array, places: Geometry) -> tuple[Array, list[Array]]:
+    """x with its padding, which is never the maximum; and for each place of the kernel the pixels under it."""
+    padded = pad(x, places, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
+    return padded, [padded[:, :, v, h] for v, h in places.pixels()]
 
 
 def _max_pool(x: Any, *, places: Geometry) -> Tensor:
     """`max_pool` as an index of x: where the maxima are does not change with a small change of x."""
-    padded = _padded_for_max(x.array, places)
-    views = [padded[:, :, v, h] for v, h in places.pixels()]
+    _, views = _windows_for_max(x.array, places)
     # argmax takes the first of equals, and a window's first place in memory is its first in the kernel.
     down, right = np.unravel_index(np.argmax(np.stack(views), axis=0), places.kernel)
     (top, _), (left, _) = places.padding
     samples, channels, rows, columns = np.ogrid[tuple(slice(n) for n in views[0].shape)]
     rows = rows * places.stride[0] + down * places.dilation[0] - top
     columns = columns * places.stride[1] + right * places.dilation[1] - left
-    index = np.broadcast_arrays(samples, channels, rows, columns)
-    return take(x, index=tuple(index))
+    return take(x, index=tuple(np.broadcast_arrays(samples, channels, rows, columns)))
 
 
 @op(composite=_max_pool, rule=rules.rows_at(0))
 def max_pool(x: Array, *, places: Geometry) -> Result:
     """The maximum of each window of x (N, C, H, W); the gradient goes to the first of equal maxima."""
-    padded = _padded_for_max(x, places)
-    views = [padded[:, :, v, h] for v, h in places.pixels()]
+    padded, views = _windows_for_max(x, places)
     y = np.empty_like(views[0])  # in memory in the order of x
     # Which place of the kernel the maximum is at: less to keep, and faster to use, than the image.
     chosen = np.zeros_like(y, np.min_scalar_type(len(views) - 1))
-    for channels in _blocks(padded):
+    step = max(1, 2 * TILE * x.shape[1] // max(1, padded.nbytes))  # channels that stay in the cache for several passes
+    for channels in (slice(start, start + step) for start in range(0, x.shape[1], step)):
         _choose(y[:, channels], chosen[:, channels], [view[:, channels] for view in views])
     strides = y.strides
 
@@ -88,13 +88,6 @@ def _choose(y: Array, chosen: Array, views: list[Array]) -> None:
         np.maximum(chosen, place, out=chosen)  # later places have larger numbers
 
 
-def _blocks(x: Array) -> Iterator[slice]:
-    """The channels of x (N, C, H, W) in parts that stay in the cache while several passes go over them."""
-    step = max(1, 2 * TILE * x.shape[1] // max(1, x.nbytes))
-    for start in range(0, x.shape[1], step):
-        yield slice(start, start + step)
-
-
 def _divide(total: Array, divisor: int | Array) -> Array:
     """total / divisor in total's own dtype, in place; a divisor per window has the shape of the output."""
     total /= divisor if isinstance(divisor, int) else divisor.astype(total.dtype)
@@ -129,7 +122,7 @@ def _places(
     if len(shape) != 4:
         raise ValueError(f"{name}: input must have shape (N, C, H, W), got shape {tuple(shape)}")
     kernel = pair(name, "kernel_size", kernel_size, 1)
-    steps = kernel if stride is None else pair(name, "stride", stride, 1)
+    steps = kernel if stride in (None, ()) else pair(name, "stride", stride, 1)
     around, spacing = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
     if any(2 * p > d * (k - 1) + 1 for p, k, d in zip(around, kernel, spacing, strict=True)):
         raise ValueError(f"{name}: padding must be at most half of kernel_size {kernel}, got {padding!r}")
@@ -234,15 +227,12 @@ def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
         windows = (count, channels, rows, height // rows, columns, width // columns)
         cells = with_rows(input, windows, shard_of(input))
         return mean_over(cells, axis=(3, 5), keepdims=False)
-    dtype = input.array.dtype if isinstance(input, Tensor) else input.dtype
-    narrow = swapaxes(matmul(input, _averages(width, columns, dtype)), 2, 3)
-    turned: Tensor = swapaxes(matmul(narrow, _averages(height, rows, dtype)), 2, 3)
-    return turned
+    narrow = stack_along(*_means(input, 3, width, columns), axis=3)
+    both: Tensor = stack_along(*_means(narrow, 2, height, rows), axis=2)
+    return both
 
 
-def _averages(size: int, count: int, dtype: Any) -> Array:
-    """A matrix (size, count) that takes `size` numbers to the means of `count` windows."""
-    starts, stops = np.arange(count) * size // count, -(-np.arange(1, count + 1) * size // count)
-    place = np.arange(size)[:, None]
-    inside: Array = (place >= starts) & (place < stops)
-    return _divide(inside.astype(dtype), stops - starts)
+def _means(x: Any, axis: int, size: int, count: int) -> Iterator[Any]:
+    """The means of `count` windows that cover an axis, each of its own pixels alone, so that infinities stay there."""
+    for start, stop in ((i * size // count, -(-(i + 1) * size // count)) for i in range(count)):
+        yield mean_over(take(x, index=along(axis, slice(start, stop))), axis=(axis,), keepdims=False)

@@ -12,19 +12,20 @@ from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.activation import logistic, tanh
 from sorix_dist.core.ops.elementwise import add, mul, sub
-from sorix_dist.core.ops.indexing import index, scatter
+from sorix_dist.core.ops.indexing import index
+from sorix_dist.core.ops.join import stack
 from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.ops.shape import transpose
 from sorix_dist.core.tensor import Array
 
 
 def _order(count: int, reverse: bool) -> Sequence[int]:
-    """The places of a sequence in the order in which they are read."""
+    """The steps of a sequence in the order in which they are read."""
     return range(count - 1, -1, -1) if reverse else range(count)
 
 
 def _before(states: Array, first: Array, reverse: bool) -> Array:
-    """The state that each step started from, of the states that they ended with."""
+    """The state that each step started from, given the states that they ended with."""
     return np.concatenate((states[1:], first[None]) if reverse else (first[None], states[:-1]))
 
 
@@ -44,14 +45,6 @@ def _gates(x: Any, count: int, size: int) -> tuple[Any, ...]:
     return tuple(x[..., i * size : (i + 1) * size] for i in range(count))
 
 
-def _joined(steps: dict[int, Any], shape: tuple[int, ...]) -> Any:
-    """Tensors by their place in a sequence of `shape`."""
-    (first, *others) = (scatter(step, index=place, shape=shape) for place, step in steps.items())
-    for other in others:
-        first = add(first, other)
-    return first
-
-
 # -- long short-term memory
 
 
@@ -65,7 +58,7 @@ def _lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_st
         c = add(mul(logistic(f), c), mul(logistic(i), tanh(g)))
         h = mul(logistic(o), tanh(c))
         steps[t] = h
-    return _joined(steps | {len(x): mul(c, 1)}, (len(x) + 1, *h.shape))
+    return stack([*(steps[t] for t in range(len(x))), c])
 
 
 @op(composite=_lstm, rule=rules.rows_at(1, states=(1, 2), at=2))
@@ -147,7 +140,6 @@ def _gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any,
     size = w_state.shape[1]
     from_input, from_state = transpose(w_input), transpose(w_state)
     steps: dict[int, Any] = {}
-    shape = (len(x), *h.shape)
     for t in _order(len(x), reverse):
         r_x, z_x, n_x = _gates(linear(index(x, t), from_input, b_input), 3, size)
         r_h, z_h, n_h = _gates(linear(h, from_state, b_state), 3, size)
@@ -155,7 +147,7 @@ def _gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any,
         n = tanh(add(n_x, mul(r, n_h)))
         h = add(n, mul(z, sub(h, n)))
         steps[t] = h
-    return _joined(steps, shape)
+    return stack([steps[t] for t in range(len(x))])
 
 
 @op(composite=_gru, rule=rules.rows_at(1, states=(1,), at=2))

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
-from sorix_dist.core.ops.choose import amax, amin, where
+from sorix_dist.core.ops.choose import amax, amin
 from sorix_dist.core.ops.elementwise import abs as absolute
-from sorix_dist.core.ops.elementwise import add, mul, pow, sign, sqrt, square, sub
+from sorix_dist.core.ops.elementwise import add, mul, power, root, sign, square, sub
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
 from sorix_dist.core.placement import SUM, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
+from sorix_dist.core.sums import add_up
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -57,7 +59,14 @@ def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         over = (place.batch.known or place.rows).total
     if place.group.ordered:
         return _summed_in_order(x, tuple(range(x.array.ndim)), False, divisor, over)
+    if divisor.__class__ is float:
+        return place.batch.partial(over, _ratio(divisor, held))
     return place.batch.partial(over, divisor / held if held else 0.0)
+
+
+@host
+def _ratio(divisor: float, held: float) -> float:
+    return divisor / held if held else 0.0
 
 
 def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None, over: float) -> Tensor:
@@ -80,7 +89,7 @@ def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, ones = x.shape, _with_ones(x, axis)
-    value = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.int64)
+    value = add_up(x if x.dtype.kind == "f" else x.astype(np.int64), axis, keepdims)
     return value, (lambda g, out: np.broadcast_to(np.reshape(g, ones), shape),)
 
 
@@ -93,7 +102,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
     shape, ones = x.shape, _with_ones(x, axis)
     if count is None:
         count = math.prod(n for n, k in zip(shape, ones, strict=True) if k == 1)
-    total = np.sum(x, axis=axis, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.float32)
+    total = add_up(x if x.dtype.kind == "f" else x.astype(np.float32), axis, keepdims)
     value = total / count if count else total * np.nan
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, ones), shape),)
 
@@ -106,7 +115,7 @@ def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = Non
     """
     shape, ones = x.shape, (1,) * x.ndim
     scale = 1 / divisor if divisor else 0.0
-    return np.sum(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * scale, ones), shape),)
+    return add_up(x) * scale, (lambda g, out: np.broadcast_to(np.reshape(g * scale, ones), shape),)
 
 
 def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:
@@ -118,11 +127,16 @@ def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:
 def weighted_mean(x: Any, weights: Array) -> Any:
     """The sum of x, whose elements are multiplied by their weights already, divided by the sum of the weights over the
     global batch; 0 if that is 0."""
-    held = float(np.sum(weights, dtype=np.float64))
-    total = global_sum(weights, x)
+    held, total = _sum(weights), global_sum(weights, x)
     return sum_divided(x, divisor=total, held=held, over=total)
 
 
+@host
+def _sum(numbers: Array) -> float:
+    return float(np.sum(numbers, dtype=np.float64))
+
+
+@host
 def global_sum(numbers: Array, like: Any) -> float:
     """The sum of numbers, one or several for each row of a tensor `like`, over the global batch."""
     place = shard_of(like)
@@ -157,20 +171,21 @@ def product_over(x: Any, *, axis: int) -> Any:
         after = np.flip(before_each(np.flip(x, axis)), axis)
         return np.expand_dims(g, axis) * before_each(x) * after
 
-    return np.prod(x, axis=axis), (to_x,)
+    return np.prod(x, axis=axis, dtype=None if x.dtype.kind == "f" else np.int64), (to_x,)
 
 
 @op(rule=along_axis(False), called="cumsum")
 def cumulative_sum(x: Any, *, axis: int) -> Any:
     """The sums of all elements up to each along `axis`."""
-    return np.cumsum(x, axis=axis), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
+    kind = x.dtype if x.dtype.kind == "f" else np.int64
+    return np.cumsum(x, axis=axis, dtype=kind), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
 
 
 @op(rule=along_axis(None), called="norm")
 def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
     shape, ones = x.shape, _with_ones(x, axis)
-    y = np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims))
+    y = np.sqrt(add_up(x * x, axis, keepdims))
 
     def to_x(g: Any, out: Any) -> Any:
         safe = np.where(y == 0, 1, y)
@@ -181,7 +196,7 @@ def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
 
 def sum(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
     """The sum of the elements, along `axis` (or `dim`) if given."""
-    return sum_over(X, axis=axes_of("sum", X, dim, axis), keepdims=keepdims or keepdim)
+    return sum_over(X, axis=axes_of("sum", X, dim, axis, empty_is_all=True), keepdims=keepdims or keepdim)
 
 
 def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
@@ -189,33 +204,53 @@ def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, ke
 
     Over rows of a batch it is that over the global batch.
     """
-    return mean_over(X, axis=axes_of("mean", X, dim, axis), keepdims=keepdims or keepdim)
+    return mean_over(X, axis=axes_of("mean", X, dim, axis, empty_is_all=True), keepdims=keepdims or keepdim)
 
 
 def var(
     X: Any,
     axis: Any = None,
-    keepdims: Any = False,
-    *,
+    *ambiguous: Any,
     dim: Any = None,
+    keepdims: Any = False,
     keepdim: bool = False,
     unbiased: bool = True,
-    correction: int | None = None,
+    correction: float | None = None,
 ) -> Any:
     """The sum of squared distances from the mean, divided by the number of elements minus `correction`.
 
     correction: 1 by default (Bessel's), 0 with `unbiased=False`. NaN if nothing is left to divide by.
     """
-    axes = axes_of("var", X, dim, axis)
-    centred = square(sub(X, mean_over(X, axis=axes, keepdims=True)))
-    count = counts(X, axes)[1]
-    divisor = count - (int(unbiased) if correction is None else correction)
-    return mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), 1 / divisor if divisor > 0 else math.nan)
+    correction = int(unbiased) if correction is None else correction
+    return _variance("var", X, axis, ambiguous, dim, keepdims or keepdim, correction)
 
 
-def std(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, **options: Any) -> Any:
-    """The square root of `var`, with the same arguments."""
-    return sqrt(var(X, axes_of("std", X, dim, axis), keepdims, **options))
+def std(
+    X: Any,
+    axis: Any = None,
+    *ambiguous: Any,
+    dim: Any = None,
+    keepdims: Any = False,
+    keepdim: bool = False,
+    unbiased: bool = True,
+    correction: float | None = None,
+) -> Any:
+    """The square root of `var`, with the same arguments; its gradient at 0 is 0."""
+    correction = int(unbiased) if correction is None else correction
+    return root(_variance("std", X, axis, ambiguous, dim, keepdims or keepdim, correction))
+
+
+def _variance(name: str, x: Any, axis: Any, ambiguous: Any, dim: Any, keepdims: Any, correction: float) -> Any:
+    if isinstance(axis, bool) and not ambiguous:  # var(x, unbiased) of PyTorch
+        axis, correction = None, int(axis)
+    if ambiguous:
+        raise TypeError(
+            f"{name}: give unbiased and keepdims by keyword: in their position PyTorch and NumPy mean different things"
+        )
+    axes = axes_of(name, x, dim, axis, empty_is_all=True)
+    centred = square(sub(x, mean_over(x, axis=axes, keepdims=True)))
+    divisor = counts(x, axes)[1] - correction
+    return mul(sum_over(centred, axis=axes, keepdims=keepdims), 1 / divisor if divisor > 0 else math.nan)
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
@@ -237,20 +272,17 @@ def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     if dim is None:
         raise TypeError("cumsum: dim must be given")
     at = axis_of("cumsum", input, dim)
-    return cumulative_sum(input, axis=at) if shape_of(input) else input
+    return cumulative_sum(input, axis=at) if shape_of(input) else sum_over(input, axis=None, keepdims=False)
 
 
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Any:
     """The p-norm of the elements, along `dim` if given: (sum |x|^p)^(1/p); p may be "fro" (2), inf or -inf."""
-    axes = axes_of("norm", input, dim, axis)
+    axes = axes_of("norm", input, dim, axis, empty_is_all=True)
     if p in ("fro", 2, None):
         place = shard_of(input)
         if place is None or not (axes is None or place.axis in axes):
             return euclidean_norm(input, axis=axes, keepdims=keepdim)
-        # The square root of a sum over all ranks, with the gradient 0 at 0.
-        squares = whole(sum_over(square(input), axis=axes, keepdims=keepdim))
-        zero = squares.array == 0
-        return where(zero, 0.0, sqrt(where(zero, 1.0, squares)))
+        return root(whole(sum_over(square(input), axis=axes, keepdims=keepdim)))
     if not isinstance(p, int | float):
         raise ValueError(f"norm: p must be a number, inf or 'fro', got {p!r}")
     sizes = absolute(input)
@@ -258,8 +290,9 @@ def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis
         return (amax if p > 0 else amin)(sizes, axes, keepdim)
     if p == 0:
         return sum_over(mul(sign(sizes), sign(sizes)), axis=axes, keepdims=keepdim)
-    total = sum_over(sizes if p == 1 else pow(sizes, p), axis=axes, keepdims=keepdim)
-    return total if p == 1 else pow(total, 1 / p)
+    if p == 1:
+        return sum_over(sizes, axis=axes, keepdims=keepdim)
+    return power(sum_over(power(sizes, exponent=p), axis=axes, keepdims=keepdim), exponent=1 / p)
 
 
 def _with_ones(x: Array, axis: Any) -> tuple[int, ...]:

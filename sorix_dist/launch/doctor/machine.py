@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from sorix_dist.comm.blas import VARIABLES, usable_cores
-from sorix_dist.launch import segments
-from sorix_dist.launch.answer import PYTHON, ask
+from sorix_dist.launch import cleanup
+from sorix_dist.launch.processes import PYTHON, ask
 
 SMALL = 256 << 20
 """Bytes of /dev/shm that a model and its gradients can soon exceed; a container has 64 MB by default."""
@@ -139,7 +139,7 @@ def _address(interface: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
-def shared_memory(folder: Path = segments.SHARED) -> list[Finding]:
+def shared_memory(folder: Path = cleanup.SHARED) -> list[Finding]:
     """How much shared memory is free, and what dead jobs have left in it."""
     if not folder.is_dir():
         return [Finding("Shared memory", "ok", f"there is no {folder} on this system")]
@@ -150,7 +150,7 @@ def shared_memory(folder: Path = segments.SHARED) -> list[Finding]:
     if usage.free < SMALL:
         mend = "start the container with --shm-size=2g, or as root: mount -o remount,size=2g /dev/shm"
         space = Finding("Shared memory", "warning", f"{text}: large models need more", mend, data)
-    dead = segments.left_over(folder)
+    dead = cleanup.dead_segments(folder)
     if not dead:
         text = f"no shared memory of dead MPI jobs in {folder}"
         return [space, Finding("Left-overs", "ok", text, data={"files": []})]

@@ -12,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 
 from sorix_dist.comm import mismatch
-from sorix_dist.launch import segments
-from sorix_dist.launch.answer import PYTHON, Answer, ask
+from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
 from sorix_dist.launch.doctor.machine import Finding
 from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.processes import PYTHON, Answer, ask
 from sorix_dist.watchdog.launcher import detect, tasks_of_job
 
 LIMIT = 60.0
@@ -206,9 +206,9 @@ def _two_ranks(environ: Mapping[str, str], vendor: str, version: tuple[int, ...]
 def _run_two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
     start = command([*PYTHON, "-c", script], 2, environ=here)
-    began = segments.now()
+    began = cleanup.now()
     answer = ask([start.argv[0], *options, *start.argv[1:]], here | start.env, LIMIT)
-    segments.remove_left_over(began)  # it is killed when it hangs, and one of its ranks kills itself
+    cleanup.clean_up(began)  # it is killed when it hangs, and one of its ranks kills itself
     return answer
 
 

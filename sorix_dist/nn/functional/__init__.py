@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.missing import missing_from
 from sorix_dist.core.ops import matrix
@@ -17,16 +18,17 @@ from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
-from sorix_dist.nn.functional import activation, loss, spatial
+from sorix_dist.nn.functional import activation, distance, loss, spatial
 from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
+from sorix_dist.nn.functional.distance import *  # noqa: F403
 from sorix_dist.nn.functional.loss import *  # noqa: F403
 from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "batch_norm", "cosine_similarity", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
-    "linear", "normalize", "one_hot", "pad", "pairwise_distance", "rms_norm", "scaled_dot_product_attention",
-    *activation.__all__, *loss.__all__, *spatial.__all__,
+    "batch_norm", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
+    "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention",
+    *activation.__all__, *distance.__all__, *loss.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 
@@ -44,12 +46,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     weight = whole(weight, "embedding") if shard_of(weight) is not None else weight
     index = input.array if isinstance(input, Tensor) else np.asarray(input)
     count = len(weight)
-    if index.dtype.kind not in "iu":
-        raise TypeError(f"embedding: input must hold integers, got dtype {index.dtype}")
-    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
-    if index.size and int(index.astype(np.uint64).max()) >= count:
-        where = tuple(int(i) for i in np.argwhere((index < 0) | (index >= count))[0])
-        raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
+    _check_index(index, count)
     if padding_idx is not None:
         if not -count <= padding_idx < count:
             raise ValueError(f"embedding: padding_idx must be in [{-count}, {count}), got {padding_idx}")
@@ -60,6 +57,17 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
         return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
     return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
+
+
+@host
+def _check_index(index: Any, count: int) -> None:
+    """TypeError or IndexError unless an array holds integers in [0, count)."""
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"embedding: input must hold integers, got dtype {index.dtype}")
+    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
+    if index.size and int(index.astype(np.uint64).max()) >= count:
+        where = tuple(int(i) for i in np.argwhere((index < 0) | (index >= count))[0])
+        raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
 
 
 def instance_norm(input: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
@@ -79,24 +87,6 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     squares = (x * x).mean(tuple(range(-len(tail), 0)), keepdims=True)
     scaled = x * (squares + eps).rsqrt()
     return scaled if weight is None else scaled * weight
-
-
-def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """input / max(norm, eps), with the p-norm along `dim`."""
-    x = input if isinstance(input, Tensor) else Tensor(input)
-    return x / x.norm(p, dim, keepdim=True).clamp(eps)
-
-
-def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
-    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
-    return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
-
-
-def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
-    """The p-norm of x1 - x2 + eps along the last dimension."""
-    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x1, x2))
-    return (x - y + eps).norm(p, -1, keepdim=keepdim)
 
 
 globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})

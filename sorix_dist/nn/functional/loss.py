@@ -3,22 +3,25 @@
 Every mean is that over the global batch, and 0 where nothing counts: each rank has its part of it, and shows the mean
 over its own rows until a backward tells it the others'. A mean over a number of elements that is not the same for every
 row (class weights, ignored labels) asks the other ranks for theirs.
-`reduction` is "mean", "sum" or "none" (a loss for every row or element).
+`reduction` is "mean", "sum" or "none" (a loss for every row or element). Losses of classes also take one sample, scores
+(C,) and a target of shape ().
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
 from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
-from sorix_dist.core.ops.shape import extents, flatten, transpose, with_rows
+from sorix_dist.core.ops.shape import extents, flatten, squeeze, transpose, unsqueeze, with_rows
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import align, beside, whole
 from sorix_dist.core.tensor import Array
@@ -45,8 +48,9 @@ def cross_entropy(
 
     logits: (N, C) or (N, C, d...). target: integers in [0, C) of shape (N) or (N, d...); or, as floats or with
     `one_hot`, probabilities of the shape of logits. weight: a factor for each class, (C).
-    ignore_index: a label that does not count. label_smoothing: this part of the target is spread evenly over
-    the classes (Szegedy et al. 2016).
+    ignore_index: a label that does not count; there is none by default, where PyTorch's is -100, because the mean over
+    the labels that count needs one more message between the ranks.
+    label_smoothing: this share of the target is spread evenly over the classes (Szegedy et al. 2016).
     The mean over class indices, and over `one_hot` targets, is divided by the weights of those that count; over
     probabilities by their number. ValueError, TypeError or IndexError names what does not fit.
     """
@@ -64,9 +68,10 @@ def cross_entropy(
         if place.__class__ is Shard and place.axis == 0 and not place.group.ordered:
             total = max(1, place.total)
             return ops.cross_entropy_of_classes(logits, target=classes, divisor=total, held=shape[0])
-    _check_reduction(reduction)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
+    check_options("cross_entropy", reduction, label_smoothing=label_smoothing)
+    if len(shape) == 1 and place is None:
+        options = {"one_hot": one_hot, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return _of_one_sample(cross_entropy, logits, target, weight, reduction, **options)
     if weight is not None or ignore_index is not None:
         weight = _class_weights("cross_entropy", weight, logits)
     if one_hot or (labels.dtype.kind == "f" and labels.shape == shape):
@@ -76,8 +81,7 @@ def cross_entropy(
     classes, scale = class_indices("cross_entropy", labels, shape, weight, ignore_index)
     rows = _classes_last(logits)
     if label_smoothing:
-        counted = np.ones(len(classes), bool) if ignore_index is None else labels.reshape(-1) != ignore_index
-        target = _smoothed(classes, counted, weight, rows.array, label_smoothing)
+        target = _smoothed(classes, labels, ignore_index, weight, rows.array.shape, rows.array.dtype, label_smoothing)
         losses = ops.cross_entropy_of_probabilities(rows, target)
     else:
         losses = ops.cross_entropy_rows(rows, target=classes, scale=scale)
@@ -96,9 +100,11 @@ def nll_loss(
 
     log_probabilities: (N, C) or (N, C, d...); target: integers in [0, C) of shape (N) or (N, d...).
     """
-    _check_reduction(reduction)
+    check_options("nll_loss", reduction)
     log_probabilities, target = _together("nll_loss", log_probabilities, target)
     shape = np.shape(log_probabilities)
+    if len(shape) == 1 and getattr(log_probabilities, "place", None) is None:
+        return _of_one_sample(nll_loss, log_probabilities, target, weight, reduction, ignore_index=ignore_index)
     if weight is not None or ignore_index is not None:
         weight = _class_weights("nll_loss", weight, log_probabilities)
     classes, scale = class_indices("nll_loss", _array(target), shape, weight, ignore_index)
@@ -109,30 +115,28 @@ def nll_loss(
 
 def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     """(input - target)^2."""
-    return _reduced(ops.squared_error(*_pair("mse_loss", input, target)), reduction)
+    return reduced("mse_loss", ops.squared_error(*_pair("mse_loss", input, target)), reduction)
 
 
 def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     """|input - target|."""
-    return _reduced(ops.absolute_error(*_pair("l1_loss", input, target)), reduction)
+    return reduced("l1_loss", ops.absolute_error(*_pair("l1_loss", input, target)), reduction)
 
 
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """With d = |input - target|: d^2 / (2 beta) where d < beta, d - beta / 2 elsewhere (Girshick 2015)."""
-    if not beta >= 0:
-        raise ValueError(f"smooth_l1_loss: beta must be >= 0, got {beta}")
+    check_options("smooth_l1_loss", reduction, beta=beta)
     if beta == 0:
         return l1_loss(input, target, reduction)
     pair = _pair("smooth_l1_loss", input, target)
-    return _reduced(ops.huber_error(*pair, delta=float(beta), scale=1 / beta), reduction)
+    return reduced("smooth_l1_loss", ops.huber_error(*pair, delta=float(beta), scale=1 / beta), reduction)
 
 
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """With d = |input - target|: d^2 / 2 where d < delta, delta * (d - delta / 2) elsewhere (Huber 1964)."""
-    if not delta > 0:
-        raise ValueError(f"huber_loss: delta must be > 0, got {delta}")
+    check_options("huber_loss", reduction, delta=delta)
     pair = _pair("huber_loss", input, target)
-    return _reduced(ops.huber_error(*pair, delta=float(delta), scale=1.0), reduction)
+    return reduced("huber_loss", ops.huber_error(*pair, delta=float(delta), scale=1.0), reduction)
 
 
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Tensor:
@@ -141,14 +145,9 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
     input: in [0, 1], else ValueError; target: of the same shape; weight: factors that broadcast against it.
     """
     x, y = _pair("binary_cross_entropy", input, target)
-    values = _array(x)
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(
-            "binary_cross_entropy: input must be probabilities in [0, 1], "
-            f"got values from {values.min()} to {values.max()}; binary_cross_entropy_with_logits takes raw scores"
-        )
+    _check_probabilities(_array(x))
     losses = ops.binary_cross_entropy(x, y)
-    return _reduced(_weighted("binary_cross_entropy", losses, weight), reduction)
+    return reduced("binary_cross_entropy", _weighted("binary_cross_entropy", losses, weight), reduction)
 
 
 def binary_cross_entropy_with_logits(
@@ -163,51 +162,62 @@ def binary_cross_entropy_with_logits(
     x, y = _pair(name, input, target)
     positive = None if pos_weight is None else _factors(name, "pos_weight", pos_weight, x)
     losses = ops.binary_cross_entropy_of_logits(x, y, positive)
-    return _reduced(_weighted(name, losses, weight), reduction)
+    return reduced(name, _weighted(name, losses, weight), reduction)
 
 
 def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """target * (log(target) - input): the divergence of Kullback and Leibler from logarithms of probabilities.
 
-    input: logarithms; target: probabilities, or logarithms with `log_target`. "mean" divides by the number of
-    elements; "batchmean" by that of rows, which is the divergence as it is defined.
+    input: logarithms; target: probabilities, NaN where they are negative, or logarithms with `log_target`. "mean"
+    divides by the number of elements; "batchmean" by that of rows, which is the divergence as it is defined.
     """
-    if reduction != "batchmean":
-        _check_reduction(reduction)
+    check_options("kl_div", reduction, (*REDUCTIONS, "batchmean"))
     losses = ops.kl_divergence(*_pair("kl_div", input, target), log_target=bool(log_target))
     if reduction == "batchmean":
         return batch_mean(losses, (0,) if losses.ndim else ())
-    return _reduced(losses, reduction)
+    return reduced("kl_div", losses, reduction)
 
 
-# -- reductions
+# -- options and reductions
+
+_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "label_smoothing": (lambda share: 0 <= share <= 1, "in [0, 1]"),
+    "beta": (lambda distance: distance >= 0, ">= 0"),
+    "delta": (lambda distance: distance > 0, "> 0"),
+}
 
 
-def _check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+def check_options(owner: str, reduction: str, reductions: Sequence[str] = REDUCTIONS, **numbers: float) -> None:
+    """ValueError, for the function or layer `owner`, for an option that makes no sense."""
+    if reduction not in reductions:
+        raise ValueError(f"{owner}: reduction must be one of {', '.join(map(repr, reductions))}, got {reduction!r}")
+    for name, number in numbers.items():
+        fits, bounds = _BOUNDS[name]
+        if not fits(number):
+            raise ValueError(f"{owner}: {name} must be {bounds}, got {number}")
 
 
-def _reduced(losses: Tensor, reduction: str) -> Tensor:
-    """The mean (of no elements: 0) or sum of losses of which every row has as many, or the losses."""
-    _check_reduction(reduction)
+def reduced(owner: str, losses: Tensor, reduction: str) -> Tensor:
+    """Reduces losses with equally many elements per row: their mean (0 of none), their sum, or the losses."""
+    check_options(owner, reduction)
     if reduction == "none":
         return losses
     return sum_over(losses, axis=None, keepdims=False) if reduction == "sum" else batch_mean(losses)
 
 
 def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
-    """The same for losses of one class each, where a mean is divided by the sum of their scales."""
+    """Reduces losses of one class each; a mean is divided by the sum of their scales."""
     if reduction == "none":
         return losses if losses.array.shape == shape else _unflattened(losses, shape)
     if reduction == "sum" or scale is None:
-        return _reduced(losses, reduction)
+        return reduced("cross_entropy", losses, reduction)
     return weighted_mean(losses, scale)
 
 
 # -- classes
 
 
+@host
 def class_indices(
     name: str,
     labels: Array,
@@ -237,11 +247,21 @@ def class_indices(
     if labels.size and unsigned.item(unsigned.argmax()) >= classes:  # argmax is much quicker to call than max
         where = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
         place = f"in row {where[0]}" if len(where) == 1 else f"at {where}"
-        raise IndexError(f"{name}: target must be in [0, {classes}), got {given[where]} {place}")
+        hint = "; PyTorch ignores -100 by default: say ignore_index=-100" if given[where] == -100 else ""
+        raise IndexError(f"{name}: target must be in [0, {classes}), got {given[where]} {place}{hint}")
     labels = labels.reshape(-1)
     if weights is None:
         return labels, None
     return labels, weights[labels] if valid is None else weights[labels] * valid.reshape(-1)
+
+
+def _of_one_sample(
+    loss: Callable[..., Tensor], scores: Any, target: Any, weight: Any, reduction: str, **options: Any
+) -> Tensor:
+    """A loss of scores (C,) and a target of shape (), or (C,) for probabilities."""
+    target = target if isinstance(target, Tensor) else as_operand(target)
+    value = loss(unsqueeze(scores, 0), unsqueeze(target, 0), weight, reduction=reduction, **options)
+    return squeeze(value, 0) if reduction == "none" else value
 
 
 def _classes_last(scores: Any) -> Any:
@@ -273,6 +293,16 @@ def _together(name: str, scores: Any, target: Any) -> tuple[Any, Any]:
     return scores, align(target, scores, name)
 
 
+@host
+def _check_probabilities(values: Array) -> None:
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            "binary_cross_entropy: input must be probabilities in [0, 1], "
+            f"got values from {values.min()} to {values.max()}; binary_cross_entropy_with_logits takes raw scores"
+        )
+
+
+@host
 def _class_weights(name: str, weight: Any, logits: Any) -> Array:
     """The weight of each class in the dtype of the logits (1 for None), checked."""
     scores = _array(logits)
@@ -283,14 +313,18 @@ def _class_weights(name: str, weight: Any, logits: Any) -> Array:
     return weights.astype(scores.dtype)
 
 
-def _smoothed(classes: Array, counted: Array, weights: Array | None, rows: Array, smoothing: float) -> Array:
+@host
+def _smoothed(
+    classes: Array, labels: Array, ignored: int | None, weights: Array | None, shape: Any, dtype: Any, smoothing: float
+) -> Array:
     """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly; 0 for rows
-    that are not counted. A class of weight 0 counts in the spread of its rows."""
-    target = np.full(rows.shape, smoothing / max(1, rows.shape[1]), rows.dtype)
-    target[np.arange(len(rows)), classes] += 1 - smoothing
+    that are ignored. A class of weight 0 counts in the spread of its rows."""
+    target = np.full(shape, smoothing / max(1, shape[1]), dtype)
+    target[np.arange(len(target)), classes] += 1 - smoothing
     if weights is not None:
         target *= weights
-    target[~counted] = 0
+    if ignored is not None:
+        target[labels.reshape(-1) == ignored] = 0
     return target
 
 
@@ -306,13 +340,19 @@ def _of_probabilities(
     logits, target = (_classes_last(part) for part in _pair("cross_entropy", logits, target))
     scale = None
     if weights is not None:
-        scale = (target.array * weights).sum(axis=1) if one_hot else None
+        scale = _weights_of_rows(target.array, weights) if one_hot else None
     if smoothing:
         target = target * (1 - smoothing) + smoothing / max(1, shape[1])
     if weights is not None:
         target = mul(target, weights)
     losses = ops.cross_entropy_of_probabilities(logits, target)
     return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
+
+
+@host
+def _weights_of_rows(target: Array, weights: Array) -> Array:
+    total: Array = (target * weights).sum(axis=1)
+    return total
 
 
 # -- arguments
@@ -340,6 +380,7 @@ def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
     return input, values if rows is None else tagged(Tensor.of(values), rows)
 
 
+@host
 def _factors(name: str, what: str, value: Any, like: Any) -> Array:
     """An array of factors that must broadcast against `like`, in its dtype."""
     x, rows = _array(like), shard_of(like)

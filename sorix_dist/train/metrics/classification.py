@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import as_int
 from sorix_dist.core.tensor import as_array
 from sorix_dist.train.metrics.base import Array, Metric
-from sorix_dist.utils.data.sampler import whole
 
 Average = Literal["macro", "micro", "weighted"]
 
@@ -26,7 +26,7 @@ class Accuracy(Metric):
     options = ("ignore_index", "top_k")
 
     def __init__(self, ignore_index: int | None = None, top_k: int = 1, *, comm: Any = None) -> None:
-        self.ignore_index, self.top_k = option("ignore_index", ignore_index), whole("top_k", top_k, 1)
+        self.ignore_index, self.top_k = option("ignore_index", ignore_index), as_int("top_k", top_k, 1)
         super().__init__(comm)
 
     def _nothing(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ConfusionMatrix(Metric):
                 raise ValueError(f"num_classes must be a number, or different names of classes, got {num_classes!r}")
             num_classes = len(self.names)
             self.options = (*type(self).options, "names")  # on which states and ranks must agree
-        self.num_classes = whole("num_classes", num_classes, 1)
+        self.num_classes = as_int("num_classes", num_classes, 1)
         self.ignore_index = option("ignore_index", ignore_index)
         super().__init__(comm)
 

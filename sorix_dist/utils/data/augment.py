@@ -61,11 +61,9 @@ class SampleRandom:
         x = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(padding, padding)] * 2) if padding else x
         if x.ndim < 3 or height > x.shape[-2] or width > x.shape[-1]:
             raise ValueError(f"crop: size {(height, width)} must fit into padded images, got shape {x.shape}")
-        rows = self.integers(0, x.shape[-2] - height + 1)[:, None] + np.arange(height)
-        columns = self.integers(0, x.shape[-1] - width + 1)[:, None] + np.arange(width)
-        flat = x.reshape(len(x), int(np.prod(x.shape[1:-2])), *x.shape[-2:])
-        windows = flat[np.arange(len(x))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return np.ascontiguousarray(np.moveaxis(windows, -1, 1)).reshape(*x.shape[:-2], height, width)
+        windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), axis=(-2, -1))
+        top, left = (self.integers(0, windows.shape[axis]) for axis in (-4, -3))
+        return np.asarray(windows[np.arange(len(x)), ..., top, left, :, :])
 
 
 def normalize(x: Array, mean: Any, std: Any) -> Array:
@@ -95,7 +93,10 @@ class BatchTransform:
         if not callable(function):
             raise TypeError(f"batch_transform must be a function of a batch, got {type(function).__name__}")
         self.function = function
-        self.random = "draw" in signature(function).parameters
+        try:
+            self.random = "draw" in signature(function).parameters
+        except ValueError:  # some functions of C have no signature
+            self.random = False
 
     def __call__(self, batch: Any, seed: int, epoch: int, indices: Array) -> Any:
         arrays = map_arrays(batch, lambda x: x.array if isinstance(x, Tensor) else x)

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from sorix_dist.core.arguments import as_int
 from sorix_dist.utils.data import loader
-from sorix_dist.utils.data.sampler import Sampler, whole
+from sorix_dist.utils.data.sampler import Sampler
 
 
 class DistributedSampler(Sampler):
@@ -42,7 +43,7 @@ class DistributedSampler(Sampler):
         super().__init__(len(dataset), shuffle, seed)
         if (num_replicas is None) != (rank is None):
             raise ValueError(f"num_replicas and rank go together, got {num_replicas!r} and {rank!r}")
-        if num_replicas is not None and whole("rank", rank, 0) >= whole("num_replicas", num_replicas, 1):
+        if num_replicas is not None and as_int("rank", rank, 0) >= as_int("num_replicas", num_replicas, 1):
             raise ValueError(f"rank must be less than num_replicas, got rank {rank} of {num_replicas}")
         self._given = (rank, num_replicas)
         self._epoch = 0

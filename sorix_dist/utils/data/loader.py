@@ -12,10 +12,11 @@ from types import FrameType
 from typing import Any
 
 from sorix_dist.core import random as rng
+from sorix_dist.core.arguments import as_int
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
 from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
-from sorix_dist.utils.data.sampler import BatchSampler, Sampler, whole
+from sorix_dist.utils.data.sampler import BatchSampler, LengthBucketSampler, Sampler
 
 
 def _alone() -> Ranks:
@@ -25,7 +26,6 @@ def _alone() -> Ranks:
 # Rank and size of the processes that share the batches, and the pieces that they cut them into (see `shard_bounds`);
 # `parallel` puts its own function here.
 world: Callable[[], Ranks] = _alone
-
 
 # Options of PyTorch's DataLoader without a meaning here: workers are threads, and there is no device to copy to.
 _WITHOUT_EFFECT = {
@@ -50,12 +50,12 @@ class DataLoader:
     collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
         row for each sample, None to find out by trying it on the first two.
     batch_transform: a function of the arrays of this rank's batch, `f(x, y)` or `f(x, y, draw)` (see `augment`), which
-        returns what the batch shall be, a row for each sample. Much faster than transforming sample by sample.
-    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows, which a wrapped model in
-        training takes for rows of that rank, unless they are `replicated`.
+        returns the new batch, with a row for each sample. Much faster than a transform of single samples.
+    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows. A wrapped model in training
+        counts them as different rows on each rank, unless they are `replicated`.
     num_workers: threads that fetch ahead, each up to prefetch_factor (2) batches. They call the data set, transforms
         and collate_fn at the same time.
-    Further options of PyTorch's (pin_memory, persistent_workers, timeout ...) have no effect, and a warning says so.
+    PyTorch's other options (pin_memory, persistent_workers, timeout ...) are accepted without effect, with a warning.
 
     epoch: the number of the next loop's epoch.
     """
@@ -97,17 +97,17 @@ class DataLoader:
                 raise ValueError(f"seed and generator exclude each other, got {seed!r} and {generator!r}")
             seed = seed_of(generator) if shuffle else None
         if batch_size_per_rank is None:
-            self._batch_size = whole("batch_size", 16 if batch_size is None else batch_size, 1)
+            self._batch_size = as_int("batch_size", 16 if batch_size is None else batch_size, 1)
         else:
-            self._batch_size = whole("batch_size_per_rank", batch_size_per_rank, 1)
+            self._batch_size = as_int("batch_size_per_rank", batch_size_per_rank, 1)
         if collate_fn is not None and not callable(collate_fn):
             raise TypeError(f"collate_fn must be a function of a list of samples, got {type(collate_fn).__name__}")
         self._per_rank = batch_size_per_rank is not None
         self.dataset = dataset
         self.sampler = _order(dataset, sampler, bool(shuffle), seed)
         self.drop_last, self.shard = drop_last, shard
-        self.num_workers = whole("num_workers", num_workers, 0)
-        self.prefetch_factor = whole("prefetch_factor", 2 if prefetch_factor is None else prefetch_factor, 1)
+        self.num_workers = as_int("num_workers", num_workers, 0)
+        self.prefetch_factor = as_int("prefetch_factor", 2 if prefetch_factor is None else prefetch_factor, 1)
         transform = None if batch_transform is None else BatchTransform(batch_transform)
         self._collator = Collator(collate_fn, transform, tag=shard, per_sample=one_row_per_sample)
         self.epoch = 0
@@ -141,7 +141,10 @@ class DataLoader:
     def in_order(self) -> DataLoader:
         """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
         other = copy.copy(self)
-        other.sampler = None if self.sampler is None else Sampler(len(self.dataset))
+        if isinstance(self.sampler, LengthBucketSampler):
+            other.sampler = self.sampler.unsorted()
+        elif self.sampler is not None:
+            other.sampler = Sampler(len(self.dataset))
         other.drop_last, other.epoch, other._first, other._handed = False, 0, 0, (0, 0)
         return other
 
@@ -153,7 +156,7 @@ class DataLoader:
 
         The number of the epoch that is next anyway changes nothing, so a loaded state goes on where it stopped.
         """
-        epoch = whole("set_epoch: epoch", epoch, 0)
+        epoch = as_int("set_epoch: epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._first = epoch, 0
         self._handed = (self.epoch, self._first)
@@ -222,12 +225,12 @@ class DataLoader:
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
-        epoch = whole("load_state_dict: epoch", state_dict.get("epoch", 0), 0)
+        epoch = as_int("load_state_dict: epoch", state_dict.get("epoch", 0), 0)
         own = self._identity(epoch)
         missing = [name for name in ("epoch", "batches", *own) if name not in state_dict and name != "data"]
         if missing:
             raise ValueError(f"load_state_dict: state_dict must have {', '.join(missing)}, got {sorted(state_dict)}")
-        batches = whole("load_state_dict: batches", state_dict["batches"], 0)
+        batches = as_int("load_state_dict: batches", state_dict["batches"], 0)
         different = {name for name in own if name in state_dict and state_dict[name] != own[name]}
         if self._takes_seed():
             different.discard("seed")
@@ -252,14 +255,16 @@ class DataLoader:
         if most is not None and batches > most:
             raise ValueError(f"load_state_dict: batches must be at most {most}, got {batches}")
         if self._takes_seed() and state_dict["seed"] is not None:
-            whole("load_state_dict: seed", state_dict["seed"], 0)
+            as_int("load_state_dict: seed", state_dict["seed"], 0)
 
     def _at_border(self, state_dict: Mapping[str, Any]) -> bool:
-        """Whether a state was saved before the first or after the last batch of its epoch, so that the batch size may
-        change; not if it follows from the number of ranks, which must not change the steps."""
-        if state_dict["batches"] == 0 or self.sampler is None or self._per_rank:
-            return state_dict["batches"] == 0 and not self._per_rank
-        size = whole("load_state_dict: batch_size", state_dict["batch_size"], 1)
+        """Whether a state was saved between two epochs, so that the batch size may change. Never if the batch size
+        follows from the number of ranks, which must not change the steps."""
+        if self._per_rank:
+            return False
+        if state_dict["batches"] == 0 or self.sampler is None:
+            return bool(state_dict["batches"] == 0)
+        size = as_int("load_state_dict: batch_size", state_dict["batch_size"], 1)
         full, rest = divmod(self.sampler.count(state_dict["epoch"]), size)
         return bool(state_dict["batches"] == full + (rest > 0 and not state_dict["drop_last"]))
 
@@ -312,7 +317,7 @@ def _say_ignored(options: Mapping[str, Any]) -> None:
 
 def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:
     """The order of the samples of a data set, None for a stream."""
-    if hasattr(dataset, "columns") or type(dataset).__module__.startswith("pyarrow"):
+    if (hasattr(dataset, "columns") and hasattr(dataset, "to_numpy")) or type(dataset).__module__.startswith("pyarrow"):
         raise TypeError(
             f"dataset is a {type(dataset).__name__}, a table of columns: give Dataset(*read_table(dataset, "
             "target='...')), from sorix_dist.utils.data"
@@ -332,7 +337,10 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
     if sampler is None:
         return Sampler(len(dataset), shuffle, seed)
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}")
+        raise TypeError(
+            f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}: a subclass of Sampler "
+            "defines order(epoch), which returns indices"
+        )
     if shuffle or seed is not None:
         raise ValueError("shuffle and seed are the sampler's if a sampler is given, got both")
     if sampler.length != len(dataset):

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """The attributes of a dataclass or another object that only holds values, None of anything else."""
+    """The attributes of a dataclass or another plain object with values; None for anything else."""
     if isinstance(value, type):
         return None
     plain = is_dataclass(value) or isinstance(value, SimpleNamespace)
@@ -33,7 +33,7 @@ _LIBRARIES = {"builtins", "numpy", "random", "io", "pathlib"}
 
 
 def map_arrays(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with `function` of every tensor and array in it; anything else in it stays."""
+    """A copy of `value` with `function` applied to every tensor and array in it. Everything else stays."""
     if isinstance(value, Tensor | np.ndarray):
         return function(value)
     if isinstance(value, tuple | list):
@@ -54,7 +54,7 @@ def map_arrays(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with `function` of every tensor in it."""
+    """A copy of `value` with `function` applied to every tensor in it."""
     return map_arrays(value, lambda x: function(x) if isinstance(x, Tensor) else x)
 
 
@@ -76,7 +76,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def collate(samples: list[Any]) -> Any:
-    """Stacks samples (arrays, numbers, tensors, or tuples and dicts of them) into batches of each."""
+    """Stacks samples (arrays, numbers, tensors, or tuples and dicts of them) along a new first axis."""
     first = samples[0]
     if isinstance(first, tuple | list):
         return tuple(collate(list(column)) for column in zip(*samples, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
@@ -9,6 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import random as rng
+from sorix_dist.core.arguments import as_int
 from sorix_dist.core.placement import Rows
 from sorix_dist.core.tensor import as_array
 
@@ -33,13 +35,6 @@ def order_digest(*numbers: int) -> int:
     return crc32(repr((rng.seed().value, *numbers)).encode())
 
 
-def whole(name: str, value: Any, least: int) -> int:
-    """`value` as an int; ValueError unless it is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-    return int(value)
-
-
 class Sampler:
     """The order of the samples of each epoch. It follows from the seed and the epoch, so every rank has the same.
 
@@ -59,7 +54,7 @@ class Sampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Makes `epoch` the next epoch of this sampler's loader. Without this call, epochs count up by themselves."""
-        self.wanted_epoch = whole("set_epoch: epoch", epoch, 0)
+        self.wanted_epoch = as_int("set_epoch: epoch", epoch, 0)
 
     def seed_in_force(self) -> int:
         """The seed that the order follows from."""
@@ -111,7 +106,7 @@ class WeightedRandomSampler(Sampler):
             raise ValueError("weights must be a vector of finite numbers >= 0 that are not all 0")
         super().__init__(len(given), shuffle=True, seed=seed)
         self.probabilities = given / given.sum()
-        self.num_samples = whole("num_samples", num_samples, 1)
+        self.num_samples = as_int("num_samples", num_samples, 1)
         self.replacement = bool(replacement)
         drawable = np.count_nonzero(given)
         if not self.replacement and self.num_samples > drawable:
@@ -147,10 +142,19 @@ class LengthBucketSampler(Sampler):
         if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu" or (self.lengths < 0).any():
             raise ValueError("LengthBucketSampler: lengths must be a vector of integers >= 0, one for each sample")
         super().__init__(len(self.lengths), shuffle, seed)
-        self.batch_size, self.padding = whole("batch_size", batch_size, 1), padding
-        self.pool = whole("pool", pool, 1)
+        self.batch_size, self.padding = as_int("batch_size", batch_size, 1), padding
+        self.pool = as_int("pool", pool, 1)
+        self.sorted = True
+
+    def unsorted(self) -> LengthBucketSampler:
+        """A sampler of all samples in the order of the data set, which are padded alike."""
+        other = copy.copy(self)
+        other.shuffle = other.sorted = False
+        return other
 
     def order(self, epoch: int) -> Indices:
+        if not self.sorted:
+            return np.arange(self.length)
         if not self.shuffle:
             return np.argsort(self.lengths, kind="stable")
         random = self.random(epoch)
@@ -171,7 +175,7 @@ class BatchSampler:
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
-        self.sampler, self.batch_size, self.drop_last = sampler, whole("batch_size", batch_size, 1), drop_last
+        self.sampler, self.batch_size, self.drop_last = sampler, as_int("batch_size", batch_size, 1), drop_last
         if drop_last and not sampler.has_own_order:
             self._count(sampler.length)
 

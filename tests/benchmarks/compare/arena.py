@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TextIO
 
 from sorix_dist.launch.errors import LaunchError
-from sorix_dist.launch.tree import kill_tree
+from sorix_dist.launch.processes import kill_with_descendants
 from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters
 
 Turn = tuple[str, str]
@@ -118,7 +118,7 @@ class Seat:
             try:
                 process.wait(max(0.0, end - time.monotonic()) if self.ranks else 0)
             except subprocess.TimeoutExpired:
-                kill_tree(process.pid)
+                kill_with_descendants(process.pid)
                 process.wait()
         self.listener.close()
         self.output.close()

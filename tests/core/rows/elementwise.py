@@ -24,6 +24,11 @@ ROWS = [
     Row(e.log10, np.log10, ELEMENTWISE, between=(0.5, 3)),
     Row(e.log1p, np.log1p, ELEMENTWISE, between=(-0.5, 3)),
     Row(e.sqrt, np.sqrt, ELEMENTWISE, between=(0.5, 3)),
+    Row(e.root, np.sqrt, ELEMENTWISE, between=(0.5, 3)),
+    *(
+        Row(e.power, lambda x, exponent: x**exponent, ELEMENTWISE, {"exponent": p}, between=(0.5, 3))
+        for p in (3, 0.5, -1.5)
+    ),
     Row(e.rsqrt, lambda x: 1 / np.sqrt(x), ELEMENTWISE, between=(0.5, 3)),
     Row(e.reciprocal, lambda x: 1 / x, ELEMENTWISE, between=(0.5, 3)),
     Row(e.square, lambda x: x**2, ELEMENTWISE),
@@ -43,5 +48,14 @@ ROWS = [
         options={"dtype": np.dtype(np.float64)},
         result=np.float64,
         tolerance=1e-6,
+    ),
+    Row(
+        e.cut_to,
+        lambda x, dtype: np.trunc(x),
+        ELEMENTWISE,
+        options={"dtype": np.dtype(np.int64)},
+        apart=(-2, -1, 0, 1, 2),
+        differentiable=False,
+        result=np.int64,
     ),
 ]

@@ -5,7 +5,7 @@ A script speaks to `sx`, which is the package, or `tests.watchdog.faults.bare` f
 
 from __future__ import annotations
 
-from tests.watchdog.faults import training
+from tests.watchdog.faults import saving, training
 from tests.watchdog.faults.case import RANKS, TIMEOUT, Case
 
 BEGIN = f"""
@@ -243,6 +243,7 @@ for step in range(4 - (rank == 2)):
         }.items()
     },
     **training.CASES,
+    **saving.CASES,
 }
 
 HEALTHY: dict[str, str] = {
@@ -339,4 +340,5 @@ for step in range(50):
     sx.broadcast(a)
 """,
     **training.HEALTHY,
+    **saving.HEALTHY,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sorix_dist.launch.tree import descendants, kill_tree
+from sorix_dist.launch.processes import descendants, kill_with_descendants
 from tests.launch.jobs import announced, job, survivors
 
 NESTED = """
@@ -23,7 +23,7 @@ def test_descendants_are_found_across_sessions_and_killed() -> None:
         pids = announced(process, 3)
         assert [process.pid, *descendants(process.pid)] == pids
         assert set(pids) <= set(descendants(os.getpid()))
-        kill_tree(process.pid)
+        kill_with_descendants(process.pid)
         assert process.wait(10) == -9
         assert survivors(pids) == []
 

@@ -1,0 +1,109 @@
+"""Distances between vectors, and losses of them and of distributions, with the formulas of PyTorch's documentation.
+
+`reduction` is "mean" (over the global batch), "sum" or "none".
+"""
+
+from __future__ import annotations
+
+from math import log, pi
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.arrange import broadcast_tensors
+from sorix_dist.core.ops.activation import relu
+from sorix_dist.core.ops.choose import minimum, where
+from sorix_dist.nn.functional.loss import reduced
+
+__all__ = [
+    "cosine_embedding_loss", "cosine_similarity", "gaussian_nll_loss", "margin_ranking_loss", "normalize",
+    "pairwise_distance", "triplet_margin_loss",
+]  # fmt: skip
+
+
+def _tensors(first: Any, *others: Any) -> list[Tensor]:
+    """The inputs as tensors, arrays among the others in the dtype of the first."""
+    x = first if isinstance(first, Tensor) else Tensor(first)
+    kind = x.array.dtype if x.array.dtype.kind == "f" else None
+    return [x, *(y if isinstance(y, Tensor) else Tensor(np.asarray(y, kind)) for y in others)]
+
+
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """input / max(norm, eps), with the p-norm along `dim`."""
+    (x,) = _tensors(input)
+    return x / x.norm(p, dim, keepdim=True).clamp(eps)
+
+
+def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
+    x, y = _tensors(x1, x2)
+    x, y = (x, y) if x.shape == y.shape else broadcast_tensors(x, y)
+    return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
+
+
+def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """The p-norm of x1 - x2 + eps along the last dimension."""
+    x, y = _tensors(x1, x2)
+    return (x - y + eps).norm(p, -1, keepdim=keepdim)
+
+
+def triplet_margin_loss(
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """max(d(anchor, positive) - d(anchor, negative) + margin, 0) with d the `pairwise_distance` (Balntas et al. 2016).
+
+    anchor, positive, negative: (N, D) or (D,). swap: takes d(positive, negative) where that is less than
+    d(anchor, negative).
+    """
+    a, close, far = _tensors(anchor, positive, negative)
+    negative_distance = pairwise_distance(a, far, p, eps)
+    if swap:
+        negative_distance = minimum(negative_distance, pairwise_distance(close, far, p, eps))
+    losses = relu(pairwise_distance(a, close, p, eps) - negative_distance + margin)
+    return reduced("triplet_margin_loss", losses, reduction)
+
+
+def margin_ranking_loss(input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: str = "mean") -> Tensor:
+    """max(-target * (input1 - input2) + margin, 0); target: 1 where input1 should be larger, -1 where input2 should."""
+    x, y, sign = _tensors(input1, input2, target)
+    return reduced("margin_ranking_loss", relu(-sign * (x - y) + margin), reduction)
+
+
+def cosine_embedding_loss(
+    input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """1 - cos(input1, input2) where target is 1, max(cos(input1, input2) - margin, 0) where it is -1.
+
+    input1, input2: (N, D) or (D,); target: (N,) or ().
+    """
+    x, y, label = _tensors(input1, input2, target)
+    lengths = ((x * x).sum(-1) + 1e-12) * ((y * y).sum(-1) + 1e-12)
+    cosine = (x * y).sum(-1) / lengths.sqrt()
+    losses = where(label == 1, 1 - cosine, where(label == -1, relu(cosine - margin), 0.0))
+    return reduced("cosine_embedding_loss", losses, reduction)
+
+
+def gaussian_nll_loss(
+    input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """(log(var) + (input - target)² / var) / 2 with var at least eps (Nix and Weigend 1994).
+
+    var: as input, with a last dimension of 1, or without the last dimension. full: adds log(2 pi) / 2.
+    ValueError if var is negative anywhere.
+    """
+    x, y, variance = _tensors(input, target, var)
+    if variance.array.size and variance.array.min() < 0:
+        raise ValueError(f"gaussian_nll_loss: var must be >= 0, got {variance.array.min()}")
+    if variance.ndim == x.ndim - 1 and variance.ndim:
+        variance = variance.unsqueeze(-1)
+    variance = variance + (variance.clamp(eps) - variance).detach()  # a gradient where it is clamped, too
+    losses = (variance.log() + (x - y).square() / variance) * 0.5
+    return reduced("gaussian_nll_loss", losses + 0.5 * log(2 * pi) if full else losses, reduction)

@@ -1,0 +1,164 @@
+"""Values that PyTorch gives and NumPy, or a first thought, does not. Each was compared with PyTorch in tests/parity."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist.nn import functional as F
+
+NAN, INF = math.nan, math.inf
+T = sx.tensor
+BYTES, FLAGS, INTEGERS = T([1, 2], dtype="uint8"), T([True, False]), T([1, 2])
+
+
+def gradient(function: Callable[[Any], Any], values: Any) -> list[float]:
+    x = T(values, requires_grad=True, dtype="float64")
+    return sx.autograd.grad(function(x).sum(), x)[0].tolist()
+
+
+def test_casts_to_integers_and_bools_have_no_gradient() -> None:
+    assert gradient(lambda x: x.int() * x, [1.5, 2.5]) == [1, 2]
+    x = T([0.5], requires_grad=True)
+    for name in ("int", "long", "short", "byte", "bool"):
+        assert not getattr(x, name)().requires_grad
+    assert x.double().requires_grad
+
+
+GRADIENTS: dict[str, tuple[Callable[[Any], Any], list[float], list[float]]] = {
+    "std of equal numbers": (lambda x: x.std(), [2, 2, 2], [0, 0, 0]),
+    "3-norm of zeros": (lambda x: x.norm(p=3), [0, 0], [0, 0]),
+    "3-norm": (lambda x: x.norm(p=3), [0, 2], [0, 1]),
+    "half norm with a zero": (lambda x: x.norm(p=0.5), [0, 4], [0, 1]),
+    "norm of zeros": (lambda x: x.norm(), [0, 0], [0, 0]),
+    "0 ** exponent": (lambda y: T(0.0) ** y, [-1, 0, 1], [-INF, 0, 0]),
+    "a number 0 ** exponent": (lambda y: 0**y, [-1, 0, 2], [-INF, 0, 0]),
+    "base at 0 ** 0": (lambda x: x**0, [0, 1], [0, 0]),
+    "sign": (lambda x: x.sign(), [NAN, -2, 0], [0, 0, 0]),
+    "division to integers": (lambda x: sx.div(x, 2, rounding_mode="floor"), [3, -3], [0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients(name: str) -> None:
+    function, values, expected = GRADIENTS[name]
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(gradient(function, values), expected)
+
+
+# An expression, its values and its dtype.
+VALUES: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    "sign(nan)": (lambda: T([NAN, -2.0, 0.0]).sign(), [0, -1, 0], "float32"),
+    "sign of bools": (lambda: FLAGS.sign(), [True, False], "bool"),
+    "masked_fill of bools": (lambda: FLAGS.masked_fill(~FLAGS, 10), [True, True], "bool"),
+    "masked_fill of integers": (lambda: INTEGERS.masked_fill(FLAGS, 2.5), [2, 2], "int64"),
+    "arange in integers": (lambda: sx.arange(-0.9, 2.1, 2.0, dtype="int32"), [0, 2], "int32"),
+    "arange in long integers": (lambda: sx.arange(3.1, dtype="int64"), [0, 1, 2], "int64"),
+    "linspace in integers": (lambda: sx.linspace(4.3, -3, 5, dtype="int64"), [4, 2, 0, -1, -3], "int64"),
+    "one step": (lambda: sx.linspace(2, 5, 1, dtype="int64"), [2], "int64"),
+    "logspace in integers": (lambda: sx.logspace(0, 1.2, 2, dtype="int64"), [1, 10], "int64"),
+    "triangles of bools": (lambda: sx.ones(2, 2).bool().tril(), [[True, False], [True, True]], "bool"),
+    "square of bools": (lambda: FLAGS.square(), [1, 0], "int64"),
+    "power of bools": (lambda: FLAGS**2, [1, 0], "int64"),
+    "cumsum of bytes": (lambda: BYTES.cumsum(0), [1, 3], "int64"),
+    "cumsum of one byte": (lambda: BYTES[1].cumsum(0), 2, "int64"),
+    "prod of bytes": (lambda: BYTES.prod(), 2, "int64"),
+    "bits of bytes": (lambda: BYTES & T(3), [1, 2], "uint8"),
+    "bits of two dtypes": (lambda: BYTES ^ INTEGERS, [0, 0], "int64"),
+    "take_along_dim": (lambda: sx.take_along_dim(T([[1, 2]]), T([[1], [0], [-1]]), 1), [[2], [1], [2]], "int64"),
+    "take_along_dim of all": (lambda: sx.take_along_dim(T([[1, 2], [3, 4]]), T([3, 0])), [4, 1], "int64"),
+    "sum over no dim": (lambda: T([[1, 2], [3, 4]]).sum(dim=()), 10, "int64"),
+    "var(unbiased)": (lambda: T([1.0, 3.0]).var(False), 1, "float32"),
+    "trunc division": (lambda: sx.div(T([-7, 7]), 2, rounding_mode="trunc"), [-3, 3], "int64"),
+    "fmod": (lambda: sx.fmod(T([-7.0, 7.0]), 3), [-1, 1], "float32"),
+    "scatter, last of equal": (lambda: sx.scatter(sx.zeros(3), 0, T([1, 1]), T([5.0, 7.0])), [0, 7, 0], "float32"),
+    "median of four": (lambda: T([4.0, 1.0, 3.0, 2.0]).median(), 2, "float32"),
+    "median with NaN": (lambda: T([4.0, NAN, 3.0]).median(), NAN, "float32"),
+    "addmm without input": (lambda: sx.addmm(T([INF]), sx.eye(1), sx.eye(1), beta=0), [[1]], "float32"),
+    "nan_to_num": (lambda: sx.nan_to_num(T([NAN, INF]), 1.0, 2.0), [1, 2], "float32"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values(name: str) -> None:
+    expression, values, dtype = VALUES[name]
+    got = expression()
+    np.testing.assert_array_equal(got.numpy(), values)
+    assert got.dtype == dtype
+
+
+# An expression, its error, and what the error says.
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "std(0, False)": (lambda: T([[1.0, 2.0]]).std(0, False), TypeError, "unbiased and keepdims by keyword"),
+    "var(x, 0, True)": (lambda: sx.var(T([[1.0, 2.0]]), 0, True), TypeError, "unbiased and keepdims by keyword"),
+    "sum(True)": (lambda: T([1.0]).sum(True), TypeError, "dim must be an integer, got True"),
+    "argmax(x, 0, True)": (lambda: sx.argmax(T([[1.0, 2.0]]), 0, True), TypeError, "keepdim"),
+    "integers by 0": (lambda: INTEGERS // 0, ZeroDivisionError, "integers can't be divided by 0"),
+    "remainder by 0": (lambda: INTEGERS % T([0, 1]), ZeroDivisionError, "integers can't be divided by 0"),
+    "gather(-1)": (lambda: INTEGERS.gather(0, T([-1])), IndexError, r"in \[0, 2\), got -1"),
+    "index_select(-1)": (lambda: INTEGERS.index_select(0, T([-1])), IndexError, r"in \[0, 2\), got -1"),
+    "where of numbers": (lambda: sx.where(T([1.0, 0.0]), 1.0, 2.0), TypeError, "condition must hold bools"),
+    "mm of vectors": (lambda: sx.ones(2).mm(sx.ones(2)), ValueError, "mm: operands must have 2 and 2 dimensions"),
+    "bmm of matrices": (lambda: sx.ones(2, 2).bmm(sx.ones(2, 2)), ValueError, "matmul takes any"),
+    "bmm of other counts": (lambda: sx.ones(1, 2, 2).bmm(sx.ones(3, 2, 2)), ValueError, "as many matrices"),
+    "dot of matrices": (lambda: sx.ones(2, 2).dot(sx.ones(2, 2)), ValueError, "dot: operands must have 1 and 1"),
+    "float of two": (lambda: float(T([1.0, 2.0])), ValueError, "no single element"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    expression, error, words = REFUSED[name]
+    with pytest.raises(error, match=words):
+        expression()
+
+
+def test_long_sums_of_float32_are_exact() -> None:
+    """300,000 rows around 1000 whose variance is 1.0048, and a bias that is added to a million rows."""
+    x = np.random.default_rng(0).standard_normal((300_000, 3)).astype(np.float32) + np.float32(1000)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(T(x).mean(0).numpy(), exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(T(x).var(0).numpy(), exact.var(0, ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(T(x).sum((0,), keepdims=True).numpy(), exact.sum(0, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(T(x.T).sum(1).numpy(), exact.sum(0), rtol=1e-6)
+    np.testing.assert_allclose(T(x.reshape(3000, 100, 3)).sum((0, 1)).numpy(), exact.sum(0), rtol=1e-6)
+    bias = sx.zeros(3, requires_grad=True)
+    ((sx.zeros(1_000_003, 3) + bias) * np.float32(0.25e-6)).sum().backward()
+    np.testing.assert_allclose(bias.grad.numpy(), 0.25 * 1.000003, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1025, 2), (3000, 1), (2, 1500, 2), (1500, 2, 3, 1), (1024, 2), (5, 4000)])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_sums_by_blocks_are_sums(shape: tuple[int, ...], keepdims: bool) -> None:
+    """Along each set of axes, of arrays in two layouts."""
+    x = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
+    for array in (x, np.asfortranarray(x)):
+        for mask in range(1, 2 ** len(shape)):
+            axes = tuple(i for i in range(len(shape)) if mask >> i & 1)
+            expected = array.sum(axes, keepdims=keepdims)
+            np.testing.assert_array_equal(T(array).sum(axes, keepdims=keepdims).numpy(), expected)
+
+
+@pytest.mark.parametrize("bad", [INF, NAN])
+def test_adaptive_pooling_keeps_infinities_in_their_windows(bad: float) -> None:
+    image = np.ones((1, 1, 5, 5), np.float32)
+    image[0, 0, 0, 0] = bad
+    pooled = F.adaptive_avg_pool2d(T(image), 3).numpy()[0, 0]
+    assert not np.isfinite(pooled[0, 0])
+    assert np.isfinite(pooled).sum() == 8
+
+
+def test_labels_against_a_column_warn() -> None:
+    scores, labels = sx.randn(4, 3), T([0, 1, 2, 0])
+    with pytest.warns(UserWarning, match=r"\(4, 1\) is compared with \(4,\).*sx.argmax keeps its dimension"):
+        assert (sx.argmax(scores, dim=1) == labels).shape == (4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (scores.argmax(1) == labels).shape == (4,)
+        assert (scores[:, :1] == scores[:, :1]).shape == (4, 1)
