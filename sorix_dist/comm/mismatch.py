@@ -44,7 +44,8 @@ def chosen_library(environ: Mapping[str, str]) -> list[str]:
 def no_mpi(launch: Launch | None, error: Exception, environ: Mapping[str, str]) -> str:
     """The message where mpi4py or its MPI library cannot be loaded."""
     reason = str(error).partition("\n")[0]
-    if given := chosen_library(environ):
+    given = chosen_library(environ)
+    if given and not isinstance(error, ModuleNotFoundError):
         values = " and ".join(f"{name}={environ[name]}" for name in given)
         return (
             f"{_started(launch)}, but mpi4py cannot load the MPI library that {values} names: unset {' '.join(given)}"

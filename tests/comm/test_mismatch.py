@@ -146,7 +146,7 @@ class TestForReal:
     def test_no_mpi_library(self, script: Path) -> None:
         ended = run_ranks(3, str(script), env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so"})
         assert ended.code != 0
-        assert ended.err.count("mpi4py finds no MPI library; install one into ") == 1, ended.err
+        assert ended.err.count("names: unset MPI4PY_LIBMPI") == 1, ended.err
         assert ended.seconds < SECONDS
 
     def test_two_mpis_in_one_environment(self, script: Path, tmp_path: Path) -> None:
