@@ -138,6 +138,11 @@ class DataLoader:
             raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
         return self._batches(self.sampler).count(self._handed[0])
 
+    @property
+    def first_batch(self) -> int:
+        """The number of the batch that the next loop begins with; not 0 where a loaded state stopped in an epoch."""
+        return self._first
+
     def in_order(self) -> DataLoader:
         """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
         other = copy.copy(self)
