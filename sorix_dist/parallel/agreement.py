@@ -53,9 +53,9 @@ MOST_VALUES = 64  # that are summed over the ranks by the way
 _ROW = 1024  # bytes
 _COMPARED = 8  # where that begins
 # How many numbers follow, the fingerprint, the digest of used parameters, the numbers.
-_PACK = [struct.Struct(f"=hhiqiiqqq{count}q") for count in range(MOST_NUMBERS + 1)]
+_PACK = [struct.Struct(f"hhiqiiqqq{count}q") for count in range(MOST_NUMBERS + 1)]
 _HEAD = _PACK[0]
-_FENCE = struct.Struct("=hhiq")
+_FENCE = struct.Struct("hhiq")
 
 
 class Agreement(NamedTuple):

@@ -301,8 +301,10 @@ class Coordinator(Sync):
         if written:
             self.fence("backward")
         for i, loss in enumerate(losses):
-            shown = np.array(found.values[i], loss.array.dtype)
-            loss.shown = shown.reshape(loss.array.shape) if loss.array.ndim else shown
+            array = loss.array
+            loss.shown = shown = np.array(found.values[i], array.dtype)
+            if array.ndim:
+                loss.shown = shown.reshape(array.shape)
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers
