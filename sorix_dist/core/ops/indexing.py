@@ -28,7 +28,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements added up at an index: where rows go is not known, so they are gathered."""
+    """Elements added up at an index: rows are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 

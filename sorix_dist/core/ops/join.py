@@ -28,7 +28,7 @@ def pad_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """One after the other along `axis`: rows beside rows are rows, and so are all rows behind all rows."""
+    """Along another axis than that of the rows, rows stay rows; along it, all rows follow all rows (`Shard.outer`)."""
     axis, new = options["axis"], apply.__name__ == "stack"
     lead = rules.first_shard(inputs)
     if lead is None:
@@ -42,7 +42,7 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if alike and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
         others = [x for x in inputs if not isinstance(placement_of(x), Shard)]
-        # Constants that have as many rows as the batch, on every rank, are taken for rows.
+        # Constants that have as many rows as the batch, on every rank, count as rows.
         rows = [not _is_known_alike(x) and shape_of(x)[axis] == lead.batch.held * lead.inner for x in others]
         if alike and not lead.group.isolated and not lead.group.counts(not all(rows))[1]:
             result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
@@ -200,8 +200,8 @@ def _several(name: str, tensors: Any) -> list[Any]:
 
 
 def _beside_rows(name: str, parts: list[Any], axis: int | None = None) -> list[Any]:
-    """The parts, with this rank's rows of those that every rank holds alike, if there are rows along another axis than
-    that to join them along."""
+    """The parts, with this rank's rows of Replicates, if there are rows along another axis than
+    the one to join along."""
     rows = next((part for part in parts if shard_of(part) is not None), None)
     return parts if rows is None or rows.place.axis == axis else [align(part, rows, name) for part in parts]
 

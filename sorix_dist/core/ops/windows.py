@@ -183,7 +183,7 @@ class Tile:
 
 
 class Scratch:
-    """Memory for arrays of which each is needed until the next one is asked for."""
+    """Memory for one array at a time: each call reuses it."""
 
     def __init__(self, dtype: Any) -> None:
         self._memory = np.empty(0, dtype)
