@@ -66,11 +66,7 @@ def names_dtype(value: Any) -> builtins.bool:
 
 
 DTypeOf = np.dtype[Any]
-
-
 _RANKS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
-
-
 _OF_NUMBERS = {bool: np.dtype(np.bool_), int: np.dtype(np.int64), float: np.dtype(np.float32)}
 
 
@@ -121,14 +117,8 @@ def _before(first: DTypeOf | None, second: DTypeOf | None) -> DTypeOf | None:
 
 
 float16, float32, float64 = DType(np.float16), DType(np.float32), DType(np.float64)
-
-
 int16, int32, int64, uint8 = DType(np.int16), DType(np.int32), DType(np.int64), DType(np.uint8)
-
-
 bool_ = DType(np.bool_)
-
-
 _NAMED = {named.dtype: named for named in (float16, float32, float64, int16, int32, int64, uint8, bool_)}
 
 
@@ -139,6 +129,4 @@ def name_of(dtype: np.dtype[Any]) -> DType:
 
 # Two of these names hide Python's own, in this module only.
 half, float, double = float16, float32, float64
-
-
 short, int, long, byte, bool = int16, int32, int64, uint8, bool_

@@ -23,8 +23,6 @@ class Seed:
 
 
 _process = Seed(secrets.randbits(63), chosen=False)
-
-
 _seed: ContextVar[Seed | None] = ContextVar("seed", default=None)
 
 
