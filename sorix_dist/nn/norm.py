@@ -11,6 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops import norm
+from sorix_dist.nn import functional as F
 from sorix_dist.nn.module import Module, Parameter
 from sorix_dist.nn.torch_state import OPTIONAL, ROW
 
@@ -20,13 +21,10 @@ def _scale_and_shift(shape: tuple[int, ...], wanted: bool, kind: Any) -> tuple[P
 
 
 class _BatchNorm(Module):
-    """What batch norms have in common; see BatchNorm2d.
-
-    shapes: that an input may have, by its number of dimensions; names: of scale and shift.
-    """
+    """Batch normalisation of inputs (N, C, ...) of certain `shapes`, by their number of dimensions; see BatchNorm2d."""
 
     shapes: ClassVar[dict[int, str]]
-    names: ClassVar[tuple[str, str]]
+    names: ClassVar[tuple[str, str]] = ("weight", "bias")  # of scale and shift
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -34,17 +32,14 @@ class _BatchNorm(Module):
     def __init__(
         self,
         num_features: int,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        track_running_stats: bool,
-        device: Any,
-        dtype: Any,
-        shape: tuple[int, ...],
-        counted: bool,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = "cpu",
+        dtype: Any = None,
     ) -> None:
-        kind = parameter_dtype(device, dtype)
-        name = type(self).__name__
+        kind, name = parameter_dtype(device, dtype), type(self).__name__
         at_least(1, name, num_features=num_features)
         if eps <= 0:
             raise ValueError(f"{name}: eps must be > 0, got {eps!r}")
@@ -52,12 +47,19 @@ class _BatchNorm(Module):
             raise ValueError(f"{name}: momentum must be in [0, 1] or None, got {momentum!r}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
+        shape = self._shape()
         for attribute, parameter in zip(self.names, _scale_and_shift(shape, affine, kind), strict=True):
             setattr(self, attribute, parameter)
         self.register_buffer("running_mean", np.zeros(shape, kind) if track_running_stats else None)
         self.register_buffer("running_var", np.ones(shape, kind) if track_running_stats else None)
-        counts = track_running_stats and counted
-        self.register_buffer("num_batches_tracked", np.zeros((), np.int64) if counts else None)
+        counted = track_running_stats and self._counts()
+        self.register_buffer("num_batches_tracked", np.zeros((), np.int64) if counted else None)
+
+    def _shape(self) -> tuple[int, ...]:
+        return (self.num_features,)
+
+    def _counts(self) -> bool:
+        return True
 
     def forward(self, x: Any) -> Tensor:
         shape = tuple(np.shape(x))
@@ -104,44 +106,90 @@ class BatchNorm1d(_BatchNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        device: Any = "cpu",
-        *,
-        affine: bool = True,
+        affine: bool | str = True,
         track_running_stats: bool = True,
+        device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        counted = momentum is None
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, (1, num_features), counted
-        )
+        if not isinstance(affine, bool | int):  # sorix's fourth argument is the device
+            affine, device = True, affine
+        super().__init__(num_features, eps, momentum, bool(affine), track_running_stats, device, dtype)
+
+    def _shape(self) -> tuple[int, ...]:
+        return 1, self.num_features
+
+    def _counts(self) -> bool:
+        return self.momentum is None
 
 
 class BatchNorm2d(_BatchNorm):
     """Batch normalisation of images (N, C, H, W): each channel gets mean 0 and variance 1, times `weight`, plus
-    `bias`, of shape (num_features,).
+    `bias`, of shape (num_features,) (Ioffe and Szegedy 2015).
 
-    In training the statistics are those of the global batch, however its rows are shared out, and move
-    `running_mean` and `running_var` (unbiased) by the fraction `momentum`; None makes these the mean over all
-    batches. In evaluation these are used, unless `track_running_stats` is off. A global batch of one value per
-    channel raises ValueError in training.
+    In training the statistics are those of the global batch, on any number of ranks, and move `running_mean` and
+    `running_var` (unbiased) by the fraction `momentum`; None makes these the mean over all batches. In evaluation these
+    are used, unless `track_running_stats` is off. Training with one value per channel in all raises ValueError.
     """
 
     shapes: ClassVar[dict[int, str]] = {4: "(N, C, H, W)"}
-    names = ("weight", "bias")
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch normalisation of volumes (N, C, D, H, W); see BatchNorm2d."""
+
+    shapes: ClassVar[dict[int, str]] = {5: "(N, C, D, H, W)"}
+
+
+class InstanceNorm2d(Module):
+    """Each channel of each image (N, C, H, W), or of one (C, H, W), with mean 0 and variance 1 (Ulyanov et al. 2016).
+
+    affine: then times `weight`, plus `bias`, both (C,), trained. Running statistics are not supported; `momentum` has
+    no meaning without them.
+    """
+
+    shape: ClassVar[str] = "(N, C, H, W)"
+    _in_repr = ("num_features", "eps", "affine")
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
+        affine: bool = False,
+        track_running_stats: bool = False,
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, (num_features,), counted=True
-        )
+        name = type(self).__name__
+        at_least(1, name, num_features=num_features)
+        if track_running_stats:
+            raise ValueError(f"{name}: track_running_stats must be False: running statistics are not supported")
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        self.weight, self.bias = _scale_and_shift((num_features,), affine, parameter_dtype(device, dtype))
+
+    def forward(self, x: Any) -> Tensor:
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        missing = self.shape.count(",") + 1 - x.ndim
+        batch = x.unsqueeze(0) if missing == 1 else x
+        if missing not in (0, 1) or batch.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: input must have shape {self.shape} with C = {self.num_features}, or one such "
+                f"sample, got shape {tuple(x.shape)}"
+            )
+        y = F.instance_norm(batch, self.weight, self.bias, self.eps)
+        return y.squeeze(0) if missing else y
+
+
+class InstanceNorm1d(InstanceNorm2d):
+    """Each channel of each sequence (N, C, L) with mean 0 and variance 1; see InstanceNorm2d."""
+
+    shape = "(N, C, L)"
+
+
+class InstanceNorm3d(InstanceNorm2d):
+    """Each channel of each volume (N, C, D, H, W) with mean 0 and variance 1; see InstanceNorm2d."""
+
+    shape = "(N, C, D, H, W)"
 
 
 class LayerNorm(Module):
@@ -158,9 +206,7 @@ class LayerNorm(Module):
         dtype: Any = None,
     ) -> None:
         kind = parameter_dtype(device, dtype)
-        shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
-        if not shape or min(shape) < 1:
-            raise ValueError(f"LayerNorm: normalized_shape must hold integers >= 1, got {normalized_shape!r}")
+        shape = _shape_of(normalized_shape, "LayerNorm")
         self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
         self.weight, shift = _scale_and_shift(shape, elementwise_affine, kind)
         self.bias = shift if bias else None
@@ -202,3 +248,32 @@ class GroupNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
+
+
+class RMSNorm(Module):
+    """x / sqrt(mean(x²) + eps) over the last dimensions `normalized_shape`, times `weight` of that shape (Zhang and
+    Sennrich 2019). eps: the smallest number that changes 1 in the input's dtype, if None."""
+
+    _in_repr = ("normalized_shape", "eps", "elementwise_affine")
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:
+        self.normalized_shape = _shape_of(normalized_shape, "RMSNorm")
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        self.weight, _ = _scale_and_shift(self.normalized_shape, elementwise_affine, parameter_dtype(device, dtype))
+
+    def forward(self, x: Any) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+def _shape_of(sizes: int | Sequence[int], layer: str) -> tuple[int, ...]:
+    shape = (sizes,) if isinstance(sizes, int | np.integer) else tuple(sizes)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"{layer}: normalized_shape must hold integers >= 1, got {sizes!r}")
+    return shape

@@ -1,4 +1,4 @@
-"""Recurrent layers."""
+"""Recurrent layers over whole sequences, and cells, which do one step of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.dtype import common_dtype
+from sorix_dist.core.ops.activation import relu, tanh
+from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.join import cat, stack
+from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.ops.recurrent import gru, lstm
-from sorix_dist.core.ops.shape import reshape, swapaxes
+from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, transpose, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn.layers import Dropout
@@ -19,13 +23,15 @@ from sorix_dist.nn.module import Module, Parameter
 
 
 class _Recurrent(Module):
-    """What recurrent layers have in common: parameters with PyTorch's names and layout, layers and directions.
+    """Parameters with PyTorch's names and layout, layers and directions; computes in the common dtype of the input, the
+    states and the weights.
 
-    gates: how many parts the weights have; states: what a step hands on to the next one.
+    gates: the number of blocks in the weights; states: what a step gives to the next one.
     """
 
     gates: ClassVar[int]
     states: ClassVar[tuple[str, ...]]
+    weight_ih_l0: Parameter
 
     def __init__(
         self,
@@ -89,7 +95,9 @@ class _Recurrent(Module):
         rows = shard_of(x)
         if given is not None and rows is not None and rows.axis == 1:
             given = tuple(beside(state, rows, 2) for state in given)
-        starts = self._starts(given, x.shape[1], x.array.dtype, alone)
+        starts = self._starts(given, x.shape[1], alone)
+        kind = common_dtype([x.array, self.weight_ih_l0.array, *(np.asarray(start) for start in starts)])
+        x = x if x.array.dtype == kind else cast(x, kind)
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer and self.training and self.dropout.p:
@@ -110,11 +118,11 @@ class _Recurrent(Module):
     def _turned(self, x: Tensor) -> bool:
         return self.batch_first and x.ndim == 3
 
-    def _starts(self, given: tuple[Any, ...] | None, rows: int, kind: Any, alone: bool) -> list[Any]:
+    def _starts(self, given: tuple[Any, ...] | None, rows: int, alone: bool) -> list[Any]:
         """Each state before the first step, (layers * directions, N, H); zeros unless given."""
         shape = (self.num_layers * self._directions, rows, self.hidden_size)
         if given is None:
-            return [np.zeros(shape, kind)] * len(self.states)
+            return [np.zeros(shape, self.weight_ih_l0.array.dtype)] * len(self.states)
         expected = (shape[0], shape[2]) if alone else shape
         for name, state in zip(self.states, given, strict=True):
             if np.shape(state) != expected:
@@ -178,3 +186,124 @@ class GRU(_Recurrent):
     def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
         output = gru(x, *states, *weights, reverse=reverse)
         return output, [output[0 if reverse else len(x) - 1]]
+
+
+class RNN(_Recurrent):
+    """h = tanh(x W_ih^T + b_ih + h W_hh^T + b_hh) over whole sequences (Elman 1990); nonlinearity: "tanh" or "relu".
+
+    Other arguments as for LSTM.
+    """
+
+    gates = 1
+    states = ("h_0",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *more: Any,
+        **options: Any,
+    ) -> None:
+        _check_nonlinearity("RNN", nonlinearity)
+        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, num_layers, *more, **options)
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Tensor]:
+        """The output of the last layer at every step, laid out as the input, and h_n, as for GRU."""
+        output, (h,) = self._run(input, None if hx is None else (hx,))
+        return output, h
+
+    def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
+        (h,), (w_input, w_state, b_input, b_state) = states, weights
+        from_input = linear(x, transpose(w_input), b_input)
+        steps: list[Any] = [None] * len(x)
+        for t in reversed(range(len(x))) if reverse else range(len(x)):
+            h = _FUNCTIONS[self.nonlinearity](from_input[t] + linear(h, transpose(w_state), b_state))
+            steps[t] = h
+        return stack(steps), [h]
+
+
+_FUNCTIONS = {"tanh": tanh, "relu": relu}
+
+
+def _check_nonlinearity(layer: str, nonlinearity: str) -> None:
+    if nonlinearity not in _FUNCTIONS:
+        raise ValueError(f"{layer}: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+
+
+# -- cells
+
+
+class _Cell(Module):
+    """One step of a recurrent layer for inputs (N, input_size), or one (input_size,), and states (N, hidden_size) or
+    (hidden_size,), zeros unless given."""
+
+    _in_repr = ("input_size", "hidden_size")
+    layer: ClassVar[type[_Recurrent]]
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = "cpu", dtype: Any = None
+    ) -> None:
+        kind, rows = parameter_dtype(device, dtype), self.layer.gates * hidden_size
+        at_least(1, type(self).__name__, input_size=input_size, hidden_size=hidden_size)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        bound = 1 / np.sqrt(hidden_size)
+        for name, shape in (shapes | ({"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {})).items():
+            setattr(self, name, Parameter(rng.generator().uniform(-bound, bound, shape).astype(kind)))
+
+    def _step(self, input: Any, states: Any) -> list[Tensor]:
+        """The new states."""
+        x = input if isinstance(input, Tensor) else Tensor(input)
+        name, expected = type(self).__name__, (*x.shape[:-1], self.hidden_size)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
+            raise ValueError(f"{name}: input must have shape (N, {self.input_size}), got shape {tuple(x.shape)}")
+        if states is None:
+            states = [np.zeros(expected, x.array.dtype)] * len(self.layer.states)
+        for which, state in zip(self.layer.states, states, strict=True):
+            if np.shape(state) != expected:
+                raise ValueError(f"{name}: {which} must have shape {expected}, got shape {tuple(np.shape(state))}")
+        if x.ndim == 1:
+            x, states = unsqueeze(x, 0), [unsqueeze(state, 0) for state in states]
+        weights = [getattr(self, name, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        kind = common_dtype([x.array, weights[0].array, *map(np.asarray, states)])  # type: ignore[union-attr]
+        x = unsqueeze(x if x.array.dtype == kind else cast(x, kind), 0)
+        _, new = self.layer._layer(self, x, list(states), weights, False)  # type: ignore[arg-type]
+        return new if len(expected) == 2 else [squeeze(state, 0) for state in new]
+
+
+class RNNCell(_Cell):
+    """One step of RNN: the new h from an input and h."""
+
+    layer = RNN
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", **options: Any
+    ) -> None:
+        _check_nonlinearity("RNNCell", nonlinearity)
+        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, **options)
+
+    def forward(self, input: Any, hx: Any = None) -> Tensor:
+        return self._step(input, None if hx is None else [hx])[0]
+
+
+class GRUCell(_Cell):
+    """One step of GRU: the new h from an input and h."""
+
+    layer = GRU
+
+    def forward(self, input: Any, hx: Any = None) -> Tensor:
+        return self._step(input, None if hx is None else [hx])[0]
+
+
+class LSTMCell(_Cell):
+    """One step of LSTM: the new (h, c) from an input and (h, c)."""
+
+    layer = LSTM
+
+    def forward(self, input: Any, hx: tuple[Any, Any] | None = None) -> tuple[Tensor, Tensor]:
+        h, c = self._step(input, hx)
+        return h, c

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sorix_dist import nn
 from sorix_dist.core import Tensor, grad, no_grad
 from sorix_dist.core.ops import norm
 from sorix_dist.core.placement import Batch, Group, Rows, tagged
@@ -269,3 +270,25 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
 def test_errors_name_the_argument(call: Any, kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_positions_of_pytorch_and_of_sorix() -> None:
+    assert nn.BatchNorm1d(3, 1e-5, 0.1, False).gamma is None
+    assert nn.BatchNorm1d(3, 1e-5, 0.1, "cpu").affine is True
+    with pytest.raises(RuntimeError, match="computes on the CPU"):
+        nn.BatchNorm1d(3, 1e-5, 0.1, "cuda")
+
+
+def test_the_other_norms() -> None:
+    x = np.array([[[1.0, 3.0], [2.0, 2.0]]])
+    np.testing.assert_allclose(nn.InstanceNorm1d(2, eps=0.0001)(x).numpy(), [[[-1, 1], [0, 0]]], atol=1e-4)
+    np.testing.assert_allclose(nn.InstanceNorm1d(2)(x[0]).numpy(), nn.InstanceNorm1d(2)(x).numpy()[0])
+    np.testing.assert_allclose(nn.RMSNorm(2)(np.array([[3.0, 4.0]])).numpy(), [[3 / 12.5**0.5, 4 / 12.5**0.5]])
+    with pytest.raises(ValueError, match="track_running_stats must be False"):
+        nn.InstanceNorm2d(3, track_running_stats=True)
+    with pytest.raises(ValueError, match=r"InstanceNorm2d: input must have shape \(N, C, H, W\) with C = 3"):
+        nn.InstanceNorm2d(3)(np.zeros((2, 4, 3, 3)))
+    with pytest.raises(ValueError, match=r"RMSNorm: normalized_shape must hold integers >= 1, got \(\)"):
+        nn.RMSNorm(())
+    with pytest.raises(ValueError, match=r"input must end in the dimensions \(3,\)"):
+        nn.RMSNorm(3)(np.zeros((2, 4)))

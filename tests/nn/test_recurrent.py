@@ -13,7 +13,7 @@ from sorix_dist.core import Tensor
 from tests.core.sharded import sharded
 
 RNG = np.random.default_rng(0)
-LAYERS = pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU], ids=["LSTM", "GRU"])
+LAYERS = pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN], ids=["LSTM", "GRU", "RNN"])
 
 
 def states_of(result: Any) -> list[np.ndarray]:
@@ -159,3 +159,40 @@ def test_repr() -> None:
     assert "3, 4, num_layers=2, batch_first=True, bidirectional=True" in repr(
         nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True)
     )
+
+
+@LAYERS
+def test_the_common_dtype(layer: Any) -> None:
+    """That of the input, the states and the weights, as elsewhere."""
+    narrow, wide = layer(3, 4), layer(3, 4, dtype="float64")
+    x = RNG.standard_normal((5, 2, 3))
+    assert wide(x.astype(np.float32))[0].dtype == np.float64
+    assert narrow(x)[0].dtype == np.float64
+    assert narrow(np.ones((5, 2, 3), int))[0].dtype == np.float32
+    assert narrow(x.astype(np.float32), start(layer, 1, 2, 4))[0].dtype == np.float64
+    leaf = Tensor(x.astype(np.float32), requires_grad=True)
+    wide(leaf)[0].sum().backward()
+    assert leaf.grad.numpy().dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_a_cell_does_one_step_of_its_layer(kind: str) -> None:
+    layer, cell = getattr(nn, kind)(3, 4, dtype="float64"), getattr(nn, kind + "Cell")(3, 4, dtype="float64")
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in layer.state_dict().items()})
+    x, state = RNG.standard_normal((5, 2, 3)), None
+    for t in range(5):
+        state = cell(x[t], state)
+    h = state[0] if kind == "LSTM" else state
+    np.testing.assert_allclose(h.numpy(), layer(x)[0].numpy()[-1])
+    single = cell(x[0, 1])
+    np.testing.assert_allclose((single[0] if kind == "LSTM" else single).numpy(), layer(x[:1])[0].numpy()[0, 1])
+    with pytest.raises(ValueError, match=r"Cell: input must have shape \(N, 3\), got shape \(5, 2, 3\)"):
+        cell(x)
+    with pytest.raises(ValueError, match=r"Cell: h_0 must have shape \(2, 4\), got shape \(3, 4\)"):
+        cell(x[0], (np.zeros((3, 4)),) * 2 if kind == "LSTM" else np.zeros((3, 4)))
+
+
+def test_the_nonlinearity_is_checked() -> None:
+    for kind in (nn.RNN, nn.RNNCell):
+        with pytest.raises(ValueError, match="nonlinearity must be 'tanh' or 'relu', got 'sin'"):
+            kind(3, 4, nonlinearity="sin")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sorix_dist import nn
 from sorix_dist.core import Tensor, grad
-from sorix_dist.nn import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 from sorix_dist.optim import SGD
 
 torch = pytest.importorskip("torch")
@@ -17,8 +17,7 @@ rng = np.random.default_rng(0)
 
 def pair(name: str, *arguments: Any, **options: Any) -> tuple[Any, Any]:
     """Our layer and PyTorch's, in float64, with the same random parameters."""
-    kinds = {"BatchNorm1d": BatchNorm1d, "BatchNorm2d": BatchNorm2d, "LayerNorm": LayerNorm, "GroupNorm": GroupNorm}
-    ours: Any = kinds[name](*arguments, **options, dtype="float64")
+    ours: Any = getattr(nn, name)(*arguments, **options, dtype="float64")
     theirs = getattr(torch.nn, name)(*arguments, **options, dtype=torch.float64)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         mine.data = rng.standard_normal(mine.shape)
@@ -41,6 +40,15 @@ LAYERS: list[Any] = [
     (("GroupNorm", 2, 4), {}, (3, 4, 2, 5)),
     (("GroupNorm", 4, 4), {"affine": False}, (3, 4, 6)),
     (("GroupNorm", 1, 4), {}, (3, 4)),
+    (("BatchNorm1d", 4, 1e-3, 0.3, False, False), {}, (6, 4)),
+    (("BatchNorm3d", 4), {}, (3, 4, 2, 3, 2)),
+    (("InstanceNorm1d", 4), {}, (3, 4, 6)),
+    (("InstanceNorm1d", 4), {}, (4, 6)),
+    (("InstanceNorm2d", 4), {"affine": True, "eps": 1e-2}, (3, 4, 2, 5)),
+    (("InstanceNorm3d", 4), {"affine": True}, (3, 4, 2, 3, 2)),
+    (("RMSNorm", 4), {}, (3, 5, 4)),
+    (("RMSNorm", (5, 4)), {"eps": 1e-2}, (3, 5, 4)),
+    (("RMSNorm", 4), {"elementwise_affine": False}, (3, 4)),
 ]
 
 

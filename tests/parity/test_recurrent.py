@@ -20,7 +20,7 @@ def parts(result: Any) -> list[Any]:
     return [output, *(state if isinstance(state, tuple) else (state,))]
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
@@ -68,3 +68,38 @@ def test_recurrent(name: str, layers: int, bidirectional: bool, bias: bool, batc
         assert loss.item() == pytest.approx(target.item(), rel=1e-9)
     for n, value in ours.state_dict().items():
         np.testing.assert_allclose(value, wanted[n].detach().numpy(), rtol=1e-8, atol=1e-10, err_msg=n)
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [(), (6,)], ids=str)
+def test_cells(name: str, bias: bool, rows: tuple[int, ...]) -> None:
+    theirs, ours = getattr(torch.nn, name)(3, 4, bias).double(), getattr(nn, name)(3, 4, bias, dtype="float64")
+    ours.load_state_dict({n: p.detach().numpy() for n, p in theirs.named_parameters()})
+    x, h = RNG.standard_normal((*rows, 3)), RNG.standard_normal((*rows, 4))
+    mine, other = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    for given in (None, (h, h + 1) if name == "LSTMCell" else h):
+        wanted = (
+            None
+            if given is None
+            else torch.tensor(np.array(given))
+            if name != "LSTMCell"
+            else tuple(map(torch.tensor, given))
+        )
+        got, expected = ours(mine, given), theirs(other, wanted)
+        pairs = zip(got, expected, strict=True) if name == "LSTMCell" else [(got, expected)]
+        for a, b in pairs:
+            np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-10, atol=1e-12)
+    (got[1] if name == "LSTMCell" else got).sum().backward()
+    (expected[1] if name == "LSTMCell" else expected).sum().backward()
+    np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-9, atol=1e-11)
+    for n, parameter in ours.named_parameters():
+        theirs_grad = dict(theirs.named_parameters())[n].grad.numpy()
+        np.testing.assert_allclose(parameter.grad.numpy(), theirs_grad, rtol=1e-9, atol=1e-11, err_msg=n)
+
+
+def test_relu_recurrence() -> None:
+    theirs, ours = torch.nn.RNN(3, 4, 2, "relu").double(), nn.RNN(3, 4, 2, "relu", dtype="float64")
+    ours.load_state_dict({n: p.detach().numpy() for n, p in theirs.named_parameters()})
+    x = RNG.standard_normal((5, 6, 3))
+    np.testing.assert_allclose(ours(x)[0].numpy(), theirs(torch.tensor(x))[0].detach().numpy(), rtol=1e-10)

@@ -74,7 +74,7 @@ class Dataset:
         return x if self.y is None else (x, _transformed(self.y, indices, self.target_transform))
 
     def digest(self) -> int | None:
-        """A checksum of X and y, which other data very likely do not have: see `array_digest`. A subclass that defines
+        """A checksum of X and y that very likely differs for other data, see `array_digest`. A subclass that defines
         `__getitem__` may define its own."""
         return crc32(b"".join(array_digest(values) for values in (self.X, self.y) if values is not None))
 
@@ -231,17 +231,18 @@ def dataset_digest(dataset: Any) -> int | None:
 
 
 def matches_override(kind: type, method: str, overridden: str) -> bool:
-    """Whether `method` of a class speaks for its `overridden`: no subclass has overridden the latter alone."""
+    """Whether a class that overrides the method `overridden` also overrides `method`, which depends on it."""
     defining = (vars(each).keys() for each in kind.__mro__)
     return method in next((names for names in defining if {method, overridden} & names), ())
 
 
 def array_digest(values: Array) -> bytes:
-    """What tells an array from another: shape, dtype and numbers, the same in every process and on every processor.
+    """Bytes that distinguish an array: its shape, dtype and numbers. They are the same in every process and on every
+    processor.
 
-    Integers up to 1 MiB count whole; of anything larger, up to 64 numbers of each of up to 64 samples, so that a memory
-    map is not read. Of floats the sign and the power of two count, and the mean size: processors differ in the last
-    bits. Floats below a thousandth of the largest are noise, and count as 0.
+    Integer arrays up to 1 MiB are taken whole. Of others, up to 64 numbers of each of up to 64 samples are taken, so
+    that a memory map is not read. Floats are reduced to sign and power of two, and their mean size is added, because
+    processors differ in the last bits. Floats below a thousandth of the largest count as 0: they may be noise.
     """
     about = f"{values.dtype.kind}{values.dtype.itemsize}{values.shape}"
     if values.dtype.kind != "f" and values.nbytes <= _DIGEST_WHOLE:

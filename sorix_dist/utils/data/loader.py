@@ -27,7 +27,6 @@ def _alone() -> Ranks:
 # `parallel` puts its own function here.
 world: Callable[[], Ranks] = _alone
 
-
 # Options of PyTorch's DataLoader without a meaning here: workers are threads, and there is no device to copy to.
 _WITHOUT_EFFECT = {
     "pin_memory", "pin_memory_device", "persistent_workers", "timeout", "worker_init_fn", "multiprocessing_context",
@@ -51,12 +50,12 @@ class DataLoader:
     collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
         row for each sample, None to find out by trying it on the first two.
     batch_transform: a function of the arrays of this rank's batch, `f(x, y)` or `f(x, y, draw)` (see `augment`), which
-        returns what the batch shall be, a row for each sample. Much faster than transforming sample by sample.
-    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows, which a wrapped model in
-        training takes for rows of that rank, unless they are `replicated`.
+        returns the new batch, with a row for each sample. Much faster than a transform of single samples.
+    drop_last: leaves out a smaller last batch; shard: False gives every rank all rows. A wrapped model in training
+        counts them as different rows on each rank, unless they are `replicated`.
     num_workers: threads that fetch ahead, each up to prefetch_factor (2) batches. They call the data set, transforms
         and collate_fn at the same time.
-    Further options of PyTorch's (pin_memory, persistent_workers, timeout ...) have no effect, and a warning says so.
+    PyTorch's other options (pin_memory, persistent_workers, timeout ...) are accepted without effect, with a warning.
 
     epoch: the number of the next loop's epoch.
     """
@@ -259,10 +258,10 @@ class DataLoader:
             as_int("load_state_dict: seed", state_dict["seed"], 0)
 
     def _at_border(self, state_dict: Mapping[str, Any]) -> bool:
-        """Whether a state was saved before the first or after the last batch of its epoch, so that the batch size may
-        change; not if it follows from the number of ranks, which must not change the steps."""
-        if state_dict["batches"] == 0 or self.sampler is None or self._per_rank:
-            return state_dict["batches"] == 0 and not self._per_rank
+        """Whether a state was saved between two epochs, so that the batch size may change. Never if the batch size
+        follows from the number of ranks, which must not change the steps."""
+        if self._per_rank or self.sampler is None:
+            return not self._per_rank and state_dict["batches"] == 0
         size = as_int("load_state_dict: batch_size", state_dict["batch_size"], 1)
         full, rest = divmod(self.sampler.count(state_dict["epoch"]), size)
         return bool(state_dict["batches"] == full + (rest > 0 and not state_dict["drop_last"]))
@@ -336,7 +335,10 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
     if sampler is None:
         return Sampler(len(dataset), shuffle, seed)
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}")
+        raise TypeError(
+            f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}: a subclass of Sampler "
+            "defines order(epoch), which returns indices"
+        )
     if shuffle or seed is not None:
         raise ValueError("shuffle and seed are the sampler's if a sampler is given, got both")
     if sampler.length != len(dataset):
