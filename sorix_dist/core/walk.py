@@ -83,7 +83,8 @@ def walk(
                 continue
             if isinstance(edge, Leaf):
                 if strict and edge.sync is None and not edge.sharded:
-                    raise RuntimeError(_UNSYNCHRONISED.format(operation=node.op.apply.__name__, shape=edge.shape))
+                    name = _name_of_leaf(edge) or f"an input of '{node.op.apply.__name__}'"
+                    raise RuntimeError(_UNSYNCHRONISED.format(name=name, shape=edge.shape))
                 at_leaf(edge, rule, gradient)
                 continue
             part = rule(gradient, None)
@@ -97,11 +98,20 @@ def walk(
 
 
 _UNSYNCHRONISED = (
-    "the backward reaches an input of '{operation}' of shape {shape}, which requires a gradient and is synchronised by "
-    "no wrapper: each rank would get a part of it. Wrap the module that it belongs to in DistributedDataParallel (a "
-    "criterion with parameters too; after layers of a wrapped model were replaced, wrap what its unwrap() gives), or "
-    "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself"
+    "the backward reaches {name} of shape {shape}, which requires a gradient and is synchronised by no wrapper: each "
+    "rank would get a part of it. Wrap the module that it belongs to in DistributedDataParallel (a criterion with "
+    "parameters too; after layers of a wrapped model were replaced, wrap what its unwrap() gives), or let every rank "
+    "compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself"
 )
+
+
+_name_of_leaf: Callable[[Leaf], str | None] = lambda leaf: None  # noqa: E731
+
+
+def name_leaves_by(function: Callable[[Leaf], str | None]) -> None:
+    """Makes errors call leaves what `function` says; core knows no modules, nn does."""
+    global _name_of_leaf
+    _name_of_leaf = function
 
 
 def gradient_of(leaf: Leaf, rule: Rule | None, gradient: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import convert, zero_gradients
+from sorix_dist.core.graph import Leaf
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook
+from sorix_dist.core.walk import name_leaves_by
 from sorix_dist.nn.torch_state import TRANSPOSED, in_own_names
 
 
@@ -42,6 +45,9 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+_modules: WeakValueDictionary[int, Module] = WeakValueDictionary()  # those that exist
+
+
 class Module:
     """A layer, or a model of layers. A subclass defines `forward`.
 
@@ -54,6 +60,11 @@ class Module:
     device: Any = CPU
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names and layouts are others
+
+    def __new__(cls, *inputs: Any, **options: Any) -> Self:
+        module = super().__new__(cls)
+        _modules[id(module)] = module
+        return module
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module computes; subclasses define it."""
@@ -410,3 +421,14 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
 
 def _is_trained(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)
+
+
+def _name_of_leaf(leaf: Leaf) -> str | None:
+    for module in [each for ref in _modules.valuerefs() if (each := ref()) is not None]:
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.leaf is leaf:
+                return f"'{name}' of a {type(module).__name__}"
+    return None
+
+
+name_leaves_by(_name_of_leaf)
