@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
-from sorix_dist.core.ops.axes import along, axis_of, parts_along
+from sorix_dist.core.ops.axes import along, axis_of, parts_along, refused
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
@@ -111,20 +111,21 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, ax
 def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
     """Parts along `dim`: all of one size (the last may be smaller), or of the sizes in a list."""
     at = axis_of("split", tensor, dim if axis is None else axis)
-    length = (shape_of(tensor) or (0,))[at]
+    length, place = (shape_of(tensor) or (0,))[at], shard_of(tensor)
     if isinstance(split_size_or_sections, tuple | list):
         sizes = [int(n) for n in split_size_or_sections]
         if any(n < 0 for n in sizes) or sum(sizes) != length:
             raise ValueError(f"split: sections must add up to the size {length} of dim {at}, got {sizes}")
     else:
         size = int(split_size_or_sections)
-        place = shard_of(tensor)
         if place is not None and place.axis == at and place.outer > 1 and place.held == size * place.outer:
             return chunk(tensor, place.outer, at)  # all rows, then all rows again
         if size < 1:
             raise ValueError(f"split: split_size must be at least 1, got {size}")
         sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
-    return tuple(take(tensor, index=place) for place in parts_along(at, sizes))
+    if place is not None and place.axis == at and place.outer == 1:
+        tensor = refused(tensor, "split")
+    return tuple(take(tensor, index=key) for key in parts_along(at, sizes))
 
 
 def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
@@ -144,7 +145,9 @@ def unbind(input: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, .
     """The slices along `dim`, without that dimension."""
     if not shape_of(input):
         raise TypeError("unbind: input must have at least one dimension, got a 0-d tensor")
-    at = axis_of("unbind", input, dim if axis is None else axis)
+    at, place = axis_of("unbind", input, dim if axis is None else axis), shard_of(input)
+    if place is not None and place.axis == at:
+        input = refused(input, "unbind")
     return tuple(take(input, index=along(at, i)) for i in range(shape_of(input)[at]))
 
 
