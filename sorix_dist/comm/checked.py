@@ -91,8 +91,8 @@ class Checked:
         self._check(check_root, "broadcast_object", root, self.size)
         return self._call(f"broadcast_object(root={root})", self.inner.broadcast_object, value, root)
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        return self._call("gather_objects", self.inner.gather_objects, value)
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
+        return self._call(what, self.inner.gather_objects, value)
 
     def split(self, color: int, key: int = 0) -> Comm:
         self._check(check_split, color, key)

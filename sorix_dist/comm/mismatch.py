@@ -26,6 +26,12 @@ class LaunchMismatch(RuntimeError):
     """The processes that were started cannot become ranks of one job; the message says what to do."""
 
 
+def check(problem: str | None) -> None:
+    """Raise LaunchMismatch if there is a problem."""
+    if problem is not None:
+        raise LaunchMismatch(problem)
+
+
 def no_mpi(launch: Launch | None, error: Exception) -> str:
     """The message where mpi4py or its MPI library cannot be loaded."""
     reason = str(error).partition("\n")[0]

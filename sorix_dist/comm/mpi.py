@@ -64,8 +64,8 @@ class MpiComm:
         self.rank = self._comm.rank
         self.size = self._comm.size
         self._local = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
-        location = locate(self._comm.allgather(self._local.bcast(self.rank)), self.rank)
-        self.host, self.hosts, self.local_rank, self.local_size = location
+        host_of = self._comm.allgather(self._local.bcast(self.rank))
+        self.host, self.hosts, self.local_rank, self.local_size = locate(host_of, self.rank)
         self.cache: dict[Any, Any] = {}
         self._number = self._comm.bcast(secrets.randbits(62))
         self._windows = itertools.count(1)
@@ -149,7 +149,7 @@ class MpiComm:
         check_root("broadcast_object", root, self.size)
         return self._comm.bcast(value, root)
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
         values: list[Any] = self._comm.allgather(value)
         return values
 

@@ -109,8 +109,9 @@ class Comm(Protocol):
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """The `value` of rank `root` on every rank: a small Python object, pickled for the others."""
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in rank order, on every rank: small Python objects, pickled."""
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
+        """Every rank's `value`, in rank order, on every rank: small Python objects, pickled. what: the name in errors
+        and reports, the same on every rank."""
 
     def split(self, color: int, key: int = 0) -> Comm:
         """A communicator of the ranks that gave the same `color` (>= 0), ordered by (key, rank)."""

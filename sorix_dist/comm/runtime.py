@@ -48,9 +48,7 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
     from mpi4py import MPI
 
     vendor, version = MPI.get_vendor()
-    wrong = mismatch.before_init(launch, vendor, version, os.environ)
-    if wrong is not None:
-        raise mismatch.LaunchMismatch(wrong)
+    mismatch.check(mismatch.before_init(launch, vendor, version, os.environ))
     if not MPI.Is_initialized():
         # MPI_Init holds Python's global lock: only a C thread can enforce a limit.
         if limit is not None:

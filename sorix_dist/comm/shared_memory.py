@@ -8,7 +8,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,24 +28,11 @@ SLEEP = 50e-6
 _yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
-class Location(NamedTuple):
-    """Where one rank of a communicator runs; the fields are those of `Comm`."""
-
-    host: int
-    hosts: int
-    local_rank: int
-    local_size: int
-
-
-def locate(host_of: Sequence[int], rank: int) -> Location:
-    """The location of `rank`, where `host_of[r]` is any number that identifies the host of rank r."""
-    hosts = list(dict.fromkeys(host_of))
-    return Location(
-        host=hosts.index(host_of[rank]),
-        hosts=len(hosts),
-        local_rank=list(host_of[:rank]).count(host_of[rank]),
-        local_size=list(host_of).count(host_of[rank]),
-    )
+def locate(host_of: Sequence[int], rank: int) -> tuple[int, int, int, int]:
+    """The host, hosts, local_rank and local_size of `rank` (see `Comm`); `host_of[r]` is any number that identifies the
+    host of rank r."""
+    own, hosts = host_of[rank], list(dict.fromkeys(host_of))
+    return hosts.index(own), len(hosts), list(host_of[:rank]).count(own), list(host_of).count(own)
 
 
 def block_size(sizes: Sequence[int]) -> int:

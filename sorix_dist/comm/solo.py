@@ -46,7 +46,7 @@ class Solo:
         check_root("broadcast_object", root, self.size)
         return value
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
         return [value]
 
     def split(self, color: int, key: int = 0) -> Comm:

@@ -183,8 +183,8 @@ class ThreadComm:
         self._world = world
         self.rank = rank
         self.size = len(world.members)
-        location = locate([world.run.host_of[member] for member in world.members], rank)
-        self.host, self.hosts, self.local_rank, self.local_size = location
+        host_of = [world.run.host_of[member] for member in world.members]
+        self.host, self.hosts, self.local_rank, self.local_size = locate(host_of, rank)
         self.cache: dict[Any, Any] = {}
 
     def _combine(self, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
@@ -230,8 +230,8 @@ class ThreadComm:
         received: bytes = self._combine(f"broadcast_object(root={root})", sent, lambda values: values[root])
         return value if self.rank == root else pickle.loads(received)
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        values: list[bytes] = self._combine("gather_objects", pickle.dumps(value), list)
+    def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
+        values: list[bytes] = self._combine(what, pickle.dumps(value), list)
         return [pickle.loads(each) for each in values]
 
     def split(self, color: int, key: int = 0) -> Comm:

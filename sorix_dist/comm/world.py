@@ -19,7 +19,7 @@ from sorix_dist.comm.protocol import Comm
 from sorix_dist.comm.runtime import running_mpi, start_mpi
 from sorix_dist.comm.solo import Solo
 from sorix_dist.watchdog import report, watch
-from sorix_dist.watchdog.launcher import detect
+from sorix_dist.watchdog.launcher import Launch, detect
 from sorix_dist.watchdog.monitor import AFTER_GUARD
 from sorix_dist.watchdog.status_page import LONGEST
 
@@ -145,43 +145,40 @@ def _goodbye(comm: Checked) -> None:
 
 
 def _choose(options: _Options) -> Comm:
-    comm = options.comm
-    if comm is not None:
-        parent, has_started = watch.rank_process()
-        if parent and not hasattr(comm, "all_reduce"):
-            raise mismatch.LaunchMismatch(mismatch.child_of_a_rank(parent, has_started))
-        watch.running(options.timeout)
-        return adopt(comm)
     launch = detect(os.environ)
     parent, has_started = watch.rank_process()
+    if options.comm is not None:
+        if parent and not hasattr(options.comm, "all_reduce"):
+            mismatch.check(mismatch.child_of_a_rank(parent, has_started))
+        watch.running(options.timeout)
+        return adopt(options.comm)
     if parent and options.backend != "solo":
         if options.backend == "mpi" or not has_started:
-            raise mismatch.LaunchMismatch(mismatch.child_of_a_rank(parent, has_started))
+            mismatch.check(mismatch.child_of_a_rank(parent, has_started))
         return Solo()
-    wanted = options.backend == "mpi" or (
-        options.backend == "auto" and (running_mpi() is not None or (launch is not None and launch.several))
-    )
-    if not wanted:
-        lonely = mismatch.lonely(os.environ) if launch is None and options.backend == "auto" else None
-        if lonely is not None:
-            warnings.warn(lonely, RuntimeWarning, stacklevel=4)
-        return Solo()
-    wrong = mismatch.several_mpis(launch, mismatch.installed_mpis()) if launch is not None and launch.several else None
-    if wrong is not None:
-        raise mismatch.LaunchMismatch(wrong)
-    watch.starting(options.timeout)
+    several = launch is not None and launch.several
+    if options.backend == "mpi" or (options.backend == "auto" and (running_mpi() is not None or several)):
+        if several:
+            mismatch.check(mismatch.several_mpis(launch, mismatch.installed_mpis()))
+        return _start_world(launch, options.timeout)
+    lonely = mismatch.lonely(os.environ) if launch is None and options.backend == "auto" else None
+    if lonely is not None:
+        warnings.warn(lonely, RuntimeWarning, stacklevel=4)
+    return Solo()
+
+
+def _start_world(launch: Launch | None, timeout: float) -> Comm:
+    watch.starting(timeout)
     try:
-        mpi = start_mpi(launch, options.timeout + AFTER_GUARD)
+        mpi = start_mpi(launch, timeout + AFTER_GUARD)
     except mismatch.LaunchMismatch:
         raise
     except (ImportError, RuntimeError) as error:  # mpi4py raises the latter where it finds no MPI library
         raise ImportError(mismatch.no_mpi(launch, error)) from error
     world = mpi.COMM_WORLD
     library = mpi.Get_library_version().splitlines()[0].strip(", ")
-    wrong = mismatch.after_init(launch, world.rank, world.size, library)
-    if wrong is not None:
-        raise mismatch.LaunchMismatch(wrong)
-    watch.running(options.timeout)
+    mismatch.check(mismatch.after_init(launch, world.rank, world.size, library))
+    watch.running(timeout)
     return adopt(world)
 
 

@@ -31,6 +31,7 @@ from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.indexing import scatter_add_to
 from sorix_dist.core.ops.indexing import take as take_index
+from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Tensor, as_array, shape_of
@@ -138,7 +139,7 @@ def combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any:
 
 def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     """The tensors broadcast to one shape."""
-    shape = np.broadcast_shapes(*(shape_of(x) for x in tensors))
+    shape = np.broadcast_shapes(*(extents(x) for x in tensors))
     return tuple(broadcast_to(x, shape) for x in tensors)
 
 

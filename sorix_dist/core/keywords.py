@@ -13,7 +13,7 @@ from sorix_dist.core.ops.special import rounded_quotient
 _PLACES = {"input": 0, "self": 0, "tensors": 0, "other": 1, "exponent": 1, "dims": 1, "sizes": 1, "repeats": 1,
            "shape": 1, "size": 1}  # fmt: skip
 _OF_A_SIZE = {"zeros", "ones", "empty", "rand", "randn"}
-_WITH_A_DTYPE = {"sum", "mean", "prod", "cumsum", "softmax", "log_softmax"}
+_WITH_A_DTYPE = {"sum", "mean", "prod", "cumsum", "softmax", "log_softmax", "softmin"}
 _MEANINGLESS = {"memory_format", "layout", "pin_memory", "non_blocking", "inplace"}  # promises that save nothing here
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.functions import (
@@ -45,6 +46,8 @@ from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
 def _all(input: Any, name: str) -> Array:
     """The numbers of all rows of the batch, without a gradient."""
+    if recorders:
+        outside(f"{name} can't be captured")
     return as_array(whole(input.detach() if isinstance(input, Tensor) else input, name))
 
 
@@ -135,12 +138,14 @@ def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> tup
 
 def var_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
     """(var, mean) with the same arguments."""
-    return var(input, dim, **options), mean(input, dim, keepdim=options.get("keepdim", False))
+    over = None if isinstance(dim, bool) else dim
+    return var(input, dim, **options), mean(input, over, keepdim=options.get("keepdim", False))
 
 
 def std_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
     """(std, mean) with the same arguments."""
-    return std(input, dim, **options), mean(input, dim, keepdim=options.get("keepdim", False))
+    over = None if isinstance(dim, bool) else dim
+    return std(input, dim, **options), mean(input, over, keepdim=options.get("keepdim", False))
 
 
 def nansum(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -241,8 +246,9 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = No
     return draws
 
 
-def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None) -> Tensor:
+def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None, device: Any = "cpu") -> Tensor:
     """Integers drawn uniformly from [low, high), or from [0, low), in the shape and dtype of `input`."""
+    raise_for_device(device)
     low, high = (0, low) if high is None else (low, high)
     drawn = random.generator().integers(low, high, shape_of(input))
     return Tensor(np.asarray(drawn).astype(as_array(input).dtype if dtype is None else as_dtype(dtype)))

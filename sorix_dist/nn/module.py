@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
-from weakref import WeakValueDictionary
 
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import changed, host
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import convert, zero_gradients
-from sorix_dist.core.graph import Leaf
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook
-from sorix_dist.core.walk import name_leaves_by
 from sorix_dist.nn.torch_state import TRANSPOSED, in_own_names
 
 
@@ -45,7 +43,7 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-_modules: WeakValueDictionary[int, Module] = WeakValueDictionary()  # those that exist
+_SEEN = (bool, int, float, str, np.ndarray, Tensor)
 
 
 class Module:
@@ -60,11 +58,6 @@ class Module:
     device: Any = CPU
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names and layouts are others
-
-    def __new__(cls, *inputs: Any, **options: Any) -> Self:
-        module = super().__new__(cls)
-        _modules[id(module)] = module
-        return module
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module computes; subclasses define it."""
@@ -101,6 +94,7 @@ class Module:
     def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
         hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
         hooks[when].append(hook)
+        changed()
         return Hook(hooks[when], hook)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -119,7 +113,11 @@ class Module:
                 )
         if isinstance(value, Parameter) and name in self.torch_names:
             value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
+        if isinstance(value, Parameter) and value.leaf is not None:
+            value.leaf.name = f"'{name}' of a {type(self).__name__}"
         super().__setattr__(name, value)
+        if isinstance(value, _SEEN):  # by captured steps
+            changed()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -330,6 +328,7 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
+    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
         for parameter in self.parameters() if set_to_none else ():
@@ -421,14 +420,3 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
 
 def _is_trained(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)
-
-
-def _name_of_leaf(leaf: Leaf) -> str | None:
-    for module in [each for ref in _modules.valuerefs() if (each := ref()) is not None]:
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.leaf is leaf:
-                return f"'{name}' of a {type(module).__name__}"
-    return None
-
-
-name_leaves_by(_name_of_leaf)

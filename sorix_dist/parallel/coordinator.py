@@ -13,6 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.comm import Comm
+from sorix_dist.core.capture import host, outside
 from sorix_dist.core.fingerprint import Criteria, collect_criteria
 from sorix_dist.core.flat import Flat, leaf_of, synchronise
 from sorix_dist.core.graph import Described, Leaf, Node, Sync, Visitor
@@ -376,12 +377,14 @@ class Coordinator(Sync):
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Keeps what backwards inside the block compute on this rank, for the next backward outside to sum."""
+        outside("no_sync can't be captured; accumulate can")
         before, self.synchronising = self.synchronising, False
         try:
             yield
         finally:
             self.synchronising = before
 
+    @host
     def accumulate(self) -> Accumulation:
         """Begins an accumulation."""
         if self.accumulation is not None or self.pending:
@@ -395,6 +398,7 @@ class Coordinator(Sync):
         self.accumulation = Accumulation()
         return self.accumulation
 
+    @host
     def finish(self) -> None:
         """Ends an accumulation: sums its gradients over the ranks."""
         accumulation, self.accumulation = self.accumulation, None

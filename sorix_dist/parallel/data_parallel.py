@@ -11,6 +11,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
@@ -117,6 +118,7 @@ class DistributedDataParallel(Module):
                 return self._forward.run(self.module, inputs, options)
             return self.module(*inputs, **options)
         if self.check_every is not None:
+            outside("a wrapper with check_every can't be captured")
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)

@@ -6,6 +6,7 @@ so another guard can take over at any time.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import resource
@@ -48,8 +49,12 @@ FORWARD = 0.2
 """Seconds for the launcher to forward the report, before the ranks end and it with them."""
 GRACE = 3.0
 """Seconds that ranks have to end by themselves after the report."""
+BACKUP = 4.0
+"""Seconds after which another process ends the ranks, if the guard has not."""
 SPARE = 2
 """Descriptors left for reading /proc."""
+F_SETSIG = 10
+"""Linux's number, which Python does not name."""
 LINES = 12
 """Ranks, and frames of a stack, in a report."""
 
@@ -180,7 +185,7 @@ class Guard:
                 return
             for number in {*range(3), self.server.fileno(), *self.connections}:
                 os.close(number)
-            time.sleep(2 * GRACE)
+            time.sleep(BACKUP)
             self._signal(signal.SIGKILL)
             if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
                 os.kill(guard, signal.SIGKILL)
@@ -220,6 +225,7 @@ class Guard:
                 if connection.fileno() >= self.most or _peer(connection)[1] != os.getuid():
                     connection.close()
                     continue
+                _wake_by(connection)
                 self.connections[connection.fileno()] = connection
                 self.events.register(connection, select.EPOLLRDHUP)
             elif handle in self.connections:
@@ -347,6 +353,15 @@ class Guard:
                 lines.append(f"the stack of rank {rank}, innermost call first:")
                 lines += [f"  {frame}" for frame in frames[rank][:LINES]]
         return "\n".join(lines) + "\n"
+
+
+def _wake_by(connection: socket.socket) -> None:
+    """Have the kernel send SIGCONT to this process when a connection ends: a guard that was stopped must see the end of
+    the ranks, because the launcher waits until it has closed their standard error."""
+    with suppress(OSError):
+        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(connection, F_SETSIG, signal.SIGCONT)
+        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog.call_site import call_site
 from sorix_dist.watchdog.launcher import Launch
 from sorix_dist.watchdog.monitor import Monitor
-from sorix_dist.watchdog.process import Process, launcher_pid, lives
+from sorix_dist.watchdog.process import launcher_pid, lives
 from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text, path_for, remove_stale
 
 MOST_RANKS = 4096
@@ -201,17 +201,9 @@ def join(launch: Launch) -> bool:
     if not faulthandler.is_enabled():
         with suppress(ValueError, OSError, AttributeError):  # a sys.stderr that is no file
             faulthandler.enable()
-    atexit.register(_ended, _page)
+    atexit.register(_page.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)
     return True
-
-
-def _ended(page: RankPage) -> None:
-    """Publish the end of this rank, and wake its guard if it was stopped: the guard has the ranks' standard error,
-    whose end the launcher waits for."""
-    page.set(State.ENDED)
-    if os.getpid() == page.pid and page.pages.shared and page.pages.guarded():
-        Process(*page.pages.guard).send(signal.SIGCONT)
 
 
 def rank_process() -> tuple[int, bool]:

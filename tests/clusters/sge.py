@@ -138,7 +138,7 @@ def use(machine: Machine) -> None:
     """The jobs of the check."""
     folder = machine.folder / "run"
     folder.mkdir()
-    edited = text(ROOT / "launch" / "sge.sh").replace("PYTHON=python\n", f"PYTHON={PYTHON}\n")
+    edited = text(ROOT / "launch" / "sge.sh").replace("PYTHON=(python)", f"PYTHON=({PYTHON})")
     (folder / "sge.sh").write_text(edited)  # bash starts as a login shell, which forgets the PATH given here
     output = machine.folder / "raw.out"
     options = ("-pe", "mpi", "2", "-o", str(output), "-wd", str(ROOT / "examples"), "-v", "PYTHONPATH")

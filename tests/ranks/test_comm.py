@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from sorix_dist.comm import Checked, Comm, MpiComm, current, init, mpi
-from sorix_dist.comm.shared_memory import Location
 from sorix_dist.watchdog.launcher import detect
 from tests.comm import contract
 from tests.comm.contract import CHECKS
@@ -38,7 +37,7 @@ def test_two_ranks_as_if_on_two_hosts(
 ) -> None:
     from mpi4py import MPI
 
-    monkeypatch.setattr(mpi, "locate", lambda host_of, rank: Location(rank, len(host_of), 0, 1))
+    monkeypatch.setattr(mpi, "locate", lambda host_of, rank: (rank, len(host_of), 0, 1))
     for name, nbytes in {"SHORT": 0, "LONG_PIECE": 1 << 20}.items():
         monkeypatch.setattr(mpi, name, nbytes)
     far = []

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 import sorix_dist as sx
 from sorix_dist import nn
-from sorix_dist.comm import run_threads
+from sorix_dist.comm import CollectiveMismatch, run_threads
 from sorix_dist.train.metrics import means
 from sorix_dist.utils.data import DataLoader, Dataset
+from tests.launching import needs_mpirun, run_ranks
 from tests.train import metric_checks
 
 Accuracy, ConfusionMatrix, Mean = sx.metrics.Accuracy, sx.metrics.ConfusionMatrix, sx.metrics.Mean
@@ -294,11 +296,23 @@ def test_as_scikit_learn() -> None:
 
 def test_compute_on_some_ranks_only() -> None:
     def work() -> None:
-        metric = Mean()
         if sx.is_main_process():
-            with pytest.raises(RuntimeError, match=r"are calls of all ranks, but rank 1 is at another collective"):
-                metric.compute()
+            Mean().compute()
         else:
             sx.parallel.world().gather_objects("something else")
 
-    run_threads(work, 2, timeout=60)
+    with pytest.raises(CollectiveMismatch, match=r"compute\(\) or state_dict\(\) of a metric, a call of all ranks,"):
+        run_threads(work, 2, timeout=60)
+
+
+@needs_mpirun
+def test_compute_on_the_main_process_only(tmp_path: Path) -> None:
+    """With a branch on the rank, which another rank leaves by the end of its script."""
+    pytest.importorskip("mpi4py")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sorix_dist as sx\nmetric = sx.metrics.Mean()\nif sx.is_main_process():\n    print(metric.compute())\n"
+    )
+    ended = run_ranks(2, str(script))
+    assert ended.code != 0
+    assert re.search(r"rank 1 .*has ended.* of a metric, a call of all ranks, at .*script.py:4", ended.err + ended.out)

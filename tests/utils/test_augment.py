@@ -118,6 +118,8 @@ def test_without_draws_and_with_dicts() -> None:
     assert x.array.max() <= 1
     assert y.tolist() == (LABELS + 1).tolist()
     assert x.rows is not None
+    (x,) = list(DataLoader(-IMAGES.astype(np.float32), 23, batch_transform=np.abs))
+    assert np.array_equal(x.array, IMAGES)
     data = [{"x": image} for image in IMAGES]
     (batch,) = list(DataLoader(data, 23, batch_transform=lambda batch: {"mean": batch["x"].mean((1, 2, 3))}))
     assert batch["mean"].shape == (23,)

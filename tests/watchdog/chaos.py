@@ -59,7 +59,7 @@ parts = dict(model=model, optimizer=optimizer, loader=loader)
 found = saved.load_latest(**parts)
 step = found["step"] if found else 0
 open(f"{{folder}}/rank-{{rank}}", "w").write(str(os.getpid()))
-while step < 200:
+while step < 120:
     for x, y in loader:
         order = f"{{folder}}/order-{{rank}}"
         if os.path.exists(order):

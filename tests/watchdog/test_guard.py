@@ -92,9 +92,16 @@ def test_a_healthy_program_gets_another_guard_and_ends_well(tmp_path: Path) -> N
 
 
 def test_a_stopped_guard_keeps_no_launcher(tmp_path: Path) -> None:
-    """It holds the output of the ranks, whose end the launcher waits for."""
+    """It has the ranks' standard error open, whose end the launcher waits for."""
     ended = run(tmp_path, BEGIN + "if rank == 1: os.kill(guard, signal.SIGSTOP)\nsx.barrier()")
     assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise ValueError('a bad row')"])
+def test_a_stopped_guard_whose_ranks_are_all_killed_keeps_no_launcher(end: str, tmp_path: Path) -> None:
+    """No rank is left that could wake it."""
+    stop = "sx.barrier()\nif rank == 1: os.kill(guard, signal.SIGSTOP)\ntime.sleep(0.3)\n"
+    assert run(tmp_path, BEGIN + stop + end).code != 0
 
 
 @pytest.mark.parametrize("fault", ["sys.exit(0)", "time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
@@ -147,14 +148,24 @@ def summed(x: Tensor, group: Group, what: str) -> Tensor:
 def rows_of(x: Any, shard: Shard) -> Any:
     """This rank's rows of a Replicate that has one for each row of the global batch of a shard."""
     if not isinstance(x, Tensor):
-        return tagged(Tensor.of(shard.part(x, *shard.rows[:3])), shard)
+        return tagged(Tensor.of(_own_rows(x, shard)), shard)
     return tagged(cut_rows(bare(x), shard=shard), shard)
+
+
+@host
+def _own_rows(x: Array, shard: Shard) -> Array:
+    return shard.part(x, *shard.rows[:3])
+
+
+@host
+def _number(x: Any, dtype: Any) -> Array:
+    return np.asarray(x, dtype)
 
 
 def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
     """An operand of a sum as a Partial of this dtype; a Replicate is divided by the number of parts: it counts
     once."""
-    operand = x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype))  # a float32 of a number would round it
+    operand = x if isinstance(x, Tensor) else Tensor(_number(x, dtype))  # a float32 of a number would round it
     if operand.array.dtype != dtype:
         operand = cast_to(operand, dtype=dtype)  # before it is divided, which rounds
     if isinstance(operand.place, Partial):

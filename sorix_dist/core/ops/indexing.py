@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused
@@ -180,9 +181,17 @@ def key_of(key: Any) -> Any:
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
     if isinstance(key, list):
-        array = np.asarray(key)
-        return array if array.size else array.astype(np.int64)
-    return getattr(key, "array", key)
+        return _of_list(key)
+    key = getattr(key, "array", key)
+    if recorders and getattr(key, "dtype", None) == np.bool_:
+        outside("elements are selected by a mask, so that their number follows from values: use where()")
+    return key
+
+
+@host
+def _of_list(key: list[Any]) -> Array:
+    array = np.asarray(key)
+    return array if array.size else array.astype(np.int64)
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
@@ -277,6 +286,8 @@ def masked_select(input: Any, mask: Any) -> Any:
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
+    if recorders:
+        outside("elements are selected by a mask, so that their number follows from values: use where()")
     full = expand_to(bare(input), shape=shape)
     return take(full if place is None else tagged(full, place), index=np.broadcast_to(flags, shape))
 

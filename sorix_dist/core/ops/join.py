@@ -89,6 +89,8 @@ def pad_with(x: Any, *, widths: Any, value: float) -> Any:
 def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
     """The tensors one after the other along `dim`; they agree in the other dimensions."""
     parts = _several("cat", tensors)
+    if any(len(shape_of(part)) > 1 for part in parts):  # as in PyTorch, where sums of parts begin with nothing
+        parts = [part for part in parts if shape_of(part) != (0,) or shard_of(part) is not None]
     at = axis_of("cat", parts[0], dim if axis is None else axis)
     parts = _beside_rows("cat", parts, at)
     shapes = [extents(p) for p in parts]

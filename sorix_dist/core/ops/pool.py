@@ -122,7 +122,7 @@ def _places(
     if len(shape) != 4:
         raise ValueError(f"{name}: input must have shape (N, C, H, W), got shape {tuple(shape)}")
     kernel = pair(name, "kernel_size", kernel_size, 1)
-    steps = kernel if stride is None else pair(name, "stride", stride, 1)
+    steps = kernel if stride in (None, ()) else pair(name, "stride", stride, 1)
     around, spacing = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
     if any(2 * p > d * (k - 1) + 1 for p, k, d in zip(around, kernel, spacing, strict=True)):
         raise ValueError(f"{name}: padding must be at most half of kernel_size {kernel}, got {padding!r}")

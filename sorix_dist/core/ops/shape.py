@@ -222,11 +222,12 @@ def permute(input: Any, *dims: Any) -> Any:
     return permute_to(input, axes=axes)
 
 
-def movedim(input: Any, source: int, destination: int) -> Any:
-    """The dimension `source` moved to the place `destination`; the others keep their order."""
-    order = list(range(len(shape_of(input))))
-    order.insert(axis_of("movedim", input, destination), order.pop(axis_of("movedim", input, source)))
-    return permute_to(input, axes=tuple(order))
+def movedim(input: Any, source: Any, destination: Any) -> Any:
+    """The dimension `source`, or several, moved to the index `destination`; the others keep their order."""
+    pairs = [(source, destination)] if np.ndim(source) == 0 else list(zip(source, destination, strict=True))
+    to = {axis_of("movedim", input, new): axis_of("movedim", input, old) for old, new in pairs}
+    others = iter([i for i in range(len(shape_of(input))) if i not in to.values()])
+    return permute_to(input, axes=tuple(to[i] if i in to else next(others) for i in range(len(shape_of(input)))))
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:

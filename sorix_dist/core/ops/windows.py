@@ -65,7 +65,8 @@ class Geometry:
 
 def pair(name: str, argument: str, value: Any, least: int) -> Pair:
     """`value`, one integer or two, as two; ValueError names the argument of function `name`."""
-    values = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    values = values * 2 if len(values) == 1 else values
     integers = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
     if len(values) != 2 or not integers or min(values) < least:
         raise ValueError(f"{name}: {argument} must be an integer >= {least} or two of them, got {value!r}")

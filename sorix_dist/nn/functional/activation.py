@@ -34,7 +34,7 @@ def relu(x: Any, inplace: bool = False) -> Tensor:
 
 def relu6(x: Any, inplace: bool = False) -> Tensor:
     """min(max(x, 0), 6) (Howard et al. 2017)."""
-    return clamp(_tensor(x), 0, 6)
+    return hardtanh(x, 0.0, 6.0)
 
 
 def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -74,8 +74,11 @@ def tanh(x: Any) -> Tensor:
 
 
 def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    """x, but at least min_val and at most max_val."""
-    return clamp(_tensor(x), min_val, max_val)
+    """x between `min_val` and `max_val`, those numbers beyond; the gradient on both bounds is 0."""
+    x = _tensor(x)
+    bounded: Tensor = clamp(x.detach(), min_val, max_val)
+    inside: Tensor = where((x > min_val) & (x < max_val), x, bounded.astype(x.dtype))
+    return inside
 
 
 def silu(x: Any, inplace: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arrange import broadcast_tensors
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.core.ops.choose import minimum, where
 from sorix_dist.nn.functional.loss import reduced
@@ -37,6 +38,7 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
     x, y = _tensors(x1, x2)
+    x, y = (x, y) if x.shape == y.shape else broadcast_tensors(x, y)
     return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
 
 

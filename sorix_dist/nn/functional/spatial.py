@@ -153,17 +153,23 @@ def interpolate(
     scale_factor: float | Sequence[float] | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
 ) -> Tensor:
     """Sequences, images or volumes (N, C, ...) in another size: `size`, or `scale_factor` times theirs, rounded down.
 
-    mode: "nearest" takes the pixel below i * scale; "linear", "bilinear" or "trilinear" (for one, two or three axes)
-    weights the two next to (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`. Positions are
-    those of PyTorch's `interpolate`.
+    mode: "nearest" takes the pixel below i * scale, "nearest-exact" that below (i + 0.5) * scale, "area" the mean of
+    windows. "linear", "bilinear" or "trilinear" (for one, two or three axes) weights the two next to
+    (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`. Positions are those of PyTorch's
+    `interpolate`.
     """
     x = input if isinstance(input, Tensor) else Tensor(input)
     axes = range(2, x.ndim)
     linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
-    if linear is None or mode not in ("nearest", linear):
+    if mode == "area" and x.ndim in (3, 4):
+        return _resized_by_area(x, size, scale_factor)
+    if mode == linear and x.array.dtype.kind != "f":
+        raise TypeError(f"interpolate: mode {mode!r} needs floats, got {x.dtype}")
+    if linear is None or mode not in ("nearest", "nearest-exact", linear):
         raise ValueError(
             f"interpolate: mode must be 'nearest', or 'linear', 'bilinear' or 'trilinear' for input with 3, 4 or 5 "
             f"dimensions, got {mode!r} for shape {tuple(x.shape)}"
@@ -178,9 +184,10 @@ def interpolate(
         length = x.shape[axis]
         count = int(number) if scale_factor is None else floor(length * number)
         at_least(1, "interpolate", size=count)
-        scale = length / count if scale_factor is None else 1 / number
-        if mode == "nearest":
-            x = index_select(x, axis, np.minimum(np.floor(np.arange(count) * scale).astype(int), length - 1))
+        scale = length / count if scale_factor is None or recompute_scale_factor else 1 / number
+        if mode.startswith("nearest"):
+            shift = 0.5 if mode == "nearest-exact" else 0.0
+            x = index_select(x, axis, np.minimum(np.floor((np.arange(count) + shift) * scale).astype(int), length - 1))
             continue
         if align_corners:
             places = np.arange(count) * ((length - 1) / max(1, count - 1))
@@ -191,6 +198,14 @@ def interpolate(
         below, above = index_select(x, axis, low), index_select(x, axis, np.minimum(low + 1, length - 1))
         x = below * (1 - share) + above * share
     return x
+
+
+def _resized_by_area(x: Tensor, size: Any, factor: Any) -> Tensor:
+    axes = x.shape[2:]
+    given = size if factor is None else factor
+    numbers = list(given) if isinstance(given, tuple | list) else [given] * len(axes)
+    counts = [int(k) if factor is None else floor(n * k) for n, k in zip(axes, numbers, strict=True)]
+    return adaptive_avg_pool1d(x, counts) if len(axes) == 1 else adaptive_avg_pool2d(x, counts)
 
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,13 +14,6 @@ from sorix_dist.comm import Comm
 from sorix_dist.parallel.world import communicator
 
 Array = np.ndarray[Any, Any]
-
-
-class _Report(NamedTuple):
-    """What a rank sends in the collective of a metric."""
-
-    metric: str
-    seen: dict[str, Any]
 
 
 class Metric(ABC):
@@ -92,20 +85,14 @@ class Metric(ABC):
 
     def _total(self) -> dict[str, Any]:
         """The sum of what all ranks have seen; ValueError on every rank if one has another metric."""
-        comm = self._communicator()
-        reports = comm.gather_objects(_Report(repr(self), self.seen))
-        for rank, report in enumerate(reports):
-            if not isinstance(report, _Report):
-                raise RuntimeError(
-                    f"{type(self).__name__}.compute() and .state_dict() are calls of all ranks, but rank {rank} is at "
-                    "another collective: call them outside of `if sx.is_main_process():`, and print the result inside"
-                )
-            if report.metric != reports[0].metric:
+        what = "compute() or state_dict() of a metric, a call of all ranks,"
+        reports = self._communicator().gather_objects((repr(self), self.seen), what)
+        for rank, (metric, _) in enumerate(reports):
+            if metric != reports[0][0]:
                 raise ValueError(
-                    f"the metric must be the same on every rank: rank 0 has {reports[0].metric}, rank {rank} has "
-                    f"{report.metric}"
+                    f"the metric must be the same on every rank: rank 0 has {reports[0][0]}, rank {rank} has {metric}"
                 )
-        return {name: reduce(add, (report.seen[name] for report in reports)) for name in self.seen}
+        return {name: reduce(add, (seen[name] for _, seen in reports)) for name in self.seen}
 
 
 def _plain(value: Any) -> Any:

@@ -93,7 +93,10 @@ class BatchTransform:
         if not callable(function):
             raise TypeError(f"batch_transform must be a function of a batch, got {type(function).__name__}")
         self.function = function
-        self.random = "draw" in signature(function).parameters
+        try:
+            self.random = "draw" in signature(function).parameters
+        except ValueError:  # some functions of C have no signature
+            self.random = False
 
     def __call__(self, batch: Any, seed: int, epoch: int, indices: Array) -> Any:
         arrays = map_arrays(batch, lambda x: x.array if isinstance(x, Tensor) else x)

@@ -260,8 +260,10 @@ class DataLoader:
     def _at_border(self, state_dict: Mapping[str, Any]) -> bool:
         """Whether a state was saved between two epochs, so that the batch size may change. Never if the batch size
         follows from the number of ranks, which must not change the steps."""
-        if self._per_rank or self.sampler is None:
-            return not self._per_rank and state_dict["batches"] == 0
+        if self._per_rank:
+            return False
+        if state_dict["batches"] == 0 or self.sampler is None:
+            return bool(state_dict["batches"] == 0)
         size = as_int("load_state_dict: batch_size", state_dict["batch_size"], 1)
         full, rest = divmod(self.sampler.count(state_dict["epoch"]), size)
         return bool(state_dict["batches"] == full + (rest > 0 and not state_dict["drop_last"]))

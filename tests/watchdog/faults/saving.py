@@ -63,20 +63,24 @@ for x, y in DataLoader(Rows(), batch_size=10, num_workers=THREADS):
 def stops(threads: int) -> Case:
     """The data set of rank 2 raises what would end the epoch there, silently."""
     says = ("rank 2 of 4 .* failed", "StopIteration was raised where a sample or batch was made", "LINE")
-    return Case(BEGIN + STOPS.replace("THREADS", str(threads)), says, long=threads > 0, bare=False)
+    return Case(BEGIN + STOPS.replace("THREADS", str(threads)), says, long=threads > 0, bare=False, seconds=20)
 
 
 CASES: dict[str, Case] = {
     "a full disk while a checkpoint is saved": Case(
-        BEGIN + DISK_FULL, ("rank \\d of 4 .* failed", "the checkpoint can't be", "LINE"), bare=False
+        BEGIN + DISK_FULL, ("rank \\d of 4 .* failed", "the checkpoint can't be", "LINE"), bare=False, seconds=20
     ),
     "kill -9 while a checkpoint is saved": Case(
         BEGIN + KILLED,
         (r"rank 0 \(pid \d+\) (was killed by SIGKILL|died without a word)", "step 3", "LINE"),
         bare=False,
+        seconds=20,
     ),
     "a checkpoint of other data": Case(
-        BEGIN + OTHER_DATA, ("rank \\d of 4 .* failed", "this loader is not like the one", "LINE"), bare=False
+        BEGIN + OTHER_DATA,
+        ("rank \\d of 4 .* failed", "this loader is not like the one", "LINE"),
+        bare=False,
+        seconds=20,
     ),
     "StopIteration in the data loader": stops(threads=0),
     "StopIteration in a thread of the data loader": stops(threads=2),
@@ -102,11 +106,12 @@ for step in range(6):
 saved.save(1, array=np.ones(3))
 if rank == 0:
     (name,) = os.listdir(folder)
-    later = os.path.join(folder, name.replace("1", "2"))
-    os.mkfifo(later)
-    os.symlink(later, later.replace("2", "3"))
-    os.symlink(later.replace("2", "4"), later.replace("2", "4"))
-    open(later.replace("2", "5"), "w").write("no checkpoint")
+    fifo, link, loop, text = (name.replace("1", number) for number in "2345")
+    os.chdir(folder)
+    os.mkfifo(fifo)
+    os.symlink(fifo, link)
+    os.symlink(loop, loop)
+    open(text, "w").write("no checkpoint")
 sx.barrier()
 assert saved.load_latest()["step"] == 1
 """,

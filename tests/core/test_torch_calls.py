@@ -1,0 +1,197 @@
+"""Calls as PyTorch's users type them: keywords, numbers of one element, casts, shared memory, missing names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn
+from sorix_dist.nn import functional as F
+from sorix_dist.utils.checkpoint import checkpoint
+
+X = sx.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+# What is called, and the same by position.
+CALLS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "other": (lambda: X.add(other=1), lambda: X + 1),
+    "input and other": (lambda: sx.mul(input=X, other=X), lambda: X * X),
+    "alpha": (lambda: X.sub(X, alpha=0.5), lambda: X * 0.5),
+    "alpha of a keyword": (lambda: sx.add(X, other=X, alpha=2), lambda: X * 3),
+    "exponent": (lambda: sx.pow(X, exponent=2), lambda: X**2),
+    "dims": (lambda: X.flip(dims=(0, 1)), lambda: X.flip(0, 1)),
+    "permute by dims": (lambda: X.permute(dims=(1, 0)), lambda: X.T),
+    "sizes": (lambda: sx.zeros(size=(2, 3)), lambda: sx.zeros(2, 3)),
+    "expand to a size": (lambda: X[:, :1].expand(size=(2, 5)), lambda: X[:, :1].expand(2, 5)),
+    "tensors": (lambda: sx.cat(tensors=[X, X], dim=1), lambda: sx.cat([X, X], 1)),
+    "dtype": (lambda: X.sum(dtype=sx.float64), lambda: X.double().sum()),
+    "dtype of a small sum": (lambda: X.int().sum(dtype=sx.int32), lambda: X.sum().int()),
+    "softmax in another dtype": (lambda: sx.softmax(X, dim=1, dtype=sx.float64), lambda: sx.softmax(X.double(), 1)),
+    "rounding": (lambda: X.div(2, rounding_mode="floor"), lambda: X // 2),
+    "memory format": (lambda: X.clone(memory_format=None), lambda: X),
+    "inplace": (lambda: F.relu(X - 2, inplace=True), lambda: F.relu(X - 2)),
+    "to a dtype": (lambda: X.to("cpu", sx.float64, True, False), lambda: X.double()),
+    "to another": (lambda: X.to(sx.ones(1).int(), non_blocking=True), lambda: X.int()),
+    "several dims": (lambda: sx.logsumexp(X, (0, 1)), lambda: X.exp().sum().log()),
+    "moved dims": (lambda: X.movedim((0, 1), (1, 0)), lambda: X.T),
+    "nothing, then a matrix": (lambda: sx.cat([sx.tensor([]), X]), lambda: X),
+    "einsum of a list": (lambda: sx.einsum("ij,jk", [X, X]), lambda: X @ X),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name: str) -> None:
+    called, expected = (f() for f in CALLS[name])
+    np.testing.assert_allclose(called.numpy(), expected.numpy(), rtol=1e-6)
+    assert called.dtype == expected.dtype
+
+
+def test_a_keyword_after_too_few_operands_is_refused() -> None:
+    with pytest.raises(TypeError, match="add: other is argument 2, and 2 were given"):
+        X.add(1, other=1)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        X.add(1, beta=1)
+
+
+def test_to_copies_if_told() -> None:
+    assert X.to(sx.float32) is X
+    copy = X.to("cpu", sx.float32, False, True)
+    assert not np.shares_memory(copy.numpy(), X.numpy())
+    assert not np.shares_memory(X.to(copy=True).numpy(), X.numpy())
+
+
+def test_one_element_with_dimensions_is_a_number() -> None:
+    t = sx.tensor([[1.5]])
+    assert (float(t), int(t), f"{t:.2f}", "%.1f" % t) == (1.5, 1, "1.50", "1.5")  # noqa: UP031
+    assert complex(t) == 1.5
+    assert X.numel() == X.numel == 4
+    assert sum(p.numel() for p in nn.Linear(2, 3).parameters()) == 9
+
+
+def test_inference_mode() -> None:
+    x = sx.tensor([1.0], requires_grad=True)
+    with sx.inference_mode():
+        assert not (x * 2).requires_grad
+    with sx.inference_mode(mode=False):
+        assert (x * 2).requires_grad
+    assert not sx.inference_mode()(lambda: x * 2)().requires_grad
+
+
+def test_memory_is_shared_by_dlpack() -> None:
+    x = sx.from_dlpack(np.arange(3.0))
+    array = np.from_dlpack(x)
+    assert np.shares_memory(array, x.numpy())
+    assert x.__dlpack_device__() == (1, 0)
+    np.testing.assert_array_equal(sx.from_dlpack(x).numpy(), [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("svd", r"numpy\.linalg\.svd\(x\.numpy\(\)\)"), ("sofmax", "softmax"), ("autocast", "no mixed precision"),
+        ("Generator", "manual_seed"), ("zzz", "has no 'zzz'$"),
+    ],
+)  # fmt: skip
+def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
+    with pytest.raises(AttributeError, match=words):
+        getattr(sx, name)
+    assert not hasattr(F, "relu7")
+
+
+class Scaled(sx.autograd.Function):
+    """scale * x * w, and x + 1, with a gradient of w that is 3 times too large on purpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, scale: float) -> Any:
+        ctx.save_for_backward(x, w)
+        ctx.scale = scale
+        return x * w * scale, x + 1
+
+    @staticmethod
+    def backward(ctx: Any, g: Any, h: Any) -> Any:
+        x, w = ctx.saved_tensors
+        assert ctx.needs_input_grad == (True, True, False)
+        return g * w * ctx.scale + h, g * x * (3 * ctx.scale), None
+
+
+def test_functions_with_a_gradient_of_their_own() -> None:
+    x, w = (sx.tensor(v, requires_grad=True) for v in ([1.0, 2.0], [3.0, 5.0]))
+    product, moved = Scaled.apply(x, w, 2.0)
+    assert product.tolist() == [6, 20]
+    (product.sum() + (moved * moved).sum()).backward()
+    assert x.grad.tolist() == [6 + 4, 10 + 6]
+    assert w.grad.tolist() == [6, 12]
+    with sx.no_grad():
+        assert not Scaled.apply(x, w, 2.0)[0].requires_grad
+
+
+def test_a_function_can_be_differentiated_twice() -> None:
+    x = sx.tensor([2.0], requires_grad=True)
+    w = sx.tensor([3.0], requires_grad=True)
+    (g,) = sx.autograd.grad(Scaled.apply(x, w, 1.0)[0], x, create_graph=True)
+    assert sx.autograd.grad(g * g, w)[0].item() == 6
+
+
+def test_a_function_must_answer_for_each_input() -> None:
+    class Lacking(sx.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, y: Any) -> Any:
+            return x + y
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return g
+
+    x = sx.tensor([2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"Lacking\.backward must return 2 gradients, one for each input, got 1"):
+        Lacking.apply(x, x).sum().backward()
+
+
+def model() -> nn.Sequential:
+    sx.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def gradients(run: Callable[[Any, Any], Any]) -> list[Any]:
+    module = model()
+    x = sx.tensor(np.cos(np.arange(20.0)).reshape(5, 4).astype(np.float32), requires_grad=True)
+    out = run(module, x)
+    (out * sx.randn(5, 3)).sum().backward()
+    return [out.numpy(), x.grad.numpy(), *(p.grad.numpy() for p in module.parameters())]
+
+
+def noisy(module: Any, x: Any) -> Any:
+    return module(x) * sx.randn(5, 3)
+
+
+@pytest.mark.parametrize("function", [lambda module, x: module(x), noisy])
+def test_checkpointing_changes_no_bit(function: Callable[[Any, Any], Any]) -> None:
+    """With dropout and random numbers, which come out the same when the function is run again."""
+    plain = gradients(function)
+    saved = gradients(lambda module, x: checkpoint(function, module, x, use_reentrant=False))
+    for one, other in zip(plain, saved, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpointed_graph_keeps_no_arrays() -> None:
+    x = sx.tensor(np.ones((4, 4), np.float32), requires_grad=True)
+    out = checkpoint(lambda x: (x.exp() * 2).sin().sum(), x)
+    rules = [rule for rule in out.origin.rules if rule is not None]
+    assert all(not hasattr(rule, "__closure__") for rule in rules)
+    out.backward(retain_graph=True)
+    out.backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * np.cos(2 * np.e) * 2 * np.e, rtol=1e-5)
+
+
+def test_checkpointing_refuses_what_changes_and_second_derivatives() -> None:
+    x, times = sx.tensor([2.0], requires_grad=True), iter([1, 2])
+    changing = checkpoint(lambda x: sx.stack([x.exp() for _ in range(next(times))]).sum(), x)
+    with pytest.raises(RuntimeError, match="must compute the same each time"):
+        changing.backward()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        sx.autograd.grad(checkpoint(lambda x: x**3, x), x, create_graph=True)
+    with sx.no_grad():
+        assert checkpoint(lambda x: x * 2, x).item() == 4
