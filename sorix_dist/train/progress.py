@@ -153,8 +153,7 @@ class Progress:
         self._sums: dict[str, tuple[float, int]] = {}
         self._rows, self._samples, self._skipped = 1, 0, 0
         if isinstance(self.loader, DataLoader):
-            self.epoch, state = self.loader.epoch, self.loader.state_dict()
-            self._skipped = state["batches"] if state["epoch"] == self.epoch else 0
+            self.epoch, self._skipped = self.loader.epoch, self.loader.first_batch
         try:
             self.steps: int | None = len(self)
         except TypeError:  # a stream
