@@ -1,4 +1,4 @@
-"""What operations leave behind for a backward: nodes, and the leaves where gradients end."""
+"""What operations record for a backward: nodes, and the leaves where gradients end."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def joined(one: Sync, other: Sync) -> Sync:
 
 
 class Accumulator:
-    """A place where gradients are added up.
+    """An array that gradients are added up in.
 
     shown: what users see of the array, read-only if `frozen`.
     """
@@ -110,8 +110,8 @@ class Accumulator:
 class Leaf:
     """The gradient of a tensor that no operation made.
 
-    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same place,
-    unless somebody (`sync`) combines the local gradients of several processes into the total.
+    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same accumulator, unless
+    `sync` combines the local gradients of several processes into the total.
     """
 
     __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "view")
@@ -122,7 +122,7 @@ class Leaf:
         self.local = self.total = Accumulator()
         self.flat: Flat | None = None
         self.sync: Sync | None = None
-        self.sharded = False  # whether it belongs to rows of a batch, so that the gradient is this rank's alone
+        self.sharded = False  # whether it belongs to rows of a batch: the gradient is this rank's own
         self.view: Any = None  # the Tensor that shows the total
         self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
         self.name = ""  # in the module that it is a parameter of

@@ -13,19 +13,19 @@ from typing import Any
 
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_int
+from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
 from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
 from sorix_dist.utils.data.sampler import BatchSampler, LengthBucketSampler, Sampler
 
 
-def _alone() -> Ranks:
-    return 0, 1, None
+def ranks() -> Ranks:
+    """Rank and size of the processes that share batches, and the virtual shards that they cut them into (see
+    `shard_bounds`)."""
+    group = current_group()
+    return group.rank, group.size, group.virtual_shards
 
-
-# Rank and size of the processes that share the batches, and the pieces that they cut them into (see `shard_bounds`);
-# `parallel` puts its own function here.
-world: Callable[[], Ranks] = _alone
 
 # Options of PyTorch's DataLoader without a meaning here: workers are threads, and there is no device to copy to.
 _WITHOUT_EFFECT = {
@@ -293,7 +293,7 @@ class DataLoader:
         }
 
     def _ranks(self) -> Ranks:
-        return world() if self.shard else _alone()
+        return ranks() if self.shard else (0, 1, None)
 
     def _source(self) -> Indexed | Streamed:
         if self.sampler is None:
