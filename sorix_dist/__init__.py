@@ -66,6 +66,7 @@ from sorix_dist.parallel import (
 from sorix_dist.serialize import load, save, to_torch_state
 from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
+from sorix_dist.train.compile import compile
 from sorix_dist.train.evaluate import evaluate, predict
 from sorix_dist.train.fit import EarlyStopping, fit
 from sorix_dist.train.preempt import Preemption
@@ -82,7 +83,8 @@ __all__ = [
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
-    "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "evaluate", "fit", "get_logger",
+    "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "compile", "evaluate", "fit",
+    "get_logger",
     "main_process_only", "predict", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",

@@ -32,9 +32,24 @@ def check(problem: str | None) -> None:
         raise LaunchMismatch(problem)
 
 
-def no_mpi(launch: Launch | None, error: Exception) -> str:
+LIBRARY_VARIABLES = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
+"""Variables by which the user chooses the library that mpi4py loads."""
+
+
+def chosen_library(environ: Mapping[str, str]) -> list[str]:
+    """Those of `LIBRARY_VARIABLES` that are set."""
+    return [name for name in LIBRARY_VARIABLES if environ.get(name)]
+
+
+def no_mpi(launch: Launch | None, error: Exception, environ: Mapping[str, str]) -> str:
     """The message where mpi4py or its MPI library cannot be loaded."""
     reason = str(error).partition("\n")[0]
+    given = chosen_library(environ)
+    if given and not isinstance(error, ModuleNotFoundError):
+        values = " and ".join(f"{name}={environ[name]}" for name in given)
+        return (
+            f"{_started(launch)}, but mpi4py cannot load the MPI library that {values} names: unset {' '.join(given)}"
+        )
     if "cannot load MPI library" in reason:
         return f"{_started(launch)}, but mpi4py finds no MPI library; install one into {sys.prefix}: {INSTALL}"
     return f"{_started(launch)}, but mpi4py cannot be loaded: {reason}; install it into {sys.prefix}: {INSTALL}"

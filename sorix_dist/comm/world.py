@@ -174,7 +174,7 @@ def _start_world(launch: Launch | None, timeout: float) -> Comm:
     except mismatch.LaunchMismatch:
         raise
     except (ImportError, RuntimeError) as error:  # mpi4py raises the latter where it finds no MPI library
-        raise ImportError(mismatch.no_mpi(launch, error)) from error
+        raise ImportError(mismatch.no_mpi(launch, error, os.environ)) from error
     world = mpi.COMM_WORLD
     library = mpi.Get_library_version().splitlines()[0].strip(", ")
     mismatch.check(mismatch.after_init(launch, world.rank, world.size, library))

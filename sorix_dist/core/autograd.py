@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.graph import Leaf, Node, Rule, fit, recording, through
+from sorix_dist.core.capture import host, listening, outside, recorders
+from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, fit, recording, through
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.placement import Group, Partial, Shard, tagged
 from sorix_dist.core.rules import bare
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Array, Tensor
 from sorix_dist.core.walk import gradient_of, gradients_to, walk
 
 Edge = Node | Leaf
@@ -101,8 +102,11 @@ def backward(
     origin = tensor.origin
     if origin is None:
         raise RuntimeError("backward() on a tensor that does not require grad")
-    seed = _seed(tensor, gradient)
     sync = origin.sync
+    recorder = listening() if recorders else None
+    if recorder is not None and (create_graph or retain_graph):
+        recorder.refuse("backward with create_graph or retain_graph")
+    seed, visitor = _before_backward(sync, tensor, gradient)
     if sync is None:
         place = tensor.place
         # On several ranks a loss of shared rows is a part of the whole: a leaf that is left out of the sum is an error.
@@ -112,14 +116,30 @@ def backward(
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
-    scale, visitor = sync.before_backward(tensor.place)
+    if recorder is not None:
+        recorder.bare("try:")
     try:
-        if scale != 1:
-            seed = seed * seed.dtype.type(scale)
         _backward(tensor, seed, bool(retain_graph), visitor, not sync.group.single)
     except BaseException:
         sync.backward_failed()
         raise
+    if recorder is not None:
+        recorder.bare(f"except {recorder.constant(sync, 'coordinator')}")
+    _after_backward(sync, tensor)
+
+
+@host
+def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:
+    """The gradient that the walk begins with, and what is called at each node."""
+    seed = _seed(tensor, gradient)
+    if sync is None:
+        return seed, None
+    scale, visitor = sync.before_backward(tensor.place)
+    return seed if scale == 1 else seed * seed.dtype.type(scale), visitor
+
+
+@host
+def _after_backward(sync: Sync, tensor: Tensor) -> None:
     sync.after_backward(tensor)
 
 
@@ -133,12 +153,13 @@ def grad(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched.
 
-    Where the outputs follow from rows of a batch that several ranks share, or from a wrapped model, it is a call of all
-    of them: gradients to what every rank has alike are those of the global batch, and gradients to rows are those of
-    this rank's rows.
+    If the outputs follow from rows of a batch that several ranks share, or from a wrapped model, every rank must call
+    this: gradients to a Replicate are those of the global batch, gradients to rows those of this rank's rows.
     RuntimeError if an input does not require a gradient, was not used (unless `allow_unused`: then None), or is a
     parameter of a wrapped model in reproducible mode.
     """
+    if recorders and (recorder := listening()) is not None:
+        recorder.refuse("autograd.grad")
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if grad_outputs is None or isinstance(grad_outputs, Tensor | np.ndarray):
@@ -154,7 +175,7 @@ def grad(
     for tensor, g in zip(outs, grad_outputs, strict=True):
         seed = bare(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
         if group is not None and not isinstance(tensor.place, Shard | Partial):
-            seed = seed / group.parts  # what every rank computes alike counts once
+            seed = seed / group.parts  # every rank computes the same output, which counts once
             if tensor.array.size == 1:
                 group.expect(tensor.array.item())
         starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
@@ -177,7 +198,7 @@ def grad(
 
 
 def _group_of(outs: list[Tensor]) -> Group | None:
-    """The ranks that have parts of the gradients of these outputs, None if no others have."""
+    """The ranks among which the gradients of these outputs are shared; None if there is one rank."""
     for tensor in outs:
         if isinstance(tensor.place, Shard | Partial):
             group: Group = tensor.place.group
@@ -193,8 +214,8 @@ _OF_WEIGHTS = (
 
 
 def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool) -> list[Any]:
-    """The gradients with sums over all ranks where an input is the same on every rank: parts of a sum, of which a rank
-    may have none. Called by all ranks."""
+    """The gradients, summed over all ranks where an input is a Replicate; a rank may have none for it (None). Called by
+    all ranks."""
     from sorix_dist.core.ops.collective import summed
 
     places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
@@ -230,19 +251,16 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, An
     hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see their sum
 
     def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        local = leaf.local
         # Where other ranks add to the gradient, hooks see the total: the synchroniser calls them.
-        if leaf.hooks and local is leaf.total:
+        if leaf.hooks and leaf.local is leaf.total:
+            if recorders:
+                outside("a hook of a parameter can't be captured")
             part = gradient_of(leaf, rule, gradient)
             hooked[leaf] = hooked[leaf] + part if leaf in hooked else part
-        elif rule is None or local.written:
-            leaf.deposit(gradient if rule is None else rule(gradient, None))
-        else:  # the first one is written straight into the accumulator's array
-            array = local.array if local.array is not None else local.place(leaf)
-            part = rule(gradient, array)
-            if part is not array:
-                np.copyto(array, fit(part, leaf))
-            local.written = True
+        elif recorders and (recorder := listening()) is not None:
+            recorder.leaf(leaf, rule, gradient, _deposit)
+        else:
+            _deposit(leaf, rule, gradient)
 
     token = recording.set(False)  # as no_grad does, at a third of its price
     try:
@@ -251,6 +269,19 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, An
             leaf.deposit(through(leaf.hooks or [], part))
     finally:
         recording.reset(token)
+
+
+def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
+    """Adds the gradient that a rule makes at a leaf; the first one is written straight into the leaf's array."""
+    local = leaf.local
+    if rule is None or local.written:
+        leaf.deposit(gradient if rule is None else rule(gradient, None))
+        return
+    array = local.array if local.array is not None else local.place(leaf)
+    part = rule(gradient, array)
+    if part is not array:
+        np.copyto(array, fit(part, leaf))
+    local.written = True
 
 
 def _backward_on_tensors(tensor: Tensor, seed: Any, keep: bool, at_node: None, strict: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.capture import host
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
@@ -54,42 +55,50 @@ def from_dlpack(x: Any) -> Tensor:
 # -- of one value
 
 
+@host
 def zeros(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of a size given as `2, 3` or `(2, 3)`."""
     return _made(np.zeros(_size("zeros", size), or_float32(dtype)), device, requires_grad)
 
 
+@host
 def ones(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of a size given as `2, 3` or `(2, 3)`."""
     return _made(np.ones(_size("ones", size), or_float32(dtype)), device, requires_grad)
 
 
+@host
 def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of a size given as `2, 3` or `(2, 3)` whose numbers are whatever was in memory."""
     return _made(np.empty(_size("empty", size), or_float32(dtype)), device, requires_grad)
 
 
+@host
 def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`fill_value` everywhere; the dtype is by default that of `tensor(fill_value)`."""
     value = as_array(fill_value, dtype)
     return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad)
 
 
+@host
 def zeros_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of the shape, and by default the dtype, of `input`."""
     return _like(input, np.zeros, device, requires_grad, dtype)
 
 
+@host
 def ones_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of the shape, and by default the dtype, of `input`."""
     return _like(input, np.ones, device, requires_grad, dtype)
 
 
+@host
 def empty_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of the shape, and by default the dtype, of `input`, with whatever was in memory."""
     return _like(input, np.empty, device, requires_grad, dtype)
 
 
+@host
 def full_like(
     input: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
@@ -97,6 +106,7 @@ def full_like(
     return _like(input, lambda shape, kind: np.full(shape, as_array(fill_value, kind)), device, requires_grad, dtype)
 
 
+@host
 def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A matrix of n rows and m (else n) columns, 1 on the diagonal and 0 elsewhere."""
     return _made(np.eye(n, m, dtype=or_float32(dtype)), device, requires_grad)
@@ -105,6 +115,7 @@ def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool =
 # -- ranges
 
 
+@host
 def arange(
     start: Any, end: Any = None, step: Any = 1, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
@@ -130,6 +141,7 @@ def _number(x: Any) -> Any:
     return x.item() if isinstance(x, Tensor | np.ndarray | np.generic) else x
 
 
+@host
 def linspace(
     start: Any, end: Any, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
@@ -138,6 +150,7 @@ def linspace(
     return _made(numbers.astype(kind), device, requires_grad)
 
 
+@host
 def logspace(
     start: Any,
     end: Any,
@@ -165,16 +178,19 @@ def _spaced(start: Any, end: Any, steps: int, dtype: Any) -> tuple[Array, np.dty
 # -- random
 
 
+@host
 def rand(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
     return _made(_drawn(random.generator().random, _size("rand", size), dtype), device, requires_grad)
 
 
+@host
 def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
     return _made(_drawn(random.generator().standard_normal, _size("randn", size), dtype), device, requires_grad)
 
 
+@host
 def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`rand` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
@@ -182,6 +198,7 @@ def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtyp
     return _like(input, draw, device, requires_grad, dtype)
 
 
+@host
 def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`randn` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
@@ -189,6 +206,7 @@ def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dty
     return _like(input, draw, device, requires_grad, dtype)
 
 
+@host
 def bernoulli(input: Any, p: float | None = None) -> Tensor:
     """1 with the probability that each element of `input` says, or with `p`, else 0, in the dtype of `input`."""
     chances = as_array(input) if p is None else np.full(np.shape(input), p)
@@ -200,6 +218,7 @@ def bernoulli(input: Any, p: float | None = None) -> Tensor:
     return result if rows is None else tagged(result, rows)
 
 
+@host
 def randint(
     low: int,
     high: Any,
@@ -217,6 +236,7 @@ def randint(
     return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 
+@host
 def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """The integers from 0 to n - 1 in random order."""
     order = random.generator().permutation(int(n))

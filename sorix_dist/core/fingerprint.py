@@ -36,7 +36,8 @@ def as_text(value: Any) -> str | None:
 
 def array_as_text(value: Tensor | np.ndarray[Any, Any]) -> str:
     """The numbers of an array, or how many there are and a digest where they are not few."""
-    numbers = np.asarray(value, np.float64).ravel().tolist()
+    array = value.array if isinstance(value, Tensor) else value
+    numbers = np.asarray(array, np.float64).ravel().tolist()
     text = str(as_text(numbers))
     return text if len(numbers) <= _FEW else f"{len(numbers)} numbers with the digest {crc32(text.encode()):08x}"
 
@@ -57,4 +58,5 @@ def criterion_hook(fingerprint: int, criterion: Described) -> Callable[[Any], No
         if criteria is not None:
             criteria[fingerprint] = criterion
 
+    reached.only_notes = True  # type: ignore[attr-defined]
     return reached

@@ -1,4 +1,4 @@
-"""What operations leave behind for a backward: nodes, and the leaves where gradients end."""
+"""What operations record for a backward: nodes, and the leaves where gradients end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
@@ -82,7 +83,7 @@ def joined(one: Sync, other: Sync) -> Sync:
 
 
 class Accumulator:
-    """A place where gradients are added up.
+    """An array that gradients are added up in.
 
     shown: what users see of the array, read-only if `frozen`.
     """
@@ -109,11 +110,11 @@ class Accumulator:
 class Leaf:
     """The gradient of a tensor that no operation made.
 
-    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same place,
-    unless somebody (`sync`) combines the local gradients of several processes into the total.
+    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same accumulator, unless
+    `sync` combines the local gradients of several processes into the total.
     """
 
-    __slots__ = ("dtype", "flat", "hooks", "local", "shape", "sharded", "sync", "total", "view")
+    __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "view")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -121,9 +122,10 @@ class Leaf:
         self.local = self.total = Accumulator()
         self.flat: Flat | None = None
         self.sync: Sync | None = None
-        self.sharded = False  # whether it belongs to rows of a batch, so that the gradient is this rank's alone
+        self.sharded = False  # whether it belongs to rows of a batch: the gradient is this rank's own
         self.view: Any = None  # the Tensor that shows the total
         self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
+        self.name = ""  # in the module that it is a parameter of
 
     def zero(self) -> None:
         """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
@@ -187,11 +189,17 @@ def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
 
 def fit(gradient: Any, like: Node | Leaf) -> Any:
     """The gradient in the shape and dtype of the input that it belongs to: broadcasting is undone here."""
-    if gradient.shape != like.shape:
-        extra = gradient.ndim - len(like.shape)
+    return fitted(gradient, like.shape, like.dtype)
+
+
+@host
+def fitted(gradient: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """A gradient in a shape that was broadcast to its own, and in a dtype."""
+    if gradient.shape != shape:
+        extra = gradient.ndim - len(shape)
         kept = gradient.shape[extra:]
-        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, like.shape, strict=True)) if a != b)
+        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, shape, strict=True)) if a != b)
         axes = (*range(extra), *stretched)
         total = add_up(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
-        gradient = total.reshape(like.shape)
-    return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)
+        gradient = total.reshape(shape)
+    return gradient if gradient.dtype == dtype else gradient.astype(dtype)

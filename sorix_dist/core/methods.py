@@ -10,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import autograd
 from sorix_dist.core import dtype as types
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.graph import Node, recording
@@ -33,7 +34,7 @@ def astype(self: Tensor, dtype: Any) -> Tensor:
 def to(
     self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
 ) -> Tensor:
-    """This tensor on a device, in a dtype, or as another tensor is; each may be given by place or by name.
+    """This tensor on a device, in a dtype, or as another tensor is; each may be given by position or by name.
 
     copy: return a new tensor also where nothing changes. RuntimeError for a GPU, ValueError for a device that does not
     exist. `non_blocking` means nothing here.
@@ -92,6 +93,8 @@ def _target(tensor: Tensor, *others: Any) -> Array:
         if any(isinstance(x, Tensor) and x.origin is not None for x in others):
             raise RuntimeError("In-place operations are not allowed with an operand that requires grad: detach() it")
     refuse_frozen(tensor.array)
+    if recorders:
+        outside("a change of a tensor in place can't be captured")
     return tensor.array
 
 
@@ -164,6 +167,8 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
         if isinstance(value, Tensor) and value.origin is not None:
             raise RuntimeError("a tensor that requires grad can't be assigned: use where(), cat() or stack()")
     refuse_frozen(self.array)
+    if recorders:
+        outside("an assignment to elements of a tensor can't be captured")
     self.array[key_of(key)] = _array(value)
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.dtype import promoted
 from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial
@@ -34,7 +35,7 @@ from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""The operation that a NumPy function becomes when it meets a tensor."""
+"""The operation that a NumPy function stands for when it is called with a tensor."""
 
 _count = itertools.count()
 _new = object.__new__
@@ -133,17 +134,20 @@ def _operation(
             place = rule(apply, inputs, options)
             if place.__class__ is Tensor:
                 return place
+        given = arrays
         if mixed and promote is not None:
             arrays = promoted(arrays, to_float)
         value, rules = function(*arrays, **options)
         array = value if type(value) is np.ndarray else np.asarray(value)
+        if recorders and (recorder := listening()) is not None:
+            rules = recorder.operation(about.name, function, given, arrays, to_float, options, value, array, rules)
         result = _new(Tensor)  # as Tensor.of does, without the call
         result.array = array
         result.leaf = None
         result.place = place
         if sums and place.__class__ is Partial and (place.factor != place.factor or any(map(_is_shown, inputs))):
             # It shows what follows from the numbers that its operands show.
-            shown = [x.visible if isinstance(x, Tensor) else x for x in inputs]
+            shown = [x.shows() if isinstance(x, Tensor) else x for x in inputs]
             shown = promoted(shown, to_float) if mixed and promote is not None else shown
             result.shown = np.asarray(function(*shown, **options)[0])
         if not (needed and differentiable and recording.get()):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.functions import (
@@ -45,6 +46,8 @@ from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
 def _all(input: Any, name: str) -> Array:
     """The numbers of all rows of the batch, without a gradient."""
+    if recorders:
+        outside(f"{name} can't be captured")
     return as_array(whole(input.detach() if isinstance(input, Tensor) else input, name))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sorix_dist.core.capture import changed, outside, recorders
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
@@ -82,6 +83,12 @@ class Tensor:
     def visible(self) -> Array:
         """The numbers as users see them: of a mean over rows, that over this rank's, or after a backward that over the
         global batch."""
+        if recorders:
+            outside("item(), numpy() or a test reads the numbers of a tensor inside of the step")
+        return self.shows()
+
+    def shows(self) -> Array:
+        """The same, for use by operations."""
         place = self.place
         if place.__class__ is not Partial:
             return self.array
@@ -105,6 +112,8 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
+        if recorders:
+            outside("an assignment to `data` can't be captured")
         array = value.array if isinstance(value, Tensor) else np.asarray(value)
         leaf = self.leaf
         if leaf is not None and leaf.flat is not None:
@@ -128,6 +137,7 @@ class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
+        changed()
         if isinstance(self.origin, Node):
             if not value:
                 raise RuntimeError("only leaf tensors can stop requiring a gradient; use detach() on a computed one")
@@ -154,6 +164,8 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that backwards have added up since `zero_grad()`; None before the first."""
+        if recorders:
+            outside("reading `grad` inside of the step can't be captured")
         if self.leaf is None or not self.leaf.total.written:
             return None
         view = self.leaf.view
@@ -163,6 +175,8 @@ class Tensor:
 
     @grad.setter
     def grad(self, value: Any) -> None:
+        if recorders:
+            outside("an assignment to `grad` can't be captured: use zero_grad()")
         if value is None:
             if self.leaf is not None:
                 self.leaf.zero()
@@ -193,6 +207,7 @@ class Tensor:
         """
         if self.origin is None:
             raise RuntimeError("register_hook on a tensor that does not require grad")
+        changed()
 
         def on_gradient(gradient: Any) -> Any:
             answer = hook(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient))
@@ -348,6 +363,7 @@ class Hook:
 
     def remove(self) -> None:
         """Stops the calls; a second time does nothing."""
+        changed()
         if self._function in self._hooks:
             self._hooks.remove(self._function)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.graph import Leaf, Node, Rule, fit, through
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.rules import bare
@@ -37,12 +38,15 @@ def walk(
     ours: set[Node] = set()  # whose pending gradient is an array of this walk
 
     def add_again(node: Node, part: Any) -> None:
+        before = pending[node]
         if node in ours:
             pending[node] += part
         else:
-            pending[node] = pending[node] + part
+            pending[node] = before + part
             if not create:
                 ours.add(node)
+        if recorders and (recorder := listening()) is not None:
+            recorder.added(before, part, pending[node])
 
     for tensor, seed in starts:
         origin = tensor.origin
@@ -58,6 +62,8 @@ def walk(
         gradient = pending.pop(node)
         if node.hooks:
             gradient = through(node.hooks, gradient)
+        if recorders and (recorder := listening()) is not None:
+            recorder.visited(node, at_node)
         if at_node is not None:
             at_node(node, gradient)
         if node.number <= oldest:
@@ -83,7 +89,8 @@ def walk(
                 continue
             if isinstance(edge, Leaf):
                 if strict and edge.sync is None and not edge.sharded:
-                    raise RuntimeError(_UNSYNCHRONISED.format(operation=node.op.apply.__name__, shape=edge.shape))
+                    name = edge.name or f"an input of '{node.op.apply.__name__}'"
+                    raise RuntimeError(_UNSYNCHRONISED.format(name=name, shape=edge.shape))
                 at_leaf(edge, rule, gradient)
                 continue
             part = rule(gradient, None)
@@ -97,7 +104,7 @@ def walk(
 
 
 _UNSYNCHRONISED = (
-    "the backward reaches an input of '{operation}' of shape {shape}, which requires a gradient and is synchronised by "
+    "the backward reaches {name} of shape {shape}, which requires a gradient and is synchronised by "
     "no wrapper: each rank would get a part of it. Wrap the module that it belongs to in DistributedDataParallel (a "
     "criterion with parameters too; after layers of a wrapped model were replaced, wrap what its unwrap() gives), or "
     "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself"

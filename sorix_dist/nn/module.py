@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import changed, host
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
@@ -40,6 +41,9 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+_SEEN = (bool, int, float, str, np.ndarray, Tensor)
 
 
 class Module:
@@ -90,6 +94,7 @@ class Module:
     def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
         hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
         hooks[when].append(hook)
+        changed()
         return Hook(hooks[when], hook)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -108,7 +113,11 @@ class Module:
                 )
         if isinstance(value, Parameter) and name in self.torch_names:
             value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
+        if isinstance(value, Parameter) and value.leaf is not None:
+            value.leaf.name = f"'{name}' of a {type(self).__name__}"
         super().__setattr__(name, value)
+        if isinstance(value, _SEEN):  # by captured steps
+            changed()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -319,6 +328,7 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
+    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters; not `set_to_none`: makes them zeros."""
         for parameter in self.parameters() if set_to_none else ():

@@ -10,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.capture import host
 from sorix_dist.core.ops import norm
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.module import Module, Parameter
@@ -18,6 +19,11 @@ from sorix_dist.nn.torch_state import OPTIONAL, ROW
 
 def _scale_and_shift(shape: tuple[int, ...], wanted: bool, kind: Any) -> tuple[Parameter | None, Parameter | None]:
     return (Parameter(np.ones(shape, kind)), Parameter(np.zeros(shape, kind))) if wanted else (None, None)
+
+
+@host
+def _count_batch(count: Any) -> None:
+    count += 1
 
 
 class _BatchNorm(Module):
@@ -70,7 +76,7 @@ class _BatchNorm(Module):
             )
         fraction = self.momentum
         if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.array[...] += 1
+            _count_batch(self.num_batches_tracked.array)
             if fraction is None:
                 fraction = 1 / self.num_batches_tracked.item()
         weight, bias = (getattr(self, name) for name in self.names)

@@ -9,6 +9,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.ops.activation import relu, tanh
 from sorix_dist.core.ops.elementwise import cast
@@ -20,6 +21,15 @@ from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module, Parameter
+
+
+@host
+def _zeros(shape: tuple[int, ...], kind: Any) -> Any:
+    return np.zeros(shape, kind)
+
+
+def _array(x: Any) -> Any:
+    return x.array if isinstance(x, Tensor) else np.asarray(x)
 
 
 class _Recurrent(Module):
@@ -96,7 +106,7 @@ class _Recurrent(Module):
         if given is not None and rows is not None and rows.axis == 1:
             given = tuple(beside(state, rows, 2) for state in given)
         starts = self._starts(given, x.shape[1], alone)
-        kind = common_dtype([x.array, self.weight_ih_l0.array, *(np.asarray(start) for start in starts)])
+        kind = common_dtype([x.array, self.weight_ih_l0.array, *map(_array, starts)])
         x = x if x.array.dtype == kind else cast(x, kind)
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
@@ -122,7 +132,7 @@ class _Recurrent(Module):
         """Each state before the first step, (layers * directions, N, H); zeros unless given."""
         shape = (self.num_layers * self._directions, rows, self.hidden_size)
         if given is None:
-            return [np.zeros(shape, self.weight_ih_l0.array.dtype)] * len(self.states)
+            return [Tensor.of(_zeros(shape, self.weight_ih_l0.array.dtype))] * len(self.states)
         expected = (shape[0], shape[2]) if alone else shape
         for name, state in zip(self.states, given, strict=True):
             if np.shape(state) != expected:
@@ -268,7 +278,7 @@ class _Cell(Module):
         if x.ndim == 1:
             x, states = unsqueeze(x, 0), [unsqueeze(state, 0) for state in states]
         weights = [getattr(self, name, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        kind = common_dtype([x.array, weights[0].array, *map(np.asarray, states)])  # type: ignore[union-attr]
+        kind = common_dtype([x.array, weights[0].array, *map(_array, states)])  # type: ignore[union-attr]
         x = unsqueeze(x if x.array.dtype == kind else cast(x, kind), 0)
         _, new = self.layer._layer(self, x, list(states), weights, False)  # type: ignore[arg-type]
         return new if len(expected) == 2 else [squeeze(state, 0) for state in new]

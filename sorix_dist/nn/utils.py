@@ -10,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import in_range
+from sorix_dist.core.capture import host
 from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops.join import cat
@@ -30,8 +31,11 @@ def clip_grad_norm_(
     infinity; the factor is max_norm / (norm + 1e-6), as in PyTorch. Parameters without a gradient do not count.
     RuntimeError, with all gradients as they were, if `error_if_nonfinite` and the norm is NaN or infinite.
     """
-    given = _tensors(parameters)
-    max_norm, norm_type = float(max_norm), float(norm_type)
+    return _clip_norm(_tensors(parameters), float(max_norm), float(norm_type), error_if_nonfinite)
+
+
+@host
+def _clip_norm(given: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     in_range("max_norm", max_norm, 0, closed=True)
     in_range("norm_type", norm_type, 0, closed=True)
     if norm_type == 0:
@@ -52,8 +56,11 @@ def clip_grad_norm_(
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Limits every element of the gradients, in place, to [-clip_value, clip_value]."""
-    given = _tensors(parameters)
-    limit = float(clip_value)
+    _clip_value(_tensors(parameters), float(clip_value))
+
+
+@host
+def _clip_value(given: list[Tensor], limit: float) -> None:
     in_range("clip_value", limit, 0, closed=True)
     _refuse_pending("clip_grad_value_", given)
     with changing_gradients(given, "clip_grad_value_", limit) as own:

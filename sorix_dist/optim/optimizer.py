@@ -13,6 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
+from sorix_dist.core.capture import host
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
@@ -113,6 +114,7 @@ class Optimizer:
 
     # -- what a user calls
 
+    @host
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure`, called first, returned."""
         loss = None
@@ -144,6 +146,7 @@ class Optimizer:
             memory.fence("optimizer.step")
         return loss
 
+    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters, so that the next backward writes instead of adding.
 

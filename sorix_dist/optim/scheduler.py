@@ -8,6 +8,7 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
+from sorix_dist.core.capture import host
 from sorix_dist.optim.optimizer import Optimizer
 
 
@@ -75,6 +76,7 @@ class LRScheduler:
 
     # -- what a user calls
 
+    @host
     def step(self, epoch: int | None = None) -> None:
         """Sets the rates of the next epoch, or of `epoch`."""
         groups = self.optimizer.param_groups
@@ -174,6 +176,7 @@ class ReduceLROnPlateau(LRScheduler):
         self.last_epoch = 0
         self._last_lr = self.get_lr()
 
+    @host
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
         """Takes the metric of an epoch, a number."""
         value = float(metrics)
@@ -246,6 +249,7 @@ class SequentialLR(LRScheduler):
         scheduler, its_epoch = self._place(epoch)
         return scheduler.momenta_at(its_epoch)
 
+    @host
     def step(self, epoch: int | None = None) -> None:
         """Sets the rates of the next epoch, or of `epoch`."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.placement import SUM, Partial, Placement
 
 _NO_DENOMINATOR = (
@@ -27,6 +28,7 @@ class Accumulation:
         self._sums: bool | None = None  # whether all losses are sums
         self._piece: float | None = None
 
+    @host
     def next_piece(self) -> None:
         """Is told that the backwards from here on are those of another piece."""
         self._piece = None

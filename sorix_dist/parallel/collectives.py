@@ -9,6 +9,7 @@ import numpy as np
 
 from sorix_dist.comm.protocol import Op
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
 from sorix_dist.core.ops.indexing import take
@@ -36,6 +37,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     return x
 
 
+@uncaptured
 def broadcast(x: T, root: int = 0) -> T:
     """Rank `root`'s values for everybody, in place for a tensor or array; returns them."""
     if not isinstance(x, Tensor | np.ndarray):
@@ -96,6 +98,7 @@ def replicated(x: Any) -> Tensor:
     return tagged(Tensor.of(x.array, x.origin), REPLICATE)
 
 
+@uncaptured
 def barrier() -> None:
     """Returns when every rank has called it."""
     world().barrier()

@@ -11,12 +11,14 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.module import IncompatibleKeys
+from sorix_dist.parallel.bucket import Bucket, NonFinite
 from sorix_dist.parallel.consistency import same_everywhere
-from sorix_dist.parallel.coordinator import Bucket, NonFinite, coordinator_of
+from sorix_dist.parallel.coordinator import coordinator_of
 from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
 from sorix_dist.parallel.reducers import Hook
 from sorix_dist.parallel.replicas import assert_replicas_equal, describe_modules, describe_state
@@ -117,6 +119,7 @@ class DistributedDataParallel(Module):
                 return self._forward.run(self.module, inputs, options)
             return self.module(*inputs, **options)
         if self.check_every is not None:
+            outside("a wrapper with check_every can't be captured")
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)

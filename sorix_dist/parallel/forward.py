@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import REPLICATE, Batch, Partial, Rows, Shard, forward_of, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, forward_of, tagged
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -29,6 +30,12 @@ _SAMPLE = 4096  # bytes of a batch that are compared
 def shards_in(value: Any) -> list[Shard]:
     """The placements of the tensors in nested inputs that are rows of a batch."""
     return [x.place for x in entries(value) if isinstance(x, Tensor) and isinstance(x.place, Shard)]
+
+
+@host
+def _begin_batch(coordinator: Coordinator, batch: Batch) -> None:
+    """Notes which rows are computed, for the agreement at the end of the backward."""
+    coordinator.rows = batch.known or batch.rows
 
 
 class BatchForward:
@@ -47,7 +54,7 @@ class BatchForward:
         first = inputs[0] if len(inputs) == 1 and not options else None
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             known_batch = first.place.batch
-            self.coordinator.rows = known_batch.known or known_batch.rows
+            _begin_batch(self.coordinator, known_batch)
             return module(first) if known_batch.group.single else self._compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
@@ -61,7 +68,7 @@ class BatchForward:
             )
         batch, rows = self._asked(known, open_)
         if batch is not None:
-            self.coordinator.rows = batch.rows
+            _begin_batch(self.coordinator, batch)
 
             def tag(x: Any) -> Any:
                 if id(x) not in rows:
@@ -153,12 +160,13 @@ class ShardedForward:
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results for all shards of this rank."""
         batch = self._batch(inputs, options)
-        rows = self.coordinator.rows = batch.rows
-        buffers = _Buffers(module) if module.training else None
+        _begin_batch(self.coordinator, batch)
+        rows = batch.rows
+        buffers = _buffers_of(module) if module.training else None
         results = []
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
             start, stop = self.shards.rows(shard, rows.total)
-            part = Batch(Rows(start, stop, rows.total), group, shard)
+            part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
                 buffers.restore()
             token, before = current_shard.set((shard, True)), forward_of.set(part)
@@ -253,6 +261,16 @@ class ShardedForward:
         return tagged(reshape_to(whole, shape=(*shape[:axis], shard.held, *shape[axis + 1 :])), shard)
 
 
+@host
+def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
+    return Batch(Rows(start, stop, total), group, shard)
+
+
+@host
+def _buffers_of(module: Module) -> _Buffers:
+    return _Buffers(module)
+
+
 class _Buffers:
     """The buffers of a model, which every shard starts with anew: afterwards they are the mean of what the shards
     have made of them, weighted by their rows."""
@@ -263,15 +281,18 @@ class _Buffers:
         self.values = [tensor.array.copy() for tensor in self.before]
         self.after: list[list[Array]] = []
 
+    @host
     def restore(self) -> None:
         for (module, name), tensor, value in zip(self.places, self.before, self.values, strict=True):
             if getattr(module, name) is not tensor:
                 setattr(module, name, tensor)
             np.copyto(tensor.array, value)
 
+    @host
     def keep(self) -> None:
         self.after.append([getattr(module, name).array.copy() for module, name in self.places])
 
+    @host
     def combine(self, shards: VirtualShards, total: int) -> None:
         if not self.places:
             return

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core.arguments import as_int
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
 from sorix_dist.store import tensorfile
@@ -45,6 +46,7 @@ class Checkpointer:
         self.folder = CheckpointFolder(self.directory, keep)
         self._writing: _Writing | None = None
 
+    @uncaptured
     def save(self, step: int, **parts: Any) -> Path:
         """Saves a checkpoint; returns the path of its file.
 
@@ -68,6 +70,7 @@ class Checkpointer:
         states = on_every_rank(self.comm, lambda: run_state.states_of(collective))
         return on_first_rank(self.comm, lambda: self._save(step, {**parts, **states}, stateful))
 
+    @uncaptured
     def load_latest(self, **parts: Any) -> dict[str, Any] | None:
         """Loads the newest valid checkpoint into `parts`; returns the values that were saved with it, and its "step".
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
@@ -44,6 +45,7 @@ class Preemption:
         """Asks all ranks to stop, as a signal does. Any rank and any thread may call it."""
         self.requested = True
 
+    @uncaptured
     def should_stop(self) -> bool:
         """Whether any rank got a signal or a `request()`. A call of all ranks, once per step; all get the same answer.
 

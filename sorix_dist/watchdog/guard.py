@@ -358,10 +358,10 @@ class Guard:
 def _wake_by(connection: socket.socket) -> None:
     """Have the kernel send SIGCONT to this process when a connection ends: a guard that was stopped must see the end of
     the ranks, because the launcher waits until it has closed their standard error."""
-    handle = connection.fileno()
-    fcntl.fcntl(handle, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(handle, F_SETSIG, signal.SIGCONT)
-    fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_ASYNC)
+    with suppress(OSError):
+        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(connection, F_SETSIG, signal.SIGCONT)
+        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:

@@ -160,8 +160,10 @@ main(sys.argv[2])
 def _start_guard(pages: StatusPages) -> None:
     """Start the guard, in its own session and as an orphan: no os.wait() of the program may find it."""
     root = Path(__file__).resolve().parent.parent
+    # By a shell, because tracers (viztracer) run every Python that they see in `subprocess` under themselves.
+    guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)]
     subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)],
+        ["/bin/sh", "-c", 'exec "$@"', "sh", *guard],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

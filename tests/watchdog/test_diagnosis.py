@@ -12,14 +12,14 @@ from sorix_dist.watchdog.status_page import State, Status
 LONG = 1000.0
 
 
-def seen(rank: int, count: int, *, waits: bool = False, state: State = State.RUNNING, **others: Any) -> Status:
+def status(rank: int, count: int, *, waits: bool = False, state: State = State.RUNNING, **others: Any) -> Status:
     """A rank that has entered `count` collectives of communicator 7, and has left the last one unless it waits."""
     known = {"step": count, "signature": 1, "counts": {7: count}, "key": 7, "text": ("all_reduce", "train.py:9")}
     left = count - waits
     return Status(rank, 100 + rank, state, count, left, count=count, stack=-1, **(known | others))
 
 
-def verdict(*rows: Status, timeout: float = 300.0, **observed: Any) -> str | None:
+def fault_of(*rows: Status, timeout: float = 300.0, **observed: Any) -> str | None:
     table = {row.rank: row for row in rows}
     waited = {row.rank: LONG for row in rows}
     fault = diagnose(table, Observations(**({"waited": waited} | observed)), timeout)
@@ -27,23 +27,23 @@ def verdict(*rows: Status, timeout: float = 300.0, **observed: Any) -> str | Non
 
 
 def test_ranks_that_work_or_wait_for_one_that_works() -> None:
-    assert verdict(seen(0, 3), seen(1, 4, waits=True), waited={1: 1.0}) is None
-    assert verdict(seen(0, 3, state=State.IMPORTED), seen(1, 4, state=State.STARTING), waited={1: 1.0}) is None
+    assert fault_of(status(0, 3), status(1, 4, waits=True), waited={1: 1.0}) is None
+    assert fault_of(status(0, 3, state=State.IMPORTED), status(1, 4, state=State.STARTING), waited={1: 1.0}) is None
 
 
 def test_a_rank_that_died() -> None:
-    what = verdict(seen(0, 4, waits=True), seen(1, 3), gone={1: 9})
+    what = fault_of(status(0, 4, waits=True), status(1, 3), gone={1: 9})
     assert what == "rank 1 (pid 101) was killed by SIGKILL: step 3, last seen in all_reduce at train.py:9"
-    assert "rank 0 " in str(verdict(seen(0, 4, waits=True), seen(1, 4), gone={0: 9, 1: 9}))
-    assert verdict(seen(0, 4), seen(1, 3, state=State.ENDED), gone={1: 0}) is None
-    assert verdict(seen(0, 4), seen(1, 3, state=State.FAILED), gone={1: 0}) is None
+    assert "rank 0 " in str(fault_of(status(0, 4, waits=True), status(1, 4), gone={0: 9, 1: 9}))
+    assert fault_of(status(0, 4), status(1, 3, state=State.ENDED), gone={1: 0}) is None
+    assert fault_of(status(0, 4), status(1, 3, state=State.FAILED), gone={1: 0}) is None
 
 
-@pytest.mark.parametrize(("status", "fault"), [(0, False), (None, False), (3 << 8, False), (11, True)])
-def test_a_rank_that_left_before_mpi_matters_to_who_waits_or_if_killed(status: int | None, fault: bool) -> None:
-    left = seen(1, 0, state=State.IMPORTED)
-    assert (verdict(seen(0, 0, state=State.IMPORTED), left, gone={1: status}) is not None) == fault
-    assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), left, gone={1: status}))
+@pytest.mark.parametrize(("wait_status", "fault"), [(0, False), (None, False), (3 << 8, False), (11, True)])
+def test_a_rank_that_left_before_mpi_matters_to_who_waits_or_if_killed(wait_status: int | None, fault: bool) -> None:
+    left = status(1, 0, state=State.IMPORTED)
+    assert (fault_of(status(0, 0, state=State.IMPORTED), left, gone={1: wait_status}) is not None) == fault
+    assert "rank 1" in str(fault_of(status(0, 0, state=State.STARTING), left, gone={1: wait_status}))
 
 
 def test_how_a_process_ended_in_words() -> None:
@@ -56,80 +56,80 @@ def test_how_a_process_ended_in_words() -> None:
 
 
 def test_a_rank_that_ended_while_another_waits_for_it() -> None:
-    ended = seen(1, 3, state=State.ENDED)
-    what = str(verdict(seen(0, 4, waits=True), ended))
+    ended = status(1, 3, state=State.ENDED)
+    what = str(fault_of(status(0, 4, waits=True), ended))
     assert "rank 1 (pid 101) has ended" in what
     assert "rank 0 waits for it in all_reduce at train.py:9" in what
-    assert verdict(seen(0, 4, waits=True), ended, waited={0: PATIENCE / 2}) is None
-    assert verdict(seen(0, 3, waits=True), ended, waited={0: 1.0}) is None  # rank 1 has done its part
-    assert verdict(seen(0, 4), ended) is None
-    assert verdict(seen(0, 4, waits=True, key=8, counts={7: 3, 8: 1}), ended, waited={0: 1.0}) is None  # another group
-    other = seen(1, 3, state=State.ENDED, signature=2)  # and was told so, but went on
-    assert "rank 1 (pid 101) has ended" in str(verdict(seen(0, 3, waits=True), other, waited={0: 1.0}))
-    ended_early = seen(1, 0, state=State.ENDED, counts={})
-    assert "rank 1" in str(verdict(seen(0, 0, state=State.STARTING), ended_early))
+    assert fault_of(status(0, 4, waits=True), ended, waited={0: PATIENCE / 2}) is None
+    assert fault_of(status(0, 3, waits=True), ended, waited={0: 1.0}) is None  # rank 1 has done its part
+    assert fault_of(status(0, 4), ended) is None
+    assert fault_of(status(0, 4, waits=True, key=8, counts={7: 3, 8: 1}), ended, waited={0: 1.0}) is None  # other group
+    other = status(1, 3, state=State.ENDED, signature=2)  # and was told so, but went on
+    assert "rank 1 (pid 101) has ended" in str(fault_of(status(0, 3, waits=True), other, waited={0: 1.0}))
+    ended_early = status(1, 0, state=State.ENDED, counts={})
+    assert "rank 1" in str(fault_of(status(0, 0, state=State.STARTING), ended_early))
 
 
 def test_a_rank_whose_collective_failed_and_whose_program_went_on() -> None:
-    rows = seen(0, 4, waits=True), seen(1, 4, refused=frozenset({7}))
-    what = str(verdict(*rows, waited={0: OTHERS_FIRST}))
+    rows = status(0, 4, waits=True), status(1, 4, refused=frozenset({7}))
+    what = str(fault_of(*rows, waited={0: OTHERS_FIRST}))
     assert "rank 1 makes no further calls in the communicator where rank 0 waits for it in all_reduce at" in what
-    assert verdict(*rows, waited={0: OTHERS_FIRST / 2}) is None  # it may be about to say so
-    assert verdict(seen(0, 4, waits=True), seen(1, 4, refused=frozenset({8})), waited={0: OTHERS_FIRST}) is None
+    assert fault_of(*rows, waited={0: OTHERS_FIRST / 2}) is None  # it may be about to say so
+    assert fault_of(status(0, 4, waits=True), status(1, 4, refused=frozenset({8})), waited={0: OTHERS_FIRST}) is None
 
 
 def test_a_rank_whose_shell_may_start_another_program() -> None:
-    rows = seen(0, 0, state=State.STARTING), seen(1, 0, state=State.ENDED, counts={})
-    assert "rank 1" in str(verdict(*rows))
-    assert verdict(*rows, may_come=frozenset({1}), waited={0: 5.0}) is None
-    assert "rank 1 has not arrived" in str(verdict(*rows, may_come=frozenset({1})))
-    trained = seen(1, 3, state=State.ENDED)
-    assert "rank 1" in str(verdict(seen(0, 4, waits=True), trained, may_come=frozenset({1})))
+    rows = status(0, 0, state=State.STARTING), status(1, 0, state=State.ENDED, counts={})
+    assert "rank 1" in str(fault_of(*rows))
+    assert fault_of(*rows, may_come=frozenset({1}), waited={0: 5.0}) is None
+    assert "rank 1 has not arrived" in str(fault_of(*rows, may_come=frozenset({1})))
+    trained = status(1, 3, state=State.ENDED)
+    assert "rank 1" in str(fault_of(status(0, 4, waits=True), trained, may_come=frozenset({1})))
 
 
 def test_of_several_hosts_none_blames_a_rank_that_its_launcher_may_have_ended() -> None:
-    rows = {0: seen(0, 4, waits=True), 1: seen(1, 3)}
+    rows = {0: status(0, 4, waits=True), 1: status(1, 3)}
     fault = diagnose(rows, Observations(gone={1: None}), 300.0, single_host=False)
     assert fault is not None
     assert "died without a word (killed, crashed, or os._exit), or its launcher has ended it for another" in fault.what
 
 
 def test_a_rank_that_never_came() -> None:
-    starting = seen(0, 0, state=State.STARTING)
+    starting = status(0, 0, state=State.STARTING)
     assert "rank 1 has ended before it imported sorix_dist, while rank 0 waits" in str(
-        verdict(starting, absent=frozenset({1}))
+        fault_of(starting, absent=frozenset({1}))
     )
-    assert verdict(starting, absent=frozenset({1}), waited={0: 0.5}) is None
+    assert fault_of(starting, absent=frozenset({1}), waited={0: 0.5}) is None
 
 
 def test_a_rank_that_stays_after_its_end() -> None:
-    ended, stays = seen(0, 3, state=State.ENDED, script_over=True), seen(1, 3, script_over=True)
-    assert "the script of rank 1 (pid 101) ended 300 s ago" in str(verdict(ended, stays, over={0: LONG, 1: LONG}))
-    assert verdict(ended, stays, over={0: LONG, 1: 1.0}) is None
-    assert verdict(ended, seen(1, 3), over={0: LONG}) is None  # it works on at the end
+    ended, stays = status(0, 3, state=State.ENDED, script_over=True), status(1, 3, script_over=True)
+    assert "the script of rank 1 (pid 101) ended 300 s ago" in str(fault_of(ended, stays, over={0: LONG, 1: LONG}))
+    assert fault_of(ended, stays, over={0: LONG, 1: 1.0}) is None
+    assert fault_of(ended, status(1, 3), over={0: LONG}) is None  # it works on at the end
 
 
 def test_ranks_in_different_collectives() -> None:
-    rows = seen(0, 4, waits=True), seen(1, 4, waits=True, signature=2)
-    assert "rank 1 waits in another collective than rank 0" in str(verdict(*rows, waited={0: 1.0, 1: 1.0}))
-    assert verdict(*rows, waited={0: 1.0, 1: 0.0}) is None
-    one_left = seen(0, 3, waits=True), seen(1, 4, waits=True, signature=2)
-    assert verdict(*one_left, waited={0: 1.0, 1: 1.0}) is None
+    rows = status(0, 4, waits=True), status(1, 4, waits=True, signature=2)
+    assert "rank 1 waits in another collective than rank 0" in str(fault_of(*rows, waited={0: 1.0, 1: 1.0}))
+    assert fault_of(*rows, waited={0: 1.0, 1: 0.0}) is None
+    one_left = status(0, 3, waits=True), status(1, 4, waits=True, signature=2)
+    assert fault_of(*one_left, waited={0: 1.0, 1: 1.0}) is None
 
 
 def test_a_frozen_rank() -> None:
-    assert "rank 1 is frozen" in str(verdict(seen(0, 4), seen(1, 4), stopped={0: 0.0, 1: FROZEN}))
-    assert verdict(seen(0, 4), seen(1, 4), stopped={0: 0.0, 1: FROZEN / 2}) is None
+    assert "rank 1 is frozen" in str(fault_of(status(0, 4), status(1, 4), stopped={0: 0.0, 1: FROZEN}))
+    assert fault_of(status(0, 4), status(1, 4), stopped={0: 0.0, 1: FROZEN / 2}) is None
 
 
 def test_a_rank_that_is_late() -> None:
-    rows = seen(0, 4, waits=True), seen(1, 3), seen(2, 4, waits=True)
-    what = str(verdict(*rows, timeout=5.0))
+    rows = status(0, 4, waits=True), status(1, 3), status(2, 4, waits=True)
+    what = str(fault_of(*rows, timeout=5.0))
     assert "rank 0 has waited 5 s" in what
     assert what.endswith("rank 1 has not arrived")
-    assert verdict(*rows, timeout=0.0) is None
-    nobody = seen(0, 1, state=State.STARTING), seen(1, 1, state=State.STARTING)
-    assert "on another host" in str(verdict(*nobody, timeout=5.0))
-    assert verdict(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
-    behind = seen(0, 4, waits=True), seen(1, 3, waits=True, key=8, counts={7: 3, 8: 1})
-    assert str(verdict(*behind, timeout=5.0)).endswith("rank 1 has not arrived")
+    assert fault_of(*rows, timeout=0.0) is None
+    nobody = status(0, 1, state=State.STARTING), status(1, 1, state=State.STARTING)
+    assert "on another host" in str(fault_of(*nobody, timeout=5.0))
+    assert fault_of(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
+    behind = status(0, 4, waits=True), status(1, 3, waits=True, key=8, counts={7: 3, 8: 1})
+    assert str(fault_of(*behind, timeout=5.0)).endswith("rank 1 has not arrived")

@@ -147,3 +147,20 @@ def test_a_message_that_nobody_reads_keeps_no_rank(tmp_path: Path) -> None:
     change = "import os, time\nos.write = lambda *_: time.sleep(60)\n"
     script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
     assert run(tmp_path, script).code != 0
+
+
+def test_a_tracer_that_runs_every_python_under_itself_gets_no_guard(tmp_path: Path) -> None:
+    """As viztracer does, whose module the guard, without site-packages, would not find."""
+    tracer = """
+import os, subprocess
+start = subprocess.Popen.__init__
+
+def traced(self, argv, *args, **options):
+    if "python" in os.path.basename(argv[0]):
+        argv = [argv[0], "-m", "no_such_tracer", *argv[1:]]
+    start(self, argv, *args, **options)
+
+subprocess.Popen.__init__ = traced
+"""
+    fault = "os.kill(os.getpid(), signal.SIGKILL)"
+    check(run(tmp_path, f"{tracer}{BEGIN}if rank == 1: {fault}\nsx.all_reduce(a)"), FAULTS[fault])

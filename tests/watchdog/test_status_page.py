@@ -1,4 +1,4 @@
-"""The table that the ranks of a host share: what is written is what is seen, whenever one looks."""
+"""The pages that the ranks of a host share: what is written is what is status, whenever one looks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> StatusPages:
-    return StatusPages.join(tmp_path / "table", 4)
+def pages(tmp_path: Path) -> StatusPages:
+    return StatusPages.join(tmp_path / "pages", 4)
 
 
 def gone_process() -> tuple[int, int]:
@@ -38,114 +38,114 @@ def gone_process() -> tuple[int, int]:
     return child.pid, start
 
 
-def test_a_row_is_seen_by_whoever_opens_the_table(table: StatusPages) -> None:
-    row = RankPage(table, 2)
-    channel = Channel(row, 77)
-    row.say("all_reduce of float32 (3,)", "train.py:12")
-    row.words[row.at + layout.STEP] = 5
+def test_a_row_is_seen_by_whoever_opens_the_table(pages: StatusPages) -> None:
+    page = RankPage(pages, 2)
+    channel = Channel(page, 77)
+    page.say("all_reduce of float32 (3,)", "train.py:12")
+    page.words[page.at + layout.STEP] = 5
     channel.enter(111)
     channel.leave()
     channel.enter(222)
-    other = StatusPages.existing(table.path)
+    other = StatusPages.existing(pages.path)
     assert other.ranks == 4
     assert other.read(0) is None
-    seen = other.read(2)
-    assert seen is not None
-    assert (seen.rank, seen.pid, seen.state) == (2, os.getpid(), State.IMPORTED)
-    assert table.owner(2) == (os.getpid(), start_time(os.getpid()))
-    assert (seen.key, seen.count, seen.signature, seen.counts) == (77, 2, 222, {77: 2})
-    assert (seen.step, seen.waits, seen.stack) == (5, True, -1)
-    assert seen.text == ("all_reduce of float32 (3,)", "train.py:12")
+    status = other.read(2)
+    assert status is not None
+    assert (status.rank, status.pid, status.state) == (2, os.getpid(), State.IMPORTED)
+    assert pages.owner(2) == (os.getpid(), start_time(os.getpid()))
+    assert (status.key, status.count, status.signature, status.counts) == (77, 2, 222, {77: 2})
+    assert (status.step, status.waits, status.stack) == (5, True, -1)
+    assert status.text == ("all_reduce of float32 (3,)", "train.py:12")
     channel.leave()
     assert not other.read(2).waits  # type: ignore[union-attr]
 
 
-def test_rows_fit_into_their_pages(table: StatusPages) -> None:
-    rows = [RankPage(table, rank) for rank in range(4)]
-    channels = [[Channel(row, 1 + number) for number in range(layout.CHANNELS)] for row in rows]
-    for row, own in zip(rows, channels):
-        row.say("w" * PAGE, "x" * PAGE)
+def test_rows_fit_into_their_pages(pages: StatusPages) -> None:
+    own_pages = [RankPage(pages, rank) for rank in range(4)]
+    channels = [[Channel(page, 1 + number) for number in range(layout.CHANNELS)] for page in own_pages]
+    for page, own in zip(own_pages, channels):
+        page.say("w" * PAGE, "x" * PAGE)
         for channel in own:
             for _ in range(layout.DEPTH):
-                channel.enter(row.rank + 1, row.rank + 1)
+                channel.enter(page.rank + 1, page.rank + 1)
     for rank in range(4):
-        seen = table.read(rank)
-        assert seen is not None
-        assert seen.pid == os.getpid()
-        assert seen.signature == rank + 1
-        assert seen.counts == dict.fromkeys(range(1, 1 + layout.CHANNELS), layout.DEPTH)
-        assert set(seen.text[0]) == {"w"}
-        assert set(seen.text[1]) == {"x"}
-    assert table.timeout == 0
-    assert not table.reported
+        status = pages.read(rank)
+        assert status is not None
+        assert status.pid == os.getpid()
+        assert status.signature == rank + 1
+        assert status.counts == dict.fromkeys(range(1, 1 + layout.CHANNELS), layout.DEPTH)
+        assert set(status.text[0]) == {"w"}
+        assert set(status.text[1]) == {"x"}
+    assert pages.timeout == 0
+    assert not pages.reported
 
 
-def test_too_many_communicators_are_counted_all_the_same_and_pages_are_given_back(table: StatusPages) -> None:
-    row = RankPage(table, 0)
-    channels = [Channel(row, 1 + number) for number in range(layout.CHANNELS + 2)]
+def test_too_many_communicators_are_counted_all_the_same_and_pages_are_given_back(pages: StatusPages) -> None:
+    page = RankPage(pages, 0)
+    channels = [Channel(page, 1 + number) for number in range(layout.CHANNELS + 2)]
     assert [channel.at >= 0 for channel in channels] == [True] * layout.CHANNELS + [False] * 2
     assert [channels[-1].enter(1), channels[-1].enter(1)] == [1, 2]
-    assert table.read(0).waits  # type: ignore[union-attr]
-    assert table.read(0).key == 0  # type: ignore[union-attr]
+    assert pages.read(0).waits  # type: ignore[union-attr]
+    assert pages.read(0).key == 0  # type: ignore[union-attr]
     del channels[:3]
-    assert len(table.read(0).counts) == layout.CHANNELS - 3  # type: ignore[union-attr]
-    new = Channel(row, 99)
+    assert len(pages.read(0).counts) == layout.CHANNELS - 3  # type: ignore[union-attr]
+    new = Channel(page, 99)
     assert new.at >= 0
-    assert 99 in table.read(0).counts  # type: ignore[union-attr]
+    assert 99 in pages.read(0).counts  # type: ignore[union-attr]
 
 
-def test_a_text_is_never_seen_half_written(table: StatusPages) -> None:
-    row = RankPage(table, 1)
+def test_a_text_is_never_seen_half_written(pages: StatusPages) -> None:
+    page = RankPage(pages, 1)
     pairs = [(letter * (20 + 13 * place), f"{letter}.py") for place, letter in enumerate("abcdefgh")]
     done = threading.Event()
 
     def write() -> None:
         while not done.is_set():
             for pair in pairs:
-                row.say(*pair)
+                page.say(*pair)
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = {table.read(1).text for _ in range(5000)}  # type: ignore[union-attr]
+        status = {pages.read(1).text for _ in range(5000)}  # type: ignore[union-attr]
     finally:
         done.set()
         writer.join()
-    assert seen <= {*pairs, ("", "")}
-    assert len(seen & set(pairs)) > 1
+    assert status <= {*pairs, ("", "")}
+    assert len(status & set(pairs)) > 1
 
 
-def test_a_damaged_text_is_no_text(table: StatusPages) -> None:
-    RankPage(table, 1).say("all_reduce", "train.py:1")
-    at = table.memory.find(b"all_reduce")
-    table.memory[at : at + 1] = b"X"
-    assert table.read(1).text == ("", "")  # type: ignore[union-attr]
+def test_a_damaged_text_is_no_text(pages: StatusPages) -> None:
+    RankPage(pages, 1).say("all_reduce", "train.py:1")
+    at = pages.memory.find(b"all_reduce")
+    pages.memory[at : at + 1] = b"X"
+    assert pages.read(1).text == ("", "")  # type: ignore[union-attr]
 
 
 def test_long_texts_keep_the_line_number() -> None:
     assert pack_text("all_reduce", "/a" * PAGE + "/train.py:12").endswith(b"/train.py:12")
 
 
-def test_another_process_takes_a_row_over_whole(table: StatusPages) -> None:
-    first = RankPage(table, 0)
+def test_another_process_takes_a_row_over_whole(pages: StatusPages) -> None:
+    first = RankPage(pages, 0)
     Channel(first, 5).enter(1)
     first.say("all_reduce", "")
     first.words[first.at + layout.STEP] = 9
-    RankPage(table, 0)
-    seen = table.read(0)
-    assert seen is not None
-    assert (seen.entered, seen.counts, seen.step, seen.text) == (0, {}, -1, ("", ""))
+    RankPage(pages, 0)
+    status = pages.read(0)
+    assert status is not None
+    assert (status.entered, status.counts, status.step, status.text) == (0, {}, -1, ("", ""))
 
 
-def test_a_child_process_says_nothing_for_its_parent(table: StatusPages) -> None:
-    row = RankPage(table, 0)
-    row.set(State.RUNNING)
+def test_a_child_process_says_nothing_for_its_parent(pages: StatusPages) -> None:
+    page = RankPage(pages, 0)
+    page.set(State.RUNNING)
     child = os.fork()
     if child == 0:
-        row.set(State.ENDED)
+        page.set(State.ENDED)
         os._exit(0)
     os.waitpid(child, 0)
-    assert table.read(0).state == State.RUNNING  # type: ignore[union-attr]
+    assert pages.read(0).state == State.RUNNING  # type: ignore[union-attr]
 
 
 def test_what_is_another_users_or_a_link_is_not_used(tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_what_is_another_users_or_a_link_is_not_used(tmp_path: Path) -> None:
 
 
 def test_a_removed_table_is_made_anew(tmp_path: Path) -> None:
-    first = StatusPages.join(tmp_path / "table", 2)
+    first = StatusPages.join(tmp_path / "pages", 2)
     first.last_words.touch()
     first.remove()
     assert list(tmp_path.iterdir()) == []
-    second = StatusPages.join(tmp_path / "table", 2)
+    second = StatusPages.join(tmp_path / "pages", 2)
     RankPage(second, 0)
     assert first.read(0) is None
 
@@ -228,18 +228,18 @@ def connect_as(user: int, path: str, count: int) -> None:
 def test_the_guard_hears_only_its_own_user() -> None:
     """Connections of another one keep no descriptor, and are no news of any rank."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as line:
-        table = StatusPages.join(Path(folder, "table"), 2)
-        line.bind(table.socket_path)
+        pages = StatusPages.join(Path(folder, "pages"), 2)
+        line.bind(pages.socket_path)
         line.listen(8)
-        for path in (folder, table.socket_path):
+        for path in (folder, pages.socket_path):
             os.chmod(path, 0o777)  # else nobody would come so far
-        guard = Guard(table, line)
+        guard = Guard(pages, line)
         before = os.listdir("/proc/self/fd")
-        connect_as(OTHER, table.socket_path, 5)
+        connect_as(OTHER, pages.socket_path, 5)
         for _ in range(5):
             guard._handle_events([handle for handle, _ in guard.events.poll(1)])
         assert (guard.connections, guard.disconnected, os.listdir("/proc/self/fd")) == ({}, [], before)
-        connect_as(os.getuid(), table.socket_path, 1)
+        connect_as(os.getuid(), pages.socket_path, 1)
         for _ in range(2):
             guard._handle_events([handle for handle, _ in guard.events.poll(1)])
         assert len(guard.disconnected) == 1

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.shape import reshape, squeeze
 from sorix_dist.core.ops.special import erf
-from sorix_dist.core.placement import shard_of
+from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
-_BLOCK = 1 << 15  # elements: some arrays of so many stay in a core's cache while several passes go over them
+_BLOCK = 1 << 15  # elements: some arrays of this size stay in a core's cache during several passes
 
 
 @op()
@@ -269,8 +270,15 @@ def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | Non
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {array.dtype}")
     drawn = array.shape[:dims] or (1,)
-    words = words_by_row(drawn, functional_draws() if draws is None else draws, shard_of(input), _DRAWS)
+    shape = (*array.shape[:dims], *(1 for _ in array.shape[dims:]))
+    return mul(input, _mask(p, drawn, draws, shard_of(input), array.dtype, shape))
+
+
+@host
+def _mask(p: float, drawn: tuple[int, ...], draws: Draws | None, place: Shard | None, dtype: Any, shape: Any) -> Array:
+    """Factors of 0 or 1 / (1 - p), `drawn` of them, in `shape`."""
+    words = words_by_row(drawn, functional_draws() if draws is None else draws, place, _DRAWS)
     fine = words.view(np.uint16).reshape(len(words), 4 * words.shape[1])[:, : math.prod(drawn) // max(1, len(words))]
-    keep = (fine >= min(round(p * 2**16), 2**16 - 1)).reshape(*array.shape[:dims], *(1 for _ in array.shape[dims:]))
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return mul(input, np.multiply(keep, scale, dtype=array.dtype))
+    keep = fine >= min(round(p * 2**16), 2**16 - 1)
+    mask: Array = np.multiply(keep.reshape(shape), 1 / (1 - p) if p < 1 else 0.0, dtype=dtype)
+    return mask

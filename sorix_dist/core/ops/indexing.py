@@ -1,4 +1,4 @@
-"""Elements by their places: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
+"""Elements by their indices: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused
@@ -28,7 +29,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements added up at an index: where rows go is not known, so they are gathered."""
+    """Elements added up at an index: rows are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 
@@ -180,9 +181,17 @@ def key_of(key: Any) -> Any:
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
     if isinstance(key, list):
-        array = np.asarray(key)
-        return array if array.size else array.astype(np.int64)
-    return getattr(key, "array", key)
+        return _of_list(key)
+    key = getattr(key, "array", key)
+    if recorders and getattr(key, "dtype", None) == np.bool_:
+        outside("elements are selected by a mask, so that their number follows from values: use where()")
+    return key
+
+
+@host
+def _of_list(key: list[Any]) -> Array:
+    array = np.asarray(key)
+    return array if array.size else array.astype(np.int64)
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
@@ -199,8 +208,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
 
 
 def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ...]:
-    """The operands of a function that looks up along `dim`, so that each row of a batch looks up in itself, or in what
-    is the same everywhere. Else all of them with the rows of all ranks."""
+    """The operands of a lookup along `dim`: as they are if each row of a batch looks up in itself, or in a Replicate;
+    else with the rows of all ranks."""
     at, place = axis_of(name, input, dim), shard_of(input)
     if place is not None and place.axis != at:
         others = tuple(beside(other, place, len(shape_of(input)) - place.axis) for other in others)
@@ -277,25 +286,23 @@ def masked_select(input: Any, mask: Any) -> Any:
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
+    if recorders:
+        outside("elements are selected by a mask, so that their number follows from values: use where()")
     full = expand_to(bare(input), shape=shape)
     return take(full if place is None else tagged(full, place), index=np.broadcast_to(flags, shape))
 
 
 def one_hot(input: Any, num_classes: int = -1) -> Any:
-    """For integers in [0, num_classes), rows of zeros with a 1 at that place (int64); -1: as many as there are."""
+    """Integers in [0, num_classes) as vectors of zeros with a 1 at that index (int64); -1: the largest one plus 1."""
     rows = shard_of(input)
-    if rows is not None:
-        if num_classes == -1:
-            labels = whole(input, "one_hot").array
-            num_classes = int(labels.max()) + 1 if labels.size else -1
-        return tagged(one_hot(bare(input), num_classes), rows)
-    labels = input.array if isinstance(input, Tensor) else np.asarray(input)
     if num_classes == -1:
-        if not labels.size:
+        everywhere = np.asarray(whole(input, "one_hot"))
+        if not everywhere.size:
             raise ValueError("one_hot: num_classes must be given for an input without elements")
-        num_classes = int(labels.max()) + 1
-    labels = _indices("one_hot", labels, num_classes)
-    return Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
+        num_classes = int(everywhere.max()) + 1
+    labels = _indices("one_hot", input, num_classes)
+    result = Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
+    return result if rows is None else tagged(result, rows)
 
 
 def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Any:

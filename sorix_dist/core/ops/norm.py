@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import host
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.collective import all_reduced
@@ -75,8 +76,8 @@ def batch_norm_of_rows(
 ) -> Result:
     """x (N, C, ...) with mean 0 and variance 1 in each channel over all rows of the batch, times weight, plus bias.
 
-    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it,
-    the backward to x one, also with no rows. ValueError for one value per channel (Ioffe and Szegedy 2015).
+    weight, bias: C numbers in any shape, or None; group: the ranks that have the other rows. The forward needs two sums
+    over it, the backward to x one, also with no rows. ValueError for one value per channel (Ioffe and Szegedy 2015).
     """
     axes, shape = _over_channels(x)
     channels = x.shape[1]
@@ -156,9 +157,9 @@ def batch_norm(
             raise ValueError("batch_norm: running_mean and running_var must be given unless training, got None")
         channels = (1, shape[1], *(1 for _ in shape[2:]))
         dtype = np.dtype(input.dtype)
-        inverse = (1 / np.sqrt(variances + eps)).astype(dtype).reshape(channels)
+        inverse, negative = _running(means, variances, eps, dtype, channels)
         scale = inverse if weight is None else mul(reshape(weight, channels), inverse)
-        shift = mul(scale, -means.astype(dtype).reshape(channels))
+        shift = mul(scale, negative)
         return add(mul(input, scale), shift if bias is None else add(shift, reshape(bias, channels)))
 
     def observe(count: int, mean: Array, variance: Array) -> None:
@@ -176,6 +177,13 @@ def batch_norm(
     x = bare(input) if behind else input
     result = batch_norm_of_rows(x, weight, bias, group=group, eps=eps, observe=observer)
     return tagged(result, place) if behind else result
+
+
+@host
+def _running(means: Array, variances: Array, eps: float, dtype: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """1 / sqrt(variance + eps) and -mean of each channel."""
+    inverse = (1 / np.sqrt(variances + eps)).astype(dtype).reshape(shape)
+    return inverse, -means.astype(dtype).reshape(shape)
 
 
 # -- over the features of a row

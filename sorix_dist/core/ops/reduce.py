@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
 from sorix_dist.core.ops.choose import amax, amin
@@ -58,7 +59,14 @@ def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         over = (place.batch.known or place.rows).total
     if place.group.ordered:
         return _summed_in_order(x, tuple(range(x.array.ndim)), False, divisor, over)
+    if divisor.__class__ is float:
+        return place.batch.partial(over, _ratio(divisor, held))
     return place.batch.partial(over, divisor / held if held else 0.0)
+
+
+@host
+def _ratio(divisor: float, held: float) -> float:
+    return divisor / held if held else 0.0
 
 
 def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None, over: float) -> Tensor:
@@ -119,11 +127,16 @@ def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:
 def weighted_mean(x: Any, weights: Array) -> Any:
     """The sum of x, whose elements are multiplied by their weights already, divided by the sum of the weights over the
     global batch; 0 if that is 0."""
-    held = float(np.sum(weights, dtype=np.float64))
-    total = global_sum(weights, x)
+    held, total = _sum(weights), global_sum(weights, x)
     return sum_divided(x, divisor=total, held=held, over=total)
 
 
+@host
+def _sum(numbers: Array) -> float:
+    return float(np.sum(numbers, dtype=np.float64))
+
+
+@host
 def global_sum(numbers: Array, like: Any) -> float:
     """The sum of numbers, one or several for each row of a tensor `like`, over the global batch."""
     place = shard_of(like)
@@ -206,7 +219,7 @@ def var(
 ) -> Any:
     """The sum of squared distances from the mean, divided by the number of elements minus `correction`.
 
-    correction: 1 by default (Bessel's), 0 with `unbiased=False`. NaN if nothing is left to divide by.
+    correction: 1 by default (Bessel's), 0 with `unbiased=False`. NaN if that is not positive.
     """
     correction = int(unbiased) if correction is None else correction
     return _variance("var", X, axis, ambiguous, dim, keepdims or keepdim, correction)

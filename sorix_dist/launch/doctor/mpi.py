@@ -29,9 +29,6 @@ LIBRARIES = {"openmpi5": ("Open MPI",), "openmpi4": ("Open MPI",), "mpich": _HYD
 RANK_VARIABLES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_", "MV2_COMM_", "PALS_", "JSM_")
 """Prefixes of the variables that make a process a rank of a job."""
 
-LIBRARY_VARIABLES = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
-"""Variables by which the user chooses the library that mpi4py loads."""
-
 _LIBRARY = """
 import json, os, mpi4py
 mpi4py.rc.initialize = False
@@ -126,7 +123,7 @@ def _library(environ: Mapping[str, str]) -> tuple[Finding, str, tuple[int, ...]]
     if answer.code != 0:
         missing = "cannot load MPI library" in answer.err
         text = "mpi4py finds no MPI library" if missing else f"mpi4py cannot be loaded: {answer.why}"
-        given = [name for name in LIBRARY_VARIABLES if environ.get(name)]
+        given = mismatch.chosen_library(environ)
         if given:
             text += f", with {' and '.join(f'{name}={environ[name]}' for name in given)}"
         return Finding("MPI library", "error", text, f"unset {' '.join(given)}" if given else mismatch.INSTALL), "", ()

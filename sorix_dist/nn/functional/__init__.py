@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.missing import missing_from
 from sorix_dist.core.ops import matrix
@@ -45,12 +46,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     weight = whole(weight, "embedding") if shard_of(weight) is not None else weight
     index = input.array if isinstance(input, Tensor) else np.asarray(input)
     count = len(weight)
-    if index.dtype.kind not in "iu":
-        raise TypeError(f"embedding: input must hold integers, got dtype {index.dtype}")
-    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
-    if index.size and int(index.astype(np.uint64).max()) >= count:
-        where = tuple(int(i) for i in np.argwhere((index < 0) | (index >= count))[0])
-        raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
+    _check_index(index, count)
     if padding_idx is not None:
         if not -count <= padding_idx < count:
             raise ValueError(f"embedding: padding_idx must be in [{-count}, {count}), got {padding_idx}")
@@ -61,6 +57,17 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
         return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
     return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
+
+
+@host
+def _check_index(index: Any, count: int) -> None:
+    """TypeError or IndexError unless an array holds integers in [0, count)."""
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"embedding: input must hold integers, got dtype {index.dtype}")
+    # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
+    if index.size and int(index.astype(np.uint64).max()) >= count:
+        where = tuple(int(i) for i in np.argwhere((index < 0) | (index >= count))[0])
+        raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
 
 
 def instance_norm(input: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import name_of
 from sorix_dist.core.ops.activation import dropout
 from sorix_dist.core.ops.attention import attention, beside_queries
@@ -74,6 +75,7 @@ def scale_of(query: tuple[int, ...], scale: float | None = None) -> float:
     return 1 / math.sqrt(max(1, query[-1])) if scale is None else float(scale)
 
 
+@host
 def causal_bias(length: int, keys: int, dtype: Any) -> Array:
     """-inf where key j > query i, (length, keys)."""
     return np.triu(np.full((length, keys), -np.inf, dtype), 1)
@@ -88,7 +90,7 @@ def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: b
     if not broadcasts_to(array.shape, shape):
         raise ValueError(f"{name} must broadcast to the shape {tuple(shape)} of the scores, got shape {array.shape}")
     if array.dtype.kind == "b":
-        bias = np.where(array == sees, 0, -np.inf).astype(dtype)
+        bias = _of_bools(array, sees, dtype)
     elif array.dtype.kind != "f":
         raise TypeError(f"{name} must hold bools or floats, got dtype {name_of(array.dtype)}")
     elif isinstance(mask, Tensor) and mask.requires_grad:
@@ -97,6 +99,11 @@ def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: b
         bias = array.astype(dtype, copy=False)
     rows = shard_of(mask)
     return bias if rows is None else tagged(Tensor.of(bias), rows)
+
+
+@host
+def _of_bools(mask: Array, sees: bool, dtype: Any) -> Array:
+    return np.where(mask == sees, 0, -np.inf).astype(dtype)
 
 
 def together(*biases: Any) -> Any:
@@ -108,6 +115,7 @@ def together(*biases: Any) -> Any:
     return total
 
 
+@host
 def drop_factors(shape: tuple[int, ...], p: float, dtype: Any, draws: Draws | None, query: Tensor) -> Array | None:
     """What dropout multiplies attention weights of `shape` by, for the rows of the query; None if it drops nothing."""
     if p == 0:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -80,8 +81,7 @@ def cross_entropy(
     classes, scale = class_indices("cross_entropy", labels, shape, weight, ignore_index)
     rows = _classes_last(logits)
     if label_smoothing:
-        counted = np.ones(len(classes), bool) if ignore_index is None else labels.reshape(-1) != ignore_index
-        target = _smoothed(classes, counted, weight, rows.array, label_smoothing)
+        target = _smoothed(classes, labels, ignore_index, weight, rows.array.shape, rows.array.dtype, label_smoothing)
         losses = ops.cross_entropy_of_probabilities(rows, target)
     else:
         losses = ops.cross_entropy_rows(rows, target=classes, scale=scale)
@@ -145,12 +145,7 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
     input: in [0, 1], else ValueError; target: of the same shape; weight: factors that broadcast against it.
     """
     x, y = _pair("binary_cross_entropy", input, target)
-    values = _array(x)
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(
-            "binary_cross_entropy: input must be probabilities in [0, 1], "
-            f"got values from {values.min()} to {values.max()}; binary_cross_entropy_with_logits takes raw scores"
-        )
+    _check_probabilities(_array(x))
     losses = ops.binary_cross_entropy(x, y)
     return reduced("binary_cross_entropy", _weighted("binary_cross_entropy", losses, weight), reduction)
 
@@ -222,6 +217,7 @@ def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape:
 # -- classes
 
 
+@host
 def class_indices(
     name: str,
     labels: Array,
@@ -297,6 +293,16 @@ def _together(name: str, scores: Any, target: Any) -> tuple[Any, Any]:
     return scores, align(target, scores, name)
 
 
+@host
+def _check_probabilities(values: Array) -> None:
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            "binary_cross_entropy: input must be probabilities in [0, 1], "
+            f"got values from {values.min()} to {values.max()}; binary_cross_entropy_with_logits takes raw scores"
+        )
+
+
+@host
 def _class_weights(name: str, weight: Any, logits: Any) -> Array:
     """The weight of each class in the dtype of the logits (1 for None), checked."""
     scores = _array(logits)
@@ -307,14 +313,18 @@ def _class_weights(name: str, weight: Any, logits: Any) -> Array:
     return weights.astype(scores.dtype)
 
 
-def _smoothed(classes: Array, counted: Array, weights: Array | None, rows: Array, smoothing: float) -> Array:
+@host
+def _smoothed(
+    classes: Array, labels: Array, ignored: int | None, weights: Array | None, shape: Any, dtype: Any, smoothing: float
+) -> Array:
     """The weighted probabilities that class indices stand for when `smoothing` of them is spread evenly; 0 for rows
-    that are not counted. A class of weight 0 counts in the spread of its rows."""
-    target = np.full(rows.shape, smoothing / max(1, rows.shape[1]), rows.dtype)
-    target[np.arange(len(rows)), classes] += 1 - smoothing
+    that are ignored. A class of weight 0 counts in the spread of its rows."""
+    target = np.full(shape, smoothing / max(1, shape[1]), dtype)
+    target[np.arange(len(target)), classes] += 1 - smoothing
     if weights is not None:
         target *= weights
-    target[~counted] = 0
+    if ignored is not None:
+        target[labels.reshape(-1) == ignored] = 0
     return target
 
 
@@ -330,13 +340,19 @@ def _of_probabilities(
     logits, target = (_classes_last(part) for part in _pair("cross_entropy", logits, target))
     scale = None
     if weights is not None:
-        scale = (target.array * weights).sum(axis=1) if one_hot else None
+        scale = _weights_of_rows(target.array, weights) if one_hot else None
     if smoothing:
         target = target * (1 - smoothing) + smoothing / max(1, shape[1])
     if weights is not None:
         target = mul(target, weights)
     losses = ops.cross_entropy_of_probabilities(logits, target)
     return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
+
+
+@host
+def _weights_of_rows(target: Array, weights: Array) -> Array:
+    total: Array = (target * weights).sum(axis=1)
+    return total
 
 
 # -- arguments
@@ -364,6 +380,7 @@ def _pair(name: str, input: Any, target: Any) -> tuple[Any, Any]:
     return input, values if rows is None else tagged(Tensor.of(values), rows)
 
 
+@host
 def _factors(name: str, what: str, value: Any, like: Any) -> Array:
     """An array of factors that must broadcast against `like`, in its dtype."""
     x, rows = _array(like), shard_of(like)

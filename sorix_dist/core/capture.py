@@ -1,0 +1,365 @@
+"""What a captured step is made of: operations, rules and host functions write the calls that are made of them into a
+recorder as lines of Python, while one listens in this thread.
+
+An expression stands for each array: a result of an earlier line, an argument, or an array that is known to stay. One
+that comes from nowhere can't be captured.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from threading import get_ident
+from types import FunctionType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sorix_dist.core.placement import Batch, Partial, Shard
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+recorders: dict[int, Recorder] = {}
+"""The recorder of each thread that has one; looked at before every line, so that nothing is paid where it is empty."""
+
+_version = 0
+_PLAIN = (bool, int, str, bytes, type(None), np.dtype, type)
+
+
+def version() -> int:
+    """A number that changes with what a captured step takes for granted: modes and hooks of modules and tensors."""
+    return _version
+
+
+def changed() -> None:
+    """Says that a mode or a hook has changed."""
+    global _version
+    _version += 1
+
+
+def listening() -> Recorder | None:
+    """The recorder of this thread, unless it is paused."""
+    found = recorders.get(get_ident()) if recorders else None
+    return None if found is None or found.paused else found
+
+
+def host(function: Function) -> Function:
+    """Makes a function that runs beside the tape (a check, a mask, an optimizer's step) a line of captured steps.
+
+    What it returns, arrays and floats or tuples of them, may be used by later lines. Calls inside of it are its own.
+    """
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        recorder = listening() if recorders else None
+        return function(*args, **options) if recorder is None else recorder.host(function, args, options)
+
+    return call  # type: ignore[return-value]
+
+
+def outside(what: str) -> None:
+    """Says that the program does what belongs outside of a captured step."""
+    recorder = listening()
+    if recorder is not None:
+        recorder.refuse(what)
+
+
+def uncaptured(function: Function) -> Function:
+    """Makes a function, which changes or reads something that no program sees, one that no step is captured with."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if recorders:
+            outside(f"{function.__name__} can't be captured")
+        return function(*args, **options)
+
+    return call  # type: ignore[return-value]
+
+
+class RecordedRule:
+    """A rule of an operation that writes a line when a walk calls it."""
+
+    def __init__(self, recorder: Recorder, rule: Callable[..., Any], expression: str) -> None:
+        self.recorder, self.rule, self.expression = recorder, rule, expression
+
+    def __call__(self, gradient: Any, out: Any) -> Any:
+        part = self.rule(gradient, out)
+        if not self.recorder.paused:
+            self.recorder.line(f"{self.expression}({self.recorder.of(gradient)}, None)", part)
+        return part
+
+
+class Recorder:
+    """The lines of one step, and by name the objects that they mention.
+
+    lines: without their indentation, "try:" and "finish" around what a backward does between its ends; wheres: the
+    user's line that each belongs to; refusal: why the step can't be captured, with the first line that says so.
+    """
+
+    def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
+        self.lines: list[str] = []
+        self.wheres: list[str] = []
+        self.names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "asarray": np.asarray}
+        self.paused = 0
+        self.refusal: str | None = None
+        self._named: dict[int, str] = {}
+        self._known: dict[int, str] = {}
+        self._batches: list[tuple[Batch, str]] = []
+        self._alive: list[Any] = []  # so that no two objects have one id
+        self._staying = staying
+        for name, value in arguments:
+            self._argument(name, value)
+
+    def _argument(self, name: str, value: Any) -> None:
+        self._know(value, name)
+        array = getattr(value, "array", None)
+        if array is not None:
+            self._know(array, f"{name}.array")
+        place = getattr(value, "place", None)
+        if isinstance(place, Shard):
+            batch: Batch | None = place.batch
+            expression = f"{name}.place.batch"
+            while batch is not None:
+                self._batches.append((batch, expression))
+                batch, expression = batch.parent, f"{expression}.parent"
+
+    # -- lines
+
+    def operation(
+        self, name: str, function: Any, given: Sequence[Any], arrays: Sequence[Any], to_float: bool,
+        options: Mapping[str, Any], value: Any, array: Any, rules: Any,
+    ) -> Any:  # fmt: skip
+        """Writes the call of an operation's function; returns its rules, which write their own."""
+        if self.paused:
+            return rules
+        if any(before is not after for before, after in zip(given, arrays, strict=True)):
+            promote = self.name("promoted", _promoted())
+            self.line(f"{promote}([{', '.join(map(self.of, given))}], {to_float})", list(arrays))
+        number = len(self.lines)
+        values = [*map(self.of, arrays), *(f"{key}={self.of(option)}" for key, option in options.items())]
+        self.bare(f"t{number}, r{number} = {self.name(name, function)}({', '.join(values)})")
+        self._know(value, f"t{number}")
+        if value is not array:
+            self.bare(f"t{number} = asarray(t{number})")
+            self._know(array, f"t{number}")
+        if rules is None:
+            return None
+        self._alive.append(rules)
+        return [None if rule is None else RecordedRule(self, rule, f"r{number}[{i}]") for i, rule in enumerate(rules)]
+
+    def host(self, function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Calls a host function and writes the call."""
+        values = [*map(self.of, args), *(f"{key}={self.of(option)}" for key, option in options.items())]
+        with self.pause():
+            result = _fresh(function(*args, **options))
+        self.line(f"{self.name(function.__qualname__.replace('.', '_'), function)}({', '.join(values)})", result)
+        return result
+
+    def leaf(self, leaf: Any, rule: Any, gradient: Any, deposit: Callable[..., None]) -> None:
+        """Adds a gradient at a leaf, and writes it."""
+        if not isinstance(rule, RecordedRule):
+            self.refuse("a backward of a tensor that no operation made")
+        else:
+            where, rule = rule.expression, rule.rule
+            self.bare(f"{self.name('deposit', deposit)}({self.constant(leaf, 'leaf')}, {where}, {self.of(gradient)})")
+        with self.pause():
+            deposit(leaf, rule, gradient)
+
+    def visited(self, node: Any, visitor: Any) -> None:
+        """Writes that a walk has come to a node."""
+        for hook in node.hooks or ():
+            if getattr(hook, "only_notes", False):
+                self.bare(f"{self.constant(hook, 'criterion')}(None)")
+            else:
+                self.refuse("a hook of a tensor can't be captured")
+        if visitor is not None and id(visitor) in self._known:
+            self.bare(f"{self.of(visitor)}({self.constant(node, 'node')}, None)")
+
+    def added(self, first: Any, second: Any, result: Any) -> None:
+        """Writes that two gradients were added, in place if the result is the first of them."""
+        if not self.paused:
+            one, two = self.of(first), self.of(second)
+            if result is first:
+                self.bare(f"{one} += {two}")
+            else:
+                self.line(f"{one} + {two}", result)
+
+    def line(self, expression: str, result: Any) -> None:
+        """Writes a line whose result later ones may use."""
+        number = len(self.lines)
+        self.bare(f"t{number} = {expression}")
+        self._know_parts(result, f"t{number}")
+
+    def bare(self, line: str) -> None:
+        """Writes a line as it stands."""
+        self.lines.append(line)
+        self.wheres.append(users_line())
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Nothing is written inside."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    def finish(self) -> None:
+        """Lets go of the arrays of this run."""
+        self._known.clear()
+        self._named.clear()
+        self._alive.clear()
+        self._batches.clear()
+        self._staying = {}
+
+    def refuse(self, reason: str) -> None:
+        """Notes why the step can't be captured; it goes on eagerly."""
+        if self.refusal is None and not self.paused:
+            self.refusal = f"{reason} ({users_line()})"
+
+    # -- expressions
+
+    def _know(self, thing: Any, expression: str) -> None:
+        self._known[id(thing)] = expression
+        self._alive.append(thing)
+
+    def _know_parts(self, result: Any, expression: str) -> None:
+        if isinstance(result, tuple | list):
+            for i, part in enumerate(result):
+                self._know_parts(part, f"{expression}[{i}]")
+        elif _is_tensor(result):
+            self._know(result, expression)
+            self._know(result.array, f"{expression}.array")
+        elif isinstance(result, Batch):
+            self._batches.append((result, expression))
+        elif not isinstance(result, _PLAIN):
+            self._know(result, expression)
+
+    def of(self, x: Any) -> str:
+        """The expression for a value."""
+        known = self._known.get(id(x))
+        if known is not None:
+            return known
+        if isinstance(x, float | bool | int | str | bytes | type(None)) and type(x).__module__ == "builtins":
+            return repr(x)
+        if isinstance(x, tuple | list):
+            inner = ", ".join(map(self.of, x))
+            return f"[{inner}]" if isinstance(x, list) else f"({inner},)" if x else "()"
+        if isinstance(x, dict):
+            return f"{{{', '.join(f'{k!r}: {self.of(v)}' for k, v in x.items())}}}"
+        if isinstance(x, slice):
+            return f"slice({self.of(x.start)}, {self.of(x.stop)}, {self.of(x.step)})"
+        if isinstance(x, Batch):
+            return self._of_batch(x)
+        if isinstance(x, Shard):
+            return f"{self._of_batch(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
+        if isinstance(x, Partial) and not {id(x.over), id(x.factor)}.isdisjoint(self._known):
+            parts = (x.group, x.over, x.factor, x.held, x.alike)
+            return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
+        if _is_tensor(x):
+            return self._of_tensor(x)
+        if isinstance(x, np.ndarray) and id(x) not in self._staying:
+            self.refuse(
+                f"an array of shape {x.shape} and dtype {x.dtype} comes from nowhere: pass it to the step, register it "
+                "as a buffer of a module, or make it by a function of sorix_dist"
+            )
+        return self.constant(x, self._staying.get(id(x)) or type(x).__name__.lower())
+
+    def _of_batch(self, batch: Batch) -> str:
+        for known, expression in self._batches:
+            if known is batch:
+                return expression
+        self.refuse("rows were selected by their values, or are no argument of the step")
+        return self.constant(batch, "batch")
+
+    def _of_tensor(self, x: Any) -> str:
+        if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):
+            return self.constant(x, self._staying.get(id(x), "parameter"))
+        array = self._known.get(id(x.array))
+        if array is None:
+            self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
+            return self.constant(x, "tensor")
+        number = len(self.lines)
+        self.bare(f"t{number} = {self.name('tensor', _tensor)}({array}, {self.of(x.place)})")
+        self._know(x, f"t{number}")
+        return f"t{number}"
+
+    def constant(self, x: Any, hint: str) -> str:
+        """The name of an object that is the same in every run."""
+        found = self._named.get(id(x))
+        return self.name(re.sub(r"\W", "_", hint), x, numbered=True) if found is None else found
+
+    def name(self, hint: str, x: Any, numbered: bool = False) -> str:
+        """The name of an object in the captured program."""
+        found = self._named.get(id(x))
+        if found is not None:
+            return found
+        name, number = (f"{hint}_0", 0) if numbered else (hint, 0)
+        while name in self.names:
+            number += 1
+            name = f"{hint}_{number}"
+        self.names[name] = x
+        self._named[id(x)] = name
+        self._alive.append(x)
+        return name
+
+
+def _fresh(result: Any) -> Any:
+    """A result whose floats are objects of their own, so that they can be told from equal ones."""
+    if isinstance(result, tuple) and type(result) is tuple:
+        return tuple(map(_fresh, result))
+    return result * 1.0 if type(result) is float else result
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two objects that recordings of a step mention may stand for each other."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (*_PLAIN, float)):
+        return bool(one == other) or (one != one and other != other)
+    if isinstance(one, Partial):
+        return all(same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
+    if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes, of which visitors see the virtual shard
+        return bool(one.shard == other.shard)
+    if is_dataclass(one):
+        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, FunctionType):
+        cells = [[c.cell_contents for c in f.__closure__ or ()] for f in (one, other)]
+        return one.__code__ is other.__code__ and same(tuple(cells[0]), tuple(cells[1]))
+    return False
+
+
+def users_line() -> str:
+    """The line of the program that calls the package, as file:line."""
+    frame = sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _tensor(array: Any, place: Any) -> Any:
+    from sorix_dist.core.tensor import Tensor
+
+    result = Tensor.of(array, None)
+    result.place = place
+    return result
+
+
+def _is_tensor(x: Any) -> bool:
+    return hasattr(x, "place") and hasattr(x, "array") and hasattr(x, "origin")
+
+
+def _promoted() -> Callable[..., Any]:
+    from sorix_dist.core.dtype import promoted
+
+    return promoted
