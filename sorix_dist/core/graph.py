@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import changed, host
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
@@ -177,6 +177,20 @@ class Node:
         self.saved = saved  # inputs and options, only where the operation has a composite
         self.hooks: list[Callable[[Any], Any]] | None = None
         self.shard: int | None = None  # the virtual shard that it computes, in reproducible mode
+
+
+class Hook:
+    """A function that is registered with a tensor."""
+
+    def __init__(self, hooks: list[Any], function: Callable[[Any], Any]) -> None:
+        self._hooks = hooks
+        self._function = function
+
+    def remove(self) -> None:
+        """Stops the calls; a second time does nothing."""
+        changed()
+        if self._function in self._hooks:
+            self._hooks.remove(self._function)
 
 
 def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:

@@ -49,7 +49,7 @@ from sorix_dist.nn.loss import (
     SmoothL1Loss,
     TripletMarginLoss,
 )
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
 from sorix_dist.nn.net import ModuleDict, ModuleList, ParameterList, Sequential
 from sorix_dist.nn.norm import (
     BatchNorm1d,
@@ -62,6 +62,7 @@ from sorix_dist.nn.norm import (
     LayerNorm,
     RMSNorm,
 )
+from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [

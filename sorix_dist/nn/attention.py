@@ -18,9 +18,10 @@ from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.functional.attention import bias_of, causal_bias, drop_factors, scale_of, together
 from sorix_dist.nn.layers import Dropout, Linear
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
 from sorix_dist.nn.net import ModuleList
 from sorix_dist.nn.norm import LayerNorm
+from sorix_dist.nn.parameter import Parameter
 
 
 class MultiheadAttention(Module):

@@ -7,7 +7,8 @@ from itertools import count
 from typing import Any, Self
 
 from sorix_dist.core import Tensor
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.parameter import Parameter
 
 __all__ = ["Module", "ModuleDict", "ModuleList", "ParameterList", "Sequential"]
 

@@ -38,7 +38,7 @@ def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 def take(x: Any, *, index: Any) -> Any:
     """The elements that a NumPy index names; an element named twice gets both gradients."""
     shape = x.shape
-    return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
+    return x[index], (lambda g, out: like_input(scatter_add_to, g, index=index, shape=shape),)
 
 
 @op(rule=scatter_rule, called="scatter_add")
@@ -50,11 +50,6 @@ def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
     else:
         np.add.at(zeros, index, x)
     return zeros, (lambda g, out: g[index],)
-
-
-def scatter(x: Any, *, index: Any, shape: Any) -> Any:
-    """`scatter_add_to` for a tensor or an array, answering in kind."""
-    return like_input(scatter_add_to, x, index=index, shape=shape)
 
 
 def _names_each_once(index: Any) -> bool:
@@ -92,7 +87,6 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
         own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
-        # Of each row what its index names.
         if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
             return tagged(take(bare(input), index=(own, other)), place)
     return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
@@ -249,8 +243,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     rows = shard_of(input) or shard_of(src)
     if rows is not None and shard_of(input) is None:
         input, index, src = (whole(x, "scatter_add") for x in (input, index, src))
-        rows = None
-    if rows is not None:
+    elif rows is not None:
         return tagged(scatter_add(bare(input), dim, bare(index), bare(src)), rows)
     key = _grid_along("scatter_add", input, dim, index)
     shape = shape_of(index)
