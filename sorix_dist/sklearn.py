@@ -153,7 +153,7 @@ class NeuralNetwork(BaseEstimator):
         return ((x - self._center) / self._scale).astype(x.dtype) if self.standardize else x
 
     def _outputs(self, x: Any) -> Array:
-        """What the model gives, on this rank alone."""
+        """The outputs of the model, computed by this rank without the others."""
         check_is_fitted(self, "model_")
         x = self._scaled(validate_data(self, x, reset=False, dtype=FLOATS))
         x = x.astype(next(iter(self.model_.parameters())).numpy().dtype)
@@ -324,7 +324,7 @@ class _Job:
         return {"model": state, "optimizer": optimizer.state_dict()}, history
 
     def bare(self, state: dict[str, Any] | None) -> nn.Module:
-        """The model in this process alone, in the dtype of the data; sets the seed of this context."""
+        """The model, not wrapped, in the dtype of the data; sets the seed of this context."""
         manual_seed(self.seed)
         model = self.make(*self.shape).to(self.parts[0][0].dtype)
         if state is not None:

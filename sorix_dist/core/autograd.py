@@ -153,9 +153,8 @@ def grad(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched.
 
-    Where the outputs follow from rows of a batch that several ranks share, or from a wrapped model, it is a call of all
-    of them: gradients to what every rank has alike are those of the global batch, and gradients to rows are those of
-    this rank's rows.
+    If the outputs follow from rows of a batch that several ranks share, or from a wrapped model, every rank must call
+    this: gradients to a Replicate are those of the global batch, gradients to rows those of this rank's rows.
     RuntimeError if an input does not require a gradient, was not used (unless `allow_unused`: then None), or is a
     parameter of a wrapped model in reproducible mode.
     """
@@ -176,7 +175,7 @@ def grad(
     for tensor, g in zip(outs, grad_outputs, strict=True):
         seed = bare(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
         if group is not None and not isinstance(tensor.place, Shard | Partial):
-            seed = seed / group.parts  # what every rank computes alike counts once
+            seed = seed / group.parts  # every rank computes the same output, which counts once
             if tensor.array.size == 1:
                 group.expect(tensor.array.item())
         starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
@@ -199,7 +198,7 @@ def grad(
 
 
 def _group_of(outs: list[Tensor]) -> Group | None:
-    """The ranks that have parts of the gradients of these outputs, None if no others have."""
+    """The ranks among which the gradients of these outputs are shared; None if there is one rank."""
     for tensor in outs:
         if isinstance(tensor.place, Shard | Partial):
             group: Group = tensor.place.group
@@ -215,8 +214,8 @@ _OF_WEIGHTS = (
 
 
 def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool) -> list[Any]:
-    """The gradients with sums over all ranks where an input is the same on every rank: parts of a sum, of which a rank
-    may have none. Called by all ranks."""
+    """The gradients, summed over all ranks where an input is a Replicate; a rank may have none for it (None). Called by
+    all ranks."""
     from sorix_dist.core.ops.collective import summed
 
     places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]

@@ -66,11 +66,7 @@ def names_dtype(value: Any) -> builtins.bool:
 
 
 DTypeOf = np.dtype[Any]
-
-
 _RANKS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
-
-
 _OF_NUMBERS = {bool: np.dtype(np.bool_), int: np.dtype(np.int64), float: np.dtype(np.float32)}
 
 
@@ -82,53 +78,41 @@ def promoted(operands: Sequence[Any], to_float: builtins.bool = False) -> list[A
     would be integer or bool (as for division and sin).
     """
     result = common_dtype(operands)
-    if to_float and result is not None and _RANKS.get(result.kind, 3) < 2:
+    if to_float and result is not None and _rank(result) < 2:
         result = np.dtype(np.float32)
     return [x.astype(result, copy=False) if isinstance(x, np.ndarray) else x for x in operands]
 
 
 def common_dtype(operands: Sequence[Any]) -> DTypeOf | None:
     """The dtype of the operands together; None if all are None."""
-    with_dimensions: DTypeOf | None = None
-    without: DTypeOf | None = None
-    number: DTypeOf | None = None
+    levels: list[DTypeOf | None] = [None, None, None]  # of arrays with dimensions, of 0-d arrays, of numbers
     for x in operands:
         if isinstance(x, np.ndarray):
-            if x.ndim:
-                with_dimensions = _together(with_dimensions, x.dtype)
-            else:
-                without = _together(without, x.dtype)
+            level = 0 if x.ndim else 1
+            levels[level] = _wider(levels[level], x.dtype)
         elif x is not None:
-            number = _together(number, _OF_NUMBERS.get(type(x)) or np.asarray(x).dtype)
-    return _before(with_dimensions, _before(without, number))
+            levels[2] = _wider(levels[2], _OF_NUMBERS.get(type(x)) or np.asarray(x).dtype)
+    found = None
+    for dtype in levels:
+        if found is None or (dtype is not None and _rank(dtype) > _rank(found)):
+            found = dtype
+    return found
 
 
-def _together(a: DTypeOf | None, b: DTypeOf) -> DTypeOf:
-    """Of two dtypes of equal weight: the higher kind, and within a kind the wider."""
+def _wider(a: DTypeOf | None, b: DTypeOf) -> DTypeOf:
+    """The dtype of the higher kind, and within a kind the wider."""
     if a is None or a == b:
         return b
-    rank_a, rank_b = _RANKS.get(a.kind, 3), _RANKS.get(b.kind, 3)
-    if rank_a == rank_b:
-        return np.promote_types(a, b)
-    return a if rank_a > rank_b else b
+    return np.promote_types(a, b) if _rank(a) == _rank(b) else a if _rank(a) > _rank(b) else b
 
 
-def _before(first: DTypeOf | None, second: DTypeOf | None) -> DTypeOf | None:
-    """Of two dtypes the first counts, unless the second is of a higher kind."""
-    if first is None or second is None:
-        return second if first is None else first
-    return first if _RANKS.get(first.kind, 3) >= _RANKS.get(second.kind, 3) else second
+def _rank(dtype: DTypeOf) -> builtins.int:
+    return _RANKS.get(dtype.kind, 3)
 
 
 float16, float32, float64 = DType(np.float16), DType(np.float32), DType(np.float64)
-
-
 int16, int32, int64, uint8 = DType(np.int16), DType(np.int32), DType(np.int64), DType(np.uint8)
-
-
 bool_ = DType(np.bool_)
-
-
 _NAMED = {named.dtype: named for named in (float16, float32, float64, int16, int32, int64, uint8, bool_)}
 
 
@@ -139,6 +123,4 @@ def name_of(dtype: np.dtype[Any]) -> DType:
 
 # Two of these names hide Python's own, in this module only.
 half, float, double = float16, float32, float64
-
-
 short, int, long, byte, bool = int16, int32, int64, uint8, bool_

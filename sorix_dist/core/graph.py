@@ -1,4 +1,4 @@
-"""What operations leave behind for a backward: nodes, and the leaves where gradients end."""
+"""What operations record for a backward: nodes, and the leaves where gradients end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import changed, host
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
@@ -83,7 +83,7 @@ def joined(one: Sync, other: Sync) -> Sync:
 
 
 class Accumulator:
-    """A place where gradients are added up.
+    """An array that gradients are added up in.
 
     shown: what users see of the array, read-only if `frozen`.
     """
@@ -110,8 +110,8 @@ class Accumulator:
 class Leaf:
     """The gradient of a tensor that no operation made.
 
-    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same place,
-    unless somebody (`sync`) combines the local gradients of several processes into the total.
+    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same accumulator, unless
+    `sync` combines the local gradients of several processes into the total.
     """
 
     __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "view")
@@ -122,7 +122,7 @@ class Leaf:
         self.local = self.total = Accumulator()
         self.flat: Flat | None = None
         self.sync: Sync | None = None
-        self.sharded = False  # whether it belongs to rows of a batch, so that the gradient is this rank's alone
+        self.sharded = False  # whether it belongs to rows of a batch: the gradient is this rank's own
         self.view: Any = None  # the Tensor that shows the total
         self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
         self.name = ""  # in the module that it is a parameter of
@@ -177,6 +177,20 @@ class Node:
         self.saved = saved  # inputs and options, only where the operation has a composite
         self.hooks: list[Callable[[Any], Any]] | None = None
         self.shard: int | None = None  # the virtual shard that it computes, in reproducible mode
+
+
+class Hook:
+    """A function that is registered with a tensor."""
+
+    def __init__(self, hooks: list[Any], function: Callable[[Any], Any]) -> None:
+        self._hooks = hooks
+        self._function = function
+
+    def remove(self) -> None:
+        """Stops the calls; a second time does nothing."""
+        changed()
+        if self._function in self._hooks:
+            self._hooks.remove(self._function)
 
 
 def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:

@@ -34,7 +34,7 @@ def astype(self: Tensor, dtype: Any) -> Tensor:
 def to(
     self: Tensor, *targets: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
 ) -> Tensor:
-    """This tensor on a device, in a dtype, or as another tensor is; each may be given by place or by name.
+    """This tensor on a device, in a dtype, or as another tensor is; each may be given by position or by name.
 
     copy: return a new tensor also where nothing changes. RuntimeError for a GPU, ValueError for a device that does not
     exist. `non_blocking` means nothing here.

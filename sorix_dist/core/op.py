@@ -35,7 +35,7 @@ from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""The operation that a NumPy function becomes when it meets a tensor."""
+"""The operation that a NumPy function stands for when it is called with a tensor."""
 
 _count = itertools.count()
 _new = object.__new__

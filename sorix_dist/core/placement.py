@@ -40,6 +40,8 @@ class Group:
     """The ranks that share the rows of a batch, and how to sum over them. This one is a single process; `parallel` has
     those of several ranks.
 
+    rank, size: this process's number, and how many there are; virtual_shards: of each batch in reproducible mode, else
+        None.
     parts: the number of terms of a Partial.
     single: one process has all rows, so nothing needs to be refused.
     ordered: reproducible mode, outside of a forward. A sum over rows is made at once, in one order for any number of
@@ -47,6 +49,9 @@ class Group:
     isolated: reproducible mode, inside of a forward. Each virtual shard is computed as if there were no others.
     """
 
+    rank = 0
+    size = 1
+    virtual_shards: int | None = None
     parts = 1
     single = True
     ordered = False

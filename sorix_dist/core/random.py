@@ -1,4 +1,4 @@
-"""Random numbers: the seed, its streams, and draws that belong to the rows of the global batch, whoever holds them."""
+"""Random numbers: the seed, its streams, and draws by row of the global batch, the same on any number of ranks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ class Seed:
 
 
 _process = Seed(secrets.randbits(63), chosen=False)
-
-
 _seed: ContextVar[Seed | None] = ContextVar("seed", default=None)
 
 

@@ -173,7 +173,7 @@ def product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def partial_product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """A product of two operands of which one at least is a Partial."""
+    """A product of two operands; one at least is a Partial."""
     x, y = inputs
     first, second = placement_of(x), placement_of(y)
     if second is None:
@@ -297,7 +297,7 @@ def align(x: Any, like: Any, name: str) -> Any:
 
 def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
     """A layer: rows along `axis` of the first operand stay there, those of the operands numbered `states` lie along
-    their axis `at` from the right, if they have so many, and the others are weights. Anything else is gathered."""
+    their axis `at` from the right, if they have that many, and the others are weights. Anything else is gathered."""
 
     def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         place = placement_of(inputs[0])

@@ -11,6 +11,7 @@ from sorix_dist.core.capture import changed, outside, recorders
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
+from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
@@ -352,20 +353,6 @@ class Tensor:
         __getitem__ = __gt__ = __ge__ = __lt__ = __le__ = __and__ = __or__ = _bound
 
         def __getattr__(self, name: str) -> Any: ...
-
-
-class Hook:
-    """A function that is registered with a tensor."""
-
-    def __init__(self, hooks: list[Any], function: Callable[[Any], Any]) -> None:
-        self._hooks = hooks
-        self._function = function
-
-    def remove(self) -> None:
-        """Stops the calls; a second time does nothing."""
-        changed()
-        if self._function in self._hooks:
-            self._hooks.remove(self._function)
 
 
 class Gradient(Tensor):

@@ -2,7 +2,13 @@
 
 from sorix_dist.nn import activation, functional, init, utils
 from sorix_dist.nn.activation import *  # noqa: F403
-from sorix_dist.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
+from sorix_dist.nn.attention import (
+    MultiheadAttention,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -43,8 +49,8 @@ from sorix_dist.nn.loss import (
     SmoothL1Loss,
     TripletMarginLoss,
 )
-from sorix_dist.nn.module import Module, Parameter
-from sorix_dist.nn.net import ModuleList, Sequential
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.net import ModuleDict, ModuleList, ParameterList, Sequential
 from sorix_dist.nn.norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -56,10 +62,11 @@ from sorix_dist.nn.norm import (
     LayerNorm,
     RMSNorm,
 )
+from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
-    "Module", "ModuleList", "Parameter", "Sequential",
+    "Module", "ModuleDict", "ModuleList", "Parameter", "ParameterList", "Sequential",
     "Embedding", "Flatten", "Identity", "Linear", "PixelShuffle", "Unflatten", "Upsample", "ZeroPad2d",
     *activation.__all__,
     "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
@@ -68,7 +75,8 @@ __all__ = [
     "LayerNorm", "RMSNorm",
     "Dropout", "Dropout2d",
     "GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell",
-    "MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer",
+    "MultiheadAttention", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
+    "TransformerEncoderLayer",
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "NLLLoss",
     "SmoothL1Loss", "CosineEmbeddingLoss", "GaussianNLLLoss", "MarginRankingLoss", "TripletMarginLoss",
     "functional", "init", "utils",

@@ -11,7 +11,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.nn.functional import activation as F
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
     "ELU", "GELU", "GLU", "SELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "LogSoftmax",

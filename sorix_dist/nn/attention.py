@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.functional.attention import bias_of, causal_bias, drop_factors, scale_of, together
 from sorix_dist.nn.layers import Dropout, Linear
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
 from sorix_dist.nn.net import ModuleList
 from sorix_dist.nn.norm import LayerNorm
+from sorix_dist.nn.parameter import Parameter
 
 
 class MultiheadAttention(Module):
@@ -182,13 +183,10 @@ def _xavier(shape: tuple[int, int], kind: Any) -> Parameter:
 _ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
-class TransformerEncoderLayer(Module):
-    """Self-attention and a network of two linear layers, each added to its input and normalised.
+class _TransformerLayer(Module):
+    """Attention and a network of two linear layers, each added to its input and normalised (Vaswani et al. 2017)."""
 
-    d_model: features; nhead: heads, a divisor of it; dim_feedforward: the neurons between the linear layers;
-    activation: "relu", "gelu" (of the tanh form) or a function; norm_first: normalise before each part instead
-    of after it (Xiong et al. 2020); batch_first: inputs are (N, L, d_model) instead of (L, N, d_model).
-    """
+    crosses: ClassVar[bool]  # whether it attends to a second sequence, too
 
     def __init__(
         self,
@@ -205,56 +203,109 @@ class TransformerEncoderLayer(Module):
         dtype: Any = None,
     ) -> None:
         if isinstance(activation, str) and activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"TransformerEncoderLayer: activation must be 'relu', 'gelu' or a function, got {activation!r}"
-            )
+            name = type(self).__name__
+            raise ValueError(f"{name}: activation must be 'relu', 'gelu' or a function, got {activation!r}")
         kind = parameter_dtype(device, dtype)
+
         # Inside, the batch comes first: dropout's masks belong to its rows.
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=True, device=device, dtype=kind)
+        def attention() -> MultiheadAttention:
+            return MultiheadAttention(d_model, nhead, dropout, bias, batch_first=True, device=device, dtype=kind)
+
+        def norm() -> LayerNorm:
+            return LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=kind)
+
+        self.self_attn = attention()
+        if self.crosses:
+            self.multihead_attn = attention()
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias).to(kind)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias=bias, init="xavier").to(kind)
-        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=kind)
-        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=kind)
-        self.dropout1 = Dropout(dropout)
-        self.dropout2 = Dropout(dropout)
+        self.norm1, self.norm2 = norm(), norm()
+        if self.crosses:
+            self.norm3 = norm()
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
+        if self.crosses:
+            self.dropout3 = Dropout(dropout)
         self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
-        self.norm_first = norm_first
-        self.batch_first = batch_first
+        self.norm_first, self.batch_first = norm_first, batch_first
+
+    def _turned(self, x: Any) -> Tensor:
+        """(N, L, d_model) of the layout of the inputs, and the other way round."""
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        return x if self.batch_first or x.ndim != 3 else swapaxes(x, 0, 1)
+
+    def _added(self, x: Tensor, norm: Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + part(norm(x)) if self.norm_first else norm(x + part(x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class TransformerEncoderLayer(_TransformerLayer):
+    """Self-attention and a network of two linear layers, each added to its input and normalised.
+
+    d_model: features; nhead: heads, a divisor of it; dim_feedforward: the neurons between the linear layers;
+    activation: "relu", "gelu" (of the tanh form) or a function; norm_first: normalise before each part instead
+    of after it (Xiong et al. 2020); batch_first: inputs are (N, L, d_model) instead of (L, N, d_model).
+    """
+
+    crosses = False
 
     def forward(
         self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False
     ) -> Tensor:
         """src: (L, N, d_model), or (N, L, d_model) with `batch_first`, or (L, d_model); masks as for
         MultiheadAttention, with src_mask as attn_mask."""
-        x = src if isinstance(src, Tensor) else Tensor(src)
-        turned = x.ndim == 3 and not self.batch_first
-        x = swapaxes(x, 0, 1) if turned else x
 
         def attend(x: Tensor) -> Tensor:
-            attended, _ = self.self_attn(
-                x, key_padding_mask=src_key_padding_mask, need_weights=False, attn_mask=src_mask, is_causal=is_causal
-            )
+            attended, _ = self.self_attn(x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal)
             return self.dropout1(attended)
 
-        def feed_forward(x: Tensor) -> Tensor:
-            return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+        x = self._added(self._turned(src), self.norm1, attend)
+        return self._turned(self._added(x, self.norm2, lambda x: self.dropout2(self._feed_forward(x))))
 
-        if self.norm_first:
-            x = x + attend(self.norm1(x))
-            x = x + feed_forward(self.norm2(x))
-        else:
-            x = self.norm1(x + attend(x))
-            x = self.norm2(x + feed_forward(x))
-        return swapaxes(x, 0, 1) if turned else x
+
+class TransformerDecoderLayer(_TransformerLayer):
+    """Self-attention, attention to the outputs of an encoder, and a network of two linear layers, each added to its
+    input and normalised. Arguments as for TransformerEncoderLayer."""
+
+    crosses = True
+
+    def forward(
+        self,
+        tgt: Any,
+        memory: Any,
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """tgt, and the encoder's outputs memory: (L, N, d_model), or (N, L, d_model) with `batch_first`, or
+        (L, d_model); masks as for MultiheadAttention, of the self-attention and of the attention to memory."""
+        other = self._turned(memory)
+
+        def attend(x: Tensor) -> Tensor:
+            attended, _ = self.self_attn(x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal)
+            return self.dropout1(attended)
+
+        def attend_to_memory(x: Tensor) -> Tensor:
+            attended, _ = self.multihead_attn(
+                x, other, other, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal
+            )
+            return self.dropout2(attended)
+
+        x = self._added(self._turned(tgt), self.norm1, attend)
+        x = self._added(x, self.norm2, attend_to_memory)
+        return self._turned(self._added(x, self.norm3, lambda x: self.dropout3(self._feed_forward(x))))
 
 
 class TransformerEncoder(Module):
     """`num_layers` copies of a layer, one after the other, and then `norm`, if given."""
 
     def __init__(self, encoder_layer: TransformerEncoderLayer, num_layers: int, norm: Module | None = None) -> None:
-        if num_layers < 0:
-            raise ValueError(f"TransformerEncoder: num_layers must be >= 0, got {num_layers}")
+        at_least(0, "TransformerEncoder", num_layers=num_layers)
         self.layers = ModuleList([deepcopy(encoder_layer) for _ in range(num_layers)])
         self.norm = norm
 
@@ -265,4 +316,20 @@ class TransformerEncoder(Module):
         x = src
         for layer in self.layers:
             x = layer(x, mask, src_key_padding_mask, bool(is_causal))
+        return x if self.norm is None else self.norm(x)
+
+
+class TransformerDecoder(Module):
+    """`num_layers` copies of a decoder layer, one after the other, and then `norm`, if given."""
+
+    def __init__(self, decoder_layer: TransformerDecoderLayer, num_layers: int, norm: Module | None = None) -> None:
+        at_least(0, "TransformerDecoder", num_layers=num_layers)
+        self.layers = ModuleList([deepcopy(decoder_layer) for _ in range(num_layers)])
+        self.norm = norm
+
+    def forward(self, tgt: Any, memory: Any, *masks: Any, **options: Any) -> Tensor:
+        """As for TransformerDecoderLayer."""
+        x = tgt
+        for layer in self.layers:
+            x = layer(x, memory, *masks, **options)
         return x if self.norm is None else self.norm(x)

@@ -18,7 +18,8 @@ from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.windows import Pair, pair, single
 from sorix_dist.nn.functional import spatial as F
 from sorix_dist.nn.functional.spatial import triple
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.parameter import Parameter
 
 
 class _Convolution(Module):

@@ -19,8 +19,9 @@ from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
 from sorix_dist.nn.norm import BatchNorm1d
+from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [

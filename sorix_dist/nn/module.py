@@ -17,23 +17,8 @@ from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook
+from sorix_dist.nn.parameter import Parameter, is_trained
 from sorix_dist.nn.torch_state import TRANSPOSED, in_own_names
-
-
-class Parameter(Tensor):
-    """A tensor that a module trains: it requires a gradient and is part of the module's state."""
-
-    __slots__ = ("torch_transposed",)
-
-    torch_transposed: bool  # whether PyTorch has the transpose of this matrix, which optimizers' states follow
-
-    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
-        super().__init__(data, requires_grad=requires_grad, dtype=dtype)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        made, arguments, state = super().__reduce__()
-        transposed = getattr(self, "torch_transposed", None)
-        return made, arguments, state if transposed is None else (state, {"torch_transposed": transposed})
 
 
 class IncompatibleKeys(NamedTuple):
@@ -106,7 +91,7 @@ class Module:
                         "assign to its `data` to change the numbers"
                     )
                 value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial) else value
-            elif _is_trained(self.__dict__.get(name)) and not _is_trained(value):
+            elif is_trained(self.__dict__.get(name)) and not is_trained(value):
                 raise TypeError(
                     f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
                     "assign to its `data` to change the numbers, or delete it first"
@@ -191,7 +176,7 @@ class Module:
         for prefix, module in self.named_modules():
             buffers = module._own_buffers()
             for own_name, value in module.children_and_state():
-                if isinstance(value, Tensor) and (own_name in buffers or _is_trained(value)):
+                if isinstance(value, Tensor) and (own_name in buffers or is_trained(value)):
                     name = f"{prefix}.{own_name}" if prefix else own_name
                     if found.setdefault(name, value) is not value:
                         raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
@@ -199,8 +184,8 @@ class Module:
 
     def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
-        for name, tensor, is_trained, _ in self._named_tensors():
-            if is_trained == trained and id(tensor) not in seen:
+        for name, tensor, parameter, _ in self._named_tensors():
+            if parameter == trained and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield name, tensor
 
@@ -245,7 +230,7 @@ class Module:
 
     def register_parameter(self, name: str, parameter: Tensor | None) -> None:
         """Sets an attribute to a parameter (or to None, for one that this module does without)."""
-        if parameter is not None and not _is_trained(parameter):
+        if parameter is not None and not is_trained(parameter):
             raise TypeError(f"register_parameter: '{name}' must be a Parameter or None, got {type(parameter).__name__}")
         setattr(self, name, parameter)
 
@@ -347,8 +332,7 @@ class Module:
     def to(self, *wanted: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> Self:
         """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.
 
-        A device, by position or name, can only be "cpu"; RuntimeError for one that is not there. `non_blocking` is
-        ignored.
+        The device can only be "cpu", else RuntimeError or ValueError; `non_blocking` is ignored.
         """
         for entry in wanted:
             if isinstance(entry, str | DType | np.dtype | type) and names_dtype(entry):
@@ -377,8 +361,6 @@ class Module:
             if tensor.array.dtype.kind == "f":
                 convert(tensor, dtype)
         return self
-
-    # -- as text
 
     def extra_repr(self) -> str:
         """What `repr` says of this module beside its children."""
@@ -416,7 +398,3 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
     elif isinstance(value, dict):
         for key, entry in value.items():
             yield from _entries(f"{name}.{key}", entry)
-
-
-def _is_trained(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)

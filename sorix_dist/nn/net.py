@@ -1,19 +1,20 @@
-"""Modules that hold other modules in a row."""
+"""Containers: modules and parameters in a row or by name. sorix has Module at this path, too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import count
 from typing import Any, Self
 
 from sorix_dist.core import Tensor
 from sorix_dist.nn.module import Module
+from sorix_dist.nn.parameter import Parameter
 
-__all__ = ["Module", "ModuleList", "Sequential"]  # sorix has Module here, too
+__all__ = ["Module", "ModuleDict", "ModuleList", "ParameterList", "Sequential"]
 
 
-class _Row(Module):
-    """Modules in a row, named "0", "1", …, or as in the dict that they come in."""
+class _Named(Module):
+    """Modules by name, which are attributes of that name, too."""
 
     def __init__(self, modules: Iterable[Module] | Mapping[str, Module] = ()) -> None:
         self._layers: dict[str, Module] = {}
@@ -25,6 +26,22 @@ class _Row(Module):
         if not isinstance(module, Module):
             raise TypeError(f"{type(self).__name__} holds modules, got {type(module).__name__} {module!r}")
         self._layers[name] = module
+
+    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
+        for name, value in super().children_and_state():
+            yield name.removeprefix("_layers."), value
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getattr__(self, name: str) -> Module:
+        if name in self.__dict__.get("_layers", ()):
+            return self._layers[name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+
+class _Row(_Named):
+    """Modules in a row, named "0", "1", …, or as in the dict that they come in."""
 
     def append(self, module: Module) -> Self:
         """Adds a module at the end, under the next free number."""
@@ -44,20 +61,8 @@ class _Row(Module):
         _Row.__init__(self, layers)
         return self
 
-    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
-        for name, value in super().children_and_state():
-            yield name.removeprefix("_layers."), value
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
     def __iter__(self) -> Iterator[Module]:
         return iter(self._layers.values())
-
-    def __getattr__(self, name: str) -> Module:
-        if name in self.__dict__.get("_layers", ()):
-            return self._layers[name]
-        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __getitem__(self, index: int | slice | str) -> Any:
         if isinstance(index, slice):
@@ -76,7 +81,7 @@ class _Row(Module):
 
 
 class Sequential(_Row):
-    """Layers, each fed with what the one before computed; `Sequential({"name": layer, …})` names them."""
+    """Layers in a row: each gets what the one before computed. `Sequential({"name": layer, …})` names them."""
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
         super().__init__(layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else layers)  # type: ignore[arg-type]
@@ -92,7 +97,7 @@ class Sequential(_Row):
 
 
 class ModuleList(_Row):
-    """A list of modules; what they do with an input is up to who holds it."""
+    """A list of modules; the model that contains it calls them."""
 
     def __init__(self, modules: Iterable[Module] | None = None) -> None:
         super().__init__(modules or ())
@@ -100,3 +105,81 @@ class ModuleList(_Row):
     @classmethod
     def _of(cls, modules: Mapping[str, Module]) -> Self:
         return cls(modules.values())
+
+
+class ModuleDict(_Named):
+    """A dict of modules, of which iteration gives the names; the model that contains it calls them."""
+
+    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
+        super().__init__(dict(modules))
+
+    def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
+        """Adds modules, and replaces those of the same names."""
+        for name, module in dict(modules).items():
+            self._add(name, module)
+
+    def pop(self, name: str) -> Module:
+        """Removes the module of a name and returns it."""
+        return self._layers.pop(name)
+
+    def keys(self) -> KeysView[str]:
+        """The names."""
+        return self._layers.keys()
+
+    def values(self) -> ValuesView[Module]:
+        """The modules."""
+        return self._layers.values()
+
+    def items(self) -> ItemsView[str, Module]:
+        """The names and modules."""
+        return self._layers.items()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layers
+
+    def __getitem__(self, name: str) -> Module:
+        return self._layers[name]
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        self._add(name, module)
+
+    def __delitem__(self, name: str) -> None:
+        del self._layers[name]
+
+
+class ParameterList(Module):
+    """A list of parameters, named "0", "1", …; other tensors and arrays become parameters."""
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._values: list[Parameter] = []
+        self.extend(values)
+
+    def append(self, value: Any) -> Self:
+        """Adds a parameter at the end."""
+        self._values.append(value if isinstance(value, Parameter) else Parameter(value))
+        return self
+
+    def extend(self, values: Iterable[Any]) -> Self:
+        """Adds parameters at the end."""
+        for value in values:
+            self.append(value)
+        return self
+
+    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
+        for name, value in super().children_and_state():
+            yield name.removeprefix("_values."), value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self._values)
+
+    def __getitem__(self, index: int) -> Parameter:
+        return self._values[index]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self._values[index] = value if isinstance(value, Parameter) else Parameter(value)

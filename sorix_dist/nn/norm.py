@@ -13,7 +13,8 @@ from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.capture import host
 from sorix_dist.core.ops import norm
 from sorix_dist.nn import functional as F
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.torch_state import OPTIONAL, ROW
 
 

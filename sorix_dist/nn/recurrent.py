@@ -20,7 +20,8 @@ from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, transpose, uns
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn.layers import Dropout
-from sorix_dist.nn.module import Module, Parameter
+from sorix_dist.nn.module import Module
+from sorix_dist.nn.parameter import Parameter
 
 
 @host

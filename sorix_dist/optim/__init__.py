@@ -1,11 +1,11 @@
 """Optimizers and learning rate schedulers."""
 
-from sorix_dist.optim import lr_scheduler
+from sorix_dist.optim import lr_scheduler, swa_utils
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from sorix_dist.optim.optim import SGD, Adagrad, RMSprop, SGDMomentum
 from sorix_dist.optim.optimizer import Optimizer
 
 __all__ = [
     "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGDMomentum",
-    "lr_scheduler",
+    "lr_scheduler", "swa_utils",
 ]  # fmt: skip

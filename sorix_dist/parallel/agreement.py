@@ -3,7 +3,6 @@ error says what differs where."""
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -27,34 +26,36 @@ ACTIONS = (
 """What ranks do together, as users call it."""
 BACKWARD = 0
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
-_FENCE = struct.Struct("2q")
 
 
 class StepFingerprint(NamedTuple):
     """What must be the same on every rank before anything is mixed.
 
-    action: index into ACTIONS; digest: of the numbers used, and of the optimizers' options since the last agreement;
-    epoch, batch: of the loader's batch, -1 if no loader made it; order: a digest of what decides the loader's order;
-    updates: how often optimizers have moved parameters; backwards: since the last agreement. A fence sends only the
-    first two.
+    action: index into ACTIONS; backwards: since the last agreement; digest: of the numbers used, and of the optimizers'
+    options since the last agreement; epoch, batch: of the loader's batch, -1 if no loader made it; order: a digest of
+    what decides the loader's order; updates: how often optimizers have moved parameters. A fence sends only action and
+    digest.
     """
 
     action: int
+    backwards: int = 0
     digest: int = 0
     epoch: int = -1
     batch: int = -1
     order: int = 0
     updates: int = 0
-    backwards: int = 0
 
 
+# A rank's row: a value, what is compared, more values from the end on. With one model and one loss all of it fits into
+# one cache line, since every line that a rank writes and another one reads takes time.
 MOST_NUMBERS = 57  # that a rank can send beside its fingerprint
 MOST_VALUES = 64  # that are summed over the ranks by the way
-_FIELDS = len(StepFingerprint._fields)
-_HEAD = _FIELDS + 2  # behind the fingerprint: the digest of used parameters, and how many numbers follow
-_COMPARED = 8 * (_HEAD + MOST_NUMBERS)  # bytes
-_ROW = _COMPARED + 8 * MOST_VALUES
-_PACK = [struct.Struct(f"{_HEAD + count}q") for count in range(MOST_NUMBERS + 1)]
+_ROW = 1024  # bytes
+_COMPARED = 8  # where that begins
+# How many numbers follow, the fingerprint, the digest of used parameters, the numbers.
+_PACK = [struct.Struct(f"hhiqiiqqq{count}q") for count in range(MOST_NUMBERS + 1)]
+_HEAD = _PACK[0]
+_FENCE = struct.Struct("hhiq")
 
 
 class Agreement(NamedTuple):
@@ -108,11 +109,14 @@ class LocalConsensus:
 
 
 class _Rows:
-    """A row of bytes for each rank of the host, of which one is this rank's; behind the bytes, values."""
+    """The rows of the ranks of the host: what is compared as bytes, and values; next: the rows of the other turn."""
+
+    next: _Rows
 
     def __init__(self, rows: list[memoryview], own: int) -> None:
-        self.all, self.own, self.others = rows, rows[own], rows[:own] + rows[own + 1 :]
-        self.values = [row[_COMPARED:].cast("d") for row in rows]
+        self.all = [row[_COMPARED:] for row in rows]
+        self.own, self.others = self.all[own], self.all[:own] + self.all[own + 1 :]
+        self.values = [row.cast("d") for row in rows]
         self.own_values = self.values[own]
 
 
@@ -123,35 +127,42 @@ class SharedMemoryConsensus:
         self.comm = comm
         self.window = comm.window(2 * _ROW)
         # What is read after one barrier may still be read while others write for the next: two sets of rows in turn.
-        sets = [[part.data[at : at + _ROW] for part in self.window.parts] for at in (0, _ROW)]
-        self._turns = itertools.cycle([_Rows(rows, self.window.local_rank) for rows in sets])
-        self._next = next(self._turns)
+        parts, own = [part.data for part in self.window.parts], self.window.local_rank
+        first, second = (_Rows([part[at : at + _ROW] for part in parts], own) for at in (0, _ROW))
+        first.next, second.next = second, first
+        self._next = first
         self.barrier = self.window.barrier
 
     def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
-        now, sums = self._next, values
-        for i, value in enumerate(values[:MOST_VALUES]):
-            now.own_values[i] = value
+        now, count, sums = self._next, min(len(values), MOST_VALUES), values
+        for i in range(count):
+            now.own_values[-i] = values[i]
         same = self._compare(_packed(fingerprint, numbers, used))
-        if values:
-            sums = [sum([row[i] for row in now.values]) for i in range(min(len(values), MOST_VALUES))]
+        if count:
+            sums = [0.0] * count
+            for row in now.values:
+                for i in range(count):
+                    sums[i] += row[-i]
         found = Agreement(None, numbers, sums) if same else _merged(now.all, sums)
-        return _with_many_values(found, values, self.comm)
+        return found if len(values) == count else _with_many_values(found, values, self.comm)
 
     def commit(self, fine: bool) -> bool:
         return self._compare(b"\0" if fine else b"\1") and fine
 
     def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
         now = self._next
-        return None if self._compare(_FENCE.pack(_NUMBER[action], digest)) else _fingerprints(now.all)
+        return None if self._compare(_FENCE.pack(0, _NUMBER[action], 0, digest)) else _fingerprints(now.all)
 
     def _compare(self, sent: bytes) -> bool:
         """Shows `sent` to the others; whether all ranks have sent the same, as they mostly do."""
         now, length = self._next, len(sent)
-        self._next = next(self._turns)
+        self._next = now.next
         now.own[:length] = sent
         self.barrier()
-        return all([other[:length] == sent for other in now.others])  # noqa: C419 (faster)
+        for other in now.others:  # noqa: SIM110 (faster)
+            if other[:length] != sent:
+                return False
+        return True
 
 
 class MessageConsensus:
@@ -173,28 +184,28 @@ class MessageConsensus:
         differing = self._neighbours.fence(action, digest)
         if differing is None and not everywhere:
             return None
-        return self._gather(StepFingerprint(_NUMBER[action], digest), [], [], 0).differing
+        return self._gather(StepFingerprint(_NUMBER[action], 0, digest), [], [], 0).differing
 
     def _gather(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int) -> Agreement:
-        row = np.zeros(_ROW, np.uint8)
+        row, places = np.zeros(_ROW, np.uint8), [-i for i in range(min(len(values), MOST_VALUES))]
         sent = _packed(fingerprint, numbers, used)
-        row[: len(sent)] = np.frombuffer(sent, np.uint8)
-        few = values[:MOST_VALUES]
-        row[_COMPARED : _COMPARED + 8 * len(few)].view(np.float64)[:] = few
+        row[_COMPARED : _COMPARED + len(sent)] = np.frombuffer(sent, np.uint8)
+        row.view(np.float64)[places] = values[:MOST_VALUES]
         rows = self.comm.all_gather(row)
-        sums = [sum(column) for column in rows[:, _COMPARED:].view(np.float64)[:, : len(few)].T.tolist()]
-        return _with_many_values(_merged([each.data for each in rows], sums), values, self.comm)
+        sums = [sum(column) for column in rows.view(np.float64)[:, places].T.tolist()]
+        found = _merged([each.data[_COMPARED:] for each in rows], sums)
+        return found if len(values) == len(places) else _with_many_values(found, values, self.comm)
 
 
 def _packed(fingerprint: StepFingerprint, numbers: list[int], used: int) -> bytes:
     count = len(numbers)
     if count > MOST_NUMBERS:
         raise RuntimeError(f"a backward can reach at most {MOST_NUMBERS} wrapped models, this one reached {count}")
-    return _PACK[count].pack(*fingerprint, used, count, *numbers)
+    return _PACK[count].pack(count, *fingerprint, used, *numbers)
 
 
 def _fingerprints(rows: Sequence[memoryview]) -> list[StepFingerprint]:
-    return [StepFingerprint(*struct.unpack_from(f"{_FIELDS}q", row)) for row in rows]
+    return [StepFingerprint(*_HEAD.unpack_from(row)[1:-1]) for row in rows]
 
 
 def _merged(rows: Sequence[memoryview], sums: list[float]) -> Agreement:
@@ -202,17 +213,15 @@ def _merged(rows: Sequence[memoryview], sums: list[float]) -> Agreement:
     fingerprints = _fingerprints(rows)
     if any(each != fingerprints[0] for each in fingerprints):
         return Agreement(fingerprints, [], [])
-    sent = []
-    for row in rows:
-        used, count = struct.unpack_from("2q", row, 8 * _FIELDS)
-        sent.append((used, *struct.unpack_from(f"{count}q", row, 8 * _HEAD)))
+    counts = [_HEAD.unpack_from(row)[0] for row in rows]
+    sent = [_PACK[count].unpack_from(row)[len(fingerprints[0]) + 1 :] for row, count in zip(rows, counts, strict=True)]
     numbers = sorted({number for _, *own in sent for number in own})
     return Agreement(None, numbers, sums, all(each == sent[0] for each in sent))
 
 
 def _with_many_values(found: Agreement, values: list[float], comm: Comm) -> Agreement:
     """The agreement with the sums of more values than fit into a row, by a message of their own."""
-    if len(values) <= MOST_VALUES or found.differing is not None:
+    if found.differing is not None:
         return found
     total = np.array(values)
     comm.all_reduce(total)

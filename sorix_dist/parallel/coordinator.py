@@ -6,21 +6,19 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from weakref import ReferenceType, ref
-from zlib import crc32
 
 import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core.capture import host, outside
 from sorix_dist.core.fingerprint import Criteria, collect_criteria
-from sorix_dist.core.flat import Flat, leaf_of, synchronise
+from sorix_dist.core.flat import Flat, synchronise
 from sorix_dist.core.graph import Described, Leaf, Node, Sync, Visitor
 from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
-from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulation import Accumulation
 from sorix_dist.parallel.agreement import (
     BACKWARD,
@@ -32,6 +30,7 @@ from sorix_dist.parallel.agreement import (
     unequal_number,
     unequal_reduction,
 )
+from sorix_dist.parallel.bucket import OVERWRITE, Bucket
 from sorix_dist.parallel.comm_hooks import exchange_like
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.pair_reducer import PairReducer
@@ -43,49 +42,12 @@ from sorix_dist.parallel.world import virtual_shards
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.call_site import call_site
 
-NonFinite = Literal["raise", "skip", "allow"]
 NO_ROWS = Rows(0, 0, 0)
 _PRIME = (1 << 61) - 1
 _TOLERANCE = 1e-8  # of the squares of numbers that must be the same: four digits
 _MODE_BITS = 33
 _MODE = (1 << _MODE_BITS) - 1
-PRIVATE_GRADIENTS, OVERWRITE = 0, 1
-
-
-class Bucket:
-    """The parameters of one dtype of a wrapped model, whose gradients are reduced together. It lives as long as they.
-
-    wrapper: refers to the wrapped model; names: of the parameters; nonfinite: what happens to gradients that are not
-    finite; number: the same on all ranks.
-    """
-
-    number: int
-    reducer: Reducer
-
-    def __init__(self, wrapper: Module, coordinator: Coordinator, flat: Flat, names: list[str], nonfinite: NonFinite):
-        self.wrapper = ref(wrapper)
-        self.coordinator = coordinator
-        self.flat = flat
-        self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
-        self.names = names
-        self.nonfinite = nonfinite
-
-    def release(self) -> None:
-        """Makes the parameters ordinary ones again."""
-        self.flat.thaw()
-        self.coordinator.remove(self)
-
-    def reduce_mode(self) -> int:
-        """How the sum is to be added to what the parameters show: the same on all ranks that share it.
-
-        PRIVATE_GRADIENTS: as each rank likes, which shows gradients of its own. OVERWRITE: there is nothing to add to,
-        and no hook. Else a digest of where there is something to add to, and where there are hooks.
-        """
-        if not self.flat.frozen or self.coordinator.comm.size == 1:
-            return PRIVATE_GRADIENTS
-        if not any([leaf.total.written or leaf.hooks for leaf in self.leaves]):  # noqa: C419 (faster)
-            return OVERWRITE
-        return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
+_LOCAL = Partial, Shard
 
 
 def coordinator_of(comm: Comm) -> Coordinator:
@@ -120,6 +82,8 @@ class Coordinator(Sync):
         self._peers = _peers(comm)
         self._numbers = itertools.count()
         self._buckets: list[ReferenceType[Bucket]] = []
+        self._follows = self.shards is not None  # whether there is something to do at each node of a walk
+        self._current: list[Bucket] | None = None  # of the backwards since the last agreement
         self.synchronising = True
         self.pending = False
         self.accumulation: Accumulation | None = None
@@ -145,12 +109,14 @@ class Coordinator(Sync):
         flat.keeper = bucket
         bucket.number = next(self._numbers)
         self._buckets = [known for known in self._buckets if known() is not None] + [ref(bucket)]
+        self._current = None
         self.use_hook(bucket, None)
         synchronise(flat, self)
 
     def remove(self, bucket: Bucket) -> None:
         """Forgets a bucket."""
         self._buckets = [known for known in self._buckets if known() not in (None, bucket)]
+        self._current = None
 
     @property
     def memory(self) -> ParameterMemory:
@@ -165,6 +131,7 @@ class Coordinator(Sync):
     def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
         """Reduces a bucket by `hook`, or else in the way that fits the ranks. A call of every rank."""
         bucket.reducer = self._reducer(bucket.flat, hook)
+        self._follows = self._follows or bucket.reducer.overlaps
 
     def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
         comm, memory, shards, peers = self.comm, self._shared_memory, self.shards, self._peers
@@ -182,8 +149,8 @@ class Coordinator(Sync):
     # -- around a backward
 
     def before_backward(self, place: Placement) -> tuple[float, Visitor | None]:
-        local = isinstance(place, Partial | Shard)
-        if isinstance(place, Partial | Shard) and place.group is not self.group:
+        local = isinstance(place, _LOCAL)
+        if local and place.group is not self.group:  # type: ignore[union-attr]
             raise RuntimeError(
                 "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
                 "kept of a single virtual shard: compute it from what the model returns"
@@ -198,23 +165,22 @@ class Coordinator(Sync):
                 self._begin()
             self._backwards += 1
         self._walks += 1
-        return factor if local else factor / self.group.parts, self._visitor()
+        return factor if local else factor / self.group.parts, self._visitor() if self._follows else None
 
     def _begin(self) -> None:
         self._criteria.clear()
         last = self.synchronising and self.accumulation is None
-        for bucket in self.buckets:
+        self._current = self.buckets
+        for bucket in self._current:
             bucket.reducer.begin_backward(last)
             if bucket.nonfinite == "skip":
                 bucket.reducer.stage()  # so that it can be left out
 
-    def _visitor(self) -> Visitor | None:
+    def _visitor(self) -> Visitor:
         """Sends gradients of virtual shards to their buffers, and starts to send complete ones."""
         if self.shards is not None:
             return self._shard_visitor()
         overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
-        if not overlapping:
-            return None
 
         def visit(edge: Node | Leaf, gradient: Any) -> None:
             for reducer in overlapping:
@@ -236,12 +202,12 @@ class Coordinator(Sync):
         return visit
 
     def _select(self, shard: int | None) -> None:
-        if self.shards is not None:
-            for bucket in self.buckets:
-                bucket.reducer.select(shard)
+        for bucket in self.buckets:
+            bucket.reducer.select(shard)
 
     def after_backward(self, loss: Tensor) -> None:
-        self._select(None)
+        if self.shards is not None:
+            self._select(None)
         place, group = loss.place, self.group
         if isinstance(place, Partial):
             if loss.array.size == 1 and not group.single:
@@ -262,8 +228,9 @@ class Coordinator(Sync):
             self.pending = True
 
     def backward_failed(self) -> None:
-        self._select(None)
-        self._losses, self.group.expected, self._walks = [], [], 0
+        if self.shards is not None:
+            self._select(None)
+        self._losses, self.group.expected, self._walks, self._current = [], [], 0, None
         if self.accumulation is not None:
             self.accumulation.failed = True
         for bucket in self.buckets:
@@ -286,23 +253,26 @@ class Coordinator(Sync):
     def synchronise(self, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, of all buckets that the backward of any rank has
         reached. A call of every rank at the same place, which is checked before anything is added."""
-        losses, self._losses = self._losses, []
-        expected, self.group.expected = self.group.expected, []
+        losses, expected, values = self._losses, self.group.expected, []
+        if losses:
+            self._losses, values = [], [loss.array.item() for loss in losses]
+        if expected:
+            self.group.expected = []
+            values += expected + [number * number for number in expected]
         by_key, reached, used = {}, [], 0  # a key is a bucket's number and how its sum is to be added
-        for bucket in self.buckets:
+        buckets, self._current = self._current or self.buckets, None
+        for bucket in buckets:
             key = bucket.number << _MODE_BITS | bucket.reduce_mode()
             by_key[key] = bucket
             if bucket.reducer.end_backward():
                 reached.append(key)
-                used = 31 * used + bucket.reducer.used_digest()
-        values = [loss.array.item() for loss in losses]
-        if expected:
-            values += expected + [number * number for number in expected]
+                if self.comm.hosts > 1:
+                    used = (31 * used + bucket.reducer.used_digest()) % _PRIME
         rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
         fingerprint = StepFingerprint(
-            BACKWARD, digest, rows.epoch, rows.batch, rows.order, self._updates, self._backwards
+            BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         )
-        found = self.consensus.agree(fingerprint, reached, values, used % _PRIME)
+        found = self.consensus.agree(fingerprint, reached, values, used)
         self.pending, self._backwards, self._options = False, 0, 0
         self._steps += 1
         if found.differing is not None:
@@ -310,28 +280,31 @@ class Coordinator(Sync):
         self._optimizers.clear()
         if expected:
             self._compare(expected, found.values[len(losses) :])
+        summed = []
         for key in found.numbers:
             if key not in by_key:
                 number = key >> _MODE_BITS
                 known = number in {bucket.number for bucket in by_key.values()}
                 raise unequal_reduction(self.comm.rank, number, known)
+            summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
         # Every rank has found by now that all is as it should be.
         fine = True
-        summed = [by_key[key] for key in found.numbers]
-        for key, bucket in zip(found.numbers, summed, strict=True):
-            bucket.reducer.reduce(key & _MODE == OVERWRITE and scale == 1, found.same_used)
+        for bucket, overwrite in summed:
+            bucket.reducer.reduce(overwrite, found.same_used)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
-            self._leave_out(summed)
+            self._leave_out([bucket for bucket, _ in summed])
             return
         written = False
-        for bucket in summed:
+        for bucket, _ in summed:
             written = bucket.reducer.commit(scale) or written
         if written:
             self.fence("backward")
-        for loss, value in zip(losses, found.values, strict=False):
+        for i, loss in enumerate(losses):
             array = loss.array
-            loss.shown = np.full(array.shape, value, array.dtype) if array.ndim else np.array(value, array.dtype)
+            loss.shown = shown = np.array(found.values[i], array.dtype)
+            if array.ndim:
+                loss.shown = shown.reshape(array.shape)
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers

@@ -20,6 +20,7 @@ class Ranks(Group):
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
+        self.rank, self.size = comm.rank, comm.size
         self.parts = comm.size
         self.single = comm.size == 1
         self._told: set[tuple[str, str]] = set()
@@ -58,7 +59,7 @@ class InOrder(Ranks):
     def __init__(self, comm: Comm, shards: VirtualShards) -> None:
         super().__init__(comm)
         self.parts = 1
-        self.shards = shards
+        self.shards, self.virtual_shards = shards, shards.count
         self.within = [OfShard(shards.count, self.warn) for _ in shards.owned]
         use_shards()
 

@@ -6,7 +6,7 @@ import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from sorix_dist.utils.data.nested import map_arrays
 T = TypeVar("T")
 
 
+class Fence(Protocol):
+    """`ParameterMemory.fence`."""
+
+    def __call__(self, action: str, digest: int = 0, everywhere: bool = False) -> None: ...
+
+
 class SharedMemory:
     """A `core.memory.ParameterMemory` in shared windows of the ranks of each host.
 
@@ -27,10 +33,9 @@ class SharedMemory:
     fence: waits for the ranks of the host; see ParameterMemory.
     """
 
-    def __init__(self, comm: Comm, fence: Callable[[str, int, bool], None]) -> None:
-        self.comm = comm
+    def __init__(self, comm: Comm, fence: Fence) -> None:
+        self.comm, self.fence = comm, fence
         self.writes = comm.local_rank == 0
-        self._fence = fence
 
     def parts(self, nbytes: int) -> list[Array]:
         """For each rank of this host `nbytes` zeroed bytes, or what that rank asks for. A call of every rank."""
@@ -45,9 +50,6 @@ class SharedMemory:
         line = ALIGNMENT // dtype.itemsize
         first, end = (count // line * i // size * line for i in (rank, rank + 1))
         return slice(first, end if rank + 1 < size else count)
-
-    def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
-        self._fence(action, digest, everywhere)
 
 
 def host_shared(make: Callable[[], T], comm: Any = None) -> T:

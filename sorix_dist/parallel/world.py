@@ -10,9 +10,9 @@ from sorix_dist.comm import Comm, adopt, blas
 from sorix_dist.comm import world as comm_world
 from sorix_dist.core import placement
 from sorix_dist.core import random as rng
+from sorix_dist.parallel.consistency import require_same
 from sorix_dist.parallel.groups import Ranks, group_of
 from sorix_dist.parallel.virtual_shards import check_virtual_shards
-from sorix_dist.utils.data import loader
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
     known = _worlds.get(comm)
     if known is None:
         wanted = _DEFAULTS if options is None else options
-        for name, values in ((name, comm.gather_objects(wanted[name])) for name in wanted):
-            other = next((r for r, value in enumerate(values) if value != values[0]), None)
-            if other is not None:
-                raise ValueError(
-                    f"init: {name} must be the same on every rank, got {values[0]!r} on rank 0 and {values[other]!r} "
-                    f"on rank {other}"
-                )
+        for name, value in wanted.items():
+            require_same(
+                comm,
+                value,
+                lambda first, rank, other, name=name: ValueError(  # type: ignore[misc]
+                    f"init: {name} must be the same on every rank, got {first!r} on rank 0 and {other!r} on rank {rank}"
+                ),
+            )
         check_virtual_shards(wanted["virtual_shards"], comm.size)
         if wanted["virtual_shards"] is not None:
             blas.limit(1)
@@ -93,14 +94,15 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
 
 def _compare_kernels(comm: Comm) -> None:
     """ValueError on every rank, in reproducible mode, where products or sums have other bits on some ranks."""
-    kernels = comm.gather_objects(blas.kernels())
-    for other, theirs in enumerate(kernels):
-        if theirs != kernels[0]:
-            raise ValueError(
-                "init: virtual_shards needs the same NumPy and BLAS kernels on every rank, or the bits differ, "
-                f"got {kernels[0]} on rank 0 and {theirs} on rank {other}; set OPENBLAS_CORETYPE (such as Haswell) or "
-                "NPY_DISABLE_CPU_FEATURES to what all of them have"
-            )
+    require_same(
+        comm,
+        blas.kernels(),
+        lambda first, rank, other: ValueError(
+            "init: virtual_shards needs the same NumPy and BLAS kernels on every rank, or the bits differ, "
+            f"got {first} on rank 0 and {other} on rank {rank}; set OPENBLAS_CORETYPE (such as Haswell) or "
+            "NPY_DISABLE_CPU_FEATURES to what all of them have"
+        ),
+    )
 
 
 def _refuse_other_shards(known: _World | None, wanted: int | None) -> None:
@@ -159,10 +161,4 @@ def current_group() -> Ranks:
     return group_of(comm, virtual_shards(comm))
 
 
-def _shares() -> tuple[int, int, int | None]:
-    comm = world()
-    return comm.rank, comm.size, virtual_shards(comm)
-
-
-loader.world = _shares
 placement.set_current_group(current_group)

@@ -62,7 +62,7 @@ def predict(
     """The outputs of a model for all samples, in the order of the data set, whatever the loader's: a call of all ranks.
 
     loader: a batch is inputs, or (inputs ..., target); the target is ignored.
-    everywhere: whether all ranks get the array of shape (samples, ...), or rank 0 alone and the others None.
+    everywhere: whether all ranks get the array of shape (samples, ...), or only rank 0, and the others None.
     step: a function of model and batch that gives a tensor with one row a sample.
     """
     if not isinstance(loader, DataLoader):

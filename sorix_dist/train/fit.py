@@ -87,7 +87,7 @@ def fit(
     recorder: Recorder | None = None,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
-    """Trains until the loader has given so many epochs; returns the numbers of each: a call of all ranks.
+    """Trains until the loader has reached this number of epochs; returns the numbers of each: a call of all ranks.
 
     model: a wrapped model; a batch is (inputs ..., target). criterion: such as nn.CrossEntropyLoss().
     valid: a loader to evaluate with after each epoch, by the criterion and by `metrics` of one number each, whose names

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: once, from rank 0, live on a terminal and in lines elsewhere."""
+"""Progress, printing and logging of a run: from rank 0, live on a terminal, line by line elsewhere."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ INTERVAL = 10.0
 
 
 def print(*values: Any, **options: Any) -> None:
-    """As Python's `print`, on rank 0 alone, at once, and above a live progress line."""
+    """As Python's `print`, only on rank 0, unbuffered, and above a live progress line."""
     if is_main_process():
         with tqdm.external_write_mode(options.get("file")):
             builtins.print(*values, **{"flush": True, **options})
 
 
 def main_process_only(function: Callable[P, T]) -> Callable[P, T | None]:
-    """A decorator: rank 0 alone calls the function, the others get None at once.
+    """A decorator: only rank 0 calls the function, the other ranks get None.
 
     What all ranks do together (`metric.compute()`, `sx.all_reduce`, `checkpointer.save`) does not belong in it.
     """
@@ -153,8 +153,7 @@ class Progress:
         self._sums: dict[str, tuple[float, int]] = {}
         self._rows, self._samples, self._skipped = 1, 0, 0
         if isinstance(self.loader, DataLoader):
-            self.epoch, state = self.loader.epoch, self.loader.state_dict()
-            self._skipped = state["batches"] if state["epoch"] == self.epoch else 0
+            self.epoch, self._skipped = self.loader.epoch, self.loader.first_batch
         try:
             self.steps: int | None = len(self)
         except TypeError:  # a stream
@@ -204,13 +203,13 @@ def progress(loader: Iterable[Any], epochs: int | None = None, shown: bool = Tru
         for epoch in range(10):
             for xb, yb in bar:
                 ...
-                bar.log(loss=loss)    # shown as the mean over the epoch, kept in bar.means
+                bar.log(loss=loss)    # shown as the mean over the epoch, also in bar.means
     """
     return Progress(loader, epochs, shown)
 
 
 def _rows(batch: Any) -> int:
-    """The rows of a global batch, 0 if no loader has said it: asking the other ranks takes longer than it is worth."""
+    """The rows of a global batch, 0 where no loader made it: asking the other ranks would cost a message a batch."""
     places = (tensor.place for tensor in tensors(batch))
     return next((place.total for place in places if isinstance(place, Shard)), 0)
 

@@ -91,16 +91,16 @@ class Recorder:
         self.close()
 
     def _go_on_from(self, step: int) -> int:
-        """A descriptor of the file of records, in which only those before `step` are left."""
+        """Opens the file of records for appending, after it has dropped those of `step` and later."""
         path = self.directory / RECORDS
         lines = list(_lines(path))
-        kept = [line for line, record in lines if record["step"] < step]
+        earlier = [line for line, record in lines if record["step"] < step]
         dropped = [line for line, record in lines if record["step"] >= step]
         if dropped:
             with open(self.directory / SUPERSEDED, "a", encoding="utf-8") as file:
                 file.writelines(dropped)
-        if dropped or (path.exists() and path.stat().st_size != sum(len(line.encode()) for line in kept)):
-            write_whole(path, [(0, "".join(kept).encode())])
+        if dropped or (path.exists() and path.stat().st_size != sum(len(line.encode()) for line in earlier)):
+            write_whole(path, [(0, "".join(earlier).encode())])
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
     def _write_table(self) -> None:

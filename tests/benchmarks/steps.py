@@ -29,7 +29,7 @@ def measure(names: Sequence[str], synchronised: Sequence[str], seconds: float) -
     steps, synchronisations = {}, {}
     for name in names:
         workload = WORKLOADS[name]
-        start, stop = shard_bounds(workload.rows, *loader.world())
+        start, stop = shard_bounds(workload.rows, *loader.ranks())
         products = workload.products(stop - start)
         steps[name] = interleaved({"step": training_step(workload), "products": partial(multiply, products)}, seconds)
         gc.collect()  # a wrapped model that nobody holds any more would still be asked

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
-from tests.launch.jobs import ROOT
+from tests.support.jobs import ROOT
 
 
 @pytest.fixture(autouse=True)

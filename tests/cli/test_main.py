@@ -10,7 +10,7 @@ import pytest
 
 from sorix_dist._version import __version__
 from sorix_dist.cli import main
-from tests.launch.jobs import ROOT, SORIX_DIST, finished
+from tests.support.jobs import ROOT, SORIX_DIST, finished
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

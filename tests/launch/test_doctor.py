@@ -16,9 +16,9 @@ from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import cleanup
 from sorix_dist.launch.doctor import Finding, machine, mpi
 from sorix_dist.launch.processes import ask
-from tests.launch.jobs import survivors
 from tests.launch.test_command import VERSIONS, launcher
 from tests.launching import MPIRUN, needs_mpirun, run_command
+from tests.support.jobs import survivors
 
 SRUN_0_OF_4 = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
 

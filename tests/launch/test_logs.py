@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.launch.logs import logged
-from tests.launch.jobs import LIMIT, finished, job, survivors
+from tests.support.jobs import LIMIT, finished, job, survivors
 
 SPEAKS = "import os, sys; print('out', os.getpid()); print('err', file=sys.stderr); sys.exit(int(sys.argv[1]))"
 

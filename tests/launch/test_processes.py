@@ -6,7 +6,7 @@ import os
 import sys
 
 from sorix_dist.launch.processes import descendants, kill_with_descendants
-from tests.launch.jobs import announced, job, survivors
+from tests.support.jobs import announced, job, survivors
 
 NESTED = """
 import os, subprocess, sys, time

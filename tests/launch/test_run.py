@@ -13,7 +13,7 @@ import pytest
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.run import Ended, run
-from tests.launch.jobs import LIMIT, announced, finished, job, survivors
+from tests.support.jobs import LIMIT, announced, finished, job, survivors
 
 RUNNER = """
 import sys

@@ -14,7 +14,7 @@ import pytest
 from sorix_dist.launch import supervise as module
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.supervise import supervise
-from tests.launch.jobs import LIMIT, ROOT, announced, job, survivors
+from tests.support.jobs import LIMIT, ROOT, announced, job, survivors
 
 BARE = "import os, pathlib, sys, time; attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
 BEGIN = BARE + "import sorix_dist.comm\n"  # without which no script is known to come to its end

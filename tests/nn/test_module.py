@@ -382,3 +382,62 @@ def test_appending_to_a_slice_replaces_nothing() -> None:
 def test_repr() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     assert repr(model) == ("Sequential(\n  (0): Linear(in_features=2, out_features=3, bias=True)\n  (1): ReLU()\n)")
+
+
+def test_a_dict_of_modules() -> None:
+    heads = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.ReLU()})
+    heads["c"] = nn.Linear(2, 3, bias=False)
+    heads.update([("b", nn.Tanh())])
+    assert list(heads) == ["a", "b", "c"] == list(heads.keys())
+    assert "a" in heads
+    assert len(heads) == 3
+    assert heads.a is heads["a"]
+    assert [name for name, _ in heads.named_parameters()] == ["a.W", "a.b", "c.W"]
+    assert repr(heads["b"]) == "Tanh()"
+    assert heads.pop("a") is not None
+    del heads["b"]
+    assert [*map(repr, heads.values())] == ["Linear(in_features=2, out_features=3, bias=False)"]
+    assert [name for name, _ in heads.items()] == ["c"]
+    with pytest.raises(TypeError, match="ModuleDict holds modules, got int 3"):
+        heads["d"] = 3
+
+
+def test_a_list_of_parameters() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.scales = nn.ParameterList([nn.Parameter(np.ones(2)), np.zeros(3)])
+
+    model = Model()
+    model.scales.append(Tensor(np.ones(1)))
+    model.scales[1] = np.ones(4)
+    assert [name for name, _ in model.named_parameters()] == ["scales.0", "scales.1", "scales.2"]
+    assert len(model.scales) == 3
+    assert [p.shape for p in model.scales] == [(2,), (4,), (1,)]
+    assert all(p.requires_grad for p in model.scales)
+
+
+def test_forward_hooks() -> None:
+    layer, seen = nn.Linear(2, 2), []
+    first = layer.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
+    second = layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    third = layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    plain = layer.forward(X + 1).numpy()
+    np.testing.assert_allclose(layer(X).numpy(), plain * 2)
+    assert seen[0][0] is layer
+    assert (seen[0][1][0].numpy() == 2).all()
+    for handle in (first, second, third):
+        handle.remove()
+    np.testing.assert_allclose(layer(X).numpy(), layer.forward(X).numpy())
+    assert len(seen) == 1
+    assert [name for name, _ in layer.named_parameters()] == ["W", "b"]
+
+
+def test_there_is_no_gpu() -> None:
+    layer = nn.Linear(in_features=2, out_features=3)
+    assert layer.cpu() is layer.to("cpu", non_blocking=True) is layer
+    assert str(layer.device) == "cpu"
+    for call in (layer.cuda, lambda: layer.cuda(1), lambda: layer.to("cuda", True)):
+        with pytest.raises(RuntimeError, match="is not available: sorix_dist computes on the CPU"):
+            call()
+    with pytest.raises(ValueError, match="Linear: neurons must be an integer >= 1, got None"):
+        nn.Linear(3)

@@ -50,6 +50,11 @@ LAYERS = {
     **{name: (lambda name=name: getattr(nn, name)(4, 3), VECTOR) for name in ("RNNCell", "GRUCell", "LSTMCell")},
     "MultiheadAttention": (lambda: _SelfAttention(), SEQUENCE),
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SEQUENCE),
+    "TransformerDecoderLayer": (lambda: _Decoded(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True)), SEQUENCE),
+    "TransformerDecoder": (
+        lambda: _Decoded(nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True), 2)),
+        SEQUENCE,
+    ),
     "TransformerEncoder": (
         lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2),
         SEQUENCE,
@@ -70,7 +75,17 @@ OTHER_LOSSES = {
     "MarginRankingLoss": (VECTOR, VECTOR, VECTOR),
     "TripletMarginLoss": (VECTOR, VECTOR, VECTOR),
 }
-CONTAINERS = {"Module", "ModuleList", "Parameter", "Sequential", "functional", "init", "utils"}
+CONTAINERS = {
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "Parameter",
+    "ParameterList",
+    "Sequential",
+    "functional",
+    "init",
+    "utils",
+}
 
 
 class _SelfAttention(nn.Module):
@@ -79,6 +94,14 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x):
         return self.attention(x, x, x)[0]
+
+
+class _Decoded(nn.Module):
+    def __init__(self, decoder: nn.Module) -> None:
+        self.decoder = decoder
+
+    def forward(self, x):
+        return self.decoder(x, x)
 
 
 def test_every_layer_is_here():

@@ -142,7 +142,7 @@ def test_a_layer_that_was_replaced_after_wrapping():
         d.module.head = nn.Linear(8, 3).double()
         d(batch()[0]).mean().backward()
 
-    on_all_ranks(work, RuntimeError, "of 'linear' .* synchronised by no wrapper.* unwrap")
+    on_all_ranks(work, RuntimeError, "of a Linear .* synchronised by no wrapper.* unwrap")
 
 
 def test_rows_are_no_scalars():

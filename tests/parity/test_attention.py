@@ -176,3 +176,29 @@ def test_embedding(padding: int | None) -> None:
     ours = nn.Embedding(6, 3, padding_idx=padding, dtype="float64")
     index = RNG.integers(0, 6, (4, 5))
     compare(ours, theirs, lambda: ours(index), lambda: theirs(torch.tensor(index)), [])
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_decoder(norm_first: bool, batch_first: bool, masked: bool) -> None:
+    options = {"norm_first": norm_first, "batch_first": batch_first, "dropout": 0.0, "dim_feedforward": 16}
+    theirs = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(8, 2, **options), 2).double()
+    ours = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, **options), 2).double()
+    ours.load_state_dict(state_of(theirs))
+    shapes = ((3, 5, 8), (3, 6, 8)) if batch_first else ((5, 3, 8), (6, 3, 8))
+    (x, a), (memory, b) = (pair(*shape) for shape in shapes)
+    masks, their_masks = {}, {}
+    if masked:
+        causal, padding = np.triu(np.ones((5, 5), bool), 1), np.arange(6) >= np.array([[6], [3], [4]])
+        masks = {"tgt_mask": causal, "memory_key_padding_mask": padding}
+        their_masks = {name: torch.tensor(mask) for name, mask in masks.items()}
+    got, expected = ours(x, memory, **masks), theirs(a, b, **their_masks)
+    close(got.detach(), expected)
+    weights = RNG.standard_normal(got.shape)
+    (got * weights).sum().backward()
+    (expected * torch.tensor(weights)).sum().backward()
+    for mine, other in ((x, a), (memory, b)):
+        np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-8, atol=1e-10)
+    # Optimizers' states go by position.
+    assert [name for name, _ in ours.named_parameters()] == list(state_of(theirs))

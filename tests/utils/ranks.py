@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sorix_dist.core import placement
-from sorix_dist.utils.data import loader
 
 
 @contextmanager
 def place(rank: int, size: int, pieces: int | None = None) -> Iterator[None]:
     """Makes loaders believe that this is `rank` of `size`, which cut batches into `pieces`."""
-    before, group = loader.world, placement._current
-    loader.world = lambda: (rank, size, pieces)
-    placement._current = lambda: placement.ALONE
+    group = placement.Group()
+    group.rank, group.size, group.virtual_shards = rank, size, pieces
+    before = placement._current
+    placement._current = lambda: group
     try:
         yield
     finally:
-        loader.world = before
-        placement._current = group
+        placement._current = before

@@ -20,7 +20,7 @@ from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
-_BLOCK = 1 << 15  # elements: some arrays of so many stay in a core's cache while several passes go over them
+_BLOCK = 1 << 15  # elements: some arrays of this size stay in a core's cache during several passes
 
 
 @op()

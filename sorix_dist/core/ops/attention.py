@@ -25,7 +25,7 @@ from sorix_dist.core.tensor import Array, shape_of
 
 def attention_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Attention: rows along a leading dimension of queries, keys, values and masks; or queries that are rows, with keys
-    and values that every rank holds alike."""
+    and values that are Replicates."""
     operands = beside_queries(apply.__name__, inputs)
     lead = placement_of(operands[0])
     if lead is None:

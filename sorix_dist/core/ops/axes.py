@@ -102,7 +102,7 @@ def along_axis(reduces: bool | None) -> Rule:
 
 
 def mixes_rows(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Turned around or moved along `axis`: rows keep their places, which mean something else on every split."""
+    """Reversed or rotated along `axis`: refused for rows, whose positions differ on every split."""
     place = inputs[0].place
     if isinstance(place, Shard) and place.axis in normalized_axes(options["axis"], inputs[0].array.ndim):
         return apply(refused(inputs[0], apply.__name__), **options)

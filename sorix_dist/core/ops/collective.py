@@ -54,8 +54,7 @@ def shared_out(x: Any, *, parts: int) -> Any:
 
 @op(rule=given)
 def spread_rows(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -> Any:
-    """x broadcast to `shape`, of which the shard is the rows' axis, and divided by `over`: the transpose of
-    `sum_in_order`."""
+    """x broadcast to `shape`, whose rows are the shard's, and divided by `over`: the transpose of `sum_in_order`."""
     before = x.shape
     value = np.broadcast_to(x if over == 1 else x / over, shape)
     return value, (lambda g, out: like_input(sum_in_order, g, shard=shard, shape=before, over=over),)
@@ -79,7 +78,7 @@ def sum_in_order(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -
 
 @op(rule=given)
 def take_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
-    """Rows start to stop - 1 of those that this rank has."""
+    """Rows start to stop - 1 of this rank's rows."""
     return shard.part(x, start, stop, shard.batch.held), (
         lambda g, out: like_input(put_rows, g, shard=shard, start=start, stop=stop),
     )
@@ -87,7 +86,7 @@ def take_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
 
 @op(rule=given)
 def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
-    """Rows start to stop - 1 of those that this rank has, zeros in the others."""
+    """x as rows start to stop - 1 of this rank's rows, zeros in the others."""
     return shard.padded(x, start, stop, shard.batch.held), (
         lambda g, out: like_input(take_rows, g, shard=shard, start=start, stop=stop),
     )
@@ -95,8 +94,7 @@ def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
 
 @op(rule=given)
 def summed_parts(*parts: Any, batch: Batch, bounds: tuple[Any, ...]) -> Any:
-    """The sum over the virtual shards of all ranks, of which this rank has `parts` for the rows in `bounds`, in one
-    order."""
+    """The sum over the virtual shards of all ranks, in one order; this rank has `parts`, for the rows in `bounds`."""
     of = dict(zip(bounds, parts, strict=True))
     value = batch.group.add_up(lambda rows: np.asarray(of[rows.start, rows.stop]), batch.rows)
     return value, ((lambda g, out: g),) * len(parts)
@@ -104,7 +102,7 @@ def summed_parts(*parts: Any, batch: Batch, bounds: tuple[Any, ...]) -> Any:
 
 @op(rule=given)
 def first_of(*parts: Any, count: int) -> Any:
-    """The first of values that are all the same; the gradient is that of `count` of them together."""
+    """The first of `count` equal values, which share the gradient."""
     return np.array(parts[0]), ((lambda g, out: g / count),) * len(parts)
 
 
@@ -112,7 +110,7 @@ def first_of(*parts: Any, count: int) -> Any:
 
 
 def replicated(x: Tensor, name: str = "") -> Tensor:
-    """What every rank holds alike: the sum over all parts of a Partial, or the rows of all ranks."""
+    """A tensor as a Replicate: the sum over all parts of a Partial, or the rows of all ranks."""
     place = x.place
     if isinstance(place, Shard):
         group = place.group
@@ -140,7 +138,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
 
 
 def summed(x: Tensor, group: Group, what: str) -> Tensor:
-    """The sum of what all ranks hold, the same on each, and known as such to a backward that begins behind it."""
+    """The sum over all ranks, the same on each; a backward of what follows from it begins with one of equal parts."""
     total = all_reduced(bare(x), group=group, what=what)
     if isinstance(total.origin, Node) and total.origin.sync is None:
         total.origin.sync = Sync(group)
@@ -148,7 +146,7 @@ def summed(x: Tensor, group: Group, what: str) -> Tensor:
 
 
 def rows_of(x: Any, shard: Shard) -> Any:
-    """This rank's rows of what every rank holds alike, for the global batch of a shard."""
+    """This rank's rows of a Replicate that has one for each row of the global batch of a shard."""
     if not isinstance(x, Tensor):
         return tagged(Tensor.of(_own_rows(x, shard)), shard)
     return tagged(cut_rows(bare(x), shard=shard), shard)
@@ -165,8 +163,8 @@ def _number(x: Any, dtype: Any) -> Array:
 
 
 def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
-    """An operand of a sum as a Partial of this dtype; of what every rank holds alike one of equal parts, so that it
-    counts once."""
+    """An operand of a sum as a Partial of this dtype; a Replicate is divided by the number of parts: it counts
+    once."""
     operand = x if isinstance(x, Tensor) else Tensor(_number(x, dtype))  # a float32 of a number would round it
     if operand.array.dtype != dtype:
         operand = cast_to(operand, dtype=dtype)  # before it is divided, which rounds
@@ -178,7 +176,7 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
 
 
 def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:
-    """What every rank holds alike, broadcast to this rank's rows, so that its gradient is added up in order."""
+    """A Replicate broadcast to this rank's rows, so that its gradient is added up in order."""
     shape = x.array.shape
     wide = (1,) * (ndim - len(shape)) + shape
     shard = lead.moved(ndim - at)

@@ -124,7 +124,7 @@ def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
     """Adds to each stride[0]th row of images x, from `phase` on in the padded image, what a transposed convolution
     of y puts there. All three have their groups as first dimension.
 
-    Down the image this is a convolution with the rows of the kernel that meet those rows, in reversed order;
+    Down the image this is a convolution with the rows of the kernel that lie over those rows, in reversed order;
     only what lies right of it is spread.
     """
     (stride, step), (spacing, right) = places.stride, places.dilation

@@ -176,7 +176,7 @@ OF_NUMPY |= {np.square: square, np.sign: sign}
 
 @op(called="round")
 def round_to(x: Any, *, decimals: int) -> Any:
-    """The nearest number with so many decimals; halves go to the even one; the gradient is 0."""
+    """The nearest number with `decimals` decimals; halves go to the even one; the gradient is 0."""
     return np.round(x, decimals), (lambda g, out: _zero(g),)
 
 

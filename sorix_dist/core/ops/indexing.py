@@ -1,4 +1,4 @@
-"""Elements by their places: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
+"""Elements by their indices: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements added up at an index: where rows go is not known, so they are gathered."""
+    """Elements added up at an index: rows are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 
@@ -38,7 +38,7 @@ def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 def take(x: Any, *, index: Any) -> Any:
     """The elements that a NumPy index names; an element named twice gets both gradients."""
     shape = x.shape
-    return x[index], (lambda g, out: scatter(g, index=index, shape=shape),)
+    return x[index], (lambda g, out: like_input(scatter_add_to, g, index=index, shape=shape),)
 
 
 @op(rule=scatter_rule, called="scatter_add")
@@ -50,11 +50,6 @@ def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
     else:
         np.add.at(zeros, index, x)
     return zeros, (lambda g, out: g[index],)
-
-
-def scatter(x: Any, *, index: Any, shape: Any) -> Any:
-    """`scatter_add_to` for a tensor or an array, answering in kind."""
-    return like_input(scatter_add_to, x, index=index, shape=shape)
 
 
 def _names_each_once(index: Any) -> bool:
@@ -92,7 +87,6 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
         own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
-        # Of each row what its index names.
         if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
             return tagged(take(bare(input), index=(own, other)), place)
     return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
@@ -208,8 +202,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
 
 
 def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ...]:
-    """The operands of a function that looks up along `dim`, so that each row of a batch looks up in itself, or in what
-    is the same everywhere. Else all of them with the rows of all ranks."""
+    """The operands of a lookup along `dim`: as they are if each row of a batch looks up in itself, or in a Replicate;
+    else with the rows of all ranks."""
     at, place = axis_of(name, input, dim), shard_of(input)
     if place is not None and place.axis != at:
         others = tuple(beside(other, place, len(shape_of(input)) - place.axis) for other in others)
@@ -249,8 +243,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     rows = shard_of(input) or shard_of(src)
     if rows is not None and shard_of(input) is None:
         input, index, src = (whole(x, "scatter_add") for x in (input, index, src))
-        rows = None
-    if rows is not None:
+    elif rows is not None:
         return tagged(scatter_add(bare(input), dim, bare(index), bare(src)), rows)
     key = _grid_along("scatter_add", input, dim, index)
     shape = shape_of(index)
@@ -293,20 +286,16 @@ def masked_select(input: Any, mask: Any) -> Any:
 
 
 def one_hot(input: Any, num_classes: int = -1) -> Any:
-    """For integers in [0, num_classes), rows of zeros with a 1 at that place (int64); -1: as many as there are."""
+    """Integers in [0, num_classes) as vectors of zeros with a 1 at that index (int64); -1: the largest one plus 1."""
     rows = shard_of(input)
-    if rows is not None:
-        if num_classes == -1:
-            labels = whole(input, "one_hot").array
-            num_classes = int(labels.max()) + 1 if labels.size else -1
-        return tagged(one_hot(bare(input), num_classes), rows)
-    labels = input.array if isinstance(input, Tensor) else np.asarray(input)
     if num_classes == -1:
-        if not labels.size:
+        everywhere = np.asarray(whole(input, "one_hot"))
+        if not everywhere.size:
             raise ValueError("one_hot: num_classes must be given for an input without elements")
-        num_classes = int(labels.max()) + 1
-    labels = _indices("one_hot", labels, num_classes)
-    return Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
+        num_classes = int(everywhere.max()) + 1
+    labels = _indices("one_hot", input, num_classes)
+    result = Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
+    return result if rows is None else tagged(result, rows)
 
 
 def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
-from sorix_dist.core.ops.axes import along, axis_of, parts_along
+from sorix_dist.core.ops.axes import along, axis_of, parts_along, refused
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
@@ -28,7 +28,7 @@ def pad_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """One after the other along `axis`: rows beside rows are rows, and so are all rows behind all rows."""
+    """Along another axis than that of the rows, rows stay rows; along it, all rows follow all rows (`Shard.outer`)."""
     axis, new = options["axis"], apply.__name__ == "stack"
     lead = rules.first_shard(inputs)
     if lead is None:
@@ -42,7 +42,7 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if alike and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
         others = [x for x in inputs if not isinstance(placement_of(x), Shard)]
-        # Constants that have as many rows as the batch, on every rank, are taken for rows.
+        # Constants that have as many rows as the batch, on every rank, count as rows.
         rows = [not _is_known_alike(x) and shape_of(x)[axis] == lead.batch.held * lead.inner for x in others]
         if alike and not lead.group.isolated and not lead.group.counts(not all(rows))[1]:
             result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
@@ -113,20 +113,21 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, ax
 def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
     """Parts along `dim`: all of one size (the last may be smaller), or of the sizes in a list."""
     at = axis_of("split", tensor, dim if axis is None else axis)
-    length = (shape_of(tensor) or (0,))[at]
+    length, place = (shape_of(tensor) or (0,))[at], shard_of(tensor)
     if isinstance(split_size_or_sections, tuple | list):
         sizes = [int(n) for n in split_size_or_sections]
         if any(n < 0 for n in sizes) or sum(sizes) != length:
             raise ValueError(f"split: sections must add up to the size {length} of dim {at}, got {sizes}")
     else:
         size = int(split_size_or_sections)
-        place = shard_of(tensor)
         if place is not None and place.axis == at and place.outer > 1 and place.held == size * place.outer:
             return chunk(tensor, place.outer, at)  # all rows, then all rows again
         if size < 1:
             raise ValueError(f"split: split_size must be at least 1, got {size}")
         sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
-    return tuple(take(tensor, index=place) for place in parts_along(at, sizes))
+    if place is not None and place.axis == at and place.outer == 1:
+        tensor = refused(tensor, "split")
+    return tuple(take(tensor, index=key) for key in parts_along(at, sizes))
 
 
 def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
@@ -146,7 +147,9 @@ def unbind(input: Any, dim: int = 0, *, axis: int | None = None) -> tuple[Any, .
     """The slices along `dim`, without that dimension."""
     if not shape_of(input):
         raise TypeError("unbind: input must have at least one dimension, got a 0-d tensor")
-    at = axis_of("unbind", input, dim if axis is None else axis)
+    at, place = axis_of("unbind", input, dim if axis is None else axis), shard_of(input)
+    if place is not None and place.axis == at:
+        input = refused(input, "unbind")
     return tuple(take(input, index=along(at, i)) for i in range(shape_of(input)[at]))
 
 
@@ -202,8 +205,8 @@ def _several(name: str, tensors: Any) -> list[Any]:
 
 
 def _beside_rows(name: str, parts: list[Any], axis: int | None = None) -> list[Any]:
-    """The parts, with this rank's rows of those that every rank holds alike, if there are rows along another axis than
-    that to join them along."""
+    """The parts, with this rank's rows of Replicates, if there are rows along another axis than
+    the one to join along."""
     rows = next((part for part in parts if shard_of(part) is not None), None)
     return parts if rows is None or rows.place.axis == axis else [align(part, rows, name) for part in parts]
 

@@ -76,8 +76,8 @@ def batch_norm_of_rows(
 ) -> Result:
     """x (N, C, ...) with mean 0 and variance 1 in each channel over all rows of the batch, times weight, plus bias.
 
-    weight, bias: C numbers in any shape, or None; group: who has the other rows. The forward needs two sums over it,
-    the backward to x one, also with no rows. ValueError for one value per channel (Ioffe and Szegedy 2015).
+    weight, bias: C numbers in any shape, or None; group: the ranks that have the other rows. The forward needs two sums
+    over it, the backward to x one, also with no rows. ValueError for one value per channel (Ioffe and Szegedy 2015).
     """
     axes, shape = _over_channels(x)
     channels = x.shape[1]

@@ -219,7 +219,7 @@ def var(
 ) -> Any:
     """The sum of squared distances from the mean, divided by the number of elements minus `correction`.
 
-    correction: 1 by default (Bessel's), 0 with `unbiased=False`. NaN if nothing is left to divide by.
+    correction: 1 by default (Bessel's), 0 with `unbiased=False`. NaN if that is not positive.
     """
     correction = int(unbiased) if correction is None else correction
     return _variance("var", X, axis, ambiguous, dim, keepdims or keepdim, correction)

@@ -25,7 +25,7 @@ def permute_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def reshape_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Another shape: rows stay rows if their axis does, or is merged with others or taken apart again."""
+    """Another shape: rows stay rows if their axis does, or is merged with others or split off again."""
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
         return linear_place(place)
@@ -34,7 +34,7 @@ def reshape_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """RuntimeError: a reshape mixes rows. In one process there is nothing to refuse, and the rows are all rows."""
+    """RuntimeError on several ranks: a reshape mixes rows. On one rank the tensor without its placement."""
     place = x.place
     assert isinstance(place, Shard)
     if not place.group.single:
@@ -49,10 +49,10 @@ def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
 def reshaped_rows(
     place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
 ) -> Shard | None:
-    """Where the rows are after a reshape; None if they are mixed, or if that can't be told.
+    """Where the rows are after a reshape; None if they are mixed, or if it is ambiguous.
 
-    unknown: the axis of -1, whose length in `after` does not matter. A rank with a single row can't tell it from other
-    dimensions of 1 and has to guess; where that would be wrong, the others, which know better, answer None.
+    unknown: the axis of -1, whose length in `after` does not matter. A rank with a single row can't distinguish it from
+    other dimensions of 1 and has to guess; where the guess would be wrong, ranks with more rows answer None.
     """
     front = prod(before[: place.axis]) * place.outer
     behind = prod(before[place.axis + 1 :]) * place.inner
@@ -72,9 +72,8 @@ def _axis_of_rows(
 ) -> tuple[int, int, int] | None:
     """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 
-    They are whole in an axis with A elements in front and B behind if A divides `front` and B `behind`, and it has what
-    is left: that of -1, or one that is as long. Where several would do, it is the one that merges the rows with the
-    fewest others.
+    An axis with A elements in front and B behind can hold them if A divides `front` and B divides `behind`, and its
+    length fits (or is -1). Of several such axes, the one that merges the rows with the fewest others.
     """
     found = []
     for axis, length in enumerate(after):
@@ -279,7 +278,7 @@ def expand(input: Any, *sizes: Any) -> Any:
     extra = len(wanted) - len(shape)
     if extra < 0:
         raise ValueError(f"expand: sizes must have at least {len(shape)} entries for shape {shape}, got {wanted}")
-    global_shape = (*wanted[:extra], *extents(input))  # all rows of the batch are all of this rank's
+    global_shape = (*wanted[:extra], *extents(input))  # the global number of rows means this rank's rows
     full = tuple(shape[i - extra] if i >= extra and n in (-1, global_shape[i]) else n for i, n in enumerate(wanted))
     if any(n < 0 for n in full) or any(n not in (1, m) for n, m in zip(shape, full[extra:], strict=True)):
         raise ValueError(f"expand: sizes must fit the shape {shape} where that is not 1, got {wanted}")
@@ -310,8 +309,8 @@ def repeat(input: Any, *sizes: Any) -> Any:
         rows = place.batch.at(axis, place.outer * times[axis], place.inner)
         return tagged(repeat(bare(input), times), rows)
     shape = (1,) * extra + shape
-    apart = reshape_to(input, shape=tuple(n for size in shape for n in (1, size)))
-    wide = expand_to(apart, shape=tuple(n for pair in zip(times, shape, strict=True) for n in pair))
+    pairs = reshape_to(input, shape=tuple(n for size in shape for n in (1, size)))
+    wide = expand_to(pairs, shape=tuple(n for both in zip(times, shape, strict=True) for n in both))
     return reshape_to(wide, shape=tuple(n * size for n, size in zip(times, shape, strict=True)))
 
 

@@ -1,7 +1,9 @@
-"""Where the windows of a convolution or a pooling lie in an image, and the images around them.
+"""Where the windows of a convolution or a pooling lie in an image, and images as matrices of windows (im2col).
 
 Images have the shape (N, C, H, W); the results of these operations lie in memory with the rows of the batch
 innermost, (C, H, W, N), because then every copy, sum and maximum over windows runs along contiguous numbers.
+In a matrix of windows the pixels under each window are a column. They are copied once for each column of the kernel;
+the matrices of all rows of windows are overlapping views of that copy, so the rows of the kernel cost no copies.
 """
 
 from __future__ import annotations
@@ -127,14 +129,8 @@ def pad(x: Array, geometry: Geometry, fill: float = 0.0) -> Array:
 
 
 TILE = 1 << 20  # bytes that are copied and computed at a time, so that they stay in the cache
-
-
 MOST = 16 * TILE  # where rows are so long that a few of them take more
-
-
 WIDE = 128  # numbers in a row of a tile, at least, so that copies and products are long
-
-
 SMALL = 1_000_000  # multiplications of a product that OpenBLAS computes without copying its operands first
 
 
@@ -149,7 +145,7 @@ class Taps:
 
     @property
     def shared(self) -> int:
-        """With how many windows behind it a window shares what lies between its first and its last pixel."""
+        """The number of following windows that overlap with a window."""
         return (self.count - 1) * self.spacing // self.step
 
 
@@ -160,6 +156,11 @@ class Tile:
     rows: Pair
     columns: Pair
     by_rows: bool
+
+    @property
+    def size(self) -> Pair:
+        """The number of rows and columns."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
 
     def of(self, image: Array) -> Array:
         """The pixels (groups, C / groups, h, w, N) of this tile."""
@@ -176,7 +177,7 @@ class Tile:
     def pixels(self, matrices: Array) -> Array:
         """The inverse of `matrices`, as a view."""
         groups, _, channels, _ = matrices.shape
-        high, wide = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+        high, wide = self.size
         count = matrices[0].size // max(1, channels * high * wide)
         if self.by_rows:
             return matrices.reshape(groups, high, channels, wide, count).transpose(0, 2, 1, 3, 4)
@@ -184,7 +185,7 @@ class Tile:
 
 
 class Scratch:
-    """Memory for arrays of which each is needed until the next one is asked for."""
+    """Memory for one array at a time: each call reuses it."""
 
     def __init__(self, dtype: Any) -> None:
         self._memory = np.empty(0, dtype)
@@ -217,7 +218,7 @@ def tiles(size: Pair, shared: int, pixel: int, count: int, height: int) -> Itera
 
 
 def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
-    """Which of `count` pixels first, first + step, ... lie in an image of `size`, and where in it."""
+    """The slice of `count` pixels first, first + step, ... that lie in an image of `size`, and their slice in it."""
     begin = min(count, max(0, -(first // step)))
     end = min(count, max(begin, -((first - size) // step)))
     if begin == end:
@@ -228,7 +229,7 @@ def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
 def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> Array:
     """The windows of a tile of an image x as matrices (groups, products, kH * kW * C / groups, pixels)."""
     groups, channels, _, _, count = x.shape
-    high, wide = tile.rows[1] - tile.rows[0], tile.columns[1] - tile.columns[0]
+    high, wide = tile.size
     copied = _copied(x, down, right, tile, scratch)
     group, row, depth, pixel = copied.strides
     overlapping: Array = np.ndarray(  # what as_strided does, in a tenth of its time
@@ -244,8 +245,8 @@ def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
 
 
 def pieces(matrices: Array, other: int, least: int) -> int:
-    """Into how many equal parts the columns of `matrices` are to be cut so that products with a matrix of `other`
-    rows are SMALL; 1 if parts of at least `least` columns are not."""
+    """The number of equal parts of the columns of `matrices` with which products with a matrix of `other` rows are
+    SMALL; 1 if parts of at least `least` columns are not."""
     height, length = matrices.shape[-2:]
     fits = SMALL // max(1, other * height)
     return next((n for n in range(1, length // least + 1) if length % n == 0 and length // n <= fits), 1)
@@ -259,7 +260,7 @@ def cut(matrices: Array, count: int) -> Array:
 def _copied(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> Array:
     """The pixels of x that a tile needs, (groups, rows, kW * C / groups, w * N), with zeros for those outside."""
     groups, channels, height, width, count = x.shape
-    high, wide = tile.rows[1] - tile.rows[0], tile.columns[1] - tile.columns[0]
+    high, wide = tile.size
     rows = (high - 1) * down.step + (down.count - 1) * down.spacing + 1
     within, source = inside(down.first + tile.rows[0] * down.step, 1, rows, height)
     copied = scratch(groups, rows, right.count, channels, wide, count)

@@ -27,7 +27,7 @@ class Metric(ABC):
     """
 
     options: tuple[str, ...] = ()
-    """The names of the attributes in which the metrics of all ranks must be alike."""
+    """The names of the attributes in which the metrics of all ranks must be the same."""
 
     def __init__(self, comm: Any = None) -> None:
         self._comm = comm

@@ -50,7 +50,7 @@ class DistributedSampler(Sampler):
 
     def _place(self) -> tuple[int, int]:
         rank, size = self._given
-        return loader.world()[:2] if rank is None or size is None else (rank, size)
+        return loader.ranks()[:2] if rank is None or size is None else (rank, size)
 
     def __len__(self) -> int:
         """The number of samples that this rank takes in an epoch."""

@@ -13,19 +13,19 @@ from typing import Any
 
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_int
+from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
 from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
 from sorix_dist.utils.data.sampler import BatchSampler, LengthBucketSampler, Sampler
 
 
-def _alone() -> Ranks:
-    return 0, 1, None
+def ranks() -> Ranks:
+    """Rank and size of the processes that share batches, and the virtual shards that they cut them into (see
+    `shard_bounds`)."""
+    group = current_group()
+    return group.rank, group.size, group.virtual_shards
 
-
-# Rank and size of the processes that share the batches, and the pieces that they cut them into (see `shard_bounds`);
-# `parallel` puts its own function here.
-world: Callable[[], Ranks] = _alone
 
 # Options of PyTorch's DataLoader without a meaning here: workers are threads, and there is no device to copy to.
 _WITHOUT_EFFECT = {
@@ -137,6 +137,11 @@ class DataLoader:
         if self.sampler is None:
             raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
         return self._batches(self.sampler).count(self._handed[0])
+
+    @property
+    def first_batch(self) -> int:
+        """The number of the batch that the next loop begins with; not 0 where a loaded state stopped in an epoch."""
+        return self._first
 
     def in_order(self) -> DataLoader:
         """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
@@ -288,7 +293,7 @@ class DataLoader:
         }
 
     def _ranks(self) -> Ranks:
-        return world() if self.shard else _alone()
+        return ranks() if self.shard else (0, 1, None)
 
     def _source(self) -> Indexed | Streamed:
         if self.sampler is None:

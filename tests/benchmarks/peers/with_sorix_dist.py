@@ -50,7 +50,7 @@ class Peer:
         return training_step(replace(WORKLOADS[workload], rows=_rows(path)), self.hook)
 
     def _products(self, workload: str, path: str) -> Callable[[], Any]:
-        start, stop = shard_bounds(_rows(path), *loader.world())
+        start, stop = shard_bounds(_rows(path), *loader.ranks())
         return partial(multiply, WORKLOADS[workload].products(stop - start))
 
     def _all_reduce(self, numbers: int) -> Callable[[], Any]:

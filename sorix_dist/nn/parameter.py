@@ -1,0 +1,28 @@
+"""Parameters: the tensors that a module trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sorix_dist.core import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that a module trains: it requires a gradient and is part of the module's state."""
+
+    __slots__ = ("torch_transposed",)
+
+    torch_transposed: bool  # whether PyTorch has the transpose of this matrix, which optimizers' states follow
+
+    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
+        super().__init__(data, requires_grad=requires_grad, dtype=dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made, arguments, state = super().__reduce__()
+        transposed = getattr(self, "torch_transposed", None)
+        return made, arguments, state if transposed is None else (state, {"torch_transposed": transposed})
+
+
+def is_trained(value: Any) -> bool:
+    """Whether `value` is a parameter, frozen or not, or another tensor that was made to require a gradient."""
+    return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)

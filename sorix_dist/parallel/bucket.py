@@ -1,0 +1,54 @@
+"""A bucket: parameters of a wrapped model whose gradients are reduced together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+from weakref import ref
+from zlib import crc32
+
+from sorix_dist.core.flat import Flat, leaf_of
+from sorix_dist.nn import Module
+from sorix_dist.parallel.reducers import Reducer
+
+if TYPE_CHECKING:
+    from sorix_dist.parallel.coordinator import Coordinator
+
+NonFinite = Literal["raise", "skip", "allow"]
+PRIVATE_GRADIENTS, OVERWRITE = 0, 1
+"""See `Bucket.reduce_mode`."""
+
+
+class Bucket:
+    """The parameters of one dtype of a wrapped model, whose gradients are reduced together. It lives as long as they.
+
+    wrapper: refers to the wrapped model; names: of the parameters; nonfinite: what happens to gradients that are not
+    finite; number: the same on all ranks.
+    """
+
+    number: int
+    reducer: Reducer
+
+    def __init__(self, wrapper: Module, coordinator: Coordinator, flat: Flat, names: list[str], nonfinite: NonFinite):
+        self.wrapper = ref(wrapper)
+        self.coordinator = coordinator
+        self.flat = flat
+        self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
+        self.names = names
+        self.nonfinite = nonfinite
+
+    def release(self) -> None:
+        """Makes the parameters ordinary ones again."""
+        self.flat.thaw()
+        self.coordinator.remove(self)
+
+    def reduce_mode(self) -> int:
+        """How the sum is to be added to what the parameters show: the same on all ranks that share it.
+
+        PRIVATE_GRADIENTS: as each rank likes, which shows gradients of its own. OVERWRITE: there is nothing to add to,
+        and no hook. Else a digest of where there is something to add to, and where there are hooks.
+        """
+        if not self.flat.frozen or self.coordinator.comm.size == 1:
+            return PRIVATE_GRADIENTS
+        if not any([leaf.total.written or leaf.hooks for leaf in self.leaves]):  # noqa: C419 (faster)
+            return OVERWRITE
+        return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
