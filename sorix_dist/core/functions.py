@@ -14,7 +14,7 @@ import numpy as np
 
 from sorix_dist.core import create
 from sorix_dist.core.create import *  # noqa: F403
-from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.keywords import publish
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
 from sorix_dist.core.ops import elementwise as e
@@ -140,4 +140,4 @@ __all__ = [
     "logical_or", "logical_xor", "equal", "allclose", "greater", "greater_equal", "less", "less_equal", "not_equal",
     "is_tensor",
 ]  # fmt: skip
-globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})
+publish(globals(), __all__)

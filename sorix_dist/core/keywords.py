@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
@@ -49,3 +49,12 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
         return value if dtype is None else cast(value, dtype)
 
     return call
+
+
+def publish(module: dict[str, Any], names: Sequence[str]) -> None:
+    """Gives a module's public functions PyTorch's keywords, and their place in it as their origin."""
+    for name in names:
+        module[name] = function = with_torch_keywords(module[name])
+        function.__signature__ = signature(function)  # type: ignore[attr-defined]
+        del function.__wrapped__  # type: ignore[attr-defined]
+        function.__module__, function.__qualname__ = module["__name__"], name

@@ -9,7 +9,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import host
-from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.keywords import publish
 from sorix_dist.core.missing import missing_from
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
@@ -89,5 +89,5 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     return scaled if weight is None else scaled * weight
 
 
-globals().update({name: with_torch_keywords(globals()[name]) for name in __all__})
+publish(globals(), __all__)
 __getattr__ = missing_from(__name__, globals())

@@ -1,0 +1,23 @@
+"""The files that `docs/how-it-works.md` lists are those that a gradient goes through."""
+
+from __future__ import annotations
+
+import re
+
+from tests.launching import ROOT, needs_mpirun, run_ranks
+
+# Rules of operations, the barrier, the watch, and one-line helpers: the page says that it leaves them out.
+ASIDE = ("core/ops/", "comm/", "watchdog/", "core/capture.py", "core/flat.py", "core/graph.py")
+MOST = 10
+
+
+@needs_mpirun
+def test_the_way_of_a_gradient():
+    ended = run_ranks(2, str(ROOT / "docs" / "call_path.py"))
+    assert ended.code == 0, ended.err
+    entered = {line.partition(":")[0] for line in ended.out.splitlines()}
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    section = page[page.index("## The way of a gradient") : page.index("```text")]
+    listed = set(re.findall(r"\*\*`([\w/]+\.py)`\*\*", section))
+    assert listed == {file for file in entered if not file.startswith(ASIDE)}
+    assert len(listed) <= MOST
