@@ -93,7 +93,7 @@ class _Recurrent(Module):
     def _run(self, input: Any, given: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The outputs in the layout of the input, and each final state, (layers * directions, N, H)."""
         x = input if isinstance(input, Tensor) else Tensor(input)
-        alone = x.ndim == 2
+        unbatched = x.ndim == 2
         x = rows_along(type(self).__name__, x, (0,) if self._turned(x) else (1,))
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or not x.shape[1 if self._turned(x) else 0]:
             form = "(N, T, {0})" if self.batch_first else "(T, N, {0})"
@@ -102,11 +102,11 @@ class _Recurrent(Module):
                 f"(T, {self.input_size}) with at least one step, got shape {tuple(x.shape)}"
             )
         turned = self._turned(x)
-        x = reshape(x, (len(x), 1, self.input_size)) if alone else swapaxes(x, 0, 1) if turned else x
+        x = reshape(x, (len(x), 1, self.input_size)) if unbatched else swapaxes(x, 0, 1) if turned else x
         rows = shard_of(x)
         if given is not None and rows is not None and rows.axis == 1:
             given = tuple(beside(state, rows, 2) for state in given)
-        starts = self._starts(given, x.shape[1], alone)
+        starts = self._starts(given, x.shape[1], unbatched)
         kind = common_dtype([x.array, self.weight_ih_l0.array, *map(_array, starts)])
         x = x if x.array.dtype == kind else cast(x, kind)
         finals: list[list[Tensor]] = []
@@ -122,25 +122,25 @@ class _Recurrent(Module):
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else cat(outputs, dim=2)
         last = [stack(list(states)) for states in zip(*finals, strict=True)]
-        if alone:
+        if unbatched:
             return reshape(x, (len(x), x.shape[2])), tuple(reshape(s, (len(s), self.hidden_size)) for s in last)
         return swapaxes(x, 0, 1) if turned else x, tuple(last)
 
     def _turned(self, x: Tensor) -> bool:
         return self.batch_first and x.ndim == 3
 
-    def _starts(self, given: tuple[Any, ...] | None, rows: int, alone: bool) -> list[Any]:
+    def _starts(self, given: tuple[Any, ...] | None, rows: int, unbatched: bool) -> list[Any]:
         """Each state before the first step, (layers * directions, N, H); zeros unless given."""
         shape = (self.num_layers * self._directions, rows, self.hidden_size)
         if given is None:
             return [Tensor.of(_zeros(shape, self.weight_ih_l0.array.dtype))] * len(self.states)
-        expected = (shape[0], shape[2]) if alone else shape
+        expected = (shape[0], shape[2]) if unbatched else shape
         for name, state in zip(self.states, given, strict=True):
             if np.shape(state) != expected:
                 raise ValueError(
                     f"{type(self).__name__}: {name} must have shape {expected}, got shape {tuple(np.shape(state))}"
                 )
-        return [reshape(state, shape) if alone else state for state in given]
+        return [reshape(state, shape) if unbatched else state for state in given]
 
     def extra_repr(self) -> str:
         extra = [f"{self.input_size}, {self.hidden_size}"]
