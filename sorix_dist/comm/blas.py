@@ -54,7 +54,8 @@ def usable_cores() -> int:
 def cap_early(environ: MutableMapping[str, str]) -> int | None:
     """Cap the BLAS threads at import, from what the launcher says; return their number, None if nothing was changed.
 
-    So NumPy is fast before `init` too. One that is loaded later reads `environ`; threadpoolctl sets a loaded one.
+    So NumPy work before `init` is not slowed down. A NumPy that is loaded later reads `environ`; threadpoolctl sets
+    one that is loaded already.
     """
     ranks = _launched_here(environ)
     if ranks == 1 or _chosen_by_user(environ):
