@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, needs_mpirun, run_command, run_ranks
+from tests.support.launching import ROOT, needs_mpirun, run_command, run_ranks
 
 LONG = pytest.mark.skipif(not os.environ.get("SORIX_DIST_LONG"), reason="one of the long tables: make test-all")
 FASHION = Path("/usr/share/datasets/fashion-mnist").is_dir()

@@ -9,8 +9,8 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import data, network
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import data, network
 
 
 def reproducible(act):

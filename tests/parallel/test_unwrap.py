@@ -12,9 +12,9 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.launching import needs_mpirun, run_ranks
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import assert_same, data, gradients, network
+from tests.support.launching import needs_mpirun, run_ranks
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import assert_same, data, gradients, network
 
 LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2)]
 KINDS = [{}, {"storage": "replicated"}, {"nonfinite": "skip"}]
