@@ -247,8 +247,8 @@ class ShardedForward:
         shards = [p for p in places if isinstance(p, Shard) and p.batch.known is not None]
         if len(shards) < len(places):
             raise RuntimeError(
-                "reproducible mode: a model must not return rows that a mask has selected, whose number differs between "
-                "shards: return all rows, and select outside"
+                "reproducible mode: a model must not return rows that a mask has selected, since shards have different "
+                "numbers of them: return all rows, and select outside"
             )
         shape, axis = results[0].array.shape, place.axis
         opened = [
