@@ -86,7 +86,7 @@ def test_what_was_computed_outside_of_the_forward():
                 bare.forward = lambda x, _, scale=scale: bare.net(x) * scale
             model(xb, None if kept else scale).mean().backward()
 
-    on_all_ranks(lambda: work(False), RuntimeError, "requires a gradient and is no rows of the batch")
+    on_all_ranks(lambda: work(False), RuntimeError, "requires a gradient and is not rows of the batch")
     on_all_ranks(lambda: work(True), RuntimeError, "computed outside of its forward and requires a gradient")
 
 

@@ -120,7 +120,7 @@ def test_the_wrapper_is_of_no_more_use():
     def work():
         model = sx.DistributedDataParallel(nn.Linear(4, 3))
         bare = model.unwrap()
-        with pytest.raises(RuntimeError, match=r"left by unwrap\(\): wrap the model again"):
+        with pytest.raises(RuntimeError, match=r"unwrap\(\) has ended this wrapper: wrap the model again"):
             model(sx.ones(2, 4))
         assert bare(sx.ones(2, 4)).shape == (2, 3)
 
