@@ -147,6 +147,30 @@ def test_functions(make: Made, column: str, expressions: list[str], rows: int, r
     assert_as_on_one_process(make, column, expressions, rows, ranks)
 
 
+def in_reproducible_mode(make: Made, column: str, expressions: list[str], rows: int) -> Found:
+    sx.init(virtual_shards=4)
+    return results(make, column, expressions, rows)
+
+
+def bits(values: Any) -> Any:
+    return None if isinstance(values, Exception) else [None if a is None else a.tobytes() for a in values]
+
+
+@pytest.mark.parametrize(
+    ("make", "column", "expressions"),
+    [(net, "x", ROWS), (conv, "images", IMAGES), (dense, "seq", SEQUENCES)],
+    ids=["rows", "images", "sequences"],
+)
+def test_reproducible_mode(make: Made, column: str, expressions: list[str]):
+    """The same bits on every number of ranks, or refused on each; one process may do what several can't."""
+    (one,) = run_threads(in_reproducible_mode, 1, args=(make, column, expressions, 8))
+    for ranks in (2, 4):
+        found = run_threads(in_reproducible_mode, ranks, args=(make, column, expressions, 8), timeout=120)
+        for expression in expressions:
+            ours = [bits(of_rank[expression]) for of_rank in found]
+            assert ours in ([bits(one[expression])] * ranks, [None] * ranks), expression
+
+
 def test_what_means_something_else_on_every_split():
     for found in run_threads(results, 2, args=(net, "x", REFUSED, 8), timeout=60):
         for expression, error in found.items():

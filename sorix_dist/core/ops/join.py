@@ -222,6 +222,11 @@ def _global_shapes(parts: list[Any], axis: int | None = None) -> list[tuple[int,
         return shapes
     at = rows.axis
     beside = [shard_of(x) is None and s[at : at + 1] == (rows.held,) for x, s in zip(parts, shapes, strict=True)]
+    if any(beside) and rows.group.ordered and not rows.group.isolated and rows.held != rows.total:
+        raise RuntimeError(
+            f"reproducible mode: cat or stack of rows of a batch beside a tensor that has the {rows.held} rows of this "
+            "rank but is none of them, such as one that was expanded: do it in the forward of the model"
+        )
     return [(*s[:at], rows.total, *s[at + 1 :]) if b else s for b, s in zip(beside, shapes, strict=True)]
 
 
