@@ -122,7 +122,8 @@ class SpinBarrier:
 
 
 class SharedWindow:
-    """The `Window` of given parts, with a given barrier and a given function that frees the memory."""
+    """The `Window` of given parts, with a given barrier and given functions that free the memory, and that order reads
+    and writes where several processes share it."""
 
     def __init__(
         self,
@@ -130,8 +131,10 @@ class SharedWindow:
         local_rank: int,
         barrier: Callable[[], None],
         free: Callable[[], None],
+        sync: Callable[[], None] = lambda: None,
     ) -> None:
         self.parts = parts
+        self.sync = sync
         self.local_rank = local_rank
         self.barrier = barrier
         self._free = free

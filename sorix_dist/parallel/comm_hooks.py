@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange
-from sorix_dist.comm.exchange import HEAD
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reducers import Hook
 
@@ -21,31 +20,32 @@ class Half:
 
     itemsize: int | None = 2
 
-    def packed(self, numbers: Array) -> Array:
-        message = np.empty(HEAD + 2 * numbers.size, np.uint8)
+    def pack(self, numbers: Array, body: Array) -> float:
         scale = _scale(_largest(numbers))
-        message[:8].view(np.float64)[0] = scale
         with np.errstate(over="ignore", invalid="ignore"):
-            _scaled(numbers, scale, message[HEAD:].view(np.float16))
-        return message
+            _scaled(numbers, scale, body.view(np.float16))
+        return scale
 
-    def add(self, first: Array, second: Array, out: Array) -> None:
-        (numbers, factor), (others, other_factor) = (
-            (message[HEAD:].view(np.float16), 1 / message[:8].view(np.float64)[0]) for message in (first, second)
-        )
+    def add(self, body: Array, scale: float, numbers: Array) -> float:
+        total = np.empty(numbers.size, np.promote_types(numbers.dtype, np.float32))
+        self.unpack(body, scale, total)
         with np.errstate(over="ignore", invalid="ignore"):
-            _scaled(numbers, factor, out)
-            out += _scaled(others, other_factor, np.empty(out.size, out.dtype))
+            total += numbers
+        return self.pack(total, body)
+
+    def unpack(self, body: Array, scale: float, out: Array) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            _scaled(body.view(np.float16), 1 / scale, out)
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:
     """Sums gradients in half the bytes: they travel as float16, and are added in float32.
 
     They are scaled by a power of two first, so that the largest just fits: of all gradients on all ranks or, between
-    two hosts with one rank that takes part on each, of every 30,720 on each.
-    What it loses: every gradient is rounded to 11 significant bits, on other ranks than such two twice, a relative
-    error of up to 5e-4 each time; what is smaller than 1e-9 times the size of the largest gradient, times the number of
-    ranks, loses bits, and smaller than 1e-12 times it becomes 0.
+    hosts, of every 30,720 at most.
+    What it loses: every gradient is rounded to 11 significant bits and so is the sum, a relative error of up to 5e-4
+    each time; between hosts, so is the sum of the first two, three and more hosts. What is smaller than 1e-9 times the
+    size of the largest gradient, times the number of ranks, loses bits, and smaller than 1e-12 times it becomes 0.
     """
     if fp16_compress not in comm.cache:
         comm.cache[fp16_compress] = comm.exchange(Half())
@@ -63,12 +63,16 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
         _scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
 
 
+def is_exchanged(hook: Hook | None) -> bool:
+    """Whether an exchange sums as the hook does, or as there is none."""
+    return hook is None or hook is fp16_compress
+
+
 def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:
-    """An exchange that sums as the hook does, or as there is none; None where it takes another way. Called by every
-    rank."""
-    if hook is None:
-        return comm.exchange()
-    return comm.exchange(Half()) if hook is fp16_compress else None
+    """An exchange that sums as the hook does, or as there is none; None if there is no such. A call of all ranks."""
+    if not is_exchanged(hook):
+        return None
+    return comm.exchange(None if hook is None else Half())
 
 
 def _largest(numbers: Array) -> float:

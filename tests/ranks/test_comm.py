@@ -28,7 +28,7 @@ def test_contract(world: Comm, check: Callable[[Comm], None]) -> None:
         contract.all_reduce_is_the_same_on_every_rank,
         contract.float16_sums_are_rounded_once,
         contract.all_gather_stacks_in_rank_order,
-        contract.exchange_sums_over_two_ranks,
+        contract.exchange_sums_over_hosts,
     ],
     ids=lambda check: check.__name__,
 )
