@@ -12,7 +12,7 @@ from sorix_dist import comm
 
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, core, cuda, linalg, nn, optim, utils
+from sorix_dist import autograd, core, cuda, linalg, metrics, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
 from sorix_dist.core import Size, Tensor, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
@@ -64,7 +64,6 @@ from sorix_dist.parallel import (
     size,
 )
 from sorix_dist.serialize import load, save, to_torch_state
-from sorix_dist.train import metrics
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import compile
 from sorix_dist.train.evaluate import evaluate, predict

@@ -119,7 +119,8 @@ class RingExchange:
     def _cut(self) -> None:
         array, rank, size = self._array, self.comm.rank, self.comm.size
         self._itemsize = self.wire.itemsize or array.itemsize
-        self._pieces = pieces = _cut(array.size, array.size * self._itemsize // (4 * size), self._itemsize)
+        nbytes = min(max(array.size * self._itemsize // (4 * size), SHORTEST), PIECE)
+        self._pieces = pieces = _cut(array.size, nbytes // self._itemsize)
         # Every sum but those that start here, and every total but those that are complete here.
         starting, ending = (len(range(first % size, len(pieces), size)) for first in (rank, rank + 1))
         self._expected = 2 * len(pieces) - starting - ending
@@ -203,7 +204,6 @@ def _scale(message: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _cut(size: int, nbytes: int, itemsize: int) -> list[slice]:
-    """Pieces of about `nbytes`, from the end of an array to its start."""
-    step = min(max(nbytes, SHORTEST), PIECE) // itemsize
+def _cut(size: int, step: int) -> list[slice]:
+    """Pieces of `step` elements, from the end of an array to its start."""
     return [slice(max(0, end - step), end) for end in range(size, 0, -step)]

@@ -258,7 +258,7 @@ class ThreadComm:
         if not self.size == self.hosts > 1:
             return None
         inboxes = self._combine("exchange", None, lambda given: [deque() for _ in given])
-        own, following = (_Mailbox(self._world, self.rank, inboxes[(self.rank + i) % self.size]) for i in (0, 1))
+        own, following = (_Mailbox(self._world, rank % self.size, inboxes) for rank in (self.rank, self.rank + 1))
         return RingExchange(self, following.send, own.receive, wire)
 
     def barrier(self) -> None:
@@ -274,10 +274,11 @@ class ThreadComm:
 
 
 class _Mailbox:
-    """Messages to one rank, as the rank `rank` sends or receives them."""
+    """The messages to a rank from the one before it in the ring."""
 
-    def __init__(self, world: _Rendezvous, rank: int, messages: deque[Array]) -> None:
-        self.world, self.rank, self.messages = world, world.members[rank], messages
+    def __init__(self, world: _Rendezvous, rank: int, inboxes: list[deque[Array]]) -> None:
+        self.world, self.messages = world, inboxes[rank]
+        self.rank, self.sender = world.members[rank], world.members[rank - 1]
 
     def send(self, message: Array) -> _Sent:
         with self.world.run.changed:
@@ -309,7 +310,7 @@ class _Receipt:
     def Wait(self) -> None:
         mailbox, run = self._mailbox, self._mailbox.world.run
         with run.changed:
-            run.wait(lambda: bool(mailbox.messages), mailbox.rank, "an exchange", mailbox.world.members)
+            run.wait(lambda: bool(mailbox.messages), mailbox.rank, "an exchange", [mailbox.sender])
         self.Test()
 
     def Test(self) -> bool:

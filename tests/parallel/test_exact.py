@@ -10,7 +10,7 @@ from sorix_dist.comm import run_threads
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.hosts_reducer import HostsReducer
 from sorix_dist.parallel.reducers import HookReducer
-from tests.parallel import exactness
+from tests.support.parallel import exactness
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
