@@ -22,7 +22,7 @@ from sorix_dist.watchdog.launcher import tasks_of_job
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of
-the script (known with --checkpoint only); 75 if the script was told to make room and has saved its work; 124 after
+the script (known with --checkpoint only); 75 if the script was preempted and has saved its work; 124 after
 --timeout; 128 + the number of the signal that ended it."""
 
 OPTIONS = ("--threads", "--bind", "--env", "--log-dir", "--tee", "--timeout", "--checkpoint", "--max-restarts")

@@ -23,7 +23,7 @@ AHEAD = 64
 
 
 class Request(Protocol):
-    """A message under way."""
+    """A message that is being sent or received."""
 
     def wait(self) -> object:
         """Return when the message's memory may be used again."""
@@ -34,7 +34,7 @@ Transfer = Callable[[Array], Request]
 
 
 class Plain:
-    """Numbers travel as they are."""
+    """The wire format without an encoding."""
 
     itemsize: int | None = None
 

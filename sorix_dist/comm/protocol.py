@@ -1,4 +1,4 @@
-"""The interface of a communicator, whatever carries its messages, and the errors that it raises."""
+"""The interface of all communicators, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Wire(Protocol):
     """How an exchange encodes numbers."""
 
     itemsize: int | None
-    """Bytes of a number in a message; None: as many as in memory."""
+    """Bytes of a number in a message; None: the same as in memory."""
 
     def packed(self, numbers: Array) -> Array:
         """The bytes of a message, at most 64 more than the numbers take. Their count depends only on the count of
@@ -87,7 +87,7 @@ class Comm(Protocol):
     hosts: int
     """Number of hosts."""
     cache: dict[Any, Any]
-    """Objects of its users that live as long as it does, on this rank. They may refer to it."""
+    """Objects that its users cache for its lifetime on this rank. They may refer to it."""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
         """Replace `array` on every rank by its sum, maximum or minimum over all ranks, elementwise.

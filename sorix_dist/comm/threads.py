@@ -136,7 +136,7 @@ class _Run:
 
 
 class _Rendezvous:
-    """Where the ranks of one communicator wait for each other, once for each collective."""
+    """The collectives of one communicator: a rank waits here until all others have made the same call."""
 
     def __init__(self, run: _Run, members: Sequence[int]) -> None:
         self.run = run
