@@ -73,8 +73,7 @@ class Monitor:
             self._check_time(passed)
 
     def check_guard(self) -> None:
-        """Start a guard if there is none, or only one that does not respond, and connect to it; OSError or
-        subprocess.SubprocessError if it can't be started."""
+        """Start a guard if none responds, and connect to it; OSError or SubprocessError if that fails."""
         heartbeat = self.pages.heartbeat
         self._missed = self._missed + 1 if heartbeat == self._heartbeat else 0
         self._heartbeat = heartbeat

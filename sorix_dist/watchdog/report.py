@@ -121,9 +121,8 @@ def install(rank: int, size: int | None) -> None:
 def end_all_ranks(code: int) -> None:
     """End this process and, through MPI or the launcher, all ranks; never returns.
 
-    Where MPI is not initialised there are no ranks to reach, and its start would wait for ranks that may never come.
-    Launchers do end all ranks when one dies by a signal; when one exits, MPICH's lets the others wait in MPI_Init for
-    ever.
+    Where MPI is not initialised it is not started: that could wait for ever. Launchers end all ranks when one dies by a
+    signal; when one exits, MPICH's lets the others wait in MPI_Init.
     """
     with suppress(Exception):
         watch.mark_reported()

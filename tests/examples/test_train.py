@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
-from tests.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
+from tests.support.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
 
 TRAIN = str(ROOT / "examples" / "train.py")
 COMPARE = str(ROOT / "examples" / "compare.py")

@@ -13,8 +13,8 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.nn import functional as F
-from tests.launching import needs_mpirun, run_command, run_ranks
-from tests.train import compile_cases
+from tests.support.launching import needs_mpirun, run_command, run_ranks
+from tests.support.train import compile_cases
 
 X = np.random.default_rng(0).standard_normal((6, 8, 4)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, (6, 8))
@@ -66,7 +66,7 @@ def test_bits(case: Any):
 @pytest.mark.parametrize(("ranks", "options"), [(3, []), (2, ["4"]), (4, ["4"])])
 def test_bits_on_ranks(ranks: int, options: list[str]):
     """Uneven rows, and reproducible mode."""
-    ended = run_ranks(ranks, "-m", "tests.train.compile_cases", *options, limit=150)
+    ended = run_ranks(ranks, "-m", "tests.support.train.compile_cases", *options, limit=150)
     assert ended.code == 0, ended.out + ended.err
     assert "8 cases" in ended.out
 
