@@ -49,7 +49,7 @@ profile: $(ENV)/mpi ## Measures what the parts of the benchmarks' training steps
 	$(ENV)/bin/python -m tests.benchmarks profile --json build/profile.json $(PROFILE)
 
 reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
-	$(ENV)/bin/python -m tests.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
+	$(ENV)/bin/python -m tests.support.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
 
 test: $(ENV)/dev ## Runs all tests, under MPICH
 	$(ENV)/bin/python -m pytest
@@ -65,10 +65,10 @@ test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables und
 	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 soak: $(ENV)/dev ## Trains under random faults and restarts for SOAK seconds, and compares every bit
-	$(ENV)/bin/python -m tests.train.soak $(SOAK)
+	$(ENV)/bin/python -m tests.support.train.soak $(SOAK)
 
 soak-openmpi: $(OPENMPI)/dev ## The same under Open MPI
-	$(OPENMPI)/bin/python -m tests.train.soak $(SOAK)
+	$(OPENMPI)/bin/python -m tests.support.train.soak $(SOAK)
 
 slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, where root can install and start one
 	$(OPENMPI)/bin/python -m tests.clusters.slurm

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import time
 from pathlib import Path
 
 import numpy as np
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.utils.data import DataLoader, Dataset
+from sorix_dist.utils.data import DataLoader, Dataset, SampleRandom, normalize
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -29,41 +28,29 @@ def idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
 
-class Augmented:
-    """Images flipped and moved by up to two pixels, drawn by number and epoch: the same on any split."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images, self.labels, self.epoch = np.pad(images, ((0, 0), (2, 2), (2, 2))), labels, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.int64]:
-        top, left, flip = np.random.default_rng([self.epoch, i]).integers((5, 5, 2))
-        image = self.images[i, top : top + 28, left : left + 28]
-        return scaled(image[:, ::-1] if flip else image), self.labels[i]
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
+def scaled(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bytes as float32 around zero, with an axis for the one channel."""
-    return ((images.astype(np.float32) - 73) / 90)[..., None, :, :]
+    return normalize(images[:, None], 73, 90), labels
+
+
+def augmented(images: np.ndarray, labels: np.ndarray, draw: SampleRandom) -> tuple[np.ndarray, np.ndarray]:
+    """Images flipped and moved by up to a pixel, drawn by number and epoch: the same on any split."""
+    return scaled(draw.crop(draw.flip(images), 28, padding=1), labels)
 
 
 def network() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10),
+        nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(48 * 49, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10),
     )  # fmt: skip
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, default=DEBIAN, help="the folder of the four .gz files")
-    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--record", type=Path, metavar="DIR", help="a folder for the curves: sorix-dist plot DIR")
     options.add_argument("--rows", type=int, help="train on the first rows only")
     args = options.parse_args()
     if not (args.data / "train-images-idx3-ubyte.gz").exists():
@@ -79,32 +66,19 @@ def main() -> None:
             for kind in ("images-idx3", "labels-idx1")
         )
     )
-    images, labels = images[: args.rows], labels[: args.rows]
+    data = Dataset(images[: args.rows], labels[: args.rows])
+    loader = DataLoader(data, batch_size=128, shuffle=True, batch_transform=augmented)
+    test = DataLoader(Dataset(test_images, test_labels), batch_size=500, batch_transform=scaled)
+
     model = sx.DistributedDataParallel(network())
-    optimizer = optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-    loader = DataLoader(Augmented(images, labels), batch_size=128, shuffle=True)
-    steps = args.epochs * len(loader)
-    schedule = optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    test = DataLoader(Dataset(scaled(test_images), test_labels), batch_size=500)
-    for epoch in range(args.epochs):
-        started, mean_loss, accuracy = time.perf_counter(), sx.metrics.Mean(), sx.metrics.Accuracy()
-        for xb, yb in loader:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(xb), yb)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            mean_loss.update(loss.item(), len(yb))
-        seconds = time.perf_counter() - started
-        model.eval()
-        with sx.no_grad():
-            for xb, yb in test:
-                accuracy.update(model(xb), yb)
-        model.train()
-        sx.print(
-            f"epoch {epoch + 1}  loss {mean_loss.compute():.4f}  test accuracy {accuracy.compute():.2%}  "
-            f"{len(labels) / seconds:,.0f} images/s"
-        )
+    optimizer = optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
+    schedule = optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=args.epochs * len(loader))
+    history = sx.fit(
+        model, loader, nn.CrossEntropyLoss(), optimizer, epochs=args.epochs, valid=test,
+        metrics={"accuracy": sx.metrics.Accuracy()}, scheduler=schedule, schedule_by="step",
+        recorder=sx.Recorder(args.record, vars(args)) if args.record else None,
+    )  # fmt: skip
+    sx.print(f"test accuracy {history[-1]['val_accuracy']:.2%} after {args.epochs} epochs")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sorix_dist.comm import blas
-from tests.launching import MPIRUN
+from tests.support.launching import MPIRUN
 
 
 @pytest.hookimpl(tryfirst=True)

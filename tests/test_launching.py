@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import needs_mpirun, run_command, run_ranks
+from tests.support.launching import needs_mpirun, run_command, run_ranks
 
 ORPHAN = """
 import os, pathlib, sys, time

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import needs_mpirun, run_ranks
+from tests.support.launching import needs_mpirun, run_ranks
 
 RANKS = Path(__file__).parent / "ranks"
 

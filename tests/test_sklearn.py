@@ -16,7 +16,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.train.recorder import read_records
-from tests.launching import ROOT, needs_mpirun, run_ranks
+from tests.support.launching import ROOT, needs_mpirun, run_ranks
 
 sklearn = pytest.importorskip("sklearn")
 

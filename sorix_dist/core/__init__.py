@@ -1,6 +1,6 @@
 """Arrays that remember: tensors, operations and the walk that differentiates them. NumPy only."""
 
-from sorix_dist.core import compositions, memory, methods, numpy_functions
+from sorix_dist.core import compositions, in_place, memory, methods, numpy_functions
 from sorix_dist.core.autograd import enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.tensor import Size, Tensor
 
@@ -10,6 +10,7 @@ __all__ = [
     "Size",
     "Tensor",
     "compositions",
+    "in_place",
     "enable_grad",
     "grad",
     "inference_mode",

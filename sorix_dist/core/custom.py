@@ -9,7 +9,9 @@ import numpy as np
 
 from sorix_dist.core.autograd import Edge, is_grad_enabled, no_grad
 from sorix_dist.core.graph import joined
-from sorix_dist.core.op import Op, recorded
+from sorix_dist.core.op import Op, current_shard, recorded
+from sorix_dist.core.placement import shard_of
+from sorix_dist.core.rules import whole_sums
 from sorix_dist.core.tensor import Tensor, as_array
 
 
@@ -59,8 +61,11 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Any) -> Any:
         """Runs the forward, and records that its gradient is the backward's."""
+        inputs = tuple(whole_sums(inputs, cls.__name__))
         edges = [x.origin if isinstance(x, Tensor) else None for x in inputs]
         ctx = Context(tuple(edge is not None for edge in edges))
+        if any(ctx.needs_input_grad) and current_shard.get() is None and is_grad_enabled():
+            cls._refuse_sums_in_order(inputs)
         with no_grad():
             value = cls.forward(ctx, *inputs)
         if not is_grad_enabled() or not any(ctx.needs_input_grad):
@@ -68,6 +73,18 @@ class Function:
         outputs = value if isinstance(value, tuple) else (value,)
         found = tuple(cls._recorded(ctx, i, outputs, inputs, edges) for i in range(len(outputs)))
         return found if isinstance(value, tuple) else found[0]
+
+    @classmethod
+    def _refuse_sums_in_order(cls, inputs: tuple[Any, ...]) -> None:
+        """RuntimeError where rows of all ranks meet weights whose gradient reproducible mode adds up in one order."""
+        places = [shard_of(x) for x in inputs]
+        ordered = any(place is not None and place.group.ordered for place in places)
+        pairs = zip(inputs, places, strict=True)
+        if ordered and any(isinstance(x, Tensor) and x.requires_grad and place is None for x, place in pairs):
+            raise RuntimeError(
+                f"reproducible mode: {cls.__name__} gets rows of the batch and a tensor that every rank holds alike "
+                "and that requires a gradient: apply it inside of the model's forward"
+            )
 
     @classmethod
     def _recorded(

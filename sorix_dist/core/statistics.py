@@ -66,13 +66,14 @@ def frac(input: Any) -> Any:
 
 def xlogy(input: Any, other: Any) -> Any:
     """input * log(other), 0 where input is 0 and other no NaN."""
-    nothing = (input == 0) & logical_not(isnan(other))
+    nothing = (input == 0) & ((other <= 0) | (other == math.inf))
     return where(nothing, 0.0, mul(input, log(where(nothing, 1.0, other))))
 
 
 def logit(input: Any, eps: float | None = None) -> Any:
     """log(x / (1 - x)), of x between eps and 1 - eps if that is given."""
-    x = input if eps is None else input.clamp(eps, 1 - eps)
+    x = input if input.is_floating_point() else input.float()
+    x = x if eps is None else x.clamp(eps, 1 - eps)
     return log(div(x, sub(1, x)))
 
 
@@ -116,7 +117,9 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
 def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The median, of an even number of elements the lower one; with `dim`, (values, indices) along it; NaN of NaN."""
     if dim is None:
-        return median(whole(input, "median").reshape(-1), 0).values
+        x = whole(input, "median").reshape(-1)
+        value = median(x.detach(), 0).values
+        return value if isnan(value).item() or x.numpy().dtype.kind != "f" else amax(where(x == value, x, -math.inf))
     at, place = axis_of("median", input, dim), shard_of(input)
     input = whole(input, "median") if place is not None and place.axis == at else input
     shape = shape_of(input)

@@ -288,7 +288,9 @@ class Tensor:
     def item(self) -> Any:
         """The only element as a Python number; ValueError if there are others."""
         if self.array.size != 1:
-            raise ValueError(f"a tensor of shape {self.array.shape} has no single element; use numpy() or tolist()")
+            raise ValueError(
+                f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
+            )
         return self.visible.item()
 
     def numpy(self) -> Array:

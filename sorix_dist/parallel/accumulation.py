@@ -10,8 +10,8 @@ _NO_DENOMINATOR = (
     "pieces has no common denominator. Inside `with model.no_sync():` a backward of (loss / number of pieces) adds up "
     "what you decide"
 )
-# What a piece in which nothing counts weighs: too little to be seen beside others, but where all pieces are so, a
-# penalty on the weights still counts once.
+# The weight of a piece with no valid targets. Beside other pieces it vanishes; if all pieces are empty, a penalty on
+# the weights still counts once.
 _NOTHING = 2.0**-60
 
 
@@ -30,7 +30,7 @@ class Accumulation:
 
     @host
     def next_piece(self) -> None:
-        """Is told that the backwards from here on are those of another piece."""
+        """Begins another piece: the backwards from here on belong to it."""
         self._piece = None
 
     def add(self, place: Placement) -> float:
@@ -53,11 +53,11 @@ class Accumulation:
         return value
 
     def check(self) -> None:
-        """RuntimeError if a backward has failed, which took the gradients of all pieces before with it."""
+        """RuntimeError if a backward has failed, since that discards the gradients of all earlier pieces."""
         if self.failed:
             raise RuntimeError("accumulate: a backward has failed in this loop, so that its sum lacks pieces: leave it")
 
     @property
     def scale(self) -> float:
-        """What the sum of the pieces' gradients is to be multiplied by."""
+        """The factor on the sum of the pieces' gradients."""
         return 1 / self.denominator if self.denominator and not self._sums else 1.0

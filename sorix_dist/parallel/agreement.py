@@ -1,5 +1,5 @@
 """The agreement of the ranks at the end of a backward: each sends the fingerprint of its step, all compare them, and an
-error says what differs where."""
+error names the first difference."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class StepFingerprint(NamedTuple):
     updates: int = 0
 
 
-# A rank's row: a value, what is compared, more values from the end on. With one model and one loss all of it fits into
-# one cache line, since every line that a rank writes and another one reads takes time.
-MOST_NUMBERS = 57  # that a rank can send beside its fingerprint
-MOST_VALUES = 64  # that are summed over the ranks by the way
+# A rank's row: the first value, the bytes to compare, and further values backwards from the end. Each cache line that
+# one rank writes and another reads takes time, so a row of one model and one loss fits into a single line.
+MOST_NUMBERS = 57  # in a row, beside the fingerprint
+MOST_VALUES = 64  # in a row
 _ROW = 1024  # bytes
-_COMPARED = 8  # where that begins
-# How many numbers follow, the fingerprint, the digest of used parameters, the numbers.
+_COMPARED = 8  # offset of the bytes to compare
+# The count of numbers, the fingerprint, the digest of used parameters, the numbers.
 _PACK = [struct.Struct(f"hhiqiiqqq{count}q") for count in range(MOST_NUMBERS + 1)]
 _HEAD = _PACK[0]
 _FENCE = struct.Struct("hhiq")
@@ -61,9 +61,9 @@ _FENCE = struct.Struct("hhiq")
 class Agreement(NamedTuple):
     """What the ranks found.
 
-    differing: the fingerprints of all ranks if they are not the same, else None; numbers: all that any rank has sent,
-    sorted; values: sums over the ranks; same_used: whether every rank has sent the same numbers and digest of used
-    parameters.
+    differing: the fingerprints of all ranks if they differ, else None; numbers: the union of all ranks' numbers,
+    sorted; values: sums over the ranks; same_used: whether all ranks have sent the same numbers and the same digest of
+    used parameters.
     """
 
     differing: list[StepFingerprint] | None
@@ -80,16 +80,16 @@ class Consensus(Protocol):
         host wrote to shared memory before. A call of all ranks."""
 
     def commit(self, fine: bool) -> bool:
-        """Whether `fine` holds on every rank that shares memory: each knows it of its own slice of the sum. Afterwards
-        these ranks may write to shared memory again."""
+        """Whether `fine` is true on every rank that shares memory; each rank has checked its slice of the sum.
+        Afterwards these ranks may write to shared memory again."""
 
     def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
-        """Waits for the ranks of this host, or of all hosts if `everywhere`; each sees afterwards what the others wrote
-        before. Returns their fingerprints if one of them differs in action or digest."""
+        """A barrier of the ranks of this host, or of all hosts if `everywhere`, and a memory fence. Returns their
+        fingerprints if one differs in action or digest."""
 
 
 def consensus_of(comm: Comm) -> Consensus:
-    """What fits the ranks of a communicator. A call of all of them."""
+    """The fastest consensus for the ranks of a communicator. A call of all of them."""
     if comm.size == 1:
         return LocalConsensus()
     return SharedMemoryConsensus(comm) if comm.hosts == 1 else MessageConsensus(comm)
@@ -109,7 +109,7 @@ class LocalConsensus:
 
 
 class _Rows:
-    """The rows of the ranks of the host: what is compared as bytes, and values; next: the rows of the other turn."""
+    """The rows of the ranks of the host, as bytes to compare and as values; next: the other set of rows."""
 
     next: _Rows
 
@@ -126,7 +126,7 @@ class SharedMemoryConsensus:
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self.window = comm.window(2 * _ROW)
-        # What is read after one barrier may still be read while others write for the next: two sets of rows in turn.
+        # A slow rank may still read while another one writes for the next barrier: two sets of rows alternate.
         parts, own = [part.data for part in self.window.parts], self.window.local_rank
         first, second = (_Rows([part[at : at + _ROW] for part in parts], own) for at in (0, _ROW))
         first.next, second.next = second, first
@@ -154,7 +154,7 @@ class SharedMemoryConsensus:
         return None if self._compare(_FENCE.pack(0, _NUMBER[action], 0, digest)) else _fingerprints(now.all)
 
     def _compare(self, sent: bytes) -> bool:
-        """Shows `sent` to the others; whether all ranks have sent the same, as they mostly do."""
+        """Whether all ranks have sent the same bytes."""
         now, length = self._next, len(sent)
         self._next = now.next
         now.own[:length] = sent
@@ -173,7 +173,7 @@ class MessageConsensus:
         self._neighbours = SharedMemoryConsensus(comm)
 
     def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
-        # A difference that only neighbours see would keep the others waiting: all compare rows, whatever is found here.
+        # The fence's result is not used: if one host stopped here, the others would wait for it in the gather.
         self._neighbours.fence(ACTIONS[fingerprint.action], fingerprint.digest)
         return self._gather(fingerprint, numbers, values, used)
 
@@ -232,7 +232,7 @@ def _with_many_values(found: Agreement, values: list[float], comm: Comm) -> Agre
 
 
 class History(NamedTuple):
-    """What a rank did since the last agreement, in words: the steps of its optimizers, and its criteria."""
+    """Descriptions of what a rank did since the last agreement: the steps of its optimizers, and its criteria."""
 
     steps: list[str]
     criteria: list[str]
@@ -251,8 +251,8 @@ def describe_difference(
 
 
 def _pair(fingerprints: Sequence[StepFingerprint]) -> tuple[int, int]:
-    """Two ranks that differ: if some have come to the same call on their host, but with other numbers, two of those,
-    because the others have only gone on; else the first ones."""
+    """Two ranks that differ. Two that made the same call with other numbers are preferred, because they are the cause;
+    the other ranks have only gone on."""
     for rank, each in enumerate(fingerprints):
         first = next(r for r, f in enumerate(fingerprints) if f.action == each.action)
         if each.action != BACKWARD and each != fingerprints[first]:
@@ -319,17 +319,17 @@ def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:
             "any more: every rank must train the same models"
         )
     return RuntimeError(
-        f"the gradients of rank {rank} and of another one are not to be summed in the same way: only one has called "
-        "zero_grad before this backward, forgotten a parameter's gradient, or registered a hook with a parameter"
+        f"rank {rank} and another one would add this sum to their gradients differently: only one has called zero_grad "
+        "before this backward, set a parameter's gradient to None, or registered a hook with a parameter"
     )
 
 
 def not_finite(found: Sequence[tuple[str, str] | None], step: int, where: str) -> FloatingPointError:
-    """The error for gradients that are not finite; found: by each rank, a parameter's name and what its gradient
-    holds."""
-    said = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(found) if f is not None]
+    """The error for gradients that are not finite; found: by each rank, a parameter's name and the value in its
+    gradient."""
+    named = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(found) if f is not None]
     return FloatingPointError(
         f"gradients are not finite in backward number {step}, at {where}: "
-        f"{'; '.join(said) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
+        f"{'; '.join(named) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
         "wrapped model leaves such a step out on all ranks, with 'allow' it goes on"
     )

@@ -19,7 +19,7 @@ PRIVATE_GRADIENTS, OVERWRITE = 0, 1
 
 
 class Bucket:
-    """The parameters of one dtype of a wrapped model, whose gradients are reduced together. It lives as long as they.
+    """The parameters of one dtype of a wrapped model, whose gradients are reduced together. They keep it alive.
 
     wrapper: refers to the wrapped model; names: of the parameters; nonfinite: what happens to gradients that are not
     finite; number: the same on all ranks.
@@ -42,10 +42,10 @@ class Bucket:
         self.coordinator.remove(self)
 
     def reduce_mode(self) -> int:
-        """How the sum is to be added to what the parameters show: the same on all ranks that share it.
+        """How to add the sum to `grad`; it must be the same on all ranks that share memory.
 
-        PRIVATE_GRADIENTS: as each rank likes, which shows gradients of its own. OVERWRITE: there is nothing to add to,
-        and no hook. Else a digest of where there is something to add to, and where there are hooks.
+        PRIVATE_GRADIENTS: not shared; each rank has private gradients. OVERWRITE: no `grad` to add to, and no hook.
+        Else a digest of the parameters with a `grad` or a hook.
         """
         if not self.flat.frozen or self.coordinator.comm.size == 1:
             return PRIVATE_GRADIENTS

@@ -39,7 +39,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
 
 @uncaptured
 def broadcast(x: T, root: int = 0) -> T:
-    """Rank `root`'s values for everybody, in place for a tensor or array; returns them."""
+    """Sends rank `root`'s values to all ranks, in place for a tensor or array; returns them."""
     if not isinstance(x, Tensor | np.ndarray):
         return cast(T, world().broadcast_object(x, root))
     array = _memory(x)
@@ -48,11 +48,11 @@ def broadcast(x: T, root: int = 0) -> T:
 
 
 def all_gather(x: Any) -> list[Any]:
-    """Every rank's x, in rank order.
+    """Every rank's x, as a list in rank order.
 
-    Of a tensor the ranks may have any number of rows, along the axis of its batch or else the first, and what follows
-    from the parts is differentiable: each rank's gradient is that of all ranks' results to its x. An array has the
-    same shape everywhere.
+    Tensors may have another number of rows on each rank, along the axis of the batch or else the first. The result is
+    differentiable: a rank's gradient is that of all ranks' results with respect to its x. Arrays must have the same
+    shape on all ranks. ValueError if the batch axis is merged with others.
     """
     if isinstance(x, np.ndarray):
         return list(world().all_gather(np.ascontiguousarray(x)))
@@ -81,8 +81,7 @@ def global_value(x: Any) -> Tensor:
 
 
 def global_rows(x: Any) -> int:
-    """The number of rows that all ranks together have of a batch. Where a loader has not said it, it is a call of all
-    ranks."""
+    """The number of rows of the global batch. For a batch that no loader made it is a call of all ranks."""
     place = getattr(x, "place", None)
     if isinstance(place, Shard):
         return place.total
@@ -92,8 +91,7 @@ def global_rows(x: Any) -> int:
 
 
 def replicated(x: Any) -> Tensor:
-    """Says that every rank has the same x: a wrapped model takes it for no rows of a batch, and every rank computes
-    alike what follows from it."""
+    """Marks x as the same on every rank, not rows of a batch; so is what is computed from it alone."""
     x = x if isinstance(x, Tensor) else Tensor(x)
     return tagged(Tensor.of(x.array, x.origin), REPLICATE)
 

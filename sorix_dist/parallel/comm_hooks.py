@@ -1,4 +1,4 @@
-"""What may take the place of the all-reduce of gradients, such as a compression."""
+"""Communication hooks, which replace the all-reduce of gradients, for instance by a compressed one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reducers import Hook
 
 LARGEST = 60_000.0
-"""What a sum in float16 may come to: a little less than the largest such number, because its terms are rounded."""
+"""The largest sum in float16: a little below the largest float16, because the terms are rounded."""
 
 
 class Half:
-    """Numbers travel as float16, times a power of two by which the largest of a message just fits, and which goes with
-    them."""
+    """Sends float16, scaled per message by a power of two that keeps the maximum from overflowing; the scale is sent
+    too."""
 
     itemsize: int | None = 2
 
@@ -39,13 +39,13 @@ class Half:
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:
-    """Sums gradients in half the bytes: they travel as float16, and are added in float32.
+    """Sums gradients in half the bytes: they are sent as float16 and added in float32. See `register_comm_hook`.
 
-    They are scaled by a power of two first, so that the largest just fits: of all gradients on all ranks or, between
-    two hosts with one rank that takes part on each, of every 30,720 on each.
-    What it loses: every gradient is rounded to 11 significant bits, on other ranks than such two twice, a relative
-    error of up to 5e-4 each time; what is smaller than 1e-9 times the size of the largest gradient, times the number of
-    ranks, loses bits, and smaller than 1e-12 times it becomes 0.
+    Before, they are scaled by a power of two, so that the largest just fits. There is one scale for all gradients of
+    all ranks; between two hosts with one rank each, one for every 30,720 gradients.
+    Each gradient is rounded to 11 significant bits (a relative error of up to 5e-4), twice unless there are two hosts
+    with one rank each. Let g be the size of the largest gradient times the number of ranks: gradients below 1e-9 g lose
+    more bits, those below 1e-12 g become 0.
     """
     if fp16_compress not in comm.cache:
         comm.cache[fp16_compress] = comm.exchange(Half())
@@ -64,8 +64,8 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
 
 
 def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:
-    """An exchange that sums as the hook does, or as there is none; None where it takes another way. Called by every
-    rank."""
+    """The pair exchange that computes the hook's sum (or the plain sum without one); None if there is none for this
+    hook or these ranks. A call of all ranks."""
     if hook is None:
         return comm.exchange()
     return comm.exchange(Half()) if hook is fp16_compress else None
@@ -78,16 +78,16 @@ def _largest(numbers: Array) -> float:
 
 
 def _scale(size: float) -> float:
-    """The largest power of two by which a number of this size can be multiplied so that float16 holds it; 1 if it is
-    not finite. Without it, small ones lose bits, and NumPy takes 25 times as long to convert them."""
+    """The largest power of two that scales a number of this size into the range of float16; 1 if it is not finite.
+    Unscaled, small numbers would become subnormal: they lose bits, and NumPy converts them 25 times slower."""
     if not 0 < size < math.inf:
         return 1.0
-    # As far as float32 holds the factor and its inverse.
+    # Both the factor and its inverse must be normal in float32.
     return 2.0 ** min(max(math.floor(math.log2(LARGEST) - math.log2(size)), -120), 120)
 
 
 def _scaled(numbers: Array, scale: float, result: Array) -> Array:
-    """Writes the numbers, times a factor for which float16 may be too small, into an array of any dtype."""
+    """Multiplies in at least float32, since the factor may exceed float16, and writes to an array of any dtype."""
     factor = np.promote_types(result.dtype, np.promote_types(numbers.dtype, np.float32)).type(scale)
     np.multiply(numbers, factor, out=result, casting="same_kind")
     return result

@@ -1,4 +1,4 @@
-"""What all ranks must have the same, and errors that every rank must learn of."""
+"""Checks that ranks have equal values, and errors of one rank that all ranks raise."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
 
 
 def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
-    """What `work`, which rank 0 does, returns or raises: on every rank. Called by all ranks.
+    """Calls `work` on rank 0; every rank returns its result or raises its error. A call of all ranks.
 
-    The result is a small object, pickled for the others.
+    The result is pickled, so it should be small.
     """
     result, error = _outcome(work) if comm.rank == 0 else (None, None)
     result, sent = comm.broadcast_object((result, _portable(error)))
@@ -56,8 +56,8 @@ def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
 
 
 def on_every_rank(comm: Comm, work: Callable[[], T]) -> T:
-    """What `work` returns on this rank; if it raises on any, the first of these ranks' error is raised on all others
-    too. Called by all ranks."""
+    """Calls `work` on every rank and returns this rank's result. If it raises on some ranks, the others raise the error
+    of the first of these. A call of all ranks."""
     result, error = _outcome(work)
     errors = comm.gather_objects(_portable(error))
     if error is not None:
@@ -72,12 +72,12 @@ def on_every_rank(comm: Comm, work: Callable[[], T]) -> T:
 def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
-    except Exception as error:  # noqa: BLE001 - whoever asked raises it, when all ranks know
+    except Exception as error:  # noqa: BLE001 - the caller raises it, when all ranks know
         return None, error
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error itself if it can be pickled, else one that says the same."""
+    """The error itself if it can be pickled, else a RuntimeError with its text."""
     try:
         if isinstance(pickle.loads(pickle.dumps(error)), type(error)):
             return error

@@ -51,8 +51,7 @@ _LOCAL = Partial, Shard
 
 
 def coordinator_of(comm: Comm) -> Coordinator:
-    """The coordinator of a communicator: the same for all models wrapped in it, so that one backward may reach several
-    of them."""
+    """The coordinator of a communicator. All models wrapped in it share it, so one backward may reach several."""
     found: Coordinator | None = comm.cache.get(Coordinator)
     if found is None:
         found = comm.cache[Coordinator] = Coordinator(comm)
@@ -60,7 +59,8 @@ def coordinator_of(comm: Comm) -> Coordinator:
 
 
 def _peers(comm: Comm) -> Comm | None:
-    """The ranks with this local rank on all hosts, if there are several on each and equally many. A call of all."""
+    """The ranks with this local rank on all hosts; None unless all hosts have the same number of ranks, at least two. A
+    call of all ranks."""
     if comm.hosts == 1 or comm.size == comm.hosts or len({*comm.gather_objects(comm.local_size)}) > 1:
         return None
     return comm.split(comm.local_rank, comm.rank)
@@ -69,8 +69,8 @@ def _peers(comm: Comm) -> Comm | None:
 class Coordinator(Sync):
     """Takes the gradients of a backward from the tape, makes the ranks agree, reduces, and commits.
 
-    group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether backwards have left
-    gradients that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`.
+    group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether there are gradients
+    that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`.
     """
 
     def __init__(self, comm: Comm) -> None:
@@ -89,20 +89,20 @@ class Coordinator(Sync):
         self.accumulation: Accumulation | None = None
         self.rows = NO_ROWS
         self._losses: list[Tensor] = []  # whose global values come with the next sum
-        self._walks = 0  # that are under way, more than one where a hook calls backward
+        self._walks = 0  # backwards that are running; more than one if a hook calls backward
         self._steps = 0  # that have been synchronised
         self._updates = 0  # of parameters by optimizers
         # Since the last agreement:
         self._backwards = 0
         self._options = 0  # a digest of the options of optimizers that have stepped
-        self._optimizers: dict[int, Described] = {}  # what that digest is of
-        self._criteria: Criteria = {}  # that backwards have come through
+        self._optimizers: dict[int, Described] = {}  # those optimizers
+        self._criteria: Criteria = {}  # that backwards have walked through
 
     # -- the models
 
     def add(self, bucket: Bucket, shared: bool) -> None:
-        """Takes over the gradients of a bucket. If `shared`, its parameters move to one read-only copy per host. A call
-        of every rank, for the same parameters."""
+        """Starts to synchronise the gradients of a bucket. If `shared`, its parameters move to one read-only copy per
+        host. A call of all ranks, for the same parameters."""
         flat = bucket.flat
         if shared:
             flat.freeze(self.memory)
@@ -120,7 +120,7 @@ class Coordinator(Sync):
 
     @property
     def memory(self) -> ParameterMemory:
-        """Where the ranks of a host keep what they share."""
+        """The memory of what the ranks of a host share; private memory if there is one rank per host."""
         return self._shared_memory if self.comm.size > self.comm.hosts else PRIVATE
 
     @property
@@ -129,7 +129,7 @@ class Coordinator(Sync):
         return [bucket for known in self._buckets if (bucket := known()) is not None]
 
     def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
-        """Reduces a bucket by `hook`, or else in the way that fits the ranks. A call of every rank."""
+        """Reduces a bucket by `hook`, or by the default reducer for these ranks. A call of all ranks."""
         bucket.reducer = self._reducer(bucket.flat, hook)
         self._follows = self._follows or bucket.reducer.overlaps
 
@@ -152,8 +152,8 @@ class Coordinator(Sync):
         local = isinstance(place, _LOCAL)
         if local and place.group is not self.group:  # type: ignore[union-attr]
             raise RuntimeError(
-                "the loss follows from rows of other ranks than those of the wrapped model, or from what a model has "
-                "kept of a single virtual shard: compute it from what the model returns"
+                "the loss follows from rows of other ranks than those of the wrapped model, or from an attribute that "
+                "a model has set for a single virtual shard: compute it from what the model returns"
             )
         if self._walks and self.shards is not None:
             raise RuntimeError("reproducible mode: a hook of a backward must not call backward itself")
@@ -177,7 +177,7 @@ class Coordinator(Sync):
                 bucket.reducer.stage()  # so that it can be left out
 
     def _visitor(self) -> Visitor:
-        """Sends gradients of virtual shards to their buffers, and starts to send complete ones."""
+        """The visitor that selects the buffer of a node's virtual shard, or starts to send complete gradients."""
         if self.shards is not None:
             return self._shard_visitor()
         overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
@@ -220,7 +220,7 @@ class Coordinator(Sync):
         elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
             group.expect(loss.array.item())
         self._walks -= 1
-        if self._walks:  # a hook has called this backward: what it leaves is summed at the end of the outer one
+        if self._walks:  # a hook has called this backward: the outer one sums its gradients
             return
         if self.synchronising and self.accumulation is None:
             self.synchronise(1.0)
@@ -252,7 +252,7 @@ class Coordinator(Sync):
 
     def synchronise(self, scale: float) -> None:
         """Adds to `grad` the sum over the ranks, times `scale`, of all buckets that the backward of any rank has
-        reached. A call of every rank at the same place, which is checked before anything is added."""
+        reached. A call of all ranks, which agree on their fingerprints before anything is added."""
         losses, expected, values = self._losses, self.group.expected, []
         if losses:
             self._losses, values = [], [loss.array.item() for loss in losses]
@@ -287,7 +287,7 @@ class Coordinator(Sync):
                 known = number in {bucket.number for bucket in by_key.values()}
                 raise unequal_reduction(self.comm.rank, number, known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
-        # Every rank has found by now that all is as it should be.
+        # The ranks agree: from here on gradients are mixed.
         fine = True
         for bucket, overwrite in summed:
             bucket.reducer.reduce(overwrite, found.same_used)
@@ -315,8 +315,8 @@ class Coordinator(Sync):
             self._refuse(differing, self._steps + 1)
 
     def _compare(self, numbers: list[float], sums: list[float]) -> None:
-        """RuntimeError on every rank if one of the numbers is not the same on all; sums: over the ranks, of the numbers
-        and of their squares."""
+        """RuntimeError on every rank if one of the numbers differs between ranks; sums: the sums over the ranks of the
+        numbers, then of their squares."""
         for number, total, squares in zip(numbers, sums, sums[len(numbers) :], strict=False):
             if squares * self.comm.size - total * total <= _TOLERANCE * squares * self.comm.size:
                 continue
@@ -334,8 +334,8 @@ class Coordinator(Sync):
         raise RuntimeError(describe_difference(fingerprints, lines, histories, step))
 
     def _leave_out(self, reached: list[Bucket]) -> None:
-        """Drops the gradients of a backward of which some that are watched are not finite. FloatingPointError, which
-        names them, unless all that are watched are to be skipped."""
+        """Discards the gradients of a backward because some are not finite. FloatingPointError, which names them,
+        unless all watched buckets say "skip"."""
         watched = [bucket for bucket in reached if bucket.nonfinite != "allow"]
         own = [(bucket.names[found[0]], found[1]) for bucket in watched if (found := bucket.reducer.first_not_finite())]
         for bucket in reached:
@@ -349,7 +349,7 @@ class Coordinator(Sync):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Keeps what backwards inside the block compute on this rank, for the next backward outside to sum."""
+        """Backwards inside the block accumulate on this rank; the next backward outside sums them over the ranks."""
         outside("no_sync can't be captured; accumulate can")
         before, self.synchronising = self.synchronising, False
         try:
@@ -363,7 +363,7 @@ class Coordinator(Sync):
         if self.accumulation is not None or self.pending:
             raise RuntimeError(
                 "accumulate: the gradients of earlier backwards are not synchronised yet: end the loop over "
-                "accumulate, or call backward once outside of no_sync, before the next accumulate"
+                "accumulate, or call backward outside of no_sync, before the next accumulate"
             )
         for bucket in self.buckets:
             bucket.reducer.begin_backward(False)
@@ -380,6 +380,6 @@ class Coordinator(Sync):
         self.synchronise(accumulation.scale)
 
     def abandon(self) -> None:
-        """Ends an accumulation that was left early: nothing of it counts."""
+        """Ends an accumulation whose loop was left early, and discards its gradients."""
         self.accumulation = None
         self.backward_failed()

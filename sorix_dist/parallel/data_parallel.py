@@ -29,22 +29,22 @@ Storage = Literal["shared", "replicated"]
 
 
 class DistributedDataParallel(Module):
-    """A model of which every rank has a copy, trained on the global batch.
+    """Trains replicas of a model, one per rank, on the global batch.
 
     After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the loss of the global
     batch, whatever that loss is and however the rows are shared out, and `loss.item()` is its value.
     In training, inputs that no loader has made are rows of this rank along their first axis, unless they are
     `replicated`. Wrapping is a call of all ranks: it checks that all have the same model, down to the options of its
-    modules, and gives everybody rank 0's weights and buffers. What is a rank's own among the numbers and texts that a
-    module has as attributes needs a name that begins with "_".
+    modules, and broadcasts rank 0's weights and buffers. An attribute of a module that may differ between ranks, a
+    number or a string, needs a name that begins with "_".
 
-    module: the model; comm: an mpi4py communicator if not all ranks of the job train this model. What MPI holds for it
-    (its own copies of it, shared memory) stays when nobody uses it any more, until all of its ranks together wrap a
-    model in another communicator. MPICH can have about 2,000, of which each takes 8: do not make one a step.
-    check_every: every so many training batches the ranks compare all parameters and buffers, and stop with an error
-    that names the one that has drifted; None: never (`assert_replicas_equal` does it once).
-    storage: "shared", one copy of parameters, gradients and optimizer state per host, of which every rank updates its
-    slice; what the parameters show is read-only then, see `edit`. Or "replicated", a copy for each rank, as in PyTorch.
+    module: the model; comm: an mpi4py communicator if not all ranks of the job train this model. Its MPI resources
+    (duplicates, shared memory) are freed only when its ranks, after the last use, wrap a model in another communicator.
+    MPICH has about 2,000 communicators, and each wrapped one takes 8: do not make one a step.
+    check_every: the number of training batches between comparisons of all parameters and buffers, which raise an error
+    that names the one that has drifted; None: never (`assert_replicas_equal` compares at your call).
+    storage: "shared", one copy of parameters, gradients and optimizer state per host. Every rank updates its slice, and
+    the arrays of the parameters are read-only, see `edit`. Or "replicated", a copy for each rank, as in PyTorch.
     nonfinite: what a backward does on all ranks when a gradient is NaN or infinite: "raise" FloatingPointError, which
     names the parameter and the rank; "skip" it, so that the optimizer moves nothing; or "allow" it.
     The state has the names that the bare model has. To add or replace layers, take the bare model by `unwrap()`, change
@@ -95,13 +95,13 @@ class DistributedDataParallel(Module):
         )
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
-        """Makes parameters free whose wrapper no one holds any more; ValueError on every rank if one has another."""
+        """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""
         flats = [(name, leaf_of(parameter).flat) for name, parameter in parameters.items()]
         buckets = {name: flat.keeper for name, flat in flats if flat is not None and isinstance(flat.keeper, Bucket)}
         if any(bucket.wrapper() is not None for bucket in buckets.values()):
-            gc.collect()  # what is left of a wrapper may be in a cycle
-        held = next((name for name, bucket in buckets.items() if bucket.wrapper() is not None), None)
-        for rank, name in enumerate(self.comm.gather_objects(held)):
+            gc.collect()  # a dropped wrapper may be in a cycle
+        wrapped = next((name for name, bucket in buckets.items() if bucket.wrapper() is not None), None)
+        for rank, name in enumerate(self.comm.gather_objects(wrapped)):
             if name is not None:
                 raise ValueError(
                     f"module is wrapped already: its parameter '{name}' belongs to another wrapper on rank {rank}, "
@@ -112,9 +112,9 @@ class DistributedDataParallel(Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         if not self._buckets:
-            raise RuntimeError("this wrapper was left by unwrap(): wrap the model again, or call the model itself")
+            raise RuntimeError("unwrap() has ended this wrapper: wrap the model again, or call the model itself")
         if not (recording.get() or self.module.training):
-            # Nothing is asked of the others where nothing depends on them: one rank may evaluate alone.
+            # Evaluation needs no collective, so a single rank may evaluate.
             if isinstance(self._forward, ShardedForward) and shards_in((inputs, options)):
                 return self._forward.run(self.module, inputs, options)
             return self.module(*inputs, **options)
@@ -128,25 +128,26 @@ class DistributedDataParallel(Module):
     # -- when gradients are synchronised, and how
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """A context in which backwards stay on this rank: the first one outside sums what all of them have left.
+        """A context in which backwards accumulate on this rank; the first one after it sums all of them over the ranks.
 
-        As in PyTorch, but `grad` shows nothing of it before, and a loss its value over this rank's rows; an
-        optimizer's step in between is an error.
+        As in PyTorch, except that `grad` does not change before that sum, a loss shows its value over this rank's rows,
+        and an optimizer's step in between is an error.
         """
         return self._coordinator.no_sync()
 
     def accumulate(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """Yields `pieces`, batches of any sizes, of which the loop body computes the losses and calls backward on
-        each: afterwards `grad` is the gradient of the mean over all rows of all pieces and ranks, or over their
-        weights, labels or tokens that count.
+        """Yields `pieces`, micro-batches of any sizes; the loop body computes their losses and calls backward on each.
+
+        Afterwards `grad` is the gradient of the mean over all rows of all pieces and ranks (or over the weights, labels
+        or tokens that count).
 
         for xb, yb in model.accumulate(pieces):
             criterion(model(xb), yb).backward()
 
-        Gradients are summed over the ranks once, at the end, when the losses come to show the values of their global
-        batches; all ranks have as many pieces. A loop that is left early counts for nothing. RuntimeError if a loss is
-        no sum or mean over rows with one denominator (a root, the sum of two means over different numbers of rows), or
-        if there are sums and means: in `no_sync`, backwards of (loss / number of pieces) add up what you decide.
+        Gradients are summed over the ranks at the end of the loop; then the losses show the values of their global
+        batches. All ranks need the same number of pieces. Leaving the loop early discards its gradients. RuntimeError
+        if a loss is not a sum or mean over rows with one denominator (a root, the sum of two means over different
+        numbers of rows), or if sums and means are mixed. For those, use `no_sync` and (loss / number of pieces).
         """
         accumulation = self._coordinator.accumulate()
         try:
@@ -159,8 +160,11 @@ class DistributedDataParallel(Module):
         self._coordinator.finish()
 
     def register_comm_hook(self, hook: Hook) -> None:
-        """Makes `hook(comm, gradients)` sum this model's gradients over the ranks: in place, one-dimensional, once
-        for each dtype of parameters; see `comm_hooks.fp16_compress`. A call of all ranks."""
+        """Makes `hook(comm, gradients)` sum this model's gradients over the ranks, see `comm_hooks.fp16_compress`.
+
+        The hook is called for each dtype of parameters, with all gradients of it as an array (count,), and sums in
+        place. TypeError unless it is callable, RuntimeError in reproducible mode. A call of all ranks.
+        """
         if not callable(hook):
             raise TypeError(f"hook must be a function of a communicator and an array, got {type(hook).__name__}")
         if self._coordinator.shards is not None:
@@ -171,11 +175,10 @@ class DistributedDataParallel(Module):
     # -- the model's own
 
     def unwrap(self) -> Module:
-        """The bare model, free to be changed and wrapped again. A call of all ranks, after which this wrapper is of no
-        more use.
+        """Returns the bare model, which may be changed and wrapped again, and ends this wrapper. A call of all ranks.
 
-        The parameters keep their values and gradients, in memory of each rank's own. Optimizers that hold them go on,
-        with their state. RuntimeError if backwards have left gradients that are not synchronised yet.
+        The parameters keep their values and gradients, in each rank's private memory. Optimizers of these parameters
+        keep their state. RuntimeError if gradients of earlier backwards are not synchronised yet.
         """
         if self._coordinator.pending or self._coordinator.accumulation is not None:
             raise RuntimeError(
@@ -190,8 +193,8 @@ class DistributedDataParallel(Module):
 
     @contextmanager
     def edit(self) -> Iterator[None]:
-        """Lets parameters be changed inside the block, by a call of all ranks: each has a copy of its own there, and
-        rank 0's parameters and buffers are everybody's at its end. After an exception the parameters are as before."""
+        """A context in which parameters may be changed, entered by all ranks. Each rank changes a private copy; at the
+        end rank 0's parameters and buffers are broadcast. An exception restores the parameters."""
         flats = [bucket.flat for bucket in self._buckets]
         copies = [flat.open() for flat in flats]
         self._editing = True
@@ -224,7 +227,7 @@ class DistributedDataParallel(Module):
         return self.module.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
-        """As for a bare model; a call of all ranks, who end with what rank 0 has loaded."""
+        """As for a bare model; a call of all ranks, which then have what rank 0 has loaded."""
         with nullcontext() if self._editing else self.edit():
             return self.module.load_state_dict(state_dict, strict)
 

@@ -1,4 +1,4 @@
-"""How a wrapped model computes a batch: which rows its inputs are, and how its layers come to know it."""
+"""The forward of a wrapped model: it finds out which rows of the batch the inputs are, and tags them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from sorix_dist.parallel.groups import InOrder
 from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
 from sorix_dist.utils.data.nested import entries, map_arrays, map_tensors
 
-_WATCHED = 3  # batches that no loader made, whose rows are compared between the ranks
+_WATCHED = 3  # untagged batches whose bytes are compared between the ranks, to warn of equal ones
 _SAMPLE = 4096  # bytes of a batch that are compared
 
 
 def shards_in(value: Any) -> list[Shard]:
-    """The placements of the tensors in nested inputs that are rows of a batch."""
+    """The placements of those tensors in nested inputs that are rows of a batch."""
     return [x.place for x in entries(value) if isinstance(x, Tensor) and isinstance(x.place, Shard)]
 
 
@@ -41,7 +41,7 @@ def _begin_batch(coordinator: Coordinator, batch: Batch) -> None:
 class BatchForward:
     """Computes all rows of this rank at once.
 
-    tagged: whether the loader's word on rows holds for these ranks; else they are asked at every batch.
+    tagged: whether the loader's tags are those of these ranks; otherwise every forward gathers the numbers of rows.
     """
 
     def __init__(self, coordinator: Coordinator, tagged: bool) -> None:
@@ -62,11 +62,10 @@ class BatchForward:
         alike = any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays)
         if not (known or open_ or alike or self.coordinator.group.single):
             raise RuntimeError(
-                "the inputs of a wrapped model in training hold no tensor with rows of a batch, so that nobody knows "
-                "which part of it this rank computes: pass the batch as an argument, or sx.replicated(x) for what is "
-                "the same on every rank"
+                "the inputs of a wrapped model in training hold no tensor with rows of a batch, so the rows of this "
+                "rank are unknown: pass the batch as an argument, or sx.replicated(x) for what is the same everywhere"
             )
-        batch, rows = self._asked(known, open_)
+        batch, rows = self._gathered(known, open_)
         if batch is not None:
             _begin_batch(self.coordinator, batch)
 
@@ -95,11 +94,11 @@ class BatchForward:
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
 
-    def _asked(self, known: list[Shard], arrays: list[Any]) -> tuple[Batch | None, set[int]]:
-        """The batch of inputs, and which of the arrays are rows of it: the ranks tell each other how long these are.
+    def _gathered(self, known: list[Shard], arrays: list[Any]) -> tuple[Batch | None, set[int]]:
+        """The batch of the inputs, and the ids of the untagged arrays that are rows of it, by an all-gather of lengths.
 
-        Where one of the inputs comes from a loader, arrays with as many rows belong to them; else the first array says
-        how many there are.
+        An array belongs to the batch if on every rank it is as long as the tagged inputs or, without any, as the first
+        array.
         """
         comm, group = self.coordinator.comm, self.coordinator.group
         if not arrays:
@@ -114,25 +113,25 @@ class BatchForward:
             everywhere = [[held, sums, *lengths]]
         else:
             everywhere = comm.all_gather(np.array([held, sums, *lengths], np.int64)).tolist()
-        counts = [said[0] for said in everywhere]
+        counts = [row[0] for row in everywhere]
         if known:
             batch = known[0].batch
         else:
-            self._warn_of_the_same(held, everywhere)
+            self._warn_of_equal_batches(held, everywhere)
             start = sum(counts[: comm.rank])
             batch = Batch(Rows(start, start + held, sum(counts)), group)
-        rows = {id(x) for i, x in enumerate(arrays, 2) if [said[i] for said in everywhere] == counts}
+        rows = {id(x) for i, x in enumerate(arrays, 2) if [row[i] for row in everywhere] == counts}
         return batch, rows
 
-    def _warn_of_the_same(self, count: int, everywhere: list[list[int]]) -> None:
+    def _warn_of_equal_batches(self, count: int, everywhere: list[list[int]]) -> None:
         if self.watched >= _WATCHED or len(everywhere) == 1:
             return
         self.watched += 1
-        if count > 1 and len({tuple(said[:2]) for said in everywhere}) == 1:
+        if count > 1 and len({tuple(row[:2]) for row in everywhere}) == 1:
             warnings.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank rows of its own, or say sx.replicated(x) if all ranks compute the same",
+                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same",
                 RuntimeWarning,
                 stacklevel=6,
             )
@@ -146,10 +145,10 @@ class BatchForward:
 
 
 class ShardedForward:
-    """Computes a batch of a loader shard by shard.
+    """Computes a loader's batch in reproducible mode: virtual shard by virtual shard.
 
-    Inside, a shard is one of V parts, of which sums over rows are made when all shards are computed. Outside, every
-    rank computes alike what follows from sums, so that a gradient comes in whole.
+    Inside the module, a sum over rows is Partial among V shards. Afterwards the tree sums the shards, and every rank
+    computes the rest, so the gradients of sums are complete on each rank.
     """
 
     def __init__(self, coordinator: Coordinator) -> None:
@@ -158,7 +157,7 @@ class ShardedForward:
         self.coordinator, self.shards, self.group = coordinator, coordinator.shards, coordinator.group
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """The module's results for all shards of this rank."""
+        """The module's results for all virtual shards of this rank, joined."""
         batch = self._batch(inputs, options)
         _begin_batch(self.coordinator, batch)
         rows = batch.rows
@@ -206,8 +205,8 @@ class ShardedForward:
         if not isinstance(place, Shard):
             if x.origin is not None and (x.leaf is None or x.leaf.sync is None):
                 raise RuntimeError(
-                    f"reproducible mode: an input of shape {tuple(x.shape)} requires a gradient and is no rows of the "
-                    "batch: every shard would have a part of its gradient. Compute it inside of the model"
+                    f"reproducible mode: an input of shape {tuple(x.shape)} requires a gradient and is not rows of the "
+                    "batch, so its gradient would be scattered over the shards. Compute it inside of the model"
                 )
             return x
         if place.rows[:3] != rows[:3]:
@@ -220,7 +219,7 @@ class ShardedForward:
         return tagged(cut, part.at(place.axis, place.outer, place.inner))
 
     def _joined(self, results: list[Any], batch: Batch) -> Any:
-        """One result of those of all shards: rows one after the other, sums added up in one order."""
+        """Joins the results of all shards: rows are concatenated, sums are added in the order of the tree."""
         first = results[0]
         if isinstance(first, Tensor):
             return self._joined_tensors(results, batch)
@@ -248,8 +247,8 @@ class ShardedForward:
         shards = [p for p in places if isinstance(p, Shard) and p.batch.known is not None]
         if len(shards) < len(places):
             raise RuntimeError(
-                "reproducible mode: a model must not return what a mask has selected of its rows, whose number is "
-                "another one in each shard: return all rows, and select outside"
+                "reproducible mode: a model must not return rows that a mask has selected, since shards have different "
+                "numbers of them: return all rows, and select outside"
             )
         shape, axis = results[0].array.shape, place.axis
         opened = [
@@ -272,8 +271,8 @@ def _buffers_of(module: Module) -> _Buffers:
 
 
 class _Buffers:
-    """The buffers of a model, which every shard starts with anew: afterwards they are the mean of what the shards
-    have made of them, weighted by their rows."""
+    """The buffers of a model. Every shard starts with the same values; the new value of a buffer is the mean over the
+    shards, weighted by their rows."""
 
     def __init__(self, module: Module) -> None:
         self.places = [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]

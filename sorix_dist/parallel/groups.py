@@ -1,4 +1,4 @@
-"""The ranks as those who hold the rows of a batch: how placements are summed and gathered; see `core.placement`."""
+"""How placements are summed and gathered over ranks, the implementations of `core.placement.Group`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sorix_dist.watchdog.call_site import call_site
 
 
 class Ranks(Group):
-    """Each rank has a part of every sum."""
+    """The ranks of a communicator: a sum over rows is the all-reduce of every rank's partial sum."""
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         self.parts = comm.size
         self.single = comm.size == 1
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
         self.expected: list[float] = []
 
     def expect(self, number: float) -> None:
@@ -40,9 +40,9 @@ class Ranks(Group):
 
     def warn(self, message: str) -> None:
         where = call_site().where
-        said = where, message.split(" ", 1)[0]
-        if self.comm.rank == 0 and said not in self._told:
-            self._told.add(said)
+        key = where, message.split(" ", 1)[0]
+        if self.comm.rank == 0 and key not in self._warned:
+            self._warned.add(key)
             file, _, line = where.rpartition(":")
             warnings.warn_explicit(message, RuntimeWarning, file, int(line) if line.isdigit() else 0)
 
@@ -51,8 +51,8 @@ class Ranks(Group):
 
 
 class InOrder(Ranks):
-    """Reproducible mode, outside of a forward: sums over rows are made at once, shard by shard, and what follows from
-    them is computed by every rank alike. Only rows are shared out."""
+    """Reproducible mode, outside of a forward: rows are sharded, and every rank computes the whole sum over rows, shard
+    by shard in the order of the tree. What follows from sums is replicated."""
 
     ordered = True
 
@@ -77,8 +77,8 @@ class InOrder(Ranks):
 
 
 class OfShard(Group):
-    """Reproducible mode, inside of a forward: one virtual shard of a batch, computed as if it were alone. The sum over
-    all shards is made when all of them are computed."""
+    """Reproducible mode, inside of a forward: one virtual shard of a batch. Sums over all shards follow when the
+    forward has computed every shard."""
 
     isolated = True
 
@@ -106,12 +106,12 @@ class OfShard(Group):
     def _refusal(self, what: str) -> RuntimeError:
         return RuntimeError(
             f"reproducible mode: {what or 'this operation'} needs the rows of the whole batch, but the forward of a "
-            "model sees one virtual shard at a time: return what it works on, and compute it outside of the model"
+            "model sees one virtual shard at a time: return the operands from forward, and compute it outside"
         )
 
 
 def group_of(comm: Comm, count: int | None) -> Ranks:
-    """The ranks of a communicator as a group, the same object whenever it is asked for; count: of virtual shards."""
+    """The group of a communicator, made at the first call and then cached; count: of virtual shards, or None."""
     found: Ranks | None = comm.cache.get(Ranks)
     if found is None:
         found = comm.cache[Ranks] = Ranks(comm) if count is None else InOrder(comm, VirtualShards(comm, count))

@@ -1,4 +1,4 @@
-"""What the replicas of a model on the ranks must have in common."""
+"""Descriptions of a model, by which the ranks check that their replicas are equal."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ def describe_modules(module: Module) -> list[str]:
 
 
 def assert_replicas_equal(model: Module, comm: object = None) -> None:
-    """RuntimeError on every rank, naming the first parameter or buffer and the rank, unless all ranks have the same
-    bytes in all of the model's state.
+    """RuntimeError on every rank unless all parameters and buffers have the same bytes on all ranks; it names the
+    first that differs, and the rank.
 
-    Called by all ranks (of `comm`, an mpi4py communicator, if given). It reads all of the state; only digests of it
-    are sent.
+    comm: an mpi4py communicator, by default the model's. The ranks send only digests of the state. A call of all ranks.
     """
     among = communicator(comm if comm is not None else getattr(model, "comm", None))
     state = [*model.named_parameters(), *model.named_buffers()]

@@ -1,4 +1,4 @@
-"""Memory that the ranks of a host share: for parameters and gradients, and for a data set that exists once a host."""
+"""Memory that the ranks of a host share: for parameters and gradients, and for data sets with one copy per host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Fence(Protocol):
 class SharedMemory:
     """A `core.memory.ParameterMemory` in shared windows of the ranks of each host.
 
-    Memory is given back when no rank has an array in it any more, at a later call.
+    Memory without arrays on any rank is freed by a later call.
     fence: waits for the ranks of the host; see ParameterMemory.
     """
 
@@ -53,16 +53,16 @@ class SharedMemory:
 
 
 def host_shared(make: Callable[[], T], comm: Any = None) -> T:
-    """What `make()` returns, made by one rank of each host; all ranks of the host see the same memory.
+    """Calls `make()` on one rank of each host, and returns its arrays in memory that all ranks of the host share.
 
     make: a function without arguments that returns an array, or a tuple, list or dict of arrays (and of small
-        values that pickle can copy); it gives the same on every host.
+        values that pickle can copy), the same on every host.
     comm: an mpi4py communicator if not all ranks of the job call this.
 
-    The arrays are read-only. Their memory lives as long as any rank uses them; afterwards a later call gives it
-    back. While it is copied, the rank that made it holds it twice; what is larger than half of the memory is
-    better read from a memory map. What `make` raises is raised there, and a RuntimeError that says whose it is
-    on the other ranks. A call of all ranks.
+    The arrays are read-only. Their memory is freed by a later call when no rank uses them any more. The rank that calls
+    `make` needs twice the memory while it copies: read larger data from a memory map. TypeError unless `make`
+    returns arrays of numbers, ValueError if hosts differ. An exception of `make` is raised on its rank; the other ranks
+    raise a RuntimeError that names the rank. A call of all ranks.
     """
     ranks = communicator(comm)
     made, plan, problem = None, None, None
@@ -70,16 +70,16 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
         try:
             made = make()
             own = _Plan.of(made)
-            pickle.dumps(own)  # as it goes to the others: what can't be sent is found out before they wait for it
+            pickle.dumps(own)  # fails here if it can't be sent, before other ranks wait for it
             plan = own
         except Exception as error:  # noqa: BLE001 - raised below, when all ranks know of it
             problem = error
-    said = (
+    failure = (
         None
         if problem is None
         else (f"{type(problem).__name__}: {problem}", "".join(traceback.format_exception(problem)))
     )
-    answers = ranks.gather_objects((ranks.host, plan, said))
+    answers = ranks.gather_objects((ranks.host, plan, failure))
     _check(answers, problem)
 
     plan = next(answer[1] for answer in answers if answer[0] == ranks.host and answer[1] is not None)
@@ -110,7 +110,7 @@ class _Spec:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How nested arrays lie in one block of memory: their structure with a number for each of them."""
+    """The layout of nested arrays in one block of memory: their structure, with a number for each array."""
 
     structure: Any
     specs: tuple[_Spec, ...]
@@ -160,7 +160,7 @@ def _seen(block: Array, spec: _Spec) -> Array:
 
 
 class _ReadOnly:
-    """What the arrays are views of: it keeps the memory, and lets nothing make them writeable."""
+    """The base of the arrays: it keeps the memory alive, and NumPy can't make a view of it writeable."""
 
     def __init__(self, memory: Array) -> None:
         self.memory = memory
@@ -173,14 +173,14 @@ class _ReadOnly:
 
 
 def _check(answers: list[tuple[int, _Plan | None, tuple[str, str] | None]], own: Exception | None) -> None:
-    """Raises on every rank what went wrong on one; or that two hosts made different arrays."""
-    for rank, (_, _, said) in enumerate(answers):
-        if said is None:
+    """Raises on every rank if `make` failed on one, or if two hosts made different arrays."""
+    for rank, (_, _, failure) in enumerate(answers):
+        if failure is None:
             continue
         if own is not None:
             raise own
-        error = RuntimeError(f"host_shared: make failed on rank {rank} with {said[0]}")
-        error.add_note(f"there:\n{said[1]}")
+        error = RuntimeError(f"host_shared: make failed on rank {rank} with {failure[0]}")
+        error.add_note(f"there:\n{failure[1]}")
         raise error
     plans = [(rank, list(map(str, plan.specs))) for rank, (_, plan, _) in enumerate(answers) if plan is not None]
     for rank, specs in plans:

@@ -1,8 +1,8 @@
 """Virtual shards: the global batch in pieces that are the same on any number of ranks, and one order to sum them in.
 
 The order is a fixed binary tree over the shards: neighbours are added first, then the sums of neighbours,
-((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). A rank that owns consecutive shards can sum whole subtrees by itself, and the
-bits are those of any other way to distribute the shards.
+((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)). A rank owns consecutive shards and sums whole subtrees locally. The bits of
+the result do not depend on the distribution of the shards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_virtual_shards(count: Any, size: int) -> None:
 
 
 class VirtualShards:
-    """`count` pieces of every global batch, of which each rank of `comm` owns consecutive ones."""
+    """Cuts every global batch into `count` pieces; each rank of `comm` owns consecutive ones."""
 
     def __init__(self, comm: Comm, count: int) -> None:
         self.comm = comm
@@ -43,7 +43,7 @@ class VirtualShards:
         return shard_bounds(total, shard, self.count)
 
     def table(self, parts: Array) -> Array:
-        """The numbers (owned shards, m) of this rank and those of all others: (shards, m), the same on every rank."""
+        """Gathers the numbers (owned shards, m) of all ranks as (shards, m), the same on every rank."""
         table = np.zeros((self.count, *parts.shape[1:]), parts.dtype)
         table[self.owned.start : self.owned.stop] = parts
         self.comm.all_reduce(table)  # each entry plus zeros: exact, whatever the order
@@ -54,12 +54,12 @@ class VirtualShards:
         return sum_rows(self.table(parts))
 
 
-Node = tuple[int, int]  # the shards first to last - 1, whose sum it stands for
+Node = tuple[int, int]  # (first, stop): the sum of the shards first to stop - 1
 
 
 def sum_rows(rows: Array) -> Array:
     """The sum of the rows of an array, whose number is a power of two, by the tree."""
-    rows = rows + 0.0  # a lonely -0.0 is +0.0, as it is when zeros of others were added to it
+    rows = rows + 0.0  # -0.0 becomes +0.0, as it does in `table`, which adds zeros
     while len(rows) > 1:
         rows = rows[0::2] + rows[1::2]
     total: Array = rows[0]
@@ -90,8 +90,8 @@ def halves(node: Node) -> tuple[Node, Node]:
 class Plan:
     """The additions that make one node of some known ones, on arrays of one length.
 
-    parts: the arrays of known nodes; target: the node; total: the array that its sum is written to; spare: arrays
-    of at least this length for what lies between, made here as far as they are missing, one for each level.
+    parts: the arrays of known nodes; target: the node to compute; total: the array for its sum; spare: scratch arrays
+    of at least this length, one per level, made here if they are missing.
     """
 
     def __init__(self, parts: Mapping[Node, Array], target: Node, total: Array, spare: dict[int, Array]) -> None:
@@ -106,7 +106,7 @@ class Plan:
             return self._parts[node]
         first, second = halves(node)
         left = self._sum(first, out, depth)
-        # The second half is computed while `out` holds the first: it needs room of its own, level by level.
+        # `out` has the first half while the second is computed, which needs a scratch array of its level.
         room = out
         if second not in self._parts:
             room = self._spare.setdefault(depth, np.empty_like(out))[: len(out)]
@@ -125,7 +125,7 @@ class Plan:
 def blocks(
     total: Array, start: int, stop: int, length: int, parts: Mapping[Node, Array], target: Node
 ) -> Sequence[Plan]:
-    """Plans for the elements start to stop - 1, `length` at a time, so that what they work on stays in the cache."""
+    """Plans for the elements start to stop - 1 in blocks of `length`, so that a block stays in the cache."""
     spare: dict[int, Array] = {}
     return [
         Plan({node: part[at:end] for node, part in parts.items()}, target, total[at:end], spare)

@@ -34,14 +34,15 @@ def init(
     backend: str = "auto",
     virtual_shards: int | None = None,
 ) -> None:
-    """Starts communication; called by itself, with the defaults, at first need.
+    """Starts communication. Without this call, the first use of the ranks starts it with the defaults.
 
     timeout: seconds that a rank may be late; threads: BLAS threads of this rank, "auto" for the cores of the
     host divided by its ranks; comm: an mpi4py communicator to work in; backend: "auto", "mpi" or "solo".
-    virtual_shards: a power of two, at least the number of ranks, usually 8, for reproducible mode: every global
-    batch is computed in so many pieces and summed in one order, so that the weights are bit for bit the same on
-    any number of ranks up to it. Each rank uses one BLAS thread then.
-    All ranks give the same options.
+    virtual_shards: turns on reproducible mode: a power of two, at least the number of ranks, usually 8. Every global
+    batch is cut into this number of pieces, and sums over pieces have a fixed order, so that the weights are bit for
+    bit the same on any number of ranks up to it. Each rank then uses one BLAS thread.
+    ValueError on every rank unless all give the same options; RuntimeError if the ranks are already in use with other
+    `virtual_shards`.
     """
     options = {"timeout": timeout, "threads": threads, "backend": backend, "virtual_shards": virtual_shards}
     if virtual_shards is not None:
@@ -55,7 +56,7 @@ def init(
 
 
 def world() -> Comm:
-    """The communicator of all ranks, which have agreed on options and on a seed."""
+    """The communicator of all ranks. Its first use agrees on options and on a seed."""
     comm = comm_world.current()
     rng.inherit(_agreed(comm, None).seed)
     return comm
@@ -93,7 +94,7 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
 
 
 def _compare_kernels(comm: Comm) -> None:
-    """ValueError on every rank, in reproducible mode, where products or sums have other bits on some ranks."""
+    """ValueError on every rank if NumPy's or the BLAS's kernels differ between ranks, since then the bits would."""
     require_same(
         comm,
         blas.kernels(),
@@ -109,34 +110,34 @@ def _refuse_other_shards(known: _World | None, wanted: int | None) -> None:
     if known is not None and known.options["virtual_shards"] != wanted:
         raise RuntimeError(
             f"init: virtual_shards={wanted!r} instead of {known.options['virtual_shards']!r}, but the ranks are in use "
-            "already; call init before anything else that needs to know them"
+            "already; call init before anything else that uses them"
         )
 
 
 def communicator(comm: Any = None) -> Comm:
-    """Ours for an mpi4py communicator, itself for one of ours, that of all ranks for None."""
+    """The `Comm` for an mpi4py communicator; a `Comm` is returned as it is, None gives that of all ranks."""
     if comm is None:
         return world()
     return adopt(comm)
 
 
 def agree_on_seed(comm: Comm) -> None:
-    """Makes all ranks use one seed: the one that all of them set, or rank 0's own if none did.
+    """Makes all ranks use one seed: the one that all of them set, or rank 0's random one if none did.
 
-    ValueError on every rank if they set different ones. Called by all ranks.
+    ValueError on every rank if they set different ones. A call of all ranks.
     """
     own = rng.seed()
     seeds = comm.gather_objects((own.value, own.chosen))
     chosen = [value if was_chosen else None for value, was_chosen in seeds]
     if any(value != chosen[0] for value in chosen):
-        said = ", ".join(f"rank {r}: {'none' if value is None else value}" for r, value in enumerate(chosen))
-        raise ValueError(f"manual_seed must be called with the same value on every rank, got {said}")
+        found = ", ".join(f"rank {r}: {'none' if value is None else value}" for r, value in enumerate(chosen))
+        raise ValueError(f"manual_seed must be called with the same value on every rank, got {found}")
     if own.value != seeds[0][0]:
         rng.adopt(seeds[0][0])
 
 
 def rank() -> int:
-    """This process's number among all, from 0."""
+    """The number of this process among all ranks, from 0."""
     return world().rank
 
 
@@ -146,7 +147,7 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number among those of its host, from 0."""
+    """The number of this process among the ranks of its host, from 0."""
     return world().local_rank
 
 
@@ -156,7 +157,7 @@ def is_main_process() -> bool:
 
 
 def current_group() -> Ranks:
-    """The ranks that a loader shares its batches out to."""
+    """The group of all ranks, among which loaders shard their batches."""
     comm = world()
     return group_of(comm, virtual_shards(comm))
 

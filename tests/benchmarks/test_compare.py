@@ -24,8 +24,8 @@ from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters,
 from tests.benchmarks.compare.installed import installed
 from tests.benchmarks.compare.table import tables
 from tests.benchmarks.workloads import WORKLOADS, store, training_step
-from tests.launching import needs_mpirun, run_command
 from tests.support.jobs import ROOT, job, survivors
+from tests.support.launching import needs_mpirun, run_command
 
 BENCHMARKS = (sys.executable, "-m", "tests.benchmarks")
 TINY = Plan(workloads=("W3",), turn=0.001, seconds=0.01, rounds=2, sizes=(4096,), crowded=False, memory=(), imports=1)

@@ -22,8 +22,8 @@ from tests.benchmarks.products import convolved, dense, multiply
 from tests.benchmarks.report import report
 from tests.benchmarks.run import Plan, measure, sorix_here
 from tests.benchmarks.workloads import WORKLOADS, training_step
-from tests.launching import needs_mpirun
 from tests.support.jobs import ROOT, finished, job, survivors
+from tests.support.launching import needs_mpirun
 
 BENCHMARKS = (sys.executable, "-m", "tests.benchmarks")
 

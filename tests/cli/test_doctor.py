@@ -14,8 +14,8 @@ import pytest
 
 from sorix_dist.cli import doctor, main
 from sorix_dist.launch.doctor import Finding
-from tests.launching import needs_mpirun, run_ranks
 from tests.support.jobs import ROOT, SORIX_DIST, finished
+from tests.support.launching import needs_mpirun, run_ranks
 
 GREEN = Finding("Python", "ok", "3.11", data={"version": "3.11"})
 YELLOW = Finding("Left-overs", "warning", "3 segments", "remove them")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.cli import main
-from tests.launching import needs_mpirun
 from tests.support.jobs import SORIX_DIST, finished
+from tests.support.launching import needs_mpirun
 
 TRAIN = """
 import sys

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import needs_mpirun
 from tests.support.jobs import LIMIT, SORIX_DIST, finished, job
+from tests.support.launching import needs_mpirun
 
 pytestmark = [needs_mpirun, pytest.mark.timeout(240)]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.cli import main
-from tests.launching import needs_mpirun
 from tests.support.jobs import LIMIT, RANK, SORIX_DIST, announced, finished, job, survivors
+from tests.support.launching import needs_mpirun
 
 pytestmark = needs_mpirun
 

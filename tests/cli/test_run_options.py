@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.cli import main
-from tests.launching import needs_mpirun
 from tests.support.jobs import LIMIT, RANK, SAY_SHARED, SORIX_DIST, announced, finished, job, shared, survivors
+from tests.support.launching import needs_mpirun
 
 pytestmark = needs_mpirun
 

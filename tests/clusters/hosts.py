@@ -27,7 +27,7 @@ from tests.clusters.service import (
     text,
     wait_for,
 )
-from tests.launching import MPIRUN
+from tests.support.launching import MPIRUN
 
 NETWORK = "10.77.83"
 TAG = f"sx{os.getpid()}"

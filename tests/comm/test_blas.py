@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from sorix_dist.comm import Solo, blas, current, run_threads
-from tests.launching import needs_mpirun, run_command, run_ranks
+from tests.support.launching import needs_mpirun, run_command, run_ranks
 
 TWO_HERE = {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}
 

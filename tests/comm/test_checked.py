@@ -10,7 +10,7 @@ import pytest
 
 from sorix_dist.comm import Checked, CollectiveMismatch, Comm, current, run_threads
 from sorix_dist.watchdog.call_site import call_site
-from tests.comm.contract import CHECKS
+from tests.support.comm.contract import CHECKS
 
 
 @pytest.mark.parametrize("hosts", [1, 2])

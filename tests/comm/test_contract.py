@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sorix_dist.comm import Comm, Solo, current, run_threads
-from tests.comm.contract import CHECKS
+from tests.support.comm.contract import CHECKS
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -9,7 +9,7 @@ import pytest
 
 from sorix_dist.comm.mismatch import after_init, before_init, installed_mpis, lonely, no_mpi, several_mpis
 from sorix_dist.watchdog.launcher import Launch, tasks_of_job
-from tests.launching import MPIRUN, needs_mpirun, other_environments, run_command, run_ranks
+from tests.support.launching import MPIRUN, needs_mpirun, other_environments, run_command, run_ranks
 
 SCRIPT = "from sorix_dist.comm import *\nprint(current())\n"
 SECONDS = 20.0

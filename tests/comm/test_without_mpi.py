@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.launching import run_command
+from tests.support.launching import run_command
 
 BLOCKED = """
 import importlib.abc, sys

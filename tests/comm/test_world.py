@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sorix_dist.comm import Solo, current, init, using
-from tests.launching import needs_mpirun, run_command, run_ranks
+from tests.support.launching import needs_mpirun, run_command, run_ranks
 
 STARTED_AS_2_OF_4 = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "2", "MPI_LOCALNRANKS": "4"}
 SRUN_2_OF_4 = {

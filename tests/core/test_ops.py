@@ -13,7 +13,7 @@ import pytest
 
 import sorix_dist.core.ops
 from sorix_dist.core.op import REGISTRY
-from tests.core import opcheck
+from tests.support.core import opcheck
 
 ROWS = opcheck.all_rows()
 CASES = [pytest.param(row, shapes, id=f"{row.title}-{shapes}") for row in ROWS for shapes in row.cases]

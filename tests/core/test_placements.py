@@ -25,10 +25,10 @@ from sorix_dist.core.ops import collective
 from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.placement import tagged
 from sorix_dist.nn import functional as F
-from tests.core import opcheck, placed
-from tests.core.composed import COMPOSED
-from tests.core.opcheck import Row
-from tests.core.pretended import agreed, run
+from tests.support.core import opcheck, placed
+from tests.support.core.composed import COMPOSED
+from tests.support.core.opcheck import Row
+from tests.support.core.pretended import agreed, run
 
 for module in pkgutil.iter_modules(sorix_dist.core.ops.__path__):
     importlib.import_module(f"sorix_dist.core.ops.{module.name}")

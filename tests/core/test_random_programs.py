@@ -18,7 +18,7 @@ from sorix_dist.core.ops import collective
 from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.nn import functional as F
-from tests.core.pretended import Rank, agreed, run
+from tests.support.core.pretended import Rank, agreed, run
 
 Array = np.ndarray[Any, Any]
 PROGRAMS = 20_000 if os.environ.get("SORIX_DIST_LONG") == "1" else 500

@@ -12,7 +12,7 @@ import sorix_dist as sx
 from sorix_dist.core import Tensor
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, tagged
 from sorix_dist.nn import functional as F
-from tests.core.sharded import OneOfTwo, sharded
+from tests.support.core.sharded import OneOfTwo, sharded
 
 FEATURES = 4
 TOTAL = 30

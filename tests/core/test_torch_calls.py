@@ -49,6 +49,45 @@ def test_calls(name: str) -> None:
     assert called.dtype == expected.dtype
 
 
+CHANGES: dict[str, tuple[Callable[[Any], Any], list[float]]] = {
+    "add_ with alpha": (lambda x: x.add_(x, alpha=-0.5), [0.5, -1.0, 2.0]),
+    "sub_": (lambda x: x.sub_(1), [0, -3, 3]),
+    "exp_ of log": (lambda x: x.abs_().log_().exp_(), [1, 2, 4]),
+    "masked_fill_": (lambda x: x.masked_fill_(x < 0, 7), [1, 7, 4]),
+    "scatter_": (lambda x: x.scatter_(0, sx.tensor([2]), 5.0), [1, -2, 5]),
+    "index_add_": (lambda x: x.index_add_(0, sx.tensor([0, 0]), sx.ones(2)), [3, -2, 4]),
+    "lerp_": (lambda x: x.lerp_(sx.zeros(3), 0.5), [0.5, -1, 2]),
+    "pow_": (lambda x: x.pow_(2), [1, 4, 16]),
+    "clip_": (lambda x: x.clip_(0, 3), [1, 0, 3]),
+    "uniform_": (lambda x: x.uniform_(2, 2), [2, 2, 2]),
+    "normal_": (lambda x: x.normal_(3, 0), [3, 3, 3]),
+    "bernoulli_": (lambda x: x.bernoulli_(1.0), [1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_in_place(name: str) -> None:
+    change, expected = CHANGES[name]
+    x = sx.tensor([1.0, -2.0, 4.0])
+    array = x.numpy()
+    assert change(x) is x
+    np.testing.assert_allclose(array, expected, rtol=1e-6)
+    parameter = sx.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="In-place operations are not allowed"):
+        change(parameter)
+    with sx.no_grad():
+        change(parameter)
+
+
+def test_new_tensors_like_another() -> None:
+    x = X.double()
+    assert x.new_zeros(2, 3).dtype == x.new_ones((2,)).dtype == x.new_tensor([1]).dtype == sx.float64
+    assert x.new_full((2,), 7).tolist() == [7, 7]
+    assert x.new_zeros(2, dtype=sx.int64).dtype == sx.int64
+    assert X.type_as(x).dtype == sx.float64
+    assert (x.nelement(), x.ndimension(), x.element_size(), x.T.is_contiguous()) == (4, 2, 8, False)
+
+
 def test_a_keyword_after_too_few_operands_is_refused() -> None:
     with pytest.raises(TypeError, match="add: other is argument 2, and 2 were given"):
         X.add(1, other=1)

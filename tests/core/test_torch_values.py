@@ -41,6 +41,9 @@ GRADIENTS: dict[str, tuple[Callable[[Any], Any], list[float], list[float]]] = {
     "a number 0 ** exponent": (lambda y: 0**y, [-1, 0, 2], [-INF, 0, 0]),
     "base at 0 ** 0": (lambda x: x**0, [0, 1], [0, 0]),
     "sign": (lambda x: x.sign(), [NAN, -2, 0], [0, 0, 0]),
+    "angle of nothing": (lambda x: sx.atan2(x, x), [0, 0], [0, 0]),
+    "0 * log": (lambda x: sx.xlogy(x, math.e), [0, 2], [1, 1]),
+    "median of equal": (lambda x: x.median(), [1, 3, 1, 1, 2], [1 / 3, 0, 1 / 3, 1 / 3, 0]),
     "division to integers": (lambda x: sx.div(x, 2, rounding_mode="floor"), [3, -3], [0, 0]),
 }
 
@@ -108,7 +111,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bmm of matrices": (lambda: sx.ones(2, 2).bmm(sx.ones(2, 2)), ValueError, "matmul takes any"),
     "bmm of other counts": (lambda: sx.ones(1, 2, 2).bmm(sx.ones(3, 2, 2)), ValueError, "as many matrices"),
     "dot of matrices": (lambda: sx.ones(2, 2).dot(sx.ones(2, 2)), ValueError, "dot: operands must have 1 and 1"),
-    "float of two": (lambda: float(T([1.0, 2.0])), ValueError, "no single element"),
+    "float of two": (lambda: float(T([1.0, 2.0])), ValueError, "can only convert an array of size 1"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.launching import ROOT, needs_mpirun, run_ranks
+from tests.support.launching import ROOT, needs_mpirun, run_ranks
 
 # Rules of operations, the barrier, the watch, and one-line helpers: the page says that it leaves them out.
 ASIDE = ("core/ops/", "comm/", "watchdog/", "core/capture.py", "core/flat.py", "core/graph.py")

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.launching import MPIRUN, ROOT, environment
+from tests.support.launching import MPIRUN, ROOT, environment
 
 SKIPPED = {"compare.py"}  # which compares what two runs have saved
 OPTIONS = {"restart.py": ["--never"]}

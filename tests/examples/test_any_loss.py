@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
+from tests.support.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
 
 SCRIPT = str(ROOT / "examples" / "any_loss.py")
 

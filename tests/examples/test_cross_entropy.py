@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
+from tests.support.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
 
 SCRIPT = str(ROOT / "examples" / "cross_entropy.py")
 

@@ -17,8 +17,8 @@ from sorix_dist.launch import cleanup
 from sorix_dist.launch.doctor import Finding, machine, mpi
 from sorix_dist.launch.processes import ask
 from tests.launch.test_command import VERSIONS, launcher
-from tests.launching import MPIRUN, needs_mpirun, run_command
 from tests.support.jobs import survivors
+from tests.support.launching import MPIRUN, needs_mpirun, run_command
 
 SRUN_0_OF_4 = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
 

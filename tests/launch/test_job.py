@@ -18,8 +18,8 @@ import yaml
 from sorix_dist.launch import job as job_scripts
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.job import SCHEDULERS, Job, fill, script, template
-from tests.launching import needs_mpirun
 from tests.support.jobs import ROOT, job
+from tests.support.launching import needs_mpirun
 
 SHELLS = [kind for kind in SCHEDULERS if kind != "kubernetes"]
 AWKWARD = ("a b", "it's", '"q"', "$HOME", "$(id)", "`id`", "\\", "*", "#", "", "a\nb", "é", "--nodes", "{{id}}", "%x")

@@ -8,7 +8,7 @@ import tomllib
 import yaml
 
 from sorix_dist._version import __version__
-from tests.launching import ROOT
+from tests.support.launching import ROOT
 
 PACKAGING = ROOT / "launch" / "packaging"
 DEPENDENCIES = [

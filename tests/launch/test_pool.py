@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sorix_dist as sx
-from tests.launching import ROOT, needs_mpirun
+from tests.support.launching import ROOT, needs_mpirun
 
 pytestmark = [needs_mpirun, pytest.mark.timeout(120)]
 

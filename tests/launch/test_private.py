@@ -15,8 +15,8 @@ import pytest
 import sorix_dist as sx
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.private import PrivateFolder
-from tests.launching import run_command
 from tests.support.jobs import ROOT
+from tests.support.launching import run_command
 
 OTHER = 12345
 """A user who is not this one."""

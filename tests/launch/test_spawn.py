@@ -26,8 +26,8 @@ from sorix_dist.launch import cleanup
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
 from sorix_dist.launch.errors import LaunchError, RankError
 from sorix_dist.watchdog.launcher import detect
-from tests.launching import needs_mpirun, run_command, run_ranks
 from tests.support.jobs import LIMIT, ROOT, SAY_SHARED, job, shared, survivors
+from tests.support.launching import needs_mpirun, run_command, run_ranks
 
 
 @pytest.fixture(autouse=True)

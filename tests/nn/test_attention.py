@@ -12,7 +12,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.core import Tensor
 from sorix_dist.nn import functional as F
-from tests.core.sharded import sharded
+from tests.support.core.sharded import sharded
 
 RNG = np.random.default_rng(0)
 

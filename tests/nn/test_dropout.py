@@ -13,7 +13,7 @@ from sorix_dist.core import Tensor, grad
 from sorix_dist.core.ops.activation import dropout, dropout2d
 from sorix_dist.core.random import adopt, functional_draws, manual_seed
 from sorix_dist.nn import Dropout, Dropout2d, Sequential
-from tests.core.sharded import sharded
+from tests.support.core.sharded import sharded
 
 SPLITS = [(12,), (5, 7), (0, 12), (4, 0, 1, 7), (1,) * 12]
 

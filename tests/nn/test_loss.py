@@ -11,7 +11,7 @@ import pytest
 from sorix_dist import nn
 from sorix_dist.core import Tensor
 from sorix_dist.nn import functional as F
-from tests.core.sharded import OneOfTwo, sharded
+from tests.support.core.sharded import OneOfTwo, sharded
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.standard_normal((6, 4))

@@ -10,7 +10,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.core import Tensor
-from tests.core.sharded import sharded
+from tests.support.core.sharded import sharded
 
 RNG = np.random.default_rng(0)
 LAYERS = pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN], ids=["LSTM", "GRU", "RNN"])

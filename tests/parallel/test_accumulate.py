@@ -10,8 +10,8 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import shard_bounds
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import assert_same, data, gradients, network
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import assert_same, data, gradients, network
 
 pytestmark = pytest.mark.filterwarnings("ignore:every rank was given the same")
 SIZES = [1, 2, 3, 4]

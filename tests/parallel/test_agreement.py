@@ -13,9 +13,9 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.launching import needs_mpirun, run_ranks
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import data, gradients, network
+from tests.support.launching import needs_mpirun, run_ranks
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import data, gradients, network
 
 LAYOUTS = [(2, 1, "shared"), (3, 1, "shared"), (2, 2, "shared"), (4, 2, "shared"), (2, 1, "replicated")]
 LINE = r"at \S+:\d+"

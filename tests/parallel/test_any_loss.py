@@ -14,8 +14,8 @@ from sorix_dist.autograd import grad
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.any_loss import CASES, net, step
-from tests.parallel.everywhere import on_all_ranks
+from tests.support.parallel.any_loss import CASES, net, step
+from tests.support.parallel.everywhere import on_all_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* works on the rows of the whole batch"),

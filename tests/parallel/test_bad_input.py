@@ -14,7 +14,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.everywhere import on_all_ranks
+from tests.support.parallel.everywhere import on_all_ranks
 
 
 def test_another_architecture_on_one_rank():

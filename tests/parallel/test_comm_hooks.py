@@ -15,9 +15,9 @@ from sorix_dist.nn import functional as F
 from sorix_dist.parallel import world
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import assert_same, data, gradients, network
-from tests.parallel.storage import backward
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import assert_same, data, gradients, network
+from tests.support.parallel.storage import backward
 
 LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2)]  # ranks, hosts
 

@@ -10,7 +10,7 @@ from sorix_dist.comm import run_threads
 from sorix_dist.parallel.pair_reducer import PairReducer
 from sorix_dist.parallel.reducers import AllReduceReducer
 from sorix_dist.parallel.shared_reducers import HierarchicalReducer
-from tests.parallel import exactness
+from tests.support.parallel import exactness
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])

@@ -14,9 +14,9 @@ from sorix_dist.comm import run_threads
 from sorix_dist.core.placement import Batch
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset, Sampler
-from tests.launching import needs_mpirun, run_ranks
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import data, gradients, network
+from tests.support.launching import needs_mpirun, run_ranks
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import data, gradients, network
 
 LAYOUTS = [(2, 1), (3, 1), (4, 2)]  # ranks, hosts
 LINE = r"at \S+:\d+"

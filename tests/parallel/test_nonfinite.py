@@ -10,7 +10,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
 from sorix_dist.parallel.reducers import is_finite
-from tests.parallel import nonfinite
+from tests.support.parallel import nonfinite
 
 SIZES = [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2)]
 

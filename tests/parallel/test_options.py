@@ -12,7 +12,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.launching import run_command
+from tests.support.launching import run_command
 
 
 def refused(options: list[dict[str, Any]], error: type[Exception]) -> list[str]:

@@ -15,7 +15,7 @@ from sorix_dist.nn import functional as F
 from sorix_dist.parallel import coordinator, pair_reducer
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.exactness import TOLERANCE, assert_same, data, gradients, network
+from tests.support.parallel.exactness import TOLERANCE, assert_same, data, gradients, network
 
 ROWS = 6  # of a batch
 SENDERS = {coordinator.__file__, pair_reducer.__file__, exchange.__file__}

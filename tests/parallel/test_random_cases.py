@@ -11,7 +11,7 @@ from multiprocessing.pool import Pool
 import pytest
 
 from sorix_dist.comm import run_threads
-from tests.parallel import random_training
+from tests.support.parallel import random_training
 
 CASES, CHUNK = 500, 50
 

@@ -12,8 +12,8 @@ import sorix_dist as sx
 from examples import reproduce
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
-from tests.launching import MPIRUN, ROOT, needs_mpirun
-from tests.parallel import hash_table, reproducible_cases
+from tests.support.launching import MPIRUN, ROOT, needs_mpirun
+from tests.support.parallel import hash_table, reproducible_cases
 
 SHAPES = ((1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (8, 1), (4, 2), (7, 3))  # ranks, hosts
 LONG = bool(os.environ.get("SORIX_DIST_LONG"))

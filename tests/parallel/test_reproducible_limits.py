@@ -9,8 +9,8 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import data, network
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import data, network
 
 
 def reproducible(act):
@@ -86,7 +86,7 @@ def test_what_was_computed_outside_of_the_forward():
                 bare.forward = lambda x, _, scale=scale: bare.net(x) * scale
             model(xb, None if kept else scale).mean().backward()
 
-    on_all_ranks(lambda: work(False), RuntimeError, "requires a gradient and is no rows of the batch")
+    on_all_ranks(lambda: work(False), RuntimeError, "requires a gradient and is not rows of the batch")
     on_all_ranks(lambda: work(True), RuntimeError, "computed outside of its forward and requires a gradient")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
-from tests.parallel import sharing
+from tests.support.parallel import sharing
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(1, 1), (2, 1), (3, 1), (3, 2), (4, 2)])

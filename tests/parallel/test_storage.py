@@ -9,10 +9,10 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.core.flat import leaf_of
-from tests.parallel import exactness
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import assert_same, gradients, network
-from tests.parallel.storage import CHECKS, backward, edits, remembers
+from tests.support.parallel import exactness
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import assert_same, gradients, network
+from tests.support.parallel.storage import CHECKS, backward, edits, remembers
 
 LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2), (3, 2)]  # ranks, hosts
 

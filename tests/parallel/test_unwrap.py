@@ -12,9 +12,9 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.launching import needs_mpirun, run_ranks
-from tests.parallel.everywhere import on_all_ranks
-from tests.parallel.exactness import assert_same, data, gradients, network
+from tests.support.launching import needs_mpirun, run_ranks
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.exactness import assert_same, data, gradients, network
 
 LAYOUTS = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2)]
 KINDS = [{}, {"storage": "replicated"}, {"nonfinite": "skip"}]
@@ -120,7 +120,7 @@ def test_the_wrapper_is_of_no_more_use():
     def work():
         model = sx.DistributedDataParallel(nn.Linear(4, 3))
         bare = model.unwrap()
-        with pytest.raises(RuntimeError, match=r"left by unwrap\(\): wrap the model again"):
+        with pytest.raises(RuntimeError, match=r"unwrap\(\) has ended this wrapper: wrap the model again"):
             model(sx.ones(2, 4))
         assert bare(sx.ones(2, 4)).shape == (2, 3)
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.train import outcomes, resuming
+from tests.support.train import outcomes, resuming
 
 pytestmark = pytest.mark.mpi
 

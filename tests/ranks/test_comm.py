@@ -9,8 +9,8 @@ import pytest
 
 from sorix_dist.comm import Checked, Comm, MpiComm, current, init, mpi
 from sorix_dist.watchdog.launcher import detect
-from tests.comm import contract
-from tests.comm.contract import CHECKS
+from tests.support.comm import contract
+from tests.support.comm.contract import CHECKS
 
 pytestmark = pytest.mark.mpi
 

@@ -9,8 +9,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.utils.data import DataLoader, Dataset, LengthBucketSampler, Subset, one_hot, random_split
-from tests.parallel import sharing
-from tests.train import metric_checks
+from tests.support.parallel import sharing
+from tests.support.train import metric_checks
 
 pytestmark = pytest.mark.mpi
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.train import evaluation_checks, metric_checks
+from tests.support.train import evaluation_checks, metric_checks
 
 pytestmark = pytest.mark.mpi
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parallel import exactness
+from tests.support.parallel import exactness
 
 pytestmark = pytest.mark.mpi
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parallel import random_training
+from tests.support.parallel import random_training
 
 pytestmark = pytest.mark.mpi
 

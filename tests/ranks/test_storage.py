@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parallel.storage import CHECKS
+from tests.support.parallel.storage import CHECKS
 
 pytestmark = pytest.mark.mpi
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sorix_dist.launch import cleanup
 from sorix_dist.launch.processes import kill_with_descendants
-from tests.launching import as_in_a_shell
+from tests.support.launching import as_in_a_shell
 
 ROOT = Path(__file__).parents[2]
 SORIX_DIST = (sys.executable, "-m", "sorix_dist")

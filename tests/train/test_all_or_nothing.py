@@ -16,7 +16,7 @@ from sorix_dist.core import random as rng
 from sorix_dist.train.metrics import Accuracy
 from sorix_dist.train.run_state import counts
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.train.saving import Part
+from tests.support.train.saving import Part
 
 
 class Picky(Part):

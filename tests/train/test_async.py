@@ -13,8 +13,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from tests.train.faults import Counting, Slow, fails
-from tests.train.saving import Part, saved
+from tests.support.train.faults import Counting, Slow, fails
+from tests.support.train.saving import Part, saved
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_errors_of_the_thread(ask: str, folder: Path) -> None:
 def test_the_end_of_the_program_waits(folder: Path) -> None:
     script = (
         "import sys, sorix_dist as sx\n"
-        "from tests.train.faults import Slow, Counting, fails\n"
-        "from tests.train.saving import Part\n"
+        "from tests.support.train.faults import Slow, Counting, fails\n"
+        "from tests.support.train.saving import Part\n"
         "checkpointer = sx.Checkpointer(sys.argv[1], async_save=True)\n"
         "checkpointer.folder.files = Counting(2, fails(28)) if len(sys.argv) > 2 else Slow()\n"
         "checkpointer.save(1, part=Part(1, 1000))\n"

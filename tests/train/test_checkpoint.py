@@ -16,7 +16,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.store import tensorfile
 from sorix_dist.store.checkpoint_folder import CheckpointFolder, newest_steps
-from tests.train.saving import Part, damage, files, saved
+from tests.support.train.saving import Part, damage, files, saved
 
 
 @pytest.fixture

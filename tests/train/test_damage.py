@@ -18,8 +18,8 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.store import tensorfile
 from sorix_dist.store.packing import pack
-from tests.train.faults import Counting, fails
-from tests.train.saving import Part, damage, files, saved
+from tests.support.train.faults import Counting, fails
+from tests.support.train.saving import Part, damage, files, saved
 
 
 @pytest.fixture

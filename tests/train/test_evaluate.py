@@ -11,7 +11,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.train import evaluation_checks
+from tests.support.train import evaluation_checks
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -19,8 +19,8 @@ from sorix_dist import nn
 from sorix_dist.comm import CollectiveMismatch, run_threads
 from sorix_dist.train.metrics import means
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.launching import needs_mpirun, run_ranks
-from tests.train import metric_checks
+from tests.support.launching import needs_mpirun, run_ranks
+from tests.support.train import metric_checks
 
 Accuracy, ConfusionMatrix, Mean = sx.metrics.Accuracy, sx.metrics.ConfusionMatrix, sx.metrics.Mean
 

@@ -10,8 +10,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import current, run_threads
-from tests.train.outcomes import on_ranks, threads_on_ranks
-from tests.train.saving import Part
+from tests.support.train.outcomes import on_ranks, threads_on_ranks
+from tests.support.train.saving import Part
 
 
 @pytest.fixture

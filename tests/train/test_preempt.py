@@ -11,7 +11,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import current, run_threads
-from tests.launching import Ended, needs_mpirun, run_ranks
+from tests.support.launching import Ended, needs_mpirun, run_ranks
 
 
 def test_a_signal(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_all_stop_together() -> None:
 
 
 def run(n: int, *arguments: str) -> Ended:
-    return run_ranks(n, "-m", "tests.train.preempted", *arguments, limit=60)
+    return run_ranks(n, "-m", "tests.support.train.preempted", *arguments, limit=60)
 
 
 @needs_mpirun

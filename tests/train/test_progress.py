@@ -19,7 +19,7 @@ import sorix_dist as sx
 from sorix_dist.comm import run_threads
 from sorix_dist.train import progress
 from sorix_dist.utils.data import DataLoader, Dataset, IterableDataset
-from tests.launching import ROOT, needs_mpirun, run_ranks
+from tests.support.launching import ROOT, needs_mpirun, run_ranks
 
 SCRIPT = """
 import numpy as np, sorix_dist as sx

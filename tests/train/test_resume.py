@@ -11,7 +11,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
-from tests.train import resuming
+from tests.support.train import resuming
 
 EPOCH = resuming.STEPS // resuming.EPOCHS
 STOPS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Ended, needs_mpirun
-from tests.train import soak
+from tests.support.launching import Ended, needs_mpirun
+from tests.support.train import soak
 
 pytestmark = [needs_mpirun, pytest.mark.timeout(300)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.utils.data import DataLoader, Dataset, IterableDataset, SampleRandom, normalize, one_hot
-from tests.utils.ranks import place
+from tests.support.utils.ranks import place
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 3, 8, 6), np.uint8)
 LABELS = np.arange(23) % 4

@@ -26,7 +26,7 @@ from sorix_dist.utils.data import (
     read_table,
 )
 from sorix_dist.utils.data.dataset import dataset_digest
-from tests.utils.ranks import place
+from tests.support.utils.ranks import place
 
 X, Y = np.arange(20.0).reshape(10, 2), np.arange(10)
 

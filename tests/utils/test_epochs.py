@@ -13,7 +13,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, WeightedRandomSampler
-from tests.utils.ranks import place
+from tests.support.utils.ranks import place
 
 DATA = Dataset(np.arange(10))
 

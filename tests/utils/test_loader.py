@@ -12,7 +12,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
-from tests.utils.ranks import place
+from tests.support.utils.ranks import place
 
 
 class Words:

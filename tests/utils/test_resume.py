@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sorix_dist as sx
 from sorix_dist.utils.data import DataLoader, Dataset, DistributedSampler
-from tests.utils.ranks import place
+from tests.support.utils.ranks import place
 
 NUMBERS = 60
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from sorix_dist.launch.processes import descendants
 from sorix_dist.watchdog.process import command
 from sorix_dist.watchdog.status_page import StatusPages
-from tests.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there
+from tests.support.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there
 
 TIMEOUT = 3.0
 BOUND = TIMEOUT + 10

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.launching import needs_mpirun, run_command
+from tests.support.launching import needs_mpirun, run_command
 
 
 @needs_mpirun

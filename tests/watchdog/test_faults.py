@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.watchdog.status_page import directory, launcher_of
-from tests.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
+from tests.support.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
 from tests.watchdog.faults.case import RANKS, Case
 from tests.watchdog.faults.cases import CASES, HEALTHY
 

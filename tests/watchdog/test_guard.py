@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
+from tests.support.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
 
 pytestmark = needs_mpirun
 

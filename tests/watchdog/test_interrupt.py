@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import MPIRUN, needs_mpirun, run_interrupted
+from tests.support.launching import MPIRUN, needs_mpirun, run_interrupted
 
 LONG = bool(os.environ.get("SORIX_DIST_LONG"))
 RANKS = 4

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from sorix_dist.watchdog import leftovers
-from tests.launching import needs_mpirun, run_ranks
+from tests.support.launching import needs_mpirun, run_ranks
 
 
 @needs_mpirun

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import needs_mpirun, run_command, run_ranks
+from tests.support.launching import needs_mpirun, run_command, run_ranks
 
 BEGIN = """
 import os, sys, time

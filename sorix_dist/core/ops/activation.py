@@ -206,7 +206,7 @@ def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     highest = np.where(np.isfinite(highest), highest, 0)
     with np.errstate(divide="ignore"):
         y = np.log(np.exp(x - highest).sum(axis=axis, keepdims=True)) + highest
-    return y, (lambda g, out: g * np.exp(x - np.where(np.isfinite(y), y, 0)),)
+    return y, (lambda g, out: g * np.exp(x - np.where(y == -np.inf, 0, y)),)
 
 
 def softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:

@@ -50,7 +50,7 @@ def pow(x: Any, y: Any) -> Any:
         if isinstance(y, int | float):
             return g * (y * x ** (y - 1)) if y != 0 else _zero(g)
         zero = y == 0
-        return g * np.where(zero, 0, y) * x ** np.where(zero, 1, y - 1)
+        return g * np.where(zero, 0, y * x ** np.where(zero, 1, y - 1))
 
     def to_exponent(g: Any, out: Any) -> Any:
         if isinstance(x, int | float) and x:
@@ -63,13 +63,12 @@ def pow(x: Any, y: Any) -> Any:
 
 @op(promote="float")
 def power(x: Any, *, exponent: float) -> Any:
-    """x ** exponent of numbers >= 0; the gradient at 0 and infinity is 0."""
+    """x ** exponent of numbers >= 0; the gradient at 0 is 0."""
     with np.errstate(divide="ignore"):
         z = np.power(x, exponent)
 
     def to_x(g: Any, out: Any) -> Any:
-        regular = (x != 0) & np.isfinite(x)
-        return g * np.where(regular, np.where(regular, x, 1) ** (exponent - 1) * exponent, 0)
+        return g * np.where(x == 0, 0, np.where(x == 0, 1, x) ** (exponent - 1) * exponent)
 
     return z, (to_x,)
 

@@ -47,10 +47,15 @@ trunc = unary("trunc", np.trunc, "The integer part, rounded towards 0; the gradi
 @op(numpy=np.arctan2, promote="float")
 def atan2(x: Any, y: Any) -> Any:
     """The angle in radians, from -pi to pi, of the point with the ordinate x and the abscissa y."""
+
     return np.arctan2(x, y), (
-        lambda g, out: g * y / (x * x + y * y),
-        lambda g, out: -g * x / (x * x + y * y),
+        lambda g, out: g * y / _or_one(x * x + y * y),
+        lambda g, out: -g * x / _or_one(x * x + y * y),
     )
+
+
+def _or_one(squares: Any) -> Any:
+    return np.where(squares == 0, 1, squares)
 
 
 @op(numpy=np.fmod, promote="common")

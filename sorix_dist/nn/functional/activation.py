@@ -161,17 +161,18 @@ def tanhshrink(x: Any) -> Tensor:
 
 def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
     """x where |x| > lambd, 0 elsewhere."""
-    return where(_outside(x, lambd), x, 0.0)
+    return where(_within(x, lambd), 0.0, x)
 
 
 def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
     """x moved by `lambd` towards 0, and 0 where |x| <= lambd."""
     x = _tensor(x)
-    return where(_outside(x, lambd), x - sign(x) * lambd, 0.0)
+    return where(_within(x, lambd), 0.0, x - sign(x) * lambd)
 
 
-def _outside(x: Any, bound: float) -> Tensor:
-    flags: Tensor = (x > bound) | (_tensor(x) < -bound)
+def _within(x: Any, bound: float) -> Tensor:
+    x = _tensor(x)
+    flags: Tensor = (x >= -bound) & (_tensor(x) <= bound)
     return flags
 
 

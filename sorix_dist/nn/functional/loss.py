@@ -1,8 +1,7 @@
 """Losses as functions: they check what they are given and reduce to a mean or sum.
 
-Every mean is that over the global batch, and 0 where nothing counts: each rank has its part of it, and shows the mean
-over its own rows until a backward tells it the others'. A mean over a number of elements that is not the same for every
-row (class weights, ignored labels) asks the other ranks for theirs.
+A mean is taken over the global batch; it is 0 if nothing counts. Until `backward()` a rank shows the mean over its own
+rows. If rows count differently (class weights, ignored labels), the ranks sum their counts by a small all-reduce.
 `reduction` is "mean", "sum" or "none" (a loss for every row or element). Losses of classes also take one sample, scores
 (C,) and a target of shape ().
 """

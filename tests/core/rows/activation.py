@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.core.ops import activation as a
-from tests.core.opcheck import ELEMENTWISE, Row
+from tests.support.core.opcheck import ELEMENTWISE, Row
 
 WITH_AXIS = [((3, 4),), ((2, 3, 0),), ((2, 3, 2),)]
 NO_AXIS = {"0-d": "there is no axis to go along"}

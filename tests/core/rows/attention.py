@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import attention as a
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 LISTS = {"0-d": "queries and keys are lists of vectors"}
 HIDDEN = np.where(np.array([[0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 1]]), -np.inf, 0)  # the second query sees nothing

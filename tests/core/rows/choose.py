@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import choose
-from tests.core.opcheck import PAIRS, Row
+from tests.support.core.opcheck import PAIRS, Row
 
 MASK = np.arange(4) % 3 == 0
 SQUARES = [((3, 4),), ((2, 4, 3),), ((0, 3),), ((2, 0, 3),)]

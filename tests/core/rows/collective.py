@@ -9,8 +9,8 @@ import numpy as np
 
 from sorix_dist.core.ops import collective
 from sorix_dist.core.placement import ALONE, Batch, Group, Rows, Shard
-from tests.core.opcheck import ELEMENTWISE, Row
-from tests.core.sharded import OneOfTwo
+from tests.support.core.opcheck import ELEMENTWISE, Row
+from tests.support.core.sharded import OneOfTwo
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops import reduce, special
 from sorix_dist.core.ops.elementwise import cast, round
-from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
+from tests.support.core.opcheck import ELEMENTWISE, PAIRS, Row
 
 
 def rounded(function: Callable[..., Any], kind: Any = np.float64) -> Callable[..., Any]:

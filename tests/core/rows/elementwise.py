@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import elementwise as e
-from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
+from tests.support.core.opcheck import ELEMENTWISE, PAIRS, Row
 
 ROWS = [
     Row(e.add, np.add, PAIRS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import indexing
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 TABLE = {"0-d": "a table has rows"}
 MANY = np.random.default_rng(0).integers(0, 23, (3, 40))

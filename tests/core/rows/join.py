@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import join, shape
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 
 def together(*parts: Any, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import loss
-from tests.core.opcheck import PAIRS, Row
+from tests.support.core.opcheck import PAIRS, Row
 
 CLASSES = {"0-d": "a row holds one score for each class"}
 

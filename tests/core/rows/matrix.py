@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.matrix import einsum
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 PRODUCTS = [
     ((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((3,), (2, 3, 2)), ((2, 3, 2), (2,)),

@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core.ops import norm
 from sorix_dist.core.placement import ALONE
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 Array = np.ndarray[Any, Any]
 

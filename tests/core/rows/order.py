@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import choose
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 ANY = [((3, 4),), ((),), ((2, 3, 2),)]
 ALONG = [((3, 4),), ((2, 3, 2),), ((0, 3),), ((3, 1),)]

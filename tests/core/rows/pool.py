@@ -9,7 +9,7 @@ import numpy as np
 
 from sorix_dist.core.ops import pool
 from sorix_dist.core.ops.windows import Geometry, geometry
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 Array = np.ndarray[Any, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import recurrent as r
-from tests.core.opcheck import Row
+from tests.support.core.opcheck import Row
 
 SEQUENCES = {"0-d": "a sequence has steps, rows and features"}
 

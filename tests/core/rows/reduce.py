@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import reduce
-from tests.core.opcheck import ELEMENTWISE, Row
+from tests.support.core.opcheck import ELEMENTWISE, Row
 
 ANY = [*ELEMENTWISE, ((2, 3, 2),)]
 SOLID = [((3, 4),), ((),), ((2, 3, 2),)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sorix_dist.core.ops import indexing, shape
-from tests.core.opcheck import ELEMENTWISE, Row
+from tests.support.core.opcheck import ELEMENTWISE, Row
 
 ROWS = [
     Row(shape.alias, np.array, ELEMENTWISE),

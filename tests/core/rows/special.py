@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import algebra
 from sorix_dist.core.ops import special as s
-from tests.core.opcheck import ELEMENTWISE, PAIRS, Row
+from tests.support.core.opcheck import ELEMENTWISE, PAIRS, Row
 
 ERF, ERFC = (np.vectorize(f, otypes=[float]) for f in (math.erf, math.erfc))
 SHIFTS = "integers have no gradients and no floats: see test_torch_values"

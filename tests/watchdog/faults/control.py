@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import run_command, run_ranks
+from tests.support.launching import run_command, run_ranks
 from tests.watchdog.faults.case import RANKS
 from tests.watchdog.faults.cases import CASES
 

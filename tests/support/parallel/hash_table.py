@@ -1,6 +1,6 @@
 """The hashes of examples/reproduce.py on several numbers of ranks, under one or several MPIs, as a table.
 
-python -m tests.parallel.hash_table --python .venv/bin/python --python .venv-openmpi/bin/python
+python -m tests.support.parallel.hash_table --python .venv/bin/python --python .venv-openmpi/bin/python
 
 Exits with 1 if one in reproducible mode is not as all others, or if fast mode has the same bits on every number of
 ranks, so that the equality would say nothing.
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.launching import ROOT, run_command
+from tests.support.launching import ROOT, run_command
 
 SCRIPT = str(ROOT / "examples" / "reproduce.py")
 RANKS = (1, 2, 3, 4, 5, 8)

@@ -1,7 +1,7 @@
 """Programs that save until they are killed, and what must hold afterwards. Started by test_kills.py:
 
-python -m tests.train.saving each FOLDER               a kill before each file operation, in turn
-python -m tests.train.saving any FOLDER COUNT [async]  kills at any instant
+python -m tests.support.train.saving each FOLDER               a kill before each file operation, in turn
+python -m tests.support.train.saving any FOLDER COUNT [async]  kills at any instant
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 import sorix_dist as sx
-from tests.train.faults import Counting, kill_myself
+from tests.support.train.faults import Counting, kill_myself
 
 KEEP = 2
 

@@ -1,6 +1,6 @@
 """`make soak`: training runs that random faults meet at random moments; each ends with the bits of an undisturbed one.
 
-python -m tests.train.soak SECONDS [SEED]
+python -m tests.support.train.soak SECONDS [SEED]
 
 SEED is that of the first run; each run prints its own, with which it can be made again. Exit code 1 after a
 difference, a hang or a process that was left behind.
@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 
 from sorix_dist import EXIT_PREEMPTED
-from tests.launching import Ended, run_command
-from tests.train import resuming
-from tests.train.soaked import CHECKPOINTS, FAULTS, NOTES
+from tests.support.launching import Ended, run_command
+from tests.support.train import resuming
+from tests.support.train.soaked import CHECKPOINTS, FAULTS, NOTES
 
 LIMIT = 150.0
 """Seconds for one launch, restarts included."""
@@ -56,7 +56,7 @@ def prepared(folder: Path) -> Path:
 
 
 def trained(folder: Path, plan: str, before: list[str]) -> Ended:
-    return run_command([*before, "tests.train.soaked", str(folder), plan], limit=LIMIT)
+    return run_command([*before, "tests.support.train.soaked", str(folder), plan], limit=LIMIT)
 
 
 def run(seed: int, root: Path, totals: Totals) -> None:

@@ -1,4 +1,4 @@
-"""A training run that faults meet, started by `soak` on ranks:  python -m tests.train.soaked FOLDER PLAN
+"""A training run that faults meet, started by `soak` on ranks:  python -m tests.support.train.soaked FOLDER PLAN
 
 PLAN is JSON: the optimizer, the seed, and a list of faults [kind, step, rank, seconds], one for each attempt.
 The rank is counted round those that there are; the fault comes so many seconds after that step has begun.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import sorix_dist as sx
-from tests.train import resuming
+from tests.support.train import resuming
 
 CHECKPOINTS, NOTES = "checkpoints", "notes"
 SIGNALS = {"SIGUSR1": signal.SIGUSR1, "SIGTERM": signal.SIGTERM}

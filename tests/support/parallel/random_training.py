@@ -11,7 +11,7 @@ import numpy as np
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
-from tests.parallel.random_cases import STEPS, TERMS, Case, Piece, case, steps
+from tests.support.parallel.random_cases import STEPS, TERMS, Case, Piece, case, steps
 
 TOLERANCE = 1e-12  # relative to the magnitude of numbers that are larger than 1
 

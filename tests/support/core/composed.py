@@ -12,6 +12,36 @@ from sorix_dist.nn import functional as F
 N3, TN3, IMAGES = ("N", 3), (2, "N", 3), ("N", 2, 5, 4)
 PLACES = "sx.all_gather"
 
+
+class Root(sx.autograd.Function):
+    """sqrt(x² + 1), with a gradient that is written by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        y = (x * x + 1).sqrt()
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        x, _ = ctx.saved_tensors
+        return g * x / (x * x + 1).sqrt()
+
+
+class Product(sx.autograd.Function):
+    """x * w with a gradient that is written by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any) -> Any:
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        x, w = ctx.saved_tensors
+        return g * w, (g * x).sum(0)
+
+
 COMPOSED: dict[str, list[Any]] = {
     # arranged
     "tile": [lambda x: sx.tile(x, 2), [N3], ["0"]],
@@ -68,6 +98,10 @@ COMPOSED: dict[str, list[Any]] = {
     "inv": [lambda x: sx.linalg.inv(x + 4 * sx.eye(3, dtype="float64")), [("N", 3, 3)], ["0"]],
     "det": [lambda x: sx.linalg.det(x), [("N", 2, 2)], ["0"]],
     "columns' norm": [lambda x: sx.linalg.norm(x, 1), [N3], ["0"]],
+    # of the user
+    "a function of the user's, of a sum": [lambda x: Root.apply(x.sum(0)), [N3], ["0"]],
+    "a function of the user's": [lambda x, w: Product.apply(x, w), [N3, (3,)], ["0", ""]],
+    "a function of the user's, and its sum": [lambda x, w: Product.apply(x, w).sum(), [N3, (3,)], ["0", ""]],
     # layers
     **{f.__name__: [lambda x, f=f: f(x), [N3], ["0"]] for f in (
         F.relu6, F.hardtanh, F.selu, F.celu, F.mish, F.hardsigmoid, F.hardswish, F.logsigmoid, F.softsign, F.tanhshrink,

@@ -11,7 +11,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, grad
 from sorix_dist.core.placement import Partial, Shard
-from tests.core.pretended import Rank, agreed, run
+from tests.support.core.pretended import Rank, agreed, run
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-11

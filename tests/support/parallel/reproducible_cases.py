@@ -16,7 +16,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.parallel.random_training import TOLERANCE, difference
+from tests.support.parallel.random_training import TOLERANCE, difference
 
 ROWS, BATCH, FEATURES, CLASSES, SHARDS = 30, 13, 8, 4, 8  # the last batch has 4 rows, less than there are shards
 WEIGHTS = np.array([0.25, 1.0, 2.0, 3.5])

@@ -25,7 +25,7 @@ MPIRUN = Path(sys.executable).parent / "mpirun"
 needs_mpirun = pytest.mark.needs_mpirun
 """On tests that start ranks, or depend in another way on which MPI there is."""
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 MARK = "SORIX_DIST_TEST_COMMAND"
 """The variable by which the processes of one command are known."""

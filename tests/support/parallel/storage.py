@@ -11,7 +11,7 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import deferred_free
 from sorix_dist.utils.data.sampler import shard_bounds
-from tests.parallel.exactness import assert_same, data, gradients, network
+from tests.support.parallel.exactness import assert_same, data, gradients, network
 
 
 def backward(model, rows=17):

@@ -1,6 +1,6 @@
 """Steps of many kinds, run as they are and captured: losses, weights and buffers must agree bit for bit.
 
-python -m tests.train.compile_cases [VIRTUAL_SHARDS]    # on any number of ranks; prints what differs
+python -m tests.support.train.compile_cases [VIRTUAL_SHARDS]    # on any number of ranks; prints what differs
 """
 
 from __future__ import annotations

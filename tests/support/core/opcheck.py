@@ -3,7 +3,7 @@
 How to write rows: in `tests/core/rows/<kind>.py`, a list `ROWS`; it is found by its place.
 
     from sorix_dist.core.ops import matrix
-    from tests.core.opcheck import Row
+    from tests.support.core.opcheck import Row
 
     ROWS = [
         Row(matrix.linear, lambda x, w, b: x @ w + b, [((4, 3), (3, 2), (1, 2)), ((0, 3), (3, 2), (2,))],
@@ -93,7 +93,7 @@ class Row:
 
 def all_rows() -> list[Row]:
     """The rows of all files in `tests/core/rows`."""
-    files = sorted((Path(__file__).parent / "rows").glob("[!_]*.py"))
+    files = sorted((Path(__file__).parents[2] / "core" / "rows").glob("[!_]*.py"))
     return [row for file in files for row in importlib.import_module(f"tests.core.rows.{file.stem}").ROWS]
 
 

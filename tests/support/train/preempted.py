@@ -1,6 +1,6 @@
 """A program that is warned, saves and ends; started again, it goes on. Started on ranks by test_preempt.py:
 
-    python -m tests.train.preempted FOLDER STEPS [SIGNAL RANK]
+    python -m tests.support.train.preempted FOLDER STEPS [SIGNAL RANK]
 
 The rank gets the signal after the third step, from a thread, while it waits in MPI for one that is late.
 """

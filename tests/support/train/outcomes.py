@@ -13,8 +13,8 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import current
-from tests.train.faults import Counting, fails
-from tests.train.saving import Part, damage
+from tests.support.train.faults import Counting, fails
+from tests.support.train.saving import Part, damage
 
 
 def on_ranks(folder: Path) -> None:
