@@ -48,6 +48,7 @@ def main() -> None:
     options.add_argument(
         "--checkpoint", metavar="DIR", help="save after each epoch and when preempted, and go on there"
     )
+    options.add_argument("--record", metavar="DIR", help="record loss and accuracy of each epoch: sorix-dist plot DIR")
     options.add_argument("--virtual-shards", type=int, metavar="N", help="the same bits on any number of ranks up to N")
     args = options.parse_args()
     if args.save and not Path(args.save).absolute().parent.is_dir():
@@ -66,6 +67,7 @@ def main() -> None:
     mean_loss = sx.metrics.Mean()
     sx.print(f"{len(train)} digits to train on, {len(test)} to test, ranks: {sx.size()}")
 
+    recorder = sx.Recorder(args.record, vars(args)) if args.record else None
     step, run = 0, {"model": model, "optimizer": optimizer, "loader": train_loader, "loss": mean_loss}
     if args.checkpoint:
         checkpointer, preemption = sx.Checkpointer(args.checkpoint), sx.Preemption()
@@ -87,13 +89,15 @@ def main() -> None:
                 sx.print(f"preempted, saved at step {step}")
                 preemption.exit()
         speed = rows / (time.perf_counter() - started)
-        sx.print(
-            f"epoch {epoch + 1:2d}  loss {mean_loss.compute():.6f}  "
-            f"test accuracy {accuracy(model, test_loader):.2%}  {speed:,.0f} samples/s"
-        )
+        loss_of_epoch, right = mean_loss.compute(), accuracy(model, test_loader)
+        sx.print(f"epoch {epoch + 1:2d}  loss {loss_of_epoch:.6f}  test accuracy {right:.2%}  {speed:,.0f} samples/s")
+        if recorder:
+            recorder.log(step, loss=loss_of_epoch, test_accuracy=right, samples_per_second=speed)
         mean_loss.reset()
         if args.checkpoint:
             checkpointer.save(step, **run)
+    if recorder:
+        recorder.close()
     if args.save and sx.is_main_process():
         np.savez(args.save, **model.state_dict())
 

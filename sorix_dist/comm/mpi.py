@@ -181,7 +181,8 @@ class MpiComm:
         window.Sync()
         # Not an array made from the block, which would count as a use of the window.
         start = counters.ctypes.data - block.ctypes.data
-        barrier = SpinBarrier(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync)
+        ranks = self._local.group.Translate_ranks(None, self._mpi.COMM_WORLD.group)
+        barrier = SpinBarrier(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync, ranks)
 
         def free() -> None:
             window.Unlock_all()

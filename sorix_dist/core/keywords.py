@@ -19,9 +19,12 @@ _MEANINGLESS = {"memory_format", "layout", "pin_memory", "non_blocking", "inplac
 
 def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which also takes PyTorch's keywords: `input=`, `other=`, `dims=`, `dtype=`, `alpha=`, …"""
-    kinds = signature(function, follow_wrapped=False).parameters.values()
+    kinds = list(signature(function, follow_wrapped=False).parameters.values())
     own = {p.name for p in kinds if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
     name: str = function.__name__
+    several = any(p.kind is Parameter.VAR_POSITIONAL for p in kinds)
+    if name == "backward" or ("input" in own and not several and name not in _WITH_A_DTYPE):
+        return function  # which takes PyTorch's keywords by itself
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
@@ -54,7 +57,11 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
 def publish(module: dict[str, Any], names: Sequence[str]) -> None:
     """Gives a module's public functions PyTorch's keywords, and their place in it as their origin."""
     for name in names:
-        module[name] = function = with_torch_keywords(module[name])
+        plain = module[name]
+        function = with_torch_keywords(plain)
+        if function is plain:
+            continue
+        module[name] = function
         function.__signature__ = signature(function)  # type: ignore[attr-defined]
         del function.__wrapped__  # type: ignore[attr-defined]
         function.__module__, function.__qualname__ = module["__name__"], name

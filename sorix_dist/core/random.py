@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 
@@ -44,6 +45,7 @@ def adopt(value: int, chosen: bool = False) -> Seed:
     return fresh
 
 
+@uncaptured
 def manual_seed(value: int) -> np.random.Generator:
     """Starts all random numbers anew from `value`, an integer in [0, 2**63); returns their generator."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:

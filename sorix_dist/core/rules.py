@@ -216,8 +216,7 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
         return list(inputs), None
     ndim = max(len(shape_of(x)) for x in inputs if x is not None)
     at = next(len(shape_of(x)) - lead.axis for x in inputs if placement_of(x) is lead)
-    lengths = {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at}
-    if one_row(lead) and not lengths <= {1, lead.held}:
+    if one_row(lead) and any(_extent(x, at, lead.held) != 1 for x in inputs):
         return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
@@ -237,6 +236,15 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
     return changed, lead.moved(ndim - at)
+
+
+def _extent(x: Any, at: int, held: int) -> int:
+    """The global extent of an operand along the axis `at` from the right; of what is as long as this rank's one row or
+    none, and of what lacks the axis, 1."""
+    place, shape = placement_of(x), shape_of(x)
+    if isinstance(place, Shard) and len(shape) - place.axis == at:
+        return place.total
+    return 1 if len(shape) < at or shape[-at] == held else shape[-at]
 
 
 def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
@@ -259,7 +267,8 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     """This rank's rows of a Replicate, the same as those of `lead`, along the axis `at` from the right."""
     shape = shape_of(x)
     length = shape[-at]
-    of_all = lead.batch.known is not None and length == lead.total
+    # Of rows that a mask has selected the ranks ask each other, whatever each holds of them: all must come here.
+    of_all = (lead.batch.known is not None or not lead.group.isolated) and length == lead.total
     if length == lead.held and (not of_all or (lead.group.single and not lead.group.ordered)):
         return x
     if length == lead.total:

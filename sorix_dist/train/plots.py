@@ -71,6 +71,7 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
     except ImportError as error:
         raise ImportError('a picture needs matplotlib: pip install "sorix_dist[plot]"') from error
     runs = list(dict.fromkeys(curve.run for panel in panels.values() for curve in panel))
+    widths = np.linspace(1.3 if len(runs) == 1 else 2.8, 1.3, len(runs))  # so that equal curves of two runs both show
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.6 * rows + 0.35), layout="constrained", dpi=200)
@@ -78,14 +79,14 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
     dashed = False
     for axis, (name, panel) in zip(axes.flat, panels.items()):
         for curve in panel:
-            validation = bool(_VALIDATION.match(curve.name))
+            run, validation = runs.index(curve.run), bool(_VALIDATION.match(curve.name))
             dashed |= validation
             axis.plot(
                 curve.steps,
                 curve.values,
-                color=COLOURS[runs.index(curve.run) % len(COLOURS)],
+                color=COLOURS[run % len(COLOURS)],
                 linestyle="--" if validation else "-",
-                linewidth=1.3,
+                linewidth=widths[run],
                 marker="." if len(curve.steps) == 1 else None,
             )
         axis.set_title(_title(name), fontsize=9)
@@ -101,7 +102,9 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
-    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=1.3, label=run) for i, run in enumerate(runs)]
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=widths[i], label=run) for i, run in enumerate(runs)
+    ]
     if dashed:
         handles += [
             Line2D([], [], color="0.4", linewidth=1.3, linestyle=style, label=label)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
+from sorix_dist.train.recorder import read_records
 from tests.support.launching import ROOT, Ended, needs_mpirun, run_command, run_ranks
 
 TRAIN = str(ROOT / "examples" / "train.py")
@@ -30,13 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Ended:
     """A run on one process."""
-    return run_command([sys.executable, TRAIN, "--save", str(folder / "1.npz")])
+    return run_command([sys.executable, TRAIN, "--save", str(folder / "1.npz"), "--record", str(folder / "1")])
 
 
 @pytest.fixture(scope="module")
 def on_four_ranks(folder: Path) -> Ended:
     """The same run on four ranks."""
-    return run_ranks(4, TRAIN, "--save", str(folder / "4.npz"), limit=100)
+    return run_ranks(4, TRAIN, "--save", str(folder / "4.npz"), "--record", str(folder / "4"), limit=100)
 
 
 def numbers(ended: Ended, ranks: int) -> np.ndarray:
@@ -46,6 +47,15 @@ def numbers(ended: Ended, ranks: int) -> np.ndarray:
     assert first == f"1438 digits to train on, 359 to test, ranks: {ranks}"
     assert all(EPOCH.match(line) for line in epochs), ended.out
     return np.array(EPOCH.findall(ended.out), dtype=float)
+
+
+def test_records(folder: Path, alone: Ended, on_four_ranks: Ended) -> None:
+    """Both runs record what they print."""
+    for ended, ranks in ((alone, 1), (on_four_ranks, 4)):
+        records = read_records(folder / str(ranks))
+        recorded = [(i + 1, each["loss"], 100 * each["test_accuracy"]) for i, each in enumerate(records)]
+        np.testing.assert_allclose(numbers(ended, ranks), recorded, rtol=0, atol=0.0051)
+        assert [each["step"] for each in records] == [23 * epoch for epoch in range(1, 21)]
 
 
 def compared(first: Path, second: Path) -> Ended:

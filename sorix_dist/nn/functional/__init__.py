@@ -32,9 +32,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
-    """x @ weight + bias; x: (..., in); weight: (in, out), not (out, in) as in PyTorch; bias: (1, out) or (out,)."""
-    return matrix.linear(x, weight, bias)
+def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
+    """input (..., in) @ weight (in, out) + bias (1, out) or (out,); PyTorch's weight is (out, in)."""
+    return matrix.linear(input, weight, bias)
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
