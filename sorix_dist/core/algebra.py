@@ -42,9 +42,7 @@ def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, A
                 f"{shapes[1]}; matmul takes any"
             )
         if dims == (3, 3) and shapes[0][0] != shapes[1][0]:
-            raise ValueError(
-                f"{name}: both must have the same number of matrices, got shapes {shapes[0]} and {shapes[1]}"
-            )
+            raise ValueError(f"{name}: both must have the same length, got shapes {shapes[0]} and {shapes[1]}")
         return matmul(input, other)
 
     product.__name__ = product.__qualname__ = name

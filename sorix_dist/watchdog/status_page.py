@@ -331,9 +331,7 @@ def directory() -> Path:
                 about = os.lstat(folder)
                 if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
                     return folder
-    raise PermissionError(
-        f"no folder that only this user can read can be made in {above}; set TMPDIR to one of your own"
-    )
+    raise PermissionError(f"no private folder of this user can be made in {above}; set TMPDIR to one of your own")
 
 
 def path_for(launcher: int) -> Path:
