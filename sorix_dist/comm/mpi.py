@@ -171,7 +171,7 @@ class MpiComm:
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
         free_unused(self._comm)
-        # One segment, allocated by the first rank, so that every rank cuts it in the same way.
+        # One segment, allocated by the first rank, so that all ranks compute the same parts.
         asked = self._local.allgather((nbytes, free_bytes(SHARED_MEMORY)))
         sizes = [*(size for size, _ in asked), self.local_size * CACHE_LINE]
         self._raise_together(partial(check_free, block_size(sizes), asked[0][1]))
@@ -189,7 +189,8 @@ class MpiComm:
         window.Sync()
         # Not an array made from the block, which would count as a use of the window.
         start = counters.ctypes.data - block.ctypes.data
-        barrier = SpinBarrier(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync)
+        ranks = self._local.group.Translate_ranks(None, self._mpi.COMM_WORLD.group)
+        barrier = SpinBarrier(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync, ranks)
 
         def free() -> None:
             window.Unlock_all()

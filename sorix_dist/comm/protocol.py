@@ -1,4 +1,4 @@
-"""The interface of a communicator, whatever carries its messages, and the errors that it raises."""
+"""The interface of all communicators, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Wire(Protocol):
     """How an exchange encodes numbers."""
 
     itemsize: int | None
-    """Bytes of a number in a message; None: as many as in memory."""
+    """Bytes of a number in a message; None: the same as in memory."""
 
     def pack(self, numbers: Array, body: Array) -> float:
         """Encode numbers into the bytes of a message's body. Return a scale, which the message carries beside it."""
@@ -97,7 +97,7 @@ class Comm(Protocol):
     hosts: int
     """Number of hosts."""
     cache: dict[Any, Any]
-    """Objects of its users that live as long as it does, on this rank. They may refer to it."""
+    """Objects that its users cache for its lifetime on this rank. They may refer to it."""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
         """Replace `array` on every rank by its sum, maximum or minimum over all ranks, elementwise.

@@ -41,7 +41,7 @@ Transfer = Callable[[Array], Request]
 
 
 class Plain:
-    """Numbers travel as they are."""
+    """The wire format without an encoding."""
 
     itemsize: int | None = None
 

@@ -20,6 +20,7 @@ from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
+from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
 from sorix_dist.watchdog.watch import CollectiveMismatch
 
@@ -136,7 +137,7 @@ class _Run:
 
 
 class _Rendezvous:
-    """Where the ranks of one communicator wait for each other, once for each collective."""
+    """The collectives of one communicator: a rank waits here until all others have made the same call."""
 
     def __init__(self, run: _Run, members: Sequence[int]) -> None:
         self.run = run
@@ -145,6 +146,7 @@ class _Rendezvous:
         self.call = ""
         self.first = 0
         self.round = 0
+        self.last = 0  # the member that came last to the latest collective
         self.result: Any = None
 
     def combine(self, rank: int, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
@@ -169,10 +171,12 @@ class _Rendezvous:
                 self.result = combine([self.given[r] for r in range(len(self.members))])
                 self.given = {}
                 self.round += 1
+                self.last = me
                 run.changed.notify_all()
                 return self.result
-            now = self.round
+            now, began = self.round, time.perf_counter_ns()
             run.wait(lambda: self.round != now, me, call, self.members)
+            waited(began, self.last)
             return self.result
 
 
