@@ -110,6 +110,8 @@ class Recorder:
         self._named: dict[int, str] = {}
         self._known: dict[int, str] = {}
         self._batches: list[tuple[Batch, str]] = []
+        self._given: dict[Any, str] = {}  # NumPy arrays among the arguments, by where their numbers are
+        self._of_arguments: set[int] = set()
         self._alive: list[Any] = []  # so that no two objects have one id
         self._staying = staying
         for name, value in arguments:
@@ -120,6 +122,9 @@ class Recorder:
         array = getattr(value, "array", None)
         if array is not None:
             self._know(array, f"{name}.array")
+            self._of_arguments.add(id(value.leaf))
+        elif isinstance(value, np.ndarray):
+            self._given[_where(value)] = name
         place = getattr(value, "place", None)
         if isinstance(place, Shard):
             batch: Batch | None = place.batch
@@ -162,6 +167,8 @@ class Recorder:
 
     def leaf(self, leaf: Any, rule: Any, gradient: Any, deposit: Callable[..., None]) -> None:
         """Adds a gradient at a leaf, and writes it."""
+        if id(leaf) in self._of_arguments:
+            self.refuse("the gradient of an argument can't be captured")
         if not isinstance(rule, RecordedRule):
             self.refuse("a backward of a tensor that no operation made")
         else:
@@ -232,7 +239,7 @@ class Recorder:
         if isinstance(result, tuple | list):
             for i, part in enumerate(result):
                 self._know_parts(part, f"{expression}[{i}]")
-        elif _is_tensor(result):
+        elif is_tensor(result):
             self._know(result, expression)
             self._know(result.array, f"{expression}.array")
         elif isinstance(result, Batch):
@@ -261,9 +268,11 @@ class Recorder:
         if isinstance(x, Partial) and not {id(x.over), id(x.factor)}.isdisjoint(self._known):
             parts = (x.group, x.over, x.factor, x.held, x.alike)
             return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
-        if _is_tensor(x):
+        if is_tensor(x):
             return self._of_tensor(x)
         if isinstance(x, np.ndarray) and id(x) not in self._staying:
+            if (given := self._given.get(_where(x))) is not None:
+                return given
             self.refuse(
                 f"an array of shape {x.shape} and dtype {x.dtype} comes from nowhere: pass it to the step, register it "
                 "as a buffer of a module, or make it by a function of sorix_dist"
@@ -338,11 +347,22 @@ def same(one: Any, other: Any) -> bool:
     return False
 
 
+def _where(array: Any) -> Any:
+    """Where an array's numbers are, as something that can be compared."""
+    about = array.__array_interface__
+    return about["data"][0], about["typestr"], array.shape, array.strides
+
+
+def root_package(frame: Any) -> str:
+    """The package that a frame runs a function of."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
 def users_line() -> str:
     """The line of the program that calls the package, as file:line."""
     frame = sys._getframe(1)
     package = __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame.f_back is not None and root_package(frame) == package:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -355,7 +375,7 @@ def _tensor(array: Any, place: Any) -> Any:
     return result
 
 
-def _is_tensor(x: Any) -> bool:
+def is_tensor(x: Any) -> bool:
     return hasattr(x, "place") and hasattr(x, "array") and hasattr(x, "origin")
 
 

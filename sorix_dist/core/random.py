@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.placement import ALONE, Batch, Rows, Shard
+from sorix_dist.core.capture import uncaptured
+from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 
 
@@ -44,6 +45,7 @@ def adopt(value: int, chosen: bool = False) -> Seed:
     return fresh
 
 
+@uncaptured
 def manual_seed(value: int) -> np.random.Generator:
     """Starts all random numbers anew from `value`, an integer in [0, 2**63); returns their generator."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
@@ -141,7 +143,7 @@ replayed_masks: ContextVar[MaskReplay | None] = ContextVar("masks", default=None
 functional_draws = PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
 """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
 row_draws = PerSeed("rows", lambda: Draws(_OF_FUNCTIONS + 1))
-"""The draws in the shape of rows of a batch (`randn_like` and its kin), counted in the same way."""
+"""The counter of draws in the shape of rows of a batch, such as by `randn_like`."""
 
 
 def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_step: int) -> Array:
@@ -154,7 +156,7 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
     """
     if place is None or place.axis >= len(shape):
         count = shape[0] if shape else 1
-        place = Batch(Rows(0, count, count), ALONE).at(0)
+        place = Batch(Rows(0, count, count), SINGLE).at(0)
         shape = shape or (1,)
     call, rows = draws.next(place.batch.shard), place.rows
     steps = -(-int(np.prod(shape[place.axis + 1 :])) // per_step)

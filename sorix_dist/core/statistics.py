@@ -232,7 +232,7 @@ def multinomial(input: Any, num_samples: int, replacement: bool = False) -> Tens
     if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise ValueError("multinomial: input must hold finite weights >= 0 with a positive sum in each row")
     if not replacement and num_samples > (rows > 0).sum(1).min(initial=num_samples):
-        raise ValueError(f"multinomial: {num_samples} samples without replacement need as many weights that are not 0")
+        raise ValueError(f"multinomial: {num_samples} samples without replacement need that many weights above 0")
     chances, generator = rows / rows.sum(1, keepdims=True), random.generator()
     drawn = [generator.choice(len(row), num_samples, replacement, row) for row in chances]
     return Tensor(np.array(drawn, np.int64).reshape(*weights.shape[:-1], num_samples))

@@ -28,9 +28,6 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-_SEEN = (bool, int, float, str, np.ndarray, Tensor)
-
-
 class Module:
     """A layer, or a model of layers. A subclass defines `forward`.
 
@@ -101,12 +98,12 @@ class Module:
         if isinstance(value, Parameter) and value.leaf is not None:
             value.leaf.name = f"'{name}' of a {type(self).__name__}"
         super().__setattr__(name, value)
-        if isinstance(value, _SEEN):  # by captured steps
-            changed()
+        changed()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
         self._own_buffers().pop(name, None)
+        changed()
 
     # -- the tree
 

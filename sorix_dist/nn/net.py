@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any, Self
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import changed
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 
@@ -26,6 +27,7 @@ class _Named(Module):
         if not isinstance(module, Module):
             raise TypeError(f"{type(self).__name__} holds modules, got {type(module).__name__} {module!r}")
         self._layers[name] = module
+        changed()
 
     def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
         for name, value in super().children_and_state():
@@ -108,7 +110,7 @@ class ModuleList(_Row):
 
 
 class ModuleDict(_Named):
-    """A dict of modules, of which iteration gives the names; the model that contains it calls them."""
+    """A dict of modules for use in another module; iteration gives the names."""
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
         super().__init__(dict(modules))
@@ -148,6 +150,7 @@ class ModuleDict(_Named):
 
     def __delitem__(self, name: str) -> None:
         del self._layers[name]
+        changed()
 
 
 class ParameterList(Module):
@@ -160,6 +163,7 @@ class ParameterList(Module):
     def append(self, value: Any) -> Self:
         """Adds a parameter at the end."""
         self._values.append(value if isinstance(value, Parameter) else Parameter(value))
+        changed()
         return self
 
     def extend(self, values: Iterable[Any]) -> Self:
@@ -183,3 +187,4 @@ class ParameterList(Module):
 
     def __setitem__(self, index: int, value: Any) -> None:
         self._values[index] = value if isinstance(value, Parameter) else Parameter(value)
+        changed()

@@ -169,7 +169,7 @@ def _flops(module: Module, inputs: list[Tensor], output: Tensor) -> int:
     ]
     if isinstance(module, Embedding | LayerNorm) or not matrices:
         return 0
-    if isinstance(module, ConvTranspose2d):  # each input position meets the whole kernel
+    if isinstance(module, ConvTranspose2d):  # each input position is multiplied with the whole kernel
         positions = inputs[0].array.size // module.in_channels
     else:
         positions = output.array.size // (getattr(module, "out_channels", None) or output.array.shape[-1])

@@ -167,7 +167,7 @@ class MultiplicativeLR(LRScheduler):
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    """Half a cosine from the rate to `eta_min` in `T_0` epochs, then again in T_mult times as many as before (SGDR,
+    """Half a cosine from the rate to `eta_min` in `T_0` epochs, then again in cycles T_mult times as long (SGDR,
     Loshchilov and Hutter 2017). `step(epoch)` also takes fractions of epochs."""
 
     absolute = True
@@ -191,7 +191,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
 
 class _Cycle(LRScheduler):
-    """Schedules of the rate that may move the momentum the other way."""
+    """Schedules of the rate that may move the momentum in the opposite direction."""
 
     absolute = True
     cycle_momentum: bool

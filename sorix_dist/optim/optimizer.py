@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
@@ -24,14 +24,14 @@ Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
 _NEW = {"amsgrad", "maximize"}  # options that state dicts of earlier versions lack
-_NOTES = ("name", "initial_lr")  # what a group may hold besides: a name, and what schedulers write down
+_NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 
 class Optimizer:
     """Base of the optimizers. A subclass names and checks its options and updates a slice in `update`.
 
     params: parameters, or dicts with a list `params` and options of their own (parameter groups). The groups
-    are open: whoever writes `optimizer.param_groups[0]["lr"] = 0.01` sets it for the next step.
+    are open: `optimizer.param_groups[0]["lr"] = 0.01` takes effect at the next step.
     A parameter without a gradient is left alone: it does not move, and its momentum and step count stay.
     """
 
@@ -49,7 +49,7 @@ class Optimizer:
         if unknown := sorted(ignored.keys() - _IGNORED):
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument '{unknown[0]}'")
         self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
-        self.param_groups: list[Group] = []
+        self._groups: list[Group] = []
         self._states: list[GroupState] = []
         if isinstance(params, Tensor | dict):
             raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
@@ -59,6 +59,13 @@ class Optimizer:
         groups = given if all(isinstance(entry, dict) for entry in given) else [{"params": given}]
         for group in groups:
             self.add_param_group(group)
+
+    @property
+    def param_groups(self) -> list[Group]:
+        """The groups of parameters with their options, which may be changed between steps."""
+        if recorders:
+            outside("options of an optimizer are read or set inside of the step: set them outside, or by a scheduler")
+        return self._groups
 
     def add_param_group(self, group: Group) -> None:
         """Adds a dict with a list `params` and the options that differ from the optimizer's own."""
@@ -74,11 +81,11 @@ class Optimizer:
         self._check_parameters(params)
         made = {**self.defaults, **group, "params": params}
         self.check(made)
-        self.param_groups.append(made)
+        self._groups.append(made)
         self._states.append(GroupState(params, type(self).__name__, tuple(self.defaults)))
 
     def _check_parameters(self, params: list[Any]) -> None:
-        taken = {id(p) for g in self.param_groups for p in g["params"]}
+        taken = {id(p) for g in self._groups for p in g["params"]}
         for i, p in enumerate(params):
             if not isinstance(p, Tensor):
                 raise TypeError(f"params must hold tensors, got {type(p).__name__} at {i}")
@@ -131,14 +138,14 @@ class Optimizer:
         # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
         memories: dict[ParameterMemory, None] = {}
         plans = []
-        for group, state in zip(self.param_groups, self._states, strict=True):
+        for group, state in zip(self._groups, self._states, strict=True):
             options = [group[name] for name in self.defaults]
             plans.append(state.advance(self.buffers(group), self.scratch_arrays, options))
             for memory in state.memories:
                 memories[memory] = None
         for memory in memories:
             memory.fence("optimizer.step")
-        for group, runs in zip(self.param_groups, plans, strict=True):
+        for group, runs in zip(self._groups, plans, strict=True):
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)
@@ -153,21 +160,21 @@ class Optimizer:
         Not `set_to_none`: gradients become zeros, and the next step moves parameters by momentum and decay.
         """
         if not set_to_none:
-            zero_gradients(parameter for group in self.param_groups for parameter in group["params"])
+            zero_gradients(parameter for group in self._groups for parameter in group["params"])
             return
-        for group in self.param_groups:
+        for group in self._groups:
             for parameter in group["params"]:
                 (parameter.leaf or leaf_of(parameter)).zero()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
 
-        `state` holds, for each parameter that was ever updated, its number of updates `step` and its
+        `state` has, for each parameter that was ever updated, its number of updates `step` and its
         buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
         """
         groups, state = [], {}
         first = 0
-        for group, own in zip(self.param_groups, self._states, strict=True):
+        for group, own in zip(self._groups, self._states, strict=True):
             numbers = range(first, first + len(own.params))
             groups.append({**group, "params": list(numbers)})
             for number, entry in zip(numbers, own.entries(), strict=True):
@@ -183,7 +190,7 @@ class Optimizer:
         """
         self.check_state_dict(state_dict)
         state_dict = self._as_own(state_dict)
-        for group, own, saved in zip(self.param_groups, self._states, state_dict["param_groups"], strict=True):
+        for group, own, saved in zip(self._groups, self._states, state_dict["param_groups"], strict=True):
             group.update(_options(saved))
             own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
 
@@ -199,7 +206,7 @@ class Optimizer:
         given = [len(group.get("params", ())) for group in groups]
         if sizes != given:
             raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
-        for i, (group, saved, own) in enumerate(zip(self.param_groups, groups, self._states, strict=True)):
+        for i, (group, saved, own) in enumerate(zip(self._groups, groups, self._states, strict=True)):
             missing = self.defaults.keys() - saved.keys() - _NEW
             if missing:
                 raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
@@ -208,19 +215,19 @@ class Optimizer:
             own.check([state.get(number) for number in saved["params"]], self.buffers(together))
 
     def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        params = [parameter for group in self.param_groups for parameter in group["params"]]
+        params = [parameter for group in self._groups for parameter in group["params"]]
         return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
 
     def __repr__(self) -> str:
         groups = (
             ", ".join([f"{len(g['params'])} parameters", *(f"{k}={g[k]!r}" for k in self.defaults)])
-            for g in self.param_groups
+            for g in self._groups
         )
         return f"{type(self).__name__}({'; '.join(groups)})"
 
 
 def _options(saved: Group) -> Group:
-    """What a saved group holds beside the numbers of its parameters."""
+    """The entries of a saved group other than the numbers of its parameters."""
     return {name: value for name, value in saved.items() if name != "params"}
 
 

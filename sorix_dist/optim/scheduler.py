@@ -44,7 +44,7 @@ class LRScheduler:
             self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def per_group(self, name: str, value: Any) -> list[Any]:
-        """`value`, or each of its entries, for each parameter group; ValueError unless there are as many."""
+        """`value` for each parameter group, or its entries; ValueError unless there is one for each group."""
         count = len(self.optimizer.param_groups)
         values = list(value) if isinstance(value, Sequence) else [value] * count
         if len(values) != count:
@@ -229,7 +229,7 @@ class SequentialLR(LRScheduler):
             raise ValueError(f"milestones must increase, got {list(milestones)}")
         for i, scheduler in enumerate(schedulers):
             if isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it alone")
+                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it separately")
             if scheduler.optimizer is not optimizer:
                 raise ValueError(f"schedulers[{i}] belongs to another optimizer")
         self.schedulers = list(schedulers)

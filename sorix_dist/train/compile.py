@@ -7,26 +7,25 @@ import linecache
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial, update_wrapper
+from collections.abc import Callable
+from functools import update_wrapper
+from operator import is_
 from threading import get_ident
-from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
 from sorix_dist.core.capture import Recorder, recorders, same, version
-from sorix_dist.core.graph import recording
-from sorix_dist.core.placement import Shard
+from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
+from sorix_dist.train.step_reads import Fingerprint, Reads, inside, modules, state_of, within
+from sorix_dist.train.watched import Watched
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
 AUDITED = 3  # replays that are audited at first
 EVERY = 1000  # and then every so many
 MOST = 256  # programs of one step
-_PACKAGE = __name__.partition(".")[0] + "."
-_NUMBERS = (bool, int, float, str, bytes, type(None))
 
 
 def compile(step: Callable[..., Any]) -> CompiledStep:
@@ -36,11 +35,14 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
     call backward, clip, accumulate, and step optimizers and schedulers. It returns tensors, nested, or None. The result
     has the same bits. `print(step.source)` shows the latest program.
 
-    There is a program for each shape, dtype, placement and number among the arguments, each number and object that the
-    step names (closure, globals, `self`), and each mode, number and array of the modules among these. Python code of
-    the step runs in the first calls only: what it prints or counts is not repeated, and attributes of other objects are
-    those of the first calls. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes arrays by NumPy, changes
-    tensors in place or calls autograd.grad can't be captured: the step runs as it is, and a warning says the line once.
+    There is a program for each shape, dtype, placement and number among the arguments; each number and object that the
+    step, and the functions and methods that it calls, name (closure, globals, `self`, what lies in lists, dicts and
+    objects there); and each mode, number and array of the modules among these. Python code of the step runs in the
+    first calls only: what it prints is not repeated. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes
+    arrays by NumPy, changes tensors in place, calls autograd.grad, counts calls or appends to a list, or draws random
+    numbers of Python's or NumPy's can't be captured: the step runs as it is, and a warning says the line once. So does
+    one that returns a tensor that backward() could be called on. An error that a program raises is not caught by a
+    `try` of the step.
 
     The first three replays and every thousandth are audited: the step runs as it is, and its calls are compared with
     the program, with the same arrays; RuntimeError names the first that differs. The environment variable
@@ -59,14 +61,17 @@ class CompiledStep:
         if not callable(step):
             raise TypeError(f"compile: step must be a function, got {type(step).__name__}")
         update_wrapper(self, step)
+        self.__name__ = getattr(step, "__name__", type(step).__name__)
         self.step = step
         self.bound = bound
         self.source = ""
         self.reason: str | None = None
         self._programs: dict[Any, _Entry] = {}
-        self._captured: list[Read] | None = None
-        self._seen = -1
-        self._modes: tuple[Any, ...] = ()
+        self._reads: Reads | None = None
+        self._named: list[Any] = []
+        self._state = Fingerprint()
+        self._states: dict[Any, int] = {}  # a number for each state of what the step reads
+        self._number = self._seen = -1
         self._mode = os.environ.get("SORIX_DIST_COMPILE", "")
         if self._mode not in ("", "audit", "off"):
             raise ValueError(f"SORIX_DIST_COMPILE must be 'audit', 'off' or unset, got {self._mode!r}")
@@ -83,24 +88,20 @@ class CompiledStep:
     def __call__(self, *args: Any, **options: Any) -> Any:
         if self._mode == "off" or get_ident() in recorders:  # inside of another one it is a part of that
             return self.step(*args, **options)
-        if self._captured is None:
-            self._captured = [*_captured(self.step)]
-        values: list[Any] = []
-        named = [read() for read in self._captured]
-        key = (
-            *(_key(x, values) for x in args),
-            *((name, _key(x, values)) for name, x in options.items()),
-            *(x if isinstance(x, _NUMBERS) else id(x) for x in named),
-            self._modes if self._seen == version() else self._look(named),
-            flat.version(),
-            recording.get(),
-        )
+        key, given, values = self._key(args, options)
         entry = self._programs.get(key)
+        if entry is None and len(self._programs) < MOST:
+            self._reads = None  # functions or modules may be other ones
+            key, given, values = self._key(args, options)
+            entry = self._programs.get(key)
         if entry is None:
             if len(self._programs) >= MOST:
-                self._refuse(f"there are more than {MOST} kinds of calls, by shapes, modes and numbers")
+                self._refuse(f"there are more than {MOST} kinds of calls, by shapes, modes, numbers and objects")
                 return self.step(*args, **options)
-            entry = self._programs[key] = _Entry(named)
+            alive = [given, self._state, *map(_own, modules(self._named))]
+            entry = self._programs[key] = _Entry(self._named, alive)
+            if refusal := given.refusal or self._state.refusal:
+                self._give_up(entry, f"{refusal} ({_line_of(self.step)})")
         if entry.program is None:
             return self._record(entry, values, args, options)
         entry.runs += 1
@@ -112,15 +113,32 @@ class CompiledStep:
             entry.abandon()
             raise
 
-    def _look(self, named: list[Any]) -> tuple[Any, ...]:
-        """The modes and hooks of the modules that the step names."""
-        self._seen = version()
-        self._modes = tuple(_state_of(module) for module in _modules(named))
-        return self._modes
+    def _key(self, args: Any, options: Any) -> tuple[Any, Fingerprint, list[Any]]:
+        """What a program of this call depends on, the fingerprint of its arguments, and their tensors and arrays."""
+        values: list[Any] = []
+        given = Fingerprint(None, values)
+        for x in args:
+            given.add(x)
+        for name, x in options.items():
+            given.leaves.append(name)
+            given.add(x)
+        arrays = given.arrays
+        aliases = None if len({*arrays}) == len(arrays) else tuple(map(arrays.index, arrays))
+        if self._reads is None:
+            self._reads, self._named = Reads(self.step), []
+        named = self._reads.now()
+        same_objects = len(named) == len(self._named) and all(map(is_, named, self._named))
+        if self._state.changeable or self._seen != version() or not same_objects:
+            self._named, self._seen = named, version()
+            self._state = self._reads.state(named)
+            state = *self._state.leaves, *map(state_of, modules(named))
+            full = len(self._programs) >= MOST
+            self._number = self._states.get(state, -1) if full else self._states.setdefault(state, len(self._states))
+        return (*given.leaves, aliases, self._number, flat.version(), recording.get()), given, values
 
     def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
-        if entry.given_up:
+        if entry.given_up or _are_named(values, entry.named):
             return self.step(*args, **options)
         recorder, result = self._recorded(entry, values, args, options)
         before, entry.recorder = entry.recorder, recorder
@@ -130,7 +148,7 @@ class CompiledStep:
         elif before is not None:
             difference = _difference(before, recorder)
             if difference is None:
-                entry.program = _assembled(recorder, len(values), self.step)
+                entry.program = _assembled(recorder, len(values), self.__name__)
                 self.source = entry.program.__doc__ or ""
             elif entry.recordings >= RECORDINGS:
                 self._give_up(entry, f"its calls are not the same every time: {difference}")
@@ -144,28 +162,49 @@ class CompiledStep:
         said, self.reason = self.reason is not None, reason
         if said:
             return
-        warnings.warn(f"compile: {self.step.__name__} runs as it is: {reason}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"compile: {self.__name__} runs as it is: {reason}", RuntimeWarning, stacklevel=4)
 
     def _recorded(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
         names = [(f"a{i}", value) for i, value in enumerate(values)]
         recorder = Recorder(names, _staying(entry.named))
+        before = self._left_alone(args, options)
         recorders[get_ident()] = recorder
         try:
-            result = self.step(*args, **options)
-            recorder.bare(f"return {recorder.of(_checked(recorder, result))}")
+            result = self.step(*_watched(args), **{name: _watched(x) for name, x in options.items()})
+            _check(recorder, result)
+            recorder.bare(f"return {recorder.of(result)}")
         finally:
             del recorders[get_ident()]
         recorder.finish()
+        after = self._left_alone(args, options)
+        changed = [name for name, state in after.items() if state != before.get(name)]
+        if changed and recorder.refusal is None:
+            where = _line_of(self.step)
+            recorder.refusal = f"the step changes {changed[0]}, which a program would not repeat ({where})"
         return recorder, result
+
+    def _left_alone(self, args: Any, options: Any) -> dict[str, Any]:
+        """What the step must leave as it is, by name."""
+        assert self._reads is not None
+        given = Fingerprint(None, [])
+        given.add([*args, *options.values()])
+        return {
+            "an argument": (given.leaves, [*map(within, given.alive)]),
+            "the mode or a number of a module": [*map(state_of, modules(self._reads.now()))],
+            "set_grad_enabled": recording.get(),
+            **self._reads.each(),
+        }
 
     def _audit(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is, and compares its calls, and the arrays that they get, with those of the program."""
         assert entry.recorder is not None
+        if _are_named(values, entry.named):
+            return self.step(*args, **options)
         recorder, result = self._recorded(entry, values, args, options)
         difference = recorder.refusal or _difference(entry.recorder, recorder)
         if difference is not None:
             raise RuntimeError(
-                f"compile: the captured program of {self.step.__name__} is not what the step does in call "
+                f"compile: the captured program of {self.__name__} is not what the step does in call "
                 f"{entry.runs}: {difference}. SORIX_DIST_COMPILE=off runs the step as it is"
             )
         return result
@@ -174,8 +213,9 @@ class CompiledStep:
 class _Entry:
     """What is known of the step for one key."""
 
-    def __init__(self, named: list[Any]) -> None:
-        self.named = named  # which stay alive, so that no other objects get their ids
+    def __init__(self, named: list[Any], alive: list[Any]) -> None:
+        self.named = named
+        self.alive = alive  # so that no other objects get their ids
         self.recorder: Recorder | None = None
         self.recordings = self.runs = 0
         self.program: Callable[..., Any] | None = None
@@ -189,114 +229,65 @@ class _Entry:
                 thing.abandon()
 
 
-def _key(x: Any, values: list[Any]) -> Any:
-    """What a program depends on in an argument; its tensors and arrays go into `values`."""
-    if isinstance(x, Tensor):
-        values.append(x)
-        array = x.array
-        place: Any = x.place
-        if place.__class__ is Shard:
-            batch = place.batch
-            total = None if batch.known is None else batch.known.total
-            place = place.axis, place.outer, place.inner, batch.held, total, id(place.group), batch.shard
-        return array.shape, array.dtype, place, x.origin is not None
-    if isinstance(x, np.ndarray):
-        values.append(x)
-        return x.shape, x.dtype
-    if isinstance(x, tuple | list):
-        return type(x), *(_key(part, values) for part in x)
-    if isinstance(x, dict):
-        return tuple((name, _key(part, values)) for name, part in x.items())
-    return x if isinstance(x, _NUMBERS) else id(x)
-
-
-Read = Callable[[], Any]
-
-
-def _captured(step: Callable[..., Any], known: set[int] | None = None) -> Iterator[Read]:
-    """Functions that read what a step, and the functions that it calls, take from closures, globals and `self`."""
-    known = set() if known is None else known
-    step = step.step if isinstance(step, CompiledStep) else step
-    function = getattr(step, "__func__", step)
-    if id(function) in known or not isinstance(function, FunctionType):
-        return
-    known.add(id(function))
-    names = [*_names(function.__code__)]
-    reads: list[Read] = [partial(_of_cell, cell) for cell in function.__closure__ or ()]
-    reads += [partial(function.__globals__.get, name) for name in names if name in function.__globals__]
-    owner = getattr(step, "__self__", None)
-    reads += [partial(getattr, owner, name, None) for name in names if name in getattr(owner, "__dict__", ())]
-    for read in reads:
-        value = read()
-        if not isinstance(value, ModuleType | type) and not _is_ours(value):
-            yield read
-            yield from _captured(value, known)
-
-
-def _is_ours(function: Any) -> bool:
-    """Whether something is a function of this package."""
-    package = getattr(function, "__module__", None)
-    return callable(function) and not isinstance(function, Module) and str(package).startswith(_PACKAGE)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The global names in a function and in those inside of it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _of_cell(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that has no value yet
-        return None
-
-
-def _state_of(module: Module) -> tuple[Any, ...]:
-    """What a program takes for granted of a module: its mode, numbers and texts, which arrays it has, and hooks."""
-    values = [x if isinstance(x, _NUMBERS) else id(x) for x in vars(module).values()]
-    trained = [(p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()]
-    return type(module), *values, *trained, *(len(hooks) for hooks in module.__dict__.get("_hooks", ()))
-
-
-def _modules(named: list[Any]) -> Iterator[Module]:
-    """The modules among what a step names, alone or in lists, and all below them."""
-    for thing in named:
-        for each in thing if isinstance(thing, tuple | list) else [thing]:
-            if isinstance(each, Module):
-                yield from each.modules()
-
-
 def _staying(named: list[Any]) -> dict[int, str]:
     """By id the names of arrays and tensors that a program may mention: of modules, and those that the step names."""
     found: dict[int, str] = {}
 
-    def add(name: str, value: Any) -> None:
+    def add(name: str, value: Any, depth: int = 0) -> None:
         if isinstance(value, np.ndarray):
             found.setdefault(id(value), name)
-        if isinstance(value, Tensor) and id(value) not in found:
+        elif isinstance(value, Tensor):
             plain = name.removeprefix("module.").replace(".", "_")
             plain = f"layer_{plain}" if plain[0].isdigit() else plain
-            found[id(value)], found[id(value.array)] = f"{plain}_tensor", plain
+            if id(value) not in found:
+                found[id(value)], found[id(value.array)] = f"{plain}_tensor", plain
+        elif isinstance(value, Module):
+            for name, tensor in (*value.named_parameters(), *value.named_buffers()):
+                add(name, tensor)
+            for module in value.modules():
+                for name, own in vars(module).items():
+                    if not isinstance(own, Module):
+                        add(name, own, depth + 1)
+        elif depth < 5:
+            for entry in inside(value) or ():
+                add(name, entry, depth + 1)
 
     for thing in named:
-        for each in thing if isinstance(thing, tuple | list) else [thing]:
-            add("tensor", each)
-            for name, tensor in (*each.named_parameters(), *each.named_buffers()) if isinstance(each, Module) else ():
-                add(name, tensor)
-    for module in _modules(named):
-        for name, value in vars(module).items():
-            add(name, value)
+        add("tensor", thing)
     return found
 
 
-def _checked(recorder: Recorder, result: Any) -> Any:
-    """The result of a step, which holds tensors; a number that it read from one was refused already."""
+def _own(module: Module) -> list[Any]:
+    return [module, *vars(module).values(), *(value for _, value in module.children_and_state())]
+
+
+def _are_named(values: list[Any], named: list[Any]) -> bool:
+    """Whether an argument is a tensor that the step names, too: in a recording one would be taken for the other."""
+    staying = _staying(named)
+    return any(id(value) in staying or id(getattr(value, "array", value)) in staying for value in values)
+
+
+def _watched(x: Any) -> Any:
+    """Arguments whose NumPy arrays note that Python code reads their numbers."""
+    if type(x) is tuple:
+        return tuple(map(_watched, x))
+    return x.view(Watched) if type(x) is np.ndarray else x
+
+
+def _line_of(step: Any) -> str:
+    code = getattr(getattr(step, "__func__", step), "__code__", None)
+    return type(step).__name__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _check(recorder: Recorder, result: Any) -> None:
+    """Refuses results that a program can't give: numbers that were read from somewhere, and graphs."""
     if isinstance(result, float | int) and not isinstance(result, bool):
         recorder.refuse("the step returns a Python number: return the tensor, and call item() outside")
-    return result
+    elif isinstance(result, Tensor) and isinstance(result.origin, Node) and result.origin.rules is not None:
+        recorder.refuse("the step returns a tensor that backward() could be called on: detach() it, or use no_grad()")
+    elif isinstance(result, tuple | list | dict):
+        for value in result.values() if isinstance(result, dict) else result:
+            _check(recorder, value)
 
 
 def _difference(one: Recorder, other: Recorder) -> str | None:
@@ -342,10 +333,10 @@ def _text(recorder: Recorder, count: int) -> str:
     return "\n".join(text) + "\n"
 
 
-def _assembled(recorder: Recorder, count: int, step: Callable[..., Any]) -> Callable[..., Any]:
+def _assembled(recorder: Recorder, count: int, name: str) -> Callable[..., Any]:
     """The program as a function, whose source tracebacks and profilers can show."""
     source = _text(recorder, count)
-    file = f"<captured {step.__name__} {id(recorder):x}>"
+    file = f"<captured {name} {id(recorder):x}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     names = dict(recorder.names)
     exec(builtins.compile(source, file, "exec"), names)

@@ -30,7 +30,7 @@ def has_state(part: Any) -> bool:
 
 
 def is_replicated(part: Any) -> bool:
-    """Whether a part is the same on every rank, so that one rank's state is everybody's."""
+    """Whether a part is the same on every rank, so that rank 0's state is that of all ranks."""
     return isinstance(part, nn.Module | Optimizer)
 
 

@@ -135,7 +135,7 @@ def launcher_pid(launch: Launch) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    # "PID (name) state parent ...": the name may hold spaces and brackets
+    # "PID (name) state parent ...": the name may contain spaces and brackets
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

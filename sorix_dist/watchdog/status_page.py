@@ -44,7 +44,8 @@ LONGEST = 1e9
 """Longer time-outs, in seconds, are cut to this."""
 
 _GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
-PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER = range(9)  # words of a rank's page
+# Words of a rank's page; WAITED: nanoseconds that it has waited for others.
+PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
@@ -330,7 +331,7 @@ def directory() -> Path:
                 about = os.lstat(folder)
                 if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
                     return folder
-    raise PermissionError(f"no folder for this user alone can be made in {above}; set TMPDIR to one of your own")
+    raise PermissionError(f"no private folder of this user can be made in {above}; set TMPDIR to one of your own")
 
 
 def path_for(launcher: int) -> Path:

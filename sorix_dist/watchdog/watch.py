@@ -72,7 +72,7 @@ class RankPage:
         return over and self.words[self.at + layout.STATE] == State.RUNNING
 
     def say(self, what: str, where: str) -> None:
-        """Publish what this rank does, and where the user called it."""
+        """Publish the operation of this rank, and the user's line that called it."""
         self.pages.put_text(self.rank, pack_text(what, where))
 
     def enable_stack_dump(self) -> None:
@@ -284,7 +284,7 @@ def begins(doing: str, number: int) -> None:
 
 
 def mark_reported() -> None:
-    """What ends the job has been reported: however the ranks end now, there is nothing to add."""
+    """Record that the fault has been reported, so that the ends of the ranks are not reported again."""
     if _page is not None:
         _page.pages.reported = 1
 

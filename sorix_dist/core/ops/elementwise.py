@@ -134,7 +134,7 @@ def _named(function: Callable[..., Any], name: str, meaning: str, **options: Any
 
 
 def _zero(g: Any) -> Any:
-    """Zeros like g, which may hold an infinity."""
+    """Zeros like g, also if g has infinities."""
     return np.where(False, g, 0)
 
 

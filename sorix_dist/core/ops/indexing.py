@@ -29,7 +29,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements added up at an index: rows are gathered."""
+    """The rule of a scatter: rows are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 
@@ -161,7 +161,7 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
         return None
     if not length and (part.start or part.stop):  # a position that does not follow from this rank's rows
         return None
-    if not length:  # a rank without rows can't tell where one ends
+    if not length:  # a rank without rows doesn't know where a batch ends
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
     start, stop, _ = part.indices(place.held)

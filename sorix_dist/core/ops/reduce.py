@@ -50,7 +50,7 @@ def mean_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
+    """A sum of all elements, divided by a `divisor` over the whole batch; `held` is this rank's share of that."""
     x, place = inputs[0], inputs[0].place
     if place.__class__ is not Shard:
         return linear_place(place)
@@ -109,7 +109,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
 
 @op(rule=divided_rule, called="mean")
 def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = None) -> Any:
-    """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0.
+    """The sum of all elements divided by `divisor`, 0 if that is 0; `held` is this rank's share of the divisor.
 
     over: the denominator if it is not the same for every row; see `core.placement.Partial`.
     """

@@ -72,7 +72,7 @@ def _axis_of_rows(
 ) -> tuple[int, int, int] | None:
     """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 
-    An axis with A elements in front and B behind can hold them if A divides `front` and B divides `behind`, and its
+    An axis with A elements in front and B behind can contain them if A divides `front` and B divides `behind`, and its
     length fits (or is -1). Of several such axes, the one that merges the rows with the fewest others.
     """
     found = []

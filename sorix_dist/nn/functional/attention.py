@@ -107,7 +107,7 @@ def _of_bools(mask: Array, sees: bool, dtype: Any) -> Array:
 
 
 def together(*biases: Any) -> Any:
-    """The sum of biases of which each may be None."""
+    """The sum of those biases that are not None."""
     total = None
     for bias in biases:
         if bias is not None:

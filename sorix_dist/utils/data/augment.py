@@ -86,7 +86,7 @@ def one_hot(labels: Array, num_classes: int) -> Array:
 class BatchTransform:
     """A user's function of a batch's arrays, `function(x, y)`, or `function(x, y, draw)` with a SampleRandom.
 
-    A dict is one argument, a tuple as many as it has entries.
+    A dict is one argument, the entries of a tuple are separate ones.
     """
 
     def __init__(self, function: Any) -> None:
