@@ -105,7 +105,7 @@ class DistributedDataParallel(Module):
             if name is not None:
                 raise ValueError(
                     f"module is wrapped already: its parameter '{name}' belongs to another wrapper on rank {rank}, "
-                    "whose unwrap() gives the model back"
+                    "whose unwrap() gives the model back [docs: wrapped]"
                 )
         for bucket in dict.fromkeys(buckets.values()):
             bucket.release()
