@@ -80,7 +80,7 @@ def add_options(parser: argparse._ActionsContainer) -> None:
 
 
 def check_options(arguments: Any) -> None:
-    """LaunchError where `OPTIONS` do not go together."""
+    """LaunchError if `OPTIONS` exclude each other."""
     if arguments.tee and arguments.log_dir is None:
         raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
     check_output("--profile", arguments.profile)
@@ -89,7 +89,7 @@ def check_options(arguments: Any) -> None:
 
 
 def given_options(arguments: Any) -> list[str]:
-    """Those of `OPTIONS` that the user gave, as words of a command line."""
+    """The `OPTIONS` that the user gave, as words of a command line."""
     words: list[str] = []
     for option in OPTIONS:
         value = getattr(arguments, option.removeprefix("--").replace("-", "_"))

@@ -37,7 +37,7 @@ LIBRARY_VARIABLES = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 
 
 def chosen_library(environ: Mapping[str, str]) -> list[str]:
-    """Those of `LIBRARY_VARIABLES` that are set."""
+    """The `LIBRARY_VARIABLES` that are set."""
     return [name for name in LIBRARY_VARIABLES if environ.get(name)]
 
 
@@ -68,7 +68,7 @@ def several_mpis(launch: Launch | None, wheels: tuple[str, ...]) -> str | None:
 
 
 def installed_mpis() -> tuple[str, ...]:
-    """Those of `MPI_WHEELS` that this environment has."""
+    """The `MPI_WHEELS` in this environment."""
     from importlib import metadata  # takes 15 ms
 
     found = []

@@ -13,7 +13,7 @@ Op = Literal["sum", "max", "min"]
 
 
 class SharedMemoryFull(MemoryError):
-    """The ranks of a host asked for more shared memory than it has: raised on all ranks together, which may go on."""
+    """The ranks of a host asked for more shared memory than it has: all ranks raise it, and may continue."""
 
 
 class RankFailed(RuntimeError):
@@ -42,7 +42,7 @@ class Window(Protocol):
 
 
 class Wire(Protocol):
-    """How an exchange encodes numbers."""
+    """The encoding of the numbers in an exchange."""
 
     itemsize: int | None
     """Bytes of a number in a message; None: the same as in memory."""

@@ -1,4 +1,4 @@
-"""What the ranks of a host share: a block of memory cut into parts, and a barrier of counters in it."""
+"""Shared memory of the ranks of a host: a block cut into parts, and a barrier of counters in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sorix_dist.comm.waiting import waited
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
-"""Where MPI has its shared windows on Linux."""
+"""The folder of MPI's shared windows on Linux."""
 CACHE_LINE = 64
 SPINS = 1000
 """Reads of a counter before a rank that has a core of its own yields it."""

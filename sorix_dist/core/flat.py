@@ -262,7 +262,7 @@ def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[
 
 
 def _with_gradient(parameters: Iterable[Tensor]) -> Iterator[tuple[Tensor, Leaf]]:
-    """Those of the parameters that have a gradient, each once, with their leaves."""
+    """The parameters that have a gradient, without duplicates, with their leaves."""
     for parameter in {id(p): p for p in parameters}.values():
         if parameter.leaf is not None and parameter.leaf.total.written:
             yield parameter, parameter.leaf

@@ -1,4 +1,4 @@
-"""What operations record for a backward: nodes, and the leaves where gradients end."""
+"""The graph that operations record for a backward: nodes, and leaves, which accumulate gradients."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def seed() -> Seed:
 
 
 def inherit(given: Seed) -> None:
-    """Takes over a seed and its stream, where this context has none: as in a thread that the program started."""
+    """Adopts a seed and its stream if this context has none, as in a thread that the program started."""
     if _seed.get() is None:
         _seed.set(given)
 

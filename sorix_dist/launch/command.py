@@ -21,7 +21,7 @@ from sorix_dist.watchdog.launcher import tasks_of_job
 Flavour = Literal["openmpi5", "openmpi4", "mpich", "intel"]
 
 BINDINGS = ("none", "core", "numa", "socket")
-"""What a rank may be bound to."""
+"""The units to which a rank may be bound."""
 
 HOSTS_FROM_OUTSIDE = (
     "SLURM_JOB_ID",

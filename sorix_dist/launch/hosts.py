@@ -36,7 +36,7 @@ class Host:
 
 
 def slots(hosts: Iterable[Host]) -> int:
-    """How many ranks the hosts take together."""
+    """The number of ranks for which all hosts together have slots."""
     return sum(host.slots for host in hosts)
 
 

@@ -1,4 +1,4 @@
-"""What ranks print, shown by the process that started them: lines, each behind its rank."""
+"""The output of ranks, printed by the process that started them line by line, each behind its rank."""
 
 from __future__ import annotations
 

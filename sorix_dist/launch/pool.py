@@ -124,7 +124,7 @@ class _Ranks:
 
 
 def _serve(path: str) -> None:
-    """What each rank does: calls, in order, until there is None."""
+    """The function of each rank: it executes calls in order, until there is None."""
     folder = PrivateFolder(Path(path))
     spawned.FOLDERS.append(PrivateFolder(Path(path)))
     threading.Thread(target=_end_with_pool, args=(folder,), daemon=True).start()

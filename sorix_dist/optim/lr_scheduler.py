@@ -250,7 +250,7 @@ class CyclicLR(_Cycle):
         self._start(self.low, last_epoch)
 
     def _height(self, step: int) -> float:
-        """How much of the difference between the ends there is in a step."""
+        """The fraction of the difference between both ends that a step has."""
         cycle, place = divmod(step, self.up + self.down)
         slope = place / self.up if place <= self.up else (self.up + self.down - place) / self.down
         if self.scale_fn is not None:

@@ -1,4 +1,4 @@
-"""What all optimizers share: groups of parameters with options, and the walk over what is to be updated.
+"""The base class of optimizers: groups of parameters with options, and the update of each group.
 
 Parameters that are neighbours in memory are updated as one slice, in blocks that stay in the cache.
 """
@@ -30,7 +30,7 @@ _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, a
 class Optimizer:
     """Base of the optimizers. A subclass names and checks its options and updates a slice in `update`.
 
-    params: parameters, or dicts with a list `params` and options of their own (parameter groups). The groups
+    params: parameters, or dicts with a list `params` and other options (parameter groups). The groups
     are open: `optimizer.param_groups[0]["lr"] = 0.01` takes effect at the next step.
     A parameter without a gradient is left alone: it does not move, and its momentum and step count stay.
     """

@@ -1,4 +1,4 @@
-"""What schedulers share, and those that are no formula of the epoch."""
+"""The base class of schedulers, and those without a formula of the epoch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LRScheduler:
         return None
 
     def carry_over(self, lr: float, was: float, now: float) -> float:
-        """What becomes of a rate `lr` that others have set where this scheduler goes from `was` to `now`."""
+        """The new value of a rate `lr` that others have set, when this scheduler's own goes from `was` to `now`."""
         return lr * now / was if was else now
 
     def scaled(self, factor: float) -> list[float]:
@@ -178,7 +178,7 @@ class ReduceLROnPlateau(LRScheduler):
 
     @host
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Takes the metric of an epoch, a number."""
+        """Records the metric of an epoch, a number, and adapts the rate."""
         value = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         if self.is_better(value):

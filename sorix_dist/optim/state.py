@@ -45,7 +45,7 @@ class GroupState:
         self._lay((), "optimizer.step")
 
     def syncs(self) -> list[Sync]:
-        """Who synchronises the gradients of these parameters."""
+        """The `Sync` of these parameters' gradients."""
         if self._syncs[0] != flat.version():
             leaves = [p.leaf for p in self.params if p.leaf is not None]
             found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
@@ -117,7 +117,7 @@ class GroupState:
                     )
 
     def load(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
-        """Takes over entries that were checked. Called by all who share the parameters."""
+        """Loads entries that were checked. A call of all ranks that share the parameters."""
         self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
         self._lay(names, "optimizer.load_state_dict")
         self._fence("optimizer.load_state_dict")

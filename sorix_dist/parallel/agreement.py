@@ -23,13 +23,13 @@ ACTIONS = (
     "DistributedDataParallel",
     "unwrap",
 )
-"""What ranks do together, as users call it."""
+"""The collective operations, by the names of the user's calls."""
 BACKWARD = 0
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
 
 
 class StepFingerprint(NamedTuple):
-    """What must be the same on every rank before anything is mixed.
+    """The values that must be the same on every rank before gradients are mixed.
 
     action: index into ACTIONS; backwards: since the last agreement; digest: of the numbers used, and of the optimizers'
     options since the last agreement; epoch, batch: of the loader's batch, -1 if no loader made it; order: a digest of
@@ -59,7 +59,7 @@ _FENCE = struct.Struct("hhiq")
 
 
 class Agreement(NamedTuple):
-    """What the ranks found.
+    """The result of comparing all ranks' fingerprints.
 
     differing: the fingerprints of all ranks if they differ, else None; numbers: the union of all ranks' numbers,
     sorted; values: sums over the ranks; same_used: whether all ranks have sent the same numbers and the same digest of
@@ -73,7 +73,7 @@ class Agreement(NamedTuple):
 
 
 class Consensus(Protocol):
-    """How ranks agree."""
+    """Compares fingerprints between ranks."""
 
     def agree(
         self,

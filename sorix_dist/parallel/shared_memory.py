@@ -95,7 +95,7 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
 
 @dataclass(frozen=True)
 class _Spec:
-    """Where an array lies in the memory."""
+    """The offset, shape and dtype of an array in the memory."""
 
     start: int
     shape: tuple[int, ...]

@@ -172,7 +172,7 @@ class Checkpointer:
 
 
 class _Content(NamedTuple):
-    """A checkpoint as it is in its file, and the value that the file stands for."""
+    """A checkpoint: the arrays and the text of its file, and the value that they encode."""
 
     path: Path
     arrays: dict[str, tensorfile.Array]

@@ -73,7 +73,7 @@ def _called(code: CodeType, at: int) -> tuple[str, str]:
 
 
 DUMP_SECONDS = 0.3
-"""How long all processes together have to write."""
+"""Seconds that all processes together have to write."""
 
 
 def collect_stacks(files: dict[int, tuple[Process, int]]) -> dict[int, list[str]]:

@@ -28,7 +28,7 @@ from sorix_dist.watchdog.process import (
 
 SHARED = "/dev/shm/"
 MPI_PREFIXES = ("mpich_shm_", "Intel_MPI_", "sm_segment.", "vader_segment.", "osc_sm", "osc_rdma", "ucx_shm_posix")
-"""How names of MPI's shared memory begin."""
+"""Prefixes of the names of MPI's shared memory."""
 LAUNCHER_FILES = "hydra_hwloc_xmlfile_*"
 LAUNCHER = "hydra_pmi_proxy"
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "prterun", "prted", "orted", "orterun")

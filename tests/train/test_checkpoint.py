@@ -234,6 +234,6 @@ def test_what_is_no_newer_step(folder: Path) -> None:
         warnings.simplefilter("always")
         assert sx.Checkpointer(folder).load_latest() == {"step": 1}
     assert [re.findall(r"step-(\d+)", str(warning.message))[0] for warning in told] == ["12", "11", "10", "9"]
-    assert "it is no regular file, but a pipe or device" in str(told[1].message)
+    assert "it is not a regular file, but a pipe or device" in str(told[1].message)
     sx.Checkpointer(folder).save(13)
     assert newest_steps(folder) == {folder: 13}

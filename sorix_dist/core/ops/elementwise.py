@@ -88,7 +88,7 @@ def floor_divide(x: Any, y: Any) -> Any:
 
 
 def check_divisor(name: str, x: Any, y: Any) -> None:
-    """ZeroDivisionError where integers would be divided by 0, for which there is no number."""
+    """ZeroDivisionError if integers would be divided by 0."""
     if all(np.asarray(a).dtype.kind != "f" for a in (x, y)) and not np.all(y):
         raise ZeroDivisionError(f"{name}: integers can't be divided by 0; make them floats for inf or NaN")
 

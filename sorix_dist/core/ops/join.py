@@ -58,7 +58,7 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def _is_known_alike(x: Any) -> bool:
-    """Whether an operand that is no rows is known to be the same on every rank."""
+    """Whether an operand without rows is known to be the same on every rank."""
     return isinstance(x, Tensor) and (x.place is not None or x.origin is not None)
 
 

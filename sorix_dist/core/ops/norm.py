@@ -32,7 +32,7 @@ def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 Result = tuple[Array, tuple[Rule, ...]]
 Observer = Callable[[int, Array, Array], None]
-"""Takes the number of values per channel in the global batch, their means and their mean squared deviations."""
+"""Called with the number of values per channel in the global batch, their means and mean squared deviations."""
 
 # -- over the batch
 

@@ -79,7 +79,7 @@ def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: f
 
 
 def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
-    """How many elements along the axes (None: all) this rank has, and how many the global batch has."""
+    """The number of elements along the axes (None: all) on this rank, and in the global batch."""
     shape, everywhere = shape_of(x), extents(x)
     axes = tuple(range(len(shape))) if axes is None else axes
     return math.prod(shape[axis] for axis in axes), math.prod(everywhere[axis] for axis in axes)

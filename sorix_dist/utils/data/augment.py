@@ -18,7 +18,7 @@ _GOLDEN, _MIX1, _MIX2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1C
 class SampleRandom:
     """Random numbers for the n samples of a batch, `draw` of a `batch_transform`. Each call draws new ones.
 
-    Every sample has a stream of its own (SplitMix64: Steele, Lea and Flood 2014).
+    Every sample has a separate stream (SplitMix64: Steele, Lea and Flood 2014).
     """
 
     def __init__(self, seed: int, epoch: int, indices: Array) -> None:

@@ -142,7 +142,7 @@ class DataLoader:
         return self._first
 
     def in_order(self) -> DataLoader:
-        """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
+        """Another loader with these options and a separate epoch: each sample once, in the order of the data set."""
         other = copy.copy(self)
         if isinstance(self.sampler, LengthBucketSampler):
             other.sampler = self.sampler.unsorted()
