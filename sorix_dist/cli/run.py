@@ -23,7 +23,7 @@ from sorix_dist.watchdog.launcher import tasks_of_job
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of
-the script (known with --checkpoint only); 75 if the script was told to make room and has saved its work; 124 after
+the script (known with --checkpoint only); 75 if the script was preempted and has saved its work; 124 after
 --timeout; 128 + the number of the signal that ended it."""
 
 OPTIONS = (
@@ -80,7 +80,7 @@ def add_options(parser: argparse._ActionsContainer) -> None:
 
 
 def check_options(arguments: Any) -> None:
-    """LaunchError where `OPTIONS` do not go together."""
+    """LaunchError if `OPTIONS` exclude each other."""
     if arguments.tee and arguments.log_dir is None:
         raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
     check_output("--profile", arguments.profile)
@@ -89,7 +89,7 @@ def check_options(arguments: Any) -> None:
 
 
 def given_options(arguments: Any) -> list[str]:
-    """Those of `OPTIONS` that the user gave, as words of a command line."""
+    """The `OPTIONS` that the user gave, as words of a command line."""
     words: list[str] = []
     for option in OPTIONS:
         value = getattr(arguments, option.removeprefix("--").replace("-", "_"))

@@ -1,7 +1,7 @@
 """The cores that a rank may use and the threads of its BLAS: the ranks of a host share its cores.
 
 Uncapped, every rank's BLAS takes all cores, and training is 6 to 24 times slower on 4 ranks. A number that the user
-set by one of `VARIABLES` is left alone.
+set by one of `VARIABLES` is not changed.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _can_be_sent(value: Any) -> bool:
 
 
 def _culprit(fn: Any, seen: set[int]) -> str | None:
-    """What a function refers to that can't be pickled, also through functions that it calls."""
+    """The objects that a function refers to, also through functions that it calls, and that can't be pickled."""
     fn = getattr(fn, "func", getattr(fn, "__func__", fn))  # of a partial, of a method
     code = getattr(fn, "__code__", None)
     if code is None or id(fn) in seen:

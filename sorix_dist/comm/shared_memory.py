@@ -1,4 +1,4 @@
-"""What the ranks of a host share: a block of memory cut into parts, and a barrier of counters in it."""
+"""Shared memory of the ranks of a host: a block cut into parts, and a barrier of counters in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sorix_dist.comm.waiting import waited
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
-"""Where MPI has its shared windows on Linux."""
+"""The folder of MPI's shared windows on Linux."""
 CACHE_LINE = 64
 SPINS = 1000
 """Reads of a counter before a rank that has a core of its own yields it."""
@@ -128,7 +128,8 @@ class SpinBarrier:
 
 
 class SharedWindow:
-    """The `Window` of given parts, with a given barrier and a given function that frees the memory."""
+    """The `Window` of given parts, with a given barrier and given functions that free the memory, and that order reads
+    and writes where several processes share it."""
 
     def __init__(
         self,
@@ -136,8 +137,10 @@ class SharedWindow:
         local_rank: int,
         barrier: Callable[[], None],
         free: Callable[[], None],
+        sync: Callable[[], None] = lambda: None,
     ) -> None:
         self.parts = parts
+        self.sync = sync
         self.local_rank = local_rank
         self.barrier = barrier
         self._free = free

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
+from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
@@ -162,7 +162,7 @@ class _Run:
 
 
 class _Rendezvous:
-    """Where the ranks of one communicator wait for each other, once for each collective."""
+    """The collectives of one communicator: a rank waits here until all others have made the same call."""
 
     def __init__(self, run: _Run, members: Sequence[int]) -> None:
         self.run = run
@@ -232,7 +232,7 @@ class ThreadComm:
 
         self._combine(f"all_reduce({op!r}) of {array.dtype} {array.shape}", array, combine)
 
-    def all_gather(self, array: Array) -> Array:
+    def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         check_array("all_gather", array, written=False)
         stacked: Array = self._combine(f"all_gather of {array.dtype} {array.shape}", array, np.stack)
         return stacked.copy()
@@ -284,11 +284,11 @@ class ThreadComm:
         return SharedWindow(list(parts), local.rank, barrier=local.barrier, free=local.barrier)
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
-        if not self.size == self.hosts == 2:
+        if not self.size == self.hosts > 1:
             return None
-        inboxes = self._combine("exchange", None, lambda _: (deque(), deque()))
-        mailbox = _Mailbox(self._world, self.rank, inboxes)
-        return PairExchange(self, mailbox.send, mailbox.receive, wire)
+        inboxes = self._combine("exchange", None, lambda given: [deque() for _ in given])
+        own, following = (_Mailbox(self._world, rank % self.size, inboxes) for rank in (self.rank, self.rank + 1))
+        return RingExchange(self, following.send, own.receive, wire)
 
     def barrier(self) -> None:
         self._combine("barrier", None, lambda _: None)
@@ -303,34 +303,48 @@ class ThreadComm:
 
 
 class _Mailbox:
-    """The messages between two ranks. It is the request of each of them: sending completes at once, and a wait for
-    one that is to be received fills the oldest buffer that waits for one."""
+    """The messages to a rank from the one before it in the ring."""
 
-    def __init__(self, world: _Rendezvous, rank: int, inboxes: tuple[deque[Array], deque[Array]]) -> None:
-        self._world, self._me = world, world.members[rank]
-        self._inbox, self._outbox = inboxes[rank], inboxes[1 - rank]
-        self._buffers: deque[Array] = deque()
+    def __init__(self, world: _Rendezvous, rank: int, inboxes: list[deque[Array]]) -> None:
+        self.world, self.messages = world, inboxes[rank]
+        self.rank, self.sender = world.members[rank], world.members[rank - 1]
 
     def send(self, message: Array) -> _Sent:
-        with self._world.run.changed:
-            self._outbox.append(message.copy())
-            self._world.run.changed.notify_all()
+        with self.world.run.changed:
+            self.messages.append(message.copy())
+            self.world.run.changed.notify_all()
         return _Sent()
 
-    def receive(self, buffer: Array) -> _Mailbox:
-        self._buffers.append(buffer)
-        return self
-
-    def wait(self) -> None:
-        run = self._world.run
-        with run.changed:
-            run.wait(lambda: bool(self._inbox), self._me, "an exchange", self._world.members)
-            message = self._inbox.popleft()
-        self._buffers.popleft()[: message.nbytes] = message
+    def receive(self, buffer: Array) -> _Receipt:
+        return _Receipt(self, buffer)
 
 
 class _Sent:
     """A request that is complete."""
 
-    def wait(self) -> None:
+    def Wait(self) -> None:
         return None
+
+    def Test(self) -> bool:
+        return True
+
+
+class _Receipt:
+    """A request for the next message; such requests are asked in the order in which they were made."""
+
+    def __init__(self, mailbox: _Mailbox, buffer: Array) -> None:
+        self._mailbox, self._buffer = mailbox, buffer
+        self._complete = False
+
+    def Wait(self) -> None:
+        mailbox, run = self._mailbox, self._mailbox.world.run
+        with run.changed:
+            run.wait(lambda: bool(mailbox.messages), mailbox.rank, "an exchange", [mailbox.sender])
+        self.Test()
+
+    def Test(self) -> bool:
+        if not self._complete and self._mailbox.messages:
+            message = self._mailbox.messages.popleft()
+            self._buffer[: message.nbytes] = message
+            self._complete = True
+        return self._complete

@@ -163,7 +163,7 @@ def _run(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # a Ctrl-C in the terminal comes to this process alone, which ends the others once
+        start_new_session=True,  # only this process gets a Ctrl-C of the terminal, and it ends the others
     ) as process:
         assert process.stdout is not None
         output.add(process.stdout)
@@ -175,7 +175,7 @@ def _run(
                 if time.monotonic() > limit:
                     raise TimeoutError(f"run: not done after {timeout} s; {_missing(folder, len(output.ranks))}")
                 if any(name.startswith("failure-") for name in folder.names()):
-                    with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
+                    with suppress(subprocess.TimeoutExpired):  # other ranks may report their failures meanwhile
                         process.wait(GRACE)
                     break
                 if not done and not _missing(folder, len(output.ranks)):
@@ -196,7 +196,7 @@ def _run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the launcher and all ranks, politely first: a killed MPI leaves its shared memory behind."""
+    """Ends the launcher and all ranks, by SIGTERM first, because a killed MPI does not remove its shared memory."""
     if process.poll() is not None:
         return
     process.terminate()
@@ -206,8 +206,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         kill_with_descendants(process.pid)
 
 
-def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) -> list[Any]:
-    """The results of all ranks; raises what went wrong first."""
+def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: str) -> list[Any]:
+    """The results of all ranks; raises the first failure. printed: the output of the launcher itself."""
     failures = []
     for rank in range(num_proc):
         with suppress(FileNotFoundError):
@@ -217,7 +217,7 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) 
         raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
     missing = _missing(folder, num_proc)
     if missing:
-        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it said:\n{said.strip()}")
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{printed.strip()}")
     return [folder.read(f"result-{rank}") for rank in range(num_proc)]
 
 
@@ -227,7 +227,7 @@ def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Excep
     if pickled is not None:
         try:
             error = pickle.loads(pickled)
-        except Exception:  # noqa: BLE001 - a class may refuse anything; its text remains
+        except Exception:  # noqa: BLE001 - unpickling runs the class's code; the text is raised instead
             error = None
         if isinstance(error, Exception):
             error.add_note(f"raised on {where}")

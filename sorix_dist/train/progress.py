@@ -153,7 +153,7 @@ class Progress:
         self.epoch += 1
 
     def _start(self) -> None:
-        """Sets everything to the beginning of an epoch, or to where a loaded state of the loader goes on in it."""
+        """Resets everything to the beginning of an epoch, or to the batch where a loaded state resumes."""
         self._began = time.monotonic()
         self._first_began = self._first_began or self._began
         self._next_line = self._began + INTERVAL
@@ -189,7 +189,7 @@ class Progress:
         return f"epoch {self.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
 
     def _shares(self) -> dict[int, float]:
-        """By rank of this host the share of this epoch that it has waited for others, as far as that is known."""
+        """For each rank of this host, if known, the fraction of this epoch that it has waited for others."""
         seconds = time.monotonic() - self._began
         if not self._waited or seconds < ENOUGH:
             return {}

@@ -1,4 +1,4 @@
-"""What a run needs to resume as if it had not stopped: the states of its parts, and the package's own counters."""
+"""The state of a run from which it resumes bit for bit: the states of its parts, and the package's counters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def has_state(part: Any) -> bool:
 
 
 def is_replicated(part: Any) -> bool:
-    """Whether a part is the same on every rank, so that one rank's state is everybody's."""
+    """Whether a part is the same on every rank, so that rank 0's state is that of all ranks."""
     return isinstance(part, nn.Module | Optimizer)
 
 
@@ -149,7 +149,7 @@ def restore_counts(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None
 
 
 def surroundings(comm: Comm, shards: int | None) -> dict[str, Any]:
-    """What the bits of results depend on besides the program, by name.
+    """The conditions other than the program on which the bits of results depend, by name.
 
     shards: the number of virtual shards in reproducible mode, else None.
     """
@@ -167,7 +167,7 @@ def surroundings(comm: Comm, shards: int | None) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed so that bits may differ. With equal virtual shards, ranks and hosts do not matter."""
+    """The changes that may change bits. With equal virtual shards, ranks and hosts do not matter."""
     shards = now["virtual shards"]
     free = ("ranks", "hosts") if shards is not None and before.get("virtual shards") == shards else ()
     return [

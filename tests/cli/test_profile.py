@@ -91,7 +91,7 @@ def test_a_script_without_steps_is_said(script: Path) -> None:
 
 @pytest.mark.usefixtures("script")
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["other.py"], "there is no script 'other.py' in "),
         (["--json", "/nowhere/profile.json", "train.py"], "--json: '/nowhere/profile.json' is not a file that can be"),
@@ -99,6 +99,6 @@ def test_a_script_without_steps_is_said(script: Path) -> None:
         (["--steps", "0", "train.py"], "argument --steps: expected a whole number of at least 1, got '0'"),
     ],
 )
-def test_bad_arguments(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", *argv]) == 2
-    assert capsys.readouterr().err.startswith(f"sorix-dist profile: error: {said}")
+    assert capsys.readouterr().err.startswith(f"sorix-dist profile: error: {message}")

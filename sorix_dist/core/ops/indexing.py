@@ -1,4 +1,4 @@
-"""Elements by their indices: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
+"""Elements by their indices: NumPy's indexing, PyTorch's gather and scatter, rows of a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements added up at an index: rows are gathered."""
+    """The rule of a scatter: rows are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 
@@ -101,7 +101,7 @@ def _is_integer(part: Any) -> bool:
 
 
 def _covers(part: Any) -> int:
-    """How many dimensions of the input a part of an index is for."""
+    """The number of the input's dimensions that a part of an index covers."""
     return part.ndim if _is_mask(part) else int(part is not None and part is not Ellipsis)
 
 
@@ -125,7 +125,7 @@ def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
 
 
 def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
-    """Where rows are after NumPy's indexing; None if it selects them by position."""
+    """The placement of rows after NumPy's indexing; None if it selects them by position."""
     parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
     arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
@@ -161,7 +161,7 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
         return None
     if not length and (part.start or part.stop):  # a position that does not follow from this rank's rows
         return None
-    if not length:  # a rank without rows can't tell where one ends
+    if not length:  # a rank without rows doesn't know where a batch ends
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
     start, stop, _ = part.indices(place.held)
@@ -171,7 +171,7 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
 
 
 def key_of(key: Any) -> Any:
-    """An index with arrays in the place of tensors and lists."""
+    """An index with tensors and lists replaced by arrays."""
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
     if isinstance(key, list):

@@ -48,7 +48,7 @@ class Geometry:
 
     @property
     def inner(self) -> tuple[slice, slice]:
-        """Where the image lies in its padding."""
+        """The slices of the image in its padding."""
         (top, _), (left, _) = self.padding
         return slice(top, top + self.size[0]), slice(left, left + self.size[1])
 

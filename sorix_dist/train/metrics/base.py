@@ -1,4 +1,4 @@
-"""What all metrics share: what a rank has seen, one collective that adds it up, and a state to go on from."""
+"""The base class of metrics: counts of this rank, one collective that sums them, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Metric(ABC):
     def _answer(self, seen: dict[str, Any]) -> Any: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What all ranks have seen since the last reset, in JSON's terms: a call of all ranks, the same on each."""
+        """The sums over all ranks since the last reset, as JSON values, the same on each rank. A call of all ranks."""
         return {**self._named_options(), **{name: _plain(value) for name, value in self._total().items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

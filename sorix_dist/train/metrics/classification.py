@@ -60,7 +60,7 @@ class TopK(Accuracy):
 
 
 class ConfusionMatrix(Metric):
-    """How often samples of each label (row) are predicted as each label (column): int64 of shape (C, C).
+    """The confusion matrix: counts of samples by label (row) and predicted label (column), int64 of shape (C, C).
 
     num_classes: C, for labels 0 to C - 1; or the names of the classes, for labels that are texts or their numbers.
     ignore_index: a label that does not count.
@@ -115,7 +115,7 @@ class ConfusionMatrix(Metric):
 
 
 class PerClass(ConfusionMatrix):
-    """What Precision, Recall and F1 have in common: a share of each class, and its mean over the classes.
+    """The base class of Precision, Recall and F1: a share of each class, and its mean over the classes.
 
     average: "macro", the mean over the classes that occur (as label or as prediction); "weighted", by their numbers
     of samples; "micro", the share over all samples; None, an array with the share of each class. A share of nothing
@@ -301,7 +301,7 @@ def _among_largest(logits: Array, labels: Array, k: int) -> Array:
 
 
 def check_labels(name: str, labels: Array, counted: Array, classes: int) -> None:
-    """IndexError if a label that counts is no class."""
+    """IndexError if a label is out of range."""
     wrong = counted & ((labels < 0) | (labels >= classes))
     if wrong.any():
         place = np.unravel_index(int(wrong.argmax()), wrong.shape)

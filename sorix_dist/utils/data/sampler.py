@@ -30,7 +30,7 @@ def shard_bounds(total: int, rank: int, size: int, pieces: int | None = None) ->
 
 
 def order_digest(*numbers: int) -> int:
-    """A checksum of the seed of this rank and of numbers that decide which samples the batches hold. Ranks compare it,
+    """A checksum of this rank's seed and of the numbers that determine the samples of each batch. Ranks compare it,
     so that none trains on other samples."""
     return crc32(repr((rng.seed().value, *numbers)).encode())
 
