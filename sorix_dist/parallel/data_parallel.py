@@ -105,7 +105,7 @@ class DistributedDataParallel(Module):
             if name is not None:
                 raise ValueError(
                     f"module is wrapped already: its parameter '{name}' belongs to another wrapper on rank {rank}, "
-                    "whose unwrap() gives the model back"
+                    "whose unwrap() gives the model back [docs: wrapped]"
                 )
         for bucket in dict.fromkeys(buckets.values()):
             bucket.release()
@@ -141,8 +141,8 @@ class DistributedDataParallel(Module):
         Afterwards `grad` is the gradient of the mean over all rows of all pieces and ranks (or over the weights, labels
         or tokens that count).
 
-        for xb, yb in model.accumulate(pieces):
-            criterion(model(xb), yb).backward()
+            for xb, yb in model.accumulate(pieces):
+                criterion(model(xb), yb).backward()
 
         Gradients are summed over the ranks at the end of the loop; then the losses show the values of their global
         batches. All ranks need the same number of pieces. Leaving the loop early discards its gradients. RuntimeError
