@@ -69,7 +69,8 @@ def check_free(needed: int, free: int | None) -> None:
         raise SharedMemoryFull(
             f"the ranks of host {platform.node()} need {needed >> 20} MB of shared memory more, and {SHARED_MEMORY} "
             f"has {free >> 20} MB left: give a container more (docker run --shm-size=2g), enlarge it as root (mount -o "
-            f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean)"
+            f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean) "
+            "[docs: shared-memory]"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import pickle
 import sys
 import threading
@@ -25,6 +26,14 @@ from sorix_dist.comm.world import using
 from sorix_dist.watchdog.watch import CollectiveMismatch
 
 _REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+ENDING = 2.0
+"""Seconds that ranks have to end after an interrupt or a time-out."""
+
+
+class _Interrupted(BaseException):
+    """Ends a rank's thread wherever it is."""
 
 
 def run_threads(
@@ -73,10 +82,26 @@ def run_threads(
             run.fail(None, TimeoutError(f"run_threads: not done after {timeout} s; {_where(run, threads)}"))
     except BaseException as error:
         run.fail(None, error)
+        _end(run, threads, error)
         raise
     if run.failure is not None:
+        _end(run, threads, run.failure)
         raise run.failure
     return results
+
+
+def _end(run: _Run, threads: Sequence[threading.Thread], error: BaseException) -> None:
+    """Ends the ranks that still run. A note of `error` says which can't be ended: code outside of Python goes on.
+
+    What counts is `run.ended`: a join that was interrupted takes a thread that runs for ended.
+    """
+    running = [thread for rank, thread in enumerate(threads) if rank not in run.ended]
+    for thread in running:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Interrupted))
+    with run.changed:
+        run.changed.wait_for(lambda: len(run.ended) == len(threads), ENDING)
+    if len(run.ended) < len(threads):
+        error.add_note(f"these ranks end only when they come back to Python: {_where(run, threads)}")
 
 
 def _where(run: _Run, threads: Sequence[threading.Thread]) -> str:
@@ -85,7 +110,7 @@ def _where(run: _Run, threads: Sequence[threading.Thread]) -> str:
     for rank, thread in enumerate(threads):
         if rank in run.waiting:
             places.append(f"rank {rank} waits in {run.waiting[rank]}")
-        elif thread.is_alive() and thread.ident in frames:
+        elif rank not in run.ended and thread.ident in frames:
             line = traceback.extract_stack(frames[thread.ident])[-1]
             places.append(f"rank {rank} is at {line.filename}:{line.lineno} in {line.name}")
     return "; ".join(places)

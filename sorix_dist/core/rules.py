@@ -190,7 +190,7 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if first.over == SUM and isinstance(divisor, int | float) and divisor == first.held and not first.group.single:
             first.group.warn(
                 f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
-                "over the global batch is .mean(); its number of rows is sx.global_rows(xb)"
+                "over the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
             )
         return first.beside(divisor)
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)

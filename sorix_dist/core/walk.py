@@ -107,7 +107,8 @@ _UNSYNCHRONISED = (
     "the backward reaches {name} of shape {shape}, which requires a gradient and is synchronised by "
     "no wrapper: each rank would get a part of it. Wrap the module that it belongs to in DistributedDataParallel (a "
     "criterion with parameters too; after layers of a wrapped model were replaced, wrap what its unwrap() gives), or "
-    "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself"
+    "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself "
+    "[docs: unsynchronised]"
 )
 
 

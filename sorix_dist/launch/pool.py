@@ -15,7 +15,7 @@ from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.launch import spawned
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.private import PrivateFolder
-from sorix_dist.launch.spawn import Result, run
+from sorix_dist.launch.spawn import Result, check_num_proc, run
 from sorix_dist.watchdog.launcher import detect
 
 PAUSE = 0.01
@@ -32,8 +32,7 @@ class Pool:
     """
 
     def __init__(self, num_proc: int = 2, *, env: Mapping[str, str] | None = None) -> None:
-        if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
-            raise ValueError(f"Pool: num_proc must be a whole number of at least 1, got {num_proc!r}")
+        check_num_proc("Pool", num_proc)
         self.num_proc, self._env = num_proc, env
         self._ranks: _Ranks | None = None
         atexit.register(self.close)

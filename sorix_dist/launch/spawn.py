@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
@@ -30,6 +31,9 @@ from sorix_dist.watchdog.launcher import detect
 Result = TypeVar("Result")
 
 BACKENDS = ("mpi", "threads")
+
+MOST_PER_CORE = 8
+"""Ranks for each usable core: more are a mistake that would only fill the memory."""
 
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
@@ -103,8 +107,7 @@ def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: A
         raise TypeError(f"run: fn must be a function, got {type(fn).__name__}")
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"run: args must be a tuple of the function's arguments, got {args!r}")
-    if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
-        raise ValueError(f"run: num_proc must be a whole number of at least 1, got {num_proc!r}")
+    check_num_proc("run", num_proc)
     if backend not in BACKENDS:
         raise ValueError(f"run: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
@@ -114,6 +117,18 @@ def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: A
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"run: env must map names to strings, got {name!r}: {value!r}")
+
+
+def check_num_proc(caller: str, num_proc: Any) -> None:
+    """ValueError if `num_proc` is no number of ranks that this host could run."""
+    if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
+        raise ValueError(f"{caller}: num_proc must be a whole number of at least 1, got {num_proc!r}")
+    cores = usable_cores()
+    if num_proc > MOST_PER_CORE * cores:
+        raise ValueError(
+            f"{caller}: num_proc must be at most {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of the {cores} "
+            f"usable cores, got {num_proc}: more ranks are not faster than one for each core"
+        )
 
 
 def _check_place(num_proc: int) -> None:

@@ -342,7 +342,7 @@ def unequal_number(everywhere: Sequence[float], where: str) -> RuntimeError:
         f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {len(everywhere) - 1} (in the backward at "
         f"{where}): it is a rank's own, such as len(xb), or follows from rows that no loader has tagged. Take the rows "
         "from a DataLoader, call the wrapped model instead of its module, or use sx.global_value(x) or "
-        "sx.global_rows(xb); no gradient was added"
+        "sx.global_rows(xb); no gradient was added [docs: own-numbers]"
     )
 
 
@@ -366,5 +366,5 @@ def not_finite(found: Sequence[tuple[str, str] | None], step: int, where: str) -
     return FloatingPointError(
         f"gradients are not finite in backward number {step}, at {where}: "
         f"{'; '.join(named) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
-        "wrapped model leaves such a step out on all ranks, with 'allow' it goes on"
+        "wrapped model leaves such a step out on all ranks, with 'allow' it goes on [docs: not-finite]"
     )

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.tensor import as_array
 from sorix_dist.train.metrics.base import Array, Metric
-from sorix_dist.train.metrics.classification import check_labels, logits_and_labels, option
+from sorix_dist.train.metrics.classification import check_labels, logits_and_labels
 
 
 def exact_sum(values: Array) -> Fraction:
@@ -159,7 +160,7 @@ class Perplexity(Mean):
     options = ("ignore_index",)
 
     def __init__(self, ignore_index: int | None = None, *, comm: Any = None) -> None:
-        self.ignore_index = option("ignore_index", ignore_index)
+        self.ignore_index = int_or_none("ignore_index", ignore_index)
         super().__init__(comm)
 
     def update(self, found: Any, target: Any) -> None:  # type: ignore[override]
