@@ -76,10 +76,10 @@ slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, wher
 sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
 	$(OPENMPI)/bin/python -m tests.clusters.sge
 
-hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of this one, where root can make them
+hosts: $(OPENMPI)/dev ## Trains on hosts that are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
-hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hosts, beside torch DDP where make parity was
+hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, beside torch DDP where make parity was
 	$(OPENMPI)/bin/python -m tests.benchmarks.hosts
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
