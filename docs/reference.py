@@ -1,10 +1,14 @@
-"""Writes the pages of the API reference: one entry for each public name. Run by `make docs`."""
+"""The API reference: a page has one entry for each of its public names. Run by `make docs`, which also loads this file
+as a hook of mkdocs: then docstrings list their parameters."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import sorix_dist as sx
 from sorix_dist.nn import functional, init
@@ -39,6 +43,39 @@ def listed(page: str, module: ModuleType) -> list[str]:
 def entry(name: str, module: ModuleType, thing: str) -> str:
     """The directive for one name of a module."""
     return f"::: {module.__name__}.{thing}\n    options: {{heading: {name}, toc_label: {name}}}\n"
+
+
+def itemized(text: str, names: Iterable[str]) -> str:
+    """A docstring as Markdown, in which what it says about each parameter, after "name: ", is an item of a list."""
+    if not (names := "|".join(names)):
+        return text
+    beginning = re.compile(rf"(?:^|(?<=[.;:] ))((?:{names})(?:, (?:{names}))*): ")
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        before, *items = beginning.split(" ".join(paragraph.split()))
+        if items and not paragraph.startswith("    "):
+            pairs = zip(items[::2], items[1::2], strict=True)
+            listed = "\n".join(f"- `{name}`: {meaning.strip().removesuffix(';')}" for name, meaning in pairs)
+            paragraphs[i] = f"{before.strip()}\n\n{listed}".strip()
+    return "\n\n".join(paragraphs)
+
+
+def on_startup(**_: Any) -> None:
+    """The hook: rewrites the docstrings of the listed functions and classes, and of their methods."""
+    modules = [module for _, named in PAGES.values() for module in named.values()]
+    listed = {getattr(module, name) for module in modules for name in public(module)}
+    for thing in filter(lambda x: inspect.isfunction(x) or inspect.isclass(x), listed):
+        methods = [x for name, x in vars(thing).items() if inspect.isfunction(x) and name[0] != "_"]
+        for each in (thing, *(methods if inspect.isclass(thing) else ())):
+            if each.__doc__:
+                each.__doc__ = itemized(each.__doc__, _parameters(each))
+
+
+def _parameters(thing: Any) -> list[str]:
+    try:
+        return [*inspect.signature(thing).parameters]
+    except ValueError:  # classes that are made of C
+        return []
 
 
 def main() -> None:

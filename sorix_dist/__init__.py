@@ -69,6 +69,7 @@ from sorix_dist.train.compile import compile
 from sorix_dist.train.evaluate import evaluate, predict
 from sorix_dist.train.fit import EarlyStopping, fit
 from sorix_dist.train.preempt import Preemption
+from sorix_dist.train.profile import profile
 from sorix_dist.train.progress import get_logger, main_process_only, print, progress
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
@@ -84,7 +85,7 @@ __all__ = [
     # training
     "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "compile", "evaluate", "fit",
     "get_logger",
-    "main_process_only", "predict", "progress", "summary",
+    "main_process_only", "predict", "profile", "progress", "summary",
     # tensors
     "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",
     "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",

@@ -68,7 +68,7 @@ def accuracy_score(y_true: Any, y_pred: Any) -> float:
 
 
 def confusion_matrix(y_true: Any, y_pred: Any, *, labels: Sequence[Any] | None = None) -> Array:
-    """How often each class (row) was predicted as each (column); labels: the classes, all that occur if None."""
+    """The counts by class (row) and predicted class (column). labels: by default all classes that occur."""
     targets, predictions = (y.ravel() for y in _pair(y_true, y_pred))
     classes = np.unique(np.concatenate([targets, predictions])) if labels is None else np.asarray(labels)
     return ((targets == classes[:, None]).astype(int)) @ (predictions[:, None] == classes).astype(int)

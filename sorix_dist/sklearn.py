@@ -39,11 +39,11 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 }
 FLOATS = [np.float64, np.float32]
 ROWS = 8192
-"""How many rows are predicted at a time."""
+"""The number of rows that are predicted at a time."""
 
 
 class NeuralNetwork(BaseEstimator):
-    """What Classifier and Regressor have in common.
+    """The base class of Classifier and Regressor.
 
     hidden_layer_sizes: neurons of each hidden layer, with ReLU between; or model: a function of the numbers of inputs
         and outputs that makes a Module, instead. standardize: scale inputs (and a regressor's targets) by the mean and
@@ -280,7 +280,7 @@ class _MLP:
 
 @dataclass
 class _Job:
-    """What each rank does: called, it trains and returns the state of the model and the numbers of each epoch."""
+    """The function of each rank: it trains, and returns the state of the model and the numbers of each epoch."""
 
     make: Callable[[int, int], nn.Module]
     shape: tuple[int, int]

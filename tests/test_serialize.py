@@ -410,9 +410,9 @@ def test_pipes_are_neither_replaced_nor_waited_for(path: Path, tmp_path: Path) -
     for each in (path, link):
         with pytest.raises(FileExistsError, match="path is a pipe or a device"):
             save(1, each)
-        assert "it is no regular file, but a pipe or device" in refused(each)
+        assert "it is not a regular file, but a pipe or device" in refused(each)
     assert path.is_fifo()
-    assert "it is no regular file" in refused(Path("/dev/zero"))
+    assert "it is not a regular file" in refused(Path("/dev/zero"))
 
 
 def test_a_killed_save_leaves_a_whole_file(path: Path) -> None:

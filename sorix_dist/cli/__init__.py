@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_several() -> None:
-    """LaunchError in one of several processes of a launcher: each would start a job of its own.
+    """LaunchError in one of several processes of a launcher: each would start a separate job.
 
     Not at a terminal, which `srun --pty bash` gives to the first of its tasks only.
     """

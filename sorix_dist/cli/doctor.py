@@ -15,7 +15,7 @@ from sorix_dist.launch.doctor import Finding, examine
 from sorix_dist.watchdog.launcher import detect
 
 MARKS = {"ok": ("ok", "32"), "warning": ("!!", "33"), "error": ("XX", "31")}
-"""What a line begins with, and its colour: green, yellow, red."""
+"""The prefix of a line and its colour: green, yellow, red."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:

@@ -29,7 +29,7 @@ def add_script(parser: Parser) -> None:
 
 
 def script_with_arguments(arguments: Any) -> list[str]:
-    """What `add_script` has added, as it stands behind the interpreter on a command line."""
+    """The script or module of `add_script` and its arguments, as they follow the interpreter on a command line."""
     return [*["-m"] * arguments.is_module, arguments.script, *arguments.arguments]
 
 

@@ -1,4 +1,4 @@
-"""`sorix-dist profile`: where the time of a script's training steps goes."""
+"""`sorix-dist profile`: where the time of training steps goes, of a script or of a trace that was written before."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sorix_dist.launch.command import command
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import PYTHON
 from sorix_dist.launch.run import run
+from sorix_dist.train.profile import table_of_file
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -20,24 +21,40 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "profile",
         help="show where the time of a script's training steps goes",
-        description="Run a training script, and print what loader, forward, backward and optimizer take in a step, and "
-        "the functions that take longest.",
-        usage="sorix-dist profile [OPTION ...] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        description="Run a training script, and print what takes how long in a step: loader, forward and backward by "
+        "layer, agreement, sum, waiting, update; which rank the others wait for; and the functions that take longest. "
+        "Or print this for TRACE.json, which --json, `sorix-dist run --profile` or sx.profile has written.",
+        usage="sorix-dist profile [OPTION ...] (SCRIPT | -m MODULE | TRACE.json) [ARGUMENT ...]",
     )
     parser.add_argument("-n", "--ranks", type=positive, default=1, help="number of ranks on this host (default: 1)")
     parser.add_argument("--steps", type=positive, default=50, help="steps to measure, and as many to profile")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to a file, in seconds")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write a timeline of all ranks, for ui.perfetto.dev")
     add_script(parser)
     parser.set_defaults(main=main)
 
 
 def main(arguments: Any) -> int:
-    """Runs the script and returns its exit code."""
+    """Runs the script and returns its exit code, or prints a trace's table and returns 0."""
     path: Path | None = arguments.json
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise LaunchError(f"--json: {str(path)!r} is not a file that can be written")
+    check_output("--json", path)
     if not arguments.is_module and not Path(arguments.script).is_file():
         raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
-    options = json.dumps({"steps": arguments.steps, "json": path and str(path.absolute())})
-    program = [*PYTHON, "-m", "sorix_dist.train.profile", options, *script_with_arguments(arguments)]
-    return run(command(program, arguments.ranks)).code
+    if not arguments.is_module and Path(arguments.script).suffix == ".json":
+        try:
+            print(table_of_file(arguments.script))
+        except ValueError as error:
+            raise LaunchError(str(error)) from error
+        return 0
+    return run(command(profiled(script_with_arguments(arguments), path, arguments.steps), arguments.ranks)).code
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """LaunchError if a file can't be written."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise LaunchError(f"{option}: {str(path)!r} is not a file that can be written")
+
+
+def profiled(program: list[str], path: Path | None, steps: int | None) -> list[str]:
+    """The command line of a rank that runs `program` and profiles it."""
+    options = json.dumps({"steps": steps, "path": path and str(path.absolute())})
+    return [*PYTHON, "-m", "sorix_dist.train.profiled", options, *program]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.cli.parser import Parser, add_script, assignment, positive, script_with_arguments, seconds, whole
+from sorix_dist.cli.profile import check_output, profiled
 from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
 from sorix_dist.launch.errors import LaunchError
@@ -22,10 +23,12 @@ from sorix_dist.watchdog.launcher import tasks_of_job
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of
-the script (known with --checkpoint only); 75 if the script was told to make room and has saved its work; 124 after
+the script (known with --checkpoint only); 75 if the script was preempted and has saved its work; 124 after
 --timeout; 128 + the number of the signal that ended it."""
 
-OPTIONS = ("--threads", "--bind", "--env", "--log-dir", "--tee", "--timeout", "--checkpoint", "--max-restarts")
+OPTIONS = (
+    *("--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts"),
+)
 """The options that a job script can pass on."""
 
 
@@ -57,6 +60,9 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--env", type=assignment, action="append", metavar="K=V", help="a variable for all ranks")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="append what rank R prints to DIR/rank-R.log")
     parser.add_argument("--tee", action="store_true", help="with --log-dir: print it here too, [R] before each line")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write a timeline of all ranks, which `sorix-dist profile` prints"
+    )
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after so long")
     parser.add_argument(
         "--checkpoint",
@@ -74,15 +80,16 @@ def add_options(parser: argparse._ActionsContainer) -> None:
 
 
 def check_options(arguments: Any) -> None:
-    """LaunchError where `OPTIONS` do not go together."""
+    """LaunchError if `OPTIONS` exclude each other."""
     if arguments.tee and arguments.log_dir is None:
         raise LaunchError("--tee needs --log-dir DIR: without it all is printed here anyway")
+    check_output("--profile", arguments.profile)
     if arguments.max_restarts and arguments.checkpoint is None:
         raise LaunchError("--max-restarts needs --checkpoint DIR, where the script saves and finds its work")
 
 
 def given_options(arguments: Any) -> list[str]:
-    """Those of `OPTIONS` that the user gave, as words of a command line."""
+    """The `OPTIONS` that the user gave, as words of a command line."""
     words: list[str] = []
     for option in OPTIONS:
         value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
@@ -129,6 +136,8 @@ class Job:
             raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
         check_options(arguments)
         self.program = [sys.executable, *script_with_arguments(arguments)]
+        if arguments.profile is not None:
+            self.program = profiled(script_with_arguments(arguments), arguments.profile, None)
         self.env: dict[str, str] = {}
         if arguments.threads is not None:
             self.env |= dict.fromkeys(VARIABLES, str(arguments.threads))

@@ -1,7 +1,7 @@
 """The cores that a rank may use and the threads of its BLAS: the ranks of a host share its cores.
 
 Uncapped, every rank's BLAS takes all cores, and training is 6 to 24 times slower on 4 ranks. A number that the user
-set by one of `VARIABLES` is left alone.
+set by one of `VARIABLES` is not changed.
 """
 
 from __future__ import annotations
@@ -100,17 +100,23 @@ def limit(threads: int) -> None:
     _set(os.environ, threads)
 
 
-def kernels() -> str:
-    """Everything that determines the bits of a matrix product on this rank: NumPy, its SIMD extensions, and the BLAS
-    with its kernels, which the CPU or a variable such as OPENBLAS_CORETYPE selects."""
-    import numpy as np
+def libraries() -> list[tuple[str, int]]:
+    """Each loaded BLAS: its name with version and kernel, and its number of threads."""
     from threadpoolctl import threadpool_info
 
-    blas = [
-        f"{each['internal_api']} {each['version']} with kernels for {each.get('architecture', 'any CPU')}"
+    return [
+        (f"{each['internal_api']} {each['version']}, kernel {each.get('architecture', 'unknown')}", each["num_threads"])
         for each in threadpool_info()
         if each["user_api"] == "blas"
     ]
+
+
+def kernels() -> str:
+    """Everything that determines the bits of a matrix product on this rank: NumPy, its SIMD extensions, and the BLAS
+    with its kernel, which the CPU or a variable such as OPENBLAS_CORETYPE selects."""
+    import numpy as np
+
+    blas = [name for name, _ in libraries()]
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return f"NumPy {np.__version__} with {', '.join(found) or 'no extensions'}; {', '.join(sorted(blas)) or 'no BLAS'}"
 

@@ -7,7 +7,8 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
+from time import perf_counter_ns
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.waiting import waited
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.call_site import call_site
@@ -74,9 +76,10 @@ class Checked:
         self._check(check_op, "all_reduce", op)
         self._call(_text("all_reduce", array.dtype, array.shape, op), self.inner.all_reduce, array, op)
 
-    def all_gather(self, array: Array) -> Array:
+    def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         self._check(check_array, "all_gather", array, written=False)
-        return self._call(_text("all_gather", array.dtype, array.shape), self.inner.all_gather, array)
+        gather = partial(self.inner.all_gather, meanwhile=meanwhile)
+        return self._call(_text("all_gather", array.dtype, array.shape), gather, array, meanwhile=meanwhile)
 
     def all_to_all(self, array: Array) -> Array:
         self._check(check_one_each, "all_to_all", array, self.size)
@@ -142,8 +145,16 @@ class Checked:
         if wrong is not None:
             self._call(f"a call with a wrong argument ({wrong})", _raise, wrong)
 
-    def _call(self, what: str, collective: Callable[..., T], *arguments: Any) -> T:
-        """Publish the call `what`, compare it with those of the other ranks, and make it."""
+    def _call(
+        self,
+        what: str,
+        collective: Callable[..., T],
+        *arguments: Any,
+        meanwhile: Callable[[], None] | None = None,
+        agreed: bool = False,
+    ) -> T:
+        """Publish the call `what`, compare it with those of the other ranks unless they have `agreed` on it, and make
+        it. meanwhile: see `Comm.all_gather`."""
         site = call_site()
         mine = signature(what)
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0
@@ -153,10 +164,13 @@ class Checked:
         try:
             count = self.channel.enter(mine, name)
             if not self._by_memory:
-                self._compare_by_message(count, mine)
+                if not agreed:
+                    self._compare_by_message(count, mine, meanwhile)
                 return collective(*arguments)
             self._compare(count, mine, name)
+            began = perf_counter_ns()
             result = collective(*arguments)
+            waited(began)  # on one host a message takes little else
             # Two ranks that entered at the same moment may not have seen each other.
             self._compare(count, mine, name)
             return result
@@ -221,8 +235,10 @@ class Checked:
             f"one that rank {self.rank} called before: {_RULE}, and these sums are wrong"
         )
 
-    def _compare_by_message(self, count: int, mine: int) -> None:
-        received = self.inner.all_gather(np.array([mine, count], np.int64))
+    def _compare_by_message(self, count: int, mine: int, meanwhile: Callable[[], None] | None = None) -> None:
+        began = perf_counter_ns()
+        received = self.inner.all_gather(np.array([mine, count], np.int64), meanwhile)
+        waited(began)
         differing = (received != received[0]).any(axis=1)
         if differing.any():
             texts = self.inner.gather_objects(self._latest)
@@ -241,11 +257,12 @@ class CheckedExchange:
     """The exchange `inner`, whose sums are collectives of a `Checked` communicator."""
 
     def __init__(self, inner: Exchange, call: Callable[..., None]) -> None:
-        self.send, self.withdraw = inner.send, inner.withdraw
+        self.send = inner.send
         self._sum, self._call = inner.sum, call
 
-    def sum(self, array: Array, out: Array) -> None:
-        self._call(_text("exchange", array.dtype, array.shape), self._sum, array, out)
+    def sum(self, array: Array, out: Array, start_over: bool = False, agreed: bool = False) -> None:
+        what = _text("exchange", array.dtype, array.shape)
+        self._call(what, self._sum, array, out, start_over, agreed=agreed)
 
 
 class WatchedWindow:
@@ -255,6 +272,7 @@ class WatchedWindow:
         self.inner = inner
         self.parts: list[NDArray[np.uint8]] = inner.parts
         self.local_rank = inner.local_rank
+        self.sync = inner.sync
         self._channel = channel
 
     def barrier(self) -> None:

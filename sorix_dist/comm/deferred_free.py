@@ -1,6 +1,6 @@
-"""Collective frees of MPI's communicators and windows, some time after all their ranks have let go of them.
+"""Collective frees of MPI's communicators and windows, some time after all their ranks have dropped them.
 
-A garbage collector can't make a call of all ranks, because it comes to an object at different times on each.
+A finalizer can't make a call of all ranks, because objects are collected at different times on each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Key = tuple[int, int]
 """A communicator's number and that of one of its windows, 0 for itself: the same on all its ranks, and no others'."""
 
 live: dict[Key, int] = {}
-"""What is not freed yet, with the bytes of shared memory that it holds."""
+"""The keys of what is not freed yet, with its bytes of shared memory."""
 _unused: dict[Key, tuple[int, Callable[[], None]]] = {}
 _calls = itertools.count(1)
 _new_bytes = 0
@@ -48,8 +48,8 @@ def deferred_free(thing: Any, key: Key, ranks: int, free: Callable[[], None], nb
 
 
 def free_unused(communicator: Any) -> None:
-    """Frees what all ranks that have it have let go of, if they are among those of an mpi4py communicator. A call of
-    all its ranks."""
+    """Frees what all of its ranks have dropped, if they belong to an mpi4py communicator. A call of all ranks of the
+    latter."""
     global _new_bytes
     if next(_calls) % CALLS == 0 or _new_bytes > NBYTES:
         _new_bytes = 0

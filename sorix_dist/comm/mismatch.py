@@ -37,7 +37,7 @@ LIBRARY_VARIABLES = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 
 
 def chosen_library(environ: Mapping[str, str]) -> list[str]:
-    """Those of `LIBRARY_VARIABLES` that are set."""
+    """The `LIBRARY_VARIABLES` that are set."""
     return [name for name in LIBRARY_VARIABLES if environ.get(name)]
 
 
@@ -68,7 +68,7 @@ def several_mpis(launch: Launch | None, wheels: tuple[str, ...]) -> str | None:
 
 
 def installed_mpis() -> tuple[str, ...]:
-    """Those of `MPI_WHEELS` that this environment has."""
+    """The `MPI_WHEELS` in this environment."""
     from importlib import metadata  # takes 15 ms
 
     found = []
@@ -82,7 +82,7 @@ def installed_mpis() -> tuple[str, ...]:
 
 
 def before_init(launch: Launch | None, vendor: str, version: tuple[int, ...], environ: Mapping[str, str]) -> str | None:
-    """What can be found before MPI_Init, which would abort without naming the cause or start each process alone."""
+    """Finds mismatches before MPI_Init, which would abort without the cause, or start each process as a world of 1."""
     if launch is None:
         return None
     library = f"{vendor} {'.'.join(map(str, version))}"
@@ -91,7 +91,7 @@ def before_init(launch: Launch | None, vendor: str, version: tuple[int, ...], en
             f"{_started(launch)}: the mpirun of another MPI than the {library} that mpi4py uses here. "
             f"Start it with {_own_start(launch, library)}"
         )
-    # PMIx is the only way by which Open MPI 5 hears of the other tasks.
+    # Open MPI 5 learns of the other tasks only by PMIx.
     needs_pmix = vendor == "Open MPI" and version >= (5,)
     if launch.name == "Slurm srun" and launch.several and needs_pmix and "PMIX_NAMESPACE" not in environ:
         return f"{_started(launch)}, but srun has not told {library} of the other tasks: {_SRUN}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,8 +14,8 @@ import numpy as np
 from sorix_dist.comm import runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.deferred_free import deferred_free, free_unused
-from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
     CACHE_LINE,
     SHARED_MEMORY,
@@ -39,7 +40,7 @@ LONG_PIECE = 64 << 20
 """Bytes per message between two hosts: each must be answered first, behind everything that is on the wire."""
 
 SHORT = 64 << 10
-"""Bytes of an array up to which MPI's own collectives are as good between two hosts."""
+"""Bytes of an array up to which MPI's own collectives are as good between hosts."""
 
 
 class MpiComm:
@@ -70,12 +71,12 @@ class MpiComm:
         self._number = self._comm.bcast(secrets.randbits(62))
         self._windows = itertools.count(1)
         owned = [self._comm, self._local]
-        self._is_pair = self.size == self.hosts == 2
-        if self._is_pair:
+        self._is_ring = self.size == self.hosts > 1
+        if self._is_ring:
             self._point_to_point = self._comm.Dup()
             owned.append(self._point_to_point)
             self._tags = itertools.count()
-            self._sums = self._pair_exchange(None)
+            self._sums = self._ring_exchange(None)
 
         def free() -> None:
             for each in owned:
@@ -92,7 +93,8 @@ class MpiComm:
             # MPI knows no sum, max or min of booleans; of the bytes 0 and 1, or is the maximum.
             flat = flat.view(np.uint8)
             operation = self._mpi.MIN if op == "min" else self._mpi.MAX
-        if operation == self._mpi.SUM and self._is_far(flat):
+        rounds = flat.dtype == np.float16 and self.size > 2  # the ring would round at every rank
+        if operation == self._mpi.SUM and self._is_far(flat) and not rounds:
             self._sums.sum(flat, flat)
             return
         for piece in _pieces(flat):
@@ -104,11 +106,17 @@ class MpiComm:
             else:
                 self._comm.Allreduce(self._mpi.IN_PLACE, piece, operation)
 
-    def all_gather(self, array: Array) -> Array:
+    def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         check_array("all_gather", array, written=False)
         result = np.empty((self.size, *array.shape), array.dtype)
         rows = result.reshape(self.size, array.size).view(np.uint8)
-        if self._is_far(array):
+        if meanwhile is not None and self.hosts > 1:
+            request = self._comm.Iallgather(array.reshape(-1).view(np.uint8), rows)
+            while not request.Test():
+                meanwhile()
+                os.sched_yield()
+            return result
+        if self._is_far(array) and self.size == 2:
             result[self.rank] = array
             other = 1 - self.rank
             for sent, arrived in zip(_pieces(rows[self.rank], LONG_PIECE), _pieces(rows[other], LONG_PIECE)):
@@ -135,9 +143,9 @@ class MpiComm:
         return result
 
     def _is_far(self, array: Array) -> bool:
-        """Whether to swap an array with the one other rank, on another host: that uses both directions of the wire at
-        once, while MPI's collectives alternate."""
-        return self._is_pair and array.nbytes > SHORT
+        """Whether to send an array by our own messages, because every rank is on a host of its own: these keep both
+        directions of each wire busy, while MPI's collectives alternate."""
+        return self._is_ring and array.nbytes > SHORT
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)
@@ -163,7 +171,7 @@ class MpiComm:
     def window(self, nbytes: int) -> Window:
         check_nbytes(nbytes)
         free_unused(self._comm)
-        # One segment, allocated by the first rank, so that every rank cuts it in the same way.
+        # One segment, allocated by the first rank, so that all ranks compute the same parts.
         asked = self._local.allgather((nbytes, free_bytes(SHARED_MEMORY)))
         sizes = [*(size for size, _ in asked), self.local_size * CACHE_LINE]
         self._raise_together(partial(check_free, block_size(sizes), asked[0][1]))
@@ -181,7 +189,8 @@ class MpiComm:
         window.Sync()
         # Not an array made from the block, which would count as a use of the window.
         start = counters.ctypes.data - block.ctypes.data
-        barrier = SpinBarrier(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync)
+        ranks = self._local.group.Translate_ranks(None, self._mpi.COMM_WORLD.group)
+        barrier = SpinBarrier(memoryview(memory)[start : start + counters.nbytes], self.local_rank, window.Sync, ranks)
 
         def free() -> None:
             window.Unlock_all()
@@ -189,7 +198,7 @@ class MpiComm:
 
         # A collective of all hosts: the windows of each have the same number.
         free_now = deferred_free(block, (self._number, next(self._windows)), self.size, free, block.nbytes)
-        return SharedWindow(parts, self.local_rank, barrier.wait, free_now)
+        return SharedWindow(parts, self.local_rank, barrier.wait, free_now, window.Sync)
 
     def _raise_together(self, check: Callable[[], None]) -> None:
         """Raise on every rank the SharedMemoryFull that `check` raises on any."""
@@ -203,12 +212,13 @@ class MpiComm:
                 raise each
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
-        return self._pair_exchange(wire) if self._is_pair else None
+        return self._ring_exchange(wire) if self._is_ring else None
 
-    def _pair_exchange(self, wire: Wire | None) -> PairExchange:
-        comm, other, tag = self._point_to_point, 1 - self.rank, next(self._tags)
-        send, receive = partial(comm.Isend, dest=other, tag=tag), partial(comm.Irecv, source=other, tag=tag)
-        return PairExchange(self, send, receive, wire)
+    def _ring_exchange(self, wire: Wire | None) -> RingExchange:
+        comm, tag = self._point_to_point, next(self._tags)
+        before, after = ((self.rank + step) % self.size for step in (-1, 1))
+        send, receive = partial(comm.Isend, dest=after, tag=tag), partial(comm.Irecv, source=before, tag=tag)
+        return RingExchange(self, send, receive, wire)
 
     def barrier(self) -> None:
         self._comm.Barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import linecache
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from types import CodeType, ModuleType
@@ -12,7 +13,8 @@ _NAMELESS = "<dynamic-code>"
 
 
 def dumps(value: Any) -> bytes:
-    """A pickle by cloudpickle in which code keeps the name of its file, for tracebacks."""
+    """A pickle by cloudpickle in which code keeps the name of its file, for tracebacks; what is in no file, such as a
+    notebook's cell, brings its lines."""
     import cloudpickle  # takes 10 ms
 
     table = cloudpickle.Pickler.dispatch_table
@@ -20,10 +22,13 @@ def dumps(value: Any) -> bytes:
 
     def named(code: CodeType) -> Any:
         make, arguments = reduce_code(code)
-        return make, tuple(
-            code.co_filename if isinstance(argument, str) and argument == _NAMELESS else argument
-            for argument in arguments
+        file = code.co_filename
+        arguments = tuple(
+            file if isinstance(argument, str) and argument == _NAMELESS else argument for argument in arguments
         )
+        source = linecache.cache.get(file)
+        in_a_file = source is None or len(source) == 1 or source[1] is not None
+        return (make, arguments) if in_a_file else (_with_source, (make, arguments, file, source))
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         dispatch_table: ClassVar[Any] = ChainMap({CodeType: named}, table)
@@ -31,6 +36,12 @@ def dumps(value: Any) -> bytes:
     with io.BytesIO() as file:
         Pickler(file).dump(value)
         return file.getvalue()
+
+
+def _with_source(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str, source: Any) -> CodeType:
+    """Code whose lines tracebacks find where it is unpickled."""
+    linecache.cache.setdefault(file, source)
+    return make(*arguments)
 
 
 def dumps_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -57,7 +68,7 @@ def _can_be_sent(value: Any) -> bool:
 
 
 def _culprit(fn: Any, seen: set[int]) -> str | None:
-    """What a function refers to that can't be pickled, also through functions that it calls."""
+    """The objects that a function refers to, also through functions that it calls, and that can't be pickled."""
     fn = getattr(fn, "func", getattr(fn, "__func__", fn))  # of a partial, of a method
     code = getattr(fn, "__code__", None)
     if code is None or id(fn) in seen:

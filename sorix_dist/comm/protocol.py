@@ -1,7 +1,8 @@
-"""The interface of a communicator, whatever carries its messages, and the errors that it raises."""
+"""The interface of all communicators, and the errors that they raise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ Op = Literal["sum", "max", "min"]
 
 
 class SharedMemoryFull(MemoryError):
-    """The ranks of a host asked for more shared memory than it has: raised on all ranks together, which may go on."""
+    """The ranks of a host asked for more shared memory than it has: all ranks raise it, and may continue."""
 
 
 class RankFailed(RuntimeError):
@@ -31,39 +32,48 @@ class Window(Protocol):
     def barrier(self) -> None:
         """Wait for all ranks of this host; afterwards each of them sees what the others wrote before."""
 
+    def sync(self) -> None:
+        """Order this rank's reads and writes of the memory before this call and after it, without a barrier: whoever
+        reads a word that is written afterwards, and calls this, sees what was written before."""
+
     def close(self) -> None:
         """Free the memory: a collective of this host's ranks. No array made from `parts` may be used afterwards.
         Closing twice is allowed."""
 
 
 class Wire(Protocol):
-    """How an exchange encodes numbers."""
+    """The encoding of the numbers in an exchange."""
 
     itemsize: int | None
-    """Bytes of a number in a message; None: as many as in memory."""
+    """Bytes of a number in a message; None: the same as in memory."""
 
-    def packed(self, numbers: Array) -> Array:
-        """The bytes of a message, at most 64 more than the numbers take. Their count depends only on the count of
-        numbers. They may be the numbers' own memory."""
+    def pack(self, numbers: Array, body: Array) -> float:
+        """Encode numbers into the bytes of a message's body. Return a scale, which the message carries beside it."""
 
-    def add(self, first: Array, second: Array, out: Array) -> None:
-        """Write the sum of the numbers encoded in the messages of rank 0 and rank 1."""
+    def add(self, body: Array, scale: float, numbers: Array) -> float:
+        """Add numbers to those encoded in a body, in place. Return the new scale."""
+
+    def unpack(self, body: Array, scale: float, out: Array) -> None:
+        """Decode the numbers of a body."""
 
 
 class Exchange(Protocol):
-    """Sums one-dimensional arrays over two ranks. A rank may send parts before the other rank is ready."""
+    """Sums one-dimensional arrays over ranks that are all on different hosts. A rank may begin before the others are
+    ready."""
 
     def send(self, array: Array, start: int) -> None:
-        """Start to send those whole messages of `array` from `start` on that are not sent yet.
+        """Send what can be sent without waiting, given that the numbers of `array` from `start` on are ready.
 
-        These numbers must not change until `sum`, of the same array, or `withdraw`. Not a collective.
+        Call it again, also with the same start, to pass on what has arrived. These numbers must not change until `sum`
+        of the same array. Not a collective.
         """
 
-    def withdraw(self) -> None:
-        """Discard what was sent: this rank goes on with other numbers. Not a collective."""
+    def sum(self, array: Array, out: Array, start_over: bool = False, agreed: bool = False) -> None:
+        """Write the sum of the ranks' arrays, the same bits on all; `out` may be `array`. A call of all ranks.
 
-    def sum(self, array: Array, out: Array) -> None:
-        """Write the sum of both ranks' arrays, the same bits on both; `out` may be `array`. A call of both ranks."""
+        start_over: forget what was sent, because it has changed on a rank; the same on all ranks, for an array as long
+        as before. agreed: the ranks know that all of them make this call, so it need not be compared.
+        """
 
 
 class Comm(Protocol):
@@ -87,7 +97,7 @@ class Comm(Protocol):
     hosts: int
     """Number of hosts."""
     cache: dict[Any, Any]
-    """Objects of its users that live as long as it does, on this rank. They may refer to it."""
+    """Objects that its users cache for its lifetime on this rank. They may refer to it."""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
         """Replace `array` on every rank by its sum, maximum or minimum over all ranks, elementwise.
@@ -96,8 +106,11 @@ class Comm(Protocol):
         rounded once. What max and min make of a NaN depends on the MPI.
         """
 
-    def all_gather(self, array: Array) -> Array:
-        """Every rank's array, stacked in rank order: a new array of shape (size, *array.shape)."""
+    def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
+        """Every rank's array, stacked in rank order: a new array of shape (size, *array.shape).
+
+        meanwhile: may be called over and over while other hosts are waited for; it must not wait itself.
+        """
 
     def all_to_all(self, array: Array) -> Array:
         """Send entry i of `array`, of shape (size, ...), to rank i; return the entries sent to this rank, stacked in
@@ -121,8 +134,8 @@ class Comm(Protocol):
         give different numbers, 0 included."""
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
-        """An `Exchange` between the two ranks of this communicator, encoded by `wire`; None unless it has exactly two
-        ranks on two hosts. A collective of all ranks."""
+        """An `Exchange` between the ranks of this communicator, encoded by `wire`; None unless there are several, and
+        each on a host of its own. A collective of all ranks."""
 
     def barrier(self) -> None:
         """Wait until every rank has called it."""

@@ -50,7 +50,7 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
     vendor, version = MPI.get_vendor()
     mismatch.check(mismatch.before_init(launch, vendor, version, os.environ))
     if not MPI.Is_initialized():
-        # MPI_Init holds Python's global lock: only a C thread can enforce a limit.
+        # MPI_Init does not release Python's global lock: only a C thread can enforce a limit.
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True, file=2)
         MPI.Init_thread()

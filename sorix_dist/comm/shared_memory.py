@@ -1,4 +1,4 @@
-"""What the ranks of a host share: a block of memory cut into parts, and a barrier of counters in it."""
+"""Shared memory of the ranks of a host: a block cut into parts, and a barrier of counters in it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from time import perf_counter_ns
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.protocol import SharedMemoryFull
+from sorix_dist.comm.waiting import waited
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"
-"""Where MPI has its shared windows on Linux."""
+"""The folder of MPI's shared windows on Linux."""
 CACHE_LINE = 64
 SPINS = 1000
 """Reads of a counter before a rank that has a core of its own yields it."""
@@ -67,7 +69,8 @@ def check_free(needed: int, free: int | None) -> None:
         raise SharedMemoryFull(
             f"the ranks of host {platform.node()} need {needed >> 20} MB of shared memory more, and {SHARED_MEMORY} "
             f"has {free >> 20} MB left: give a container more (docker run --shm-size=2g), enlarge it as root (mount -o "
-            f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean)"
+            f"remount,size=2g {SHARED_MEMORY}), or remove what dead jobs have left there (sorix-dist doctor --clean) "
+            "[docs: shared-memory]"
         )
 
 
@@ -79,13 +82,16 @@ class SpinBarrier:
     """A barrier of counters in shared memory, one cache line for each rank of the host.
 
     It is several times faster than MPI's, and yields the core where ranks outnumber cores. `fence` orders this
-    processor's reads and writes of the memory before it and after it.
+    processor's reads and writes of the memory before it and after it. `ranks`, by default 0, 1, ..., are their numbers.
     """
 
-    def __init__(self, counters: memoryview, local_rank: int, fence: Callable[[], None]) -> None:
+    def __init__(
+        self, counters: memoryview, local_rank: int, fence: Callable[[], None], ranks: Sequence[int] | None = None
+    ) -> None:
         words = [counters[at : at + CACHE_LINE].cast("B").cast("q") for at in range(0, len(counters), CACHE_LINE)]
         self._own = words[local_rank]
-        self._others = [word for rank, word in enumerate(words) if rank != local_rank]
+        numbers = range(len(words)) if ranks is None else ranks
+        self._others = [(word, numbers[i]) for i, word in enumerate(words) if i != local_rank]
         self._fence = fence
         self._count = 0
         self._inside = False
@@ -105,24 +111,26 @@ class SpinBarrier:
         self._count = count = self._count + 1
         self._fence()
         self._own[0] = count
-        for other in self._others:
+        for other, rank in self._others:
             if other[0] < count:
-                self._wait_for(other, count)
+                self._wait_for(other, count, rank)
         self._fence()
         self._inside = False
 
-    def _wait_for(self, other: memoryview, count: int) -> None:
-        reads = 0
+    def _wait_for(self, other: memoryview, count: int, rank: int) -> None:
+        began, reads = perf_counter_ns(), 0
         while other[0] < count:
             reads += 1
             if reads > self._spins + YIELDS:
                 time.sleep(SLEEP)
             elif reads > self._spins:
                 _yield_core()
+        waited(began, rank)
 
 
 class SharedWindow:
-    """The `Window` of given parts, with a given barrier and a given function that frees the memory."""
+    """The `Window` of given parts, with a given barrier and given functions that free the memory, and that order reads
+    and writes where several processes share it."""
 
     def __init__(
         self,
@@ -130,8 +138,10 @@ class SharedWindow:
         local_rank: int,
         barrier: Callable[[], None],
         free: Callable[[], None],
+        sync: Callable[[], None] = lambda: None,
     ) -> None:
         self.parts = parts
+        self.sync = sync
         self.local_rank = local_rank
         self.barrier = barrier
         self._free = free

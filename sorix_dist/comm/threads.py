@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import pickle
 import sys
 import threading
@@ -16,14 +17,23 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.exchange import PairExchange
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
+from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
+from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
 from sorix_dist.watchdog.watch import CollectiveMismatch
 
 _REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+ENDING = 2.0
+"""Seconds that ranks have to end after an interrupt or a time-out."""
+
+
+class _Interrupted(BaseException):
+    """Ends a rank's thread wherever it is."""
 
 
 def run_threads(
@@ -72,10 +82,26 @@ def run_threads(
             run.fail(None, TimeoutError(f"run_threads: not done after {timeout} s; {_where(run, threads)}"))
     except BaseException as error:
         run.fail(None, error)
+        _end(run, threads, error)
         raise
     if run.failure is not None:
+        _end(run, threads, run.failure)
         raise run.failure
     return results
+
+
+def _end(run: _Run, threads: Sequence[threading.Thread], error: BaseException) -> None:
+    """Ends the ranks that still run. A note of `error` says which can't be ended: code outside of Python goes on.
+
+    What counts is `run.ended`: a join that was interrupted takes a thread that runs for ended.
+    """
+    running = [thread for rank, thread in enumerate(threads) if rank not in run.ended]
+    for thread in running:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Interrupted))
+    with run.changed:
+        run.changed.wait_for(lambda: len(run.ended) == len(threads), ENDING)
+    if len(run.ended) < len(threads):
+        error.add_note(f"these ranks end only when they come back to Python: {_where(run, threads)}")
 
 
 def _where(run: _Run, threads: Sequence[threading.Thread]) -> str:
@@ -84,7 +110,7 @@ def _where(run: _Run, threads: Sequence[threading.Thread]) -> str:
     for rank, thread in enumerate(threads):
         if rank in run.waiting:
             places.append(f"rank {rank} waits in {run.waiting[rank]}")
-        elif thread.is_alive() and thread.ident in frames:
+        elif rank not in run.ended and thread.ident in frames:
             line = traceback.extract_stack(frames[thread.ident])[-1]
             places.append(f"rank {rank} is at {line.filename}:{line.lineno} in {line.name}")
     return "; ".join(places)
@@ -136,7 +162,7 @@ class _Run:
 
 
 class _Rendezvous:
-    """Where the ranks of one communicator wait for each other, once for each collective."""
+    """The collectives of one communicator: a rank waits here until all others have made the same call."""
 
     def __init__(self, run: _Run, members: Sequence[int]) -> None:
         self.run = run
@@ -145,6 +171,7 @@ class _Rendezvous:
         self.call = ""
         self.first = 0
         self.round = 0
+        self.last = 0  # the member that came last to the latest collective
         self.result: Any = None
 
     def combine(self, rank: int, call: str, given: Any, combine: Callable[[list[Any]], Any]) -> Any:
@@ -169,10 +196,12 @@ class _Rendezvous:
                 self.result = combine([self.given[r] for r in range(len(self.members))])
                 self.given = {}
                 self.round += 1
+                self.last = me
                 run.changed.notify_all()
                 return self.result
-            now = self.round
+            now, began = self.round, time.perf_counter_ns()
             run.wait(lambda: self.round != now, me, call, self.members)
+            waited(began, self.last)
             return self.result
 
 
@@ -203,7 +232,7 @@ class ThreadComm:
 
         self._combine(f"all_reduce({op!r}) of {array.dtype} {array.shape}", array, combine)
 
-    def all_gather(self, array: Array) -> Array:
+    def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         check_array("all_gather", array, written=False)
         stacked: Array = self._combine(f"all_gather of {array.dtype} {array.shape}", array, np.stack)
         return stacked.copy()
@@ -255,11 +284,11 @@ class ThreadComm:
         return SharedWindow(list(parts), local.rank, barrier=local.barrier, free=local.barrier)
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:
-        if not self.size == self.hosts == 2:
+        if not self.size == self.hosts > 1:
             return None
-        inboxes = self._combine("exchange", None, lambda _: (deque(), deque()))
-        mailbox = _Mailbox(self._world, self.rank, inboxes)
-        return PairExchange(self, mailbox.send, mailbox.receive, wire)
+        inboxes = self._combine("exchange", None, lambda given: [deque() for _ in given])
+        own, following = (_Mailbox(self._world, rank % self.size, inboxes) for rank in (self.rank, self.rank + 1))
+        return RingExchange(self, following.send, own.receive, wire)
 
     def barrier(self) -> None:
         self._combine("barrier", None, lambda _: None)
@@ -274,34 +303,48 @@ class ThreadComm:
 
 
 class _Mailbox:
-    """The messages between two ranks. It is the request of each of them: sending completes at once, and a wait for
-    one that is to be received fills the oldest buffer that waits for one."""
+    """The messages to a rank from the one before it in the ring."""
 
-    def __init__(self, world: _Rendezvous, rank: int, inboxes: tuple[deque[Array], deque[Array]]) -> None:
-        self._world, self._me = world, world.members[rank]
-        self._inbox, self._outbox = inboxes[rank], inboxes[1 - rank]
-        self._buffers: deque[Array] = deque()
+    def __init__(self, world: _Rendezvous, rank: int, inboxes: list[deque[Array]]) -> None:
+        self.world, self.messages = world, inboxes[rank]
+        self.rank, self.sender = world.members[rank], world.members[rank - 1]
 
     def send(self, message: Array) -> _Sent:
-        with self._world.run.changed:
-            self._outbox.append(message.copy())
-            self._world.run.changed.notify_all()
+        with self.world.run.changed:
+            self.messages.append(message.copy())
+            self.world.run.changed.notify_all()
         return _Sent()
 
-    def receive(self, buffer: Array) -> _Mailbox:
-        self._buffers.append(buffer)
-        return self
-
-    def wait(self) -> None:
-        run = self._world.run
-        with run.changed:
-            run.wait(lambda: bool(self._inbox), self._me, "an exchange", self._world.members)
-            message = self._inbox.popleft()
-        self._buffers.popleft()[: message.nbytes] = message
+    def receive(self, buffer: Array) -> _Receipt:
+        return _Receipt(self, buffer)
 
 
 class _Sent:
     """A request that is complete."""
 
-    def wait(self) -> None:
+    def Wait(self) -> None:
         return None
+
+    def Test(self) -> bool:
+        return True
+
+
+class _Receipt:
+    """A request for the next message; such requests are asked in the order in which they were made."""
+
+    def __init__(self, mailbox: _Mailbox, buffer: Array) -> None:
+        self._mailbox, self._buffer = mailbox, buffer
+        self._complete = False
+
+    def Wait(self) -> None:
+        mailbox, run = self._mailbox, self._mailbox.world.run
+        with run.changed:
+            run.wait(lambda: bool(mailbox.messages), mailbox.rank, "an exchange", [mailbox.sender])
+        self.Test()
+
+    def Test(self) -> bool:
+        if not self._complete and self._mailbox.messages:
+            message = self._mailbox.messages.popleft()
+            self._buffer[: message.nbytes] = message
+            self._complete = True
+        return self._complete

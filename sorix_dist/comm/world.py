@@ -53,7 +53,7 @@ def init(
         end with a report of where each of them is.
     threads: BLAS threads of each rank, an int, or 'auto': the cores of a host divided by its ranks (see
         `sorix_dist.comm.blas`).
-    comm: an mpi4py communicator or one of ours, instead of all ranks.
+    comm: an mpi4py communicator or a `Comm`, instead of all ranks.
     backend: 'mpi', 'solo' (each process on its own), or 'auto': MPI if a launcher started several processes or
         the program has initialised MPI, else solo.
 
@@ -183,7 +183,7 @@ def _start_world(launch: Launch | None, timeout: float) -> Comm:
 
 
 def adopt(comm: Comm | MPI.Intracomm) -> Comm:
-    """Our communicator for an mpi4py one, with checked collectives; one of ours is returned as it is."""
+    """The `Comm` of an mpi4py communicator, with checked collectives; a `Comm` is returned as it is."""
     if hasattr(comm, "all_reduce"):
         return cast(Comm, comm)
     made = MpiComm(comm)

@@ -42,7 +42,7 @@ def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, A
                 f"{shapes[1]}; matmul takes any"
             )
         if dims == (3, 3) and shapes[0][0] != shapes[1][0]:
-            raise ValueError(f"{name}: there must be as many matrices in both, got shapes {shapes[0]} and {shapes[1]}")
+            raise ValueError(f"{name}: both must have the same length, got shapes {shapes[0]} and {shapes[1]}")
         return matmul(input, other)
 
     product.__name__ = product.__qualname__ = name
@@ -51,7 +51,7 @@ def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, A
 
 
 mm = _product("mm", (2, 2), "The product of two matrices.")
-bmm = _product("bmm", (3, 3), "The products of two stacks of as many matrices.")
+bmm = _product("bmm", (3, 3), "The products of two batches of matrices, (B, n, k) and (B, k, m).")
 mv = _product("mv", (2, 1), "The product of a matrix and a vector.")
 dot = _product("dot", (1, 1), "The sum of the products of two vectors.")
 vdot = dot

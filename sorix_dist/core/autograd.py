@@ -40,13 +40,13 @@ class _Recording(ContextDecorator):
 
 
 class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
-    """Nothing is recorded inside: results do not require a gradient."""
+    """A context without recording: results do not require a gradient."""
 
     mode = False
 
 
 class inference_mode(_Recording):  # noqa: N801 (PyTorch's name)
-    """`no_grad` by another name; with `mode=False` operations are recorded."""
+    """The same as `no_grad`, for compatibility with PyTorch; with `mode=False` operations are recorded."""
 
     def __init__(self, mode: bool = True) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ class inference_mode(_Recording):  # noqa: N801 (PyTorch's name)
 
 
 class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
-    """Operations are recorded inside, also within `no_grad`."""
+    """A context with recording, also within `no_grad`."""
 
     mode = True
 
 
 class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
-    """Switches recording at once; as a context it is undone on leaving, as a decorator it is for the function."""
+    """Switches recording on or off: from this call on, for a `with` block, or for a decorated function."""
 
     def __init__(self, mode: bool) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
 
 @contextmanager
 def _restoring_shard() -> Iterator[None]:
-    """Leaves `current_shard` as it was."""
+    """Restores `current_shard` at the end of the block."""
     before = current_shard.set(current_shard.get())
     try:
         yield
@@ -93,11 +93,13 @@ def is_grad_enabled() -> bool:
 def backward(
     tensor: Tensor, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False
 ) -> None:
-    """Adds the gradient of `tensor` to `grad` of every leaf that it was computed from.
+    """Adds the gradient of `tensor` to `grad` of every leaf that it was computed from, as `torch.Tensor.backward` does.
 
-    gradient: weights of the tensor's elements, of its shape; may be left out for a single element.
-    retain_graph: keep what the operations saved, for another backward over the same graph.
-    create_graph: record the backward itself, so that gradients can be differentiated again.
+    gradient: the cotangent, of the tensor's shape; 1 by default, for a tensor with a single element.
+    retain_graph: keeps what the operations saved, for another backward over the same graph.
+    create_graph: records the backward itself, so that gradients can be differentiated again.
+    RuntimeError if the tensor does not require a gradient or has several elements without a `gradient`, ValueError if
+    shapes differ. Of a loss of a wrapped model it is a call of all ranks.
     """
     origin = tensor.origin
     if origin is None:
@@ -109,7 +111,7 @@ def backward(
     seed, visitor = _before_backward(sync, tensor, gradient)
     if sync is None:
         place = tensor.place
-        # On several ranks a loss of shared rows is a part of the whole: a leaf that is left out of the sum is an error.
+        # On several ranks this loss is Partial: a leaf whose gradient would not be summed over the ranks is an error.
         strict = isinstance(place, Shard | Partial) and not place.group.single
         keep = bool(create_graph if retain_graph is None else retain_graph)
         (_backward_on_tensors if create_graph else _backward)(tensor, seed, keep, None, strict)
@@ -130,7 +132,7 @@ def backward(
 
 @host
 def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:
-    """The gradient that the walk begins with, and what is called at each node."""
+    """The seed of the walk, and the function to call at each node."""
     seed = _seed(tensor, gradient)
     if sync is None:
         return seed, None
@@ -175,7 +177,7 @@ def grad(
     for tensor, g in zip(outs, grad_outputs, strict=True):
         seed = bare(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
         if group is not None and not isinstance(tensor.place, Shard | Partial):
-            seed = seed / group.parts  # every rank computes the same output, which counts once
+            seed = seed / group.parts  # every rank computes the same output, and gradients are summed over ranks
             if tensor.array.size == 1:
                 group.expect(tensor.array.item())
         starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
@@ -198,7 +200,7 @@ def grad(
 
 
 def _group_of(outs: list[Tensor]) -> Group | None:
-    """The ranks among which the gradients of these outputs are shared; None if there is one rank."""
+    """The group over which the gradients of these outputs are summed; None if there is one rank."""
     for tensor in outs:
         if isinstance(tensor.place, Shard | Partial):
             group: Group = tensor.place.group
@@ -209,13 +211,12 @@ def _group_of(outs: list[Tensor]) -> Group | None:
 
 _OF_WEIGHTS = (
     "reproducible mode: autograd.grad gives gradients to rows of a batch and to what is computed outside of the model. "
-    "Those to its parameters are summed in one order by backward(), which leaves them in `grad`"
+    "For those to its parameters call backward(), which sums them in a fixed order, and read `grad`"
 )
 
 
 def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool) -> list[Any]:
-    """The gradients, summed over all ranks where an input is a Replicate; a rank may have none for it (None). Called by
-    all ranks."""
+    """The gradients; those of Replicates are summed over the ranks, None if no rank has one. A call of all ranks."""
     from sorix_dist.core.ops.collective import summed
 
     places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
@@ -231,27 +232,27 @@ def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool)
         for i, flag in zip(places, used.tolist(), strict=True):
             if flag:
                 part = parts[i]
-                if part is None:  # which the others' derivatives of higher order go through
+                if part is None:  # other ranks differentiate through theirs: this rank takes part with zeros
                     part = Tensor(np.zeros(ins[i].shape, ins[i].array.dtype), requires_grad=True)
                 parts[i] = summed(part, group, "autograd.grad")
         return parts
     for kind in dict.fromkeys(ins[i].array.dtype for i in places):  # one message for each dtype
-        alike = [i for i in places if ins[i].array.dtype == kind]
-        flags = np.array([parts[i] is not None for i in alike], kind)
-        flat = [np.zeros(ins[i].array.size, kind) if parts[i] is None else np.ravel(parts[i]) for i in alike]
+        same = [i for i in places if ins[i].array.dtype == kind]
+        flags = np.array([parts[i] is not None for i in same], kind)
+        flat = [np.zeros(ins[i].array.size, kind) if parts[i] is None else np.ravel(parts[i]) for i in same]
         total = group.reduce(np.concatenate([flags, *flat]), "autograd.grad")
-        flags, *sums = np.split(total, np.cumsum([len(alike), *(each.size for each in flat[:-1])]))
-        for i, flag, total in zip(alike, flags.tolist(), sums, strict=True):
+        flags, *sums = np.split(total, np.cumsum([len(same), *(each.size for each in flat[:-1])]))
+        for i, flag, total in zip(same, flags.tolist(), sums, strict=True):
             parts[i] = total.reshape(ins[i].array.shape) if flag else None
     return parts
 
 
 def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, Any], None] | None, strict: bool) -> None:
     """Adds gradients to the leaves; strict: every leaf must be synchronised, or belong to this rank's rows."""
-    hooked: dict[Leaf, Any] = {}  # the gradients of leaves whose hooks want to see their sum
+    hooked: dict[Leaf, Any] = {}  # sums for the hooks of leaves
 
     def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        # Where other ranks add to the gradient, hooks see the total: the synchroniser calls them.
+        # If other ranks add to the gradient, the reducer calls the hooks with the total.
         if leaf.hooks and leaf.local is leaf.total:
             if recorders:
                 outside("a hook of a parameter can't be captured")
@@ -262,7 +263,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, An
         else:
             _deposit(leaf, rule, gradient)
 
-    token = recording.set(False)  # as no_grad does, at a third of its price
+    token = recording.set(False)  # as no_grad does, in a third of the time
     try:
         walk([(tensor, seed)], add, keep=keep, at_node=at_node, strict=strict)
         for leaf, part in hooked.items():
@@ -272,7 +273,7 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, An
 
 
 def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-    """Adds the gradient that a rule makes at a leaf; the first one is written straight into the leaf's array."""
+    """Adds a gradient to a leaf; the rule writes the first one directly into the leaf's array."""
     local = leaf.local
     if rule is None or local.written:
         leaf.deposit(gradient if rule is None else rule(gradient, None))
@@ -302,7 +303,7 @@ def _backward_on_tensors(tensor: Tensor, seed: Any, keep: bool, at_node: None, s
 
 
 def _seed(tensor: Tensor, gradient: Any) -> Any:
-    """The weights that a walk starts with, checked."""
+    """The checked cotangent with which a walk starts."""
     array = tensor.array
     if gradient is None:
         place = tensor.place

@@ -274,7 +274,7 @@ def _floating(kind: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _like(input: Any, make: Callable[..., Array], device: Any, requires_grad: bool, dtype: Any) -> Tensor:
-    """What `make` gives for the shape and dtype of `input`; beside rows of a batch they are rows too."""
+    """Calls `make` with the shape and dtype of `input`; for rows of a batch the result is rows too."""
     array, rows = as_array(input), shard_of(input)
     made = _made(make(array.shape, array.dtype if dtype is None else as_dtype(dtype)), device, False)
     made = made if rows is None else tagged(made, rows)

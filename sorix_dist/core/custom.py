@@ -16,7 +16,7 @@ from sorix_dist.core.tensor import Tensor, as_array
 
 
 class Context:
-    """What the forward of a `Function` leaves for its backward, as attributes and by `save_for_backward`."""
+    """Passes values from the forward of a `Function` to its backward, as attributes and by `save_for_backward`."""
 
     def __init__(self, needs: tuple[bool, ...]) -> None:
         self.needs_input_grad = needs
@@ -24,28 +24,29 @@ class Context:
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keeps tensors for the backward."""
-        # Rules work on this rank's arrays: what they compute of rows are parts, which the walk adds up.
+        # Without placements: rules work on this rank's arrays, and the walk adds up the terms of all ranks.
         self._saved = tuple(Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x for x in tensors)
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
-        """What `save_for_backward` was given."""
+        """The arguments of `save_for_backward`."""
         return self._saved
 
     def mark_non_differentiable(self, *tensors: Tensor) -> None:
-        """Says that these outputs have no gradient."""
+        """Declares that these outputs have no gradient."""
         self._constant = {id(x) for x in tensors}
 
     _constant: set[int] = set()  # noqa: RUF012 (replaced, never changed)
 
 
 class Function:
-    """An operation with a gradient of its own: a subclass has the static methods
+    """An operation whose gradient the user writes, as `torch.autograd.Function`. A subclass has the static methods
 
-    forward(ctx, *inputs), which returns a tensor or a tuple of them and is not recorded, and
-    backward(ctx, *gradients), which takes those of the outputs to those of the inputs, None for what has none.
+    forward(ctx, *inputs), which returns a tensor or a tuple of tensors and is not recorded, and
+    backward(ctx, *gradients), which maps gradients of the outputs to those of the inputs (None for none).
 
-    `apply(*inputs)` runs it. On several ranks, backward gets and gives what belongs to this rank's rows.
+    `apply(*inputs)` runs it. On several ranks, backward works on this rank's rows. RuntimeError unless backward returns
+    one gradient for each input.
     """
 
     @staticmethod
@@ -95,11 +96,11 @@ class Function:
         inputs: tuple[Any, ...],
         edges: list[Edge | None],
     ) -> Any:
-        """The output `index` with its history. A backward is linear, so each output has a part of the gradient."""
+        """The output `index` with its node. A backward is linear, so the gradients of several outputs add up."""
         output = outputs[index]
         if not isinstance(output, Tensor) or output.array.dtype.kind != "f" or id(output) in ctx._constant:
             return output
-        answers: list[Any] = []  # the gradient that the backward was asked about, and what it answered
+        answers: list[Any] = []  # the last incoming gradient, and what the backward returned for it
 
         def of_input(place: int) -> Callable[[Any, Any], Any]:
             def rule(g: Any, out: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where tensors are: always on the CPU; other names are understood, to say so."""
+"""Devices: there is only the CPU, and other names raise an error that says so."""
 
 from __future__ import annotations
 

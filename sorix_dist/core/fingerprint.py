@@ -1,4 +1,4 @@
-"""What ranks compare beside gradients: options as text, and the criteria that a backward has come through."""
+"""Values that ranks compare: options as text, and the criteria that a backward has walked through."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ _version = 0
 
 
 def version() -> int:
-    """A number that changes whenever a parameter of this process has moved to other memory, or has found who
-    synchronises it."""
+    """A number that changes whenever a parameter of this process moves to other memory or gets another `sync`."""
     return _version
 
 
@@ -31,13 +30,13 @@ def _changed() -> None:
 
 
 def room(parameter: Tensor) -> int:
-    """How many elements a parameter takes in a flat array: its own, and zeros up to the next cache line."""
+    """The number of elements of a parameter in a flat array, padded with zeros to whole cache lines."""
     unit = ALIGNMENT // parameter.array.itemsize
     return -(-parameter.array.size // unit) * unit
 
 
 def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
-    """Where each of the parameters starts in a flat array, in elements, and how long that array is."""
+    """The offset of each parameter in a flat array, and the length of the array, in elements."""
     starts, end = [], 0
     for parameter in parameters:
         starts.append(end)
@@ -46,7 +45,7 @@ def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
 
 
 def within(start: int, stop: int, part: slice) -> slice:
-    """Those of the elements `start` to `stop` - 1 that lie in a part of an array; none if none do."""
+    """The intersection of the elements `start` to `stop` - 1 with a part of an array; it may be empty."""
     first = max(start, part.start)
     return slice(first, max(first, min(stop, part.stop)))
 
@@ -54,9 +53,9 @@ def within(start: int, stop: int, part: slice) -> slice:
 class Flat:
     """Parameters of one dtype in one array `data`, their gradients in another, `grad`, with the same layout.
 
-    The values of the parameters are kept, and so are gradients they have.
-    memory: where the arrays lie; frozen: whether what the parameters show of them is read-only; edited: a copy of
-    `data` that the parameters show instead, between `open` and `close`.
+    Parameters do not lose their values, nor their gradients.
+    memory: that of the arrays; frozen: whether the parameters' views of them are read-only; edited: between `open` and
+    `close` a copy of `data`, of which the parameters are views instead.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -69,7 +68,7 @@ class Flat:
         self.memory: ParameterMemory = PRIVATE
         self.frozen = False
         self.edited: Array | None = None
-        self.keeper: Any = None  # whatever else lives as long as this storage
+        self.keeper: Any = None  # an object to keep alive as long as this storage
         self.data = self.memory.zeros(self.size, self.dtype)
         self.grad = self.memory.zeros(self.size, self.dtype)
         for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):
@@ -85,7 +84,7 @@ class Flat:
         return self.memory.own_slice(self.size, self.dtype)
 
     def start_of(self, parameter: Tensor) -> int:
-        """Where a parameter starts in the flat arrays, in elements."""
+        """The offset of a parameter in the flat arrays, in elements."""
         return self._start_of[id(parameter)]
 
     def views(self, flat: Array) -> list[Array]:
@@ -96,14 +95,13 @@ class Flat:
         ]
 
     def clear_gaps(self, array: Array, part: slice) -> None:
-        """Makes zeros again of what lies between parameters, and has been changed, in a part of an array of this
-        layout."""
+        """Zeroes the padding between parameters in a part of an array of this layout."""
         for start, end, p in zip(self.starts, [*self.starts[1:], self.size], self.parameters, strict=True):
             array[within(start + p.array.size, end, part)] = 0
 
     def freeze(self, memory: ParameterMemory) -> None:
-        """Makes read-only what the parameters show, after moving to `memory`, where the values of the process that
-        writes count. Gradients are forgotten. Called by all who share that memory."""
+        """Moves to `memory`, with the values of the process that writes, and makes the parameters' views read-only.
+        Gradients are discarded. A call of all processes that share the memory."""
         if memory is not self.memory:
             data, grad = memory.zeros(self.size, self.dtype), memory.zeros(self.size, self.dtype)
             if memory.writes:
@@ -118,8 +116,8 @@ class Flat:
         self._show(self.data)
 
     def thaw(self) -> None:
-        """Makes the parameters ordinary ones again, with the values and gradients that they show, in memory of this
-        process alone, which no one synchronises."""
+        """Makes the parameters ordinary ones again: with their values and gradients, in private memory, without
+        synchronisation."""
         if self.edited is not None:
             raise RuntimeError("unwrap: the parameters are being edited; unwrap after the end of `with model.edit():`")
         shared, self.memory, self.frozen, self.keeper = (self.data, self.grad), PRIVATE, False, None
@@ -141,7 +139,7 @@ class Flat:
         _changed()
 
     def open(self) -> Array:
-        """Makes the parameters show a copy of their values, which can be changed, until `close`; returns it."""
+        """Makes the parameters views of a writeable copy of `data` until `close`; returns the copy."""
         if self.edited is not None:
             raise RuntimeError("edit: the model's parameters are being edited already")
         self.edited = self.data.copy()
@@ -149,8 +147,8 @@ class Flat:
         return self.edited
 
     def close(self, keep: bool) -> None:
-        """Makes the parameters show the flat array again; `keep`: with the values that the copy of the process that
-        writes has got. Called by all who share it."""
+        """Makes the parameters views of `data` again; `keep`: with the values in the copy of the process that writes. A
+        call of all processes that share the memory."""
         edited, self.edited = self.edited, None
         assert edited is not None
         if keep:
@@ -162,7 +160,7 @@ class Flat:
 
 
 def synchronise(flat: Flat, sync: Sync) -> None:
-    """Makes `sync` the one who synchronises the gradients of a flat storage."""
+    """Makes `sync` synchronise the gradients of a flat storage."""
     for parameter in flat.parameters:
         leaf_of(parameter).sync = sync
     _changed()
@@ -185,7 +183,7 @@ def flat_of(parameter: Tensor) -> Flat:
 
 
 def flatten(parameters: Iterable[Tensor]) -> list[Flat]:
-    """Flat storages, one per dtype, that hold the parameters; those that they have are used if they fit.
+    """Flat storages of the parameters, one per dtype; existing ones are used if they fit.
 
     A parameter that is given twice is stored once.
     """
@@ -203,7 +201,7 @@ def flatten(parameters: Iterable[Tensor]) -> list[Flat]:
 
 
 def convert(tensor: Tensor, dtype: np.dtype[Any]) -> None:
-    """Gives a tensor another dtype, in memory of its own; its gradient and hooks stay with it."""
+    """Converts a tensor to another dtype, in private memory; it keeps its gradient and hooks."""
     if tensor.array.dtype == dtype:
         return
     leaf = tensor.leaf
@@ -224,7 +222,7 @@ def _refuse_to_move(leaf: Leaf) -> None:
 
 
 def _move_gradient(leaf: Leaf, place: Array | None) -> None:
-    """Takes what a leaf has of a gradient to `place`, or to memory of its own in the leaf's dtype."""
+    """Moves the gradient of a leaf to `place`, or to private memory in the leaf's dtype."""
     before = leaf.total
     leaf.local = leaf.total = Accumulator(place)
     if before.written and before.array is not None:
@@ -233,9 +231,9 @@ def _move_gradient(leaf: Leaf, place: Array | None) -> None:
 
 
 class Run(NamedTuple):
-    """The elements `start` to `stop` of a flat storage: parameters that follow each other there.
+    """The elements `start` to `stop` of a flat storage: consecutive parameters.
 
-    first: the number of the first of them among the parameters that were asked about.
+    first: the index of the first of them in the given parameters.
     """
 
     flat: Flat
@@ -245,9 +243,9 @@ class Run(NamedTuple):
 
 
 def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[int, int], bool]) -> list[Run]:
-    """The longest runs that the parameters with the numbers `chosen`, all in flat storages, lie in.
+    """The longest runs of those parameters, all in flat storages, whose indices are `chosen`.
 
-    joined: whether a parameter may be in one run with the one chosen before it.
+    joined: whether a parameter may be in one run with the chosen one before it.
     """
     found: list[Run] = []
     before = -1
@@ -264,14 +262,14 @@ def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[
 
 
 def _with_gradient(parameters: Iterable[Tensor]) -> Iterator[tuple[Tensor, Leaf]]:
-    """Those of the parameters that have a gradient, each once, with their leaves."""
+    """The parameters that have a gradient, without duplicates, with their leaves."""
     for parameter in {id(p): p for p in parameters}.values():
         if parameter.leaf is not None and parameter.leaf.total.written:
             yield parameter, parameter.leaf
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Array]:
-    """The gradients of those parameters that have one, as one-dimensional arrays, as few as possible."""
+    """The gradients of those parameters that have one, in as few one-dimensional arrays as possible."""
     arrays, flat = [], []
     for parameter, leaf in _with_gradient(parameters):
         if leaf.flat is None:
@@ -283,12 +281,12 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
 
 @contextmanager
 def changing_gradients(parameters: Iterable[Tensor], action: str, *numbers: float) -> Iterator[list[Array]]:
-    """Gives what this process is to change of the gradients, where there are any: one-dimensional arrays, without the
-    gaps between parameters. Those who share them come here together, with the same numbers, and leave together."""
+    """A context that gives this process's slices of the existing gradients, to be changed: one-dimensional arrays
+    without padding. A call, with the same numbers, of all processes that share them; they also leave it together."""
     own, memories = [], {}
     for parameter, leaf in _with_gradient(parameters):
         if leaf.view is not None and leaf.view.origin is not None:
-            leaf.view = None  # what a backward with create_graph has left would show the numbers from before
+            leaf.view = None  # a `grad` made with create_graph would have the old numbers
         if leaf.flat is None:
             own.append(leaf.total.place(leaf).reshape(-1))
             continue
@@ -303,7 +301,7 @@ def changing_gradients(parameters: Iterable[Tensor], action: str, *numbers: floa
 
 
 def zero_gradients(parameters: Iterable[Tensor]) -> None:
-    """Makes zeros of the gradients, where there are any, and forgets those that are to be added to them later."""
+    """Zeroes existing gradients, and discards pending ones."""
     given = list(parameters)
     for parameter in given:
         if parameter.leaf is not None:

@@ -1,4 +1,4 @@
-"""What operations record for a backward: nodes, and the leaves where gradients end."""
+"""The graph that operations record for a backward: nodes, and leaves, which accumulate gradients."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ Rule = Callable[[Any, Array | None], Any]
 
 
 class Described(Protocol):
-    """Something that ranks compare by a digest."""
+    """An object that ranks compare by a digest."""
 
     def describe(self) -> str:
-        """What the digest is of, in words, for an error."""
+        """The values behind the digest, for an error message."""
 
 
 Visitor = Callable[["Node | Leaf", Any], None]
 
 
 class Sync:
-    """Combines gradients over the ranks of `group`: the tape calls it before and after a backward.
+    """The tape's hook around a backward, which combines gradients over the ranks of `group`.
 
-    This class is the one for what follows from a sum over ranks without any synchronised leaf. Every rank computes that
-    alike, so a backward starts with an equal part on each. `parallel` derives the one of wrapped models.
+    This base class is for what follows from a sum over ranks without any synchronised leaf. All ranks compute the same
+    there, so each starts its backward with an equal share of the seed. `parallel` derives the one of wrapped models.
     """
 
     pending = False
-    """Whether some gradients of the leaves are not yet in what the leaves show."""
+    """Whether `grad` of some leaves lacks gradients that are not synchronised yet."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -55,7 +55,7 @@ class Sync:
         return (1.0 if isinstance(place, Shard | Partial) else 1 / self.group.parts), None
 
     def after_backward(self, loss: Any) -> None:
-        """Takes the gradients that the backward of `loss` has left in `Leaf.local`."""
+        """Synchronises the gradients that the backward of `loss` has added to `Leaf.local`."""
 
     def backward_failed(self) -> None:
         """Is called instead of `after_backward` if the backward raised."""
@@ -65,11 +65,11 @@ class Sync:
         every rank; `optimizer` describes them."""
 
     def discard(self, leaf: Leaf) -> None:
-        """Drops what is pending for a leaf."""
+        """Discards the pending gradient of a leaf."""
 
 
 def joined(one: Sync, other: Sync) -> Sync:
-    """The Sync of what follows from tensors of both. RuntimeError if these belong to different ranks."""
+    """The Sync of an operation on tensors of both. RuntimeError if they belong to different groups of ranks."""
     if type(one) is Sync:
         one, other = other, one
     if type(other) is Sync and one.group is other.group:
@@ -83,9 +83,9 @@ def joined(one: Sync, other: Sync) -> Sync:
 
 
 class Accumulator:
-    """An array that gradients are added up in.
+    """An array in which gradients accumulate.
 
-    shown: what users see of the array, read-only if `frozen`.
+    shown: the view of it that users get, read-only if `frozen`; written: whether it has a gradient.
     """
 
     __slots__ = ("array", "shown", "written")
@@ -96,22 +96,22 @@ class Accumulator:
         self.written = False
 
     def place(self, leaf: Leaf) -> Array:
-        """The array of this accumulator, made at first need."""
+        """The array of this accumulator, allocated at first use."""
         if self.array is None:
             self.array = self.shown = np.empty(leaf.shape, leaf.dtype)
         return self.array
 
     def show(self, leaf: Leaf) -> Array:
-        """The array as users see it."""
+        """The view that users get."""
         array = self.place(leaf)
         return array if self.shown is None else self.shown
 
 
 class Leaf:
-    """The gradient of a tensor that no operation made.
+    """The gradient of a leaf tensor, one that no operation made.
 
-    A backward adds into `local`; `total` is what the tensor shows as `grad`. They are the same accumulator, unless
-    `sync` combines the local gradients of several processes into the total.
+    A backward adds into `local`; `total` is the tensor's `grad`. They are the same accumulator, unless `sync` combines
+    the local gradients of several processes into the total.
     """
 
     __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "view")
@@ -122,19 +122,19 @@ class Leaf:
         self.local = self.total = Accumulator()
         self.flat: Flat | None = None
         self.sync: Sync | None = None
-        self.sharded = False  # whether it belongs to rows of a batch: the gradient is this rank's own
-        self.view: Any = None  # the Tensor that shows the total
-        self.hooks: list[Callable[[Any], Any]] | None = None  # see what a backward adds before it is added
-        self.name = ""  # in the module that it is a parameter of
+        self.sharded = False  # whether it is rows of a batch, whose gradients are not summed over ranks
+        self.view: Any = None  # the Tensor of the total, `grad`
+        self.hooks: list[Callable[[Any], Any]] | None = None  # called with a gradient before it is added
+        self.name = ""  # of the parameter in its module
 
     def zero(self) -> None:
-        """Forgets the gradient; the memory stays for the next one, and nothing is cleared."""
+        """Marks the gradient as absent. The next one overwrites its memory, so nothing is cleared."""
         self.total.written = False
         self.discard_pending()
         self.view = None if self.view is not None and self.view.origin is not None else self.view
 
     def discard_pending(self) -> None:
-        """Drops what backwards have left for `sync` to add to the gradient later."""
+        """Discards gradients of earlier backwards that `sync` has not added to `grad` yet."""
         if self.sync is not None and self.sync.pending:
             self.sync.discard(self)
 
@@ -151,7 +151,7 @@ class Leaf:
 
 
 class Node:
-    """One recorded operation: the rules that take its gradient to its inputs, and where those came from."""
+    """One recorded operation: its gradient rules, one per input, and the nodes or leaves of the inputs (`edges`)."""
 
     __slots__ = ("dtype", "edges", "hooks", "number", "op", "result", "rules", "saved", "shape", "shard", "sync")
 
@@ -168,7 +168,7 @@ class Node:
     ) -> None:
         self.op = op
         self.number = number  # newer operations have larger numbers
-        self.rules: Sequence[Rule | None] | None = rules  # None once a walk has used them up
+        self.rules: Sequence[Rule | None] | None = rules  # None after a backward, which frees them
         self.edges = edges
         self.sync = sync
         self.shape: tuple[int, ...] = array.shape
@@ -194,7 +194,7 @@ class Hook:
 
 
 def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
-    """A gradient as hooks leave it; one that returns None leaves it as it is."""
+    """Applies hooks to a gradient in order; a hook that returns None does not change it."""
     for hook in list(hooks):
         changed = hook(gradient)
         gradient = gradient if changed is None else changed
@@ -202,17 +202,17 @@ def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
 
 
 def fit(gradient: Any, like: Node | Leaf) -> Any:
-    """The gradient in the shape and dtype of the input that it belongs to: broadcasting is undone here."""
+    """The gradient in the shape and dtype of its input: it is summed over the axes of a broadcast."""
     return fitted(gradient, like.shape, like.dtype)
 
 
 @host
 def fitted(gradient: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """A gradient in a shape that was broadcast to its own, and in a dtype."""
+    """Sums a gradient down to `shape`, which was broadcast to the gradient's own, and casts it to `dtype`."""
     if gradient.shape != shape:
         extra = gradient.ndim - len(shape)
-        kept = gradient.shape[extra:]
-        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(kept, shape, strict=True)) if a != b)
+        trailing = gradient.shape[extra:]
+        stretched = tuple(i + extra for i, (a, b) in enumerate(zip(trailing, shape, strict=True)) if a != b)
         axes = (*range(extra), *stretched)
         total = add_up(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
         gradient = total.reshape(shape)

@@ -1,8 +1,8 @@
-"""Where parameters and gradients lie: in memory of this process, or in memory that several processes share.
+"""The memory of parameters and gradients: private to this process, or shared by several.
 
-Also how the C library hands out memory. By default glibc gives arrays of more than some hundred kilobytes fresh pages
-each time, which the kernel clears one by one: a step of a small convolutional network spends more time on that than on
-its convolutions.
+Also the settings of the C library's allocator. By default glibc maps fresh pages for each array of more than some
+hundred kilobytes, and the kernel clears them: a small convolutional network spends more time on that than on its
+convolutions.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class ParameterMemory(Protocol):
         """The elements of such an array that this process changes: whole cache lines."""
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
-        """Waits until all processes have come to this call; afterwards each sees what the others wrote before.
+        """A barrier and memory fence: afterwards each process sees what the others wrote before.
 
-        action: what a user would call it; digest: of the numbers that it uses. RuntimeError where either differs:
-        each process changes its own slice, so different numbers would give wrong results without a trace.
-        everywhere: also waits for the processes of other hosts, which takes longer.
+        action: the name of the user's call; digest: of the numbers that it uses. RuntimeError if one of them differs
+        between processes: each changes its own slice, so the result would be silently wrong.
+        everywhere: includes the processes of other hosts, which takes longer.
         """
 
 
 class PrivateMemory:
-    """Memory of this process alone."""
+    """Memory that no other process shares."""
 
     writes = True
 
@@ -84,7 +84,7 @@ def read_only(array: Array) -> Array:
 
 
 def refuse_frozen(array: Array) -> None:
-    """RuntimeError, which names the way out, if the array is read-only."""
+    """RuntimeError, which names the alternatives, if the array is read-only."""
     if not array.flags.writeable:
         raise RuntimeError(_FROZEN)
 
@@ -95,10 +95,10 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; glibc takes no more
 
 
 def keep_freed_pages() -> bool:
-    """Lets this process reuse what it frees instead of giving it back; returns whether it does so now.
+    """Makes malloc reuse freed pages instead of returning them to the kernel; returns whether that is set now.
 
-    Only with glibc, and not where the environment sets malloc's own variables (MALLOC_…, GLIBC_TUNABLES).
-    The process stays as large as its largest step; arrays of more than 32 MB still come and go.
+    Only with glibc, and not if the environment sets malloc's own variables (MALLOC_…, GLIBC_TUNABLES).
+    The process stays as large as its largest step; arrays of more than 32 MB are still returned.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False

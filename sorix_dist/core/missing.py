@@ -1,4 +1,4 @@
-"""What to use in the place of a name of PyTorch's that is not here."""
+"""Suggestions for names of PyTorch that this package does not have."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _INSTEAD = {
 
 
 def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-    """What a NumPy ufunc or one of its methods does with tensors."""
+    """Implements a NumPy ufunc, or one of its methods, for tensors."""
     out = options.get("out", ())
     if method == "__call__" and ufunc in OF_NUMPY and not out:
         return OF_NUMPY[ufunc](*inputs, **options)
@@ -42,7 +42,7 @@ def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **opti
 
 
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    """What another NumPy function does with tensors."""
+    """Implements another NumPy function for tensors."""
     out = kwargs.get("out") is not None
     if function in OF_NUMPY and not out:
         kwargs.pop("out", None)
@@ -74,7 +74,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _arrays(value: Any) -> Any:
-    """The value with arrays in the place of tensors."""
+    """The value with tensors replaced by their arrays."""
     if isinstance(value, Tensor):
         return value.array
     if isinstance(value, dict):

@@ -35,7 +35,7 @@ from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
 OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""The operation that a NumPy function stands for when it is called with a tensor."""
+"""The operations that implement NumPy functions for tensors."""
 
 _count = itertools.count()
 _new = object.__new__
@@ -44,7 +44,7 @@ _NUMBERS = frozenset((float, int, bool, type(None)))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """What is known of an operation; the operation itself is a function of tensors (`Op.apply`)."""
+    """The properties of an operation, which itself is a function of tensors (`Op.apply`)."""
 
     name: str
     inputs: tuple[str, ...]
@@ -230,7 +230,7 @@ def _holds_gradient(values: Any) -> bool:
 
 
 def like_input(operation: Callable[..., Tensor], *inputs: Any, **options: Any) -> Any:
-    """What an operation gives: a tensor if one of the inputs is one, else an array."""
+    """Applies an operation; the result is a tensor if one of the inputs is one, else an array."""
     if any(isinstance(x, Tensor) for x in inputs):
         return operation(*inputs, **options)
     with_rules: Callable[..., Any] = operation.__wrapped__  # type: ignore[attr-defined]

@@ -2,11 +2,11 @@
 
     Replicate   (None)   every rank has the same: parameters, constants, and what follows from them
     Shard                this rank's rows of the global batch, along one axis
-    Partial              the global value is the sum over ranks of what they have: a sum over rows
+    Partial              the global value is the sum over ranks of their arrays: a sum over rows
 
 Cotangents are dual: that of a Replicate is a Partial, that of a Partial a Replicate, that of a Shard a Shard. So the
-sum over ranks of (value x cotangent) is right for all three, and the gradient rule of an operation on this rank's
-arrays needs no placements. `core.rules` says which placement a result has; `core.ops.collective` converts.
+sum over ranks of (value x cotangent) is right for all three, and a gradient rule works on this rank's arrays without
+placements. `core.rules` decides the placement of a result; `core.ops.collective` converts.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Rows(NamedTuple):
 
 
 class Group:
-    """The ranks that share the rows of a batch, and how to sum over them. This one is a single process; `parallel` has
-    those of several ranks.
+    """The ranks among which the rows of a batch are sharded, and their collectives. This base class is a single
+    process; `parallel` derives the groups of several ranks.
 
     rank, size: this process's number, and how many there are; virtual_shards: of each batch in reproducible mode, else
         None.
     parts: the number of terms of a Partial.
     single: one process has all rows, so nothing needs to be refused.
-    ordered: reproducible mode, outside of a forward. A sum over rows is made at once, in one order for any number of
-        ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
-    isolated: reproducible mode, inside of a forward. Each virtual shard is computed as if there were no others.
+    ordered: reproducible mode, outside of a forward. A sum over rows is complete at once, in one order for any number
+        of ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
+    isolated: reproducible mode, inside of a forward. Virtual shards are computed without collectives between them.
     """
 
     rank = 0
@@ -58,11 +58,11 @@ class Group:
     isolated = False
 
     def reduce(self, array: Array, what: str) -> Array:
-        """The sum over all terms of a Partial, a new array, the same on every rank. Called by every rank."""
+        """The sum over all terms of a Partial, a new array, the same on every rank. A call of all ranks."""
         return np.array(array)
 
     def assemble(self, array: Array) -> Array:
-        """This rank's rows among zeros in the place of the others', as a Partial; it may be the same array."""
+        """This rank's rows, with zeros for those of the others, as a Partial; it may be the same array."""
         return array
 
     def add_up(self, sums: Callable[[Rows], Array], rows: Rows) -> Array:
@@ -70,11 +70,11 @@ class Group:
         return sums(rows)
 
     def counts(self, held: int) -> tuple[int, int]:
-        """The number of rows on the ranks before this one, and on all ranks. Called by every rank."""
+        """The number of rows on the ranks before this one, and on all ranks. A call of all ranks."""
         return 0, held
 
     def expect(self, number: float) -> None:
-        """Notes a number that a gradient follows from, which must be the same on every rank."""
+        """Records a number that must be the same on every rank, because a gradient depends on it."""
 
     def warn(self, message: str) -> None:
         """Warns the user, once for each line of the program."""
@@ -89,23 +89,23 @@ class Group:
         return self
 
 
-ALONE = Group()
+SINGLE = Group()
 
 
 def _single() -> Group:
-    return ALONE
+    return SINGLE
 
 
 class Batch:
-    """A global batch: its group, and the rows of it that are here.
+    """A global batch: its group, and this rank's rows of it.
 
-    held: their number; shard: the number of the virtual shard that they are, else 0; parent: the batch that they were
-    selected from; known: the rows, None while only their number is known.
+    held: their number; shard: the number of their virtual shard, else 0; parent: the batch that they were selected
+    from; known: the rows, None while only their number is known.
     """
 
     __slots__ = ("_places", "_starts", "group", "held", "known", "parent", "shard")
 
-    def __init__(self, rows: Rows | int, group: Group = ALONE, shard: int = 0, parent: Batch | None = None) -> None:
+    def __init__(self, rows: Rows | int, group: Group = SINGLE, shard: int = 0, parent: Batch | None = None) -> None:
         self.group, self.shard, self.parent = group, shard, parent
         self._starts: Array | None = None
         self.known = rows if isinstance(rows, Rows) else None
@@ -114,7 +114,7 @@ class Batch:
 
     @property
     def rows(self) -> Rows:
-        """The rows. For selected rows this asks the other ranks at first need."""
+        """This rank's rows. For selected rows the first access is a call of all ranks."""
         if self.known is None:
             before, total = self.group.counts(self.held)
             self.known = Rows(before, before + self.held, total)
@@ -137,8 +137,8 @@ class Batch:
         return found
 
     def selected(self, counts: Array | int) -> Batch:
-        """The batch of elements selected from these rows. counts: how many of each row; or their number, where those of
-        a row do not lie side by side."""
+        """The batch of elements selected from these rows. counts: their number in each row; or the total, if the
+        elements of a row are not contiguous."""
         batch = Batch(int(np.sum(counts)), self.group, self.shard, self)
         if not isinstance(counts, int) and self.in_order:
             batch._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -155,7 +155,7 @@ class Batch:
         return self if self.parent is None else self.parent.whole
 
     def local(self, start: int, stop: int) -> tuple[int, int]:
-        """The range here of what was selected from the rows start to stop - 1 of the whole batch."""
+        """The local range of the elements selected from rows start to stop - 1 of the whole batch."""
         if self.parent is None:
             assert self.known is not None
             return start - self.known.start, stop - self.known.start
@@ -173,6 +173,8 @@ class Batch:
             return True
         if self.held != other.held:
             return False
+        if self.group.single and not self.group.ordered and other.group is self.group:
+            return True  # one process has all rows of both, and adds what has one length
         if self.parent is not None or other.parent is not None:
             return self.parent is not None and other.parent is not None and self.parent.like(other.parent)
         assert self.known is not None
@@ -199,7 +201,7 @@ class Shard:
 
     @property
     def held(self) -> int:
-        """The length of the axis here."""
+        """The length of the axis on this rank."""
         return self.outer * self.batch.held * self.inner
 
     @property
@@ -209,7 +211,7 @@ class Shard:
         return self.outer * (batch.known or batch.rows).total * self.inner
 
     def like(self, other: Shard) -> bool:
-        """Whether both have the same rows, merged with as many others."""
+        """Whether both have the same rows, and the same `outer` and `inner`."""
         return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
 
     def moved(self, axis: int) -> Shard:
@@ -228,7 +230,7 @@ class Shard:
         return chosen.reshape(*array.shape[: self.axis], length, *array.shape[self.axis + 1 :])
 
     def padded(self, array: Array, start: int, stop: int, rows: int) -> Array:
-        """The transpose of `part`: an array of `rows` rows, zeros but for the rows start to stop - 1."""
+        """The transpose of `part`: an array of `rows` rows, all zeros except rows start to stop - 1."""
         shape = (*array.shape[: self.axis], self.outer * rows * self.inner, *array.shape[self.axis + 1 :])
         full = np.zeros(shape, array.dtype)
         chosen = (slice(None),) * (self.axis + 1) + (slice(start, stop),)
@@ -245,14 +247,14 @@ SUM = -1.0
 
 
 class Partial:
-    """The global value is the sum over the ranks of a group of what they have.
+    """The global value is the sum of the arrays of all ranks of a group.
 
-    over: the denominator of a mean, by which `accumulate` weights it beside those of other batches: the number of rows
-        of the whole batch, or the sum of their weights. SUM for a sum, None for what has no rows (a penalty on
-        weights), NaN where there is no single number.
-    factor: what users see is the number here times this, so that a mean shows that over this rank's rows.
+    over: the denominator of a mean: the number of rows of the global batch, or the sum of their weights; `accumulate`
+        weights a micro-batch by it. SUM for a sum, None for a value without rows (a penalty on weights), NaN if there
+        is no single denominator.
+    factor: users see the array times this, so that a mean shows the mean over this rank's rows.
     held: this rank's number of rows.
-    alike: numbers that it was multiplied with or divided by, which must be the same on every rank.
+    alike: the factors and divisors so far, which must be the same on every rank.
     """
 
     __slots__ = ("alike", "factor", "group", "held", "over")
@@ -263,15 +265,15 @@ class Partial:
         self.group, self.over, self.factor, self.held, self.alike = group, over, factor, held, alike
 
     def beside(self, constant: Any) -> Partial:
-        """The placement of what follows linearly from this and a constant."""
+        """The placement of a product or quotient with a constant."""
         if self.group.parts == 1 or self.group.isolated or getattr(constant, "origin", None) is not None:
             return self
         numbers = np.ravel(getattr(constant, "array", constant))
-        number = float(numbers @ np.arange(1.0, len(numbers) + 1))  # one for all of them, which depends on their order
+        number = float(numbers @ np.arange(1.0, len(numbers) + 1))  # a checksum that depends on their order
         return Partial(self.group, self.over, self.factor, self.held, (*self.alike, number))
 
     def shown_like(self, other: Partial) -> bool:
-        """Whether the numbers of both are shown alike and are sums over the same ranks."""
+        """Whether both have the same group, denominator and factor."""
         return (self.group, self.over, self.factor) == (other.group, other.over, other.factor)
 
     def joined(self, other: Partial) -> Partial:
@@ -287,7 +289,7 @@ class Partial:
 
 
 class _Replicate:
-    """Every rank has the same, and says so: a wrapped model need not ask whether these are rows."""
+    """An explicit Replicate, unlike None: a wrapped model does not take the tensor for untagged rows."""
 
     def __repr__(self) -> str:
         return "Replicate()"
@@ -305,7 +307,7 @@ def shard_of(x: Any) -> Shard | None:
 
 
 def tagged(tensor: Tensor, place: Placement) -> Tensor:
-    """The tensor, which from now on has this placement."""
+    """Sets the placement of a tensor, and returns it."""
     tensor.place = place
     if tensor.leaf is not None and tensor.origin is tensor.leaf:
         tensor.leaf.sharded = isinstance(place, Shard)
@@ -315,11 +317,11 @@ def tagged(tensor: Tensor, place: Placement) -> Tensor:
 forward_of: ContextVar[Batch | None] = ContextVar("forward_of", default=None)
 """The batch that a wrapped model is computing."""
 
-_current: Callable[[], Group] = lambda: ALONE  # noqa: E731
+_current: Callable[[], Group] = lambda: SINGLE  # noqa: E731
 
 
 def current_group() -> Group:
-    """The group that a loader shares the rows of its batches out to."""
+    """The group among which loaders shard their batches."""
     return _current()
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.capture import uncaptured
-from sorix_dist.core.placement import ALONE, Batch, Rows, Shard
+from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 
 
@@ -33,7 +34,7 @@ def seed() -> Seed:
 
 
 def inherit(given: Seed) -> None:
-    """Takes over a seed and its stream, where this context has none: as in a thread that the program started."""
+    """Adopts a seed and its stream if this context has none, as in a thread that the program started."""
     if _seed.get() is None:
         _seed.set(given)
 
@@ -48,7 +49,7 @@ def adopt(value: int, chosen: bool = False) -> Seed:
 @uncaptured
 def manual_seed(value: int) -> np.random.Generator:
     """Starts all random numbers anew from `value`, an integer in [0, 2**63); returns their generator."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+    if not is_integer(value) or not 0 <= value < 2**63:
         raise ValueError(f"manual_seed: value must be an integer in [0, 2**63), got {value!r}")
     return adopt(int(value), chosen=True).generator
 
@@ -143,7 +144,7 @@ replayed_masks: ContextVar[MaskReplay | None] = ContextVar("masks", default=None
 functional_draws = PerSeed("functional", lambda: Draws(_OF_FUNCTIONS))
 """The masks of `dropout` called as a function, counted anew from each `manual_seed`."""
 row_draws = PerSeed("rows", lambda: Draws(_OF_FUNCTIONS + 1))
-"""The draws in the shape of rows of a batch (`randn_like` and its kin), counted in the same way."""
+"""The counter of draws in the shape of rows of a batch, such as by `randn_like`."""
 
 
 def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_step: int) -> Array:
@@ -156,7 +157,7 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
     """
     if place is None or place.axis >= len(shape):
         count = shape[0] if shape else 1
-        place = Batch(Rows(0, count, count), ALONE).at(0)
+        place = Batch(Rows(0, count, count), SINGLE).at(0)
         shape = shape or (1,)
     call, rows = draws.next(place.batch.shard), place.rows
     steps = -(-int(np.prod(shape[place.axis + 1 :])) // per_step)

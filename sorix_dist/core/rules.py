@@ -1,9 +1,8 @@
 """Which placement the result of an operation has: rules for element-wise operations and layers.
 
-A rule is called when an operand has a placement. It returns the placement of the result; or it brings the operands
-together by collectives, applies the operation to these and returns the result. It decides by what is the same on every
-rank, never by this rank's number of rows, so that all ranks run the same collectives. Rules that serve one family of
-operations stand beside it in `core.ops`.
+A rule is called when an operand has a placement. It returns the placement of the result, or it converts the operands
+by collectives, applies the operation to them and returns the result. It must not depend on this rank's number of rows,
+so that all ranks run the same collectives. A rule for one family of operations stands beside it in `core.ops`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def placement_of(x: Any) -> Any:
 
 
 def bare(x: Any) -> Any:
-    """An operand without a placement, for operations whose result is given its own."""
+    """An operand without its placement, for operations whose caller sets that of the result."""
     return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) and x.place is not None else x
 
 
@@ -48,12 +47,12 @@ def whole(x: Any, name: str = "") -> Any:
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
-    """The operands, with the sums over all ranks in the place of Partials."""
+    """The operands, with Partials replaced by their sums over the ranks."""
     return [whole(x, name) if isinstance(placement_of(x), Partial) else x for x in inputs]
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
-    """An operand of a layer, gathered unless its rows, if it has any, lie along one of `axes` and need no others."""
+    """An operand of a layer; it is gathered if it has rows along an axis other than `axes`, or in order."""
     place = placement_of(x)
     fits = not isinstance(place, Shard) or (place.axis in axes and not in_order(place))
     return x if fits else whole(x, name)
@@ -70,8 +69,8 @@ def has_partial(inputs: Sequence[Any]) -> bool:
 
 
 def in_order(place: Shard) -> bool:
-    """Whether products of these rows need all of them, because their bits depend on how many there are (reproducible
-    mode); where nothing is recorded these bits do not matter."""
+    """Whether products must gather these rows: in reproducible mode, since their bits depend on the number of rows. If
+    nothing is recorded these bits do not matter."""
     return place.group.ordered and recording.get()
 
 
@@ -81,7 +80,7 @@ def one_row(place: Shard) -> bool:
 
 
 def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Options, place: Placement) -> Answer:
-    """The answer of a rule that has made `operands` of the inputs, and knows the placement of the result."""
+    """The answer of a rule that has converted the inputs to `operands`; place: that of the result."""
     if all(new is old for new, old in zip(operands, inputs, strict=True)):
         return place
     return tagged(apply(*map(bare, operands), **options), place)
@@ -91,17 +90,17 @@ def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Opti
 
 
 def gathers(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Operations without a rule for rows: they get the rows of all ranks."""
+    """The rule of operations without one: their inputs are gathered."""
     return apply(*(whole(x, apply.__name__) for x in inputs), **options)
 
 
 def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Operations whose callers give the result its placement."""
+    """The rule of operations whose callers set the placement of the result."""
     return None
 
 
 def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Operations that are not linear: they get the sums over all ranks."""
+    """The rule of operations that are not linear: Partials are summed over the ranks first."""
     return apply(*whole_sums(inputs, apply.__name__), **options)
 
 
@@ -109,7 +108,7 @@ def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Operations on single elements, with broadcasting: rows stay rows. They are not linear, so sums are made whole."""
+    """Element-wise operations with broadcasting: rows stay rows. They are not linear: Partials are summed first."""
     if len(inputs) == 1:
         place = inputs[0].place
         if place.__class__ is Shard:
@@ -118,8 +117,8 @@ def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def linear(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Linear in one operand, element by element or by a new shape that keeps the rows' axis: rows stay rows, and parts
-    of a sum are parts of the result."""
+    """Operations that are linear in one operand, element-wise or by a new shape that keeps the rows' axis: a Shard or a
+    Partial stays one."""
     place = placement_of(inputs[0])
     if isinstance(place, Shard | Partial) and len(inputs) == 1:
         return place
@@ -132,7 +131,7 @@ def cast(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Sums of operands: a Partial if all are; a Replicate beside Partials counts once."""
+    """Sums of operands: a Partial if all operands are. A Replicate among Partials counts once."""
     partials = [p for x in inputs if isinstance(p := placement_of(x), Partial)]
     if not partials:
         return _aligned(apply, inputs, options)
@@ -152,7 +151,7 @@ def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def choosing(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements of one operand or another, by a condition: linear in both where one is a sum and the other 0."""
+    """Elements of one operand or another, by a condition: linear if the other operand is 0."""
     others = [x for x in inputs if not isinstance(placement_of(x), Partial)]
     if len(others) < len(inputs) and all(isinstance(x, int | float) and x == 0 for x in others):
         places = [x.place for x in inputs if isinstance(x, Tensor)]
@@ -191,14 +190,14 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if first.over == SUM and isinstance(divisor, int | float) and divisor == first.held and not first.group.single:
             first.group.warn(
                 f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
-                "over the global batch is .mean(); its number of rows is sx.global_rows(xb)"
+                "over the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
             )
         return first.beside(divisor)
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
 def _aligned(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """The answer for an element-wise operation where one operand at least is rows."""
+    """The answer for an element-wise operation with at least one Shard."""
     if len(inputs) == 2 and inputs[1].__class__ in (float, int):
         return placement_of(inputs[0])  # type: ignore[no-any-return]
     operands, place = aligned_operands(apply.__name__, inputs)
@@ -206,18 +205,18 @@ def _aligned(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard | None]:
-    """The operands of an element-wise operation as they go together, and where the rows of its result are.
+    """Aligns the operands of an element-wise operation with its rows; returns them and the placement of the result.
 
-    Axes are counted from the right, as broadcasting does. A Replicate broadcasts, is cut to these rows if it has one
-    for each of the global batch, or counts as this rank's rows if it has as many.
+    Axes are counted from the right, as in broadcasting. A Replicate broadcasts, is cut to this rank's rows if it has a
+    row for each of the global batch, or counts as this rank's rows if it has their number. ValueError if it fits
+    neither, or if the rows are those of different batches.
     """
     lead = first_shard(inputs)
     if lead is None:
         return list(inputs), None
     ndim = max(len(shape_of(x)) for x in inputs if x is not None)
     at = next(len(shape_of(x)) - lead.axis for x in inputs if placement_of(x) is lead)
-    lengths = {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at}
-    if one_row(lead) and not lengths <= {1, lead.held}:
+    if one_row(lead) and any(_extent(x, at, lead.held) != 1 for x in inputs):
         return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
     for x in inputs:
@@ -229,8 +228,8 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
                 lead, x = _of_two_groups(lead, x)
             elif not lead.batch.like(place.batch):
                 raise ValueError(
-                    f"{name}: rows of two batches do not go together, {lead.total} rows of which this rank holds "
-                    f"{lead.batch.held}, and {place.total} of which it holds {place.batch.held}"
+                    f"{name}: rows of two batches can't be combined: {lead.total} rows, {lead.batch.held} of them on "
+                    f"this rank, and {place.total} rows, {place.batch.held} of them on this rank"
                 )
         x = beside(x, lead, at)
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
@@ -239,14 +238,24 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
     return changed, lead.moved(ndim - at)
 
 
+def _extent(x: Any, at: int, held: int) -> int:
+    """The global extent of an operand along the axis `at` from the right; of what is as long as this rank's one row or
+    none, and of what lacks the axis, 1."""
+    place, shape = placement_of(x), shape_of(x)
+    if isinstance(place, Shard) and len(shape) - place.axis == at:
+        return place.total
+    return 1 if len(shape) < at or shape[-at] == held else shape[-at]
+
+
 def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
-    """Rows that a loader shared out between all ranks beside those of a model of some ranks: a constant follows."""
+    """Combines rows of a loader for all ranks with those of a model on some ranks; the constant one takes the other's
+    placement."""
     place = x.place
     assert isinstance(place, Shard)
     if lead.batch.held != place.batch.held or lead.group.ordered != place.group.ordered:
         raise RuntimeError(
-            f"rows of {lead.rows.total} and of {place.rows.total} that are shared out between different ranks don't go "
-            "together"
+            f"rows of batches of {lead.rows.total} and {place.rows.total} that are sharded over different ranks can't "
+            "be combined"
         )
     return (lead, x) if x.origin is None else (place, x)
 
@@ -255,30 +264,31 @@ def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
 
 
 def rows_beside(x: Any, lead: Shard, at: int) -> Any:
-    """This rank's rows of a Replicate, beside those of `lead`, along the axis `at` from the right."""
+    """This rank's rows of a Replicate, the same as those of `lead`, along the axis `at` from the right."""
     shape = shape_of(x)
     length = shape[-at]
-    of_all = lead.batch.known is not None and length == lead.total
+    # Of rows that a mask has selected the ranks ask each other, whatever each holds of them: all must come here.
+    of_all = (lead.batch.known is not None or not lead.group.isolated) and length == lead.total
     if length == lead.held and (not of_all or (lead.group.single and not lead.group.ordered)):
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))
     raise ValueError(
-        f"operands do not go together: axis {len(shape) - at} of shape {tuple(shape)} meets the {lead.total} rows of a "
-        f"batch, of which this rank holds {lead.held}"
+        f"operands can't be combined: axis {len(shape) - at} of shape {tuple(shape)} does not fit a batch of "
+        f"{lead.total} rows, {lead.held} of them on this rank"
     )
 
 
 def beside(x: Any, lead: Shard, at: int) -> Any:
-    """An operand beside rows along the axis `at` from the right: this rank's rows of a Replicate that has that axis."""
+    """An operand aligned with rows along the axis `at` from the right: a Replicate with that axis is cut to them."""
     shape = shape_of(x)
     replicate = not isinstance(placement_of(x), Shard) and len(shape) >= at and shape[-at] != 1
     return rows_beside(x, lead, at) if replicate else x
 
 
 def align(x: Any, like: Any, name: str) -> Any:
-    """An operand beside rows of a batch, such as targets beside predictions, along their first axes: this rank's rows
-    of a Replicate with one for each row of the batch; the rows of all ranks beside a Replicate."""
+    """Aligns an operand with another by its first axes, as targets with predictions: a Replicate is cut to the rows of
+    a Shard if it has a row for each of the batch; a Shard is gathered for a Replicate."""
     (x,) = whole_sums((x,), name)
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
@@ -296,8 +306,8 @@ def align(x: Any, like: Any, name: str) -> Any:
 
 
 def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
-    """A layer: rows along `axis` of the first operand stay there, those of the operands numbered `states` lie along
-    their axis `at` from the right, if they have that many, and the others are weights. Anything else is gathered."""
+    """The rule of a layer: rows along `axis` of the first operand stay there. The operands numbered `states` have rows
+    along their axis `at` from the right (if they have it), the others are weights. Other placements are gathered."""
 
     def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         place = placement_of(inputs[0])
@@ -317,7 +327,7 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
 
 
 def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Scores (N, classes), and operands beside each of them, into one number for each row."""
+    """The rule of losses per row: scores (N, classes), and operands aligned with them, give one number per row."""
     place = placement_of(inputs[0])
     if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
         return place
@@ -328,5 +338,5 @@ def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def linear_place(place: Any) -> Placement:
-    """The placement of a linear function of something that is no Shard."""
+    """The placement of a linear function of an operand that is not a Shard."""
     return place if isinstance(place, Partial) else None

@@ -61,7 +61,7 @@ def lerp(input: Any, end: Any, weight: Any) -> Any:
 
 
 def frac(input: Any) -> Any:
-    """What is behind the point, with the sign of the number."""
+    """The fractional part, with the sign of the number."""
     return sub(input, trunc(input))
 
 
@@ -79,7 +79,7 @@ def logit(input: Any, eps: float | None = None) -> Any:
 
 
 def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
-    """Numbers in the place of NaN and infinities; of infinities by default the largest and lowest of the dtype."""
+    """Replaces NaN and infinities by numbers; of infinities by default the largest and lowest of the dtype."""
     if input.numpy().dtype.kind != "f":
         return input.clone()
     limits = np.finfo(input.numpy().dtype)
@@ -153,17 +153,17 @@ def std_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
 
 
 def nansum(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The sum of the elements that are no NaN."""
+    """The sum of the elements that are not NaN."""
     return sum(where(isnan(input), 0, input), dim, keepdim)
 
 
 def nanmean(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The mean of the elements that are no NaN."""
+    """The mean of the elements that are not NaN."""
     return div(nansum(input, dim, keepdim), sum(logical_not(isnan(input)), dim, keepdim))
 
 
 def count_nonzero(input: Any, dim: Any = None) -> Any:
-    """How many elements are not 0, along `dim` if given."""
+    """The number of elements that are not 0, along `dim` if given."""
     return sum(input != 0, dim)
 
 
@@ -195,7 +195,7 @@ def unique(
 
 
 def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
-    """How often each integer from 0 occurs in a vector, or the sum of its weights; at least `minlength` entries."""
+    """The counts of the integers 0, 1, ... in a vector, or the sums of their weights; at least `minlength` entries."""
     array = _all(input, "bincount")
     if array.ndim != 1 or array.dtype.kind not in "iub" or (array.size and array.min() < 0):
         raise ValueError(f"bincount: input must be a vector of integers >= 0, got {array.dtype} of shape {array.shape}")
@@ -212,7 +212,7 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
 def searchsorted(
     sorted_sequence: Any, values: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None
 ) -> Tensor:
-    """Where values would go in a sorted vector: before equal elements, or behind them if `right`."""
+    """The indices to insert values into a sorted vector: before equal elements, or behind them if `right`."""
     side = side or ("right" if right else "left")
     places = np.searchsorted(_all(sorted_sequence, "searchsorted"), _all(values, "searchsorted"), side)  # type: ignore[call-overload]
     return Tensor(np.asarray(places, np.int32 if out_int32 else np.int64))
@@ -233,7 +233,7 @@ def multinomial(input: Any, num_samples: int, replacement: bool = False) -> Tens
     if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise ValueError("multinomial: input must hold finite weights >= 0 with a positive sum in each row")
     if not replacement and num_samples > (rows > 0).sum(1).min(initial=num_samples):
-        raise ValueError(f"multinomial: {num_samples} samples without replacement need as many weights that are not 0")
+        raise ValueError(f"multinomial: {num_samples} samples without replacement need that many weights above 0")
     chances, generator = rows / rows.sum(1, keepdims=True), random.generator()
     drawn = [generator.choice(len(row), num_samples, replacement, row) for row in chances]
     return Tensor(np.array(drawn, np.int64).reshape(*weights.shape[:-1], num_samples))

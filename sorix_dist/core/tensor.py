@@ -100,7 +100,7 @@ class Tensor:
 
     @property
     def rows(self) -> Rows | None:
-        """Which rows of which global batch these are, None if they are none."""
+        """The rows of the global batch that this tensor has; None if it is not rows of a batch."""
         return self.place.rows if isinstance(self.place, Shard) else None
 
     # -- what it holds

@@ -1,4 +1,4 @@
-"""The walk over recorded operations, newest first, that takes gradients to the leaves."""
+"""The walk over recorded operations, newest first, that computes the gradients of the leaves."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def walk(
     oldest: int = -1,
     strict: bool = False,
 ) -> None:
-    """Takes gradients from `starts` to the leaves.
+    """Propagates gradients from `starts` to the leaves.
 
-    A node is visited when all newer ones are done, so its gradient is complete; there is no recursion, and a
-    visited node gives up what it saved, unless `keep`. With `create`, gradients are tensors and the rules run
-    on tensors. `at_node` sees the complete gradient of every node. Nodes older than `oldest` are left out.
-    strict: a leaf that is neither synchronised between ranks nor part of this rank's rows is an error.
+    A node is visited after all newer ones, so its gradient is complete. There is no recursion. A visited node frees
+    what it saved, unless `keep`. With `create`, gradients are tensors and the rules run on tensors. `at_node` is called
+    with the complete gradient of every node. Nodes older than `oldest` are not visited.
+    strict: a leaf that is neither synchronised between ranks nor rows of a batch is an error.
     """
     heap: list[tuple[int, Node]] = []
     pending: dict[Node, Any] = {}
@@ -71,12 +71,12 @@ def walk(
         rules = node.rules
         if rules is None:
             raise RuntimeError(
-                f"the graph was used up by an earlier backward (at '{node.op.apply.__name__}'): "
-                "say retain_graph=True there to go over it a second time"
+                f"the graph was freed by an earlier backward (at '{node.op.apply.__name__}'): "
+                "give that one retain_graph=True to go through it a second time"
             )
         if create:
-            # What is recorded now computes the virtual shard that the node does. It works on this rank's arrays, so it
-            # needs no placements.
+            # What is recorded now belongs to the virtual shard of the node. It works on this rank's arrays, so it needs
+            # no placements.
             current_shard.set(None if node.shard is None else (node.shard, False))
             rules = _rules_on_tensors(node, gradient)
         edges = node.edges
@@ -107,12 +107,13 @@ _UNSYNCHRONISED = (
     "the backward reaches {name} of shape {shape}, which requires a gradient and is synchronised by "
     "no wrapper: each rank would get a part of it. Wrap the module that it belongs to in DistributedDataParallel (a "
     "criterion with parameters too; after layers of a wrapped model were replaced, wrap what its unwrap() gives), or "
-    "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself"
+    "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself "
+    "[docs: unsynchronised]"
 )
 
 
 def gradient_of(leaf: Leaf, rule: Rule | None, gradient: Any) -> Any:
-    """The gradient of a leaf, by the rule of the operation that it is an input of (None: it is what is walked from)."""
+    """The gradient of a leaf by the rule of its operation (None: the walk starts at this leaf)."""
     return fit(gradient if rule is None else rule(gradient, None), leaf)
 
 

@@ -29,7 +29,7 @@ def dead_segments(folder: Path = SHARED, after: float = 0.0) -> list[Segment]:
 
     Processes of other containers can't be seen and count as dead.
     """
-    if not Path("/proc/self/maps").exists():  # only Linux tells which process uses a file
+    if not Path("/proc/self/maps").exists():  # only Linux lists the files that a process uses
         return []
     found = [segment for segment in _segments(folder) if segment.since >= after]
     used = _used(folder) if found else set()

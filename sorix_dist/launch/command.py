@@ -21,7 +21,7 @@ from sorix_dist.watchdog.launcher import tasks_of_job
 Flavour = Literal["openmpi5", "openmpi4", "mpich", "intel"]
 
 BINDINGS = ("none", "core", "numa", "socket")
-"""What a rank may be bound to."""
+"""The units to which a rank may be bound."""
 
 HOSTS_FROM_OUTSIDE = (
     "SLURM_JOB_ID",
@@ -151,8 +151,8 @@ def flavour(mpirun: Path) -> Flavour:
         return "intel"
     if "HYDRA" in text:
         return "mpich"
-    said = text.partition("\n")[0].strip()
-    raise LaunchError(f"{mpirun} is not the launcher of Open MPI, MPICH or Intel MPI; --version says {said!r}")
+    line = text.partition("\n")[0].strip()
+    raise LaunchError(f"{mpirun} is not the launcher of Open MPI, MPICH or Intel MPI; --version says {line!r}")
 
 
 def hosts_from_outside(environ: Mapping[str, str]) -> bool:
@@ -201,7 +201,7 @@ def _bound(kind: Flavour, bind: str, cores: int, one_host: bool) -> list[str]:
         bind = "package"
     options = ["--bind-to", f"{bind}:overload-allowed"]
     mapping = "slot" + f":PE={cores}" * (bind == "core" and cores > 1)
-    # Open MPI 5 forgets the environment's oversubscription when it is told how to map.
+    # With --map-by, Open MPI 5 ignores the environment's oversubscription.
     mapping += ":OVERSUBSCRIBE" * (one_host and kind == "openmpi5")
     return [*options, "--map-by", mapping] if ":" in mapping else options
 

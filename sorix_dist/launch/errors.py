@@ -1,4 +1,4 @@
-"""What can go wrong with starting processes, and with what was started."""
+"""Errors of starting processes, and of the started ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class LaunchError(RuntimeError):
 
 
 class RankError(RuntimeError):
-    """A rank that was started did not come to its end, or not with something that can be sent."""
+    """A rank ended without a result, or with one that can't be sent."""
 
 
 class RemoteTraceback(Exception):

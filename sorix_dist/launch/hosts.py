@@ -36,7 +36,7 @@ class Host:
 
 
 def slots(hosts: Iterable[Host]) -> int:
-    """How many ranks the hosts take together."""
+    """The number of ranks for which all hosts together have slots."""
     return sum(host.slots for host in hosts)
 
 
@@ -58,8 +58,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise LaunchError(f"--hostfile {str(path)!r} cannot be read: {said}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise LaunchError(f"--hostfile {str(path)!r} cannot be read: {reason}") from error
     hosts = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
@@ -122,7 +122,7 @@ def _slurm(nodes: str, tasks: str) -> tuple[Host, ...]:
 
 
 def silent(hosts: Iterable[Host], environ: Mapping[str, str], limit: float = 15.0) -> dict[Host, str]:
-    """The hosts on which no command can be started in the way of mpirun, each with the reason."""
+    """The hosts on which mpirun could not start a command, each with the reason."""
     hosts = list(hosts)
     with ThreadPoolExecutor(max_workers=16) as pool:
         reasons = pool.map(lambda host: _reason(host.name, environ, limit), hosts)
@@ -159,8 +159,8 @@ def _reason(name: str, environ: Mapping[str, str], limit: float) -> str:
         return f"{argv[0]}: {error.strerror}"
     except subprocess.TimeoutExpired:
         return f"no answer in {limit:g} s"
-    said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-    return "" if answer.returncode == 0 else (said[-1] if said else f"{argv[0]} ended with code {answer.returncode}")
+    lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    return "" if answer.returncode == 0 else (lines[-1] if lines else f"{argv[0]} ended with code {answer.returncode}")
 
 
 def check_answers(hosts: Iterable[Host], environ: Mapping[str, str]) -> None:

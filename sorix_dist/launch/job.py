@@ -19,11 +19,11 @@ CHECKOUT = Path(__file__).parents[2] / "launch"
 
 @dataclass(frozen=True)
 class Job:
-    """What runs, on how much, for how long. None leaves the scheduler's default.
+    """A job: its command, its resources and its time limit. None is the scheduler's default.
 
     command: the script or module and its arguments; python: the words that start the interpreter; run_options: of
-    `sorix-dist run`; seconds: the time limit; warning: seconds before it at which the ranks are told to save; memory:
-    of a host, in MB; setup: shell commands that run first; srun: the plugin with which srun starts the ranks;
+    `sorix-dist run`; seconds: the time limit; warning: seconds before it at which the ranks must save; memory: of
+    a host, in MB; setup: shell commands that run first; srun: the plugin with which srun starts the ranks;
     directives: options of the scheduler, written as they are.
     """
 
@@ -174,7 +174,7 @@ SCHEDULERS = {
 def script(kind: str, job: Job, file: str = "FILE") -> str:
     """The text of a job script that will be stored as `file`.
 
-    Raises LaunchError for a value that no script can hold, and for an option that this scheduler does not have.
+    Raises LaunchError for a value that can't be written in a script, and for an option that the scheduler lacks.
     """
     scheduler = SCHEDULERS[kind]
     for mistake in _mistakes(kind, scheduler, job):
@@ -222,7 +222,7 @@ def _names(text: str) -> list[str]:
 
 
 def _mistakes(kind: str, scheduler: Scheduler, job: Job) -> Iterator[str]:
-    """What a script can't hold, or a scheduler does not have."""
+    """Errors for values that can't be written in a script, and for options that the scheduler lacks."""
     if job.warning >= job.seconds:
         yield f"--warning: expected less than the time limit of {job.seconds} seconds, got {job.warning}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", job.name):
@@ -247,7 +247,7 @@ def _mistakes(kind: str, scheduler: Scheduler, job: Job) -> Iterator[str]:
             yield f"--directive: expected one line, got {directive!r}"
     for text in (*job.command, *job.python, *job.run_options, job.directory, job.setup):
         if "\0" in text:
-            yield f"a job's command cannot hold a NUL character, got {text!r}"
+            yield f"a job's command cannot contain a NUL character, got {text!r}"
 
 
 class _Formatter(string.Formatter):

@@ -1,4 +1,4 @@
-"""What ranks print, shown by the process that started them: lines, each behind its rank."""
+"""The output of ranks, printed by the process that started them line by line, each behind its rank."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import IO
 
-KEPT = 20_000
-"""Characters of the launcher's own words that are kept for an error message."""
-
+LAST = 20_000
+"""The number of characters of the launcher's own output that an error message can show."""
 
 LIVE = "SORIX_DIST_LIVE"
 """The variable that says that a process above shows unfinished lines."""
@@ -38,12 +37,12 @@ class Output:
             self._selector.register(pipe, selectors.EVENT_READ, rank)
 
     def add(self, stream: IO[bytes]) -> None:
-        """Also reads what the launcher itself says, or a rank before it has found its pipe."""
+        """Also reads the launcher's own output, and that of ranks that have not opened their pipe yet."""
         os.set_blocking(stream.fileno(), False)
         self._selector.register(stream.fileno(), selectors.EVENT_READ, None)
 
     def show(self, seconds: float) -> None:
-        """Prints all lines that are there, after waiting for the first at most so long."""
+        """Prints all available lines; waits for the first at most this many seconds."""
         while events := self._selector.select(seconds):
             for key, _ in events:
                 try:
@@ -65,7 +64,7 @@ class Output:
 
     def _print(self, rank: int | None, line: bytes) -> None:
         if rank is None:
-            self.unprefixed = (self.unprefixed + _as_seen(line) + "\n")[-KEPT:]
+            self.unprefixed = (self.unprefixed + _as_seen(line) + "\n")[-LAST:]
         else:
             self._write(f"[{rank}] {_as_seen(line)}", "\n")
 

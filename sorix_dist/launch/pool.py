@@ -15,25 +15,24 @@ from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.launch import spawned
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.private import PrivateFolder
-from sorix_dist.launch.spawn import Result, run
+from sorix_dist.launch.spawn import Result, check_num_proc, run
 from sorix_dist.watchdog.launcher import detect
 
 PAUSE = 0.01
-"""Seconds between two looks into the folder by which calls and results travel."""
+"""Seconds between two looks into the folder of calls and results."""
 
 
 class Pool:
     """Ranks of this host that are started once: `pool = sx.Pool(4)`, then `pool.run(train, (0.1,))` as often as needed.
 
-    They keep what functions leave in imported modules, the seed, and the data that a function caches there; the
-    functions themselves travel anew with each call. A call that fails, is interrupted or takes too long ends all ranks,
-    as it does in `sx.run`, and the next call starts new ones. `close()` ends them, as does the end of the program.
+    The state of imported modules persists between calls: the seed, and data that a function caches there. Functions
+    are pickled again for each call. A call that fails, is interrupted or exceeds its limit ends all ranks, as in
+    `sx.run`, and the next call starts new ones. `close()` or the end of the program ends the ranks.
     num_proc: how many; env: variables for them, over those of this process.
     """
 
     def __init__(self, num_proc: int = 2, *, env: Mapping[str, str] | None = None) -> None:
-        if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
-            raise ValueError(f"Pool: num_proc must be a whole number of at least 1, got {num_proc!r}")
+        check_num_proc("Pool", num_proc)
         self.num_proc, self._env = num_proc, env
         self._ranks: _Ranks | None = None
         atexit.register(self.close)
@@ -76,7 +75,7 @@ class Pool:
 
 
 class _Ranks:
-    """Ranks that `run` has started in a thread of this process, all of which serve one call after the other."""
+    """Ranks started by `run` in a thread of this process; each executes the calls in order."""
 
     def __init__(self, num_proc: int, env: Mapping[str, str] | None) -> None:
         self._folder = PrivateFolder.make()
@@ -115,7 +114,7 @@ class _Ranks:
         self.end()
 
     def end(self) -> None:
-        """Ends the ranks now, whatever they do: they are told by the lock."""
+        """Ends the ranks at once: each has a thread that waits for the release of the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -124,7 +123,7 @@ class _Ranks:
 
 
 def _serve(path: str) -> None:
-    """What each rank does: calls, in order, until there is None."""
+    """The function of each rank: it executes calls in order, until there is None."""
     folder = PrivateFolder(Path(path))
     spawned.FOLDERS.append(PrivateFolder(Path(path)))
     threading.Thread(target=_end_with_pool, args=(folder,), daemon=True).start()

@@ -52,12 +52,12 @@ class PrivateFolder:
         os.replace(part, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def read(self, name: str) -> Any:
-        """The object in a file that holds its pickle."""
+        """The object that was pickled into a file."""
         with open(self.open(name, os.O_RDONLY), "rb") as file:
             return pickle.load(file)
 
     def take(self, name: str) -> Any:
-        """Reads it for the last time."""
+        """Reads and removes a file."""
         value = self.read(name)
         os.unlink(name, dir_fd=self._folder)
         return value

@@ -21,7 +21,7 @@ PYTHON = (sys.executable, "-P")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command printed, and its exit code: None if it was killed at the time limit."""
+    """The output of a command, and its exit code: None if it was killed at the time limit."""
 
     code: int | None
     out: str

@@ -36,7 +36,7 @@ GROUP_DELAY = 0.2
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. code: its exit code; asked: whether a signal to this process asked it to end."""
+    """The end of a command. code: its exit code; asked: whether a signal to this process asked it to end."""
 
     code: int
     asked: bool = False
@@ -138,7 +138,7 @@ class _Foreground:
 
 
 class _GroupProbe:
-    """Tells whether an interrupt came to the whole process group, as by Ctrl-C at a terminal, or to this process only.
+    """Finds out whether an interrupt was sent to the whole process group, as by Ctrl-C, or to this process only.
 
     It is a second process of the group, which an interrupt ends. It also ends with this process, when its input does.
     """

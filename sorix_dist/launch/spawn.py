@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
@@ -30,6 +31,9 @@ from sorix_dist.watchdog.launcher import detect
 Result = TypeVar("Result")
 
 BACKENDS = ("mpi", "threads")
+
+MOST_PER_CORE = 8
+"""Ranks for each usable core: more are a mistake that would only fill the memory."""
 
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
@@ -103,8 +107,7 @@ def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: A
         raise TypeError(f"run: fn must be a function, got {type(fn).__name__}")
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"run: args must be a tuple of the function's arguments, got {args!r}")
-    if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
-        raise ValueError(f"run: num_proc must be a whole number of at least 1, got {num_proc!r}")
+    check_num_proc("run", num_proc)
     if backend not in BACKENDS:
         raise ValueError(f"run: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
@@ -114,6 +117,18 @@ def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: A
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"run: env must map names to strings, got {name!r}: {value!r}")
+
+
+def check_num_proc(caller: str, num_proc: Any) -> None:
+    """ValueError if `num_proc` is no number of ranks that this host could run."""
+    if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
+        raise ValueError(f"{caller}: num_proc must be a whole number of at least 1, got {num_proc!r}")
+    cores = usable_cores()
+    if num_proc > MOST_PER_CORE * cores:
+        raise ValueError(
+            f"{caller}: num_proc must be at most {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of the {cores} "
+            f"usable cores, got {num_proc}: more ranks are not faster than one for each core"
+        )
 
 
 def _check_place(num_proc: int) -> None:
@@ -148,7 +163,7 @@ def _run(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # a Ctrl-C in the terminal comes to this process alone, which ends the others once
+        start_new_session=True,  # only this process gets a Ctrl-C of the terminal, and it ends the others
     ) as process:
         assert process.stdout is not None
         output.add(process.stdout)
@@ -160,7 +175,7 @@ def _run(
                 if time.monotonic() > limit:
                     raise TimeoutError(f"run: not done after {timeout} s; {_missing(folder, len(output.ranks))}")
                 if any(name.startswith("failure-") for name in folder.names()):
-                    with suppress(subprocess.TimeoutExpired):  # ranks that failed too may say so meanwhile
+                    with suppress(subprocess.TimeoutExpired):  # other ranks may report their failures meanwhile
                         process.wait(GRACE)
                     break
                 if not done and not _missing(folder, len(output.ranks)):
@@ -181,7 +196,7 @@ def _run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the launcher and all ranks, politely first: a killed MPI leaves its shared memory behind."""
+    """Ends the launcher and all ranks, by SIGTERM first, because a killed MPI does not remove its shared memory."""
     if process.poll() is not None:
         return
     process.terminate()
@@ -191,8 +206,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         kill_with_descendants(process.pid)
 
 
-def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) -> list[Any]:
-    """The results of all ranks; raises what went wrong first."""
+def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: str) -> list[Any]:
+    """The results of all ranks; raises the first failure. printed: the output of the launcher itself."""
     failures = []
     for rank in range(num_proc):
         with suppress(FileNotFoundError):
@@ -202,7 +217,7 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, said: str) 
         raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
     missing = _missing(folder, num_proc)
     if missing:
-        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it said:\n{said.strip()}")
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{printed.strip()}")
     return [folder.read(f"result-{rank}") for rank in range(num_proc)]
 
 
@@ -212,7 +227,7 @@ def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Excep
     if pickled is not None:
         try:
             error = pickle.loads(pickled)
-        except Exception:  # noqa: BLE001 - a class may refuse anything; its text remains
+        except Exception:  # noqa: BLE001 - unpickling runs the class's code; the text is raised instead
             error = None
         if isinstance(error, Exception):
             error.add_note(f"raised on {where}")

@@ -53,7 +53,7 @@ def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:
         line = f"sys.exit({error.code!r})"
     try:
         pickled = dumps(error) if isinstance(error, Exception) else None
-    except Exception:  # noqa: BLE001 - an exception may hold anything; its text remains
+    except Exception:  # noqa: BLE001 - an exception may have any attributes; its text is sent instead
         pickled = None
     return time.monotonic(), pickled, line, text
 

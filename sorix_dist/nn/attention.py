@@ -230,7 +230,7 @@ class _TransformerLayer(Module):
         self.norm_first, self.batch_first = norm_first, batch_first
 
     def _turned(self, x: Any) -> Tensor:
-        """(N, L, d_model) of the layout of the inputs, and the other way round."""
+        """Transposes between the layout of the inputs and (N, L, d_model)."""
         x = x if isinstance(x, Tensor) else Tensor(x)
         return x if self.batch_first or x.ndim != 3 else swapaxes(x, 0, 1)
 

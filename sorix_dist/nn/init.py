@@ -108,7 +108,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 
 def fans(t: Tensor) -> tuple[int, int]:
-    """How many inputs and outputs a unit of a weight has; ValueError with fewer than two dimensions."""
+    """The fan-in and fan-out of a weight; ValueError if it has fewer than two dimensions."""
     shape = _shape(t)
     if len(shape) < 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Layers without a structure of their own: linear, embedding, dropout and shapes."""
+"""Basic layers: linear, embedding, dropout and shapes."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Dropout(Module):
 
     @property
     def calls(self) -> int:
-        """How many masks this layer has drawn: with the seed, all that a checkpoint needs to continue alike."""
+        """The number of masks that this layer has drawn. A checkpoint needs only this and the seed to continue."""
         return self.draws.calls
 
     @calls.setter

@@ -17,7 +17,7 @@ from sorix_dist.nn.module import Module, options_of
 
 
 class _Loss(Module):
-    """Says to a backward that comes through its results by which options they were computed."""
+    """Attaches the options of a criterion to its results, so that a backward from them can compare the ranks'."""
 
     __slots__ = ("_hook",)  # not among the attributes, which are compared and saved
 

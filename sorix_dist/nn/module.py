@@ -42,7 +42,7 @@ class Module:
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names and layouts are others
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """What the module computes; subclasses define it."""
+        """Computes the output of the module; subclasses define it."""
         raise NotImplementedError("You must implement forward in the subclass.")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -360,7 +360,7 @@ class Module:
         return self
 
     def extra_repr(self) -> str:
-        """What `repr` says of this module beside its children."""
+        """The options of this module in its `repr`."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr)
 
     def __repr__(self) -> str:

@@ -110,7 +110,7 @@ class ModuleList(_Row):
 
 
 class ModuleDict(_Named):
-    """A dict of modules, of which iteration gives the names; the model that contains it calls them."""
+    """A dict of modules for use in another module; iteration gives the names."""
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
         super().__init__(dict(modules))

@@ -1,4 +1,4 @@
-"""What a model consists of: its layers with shapes, parameters, memory and arithmetic."""
+"""The summary of a model: its layers with shapes, parameters, memory and arithmetic."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sorix_dist.utils.data.nested import tensors
 
 @dataclass
 class Layer:
-    """One module of a model: parameters of its own without those of its children, outputs of all its calls."""
+    """One module of a model: its parameters without those of its children, and the outputs of all its calls."""
 
     name: str
     kind: str
     depth: int
     parameters: int
     trained: int
-    """How many of the parameters require a gradient."""
+    """The number of parameters that require a gradient."""
     nbytes: int
     """Bytes of its parameters and buffers."""
     shape: tuple[int, ...] | None = None
@@ -169,7 +169,7 @@ def _flops(module: Module, inputs: list[Tensor], output: Tensor) -> int:
     ]
     if isinstance(module, Embedding | LayerNorm) or not matrices:
         return 0
-    if isinstance(module, ConvTranspose2d):  # each input position meets the whole kernel
+    if isinstance(module, ConvTranspose2d):  # each input position is multiplied with the whole kernel
         positions = inputs[0].array.size // module.in_channels
     else:
         positions = output.array.size // (getattr(module, "out_channels", None) or output.array.shape[-1])

@@ -63,7 +63,7 @@ def to_torch_state(model: Module) -> dict[str, Array]:
 
 
 def to_own_layout(value: Any, layout: str) -> Array:
-    """An array of PyTorch's in the layout of ours."""
+    """Converts PyTorch's array to this package's layout."""
     array = as_numpy(value)
     if layout == TRANSPOSED:
         return array.T
@@ -71,7 +71,7 @@ def to_own_layout(value: Any, layout: str) -> Array:
 
 
 def as_numpy(value: Any) -> Array:
-    """The array of a tensor of ours or of torch; bfloat16, which NumPy does not have, becomes float32."""
+    """The array of a tensor of this package or of PyTorch; bfloat16, which NumPy does not have, becomes float32."""
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":
         value = value.float()
     return np.asarray(value.detach() if type(value).__module__.partition(".")[0] == "torch" else value)

@@ -1,4 +1,4 @@
-"""What is done to the gradients and the values of many parameters at once."""
+"""Operations on the gradients and values of many parameters: clipping, and conversion to a vector."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class AdamW(Adam):
 
 
 class Adamax(_Adaptive):
-    """Adam with the largest gradient in the place of the mean square (Kingma and Ba 2015, section 7.1)."""
+    """Adam with the largest gradient instead of the mean square (Kingma and Ba 2015, section 7.1)."""
 
     second = "exp_inf"
 

@@ -167,7 +167,7 @@ class MultiplicativeLR(LRScheduler):
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    """Half a cosine from the rate to `eta_min` in `T_0` epochs, then again in T_mult times as many as before (SGDR,
+    """Half a cosine from the rate to `eta_min` in `T_0` epochs, then again in cycles T_mult times as long (SGDR,
     Loshchilov and Hutter 2017). `step(epoch)` also takes fractions of epochs."""
 
     absolute = True
@@ -191,7 +191,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
 
 class _Cycle(LRScheduler):
-    """Schedules of the rate that may move the momentum the other way."""
+    """Schedules of the rate that may move the momentum in the opposite direction."""
 
     absolute = True
     cycle_momentum: bool
@@ -250,7 +250,7 @@ class CyclicLR(_Cycle):
         self._start(self.low, last_epoch)
 
     def _height(self, step: int) -> float:
-        """How much of the difference between the ends there is in a step."""
+        """The fraction of the difference between both ends that a step has."""
         cycle, place = divmod(step, self.up + self.down)
         slope = place / self.up if place <= self.up else (self.up + self.down - place) / self.down
         if self.scale_fn is not None:

@@ -1,4 +1,4 @@
-"""What all optimizers share: groups of parameters with options, and the walk over what is to be updated.
+"""The base class of optimizers: groups of parameters with options, and the update of each group.
 
 Parameters that are neighbours in memory are updated as one slice, in blocks that stay in the cache.
 """
@@ -24,14 +24,14 @@ Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
 _NEW = {"amsgrad", "maximize"}  # options that state dicts of earlier versions lack
-_NOTES = ("name", "initial_lr")  # what a group may hold besides: a name, and what schedulers write down
+_NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 
 class Optimizer:
     """Base of the optimizers. A subclass names and checks its options and updates a slice in `update`.
 
-    params: parameters, or dicts with a list `params` and options of their own (parameter groups). The groups
-    are open: whoever writes `optimizer.param_groups[0]["lr"] = 0.01` sets it for the next step.
+    params: parameters, or dicts with a list `params` and other options (parameter groups). The groups
+    are open: `optimizer.param_groups[0]["lr"] = 0.01` takes effect at the next step.
     A parameter without a gradient is left alone: it does not move, and its momentum and step count stay.
     """
 
@@ -169,7 +169,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
 
-        `state` holds, for each parameter that was ever updated, its number of updates `step` and its
+        `state` has, for each parameter that was ever updated, its number of updates `step` and its
         buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
         """
         groups, state = [], {}
@@ -227,7 +227,7 @@ class Optimizer:
 
 
 def _options(saved: Group) -> Group:
-    """What a saved group holds beside the numbers of its parameters."""
+    """The entries of a saved group other than the numbers of its parameters."""
     return {name: value for name, value in saved.items() if name != "params"}
 
 

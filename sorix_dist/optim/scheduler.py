@@ -1,4 +1,4 @@
-"""What schedulers share, and those that are no formula of the epoch."""
+"""The base class of schedulers, and those without a formula of the epoch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LRScheduler:
             self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def per_group(self, name: str, value: Any) -> list[Any]:
-        """`value`, or each of its entries, for each parameter group; ValueError unless there are as many."""
+        """`value` for each parameter group, or its entries; ValueError unless there is one for each group."""
         count = len(self.optimizer.param_groups)
         values = list(value) if isinstance(value, Sequence) else [value] * count
         if len(values) != count:
@@ -67,7 +67,7 @@ class LRScheduler:
         return None
 
     def carry_over(self, lr: float, was: float, now: float) -> float:
-        """What becomes of a rate `lr` that others have set where this scheduler goes from `was` to `now`."""
+        """The new value of a rate `lr` that others have set, when this scheduler's own goes from `was` to `now`."""
         return lr * now / was if was else now
 
     def scaled(self, factor: float) -> list[float]:
@@ -178,7 +178,7 @@ class ReduceLROnPlateau(LRScheduler):
 
     @host
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Takes the metric of an epoch, a number."""
+        """Records the metric of an epoch, a number, and adapts the rate."""
         value = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         if self.is_better(value):
@@ -229,7 +229,7 @@ class SequentialLR(LRScheduler):
             raise ValueError(f"milestones must increase, got {list(milestones)}")
         for i, scheduler in enumerate(schedulers):
             if isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it alone")
+                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it separately")
             if scheduler.optimizer is not optimizer:
                 raise ValueError(f"schedulers[{i}] belongs to another optimizer")
         self.schedulers = list(schedulers)

@@ -1,4 +1,4 @@
-"""What an optimizer remembers of the parameters of one group, beside them in flat arrays."""
+"""The state of an optimizer for the parameters of one group, in flat arrays parallel to theirs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class GroupState:
         self.params = params
         self._optimizer, self._names = optimizer, list(options)
         self.steps = np.zeros(len(params), np.int64)
-        # What tells step counts from others: now, before the last step, and how much a step adds to it.
+        # A digest of the step counts: now, before the last step, and the increment of a step.
         self._count = self._before = self._per_step = 0
         self.buffers: dict[str, list[Array]] = {}  # for each room an array
         self._rooms: list[tuple[ParameterMemory, np.dtype[Any]]] = []
-        self._told: tuple[list[Any], int] = [], 0  # options, and a digest of them and of what never changes
+        self._last: tuple[list[Any], int] = [], 0  # the digested options, and the digest
         self.memories: list[ParameterMemory] = []  # where the parameters lie, each once
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
@@ -45,7 +45,7 @@ class GroupState:
         self._lay((), "optimizer.step")
 
     def syncs(self) -> list[Sync]:
-        """Who synchronises the gradients of these parameters."""
+        """The `Sync` of these parameters' gradients."""
         if self._syncs[0] != flat.version():
             leaves = [p.leaf for p in self.params if p.leaf is not None]
             found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
@@ -76,15 +76,15 @@ class GroupState:
         return [(int(self.steps[first]), blocks) for first, blocks in self._runs]
 
     def _digest(self, options: list[Any]) -> int:
-        if options != self._told[0]:
+        if options != self._last[0]:
             known = [list(value) if isinstance(value, list) else value for value in options]  # a list may change
             shapes = [parameter.array.shape for parameter in self.params]
-            self._told = known, zlib.crc32(f"{self._optimizer}{[*map(as_text, known)]}{shapes}".encode())
-        return self._told[1]
+            self._last = known, zlib.crc32(f"{self._optimizer}{[*map(as_text, known)]}{shapes}".encode())
+        return self._last[1]
 
     def describe(self) -> str:
         """The optimizer, its options and the number of updates before the last step began."""
-        options = ", ".join(f"{name}={as_text(value)}" for name, value in zip(self._names, self._told[0], strict=True))
+        options = ", ".join(f"{name}={as_text(value)}" for name, value in zip(self._names, self._last[0], strict=True))
         before = self.steps if self._count == self._before else self.steps - self._used
         counts = sorted({*before.tolist()})
         many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -117,7 +117,7 @@ class GroupState:
                     )
 
     def load(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
-        """Takes over entries that were checked. Called by all who share the parameters."""
+        """Loads entries that were checked. A call of all ranks that share the parameters."""
         self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
         self._lay(names, "optimizer.load_state_dict")
         self._fence("optimizer.load_state_dict")
@@ -197,5 +197,5 @@ class GroupState:
 
 
 def _weighted(counts: Array) -> int:
-    """A sum of counts that tells which ones they are."""
+    """A digest of counts: a weighted sum."""
     return int(counts @ np.arange(1, len(counts) + 1))

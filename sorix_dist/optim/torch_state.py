@@ -1,4 +1,4 @@
-"""States of PyTorch's optimizers, as ours have them."""
+"""Conversion of the states of PyTorch's optimizers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS = _SPEED | {"maximize", "decoupled_weight_decay"}
 
 
 def from_torch(state_dict: Mapping[str, Any], params: Sequence[Tensor], options: set[str], kind: str) -> dict[str, Any]:
-    """The `state_dict()` of an optimizer of PyTorch's as one of ours; one of ours as it is.
+    """Converts the `state_dict()` of one of PyTorch's optimizers to this package's; the latter is returned as it is.
 
     Buffers are laid out as the parameters are, an SGD without a count of its steps gets one, and options that ours do
     not have go if they change no value. ValueError for one that does. params: all parameters, in the order of the

@@ -4,7 +4,7 @@ error names the first difference."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
@@ -23,13 +23,13 @@ ACTIONS = (
     "DistributedDataParallel",
     "unwrap",
 )
-"""What ranks do together, as users call it."""
+"""The collective operations, by the names of the user's calls."""
 BACKWARD = 0
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
 
 
 class StepFingerprint(NamedTuple):
-    """What must be the same on every rank before anything is mixed.
+    """The values that must be the same on every rank before gradients are mixed.
 
     action: index into ACTIONS; backwards: since the last agreement; digest: of the numbers used, and of the optimizers'
     options since the last agreement; epoch, batch: of the loader's batch, -1 if no loader made it; order: a digest of
@@ -59,7 +59,7 @@ _FENCE = struct.Struct("hhiq")
 
 
 class Agreement(NamedTuple):
-    """What the ranks found.
+    """The result of comparing all ranks' fingerprints.
 
     differing: the fingerprints of all ranks if they differ, else None; numbers: the union of all ranks' numbers,
     sorted; values: sums over the ranks; same_used: whether all ranks have sent the same numbers and the same digest of
@@ -73,11 +73,18 @@ class Agreement(NamedTuple):
 
 
 class Consensus(Protocol):
-    """How ranks agree."""
+    """Compares fingerprints between ranks."""
 
-    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+    def agree(
+        self,
+        fingerprint: StepFingerprint,
+        numbers: list[int],
+        values: list[float],
+        used: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Agreement:
         """Compares fingerprints, collects numbers and sums values. Afterwards every rank sees what the others of its
-        host wrote to shared memory before. A call of all ranks."""
+        host wrote to shared memory before. A call of all ranks. meanwhile: see `Comm.all_gather`."""
 
     def commit(self, fine: bool) -> bool:
         """Whether `fine` is true on every rank that shares memory; each rank has checked its slice of the sum.
@@ -98,7 +105,14 @@ def consensus_of(comm: Comm) -> Consensus:
 class LocalConsensus:
     """One rank agrees with itself."""
 
-    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+    def agree(
+        self,
+        fingerprint: StepFingerprint,
+        numbers: list[int],
+        values: list[float],
+        used: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Agreement:
         return Agreement(None, numbers, values)
 
     def commit(self, fine: bool) -> bool:
@@ -133,7 +147,14 @@ class SharedMemoryConsensus:
         self._next = first
         self.barrier = self.window.barrier
 
-    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+    def agree(
+        self,
+        fingerprint: StepFingerprint,
+        numbers: list[int],
+        values: list[float],
+        used: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Agreement:
         now, count, sums = self._next, min(len(values), MOST_VALUES), values
         for i in range(count):
             now.own_values[-i] = values[i]
@@ -172,10 +193,17 @@ class MessageConsensus:
         self.comm = comm
         self._neighbours = SharedMemoryConsensus(comm)
 
-    def agree(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int = 0) -> Agreement:
+    def agree(
+        self,
+        fingerprint: StepFingerprint,
+        numbers: list[int],
+        values: list[float],
+        used: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Agreement:
         # The fence's result is not used: if one host stopped here, the others would wait for it in the gather.
         self._neighbours.fence(ACTIONS[fingerprint.action], fingerprint.digest)
-        return self._gather(fingerprint, numbers, values, used)
+        return self._gather(fingerprint, numbers, values, used, meanwhile)
 
     def commit(self, fine: bool) -> bool:
         return fine  # every rank has the whole sum
@@ -186,12 +214,19 @@ class MessageConsensus:
             return None
         return self._gather(StepFingerprint(_NUMBER[action], 0, digest), [], [], 0).differing
 
-    def _gather(self, fingerprint: StepFingerprint, numbers: list[int], values: list[float], used: int) -> Agreement:
+    def _gather(
+        self,
+        fingerprint: StepFingerprint,
+        numbers: list[int],
+        values: list[float],
+        used: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Agreement:
         row, places = np.zeros(_ROW, np.uint8), [-i for i in range(min(len(values), MOST_VALUES))]
         sent = _packed(fingerprint, numbers, used)
         row[_COMPARED : _COMPARED + len(sent)] = np.frombuffer(sent, np.uint8)
         row.view(np.float64)[places] = values[:MOST_VALUES]
-        rows = self.comm.all_gather(row)
+        rows = self.comm.all_gather(row, meanwhile)
         sums = [sum(column) for column in rows.view(np.float64)[:, places].T.tolist()]
         found = _merged([each.data[_COMPARED:] for each in rows], sums)
         return found if len(values) == len(places) else _with_many_values(found, values, self.comm)
@@ -307,7 +342,7 @@ def unequal_number(everywhere: Sequence[float], where: str) -> RuntimeError:
         f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {len(everywhere) - 1} (in the backward at "
         f"{where}): it is a rank's own, such as len(xb), or follows from rows that no loader has tagged. Take the rows "
         "from a DataLoader, call the wrapped model instead of its module, or use sx.global_value(x) or "
-        "sx.global_rows(xb); no gradient was added"
+        "sx.global_rows(xb); no gradient was added [docs: own-numbers]"
     )
 
 
@@ -331,5 +366,5 @@ def not_finite(found: Sequence[tuple[str, str] | None], step: int, where: str) -
     return FloatingPointError(
         f"gradients are not finite in backward number {step}, at {where}: "
         f"{'; '.join(named) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
-        "wrapped model leaves such a step out on all ranks, with 'allow' it goes on"
+        "wrapped model leaves such a step out on all ranks, with 'allow' it goes on [docs: not-finite]"
     )

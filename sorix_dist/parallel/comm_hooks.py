@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange
-from sorix_dist.comm.exchange import HEAD
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reducers import Hook
 
@@ -21,31 +20,32 @@ class Half:
 
     itemsize: int | None = 2
 
-    def packed(self, numbers: Array) -> Array:
-        message = np.empty(HEAD + 2 * numbers.size, np.uint8)
+    def pack(self, numbers: Array, body: Array) -> float:
         scale = _scale(_largest(numbers))
-        message[:8].view(np.float64)[0] = scale
         with np.errstate(over="ignore", invalid="ignore"):
-            _scaled(numbers, scale, message[HEAD:].view(np.float16))
-        return message
+            _scaled(numbers, scale, body.view(np.float16))
+        return scale
 
-    def add(self, first: Array, second: Array, out: Array) -> None:
-        (numbers, factor), (others, other_factor) = (
-            (message[HEAD:].view(np.float16), 1 / message[:8].view(np.float64)[0]) for message in (first, second)
-        )
+    def add(self, body: Array, scale: float, numbers: Array) -> float:
+        total = np.empty(numbers.size, np.promote_types(numbers.dtype, np.float32))
+        self.unpack(body, scale, total)
         with np.errstate(over="ignore", invalid="ignore"):
-            _scaled(numbers, factor, out)
-            out += _scaled(others, other_factor, np.empty(out.size, out.dtype))
+            total += numbers
+        return self.pack(total, body)
+
+    def unpack(self, body: Array, scale: float, out: Array) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            _scaled(body.view(np.float16), 1 / scale, out)
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:
     """Sums gradients in half the bytes: they are sent as float16 and added in float32. See `register_comm_hook`.
 
     Before, they are scaled by a power of two, so that the largest just fits. There is one scale for all gradients of
-    all ranks; between two hosts with one rank each, one for every 30,720 gradients.
-    Each gradient is rounded to 11 significant bits (a relative error of up to 5e-4), twice unless there are two hosts
-    with one rank each. Let g be the size of the largest gradient times the number of ranks: gradients below 1e-9 g lose
-    more bits, those below 1e-12 g become 0.
+    all ranks; between hosts, one for at most 30,720 gradients.
+    Each gradient is rounded to 11 significant bits (a relative error of up to 5e-4), and so is the sum; between hosts,
+    also the sum of the first two hosts, of the first three, and so on. Let g be the size of the largest gradient times
+    the number of ranks: gradients below 1e-9 g lose more bits, those below 1e-12 g become 0.
     """
     if fp16_compress not in comm.cache:
         comm.cache[fp16_compress] = comm.exchange(Half())
@@ -63,12 +63,17 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
         _scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
 
 
+def is_exchanged(hook: Hook | None) -> bool:
+    """Whether an exchange sums as the hook does, or as there is none."""
+    return hook is None or hook is fp16_compress
+
+
 def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:
-    """The pair exchange that computes the hook's sum (or the plain sum without one); None if there is none for this
-    hook or these ranks. A call of all ranks."""
-    if hook is None:
-        return comm.exchange()
-    return comm.exchange(Half()) if hook is fp16_compress else None
+    """The exchange that computes the hook's sum (or the plain sum without one); None if there is none for this hook or
+    these ranks. A call of all ranks."""
+    if not is_exchanged(hook):
+        return None
+    return comm.exchange(None if hook is None else Half())
 
 
 def _largest(numbers: Array) -> float:

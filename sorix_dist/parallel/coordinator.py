@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any, NoReturn
@@ -31,12 +31,12 @@ from sorix_dist.parallel.agreement import (
     unequal_reduction,
 )
 from sorix_dist.parallel.bucket import OVERWRITE, Bucket
-from sorix_dist.parallel.comm_hooks import exchange_like
+from sorix_dist.parallel.comm_hooks import is_exchanged
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
-from sorix_dist.parallel.pair_reducer import PairReducer
-from sorix_dist.parallel.reducers import AllReduceReducer, Hook, LocalReducer, Reducer
+from sorix_dist.parallel.hosts_reducer import HostsReducer, peers_of
+from sorix_dist.parallel.reducers import Hook, HookReducer, LocalReducer, Reducer
 from sorix_dist.parallel.shared_memory import SharedMemory
-from sorix_dist.parallel.shared_reducers import HierarchicalReducer, SharedMemoryReducer
+from sorix_dist.parallel.shared_reducers import SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.world import virtual_shards
 from sorix_dist.watchdog import watch
@@ -58,14 +58,6 @@ def coordinator_of(comm: Comm) -> Coordinator:
     return found
 
 
-def _peers(comm: Comm) -> Comm | None:
-    """The ranks with this local rank on all hosts; None unless all hosts have the same number of ranks, at least two. A
-    call of all ranks."""
-    if comm.hosts == 1 or comm.size == comm.hosts or len({*comm.gather_objects(comm.local_size)}) > 1:
-        return None
-    return comm.split(comm.local_rank, comm.rank)
-
-
 class Coordinator(Sync):
     """Takes the gradients of a backward from the tape, makes the ranks agree, reduces, and commits.
 
@@ -79,7 +71,7 @@ class Coordinator(Sync):
         self.shards = self.group.shards if isinstance(self.group, InOrder) else None
         self.consensus = consensus_of(comm)
         self._shared_memory = SharedMemory(comm, self.fence)
-        self._peers = _peers(comm)
+        self._peers = peers_of(comm)
         self._numbers = itertools.count()
         self._buckets: list[ReferenceType[Bucket]] = []
         self._follows = self.shards is not None  # whether there is something to do at each node of a walk
@@ -137,13 +129,10 @@ class Coordinator(Sync):
         comm, memory, shards, peers = self.comm, self._shared_memory, self.shards, self._peers
         if shards is not None:  # takes no hook
             return SharedTreeReducer(flat, shards, memory) if comm.hosts == 1 else MessageTreeReducer(flat, shards)
-        exchange = exchange_like(hook, comm)
-        if exchange is not None:
-            return PairReducer(flat, comm, exchange)
-        if peers is not None:
-            return HierarchicalReducer(flat, memory, peers, hook)
-        if hook is not None or comm.hosts > 1:
-            return AllReduceReducer(flat, comm, hook)
+        if peers is not None and (is_exchanged(hook) or peers.slices * comm.hosts == comm.size):
+            return HostsReducer(flat, memory, peers, hook)
+        if hook is not None:
+            return HookReducer(flat, comm, hook)
         return LocalReducer(flat) if comm.size == 1 else SharedMemoryReducer(flat, memory)
 
     # -- around a backward
@@ -180,13 +169,21 @@ class Coordinator(Sync):
         """The visitor that selects the buffer of a node's virtual shard, or starts to send complete gradients."""
         if self.shards is not None:
             return self._shard_visitor()
-        overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
+        send = self._sender()
 
         def visit(edge: Node | Leaf, gradient: Any) -> None:
+            send()
+
+        return visit
+
+    def _sender(self) -> Callable[[], None]:
+        overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
+
+        def send() -> None:
             for reducer in overlapping:
                 reducer.send_complete()
 
-        return visit
+        return send
 
     def _shard_visitor(self) -> Visitor:
         current: int | None = None
@@ -272,7 +269,9 @@ class Coordinator(Sync):
         fingerprint = StepFingerprint(
             BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         )
-        found = self.consensus.agree(fingerprint, reached, values, used)
+        if self.comm.hosts > 1:
+            values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
+        found = self.consensus.agree(fingerprint, reached, values, used, self._sender())
         self.pending, self._backwards, self._options = False, 0, 0
         self._steps += 1
         if found.differing is not None:
@@ -287,10 +286,11 @@ class Coordinator(Sync):
                 known = number in {bucket.number for bucket in by_key.values()}
                 raise unequal_reduction(self.comm.rank, number, known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
+        start_over = self.comm.hosts > 1 and found.values[-1] > 0
         # The ranks agree: from here on gradients are mixed.
         fine = True
         for bucket, overwrite in summed:
-            bucket.reducer.reduce(overwrite, found.same_used)
+            bucket.reducer.reduce(overwrite, found.same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
             self._leave_out([bucket for bucket, _ in summed])

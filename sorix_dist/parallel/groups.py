@@ -1,4 +1,4 @@
-"""How placements are summed and gathered over ranks, the implementations of `core.placement.Group`."""
+"""Sums and gathers over ranks: the implementations of `core.placement.Group`."""
 
 from __future__ import annotations
 

@@ -72,13 +72,15 @@ class Reducer:
     Backwards write to buffers beside `grad`. Hooks of a parameter see the sum, before it is added to `grad`.
 
     buffers: where backwards write, the first one at first; used: flags of the parameters that a backward of any rank
-    has reached; total: the sum. overlaps: whether gradients are sent while the backward goes on.
+    has reached; total: the sum. overlaps: whether gradients are sent while the backward goes on; withdrawn: whether
+    what was sent does not count.
     """
 
     buffers: list[GradientBuffer]
     used: bytes
     total: Array
     overlaps = False
+    withdrawn = False
 
     def __init__(self, flat: Flat) -> None:
         self.flat = flat
@@ -96,7 +98,7 @@ class Reducer:
             buffer.begin()
 
     def send_complete(self) -> None:
-        """Starts to send the gradients that are complete so far. Only if it `overlaps`."""
+        """Sends what can be sent without waiting of the gradients that are complete so far. Only if it `overlaps`."""
 
     def end_backward(self) -> bool:
         """Makes the buffers ready for the sum; whether a backward has reached any of the parameters."""
@@ -118,11 +120,11 @@ class Reducer:
             for buffer in self.buffers:
                 buffer.discard(self.leaves.index(leaf))
 
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         """Sums over the ranks, after all have agreed.
 
         overwrite: the sum, as it is, replaces what the parameters show; same_used: every rank has the same
-        `used_digest`.
+        `used_digest`; start_over: some rank's has `withdrawn` what it sent.
         """
         raise NotImplementedError
 
@@ -219,7 +221,7 @@ class LocalReducer(Reducer):
         for leaf in self.leaves:
             leaf.zero()
 
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         if self.buffers:
             self.used = bytes(self.buffers[0].flags)
 
@@ -247,10 +249,10 @@ class LocalReducer(Reducer):
             leaf.local = leaf.total
 
 
-class AllReduceReducer(Reducer):
-    """Ranks without shared memory: an all-reduce of the whole array, or what a hook does in its place."""
+class HookReducer(Reducer):
+    """What a hook does in place of an all-reduce of the whole array."""
 
-    def __init__(self, flat: Flat, comm: Comm, hook: Hook | None = None) -> None:
+    def __init__(self, flat: Flat, comm: Comm, hook: Hook) -> None:
         super().__init__(flat)
         self.comm, self.hook = comm, hook
         self.total = PRIVATE.zeros(flat.size, flat.dtype)
@@ -262,18 +264,15 @@ class AllReduceReducer(Reducer):
     def used_digest(self) -> int:
         return crc32(self.flags.data)
 
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         # Found now, because the sum takes the place of this rank's gradients.
         self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
         # Flags and array then hold what all ranks have done, so the next step clears what others have left here.
         if not same_used:
             self.comm.all_reduce(self.flags, "max")
         self.used = self.flags.tobytes()
-        if self.hook is None:
-            self.comm.all_reduce(self.total)
-        else:
-            self.hook(self.comm, self.total)
-            self.flat.clear_gaps(self.total, slice(0, self.flat.size))
+        self.hook(self.comm, self.total)
+        self.flat.clear_gaps(self.total, slice(0, self.flat.size))
 
     def first_not_finite(self) -> tuple[int, str] | None:
         return self._wrong

@@ -45,11 +45,12 @@ class SharedMemory:
         size = count * dtype.itemsize
         return self.parts(size if self.writes else 0)[0][:size].view(dtype)
 
-    def own_slice(self, count: int, dtype: np.dtype[Any]) -> slice:
-        rank, size = self.comm.local_rank, self.comm.local_size
+    def own_slice(self, count: int, dtype: np.dtype[Any], slices: int | None = None) -> slice:
+        """This rank's slice of `count` elements; slices: how many of the host's ranks have one, all if not given."""
+        rank, size = self.comm.local_rank, slices or self.comm.local_size
         line = ALIGNMENT // dtype.itemsize
-        first, end = (count // line * i // size * line for i in (rank, rank + 1))
-        return slice(first, end if rank + 1 < size else count)
+        ends = [count // line * i // size * line for i in range(size)] + [count]
+        return slice(ends[min(rank, size)], ends[min(rank + 1, size)])
 
 
 def host_shared(make: Callable[[], T], comm: Any = None) -> T:
@@ -94,7 +95,7 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
 
 @dataclass(frozen=True)
 class _Spec:
-    """Where an array lies in the memory."""
+    """The offset, shape and dtype of an array in the memory."""
 
     start: int
     shape: tuple[int, ...]

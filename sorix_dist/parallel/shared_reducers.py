@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from zlib import crc32
-
 import numpy as np
 
-from sorix_dist.comm import Comm
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.memory import ALIGNMENT, PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, is_finite, used_by_any, used_on_any_rank
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any
 from sorix_dist.parallel.shared_memory import SharedMemory
 
 
 class SharedTotal:
     """Where the ranks of one host sum gradients to: what their parameters show, or an array beside it.
 
-    own: the elements that this rank sums; blocks: the same in pieces that fit into a cache.
+    own: the elements that this rank sums; blocks: the same in pieces that fit into a cache; slices: how many ranks of
+    the host sum, all if not given.
     """
 
-    def __init__(self, flat: Flat, memory: SharedMemory) -> None:
+    def __init__(self, flat: Flat, memory: SharedMemory, slices: int | None = None) -> None:
         self.flat, self.memory = flat, memory
-        self.own = memory.own_slice(flat.size, flat.dtype)
+        self.own = memory.own_slice(flat.size, flat.dtype, slices)
         self.blocks = [slice(at, min(at + BLOCK, self.own.stop)) for at in range(self.own.start, self.own.stop, BLOCK)]
         self._beside: Array | None = None
 
     def array(self, overwrite: bool) -> Array:
         """The array that the next sum goes to; see `Reducer.reduce`. A call of every rank of the host."""
-        if overwrite and self.flat.memory is not PRIVATE:
+        if overwrite and (self.flat.memory is not PRIVATE or self.memory.comm.size == self.memory.comm.hosts):
             return self.flat.grad
         if self._beside is None:
             self._beside = self.memory.zeros(self.flat.size, self.flat.dtype)
@@ -62,7 +60,7 @@ class SharedMemoryReducer(Reducer):
         self._fine = True
         self._blocks: dict[bool, list[tuple[list[Array], Array]]] = {}
 
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         self.used = used_by_any(self.all_flags)
         self.total = self.shared_total.array(overwrite)
         if overwrite not in self._blocks:
@@ -78,29 +76,3 @@ class SharedMemoryReducer(Reducer):
 
     def is_finite(self) -> bool:
         return self._fine
-
-
-class HierarchicalReducer(SharedMemoryReducer):
-    """Ranks of several hosts, equally many on each: those of a host sum their slices in shared memory, and each adds
-    up its slice with `peers`, the ranks that own the same one on the other hosts, or lets a hook do so."""
-
-    def __init__(self, flat: Flat, memory: SharedMemory, peers: Comm, hook: Hook | None) -> None:
-        super().__init__(flat, memory)
-        self.memory, self.peers, self.hook = memory, peers, hook
-
-    def used_digest(self) -> int:
-        return crc32(self.buffers[0].flags)
-
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
-        super().reduce(overwrite, same_used)
-        own_slice = self.total[self.shared_total.own]
-        if self.hook is None:
-            self.peers.all_reduce(own_slice)
-        else:
-            self.hook(self.peers, own_slice)
-            self.flat.clear_gaps(self.total, self.shared_total.own)
-        self.used = used_on_any_rank(self.memory.comm, self.used, same_used)
-        self.memory.fence("backward")
-
-    def is_finite(self) -> bool:
-        return Reducer.is_finite(self)

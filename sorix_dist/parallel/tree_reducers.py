@@ -50,7 +50,7 @@ class SharedTreeReducer(_ShardReducer):
         self.shared_total = SharedTotal(flat, memory)
         self._plans: dict[bool, Sequence[Plan]] = {}
 
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         self.used = used_by_any([*self.all_flags, self._common.flags])
         self.total, own = self.shared_total.array(overwrite), self.shared_total.own
         if overwrite not in self._plans:
@@ -88,7 +88,7 @@ class MessageTreeReducer(_ShardReducer):
     def used_digest(self) -> int:
         return crc32(used_by_any([buffer.flags for buffer in self.buffers]))
 
-    def reduce(self, overwrite: bool, same_used: bool) -> None:
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         comm, length = self.shards.comm, self._length
         self.used = used_on_any_rank(comm, used_by_any([buffer.flags for buffer in self.buffers]), same_used)
         for plan in self._plans:

@@ -17,7 +17,7 @@ from sorix_dist.parallel.virtual_shards import check_virtual_shards
 
 @dataclass(frozen=True)
 class _World:
-    """What all ranks of a communicator have agreed on."""
+    """The seed and the options that all ranks of a communicator have agreed on."""
 
     seed: rng.Seed
     options: dict[str, Any]
@@ -63,14 +63,14 @@ def world() -> Comm:
 
 
 def virtual_shards(comm: Comm) -> int | None:
-    """How many virtual shards the batches of a communicator have in reproducible mode, else None."""
+    """The number of virtual shards of a communicator's batches in reproducible mode, else None."""
     known = _worlds.get(comm)
     count = None if known is None else known.options["virtual_shards"]
     return count if count is None else int(count)
 
 
 def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
-    """What the ranks of `comm` agree on: at first use they compare options and seeds."""
+    """The agreement of the ranks of `comm`, which compare options and seeds at first use."""
     known = _worlds.get(comm)
     if known is None:
         wanted = _DEFAULTS if options is None else options
@@ -142,7 +142,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many ranks train together."""
+    """The number of ranks that train together."""
     return world().size
 
 

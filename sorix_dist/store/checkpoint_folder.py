@@ -43,7 +43,7 @@ class CheckpointFolder:
     def entries(self) -> list[Entry]:
         """All files with the name of a checkpoint, in the order of saving; none if the folder does not exist.
 
-        OSError if it can't be read or is no folder.
+        OSError if it can't be read or is not a folder.
         """
         try:
             names = os.listdir(self.path)

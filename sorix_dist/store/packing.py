@@ -33,7 +33,7 @@ def pack(value: Any, path: str = "obj") -> tuple[dict[str, Array], str]:
 
 
 def unpack(arrays: dict[str, Array], text: str) -> Any:
-    """The value that `pack` took apart; it uses the given arrays. ValueError if they do not make one."""
+    """The inverse of `pack`; the value uses the given arrays. ValueError if text and arrays do not fit together."""
     try:
         unpacker = _Unpacker(arrays)
         value = unpacker.decode(json.loads(text))
@@ -56,7 +56,7 @@ def _is_own(module: nn.Module) -> bool:
 
 
 class _Packer:
-    """Takes a value apart.
+    """Splits a value into arrays and text.
 
     parameters: by id, the array names of those that were packed, and "" for tensors that will be packed as one.
     """

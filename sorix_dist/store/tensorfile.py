@@ -147,7 +147,7 @@ def read_foreign(file: Any, size: int) -> dict[str, Array] | None:
     header = bytearray(length)
     _fill(file, memoryview(header))
     if not header.startswith(b"{") or header.startswith(_BEFORE_DIGEST) or FORMAT.encode() in header:
-        return None  # two marks, so that one flipped bit makes no file of ours one of another program
+        return None  # two marks: a flipped bit in one must not disable the digests
     with _damage():
         entries = _parsed(header)
         entries.pop("__metadata__", None)
@@ -178,7 +178,7 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise DamagedFile("it is no regular file, but a pipe or device")
+        raise DamagedFile("it is not a regular file, but a pipe or device")
     return open(descriptor, "rb", buffering=0)
 
 
@@ -345,4 +345,4 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise DamagedFile(f"its header has the number {text[:50]!r}, which is no integer")
+    raise DamagedFile(f"its header has the number {text[:50]!r}, which is not an integer")

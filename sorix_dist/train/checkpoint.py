@@ -102,7 +102,7 @@ class Checkpointer:
         missing = [name for name in parts if name not in states]
         if missing:
             raise ValueError(
-                f"Checkpointer.load_latest: {path} holds {', '.join(states) or 'no parts'}, not {missing[0]}"
+                f"Checkpointer.load_latest: {path} contains {', '.join(states) or 'no parts'}, not {missing[0]}"
             )
         run_state.load_states(self.comm, parts, states, own["counts"])
         now = run_state.surroundings(self.comm, virtual_shards(self.comm)) if self.comm.rank == 0 else None
@@ -111,7 +111,7 @@ class Checkpointer:
             warnings.warn(
                 f"{path} was saved where results may differ in their last bits; {'; '.join(changed)}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return {"step": own["step"], **saved}
 
@@ -172,7 +172,7 @@ class Checkpointer:
 
 
 class _Content(NamedTuple):
-    """A checkpoint as it is in its file, and the value that the file stands for."""
+    """A checkpoint: the arrays and the text of its file, and the value that they encode."""
 
     path: Path
     arrays: dict[str, tensorfile.Array]
@@ -181,7 +181,7 @@ class _Content(NamedTuple):
 
 
 def _read(path: Path) -> _Content:
-    """The checkpoint in a file; ValueError if the file is damaged or none."""
+    """The checkpoint in a file; ValueError if the file is damaged or not a checkpoint."""
     arrays, text = tensorfile.read(path)
     value = unpack(arrays, text)
     own = value.get(OWN) if isinstance(value, dict) else None
@@ -189,14 +189,14 @@ def _read(path: Path) -> _Content:
         raise ValueError("it is a file of sorix_dist, but not a checkpoint")
     names = own["parts"]
     if not isinstance(names, list) or not all(isinstance(name, str) and name in value for name in names):
-        raise ValueError("it does not hold the parts that it names")
+        raise ValueError("it does not contain the parts that it names")
     if len(set(names) - {OWN}) < len(names) or not run_state.are_counts(own["counts"]):
         raise ValueError("its own entries are not those of a checkpoint")
     return _Content(path, arrays, text, value)
 
 
 class _Writing:
-    """A thread that writes a checkpoint. It is no daemon, so the end of the program waits for it."""
+    """A thread that writes a checkpoint. It is not a daemon, so the end of the program waits for it."""
 
     def __init__(self, path: Path, write: Callable[[], None]) -> None:
         self._path = path

@@ -162,7 +162,9 @@ class CompiledStep:
         said, self.reason = self.reason is not None, reason
         if said:
             return
-        warnings.warn(f"compile: {self.__name__} runs as it is: {reason}", RuntimeWarning, stacklevel=4)
+        warnings.warn(
+            f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]", RuntimeWarning, stacklevel=4
+        )
 
     def _recorded(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
         names = [(f"a{i}", value) for i, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""The training loop of the README as a function, to call or to copy, and a stop when nothing gets better."""
+"""The training loop of the README as a function, to call or to copy, and early stopping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sorix_dist.utils.data import DataLoader
 
 
 class EarlyStopping:
-    """Says when a number has not become better for some epochs: the same answer on every rank.
+    """Decides to stop when a number has not improved for some epochs, with the same answer on every rank.
 
     monitor: the name of the number, for `fit`; patience: the epochs without a better one after which to stop;
     min_delta: by how much it must be better than the best one to count; mode: whether "min" or "max" is better.
@@ -47,12 +47,12 @@ class EarlyStopping:
 
     @property
     def stopped(self) -> bool:
-        """Whether it is time to stop."""
+        """Whether `patience` epochs have passed without an improvement."""
         return self.epochs_without >= self.patience
 
     def should_stop(self, value: Any) -> bool:
-        """Takes the number of an epoch and says whether to stop: a call of all ranks. Rank 0's number decides, NaN is
-        never better."""
+        """Records the number of an epoch; returns whether to stop. Rank 0's number counts, and NaN is no improvement. A
+        call of all ranks."""
         value = communicator(self._comm).broadcast_object(float(value))
         gain = self.best - value if self.mode == "min" else value - self.best
         if gain > self.min_delta:
@@ -62,11 +62,11 @@ class EarlyStopping:
         return self.stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """How long nothing has become better."""
+        """The best number, and the number of epochs since."""
         return {"best": self.best, "epochs_without": self.epochs_without}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict()`."""
+        """Continues from a `state_dict()`."""
         self.best, self.epochs_without = float(state_dict["best"]), int(state_dict["epochs_without"])
 
 
@@ -87,15 +87,15 @@ def fit(
     recorder: Recorder | None = None,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
-    """Trains until the loader has reached this number of epochs; returns the numbers of each: a call of all ranks.
+    """Trains until the loader has completed this number of epochs; returns the numbers of each. A call of all ranks.
 
     model: a wrapped model; a batch is (inputs ..., target). criterion: such as nn.CrossEntropyLoss().
-    valid: a loader to evaluate with after each epoch, by the criterion and by `metrics` of one number each, whose names
-    become "val_...".
-    scheduler: of learning rates, whose step follows each epoch or optimizer step, as `schedule_by` says.
-    checkpointer: saves after each epoch, and goes on from its newest checkpoint; preemption: saves there too, and ends
-    the program. recorder: takes the numbers of each epoch, under its number of optimizer steps. verbose: whether rank 0
-    shows the progress.
+    valid: a loader for an evaluation after each epoch, by the criterion and by `metrics`, each with a single number;
+    their names get the prefix "val_".
+    scheduler: of learning rates; `schedule_by` chooses whether its step follows each epoch or each optimizer step.
+    checkpointer: saves after each epoch; training resumes from its newest checkpoint. preemption: saves there too, and
+    ends the program. recorder: logs the numbers of each epoch at its optimizer step. verbose: whether rank 0 shows the
+    progress. TypeError or ValueError names an argument that does not fit.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"fit: loader must be a DataLoader, got {type(loader).__name__}")

@@ -13,7 +13,7 @@ import numpy as np
 from sorix_dist.train.recorder import read_records
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which people who see few colours can tell apart."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 MARKS = "*o+x#@%&"
 THROUGHPUT = "samples_per_second"
@@ -151,7 +151,7 @@ def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int) -
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:
-    """The last name of each folder's path, or as many of the last ones as it takes to tell them apart."""
+    """The last names of each folder's path, just enough of them to be unique."""
     parts = [run.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts), default=1)):
         labels = ["/".join(part[-depth:]) for part in parts]

@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from tqdm import tqdm
 
+from sorix_dist.comm.waiting import comparison, waited_on_this_host
+from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.placement import Shard
 from sorix_dist.launch.output import is_live
 from sorix_dist.parallel.world import is_main_process, rank, size
@@ -23,6 +25,12 @@ T = TypeVar("T")
 
 INTERVAL = 10.0
 """Seconds between two lines in a file, at least; in a long epoch, a twentieth of what it has taken."""
+
+ENOUGH = 1.0
+"""Seconds of an epoch from which on its waiting is shown: shorter ones are mostly starts."""
+
+COSTLY = 0.1
+"""The share of their time that others wait for a rank, beyond its own waiting, from which on the line names it."""
 
 
 def print(*values: Any, **options: Any) -> None:
@@ -92,9 +100,8 @@ class Progress:
     def __init__(self, loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> None:
         if not hasattr(loader, "__iter__"):
             raise TypeError(f"progress: loader must be a DataLoader or another iterable, got {type(loader).__name__}")
-        if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
-            raise ValueError(f"progress: epochs must be an integer >= 1 or None, got {epochs!r}")
-        self.loader, self.epochs, self.shown = loader, epochs, shown and is_main_process()
+        self.loader, self.epochs = loader, int_or_none("progress: epochs", epochs, 1)
+        self.shown = shown and is_main_process()
         self.epoch = 0
         """The number of the epoch, from 0."""
         self._first_began, self._steps_before = 0.0, 0
@@ -141,15 +148,16 @@ class Progress:
             if bar is not None:
                 bar.close()
         if self.shown:
-            self._show()
+            self._show(self._slow_rank())
         self._steps_before += self.step - self._skipped
         self.epoch += 1
 
     def _start(self) -> None:
-        """Sets everything to the beginning of an epoch, or to where a loaded state of the loader goes on in it."""
+        """Resets everything to the beginning of an epoch, or to the batch where a loaded state resumes."""
         self._began = time.monotonic()
         self._first_began = self._first_began or self._began
         self._next_line = self._began + INTERVAL
+        self._waited = waited_on_this_host(size()) if self.shown and size() > 1 else {}
         self._sums: dict[str, tuple[float, int]] = {}
         self._rows, self._samples, self._skipped = 1, 0, 0
         if isinstance(self.loader, DataLoader):
@@ -171,19 +179,38 @@ class Progress:
             dynamic_ncols=True,
         )
 
-    def _show(self) -> None:
+    def _show(self, *words: str) -> None:
         steps = f"{self.step:,}" + (f"/{self.steps:,}" if self.steps else "")
-        print(f"{self._name()}  step {steps}  {self._numbers()}".rstrip())
+        print("  ".join(filter(None, [f"{self._name()}  step {steps}", self._numbers(), *words])))
         now = time.monotonic()
         self._next_line = now + max(INTERVAL, (now - self._began) / 20)
 
     def _name(self) -> str:
         return f"epoch {self.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
 
+    def _shares(self) -> dict[int, float]:
+        """For each rank of this host, if known, the fraction of this epoch that it has waited for others."""
+        seconds = time.monotonic() - self._began
+        if not self._waited or seconds < ENOUGH:
+            return {}
+        now = waited_on_this_host(size())
+        return {rank: min(1.0, (now[rank] - before) / seconds) for rank, before in self._waited.items() if rank in now}
+
+    def _slow_rank(self) -> str:
+        """The rank that the others wait for, if it costs them much."""
+        shares = self._shares()
+        if len(shares) < 2:
+            return ""
+        slow = min(shares, key=lambda rank: shares[rank])
+        others = (sum(shares.values()) - shares[slow]) / (len(shares) - 1)
+        return f"({comparison(shares, slow)})" if others - shares[slow] > COSTLY else ""
+
     def _numbers(self) -> str:
         words = [f"{name} {mean:.4g}" for name, mean in self.means.items()]
         if self._samples:
             words.append(f"{self.samples_per_second:,.0f} samples/s")
+        if (shares := self._shares()) and (mean := sum(shares.values()) / len(shares)) >= 0.01:
+            words.append(f"{mean:.0%} waiting")
         done = self._steps_before + self.step - self._skipped
         if self.steps is not None and done:
             missing = self.steps - self.step + self.steps * (max(self.epochs or 0, self.epoch + 1) - self.epoch - 1)
@@ -197,7 +224,8 @@ def progress(loader: Iterable[Any], epochs: int | None = None, shown: bool = Tru
 
     On a terminal or in a notebook it is one live line; in a file, or under mpirun and a scheduler, a line at the end of
     each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there will be, for the time left;
-    shown: False only counts.
+    shown: False only counts. The line has the share of time that the ranks of rank 0's host wait for each other and, at
+    the end of an epoch, the rank that costs the others more than a tenth of their time.
 
         bar = sx.progress(loader, epochs=10)
         for epoch in range(10):

@@ -1,4 +1,4 @@
-"""Records of a run: numbers by step, in files that a crash does not damage and a restart goes on with."""
+"""Records of a run: numbers by step, in files that survive a crash and that a restart continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sorix_dist.store.files import make_folders, write_whole
 
 RECORDS, TABLE, CONFIG, SUPERSEDED = "records.jsonl", "records.csv", "config.json", "superseded.jsonl"
 CSV_SECONDS = 30.0
-"""How old the CSV table may be while a run goes on."""
+"""The maximal age of the CSV table during a run, in seconds."""
 
 
 class Recorder:
@@ -117,7 +117,7 @@ class Recorder:
 
 
 def read_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """What was recorded in a folder, in order: dicts of step, time and values; FileNotFoundError if nothing was."""
+    """The records in a folder, in order: dicts of step, time and values; FileNotFoundError if there are none."""
     path = Path(directory) / RECORDS
     if not path.exists():
         raise FileNotFoundError(2, "there are no records of a run", str(path))

@@ -1,1 +1,1 @@
-"""What surrounds training."""
+"""Data loading and checkpointed backwards."""

@@ -75,7 +75,7 @@ class _Deferred:
 
     def __call__(self, gradient: Any, out: Any) -> Any:
         part = self._region.rule(*self._place)(gradient, out)
-        if self._place[0] == 0:  # the oldest node is the last that a backward comes to
+        if self._place[0] == 0:  # a backward reaches the oldest node last
             self._region.forget()
         return part
 

@@ -1,4 +1,4 @@
-"""The line of the user's program that called an operation."""
+"""The line of the user's program that called an operation, and the stacks of other processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import contextlib
 import linecache
 import os
 import re
+import signal
 import sys
+import time
 from itertools import islice
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import NamedTuple
+
+from sorix_dist.watchdog.process import Process
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -65,3 +70,35 @@ def _called(code: CodeType, at: int) -> tuple[str, str]:
             if found := _CALL_OF_A_NAME.match(source):
                 return found[1], found[2]
     return "", ""
+
+
+DUMP_SECONDS = 0.3
+"""Seconds that all processes together have to write."""
+
+
+def collect_stacks(files: dict[int, tuple[Process, int]]) -> dict[int, list[str]]:
+    """The stacks, innermost frame first, of those processes that answer. Each has a descriptor of the file to which it
+    writes."""
+    for process, _ in files.values():
+        process.send(signal.SIGUSR2)
+    stacks: dict[int, list[str]] = {}
+    limit = time.monotonic() + DUMP_SECONDS
+    while len(stacks) < len(files) and time.monotonic() < limit:
+        time.sleep(0.02)
+        for number, (process, descriptor) in files.items():
+            with contextlib.suppress(OSError):
+                file = Path(f"/proc/{process.pid}/fd/{descriptor}")
+                if number not in stacks and file.read_text(errors="replace"):
+                    time.sleep(0.01)  # until it is complete
+                    stacks[number] = [line.strip() for line in file.read_text(errors="replace").splitlines()[1:]]
+    return stacks
+
+
+def user_frame(frames: list[str]) -> str:
+    """File and line of the innermost frame that is neither this package nor the standard library, or ''."""
+    library = str(Path(os.__file__).parent) + os.sep
+    for frame in frames:
+        name, _, rest = frame.removeprefix('File "').partition('", line ')
+        if rest and not name.startswith((PACKAGE, library, "<frozen")):
+            return f"{name}:{rest.split()[0]}"
+    return ""

@@ -22,7 +22,7 @@ _FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")
 
 @dataclass
 class Observations:
-    """What the guard knows besides the status pages; seconds count only while the guard itself was running."""
+    """The guard's observations beside the status pages; seconds count only while the guard itself was running."""
 
     gone: dict[int, int | None] = field(default_factory=dict)
     """Ranks whose processes ended, the first one first, and their wait status, None if unknown."""
@@ -74,12 +74,12 @@ def diagnose(
 
 
 def is_waiting(status: Status) -> bool:
-    """Whether a rank can't go on without others."""
+    """Whether a rank waits for others."""
     return status.state == State.STARTING or (status.state == State.RUNNING and status.waits)
 
 
 def activity(status: Status) -> str:
-    """What a rank does, or did last, in words."""
+    """A description of the current or last operation of a rank."""
     what, where = status.text
     if not what:
         return "before its first collective"
@@ -92,7 +92,7 @@ def step_of(status: Status) -> str:
 
 
 def ending(wait_status: int | None) -> str:
-    """How a process ended, in words."""
+    """A description of the end of a process."""
     if wait_status is None:
         return "died without a word (killed, crashed, or os._exit)"
     if number := wait_status & 0x7F:

@@ -18,10 +18,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.watchdog import stacks
+from sorix_dist.watchdog.call_site import collect_stacks, user_frame
 from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
 from sorix_dist.watchdog.launcher import detect
-from sorix_dist.watchdog.launchers import Launchers
+from sorix_dist.watchdog.leftovers import Launchers
 from sorix_dist.watchdog.process import (
     Process,
     children,
@@ -82,7 +82,7 @@ def main(path: str) -> None:
 
 
 class Guard:
-    """What the guard has seen."""
+    """The state of the guard: the processes that it watches, and its observations."""
 
     def __init__(self, pages: StatusPages, server: socket.socket) -> None:
         self.pages = pages
@@ -99,7 +99,7 @@ class Guard:
         self.events.register(server, select.EPOLLIN)
         self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
         self.polled: set[int] = set()
-        """Ranks without a descriptor that tells their end: Linux or Python has no such ones, or none is left."""
+        """Ranks without a descriptor that signals their end, for want of pidfds or of descriptors."""
         self.states_read = self.now = time.monotonic()
         self.all_stopped = False
         self.reported_at: float | None = None
@@ -323,14 +323,14 @@ class Guard:
                 self.processes[rank].send(number)
 
     def _orphaned(self, statuses: dict[int, Status]) -> Fault | None:
-        # A rank whose script has ended needs its launcher no more: Open MPI's may be the first to go.
+        # A rank whose script has ended no longer needs its launcher: Open MPI's may end first.
         working = [status for status in statuses.values() if State.STARTING <= status.state < State.ENDED]
         if self.launcher.alive() or not working:
             return None
         return Fault(f"what started the ranks of this host (pid {self.launcher.pid}) is gone")
 
     def _report(self, fault: Fault, statuses: dict[int, Status]) -> str:
-        frames = stacks.collect(
+        frames = collect_stacks(
             {
                 rank: (self.processes[rank], status.stack)
                 for rank, status in statuses.items()
@@ -344,7 +344,7 @@ class Guard:
         for rank, status in list(statuses.items())[:LINES]:
             gone = "is gone, " if rank in self.observed.gone else ""
             end = "has ended, " if status.state == State.ENDED else gone
-            now = stacks.user_frame(frames.get(rank, []))
+            now = user_frame(frames.get(rank, []))
             lines.append(f"  rank {rank}: {end}{step_of(status)}{activity(status)}{f'; now at {now}' if now else ''}")
         if len(statuses) > LINES:
             lines.append(f"  and {len(statuses) - LINES} more ranks of this host")

@@ -1,4 +1,4 @@
-"""What the launcher says to this process, rank r of n, by environment variables; and what a script says back."""
+"""The launcher's environment variables (rank r of n), and the file by which a script reports its completion."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def detect(environ: Environ) -> Launch | None:
 
 
 def tasks_of_job(environ: Environ) -> int | None:
-    """How many tasks a scheduler's job has; None outside a job, or if only cores were requested."""
+    """The number of tasks of a scheduler's job; None outside a job, or if only cores were requested."""
     if _number(environ, "SLURM_NTASKS") is not None:
         return _number(environ, "SLURM_NTASKS")
     try:

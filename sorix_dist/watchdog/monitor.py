@@ -36,9 +36,9 @@ AFTER_GUARD = 5.0
 FRAMES = 12
 """Frames of the stack in a report."""
 WRITE_SECONDS = 2.0
-"""How long a report may take; the write blocks if nothing reads it."""
+"""Seconds that a report may take; the write blocks if nothing reads it."""
 CONNECT_SECONDS = 5.0
-"""How long a connection to the guard may take."""
+"""Seconds that a connection to the guard may take."""
 HIGH = 1000
 """A descriptor's number that few programs reach."""
 

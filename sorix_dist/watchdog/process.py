@@ -20,7 +20,7 @@ class Process:
         self.pid = pid
         self.start = start
         self.handle: int | None = None
-        """A descriptor that becomes readable when the process ends; None where Linux or Python has no such ones."""
+        """A descriptor that becomes readable when the process ends; None if Linux or Python has no pidfds."""
         if hasattr(signal, "pidfd_send_signal"):
             with suppress(AttributeError, OSError):
                 self.handle = os.pidfd_open(pid)
@@ -135,7 +135,7 @@ def launcher_pid(launch: Launch) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    # "PID (name) state parent ...": the name may hold spaces and brackets
+    # "PID (name) state parent ...": the name may contain spaces and brackets
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

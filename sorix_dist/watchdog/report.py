@@ -19,13 +19,13 @@ from sorix_dist.watchdog.diagnosis import activity, step_of
 from sorix_dist.watchdog.status_page import State
 
 QUIET_SECONDS = 4.0
-"""How long a rank that failed after another one waits silently to be ended by it."""
+"""Seconds that a rank that failed after another one waits silently to be ended by it."""
 REPORT_SECONDS = 3.0
-"""How long a rank waits for the guard to print its report."""
+"""Seconds that a rank waits for the guard to print its report."""
 FLUSH_SECONDS = 2.0
-"""How long flushing printed output may take; it blocks if nothing reads it."""
+"""Seconds that flushing printed output may take; it blocks if nothing reads it."""
 ABORT_SECONDS = 2.0
-"""How long MPI_Abort may take before this process ends itself."""
+"""Seconds that MPI_Abort may take before this process ends itself."""
 
 abort_all: Callable[[int], None] = lambda code: None  # noqa: E731
 """Ends all ranks with an exit code if it can reach them, else returns. `sorix_dist.comm` sets it."""

@@ -30,7 +30,7 @@ WORD = 8
 CHANNELS = 40
 """Communicators of a rank that have a channel at a time."""
 STARTUP = 1
-"""The key of collectives before there is a communicator of ours; their keys are random and larger."""
+"""The key of collectives before the first communicator; later keys are random and larger."""
 DEPTH = 4
 """Collectives of a communicator that are remembered, a power of two."""
 
@@ -38,13 +38,14 @@ FOLDERS = 8
 """Names of the folder of status pages to try, since other users may occupy some."""
 
 LOCK_SECONDS = 10.0
-"""How long a process waits for another one that has locked the pages."""
+"""Seconds that a process waits for another one that has locked the pages."""
 
 LONGEST = 1e9
 """Longer time-outs, in seconds, are cut to this."""
 
 _GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
-PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER = range(9)  # words of a rank's page
+# Words of a rank's page; WAITED: nanoseconds that it has waited for others.
+PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
@@ -330,7 +331,7 @@ def directory() -> Path:
                 about = os.lstat(folder)
                 if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
                     return folder
-    raise PermissionError(f"no folder for this user alone can be made in {above}; set TMPDIR to one of your own")
+    raise PermissionError(f"no private folder of this user can be made in {above}; set TMPDIR to one of your own")
 
 
 def path_for(launcher: int) -> Path:

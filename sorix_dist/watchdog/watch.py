@@ -1,6 +1,6 @@
 """The rank's side of the watchdog: its status page, kept up to date by a few stores around every collective.
 
-The other side is a guard process per host (`sorix_dist.watchdog.guard`). It is a process of its own because a rank
+The other side is a guard process per host (`sorix_dist.watchdog.guard`). It is a separate process because a rank
 can't watch while MPI has Python's lock, and because MPICH kills all ranks within milliseconds of the first one's end,
 before any of them could report it.
 """
@@ -72,7 +72,7 @@ class RankPage:
         return over and self.words[self.at + layout.STATE] == State.RUNNING
 
     def say(self, what: str, where: str) -> None:
-        """Publish what this rank does, and where the user called it."""
+        """Publish the operation of this rank, and the user's line that called it."""
         self.pages.put_text(self.rank, pack_text(what, where))
 
     def enable_stack_dump(self) -> None:
@@ -199,7 +199,7 @@ def join(launch: Launch) -> bool:
     monitor.start()
     _page.enable_stack_dump()
     if not faulthandler.is_enabled():
-        with suppress(ValueError, OSError, AttributeError):  # a sys.stderr that is no file
+        with suppress(ValueError, OSError, AttributeError):  # sys.stderr is not a file
             faulthandler.enable()
     atexit.register(_page.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)
@@ -237,7 +237,7 @@ def running(timeout: float) -> None:
 
 @contextmanager
 def wrapping(size: int) -> Iterator[None]:
-    """Watch the MPI calls that make a communicator of `size` ranks, which no communicator of ours counts yet."""
+    """Watch the MPI calls that make a communicator of `size` ranks, which no `Comm` counts yet."""
     global _startup
     page = _page
     if page is None or page.waits:  # the latter in a split, which is counted
@@ -284,7 +284,7 @@ def begins(doing: str, number: int) -> None:
 
 
 def mark_reported() -> None:
-    """What ends the job has been reported: however the ranks end now, there is nothing to add."""
+    """Record that the fault has been reported, so that the ends of the ranks are not reported again."""
     if _page is not None:
         _page.pages.reported = 1
 

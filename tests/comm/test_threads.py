@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import decimal
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from sorix_dist.comm import (
     init,
     is_initialized,
     run_threads,
+    threads,
     using,
 )
 
@@ -248,3 +251,32 @@ def test_hosts_can_be_pretended() -> None:
 def test_bad_arguments(arguments: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         run_threads(lambda: None, **arguments)
+
+
+def interrupted(seconds: float) -> list[str]:
+    """The notes of an interrupt of two ranks that sleep for `seconds` at a time, without a collective."""
+
+    def rank() -> None:
+        while True:
+            time.sleep(seconds)
+
+    pressed = threading.Timer(0.5, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    pressed.start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_threads(rank, 2)
+    return getattr(caught.value, "__notes__", [])
+
+
+def test_an_interrupt_ends_ranks_that_compute() -> None:
+    assert interrupted(0.01) == []
+    deadline = time.monotonic() + 10
+    while any(thread.name in ("rank 0", "rank 1") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ranks_that_an_interrupt_does_not_end_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "ENDING", 0.1)
+    (note,) = interrupted(1.5)
+    assert note.startswith("these ranks end only when they come back to Python: rank 0 is at ")
+    assert "; rank 1 is at " in note

@@ -471,11 +471,11 @@ def test_function_in_reproducible_mode(case: Case) -> None:
             np.zeros(x.shape) if (p := x.place) is not None and not p.batch.in_order else rank.whole(x) for x in results
         ]
 
-    (alone,) = run(bits, [11], SHARDS)
+    (reference,) = run(bits, [11], SHARDS)
     for counts in IN_ORDER if LONG else IN_ORDER[-1:]:
         if placed.check(case.function, arrays, case.placements, counts, SHARDS):
             for results in agreed(run(bits, counts, SHARDS)) or []:
-                for x, y in zip(results, alone, strict=True):
+                for x, y in zip(results, reference, strict=True):
                     np.testing.assert_array_equal(x, y, f"on {counts}")
 
 

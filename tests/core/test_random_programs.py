@@ -255,10 +255,10 @@ def check(rng: Random, seed: int) -> str:
     if not steps:
         return "nothing to run"
     where = f"{described(steps)}; {last} on {counts}, seed {seed}"
-    (alone,) = run(lambda rank: derivatives(steps, arrays, last, rank, False), [rows])
-    if isinstance(alone, Exception):
-        raise alone
-    if not all(np.all(np.isfinite(t.array)) for t in alone if t is not None):
+    (reference,) = run(lambda rank: derivatives(steps, arrays, last, rank, False), [rows])
+    if isinstance(reference, Exception):
+        raise reference
+    if not all(np.all(np.isfinite(t.array)) for t in reference if t is not None):
         return "not finite"
     ranks = run(lambda rank: (rank, derivatives(steps, arrays, last, rank, True)), counts)
     try:
@@ -270,17 +270,17 @@ def check(rng: Random, seed: int) -> str:
         assert size > 1, f"{where}: one process refuses: {ranks[0]}"
         return "refused"
     for rank, got in results:
-        compare(got, alone, rank, f"{where}, rank {rank.number}")
+        compare(got, reference, rank, f"{where}, rank {rank.number}")
     if seed % 10 == 0:
-        central(steps, arrays, last, alone, where)
+        central(steps, arrays, last, reference, where)
     return "right"
 
 
-def central(steps: list[Step], arrays: list[Array], last: str, alone: list[Any], where: str) -> None:
+def central(steps: list[Step], arrays: list[Array], last: str, reference: list[Any], where: str) -> None:
     """The first derivative in a random direction against central differences."""
     rng = np.random.default_rng(1)
     directions = [np.asarray(rng.standard_normal(a.shape)) for a in arrays]
-    slope = sum(float((g.array * d).sum()) for g, d in zip(alone[1:], directions, strict=False) if g is not None)
+    slope = sum(float((g.array * d).sum()) for g, d in zip(reference[1:], directions, strict=False) if g is not None)
     h = 1e-6
 
     def along(step: float) -> float:

@@ -109,7 +109,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "where of numbers": (lambda: sx.where(T([1.0, 0.0]), 1.0, 2.0), TypeError, "condition must hold bools"),
     "mm of vectors": (lambda: sx.ones(2).mm(sx.ones(2)), ValueError, "mm: operands must have 2 and 2 dimensions"),
     "bmm of matrices": (lambda: sx.ones(2, 2).bmm(sx.ones(2, 2)), ValueError, "matmul takes any"),
-    "bmm of other counts": (lambda: sx.ones(1, 2, 2).bmm(sx.ones(3, 2, 2)), ValueError, "as many matrices"),
+    "bmm of other counts": (lambda: sx.ones(1, 2, 2).bmm(sx.ones(3, 2, 2)), ValueError, "must have the same length"),
     "dot of matrices": (lambda: sx.ones(2, 2).dot(sx.ones(2, 2)), ValueError, "dot: operands must have 1 and 1"),
     "float of two": (lambda: float(T([1.0, 2.0])), ValueError, "can only convert an array of size 1"),
 }

@@ -34,6 +34,23 @@ def test_entries_can_be_found():
                 assert callable(operator.attrgetter(thing.__qualname__)(module_of_its_own)), name
 
 
+def test_parameters_become_a_list():
+    text = """Does it.
+
+    rows: how many; names, more: texts that
+    go on here. It is fast.
+    Other: words. axis: where.
+
+        rows: code
+    """
+    expected = (
+        "Does it.\n\n- `rows`: how many\n- `names, more`: texts that go on here. It is fast. Other: words.\n"
+        "- `axis`: where.\n\n    rows: code"
+    )
+    assert reference.itemized(text, ["rows", "names", "more", "axis"]) == expected
+    assert reference.itemized("Does it.", []) == "Does it."
+
+
 def test_every_entry_has_a_docstring():
     for page, (_, modules) in reference.PAGES.items():
         for module in modules.values():

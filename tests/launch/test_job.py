@@ -286,15 +286,15 @@ def test_options_of_run_stand_before_the_script(tmp_path: Path) -> None:
     job_ = Job(("t.py", "--lr", "1"), ("env", "A=b c", "echo"), "/", run_options=options, ranks_per_node=2)
     path = tmp_path / "local.sh"
     path.write_text(script("local", job_))
-    said = subprocess.run(["bash", str(path)], capture_output=True, text=True, check=True, timeout=30).stdout
-    assert said == "-P -m sorix_dist run --log-dir my logs --max-restarts 3 --env=A=$x -n 2 t.py --lr 1\n"
+    output = subprocess.run(["bash", str(path)], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert output == "-P -m sorix_dist run --log-dir my logs --max-restarts 3 --env=A=$x -n 2 t.py --lr 1\n"
     launcher = container(script("kubernetes", job_), "Launcher")
     environ = {one["name"]: one["value"].replace("$$", "$") for one in launcher["env"]}
-    said = subprocess.run(
+    output = subprocess.run(
         [*launcher["command"], *launcher["args"]],
         env=os.environ | environ, capture_output=True, text=True, check=True, timeout=30,
     ).stdout  # fmt: skip
-    assert said == "-P -m sorix_dist run --log-dir my logs --max-restarts 3 --env=A=$x -n 2 t.py --lr 1\n"
+    assert output == "-P -m sorix_dist run --log-dir my logs --max-restarts 3 --env=A=$x -n 2 t.py --lr 1\n"
 
 
 @pytest.mark.parametrize("kind", SHELLS)

@@ -10,7 +10,7 @@ import pytest
 from sorix_dist.launch.doctor import Finding, machine
 
 
-def told(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, list[float]]) -> list[Finding]:
+def findings(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, list[float]]) -> list[Finding]:
     """What is said where OpenBLAS chooses one kernel, and these have those times, one measurement after the other."""
     times: dict[str, Iterator[float]] = {kernel: iter(each) for kernel, each in seconds.items()}
 
@@ -24,22 +24,22 @@ def told(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, lis
 
 
 def test_faster_kernels_are_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = told(monkeypatch, "SkylakeX", {"SkylakeX": [5.0, 4.0], "Haswell": [9.0, 3.6]})
+    (found,) = findings(monkeypatch, "SkylakeX", {"SkylakeX": [5.0, 4.0], "Haswell": [9.0, 3.6]})
     assert found.level == "ok"
     assert found.text.startswith("Haswell takes 0.90 of the time of SkylakeX")
     assert found.mend.startswith("OPENBLAS_CORETYPE=Haswell in the environment of every rank")
 
 
 def test_kernels_that_are_hardly_faster_are_not_worth_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = told(monkeypatch, "Cooperlake", {"Cooperlake": [4.0, 9.0], "Haswell": [3.9, 9.0]})
+    (found,) = findings(monkeypatch, "Cooperlake", {"Cooperlake": [4.0, 9.0], "Haswell": [3.9, 9.0]})
     assert (found.level, found.mend) == ("ok", "")
     assert found.text.startswith("Haswell takes 0.97 of the time of Cooperlake")
 
 
 def test_nothing_is_said_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert told(monkeypatch, "Haswell", {"Haswell": [1.0]}) == []
-    assert told(monkeypatch, "neoversen1", {"neoversen1": [1.0]}) == []
-    assert told(monkeypatch, "SkylakeX", {"SkylakeX": [1.0, 1.0]}) == []  # built without Haswell's
+    assert findings(monkeypatch, "Haswell", {"Haswell": [1.0]}) == []
+    assert findings(monkeypatch, "neoversen1", {"neoversen1": [1.0]}) == []
+    assert findings(monkeypatch, "SkylakeX", {"SkylakeX": [1.0, 1.0]}) == []  # built without Haswell's
     assert [*machine.kernels({machine.KERNEL_CHOICE: "SkylakeX"})] == []
 
 

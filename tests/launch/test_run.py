@@ -142,13 +142,13 @@ print("counted", count, "in all", flush=True)
     attach = f"import os; os.open({os.ttyname(theirs)!r}, os.O_RDWR)"
     with job(after(attach, runner(counts)), stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
-        said = ""
-        while "ready" not in said:
-            said += os.read(ours, 1000).decode()
+        output = ""
+        while "ready" not in output:
+            output += os.read(ours, 1000).decode()
         os.write(ours, b"\x03")
-        while "in all" not in said:
-            said += os.read(ours, 1000).decode()
-        assert "counted 1 in all" in said
+        while "in all" not in output:
+            output += os.read(ours, 1000).decode()
+        assert "counted 1 in all" in output
         assert process.wait(LIMIT) == 0
     os.close(ours)
 

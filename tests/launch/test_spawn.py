@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +107,17 @@ def test_an_exception_comes_with_its_rank_and_the_ranks_traceback(capsys: pytest
     assert re.search(r'File ".*test_spawn\.py", line \d+, in fails\n *raise KeyError', str(caught.value.__cause__))
     assert "Traceback" in str(caught.value.__cause__)
     assert "Traceback" not in capsys.readouterr().out
+
+
+def test_the_traceback_has_the_lines_of_a_notebooks_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def fails(x):\n    return inner(x)\ndef inner(x):\n    return 1 / x  # in a cell\n"
+    monkeypatch.setitem(linecache.cache, "<cell 1>", (len(source), None, source.splitlines(True), "<cell 1>"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell 1>", "exec"), names)
+    with pytest.raises(ZeroDivisionError) as caught:
+        sx.run(names["fails"], (0,), num_proc=1)
+    assert "return inner(x)\n" in str(caught.value.__cause__)
+    assert "return 1 / x  # in a cell\n" in str(caught.value.__cause__)
 
 
 class Picky(Exception):
@@ -273,6 +286,11 @@ def test_an_allocation_does_not_send_ranks_elsewhere(monkeypatch: pytest.MonkeyP
         ({"args": "ab"}, TypeError, "args must be a tuple of the function's arguments, got 'ab'"),
         ({"num_proc": 0}, ValueError, "num_proc must be a whole number of at least 1, got 0"),
         ({"num_proc": 2.0}, ValueError, "num_proc must be .* got 2.0"),
+        (
+            {"num_proc": 100_000},
+            ValueError,
+            r"num_proc must be at most \d+, 8 for each of the \d+ usable",
+        ),
         ({"backend": "gloo"}, ValueError, "backend must be one of 'mpi', 'threads', got 'gloo'"),
         ({"timeout": 0}, ValueError, "timeout must be a number of seconds above 0, or None, got 0"),
         ({"env": {"A": 1}}, TypeError, "env must map names to strings, got 'A': 1"),

@@ -39,7 +39,7 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervised:
     folder.mkdir()
 
     def work(script: str, max_restarts: int = 3, begin: str = BEGIN, **settings: float) -> tuple[int, list[str], int]:
-        said: list[str] = []
+        messages: list[str] = []
         attempts: list[int] = []
 
         def start(attempt: int, env: dict[str, str]) -> Command:
@@ -47,11 +47,11 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervised:
             return Command((sys.executable, "-c", begin + script, str(folder)), env)
 
         code = supervise(
-            start, folder, max_restarts=max_restarts, newest_steps=newest_steps, say=said.append, **settings
+            start, folder, max_restarts=max_restarts, newest_steps=newest_steps, say=messages.append, **settings
         )
         assert attempts == list(range(len(attempts)))
         assert not [path for path in folder.iterdir() if path.name.startswith(module.PRIVATE)]
-        return code, said, len(attempts)
+        return code, messages, len(attempts)
 
     return work
 
@@ -62,22 +62,22 @@ def test_a_script_that_comes_to_its_end_is_started_once(supervised: Supervised) 
 
 
 def test_a_crash_is_followed_by_a_start_from_what_was_saved(supervised: Supervised) -> None:
-    code, said, starts = supervised(SAVE + "if attempt < 2: os.kill(os.getpid(), 9)")
+    code, messages, starts = supervised(SAVE + "if attempt < 2: os.kill(os.getpid(), 9)")
     assert (code, starts) == (0, 3)
-    assert said == [f"the job ended with code 137; restart {number} of 3" for number in (1, 2)]
+    assert messages == [f"the job ended with code 137; restart {number} of 3" for number in (1, 2)]
 
 
 def test_it_is_started_no_oftener_than_was_allowed(supervised: Supervised) -> None:
-    code, said, starts = supervised(SAVE + "sys.exit(7)", 2, BARE)
+    code, messages, starts = supervised(SAVE + "sys.exit(7)", 2, BARE)
     assert (code, starts) == (7, 3)
-    assert said[-1] == "the job ended with code 7; not started again after 2 restarts"
+    assert messages[-1] == "the job ended with code 7; not started again after 2 restarts"
     assert supervised(SAVE + "sys.exit(7)", 0, BARE)[::2] == (7, 1)
 
 
 def test_two_attempts_without_progress_are_the_last(supervised: Supervised) -> None:
-    code, said, starts = supervised("sys.exit(7)", 9, BARE)
+    code, messages, starts = supervised("sys.exit(7)", 9, BARE)
     assert (code, starts) == (7, 2)
-    assert "not started again: 2 attempts in a row saved no later step in " in said[-1]
+    assert "not started again: 2 attempts in a row saved no later step in " in messages[-1]
     code, _, starts = supervised("if attempt == 1: " + SAVE + "sys.exit(7)", 9, BARE)
     assert (code, starts) == (7, 4)  # attempts 0, 2 and 3 made none
 
@@ -101,9 +101,9 @@ def test_a_run_that_begins_anew_makes_progress(supervised: Supervised) -> None:
     ],
 )
 def test_code_0_without_the_mark_is_no_success(supervised: Supervised, end: str) -> None:
-    code, said, starts = supervised(end, max_restarts=1)
+    code, messages, starts = supervised(end, max_restarts=1)
     assert (code, starts) == (70, 2)
-    assert said[0].startswith("the job ended with code 0, but rank 0 did not reach the end of a script that")
+    assert messages[0].startswith("the job ended with code 0, but rank 0 did not reach the end of a script that")
 
 
 def test_a_script_without_the_package_leaves_no_mark(supervised: Supervised) -> None:

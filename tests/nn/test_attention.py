@@ -106,8 +106,8 @@ def test_layouts() -> None:
     assert weights.shape == (4, 5, 5)
     np.testing.assert_allclose(weights.numpy().sum(axis=-1), 1)
     assert first(x, x, x, average_attn_weights=False)[1].shape == (4, 3, 5, 5)
-    alone, weights = second(x[0], x[0], x[0])
-    np.testing.assert_allclose(alone.numpy(), expected.numpy()[0])
+    reference, weights = second(x[0], x[0], x[0])
+    np.testing.assert_allclose(reference.numpy(), expected.numpy()[0])
     assert weights.shape == (5, 5)
     assert second(x[0], need_weights=False)[1] is None
 

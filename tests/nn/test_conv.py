@@ -269,11 +269,11 @@ def trained(wrapped: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_an_image_network_trains_alike_on_any_number_of_ranks(ranks: int) -> None:
-    alone = trained(False)
+    reference = trained(False)
     for state in run_threads(trained, ranks, (True,), timeout=100):
-        assert state.keys() == alone.keys()
+        assert state.keys() == reference.keys()
         for name, value in state.items():
-            np.testing.assert_allclose(value, alone[name], rtol=0, atol=1e-11, err_msg=f"{name} on {ranks} ranks")
+            np.testing.assert_allclose(value, reference[name], rtol=0, atol=1e-11, err_msg=f"{name} on {ranks} ranks")
 
 
 X = np.zeros((2, 4, 5, 5), np.float32)

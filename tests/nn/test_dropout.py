@@ -43,10 +43,10 @@ def by_shards(layer: Any, shape: tuple[int, ...], split: tuple[int, ...], virtua
 )
 def test_masks_of_shared_rows_are_those_of_all_rows(kind: Any, shape: Any, split: Any, virtual: bool) -> None:
     manual_seed(1)
-    alone = kind(0.4)
+    reference = kind(0.4)
     manual_seed(1)
     layer = kind(0.4)
-    expected = [alone(ones(*shape)).array for _ in range(2)]
+    expected = [reference(ones(*shape)).array for _ in range(2)]
     assert (expected[0] != expected[1]).any(), "two calls drew the same mask"
     for got, whole in zip(by_shards(layer, shape, split, virtual), expected, strict=True):
         np.testing.assert_array_equal(got, whole)

@@ -307,10 +307,10 @@ def test_only_a_mean_with_its_own_denominator_asks_the_other_ranks(
         value.backward(np.ones(value.shape))
         return x.grad.numpy()
 
-    alone = backward(Tensor(SCORES, requires_grad=True))
+    reference = backward(Tensor(SCORES, requires_grad=True))
     group = OneOfTwo(lambda part: 4 * part)
     x = sharded(SCORES, 3, 18, group, trained=True)
-    np.testing.assert_allclose(backward(x), alone * factor)
+    np.testing.assert_allclose(backward(x), reference * factor)
     assert [float(part.item()) for part in group.asked] == asked
     group.asked.clear()
     value = loss(x.detach(), labels)  # ranks that record and those that do not ask alike

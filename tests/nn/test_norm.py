@@ -108,11 +108,11 @@ def test_batch_norm_of_shared_rows_is_that_of_all_rows(shape: tuple[int, ...], s
         return [t.array for t in (y, *gradients, layer.running_mean, layer.running_var)]
 
     results, meeting = shared(split, work)
-    alone = work(Tensor)
+    reference = work(Tensor)
     y, gradient, *everywhere = zip(*results, strict=True)
-    for parts, expected in ((y, alone[0]), (gradient, alone[1])):
+    for parts, expected in ((y, reference[0]), (gradient, reference[1])):
         np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-9, atol=1e-12)
-    for parts, expected in zip(everywhere, alone[2:], strict=True):
+    for parts, expected in zip(everywhere, reference[2:], strict=True):
         assert all((part == parts[0]).all() for part in parts), "the holders differ"
         np.testing.assert_allclose(parts[0], expected, rtol=1e-11, atol=1e-11)
     asked = [*["batch_norm"] * 3, "autograd.grad"]
@@ -133,11 +133,11 @@ def test_second_derivatives_of_shared_rows_are_those_of_all_rows(split: tuple[in
 
     results, _ = shared(split, work)
     first, second, scale = zip(*results, strict=True)
-    alone = work(Tensor)
-    for parts, expected in ((first, alone[0]), (second, alone[1])):
+    reference = work(Tensor)
+    for parts, expected in ((first, reference[0]), (second, reference[1])):
         np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-9, atol=1e-11)
     for part in scale:
-        np.testing.assert_allclose(part, alone[2], rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(part, reference[2], rtol=1e-9, atol=1e-11)
 
 
 def test_one_value_per_channel_is_an_error_for_every_holder() -> None:

@@ -40,8 +40,8 @@ def test_layouts_agree(layer: Any) -> None:
         assert a.shape == (4, 2, 4)
         np.testing.assert_allclose(a, b)
     without = tuple(h[:, 1] for h in hx) if isinstance(hx, tuple) else hx[:, 1]
-    alone = states_of(two(x[:, 1], without))
-    for a, b in zip(alone, first, strict=True):
+    reference = states_of(two(x[:, 1], without))
+    for a, b in zip(reference, first, strict=True):
         np.testing.assert_allclose(a, b[:, 1])
 
 

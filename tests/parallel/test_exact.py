@@ -7,9 +7,9 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
-from sorix_dist.parallel.pair_reducer import PairReducer
-from sorix_dist.parallel.reducers import AllReduceReducer
-from sorix_dist.parallel.shared_reducers import HierarchicalReducer
+from sorix_dist.parallel.comm_hooks import fp16_compress
+from sorix_dist.parallel.hosts_reducer import HostsReducer
+from sorix_dist.parallel.reducers import HookReducer
 from tests.support.parallel import exactness
 
 
@@ -20,22 +20,34 @@ def test_same_as_one_process(check, size):
         run_threads(check, size, args=(rows,))
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("size", "hosts"), [(2, 2), (4, 2), (3, 2), (4, 4), (7, 3)])
 @pytest.mark.parametrize("check", exactness.CHECKS, ids=lambda check: check.__name__)
-def test_same_on_several_hosts(check, size):
+def test_same_on_several_hosts(check, size, hosts):
     """Where no memory is shared by all, gradients go by messages."""
     for rows in (1, 17):
-        run_threads(check, size, args=(rows,), hosts=2)
+        run_threads(check, size, args=(rows,), hosts=hosts)
 
 
 @pytest.mark.parametrize(
-    ("size", "hosts", "reducer"), [(4, 2, HierarchicalReducer), (3, 2, AllReduceReducer), (2, 2, PairReducer)]
+    ("size", "hosts", "hook", "reducer"),
+    [
+        (4, 2, None, HostsReducer),
+        (3, 2, None, HostsReducer),
+        (3, 2, fp16_compress, HostsReducer),
+        (3, 2, print, HookReducer),
+        (4, 2, print, HostsReducer),
+        (2, 2, print, HostsReducer),
+        (2, 1, print, HookReducer),
+    ],
 )
-def test_memory_is_shared_within_hosts(size, hosts, reducer):
-    """Where every host has several ranks and as many as the others, each sends only its slice."""
+def test_hosts_send_slices(size, hosts, hook, reducer):
+    """Except where a hook may expect all ranks, and some have no slice."""
 
     def wrapped():
-        return type(sx.DistributedDataParallel(nn.Linear(3, 2))._buckets[0].reducer).__name__
+        model = sx.DistributedDataParallel(nn.Linear(3, 2))
+        if hook is not None:
+            model.register_comm_hook(hook)
+        return type(model._buckets[0].reducer).__name__
 
     assert run_threads(wrapped, size, hosts=hosts) == [reducer.__name__] * size
 

@@ -87,7 +87,7 @@ def test_parts_may_be_left_out_or_lacking(folder: Path) -> None:
     checkpointer = sx.Checkpointer(folder)
     checkpointer.save(0, model=model, optimizer=optim.SGD(model.parameters(), lr=0.1), best=1, scheduler=None)
     assert checkpointer.load_latest(model=model, scheduler=None) == {"step": 0, "best": 1, "scheduler": None}
-    with pytest.raises(ValueError, match=r"holds model, optimizer, not loader"):
+    with pytest.raises(ValueError, match=r"contains model, optimizer, not loader"):
         checkpointer.load_latest(model=model, loader=Part())
     with pytest.raises(ValueError, match="not best"):
         checkpointer.load_latest(best=Part())
@@ -193,10 +193,11 @@ def test_other_surroundings_are_said(folder: Path, monkeypatch: pytest.MonkeyPat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert checkpointer.load_latest() == {"step": 0}
-    monkeypatch.setattr("sorix_dist.utils.machine.cpu", lambda: "another CPU")
-    monkeypatch.setattr("sorix_dist.utils.machine.blas", lambda: [("a BLAS", 7)])
+    monkeypatch.setattr("sorix_dist.train.run_state.cpu", lambda: "another CPU")
+    monkeypatch.setattr("sorix_dist.comm.blas.libraries", lambda: [("a BLAS", 7)])
     with pytest.warns(RuntimeWarning, match="last bits") as told:
         assert checkpointer.load_latest() == {"step": 0}
+    assert told[0].filename == __file__  # where it was called
     message = str(told[0].message)
     assert "another CPU now" in message
     assert "a BLAS now" in message
@@ -234,6 +235,6 @@ def test_what_is_no_newer_step(folder: Path) -> None:
         warnings.simplefilter("always")
         assert sx.Checkpointer(folder).load_latest() == {"step": 1}
     assert [re.findall(r"step-(\d+)", str(warning.message))[0] for warning in told] == ["12", "11", "10", "9"]
-    assert "it is no regular file, but a pipe or device" in str(told[1].message)
+    assert "it is not a regular file, but a pipe or device" in str(told[1].message)
     sx.Checkpointer(folder).save(13)
     assert newest_steps(folder) == {folder: 13}

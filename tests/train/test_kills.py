@@ -17,13 +17,13 @@ from tests.support.train import saving
 from tests.support.train.faults import Counting, PowerLoss, Volatile
 
 KILLS = 400 if os.environ.get("SORIX_DIST_LONG") == "1" else 60
-ALONE = {"OPENBLAS_NUM_THREADS": "1"}
+ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.mark.timeout(240)
 def test_a_kill_before_each_operation(tmp_path: Path) -> None:
     ended = run_command(
-        [sys.executable, "-m", "tests.support.train.saving", "each", str(tmp_path)], limit=200, env=ALONE
+        [sys.executable, "-m", "tests.support.train.saving", "each", str(tmp_path)], limit=200, env=ONE_BLAS_THREAD
     )
     assert ended.code == 0, ended.err
     assert int(ended.err.split()[0]) > 40, ended.err
@@ -33,7 +33,7 @@ def test_a_kill_before_each_operation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [(), ("async",)], ids=["at once", "in a thread"])
 def test_kills_at_any_instant(how: tuple[str, ...], tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tests.support.train.saving", "any", str(tmp_path), str(KILLS // 2), *how]
-    ended = run_command(argv, limit=30 + 2 * KILLS, env=ALONE)
+    ended = run_command(argv, limit=30 + 2 * KILLS, env=ONE_BLAS_THREAD)
     assert ended.code == 0, ended.err
     assert int(ended.err.split()[0]) > 0, "no kill met a file that was being written"
 

@@ -64,6 +64,27 @@ def test_lines_once_on_ranks() -> None:
     assert ended.err.count("after epoch") == 2
 
 
+WAITING = """
+import time, numpy as np, sorix_dist as sx
+from sorix_dist.utils.data import DataLoader, Dataset
+for xb in sx.progress(DataLoader(Dataset(np.zeros((12, 3), np.float32)), batch_size=1)):
+    time.sleep(0.2 * (sx.rank() == 1))
+    sx.barrier()
+"""
+
+
+@needs_mpirun
+def test_the_rank_that_the_others_wait_for_is_named() -> None:
+    pytest.importorskip("mpi4py")
+    ended = run_ranks(2, "-c", WAITING)
+    assert ended.code == 0, ended.err
+    found = re.search(r"  (\d+)% waiting .* \(rank 1: (\d+)% waiting, the others (\d+)%\)$", ended.out, re.MULTILINE)
+    assert found, ended.out
+    mean, slow, others = map(int, found.groups())
+    assert slow < mean < others
+    assert others > 50
+
+
 def test_a_live_line_on_a_terminal() -> None:
     """What is on the screen in the end are the lines; before them, one line was written over again."""
     ours, theirs = pty.openpty()

@@ -322,7 +322,7 @@ def test_length_buckets(shuffle: bool) -> None:
     assert ([yb.tolist() for _, yb in other] == [yb.tolist() for _, yb in one]) != shuffle
     with pytest.raises(ValueError, match="batch_size must be that of the sampler, 8, got 9"):
         DataLoader(data, 9, sampler=LengthBucketSampler(data.lengths, 8))
-    with pytest.raises(ValueError, match="sample 7 must hold an array of its length 101"):
+    with pytest.raises(ValueError, match="sample 7 must have an array of its length 101"):
         list(DataLoader(data, 101, sampler=LengthBucketSampler(data.lengths + 100, 101, shuffle=False)))
     with pytest.raises(ValueError, match="lengths must be a vector of integers >= 0"):
         LengthBucketSampler([1.5], 8)

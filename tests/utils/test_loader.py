@@ -277,7 +277,7 @@ def test_bad_samplers() -> None:
     data = Dataset(np.arange(10))
     with pytest.raises(TypeError, match="sampler must be a Sampler or DistributedSampler, got list"):
         DataLoader(data, sampler=[1, 2])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shuffle and seed are the sampler's"):
+    with pytest.raises(ValueError, match="sampler excludes shuffle and seed"):
         DataLoader(data, shuffle=True, sampler=Sampler(10))
     with pytest.raises(ValueError, match="sampler must be of the data set's length 10, got 9"):
         DataLoader(data, sampler=Sampler(9))

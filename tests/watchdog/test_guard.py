@@ -130,7 +130,7 @@ def test_where_others_squat_the_folders_of_status_pages(fault: str, tmp_path: Pa
     command = f"{squat} && exec {MPIRUN} -n 2 {sys.executable} {tmp_path}/train.py"
     ended = run_command(["unshare", "-m", "sh", "-c", command], limit=25, env={"TMPDIR": str(tmp_path)})
     assert ended.code != 0, ended.err
-    assert "no folder for this user alone can be made" in ended.err
+    assert "no private folder of this user can be made" in ended.err
     says = "ValueError: a bad row" if "raise" in fault else "rank 1 has ended"
     assert re.search(says, ended.err), ended.err
     assert not ended.left, ended.err

@@ -207,7 +207,7 @@ def test_tables_are_in_a_folder_of_this_user_alone(how: str, tmp_path: Path, mon
     assert second.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(layout, "FOLDERS", 1)
     monkeypatch.setattr(layout.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(PermissionError, match="no folder for this user alone"):
+    with pytest.raises(PermissionError, match="no private folder of this user"):
         layout.directory()
 
 

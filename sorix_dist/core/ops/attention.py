@@ -35,7 +35,7 @@ def attention_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
-    """Queries, keys, values and masks as they go together: with the rows of a batch where queries have them."""
+    """Aligns keys, values and masks with the rows of the queries."""
     queries, *others = rules.whole_sums(inputs, name)
     lead = placement_of(queries)
     if lead is None or lead.axis == len(shape_of(queries)) - 1 or in_order(lead) or rules.one_row(lead):

@@ -118,7 +118,8 @@ def refused(x: Tensor, what: str) -> Tensor:
         raise RuntimeError(
             f"{what}: along axis {place.axis} lie the rows of this rank only, {place.held} of {place.total} in the "
             "global batch, so positions in it mean other rows on every number of ranks. sx.all_gather(x) gives the "
-            "rows of every rank, sx.global_value(x) all of them in one tensor; row masks, `:` and `...` are allowed"
+            "rows of every rank, sx.global_value(x) all of them in one tensor; row masks, `:` and `...` are allowed "
+            "[docs: refused-rows]"
         )
     gathered: Tensor = whole(x)
     return gathered

@@ -142,13 +142,13 @@ def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
 
 @op(differentiable=False, rule=along_axis(None), called="argmax")
 def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
-    """Where along `axis` (None: in the flattened input) the first largest element is."""
+    """The index along `axis` (None: in the flattened input) of the first largest element."""
     return np.argmax(x, axis=axis, keepdims=keepdims), ()
 
 
 @op(differentiable=False, rule=along_axis(None), called="argmin")
 def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
-    """Where along `axis` (None: in the flattened input) the first smallest element is."""
+    """The index along `axis` (None: in the flattened input) of the first smallest element."""
     return np.argmin(x, axis=axis, keepdims=keepdims), ()
 
 
@@ -190,13 +190,13 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None,
 
 
 def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """Where the first largest element is: along `dim` (or `axis`), else in the flattened input."""
+    """The index of the first largest element along `dim` (or `axis`), else in the flattened input."""
     at = _place("argmax", input, axis if dim is None else dim)
     return place_of_largest(input, axis=at, keepdims=keepdim or keepdims)
 
 
 def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """Where the first smallest element is: along `dim` (or `axis`), else in the flattened input."""
+    """The index of the first smallest element along `dim` (or `axis`), else in the flattened input."""
     at = _place("argmin", input, axis if dim is None else dim)
     return place_of_smallest(input, axis=at, keepdims=keepdim or keepdims)
 
@@ -228,7 +228,7 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
 
 
 def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
-    """What `max` and `min` do."""
+    """Implements `max` and `min`."""
     of_all, of_two, place = (amax, maximum, place_of_largest) if name == "max" else (amin, minimum, place_of_smallest)
     if isinstance(dim, Tensor | np.ndarray):
         return of_two(input, dim)

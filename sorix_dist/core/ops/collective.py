@@ -1,12 +1,12 @@
-"""Operations between placements: each one's gradient is another of them, so that derivatives of any order follow.
+"""Operations between placements. The gradient of each is another of them, so derivatives of any order exist.
 
-    Partial -> Replicate   all_reduced    the sum over all parts
-    Shard -> Partial       among_all      this rank's rows among zeros in the place of the others'
+    Partial -> Replicate   all_reduced    the sum over all ranks
+    Shard -> Partial       among_all      this rank's rows, padded with zeros for the others'
     Replicate -> Shard     cut_rows       this rank's rows
-    Replicate -> Partial   shared_out     one of equal parts
+    Replicate -> Partial   shared_out     the value divided by the number of ranks
 
-An all-gather is `among_all`, then `all_reduced`: right for any number of rows on each rank. Where a group adds up in
-order, Partials are whole already, and `add_up` and `spread` take the place of sums over rows and of broadcasting.
+An all-gather is `among_all`, then `all_reduced`, for any number of rows on each rank. In a group that adds up in order,
+Partials are complete already, and `add_up` and `spread` replace sums over rows and broadcasting.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sorix_dist.core.tensor import Array, Tensor
 
 @op(rule=given)
 def all_reduced(x: Any, *, group: Group, what: str) -> Any:
-    """The sum over all parts of a Partial, the same on every rank."""
+    """The sum of a Partial over all ranks, the same on each."""
     return group.reduce(x, what), (lambda g, out: like_input(all_reduced, g, group=group, what=what),)
 
 
 @op(rule=given)
 def among_all(x: Any, *, shard: Shard) -> Any:
-    """This rank's rows where they lie among those of all ranks, zeros elsewhere."""
+    """The rows of all ranks, with zeros for those of other ranks."""
     full = shard.padded(x, *shard.rows[:3])
     return shard.group.assemble(full), (lambda g, out: like_input(cut_rows, g, shard=shard),)
 
@@ -48,13 +48,13 @@ def cut_rows(x: Any, *, shard: Shard) -> Any:
 
 @op(rule=given)
 def shared_out(x: Any, *, parts: int) -> Any:
-    """x divided by the number of parts, so that their sum is x."""
+    """x / parts, so that the sum over the parts is x."""
     return x / parts, (lambda g, out: like_input(shared_out, g, parts=parts),)
 
 
 @op(rule=given)
 def spread_rows(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -> Any:
-    """x broadcast to `shape`, whose rows are the shard's, and divided by `over`: the transpose of `sum_in_order`."""
+    """x broadcast to the rows of a shard, of `shape`, and divided by `over`: the transpose of `sum_in_order`."""
     before = x.shape
     value = np.broadcast_to(x if over == 1 else x / over, shape)
     return value, (lambda g, out: like_input(sum_in_order, g, shard=shard, shape=before, over=over),)
@@ -62,8 +62,8 @@ def spread_rows(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) ->
 
 @op(rule=given)
 def sum_in_order(x: Any, *, shard: Shard, shape: tuple[int, ...], over: float) -> Any:
-    """The sum over the rows of all ranks, and over whatever else was broadcast from `shape`, in one order for any
-    number of ranks, divided by `over`."""
+    """The sum over the rows of all ranks, and over other axes that were broadcast from `shape`, divided by `over`, in
+    one order for any number of ranks."""
     extra = x.ndim - len(shape)
     stretched = tuple(i for i in range(x.ndim) if i < extra or (shape[i - extra] == 1 != x.shape[i]) or i == shard.axis)
 
@@ -101,7 +101,7 @@ def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
 
 @op(rule=given)
 def summed_parts(*parts: Any, batch: Batch, bounds: tuple[Any, ...]) -> Any:
-    """The sum over the virtual shards of all ranks, in one order; this rank has `parts`, for the rows in `bounds`."""
+    """The sum over the virtual shards of all ranks, in one order; `parts` are this rank's, for the rows in `bounds`."""
     of = dict(zip(bounds, parts, strict=True))
     value = batch.group.add_up(lambda rows: np.asarray(of[rows.start, rows.stop]), batch.rows)
     return value, ((lambda g, out: g),) * len(parts)
@@ -117,16 +117,16 @@ def first_of(*parts: Any, count: int) -> Any:
 
 
 def replicated(x: Tensor, name: str = "") -> Tensor:
-    """A tensor as a Replicate: the sum over all parts of a Partial, or the rows of all ranks."""
+    """Converts to a Replicate: the sum of a Partial over all ranks, or the rows of all ranks."""
     place = x.place
     if isinstance(place, Shard):
         group = place.group
-        if group.single and not group.ordered:  # where bits count, one process walks the nodes of several
+        if group.single and not group.ordered:  # reproducible mode needs the same nodes as on several ranks
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(
-                f"{name or 'a gather'}: the order of what a mask has selected along an axis that is not the first is "
-                "not that of the ranks: use sx.where or masked_fill, or put the batch axis first"
+                f"{name or 'a gather'}: elements that a mask has selected along an axis other than the first are not "
+                "in the order of the ranks: use sx.where or masked_fill, or put the batch axis first"
             )
         if name and not group.single:
             elements = prod(n for i, n in enumerate(x.array.shape) if i != place.axis) * place.total
@@ -145,7 +145,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
 
 
 def summed(x: Tensor, group: Group, what: str) -> Tensor:
-    """The sum over all ranks, the same on each; a backward of what follows from it begins with one of equal parts."""
+    """The sum over all ranks, the same on each. A backward from it starts with an equal share of the seed on each."""
     total = all_reduced(bare(x), group=group, what=what)
     if isinstance(total.origin, Node) and total.origin.sync is None:
         total.origin.sync = Sync(group)
@@ -153,7 +153,7 @@ def summed(x: Tensor, group: Group, what: str) -> Tensor:
 
 
 def rows_of(x: Any, shard: Shard) -> Any:
-    """This rank's rows of a Replicate that has one for each row of the global batch of a shard."""
+    """This rank's rows of a Replicate that has a row for each one of the shard's global batch."""
     if not isinstance(x, Tensor):
         return tagged(Tensor.of(_own_rows(x, shard)), shard)
     return tagged(cut_rows(bare(x), shard=shard), shard)
@@ -170,8 +170,8 @@ def _number(x: Any, dtype: Any) -> Array:
 
 
 def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
-    """An operand of a sum as a Partial of this dtype; a Replicate is divided by the number of parts: it counts
-    once."""
+    """Converts an operand of a sum to a Partial of this dtype. A Replicate is divided by the number of ranks, so that
+    it counts once."""
     operand = x if isinstance(x, Tensor) else Tensor(_number(x, dtype))  # a float32 of a number would round it
     if operand.array.dtype != dtype:
         operand = cast_to(operand, dtype=dtype)  # before it is divided, which rounds
@@ -183,7 +183,7 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
 
 
 def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:
-    """A Replicate broadcast to this rank's rows, so that its gradient is added up in order."""
+    """Broadcasts a Replicate to this rank's rows so that its gradient is summed in a fixed order."""
     shape = x.array.shape
     wide = (1,) * (ndim - len(shape)) + shape
     shard = lead.moved(ndim - at)
@@ -192,7 +192,7 @@ def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:
 
 
 def add_up(x: Tensor, shape: tuple[int, ...], divisor: float | None) -> Tensor:
-    """The sum over rows and over what else has length 1 in `shape`, in order, divided by `divisor`; 0 if that is 0."""
+    """The sum over rows and all axes of length 1 in `shape`, in a fixed order, divided by `divisor`; 0 if that is 0."""
     shard = shard_of(x)
     assert shard is not None
     return sum_in_order(bare(x), shard=shard, shape=shape, over=1 if divisor is None else divisor or inf)

@@ -88,7 +88,7 @@ def floor_divide(x: Any, y: Any) -> Any:
 
 
 def check_divisor(name: str, x: Any, y: Any) -> None:
-    """ZeroDivisionError where integers would be divided by 0, for which there is no number."""
+    """ZeroDivisionError if integers would be divided by 0."""
     if all(np.asarray(a).dtype.kind != "f" for a in (x, y)) and not np.all(y):
         raise ZeroDivisionError(f"{name}: integers can't be divided by 0; make them floats for inf or NaN")
 
@@ -134,7 +134,7 @@ def _named(function: Callable[..., Any], name: str, meaning: str, **options: Any
 
 
 def _zero(g: Any) -> Any:
-    """Zeros like g, which may hold an infinity."""
+    """Zeros like g, also if g has infinities."""
     return np.where(False, g, 0)
 
 

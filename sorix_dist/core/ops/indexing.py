@@ -1,4 +1,4 @@
-"""Elements by their indices: NumPy's indexing, PyTorch's gather and its kin, rows of a table."""
+"""Elements by their indices: NumPy's indexing, PyTorch's gather and scatter, rows of a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
@@ -29,7 +30,7 @@ def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def scatter_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Elements added up at an index: rows are gathered."""
+    """The rule of a scatter: rows are gathered."""
     place = inputs[0].place
     return apply(whole(inputs[0], "scatter_add"), **options) if isinstance(place, Shard) else linear_place(place)
 
@@ -76,7 +77,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
     chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
-    if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(_is_integer, key)):
+    if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(is_integer, key)):
         parts = _of_each_axis([*key], len(shape_of(input)))
         axis = next(i for i, part in enumerate(parts) if part is chosen) + rows.axis
         mask = chosen.array.dtype == np.bool_
@@ -96,12 +97,8 @@ def _is_mask(part: Any) -> bool:
     return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
 
 
-def _is_integer(part: Any) -> bool:
-    return isinstance(part, int | np.integer) and not isinstance(part, bool)
-
-
 def _covers(part: Any) -> int:
-    """How many dimensions of the input a part of an index is for."""
+    """The number of the input's dimensions that a part of an index covers."""
     return part.ndim if _is_mask(part) else int(part is not None and part is not Ellipsis)
 
 
@@ -125,10 +122,10 @@ def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
 
 
 def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
-    """Where rows are after NumPy's indexing; None if it selects them by position."""
+    """The placement of rows after NumPy's indexing; None if it selects them by position."""
     parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
     arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
-    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
+    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
     dims = max((1 if _is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
     axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
@@ -161,7 +158,7 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
         return None
     if not length and (part.start or part.stop):  # a position that does not follow from this rank's rows
         return None
-    if not length:  # a rank without rows can't tell where one ends
+    if not length:  # a rank without rows doesn't know where a batch ends
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
     start, stop, _ = part.indices(place.held)
@@ -171,7 +168,7 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
 
 
 def key_of(key: Any) -> Any:
-    """An index with arrays in the place of tensors and lists."""
+    """An index with tensors and lists replaced by arrays."""
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
     if isinstance(key, list):

@@ -42,7 +42,7 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if alike and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
         others = [x for x in inputs if not isinstance(placement_of(x), Shard)]
-        # Constants that have as many rows as the batch, on every rank, count as rows.
+        # Constants with this rank's number of rows count as rows.
         rows = [not _is_known_alike(x) and shape_of(x)[axis] == lead.batch.held * lead.inner for x in others]
         if alike and not lead.group.isolated and not lead.group.counts(not all(rows))[1]:
             result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
@@ -58,7 +58,7 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def _is_known_alike(x: Any) -> bool:
-    """Whether an operand that is no rows is known to be the same on every rank."""
+    """Whether an operand without rows is known to be the same on every rank."""
     return isinstance(x, Tensor) and (x.place is not None or x.origin is not None)
 
 
@@ -157,7 +157,7 @@ MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # what 
 
 
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Any:
-    """A border: `pad` holds pairs (before, after), the last dimension first; negative numbers cut off.
+    """A border: `pad` lists pairs (before, after), the last dimension first; negative numbers crop.
 
     mode: "constant" (of `value`), "reflect" (without the edge), "replicate" (the edge) or "circular".
     """

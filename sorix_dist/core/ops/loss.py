@@ -91,7 +91,7 @@ def _less_at(at_target: Any, share: Any, gradient: Any, classes: int) -> Any:
 
 
 def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
-    if scale is not None:  # rows that do not count may hold anything
+    if scale is not None:  # rows that do not count may have any values
         logits = _cleared(logits, scale)
     loss = neg(_picked(log_softmax_along(logits, axis=1), target))
     return loss if scale is None else mul(loss, scale)
@@ -101,7 +101,7 @@ def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
 def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     """log(sum(exp(logits))) - logits[target] of every row, times the row's `scale` (N numbers, or None for 1).
 
-    logits: raw scores (N, C); target: N integers in [0, C). A row of scale 0 gives 0 whatever it holds.
+    logits: raw scores (N, C); target: N integers in [0, C). A row of scale 0 gives 0 whatever its logits.
     """
     classes = logits.shape[1]
     losses, exps, sums, at_target = _softmax_parts(logits, target)
@@ -263,7 +263,7 @@ def _log_but_of_zero(x: Any) -> Any:
 def kl_divergence(x: Any, target: Any, *, log_target: bool) -> Any:
     """target * (log(target) - x) of logarithms x of probabilities, 0 where target is 0 and NaN where it is negative.
 
-    log_target: `target` holds logarithms too.
+    log_target: whether `target` is logarithms too.
     """
 
     def to_x(g: Any, out: Any) -> Any:

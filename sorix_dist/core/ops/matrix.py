@@ -181,7 +181,7 @@ def times_transposed(g: Array, w: Array) -> Array:
 
 
 def column_sums(rows: Array, out: Array | None = None) -> Array:
-    """The sum over the rows of a matrix, for each column, in `out` if there is one, of as many elements.
+    """The sum over the rows of a matrix, for each column, in `out` if given (of that number of elements).
 
     BLAS computes it, as a product with ones, several times as fast as NumPy sums over rows, and more exactly. Its bits
     depend on the number of rows, as those of every product do.

@@ -16,7 +16,7 @@ from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import column_sums, row_sums
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
-from sorix_dist.core.placement import ALONE, Group, Shard, shard_of, tagged
+from sorix_dist.core.placement import SINGLE, Group, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -32,7 +32,7 @@ def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 Result = tuple[Array, tuple[Rule, ...]]
 Observer = Callable[[int, Array, Array], None]
-"""Takes the number of values per channel in the global batch, their means and their mean squared deviations."""
+"""Called with the number of values per channel in the global batch, their means and mean squared deviations."""
 
 # -- over the batch
 
@@ -171,7 +171,7 @@ def batch_norm(
     if place is not None and (place.axis == 1 or place.group.ordered):
         input, place = rules.whole(input, "batch_norm"), None
     # Of a virtual shard the statistics are its own: they don't depend on which rank computes the others.
-    group = ALONE if place is None or place.group.isolated else place.group
+    group = SINGLE if place is None or place.group.isolated else place.group
     observer = observe if means is not None or variances is not None else None
     behind = place is not None and place.axis > 0  # rows along an axis of pixels, which makes no difference here
     x = bare(input) if behind else input

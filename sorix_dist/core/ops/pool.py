@@ -195,7 +195,7 @@ def avg_pool2d(
 
 
 def _window_sizes(places: Geometry, count_include_pad: bool) -> int | Array:
-    """How many pixels the windows hold: one number, or one per window (H', W') if they differ."""
+    """The number of pixels per window: one number, or one per window (H', W') if they differ."""
 
     def sizes(axis: int) -> Array:
         before, after = places.padding[axis]
@@ -233,6 +233,6 @@ def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
 
 
 def _means(x: Any, axis: int, size: int, count: int) -> Iterator[Any]:
-    """The means of `count` windows that cover an axis, each of its own pixels alone, so that infinities stay there."""
+    """The means of `count` windows that cover an axis; an infinity affects only the windows that contain it."""
     for start, stop in ((i * size // count, -(-(i + 1) * size // count)) for i in range(count)):
         yield mean_over(take(x, index=along(axis, slice(start, stop))), axis=(axis,), keepdims=False)

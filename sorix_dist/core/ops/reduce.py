@@ -50,7 +50,7 @@ def mean_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 
 def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """A sum of all elements, divided by a `divisor` over the whole batch, of which this rank has `held`."""
+    """A sum of all elements, divided by a `divisor` over the whole batch; `held` is this rank's share of that."""
     x, place = inputs[0], inputs[0].place
     if place.__class__ is not Shard:
         return linear_place(place)
@@ -79,7 +79,7 @@ def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: f
 
 
 def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
-    """How many elements along the axes (None: all) this rank has, and how many the global batch has."""
+    """The number of elements along the axes (None: all) on this rank, and in the global batch."""
     shape, everywhere = shape_of(x), extents(x)
     axes = tuple(range(len(shape))) if axes is None else axes
     return math.prod(shape[axis] for axis in axes), math.prod(everywhere[axis] for axis in axes)
@@ -109,7 +109,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
 
 @op(rule=divided_rule, called="mean")
 def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = None) -> Any:
-    """The sum of all elements divided by `divisor`, of which this rank has `held`; 0 if that is 0.
+    """The sum of all elements divided by `divisor`, 0 if that is 0; `held` is this rank's share of the divisor.
 
     over: the denominator if it is not the same for every row; see `core.placement.Partial`.
     """

@@ -49,7 +49,7 @@ def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
 def reshaped_rows(
     place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
 ) -> Shard | None:
-    """Where the rows are after a reshape; None if they are mixed, or if it is ambiguous.
+    """The placement of rows after a reshape; None if they are mixed, or if it is ambiguous.
 
     unknown: the axis of -1, whose length in `after` does not matter. A rank with a single row can't distinguish it from
     other dimensions of 1 and has to guess; where the guess would be wrong, ranks with more rows answer None.
@@ -72,7 +72,7 @@ def _axis_of_rows(
 ) -> tuple[int, int, int] | None:
     """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 
-    An axis with A elements in front and B behind can hold them if A divides `front` and B divides `behind`, and its
+    An axis with A elements in front and B behind can contain them if A divides `front` and B divides `behind`, and its
     length fits (or is -1). Of several such axes, the one that merges the rows with the fewest others.
     """
     found = []
@@ -177,7 +177,7 @@ def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...], place: Shard | None = None) -> tuple[int, ...]:
-    """`shape` with -1 replaced by what it stands for; NumPy itself refuses that for arrays of no elements."""
+    """`shape` with -1 replaced by the length that it denotes; NumPy itself refuses that for arrays of no elements."""
     if shape.count(-1) != 1:
         return shape
     if 0 not in was:

@@ -1,4 +1,4 @@
-"""Functions of single elements beyond arithmetic: angles, hyperbolic functions, the error function, and their kin."""
+"""Functions of single elements beyond arithmetic: angles, hyperbolic functions, the error function."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _time_product(environ: Mapping[str, str]) -> tuple[str, float]:
 
 
 def cores() -> Finding:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     usable, there = usable_cores(), os.cpu_count() or 1
     text = f"{usable} usable" + f" of {there}, by affinity or a container's quota" * (usable < there)
     return Finding("Cores", "ok", text, data={"usable": usable, "there": there})
@@ -140,7 +140,7 @@ def _address(interface: str) -> str:
 
 
 def shared_memory(folder: Path = cleanup.SHARED) -> list[Finding]:
-    """How much shared memory is free, and what dead jobs have left in it."""
+    """The free shared memory, and segments of dead jobs in it."""
     if not folder.is_dir():
         return [Finding("Shared memory", "ok", f"there is no {folder} on this system")]
     usage = shutil.disk_usage(folder)

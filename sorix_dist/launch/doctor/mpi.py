@@ -1,4 +1,4 @@
-"""Checks of MPI. What loads it runs in processes of its own, under a limit: a broken MPI may hang or abort."""
+"""Checks of MPI. MPI is loaded in other processes, under a limit: a broken MPI may hang or abort."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def checks(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def _library(environ: Mapping[str, str]) -> tuple[Finding, str, tuple[int, ...]]:
-    """What mpi4py loads: the finding, the vendor and the version."""
+    """The MPI library that mpi4py loads: the finding, the vendor and the version."""
     answer = ask([*PYTHON, "-c", _LIBRARY], plain(environ), LIMIT)
     if answer.code != 0:
         missing = "cannot load MPI library" in answer.err
@@ -161,7 +161,7 @@ def _launcher(vendor: str, environ: Mapping[str, str]) -> Finding:
 
 
 def ranks(environ: Mapping[str, str], vendor: str = "", version: tuple[int, ...] = ()) -> Finding:
-    """What a launcher says about this process, and whether the library would agree."""
+    """The launcher's variables for this process, and whether the MPI library agrees with them."""
     launch = detect(environ)
     if launch is None:
         tasks = tasks_of_job(environ)

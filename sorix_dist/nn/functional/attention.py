@@ -82,7 +82,7 @@ def causal_bias(length: int, keys: int, dtype: Any) -> Array:
 
 
 def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: bool = True) -> Any:
-    """What a mask adds to scores of `shape`: -inf where a bool mask is not `sees`, or the floats themselves."""
+    """The bias of a mask on scores of `shape`: -inf where a bool mask is not `sees`, or the floats themselves."""
     if mask is None:
         return None
     mask = mask if shard_of(mask) is not None else whole(mask, name)
@@ -107,7 +107,7 @@ def _of_bools(mask: Array, sees: bool, dtype: Any) -> Array:
 
 
 def together(*biases: Any) -> Any:
-    """The sum of biases of which each may be None."""
+    """The sum of those biases that are not None."""
     total = None
     for bias in biases:
         if bias is not None:
@@ -117,7 +117,7 @@ def together(*biases: Any) -> Any:
 
 @host
 def drop_factors(shape: tuple[int, ...], p: float, dtype: Any, draws: Draws | None, query: Tensor) -> Array | None:
-    """What dropout multiplies attention weights of `shape` by, for the rows of the query; None if it drops nothing."""
+    """The factors of dropout on attention weights of `shape`, for the rows of the query; None if it drops nothing."""
     if p == 0:
         return None
     ones, rows = Tensor(np.ones(shape, dtype)), shard_of(query)

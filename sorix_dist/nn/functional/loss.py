@@ -68,7 +68,7 @@ def cross_entropy(
             total = max(1, place.total)
             return ops.cross_entropy_of_classes(logits, target=classes, divisor=total, held=shape[0])
     check_options("cross_entropy", reduction, label_smoothing=label_smoothing)
-    if len(shape) == 1 and place is None:
+    if len(shape) == 1 and _is_of_one_sample(place):
         options = {"one_hot": one_hot, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
         return _of_one_sample(cross_entropy, logits, target, weight, reduction, **options)
     if weight is not None or ignore_index is not None:
@@ -102,7 +102,7 @@ def nll_loss(
     check_options("nll_loss", reduction)
     log_probabilities, target = _together("nll_loss", log_probabilities, target)
     shape = np.shape(log_probabilities)
-    if len(shape) == 1 and getattr(log_probabilities, "place", None) is None:
+    if len(shape) == 1 and _is_of_one_sample(getattr(log_probabilities, "place", None)):
         return _of_one_sample(nll_loss, log_probabilities, target, weight, reduction, ignore_index=ignore_index)
     if weight is not None or ignore_index is not None:
         weight = _class_weights("nll_loss", weight, log_probabilities)
@@ -252,6 +252,11 @@ def class_indices(
     if weights is None:
         return labels, None
     return labels, weights[labels] if valid is None else weights[labels] * valid.reshape(-1)
+
+
+def _is_of_one_sample(place: Any) -> bool:
+    """Whether the only axis of scores is that of classes: not one of rows that several ranks hold."""
+    return place is None or (place.group.single and not place.group.ordered)
 
 
 def _of_one_sample(

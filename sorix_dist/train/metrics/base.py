@@ -1,4 +1,4 @@
-"""What all metrics share: what a rank has seen, one collective that adds it up, and a state to go on from."""
+"""The base class of metrics: counts of this rank, one collective that sums them, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Metric(ABC):
 
     comm: an mpi4py communicator if not all ranks of the job update and compute it.
 
-    A subclass says what is seen of no samples (`_nothing`: values that add up by +), adds to `self.seen` in `update`,
-    and turns the sum over the ranks into the answer in `_answer`. Each rank counts the samples that it sees: with a
-    loader that gives every rank all rows (`shard=False`) each sample counts once a rank.
+    A subclass defines the initial sums (`_nothing`: values that add up by +), adds samples to `self.seen` in `update`,
+    and computes the value from the sums over all ranks in `_answer`. Each rank counts its own samples: with a loader
+    that gives every rank all rows (`shard=False`) each sample counts once per rank.
     """
 
     options: tuple[str, ...] = ()
@@ -34,15 +34,16 @@ class Metric(ABC):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything that this rank has seen."""
+        """Sets the sums of this rank to those of no samples."""
         self.seen = self._nothing()
 
     @abstractmethod
     def update(self, found: Any, target: Any) -> None:
-        """Adds samples that this rank has seen, possibly none."""
+        """Adds samples of this rank, possibly none."""
 
     def compute(self) -> Any:
-        """The value over all ranks since the last reset, the same bits on any number of them: a call of all ranks."""
+        """The value over all ranks since the last reset, with the same bits on any number of them. A call of all ranks.
+        ValueError if a rank has another metric."""
         return self._answer(self._total())
 
     @abstractmethod
@@ -52,7 +53,7 @@ class Metric(ABC):
     def _answer(self, seen: dict[str, Any]) -> Any: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What all ranks have seen since the last reset, in JSON's terms: a call of all ranks, the same on each."""
+        """The sums over all ranks since the last reset, as JSON values, the same on each rank. A call of all ranks."""
         return {**self._named_options(), **{name: _plain(value) for name, value in self._total().items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ _GOLDEN, _MIX1, _MIX2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1C
 class SampleRandom:
     """Random numbers for the n samples of a batch, `draw` of a `batch_transform`. Each call draws new ones.
 
-    Every sample has a stream of its own (SplitMix64: Steele, Lea and Flood 2014).
+    Every sample has a separate stream (SplitMix64: Steele, Lea and Flood 2014).
     """
 
     def __init__(self, seed: int, epoch: int, indices: Array) -> None:
@@ -86,7 +86,7 @@ def one_hot(labels: Array, num_classes: int) -> Array:
 class BatchTransform:
     """A user's function of a batch's arrays, `function(x, y)`, or `function(x, y, draw)` with a SampleRandom.
 
-    A dict is one argument, a tuple as many as it has entries.
+    A dict is one argument, the entries of a tuple are separate ones.
     """
 
     def __init__(self, function: Any) -> None:

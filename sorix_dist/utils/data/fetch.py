@@ -1,4 +1,4 @@
-"""How batches are made: rows of the global batches, the samples that they are, and threads that fetch them ahead."""
+"""Fetching of batches: this rank's rows of each global batch, their samples, and threads that prefetch."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ _END: Any = object()
 class Collator:
     """Makes batches of samples, and tags their tensors with their rows of the global batch.
 
-    All ranks must tag their batches or none: a rank that finds no tags asks the others for their numbers of rows. A
-    user's `function` may make any number of rows of its samples, so every rank tries it on the same one sample and the
-    same two. If every tensor has a row per sample, all batches are tagged, and one that later has another number of
-    rows is an error.
+    Either all ranks tag their batches or none, because an untagged batch leads to a collective. A user's `function` may
+    make any number of rows of its samples, so every rank tries it on the same one sample and the same two. If all
+    tensors have one row per sample, all batches are tagged, and a later batch with another number of rows is an error.
 
     function: None for `collate`; transform: a BatchTransform; tag: False for never; per_sample: the answer of the
     trial, if the user gives it.
@@ -170,13 +169,13 @@ class Indexed:
         padded = map_arrays(sample, pad)
         if not found:
             raise ValueError(
-                f"LengthBucketSampler: sample {index} must hold an array of its length {length}, got {sample!r}"
+                f"LengthBucketSampler: sample {index} must have an array of its length {length}, got {sample!r}"
             )
         return padded
 
 
 class Streamed:
-    """Batches of a data set with `__iter__` alone: every rank reads all samples and takes its rows of each batch."""
+    """Batches of a data set with only `__iter__`: every rank reads all samples and takes its rows of each batch."""
 
     def __init__(self, dataset: Iterable[Any], collator: Collator, batch_size: int, drop_last: bool) -> None:
         self.dataset, self.collator = dataset, collator

@@ -21,8 +21,7 @@ from sorix_dist.utils.data.sampler import BatchSampler, LengthBucketSampler, Sam
 
 
 def ranks() -> Ranks:
-    """Rank and size of the processes that share batches, and the virtual shards that they cut them into (see
-    `shard_bounds`)."""
+    """Rank and size of the processes that share batches, and the number of virtual shards (see `shard_bounds`)."""
     group = current_group()
     return group.rank, group.size, group.virtual_shards
 
@@ -37,8 +36,7 @@ _WITHOUT_EFFECT = {
 class DataLoader:
     """Batches of a data set. Each `for` loop over it is the next epoch, also a loop that breaks off.
 
-    `next(iter(loader))` only looks at the first batch. Batches that are asked for by `next` count as an epoch from the
-    second one on.
+    `next(iter(loader))` peeks at the first batch. From the second `next` on, an iterator counts as an epoch.
 
     dataset: a Dataset, an array, anything with `__len__` and `__getitem__`, or, with `__iter__` alone, a stream that
         every rank reads; its `set_epoch(epoch)`, if it has one, is called before each epoch.
@@ -112,7 +110,7 @@ class DataLoader:
         self._collator = Collator(collate_fn, transform, tag=shard, per_sample=one_row_per_sample)
         self.epoch = 0
         self._first = 0  # the first batch of the next loop: not 0 if a saved state stopped within the epoch
-        self._handed = (0, 0)  # the epoch of the last batch that was handed out, and how many there were of it
+        self._yielded = (0, 0)  # the epoch of the last batch that was yielded, and its number of batches so far
         buckets = getattr(self.sampler, "batch_size", None)
         if buckets is not None and buckets != self.batch_size:
             raise ValueError(f"batch_size must be that of the sampler, {buckets}, got {self.batch_size}")
@@ -136,21 +134,21 @@ class DataLoader:
         """
         if self.sampler is None:
             raise TypeError(f"the length of a DataLoader over {type(self.dataset).__name__}, a stream, is unknown")
-        return self._batches(self.sampler).count(self._handed[0])
+        return self._batches(self.sampler).count(self._yielded[0])
 
     @property
     def first_batch(self) -> int:
-        """The number of the batch that the next loop begins with; not 0 where a loaded state stopped in an epoch."""
+        """The number of the first batch of the next loop; not 0 if a loaded state stopped within an epoch."""
         return self._first
 
     def in_order(self) -> DataLoader:
-        """Another loader with these options and an epoch of its own: each sample once, in the order of the data set."""
+        """Another loader with these options and a separate epoch: each sample once, in the order of the data set."""
         other = copy.copy(self)
         if isinstance(self.sampler, LengthBucketSampler):
             other.sampler = self.sampler.unsorted()
         elif self.sampler is not None:
             other.sampler = Sampler(len(self.dataset))
-        other.drop_last, other.epoch, other._first, other._handed = False, 0, 0, (0, 0)
+        other.drop_last, other.epoch, other._first, other._yielded = False, 0, 0, (0, 0)
         return other
 
     def _batches(self, sampler: Sampler) -> BatchSampler:
@@ -159,12 +157,12 @@ class DataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Makes `epoch` the epoch of the next loop. Without this call, epochs count up by themselves.
 
-        The number of the epoch that is next anyway changes nothing, so a loaded state goes on where it stopped.
+        The number of the next epoch changes nothing, so a loaded state continues where it stopped.
         """
         epoch = as_int("set_epoch: epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._first = epoch, 0
-        self._handed = (self.epoch, self._first)
+        self._yielded = (self.epoch, self._first)
 
     def __iter__(self) -> Iterator[Any]:
         if self.sampler is not None and self.sampler.wanted_epoch is not None:
@@ -175,26 +173,26 @@ class DataLoader:
         looking = not _asked_by_a_loop(sys._getframe(1))
         if not looking:
             self._count(epoch, first)
-        self._handed = (epoch, first)
+        self._yielded = (epoch, first)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
         source = self._source()
         depth = self.num_workers * self.prefetch_factor
         with closing(ahead(source.make, source.tasks(epoch, first, ranks), self.num_workers, depth)) as batches:
-            for handed, batch in enumerate(batches, first + 1):
-                self._handed = (epoch, handed)
+            for count, batch in enumerate(batches, first + 1):
+                self._yielded = (epoch, count)
                 try:
                     yield batch
                 except GeneratorExit:
                     if looking and (self.epoch, self._first) == (epoch, first):
-                        self._handed = epoch, first
+                        self._yielded = epoch, first
                     raise
                 if looking:
                     self._count(epoch, first)
                     looking = False
         if looking:  # there was no batch
             self._count(epoch, first)
-        self._handed = (self.epoch, self._first)
+        self._yielded = (self.epoch, self._first)
 
     def _count(self, epoch: int, first: int) -> None:
         """Makes the epoch after this one the next, unless another loop or `set_epoch` has changed it meanwhile."""
@@ -202,13 +200,13 @@ class DataLoader:
             self.epoch, self._first = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What another loader over the same data needs to go on after the last batch that was handed out, on any
+        """The state from which another loader over the same data continues after the last batch of this one, on any
         number of ranks: numbers and bools only. The first call may be a call of all ranks, which agree on a seed.
 
         After the last batch of an epoch, but before its loop has ended, the rest of the epoch is empty. After a
         loop that broke off it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
         """
-        epoch, batches = self._handed
+        epoch, batches = self._yielded
         return {"epoch": epoch, "batches": batches, **self._identity(epoch)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -226,7 +224,7 @@ class DataLoader:
         self.epoch, self._first = int(state_dict["epoch"]), int(state_dict["batches"])
         if self._first and self.sampler is not None and self._at_border(state_dict):
             self._first = self._batches(self.sampler).count(self.epoch)
-        self._handed = (self.epoch, self._first)
+        self._yielded = (self.epoch, self._first)
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
@@ -246,16 +244,16 @@ class DataLoader:
         if border:
             different -= {"batch_size", "drop_last"}
         if different:
-            said = ", ".join(
+            changes = ", ".join(
                 f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in own if name in different
             )
             if "batch_size" in different and self._per_rank:
-                said += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
+                changes += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
             elif "batch_size" in different:
-                said += " (it may change between two epochs only)"
+                changes += " (it may change between two epochs only)"
             if "data" in different:
-                said += " (a digest of some samples; to go on with other data, start an epoch of it with set_epoch)"
-            raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {said}")
+                changes += " (a digest of some samples; to go on with other data, start an epoch of it with set_epoch)"
+            raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {changes}")
         most = None if self.sampler is None or border else self._batches(self.sampler).count(epoch)
         if most is not None and batches > most:
             raise ValueError(f"load_state_dict: batches must be at most {most}, got {batches}")
@@ -274,11 +272,11 @@ class DataLoader:
         return bool(state_dict["batches"] == full + (rest > 0 and not state_dict["drop_last"]))
 
     def _takes_seed(self) -> bool:
-        """Whether the seed of a saved state replaces that of this loader, which is none that the user chose."""
+        """Whether the seed of a saved state replaces that of this loader: if the user has not chosen one."""
         return self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
 
     def _identity(self, epoch: int) -> dict[str, Any]:
-        """What decides on the order and the batches of an epoch."""
+        """The numbers that determine the order and the batches of an epoch."""
         self._ranks()  # the ranks agree on a seed
         order = self.sampler
         shuffle = order is not None and order.shuffle
@@ -289,7 +287,7 @@ class DataLoader:
             "batch_size": self.batch_size,
             "shuffle": shuffle,
             "drop_last": self.drop_last,
-            "data": dataset_digest(self.dataset) if self.shard else None,  # without, each rank may have its own
+            "data": dataset_digest(self.dataset) if self.shard else None,  # unsharded data may differ between ranks
         }
 
     def _ranks(self) -> Ranks:
@@ -302,8 +300,8 @@ class DataLoader:
 
 
 def _asked_by_a_loop(caller: FrameType) -> bool:
-    """Whether the caller runs a `for` loop over the loader, also through enumerate or zip, rather than `next`. Python
-    shows an iterator no difference but the instruction that its caller executes."""
+    """Whether the caller runs a `for` loop over the loader, also through enumerate or zip, rather than `next`. Only the
+    bytecode instruction of the caller shows the difference."""
     return opname[caller.f_code.co_code[caller.f_lasti]] == "FOR_ITER"
 
 
@@ -347,7 +345,7 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
             "defines order(epoch), which returns indices"
         )
     if shuffle or seed is not None:
-        raise ValueError("shuffle and seed are the sampler's if a sampler is given, got both")
+        raise ValueError("sampler excludes shuffle and seed, got both")
     if sampler.length != len(dataset):
         raise ValueError(f"sampler must be of the data set's length {len(dataset)}, got {sampler.length}")
     return sampler

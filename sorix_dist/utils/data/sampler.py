@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, int_or_none
 from sorix_dist.core.placement import Rows
 from sorix_dist.core.tensor import as_array
 
@@ -30,7 +30,7 @@ def shard_bounds(total: int, rank: int, size: int, pieces: int | None = None) ->
 
 
 def order_digest(*numbers: int) -> int:
-    """A checksum of the seed of this rank and of numbers that decide which samples the batches hold. Ranks compare it,
+    """A checksum of this rank's seed and of the numbers that determine the samples of each batch. Ranks compare it,
     so that none trains on other samples."""
     return crc32(repr((rng.seed().value, *numbers)).encode())
 
@@ -46,10 +46,8 @@ class Sampler:
     def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
         if length < 1:
             raise ValueError(f"dataset must have at least one sample, got a data set of length {length}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
-            raise ValueError(f"seed must be an integer >= 0 or None, got {seed!r}")
         self.length, self.shuffle = length, bool(shuffle)
-        self.seed = None if seed is None else int(seed)
+        self.seed = int_or_none("seed", seed, 0)
         self.wanted_epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:

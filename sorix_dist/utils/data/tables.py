@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 def numbers(what: str, data: Any) -> Array:
-    """`data` as an array of numbers. TypeError for anything else; it names a column of text, and the way out."""
+    """`data` as an array of numbers. TypeError for anything else; it names a column of text, and how to encode it."""
     try:
         return as_array(data)
     except (TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import collective
-from sorix_dist.core.placement import ALONE, Batch, Group, Rows, Shard
+from sorix_dist.core.placement import SINGLE, Batch, Group, Rows, Shard
 from tests.support.core.opcheck import ELEMENTWISE, Row
 from tests.support.core.sharded import OneOfTwo
 
@@ -27,10 +27,10 @@ class InPieces(Group):
 
 def rows_at(axis: int, outer: int = 1, inner: int = 1) -> Shard:
     """Rows 1 and 2 of 4."""
-    return Batch(Rows(1, 3, 4), ALONE).at(axis, outer, inner)
+    return Batch(Rows(1, 3, 4), SINGLE).at(axis, outer, inner)
 
 
-NONE = Batch(Rows(2, 2, 4), ALONE).at(0)
+NONE = Batch(Rows(2, 2, 4), SINGLE).at(0)
 ALL = Batch(Rows(0, 4, 4), InPieces()).at(0)
 NO_BATCH = Batch(Rows(0, 0, 0), InPieces()).at(0)
 LACKS = {"0-d": "there must be an axis of rows"}
@@ -85,7 +85,7 @@ PLACES = [
     ((0, 3), (4, 3), NONE),
 ]
 ROWS = [
-    Row(collective.all_reduced, lambda x, group, what: x, ELEMENTWISE, options={"group": ALONE, "what": "a test"}),
+    Row(collective.all_reduced, lambda x, group, what: x, ELEMENTWISE, options={"group": SINGLE, "what": "a test"}),
     Row(collective.all_reduced, lambda x, group, what: 2 * x, ELEMENTWISE,
         options={"group": OneOfTwo(lambda part: 2 * part), "what": "a test"}),
     Row(collective.shared_out, lambda x, parts: x / 3, ELEMENTWISE, options={"parts": 3}),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import norm
-from sorix_dist.core.placement import ALONE
+from sorix_dist.core.placement import SINGLE
 from tests.support.core.opcheck import Row
 
 Array = np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ ROWS = [
         norm.batch_norm_of_rows,
         over_batch,
         BATCHES,
-        {"group": ALONE, "eps": 1e-2, "observe": None},
+        {"group": SINGLE, "eps": 1e-2, "observe": None},
         lacks=LACKS,
     ),
     Row(

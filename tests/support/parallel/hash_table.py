@@ -17,14 +17,14 @@ from tests.support.launching import ROOT, run_command
 
 SCRIPT = str(ROOT / "examples" / "reproduce.py")
 RANKS = (1, 2, 3, 4, 5, 8)
-ALONE = 0  # ranks of a run without mpirun
+WITHOUT_MPI = 0  # ranks of a run without mpirun
 
 Row = tuple[str, str, int, dict[str, str]]  # mode, MPI, ranks, and the hash of each model
 
 
 def hashes(python: str, ranks: int, *options: str) -> dict[str, str]:
     """What one run prints."""
-    launcher = [] if ranks == ALONE else [str(Path(python).parent / "mpirun"), "-n", str(ranks)]
+    launcher = [] if ranks == WITHOUT_MPI else [str(Path(python).parent / "mpirun"), "-n", str(ranks)]
     ended = run_command([*launcher, python, SCRIPT, *options], limit=150)
     if ended.code != 0:
         raise RuntimeError(f"{python}, {ranks} ranks: exit code {ended.code}\n{ended.out}\n{ended.err}")
@@ -40,7 +40,7 @@ def vendor(python: str) -> str:
 def table(pythons: Sequence[str], ranks: Sequence[int] = RANKS, steps: int = 50) -> list[Row]:
     """All runs in reproducible mode, and those in fast mode under the first MPI."""
     names = {python: vendor(python) for python in pythons}
-    rows = [("reproducible", "no MPI", 1, hashes(pythons[0], ALONE, f"--steps={steps}"))]
+    rows = [("reproducible", "no MPI", 1, hashes(pythons[0], WITHOUT_MPI, f"--steps={steps}"))]
     rows += [
         ("reproducible", names[python], n, hashes(python, n, f"--steps={steps}")) for python in pythons for n in ranks
     ]

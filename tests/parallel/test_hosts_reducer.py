@@ -10,32 +10,33 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn
-from sorix_dist.comm import exchange, run_threads
+from sorix_dist.comm import ring, run_threads
 from sorix_dist.nn import functional as F
-from sorix_dist.parallel import coordinator, pair_reducer
+from sorix_dist.parallel import coordinator, hosts_reducer
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.exactness import TOLERANCE, assert_same, data, gradients, network
 
 ROWS = 6  # of a batch
-SENDERS = {coordinator.__file__, pair_reducer.__file__, exchange.__file__}
-SENDING = {
-    ("visit", "walk"),
-    ("send_complete", "visit"),
-    ("send", "send_complete"),
-    ("_send", "send"),
-}  # functions and who calls them
+SENDERS = {coordinator.__file__, hosts_reducer.__file__, ring.__file__}
+SENDING = {"visit", "send_complete", "_announce", "_send"}
+SENDING |= {"send", "_advance", "_start_pieces", "_pass_on", "_take", "_add"}
 
 
-@pytest.fixture(autouse=True, params=[2, 64], ids=lambda most: f"{most} ahead")
+@pytest.fixture(autouse=True, params=[2, 64], ids=lambda most: f"{most} under way")
 def short_messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a gradient takes several, some of which hold the end of one and the beginning of the next."""
-    monkeypatch.setattr(exchange, "PIECE", 72)
-    monkeypatch.setattr(exchange, "AHEAD", request.param)
+    monkeypatch.setattr(ring, "PIECE", 72)
+    monkeypatch.setattr(ring, "SHORTEST", 72)
+    monkeypatch.setattr(ring, "UNDER_WAY", request.param)
 
 
 def on_two_hosts(work):
     return run_threads(work, 2, hosts=2, timeout=60)
+
+
+def on_hosts(work, size, hosts):
+    return run_threads(work, size, hosts=hosts, timeout=60)
 
 
 def batches():
@@ -46,6 +47,8 @@ def messages(model, seen=None):
     """A list that grows with every message of this rank's gradients."""
     (bucket,) = model._buckets
     exchange, sent = bucket.reducer.exchange, [] if seen is None else seen
+    if exchange is None:
+        return sent
     exchange._transmit = lambda message, send=exchange._transmit: sent.append("message") or send(message)
     return sent
 
@@ -97,7 +100,7 @@ def test_gradients_are_sent_before_the_backward_ends():
 
 @pytest.mark.parametrize("times", [(2, 2), (1, 2), (2, 1), (3, 2)])
 def test_what_comes_after_a_gradient_was_sent_counts(times):
-    """And that parameter's gradient is not sent early again."""
+    """The ranks start over, and that parameter's gradient is not sent early again."""
 
     def work():
         model = sx.DistributedDataParallel(Chain(times[sx.rank()]))
@@ -110,9 +113,40 @@ def test_what_comes_after_a_gradient_was_sent_counts(times):
             sent.clear()
         return counts
 
-    for rank, (first, *others) in enumerate(on_two_hosts(work)):
+    for first, *others in on_two_hosts(work):
         assert len({*others}) == 1
-        assert (first > others[0]) == (times[rank] > 1)
+        assert (first > others[0]) == (max(times) > 1)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2, None])
+@pytest.mark.parametrize(("size", "hosts"), [(4, 2), (3, 3), (3, 2), (5, 2), (7, 3)])
+def test_hosts_with_several_ranks_and_different_numbers_of_them(size, hosts, late):
+    """Whichever rank uses a layer twice, or fails first."""
+
+    def work():
+        times = 1 + (sx.rank() == late)
+        failures = iter([sx.rank() == 1, *[False] * 4])
+
+        def fail(gradient):
+            if next(failures):
+                raise ValueError("on the way")
+
+        model = sx.DistributedDataParallel(Chain(times, fail))
+        for number, batch in enumerate(batches()):
+            alone = Chain(times)
+            step(alone, [sx.tensor(part.numpy().copy()) for part in batch])  # without the rows' numbers
+            own = {name: gradient * len(batch[0]) / ROWS for name, gradient in gradients(alone).items()}
+            model.zero_grad()
+            if sx.rank() == 1 and number == 0:
+                with pytest.raises(ValueError, match="on the way"):
+                    step(model, batch)
+            step(model, batch)
+            everywhere = model.comm.gather_objects((own, gradients(model)))
+            assert_same(gradients(model), {name: sum(each[name] for each, _ in everywhere) for name in own})
+            for _, got in everywhere:
+                assert all((got[name] == gradient).all() for name, gradient in gradients(model).items())
+
+    on_hosts(work, size, hosts)
 
 
 def test_a_backward_that_failed_on_one_rank_and_was_made_again():
@@ -149,7 +183,7 @@ def test_no_more_is_sent_in_vain_than_the_other_rank_may_have_to_keep():
         for _ in range(failures):
             with pytest.raises(ValueError, match="on the way"):
                 step(model, batch)
-        assert len(sent) <= exchange.AHEAD
+        assert len(sent) <= 2 * max(2, ring.UNDER_WAY // 2)
         step(model, batch)
         assert_same(gradients(model), mean_gradients(0, 1, 1))
 
@@ -160,14 +194,20 @@ class Interrupt(BaseException):
     """What the handler of a signal raises."""
 
 
+def in_walk(frame):
+    """Whether the backward, and not the sum after it, has called the function of a frame."""
+    while frame.f_code.co_filename in SENDERS:
+        frame = frame.f_back
+    return frame.f_code.co_name == "walk"
+
+
 @contextmanager
 def interrupted(at):
     """Raises before the instruction number `at` of those that send gradients; yields a list of those that came."""
     came, before = [], sys.gettrace()
 
     def follow(frame, event, argument):
-        name, caller = frame.f_code.co_name, frame.f_back.f_code.co_name
-        if frame.f_code.co_filename not in SENDERS or (name, caller) not in SENDING:
+        if frame.f_code.co_filename not in SENDERS or frame.f_code.co_name not in SENDING or not in_walk(frame):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

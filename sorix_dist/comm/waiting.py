@@ -1,0 +1,49 @@
+"""How long ranks wait for each other.
+
+Each rank adds up its waiting on its status page, where the others of its host can read it without a message. A listener
+in a thread gets every single wait, for the profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import get_ident
+from time import perf_counter_ns
+
+from sorix_dist.watchdog import status_page as layout
+from sorix_dist.watchdog import watch
+
+UNKNOWN = -1
+"""Stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it."""
+
+listeners: dict[int, Callable[[int, int, int], None]] = {}
+"""By thread, a function that gets the start and the end of each wait in nanoseconds, and the rank waited for."""
+
+
+def waited(since: int, rank: int = UNKNOWN) -> None:
+    """This rank has waited for another one since `since`, by `perf_counter_ns`."""
+    now = perf_counter_ns()
+    page = watch.page()
+    if page is not None:
+        page.words[page.at + layout.WAITED] += now - since
+    if listeners and (listener := listeners.get(get_ident())) is not None:
+        listener(since, now, rank)
+
+
+def waited_on_this_host(ranks: int) -> dict[int, float]:
+    """By rank the seconds that the ranks of this host have waited so far; empty where they have no status pages.
+
+    ranks: how many there are on all hosts.
+    """
+    page = watch.page()
+    if page is None or not page.pages.shared:
+        return {}
+    pages = page.pages
+    found = range(min(ranks, pages.ranks))
+    return {rank: pages.words[pages.at(rank) + layout.WAITED] / 1e9 for rank in found if pages.owner(rank)[0]}
+
+
+def comparison(shares: dict[int, float], rank: int) -> str:
+    """The shares of time that ranks wait, in words: those of a slow one and of the others."""
+    others = [share for other, share in shares.items() if other != rank]
+    return f"rank {rank}: {shares[rank]:.0%} waiting, the others {sum(others) / len(others):.0%}"

@@ -1,0 +1,178 @@
+"""The reducer of several hosts: gradients begin to travel between them while the backward goes on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from sorix_dist.comm import Comm
+from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.graph import Accumulator
+from sorix_dist.core.memory import PRIVATE
+from sorix_dist.parallel.comm_hooks import exchange_like, is_exchanged
+from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, used_by_any, used_on_any_rank
+from sorix_dist.parallel.shared_memory import SharedMemory
+from sorix_dist.parallel.shared_reducers import SharedTotal, gradient_windows
+
+_FIRST = (1 << 32) - 1
+
+
+class Peers(NamedTuple):
+    """The ranks that sum one slice of the gradients: one of each host.
+
+    comm: them; slices: how many slices there are, as many as the host with the fewest ranks has. A rank whose local
+    rank is not below has no slice, and its comm is of no use.
+    """
+
+    comm: Comm
+    slices: int
+
+
+def peers_of(comm: Comm) -> Peers | None:
+    """This rank's peers; None if there is one host only. A call of all ranks."""
+    if comm.hosts == 1:
+        return None
+    if comm.hosts == comm.size:
+        return Peers(comm, 1)
+    slices = min(comm.gather_objects(comm.local_size))
+    return Peers(comm.split(min(comm.local_rank, slices), comm.rank), slices)
+
+
+class HostsReducer(Reducer):
+    """The ranks of a host write their gradients to shared memory. Each rank sums a slice of them over its host, and
+    then over all hosts with its peers: the last parameters' gradients first, which a backward computes first.
+
+    A gradient counts as complete when it is written. If more comes to it after it was announced as complete, the ranks
+    learn of it when they agree, and start over. From then on that parameter's gradient waits for the end.
+
+    hook: what sums slices instead of the exchange; then nothing is sent before the ranks have agreed.
+    """
+
+    def __init__(self, flat: Flat, memory: SharedMemory, peers: Peers, hook: Hook | None) -> None:
+        super().__init__(flat)
+        self.comm, self.memory, self.peers, self.hook = memory.comm, memory, peers.comm, hook
+        self.overlaps = is_exchanged(hook)
+        local = memory.comm.local_rank
+        self.exchange = exchange_like(hook, peers.comm) if local < peers.slices else None
+        windows = gradient_windows(flat, memory, 1)
+        self.all_flags = [flags for flags, _ in windows]
+        flags, array = windows[local]
+        self.buffers = [GradientBuffer(flat, self.leaves, array, flags)]
+        self.buffers[0].select()
+        self.shared_total = SharedTotal(flat, memory, peers.slices)
+        self._own = own = self.shared_total.own
+        self._slices = [each[own] for _, each in windows]
+        self._host_sum = self._slices[0] if len(windows) == 1 else PRIVATE.zeros(own.stop - own.start, flat.dtype)
+        self._window = memory.comm.window(8)
+        self._announced = [part.data.cast("q") for part in self._window.parts]  # by the ranks of the host
+        self._own_announced = self._announced[local]
+        self._written = self.buffers[0].accumulators
+        self._late = [Accumulator() for _ in self.leaves]  # for what comes to a gradient after it was announced
+        self._waiting: set[int] = set()  # the parameters to which something came late
+        self._early = False
+        self._diverted = len(self.leaves)  # the first leaf that adds to `_late`
+        self._number = 0  # of the sum
+        self._next_sum()
+
+    def _next_sum(self) -> None:
+        self._number += 1
+        self._first = len(self.leaves)  # the first parameter that this rank has announced as complete
+        self._summed = self._host_sum.size  # from here on, `_host_sum` is complete
+        self.withdrawn = False
+
+    def begin_backward(self, last: bool) -> None:
+        self._settle()  # where an interrupt has kept it from that
+        if self._first < len(self.leaves):  # by a backward that came to no sum
+            self.withdrawn = True
+        super().begin_backward(last)
+        self._early = last and self.overlaps and not self.withdrawn
+
+    def send_complete(self) -> None:
+        first = self._first
+        while first and self._written[first - 1].written and first - 1 not in self._waiting:
+            first -= 1
+        if self._early and first < self._first:
+            self._announce(first)
+            new = range(first, self._diverted)
+            self._diverted = first  # before anything else, for whatever is interrupted then is settled
+            for i in new:
+                self.leaves[i].local = self._late[i]
+        if self._first < len(self.leaves) and not self.withdrawn:
+            self._send()
+
+    def _announce(self, first: int) -> None:
+        """Lets the ranks of the host use the gradients of this rank from parameter `first` on."""
+        self._first = first
+        self._window.sync()
+        self._own_announced[0] = self._number << 32 | first
+
+    def _send(self) -> None:
+        """Sums over the host what all its ranks have announced, and sends what can be sent of it."""
+        if self.exchange is None:
+            return
+        first = 0
+        for (announced,) in self._announced:
+            first = max(first, announced & _FIRST if announced >> 32 == self._number else len(self.leaves))
+        self._window.sync()
+        start = self.flat.starts[first] if first < len(self.leaves) else self.flat.size
+        self._sum_over_host(min(max(start - self._own.start, 0), self._summed))
+        self.exchange.send(self._host_sum, self._summed)
+
+    def _sum_over_host(self, start: int) -> None:
+        stop, self._summed = self._summed, start
+        if len(self._slices) == 1:
+            return
+        first, second, *others = self._slices
+        with np.errstate(over="ignore", invalid="ignore"):
+            for at in range(start, stop, BLOCK):
+                block = slice(at, min(at + BLOCK, stop))
+                total = np.add(first[block], second[block], out=self._host_sum[block])
+                for array in others:
+                    total += array[block]
+
+    def end_backward(self) -> bool:
+        self._settle()
+        reached = super().end_backward()
+        if reached and self.overlaps and not self.withdrawn:
+            self._announce(0)
+        return reached
+
+    def used_digest(self) -> int:
+        return crc32(self.buffers[0].flags)
+
+    def reset(self) -> None:
+        self._settle()
+        super().reset()
+
+    def _settle(self) -> None:
+        """Adds what came to a gradient after it was announced, which is withdrawn then."""
+        self._early = False
+        diverted = range(self._diverted, len(self.leaves))
+        for i in diverted:
+            self.leaves[i].local = self._written[i]
+        for i in diverted:
+            if self._late[i].written:
+                self.withdrawn = True
+                self._waiting.add(i)
+                self.leaves[i].deposit(self._late[i].place(self.leaves[i]))
+                self._late[i].written = False
+        self._diverted = len(self.leaves)
+
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
+        self.used = used_on_any_rank(self.comm, used_by_any(self.all_flags), same_used)
+        self.total = self.shared_total.array(overwrite)
+        own_slice = self.total[self._own]
+        if start_over:
+            self._summed = self._host_sum.size
+        self._sum_over_host(0)
+        if self.exchange is not None:
+            self.exchange.sum(self._host_sum, own_slice, start_over, agreed=True)
+        elif self.hook is not None and not self.overlaps:
+            np.copyto(own_slice, self._host_sum)
+            self.hook(self.peers, own_slice)
+            self.flat.clear_gaps(self.total, self._own)
+        if self.comm.size > self.comm.hosts:
+            self.memory.fence("backward")
+        self._next_sum()

@@ -1,0 +1,171 @@
+"""`sx.profile`: spans that nest, sum to the whole, and name the rank that the others wait for. Never how fast."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
+from sorix_dist.comm.waiting import UNKNOWN
+from sorix_dist.train import timeline
+from sorix_dist.train.profile import _times, table_of_file
+from sorix_dist.train.timeline import Summary
+from sorix_dist.utils.data import DataLoader, Dataset
+
+X = np.linspace(-1, 1, 64 * 8, dtype=np.float32).reshape(64, 8)
+Y = (X[:, 0] > 0).astype(np.int64)
+
+
+def trained(compiled: bool = False, batches: int = 4, pause: float = 0.0, **options: Any) -> tuple[Any, Any]:
+    """A model and the profile of its steps."""
+    sx.manual_seed(0)
+    model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)))
+    optimizer, criterion = optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+
+    def step(xb: Any, yb: Any) -> Any:
+        optimizer.zero_grad()
+        loss = criterion(model(xb), yb)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = sx.compile(step) if compiled else step
+    with sx.profile(model, **options) as p:
+        for xb, yb in DataLoader(Dataset(X, Y), batch_size=64 // batches):
+            run(xb, yb)
+            time.sleep(pause)
+    return model, p
+
+
+def test_kinds_sum_to_the_wall_and_every_layer_is_there() -> None:
+    _, p = trained()
+    (times,) = p.ranks
+    assert times.steps == 4
+    assert sum(times.kinds.values()) == pytest.approx(times.wall, rel=1e-9)
+    kinds = {"loader", "forward", "backward", "agreement", "reduce", "update", "zero_grad", "all else"}
+    assert set(times.kinds) == kinds
+    assert all(seconds >= 0 for seconds in times.kinds.values())
+    layers = {name: calls for name, (_, _, calls) in times.layers.items()}
+    assert layers == {
+        "DistributedDataParallel": 4, "Sequential": 4, "0 Linear": 4, "1 ReLU": 4, "2 Linear": 4, "CrossEntropyLoss": 4
+    }  # fmt: skip
+    for name in ("0 Linear", "1 ReLU", "2 Linear", "CrossEntropyLoss"):
+        forward, backward, _ = times.layers[name]
+        assert forward > 0, name
+        assert backward > 0, name
+    assert 0 < times.products < times.wall
+    assert p.table().startswith("4 steps of 1 rank: ")
+
+
+def test_the_trace_nests_and_covers_the_wall(tmp_path: Path) -> None:
+    _, p = trained(path=tmp_path / "trace.json", warmup=1, steps=2)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    about, whole, *spans = trace["traceEvents"]
+    assert (about["ph"], about["args"]) == ("M", {"name": "rank 0"})
+    assert whole["dur"] == pytest.approx(p.ranks[0].wall * 1e6)
+    around = [whole]
+    for span in spans:
+        assert (span["ph"], span["pid"], span["tid"]) == ("X", 0, 0)
+        start, end = span["ts"], span["ts"] + span["dur"]
+        while around and around[-1]["ts"] + around[-1]["dur"] < end - 1e-2:
+            around.pop()
+        assert around, "it lies in no other span"
+        assert around[-1]["ts"] <= start + 1e-2
+        around.append(span)
+    names = [span["name"] for span in spans]
+    assert [names.count(name) for name in ("update: step", "backward", "loader: next")] == [2, 2, 2]
+    assert [(s["cat"], s["name"]) for s in spans].count(("forward", "0 Linear")) == 2
+    assert table_of_file(tmp_path / "trace.json") == p.table()
+
+
+def test_the_slow_rank_is_named() -> None:
+    def work() -> tuple[Any, str]:
+        _, p = trained(pause=0.02 * (sx.rank() == 2), path=None)
+        return p.ranks, p.table()
+
+    ranks, text = run_threads(work, 3)[1]
+    assert [rank.steps for rank in ranks] == [4, 4, 4]
+    for rank in (0, 1):
+        assert max(ranks[rank].waited_for, key=ranks[rank].waited_for.get) == 2
+        assert ranks[rank].waited_for[2] > 0.03  # three pauses of 20 ms, more or less
+        assert ranks[rank].kinds["waiting"] >= ranks[rank].waited_for[2]
+    assert "\nrank 2: " in text
+    assert " waiting, the others " in text
+    for rank in ranks:
+        assert sum(rank.kinds.values()) == pytest.approx(rank.wall, rel=1e-9)
+
+
+def test_in_messages_they_wait_until_the_last_has_come() -> None:
+    """Rank 1's clock is 1000 ns ahead; it comes 300 ns after rank 0, and the message takes 100 ns more."""
+    waits = [[(100, 500, UNKNOWN)], [(1400, 1500, UNKNOWN)]]
+    summaries = [Summary(1000, 1, {"waiting": wait[0][1] - wait[0][0]}, {}, wait, 0) for wait in waits]
+    first, second = _times(summaries, [0, 1000])
+    assert (first.waited_for, second.waited_for) == ({1: pytest.approx(3e-7)}, {})
+    assert first.kinds == {"waiting": pytest.approx(3e-7), "messages": pytest.approx(1e-7)}
+    assert second.kinds == {"waiting": 0, "messages": pytest.approx(1e-7)}
+
+
+def test_nothing_is_left_behind_and_the_numbers_are_the_same() -> None:
+    before = [vars(owner)[name] for owner, name, _ in timeline._REPLACED]
+    model, _ = trained()
+    with sx.profile(model):
+        during = [vars(owner)[name] for owner, name, _ in timeline._REPLACED]
+    assert not any(a is b for a, b in zip(before, during))
+    with pytest.raises(ZeroDivisionError), sx.profile(model) as p:
+        print(1 / 0)
+    assert [vars(owner)[name] for owner, name, _ in timeline._REPLACED] == before
+    assert p.table().startswith("profile: no step was measured")
+    other, _ = trained(warmup=100)
+    for a, b in zip(model.parameters(), other.parameters()):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_captured_steps_count() -> None:
+    model, _ = trained(batches=16)
+    captured, p = trained(compiled=True, batches=16)
+    assert p.ranks[0].steps == 16
+    assert p.ranks[0].kinds["captured step"] > 0
+    for a, b in zip(model.parameters(), captured.parameters()):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_it_ends_after_many_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "MOST", 30)
+    _, p = trained(batches=16)
+    assert 1 <= p.ranks[0].steps < 16
+
+
+def test_two_models_have_names_of_their_own() -> None:
+    models = [nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))]
+    weight = sx.ones(1, requires_grad=True)
+    optimizer = optim.SGD([weight], lr=0.1)
+    with sx.profile() as p, sx.no_grad():
+        for model in models:
+            model(sx.ones(1, 2))
+        optimizer.step()
+    assert {"0 Linear", "Sequential.0 Linear"} < set(p.ranks[0].layers)
+    assert p.ranks[0].kinds["evaluation"] > 0
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"profile: model must be a Module or None, got list"):
+        sx.profile([])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"profile: steps must be .*1, got 0"):
+        sx.profile(steps=0)
+    with pytest.raises(ValueError, match=r"profile: path must be a file in a folder that exists"):
+        sx.profile(path=tmp_path / "none" / "trace.json")
+    with sx.profile() as p:
+        with pytest.raises(RuntimeError, match="being profiled already"), sx.profile():
+            pass
+        with pytest.raises(RuntimeError, match="call table"):
+            p.table()
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no trace that"):
+        table_of_file(tmp_path / "other.json")
