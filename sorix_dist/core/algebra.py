@@ -10,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
+from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.functions import (
     add,
     amax,
@@ -107,13 +108,23 @@ addbmm = _added("addbmm", lambda x, y: sum(bmm(x, y), 0), "beta * input + alpha 
 addr = _added("addr", lambda x, y: mul(unsqueeze(x, 1), y), "beta * input + alpha * the outer product of two vectors.")
 
 
+def in_one_dtype(*operands: Any, to_float: bool = False) -> list[Any]:
+    """The tensors and arrays in the dtype of all together, so that no part of a composition is computed in another."""
+    kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in operands])
+    kind = np.dtype(np.float32) if kind is None or (to_float and kind.kind != "f") else kind
+    numbers = [x if isinstance(x, Tensor) else Tensor(np.asarray(x, kind)) for x in operands]
+    return [x if x.array.dtype == kind else x.astype(kind) for x in numbers]
+
+
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     """input + value * tensor1 * tensor2."""
+    input, tensor1, tensor2 = in_one_dtype(input, tensor1, tensor2)
     return add(input, mul(mul(tensor1, tensor2), value))
 
 
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     """input + value * tensor1 / tensor2."""
+    input, tensor1, tensor2 = in_one_dtype(input, tensor1, tensor2)
     return add(input, mul(div(tensor1, tensor2), value))
 
 

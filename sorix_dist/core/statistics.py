@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import randn_like
 from sorix_dist.core.device import raise_for_device
@@ -67,6 +68,7 @@ def frac(input: Any) -> Any:
 
 def xlogy(input: Any, other: Any) -> Any:
     """input * log(other), 0 where input is 0 and other no NaN."""
+    input, other = in_one_dtype(input, other, to_float=True)
     nothing = (input == 0) & ((other <= 0) | (other == math.inf))
     return where(nothing, 0.0, mul(input, log(where(nothing, 1.0, other))))
 

@@ -165,3 +165,14 @@ def test_labels_against_a_column_warn() -> None:
         warnings.simplefilter("error")
         assert (scores.argmax(1) == labels).shape == (4,)
         assert (scores[:, :1] == scores[:, :1]).shape == (4, 1)
+
+
+def test_compositions_compute_in_one_dtype():
+    """A float64 result of a composition has float64's digits, whatever the other operands are."""
+    x, half, third = sx.tensor(np.array([2.0])), sx.tensor(np.float32([0.1])), sx.tensor(np.float32([0.3]))
+    a, b = np.float64(np.float32(0.1)), np.float64(np.float32(0.3))
+    assert sx.xlogy(x, 3).numpy()[0] == 2 * np.log(3.0)
+    assert sx.xlogy(x, half).numpy()[0] == 2 * np.log(a)
+    assert sx.xlogy(x, sx.tensor([3])).numpy()[0] == 2 * np.log(3.0)
+    assert sx.addcmul(x, half, third).numpy()[0] == 2 + a * b
+    assert sx.addcdiv(x, half, third).numpy()[0] == 2 + a / b
