@@ -76,10 +76,10 @@ slurm: $(OPENMPI)/dev ## Submits launch/slurm.sbatch to a Slurm of its own, wher
 sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
 	$(OPENMPI)/bin/python -m tests.clusters.sge
 
-hosts: $(OPENMPI)/dev ## Trains on two hosts, which are network namespaces of this one, where root can make them
+hosts: $(OPENMPI)/dev ## Trains on hosts that are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
-hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between two such hosts, beside torch DDP where make parity was
+hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, beside torch DDP where make parity was
 	$(OPENMPI)/bin/python -m tests.benchmarks.hosts
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
@@ -106,7 +106,7 @@ docs: $(DOCS)/docs ## Builds the documentation into build/site; a broken link or
 	$(DOCS)/bin/python docs/reference.py
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
-examples: $(ENV)/dev ## Runs every example on 1 process and on 2 ranks, and prints the table of examples/README.md
+examples: $(ENV)/dev ## Runs every example on 1 process and on 2 ranks, and prints what each ends with
 	$(ENV)/bin/python -m tests.examples
 
 lint: $(ENV)/dev ## Checks style, format and the layers of the imports

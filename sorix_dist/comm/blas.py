@@ -100,17 +100,23 @@ def limit(threads: int) -> None:
     _set(os.environ, threads)
 
 
-def kernels() -> str:
-    """Everything that determines the bits of a matrix product on this rank: NumPy, its SIMD extensions, and the BLAS
-    with its kernels, which the CPU or a variable such as OPENBLAS_CORETYPE selects."""
-    import numpy as np
+def libraries() -> list[tuple[str, int]]:
+    """Each loaded BLAS: its name with version and kernel, and its number of threads."""
     from threadpoolctl import threadpool_info
 
-    blas = [
-        f"{each['internal_api']} {each['version']} with kernels for {each.get('architecture', 'any CPU')}"
+    return [
+        (f"{each['internal_api']} {each['version']}, kernel {each.get('architecture', 'unknown')}", each["num_threads"])
         for each in threadpool_info()
         if each["user_api"] == "blas"
     ]
+
+
+def kernels() -> str:
+    """Everything that determines the bits of a matrix product on this rank: NumPy, its SIMD extensions, and the BLAS
+    with its kernel, which the CPU or a variable such as OPENBLAS_CORETYPE selects."""
+    import numpy as np
+
+    blas = [name for name, _ in libraries()]
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return f"NumPy {np.__version__} with {', '.join(found) or 'no extensions'}; {', '.join(sorted(blas)) or 'no BLAS'}"
 

@@ -18,11 +18,23 @@ def parameter_dtype(device: Any, dtype: Any) -> np.dtype[Any]:
     return or_float32(dtype)
 
 
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an integer of Python or NumPy; a bool is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def as_int(name: str, value: Any, least: int) -> int:
     """`value` as an int; ValueError, with `name`, unless it is an integer >= `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    if not is_integer(value) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
     return int(value)
+
+
+def int_or_none(name: str, value: Any, least: float = -inf) -> int | None:
+    """`value` as an int, or None; ValueError, with `name`, unless it is None or an integer >= `least`."""
+    if value is not None and (not is_integer(value) or value < least):
+        raise ValueError(f"{name} must be an integer {f'>= {least} ' if least > -inf else ''}or None, got {value!r}")
+    return None if value is None else int(value)
 
 
 def at_least(least: int, owner: str = "", **numbers: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
@@ -48,7 +49,7 @@ def adopt(value: int, chosen: bool = False) -> Seed:
 @uncaptured
 def manual_seed(value: int) -> np.random.Generator:
     """Starts all random numbers anew from `value`, an integer in [0, 2**63); returns their generator."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+    if not is_integer(value) or not 0 <= value < 2**63:
         raise ValueError(f"manual_seed: value must be an integer in [0, 2**63), got {value!r}")
     return adopt(int(value), chosen=True).generator
 

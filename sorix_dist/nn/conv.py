@@ -15,9 +15,8 @@ from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import MODES
-from sorix_dist.core.ops.windows import Pair, pair, single
+from sorix_dist.core.ops.windows import Pair, per_axis, single
 from sorix_dist.nn.functional import spatial as F
-from sorix_dist.nn.functional.spatial import triple
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 
@@ -78,7 +77,7 @@ class _Convolution(Module):
         name = type(self).__name__
         if self.dims == 1:
             return (single(name, argument, value, least),)
-        return (pair if self.dims == 2 else triple)(name, argument, value, least)
+        return per_axis(name, argument, value, least, self.dims)
 
     def forward(self, x: Any) -> Tensor:
         x, padding = self._border(x)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
@@ -62,14 +63,12 @@ class DistributedDataParallel(Module):
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"module must be a Module, got {type(module).__name__}")
-        if check_every is not None and (not isinstance(check_every, int) or check_every < 1):
-            raise ValueError(f"check_every must be an integer >= 1 or None, got {check_every!r}")
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite must be one of {', '.join(map(repr, get_args(NonFinite)))}, got {nonfinite!r}")
         if storage not in get_args(Storage):
             raise ValueError(f"storage must be one of {', '.join(map(repr, get_args(Storage)))}, got {storage!r}")
         self.module = module
-        self.check_every, self.batches = check_every, 0
+        self.check_every, self.batches = int_or_none("check_every", check_every, 1), 0
         self.comm: Comm = communicator(comm)
         agree_on_seed(self.comm)
         parameters = dict(module.named_parameters())

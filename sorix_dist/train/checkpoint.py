@@ -111,7 +111,7 @@ class Checkpointer:
             warnings.warn(
                 f"{path} was saved where results may differ in their last bits; {'; '.join(changed)}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return {"step": own["step"], **saved}
 

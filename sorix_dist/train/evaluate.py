@@ -26,15 +26,15 @@ def evaluate(
     *,
     step: Callable[[Module, Any], tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The values of metrics over all samples of a loader's data set, each sample once: a call of all ranks.
+    """The values of metrics over all samples of a loader's data set, each sample once. A call of all ranks.
 
     metrics: metrics, which are reset first, and criteria such as nn.CrossEntropyLoss(): one, several, or a dict of
-        them by name. Without names a metric has that of its class in small letters, a criterion is "loss". Of a
-        criterion it is the mean over the batches, weighted by their rows.
-    step: a function of model and batch that gives (output, target); by default a batch is (inputs ..., target).
+        them by name. The default name of a metric is that of its class in snake case, of a criterion "loss". The value
+        of a criterion is its mean over the batches, weighted by their rows.
+    step: a function of model and batch that returns (output, target); by default a batch is (inputs ..., target).
 
-    The model is in evaluation mode inside, without gradients, and as before afterwards. A DataLoader's own order and
-    epoch stay as they are.
+    The model runs in evaluation mode without gradients; its mode is restored. The order and the epoch of a DataLoader
+    do not change. TypeError for a batch or a metric that does not fit, ValueError if two metrics have one name.
     """
     named = _named(metrics)
     counting = {name: metric for name, metric in named.items() if isinstance(metric, Metric)}
@@ -47,7 +47,7 @@ def evaluate(
             for metric in counting.values():
                 metric.update(output, target)
             for name, loss in losses.items():
-                # On every rank the same, so no rank needs to be asked in the end.
+                # These numbers are the same on every rank, so `compute` needs no collective.
                 loss.update(global_value(named[name](output, target)).item(), global_rows(target))
     return {name: (counting | losses)[name].compute() for name in named}
 
@@ -59,11 +59,11 @@ def predict(
     everywhere: bool = False,
     step: Callable[[Module, Any], Any] | None = None,
 ) -> Array | None:
-    """The outputs of a model for all samples, in the order of the data set, whatever the loader's: a call of all ranks.
+    """The outputs of a model for all samples, in the order of the data set, not the loader's. A call of all ranks.
 
     loader: a batch is inputs, or (inputs ..., target); the target is ignored.
-    everywhere: whether all ranks get the array of shape (samples, ...), or only rank 0, and the others None.
-    step: a function of model and batch that gives a tensor with one row a sample.
+    everywhere: whether all ranks get the array of shape (samples, ...), or only rank 0 (None on the others).
+    step: a function of model and batch that returns a tensor with one row a sample; TypeError or ValueError otherwise.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"predict: loader must be a DataLoader, got {type(loader).__name__}")
@@ -120,7 +120,7 @@ def _output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise TypeError(
             f"evaluate: a batch must be (inputs ..., target), got {type(batch).__name__}; "
-            "step=lambda model, batch: (output, target) says what it is"
+            "step=lambda model, batch: (output, target) can make them"
         )
     return model(*batch[:-1]), batch[-1]
 

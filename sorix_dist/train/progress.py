@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from tqdm import tqdm
 
 from sorix_dist.comm.waiting import comparison, waited_on_this_host
+from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.placement import Shard
 from sorix_dist.launch.output import is_live
 from sorix_dist.parallel.world import is_main_process, rank, size
@@ -99,9 +100,8 @@ class Progress:
     def __init__(self, loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> None:
         if not hasattr(loader, "__iter__"):
             raise TypeError(f"progress: loader must be a DataLoader or another iterable, got {type(loader).__name__}")
-        if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
-            raise ValueError(f"progress: epochs must be an integer >= 1 or None, got {epochs!r}")
-        self.loader, self.epochs, self.shown = loader, epochs, shown and is_main_process()
+        self.loader, self.epochs = loader, int_or_none("progress: epochs", epochs, 1)
+        self.shown = shown and is_main_process()
         self.epoch = 0
         """The number of the epoch, from 0."""
         self._first_began, self._steps_before = 0.0, 0

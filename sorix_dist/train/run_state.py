@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -11,7 +12,7 @@ import numpy as np
 
 from sorix_dist import nn
 from sorix_dist._version import __version__
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, blas
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.memory import refuse_frozen
@@ -19,7 +20,6 @@ from sorix_dist.core.random import Draws, functional_draws
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.parallel.consistency import on_every_rank
-from sorix_dist.utils import machine
 from sorix_dist.utils.data.dataset import matches_override
 from sorix_dist.utils.data.nested import tensors
 
@@ -148,12 +148,21 @@ def restore_counts(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None
                 draws.number, draws.calls = known[place]
 
 
+def cpu() -> str:
+    """The name of the processor."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def surroundings(comm: Comm, shards: int | None) -> dict[str, Any]:
     """The conditions other than the program on which the bits of results depend, by name.
 
     shards: the number of virtual shards in reproducible mode, else None.
     """
-    libraries = machine.blas()
+    libraries = blas.libraries()
     return {
         "ranks": comm.size,
         "hosts": comm.hosts,
@@ -161,7 +170,7 @@ def surroundings(comm: Comm, shards: int | None) -> dict[str, Any]:
         "BLAS": "; ".join(library for library, _ in libraries),
         "BLAS threads": max((threads for _, threads in libraries), default=1),
         "NumPy": np.__version__,
-        "CPU": machine.cpu(),
+        "CPU": cpu(),
         "sorix_dist": __version__,
     }
 

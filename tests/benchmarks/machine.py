@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.blas import usable_cores
+from sorix_dist.comm.blas import libraries, usable_cores
 from sorix_dist.comm.runtime import running_mpi
-from sorix_dist.utils import machine
+from sorix_dist.train.run_state import cpu
 
 
 def describe() -> dict[str, Any]:
     """CPU, cores, BLAS, MPI and versions, as this process uses them now."""
-    blas = [f"{library}, {threads} thread(s) a rank" for library, threads in machine.blas()]
+    blas = [f"{library}, {threads} thread(s) a rank" for library, threads in libraries()]
     mpi = running_mpi()
     return {
-        "cpu": machine.cpu(),
+        "cpu": cpu(),
         "cores": usable_cores(),
         "blas": "; ".join(blas) or "unknown to threadpoolctl",
         "numpy": np.__version__,

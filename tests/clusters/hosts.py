@@ -1,4 +1,4 @@
-"""Trains across two hosts, which are network namespaces of this machine joined by a cable: `make hosts`."""
+"""Trains across hosts that are network namespaces of this machine behind a switch: `make hosts`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ from tests.support.launching import MPIRUN
 
 NETWORK = "10.77.83"
 TAG = f"sx{os.getpid()}"
-HOSTS = {f"{TAG}a": f"{NETWORK}.1", f"{TAG}b": f"{NETWORK}.2"}
-"""The names, which are those of the namespaces too, and the addresses."""
+SWITCH = f"{TAG}s"
+"""The namespace of the bridge that all cables end in."""
 
 ACROSS = ROOT / "tests" / "ranks" / "across_hosts.py"
 TRAIN = ROOT / "examples" / "train.py"
+EPOCHS = "10"
+LAYOUTS = ((2, 2), (1, 1, 1, 1), (2, 1, 1))
+"""How many ranks the hosts have, of those that training must not depend on."""
 PACKAGES = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "hostname": "hostname"}
 GIGABIT = ("tbf", "rate", "1gbit", "burst", "128kb", "latency", "20ms")
 
@@ -47,11 +51,20 @@ def ip(*arguments: str) -> None:
         raise Skipped(f"ip {' '.join(arguments)}: {answer.stderr.strip()}")
 
 
-class Cable:
-    """Two namespaces with a host name, an address and each other's address; on leaving they are gone."""
+Ranks = int | tuple[int, ...]
+"""How many ranks each host has: one number for all, or one for each of the first ones."""
 
-    def __init__(self, machine: Machine) -> None:
+
+class Network:
+    """Namespaces with a host name, an address and the others' addresses; on leaving they are gone.
+
+    hosts: the names, which are those of the namespaces and of both ends of each cable too, and the addresses.
+    """
+
+    def __init__(self, machine: Machine, count: int) -> None:
         self.machine = machine
+        self.hosts = {f"{TAG}{'abcdefgh'[i]}": f"{NETWORK}.{i + 1}" for i in range(count)}
+        self.first = next(iter(self.hosts))
         self.agent = machine.folder / "agent"
         # What mpirun calls instead of ssh: agent HOST COMMAND...
         self.agent.write_text(
@@ -59,10 +72,10 @@ class Cable:
             'exec ip netns exec "$host" unshare --uts sh -c \'hostname "$0"; exec sh -c "$1"\' "$host" "$*"\n'
         )
         self.agent.chmod(0o755)
-        self.files = [Path("/etc/netns") / host for host in HOSTS]
+        self.files = [Path("/etc/netns") / host for host in self.hosts]
         self.had_folder = self.files[0].parent.exists()
 
-    def __enter__(self) -> Cable:
+    def __enter__(self) -> Network:
         try:
             self.plug()
         except BaseException:
@@ -71,72 +84,75 @@ class Cable:
         return self
 
     def plug(self) -> None:
-        """Makes the two hosts."""
-        for host, folder in zip(HOSTS, self.files):
+        """Makes the hosts and the switch."""
+        ip("netns", "add", SWITCH)
+        ip("-n", SWITCH, "link", "add", "bridge", "type", "bridge")
+        ip("-n", SWITCH, "link", "set", "bridge", "up")
+        for host, folder in zip(self.hosts, self.files):
             ip("netns", "add", host)
             # `ip netns exec` shows the files of this folder as those of /etc
             folder.mkdir(parents=True)
-            lines = [f"{address} {name}" for name, address in HOSTS.items()]
+            lines = [f"{address} {name}" for name, address in self.hosts.items()]
             (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
-        a, b = HOSTS
-        ip("link", "add", a, "netns", a, "type", "veth", "peer", "name", b, "netns", b)
-        for host, address in HOSTS.items():
+        for host, address in self.hosts.items():
+            ip("link", "add", host, "netns", host, "type", "veth", "peer", "name", host, "netns", SWITCH)
+            ip("-n", SWITCH, "link", "set", host, "master", "bridge", "up")
             ip("-n", host, "address", "add", f"{address}/24", "dev", host)
             ip("-n", host, "link", "set", host, "up")
             ip("-n", host, "link", "set", "lo", "up")
 
     def wait(self) -> None:
-        """Returns when one host reaches the other."""
-        a, b = HOSTS
-        reach = ["ip", "netns", "exec", a, PYTHON, "-c", f"import socket; socket.create_connection(('{b}', 9), 1)"]
-        wait_for(
-            "one host to reach the other",
-            20,
-            lambda: "refused" in subprocess.run(reach, capture_output=True, text=True, timeout=30).stderr,
-        )
+        """Returns when the first host reaches the others."""
+        for other in [*self.hosts][1:]:
+            wait_for(f"{self.first} to reach {other}", 20, partial(self._reaches, other))
+
+    def _reaches(self, other: str) -> bool:
+        connect = f"import socket; socket.create_connection(('{other}', 9), 1)"
+        command = ["ip", "netns", "exec", self.first, PYTHON, "-c", connect]
+        return "refused" in subprocess.run(command, capture_output=True, text=True, timeout=30).stderr
 
     def cut(self, *, again: bool = False) -> None:
-        """Unplugs the cable, or plugs it in again."""
-        first = next(iter(HOSTS))
-        ip("-n", first, "link", "set", first, "up" if again else "down")
+        """Unplugs the cable of the first host, or plugs it in again."""
+        ip("-n", self.first, "link", "set", self.first, "up" if again else "down")
 
     def limit(self) -> None:
-        """Makes it a cable of 1 Gbit/s."""
-        for host in HOSTS:
-            command = ["ip", "netns", "exec", host, "tc", "qdisc", "add", "dev", host, "root", *GIGABIT]
+        """Makes every cable one of 1 Gbit/s in both directions."""
+        for host, end in [(name, end) for name in self.hosts for end in (name, SWITCH)]:
+            command = ["ip", "netns", "exec", end, "tc", "qdisc", "add", "dev", host, "root", *GIGABIT]
             answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
             if answer.returncode:
                 raise Skipped(f"{' '.join(command)}: {answer.stderr.strip()}")
 
     def __exit__(self, *_: object) -> None:
-        for host, folder in zip(HOSTS, self.files):
+        subprocess.run(["ip", "netns", "delete", SWITCH], capture_output=True, timeout=30)
+        for host, folder in zip(self.hosts, self.files):
             subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=30)
             shutil.rmtree(folder, ignore_errors=True)
         if not self.had_folder and self.files[0].parent.exists():
             self.files[0].parent.rmdir()
 
-    def ranks(self, each: int, *arguments: str, limit: float = 90.0) -> str:
+    def ranks(self, each: Ranks, *arguments: str, limit: float = 90.0) -> str:
         """What a Python script prints on so many ranks of each host, started on the first by `sorix-dist run`."""
         return self.ended(each, *arguments, limit=limit, code=0).stdout
 
     def ended(
-        self, each: int, *arguments: str, limit: float = 90.0, code: int | None = None
+        self, each: Ranks, *arguments: str, limit: float = 90.0, code: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         """What came of it; Failed if it ended with another exit code than `code`, if that is given."""
         return self.machine.run(*self.command(each, *arguments), limit=limit, code=code)
 
-    def command(self, each: int, *arguments: str) -> list[str]:
+    def command(self, each: Ranks, *arguments: str) -> list[str]:
         """The command that runs a Python script on so many ranks of each host."""
         run = [PYTHON, "-m", "sorix_dist", "run", *self.options(each), *arguments]
-        return [str(self.agent), next(iter(HOSTS)), shlex.join(run)]
+        return [str(self.agent), self.first, shlex.join(run)]
 
     def on_the_first(
         self, command: list[str], limit: float = 90.0, code: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         """What came of a command on the first host."""
-        return self.machine.run(str(self.agent), next(iter(HOSTS)), shlex.join(command), limit=limit, code=code)
+        return self.machine.run(str(self.agent), self.first, shlex.join(command), limit=limit, code=code)
 
-    def options(self, each: int) -> list[str]:
+    def options(self, each: Ranks) -> list[str]:
         """Those of `sorix-dist run`; the variables are set for this machine's commands too."""
         self.machine.env |= {
             "PRTE_MCA_plm_ssh_agent": str(self.agent),
@@ -149,7 +165,9 @@ class Cable:
             # Both hosts share the cores of this machine, and each believes to have them all.
             "OMPI_MCA_mpi_yield_when_idle": "1",
         }
-        options = ["--hosts", ",".join(f"{host}:{each}" for host in HOSTS), "--threads", "1"]
+        counts = [each] * len(self.hosts) if isinstance(each, int) else each
+        where = ",".join(f"{host}:{count}" for host, count in zip(self.hosts, counts))
+        options = ["--hosts", where, "--threads", "1"]
         for name, value in settings.items():
             options += ["--env", f"{name}={value}"]
         self.machine.env |= settings | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -187,9 +205,9 @@ def blamed(report: str) -> list[str]:
     return [found[1] for found in died if "for another host" not in found[0]]
 
 
-def check_faults(cable: Cable) -> None:
+def check_faults(network: Network) -> None:
     """A fault on the one host is named on the other, which cannot see it, and to work on at the end is none."""
-    script = cable.machine.folder / "fault.py"
+    script = network.machine.folder / "fault.py"
     for each in (1, 2):
         for fault, says in (
             ("sys.exit(0)", f"rank {2 * each - 1}"),
@@ -199,7 +217,7 @@ def check_faults(cable: Cable) -> None:
         ):
             script.write_text(FAULT.format(fault=fault))
             began = time.monotonic()
-            ended = cable.ended(each, str(script))
+            ended = network.ended(each, str(script))
             seconds = time.monotonic() - began
             right = (ended.returncode != 0) == bool(says) and says in ended.stderr and seconds < 15
             right = right and not blamed(ended.stderr)
@@ -237,16 +255,16 @@ def ranks_of(script: Path) -> list[Path]:
     ]
 
 
-def check_cut_cable(cable: Cable) -> None:
+def check_cut_cable(network: Network) -> None:
     """No rank is to blame, and everything ends on both hosts, so that `sorix-dist run` can start the ranks again."""
-    folder = cable.machine.folder / "cut"
-    script = cable.machine.folder / "cut.py"
+    folder = network.machine.folder / "cut"
+    script = network.machine.folder / "cut.py"
     script.write_text(CUT)
     launchers = {
-        "mpirun": [str(MPIRUN), "--host", ",".join(f"{host}:2" for host in HOSTS), "-n", "4", PYTHON],
-        "sorix-dist run": [PYTHON, "-m", "sorix_dist", "run", *cable.options(2)],
+        "mpirun": [str(MPIRUN), "--host", ",".join(f"{host}:2" for host in network.hosts), "-n", "4", PYTHON],
+        "sorix-dist run": [PYTHON, "-m", "sorix_dist", "run", *network.options(2)],
         "sorix-dist run --max-restarts": [
-            *(PYTHON, "-m", "sorix_dist", "run", *cable.options(2)),
+            *(PYTHON, "-m", "sorix_dist", "run", *network.options(2)),
             *("--max-restarts", "1", "--checkpoint", str(folder / "checkpoints")),
         ],
     }
@@ -255,17 +273,17 @@ def check_cut_cable(cable: Cable) -> None:
         folder.mkdir()
         restarts = "--max-restarts" in command
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(cable.on_the_first, [*command, str(script), str(folder)], 90)
+            running = pool.submit(network.on_the_first, [*command, str(script), str(folder)], 90)
             wait_for("20 steps", 60, (folder / "cut").exists)
-            cable.cut()
+            network.cut()
             began = time.monotonic()
             if restarts:
                 wait_for("the end of the ranks", 30, lambda: not ranks_of(script))
-                cable.cut(again=True)
+                network.cut(again=True)
             ended = running.result()
         seconds = time.monotonic() - began
-        cable.cut(again=True)
-        cable.wait()
+        network.cut(again=True)
+        network.wait()
         wait_for("the end on both hosts", 20, lambda: not ranks_of(script))
         expect((ended.returncode == 0) == restarts, f"a cut cable under {name}: code {ended.returncode}", ended.stderr)
         expect(seconds < (60 if restarts else 25), f"{seconds:.1f} s after the cut", ended.stderr)
@@ -273,39 +291,56 @@ def check_cut_cable(cable: Cable) -> None:
         expect(right, "the time-out is told, no rank is blamed", ended.stderr)
 
 
+def check_places(network: Network, each: tuple[int, ...]) -> None:
+    """Ranks are on the hosts where they were asked to be."""
+    places = answer(network.ranks(each, str(ACROSS)))["places"]
+    numbered = enumerate(zip(network.hosts, each))
+    expected = [[name, host, len(each), local, count] for host, (name, count) in numbered for local in range(count)]
+    expect(places == expected, f"{each} ranks on {len(each)} hosts", places)
+
+
+def check_training(network: Network, each: tuple[int, ...], alone: str) -> None:
+    """Training ends with the weights of one process, on whatever hosts the ranks are."""
+    ranks = sum(each)
+    saved = str(network.machine.folder / f"ranks-{'-'.join(map(str, each))}.npz")
+    said = network.ranks(each, str(TRAIN), "--epochs", EPOCHS, "--save", saved, limit=120)
+    expect(f"ranks: {ranks}" in said, f"{each} ranks trained together", said)
+    comparison = str(ROOT / "examples" / "compare.py")
+    compared = network.machine.run(PYTHON, comparison, saved, alone, code=None)
+    expect(compared.returncode == 0, f"one process: {compared.stdout.strip()}", compared.stderr)
+
+
 def check() -> None:
     """Places, faults, weights and times."""
     need_root("a host that is a network namespace")
     need_packages(PACKAGES)
-    with Machine() as machine, Cable(machine) as cable:
-        cable.wait()
-        places = answer(cable.ranks(2, str(ACROSS)))["places"]
-        expected = [[name, host, 2, local, 2] for host, name in enumerate(HOSTS) for local in range(2)]
-        expect(places == expected, "4 ranks on 2 hosts, local ranks 0 and 1 on each", places)
+    with Machine() as machine:
+        alone = str(machine.folder / "alone.npz")
+        machine.run(PYTHON, str(TRAIN), "--epochs", EPOCHS, "--save", alone)
+        with Network(machine, 2) as network:
+            network.wait()
+            check_places(network, (2, 2))
+            check_faults(network)
+            check_cut_cable(network)
+        with Network(machine, 4) as network:
+            network.wait()
+            check_places(network, (2, 1, 1))
+            for each in LAYOUTS:
+                check_training(network, each, alone)
+            network.limit()
+            for each in ((1, 1), (2, 2), (1, 1, 1, 1)):
+                check_times(network, each)
+        print(f"load of this machine, with its {os.cpu_count()} cores for all hosts: {os.getloadavg()[0]:.1f}")
 
-        check_faults(cable)
-        check_cut_cable(cable)
 
-        saved = [str(machine.folder / f"ranks-{ranks}.npz") for ranks in (4, 1)]
-        said = cable.ranks(2, str(TRAIN), "--epochs", "10", "--save", saved[0], limit=120)
-        expect("ranks: 4" in said, "4 ranks trained together", said)
-        machine.run(PYTHON, str(TRAIN), "--epochs", "10", "--save", saved[1])
-        compared = machine.run(PYTHON, str(ROOT / "examples" / "compare.py"), *saved, code=None)
-        expect(compared.returncode == 0, f"one process: {compared.stdout.strip()}", compared.stderr)
-
-        measured = {}
-        for link in ("free link", "1 Gbit/s"):
-            if link == "1 Gbit/s":
-                cable.limit()
-            for each in (1, 2):
-                times = answer(cable.ranks(each, str(ACROSS), "W1", "6"))["ms"]
-                measured[link, each] = times["step"]["p10"]
-                words = [f"{name} {ms['p10']:.1f} (median {ms['median']:.1f})" for name, ms in times.items()]
-                print(f"W1, 2 hosts, {each} rank(s) each, {link}: {', '.join(words)} ms at p10", flush=True)
-        print(f"load of this machine, with its {os.cpu_count()} cores for both hosts: {os.getloadavg()[0]:.1f}")
-        wire = 4 * (784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10) * 8 / 1e9 * 1e3
-        print(f"the gradient of W1 once over 1 Gbit/s: {wire:.1f} ms")
-        expect(measured["1 Gbit/s", 1] > 0.8 * wire, "the link was limited", measured)
+def check_times(network: Network, each: tuple[int, ...]) -> None:
+    """Prints how long a step takes beside the time that its gradient takes on the wire."""
+    times = answer(network.ranks(each, str(ACROSS), "W1", "4"))["ms"]
+    words = [f"{name} {ms['p10']:.1f} (median {ms['median']:.1f})" for name, ms in times.items()]
+    gradient = 4 * (784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10)
+    wire = 2 * (len(each) - 1) / len(each) * gradient * 8 / 1e9 * 1e3
+    print(f"W1, {each} ranks, 1 Gbit/s: {', '.join(words)} ms at p10; the wire alone {wire:.1f}", flush=True)
+    expect(times["step"]["p10"] > 0.8 * wire, "the links were limited", times)
 
 
 if __name__ == "__main__":

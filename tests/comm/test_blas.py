@@ -170,7 +170,7 @@ def test_ranks_outside_the_communicator_count(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("variable", "says"),
     [
-        ("OPENBLAS_CORETYPE='SandyBridge'", "with kernels for Sandybridge on rank 1"),
+        ("OPENBLAS_CORETYPE='SandyBridge'", "kernel Sandybridge on rank 1"),
         ("NPY_DISABLE_CPU_FEATURES='X86_V3,AVX2,AVX512F'", "NumPy .* on rank 1"),
     ],
 )

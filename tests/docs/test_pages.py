@@ -49,3 +49,18 @@ def test_commands(page: Path):
 def test_targets_of_make(page: Path):
     """What the text calls `make X` is a target."""
     assert set(re.findall(r"`make ([a-z-]+)`", page.read_text())) <= TARGETS
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md", "examples/data/README.md"])
+def test_links(page: str):
+    """Files that the pages outside of the built documentation link to exist; mkdocs checks the others."""
+    path = ROOT / page
+    linked = [link for link in re.findall(r"\]\(([^)#]+)", path.read_text()) if "://" not in link]
+    assert [link for link in linked if not (path.parent / link).exists()] == []
+
+
+def test_examples_are_listed():
+    """Each by a link in examples/README.md."""
+    folder = ROOT / "examples"
+    listed = re.findall(r"^\| \[.*\]\((.*?)\)", (folder / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in folder.iterdir() if path.suffix in (".py", ".ipynb"))

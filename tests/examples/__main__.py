@@ -1,4 +1,4 @@
-"""Runs every example on one process and on two ranks, and prints what each ends with: the table of examples/README.md.
+"""Runs every example on one process and on two ranks, and prints what each ends with, for examples/README.md.
 
 python -m tests.examples
 """

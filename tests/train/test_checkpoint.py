@@ -193,10 +193,11 @@ def test_other_surroundings_are_said(folder: Path, monkeypatch: pytest.MonkeyPat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert checkpointer.load_latest() == {"step": 0}
-    monkeypatch.setattr("sorix_dist.utils.machine.cpu", lambda: "another CPU")
-    monkeypatch.setattr("sorix_dist.utils.machine.blas", lambda: [("a BLAS", 7)])
+    monkeypatch.setattr("sorix_dist.train.run_state.cpu", lambda: "another CPU")
+    monkeypatch.setattr("sorix_dist.comm.blas.libraries", lambda: [("a BLAS", 7)])
     with pytest.warns(RuntimeWarning, match="last bits") as told:
         assert checkpointer.load_latest() == {"step": 0}
+    assert told[0].filename == __file__  # where it was called
     message = str(told[0].message)
     assert "another CPU now" in message
     assert "a BLAS now" in message

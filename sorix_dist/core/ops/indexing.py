@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
@@ -76,7 +77,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
     chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
-    if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(_is_integer, key)):
+    if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(is_integer, key)):
         parts = _of_each_axis([*key], len(shape_of(input)))
         axis = next(i for i, part in enumerate(parts) if part is chosen) + rows.axis
         mask = chosen.array.dtype == np.bool_
@@ -94,10 +95,6 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
 
 def _is_mask(part: Any) -> bool:
     return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
-
-
-def _is_integer(part: Any) -> bool:
-    return isinstance(part, int | np.integer) and not isinstance(part, bool)
 
 
 def _covers(part: Any) -> int:
@@ -128,7 +125,7 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     """The placement of rows after NumPy's indexing; None if it selects them by position."""
     parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
     arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
-    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and _is_integer(p))]
+    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
     dims = max((1 if _is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
     axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far

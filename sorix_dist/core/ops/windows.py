@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.tensor import Array
 
 Pair = tuple[int, int]
@@ -63,14 +64,20 @@ class Geometry:
         return product(under(0), under(1))
 
 
-def pair(name: str, argument: str, value: Any, least: int) -> Pair:
-    """`value`, one integer or two, as two; ValueError names the argument of function `name`."""
+def per_axis(name: str, argument: str, value: Any, least: int, axes: int) -> tuple[int, ...]:
+    """`value`, one integer or one per axis, as one per axis; ValueError names the argument of function `name`."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
-    values = values * 2 if len(values) == 1 else values
-    integers = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
-    if len(values) != 2 or not integers or min(values) < least:
-        raise ValueError(f"{name}: {argument} must be an integer >= {least} or two of them, got {value!r}")
-    return int(values[0]), int(values[1])
+    values = values * axes if len(values) == 1 else values
+    if len(values) != axes or not all(map(is_integer, values)) or min(values) < least:
+        number = {2: "two", 3: "three"}[axes]
+        raise ValueError(f"{name}: {argument} must be an integer >= {least} or {number} of them, got {value!r}")
+    return tuple(map(int, values))
+
+
+def pair(name: str, argument: str, value: Any, least: int) -> Pair:
+    """`per_axis` for images."""
+    rows, columns = per_axis(name, argument, value, least, 2)
+    return rows, columns
 
 
 def single(name: str, argument: str, value: Any, least: int) -> int:

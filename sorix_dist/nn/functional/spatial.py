@@ -18,7 +18,7 @@ from sorix_dist.core.ops import conv, pool
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten, squeeze, unsqueeze
-from sorix_dist.core.ops.windows import single
+from sorix_dist.core.ops.windows import per_axis, single
 from sorix_dist.core.tensor import shape_of
 
 __all__ = [
@@ -66,15 +66,15 @@ def conv3d(
     x, w = (t if isinstance(t, Tensor) else Tensor(t) for t in (input, weight))
     if not x.ndim == w.ndim == 5:
         raise ValueError(f"conv3d: input and weight must have 5 dimensions, got {tuple(x.shape)} and {tuple(w.shape)}")
-    step, *steps = triple("conv3d", "stride", stride, 1)
-    spacing, *spacings = triple("conv3d", "dilation", dilation, 1)
+    step, *steps = per_axis("conv3d", "stride", stride, 1, 3)
+    spacing, *spacings = per_axis("conv3d", "dilation", dilation, 1, 3)
     depth = w.shape[2]
     sides: Any = padding
     if isinstance(padding, str):
         total = spacing * (depth - 1) if padding == "same" else 0
         before, after = total // 2, total - total // 2
     else:
-        before, *sides = triple("conv3d", "padding", padding, 0)
+        before, *sides = per_axis("conv3d", "padding", padding, 0, 3)
         after = before
     x = pad(x, (0, 0, 0, 0, before, after)) if before or after else x
     count = (x.shape[2] - spacing * (depth - 1) - 1) // step + 1
@@ -88,14 +88,6 @@ def conv3d(
     kernels = w.reshape(w.shape[0], w.shape[1] * depth, *w.shape[3:])
     y = conv.conv2d(images, kernels, bias, steps, sides, spacings, groups)  # type: ignore[arg-type]
     return y.reshape(batch, count, *y.shape[1:]).permute(0, 2, 1, 3, 4)
-
-
-def triple(name: str, argument: str, value: Any, least: int) -> tuple[Any, ...]:
-    """`value`, one integer or three, as three; ValueError names the argument of `name`."""
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * 3
-    if len(values) != 3 or not all(isinstance(v, int | np.integer) and v >= least for v in values):
-        raise ValueError(f"{name}: {argument} must be an integer >= {least} or three of them, got {value!r}")
-    return values
 
 
 # -- sequences, as images of one column

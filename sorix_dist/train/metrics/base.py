@@ -21,9 +21,9 @@ class Metric(ABC):
 
     comm: an mpi4py communicator if not all ranks of the job update and compute it.
 
-    A subclass says what is seen of no samples (`_nothing`: values that add up by +), adds to `self.seen` in `update`,
-    and turns the sum over the ranks into the answer in `_answer`. Each rank counts the samples that it sees: with a
-    loader that gives every rank all rows (`shard=False`) each sample counts once a rank.
+    A subclass defines the initial sums (`_nothing`: values that add up by +), adds samples to `self.seen` in `update`,
+    and computes the value from the sums over all ranks in `_answer`. Each rank counts its own samples: with a loader
+    that gives every rank all rows (`shard=False`) each sample counts once per rank.
     """
 
     options: tuple[str, ...] = ()
@@ -34,15 +34,16 @@ class Metric(ABC):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything that this rank has seen."""
+        """Sets the sums of this rank to those of no samples."""
         self.seen = self._nothing()
 
     @abstractmethod
     def update(self, found: Any, target: Any) -> None:
-        """Adds samples that this rank has seen, possibly none."""
+        """Adds samples of this rank, possibly none."""
 
     def compute(self) -> Any:
-        """The value over all ranks since the last reset, the same bits on any number of them: a call of all ranks."""
+        """The value over all ranks since the last reset, with the same bits on any number of them. A call of all ranks.
+        ValueError if a rank has another metric."""
         return self._answer(self._total())
 
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, int_or_none
 from sorix_dist.core.tensor import as_array
 from sorix_dist.train.metrics.base import Array, Metric
 
@@ -26,7 +26,7 @@ class Accuracy(Metric):
     options = ("ignore_index", "top_k")
 
     def __init__(self, ignore_index: int | None = None, top_k: int = 1, *, comm: Any = None) -> None:
-        self.ignore_index, self.top_k = option("ignore_index", ignore_index), as_int("top_k", top_k, 1)
+        self.ignore_index, self.top_k = int_or_none("ignore_index", ignore_index), as_int("top_k", top_k, 1)
         super().__init__(comm)
 
     def _nothing(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class ConfusionMatrix(Metric):
             num_classes = len(self.names)
             self.options = (*type(self).options, "names")  # on which states and ranks must agree
         self.num_classes = as_int("num_classes", num_classes, 1)
-        self.ignore_index = option("ignore_index", ignore_index)
+        self.ignore_index = int_or_none("ignore_index", ignore_index)
         super().__init__(comm)
 
     def _nothing(self) -> dict[str, Any]:
@@ -306,10 +306,3 @@ def check_labels(name: str, labels: Array, counted: Array, classes: int) -> None
     if wrong.any():
         place = np.unravel_index(int(wrong.argmax()), wrong.shape)
         raise IndexError(f"{name} must be in [0, {classes}), got {labels[place]} in row {place[0]}")
-
-
-def option(name: str, value: Any) -> int | None:
-    """`value` as an int, or None; ValueError for anything else."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
-        raise ValueError(f"{name} must be an integer or None, got {value!r}")
-    return None if value is None else int(value)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.tensor import as_array
 from sorix_dist.train.metrics.base import Array, Metric
-from sorix_dist.train.metrics.classification import check_labels, logits_and_labels, option
+from sorix_dist.train.metrics.classification import check_labels, logits_and_labels
 
 
 def exact_sum(values: Array) -> Fraction:
@@ -58,11 +59,11 @@ def _halves(x: Array) -> tuple[Array, Array]:
 class Mean(Metric):
     """The mean of all values, weighted: `mean.update(loss.item(), len(yb))` or `mean.update(loss_of_each_sample)`.
 
-    `compute()` is the exact mean of the values and weights that were given, rounded once to a float64: the same
-    bits in whatever order, on whatever rank and in whatever groups they came. So the mean of values per sample has
-    the same bits on every number of ranks. `loss.item()` differs between numbers of ranks by its own rounding, and so
-    then does their mean. It may be taken before the backward, when it is the mean over this rank's rows, or after.
-    NaN if there is nothing, or nothing but weights of 0.
+    `compute()` is the exact mean of the values and weights, rounded once to a float64. Its bits do not depend on the
+    order, the ranks or the groups of the updates, so the mean of values per sample has the same bits on every number of
+    ranks. `loss.item()` rounds differently on each number of ranks, and so does a mean of it. Before the backward it is
+    the mean over this rank's rows, afterwards that over the global batch; both give the same mean.
+    NaN without values, or if all weights are 0.
     """
 
     def _nothing(self) -> dict[str, Any]:
@@ -71,8 +72,8 @@ class Mean(Metric):
     def update(self, value: Any, weight: Any = 1) -> None:
         """Adds a number of this weight, or every element of a tensor or array, with this weight each.
 
-        weight: a finite number >= 0, or an array of them of the shape of value. Values of weight 0 are ignored,
-        also NaN: the mean loss of no rows does no harm.
+        weight: a finite number >= 0, or an array of them of the shape of value; ValueError otherwise. Values of weight
+        0 are ignored, also NaN such as the mean loss of no rows.
         """
         values, weights = _numbers("value", value), _numbers("weight", weight)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
@@ -122,7 +123,7 @@ class MAE(Mean):
 class R2(Metric):
     """The coefficient of determination, 1 - sum((y - f)²) / sum((y - mean of y)²), of one number a sample.
 
-    1.0 is perfect, 0.0 what the mean of the targets reaches. If all targets are equal it is 1.0 for perfect
+    1.0 is perfect; predicting the mean of the targets gives 0.0. If all targets are equal it is 1.0 for perfect
     predictions and 0.0 for others, as in scikit-learn's r2_score; NaN for fewer than two samples.
     """
 
@@ -151,7 +152,7 @@ class R2(Metric):
 
 
 class Perplexity(Mean):
-    """The exponential of the mean cross-entropy of the right tokens: what a language model is measured by.
+    """The exponential of the mean cross-entropy of the target tokens, the usual measure of language models.
 
     ignore_index: a label that does not count, such as padding.
     """
@@ -159,7 +160,7 @@ class Perplexity(Mean):
     options = ("ignore_index",)
 
     def __init__(self, ignore_index: int | None = None, *, comm: Any = None) -> None:
-        self.ignore_index = option("ignore_index", ignore_index)
+        self.ignore_index = int_or_none("ignore_index", ignore_index)
         super().__init__(comm)
 
     def update(self, found: Any, target: Any) -> None:  # type: ignore[override]

@@ -11,6 +11,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.nested import map_arrays, stacked
 from sorix_dist.utils.data.tables import numbers
@@ -201,7 +202,7 @@ def seed_of(generator: Any) -> int:
     if isinstance(generator, np.random.Generator):
         return int(generator.integers(2**63))
     seed = generator.initial_seed() if callable(getattr(generator, "initial_seed", None)) else generator
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+    if not is_integer(seed) or seed < 0:
         raise TypeError(f"generator must be an integer >= 0 or a generator, got {type(generator).__name__}")
     return int(seed)
 

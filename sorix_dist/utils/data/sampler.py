@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, int_or_none
 from sorix_dist.core.placement import Rows
 from sorix_dist.core.tensor import as_array
 
@@ -46,10 +46,8 @@ class Sampler:
     def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
         if length < 1:
             raise ValueError(f"dataset must have at least one sample, got a data set of length {length}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
-            raise ValueError(f"seed must be an integer >= 0 or None, got {seed!r}")
         self.length, self.shuffle = length, bool(shuffle)
-        self.seed = None if seed is None else int(seed)
+        self.seed = int_or_none("seed", seed, 0)
         self.wanted_epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
