@@ -100,8 +100,8 @@ class Timeline:
         """Begins to listen in this thread."""
         if get_ident() in _timelines:
             raise RuntimeError(
-                "profile: this rank is being profiled already: end the first profile before the next, or run the script "
-                "without `sorix-dist profile` and `run --profile`, which measure all of it"
+                "profile: this rank is being profiled already: end the first profile before the next, or run the "
+                "script without `sorix-dist profile` and `run --profile`, which measure all of it"
             )
         if self.model is not None:
             self._register(self.model)
