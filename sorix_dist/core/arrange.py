@@ -31,9 +31,8 @@ from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.indexing import scatter_add_to
 from sorix_dist.core.ops.indexing import take as take_index
-from sorix_dist.core.ops.shape import extents
-from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import whole
+from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
 from sorix_dist.core.tensor import Tensor, as_array, shape_of
 
 # -- joined and repeated
@@ -139,8 +138,11 @@ def combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any:
 
 def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     """The tensors broadcast to one shape."""
-    shape = np.broadcast_shapes(*(extents(x) for x in tensors))
-    return tuple(broadcast_to(x, shape) for x in tensors)
+    parts, rows = aligned_operands("broadcast_tensors", whole_sums([_tensor(x) for x in tensors], "broadcast_tensors"))
+    shape = np.broadcast_shapes(*map(shape_of, parts))
+    if rows is None:
+        return tuple(broadcast_to(x, shape) for x in parts)
+    return tuple(tagged(broadcast_to(bare(x), shape), rows) for x in parts)
 
 
 # -- cut out
@@ -298,14 +300,19 @@ def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
 
 def _spread(name: str, input: Any, at: int, index: Any, source: Any) -> Any:
     """Zeros of the shape of `input` with the slices of `source` added along the axis `at`."""
-    shape, source = shape_of(input), whole(_tensor(source), name)
+    shape, place, source = shape_of(input), shard_of(input), _tensor(source)
+    if place is None:
+        source = whole(source, name)
+    else:  # each row for itself
+        source = aligned_operands(name, [input, *whole_sums([source], name)])[0][1]
     if not shape:
         return scatter_add_to(reshape(source, 1), index=as_array(index).reshape(-1), shape=(1,)).reshape(())
     places = as_array(whole(index)).reshape(-1)
     expected = (*shape[:at], len(places), *shape[at + 1 :])
     if shape_of(source) != expected:
         raise ValueError(f"{name}: source must have shape {expected}, got {shape_of(source)}")
-    return scatter_add_to(source, index=along(at, places), shape=shape)
+    spread = scatter_add_to(bare(source), index=along(at, places), shape=shape)
+    return spread if place is None else tagged(spread, place)
 
 
 concat = concatenate = cat

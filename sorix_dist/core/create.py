@@ -251,14 +251,20 @@ def _drawing(input: Any, by_row: Callable[..., Array], stream: Callable[..., Any
 
 
 def _drawn(stream: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
-    kind, batch = _floating(or_float32(dtype)), forward_of.get()
+    kind = _floating(or_float32(dtype))
+    warn_of_own_rows(size)
+    drawn = stream(size, dtype=np.float64 if kind == np.float64 else np.float32)
+    return np.asarray(drawn).astype(kind, copy=False)
+
+
+def warn_of_own_rows(size: tuple[int, ...]) -> None:
+    """Warns of random numbers in the shape of this rank's rows, inside of a forward."""
+    batch = forward_of.get()
     if batch is not None and not batch.group.single and size and size[0] == batch.held:
         batch.group.warn(
             f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "
             "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
         )
-    drawn = stream(size, dtype=np.float64 if kind == np.float64 else np.float32)
-    return np.asarray(drawn).astype(kind, copy=False)
 
 
 def _floating(kind: np.dtype[Any]) -> np.dtype[Any]:

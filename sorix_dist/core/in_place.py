@@ -14,6 +14,7 @@ from sorix_dist.core import compositions as compositions  # which binds some of 
 from sorix_dist.core import create, methods, random
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.ops.elementwise import mul
+from sorix_dist.core.placement import shard_of
 from sorix_dist.core.tensor import Tensor
 
 _CHANGING = (
@@ -50,19 +51,30 @@ def _drawn(self: Tensor, numbers: Any) -> Tensor:
     return methods.copy_(self, Tensor(np.asarray(numbers)))
 
 
+def _by_row(self: Tensor, by_row: Callable[..., Any], stream: Callable[..., Any]) -> Any:
+    """Random numbers in the shape of a tensor; those of rows of a batch follow from their index in the global batch."""
+    rows, shape = shard_of(self), self.array.shape
+    if rows is None:
+        create.warn_of_own_rows(shape)
+        return stream(shape)
+    return by_row(shape, rows)
+
+
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Numbers drawn uniformly from [low, high), in place."""
-    return _drawn(self, random.generator().uniform(low, high, self.array.shape))
+    drawn = _by_row(self, random.uniform_by_row, random.generator().random)
+    return _drawn(self, low + (high - low) * drawn)
 
 
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Numbers drawn from a normal distribution, in place."""
-    return _drawn(self, random.generator().normal(mean, std, self.array.shape))
+    drawn = _by_row(self, random.normal_by_row, random.generator().standard_normal)
+    return _drawn(self, mean + std * drawn)
 
 
 def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
     """1 with probability p, else 0, in place."""
-    return _drawn(self, random.generator().random(self.array.shape) < p)
+    return _drawn(self, _by_row(self, random.uniform_by_row, random.generator().random) < p)
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.create import randn_like
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.functions import (
@@ -39,7 +40,7 @@ from sorix_dist.core.functions import (
 from sorix_dist.core.ops.axes import axis_of
 from sorix_dist.core.ops.choose import ValuesAndIndices
 from sorix_dist.core.ops.special import trunc
-from sorix_dist.core.placement import shard_of
+from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
@@ -244,8 +245,11 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = No
     raise_for_device(device)
     kinds = [np.dtype(np.float32) if dtype is None else as_dtype(dtype)]
     kinds += [x.numpy().dtype for x in (mean, std) if isinstance(x, Tensor)]
-    drawn = random.generator().standard_normal(shape, np.float32).astype(kinds[-1])
-    draws: Tensor = add(mul(Tensor(np.asarray(drawn)), std), mean)
+    if any(shard_of(x) is not None for x in (mean, std)):
+        drawn: Any = randn_like(add(mean, std).detach())
+    else:
+        drawn = Tensor(np.asarray(random.generator().standard_normal(shape, np.float32).astype(kinds[-1])))
+    draws: Tensor = add(mul(drawn, std), mean)
     return draws
 
 
@@ -253,8 +257,11 @@ def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = 
     """Integers drawn uniformly from [low, high), or from [0, low), in the shape and dtype of `input`."""
     raise_for_device(device)
     low, high = (0, low) if high is None else (low, high)
-    drawn = random.generator().integers(low, high, shape_of(input))
-    return Tensor(np.asarray(drawn).astype(as_array(input).dtype if dtype is None else as_dtype(dtype)))
+    rows, kind = shard_of(input), as_array(input).dtype if dtype is None else as_dtype(dtype)
+    if rows is None:
+        return Tensor(np.asarray(random.generator().integers(low, high, shape_of(input))).astype(kind))
+    drawn = low + np.floor(random.uniform_by_row(shape_of(input), rows) * (high - low))
+    return tagged(Tensor.of(drawn.astype(kind)), rows)
 
 
 argwhere = nonzero

@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import host
 from sorix_dist.core.op import current_shard
-from sorix_dist.core.ops.collective import first_of, summed_parts, take_rows
+from sorix_dist.core.ops.collective import first_of, in_row_order, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
 from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, forward_of, tagged
@@ -252,7 +252,9 @@ class ShardedForward:
             )
         shape, axis = results[0].array.shape, place.axis
         opened = [
-            reshape_to(part, shape=(*shape[:axis], place.outer, own.batch.held * place.inner, *shape[axis + 1 :]))
+            reshape_to(
+                in_row_order(part), shape=(*shape[:axis], place.outer, own.batch.held * place.inner, *shape[axis + 1 :])
+            )
             for part, own in zip(parts, shards, strict=True)
         ]
         whole = concatenate(*opened, axis=axis + 1) if len(opened) > 1 else opened[0]

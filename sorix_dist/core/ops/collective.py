@@ -85,6 +85,13 @@ def take_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
 
 
 @op(rule=given)
+def in_row_order(x: Any) -> Any:
+    """x with its rows one after the other in memory, as their gradient will be. NumPy sums in an order that follows
+    from the layout, and in another layout from the number of rows."""
+    return np.ascontiguousarray(x), (lambda g, out: like_input(in_row_order, g),)
+
+
+@op(rule=given)
 def put_rows(x: Any, *, shard: Shard, start: int, stop: int) -> Any:
     """x as rows start to stop - 1 of this rank's rows, zeros in the others."""
     return shard.padded(x, start, stop, shard.batch.held), (

@@ -93,7 +93,7 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
         parts = [part for part in parts if shape_of(part) != (0,) or shard_of(part) is not None]
     at = axis_of("cat", parts[0], dim if axis is None else axis)
     parts = _beside_rows("cat", parts, at)
-    shapes = [extents(p) for p in parts]
+    shapes = _global_shapes(parts, at)
     rests = {(*s[:at], *s[at + 1 :]) for s in shapes}
     if () in shapes or len(rests) > 1 or len({len(s) for s in shapes}) > 1:
         raise ValueError(f"cat: tensors must have at least one dimension and agree in all but dim {at}, got {shapes}")
@@ -103,7 +103,7 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis
 def stack(tensors: Sequence[Any], dim: int = 0, *, out: Tensor | None = None, axis: int | None = None) -> Any:
     """The tensors, all of one shape, side by side along a new dimension `dim`."""
     parts = _beside_rows("stack", _several("stack", tensors))
-    shapes = [extents(p) for p in parts]
+    shapes = _global_shapes(parts)
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: tensors must all have the same shape, got {shapes}")
     at = axis_of("stack", parts[0], dim if axis is None else axis, more=1)
@@ -208,7 +208,26 @@ def _beside_rows(name: str, parts: list[Any], axis: int | None = None) -> list[A
     """The parts, with this rank's rows of Replicates, if there are rows along another axis than
     the one to join along."""
     rows = next((part for part in parts if shard_of(part) is not None), None)
-    return parts if rows is None or rows.place.axis == axis else [align(part, rows, name) for part in parts]
+    if rows is None or rows.place.axis == axis:
+        return parts
+    return [align(part, rows, name) for part in parts]
+
+
+def _global_shapes(parts: list[Any], axis: int | None = None) -> list[tuple[int, ...]]:
+    """The shapes of the parts in the global batch. A Replicate that has one for each row of this rank, along another
+    axis than the one to join along, counts as rows, such as a token that was expanded to them."""
+    shapes = [extents(part) for part in parts]
+    rows = next((place for part in parts if (place := shard_of(part)) is not None), None)
+    if rows is None or rows.axis == axis:
+        return shapes
+    at = rows.axis
+    beside = [shard_of(x) is None and s[at : at + 1] == (rows.held,) for x, s in zip(parts, shapes, strict=True)]
+    if any(beside) and rows.group.ordered and not rows.group.isolated and rows.held != rows.total:
+        raise RuntimeError(
+            f"reproducible mode: cat or stack of rows of a batch beside a tensor that has the {rows.held} rows of this "
+            "rank but is none of them, such as one that was expanded: do it in the forward of the model"
+        )
+    return [(*s[:at], rows.total, *s[at + 1 :]) if b else s for b, s in zip(beside, shapes, strict=True)]
 
 
 def _into(name: str, result: Any, out: Tensor | None) -> Any:

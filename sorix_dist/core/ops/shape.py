@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
-from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, linear_place, whole
 from sorix_dist.core.tensor import Tensor, shape_of
 
@@ -90,8 +90,11 @@ def _axis_of_rows(
 
 
 def expand_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Repeated to a larger shape: the rows' axis moves if dimensions come in front."""
+    """Repeated to a larger shape: the rows' axis moves if dimensions come in front. A sum is made whole, because it may
+    be repeated for each row of this rank, as other ranks do for theirs."""
     x, place = inputs[0], inputs[0].place
+    if isinstance(place, Partial) and not place.group.single and not place.group.isolated:
+        return apply(whole(x, "expand"), **options)
     if not isinstance(place, Shard):
         return linear_place(place)
     axis = place.axis + len(options["shape"]) - x.array.ndim

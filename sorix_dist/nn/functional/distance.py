@@ -14,6 +14,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.arrange import broadcast_tensors
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.core.ops.choose import minimum, where
+from sorix_dist.core.ops.shape import extents
 from sorix_dist.nn.functional.loss import reduced
 
 __all__ = [
@@ -38,8 +39,10 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
     x, y = _tensors(x1, x2)
-    x, y = (x, y) if x.shape == y.shape else broadcast_tensors(x, y)
-    return (normalize(x, dim=dim, eps=eps) * normalize(y, dim=dim, eps=eps)).sum(dim)
+    at = dim if dim < 0 else dim - max(x.ndim, y.ndim)
+    if len({extents(each)[at:][:1] for each in (x, y)}) > 1:  # then one is repeated along `dim`
+        x, y = broadcast_tensors(x, y)
+    return (normalize(x, dim=at, eps=eps) * normalize(y, dim=at, eps=eps)).sum(at)
 
 
 def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
