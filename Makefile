@@ -51,8 +51,10 @@ profile: $(ENV)/mpi ## Measures what the parts of the benchmarks' training steps
 reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
 	$(ENV)/bin/python -m tests.support.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
 
+# Tests of one process take turns on two cores; those that start ranks have both for themselves.
 test: $(ENV)/dev ## Runs all tests, under MPICH
-	$(ENV)/bin/python -m pytest
+	$(ENV)/bin/python -m pytest -n 2 --dist loadfile -m "not needs_mpirun"
+	$(ENV)/bin/python -m pytest -m needs_mpirun --durations 15
 
 test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-core
 	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
@@ -61,7 +63,8 @@ test-openmpi: $(OPENMPI)/dev ## Runs the tests that depend on the MPI, under Ope
 	$(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables under MPICH, then those that start ranks under Open MPI
-	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest -n 2 --dist loadfile -m "not needs_mpirun"
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest -m needs_mpirun
 	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest -m needs_mpirun
 
 soak: $(ENV)/dev ## Trains under random faults and restarts for SOAK seconds, and compares every bit

@@ -19,16 +19,15 @@ from sorix_dist.store.packing import is_whole, pack, unpack
 
 
 def save(obj: Any, f: Any) -> None:
-    """Writes a state to a file, which is complete or, if this process dies meanwhile, what it was before.
+    """Writes a state to a file, atomically: if this process dies meanwhile, an existing file is unchanged.
 
-    obj: tensors, arrays, numbers, strings and None in nested dicts, lists and tuples; a model made of nothing but
-    this package's layers, which is saved whole; or a model with classes of its own, an optimizer or another
-    object with a `state_dict()`, of which that is saved: a RuntimeWarning says so for a model. Of a wrapped model, the
-    model itself.
+    obj: tensors, arrays, numbers, strings and None in nested dicts, lists and tuples; a model of only this package's
+    layers, which is saved whole; or an object with a `state_dict()`, such as an optimizer, whose state dict is saved. A
+    model with other classes is saved that way too, with a RuntimeWarning. A wrapped model counts as its model.
     f: a path, or a file object that is open for writing bytes.
-    TypeError names the place of anything else. Of tensors values are saved, not whether a gradient is required;
-    other kinds of dict, list and tuple come back as these.
-    A file that is there keeps its permissions; FileExistsError if it is a pipe or a device.
+    Only values of tensors are saved, not whether they require a gradient. Subclasses of dict, list and tuple are loaded
+    as these. TypeError names the place of any other value. An existing file keeps its permissions; FileExistsError if
+    it is a pipe or a device, FileNotFoundError if there is no such folder.
     """
     obj = obj.module if isinstance(obj, DistributedDataParallel) else obj
     state_dict = None if is_whole(obj) else getattr(obj, "state_dict", None)
@@ -54,13 +53,13 @@ def save(obj: Any, f: Any) -> None:
 
 
 def load(f: Any, map_location: Any = None, weights_only: bool = True) -> Any:
-    """What `save` wrote to a file: the same structure, with arrays and tensors of their own memory, or the model. Of a
-    safetensors file that another program wrote, its tensors by name.
+    """Reads a file of `save`: the same structure, with new arrays and tensors, or the model. A safetensors file of
+    another program gives a dict of its tensors.
 
     f: a path, or a file object that is open for reading bytes. map_location: None or "cpu"; weights_only: without
     effect, as nothing in a file is ever executed. (Both are PyTorch's.)
-    ValueError, naming the path, for a file that is damaged or of another kind. No array is larger than the file,
-    except bfloat16, which becomes float32.
+    ValueError, with the path, if the file is damaged or of another kind. Memory is bounded by the size of the file
+    (twice that for bfloat16, which becomes float32).
     """
     if isinstance(map_location, str) or hasattr(map_location, "type"):
         raise_for_device(map_location)

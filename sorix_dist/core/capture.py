@@ -1,8 +1,8 @@
-"""What a captured step is made of: operations, rules and host functions write the calls that are made of them into a
-recorder as lines of Python, while one listens in this thread.
+"""The recorder of captured steps: while one listens in this thread, calls of operations, rules and host functions are
+written to it as lines of Python.
 
-An expression stands for each array: a result of an earlier line, an argument, or an array that is known to stay. One
-that comes from nowhere can't be captured.
+Each array has an expression: the result of an earlier line, an argument, or a persistent array. An array from elsewhere
+can't be captured.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from sorix_dist.core.placement import Batch, Partial, Shard
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 recorders: dict[int, Recorder] = {}
-"""The recorder of each thread that has one; looked at before every line, so that nothing is paid where it is empty."""
+"""The recorder of each thread that has one. Callers test it for emptiness first, which costs almost nothing."""
 
 _version = 0
 _PLAIN = (bool, int, str, bytes, type(None), np.dtype, type)
 
 
 def version() -> int:
-    """A number that changes with what a captured step takes for granted: modes and hooks of modules and tensors."""
+    """A number that changes with the assumptions of captured steps: modes and hooks of modules and tensors."""
     return _version
 
 
 def changed() -> None:
-    """Says that a mode or a hook has changed."""
+    """Records that a mode or a hook has changed."""
     global _version
     _version += 1
 
@@ -63,14 +63,14 @@ def host(function: Function) -> Function:
 
 
 def outside(what: str) -> None:
-    """Says that the program does what belongs outside of a captured step."""
+    """Refuses to capture the step, because it does something that belongs outside; `what` is the reason."""
     recorder = listening()
     if recorder is not None:
         recorder.refuse(what)
 
 
 def uncaptured(function: Function) -> Function:
-    """Makes a function, which changes or reads something that no program sees, one that no step is captured with."""
+    """Makes a function refuse to be captured, because it reads or changes a state that replays would not see."""
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -97,8 +97,8 @@ class RecordedRule:
 class Recorder:
     """The lines of one step, and by name the objects that they mention.
 
-    lines: without their indentation, "try:" and "finish" around what a backward does between its ends; wheres: the
-    user's line that each belongs to; refusal: why the step can't be captured, with the first line that says so.
+    lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of
+    each; refusal: the first reason why the step can't be captured, with its line.
     """
 
     def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
@@ -178,7 +178,7 @@ class Recorder:
             deposit(leaf, rule, gradient)
 
     def visited(self, node: Any, visitor: Any) -> None:
-        """Writes that a walk has come to a node."""
+        """Writes that a walk visits a node."""
         for hook in node.hooks or ():
             if getattr(hook, "only_notes", False):
                 self.bare(f"{self.constant(hook, 'criterion')}(None)")
@@ -203,13 +203,13 @@ class Recorder:
         self._know_parts(result, f"t{number}")
 
     def bare(self, line: str) -> None:
-        """Writes a line as it stands."""
+        """Writes a line without a result."""
         self.lines.append(line)
         self.wheres.append(users_line())
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Nothing is written inside."""
+        """A context in which nothing is written."""
         self.paused += 1
         try:
             yield
@@ -217,7 +217,7 @@ class Recorder:
             self.paused -= 1
 
     def finish(self) -> None:
-        """Lets go of the arrays of this run."""
+        """Releases the arrays of this run."""
         self._known.clear()
         self._named.clear()
         self._alive.clear()
@@ -225,7 +225,7 @@ class Recorder:
         self._staying = {}
 
     def refuse(self, reason: str) -> None:
-        """Notes why the step can't be captured; it goes on eagerly."""
+        """Records why the step can't be captured; it continues eagerly."""
         if self.refusal is None and not self.paused:
             self.refusal = f"{reason} ({users_line()})"
 
@@ -319,14 +319,14 @@ class Recorder:
 
 
 def _fresh(result: Any) -> Any:
-    """A result whose floats are objects of their own, so that they can be told from equal ones."""
+    """A result with new float objects, which have another id than equal ones."""
     if isinstance(result, tuple) and type(result) is tuple:
         return tuple(map(_fresh, result))
     return result * 1.0 if type(result) is float else result
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two objects that recordings of a step mention may stand for each other."""
+    """Whether two objects in recordings of a step are equivalent."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -348,13 +348,13 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _where(array: Any) -> Any:
-    """Where an array's numbers are, as something that can be compared."""
+    """The address and layout of an array, as a key."""
     about = array.__array_interface__
     return about["data"][0], about["typestr"], array.shape, array.strides
 
 
 def root_package(frame: Any) -> str:
-    """The package that a frame runs a function of."""
+    """The top-level package of a frame's function."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 

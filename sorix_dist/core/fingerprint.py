@@ -18,8 +18,8 @@ _FEW = 16  # numbers of an array that are shown
 
 
 def as_text(value: Any) -> str | None:
-    """A number, text, None, function or sequence of those as text, floats without the last digits, in which processors
-    may differ; None for anything else."""
+    """A number, string, None, function or sequence of those as text; None for anything else. Floats have 7 digits,
+    because processors may differ in the last ones."""
     if isinstance(value, tuple | list):
         parts = [as_text(part) for part in value]
         return None if None in parts else f"({', '.join(map(str, parts))})"
@@ -29,13 +29,13 @@ def as_text(value: Any) -> str | None:
         return f"{float(value):.7g}"
     if isinstance(value, Draws):
         return f"masks of stream {value.number} from {value.calls} on"
-    if callable(value) and not hasattr(value, "forward"):  # which a module has
+    if callable(value) and not hasattr(value, "forward"):  # a function, not a module
         return getattr(value, "__qualname__", getattr(value, "__name__", None))
     return None
 
 
 def array_as_text(value: Tensor | np.ndarray[Any, Any]) -> str:
-    """The numbers of an array, or how many there are and a digest where they are not few."""
+    """The numbers of an array, or their count and a digest if there are more than 16."""
     array = value.array if isinstance(value, Tensor) else value
     numbers = np.asarray(array, np.float64).ravel().tolist()
     text = str(as_text(numbers))
@@ -46,12 +46,12 @@ Criteria = dict[int, Described]  # by digests of their options
 
 _criteria: ContextVar[Criteria | None] = ContextVar("criteria", default=None)
 collect_criteria = _criteria.set
-"""Makes the backwards of this context add the criteria that they come through to what is given."""
+"""Makes the backwards of this context add the criteria that they walk through to the given dict."""
 
 
 def criterion_hook(fingerprint: int, criterion: Described) -> Callable[[Any], None]:
-    """A hook for the losses that a criterion computes; fingerprint: a digest of its options, which must be the same on
-    every rank."""
+    """A hook for the losses of a criterion. fingerprint: a digest of its options, which must be the same on every
+    rank."""
 
     def reached(gradient: Any) -> None:
         criteria = _criteria.get()

@@ -29,7 +29,7 @@ def _changed() -> None:
     _version = next(_changes)
 
 
-def room(parameter: Tensor) -> int:
+def padded_size(parameter: Tensor) -> int:
     """The number of elements of a parameter in a flat array, padded with zeros to whole cache lines."""
     unit = ALIGNMENT // parameter.array.itemsize
     return -(-parameter.array.size // unit) * unit
@@ -40,7 +40,7 @@ def layout(parameters: Iterable[Tensor]) -> tuple[list[int], int]:
     starts, end = [], 0
     for parameter in parameters:
         starts.append(end)
-        end += room(parameter)
+        end += padded_size(parameter)
     return starts, end
 
 
@@ -252,7 +252,7 @@ def runs(parameters: Sequence[Tensor], chosen: Iterable[int], joined: Callable[[
     for i in chosen:
         flat = flat_of(parameters[i])
         start = flat.start_of(parameters[i])
-        stop = start + room(parameters[i])
+        stop = start + padded_size(parameters[i])
         if found and found[-1].flat is flat and found[-1].stop == start and joined(before, i):
             found[-1] = found[-1]._replace(stop=stop)
         else:

@@ -31,15 +31,15 @@ class IncompatibleKeys(NamedTuple):
 class Module:
     """A layer, or a model of layers. A subclass defines `forward`.
 
-    A module owns the modules and parameters in its attributes, also those in lists, tuples and dicts. Parameters are
-    `Parameter`s and other tensors that were made to require a gradient; they stay parameters while they are frozen.
-    Other tensors belong to the state only if they were registered as buffers.
+    A module owns the modules and parameters in its attributes, also in lists, tuples and dicts. Parameters are
+    `Parameter`s and other tensors that were made to require a gradient; freezing does not change that. Other tensors
+    belong to the state only if they were registered as buffers.
     """
 
     training = True
     device: Any = CPU
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
-    torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names and layouts are others
+    torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names or layouts differ
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Computes the output of the module; subclasses define it."""
@@ -60,16 +60,16 @@ class Module:
         return output
 
     def register_forward_pre_hook(self, hook: Callable[[Self, tuple[Any, ...]], Any]) -> Hook:
-        """Calls `hook(module, inputs)` before each forward; what it returns, if not None, replaces the inputs.
+        """Calls `hook(module, inputs)` before each forward; its result, if not None, replaces the inputs.
 
-        `remove()` of the result ends the calls.
+        `remove()` of the returned handle unregisters the hook.
         """
         return self._register(0, hook)
 
     def register_forward_hook(self, hook: Callable[[Self, tuple[Any, ...], Any], Any]) -> Hook:
-        """Calls `hook(module, inputs, output)` after each forward; what it returns, if not None, replaces the output.
+        """Calls `hook(module, inputs, output)` after each forward; its result, if not None, replaces the output.
 
-        `remove()` of the result ends the calls.
+        `remove()` of the returned handle unregisters the hook.
         """
         return self._register(1, hook)
 
@@ -187,15 +187,15 @@ class Module:
                 yield name, tensor
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The trained tensors with dotted names; one that several layers share comes once, by its first name."""
+        """The parameters with dotted names; one that several layers share appears once, by its first name."""
         return self._each_once(trained=True)
 
     def parameters(self) -> list[Tensor]:
-        """The trained tensors, each once."""
+        """The parameters, without duplicates."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that are state but are not trained, with dotted names."""
+        """The buffers, tensors of the state that are not trained, with dotted names."""
         return self._each_once(trained=False)
 
     def buffers(self) -> Iterator[Tensor]:

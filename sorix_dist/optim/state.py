@@ -16,15 +16,14 @@ from sorix_dist.core.tensor import Array
 
 Scratch = tuple[Array, ...]
 Buffers = dict[str, Array]  # by name
-Block = tuple[Array, Array, Scratch, Buffers]  # with data and gradient in front: slices of one length
+Block = tuple[Array, Array, Scratch, Buffers]  # data, gradient, scratch and buffers: slices of one length
 
 
 class GroupState:
-    """Per parameter the number of its updates and some buffers of its shape and dtype.
+    """For each parameter the number of its updates, and buffers of its shape and dtype.
 
-    The buffers of all parameters of one dtype and memory lie in one array in that memory, in the order of the group, so
-    that neighbours in flat storage are neighbours here. When parameters move in their memory, only the blocks are cut
-    anew.
+    The buffers of all parameters of one dtype and memory are in one array in that memory, in the order of the group, so
+    that neighbours in flat storage are neighbours here. When parameters move, only the blocks are computed anew.
     """
 
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:
@@ -33,13 +32,13 @@ class GroupState:
         self.steps = np.zeros(len(params), np.int64)
         # A digest of the step counts: now, before the last step, and the increment of a step.
         self._count = self._before = self._per_step = 0
-        self.buffers: dict[str, list[Array]] = {}  # for each room an array
-        self._rooms: list[tuple[ParameterMemory, np.dtype[Any]]] = []
+        self.buffers: dict[str, list[Array]] = {}  # an array for each kind
+        self._kinds: list[tuple[ParameterMemory, np.dtype[Any]]] = []
         self._last: tuple[list[Any], int] = [], 0  # the digested options, and the digest
-        self.memories: list[ParameterMemory] = []  # where the parameters lie, each once
-        self._places: list[tuple[int, int]] = []  # of each parameter: the number of its room, and where it starts
+        self.memories: list[ParameterMemory] = []  # of the parameters, without duplicates
+        self._places: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
-        self._cut_for: Any = None  # what the blocks of `_runs` were cut for
+        self._cut_for: Any = None  # the state for which the blocks of `_runs` were cut
         self._used = np.zeros(len(params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []
         self._lay((), "optimizer.step")
@@ -53,18 +52,18 @@ class GroupState:
         return self._syncs[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has parameters in other memory than the blocks show.
-        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_rooms": [], "memories": []}
+        # The blocks are views of the parameters' memory, which a copy does not share.
+        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_kinds": [], "memories": []}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int, options: list[Any]) -> list[tuple[int, list[Block]]]:
-        """Counts an update with these options of every parameter that has a gradient; returns what this process is to
-        update of them, in blocks, with that count."""
+        """Counts an update, with these options, of every parameter that has a gradient. Returns the blocks that this
+        process must update, with their counts."""
         self._before = self._count
-        alike = self._digest(options) + 31 * self._count
+        digest = self._digest(options) + 31 * self._count
         for sync in self.syncs():
-            sync.before_step(alike, self)
+            sync.before_step(digest, self)
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
-        # While the same parameters are used, their counts differ by the same, so the cut stays right.
+        # While the same parameters are used, the differences of their counts are constant, so the blocks stay valid.
         if (flat.version(), names, used) != self._cut_for:
             self._lay(names, "optimizer.step")
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
@@ -125,8 +124,8 @@ class GroupState:
             self.steps[i] = 0 if entry is None else int(entry["step"])
         self._count = _weighted(self.steps)
         for name in names:
-            for view, (room, _), entry in zip(self._views(name), self._places, entries, strict=True):
-                if self._rooms[room][0].writes:
+            for view, (kind, _), entry in zip(self._views(name), self._places, entries, strict=True):
+                if self._kinds[kind][0].writes:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
         self._fence("optimizer.load_state_dict")
         self._cut_for, self._runs = None, []
@@ -136,19 +135,19 @@ class GroupState:
             memory.fence(action, everywhere=everywhere)
 
     def _lay(self, names: tuple[str, ...], action: str) -> None:
-        """Puts parameters that have no flat storage into one, and makes the buffers that are missing when all who share
-        them have come here, `action` the same."""
+        """Flattens parameters without flat storage, and allocates missing buffers. A call with one `action` of all
+        ranks that share the parameters."""
         unplaced = [p for p in self.params if flat.leaf_of(p).flat is None]
         if unplaced:
             flat.flatten(unplaced)
-        room_of = [(flat.flat_of(p).memory, p.array.dtype) for p in self.params]
-        rooms = list(dict.fromkeys(room_of))
+        kind_of = [(flat.flat_of(p).memory, p.array.dtype) for p in self.params]
+        kinds = list(dict.fromkeys(kind_of))
         known = {name: self._views(name) for name in self.buffers}
-        same = rooms == self._rooms
-        self._rooms, self._places, sizes = rooms, [(0, 0)] * len(room_of), []
-        self.memories = list(dict.fromkeys(memory for memory, _ in rooms))
-        for number, room in enumerate(rooms):
-            members = [i for i, r in enumerate(room_of) if r == room]
+        same = kinds == self._kinds
+        self._kinds, self._places, sizes = kinds, [(0, 0)] * len(kind_of), []
+        self.memories = list(dict.fromkeys(memory for memory, _ in kinds))
+        for number, kind in enumerate(kinds):
+            members = [i for i, r in enumerate(kind_of) if r == kind]
             starts, size = flat.layout(self.params[i] for i in members)
             sizes.append(size)
             for i, start in zip(members, starts, strict=True):
@@ -157,22 +156,22 @@ class GroupState:
         if missing:
             self._fence(action, everywhere=True)
         for name in missing:
-            self.buffers[name] = [memory.zeros(size, dtype) for (memory, dtype), size in zip(rooms, sizes, strict=True)]
-            for view, before, (memory, _) in zip(self._views(name), known.get(name, ()), room_of):
+            self.buffers[name] = [memory.zeros(size, dtype) for (memory, dtype), size in zip(kinds, sizes, strict=True)]
+            for view, before, (memory, _) in zip(self._views(name), known.get(name, ()), kind_of):
                 if memory.writes:
                     np.copyto(view, before, casting="same_kind")
 
     def _views(self, name: str) -> list[Array]:
         return [
-            self.buffers[name][room][start : start + p.array.size].reshape(p.array.shape)
-            for p, (room, start) in zip(self.params, self._places, strict=True)
+            self.buffers[name][kind][start : start + p.array.size].reshape(p.array.shape)
+            for p, (kind, start) in zip(self.params, self._places, strict=True)
         ]
 
     def _cut(self, names: tuple[str, ...], used: list[int], scratch_arrays: int) -> None:
         def joined(before: int, i: int) -> bool:
-            room, start = self._places[before]
+            kind, start = self._places[before]
             return (
-                self._places[i] == (room, start + flat.room(self.params[before]))
+                self._places[i] == (kind, start + flat.padded_size(self.params[before]))
                 and self.steps[before] == self.steps[i]
             )
 
@@ -184,13 +183,13 @@ class GroupState:
             dtype, own = run.flat.dtype, flat.within(run.start, run.stop, run.flat.own)
             if dtype not in spare:
                 spare[dtype] = tuple(np.empty(flat.BLOCK, dtype) for _ in range(scratch_arrays))
-            room, first = self._places[run.first]
+            kind, first = self._places[run.first]
             shift = first - run.start
             blocks = []
             for start in range(own.start, own.stop, flat.BLOCK):
                 stop = min(start + flat.BLOCK, own.stop)
                 state = slice(start + shift, stop + shift)
-                buffers = {name: self.buffers[name][room][state] for name in names}
+                buffers = {name: self.buffers[name][kind][state] for name in names}
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((run.first, blocks))

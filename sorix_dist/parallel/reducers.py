@@ -1,4 +1,4 @@
-"""Reducers: how the gradients that each rank computes become their sum, which every rank shows as `grad`."""
+"""Reducers: they sum the gradients of all ranks and write the sum to `grad` on every rank."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
 
 Hook = Callable[[Comm, Array], None]
-"""Gets a communicator and one-dimensional gradients, and replaces these by their sum over the communicator's ranks.
+"""A function of a communicator and one-dimensional gradients that sums these in place over the communicator's ranks.
 
-The ranks are all of them or, where there are several on each host, those that own the same slice of their host's sum.
-Every rank calls it, once for each dtype of parameters. Zeros fill the gap between a parameter's gradient and the next
-cache line.
+These are all ranks or, with several on each host, those that own the same slice of their host's sum. Every rank calls
+it for each dtype of parameters. Zeros pad each parameter's gradient to whole cache lines.
 """
 
 
 class GradientBuffer:
-    """An array that backwards write gradients to.
+    """An array to which backwards write gradients.
 
-    flags: one byte per parameter, whether its part of the array holds more than zeros.
+    flags: one byte per parameter: 0 if its part of the array is zeros.
     """
 
     def __init__(self, flat: Flat, leaves: list[Leaf], array: Array, flags: memoryview) -> None:
@@ -40,18 +39,18 @@ class GradientBuffer:
             leaf.local = accumulator
 
     def begin(self) -> None:
-        """Makes the next backward overwrite what is here."""
+        """Makes the next backward overwrite the gradients."""
         for accumulator in self.accumulators:
             accumulator.written = False
 
     def discard(self, i: int) -> None:
-        """Drops the gradient of a parameter."""
-        # The flag makes `finish` clear it, also where an interrupted rule had no chance to say that it has written.
+        """Discards the gradient of a parameter."""
+        # The flag makes `finish` clear it, even if an interrupted rule has written without setting `written`.
         self.flags[i] = True
         self.accumulators[i].written = False
 
     def finish(self) -> bool:
-        """Clears what no backward has written; whether any has written something."""
+        """Zeroes the gradients that no backward has written; returns whether one was written."""
         written = bytes([accumulator.written for accumulator in self.accumulators])
         if self.flags != written:
             # The array starts as zeros, and the zeros of an earlier step are still there.
@@ -62,18 +61,18 @@ class GradientBuffer:
         return any(written)
 
     def first_not_finite(self) -> tuple[int, str] | None:
-        """The first parameter whose gradient is not finite, by its number, and what it holds."""
+        """The index of the first parameter whose gradient is not finite, and the value."""
         return first_not_finite(self.views)
 
 
 class Reducer:
-    """Sums the gradients of one flat storage over the ranks, in steps that all ranks take together.
+    """Sums the gradients of one flat storage over the ranks. `reduce` and `commit` are calls of all ranks.
 
-    Backwards write to buffers beside `grad`. Hooks of a parameter see the sum, before it is added to `grad`.
+    Backwards write to buffers, not to `grad`. Hooks of a parameter get the sum before it is added to `grad`.
 
-    buffers: where backwards write, the first one at first; used: flags of the parameters that a backward of any rank
-    has reached; total: the sum. overlaps: whether gradients are sent while the backward goes on; withdrawn: whether
-    what was sent does not count.
+    buffers: of backwards, initially the first one is selected; used: flags of the parameters that a backward of any
+    rank has reached; total: the sum. overlaps: whether gradients are sent during the backward; withdrawn: whether
+    sent gradients are invalid.
     """
 
     buffers: list[GradientBuffer]
@@ -87,10 +86,10 @@ class Reducer:
         self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
 
     def stage(self) -> None:
-        """Keeps the next backwards out of `grad` until `commit`."""
+        """Makes the next backwards write to a staging buffer instead of `grad`, until `commit`."""
 
     def select(self, shard: int | None) -> None:
-        """Makes backwards write to the buffer of a virtual shard, or to that of no shard."""
+        """Makes backwards write to the buffer of a virtual shard, or for None to that of no shard."""
 
     def begin_backward(self, last: bool) -> None:
         """Prepares the buffers. last: only one backward comes before the sum."""
@@ -98,24 +97,24 @@ class Reducer:
             buffer.begin()
 
     def send_complete(self) -> None:
-        """Sends what can be sent without waiting of the gradients that are complete so far. Only if it `overlaps`."""
+        """Sends complete gradients, as far as that needs no waiting. Only if it `overlaps`."""
 
     def end_backward(self) -> bool:
-        """Makes the buffers ready for the sum; whether a backward has reached any of the parameters."""
+        """Prepares the buffers for the sum; returns whether a backward has reached any of the parameters."""
         return any([buffer.finish() for buffer in self.buffers])  # noqa: C419 (all of them must finish)
 
     def used_digest(self) -> int:
-        """A digest of which parameters this rank has reached, where the others can't see it in shared memory."""
+        """A digest of the parameters that this rank has reached; 0 if the others see these in shared memory."""
         return 0
 
     def reset(self) -> None:
-        """Drops what backwards have written."""
+        """Discards the gradients of all backwards."""
         for buffer in self.buffers:
             for i in range(len(self.leaves)):
                 buffer.discard(i)
 
     def discard(self, leaf: Leaf) -> None:
-        """Drops what backwards have written for one leaf."""
+        """Discards the gradient of one leaf."""
         if leaf in self.leaves:
             for buffer in self.buffers:
                 buffer.discard(self.leaves.index(leaf))
@@ -123,24 +122,24 @@ class Reducer:
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         """Sums over the ranks, after all have agreed.
 
-        overwrite: the sum, as it is, replaces what the parameters show; same_used: every rank has the same
-        `used_digest`; start_over: some rank's has `withdrawn` what it sent.
+        overwrite: the unscaled sum replaces `grad`; same_used: every rank has the same `used_digest`; start_over: a
+        rank has `withdrawn` the gradients that it sent.
         """
         raise NotImplementedError
 
     def is_finite(self) -> bool:
-        """Whether what this rank has summed is free of NaN and infinity."""
+        """Whether this rank's slice of the sum has neither NaN nor infinity."""
         return all(is_finite(self.total[at : at + BLOCK]) for at in range(0, self.total.size, BLOCK))
 
     def first_not_finite(self) -> tuple[int, str] | None:
-        """The first parameter whose gradient of this rank is not finite, by its number, and what it holds."""
+        """The index of the first parameter whose gradient on this rank is not finite, and the value."""
         found = (buffer.first_not_finite() for buffer in self.buffers)
         return next((each for each in found if each is not None), None)
 
     def commit(self, scale: float) -> bool:
-        """Adds the sum, times `scale`, to what the parameters show, after all ranks have summed; whether the ranks of a
-        host must wait for each other's part of that."""
-        if self.total is self.flat.grad:  # where the parameters show it already
+        """Adds the sum, times `scale`, to `grad`, after all ranks have summed; returns whether the ranks of a host must
+        wait for each other's slices."""
+        if self.total is self.flat.grad:
             for leaf, used in zip(self.leaves, self.used, strict=True):
                 if used:
                     leaf.total.written = True
@@ -179,8 +178,8 @@ def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
 
 
 class LocalReducer(Reducer):
-    """One rank: a backward writes straight into the gradient that the parameters show, unless it is to be staged, or
-    something is there already, from which it could not be told."""
+    """One rank: a backward writes directly into `grad`, unless it must be staged: by `stage`, or because there is a
+    gradient already, which a failed backward must not change."""
 
     def __init__(self, flat: Flat) -> None:
         super().__init__(flat)
@@ -250,7 +249,7 @@ class LocalReducer(Reducer):
 
 
 class HookReducer(Reducer):
-    """What a hook does in place of an all-reduce of the whole array."""
+    """Calls a hook instead of an all-reduce of the whole array."""
 
     def __init__(self, flat: Flat, comm: Comm, hook: Hook) -> None:
         super().__init__(flat)
@@ -265,9 +264,9 @@ class HookReducer(Reducer):
         return crc32(self.flags.data)
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
-        # Found now, because the sum takes the place of this rank's gradients.
+        # Looked for now, because the sum overwrites this rank's gradients.
         self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
-        # Flags and array then hold what all ranks have done, so the next step clears what others have left here.
+        # The array gets the gradients of all ranks, so the flags must cover them: the next step clears by flags.
         if not same_used:
             self.comm.all_reduce(self.flags, "max")
         self.used = self.flags.tobytes()
@@ -279,7 +278,7 @@ class HookReducer(Reducer):
 
 
 def used_by_any(flags: Sequence[memoryview]) -> bytes:
-    """The parameters that any of the buffers with these flags has a gradient of."""
+    """The flags of the parameters with a gradient in any of the buffers that have these flags."""
     first = bytes(flags[0])
     if all([other == first for other in flags]):  # noqa: C419 (faster)
         return first
@@ -287,7 +286,7 @@ def used_by_any(flags: Sequence[memoryview]) -> bytes:
 
 
 def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> bytes:
-    """The parameters that any rank has a gradient of. A call of every rank, with the same `same_used`."""
+    """The flags of the parameters with a gradient on any rank. A call of all ranks, with the same `same_used`."""
     used = np.frombuffer(flags, np.uint8).copy()
     if not same_used:
         comm.all_reduce(used, "max")
@@ -295,15 +294,15 @@ def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> 
 
 
 def is_finite(array: Array) -> bool:
-    """Whether a one-dimensional array holds neither NaN nor infinity."""
-    # Other than dot, vdot warns of no overflow. float16 has no BLAS, and overflows soon.
+    """Whether a one-dimensional array has neither NaN nor infinity."""
+    # Unlike dot, vdot does not warn of an overflow. float16 has no BLAS, and overflows soon.
     if array.dtype.itemsize > 2 and isfinite(np.vdot(array, array)):
         return True
     return bool(np.isfinite(array).all())
 
 
 def first_not_finite(views: Sequence[Array]) -> tuple[int, str] | None:
-    """The first array that holds NaN or infinity, by its number, and what it holds."""
+    """The index of the first array with a NaN or an infinity, and that value."""
     for i, view in enumerate(views):
         wrong = view[~np.isfinite(view)]
         if wrong.size:

@@ -12,7 +12,7 @@ from sorix_dist.parallel.shared_memory import SharedMemory
 
 
 class SharedTotal:
-    """Where the ranks of one host sum gradients to: what their parameters show, or an array beside it.
+    """The sum of the gradients of one host's ranks: `grad` itself, or a separate shared array.
 
     own: the elements that this rank sums; blocks: the same in pieces that fit into a cache; slices: how many ranks of
     the host sum, all if not given.
@@ -25,7 +25,7 @@ class SharedTotal:
         self._beside: Array | None = None
 
     def array(self, overwrite: bool) -> Array:
-        """The array that the next sum goes to; see `Reducer.reduce`. A call of every rank of the host."""
+        """The array for the next sum; see `Reducer.reduce`. A call of all ranks of the host."""
         if overwrite and (self.flat.memory is not PRIVATE or self.memory.comm.size == self.memory.comm.hosts):
             return self.flat.grad
         if self._beside is None:
@@ -34,8 +34,8 @@ class SharedTotal:
 
 
 def gradient_windows(flat: Flat, memory: SharedMemory, own: int) -> list[tuple[memoryview, Array]]:
-    """Flags and arrays for the gradients of all ranks of a host, `own` of them for this rank. A call of all of them,
-    who may ask for different numbers."""
+    """Flags and arrays for the gradients of all ranks of a host, `own` pairs of them for this rank. A call of all ranks
+    of the host, which may give different numbers."""
     count = len(flat.parameters)
     head = -(-count // ALIGNMENT) * ALIGNMENT
     size = flat.size * flat.dtype.itemsize
@@ -45,8 +45,8 @@ def gradient_windows(flat: Flat, memory: SharedMemory, own: int) -> list[tuple[m
 
 
 class SharedMemoryReducer(Reducer):
-    """Ranks of one host: each writes its gradients into its own part of a shared window, and sums its slice of all
-    parts, in rank order: into the gradient that the parameters show, if they share it, or else into a shared total."""
+    """Ranks of one host: each writes its gradients into its part of a shared window. Then each sums its slice of all
+    parts, in rank order, into `grad` if that is shared, or else into a shared total."""
 
     def __init__(self, flat: Flat, memory: SharedMemory) -> None:
         super().__init__(flat)

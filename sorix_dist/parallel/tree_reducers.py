@@ -16,10 +16,10 @@ from sorix_dist.parallel.virtual_shards import Node, Plan, VirtualShards, blocks
 
 
 class _ShardReducer(Reducer):
-    """Backwards write the gradients of each virtual shard of this rank to a buffer of its own.
+    """Backwards write the gradients of each virtual shard of this rank to a separate buffer.
 
-    What no shard computes, such as a penalty on the weights, goes to one more buffer. It is the same on every rank and
-    is added once.
+    Gradients that belong to no shard, such as those of a penalty on the weights, have another buffer. They are the same
+    on every rank and are added once.
     """
 
     def __init__(self, flat: Flat, shards: VirtualShards, windows: list[tuple[memoryview, Array]]) -> None:
@@ -40,7 +40,7 @@ class _ShardReducer(Reducer):
 
 
 class SharedTreeReducer(_ShardReducer):
-    """Ranks of one host: the buffers of all shards lie in shared windows, and each rank sums its slice of them."""
+    """Ranks of one host: the buffers of all shards are in shared windows, and each rank sums its slice of them."""
 
     def __init__(self, flat: Flat, shards: VirtualShards, memory: SharedMemory) -> None:
         windows = gradient_windows(flat, memory, len(shards.owned))
@@ -65,8 +65,8 @@ class SharedTreeReducer(_ShardReducer):
 
 
 class MessageTreeReducer(_ShardReducer):
-    """Ranks of several hosts: each sums the subtrees that it owns, sends every rank its slice of them, sums the slices
-    that it receives, and all gather the sums."""
+    """Ranks of several hosts: each sums its subtrees, an all-to-all exchanges slices of them, each sums the slices that
+    it has received, and an all-gather collects the sums."""
 
     def __init__(self, flat: Flat, shards: VirtualShards) -> None:
         own, size = shards.owned, shards.comm.size

@@ -223,14 +223,14 @@ def _layers(ranks: Sequence[RankTimes], count: int) -> list[str]:
 
 
 def _waits(ranks: Sequence[RankTimes], steps: int) -> list[str]:
-    """Which rank the others waited for, and for how long."""
+    """Which rank the others waited for, the one that waited least, and for how long."""
     caused: dict[int, float] = defaultdict(float)
     for rank in ranks:
         for late, seconds in rank.waited_for.items():
             caused[late] += seconds
     if len(ranks) == 1 or not caused:
         return []
-    slow = max(caused, key=lambda rank: caused[rank])
     shares = {number: sum(rank.waited_for.values()) / rank.wall for number, rank in enumerate(ranks)}
+    slow = min(shares, key=lambda rank: shares[rank])
     each = caused[slow] / (len(ranks) - 1) / steps * 1e3
     return ["", f"{comparison(shares, slow)}; each of them waited {each:.3f} ms a step for it"]

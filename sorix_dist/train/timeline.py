@@ -99,7 +99,10 @@ class Timeline:
     def start(self) -> None:
         """Begins to listen in this thread."""
         if get_ident() in _timelines:
-            raise RuntimeError("profile: this rank is being profiled already; end the first profile before the next")
+            raise RuntimeError(
+                "profile: this rank is being profiled already: end the first profile before the next, or run the "
+                "script without `sorix-dist profile` and `run --profile`, which measure all of it"
+            )
         if self.model is not None:
             self._register(self.model)
         with _lock:

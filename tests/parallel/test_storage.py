@@ -144,7 +144,7 @@ def test_a_parameter_whose_gradient_is_another_matter_on_one_rank(size, hosts, w
             last.grad = None
         backward(model)
 
-    on_all_ranks(work, RuntimeError, "forgotten a parameter's gradient, or registered a hook", size, hosts)
+    on_all_ranks(work, RuntimeError, "set a parameter's gradient to None, or registered a hook", size, hosts)
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])

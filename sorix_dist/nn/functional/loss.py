@@ -2,8 +2,9 @@
 
 A mean is taken over the global batch; it is 0 if nothing counts. Until `backward()` a rank shows the mean over its own
 rows. If rows count differently (class weights, ignored labels), the ranks sum their counts by a small all-reduce.
-`reduction` is "mean", "sum" or "none" (a loss for every row or element). Losses of classes also take one sample, scores
-(C,) and a target of shape ().
+`reduction` is "mean", "sum" or "none" (a loss for every row or element); "mean" and "sum" give a tensor of shape ().
+Losses of classes take scores (N, C) or (N, C, d...), or one sample, scores (C,) and a target of shape (). The others
+take an input and a target of one shape, which "none" keeps. An error names the argument that does not fit.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """log(sum(exp(logits))) - logits[target], from raw scores, by an exact log-sum-exp.
+    """log(sum(exp(logits))) - logits[target], from raw scores, by a log-sum-exp that does not overflow.
 
     logits: (N, C) or (N, C, d...). target: integers in [0, C) of shape (N) or (N, d...); or, as floats or with
     `one_hot`, probabilities of the shape of logits. weight: a factor for each class, (C).
