@@ -61,6 +61,10 @@ class Recorder:
     def log(self, step: int, **values: Any) -> None:
         """Records numbers (also NumPy's, or tensors of one element) and texts of a step. A call of this rank."""
         step = as_int("Recorder.log: step", step, 0)
+        if "time" in values:
+            raise ValueError(
+                "Recorder.log: 'time' is the name of the time of the record; call the value something else"
+            )
         if not self._writes:
             return
         numbers = {name: _plain(name, value) for name, value in values.items()}
@@ -70,7 +74,7 @@ class Recorder:
         os.write(self._file, line.encode())
         if self._events is not None:
             for name, value in values.items():
-                if not isinstance(value, str):
+                if value is not None and not isinstance(value, str):
                     self._events.add_scalar(name, float(value), step)
         if time.monotonic() > self._table_written + CSV_SECONDS:
             self._write_table()

@@ -164,3 +164,25 @@ def test_nothing_to_plot(runs: list[str], tmp_path: Path, capsys: pytest.Capture
         f"sorix-dist plot: error: there are no records of a run: {tmp_path / 'records.jsonl'}",
         "sorix-dist plot: error: no run has 'los'; there is loss, samples_per_second",
     ]
+
+
+def test_the_name_of_the_time_is_taken(tmp_path: Path) -> None:
+    with sx.Recorder(tmp_path) as recorder, pytest.raises(ValueError, match="'time' is the name of"):
+        recorder.log(1, time=3.0)
+
+
+def test_no_event_for_a_value_that_is_missing(tmp_path: Path) -> None:
+    class Events:
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, float, int]] = []
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.seen.append((name, value, step))
+
+        def flush(self) -> None:
+            self.seen.append(("flushed", 0.0, 0))
+
+    with sx.Recorder(tmp_path) as recorder:
+        recorder._events = events = Events()
+        recorder.log(1, loss=2, best=None, note="warm-up")
+    assert events.seen == [("loss", 2.0, 1), ("flushed", 0.0, 0)]
