@@ -17,6 +17,7 @@ import struct
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from sorix_dist.watchdog.call_site import collect_stacks, user_frame
 from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
@@ -181,14 +182,20 @@ class Guard:
         guard = os.getpid()
         with suppress(OSError):
             self.backup = os.fork()
-            if self.backup:
-                return
+            if not self.backup:
+                self._back_up(guard)
+
+    def _back_up(self, guard: int) -> NoReturn:
+        try:
             for number in {*range(3), self.server.fileno(), *self.connections}:
-                os.close(number)
+                with suppress(OSError):
+                    os.close(number)
             time.sleep(BACKUP)
             self._signal(signal.SIGKILL)
             if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
                 os.kill(guard, signal.SIGKILL)
+            self.launchers.end(GRACE)
+        finally:
             os._exit(0)
 
     def end_the_rest(self) -> None:

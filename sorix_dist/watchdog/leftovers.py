@@ -95,6 +95,18 @@ class Launchers:
         for launcher in self.all:
             launcher.close()  # ranks need the descriptors
 
+    def end(self, patience: float) -> None:
+        """All ranks and what watched them are gone: end the launchers if they stay for `patience` seconds."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            limit = time.monotonic() + patience
+            while (left := self._living()) and time.monotonic() < limit:
+                time.sleep(TICK)
+            for launcher in left:
+                launcher.send(number)
+
+    def _living(self) -> list[Process]:
+        return [launcher for launcher in self.all if command(launcher.pid) in LAUNCHERS and launcher.alive()]
+
     def release(self, pipes: set[str], after_fault: bool, patience: float) -> None:
         """The ranks, which wrote to `pipes`, are gone: end what keeps their launchers alive after `patience` seconds.
 
