@@ -1,5 +1,5 @@
-"""Trains on digits of which nines are rare and some labels are missing: class weights and ignored labels have a
-denominator that no rank knows alone. The step is that of one process; the mean of the ranks' means is another one.
+"""Trains on digits with few nines and some missing labels. With class weights and ignored labels, no rank knows the
+denominator of the mean. The step is that of one process; averaging the ranks' own means gives another one.
 
 python examples/imbalanced.py
 sorix-dist run -n 4 examples/imbalanced.py

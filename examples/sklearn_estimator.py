@@ -25,7 +25,7 @@ from sorix_dist.sklearn import Classifier
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--ranks", type=int, help="start so many ranks for each fit")
+    options.add_argument("--ranks", type=int, help="number of ranks for each fit")
     options.add_argument("--record", metavar="DIR", default="runs/wine", help="where the curves go")
     args = options.parse_args()
 

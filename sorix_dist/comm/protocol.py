@@ -33,8 +33,8 @@ class Window(Protocol):
         """Wait for all ranks of this host; afterwards each of them sees what the others wrote before."""
 
     def sync(self) -> None:
-        """Order this rank's reads and writes of the memory before this call and after it, without a barrier: whoever
-        reads a word that is written afterwards, and calls this, sees what was written before."""
+        """A memory fence without a barrier. A rank that reads a word written after this call, and then calls it too,
+        also sees everything that was written before it."""
 
     def close(self) -> None:
         """Free the memory: a collective of this host's ranks. No array made from `parts` may be used afterwards.

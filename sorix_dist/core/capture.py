@@ -335,7 +335,7 @@ def same(one: Any, other: Any) -> bool:
         return bool(one == other) or (one != one and other != other)
     if isinstance(one, Partial):
         return all(same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
-    if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes, of which visitors see the virtual shard
+    if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes: visitors only read their virtual shard
         return bool(one.shard == other.shard)
     if is_dataclass(one):
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))

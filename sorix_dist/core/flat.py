@@ -54,8 +54,8 @@ class Flat:
     """Parameters of one dtype in one array `data`, their gradients in another, `grad`, with the same layout.
 
     Parameters do not lose their values, nor their gradients.
-    memory: that of the arrays; frozen: whether the parameters' views of them are read-only; edited: between `open` and
-    `close` a copy of `data`, of which the parameters are views instead.
+    memory: that of the arrays; frozen: whether the parameters' views of them are read-only; edited: a copy
+    of `data` that the parameters show between `open` and `close`.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:

@@ -148,8 +148,8 @@ row_draws = PerSeed("rows", lambda: Draws(_OF_FUNCTIONS + 1))
 
 
 def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_step: int) -> Array:
-    """Random 64-bit words for an array of `shape`, of which `place` are the rows (None: the first axis has all rows):
-    (units, words), with one unit for each element along the rows' axis and those before it.
+    """Random 64-bit words for an array of `shape` whose rows have the placement `place` (None: all rows lie along the
+    first axis). The result is (units, words): one unit for each element along the rows' axis and the axes before it.
 
     per_step: the number of elements that four words are for. The words of a row are a function of the seed, of `draws`
     and of the row's index in the global batch, which gives the step of Philox's counter that they begin at; the

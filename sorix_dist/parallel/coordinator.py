@@ -256,7 +256,7 @@ class Coordinator(Sync):
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
-        by_key, reached, used = {}, [], 0  # a key is a bucket's number and how its sum is to be added
+        by_key, reached, used = {}, [], 0  # a key holds a bucket's number and its reduce mode
         buckets, self._current = self._current or self.buckets, None
         for bucket in buckets:
             key = bucket.number << _MODE_BITS | bucket.reduce_mode()

@@ -260,8 +260,8 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
 
 
 def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
-    """The operands with the rows of a batch along one letter only: that of the first operand that has rows. Others have
-    the rows of all ranks, of which they take this rank's along that letter."""
+    """The operands with rows along one letter only: that of the first operand that has rows. Rows along other letters
+    are gathered; along that letter, each operand is cut to this rank's rows."""
     found = next(((term, rows) for term, x in zip(terms, tensors, strict=True) if (rows := shard_of(x))), None)
     if found is None:
         return tensors
