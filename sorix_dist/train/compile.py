@@ -57,13 +57,12 @@ class CompiledStep:
     source: of the latest program, a function of the step's arguments; reason: why the step is not captured, or None.
     """
 
-    def __init__(self, step: Callable[..., Any], bound: Any = None) -> None:
+    def __init__(self, step: Callable[..., Any]) -> None:
         if not callable(step):
             raise TypeError(f"compile: step must be a function, got {type(step).__name__}")
         update_wrapper(self, step)
         self.__name__ = getattr(step, "__name__", type(step).__name__)
         self.step = step
-        self.bound = bound
         self.source = ""
         self.reason: str | None = None
         self._programs: dict[Any, _Entry] = {}
@@ -80,7 +79,7 @@ class CompiledStep:
         """A method: each instance has programs of its own."""
         if instance is None:
             return self
-        made = CompiledStep(self.step.__get__(instance, owner), instance)
+        made = CompiledStep(self.step.__get__(instance, owner))
         if (name := getattr(self.step, "__name__", None)) and hasattr(instance, "__dict__"):
             instance.__dict__[name] = made
         return made

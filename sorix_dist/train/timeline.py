@@ -220,18 +220,7 @@ def _timed(kind: str) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         name = kind if function.__name__ == kind else f"{kind}: {function.__name__}"
 
-        @wraps(function)
-        def timed(*inputs: Any, **options: Any) -> Any:
-            timeline = _timelines.get(get_ident())
-            if timeline is None:
-                return function(*inputs, **options)
-            start = clock()
-            try:
-                return function(*inputs, **options)
-            finally:
-                timeline.spans.append((kind, name, start, clock()))
-
-        return timed
+        return _noted(function, lambda timeline, start, end: timeline.spans.append((kind, name, start, end)))
 
     return decorate
 
@@ -321,8 +310,17 @@ def _batches(function: Any) -> Any:
 
 
 def _product(function: Any) -> Any:
+    def add(timeline: Timeline, start: int, end: int) -> None:
+        timeline.products += end - start
+
+    return _noted(function, add)
+
+
+def _noted(function: Any, note: Callable[[Timeline, int, int], None]) -> Any:
+    """The function; its begin and end are noted where a timeline runs in this thread."""
+
     @wraps(function)
-    def product(*inputs: Any, **options: Any) -> Any:
+    def timed(*inputs: Any, **options: Any) -> Any:
         timeline = _timelines.get(get_ident())
         if timeline is None:
             return function(*inputs, **options)
@@ -330,9 +328,9 @@ def _product(function: Any) -> Any:
         try:
             return function(*inputs, **options)
         finally:
-            timeline.products += clock() - start
+            note(timeline, start, clock())
 
-    return product
+    return timed
 
 
 _CONSENSUS = LocalConsensus, SharedMemoryConsensus, MessageConsensus
