@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, listening, recorders
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -217,7 +217,6 @@ def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape:
 # -- classes
 
 
-@host
 def class_indices(
     name: str,
     labels: Array,
@@ -229,6 +228,11 @@ def class_indices(
 
     weights: those of the classes; None, for no weights, if there is no `ignore_index`.
     """
+    if recorders and (recorder := listening()) is not None:
+        found: tuple[Array, Array | None] = recorder.host(
+            class_indices, (name, labels, shape, weights, ignore_index), {}
+        )
+        return found
     if len(shape) < 2:
         raise ValueError(f"{name}: logits must have shape (N, C) or (N, C, d...), got shape {tuple(shape)}")
     expected, classes = (shape[0], *shape[2:]), shape[1]
