@@ -218,21 +218,15 @@ def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape:
 
 
 def class_indices(
-    name: str,
-    labels: Array,
-    shape: tuple[int, ...],
-    weights: Array | None = None,
-    ignore_index: int | None = None,
+    name: str, labels: Array, shape: tuple[int, ...], weights: Array | None = None, ignore_index: int | None = None
 ) -> tuple[Array, Array | None]:
     """The flat class indices that scores of `shape` (N, C, d...) need, checked, and the weight of each.
 
     weights: those of the classes; None, for no weights, if there is no `ignore_index`.
     """
     if recorders and (recorder := listening()) is not None:
-        found: tuple[Array, Array | None] = recorder.host(
-            class_indices, (name, labels, shape, weights, ignore_index), {}
-        )
-        return found
+        options = (name, labels, shape, weights, ignore_index)
+        return recorder.host(class_indices, options, {})  # type: ignore[no-any-return]
     if len(shape) < 2:
         raise ValueError(f"{name}: logits must have shape (N, C) or (N, C, d...), got shape {tuple(shape)}")
     expected, classes = (shape[0], *shape[2:]), shape[1]
