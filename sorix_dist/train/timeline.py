@@ -296,6 +296,8 @@ def _optimizer_step(function: Any) -> Any:
 
     @wraps(function)
     def step(*inputs: Any, **options: Any) -> Any:
+        if listening() is not None:  # the recorder of a captured step calls this function again
+            return function(*inputs, **options)
         result = timed(*inputs, **options)
         if (timeline := _listener()) is not None:
             timeline.optimized = True

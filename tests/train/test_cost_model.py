@@ -141,8 +141,8 @@ W1 = Step(
 
 @pytest.mark.parametrize(("hosts", "ranks", "measured"), [(2, 1, 22.5), (2, 2, 23.7), (4, 1, 37.1)])
 def test_measured_layouts(hosts, ranks, measured):
-    """Exact steps of W1 over 1 Gbit/s, 10th percentiles in ms of docs/performance.md, to 20 %. The hosts were namespaces
-    of one machine with two cores, so each rank computed on its share of a core."""
+    """Exact steps of W1 over 1 Gbit/s, 10th percentiles in ms of docs/performance.md, to 20 %. The hosts were network
+    namespaces of one machine with two cores, so each rank computed on its share of a core."""
     crowded = replace(MACHINE, crowding=hosts * ranks / 2)
     predicted = 1e3 * predict(W1, Layout(hosts, ranks), GIGABIT, crowded, "exact")
     assert predicted == pytest.approx(measured, rel=0.2)
