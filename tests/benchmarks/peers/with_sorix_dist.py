@@ -30,8 +30,8 @@ class Numbers(nn.Module):
 
 
 class Peer:
-    """A rank. threads: of its BLAS, None for what the package chooses; hook: the name of a communication hook;
-    captured: whether `sx.compile` captures its steps."""
+    """A rank. threads: of its BLAS, None for what the package chooses; hook: the name of a communication hook, or of
+    the class of one; captured: whether `sx.compile` captures its steps."""
 
     def __init__(
         self,
@@ -45,7 +45,8 @@ class Peer:
         if threads is not None:
             sx.init(threads=threads)
         self.rank = sx.rank()
-        self.hook, self.captured = getattr(sx.comm_hooks, hook) if hook else None, captured
+        found = getattr(sx.comm_hooks, hook) if hook else None
+        self.hook, self.captured = found() if isinstance(found, type) else found, captured
         if sx.size() != ranks:
             raise RuntimeError(f"expected {ranks} ranks, found {sx.size()}")
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch_models as models
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,11 +27,17 @@ ADAM = ("W8", "W9")
 
 
 class Peer:
-    """A process of PyTorch. channels_last: whether images lie in memory as oneDNN's convolutions like them."""
+    """A process of PyTorch.
 
-    def __init__(self, threads: int, rank: int, ranks: int, meeting: str, channels_last: bool = True) -> None:
+    channels_last: whether images lie in memory as oneDNN's convolutions like them; hook: the name of one of
+    DDP's own, without `_hook`.
+    """
+
+    def __init__(
+        self, threads: int, rank: int, ranks: int, meeting: str, channels_last: bool = True, hook: str | None = None
+    ) -> None:
         torch.set_num_threads(threads)
-        self.rank, self.ranks, self.channels_last = rank, ranks, channels_last
+        self.rank, self.ranks, self.channels_last, self.hook = rank, ranks, channels_last, hook
         if ranks > 1:
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
 
@@ -59,6 +66,8 @@ class Peer:
         loss_of = F.mse_loss if workload == "W9" else F.cross_entropy
         if self.ranks > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+            if self.hook is not None:
+                model.register_comm_hook(None, getattr(default_hooks, f"{self.hook}_hook"))
 
         def step() -> Tensor:
             x, y = next(batches)
