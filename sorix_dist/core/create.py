@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.placement import forward_of, shard_of, tagged
+from sorix_dist.core.placement import computing, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -259,7 +260,7 @@ def _drawn(stream: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Arr
 
 def warn_of_own_rows(size: tuple[int, ...]) -> None:
     """Warns of random numbers in the shape of this rank's rows, inside of a forward."""
-    batch = forward_of.get()
+    batch = computing.get(get_ident())
     if batch is not None and not batch.group.single and size and size[0] == batch.held:
         batch.group.warn(
             f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "

@@ -38,6 +38,7 @@ class Module:
 
     training = True
     device: Any = CPU
+    _hooks: tuple[list[Any], list[Any]] | None = None  # called before and after forward
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names or layouts differ
 
@@ -46,10 +47,9 @@ class Module:
         raise NotImplementedError("You must implement forward in the subclass.")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        hooks = self.__dict__.get("_hooks")
-        if hooks is None:
+        if self._hooks is None:
             return self.forward(*inputs, **options)
-        before, after = hooks
+        before, after = self._hooks
         for hook in before:
             if (changed := hook(self, inputs)) is not None:
                 inputs = changed if isinstance(changed, tuple) else (changed,)
@@ -74,7 +74,7 @@ class Module:
         return self._register(1, hook)
 
     def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
-        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
+        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))  # no new value of an attribute
         hooks[when].append(hook)
         changed()
         return Hook(hooks[when], hook)
