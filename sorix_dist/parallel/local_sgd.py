@@ -221,6 +221,7 @@ class LocalSGD:
         """Goes on from a `state_dict()` with the same number of workers, on any number of ranks. ValueError says what
         does not fit; nothing is changed then."""
         self.check_state_dict(state_dict)
+        self._workers.rewind()
         self._begin_round()
         self._broken = False
         self.batches, self._since = int(state_dict["batches"]), int(state_dict["since"])
