@@ -6,7 +6,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sorix_dist.watchdog.status_page import STARTUP, State, Status, directory
+from sorix_dist.watchdog.page_folder import directory
+from sorix_dist.watchdog.status_page import STARTUP, State, Status
 
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that ended, or in a different collective: one of them may just be
