@@ -12,7 +12,7 @@ from sorix_dist import comm
 
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, core, cuda, linalg, metrics, nn, optim, utils
+from sorix_dist import autograd, core, cuda, distributed, linalg, metrics, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
 from sorix_dist.core import Size, Tensor, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
@@ -77,7 +77,7 @@ from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 __all__ = [
     "__version__",
     # modules
-    "autograd", "comm", "core", "cuda", "linalg", "metrics", "nn", "optim", "utils",
+    "autograd", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
     "DistributedDataParallel", "Pool", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",

@@ -55,8 +55,32 @@ def manual_seed(value: int) -> np.random.Generator:
 
 
 def generator() -> np.random.Generator:
-    """The stream that random tensors and initial weights are drawn from."""
-    return seed().generator
+    """The stream that random tensors and initial weights are drawn from. While a loader fetches a sample it is the
+    sample's own."""
+    streams = sample_streams.get()
+    return seed().generator if streams is None else streams.current()
+
+
+class SampleStreams:
+    """A stream for each sample of an epoch: a function of seed, epoch and index, the same on any number of ranks."""
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self._key = seed, epoch
+        self._index = 0
+        self._stream: np.random.Generator | None = None
+
+    def begin(self, index: int) -> None:
+        """The next draws are those of another sample."""
+        self._index, self._stream = int(index), None
+
+    def current(self) -> np.random.Generator:
+        """The stream of the sample that is being fetched."""
+        if self._stream is None:
+            self._stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._key, self._index])))
+        return self._stream
+
+
+sample_streams: ContextVar[SampleStreams | None] = ContextVar("sample_streams", default=None)
 
 
 def stream(*key: int) -> np.random.Generator:
@@ -84,7 +108,7 @@ class PerSeed:
 
 def state() -> dict[str, Any]:
     """The seed and how far its stream was read: numbers, texts and arrays."""
-    return {"seed": seed().value, "stream": generator().bit_generator.state}
+    return {"seed": seed().value, "stream": seed().generator.bit_generator.state}
 
 
 def go_on(saved: dict[str, Any]) -> None:

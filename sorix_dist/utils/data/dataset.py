@@ -265,7 +265,10 @@ def _transformed(values: Array, indices: Array, function: Callable[[Any], Any] |
         return np.asarray(values[indices])
     wanted = indices if len(indices) else np.zeros(1, np.int64)
     results = []
+    streams = rng.sample_streams.get()
     for index, value in zip(wanted, values[wanted], strict=True):
+        if streams is not None:
+            streams.begin(index)
         try:
             results.append(np.asarray(map_arrays(function(value), lambda x: x.array if isinstance(x, Tensor) else x)))
         except Exception as error:

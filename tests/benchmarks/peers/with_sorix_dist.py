@@ -30,13 +30,15 @@ class Numbers(nn.Module):
 
 
 class Peer:
-    """A rank. threads: of its BLAS, None for what the package chooses; hook: the name of a communication hook."""
+    """A rank. threads: of its BLAS, None for what the package chooses; hook: the name of a communication hook, or of
+    the class of one."""
 
     def __init__(self, threads: int | None, rank: int, ranks: int, meeting: str, hook: str | None = None) -> None:
         if threads is not None:
             sx.init(threads=threads)
         self.rank = sx.rank()
-        self.hook = getattr(sx.comm_hooks, hook) if hook else None
+        found = getattr(sx.comm_hooks, hook) if hook else None
+        self.hook = found() if isinstance(found, type) else found
         if sx.size() != ranks:
             raise RuntimeError(f"expected {ranks} ranks, found {sx.size()}")
 

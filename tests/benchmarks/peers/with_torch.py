@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,11 +19,17 @@ HEADS = 4
 
 
 class Peer:
-    """A process of PyTorch. channels_last: whether images lie in memory as oneDNN's convolutions like them."""
+    """A process of PyTorch.
 
-    def __init__(self, threads: int, rank: int, ranks: int, meeting: str, channels_last: bool = True) -> None:
+    channels_last: whether images lie in memory as oneDNN's convolutions like them; hook: the name of one of
+    DDP's own, without `_hook`.
+    """
+
+    def __init__(
+        self, threads: int, rank: int, ranks: int, meeting: str, channels_last: bool = True, hook: str | None = None
+    ) -> None:
         torch.set_num_threads(threads)
-        self.rank, self.ranks, self.channels_last = rank, ranks, channels_last
+        self.rank, self.ranks, self.channels_last, self.hook = rank, ranks, channels_last, hook
         if ranks > 1:
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
 
@@ -47,6 +54,8 @@ class Peer:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         if self.ranks > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+            if self.hook is not None:
+                model.register_comm_hook(None, getattr(default_hooks, f"{self.hook}_hook"))
 
         def step() -> Tensor:
             x, y = next(batches)
