@@ -73,8 +73,8 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
 
 
 def _check_shared_memory(launch: Launch | None, vendor: str) -> None:
-    """Warn, on one rank of a host, if messages will not fit into its shared memory: MPI ends without naming that."""
-    if launch is None or launch.local_rank != 0 or launch.local_size in (None, 1):
+    """Warn if messages will not fit into this host's shared memory: MPI ends without naming that."""
+    if launch is None or launch.local_size is None or launch.local_size == 1:
         return
     try:
         check_free(MPICH_BYTES * launch.local_size if vendor == "MPICH" else OPEN_MPI_BYTES, free_bytes(SHARED_MEMORY))

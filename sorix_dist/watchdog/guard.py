@@ -173,6 +173,8 @@ class Guard:
         report = self._report(fault, statuses)
         self._start_backup()
         self._signal(signal.SIGSTOP)
+        for launcher in self.launchers.all:  # they forward the report
+            launcher.send(signal.SIGCONT)
         if not self.observed.gone:  # else the launcher may be ending everything, this report included
             time.sleep(DRAIN)
         _write(report)

@@ -143,9 +143,9 @@ class Job:
             return f"{rank} {what}"
         what = dice.choice([rank, "guard", "guard", "launcher", "proxy"])
         number = dice.choice([signal.SIGKILL, signal.SIGSTOP])
-        pid = (
-            self.target(what) if self.target("guard") else 0
-        )  # before the first guard, nothing of ours sees a launcher
+        pid = self.target(what)
+        if not self.target("guard") and (what == "proxy" or number == signal.SIGSTOP):
+            pid = 0  # before there is a guard, nothing of ours could wake a launcher
         if pid:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
