@@ -46,7 +46,9 @@ from sorix_dist.launch.pool import Pool
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import (
+    DiLoCo,
     DistributedDataParallel,
+    LocalSGD,
     all_gather,
     all_reduce,
     assert_replicas_equal,
@@ -79,7 +81,8 @@ __all__ = [
     # modules
     "autograd", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
-    "DistributedDataParallel", "Pool", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
+    "DiLoCo", "DistributedDataParallel", "LocalSGD", "Pool",
+    "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training

@@ -64,6 +64,9 @@ class Sync:
         """An optimizer is about to move the leaves. digest: of its options and step counts, which must be the same on
         every rank; `optimizer` describes them."""
 
+    def before_state(self) -> None:
+        """The state of an optimizer of the leaves is about to be saved or loaded."""
+
     def discard(self, leaf: Leaf) -> None:
         """Discards the pending gradient of a leaf."""
 

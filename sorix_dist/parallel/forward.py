@@ -18,9 +18,10 @@ from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Sh
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
-from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.coordinator import Coordinator, coordinator_of
 from sorix_dist.parallel.groups import InOrder
 from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
+from sorix_dist.parallel.world import current_group
 from sorix_dist.utils.data.nested import entries, map_arrays, map_tensors
 
 _WATCHED = 3  # untagged batches whose bytes are compared between the ranks, to warn of equal ones
@@ -144,6 +145,33 @@ class BatchForward:
         return zlib.crc32(values[:: max(1, values.size // _SAMPLE)].tobytes())
 
 
+def batch_of(value: Any, group: InOrder) -> Batch:
+    """The batch of a loader in nested inputs. RuntimeError if there is none, or if this rank has other rows of it than
+    those of its virtual shards."""
+    found = shards_in(value)
+    if not found:
+        shapes = [str(tuple(x.shape)) for x in entries(value)]
+        raise RuntimeError(
+            "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
+            f"{', '.join(shapes) or 'no array'} without that knowledge. Put preprocessing that changes the number "
+            "of rows into the data set or the model"
+        )
+    batch, shards = found[0].batch, group.shards
+    rows = batch.rows
+    held = shards.rows(shards.owned.start, rows.total)[0], shards.rows(shards.owned[-1], rows.total)[1]
+    if batch.group is not group or held != (rows.start, rows.stop):
+        raise RuntimeError(
+            f"reproducible mode: this rank must hold rows {held[0]} to {held[1]} of a batch of {rows.total} rows, "
+            f"got rows {rows.start} to {rows.stop}: make the loader after init"
+        )
+    return batch
+
+
+def buffer_places(module: Module) -> list[tuple[Module, str]]:
+    """The buffers of a model, each as its module and attribute."""
+    return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
+
+
 class ShardedForward:
     """Computes a loader's batch in reproducible mode: virtual shard by virtual shard.
 
@@ -158,7 +186,7 @@ class ShardedForward:
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results for all virtual shards of this rank, joined."""
-        batch = self._batch(inputs, options)
+        batch = batch_of((inputs, options), self.group)
         _begin_batch(self.coordinator, batch)
         rows = batch.rows
         buffers = _buffers_of(module) if module.training else None
@@ -180,25 +208,6 @@ class ShardedForward:
         if buffers is not None:
             buffers.combine(self.shards, rows.total)
         return self._joined(results, batch)
-
-    def _batch(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Batch:
-        found = shards_in((inputs, options))
-        if not found:
-            shapes = [str(tuple(x.shape)) for x in entries((inputs, options))]
-            raise RuntimeError(
-                "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
-                f"{', '.join(shapes) or 'no array'} without that knowledge. Put preprocessing that changes the number "
-                "of rows into the data set or the model"
-            )
-        batch, owned = found[0].batch, self.shards.owned
-        rows = batch.rows
-        held = self.shards.rows(owned.start, rows.total)[0], self.shards.rows(owned[-1], rows.total)[1]
-        if batch.group is not self.group or held != (rows.start, rows.stop):
-            raise RuntimeError(
-                f"reproducible mode: this rank must hold rows {held[0]} to {held[1]} of a batch of {rows.total} rows, "
-                f"got rows {rows.start} to {rows.stop}: make the loader after init"
-            )
-        return batch
 
     def _cut(self, x: Tensor, rows: Rows, part: Batch) -> Tensor:
         place = x.place
@@ -262,6 +271,16 @@ class ShardedForward:
         return tagged(reshape_to(whole, shape=(*shape[:axis], shard.held, *shape[axis + 1 :])), shard)
 
 
+def evaluated(module: Module, *inputs: Any) -> Any:
+    """The results of a model, wrapped or not. Reproducible mode computes a bare one shard by shard too, so that every
+    rank computes its own rows. For evaluation: no gradient is synchronised."""
+    group = current_group()
+    wrapped = any(hasattr(each, "comm") for each in module.modules())
+    if not isinstance(group, InOrder) or wrapped or not shards_in(inputs):
+        return module(*inputs)
+    return ShardedForward(coordinator_of(group.comm)).run(module, inputs, {})
+
+
 @host
 def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
     return Batch(Rows(start, stop, total), group, shard)
@@ -277,7 +296,7 @@ class _Buffers:
     shards, weighted by their rows."""
 
     def __init__(self, module: Module) -> None:
-        self.places = [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
+        self.places = buffer_places(module)
         self.before = [getattr(m, name) for m, name in self.places]
         self.values = [tensor.array.copy() for tensor in self.before]
         self.after: list[list[Array]] = []
