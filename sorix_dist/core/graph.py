@@ -133,13 +133,11 @@ class Leaf:
     def zero(self) -> None:
         """Marks the gradient as absent. The next one overwrites its memory, so nothing is cleared."""
         self.total.written = False
-        self.discard_pending()
-        self.view = None if self.view is not None and self.view.origin is not None else self.view
-
-    def discard_pending(self) -> None:
-        """Discards gradients of earlier backwards that `sync` has not added to `grad` yet."""
-        if self.sync is not None and self.sync.pending:
-            self.sync.discard(self)
+        sync, view = self.sync, self.view
+        if sync is not None and sync.pending:  # gradients of earlier backwards that `sync` has not added to `grad` yet
+            sync.discard(self)
+        if view is not None and view.origin is not None:
+            self.view = None
 
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""

@@ -57,7 +57,7 @@ class Tensor:
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
-    shown: Array
+    shown: Array | float
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)
@@ -94,6 +94,8 @@ class Tensor:
         if place.__class__ is not Partial:
             return self.array
         if hasattr(self, "shown"):
+            if isinstance(self.shown, float):  # of a loss with one element, which few programs look at in each step
+                self.shown = np.full(self.array.shape, self.shown, self.array.dtype)
             return self.shown
         factor = place.factor
         return self.array if factor == 1 else np.asarray(self.array * factor, self.array.dtype)

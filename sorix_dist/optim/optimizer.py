@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
-from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
@@ -121,9 +121,10 @@ class Optimizer:
 
     # -- what a user calls
 
-    @host
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure`, called first, returned."""
+        if recorders and (recorder := listening()) is not None:
+            return recorder.host(Optimizer.step, (self, closure), {})
         loss = None
         if closure is not None:
             with enable_grad():
@@ -153,12 +154,14 @@ class Optimizer:
             memory.fence("optimizer.step")
         return loss
 
-    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters, so that the next backward writes instead of adding.
 
         Not `set_to_none`: gradients become zeros, and the next step moves parameters by momentum and decay.
         """
+        if recorders and (recorder := listening()) is not None:
+            recorder.host(Optimizer.zero_grad, (self, set_to_none), {})
+            return
         if not set_to_none:
             zero_gradients(parameter for group in self._groups for parameter in group["params"])
             return

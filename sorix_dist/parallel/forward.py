@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, listening, recorders
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, in_row_order, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, forward_of, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, computing, tagged
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -33,10 +33,23 @@ def shards_in(value: Any) -> list[Shard]:
     return [x.place for x in entries(value) if isinstance(x, Tensor) and isinstance(x.place, Shard)]
 
 
-@host
 def _begin_batch(coordinator: Coordinator, batch: Batch) -> None:
     """Notes which rows are computed, for the agreement at the end of the backward."""
+    if recorders and (recorder := listening()) is not None:
+        recorder.host(_begin_batch, (coordinator, batch), {})
+        return
     coordinator.rows = batch.known or batch.rows
+
+
+def _compute(batch: Batch | None, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The module's result, computed as that of a batch."""
+    thread = get_ident()
+    before = computing.get(thread)
+    computing[thread] = batch
+    try:
+        return module(*inputs, **options)
+    finally:
+        computing[thread] = before
 
 
 class BatchForward:
@@ -56,7 +69,7 @@ class BatchForward:
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             known_batch = first.place.batch
             _begin_batch(self.coordinator, known_batch)
-            return module(first) if known_batch.group.single else self._compute(known_batch, module, inputs, options)
+            return module(first) if known_batch.group.single else _compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
@@ -81,16 +94,7 @@ class BatchForward:
                 return tagged(fresh, batch.at(0))
 
             inputs, options = map_arrays((inputs, options), tag)
-        return self._compute(batch, module, inputs, options)
-
-    def _compute(self, batch: Batch | None, module: Module, inputs: Any, options: Any) -> Any:
-        if self.coordinator.group.single:
-            return module(*inputs, **options)
-        before = forward_of.set(batch)
-        try:
-            return module(*inputs, **options)
-        finally:
-            forward_of.reset(before)
+        return _compute(batch, module, inputs, options)
 
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
@@ -129,12 +133,10 @@ class BatchForward:
             return
         self.watched += 1
         if count > 1 and len({tuple(row[:2]) for row in everywhere}) == 1:
-            warnings.warn(
+            self.coordinator.group.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same",
-                RuntimeWarning,
-                stacklevel=6,
+                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same"
             )
             self.watched = _WATCHED
 
@@ -196,13 +198,12 @@ class ShardedForward:
             part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
                 buffers.restore()
-            token, before = current_shard.set((shard, True)), forward_of.set(part)
+            token = current_shard.set((shard, True))
             try:
                 cut_inputs, cut_options = map_tensors((inputs, options), lambda x, part=part: self._cut(x, rows, part))  # type: ignore[misc]
-                results.append(module(*cut_inputs, **cut_options))
+                results.append(_compute(part, module, cut_inputs, cut_options))
             finally:
                 current_shard.reset(token)
-                forward_of.reset(before)
             if buffers is not None:
                 buffers.keep()
         if buffers is not None:
