@@ -38,7 +38,7 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 	$(ENV)/bin/python examples/train.py --save build/ranks-1.npz
 	$(ENV)/bin/python examples/compare.py build/ranks-4.npz build/ranks-1.npz
 
-bench: $(PEERS)/bench ## Compares training steps with torch, sorix and jax on this machine, under MPICH, in less than 10 minutes
+bench: $(PEERS)/bench ## Compares training steps with torch, sorix and jax on this machine, under MPICH, in less than 12 minutes
 	@mkdir -p build
 	$(PEERS)/bin/python -m tests.benchmarks compare --json build/bench.json --chart build/bench.png $(BENCH)
 
