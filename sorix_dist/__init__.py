@@ -41,7 +41,7 @@ from sorix_dist.core.dtype import (
 )
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.missing import missing_from
-from sorix_dist.core.random import manual_seed
+from sorix_dist.core.random import Generator, manual_seed
 from sorix_dist.launch.pool import Pool
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
@@ -90,8 +90,8 @@ __all__ = [
     "get_logger",
     "main_process_only", "predict", "profile", "progress", "summary",
     # tensors
-    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",
-    "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
+    "DType", "Generator", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
+    "load", "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
     *_functions.__all__, *_compositions.__all__,

@@ -180,15 +180,20 @@ def _spaced(start: Any, end: Any, steps: int, dtype: Any) -> tuple[Array, np.dty
 
 
 @host
-def rand(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+def rand(
+    *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
+) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
-    return _made(_drawn(random.generator().random, _size("rand", size), dtype), device, requires_grad)
+    return _made(_drawn(random.generator(generator).random, _size("rand", size), dtype), device, requires_grad)
 
 
 @host
-def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+def randn(
+    *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
+) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
-    return _made(_drawn(random.generator().standard_normal, _size("randn", size), dtype), device, requires_grad)
+    stream = random.generator(generator).standard_normal
+    return _made(_drawn(stream, _size("randn", size), dtype), device, requires_grad)
 
 
 @host
@@ -227,20 +232,23 @@ def randint(
     device: Any = "cpu",
     requires_grad: bool = False,
     dtype: Any = None,
+    generator: Any = None,
 ) -> Tensor:
     """Integers drawn uniformly from [low, high); `randint(high, size)` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
     if not low < high:
         raise ValueError(f"randint: low must be below high, got low={low} and high={high}")
-    drawn = random.generator().integers(low, high, _size("randint", (size,)))
+    drawn = random.generator(generator).integers(low, high, _size("randint", (size,)))
     return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 
 @host
-def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+def randperm(
+    n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
+) -> Tensor:
     """The integers from 0 to n - 1 in random order."""
-    order = random.generator().permutation(int(n))
+    order = random.generator(generator).permutation(int(n))
     return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from threading import get_ident
 from typing import Any
@@ -134,12 +133,10 @@ class BatchForward:
             return
         self.watched += 1
         if count > 1 and len({tuple(row[:2]) for row in everywhere}) == 1:
-            warnings.warn(
+            self.coordinator.group.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same",
-                RuntimeWarning,
-                stacklevel=6,
+                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same"
             )
             self.watched = _WATCHED
 
