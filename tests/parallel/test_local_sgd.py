@@ -421,6 +421,8 @@ def test_a_step_that_is_left_out():
         (r"no array", lambda m, o, local, xb, yb: next(local.workers())),
         (r"not rows of a loader's batch", lambda m, o, local, xb, yb: next(local.workers(xb, np.ones(4)))),
         (r"requires a gradient", lambda m, o, local, xb, yb: next(local.workers(xb * grown(), yb))),
+        (r"all rows of one batch", lambda m, o, local, xb, yb: next(local.workers(xb, yb[yb.numpy() > 0]))),
+        (r"all rows of one batch", lambda m, o, local, xb, yb: next(local.workers(xb, other()))),
         (r"left early", lambda m, o, local, xb, yb: [next(local.workers(xb, yb)), local.synchronise()]),
         (r"left early", lambda m, o, local, xb, yb: [next(local.workers(xb, yb)), local.state_dict()]),
         (r"can't be captured", lambda m, o, local, xb, yb: reason_of(lambda a: [1 for _ in local.workers(a)], xb)),
@@ -432,6 +434,10 @@ def test_what_is_refused_outside(message, body):
         body(model, optimizer, local, *next(iter(loader)))
 
     on_all_ranks(work, RuntimeError, message, size=2)
+
+
+def other():
+    return next(iter(DataLoader(data()[0], batch_size=7)))
 
 
 def grown():
@@ -466,6 +472,7 @@ def stepped(model):
         (ValueError, r"every must be an integer >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
         (ValueError, r"of the model alone", lambda m, o: sx.LocalSGD(m, INNER["SGD"](network().parameters()), 2)),
         (ValueError, r"of the model alone", lambda m, o: sx.DiLoCo(m, o, 2, INNER["SGD"](network().parameters()))),
+        (ValueError, r"another optimizer than the inner one", lambda m, o: sx.DiLoCo(m, o, 2, o)),
         (ValueError, r"must have parameters", lambda m, o: sx.LocalSGD(nn.Tanh(), o, 2)),
         (ValueError, r"on every rank.*every=2.*every=3", lambda m, o: sx.LocalSGD(m, o, 2 + sx.rank())),
         (ValueError, r"on every rank.*lr=0.1.*lr=1.1", lambda m, o: sx.LocalSGD(m, of_rate(m, 0.1 + sx.rank()), 2)),
