@@ -100,6 +100,19 @@ def _walk(function: Any) -> Any:
     return backward
 
 
+def _synchronise(function: Any) -> Any:
+    timed = _timed("reduce")(function)
+
+    @wraps(function)
+    def synchronise(coordinator: Coordinator, scale: float) -> None:
+        if (timeline := recording.get(get_ident())) is not None:
+            timeline.rows = coordinator.rows.total
+            timeline.nbytes = sum(bucket.flat.grad.nbytes for bucket in coordinator.buckets)
+        timed(coordinator, scale)
+
+    return synchronise
+
+
 def _optimizer_step(function: Any) -> Any:
     timed = _timed("update")(function)
 
@@ -186,7 +199,7 @@ SPANS: list[tuple[Any, str, Callable[[Any], Any]]] = [
     (Module, "__call__", _module_call),
     (Tensor, "backward", _timed("backward")),
     (autograd, "_backward", _walk),
-    (Coordinator, "synchronise", _timed("reduce")),
+    (Coordinator, "synchronise", _synchronise),
     *((consensus, name, _timed("agreement")) for consensus in _CONSENSUS for name in ("agree", "commit", "fence")),
     (Optimizer, "zero_grad", _timed("zero_grad")),
     *((Checkpointer, name, _timed("checkpoint")) for name in ("save", "load_latest", "wait")),

@@ -61,8 +61,8 @@ def profile(
 
 @dataclass
 class RankTimes:
-    """Where the time of one rank went, in seconds; see `Summary`. waited_for: by rank; passed: steps between those that
-    were measured."""
+    """Where the time of one rank went, in seconds, and what a step is; see `Summary`. waited_for: by rank; passed:
+    steps between those that were measured."""
 
     wall: float
     steps: int
@@ -71,6 +71,9 @@ class RankTimes:
     layers: dict[str, list[float]]
     waited_for: dict[int, float]
     passed: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    operations: int = 0
 
 
 class Profile:
@@ -191,6 +194,9 @@ def _times(summaries: Sequence[Summary], clocks: Sequence[RankClock]) -> list[Ra
             {name: [there / 1e9, back / 1e9, calls] for name, (there, back, calls) in summary.layers.items()},
             {late: ns / 1e9 for late, ns in found.items() if ns},
             summary.passed,
+            summary.rows,
+            summary.nbytes,
+            summary.operations,
         )
         for summary, found in zip(summaries, waited, strict=True)
     ]
@@ -209,6 +215,11 @@ def _events(rank: int, spans: Sequence[Span], shared: RankClock) -> list[dict[st
 
 def table_of_file(path: str | os.PathLike[str]) -> str:
     """The table of a trace that `profile` has written; ValueError for another file."""
+    return table(times_of_file(path))
+
+
+def times_of_file(path: str | os.PathLike[str]) -> list[RankTimes]:
+    """The times of each rank in a trace that `profile` has written; ValueError for another file."""
     try:
         ranks = json.loads(Path(path).read_text(encoding="utf-8"))["otherData"]["ranks"]
         times = [RankTimes(**rank) for rank in ranks]
@@ -216,7 +227,7 @@ def table_of_file(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{os.fspath(path)!r} is no trace that sx.profile has written") from None
     for rank in times:
         rank.waited_for = {int(late): seconds for late, seconds in rank.waited_for.items()}
-    return table(times)
+    return times
 
 
 def table(ranks: Sequence[RankTimes]) -> str:

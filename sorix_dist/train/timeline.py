@@ -60,7 +60,8 @@ class Summary:
 
     kinds: by kind what no span inside of another one covers, so that they sum to `wall`; layers: by module its own
     forward, its backward, and its calls; waits: number of the step, start, end and the rank waited for; products: of
-    matrices. passed: steps that were not taken, which `wall` does not contain.
+    matrices; rows: of the last global batch; nbytes: of the gradients; operations: that a backward goes through;
+    passed: steps that were not taken, which `wall` does not contain.
     """
 
     wall: int
@@ -70,6 +71,9 @@ class Summary:
     layers: dict[str, list[int]]
     waits: list[tuple[int, int, int, int]]
     products: int
+    rows: int = 0
+    nbytes: int = 0
+    operations: int = 0
 
 
 @dataclass
@@ -96,6 +100,8 @@ class Timeline:
     paused: int = 0  # the steps of this pause, 0 where there is none
     left: int = 0  # how many of them are still to come
     products: int = 0
+    rows: int = 0  # of the last global batch
+    nbytes: int = 0  # of the gradients that it gave
     layer: str = ""
     layers: list[tuple[int, str]] = field(default_factory=list)  # the layer of operations from a number on
     nodes: list[tuple[int, int]] = field(default_factory=list)  # the number of each operation a walk comes to, and when
@@ -243,4 +249,6 @@ class Timeline:
         wall = self.ended - self.began - kinds.pop(PAUSE, 0)
         waits = [wait for wait in self.waits if wait[1] >= self.began]
         passed = self.number - self.steps
-        return Summary(wall, self.steps, passed, dict(kinds), dict(layers), waits, self.products)
+        walks = sum(number == instrument.END for number, _ in self.nodes)
+        counts = self.products, self.rows, self.nbytes, (len(self.nodes) - walks) // max(walks, 1)
+        return Summary(wall, self.steps, passed, dict(kinds), dict(layers), waits, *counts)
