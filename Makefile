@@ -3,6 +3,8 @@ PYTHON ?= python3
 # Options of `python -m tests.benchmarks compare`, for instance BENCH='--workloads W1 W3', and of `... profile`.
 BENCH ?=
 PROFILE ?=
+# Options of `make hosts-bench`, for instance HOSTS='--workloads W2 --layouts 2x1 4x1'.
+HOSTS ?=
 # Seconds of `make soak`.
 SOAK ?= 600
 # Seconds of `make chaos` under each MPI.
@@ -36,7 +38,7 @@ demo: $(ENV)/mpi ## Trains on 4 ranks and on one process, and compares the weigh
 	$(ENV)/bin/python examples/train.py --save build/ranks-1.npz
 	$(ENV)/bin/python examples/compare.py build/ranks-4.npz build/ranks-1.npz
 
-bench: $(PEERS)/bench ## Compares training steps with torch, sorix and jax on this machine, under MPICH, in less than 10 minutes
+bench: $(PEERS)/bench ## Compares training steps with torch, sorix and jax on this machine, under MPICH, in less than 12 minutes
 	@mkdir -p build
 	$(PEERS)/bin/python -m tests.benchmarks compare --json build/bench.json --chart build/bench.png $(BENCH)
 
@@ -82,12 +84,13 @@ sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
 hosts: $(OPENMPI)/dev ## Trains on hosts that are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
-hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, beside torch DDP where make parity was
-	$(OPENMPI)/bin/python -m tests.benchmarks.hosts
+hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, beside torch DDP where make parity was, in 6 minutes
+	@mkdir -p build
+	$(OPENMPI)/bin/python -m tests.benchmarks.hosts --json build/hosts.json $(HOSTS)
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
-	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py
 
 chaos: $(ENV)/dev $(OPENMPI)/dev ## Hits training, and what watches it, at random moments for CHAOS seconds under each MPI
 	$(ENV)/bin/python -m tests.watchdog.chaos $(CHAOS)

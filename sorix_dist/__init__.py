@@ -12,7 +12,7 @@ from sorix_dist import comm
 
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, core, cuda, linalg, metrics, nn, optim, utils
+from sorix_dist import autograd, core, cuda, distributed, linalg, metrics, nn, optim, utils
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
 from sorix_dist.core import Size, Tensor, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
@@ -41,12 +41,14 @@ from sorix_dist.core.dtype import (
 )
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.missing import missing_from
-from sorix_dist.core.random import manual_seed
+from sorix_dist.core.random import Generator, manual_seed
 from sorix_dist.launch.pool import Pool
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import (
+    DiLoCo,
     DistributedDataParallel,
+    LocalSGD,
     all_gather,
     all_reduce,
     assert_replicas_equal,
@@ -77,9 +79,10 @@ from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 __all__ = [
     "__version__",
     # modules
-    "autograd", "comm", "core", "cuda", "linalg", "metrics", "nn", "optim", "utils",
+    "autograd", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
-    "DistributedDataParallel", "Pool", "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
+    "DiLoCo", "DistributedDataParallel", "LocalSGD", "Pool",
+    "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
     "comm_hooks", "global_rows", "global_value", "host_shared", "init",
     "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
     # training
@@ -87,8 +90,8 @@ __all__ = [
     "get_logger",
     "main_process_only", "predict", "profile", "progress", "summary",
     # tensors
-    "DType", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "load",
-    "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
+    "DType", "Generator", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
+    "load", "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
     "int64", "long", "short", "uint8",
     *_functions.__all__, *_compositions.__all__,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.capture import host, listening, outside, recorders
+from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, fit, recording, through
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.placement import Group, Partial, Shard, tagged
@@ -108,7 +108,10 @@ def backward(
     recorder = listening() if recorders else None
     if recorder is not None and (create_graph or retain_graph):
         recorder.refuse("backward with create_graph or retain_graph")
-    seed, visitor = _before_backward(sync, tensor, gradient)
+    if recorder is not None:
+        seed, visitor = recorder.host(_before_backward, (sync, tensor, gradient), {})
+    else:
+        seed, visitor = _before_backward(sync, tensor, gradient)
     if sync is None:
         place = tensor.place
         # On several ranks this loss is Partial: a leaf whose gradient would not be summed over the ranks is an error.
@@ -125,12 +128,13 @@ def backward(
     except BaseException:
         sync.backward_failed()
         raise
-    if recorder is not None:
+    if recorder is None:
+        sync.after_backward(tensor)
+    else:
         recorder.bare(f"except {recorder.constant(sync, 'coordinator')}")
-    _after_backward(sync, tensor)
+        recorder.host(_after_backward, (sync, tensor), {})
 
 
-@host
 def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:
     """The seed of the walk, and the function to call at each node."""
     seed = _seed(tensor, gradient)
@@ -140,7 +144,6 @@ def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[
     return seed if scale == 1 else seed * seed.dtype.type(scale), visitor
 
 
-@host
 def _after_backward(sync: Sync, tensor: Tensor) -> None:
     sync.after_backward(tensor)
 

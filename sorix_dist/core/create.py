@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.placement import forward_of, shard_of, tagged
+from sorix_dist.core.placement import computing, shard_of, tagged
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -179,15 +180,20 @@ def _spaced(start: Any, end: Any, steps: int, dtype: Any) -> tuple[Array, np.dty
 
 
 @host
-def rand(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+def rand(
+    *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
+) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
-    return _made(_drawn(random.generator().random, _size("rand", size), dtype), device, requires_grad)
+    return _made(_drawn(random.generator(generator).random, _size("rand", size), dtype), device, requires_grad)
 
 
 @host
-def randn(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+def randn(
+    *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
+) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
-    return _made(_drawn(random.generator().standard_normal, _size("randn", size), dtype), device, requires_grad)
+    stream = random.generator(generator).standard_normal
+    return _made(_drawn(stream, _size("randn", size), dtype), device, requires_grad)
 
 
 @host
@@ -226,20 +232,23 @@ def randint(
     device: Any = "cpu",
     requires_grad: bool = False,
     dtype: Any = None,
+    generator: Any = None,
 ) -> Tensor:
     """Integers drawn uniformly from [low, high); `randint(high, size)` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
     if not low < high:
         raise ValueError(f"randint: low must be below high, got low={low} and high={high}")
-    drawn = random.generator().integers(low, high, _size("randint", (size,)))
+    drawn = random.generator(generator).integers(low, high, _size("randint", (size,)))
     return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 
 @host
-def randperm(n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
+def randperm(
+    n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
+) -> Tensor:
     """The integers from 0 to n - 1 in random order."""
-    order = random.generator().permutation(int(n))
+    order = random.generator(generator).permutation(int(n))
     return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
 
 
@@ -259,7 +268,7 @@ def _drawn(stream: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Arr
 
 def warn_of_own_rows(size: tuple[int, ...]) -> None:
     """Warns of random numbers in the shape of this rank's rows, inside of a forward."""
-    batch = forward_of.get()
+    batch = computing.get(get_ident())
     if batch is not None and not batch.group.single and size and size[0] == batch.held:
         batch.group.warn(
             f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "

@@ -304,8 +304,9 @@ def zero_gradients(parameters: Iterable[Tensor]) -> None:
     """Zeroes existing gradients, and discards pending ones."""
     given = list(parameters)
     for parameter in given:
-        if parameter.leaf is not None:
-            parameter.leaf.discard_pending()
+        leaf = parameter.leaf
+        if leaf is not None and leaf.sync is not None:
+            leaf.sync.discard(leaf)
     with changing_gradients(given, "zero_grad") as own:
         for array in own:
             array.fill(0)

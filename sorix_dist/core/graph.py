@@ -64,6 +64,9 @@ class Sync:
         """An optimizer is about to move the leaves. digest: of its options and step counts, which must be the same on
         every rank; `optimizer` describes them."""
 
+    def before_state(self) -> None:
+        """The state of an optimizer of the leaves is about to be saved or loaded."""
+
     def discard(self, leaf: Leaf) -> None:
         """Discards the pending gradient of a leaf."""
 
@@ -130,13 +133,11 @@ class Leaf:
     def zero(self) -> None:
         """Marks the gradient as absent. The next one overwrites its memory, so nothing is cleared."""
         self.total.written = False
-        self.discard_pending()
-        self.view = None if self.view is not None and self.view.origin is not None else self.view
-
-    def discard_pending(self) -> None:
-        """Discards gradients of earlier backwards that `sync` has not added to `grad` yet."""
-        if self.sync is not None and self.sync.pending:
-            self.sync.discard(self)
+        sync, view = self.sync, self.view
+        if sync is not None and sync.pending:  # gradients of earlier backwards that `sync` has not added to `grad` yet
+            sync.discard(self)
+        if view is not None and view.origin is not None:
+            self.view = None
 
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""
@@ -177,6 +178,11 @@ class Node:
         self.saved = saved  # inputs and options, only where the operation has a composite
         self.hooks: list[Callable[[Any], Any]] | None = None
         self.shard: int | None = None  # the virtual shard that it computes, in reproducible mode
+
+
+def summing_group(origin: Node | Leaf | None) -> Group | None:
+    """The ranks whose sum the gradient of a computed tensor is, if every rank holds the tensor alike."""
+    return origin.sync.group if isinstance(origin, Node) and origin.sync is not None else None
 
 
 class Hook:

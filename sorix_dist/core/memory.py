@@ -22,8 +22,9 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector of today's CPUs
 
 _FROZEN = (
     "the memory of this tensor is read-only, because a wrapped model's parameters and gradients are those of all ranks "
-    "of a host: change parameters inside `with model.edit():`, gradients by hooks and clip_grad_*, or wrap the model "
-    'with storage="replicated"'
+    "of a host: load them by `model.load_state_dict` of the wrapped model, change parameters inside "
+    '`with model.edit():`, gradients by hooks and clip_grad_*, or wrap the model with storage="replicated". '
+    "Between two sums of LocalSGD call its synchronise() first"
 )
 
 

@@ -12,7 +12,6 @@ placements. `core.rules` decides the placement of a result; `core.ops.collective
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -348,8 +347,8 @@ def refuse_one_of_many(tensor: Tensor) -> None:
         )
 
 
-forward_of: ContextVar[Batch | None] = ContextVar("forward_of", default=None)
-"""The batch that a wrapped model is computing."""
+computing: dict[int, Batch | None] = {}
+"""By thread, the batch that a wrapped model is computing."""
 
 _current: Callable[[], Group] = lambda: SINGLE  # noqa: E731
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.arguments import is_integer
-from sorix_dist.core.capture import uncaptured
+from sorix_dist.core.capture import outside, uncaptured
+from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 
@@ -49,14 +50,70 @@ def adopt(value: int, chosen: bool = False) -> Seed:
 @uncaptured
 def manual_seed(value: int) -> np.random.Generator:
     """Starts all random numbers anew from `value`, an integer in [0, 2**63); returns their generator."""
+    return adopt(_checked_seed(value), chosen=True).generator
+
+
+def _checked_seed(value: Any) -> int:
     if not is_integer(value) or not 0 <= value < 2**63:
         raise ValueError(f"manual_seed: value must be an integer in [0, 2**63), got {value!r}")
-    return adopt(int(value), chosen=True).generator
+    return int(value)
 
 
-def generator() -> np.random.Generator:
-    """The stream that random tensors and initial weights are drawn from."""
-    return seed().generator
+class Generator:
+    """A stream of random numbers of its own, by PyTorch's name, for `generator=`; at first that of a random seed."""
+
+    def __init__(self, device: Any = "cpu") -> None:
+        raise_for_device(device)
+        self.seed()
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Starts the stream anew from a seed, an integer in [0, 2**63); returns this generator."""
+        self._seed = _checked_seed(seed)
+        self.stream = np.random.Generator(np.random.Philox(self._seed))
+        return self
+
+    def seed(self) -> int:
+        """Starts the stream anew from a random seed, another one in each process; returns it."""
+        return self.manual_seed(secrets.randbits(63)).initial_seed()
+
+    def initial_seed(self) -> int:
+        """The seed that the stream was started from."""
+        return self._seed
+
+
+def generator(given: Any = None) -> np.random.Generator:
+    """The stream that random tensors and initial weights are drawn from: `given`, a Generator of this package or of
+    NumPy, or else that of the seed. While a loader fetches a sample it is the sample's own."""
+    if given is not None:
+        outside("a generator of your own can't be captured")
+        stream = given.stream if isinstance(given, Generator) else given
+        if not isinstance(stream, np.random.Generator):
+            raise TypeError(f"generator must be sx.Generator() or np.random.default_rng(), got {type(given).__name__}")
+        return stream
+    streams = sample_streams.get()
+    return seed().generator if streams is None else streams.current()
+
+
+class SampleStreams:
+    """A stream for each sample of an epoch: a function of seed, epoch and index, the same on any number of ranks."""
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self._key = seed, epoch
+        self._index = 0
+        self._stream: np.random.Generator | None = None
+
+    def begin(self, index: int) -> None:
+        """The next draws are those of another sample."""
+        self._index, self._stream = int(index), None
+
+    def current(self) -> np.random.Generator:
+        """The stream of the sample that is being fetched."""
+        if self._stream is None:
+            self._stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._key, self._index])))
+        return self._stream
+
+
+sample_streams: ContextVar[SampleStreams | None] = ContextVar("sample_streams", default=None)
 
 
 def stream(*key: int) -> np.random.Generator:
@@ -84,7 +141,7 @@ class PerSeed:
 
 def state() -> dict[str, Any]:
     """The seed and how far its stream was read: numbers, texts and arrays."""
-    return {"seed": seed().value, "stream": generator().bit_generator.state}
+    return {"seed": seed().value, "stream": seed().generator.bit_generator.state}
 
 
 def go_on(saved: dict[str, Any]) -> None:

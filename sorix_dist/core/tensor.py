@@ -12,10 +12,10 @@ from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
-from sorix_dist.core.graph import Leaf, Node
+from sorix_dist.core.graph import Leaf, Node, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Group, Partial, Placement, Rows, Shard, cotangent_of, refuse_one_of_many
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard, cotangent_of, refuse_one_of_many
 
 
 class Size(tuple[int, ...]):
@@ -57,7 +57,7 @@ class Tensor:
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
-    shown: Array
+    shown: Array | float
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)
@@ -94,6 +94,8 @@ class Tensor:
         if place.__class__ is not Partial:
             return self.array
         if hasattr(self, "shown"):
+            if isinstance(self.shown, float):  # of a loss with one element, which few programs look at in each step
+                self.shown = np.full(self.array.shape, self.shown, self.array.dtype)
             return self.shown
         factor = place.factor
         return self.array if factor == 1 else np.asarray(self.array * factor, self.array.dtype)
@@ -175,7 +177,7 @@ class Tensor:
         view = self.leaf.view
         if view is None or (view.array is not self.leaf.total.shown and view.origin is None):
             view = self.leaf.view = Gradient.of(self.leaf.total.show(self.leaf))
-            view.place = cotangent_of(self.place, self._group())
+            view.place = cotangent_of(self.place, summing_group(self.origin))
         return view  # type: ignore[no-any-return]
 
     @grad.setter
@@ -198,10 +200,6 @@ class Tensor:
         total.written = True
         self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None
 
-    def _group(self) -> Group | None:
-        """The ranks whose sum the gradient is, if every rank holds this computed tensor alike."""
-        return self.origin.sync.group if isinstance(self.origin, Node) and self.origin.sync is not None else None
-
     def retain_grad(self) -> None:
         """Makes a backward leave the gradient of this computed tensor in its `grad`."""
         if isinstance(self.origin, Node) and self.leaf is None:
@@ -218,7 +216,7 @@ class Tensor:
 
         from sorix_dist.core.cotangents import hook_on_arrays
 
-        on_gradient = hook_on_arrays(hook, self.place, self._group())
+        on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
         if self.origin.hooks is None:
             self.origin.hooks = []
         self.origin.hooks.append(on_gradient)

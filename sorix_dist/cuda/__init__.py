@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sorix_dist.core.missing import missing_from
+
 
 def is_available(verbose: bool = False) -> bool:
     """False: tensors are on the CPU. `verbose` is sorix's, and prints nothing here."""
@@ -11,3 +13,12 @@ def is_available(verbose: bool = False) -> bool:
 def device_count() -> int:
     """0: tensors are on the CPU."""
     return 0
+
+
+def manual_seed(seed: int) -> None:
+    """Nothing: `sx.manual_seed` starts all random numbers."""
+
+
+manual_seed_all = manual_seed
+
+__getattr__ = missing_from(__name__, globals())

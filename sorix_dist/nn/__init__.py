@@ -1,5 +1,6 @@
 """Layers, losses and what they are built of."""
 
+from sorix_dist.core.missing import missing_from
 from sorix_dist.nn import activation, functional, init, utils
 from sorix_dist.nn.activation import *  # noqa: F403
 from sorix_dist.nn.attention import (
@@ -81,3 +82,5 @@ __all__ = [
     "SmoothL1Loss", "CosineEmbeddingLoss", "GaussianNLLLoss", "MarginRankingLoss", "TripletMarginLoss",
     "functional", "init", "utils",
 ]  # fmt: skip
+
+__getattr__ = missing_from(__name__, globals())

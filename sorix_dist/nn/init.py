@@ -1,4 +1,4 @@
-"""Fills existing tensors with starting values, in place; every function returns its tensor.
+"""Fills existing tensors, or their `data`, with starting values, in place; every function returns what it was given.
 
 Fans are the numbers of inputs and outputs of one unit. A matrix is (in, out), as in `Linear`; a weight with
 more dimensions is (out, in, *kernel), as in the convolutions, and its fans are times the kernel's size.
@@ -15,6 +15,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.memory import refuse_frozen
+from sorix_dist.core.tensor import Array
 
 
 def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
@@ -137,14 +138,19 @@ def _deviation(name: str, std: float) -> float:
     return std
 
 
-def _shape(t: Tensor) -> tuple[int, ...]:
-    if not isinstance(t, Tensor):
+def _array(t: Tensor) -> Array:
+    array = t.array if isinstance(t, Tensor) else t
+    if not isinstance(array, np.ndarray):
         raise TypeError(f"t must be a Tensor, got {type(t).__name__}")
-    return tuple(t.array.shape)
+    return array
+
+
+def _shape(t: Tensor) -> tuple[int, ...]:
+    return tuple(_array(t).shape)
 
 
 def _fill(t: Tensor, values: Any) -> Tensor:
-    _shape(t)
-    refuse_frozen(t.array)
-    np.copyto(t.array, values, casting="same_kind")
+    array = _array(t)
+    refuse_frozen(array)
+    np.copyto(array, values, casting="same_kind")
     return t

@@ -70,6 +70,16 @@ class Linear(Module):
         return matrix.linear(x, self.W, self.b)
 
     @property
+    def in_features(self) -> int:
+        """The number of features, by PyTorch's name."""
+        return int(self.W.shape[0])
+
+    @property
+    def out_features(self) -> int:
+        """The number of neurons, by PyTorch's name."""
+        return int(self.W.shape[1])
+
+    @property
     def coef_(self) -> Any:
         """The weights as a flat array."""
         return self.W.array.flatten()
@@ -82,8 +92,7 @@ class Linear(Module):
         return self.b.item() if self.b.numel == 1 else self.b.array.flatten()
 
     def extra_repr(self) -> str:
-        features, neurons = self.W.shape
-        return f"in_features={features}, out_features={neurons}, bias={self.b is not None}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.b is not None}"
 
 
 class Embedding(Module):

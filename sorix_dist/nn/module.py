@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -17,15 +17,8 @@ from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook
-from sorix_dist.nn.parameter import Parameter, is_trained
-from sorix_dist.nn.torch_state import TRANSPOSED, in_own_names
-
-
-class IncompatibleKeys(NamedTuple):
-    """The names of a module that a state dict lacks, and those that only the state dict has."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
+from sorix_dist.nn.parameter import Parameter, Parameters, is_trained
+from sorix_dist.nn.torch_state import TRANSPOSED, IncompatibleKeys, in_own_names, own_name
 
 
 class Module:
@@ -38,6 +31,7 @@ class Module:
 
     training = True
     device: Any = CPU
+    _hooks: tuple[list[Any], list[Any]] | None = None  # called before and after forward
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names or layouts differ
 
@@ -46,10 +40,9 @@ class Module:
         raise NotImplementedError("You must implement forward in the subclass.")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        hooks = self.__dict__.get("_hooks")
-        if hooks is None:
+        if self._hooks is None:
             return self.forward(*inputs, **options)
-        before, after = hooks
+        before, after = self._hooks
         for hook in before:
             if (changed := hook(self, inputs)) is not None:
                 inputs = changed if isinstance(changed, tuple) else (changed,)
@@ -74,7 +67,7 @@ class Module:
         return self._register(1, hook)
 
     def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
-        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))
+        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))  # no new value of an attribute
         hooks[when].append(hook)
         changed()
         return Hook(hooks[when], hook)
@@ -93,6 +86,7 @@ class Module:
                     f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
                     "assign to its `data` to change the numbers, or delete it first"
                 )
+        name = own_name(self, name) if value is None or isinstance(value, Tensor) else name
         if isinstance(value, Parameter) and name in self.torch_names:
             value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
         if isinstance(value, Parameter) and value.leaf is not None:
@@ -104,6 +98,13 @@ class Module:
         super().__delattr__(name)
         self._own_buffers().pop(name, None)
         changed()
+
+    def __getattr__(self, name: str) -> Any:
+        """A tensor by PyTorch's name, where the layout is the same but for a row's first dimension."""
+        own = own_name(self, name)
+        if own == name:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(self, own)
 
     # -- the tree
 
@@ -172,12 +173,12 @@ class Module:
         found: dict[str, Tensor] = {}
         for prefix, module in self.named_modules():
             buffers = module._own_buffers()
-            for own_name, value in module.children_and_state():
-                if isinstance(value, Tensor) and (own_name in buffers or is_trained(value)):
-                    name = f"{prefix}.{own_name}" if prefix else own_name
+            for own, value in module.children_and_state():
+                if isinstance(value, Tensor) and (own in buffers or is_trained(value)):
+                    name = f"{prefix}.{own}" if prefix else own
                     if found.setdefault(name, value) is not value:
                         raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
-                    yield name, value, own_name not in buffers, buffers.get(own_name, True)
+                    yield name, value, own not in buffers, buffers.get(own, True)
 
     def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
@@ -192,7 +193,7 @@ class Module:
 
     def parameters(self) -> list[Tensor]:
         """The parameters, without duplicates."""
-        return [parameter for _, parameter in self.named_parameters()]
+        return Parameters(parameter for _, parameter in self.named_parameters())
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers, tensors of the state that are not trained, with dotted names."""

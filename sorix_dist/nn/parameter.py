@@ -23,6 +23,19 @@ class Parameter(Tensor):
         return made, arguments, state if transposed is None else (state, {"torch_transposed": transposed})
 
 
+class Parameters(list[Tensor]):
+    """The parameters of a module, as a list that `next` takes the first of, then the second ...: PyTorch's are an
+    iterator, and `next(model.parameters())` is how its users ask for a dtype."""
+
+    _taken = 0
+
+    def __next__(self) -> Tensor:
+        if self._taken == len(self):
+            raise StopIteration
+        self._taken += 1
+        return self[self._taken - 1]
+
+
 def is_trained(value: Any) -> bool:
     """Whether `value` is a parameter, frozen or not, or another tensor that was made to require a gradient."""
     return isinstance(value, Tensor) and value.is_leaf and (isinstance(value, Parameter) or value.leaf is not None)

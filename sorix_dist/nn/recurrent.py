@@ -11,12 +11,10 @@ from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
-from sorix_dist.core.ops.activation import relu, tanh
 from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.join import cat, stack
-from sorix_dist.core.ops.matrix import linear
-from sorix_dist.core.ops.recurrent import gru, lstm
-from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, transpose, unsqueeze
+from sorix_dist.core.ops.recurrent import gru, lstm, rnn
+from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn.layers import Dropout
@@ -175,8 +173,7 @@ class LSTM(_Recurrent):
 
     def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
         both = lstm(x, *states, *weights, reverse=reverse)
-        count = len(x)
-        return both[:count], [both[0 if reverse else count - 1], both[count]]
+        return (both[1:], [both[1], both[0]]) if reverse else (both[:-1], [both[-2], both[-1]])
 
 
 class GRU(_Recurrent):
@@ -227,20 +224,12 @@ class RNN(_Recurrent):
         return output, h
 
     def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
-        (h,), (w_input, w_state, b_input, b_state) = states, weights
-        from_input = linear(x, transpose(w_input), b_input)
-        steps: list[Any] = [None] * len(x)
-        for t in reversed(range(len(x))) if reverse else range(len(x)):
-            h = _FUNCTIONS[self.nonlinearity](from_input[t] + linear(h, transpose(w_state), b_state))
-            steps[t] = h
-        return stack(steps), [h]
-
-
-_FUNCTIONS = {"tanh": tanh, "relu": relu}
+        output = rnn(x, *states, *weights, nonlinearity=self.nonlinearity, reverse=reverse)
+        return output, [output[0 if reverse else len(x) - 1]]
 
 
 def _check_nonlinearity(layer: str, nonlinearity: str) -> None:
-    if nonlinearity not in _FUNCTIONS:
+    if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"{layer}: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
 
 

@@ -7,7 +7,7 @@ A layer that names or lays out its tensors as sorix does says in `torch_names` w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,13 @@ TRANSPOSED, ROW, SAME, OPTIONAL = "transposed", "row", "same", "optional"
 same, but a layer of ours may do without."""
 
 _WRAPPERS = ("module.", "_orig_mod.")  # the prefixes of DistributedDataParallel and torch.compile
+
+
+class IncompatibleKeys(NamedTuple):
+    """The names of a module that a state dict lacks, and those that only the state dict has."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 def in_own_names(model: Module, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +67,19 @@ def to_torch_state(model: Module) -> dict[str, Array]:
             array = np.ascontiguousarray(array.T)
         state[name] = array.reshape(-1) if layout == ROW else array
     return state
+
+
+def own_name(module: Module, name: str) -> str:
+    """The name of the attribute that PyTorch calls `name`; AttributeError if it is laid out transposed there."""
+    for own, (theirs, layout) in module.torch_names.items():
+        if theirs == name and layout == TRANSPOSED:
+            raise AttributeError(
+                f"{type(module).__name__} has no '{name}', which is (out, in) in PyTorch: its '{own}' is (in, out), as "
+                "nn.init takes it; F.linear(x, t.T) multiplies by a tensor t in PyTorch's layout"
+            )
+        if theirs == name:
+            return own
+    return name
 
 
 def to_own_layout(value: Any, layout: str) -> Array:

@@ -1,5 +1,6 @@
 """Optimizers and learning rate schedulers."""
 
+from sorix_dist.core.missing import missing_from
 from sorix_dist.optim import lr_scheduler, swa_utils
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from sorix_dist.optim.optim import SGD, Adagrad, RMSprop, SGDMomentum
@@ -9,3 +10,5 @@ __all__ = [
     "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGDMomentum",
     "lr_scheduler", "swa_utils",
 ]  # fmt: skip
+
+__getattr__ = missing_from(__name__, globals())

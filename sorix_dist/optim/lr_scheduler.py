@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from math import cos, pi
 
 from sorix_dist.core.arguments import at_least, in_range
+from sorix_dist.core.missing import missing_from
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
@@ -333,3 +334,6 @@ class OneCycleLR(_Cycle):
         if self.anneal_strategy == "linear":
             return low + (high - low) * done
         return high + (low - high) / 2 * (1 + cos(pi * done))
+
+
+__getattr__ = missing_from(__name__, globals())

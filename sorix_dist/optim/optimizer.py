@@ -13,11 +13,11 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
-from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.state import Buffers, GroupState, Scratch
+from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
 from sorix_dist.optim.torch_state import from_torch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
@@ -121,9 +121,10 @@ class Optimizer:
 
     # -- what a user calls
 
-    @host
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure`, called first, returned."""
+        if recorders and (recorder := listening()) is not None:
+            return recorder.host(Optimizer.step, (self, closure), {})
         loss = None
         if closure is not None:
             with enable_grad():
@@ -153,12 +154,14 @@ class Optimizer:
             memory.fence("optimizer.step")
         return loss
 
-    @host
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of all parameters, so that the next backward writes instead of adding.
 
         Not `set_to_none`: gradients become zeros, and the next step moves parameters by momentum and decay.
         """
+        if recorders and (recorder := listening()) is not None:
+            recorder.host(Optimizer.zero_grad, (self, set_to_none), {})
+            return
         if not set_to_none:
             zero_gradients(parameter for group in self._groups for parameter in group["params"])
             return
@@ -172,6 +175,7 @@ class Optimizer:
         `state` has, for each parameter that was ever updated, its number of updates `step` and its
         buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
         """
+        self._before_state()
         groups, state = [], {}
         first = 0
         for group, own in zip(self._groups, self._states, strict=True):
@@ -196,6 +200,7 @@ class Optimizer:
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
+        self._before_state()
         if not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError(
                 f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
@@ -213,6 +218,24 @@ class Optimizer:
             together = {**group, **_options(saved)}
             self.check(together)
             own.check([state.get(number) for number in saved["params"]], self.buffers(together))
+
+    def _before_state(self) -> None:
+        for state in self._states:
+            for sync in state.syncs():
+                sync.before_state()
+
+    def snapshot(self) -> Snapshot:
+        """Copies of all step counts and buffers by name, for `restore`. Options are not among them."""
+        found: Snapshot = {}
+        for number, (group, state) in enumerate(zip(self._groups, self._states, strict=True)):
+            found.update({f"{number}.{name}": array for name, array in state.snapshot(self.buffers(group)).items()})
+        return found
+
+    def restore(self, saved: Snapshot) -> None:
+        """Returns to a `snapshot()` of this optimizer."""
+        for number, state in enumerate(self._states):
+            prefix = f"{number}."
+            state.restore({name.removeprefix(prefix): a for name, a in saved.items() if name.startswith(prefix)})
 
     def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         params = [parameter for group in self._groups for parameter in group["params"]]

@@ -17,6 +17,7 @@ from sorix_dist.core.tensor import Array
 Scratch = tuple[Array, ...]
 Buffers = dict[str, Array]  # by name
 Block = tuple[Array, Array, Scratch, Buffers]  # data, gradient, scratch and buffers: slices of one length
+Snapshot = dict[str, Array]  # the step counts, and the buffers, by name
 
 
 class GroupState:
@@ -129,6 +130,23 @@ class GroupState:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
         self._fence("optimizer.load_state_dict")
         self._cut_for, self._runs = None, []
+
+    def snapshot(self, names: tuple[str, ...]) -> Snapshot:
+        """Copies of the step counts and of the buffers, among them those of `names`."""
+        self._lay(names, "optimizer.step")
+        flat = {f"{name}.{k}": array for name, arrays in self.buffers.items() for k, array in enumerate(arrays)}
+        return {"steps": self.steps.copy(), **{name: array.copy() for name, array in flat.items()}}
+
+    def restore(self, saved: Snapshot) -> None:
+        """Returns to a snapshot. Buffers that it lacks become zeros."""
+        steps = saved["steps"]
+        if np.ptp(steps - self.steps):
+            self._cut_for = None  # other parameters have equal counts
+        self.steps[:] = steps
+        self._count = _weighted(steps)
+        for name, arrays in self.buffers.items():
+            for k, array in enumerate(arrays):
+                array[...] = saved.get(f"{name}.{k}", 0)
 
     def _fence(self, action: str, everywhere: bool = False) -> None:
         for memory in self.memories:

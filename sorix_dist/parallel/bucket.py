@@ -7,7 +7,6 @@ from weakref import ref
 from zlib import crc32
 
 from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.nn import Module
 from sorix_dist.parallel.reducers import Reducer
 
 if TYPE_CHECKING:
@@ -21,14 +20,14 @@ PRIVATE_GRADIENTS, OVERWRITE = 0, 1
 class Bucket:
     """The parameters of one dtype of a wrapped model, whose gradients are reduced together. They keep it alive.
 
-    wrapper: refers to the wrapped model; names: of the parameters; nonfinite: what happens to gradients that are not
-    finite; number: the same on all ranks.
+    wrapper: refers to the wrapped model, or to LocalSGD; names: of the parameters; nonfinite: what happens to gradients
+    that are not finite; number: the same on all ranks.
     """
 
     number: int
     reducer: Reducer
 
-    def __init__(self, wrapper: Module, coordinator: Coordinator, flat: Flat, names: list[str], nonfinite: NonFinite):
+    def __init__(self, wrapper: object, coordinator: Coordinator, flat: Flat, names: list[str], nonfinite: NonFinite):
         self.wrapper = ref(wrapper)
         self.coordinator = coordinator
         self.flat = flat

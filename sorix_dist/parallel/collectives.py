@@ -14,6 +14,7 @@ from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.placement import REPLICATE, Batch, Partial, Rows, Shard, tagged
+from sorix_dist.parallel.groups import OfWorker
 from sorix_dist.parallel.world import current_group, world
 
 T = TypeVar("T")
@@ -77,6 +78,11 @@ def global_value(x: Any) -> Tensor:
     """The value of a tensor in the global batch, the same on every rank: the rows of all ranks, or the mean or sum
     over all of them. It is differentiable, and a call of all ranks."""
     x = x if isinstance(x, Tensor) else Tensor(x)
+    if isinstance(x.place, Shard | Partial) and isinstance(x.place.group, OfWorker):
+        raise RuntimeError(
+            "global_value: in the loop over workers of LocalSGD there is only the value of one worker, because no "
+            "message is sent between two sums: add it to an sx.metrics.Mean, which sums at compute()"
+        )
     return replicated_by_all(x)
 
 

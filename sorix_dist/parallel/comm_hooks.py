@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange
+from sorix_dist.core.flat import BLOCK
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.reducers import Hook
+from sorix_dist.parallel.reducers import Hook, is_finite
 
 LARGEST = 60_000.0
 """The largest sum in float16: a little below the largest float16, because the terms are rounded."""
 
+ALIGNED = np.float32(2.0**-112)
+"""Shifts the exponents of float32 to those of float16."""
+FEW = 1024
+"""Gradients that `TopK` does not choose from: a message of all of them takes no longer."""
+
 
 class Half:
     """Sends float16, scaled per message by a power of two that keeps the maximum from overflowing; the scale is sent
-    too."""
+    too. A scale of 0: the numbers are not scaled, because some are not finite.
+
+    It converts by operations on bits, three times as fast as NumPy, with the same result but for the last bit of some
+    subnormal numbers: times 2**-112, a float32 has its exponent where the float16 has it, but for a shift by 13 bits.
+    """
 
     itemsize: int | None = 2
 
+    def __init__(self) -> None:
+        self._scratch = np.empty((2, 0), np.int32)
+
     def pack(self, numbers: Array, body: Array) -> float:
-        scale = _scale(_largest(numbers))
-        with np.errstate(over="ignore", invalid="ignore"):
-            _scaled(numbers, scale, body.view(np.float16))
+        half, size = body.view(np.float16), _largest(numbers)
+        if size == math.inf:
+            with np.errstate(over="ignore"):
+                np.copyto(half, numbers, casting="same_kind")
+            return 0.0
+        scale = _scale(size)
+        bits, rounded = self._integers(numbers.size)
+        floats = _scaled(numbers, scale, bits.view(np.float32))
+        floats *= ALIGNED
+        # Round to the nearest, or to the even one of two; then the sign, from bit 18 to bit 15.
+        np.right_shift(bits, 13, out=rounded)
+        rounded &= 1
+        rounded += bits
+        rounded += 0xFFF
+        rounded >>= 13
+        np.right_shift(rounded, 3, out=bits)
+        bits &= 0x8000
+        rounded |= bits
+        np.copyto(half.view(np.int16), rounded, casting="unsafe")
         return scale
 
     def add(self, body: Array, scale: float, numbers: Array) -> float:
@@ -36,8 +66,23 @@ class Half:
         return self.pack(total, body)
 
     def unpack(self, body: Array, scale: float, out: Array) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            _scaled(body.view(np.float16), 1 / scale, out)
+        half = body.view(np.float16)
+        if scale == 0:
+            np.copyto(out, half, casting="same_kind")
+            return
+        bits, _ = self._integers(half.size)
+        np.left_shift(half.view(np.int16), 13, out=bits, dtype=np.int32)
+        bits &= ~(7 << 28)  # copies of the sign
+        floats = bits.view(np.float32)
+        floats *= 1 / ALIGNED
+        with np.errstate(over="ignore"):
+            _scaled(floats, 1 / scale, out)
+
+    def _integers(self, count: int) -> Array:
+        """Two arrays of so many int32."""
+        if self._scratch.shape[1] < count:
+            self._scratch = np.empty((2, count), np.int32)
+        return self._scratch[:, :count]
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:
@@ -81,7 +126,7 @@ class PowerSGD:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"PowerSGD: rank must be an int of 1 or more, got {rank!r}")
         self.rank = rank
-        self._states: WeakKeyDictionary[Comm, dict[np.dtype[Any], tuple[Array, Array]]] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Comm, dict[np.dtype[Any], _LowRank]] = WeakKeyDictionary()
 
     def __call__(self, comm: Comm, gradients: Array) -> None:
         rows = math.isqrt(gradients.size)
@@ -92,12 +137,14 @@ class PowerSGD:
         work = np.promote_types(gradients.dtype, np.float32)
         states = self._states.setdefault(comm, {})
         if gradients.dtype not in states:
-            first = np.random.Generator(np.random.Philox(0)).standard_normal((columns, self.rank)).astype(work)
-            states[gradients.dtype] = np.zeros((rows, columns), work), first
-        missing, basis = states[gradients.dtype]
-        matrix = missing.copy()
+            basis = np.random.Generator(np.random.Philox(0)).standard_normal((columns, self.rank)).astype(work)
+            zeros = np.zeros((2, rows, columns), work)
+            states[gradients.dtype] = _LowRank(zeros[0], zeros[1], basis)
+        state = states[gradients.dtype]
+        matrix, missing = state.matrix, state.missing
+        np.copyto(matrix, missing)
         matrix.reshape(-1)[: gradients.size] += gradients
-        left = np.ascontiguousarray(matrix @ basis)
+        left = np.ascontiguousarray(matrix @ state.basis)
         comm.all_reduce(left)
         if not np.isfinite(left).all():  # the missing gradients stay as they are
             gradients.fill(np.nan)
@@ -106,13 +153,88 @@ class PowerSGD:
         left = np.ascontiguousarray(np.linalg.qr(left)[0])
         comm.broadcast(left)
         right = np.ascontiguousarray(matrix.T @ left)
-        np.subtract(matrix, left @ right.T, out=missing)
+        np.matmul(left, right.T, out=missing)
+        np.subtract(matrix, missing, out=missing)
         comm.all_reduce(right)
-        states[gradients.dtype] = missing, right
-        total = np.zeros((rows, columns), work)
-        for k in range(self.rank):  # for the same reason without BLAS
-            total += np.multiply.outer(left[:, k], right[:, k])
-        gradients[:] = total.reshape(-1)[: gradients.size]
+        state.basis = right
+        _multiply(left, np.ascontiguousarray(right.T), gradients)
+
+
+@dataclass
+class _LowRank:
+    """PowerSGD of gradients of one dtype. matrix: this rank's gradients; missing: of all earlier steps."""
+
+    matrix: Array
+    missing: Array
+    basis: Array
+
+
+def _multiply(left: Array, right: Array, out: Array) -> None:
+    """Writes the first numbers of the product, in blocks that fit the cache, and without BLAS: the same bits on all
+    processors."""
+    columns = right.shape[1]
+    count = max(1, BLOCK // columns)
+    block, term = np.empty((2, count, columns), right.dtype)
+    for first in range(0, len(left), count):
+        factors = left[first : first + count]
+        block, term = block[: len(factors)], term[: len(factors)]
+        np.multiply(factors[:, :1], right[0], out=block)
+        for k in range(1, len(right)):
+            np.multiply(factors[:, k : k + 1], right[k], out=term)
+            block += term
+        part = out[first * columns : (first + count) * columns]
+        part[:] = block.reshape(-1)[: part.size]
+
+
+class TopK:
+    """A hook that sends the largest gradients of each rank only, a share of `share` of them.
+
+    Each rank adds what it has not sent yet to its gradients, sends the largest of these by an all-gather, an index and
+    a value each, and keeps the others for the next step (error feedback: Stich et al. 2018, Sparsified SGD with
+    memory). The ranks choose different gradients, and the sum has all of them.
+    A small gradient comes late, by the time that many of them take to add up to a large one, and then for parameters
+    that have moved on. So training needs a model that tolerates that, often a warm-up with exact sums, and momentum
+    counts delayed gradients too. The gradients that are not sent yet are in no checkpoint.
+
+    Every rank receives twice the share of every other rank's numbers. From about 1 / share ranks on, an exact sum
+    sends no more; it is made then, and for gradients that are too few to choose from.
+
+    share: above 0, below 1. Register one object per wrapped model.
+    """
+
+    def __init__(self, share: float = 0.01) -> None:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise ValueError(f"TopK: share must be a number above 0 and below 1, got {share!r}")
+        self.share = float(share)
+        self._unsent: WeakKeyDictionary[Comm, dict[np.dtype[Any], Array]] = WeakKeyDictionary()
+
+    def __call__(self, comm: Comm, gradients: Array) -> None:
+        count = math.ceil(self.share * gradients.size)
+        index = np.dtype(np.int32 if gradients.size < 1 << 31 else np.int64)
+        work = np.promote_types(gradients.dtype, np.float32)
+        nbytes = count * (index.itemsize + work.itemsize)
+        if gradients.size <= FEW or (comm.size - 1) * nbytes >= 2 * gradients.nbytes:  # there is nothing to gain
+            comm.all_reduce(gradients)
+            return
+        unsent = self._unsent.setdefault(comm, {})
+        mine = gradients.astype(work)
+        if gradients.dtype in unsent:
+            mine += unsent[gradients.dtype]
+        size = np.abs(mine)
+        chosen = np.flatnonzero(size >= np.partition(size, -count)[-count])[:count]
+        if not is_finite(mine):
+            chosen, mine = np.arange(count), np.full_like(mine, np.nan)
+        message = np.concatenate([chosen.astype(index).view(np.uint8), mine[chosen].view(np.uint8)])
+        total = np.zeros_like(mine)
+        for received in comm.all_gather(message):  # in the order of ranks, so that all of them compute the same bits
+            indices, values = received[: count * index.itemsize].view(index), received[count * index.itemsize :]
+            total[indices] += values.view(work)
+        gradients[:] = total
+        if not is_finite(total):
+            gradients.fill(np.nan)  # what is not sent yet stays as it is
+            return
+        mine[chosen] = 0
+        unsent[gradients.dtype] = mine
 
 
 def is_exchanged(hook: Hook | None) -> bool:

@@ -9,8 +9,6 @@ from math import isfinite
 from typing import Any, NoReturn
 from weakref import ReferenceType, ref
 
-import numpy as np
-
 from sorix_dist.comm import Comm
 from sorix_dist.core.capture import host, outside
 from sorix_dist.core.fingerprint import Criteria, collect_criteria
@@ -271,7 +269,8 @@ class Coordinator(Sync):
         )
         if self.comm.hosts > 1:
             values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
-        found = self.consensus.agree(fingerprint, reached, values, used, self._sender())
+        meanwhile = self._sender() if self.comm.hosts > 1 else None
+        found = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
         self.pending, self._backwards, self._options = False, 0, 0
         self._steps += 1
         if found.differing is not None:
@@ -301,10 +300,7 @@ class Coordinator(Sync):
         if written:
             self.fence("backward")
         for i, loss in enumerate(losses):
-            array = loss.array
-            loss.shown = shown = np.array(found.values[i], array.dtype)
-            if array.ndim:
-                loss.shown = shown.reshape(array.shape)
+            loss.shown = found.values[i]
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers

@@ -16,7 +16,7 @@ from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
-from sorix_dist.nn.module import IncompatibleKeys
+from sorix_dist.nn.torch_state import IncompatibleKeys
 from sorix_dist.parallel.bucket import Bucket, NonFinite
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import coordinator_of

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, listening, recorders
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, in_row_order, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, forward_of, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, computing, tagged
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
-from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.coordinator import Coordinator, coordinator_of
 from sorix_dist.parallel.groups import InOrder
 from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
+from sorix_dist.parallel.world import current_group
 from sorix_dist.utils.data.nested import entries, map_arrays, map_tensors
 
 _WATCHED = 3  # untagged batches whose bytes are compared between the ranks, to warn of equal ones
@@ -32,10 +33,23 @@ def shards_in(value: Any) -> list[Shard]:
     return [x.place for x in entries(value) if isinstance(x, Tensor) and isinstance(x.place, Shard)]
 
 
-@host
 def _begin_batch(coordinator: Coordinator, batch: Batch) -> None:
     """Notes which rows are computed, for the agreement at the end of the backward."""
+    if recorders and (recorder := listening()) is not None:
+        recorder.host(_begin_batch, (coordinator, batch), {})
+        return
     coordinator.rows = batch.known or batch.rows
+
+
+def _compute(batch: Batch | None, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The module's result, computed as that of a batch."""
+    thread = get_ident()
+    before = computing.get(thread)
+    computing[thread] = batch
+    try:
+        return module(*inputs, **options)
+    finally:
+        computing[thread] = before
 
 
 class BatchForward:
@@ -55,7 +69,7 @@ class BatchForward:
         if self.tagged and isinstance(first, Tensor) and isinstance(first.place, Shard):
             known_batch = first.place.batch
             _begin_batch(self.coordinator, known_batch)
-            return module(first) if known_batch.group.single else self._compute(known_batch, module, inputs, options)
+            return module(first) if known_batch.group.single else _compute(known_batch, module, inputs, options)
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
@@ -80,16 +94,7 @@ class BatchForward:
                 return tagged(fresh, batch.at(0))
 
             inputs, options = map_arrays((inputs, options), tag)
-        return self._compute(batch, module, inputs, options)
-
-    def _compute(self, batch: Batch | None, module: Module, inputs: Any, options: Any) -> Any:
-        if self.coordinator.group.single:
-            return module(*inputs, **options)
-        before = forward_of.set(batch)
-        try:
-            return module(*inputs, **options)
-        finally:
-            forward_of.reset(before)
+        return _compute(batch, module, inputs, options)
 
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
@@ -128,12 +133,10 @@ class BatchForward:
             return
         self.watched += 1
         if count > 1 and len({tuple(row[:2]) for row in everywhere}) == 1:
-            warnings.warn(
+            self.coordinator.group.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same",
-                RuntimeWarning,
-                stacklevel=6,
+                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same"
             )
             self.watched = _WATCHED
 
@@ -142,6 +145,33 @@ class BatchForward:
             return 0
         values = np.ascontiguousarray(getattr(array, "array", array)).reshape(-1).view(np.uint8)
         return zlib.crc32(values[:: max(1, values.size // _SAMPLE)].tobytes())
+
+
+def batch_of(value: Any, group: InOrder) -> Batch:
+    """The batch of a loader in nested inputs. RuntimeError if there is none, or if this rank has other rows of it than
+    those of its virtual shards."""
+    found = shards_in(value)
+    if not found:
+        shapes = [str(tuple(x.shape)) for x in entries(value)]
+        raise RuntimeError(
+            "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
+            f"{', '.join(shapes) or 'no array'} without that knowledge. Put preprocessing that changes the number "
+            "of rows into the data set or the model"
+        )
+    batch, shards = found[0].batch, group.shards
+    rows = batch.rows
+    held = shards.rows(shards.owned.start, rows.total)[0], shards.rows(shards.owned[-1], rows.total)[1]
+    if batch.group is not group or held != (rows.start, rows.stop):
+        raise RuntimeError(
+            f"reproducible mode: this rank must hold rows {held[0]} to {held[1]} of a batch of {rows.total} rows, "
+            f"got rows {rows.start} to {rows.stop}: make the loader after init"
+        )
+    return batch
+
+
+def buffer_places(module: Module) -> list[tuple[Module, str]]:
+    """The buffers of a model, each as its module and attribute."""
+    return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
 
 
 class ShardedForward:
@@ -158,7 +188,7 @@ class ShardedForward:
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results for all virtual shards of this rank, joined."""
-        batch = self._batch(inputs, options)
+        batch = batch_of((inputs, options), self.group)
         _begin_batch(self.coordinator, batch)
         rows = batch.rows
         buffers = _buffers_of(module) if module.training else None
@@ -168,37 +198,17 @@ class ShardedForward:
             part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
                 buffers.restore()
-            token, before = current_shard.set((shard, True)), forward_of.set(part)
+            token = current_shard.set((shard, True))
             try:
                 cut_inputs, cut_options = map_tensors((inputs, options), lambda x, part=part: self._cut(x, rows, part))  # type: ignore[misc]
-                results.append(module(*cut_inputs, **cut_options))
+                results.append(_compute(part, module, cut_inputs, cut_options))
             finally:
                 current_shard.reset(token)
-                forward_of.reset(before)
             if buffers is not None:
                 buffers.keep()
         if buffers is not None:
             buffers.combine(self.shards, rows.total)
         return self._joined(results, batch)
-
-    def _batch(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Batch:
-        found = shards_in((inputs, options))
-        if not found:
-            shapes = [str(tuple(x.shape)) for x in entries((inputs, options))]
-            raise RuntimeError(
-                "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
-                f"{', '.join(shapes) or 'no array'} without that knowledge. Put preprocessing that changes the number "
-                "of rows into the data set or the model"
-            )
-        batch, owned = found[0].batch, self.shards.owned
-        rows = batch.rows
-        held = self.shards.rows(owned.start, rows.total)[0], self.shards.rows(owned[-1], rows.total)[1]
-        if batch.group is not self.group or held != (rows.start, rows.stop):
-            raise RuntimeError(
-                f"reproducible mode: this rank must hold rows {held[0]} to {held[1]} of a batch of {rows.total} rows, "
-                f"got rows {rows.start} to {rows.stop}: make the loader after init"
-            )
-        return batch
 
     def _cut(self, x: Tensor, rows: Rows, part: Batch) -> Tensor:
         place = x.place
@@ -262,6 +272,16 @@ class ShardedForward:
         return tagged(reshape_to(whole, shape=(*shape[:axis], shard.held, *shape[axis + 1 :])), shard)
 
 
+def evaluated(module: Module, *inputs: Any) -> Any:
+    """The results of a model, wrapped or not. Reproducible mode computes a bare one shard by shard too, so that every
+    rank computes its own rows. For evaluation: no gradient is synchronised."""
+    group = current_group()
+    wrapped = any(hasattr(each, "comm") for each in module.modules())
+    if not isinstance(group, InOrder) or wrapped or not shards_in(inputs):
+        return module(*inputs)
+    return ShardedForward(coordinator_of(group.comm)).run(module, inputs, {})
+
+
 @host
 def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
     return Batch(Rows(start, stop, total), group, shard)
@@ -277,7 +297,7 @@ class _Buffers:
     shards, weighted by their rows."""
 
     def __init__(self, module: Module) -> None:
-        self.places = [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
+        self.places = buffer_places(module)
         self.before = [getattr(m, name) for m, name in self.places]
         self.values = [tensor.array.copy() for tensor in self.before]
         self.after: list[list[Array]] = []

@@ -110,6 +110,10 @@ class OfShard(Group):
         )
 
 
+class OfWorker(Group):
+    """Local SGD: the rows of one virtual worker, which trains on them as a single process does."""
+
+
 def group_of(comm: Comm, count: int | None) -> Ranks:
     """The group of a communicator, made at the first call and then cached; count: of virtual shards, or None."""
     found: Ranks | None = comm.cache.get(Ranks)

@@ -15,7 +15,7 @@ from sorix_dist.parallel.shared_reducers import SharedTotal, gradient_windows
 from sorix_dist.parallel.virtual_shards import Node, Plan, VirtualShards, blocks, subtrees
 
 
-class _ShardReducer(Reducer):
+class ShardReducer(Reducer):
     """Backwards write the gradients of each virtual shard of this rank to a separate buffer.
 
     Gradients that belong to no shard, such as those of a penalty on the weights, have another buffer. They are the same
@@ -32,14 +32,18 @@ class _ShardReducer(Reducer):
         self._common.select()
 
     def select(self, shard: int | None) -> None:
-        (self._common if shard is None else self._by_shard[shard - self.shards.owned.start]).select()
+        (self._common if shard is None else self.of_shard(shard)).select()
+
+    def of_shard(self, shard: int) -> GradientBuffer:
+        """The buffer of a virtual shard of this rank."""
+        return self._by_shard[shard - self.shards.owned.start]
 
     def _add_common(self, total: Array, start: int, stop: int) -> None:
         if any(self._common.flags):
             total += self._common.array[start:stop]
 
 
-class SharedTreeReducer(_ShardReducer):
+class SharedTreeReducer(ShardReducer):
     """Ranks of one host: the buffers of all shards are in shared windows, and each rank sums its slice of them."""
 
     def __init__(self, flat: Flat, shards: VirtualShards, memory: SharedMemory) -> None:
@@ -64,7 +68,7 @@ class SharedTreeReducer(_ShardReducer):
         return all([is_finite(self.total[block]) for block in self.shared_total.blocks])  # noqa: C419 (faster)
 
 
-class MessageTreeReducer(_ShardReducer):
+class MessageTreeReducer(ShardReducer):
     """Ranks of several hosts: each sums its subtrees, an all-to-all exchanges slices of them, each sums the slices that
     it has received, and an all-gather collects the sums."""
 

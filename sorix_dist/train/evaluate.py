@@ -12,6 +12,7 @@ from sorix_dist.core import Tensor, no_grad
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.summary import evaluation
 from sorix_dist.parallel.collectives import global_rows, global_value
+from sorix_dist.parallel.forward import evaluated
 from sorix_dist.parallel.world import communicator
 from sorix_dist.train.metrics import Mean, Metric
 from sorix_dist.utils.data import DataLoader
@@ -122,10 +123,10 @@ def _output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:
             f"evaluate: a batch must be (inputs ..., target), got {type(batch).__name__}; "
             "step=lambda model, batch: (output, target) can make them"
         )
-    return model(*batch[:-1]), batch[-1]
+    return evaluated(model, *batch[:-1]), batch[-1]
 
 
 def _output(model: Module, batch: Any) -> Any:
     if isinstance(batch, tuple | list):
-        return model(*(batch[:-1] if len(batch) > 1 else batch))
-    return model(batch)
+        return evaluated(model, *(batch[:-1] if len(batch) > 1 else batch))
+    return evaluated(model, batch)

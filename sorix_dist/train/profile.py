@@ -60,7 +60,7 @@ def profile(
 
 @dataclass
 class RankTimes:
-    """Where the time of one rank went, in seconds; see `Summary`. waited_for: by rank."""
+    """Where the time of one rank went, in seconds, and what a step is; see `Summary`. waited_for: by rank."""
 
     wall: float
     steps: int
@@ -68,6 +68,9 @@ class RankTimes:
     kinds: dict[str, float]
     layers: dict[str, list[float]]
     waited_for: dict[int, float]
+    rows: int = 0
+    nbytes: int = 0
+    operations: int = 0
 
 
 class Profile:
@@ -160,6 +163,9 @@ def _times(summaries: Sequence[Summary], offsets: Sequence[int]) -> list[RankTim
             {kind: ns / 1e9 for kind, ns in summary.kinds.items()},
             {name: [there / 1e9, back / 1e9, calls] for name, (there, back, calls) in summary.layers.items()},
             {late: ns / 1e9 for late, ns in found.items() if ns},
+            summary.rows,
+            summary.nbytes,
+            summary.operations,
         )
         for summary, found in zip(summaries, waited, strict=True)
     ]
@@ -177,6 +183,11 @@ def _events(rank: int, spans: Sequence[Span], offset: int) -> list[dict[str, Any
 
 def table_of_file(path: str | os.PathLike[str]) -> str:
     """The table of a trace that `profile` has written; ValueError for another file."""
+    return table(times_of_file(path))
+
+
+def times_of_file(path: str | os.PathLike[str]) -> list[RankTimes]:
+    """The times of each rank in a trace that `profile` has written; ValueError for another file."""
     try:
         ranks = json.loads(Path(path).read_text(encoding="utf-8"))["otherData"]["ranks"]
         times = [RankTimes(**rank) for rank in ranks]
@@ -184,7 +195,7 @@ def table_of_file(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{os.fspath(path)!r} is no trace that sx.profile has written") from None
     for rank in times:
         rank.waited_for = {int(late): seconds for late, seconds in rank.waited_for.items()}
-    return table(times)
+    return times
 
 
 def table(ranks: Sequence[RankTimes]) -> str:

@@ -62,7 +62,8 @@ class Summary:
     """Where one rank's time went, in nanoseconds.
 
     kinds: by kind what no span inside of another one covers, so that they sum to `wall`; layers: by module its own
-    forward, its backward, and its calls; waits: start, end and the rank waited for; products: of matrices.
+    forward, its backward, and its calls; waits: start, end and the rank waited for; products: of matrices; rows: of
+    the last global batch; nbytes: of the gradients; operations: that a backward goes through.
     """
 
     wall: int
@@ -71,6 +72,9 @@ class Summary:
     layers: dict[str, list[int]]
     waits: list[tuple[int, int, int]]
     products: int
+    rows: int = 0
+    nbytes: int = 0
+    operations: int = 0
 
 
 @dataclass
@@ -90,6 +94,8 @@ class Timeline:
     waits: list[tuple[int, int, int]] = field(default_factory=list)
     step_ends: list[int] = field(default_factory=list)
     products: int = 0
+    rows: int = 0  # of the last global batch
+    nbytes: int = 0  # of the gradients that it gave
     layer: str = ""
     layers: list[tuple[int, str]] = field(default_factory=list)  # the layer of operations from a number on
     nodes: list[tuple[int, int]] = field(default_factory=list)  # the number of each operation a walk comes to, and when
@@ -202,7 +208,10 @@ class Timeline:
         while around:
             close()
         waits = [wait for wait in self.waits if wait[0] >= self.began]
-        return Summary(self.ended - self.began, len(self.step_ends), dict(kinds), dict(layers), waits, self.products)
+        walks = sum(number == _END for number, _ in self.nodes)
+        operations = (len(self.nodes) - walks) // max(walks, 1)
+        counts = self.products, self.rows, self.nbytes, operations
+        return Summary(self.ended - self.began, len(self.step_ends), dict(kinds), dict(layers), waits, *counts)
 
 
 _timelines: dict[int, Timeline] = {}
@@ -269,11 +278,26 @@ def _walk(function: Any) -> Any:
     return backward
 
 
+def _synchronise(function: Any) -> Any:
+    timed = _timed("reduce")(function)
+
+    @wraps(function)
+    def synchronise(coordinator: Coordinator, scale: float) -> None:
+        if (timeline := _listener()) is not None:
+            timeline.rows = coordinator.rows.total
+            timeline.nbytes = sum(bucket.flat.grad.nbytes for bucket in coordinator.buckets)
+        timed(coordinator, scale)
+
+    return synchronise
+
+
 def _optimizer_step(function: Any) -> Any:
     timed = _timed("update")(function)
 
     @wraps(function)
     def step(*inputs: Any, **options: Any) -> Any:
+        if listening() is not None:  # the recorder of a captured step calls this function again
+            return function(*inputs, **options)
         result = timed(*inputs, **options)
         if (timeline := _listener()) is not None:
             timeline.optimized = True
@@ -338,7 +362,7 @@ _REPLACED: list[tuple[Any, str, Callable[[Any], Any]]] = [
     (Module, "__call__", _module_call),
     (Tensor, "backward", _timed("backward")),
     (autograd, "_backward", _walk),
-    (Coordinator, "synchronise", _timed("reduce")),
+    (Coordinator, "synchronise", _synchronise),
     *((consensus, name, _timed("agreement")) for consensus in _CONSENSUS for name in ("agree", "commit", "fence")),
     (Optimizer, "step", _optimizer_step),
     (Optimizer, "zero_grad", _timed("zero_grad")),

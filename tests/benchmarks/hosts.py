@@ -1,13 +1,16 @@
-"""Training steps over links of 1 Gbit/s between hosts of this machine, with and without compression, beside PyTorch's
-DDP: `make hosts-bench`. All on the same hosts take turns, with the same weights and batches."""
+"""Training steps over links of 1 Gbit/s between hosts of this machine, exact and compressed, beside PyTorch's DDP with
+its own hooks: `make hosts-bench`. All on the same hosts take turns, with the same weights and batches."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,42 @@ import numpy as np
 from sorix_dist.launch.command import Command
 from tests.benchmarks.compare.arena import Arena
 from tests.benchmarks.compare.contest import SAME
-from tests.benchmarks.compare.contestants import OURS, SCRIPT, Contestant, Interpreters
+from tests.benchmarks.compare.contestants import OURS, SCRIPT, THREAD_VARIABLES, Contestant, Interpreters
 from tests.benchmarks.measure import summary
 from tests.benchmarks.workloads import WORKLOADS, store
 from tests.clusters.hosts import PACKAGES, Network
 from tests.clusters.service import ROOT, Machine, expect, main, need_packages, need_root
 
 TORCH = ROOT / ".venv-parity" / "bin" / "python"
-MEASURED = {"W1": (20.0, ((1, 1), (2, 2), (1, 1, 1, 1))), "W2": (60.0, ((1, 1),))}
-"""For each workload the seconds, and how many ranks the hosts have."""
-TURN, ROUNDS = 0.5, 3
-COMPRESSED = "sorix_dist, fp16 hook"
+LAYOUTS = {"2x1": (1, 1), "2x2": (2, 2), "4x1": (1, 1, 1, 1), "2+1+1": (2, 1, 1)}
+"""How many ranks the hosts have: hosts x ranks, or the ranks of each."""
+TURN, ROUNDS = 0.4, 3
+BIT = 1e-9
+"""Seconds of a bit on a link."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sum of gradients.
+
+    hook: of this package, None for the exact sum; in_torch: whether DDP has it; sent: the share of the bytes that
+    travels, None if it hardly matters.
+    """
+
+    name: str
+    hook: str | None
+    in_torch: bool = True
+    sent: float | None = 1.0
+
+
+METHODS = (
+    Method("exact", None),
+    Method("fp16", "fp16_compress", sent=0.5),
+    # DDP's hook of torch 2.13 waits for a sum inside of the callback of another one: under gloo, ranks mix up their
+    # messages or wait for ever. Its batched variant fails in an assertion.
+    Method("PowerSGD, rank 4", "PowerSGD", in_torch=False, sent=None),
+    Method("top 1 %", "TopK", in_torch=False, sent=None),
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +72,7 @@ class OnHosts(Contestant):
         if self.peer == OURS:
             argv = self.network.command(self.each, *words, json.dumps({**options, "rank": 0}))
             return [Command(tuple(argv), self.network.machine.env)]
-        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        environ = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
         return [
             Command(
                 ("ip", "netns", "exec", host, interpreter, *words, json.dumps({**options, "rank": rank})),
@@ -54,46 +82,109 @@ class OnHosts(Contestant):
         ]
 
 
-def check() -> None:
-    """Prints the table."""
-    need_root("a host that is a network namespace")
-    need_packages(PACKAGES)
-    if not TORCH.exists():
-        print(f"no torch beside it: there is no {TORCH}; make parity makes it")
-    with Machine() as machine, Network(machine, 4) as network, tempfile.TemporaryDirectory() as folder:
-        network.wait()
-        network.limit()
-        for workload, (seconds, layouts) in MEASURED.items():
-            path = Path(folder, f"{workload}.npz")
-            store(WORKLOADS[workload], path)
-            for each in layouts:
-                measure(network, each, workload, path, seconds)
-
-
-def measure(network: Network, each: tuple[int, ...], workload: str, path: Path, seconds: float) -> None:
-    """Prints the rows of the hosts that have so many ranks each."""
+def contestants(network: Network, each: tuple[int, ...], methods: Sequence[Method]) -> list[OnHosts]:
+    """Ours and, where torch is installed, DDP's."""
     some: dict[str, Any] = {"ranks": sum(each), "network": network, "each": each}
-    contestants = [
-        OnHosts("sorix_dist", OURS, **some),
-        OnHosts(COMPRESSED, OURS, options=(("hook", "fp16_compress"),), **some),
-    ]
-    if TORCH.exists():
-        contestants.append(OnHosts("torch DDP, gloo", "torch", **some))
-    print(f"{workload}, ms a step, {each} ranks of 1 thread on {len(each)} hosts; load {os.getloadavg()[0]:.1f}")
-    with Arena(contestants, Interpreters(str(TORCH))) as arena:
+    found = []
+    for method in methods:
+        peers = (OURS, "torch") if method.in_torch and TORCH.exists() else (OURS,)
+        found += [OnHosts(f"{peer} {method.name}", peer, options=(("hook", method.hook),), **some) for peer in peers]
+    return found
+
+
+def measure(network: Network, each: tuple[int, ...], workload: str, path: Path, seconds: float) -> dict[str, Any]:
+    """Times of a step in ms by contestant, on hosts that have so many ranks each."""
+    load = os.getloadavg()[0]
+    with Arena(contestants(network, each, METHODS), Interpreters(str(TORCH))) as arena:
         for name, why in arena.failed.items():
             print(f"left out: {name} ({why})")
         losses = {}
         for name in arena.seats:
             arena.prepare(name, "step", workload=workload, path=str(path))
             losses[name] = arena.losses(name, "step", 3)
-        exact = [np.array(found) for name, found in losses.items() if name != COMPRESSED]
-        expect(np.allclose(exact, exact[0], rtol=SAME, atol=0), f"{workload}: all train alike", losses)
+        exact = [np.array(found) for name, found in losses.items() if name.endswith(" exact")]
+        expect(np.allclose(exact, exact[0], rtol=SAME, atol=0), f"{workload} on {each}: all train alike", losses)
         times = arena.interleaved([(name, "step") for name in arena.seats], TURN, seconds, ROUNDS)
-        for (name, _), found in times.items():
-            p10, median = (1e3 * summary(found)[word] for word in ("p10", "median"))
-            print(f"  {name:22}  p10 {p10:8.1f}  median {median:8.1f}", flush=True)
+    return {"load": load, "ms": {name: _milliseconds(found) for (name, _), found in times.items()}}
+
+
+def _milliseconds(times: Sequence[float]) -> dict[str, float]:
+    found = summary(times)
+    return {"p10": 1e3 * found["p10"], "median": 1e3 * found["median"], "count": found["count"]}
+
+
+def wire(workload: str, hosts: int, method: Method) -> float | None:
+    """Milliseconds that the gradients of a step take on each link, in both directions at once; None if that is not
+    the limit."""
+    if method.sent is None:
+        return None
+    numbers = sum(parameter.numel for parameter in WORKLOADS[workload].model().parameters())
+    return 2 * (hosts - 1) / hosts * 32 * numbers * method.sent * BIT * 1e3
+
+
+def rows(workload: str, layout: str, found: dict[str, Any]) -> Iterator[str]:
+    """The rows of Markdown of one layout: p10 (median), and p10 by the wire."""
+    for method in METHODS:
+        limit = wire(workload, len(LAYOUTS[layout]), method)
+        cells = [f"{workload} {layout}", method.name, "–" if limit is None else f"{limit:.1f}"]
+        times = [found["ms"].get(f"{library} {method.name}") for library in (OURS, "torch")]
+        for ms in times:
+            if ms is None:
+                cells.append("–")
+                continue
+            ratio = "" if limit is None else f", {ms['p10'] / limit:.2f}x"
+            cells.append(f"{ms['p10']:.1f} ({ms['median']:.1f}){ratio}")
+        ours, theirs = times
+        p10, median = ("" if theirs is None else f"{ours[word] / theirs[word]:.2f}" for word in ("p10", "median"))
+        cells.append(f"{p10} ({median})" if p10 else "–")
+        yield f"| {' | '.join(cells)} |"
+
+
+HEAD = """\
+| hosts x ranks | sum | wire | sorix_dist, p10 (median), p10 by the wire | torch DDP (gloo) | ours by theirs |
+|---|---|---|---|---|---|"""
+
+
+def check(options: argparse.Namespace) -> None:
+    """Measures, and prints the table of the documentation."""
+    need_root("a host that is a network namespace")
+    need_packages(PACKAGES)
+    if not TORCH.exists():
+        print(f"no torch beside it: there is no {TORCH}; make parity makes it")
+    results: dict[str, Any] = {}
+    with Machine() as machine, Network(machine, 4) as network, tempfile.TemporaryDirectory() as folder:
+        network.wait()
+        network.limit()
+        for workload in options.workloads:
+            path = Path(folder, f"{workload}.npz")
+            store(WORKLOADS[workload], path)
+            for layout in options.layouts:
+                found = measure(network, LAYOUTS[layout], workload, path, options.seconds)
+                results.setdefault(workload, {})[layout] = found
+                print(
+                    f"{workload} {layout}: load {found['load']:.1f}",
+                    *rows(workload, layout, found),
+                    sep="\n",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print("\nMilliseconds a step, one BLAS thread a rank, 1 Gbit/s, all hosts on the same", os.cpu_count(), "cores:\n")
+    print(HEAD)
+    for workload, layouts in results.items():
+        for layout, found in layouts.items():
+            print(*rows(workload, layout, found), sep="\n")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.hosts", description=__doc__)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W1"], help="default: W1")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=[*LAYOUTS], help="default: all")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of turns for each layout (default: 40)")
+    parser.add_argument("--json", type=Path, help="where the times are written")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main(check))
+    sys.exit(main(partial(check, arguments())))

@@ -43,6 +43,15 @@ def convolved(pixels: int, depth: int, outputs: int, *, first: bool = False) -> 
     return made if first else [*made, _product(w.T, g, times)]
 
 
+def recurrent(rows: int, steps: int, inputs: int, units: int, gates: int) -> list[Product]:
+    """Of a recurrent layer with so many gates, the first of its model: the inputs of all steps at once, the states
+    step by step, and the gradients of the weights over all steps."""
+    h, w, g = _numbers(rows, units), _numbers(units, gates * units), _numbers(rows, gates * units)
+    states, gradients = _numbers(rows * steps, units), _numbers(rows * steps, gates * units)
+    each = [_product(h, w, steps), _product(g, w.T, steps)]
+    return [*dense(rows * steps, inputs, gates * units, first=True), *each, _product(states.T, gradients)]
+
+
 def attended(heads: int, length: int, width: int) -> list[Product]:
     """Of attention with so many heads (times sequences) of queries and keys (length, width): forward and
     gradients of scores and of the weighted sum."""

@@ -131,13 +131,95 @@ def test_memory_is_shared_by_dlpack() -> None:
     ("name", "words"),
     [
         ("svd", r"numpy\.linalg\.svd\(x\.numpy\(\)\)"), ("sofmax", "softmax"), ("autocast", "no mixed precision"),
-        ("Generator", "manual_seed"), ("zzz", "has no 'zzz'$"),
+        ("backends", "nothing to set"), ("zzz", "has no 'zzz'$"),
     ],
 )  # fmt: skip
 def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
     with pytest.raises(AttributeError, match=words):
         getattr(sx, name)
     assert not hasattr(F, "relu7")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("from sorix_dist.utils.data import SubsetRandomSampler", r"Subset\(dataset, indices\)"),
+        ("from sorix_dist.nn.utils.rnn import pack_padded_sequence", "pad_sequence"),
+        ("from sorix_dist.nn import SyncBatchNorm", "BatchNorm2d"),
+        ("from sorix_dist.optim.lr_scheduler import StepLRR", "there is StepLR"),
+        ("from sorix_dist.cuda import amp", "no mixed precision"),
+    ],
+)
+def test_imports_of_missing_names_tell_the_nearest(line: str, words: str) -> None:
+    with pytest.raises(ImportError, match=words):
+        exec(line)
+
+
+def test_layers_have_torchs_names_where_the_layout_is_the_same() -> None:
+    linear, table, norm = sx.nn.Linear(3, 2), sx.nn.Embedding(4, 3), sx.nn.BatchNorm1d(3)
+    assert linear.bias is linear.b
+    assert (table.weight, norm.weight, norm.bias) == (table.W, norm.gamma, norm.beta)
+    assert (linear.in_features, linear.out_features) == (3, 2)
+    table.weight = tied = sx.nn.Parameter(np.ones((4, 3), np.float32))
+    assert table.W is tied
+    assert [name for name, _ in table.named_parameters()] == ["W"]
+    linear.bias = None
+    assert linear.b is None
+    assert linear(sx.ones(1, 3)).shape == (1, 2)
+    for access in (lambda: linear.weight, lambda: setattr(linear, "weight", tied)):
+        with pytest.raises(AttributeError, match=r"no 'weight', .* its 'W' is \(in, out\)"):
+            access()
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'widht'"):
+        _ = linear.widht
+
+
+def test_the_next_of_parameters_is_the_first() -> None:
+    model = sx.nn.Linear(3, 2)
+    assert next(model.parameters()) is model.W
+    parameters = model.parameters()
+    assert [next(parameters), next(parameters), next(parameters, None)] == [model.W, model.b, None]
+    assert len(list(parameters)) == 2
+
+
+def test_init_takes_data() -> None:
+    model = sx.nn.Linear(50, 40)
+    sx.nn.init.normal_(model.W.data, 3.0, 0.1)
+    sx.nn.init.constant_(model.bias.data, 2)
+    assert abs(model.W.numpy().mean() - 3) < 0.02
+    assert model.b.numpy().min() == 2
+    with pytest.raises(TypeError, match="t must be a Tensor, got list"):
+        sx.nn.init.zeros_([1.0])
+
+
+def test_a_generator_is_a_stream_of_its_own() -> None:
+    def drawn(generator: Any) -> list[Any]:
+        draws = sx.rand(2, generator=generator), sx.randn(2, generator=generator), sx.randperm(9, generator=generator)
+        split = sx.utils.data.random_split(range(7), [4, 3], generator=generator)
+        return [x.tolist() for x in (*draws, sx.randint(0, 99, (3,), generator=generator), split[0].indices)]
+
+    sx.manual_seed(1)
+    before = sx.rand(3).tolist()
+    sx.manual_seed(1)
+    first = drawn(sx.Generator().manual_seed(5))
+    assert first == drawn(sx.Generator("cpu").manual_seed(5)) != drawn(sx.Generator().manual_seed(6))
+    assert sx.rand(3).tolist() == before
+    assert sx.Generator().manual_seed(8).initial_seed() == 8
+    assert drawn(np.random.default_rng(2)) == drawn(np.random.default_rng(2))
+    assert sx.Generator().seed() != sx.Generator().seed()
+    with pytest.raises(TypeError, match=r"generator must be sx.Generator\(\) .*got int"):
+        sx.rand(2, generator=5)
+
+
+def test_sequences_are_padded() -> None:
+    given = [sx.ones(2, 3, requires_grad=True), sx.zeros(4, 3)]
+    padded = sx.nn.utils.rnn.pad_sequence(given, batch_first=True, padding_value=-1)
+    assert padded.shape == (2, 4, 3)
+    assert padded[0, :, 0].tolist() == [1, 1, -1, -1]
+    assert sx.nn.utils.rnn.pad_sequence(given).shape == (4, 2, 3)
+    padded.sum().backward()
+    assert given[0].grad.tolist() == np.ones((2, 3)).tolist()
+    with pytest.raises(ValueError, match=r"differ in their first dimension only, got shapes \(2, 3\), \(2,\)"):
+        sx.nn.utils.rnn.pad_sequence([sx.ones(2, 3), sx.ones(2)])
 
 
 class Scaled(sx.autograd.Function):

@@ -13,7 +13,7 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.parallel import world
-from sorix_dist.parallel.comm_hooks import PowerSGD, fp16_compress
+from sorix_dist.parallel.comm_hooks import Half, PowerSGD, TopK, fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.exactness import assert_same, data, gradients, network
@@ -176,6 +176,28 @@ def test_fp16_of_gradients_that_are_float16(size, hosts):
     run_threads(work, size, hosts=hosts)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fp16_converts_as_numpy_does(dtype):
+    """Every float16, halfway between each two, and numbers of any size. Subnormal ones are rounded twice."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].astype(dtype)
+    between = (every[1:] + every[:-1]) / 2
+    generator = np.random.default_rng(5)
+    many = generator.standard_normal(10_000) * 2.0 ** generator.integers(-60, 1, 10_000)
+    for numbers in (every[np.abs(every) < 60_000], between[np.abs(between) < 60_000], many.astype(dtype)):
+        half, body, out = Half(), np.empty(2 * numbers.size, np.uint8), np.empty_like(numbers)
+        scale = half.pack(numbers, body)
+        with np.errstate(under="ignore"):
+            wanted = (numbers * scale).astype(np.float32).astype(np.float16)
+        got = body.view(np.float16)
+        normal = np.abs(numbers * scale) >= 2.0**-14
+        np.testing.assert_array_equal(got[normal], wanted[normal])
+        np.testing.assert_allclose(got.astype(float), wanted.astype(float), rtol=0, atol=2.0**-24)
+        np.testing.assert_array_equal(np.signbit(got), np.signbit(wanted))
+        half.unpack(body, scale, out)
+        np.testing.assert_array_equal(out, got.astype(dtype) / scale)
+
+
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 def test_training_with_fp16_stays_close(size, hosts):
     def work():
@@ -199,8 +221,8 @@ def test_powersgd_repays_what_it_misses(size, hosts):
             hook(comm, own)
             got += own
             assert len({part.tobytes() for part in comm.all_gather(own)}) == 1  # the same on every rank
-        ((missing, _),) = hook._states[comm].values()
-        rest = missing.reshape(-1)[:1001].copy()
+        (state,) = hook._states[comm].values()
+        rest = state.missing.reshape(-1)[:1001].copy()
         for total in (given, rest):
             comm.all_reduce(total)
         assert np.abs(rest).max() > 0.1
@@ -223,6 +245,68 @@ def test_powersgd_of_low_rank_gradients_is_exact():
     run_threads(work, 2)
 
 
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_topk_sends_the_largest_and_repays_the_rest(size, hosts, dtype):
+    def work():
+        comm, hook = world(), TopK(0.01)
+        given, got = np.zeros(2000), np.zeros(2000)
+        for number in range(30):
+            own = np.random.default_rng([comm.rank, number]).standard_normal(2000).astype(dtype)
+            owed = own + (hook._unsent[comm][own.dtype] if number else 0)
+            given += own
+            hook(comm, own)
+            got += own
+            assert len({part.tobytes() for part in comm.all_gather(own)}) == 1  # the same on every rank
+            largest = set(np.argsort(np.abs(owed))[-20:])
+            assert set(np.flatnonzero(hook._unsent[comm][own.dtype] == 0)) == largest
+            assert largest <= set(np.flatnonzero(own))
+            assert np.count_nonzero(own) <= 20 * size
+        rest = hook._unsent[comm][own.dtype].astype(float)
+        for total in (given, rest):
+            comm.all_reduce(total)
+        assert np.abs(rest).max() > 0.1
+        np.testing.assert_allclose(got + rest, given, atol=1e-4 if dtype == "float32" else 1e-12)
+
+    run_threads(work, size, hosts=hosts)
+
+
+def test_topk_is_exact_where_there_is_nothing_to_gain():
+    """Because there are few gradients, or because all ranks together would send more than a ring."""
+
+    def work():
+        for hook, count in ((TopK(0.01), 1000), (TopK(0.9), 5000)):
+            own = np.random.default_rng(world().rank).standard_normal(count)
+            wanted = own.copy()
+            world().all_reduce(wanted)
+            hook(world(), own)
+            np.testing.assert_allclose(own, wanted, atol=1e-12)
+            assert not hook._unsent
+
+    run_threads(work, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_topk_of_gradients_that_are_not_finite(value, dtype):
+    """They are not finite on any rank, even if there are more of them than are sent, and nothing else remains."""
+
+    def work():
+        comm, hook = world(), TopK(0.01)
+        hook(comm, np.ones(2000, dtype))
+        before = hook._unsent[comm][np.dtype(dtype)].copy()
+        for wrong in (slice(7, 8), slice(100, 1000)):
+            many = np.ones(2000, dtype)
+            many[wrong] = value if comm.rank else 1
+            hook(comm, many)
+            assert not np.isfinite(many).any()
+        np.testing.assert_array_equal(hook._unsent[comm][np.dtype(dtype)], before)
+        hook(comm, many := np.zeros(2000, dtype))
+        assert many.sum() == 2 * 20  # the largest of those that were not sent
+
+    run_threads(work, 2)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_powersgd_of_few_gradients_and_of_some_that_are_not_finite(dtype):
     def work():
@@ -240,7 +324,8 @@ def test_powersgd_of_few_gradients_and_of_some_that_are_not_finite(dtype):
 
 
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
-def test_training_with_powersgd(size, hosts):
+@pytest.mark.parametrize(("lossy", "width"), [(lambda: PowerSGD(2), 64), (lambda: TopK(0.05), 256)])
+def test_training_with_error_feedback(size, hosts, lossy, width):
     """The digits-like task is learnt nearly as well as by exact sums."""
 
     def trained(hook):
@@ -248,7 +333,7 @@ def test_training_with_powersgd(size, hosts):
         x = generator.standard_normal((256, 20))
         y = (x @ generator.standard_normal((20, 4))).argmax(axis=1)
         sx.manual_seed(1)
-        model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4)).double())
+        model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(20, width), nn.ReLU(), nn.Linear(width, 4)).double())
         if hook is not None:
             model.register_comm_hook(hook)
         optimizer = optim.SGD(model.parameters(), lr=0.2)
@@ -261,7 +346,7 @@ def test_training_with_powersgd(size, hosts):
         return sx.global_value(loss).item()
 
     def work():
-        exact, compressed = trained(None), trained(PowerSGD(2))
+        exact, compressed = trained(None), trained(lossy())
         assert exact != compressed
         assert compressed < exact + 0.1 < 0.6
 
@@ -272,6 +357,9 @@ def test_what_is_refused():
     for rank in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="PowerSGD: rank must be an int of 1 or more, got"):
             PowerSGD(rank)
+    for share in (0, 1, 1.0, -0.1, True, "1%", float("nan")):
+        with pytest.raises(ValueError, match="TopK: share must be a number above 0 and below 1, got"):
+            TopK(share)
 
     def reproducible():
         sx.init(virtual_shards=8)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sorix_dist.utils.data import DataLoader, Dataset, IterableDataset, SampleRandom, normalize, one_hot
+import sorix_dist as sx
+from sorix_dist.utils.data import DataLoader, Dataset, IterableDataset, SampleRandom, Subset, normalize, one_hot
 from tests.support.utils.ranks import place
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 3, 8, 6), np.uint8)
@@ -134,3 +136,52 @@ def test_bad_transforms() -> None:
     assert error.value.__notes__[0] == "raised by batch_transform"
     with pytest.raises(TypeError, match="batch_transform must be a function of a batch, got int"):
         DataLoader(data, 5, batch_transform=3)
+
+
+class Drawing:
+    """Augments as data sets of PyTorch do, by random tensors, sample by sample."""
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> Any:
+        shift = int(sx.randint(0, 3, (1,)))
+        return sx.tensor(IMAGES[index, 0, shift : shift + 5]).float() + sx.randn(5, 6), LABELS[index]
+
+
+def shifted(image: Any) -> Any:
+    return image[0, int(sx.randint(0, 3, (1,)))] + sx.rand(6)
+
+
+@pytest.mark.parametrize("data", [Drawing(), Dataset(IMAGES, LABELS, transform=shifted), Subset(Drawing(), range(23))])
+def test_random_tensors_of_a_sample_follow_from_its_index(data: Any) -> None:
+    def rows(ranks: int, epoch: int = 2, **options: Any) -> Any:
+        parts = []
+        for rank in range(ranks):
+            with place(rank, ranks):
+                loader = DataLoader(data, 5, shuffle=True, seed=9, **options)
+                loader.set_epoch(epoch)
+                parts.append([x.array for x, _ in loader])
+        return np.concatenate([part for batch in zip(*parts, strict=True) for part in batch])
+
+    sx.manual_seed(4)
+    before = sx.core.random.state()["stream"]["state"]["counter"].tolist()
+    whole = rows(1)
+    for ranks, workers in [(3, 0), (7, 2), (2, 1)]:
+        assert np.array_equal(rows(ranks, num_workers=workers), whole)
+    assert not np.array_equal(rows(1, epoch=3), whole)
+    assert sx.core.random.state()["stream"]["state"]["counter"].tolist() == before  # the stream of weights stays
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [("random", random.random), ("numpy.random", np.random.random)],
+)
+def test_global_streams_are_named_on_several_ranks(name: str, draw: Any) -> None:
+    def first(ranks: int) -> None:
+        with place(1 % ranks, ranks):
+            next(iter(DataLoader(Dataset(IMAGES, transform=lambda image: image + draw()), 6)))
+
+    first(1)
+    with pytest.warns(RuntimeWarning, match=f"Dataset draws from the global stream of `{name}` for a batch.*sx.rand"):
+        first(2)

@@ -1,5 +1,9 @@
 """Recurrent layers over whole sequences, each as one operation: one large product for the inputs of all steps,
-then a loop over the steps. Weights have PyTorch's layout, (gates * H, features), and its order of gates."""
+then a loop over the steps. Weights have PyTorch's layout, (gates * H, features), and its order of gates.
+
+Gates have the shape (gates, T, N, H), so that each lies together in memory; their gradients (T, N, gates * H), so that
+a product with them is one of matrices.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
-from sorix_dist.core.ops.activation import logistic, tanh
+from sorix_dist.core.ops.activation import logistic, relu, tanh
 from sorix_dist.core.ops.elementwise import add, mul, sub
 from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.join import stack
-from sorix_dist.core.ops.matrix import linear
+from sorix_dist.core.ops.matrix import column_sums, linear
 from sorix_dist.core.ops.shape import transpose
 from sorix_dist.core.tensor import Array
 
@@ -24,9 +28,12 @@ def _order(count: int, reverse: bool) -> Sequence[int]:
     return range(count - 1, -1, -1) if reverse else range(count)
 
 
-def _before(states: Array, first: Array, reverse: bool) -> Array:
-    """The state that each step started from, given the states that they ended with."""
-    return np.concatenate((states[1:], first[None]) if reverse else (first[None], states[:-1]))
+def _states(count: int, first: Array, reverse: bool, dtype: Any) -> tuple[Array, Array]:
+    """Memory for the states (count, N, H) that steps end with, and as a view of it those that they start from, which
+    begin with `first`."""
+    memory = np.empty((count + 1, *first.shape), dtype)
+    memory[count if reverse else 0] = first
+    return (memory[:-1], memory[1:]) if reverse else (memory[1:], memory[:-1])
 
 
 def _rows(sequence: Array) -> Array:
@@ -34,10 +41,21 @@ def _rows(sequence: Array) -> Array:
     return sequence.reshape(sequence.shape[0] * sequence.shape[1], sequence.shape[2])
 
 
-def _over_steps(sequence: Array, w: Array) -> Array:
-    """sequence @ w of all steps by one product."""
-    product: Array = np.matmul(_rows(sequence), w).reshape(*sequence.shape[:2], w.shape[1])
-    return product
+def _by_gate(w: Array, factors: Array) -> Array:
+    """A weight (gates * H, features), times a factor for each gate, as (gates, features, H)."""
+    scaled: Array = w.reshape(len(factors), -1, w.shape[1]) * factors
+    return scaled.swapaxes(1, 2)
+
+
+def _from_input(x: Array, w: Array, biases: Sequence[Array | None], factors: Array) -> tuple[Array, Array]:
+    """x @ w^T plus the biases, times a factor for each gate, of all steps by one product: (gates, T, N, H); and the
+    rows of x."""
+    rows = _rows(x)
+    gates = np.matmul(rows, _by_gate(w, factors))
+    given = [bias for bias in biases if bias is not None]
+    if given:
+        gates += sum(given[1:], given[0]).reshape(len(factors), 1, -1) * factors
+    return gates.reshape(len(factors), *x.shape[:2], gates.shape[2]), rows
 
 
 def _gates(x: Any, count: int, size: int) -> tuple[Any, ...]:
@@ -58,76 +76,80 @@ def _lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_st
         c = add(mul(logistic(f), c), mul(logistic(i), tanh(g)))
         h = mul(logistic(o), tanh(c))
         steps[t] = h
-    return stack([*(steps[t] for t in range(len(x))), c])
+    outputs = [steps[t] for t in range(len(x))]
+    return stack([c, *outputs] if reverse else [*outputs, c])
 
 
 @op(composite=_lstm, rule=rules.rows_at(1, states=(1, 2), at=2))
 def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, *, reverse: bool) -> Any:
-    """The hidden states of an LSTM after every step, and behind them its last cell state, (T + 1, N, H).
+    """The hidden states of an LSTM after every step, and where the next step would be its last cell state,
+    (T + 1, N, H).
 
     (i, f, g, o) = x_t @ w_input^T + b_input + h @ w_state^T + b_state; c = s(f) * c + s(i) * tanh(g);
     h = s(o) * tanh(c), s being the logistic function (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
     x: (T, N, I) with T >= 1; h, c: (N, H) before the first step; weights (4 * H, I) and (4 * H, H); biases (4 * H,)
     or None.
-    reverse: the last step comes first; states stay at their places.
+    reverse: the last step comes first; states stay at their places, and the cell state is in front of them.
     """
     count, size = len(x), w_state.shape[1]
     # A logistic function is a tanh of half the argument, so that one call serves all gates.
-    half = np.full(4 * size, 0.5, x.dtype)
-    half[2 * size : 3 * size] = 1
-    gates = _over_steps(x, w_input.T)
-    for bias in (b_input, b_state):
-        if bias is not None:
-            gates += bias
-    value = np.empty((count + 1, *h.shape), x.dtype)
-    cells = np.empty((count, *h.shape), x.dtype)
-    state, cell = h, c
+    half = np.array([0.5, 0.5, 1, 0.5], x.dtype).reshape(4, 1, 1)
+    rest = 1 - half
+    gates, rows = _from_input(x, w_input, (b_input, b_state), half)
+    from_state = _by_gate(w_state, half)
+    memory = np.empty((count + 2, *h.shape), x.dtype)
+    value, started = (memory[:-1], memory[2:]) if reverse else (memory[1:], memory[:-2])
+    outputs = value[1:] if reverse else value[:-1]
+    started[-1 if reverse else 0] = h
+    cells, cells_before = _states(count, c, reverse, x.dtype)
+    product, spare = np.empty((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
     for t in _order(count, reverse):
-        a = gates[t]
-        a += np.matmul(state, w_state.T)
-        a *= half
+        a, cell = gates[:, t], cells[t]
+        a += np.matmul(started[t], from_state, out=product)
         np.tanh(a, out=a)
         a *= half
-        a += 1 - half
-        i, f, g, o = _gates(a, 4, size)
-        np.multiply(f, cell, out=cells[t])
-        cell = cells[t]
-        cell += i * g
-        state = np.multiply(o, np.tanh(cell), out=value[t])
-    value[count] = cell
+        a += rest
+        i, f, g, o = a
+        np.multiply(f, cells_before[t], out=cell)
+        cell += np.multiply(i, g, out=spare)
+        np.multiply(o, np.tanh(cell, out=spare), out=outputs[t])
+    value[0 if reverse else count] = cells[0 if reverse else count - 1]
 
     @memoize_last
     def back(gradient: Array) -> tuple[Array, Array, Array]:
-        """The gradients of the gates before their functions, and of h and c before the first step."""
-        slopes = gates * (1 - gates)
-        slopes[..., 2 * size : 3 * size] = 1 - np.square(gates[..., 2 * size : 3 * size])
+        """The gradients of the gates before their functions, (T * N, 4 * H), and of h and c before the first step."""
+        of_outputs, of_cell = (gradient[1:], gradient[0]) if reverse else (gradient[:-1], gradient[-1])
+        i, f, g, o = gates
         curved = np.tanh(cells)
-        through = gates[..., 3 * size :] * (1 - np.square(curved))
-        started = _before(cells, c, reverse)
-        to_h, to_c = np.zeros_like(h), np.array(gradient[count])
+        factors = np.subtract(1, gates)
+        factors *= gates
+        np.subtract(1, np.square(g, out=factors[2]), out=factors[2])
+        for factor, other in zip(factors, (g, cells_before, i, curved), strict=True):
+            factor *= other
+        through = np.square(curved, out=curved)
+        np.subtract(1, through, out=through)
+        through *= o
+        slopes = np.empty((count, len(h), 4, size), x.dtype)
+        by_gate = slopes.transpose(0, 2, 1, 3)
+        to_h, to_c, spare = np.zeros(h.shape, x.dtype), np.array(of_cell), np.empty(h.shape, x.dtype)
         for t in reversed(_order(count, reverse)):
-            i, f, g, _ = _gates(gates[t], 4, size)
-            to_h += gradient[t]
-            to_c += to_h * through[t]
-            slope = slopes[t]
-            to_i, to_f, to_g, to_o = _gates(slope, 4, size)
-            to_i *= to_c * g
-            to_f *= to_c * started[t]
-            to_g *= to_c * i
-            to_o *= to_h * curved[t]
-            to_c *= f
-            to_h = np.matmul(slope, w_state)
-        return slopes, to_h, to_c
+            to_h += of_outputs[t]
+            to_c += np.multiply(to_h, through[t], out=spare)
+            np.multiply(factors[:3, t], to_c, out=by_gate[t, :3])
+            np.multiply(factors[3, t], to_h, out=by_gate[t, 3])
+            to_c *= f[t]
+            np.matmul(slopes[t].reshape(len(h), 4 * size), w_state, out=to_h)
+        return slopes.reshape(count * len(h), 4 * size), to_h, to_c
 
     def to_bias(gradient: Any, out: Any) -> Any:
-        return np.sum(_rows(back(gradient)[0]), axis=0, out=out)
+        return column_sums(back(gradient)[0], out)
 
     return value, (
-        lambda g, out: _over_steps(back(g)[0], w_input),
+        lambda g, out: np.matmul(back(g)[0], w_input).reshape(x.shape),
         lambda g, out: back(g)[1],
         lambda g, out: back(g)[2],
-        lambda g, out: np.matmul(_rows(back(g)[0]).T, _rows(x), out=out),
-        lambda g, out: np.matmul(_rows(back(g)[0]).T, _rows(_before(value[:count], h, reverse)), out=out),
+        lambda g, out: np.matmul(back(g)[0].T, rows, out=out),
+        lambda g, out: np.matmul(back(g)[0].T, _rows(started), out=out),
         to_bias,
         to_bias,
     )
@@ -159,58 +181,123 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
     cuDNN and PyTorch compute). Arguments as for `lstm`, with 3 in the place of 4.
     """
     count, size = len(x), w_state.shape[1]
-    gates = _over_steps(x, w_input.T)
-    if b_input is not None:
-        gates += b_input
-    value = np.empty((count, *h.shape), x.dtype)
+    half = np.array([0.5, 0.5, 1], x.dtype).reshape(3, 1, 1)
+    gates, rows = _from_input(x, w_input, (b_input,), half)
+    from_state = _by_gate(w_state, half)
+    b_inner: Any = 0
+    if b_state is not None:
+        gates[:2] += (b_state[: 2 * size] * half[0, 0]).reshape(2, 1, 1, size)
+        b_inner = b_state[2 * size :]
+    value, started = _states(count, h, reverse, x.dtype)
     inner = np.empty((count, *h.shape), x.dtype)  # n'
-    state = h
+    product, spare = np.empty((3, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
     for t in _order(count, reverse):
-        a = gates[t]
-        b = np.matmul(state, w_state.T)
-        if b_state is not None:
-            b += b_state
-        inner[t] = b[:, 2 * size :]
-        both, n = a[:, : 2 * size], a[:, 2 * size :]
-        both += b[:, : 2 * size]
-        both *= 0.5
+        np.matmul(started[t], from_state, out=product)
+        both, n, y = gates[:2, t], gates[2, t], value[t]
+        both += product[:2]
         np.tanh(both, out=both)
         both *= 0.5
         both += 0.5
-        n += a[:, :size] * inner[t]
+        n += np.multiply(both[0], np.add(product[2], b_inner, out=inner[t]), out=spare)
         np.tanh(n, out=n)
-        np.subtract(state, n, out=value[t])
-        value[t] *= a[:, size : 2 * size]
-        value[t] += n
-        state = value[t]
+        np.subtract(started[t], n, out=y)
+        y *= both[1]
+        y += n
 
     @memoize_last
-    def back(gradient: Array) -> tuple[Array, Array, Array, Array]:
-        """The gradients of x's and of h's part of the gates, and of h; and the states that steps started from."""
-        r, z, n = _gates(gates, 3, size)
-        started = _before(value, h, reverse)
-        of_x, of_h = np.empty_like(gates), np.empty_like(gates)
-        through_n = (1 - z) * (1 - np.square(n))
-        through_z = (started - n) * z * (1 - z)
-        through_r = inner * r * (1 - r)
-        to_h = np.zeros_like(h)
+    def back(gradient: Array) -> tuple[Array, Array]:
+        """The gradients of n', r, z and n before their functions, (T * N, 4 * H), and of h before the first step."""
+        r, z, n = gates
+        factors = np.empty((4, *value.shape), x.dtype)
+        np.subtract(1, r, out=factors[1])
+        np.subtract(1, z, out=factors[2])
+        np.multiply(factors[2], 1 - np.square(n), out=factors[3])
+        np.multiply(factors[3], r, out=factors[0])
+        factors[1] *= factors[0]
+        factors[1] *= inner
+        factors[2] *= z
+        factors[2] *= started - n
+        slopes = np.empty((count, len(h), 4, size), x.dtype)
+        by_gate = slopes.transpose(0, 2, 1, 3)
+        w = np.concatenate((w_state[2 * size :], w_state[: 2 * size]))
+        to_h, spare = np.zeros(h.shape, x.dtype), np.empty(h.shape, x.dtype)
         for t in reversed(_order(count, reverse)):
             to_h += gradient[t]
-            to_r, to_z, to_n = _gates(of_x[t], 3, size)
-            np.multiply(to_h, through_n[t], out=to_n)
-            np.multiply(to_h, through_z[t], out=to_z)
-            np.multiply(to_n, through_r[t], out=to_r)
-            of_h[t] = of_x[t]
-            of_h[t, :, 2 * size :] *= r[t]
+            np.multiply(factors[:, t], to_h, out=by_gate[t])
             to_h *= z[t]
-            to_h += np.matmul(of_h[t], w_state)
-        return of_x, of_h, to_h, started
+            to_h += np.matmul(slopes[t, :, :3].reshape(len(h), 3 * size), w, out=spare)
+        return slopes.reshape(count * len(h), 4 * size), to_h
+
+    def to_w_state(g: Any, out: Any) -> Any:
+        slopes, out = back(g)[0], np.empty_like(w_state) if out is None else out
+        np.matmul(slopes[:, size : 3 * size].T, _rows(started), out=out[: 2 * size])
+        np.matmul(slopes[:, :size].T, _rows(started), out=out[2 * size :])
+        return out
+
+    def to_b_state(g: Any, out: Any) -> Any:
+        sums = column_sums(back(g)[0])
+        return np.concatenate((sums[size : 3 * size], sums[:size]), out=out)
 
     return value, (
-        lambda g, out: _over_steps(back(g)[0], w_input),
-        lambda g, out: back(g)[2],
-        lambda g, out: np.matmul(_rows(back(g)[0]).T, _rows(x), out=out),
-        lambda g, out: np.matmul(_rows(back(g)[1]).T, _rows(back(g)[3]), out=out),
-        lambda g, out: np.sum(_rows(back(g)[0]), axis=0, out=out),
-        lambda g, out: np.sum(_rows(back(g)[1]), axis=0, out=out),
+        lambda g, out: np.matmul(back(g)[0][:, size:], w_input).reshape(x.shape),
+        lambda g, out: back(g)[1],
+        lambda g, out: np.matmul(back(g)[0][:, size:].T, rows, out=out),
+        to_w_state,
+        lambda g, out: column_sums(back(g)[0][:, size:], out),
+        to_b_state,
+    )
+
+
+# -- Elman's layer
+
+
+def _rnn(
+    x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, *, nonlinearity: str, reverse: bool
+) -> Any:
+    from_input, from_state = linear(x, transpose(w_input), b_input), transpose(w_state)
+    steps: dict[int, Any] = {}
+    for t in _order(len(x), reverse):
+        h = (tanh if nonlinearity == "tanh" else relu)(add(index(from_input, t), linear(h, from_state, b_state)))
+        steps[t] = h
+    return stack([steps[t] for t in range(len(x))])
+
+
+@op(composite=_rnn, rule=rules.rows_at(1, states=(1,), at=2))
+def rnn(
+    x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, *, nonlinearity: str, reverse: bool
+) -> Any:
+    """The states of an Elman layer after every step, (T, N, H): h = f(x_t @ w_input^T + b_input + h @ w_state^T +
+    b_state) with f "tanh" or "relu" (Elman 1990). Other arguments as for `lstm`, with 1 in the place of 4."""
+    count = len(x)
+    (from_input,), rows = _from_input(x, w_input, (b_input, b_state), np.ones((1, 1, 1), x.dtype))
+    value, started = _states(count, h, reverse, x.dtype)
+    product, zero = np.empty(h.shape, x.dtype), np.zeros((), x.dtype)
+    for t in _order(count, reverse):
+        a = np.add(from_input[t], np.matmul(started[t], w_state.T, out=product), out=value[t])
+        if nonlinearity == "tanh":
+            np.tanh(a, out=a)
+        else:
+            np.maximum(a, zero, out=a)
+
+    @memoize_last
+    def back(gradient: Array) -> tuple[Array, Array]:
+        """The gradients of what f is applied to, (T * N, H), and of h before the first step."""
+        slopes = 1 - np.square(value) if nonlinearity == "tanh" else (value > 0).astype(x.dtype)
+        to_h = np.zeros(h.shape, x.dtype)
+        for t in reversed(_order(count, reverse)):
+            to_h += gradient[t]
+            slopes[t] *= to_h
+            np.matmul(slopes[t], w_state, out=to_h)
+        return _rows(slopes), to_h
+
+    def to_bias(gradient: Any, out: Any) -> Any:
+        return column_sums(back(gradient)[0], out)
+
+    return value, (
+        lambda g, out: np.matmul(back(g)[0], w_input).reshape(x.shape),
+        lambda g, out: back(g)[1],
+        lambda g, out: np.matmul(back(g)[0].T, rows, out=out),
+        lambda g, out: np.matmul(back(g)[0].T, _rows(started), out=out),
+        to_bias,
+        to_bias,
     )

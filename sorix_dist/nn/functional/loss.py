@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, listening, recorders
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -217,18 +217,16 @@ def _reduced_classes(losses: Tensor, scale: Array | None, reduction: str, shape:
 # -- classes
 
 
-@host
 def class_indices(
-    name: str,
-    labels: Array,
-    shape: tuple[int, ...],
-    weights: Array | None = None,
-    ignore_index: int | None = None,
+    name: str, labels: Array, shape: tuple[int, ...], weights: Array | None = None, ignore_index: int | None = None
 ) -> tuple[Array, Array | None]:
     """The flat class indices that scores of `shape` (N, C, d...) need, checked, and the weight of each.
 
     weights: those of the classes; None, for no weights, if there is no `ignore_index`.
     """
+    if recorders and (recorder := listening()) is not None:
+        options = (name, labels, shape, weights, ignore_index)
+        return recorder.host(class_indices, options, {})  # type: ignore[no-any-return]
     if len(shape) < 2:
         raise ValueError(f"{name}: logits must have shape (N, C) or (N, C, d...), got shape {tuple(shape)}")
     expected, classes = (shape[0], *shape[2:]), shape[1]

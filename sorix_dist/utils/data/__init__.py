@@ -1,5 +1,6 @@
 """Data sets, samplers and loaders of global batches."""
 
+from sorix_dist.core.missing import missing_from
 from sorix_dist.utils.data.augment import SampleRandom, normalize, one_hot
 from sorix_dist.utils.data.dataset import (
     ConcatDataset,
@@ -30,3 +31,5 @@ __all__ = [
     # batches
     "DataLoader", "SampleRandom", "default_collate", "normalize", "one_hot",
 ]  # fmt: skip
+
+__getattr__ = missing_from(__name__, globals())

@@ -187,11 +187,9 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
     if sum(counts) != total or any(count < 0 for count in counts):
         raise ValueError(f"random_split: lengths must add up to {total} samples, or to 1 as fractions, got {lengths}")
     current_group()  # ranks without a seed agree on one
-    if generator is None:
-        source = rng.generator()
-    else:
-        source = generator if isinstance(generator, np.random.Generator) else np.random.default_rng(seed_of(generator))
-    order = source.permutation(total)
+    if not (generator is None or isinstance(generator, np.random.Generator | rng.Generator)):
+        generator = np.random.default_rng(seed_of(generator))
+    order = rng.generator(generator).permutation(total)
     ends = np.cumsum([0, *counts]).tolist()
     return [Subset(dataset, order[start:stop]) for start, stop in pairwise(ends)]
 
@@ -265,7 +263,10 @@ def _transformed(values: Array, indices: Array, function: Callable[[Any], Any] |
         return np.asarray(values[indices])
     wanted = indices if len(indices) else np.zeros(1, np.int64)
     results = []
+    streams = rng.sample_streams.get()
     for index, value in zip(wanted, values[wanted], strict=True):
+        if streams is not None:
+            streams.begin(index)
         try:
             results.append(np.asarray(map_arrays(function(value), lambda x: x.array if isinstance(x, Tensor) else x)))
         except Exception as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import random
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -115,6 +117,8 @@ class Indexed:
         self.buckets = sampler if isinstance(sampler, LengthBucketSampler) else None
         self.longest: list[int] = []
         self.read = None if collator.function is not None or self.buckets is not None else reader(dataset)
+        self.several = False  # ranks
+        self.checked = False
 
     def tasks(self, epoch: int, first: int, ranks: Ranks) -> Iterator[tuple[Rows, Indices]]:
         """This rank's rows of each global batch of the epoch, from batch `first` on, and the indices of its samples."""
@@ -123,6 +127,7 @@ class Indexed:
             self.longest = np.maximum.reduceat(lengths, range(0, len(lengths), self.batches.batch_size)).tolist()
         if self.read is None and self.collator.per_sample is None:
             self.collator.learn([self._sample(0), self._sample(min(1, len(self.dataset) - 1))])
+        self.several = ranks[1] > 1
         return self.batches.batches(epoch, *ranks, first=first, contents=dataset_digest(self.dataset) or 0)
 
     def make(self, task: tuple[Rows, Indices]) -> Any:
@@ -130,21 +135,43 @@ class Indexed:
         rows, indices = task
 
         def gather(wanted: Indices) -> Any:
-            if self.read is not None:
-                return map_arrays(self.read(wanted), Tensor)
-            samples = [self._sample(index) for index in wanted.tolist()]
+            token = rng.sample_streams.set(rng.SampleStreams(self.seed, rows.epoch))
+            try:
+                if self.read is not None:
+                    return map_arrays(self.read(wanted), Tensor)
+                samples = [self._sample(index) for index in wanted.tolist()]
+            finally:
+                rng.sample_streams.reset(token)
             if self.buckets is not None:
                 longest = max(self.longest[rows.batch], int(self.buckets.lengths[wanted].max()))
                 samples = [self._padded(*entry, longest) for entry in zip(samples, wanted.tolist(), strict=True)]
             return (self.collator.function or collate)(samples)
 
+        before = _global_streams() if self.several and not self.checked and rows.stop > rows.start else None
         try:
-            return self.collator.batch(rows, indices, gather, self.seed)
+            batch = self.collator.batch(rows, indices, gather, self.seed)
         except Exception as error:
             error.add_note(f"in {_name(rows)} of the data loader, whose samples are {_listed(indices.tolist())}")
             raise
+        if before is not None:
+            self.checked = True
+            self._warn_of_global_streams(before)
+        return batch
+
+    def _warn_of_global_streams(self, before: tuple[Any, Any]) -> None:
+        for name, then, now in zip(("random", "numpy.random"), before, _global_streams(), strict=True):
+            if then != now:
+                warnings.warn(
+                    f"DataLoader: {type(self.dataset).__name__} draws from the global stream of `{name}` for a "
+                    "batch, so that the samples depend on the number of ranks; sx.rand and its kin draw from a "
+                    "stream of the sample's own there",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def _sample(self, index: int) -> Any:
+        if (streams := rng.sample_streams.get()) is not None:
+            streams.begin(index)
         try:
             return self.dataset[index]
         except Exception as error:
@@ -231,6 +258,12 @@ class Streamed:
             error.add_note(f"raised by the data set for sample number {number} of the stream, in epoch {epoch}")
             raise
         return block
+
+
+def _global_streams() -> tuple[Any, Any]:
+    """The states of the random numbers that every part of a program shares."""
+    kind, key, *rest = np.random.get_state()  # noqa: NPY002 - the user's, which is only looked at
+    return random.getstate(), (kind, np.asarray(key).tobytes(), *rest)
 
 
 def _name(rows: Rows) -> str:

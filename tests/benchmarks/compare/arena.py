@@ -143,16 +143,16 @@ class Arena:
 
     def __enter__(self) -> Self:
         try:
-            for contestant in self.contestants:
-                self.seats[contestant.name] = Seat(contestant, self.interpreters.of(contestant.peer))
-            for name, seat in list(self.seats.items()):
+            for contestant in list(self.contestants):  # one after the other: together they would be slow to start
+                name = contestant.name
+                self.seats[name] = seat = Seat(contestant, self.interpreters.of(contestant.peer))
                 try:
                     seat.wait()
                 except LaunchError as error:
-                    if seat.contestant.peer == OURS:
+                    if contestant.peer == OURS:
                         raise
                     self.seats.pop(name).close()
-                    self.contestants.remove(seat.contestant)
+                    self.contestants.remove(contestant)
                     self.failed[name] = str(error)
         except BaseException:
             self.__exit__()

@@ -41,9 +41,9 @@ class Plan:
     """
 
     ranks: int = 2
-    workloads: tuple[str, ...] = ("W1", "W2", "W3", "W4", "W5")
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
     turn: float = 0.15
-    seconds: float = 35.0
+    seconds: float = 25.0
     rounds: int = 5
     sizes: tuple[int, ...] = SIZES
     crowded: bool = True
@@ -119,7 +119,7 @@ class _Contest:
             self._enter(arena)
             turns = self._steps(arena, name)
             for contestant in arena.contestants:
-                if contestant.peer == OURS and contestant.threads == 1:
+                if contestant.peer == OURS and contestant.threads == 1 and not contestant.options:
                     arena.prepare(contestant.name, "products", **self._stored(name))
                     turns.append((contestant.name, "products"))
                 if contestant in self.teams:

@@ -17,6 +17,9 @@ from tests.benchmarks import peers
 OURS = "sorix_dist"
 SCRIPT = Path(peers.__file__).with_name("turns.py")
 PERCEPTRONS = ("W1", "W2", "W3")
+OF_JAX = (*PERCEPTRONS, "W6", "W9")
+OF_DDP = ("W1", "W2", "W3", "W4", "W5", "W6", "W8", "W9")
+"""W7 normalises over the whole batch, which DDP can do on GPUs only (SyncBatchNorm)."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
@@ -58,19 +61,22 @@ class Contestant:
 
 def field(ranks: int) -> tuple[Contestant, ...]:
     """All that are compared on so many cores; the first one is what the others are compared with."""
+    captured: dict[str, Any] = {"options": (("captured", True),)}
     plain: dict[str, Any] = {"workloads": ("W4",), "options": (("channels_last", False),)}
     return (
         Contestant(f"{OURS}, {ranks} ranks", OURS, ranks=ranks),
         Contestant(f"{OURS}, 1 rank", OURS),
         Contestant(f"{OURS}, 1 rank, {ranks} threads", OURS, threads=ranks),
-        Contestant(f"torch DDP (gloo), {ranks} ranks", "torch", ranks=ranks),
+        Contestant(f"{OURS}, {ranks} ranks, captured", OURS, ranks=ranks, **captured),
+        Contestant(f"{OURS}, 1 rank, captured", OURS, **captured),
+        Contestant(f"torch DDP (gloo), {ranks} ranks", "torch", ranks=ranks, workloads=OF_DDP),
         Contestant("torch, 1 thread", "torch"),
         Contestant(f"torch, {ranks} threads", "torch", threads=ranks),
         Contestant(f"torch DDP (gloo), {ranks} ranks, default layout", "torch", ranks=ranks, **plain),
         Contestant(f"torch, {ranks} threads, default layout", "torch", threads=ranks, **plain),
         Contestant("sorix, 1 thread", "sorix", workloads=PERCEPTRONS),
         Contestant(f"sorix, {ranks} threads", "sorix", threads=ranks, workloads=PERCEPTRONS),
-        Contestant("jax, 1 thread", "jax", workloads=PERCEPTRONS),
+        Contestant("jax, 1 thread", "jax", workloads=OF_JAX),
         Contestant(f"jax, {ranks} threads", "jax", threads=ranks, workloads=PERCEPTRONS),
     )
 

@@ -40,7 +40,7 @@ def _ratios(results: Results) -> Iterator[str]:
 def _bounds(results: Results) -> Iterator[str]:
     """What the matrix products and the scaling are."""
     ranks, training = results["ranks"], results["training"]
-    first, one, _, ddp, torch = (contestant.name for contestant in field(ranks)[:5])
+    first, one, _, _, _, ddp, torch = (contestant.name for contestant in field(ranks)[:7])
     yield f"Matrix products alone, and scaling from 1 to {ranks} ranks (weak: as many rows on each rank as on one)"
     rows = [("", *training)]
     for name in (first, one):
@@ -49,11 +49,13 @@ def _bounds(results: Results) -> Iterator[str]:
         shares = (_p10(found, name, "products") / _p10(found, name) for found in training.values())
         rows.append((f"share of a step, {name}", *(f"{share:.0%}" for share in shares)))
     for many, single, who in ((first, one, OURS), (ddp, torch, "torch DDP")):
-        if all({many, single} <= found["step"].keys() for found in training.values()):
-            strong = (_p10(found, single) / _p10(found, many) for found in training.values())
-            weak = (ranks * _p10(found, single) / _p10(found, many, "weak step") for found in training.values())
-            rows.append((f"{who}: strong scaling", *(f"{value:.2f}x" for value in strong)))
-            rows.append((f"{who}: weak scaling", *(f"{value:.2f}x" for value in weak)))
+        both = [{many, single} <= found["step"].keys() for found in training.values()]
+        for kind, act, size in (("strong", "step", 1), ("weak", "weak step", ranks)):
+            cells = [
+                f"{size * _p10(found, single) / _p10(found, many, act):.2f}x" if there else ""
+                for there, found in zip(both, training.values(), strict=True)
+            ]
+            rows += [(f"{who}: {kind} scaling", *cells)] if any(both) else []
     yield from table(rows)
 
 

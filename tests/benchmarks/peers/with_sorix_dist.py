@@ -30,13 +30,23 @@ class Numbers(nn.Module):
 
 
 class Peer:
-    """A rank. threads: of its BLAS, None for what the package chooses; hook: the name of a communication hook."""
+    """A rank. threads: of its BLAS, None for what the package chooses; hook: the name of a communication hook, or of
+    the class of one; captured: whether `sx.compile` captures its steps."""
 
-    def __init__(self, threads: int | None, rank: int, ranks: int, meeting: str, hook: str | None = None) -> None:
+    def __init__(
+        self,
+        threads: int | None,
+        rank: int,
+        ranks: int,
+        meeting: str,
+        hook: str | None = None,
+        captured: bool = False,
+    ) -> None:
         if threads is not None:
             sx.init(threads=threads)
         self.rank = sx.rank()
-        self.hook = getattr(sx.comm_hooks, hook) if hook else None
+        found = getattr(sx.comm_hooks, hook) if hook else None
+        self.hook, self.captured = found() if isinstance(found, type) else found, captured
         if sx.size() != ranks:
             raise RuntimeError(f"expected {ranks} ranks, found {sx.size()}")
 
@@ -47,7 +57,7 @@ class Peer:
         return made
 
     def _step(self, workload: str, path: str) -> Callable[[], Any]:
-        return training_step(replace(WORKLOADS[workload], rows=_rows(path)), self.hook)
+        return training_step(replace(WORKLOADS[workload], rows=_rows(path)), self.hook, self.captured)
 
     def _products(self, workload: str, path: str) -> Callable[[], Any]:
         start, stop = shard_bounds(_rows(path), *loader.ranks())

@@ -20,12 +20,13 @@ def order(count, reverse):
 
 def lstm(x, h, c, w, u, b=None, d=None, reverse=False):
     states = np.zeros((len(x) + 1, *h.shape))
+    outputs = states[1:] if reverse else states[:-1]
     for t in order(len(x), reverse):
         gates = x[t] @ w.T + h @ u.T + (0 if b is None else b) + (0 if d is None else d)
         i, f, g, o = np.split(gates, 4, axis=1)
         c = s(f) * c + s(i) * np.tanh(g)
-        states[t] = h = s(o) * np.tanh(c)
-    states[-1] = c
+        outputs[t] = h = s(o) * np.tanh(c)
+    states[0 if reverse else -1] = c
     return states
 
 
@@ -39,6 +40,14 @@ def gru(x, h, w, u, b=None, d=None, reverse=False):
     return states
 
 
+def rnn(x, h, w, u, b=None, d=None, nonlinearity="tanh", reverse=False):
+    states = np.zeros((len(x), *h.shape))
+    function = np.tanh if nonlinearity == "tanh" else lambda a: np.maximum(a, 0)
+    for t in order(len(x), reverse):
+        states[t] = h = function(x[t] @ w.T + h @ u.T + (0 if b is None else b) + (0 if d is None else d))
+    return states
+
+
 def cases(gates, states):
     """Sequences of T steps and N rows of 3 features, for 2 neurons, with and without biases."""
     weights = ((gates * 2, 3), (gates * 2, 2))
@@ -48,7 +57,12 @@ def cases(gates, states):
 
 
 ROWS = [
-    Row(operation, reference, list(cases(gates, states)), {"reverse": reverse}, lacks=SEQUENCES)
-    for operation, reference, gates, states in ((r.lstm, lstm, 4, 2), (r.gru, gru, 3, 1))
+    Row(operation, reference, list(cases(gates, states)), {**options, "reverse": reverse}, lacks=SEQUENCES)
+    for operation, reference, gates, states, options in (
+        (r.lstm, lstm, 4, 2, {}),
+        (r.gru, gru, 3, 1, {}),
+        (r.rnn, rnn, 1, 1, {"nonlinearity": "tanh"}),
+        (r.rnn, rnn, 1, 1, {"nonlinearity": "relu"}),
+    )
     for reverse in (False, True)
 ]

@@ -59,6 +59,27 @@ def in_plain_training(fault: str, *says: str, long: bool = False) -> Case:
     return Case(PLAIN.format(fault=fault), (*says, "step 4, in backward at LINE"), long, bare=False)
 
 
+LOCAL = """
+import os
+import numpy as np
+from sorix_dist import nn, optim
+from sorix_dist.utils.data import DataLoader, Dataset
+
+sx.init(timeout=3, virtual_shards=8)
+model = nn.Linear(4, 3)
+criterion, optimizer = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1)
+local = sx.LocalSGD(model, optimizer, every=50)
+loader = DataLoader(Dataset(np.ones((400, 4), "f4"), np.zeros(400, "i8")), batch_size=10)
+for number, (xb, yb) in enumerate(loader, 1):
+    for x, y in local.workers(xb, yb):
+        optimizer.zero_grad()
+        if number == 4 and sx.rank() == 2:
+            os.kill(os.getpid(), 9)
+        criterion(model(x), y).backward()
+        optimizer.step()
+local.synchronise()
+"""
+
 FETCHING = """
 import numpy as np
 from sorix_dist import nn, optim
@@ -160,6 +181,11 @@ CASES: dict[str, Case] = {
     "kill -9 in plain training": in_plain_training(
         "os.kill(os.getpid(), 9)",
         r"rank 2 \(pid \d+\) (was killed by SIGKILL|died).*step 3, last seen in optimizer.step at .*train.py:",
+    ),
+    "kill -9 between two sums of LocalSGD": Case(
+        LOCAL,
+        (r"rank 2 \(pid \d+\) (was killed by SIGKILL|died).*step 3, last seen in optimizer.step at .*train.py:",),
+        bare=False,
     ),
     "SIGSTOP in plain training": in_plain_training(
         "os.kill(os.getpid(), signal.SIGSTOP)",

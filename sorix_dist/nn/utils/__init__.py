@@ -13,9 +13,13 @@ from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
 from sorix_dist.core.memory import refuse_frozen
+from sorix_dist.core.missing import missing_from
 from sorix_dist.core.ops.join import cat
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Array
+from sorix_dist.nn.utils import rnn
+
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "rnn", "vector_to_parameters"]
 
 
 def clip_grad_norm_(
@@ -124,3 +128,6 @@ def vector_to_parameters(vec: Any, parameters: Iterable[Tensor]) -> None:
         stop = start + parameter.array.size
         np.copyto(parameter.array, values[start:stop].reshape(parameter.array.shape), casting="same_kind")
         start = stop
+
+
+__getattr__ = missing_from(__name__, globals())

@@ -1,0 +1,351 @@
+"""Local SGD and DiLoCo: virtual workers train replicas of a model separately, and average them every few batches.
+
+A virtual worker is a virtual shard of every global batch, with weights, buffers and an optimizer state of its own. So
+the result depends on the number of virtual shards, and not on the number of ranks. The sum is that of reproducible
+mode: what a worker's weights have moved takes the place of its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import as_int
+from sorix_dist.core.capture import outside
+from sorix_dist.core.fingerprint import as_text
+from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
+from sorix_dist.nn import Module
+from sorix_dist.optim import SGD
+from sorix_dist.optim.optimizer import Optimizer
+from sorix_dist.parallel.consistency import same_everywhere
+from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.data_parallel import DistributedDataParallel
+from sorix_dist.parallel.forward import batch_of
+from sorix_dist.parallel.groups import InOrder
+from sorix_dist.parallel.replicas import describe_modules, describe_state
+from sorix_dist.parallel.workers import Workers
+from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
+from sorix_dist.utils.data.nested import entries, map_arrays
+
+_STATE = ("workers", "batches", "since", "rows", "history", "options", "states", "outer")
+
+
+class LocalSGD:
+    """Averages the weights of virtual workers every `every` batches, and sends no message in between (Stich 2019, Local
+    SGD Converges Fast and Communicates Little).
+
+        sx.init(virtual_shards=8)                    # 8 workers, on 1 to 8 ranks
+        local = sx.LocalSGD(model, optimizer, every=16)
+        for xb, yb in loader:
+            for x, y in local.workers(xb, yb):       # each worker of this rank, and its rows of the batch
+                optimizer.zero_grad()
+                criterion(model(x), y).backward()
+                optimizer.step()
+        local.synchronise()                          # the last batches
+
+    In the inner loop the model and the optimizer have the weights and the state of one worker, which trains as a
+    single process does. Outside of it the model has the weights of the last sum, the same on every rank. A worker keeps
+    its optimizer state (momentum, say) at a sum. It counts in the average by its rows since the last sum: with plain
+    SGD and every=1, a step is that of the global batch. Buffers such as batch norm's running statistics are averaged
+    too; integer ones become the largest.
+
+    model: the bare model, of which rank 0's weights are broadcast; optimizer: of its parameters; every: the number of
+    batches between two sums, an attribute that all ranks may change alike (to 1 for a warm-up, say).
+    The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`, ValueError if the model is
+    wrapped, or if the ranks have other models, options or optimizer states.
+    In a checkpoint save `model=model, local=local`, without the optimizer: `local` has the states of all workers.
+    """
+
+    outer: Optimizer | None = None
+
+    def __init__(self, model: Module, optimizer: Optimizer, every: int) -> None:
+        name = type(self).__name__
+        _check_arguments(name, model, optimizer)
+        self.every = as_int(f"{name}: every", every, 1)
+        self.model, self.optimizer = model, optimizer
+        comm = world()
+        if virtual_shards(comm) is None:
+            raise RuntimeError(
+                f"{name}: the result depends on the number of workers, which is that of virtual shards: call "
+                "sx.init(virtual_shards=8), say, before anything else. It is a power of two, at least the number of "
+                "ranks"
+            )
+        agree_on_seed(comm)
+        same_everywhere(comm, "the model's parameters and buffers", describe_state(model))
+        same_everywhere(comm, "the model's modules and their options", describe_modules(model))
+        same_everywhere(comm, f"every and the optimizer of {name}", [f"every={self.every}", self._options()])
+        self._coordinator = Coordinator(comm)  # of its own: backwards of wrapped models do not concern it
+        assert isinstance(self._coordinator.group, InOrder)
+        self._group, self._shards = self._coordinator.group, self._coordinator.group.shards
+        self._workers = Workers(self, model, optimizer, self._coordinator)
+        digest = crc32(b"".join(array.tobytes() for array in self._workers.initial.values()))
+        same_everywhere(comm, f"the optimizer's state of {name}", [f"one with the digest {digest:08x}"])
+        self._broken = False
+        self.batches = 0
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._since = 0  # batches since the last sum
+        self._rows = np.zeros(self._shards.count, np.int64)  # of each worker since then
+        self._history = 0  # a digest of the optimizer's options since then
+        self._workers.begin_round()
+
+    def workers(self, *batch: Any) -> Iterator[Any]:
+        """Yields a loader's batch worker by worker: for each worker of this rank its rows, in the form that was given.
+
+        The loop body is one worker's step; a worker without rows in this batch is left out. The end of every
+        `every`-th loop is a call of all ranks, which averages the workers. RuntimeError if an argument is not rows of
+        a loader's batch (`sx.replicated(x)` is passed as it is), if the body changes options of the optimizer, or if it
+        leaves gradients that no `optimizer.step()` has used.
+        """
+        name = f"{type(self).__name__}.workers"
+        outside(f"{name}: the loop over workers can't be captured, but the step of a worker can")
+        self._refuse_broken(name)
+        _check_batch(name, batch)
+        rows, options = batch_of(batch, self._group).rows, self._options()
+        shown = self._workers.begin_batch()
+        self._broken = True  # until the loop ends
+        try:
+            for worker in self._shards.owned:
+                start, stop = self._shards.rows(worker, rows.total)
+                if start == stop:
+                    continue
+                own = _cut(batch, start - rows.start, stop - rows.start, self._workers.sync.group)
+                with self._workers.turn(worker, self.batches, shown):
+                    yield own if len(own) > 1 else own[0]
+                    self._check_turn(name, worker, options)
+        finally:
+            self._workers.end_batch(shown, self.batches + 1)
+        self._broken = False
+        self.batches += 1
+        self._since += 1
+        self._rows += [stop - start for start, stop in self._bounds(rows.total)]
+        self._history = crc32(options.encode(), self._history)
+        self._coordinator.rows = rows
+        if self._since >= self.every:
+            self.synchronise()
+
+    def _bounds(self, total: int) -> list[tuple[int, int]]:
+        return [self._shards.rows(worker, total) for worker in range(self._shards.count)]
+
+    def _check_turn(self, name: str, worker: int, options: str) -> None:
+        if self._options() != options:
+            raise RuntimeError(
+                f"{name}: the optimizer's options have changed in the step of a worker, so that the next one would "
+                "train with others: step schedulers after the loop over workers"
+            )
+        if not self._workers.sync.stepped and self._workers.has_gradients():
+            raise RuntimeError(
+                f"{name}: worker {worker} has gradients that no optimizer.step() has used, and they would be lost: "
+                "step for every batch (to accumulate, cut the worker's rows into pieces), or call optimizer.zero_grad()"
+            )
+
+    def synchronise(self) -> None:
+        """Averages the workers now, if they have trained since the last sum. A call of all ranks, for before an
+        evaluation and at the end; without it the model has the weights of the last sum.
+
+        RuntimeError if the ranks are not at the same batch with the same weights and options; FloatingPointError if
+        weights are not finite. No worker's weights are mixed then.
+        """
+        name = f"{type(self).__name__}.synchronise"
+        self._refuse_broken(name)
+        self._broken = True  # until the sum is complete
+        shares = self._rows / max(1, self._rows.sum())
+        self._workers.write_drifts(shares)
+        digest = crc32(f"{self._since} of {self.every}".encode(), self._history)
+        for bucket in self._workers.buckets:
+            digest = crc32(np.ascontiguousarray(bucket.flat.data).data, digest)
+        self._coordinator.before_step(digest, self)
+        leaves = [(leaf, leaf.hooks) for bucket in self._workers.buckets for leaf in bucket.leaves]
+        for leaf, _ in leaves:
+            leaf.hooks = None  # they are functions of gradients
+        try:
+            self._coordinator.synchronise(1.0)
+        except (RuntimeError, FloatingPointError) as error:
+            error.add_note(
+                f"in {name} after {self.batches} batches, where the gradient of a worker is what its weights have moved"
+            )
+            raise
+        finally:
+            for leaf, hooks in leaves:
+                leaf.hooks = hooks
+        if self._since:
+            with self._workers.sync.sum():
+                self._move()
+            self._workers.average_buffers(shares)
+        self._broken = False
+        self._begin_round()
+
+    def _move(self) -> None:
+        """Moves the weights by the mean of what the workers have moved, which is in the gradients."""
+        for bucket in self._workers.buckets:
+            bucket.flat.data -= bucket.flat.grad
+
+    def unwrap(self) -> Module:
+        """Averages the workers, ends this object, and returns the model, an ordinary one again. A call of all ranks.
+        Make another optimizer, because this one has the state of a rank's last worker."""
+        self.synchronise()
+        for bucket in self._workers.buckets:
+            bucket.release()
+        self._broken = True
+        return self.model
+
+    def describe(self) -> str:
+        """The optimizers and their options, for an error message."""
+        return f"{self._options()} after {self.batches} batches"
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all workers: those of the optimizer and, between two sums, weights and buffers. A call of all
+        ranks. It fits any number of ranks. Save the model beside it."""
+        self._refuse_broken(f"{type(self).__name__}.state_dict")
+        with self._workers.sync.sum():
+            outer = None if self.outer is None else self.outer.state_dict()
+        return {
+            "workers": self._shards.count,
+            "batches": self.batches,
+            "since": self._since,
+            "rows": self._rows.copy(),
+            "history": self._history,
+            "options": [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups],
+            "states": self._workers.state_dict(self._since > 0),
+            "outer": outer,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict()` with the same number of workers, on any number of ranks. ValueError says what
+        does not fit; nothing is changed then."""
+        self.check_state_dict(state_dict)
+        self._workers.rewind()
+        self._begin_round()
+        self._broken = False
+        self.batches, self._since = int(state_dict["batches"]), int(state_dict["since"])
+        self._rows, self._history = np.array(state_dict["rows"], np.int64), int(state_dict["history"])
+        for group, options in zip(self.optimizer.param_groups, state_dict["options"], strict=True):
+            group.update(options)
+        self._workers.load_state_dict(_as_arrays(state_dict["states"]), self._since > 0)
+        if self.outer is not None:
+            with self._workers.sync.sum():
+                self.outer.load_state_dict(state_dict["outer"])
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
+        name, own = f"{type(self).__name__}.load_state_dict", self._shards.count
+        if missing := [key for key in _STATE if key not in state_dict]:
+            raise ValueError(f"{name}: state_dict lacks {missing}")
+        if state_dict["workers"] != own:
+            raise ValueError(
+                f"{name}: the state is that of {state_dict['workers']} workers, on which the result depends, and this "
+                f"run has {own}: call sx.init(virtual_shards={state_dict['workers']})"
+            )
+        if (state_dict["outer"] is None) != (self.outer is None):
+            raise ValueError(f"{name}: the state is that of {'DiLoCo' if self.outer is None else 'LocalSGD'}")
+        if len(state_dict["options"]) != len(self.optimizer.param_groups):
+            raise ValueError(f"{name}: the state is that of an optimizer of {len(state_dict['options'])} groups")
+        saved = {key: (str(a.dtype), a.shape[1:]) for key, a in _as_arrays(state_dict["states"]).items()}
+        wanted = {
+            key: (str(of_workers[0].dtype), of_workers[0].shape)
+            for key, of_workers in self._workers.arrays(state_dict["since"] > 0).items()
+        }
+        for key in sorted({*saved, *wanted}):
+            if saved.get(key) != wanted.get(key):
+                raise ValueError(f"{name}: '{key}' must be {wanted.get(key)}, got {saved.get(key)}")
+        if self.outer is not None:
+            with self._workers.sync.sum():
+                self.outer.check_state_dict(state_dict["outer"])
+
+    def _options(self) -> str:
+        found = []
+        for optimizer in (self.optimizer, self.outer):
+            for group in [] if optimizer is None else optimizer.param_groups:
+                options = [f"{key}={as_text(group[key])}" for key in optimizer.defaults]  # type: ignore[union-attr]
+                found.append(f"{type(optimizer).__name__}({', '.join(options)})")
+        return f"{type(self).__name__} of {', '.join(found)}"
+
+    def _refuse_broken(self, name: str) -> None:
+        if self._broken:
+            raise RuntimeError(
+                f"{name}: this object was unwrapped, or a sum has failed, or the loop over workers was left early (by "
+                "break, return or an exception), so that workers lack a batch. Load a checkpoint to go on; `continue` "
+                "ends the step of a single worker"
+            )
+
+
+class DiLoCo(LocalSGD):
+    """LocalSGD with an outer optimizer: the mean of what the workers have moved is its gradient (Douillard et al. 2023,
+    DiLoCo: Distributed Low-Communication Training of Language Models, algorithm 1).
+
+    optimizer: the inner one, AdamW in the paper; every: 500 there; outer: an optimizer of the model's parameters, by
+    default `optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)`, the paper's. All else as in LocalSGD,
+    which it is with the outer SGD(lr=1).
+    """
+
+    def __init__(self, model: Module, optimizer: Optimizer, every: int, outer: Optimizer | None = None) -> None:
+        _check_arguments("DiLoCo", model, optimizer)
+        if outer is None:
+            outer = SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+        _check_arguments("DiLoCo", model, outer, "outer")
+        self.outer = outer
+        super().__init__(model, optimizer, every)
+
+    def _move(self) -> None:
+        assert self.outer is not None
+        self.outer.step()
+
+
+def _check_arguments(name: str, model: Any, optimizer: Any, argument: str = "optimizer") -> None:
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError(f"{name}: model must be the bare model, got a wrapped one: give model.unwrap()")
+    if not isinstance(model, Module):
+        raise TypeError(f"{name}: model must be a Module, got {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{name}: {argument} must be an Optimizer, got {type(optimizer).__name__}")
+    own = {id(parameter): key for key, parameter in model.named_parameters()}
+    if not own:
+        raise ValueError(f"{name}: model must have parameters to train, got a {type(model).__name__} without any")
+    if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(f"{name}: {argument} must have parameters of the model alone, got others too")
+    wrapped = [own[id(p)] for p in model.parameters() if p.leaf is not None and p.leaf.sync is not None]
+    if wrapped:
+        raise ValueError(
+            f"{name}: model must be a bare one: its parameter '{wrapped[0]}' belongs to another wrapper, whose "
+            "unwrap() gives the model back"
+        )
+
+
+def _check_batch(name: str, batch: tuple[Any, ...]) -> None:
+    """RuntimeError for an argument that would be the same for each worker of this rank, and differs between ranks."""
+    for x in entries(batch):
+        place = x.place if isinstance(x, Tensor) else None
+        if isinstance(place, Shard) and x.origin is None:
+            continue
+        if place is not REPLICATE:
+            what = "requires a gradient" if isinstance(place, Shard) else "is not rows of a loader's batch"
+            raise RuntimeError(
+                f"{name}: an argument of shape {tuple(x.shape)} {what}: put it into the data set, compute it inside of "
+                "the loop, or pass sx.replicated(x) if it is the same on every rank"
+            )
+
+
+def _cut(batch: tuple[Any, ...], start: int, stop: int, group: Any) -> tuple[Any, ...]:
+    """Rows start to stop - 1 of this rank's rows, as the batch of one worker."""
+    own = Batch(Rows(0, stop - start, stop - start), group)
+
+    def cut(x: Tensor) -> Tensor:
+        place = x.place
+        if not isinstance(place, Shard):
+            return x
+        part = place.part(x.array, start, stop, place.batch.held)
+        return tagged(Tensor.of(part, None), own.at(place.axis, place.outer, place.inner))
+
+    result: tuple[Any, ...] = map_arrays(batch, cut)
+    return result
+
+
+def _as_arrays(states: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value) for name, value in states.items()}

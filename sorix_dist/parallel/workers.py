@@ -1,0 +1,297 @@
+"""The virtual workers of a rank: each one's weights, buffers and optimizer state, and the turns in which the model and
+the optimizer have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from sorix_dist.core import random as rng
+from sorix_dist.core.flat import Flat, flatten, synchronise
+from sorix_dist.core.graph import Described, Sync, Visitor
+from sorix_dist.core.memory import read_only
+from sorix_dist.core.placement import Partial, Placement, Shard
+from sorix_dist.core.random import Draws, functional_draws, row_draws
+from sorix_dist.core.tensor import Array
+from sorix_dist.nn import Module
+from sorix_dist.optim.optimizer import Optimizer
+from sorix_dist.optim.state import Snapshot
+from sorix_dist.parallel.bucket import Bucket
+from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.forward import buffer_places
+from sorix_dist.parallel.groups import OfWorker
+from sorix_dist.parallel.reducers import GradientBuffer
+from sorix_dist.parallel.tree_reducers import ShardReducer
+from sorix_dist.parallel.virtual_shards import VirtualShards
+from sorix_dist.watchdog import watch
+
+_STREAM = 0x10CA1  # of the workers' random numbers
+_MASKS = 1 << 20  # dropout masks of one layer that a worker may draw in a batch
+
+
+class WorkerSync(Sync):
+    """Lets backwards and steps happen only while the model is that of a worker.
+
+    worker: its number, else None; batch: that of its batch; stepped: whether the optimizer has stepped in this turn;
+    summing: whether LocalSGD itself uses the optimizers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(OfWorker())
+        self.worker: int | None = None
+        self.batch = 0
+        self.stepped = self.summing = False
+
+    @contextmanager
+    def sum(self) -> Iterator[None]:
+        """A context in which LocalSGD uses the optimizers."""
+        self.summing = True
+        try:
+            yield
+        finally:
+            self.summing = False
+
+    def before_backward(self, place: Placement) -> tuple[float, Visitor | None]:
+        self._refuse_outside("backward()")
+        watch.begins("backward", self.batch)
+        if isinstance(place, Shard | Partial) and place.group is not self.group:
+            raise RuntimeError(
+                "backward: in a turn of LocalSGD the loss follows from rows of the global batch: compute it from the "
+                "rows that local.workers() yields"
+            )
+        return 1.0, None
+
+    def before_step(self, digest: int, optimizer: Described) -> None:
+        if not self.summing:
+            self._refuse_outside("optimizer.step()")
+            watch.begins("optimizer.step", self.batch)
+        self.stepped = True
+
+    def before_state(self) -> None:
+        if not self.summing:
+            raise RuntimeError(
+                "state_dict: with LocalSGD each worker has an optimizer state of its own: save and load local=local "
+                "instead of the optimizer"
+            )
+
+    def _refuse_outside(self, what: str) -> None:
+        if self.worker is None:
+            raise RuntimeError(
+                f"{what} outside of `for x, y in local.workers(xb, yb):` would train no worker of LocalSGD: make the "
+                "step inside of that loop, or local.unwrap() the model [docs: fewer-sums]"
+            )
+
+
+class Workers:
+    """The virtual workers of this rank, as states of one model and one optimizer.
+
+    The flat storages have the weights of the worker with the latest turn, and the reducers' buffers those of the
+    others. Outside of turns the parameters are views of the weights of the last sum.
+
+    moved: the workers that have trained since the last sum; anchors: the weights of that sum, from the first turn on.
+    """
+
+    def __init__(self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator) -> None:
+        assert coordinator.shards is not None
+        self.shards: VirtualShards = coordinator.shards
+        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync()
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.buckets = [self._bucket(owner, flat, names) for flat in flatten(model.parameters())]
+        self._places = buffer_places(model)
+        self._show([coordinator.comm.broadcast_object(value) for value in self.values()])
+        self._draws = [x for module in model.modules() for x in vars(module).values() if isinstance(x, Draws)]
+        self.initial = optimizer.snapshot()
+        self._snapshots: dict[int, Snapshot] = {}  # optimizer states of workers other than `_loaded`
+        self._loaded: int | None = None  # the worker of the latest turn
+        self._views = [[parameter.array for parameter in bucket.flat.parameters] for bucket in self.buckets]
+        self.anchors: list[Array] = []
+
+    def _bucket(self, owner: object, flat: Flat, names: Mapping[int, str]) -> Bucket:
+        coordinator = self.coordinator
+        coordinator.comm.broadcast(flat.data)
+        bucket = Bucket(owner, coordinator, flat, [names[id(p)] for p in flat.parameters], "raise")
+        coordinator.add(bucket, shared=False)
+        synchronise(flat, self.sync)
+        return bucket
+
+    def begin_round(self) -> None:
+        """Makes all workers start from the model's present weights and buffers."""
+        self.moved: set[int] = set()
+        self.anchors = []
+        self._buffers: dict[int, list[Array]] = {}
+        self.forget_gradients()
+        self._show_weights(self._views)
+
+    def rewind(self) -> None:
+        """Returns the flat storages to the weights of the last sum."""
+        for bucket, anchor in zip(self.buckets, self.anchors, strict=False):
+            np.copyto(bucket.flat.data, anchor)
+
+    # -- turns
+
+    def values(self) -> list[Array]:
+        """Copies of the model's buffers, such as batch norm's running statistics."""
+        return [getattr(module, name).array.copy() for module, name in self._places]
+
+    def begin_batch(self) -> list[Array]:
+        """Remembers the weights of the last sum, and returns the buffers that the model shows outside of turns."""
+        if not self.anchors:
+            self.anchors = [bucket.flat.data.copy() for bucket in self.buckets]
+            frozen = [bucket.flat.views(read_only(a)) for bucket, a in zip(self.buckets, self.anchors, strict=True)]
+            self._last_sum = frozen
+        return self.values()
+
+    def end_batch(self, buffers: list[Array], batches: int) -> None:
+        """Shows the weights of the last sum, read-only because a change would be lost, and the buffers that
+        `begin_batch` returned."""
+        self._show(buffers)
+        self._show_weights(self._last_sum)
+        self._number_masks(batches, 0)
+
+    @contextmanager
+    def turn(self, worker: int, batches: int, buffers: list[Array]) -> Iterator[None]:
+        """A context in which the model and the optimizer are those of a worker.
+
+        batches: the number of batches so far, from which the worker's random numbers follow; buffers: those of a worker
+        that has not moved yet.
+        """
+        seed = rng.seed()
+        stream = seed.generator
+        self._load(worker)
+        self._show_weights(self._views)
+        self._show(self._buffers[worker] if worker in self.moved else buffers)
+        self.forget_gradients()
+        self._number_masks(batches, worker)
+        seed.generator = rng.stream(_STREAM, batches, worker)
+        self.sync.worker, self.sync.batch, self.sync.stepped = worker, batches + 1, False
+        try:
+            yield
+        finally:
+            self.sync.worker, seed.generator = None, stream
+            self.forget_gradients()
+        self._buffers[worker] = self.values()
+        self.moved.add(worker)
+
+    def has_gradients(self) -> bool:
+        """Whether a parameter has a gradient."""
+        return any(leaf.total.written for bucket in self.buckets for leaf in bucket.leaves)
+
+    def forget_gradients(self) -> None:
+        """Marks all gradients as absent, and makes backwards write to `grad` itself."""
+        for bucket in self.buckets:
+            for leaf in bucket.leaves:
+                leaf.local = leaf.total
+                leaf.zero()
+
+    def _load(self, worker: int) -> None:
+        """Puts the weights and the optimizer state of a worker in the place of those of the latest one."""
+        before = self._loaded
+        if before == worker:
+            return
+        if before is not None:
+            self._snapshots[before] = self.optimizer.snapshot()
+        self.optimizer.restore(self._snapshots.pop(worker, self.initial))
+        for bucket, anchor in zip(self.buckets, self.anchors, strict=True):
+            if before in self.moved:
+                np.copyto(self._buffer(bucket, before).array, bucket.flat.data)
+            np.copyto(bucket.flat.data, self._buffer(bucket, worker).array if worker in self.moved else anchor)
+        self._loaded = worker
+
+    def _weights(self, bucket: Bucket, worker: int) -> Array:
+        """The weights of a worker that has moved."""
+        return bucket.flat.data if worker == self._loaded else self._buffer(bucket, worker).array
+
+    def _show_weights(self, views: list[list[Array]]) -> None:
+        for bucket, of_bucket in zip(self.buckets, views, strict=True):
+            for parameter, view in zip(bucket.flat.parameters, of_bucket, strict=True):
+                parameter.array = view
+
+    def _buffer(self, bucket: Bucket, worker: int) -> GradientBuffer:
+        assert isinstance(bucket.reducer, ShardReducer)
+        return bucket.reducer.of_shard(worker)
+
+    def _show(self, values: list[Array]) -> None:
+        for (module, name), value in zip(self._places, values, strict=True):
+            np.copyto(getattr(module, name).array, value)
+
+    def _number_masks(self, batches: int, worker: int) -> None:
+        """Numbers the next masks by the batch and the worker, whatever this rank has drawn so far."""
+        for draws in (*self._draws, functional_draws(), row_draws()):
+            draws.calls = (batches * self.shards.count + worker) * _MASKS
+
+    # -- the sum
+
+    def write_drifts(self, shares: Array) -> None:
+        """Makes the reducers' buffers what each worker's weights have moved, times its share of the rows; returns the
+        flat storages to the weights of the last sum."""
+        for i, bucket in enumerate(self.buckets):
+            bucket.reducer.begin_backward(True)
+            for worker in self.moved:
+                buffer = self._buffer(bucket, worker)
+                np.subtract(self.anchors[i], self._weights(bucket, worker), out=buffer.array)
+                buffer.array *= bucket.flat.dtype.type(shares[worker])
+                for accumulator in buffer.accumulators:
+                    accumulator.written = True
+        self.rewind()
+
+    def average_buffers(self, shares: Array) -> None:
+        """Makes the model's buffers the means over all workers; integers, which count batches, the largest."""
+        if not self._places:
+            return
+        shown = self.values()
+        parts = [self._buffers.get(worker, shown) for worker in self.shards.owned]
+        weights = shares[self.shards.owned.start : self.shards.owned.stop]
+        found = []
+        for i, like in enumerate(shown):
+            of_workers = np.array([part[i].reshape(-1) for part in parts])
+            if like.dtype.kind == "f":
+                value = self.shards.sum(of_workers.astype(np.float64) * weights[:, None])
+            else:
+                value = self.shards.table(of_workers).max(axis=0)
+            found.append(value.reshape(like.shape).astype(like.dtype))
+        self._show(found)
+
+    # -- state
+
+    def arrays(self, between: bool) -> dict[str, list[Array]]:
+        """The state of each worker of this rank, by name. between: two sums, so that weights and buffers belong to
+        it."""
+        found: dict[str, list[Array]] = {}
+        shown, last = self.values(), self.anchors or [bucket.flat.data for bucket in self.buckets]
+        for worker in self.shards.owned:
+            own = self.optimizer.snapshot() if worker == self._loaded else self._snapshots.get(worker, self.initial)
+            state = {f"optimizer.{name}": array for name, array in own.items()}
+            if between:
+                moved = worker in self.moved
+                for i, bucket in enumerate(self.buckets):
+                    state[f"weights.{i}"] = self._weights(bucket, worker) if moved else last[i]
+                buffers = self._buffers[worker] if moved else shown
+                state.update({f"buffers.{i}": value for i, value in enumerate(buffers)})
+            for name, array in state.items():
+                found.setdefault(name, []).append(array)
+        return found
+
+    def state_dict(self, between: bool) -> dict[str, Array]:
+        """The states of the workers of all ranks, by name, one row each. A call of all ranks."""
+        found = {}
+        for name, arrays in self.arrays(between).items():
+            rows = np.array([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])  # whose sums are exact
+            like, table = arrays[0], np.ascontiguousarray(self.shards.table(rows))
+            found[name] = np.frombuffer(table.tobytes(), like.dtype).reshape(self.shards.count, *like.shape)
+        return found
+
+    def load_state_dict(self, states: Mapping[str, Array], between: bool) -> None:
+        """Loads what fits the names and shapes of `arrays`, at the beginning of a round."""
+        self._loaded = None
+        for worker in self.shards.owned:
+            own = {name: np.array(states[name][worker]) for name in states}
+            self._snapshots[worker] = {
+                name.removeprefix("optimizer."): a for name, a in own.items() if name.startswith("optimizer.")
+            }
+            if between:
+                for i, bucket in enumerate(self.buckets):
+                    np.copyto(self._buffer(bucket, worker).array, own[f"weights.{i}"])
+                self._buffers[worker] = [own[f"buffers.{i}"] for i in range(len(self._places))]
+                self.moved.add(worker)

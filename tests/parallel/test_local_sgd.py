@@ -1,0 +1,596 @@
+"""Virtual workers that train separately and are averaged: what one process computes with as many models."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
+from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader, Dataset
+from tests.support.launching import needs_mpirun, run_ranks
+from tests.support.parallel.everywhere import on_all_ranks
+
+ROWS, BATCH, FEATURES, CLASSES, WORKERS = 47, 13, 5, 3, 4  # batches of 13, 13, 13 and 8 rows
+SHAPES = ((1, 1), (2, 1), (3, 1), (4, 1), (4, 2))  # ranks, hosts
+INNER = {
+    "SGD": lambda p: optim.SGD(p, lr=0.2),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "AdamW": lambda p: optim.AdamW(p, lr=0.02),
+}
+
+
+def data(rows=ROWS):
+    rng = np.random.default_rng(7)
+    return rng.standard_normal((rows, FEATURES)), rng.integers(0, CLASSES, rows)
+
+
+def network(*between):
+    sx.manual_seed(3)
+    return nn.Sequential(nn.Linear(FEATURES, 6), *between, nn.Tanh(), nn.Linear(6, CLASSES)).double()
+
+
+def weights(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def trained(make, inner, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None):
+    """The weights after some epochs, on the ranks of this job."""
+    sx.init(virtual_shards=WORKERS)
+    model = network() if model is None else model()
+    optimizer = INNER[inner](model.parameters())
+    local = make(model, optimizer)
+    for _ in range(epochs):
+        for xb, yb in DataLoader(Dataset(*data(rows)), batch_size=batch):
+            for x, y in local.workers(xb, yb):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+    local.synchronise()
+    return weights(model)
+
+
+def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None):
+    """The same by as many models and optimizers in one process, in plain Python."""
+    anchor = network() if model is None else model()
+    models = [copy.deepcopy(anchor) for _ in range(WORKERS)]
+    optimizers = [INNER[inner](m.parameters()) for m in models]
+    x, y = data(rows)
+    seen, since, momentum = np.zeros(WORKERS), 0, [np.zeros(p.shape) for p in anchor.parameters()]
+
+    def average():
+        shares = seen / seen.sum()
+        drifts = [
+            sum(c * (a.numpy() - p.numpy()) for c, p in zip(shares, ps, strict=True))
+            for a, *ps in zip(anchor.parameters(), *(m.parameters() for m in models), strict=True)
+        ]
+        for i, (a, drift) in enumerate(zip(anchor.parameters(), drifts, strict=True)):
+            if outer is None:
+                a.data = a.numpy() - drift
+            else:  # Nesterov's momentum, as in PyTorch's SGD
+                lr, mu = outer
+                momentum[i] = mu * momentum[i] + drift
+                a.data = a.numpy() - lr * (drift + mu * momentum[i])
+        for m in models:
+            for p, a in zip(m.parameters(), anchor.parameters(), strict=True):
+                p.data = a.numpy().copy()
+
+    for _ in range(epochs):
+        for first in range(0, rows, batch):
+            count = min(batch, rows - first)
+            for w, (m, o) in enumerate(zip(models, optimizers, strict=True)):
+                start, stop = first + count * w // WORKERS, first + count * (w + 1) // WORKERS
+                if start == stop:
+                    continue
+                o.zero_grad()
+                F.cross_entropy(m(sx.Tensor(x[start:stop])), y[start:stop]).backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(m.parameters(), clip)
+                o.step()
+                seen[w] += stop - start
+            since += 1
+            if since == every:
+                average()
+                seen[:], since = 0, 0
+    if since:
+        average()
+    return weights(anchor)
+
+
+def assert_close(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def hashed(state):
+    return hashlib.sha256(b"".join(np.ascontiguousarray(state[name]).tobytes() for name in sorted(state))).hexdigest()
+
+
+def on_all_shapes(work, *args, **options):
+    found = [run_threads(lambda: work(*args, **options), size, hosts=hosts) for size, hosts in SHAPES]
+    assert len({hashed(state) for of_ranks in found for state in of_ranks}) == 1
+    return found[0][0]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("inner", INNER)
+def test_local_sgd_is_that_of_separate_models(inner, every):
+    found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, every), inner)
+    assert_close(found, simulated(inner, every))
+
+
+@pytest.mark.parametrize("inner", ["SGD", "AdamW"])
+def test_diloco_is_the_papers(inner):
+    found = on_all_shapes(trained, lambda m, o: sx.DiLoCo(m, o, every=3), inner)
+    assert_close(found, simulated(inner, 3, outer=(0.7, 0.9)))
+
+
+def test_an_outer_sgd_of_rate_one_is_local_sgd():
+    found = on_all_shapes(trained, lambda m, o: sx.DiLoCo(m, o, 3, optim.SGD(m.parameters(), lr=1.0)), "AdamW")
+    assert_close(found, simulated("AdamW", 3))
+
+
+def test_clipping_is_of_one_worker():
+    found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 3), "SGD", clip=0.05)
+    assert_close(found, simulated("SGD", 3, clip=0.05))
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(3, 3), (14, 12), (7, 6)])
+def test_workers_without_rows(rows, batch):
+    """Last batches of 3, 2 and 1 rows for 4 workers."""
+    found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 3), "momentum", rows=rows, batch=batch)
+    assert_close(found, simulated("momentum", 3, rows=rows, batch=batch))
+
+
+def test_a_sum_after_each_batch_is_a_step_on_the_global_batch():
+    def together():
+        model = network()
+        optimizer = INNER["SGD"](model.parameters())
+        for _ in range(2):
+            for xb, yb in DataLoader(Dataset(*data()), batch_size=BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(model(xb), yb).backward()
+                optimizer.step()
+        return weights(model)
+
+    found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 1), "SGD")
+    assert_close(found, run_threads(together, 1)[0])
+
+
+def test_random_numbers_and_buffers_do_not_depend_on_ranks():
+    class Noisy(nn.Module):
+        def __init__(self):
+            self.register_buffer("calls", sx.tensor(0))
+
+        def forward(self, x):
+            self.calls += 1
+            return F.dropout(x, 0.2, self.training) + 0.1 * sx.randn(*x.shape) + 0.1 * sx.rand_like(x)
+
+    def model():
+        return network(nn.BatchNorm1d(6), nn.Dropout(0.4), Noisy())
+
+    options = {"model": model, "rows": 41}  # the last batch has 2 rows: not all workers have a row to normalize
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        run_threads(lambda: trained(lambda m, o: sx.LocalSGD(m, o, 3), "AdamW", **options), 1)
+    found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 3), "AdamW", model=model)
+    start = weights(model())
+    assert all((found[name] != start[name]).any() for name in start)
+    assert found["3.calls"] == 8
+    again = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 3), "AdamW", model=model)
+    assert hashed(found) == hashed(again)
+
+
+# -- what the loop shows, and what it refuses
+
+
+def setup(every=3, inner="momentum", make=None):
+    sx.init(virtual_shards=WORKERS)
+    model = network()
+    optimizer = INNER[inner](model.parameters())
+    local = sx.LocalSGD(model, optimizer, every) if make is None else make(model, optimizer)
+    return model, optimizer, local, DataLoader(Dataset(*data()), batch_size=BATCH)
+
+
+def step(model, optimizer, local, batch):
+    for x, y in local.workers(*batch):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def test_outside_of_the_loop_the_model_is_that_of_the_last_sum():
+    def work():
+        model, optimizer, local, loader = setup()
+        start = hashed(weights(model))
+        hashes = []
+        for batch in loader:
+            step(model, optimizer, local, batch)
+            sx.assert_replicas_equal(model)
+            assert all(p.grad is None for p in model.parameters())
+            with sx.no_grad():
+                assert np.isfinite(model(batch[0]).numpy()).all()
+            hashes.append(hashed(weights(model)))
+        assert hashes[0] == hashes[1] == start != hashes[2] == hashes[3]
+        with pytest.raises(RuntimeError, match=r"read-only.*LocalSGD"):
+            model.load_state_dict(model.state_dict())
+        before = repr(sx.core.random.state())
+        local.synchronise()
+        local.synchronise()  # nothing more to average
+        assert hashed(weights(model)) != start
+        assert repr(sx.core.random.state()) == before
+        model.load_state_dict(model.state_dict())
+
+    for size in (1, 3):
+        run_threads(work, size)
+
+
+@pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
+def test_no_message_crosses_ranks_between_two_sums(size, hosts):
+    def work():
+        model, optimizer, local, loader = setup(every=4, inner="AdamW")
+        comm, calls = sx.parallel.world(), []
+        for name in ("all_reduce", "all_gather", "all_to_all", "broadcast", "gather_objects", "barrier", "window"):
+            inner = getattr(comm, name)
+            setattr(comm, name, lambda *a, inner=inner, name=name, **k: (calls.append(name), inner(*a, **k))[1])
+        inner_agree = local._coordinator.consensus.agree
+        local._coordinator.consensus.agree = lambda *a: (calls.append("agree"), inner_agree(*a))[1]
+        counts = []
+        for batch in loader:
+            step(model, optimizer, local, batch)
+            counts.append(len(calls))
+        assert counts[:3] == [0, 0, 0]
+        assert counts[3] > 0
+
+    run_threads(work, size, hosts=hosts)
+
+
+def test_a_captured_step_of_a_worker():
+    def work(compiled):
+        model, optimizer, local, loader = setup()
+
+        def one(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        one = sx.compile(one) if compiled else one
+        for _ in range(4):
+            for xb, yb in loader:
+                for x, y in local.workers(xb, yb):
+                    one(x, y)
+        local.synchronise()
+        assert not compiled or one.reason is None
+        return weights(model)
+
+    found = [run_threads(work, size, (compiled,)) for size in (1, 2) for compiled in (False, True)]
+    assert len({hashed(state) for of_ranks in found for state in of_ranks}) == 1
+
+
+def test_after_data_parallel_steps_and_before():
+    """Momentum of earlier steps is that of every worker; afterwards the model can be wrapped."""
+
+    def work():
+        sx.init(virtual_shards=WORKERS)
+        wrapped = sx.DistributedDataParallel(network())
+        optimizer = INNER["momentum"](wrapped.parameters())
+        loader = DataLoader(Dataset(*data()), batch_size=BATCH)
+
+        def together(model):
+            for xb, yb in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(xb), yb).backward()
+                optimizer.step()
+
+        together(wrapped)
+        model = wrapped.unwrap()
+        local = sx.LocalSGD(model, optimizer, every=3)
+        with pytest.raises(ValueError, match=r"belongs to another wrapper"):
+            sx.LocalSGD(model, optimizer, every=3)
+        with pytest.raises(ValueError, match=r"is wrapped already"):
+            sx.DistributedDataParallel(model)
+        for batch in loader:
+            step(model, optimizer, local, batch)
+        model = local.unwrap()
+        with pytest.raises(RuntimeError, match=r"unwrapped"):
+            local.synchronise()
+        optimizer = INNER["momentum"](model.parameters())
+        together(sx.DistributedDataParallel(model))
+        return weights(model)
+
+    found = [run_threads(work, size, hosts=hosts) for size, hosts in SHAPES]
+    assert len({hashed(state) for of_ranks in found for state in of_ranks}) == 1
+
+
+def test_the_mean_loss_of_an_epoch():
+    def work():
+        model, optimizer, local, loader = setup()
+        mean = sx.metrics.Mean()
+        for xb, yb in loader:
+            for x, y in local.workers(xb, yb):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                mean.update(loss.item(), len(y))
+        return mean.compute()
+
+    assert len({value for size in (1, 2, 3, 4) for value in run_threads(work, size)}) == 1
+
+
+def in_a_turn(body, message, error=RuntimeError):
+    def work():
+        model, optimizer, local, loader = setup()
+        for xb, yb in loader:
+            for x, y in local.workers(xb, yb):
+                body(model, optimizer, x, y, xb, yb)
+
+    on_all_ranks(work, error, message, size=2)
+
+
+def test_what_a_step_of_a_worker_must_not_do():
+    def backward(model, optimizer, x, y, xb, yb):
+        F.cross_entropy(model(x), y).backward()
+
+    def schedule(model, optimizer, x, y, xb, yb):
+        backward(model, optimizer, x, y, xb, yb)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= 0.9
+
+    in_a_turn(backward, r"gradients that no optimizer.step\(\) has used")
+    in_a_turn(schedule, r"step schedulers after the loop over workers")
+    in_a_turn(lambda m, o, x, y, xb, yb: F.cross_entropy(m(xb), yb).backward(), r"compute it from|two different groups")
+    in_a_turn(lambda m, o, x, y, xb, yb: sx.global_value(F.cross_entropy(m(x), y)), r"only the value of one worker")
+    in_a_turn(lambda m, o, x, y, xb, yb: o.state_dict(), r"save and load local=local")
+
+
+def test_a_step_that_is_left_out():
+    def work():
+        model, _, local, loader = setup()
+        for xb, yb in loader:
+            for x, y in local.workers(xb, yb):
+                loss = F.cross_entropy(model(x), y)
+                if loss.item() > 0:
+                    continue
+                loss.backward()
+        local.synchronise()
+        return weights(model)
+
+    assert_close(run_threads(work, 2)[0], weights(network()))
+
+
+@pytest.mark.parametrize(
+    ("message", "body"),
+    [
+        (r"would train no worker", lambda m, o, local, xb, yb: m(sx.Tensor([[1.0] * 5])).sum().backward()),
+        (r"would train no worker", lambda m, o, local, xb, yb: o.step()),
+        (r"save and load local=local", lambda m, o, local, xb, yb: o.state_dict()),
+        (r"save and load local=local", lambda m, o, local, xb, yb: sx.Checkpointer("never").save(1, optimizer=o)),
+        (r"no array", lambda m, o, local, xb, yb: next(local.workers())),
+        (r"not rows of a loader's batch", lambda m, o, local, xb, yb: next(local.workers(xb, np.ones(4)))),
+        (r"requires a gradient", lambda m, o, local, xb, yb: next(local.workers(xb * grown(), yb))),
+        (r"left early", lambda m, o, local, xb, yb: [next(local.workers(xb, yb)), local.synchronise()]),
+        (r"left early", lambda m, o, local, xb, yb: [next(local.workers(xb, yb)), local.state_dict()]),
+        (r"can't be captured", lambda m, o, local, xb, yb: reason_of(lambda a: [1 for _ in local.workers(a)], xb)),
+    ],
+)  # fmt: skip
+def test_what_is_refused_outside(message, body):
+    def work():
+        model, optimizer, local, loader = setup()
+        body(model, optimizer, local, *next(iter(loader)))
+
+    on_all_ranks(work, RuntimeError, message, size=2)
+
+
+def grown():
+    return sx.tensor(np.ones(1), requires_grad=True)
+
+
+def reason_of(function, *batch):
+    step = sx.compile(function)
+    step(*batch)
+    step(*batch)
+    raise RuntimeError(step.reason)
+
+
+def of_rate(model, rate):
+    return optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+
+
+def stepped(model):
+    """An optimizer that has stepped by another gradient on each rank."""
+    optimizer = of_rate(model, 0.1)
+    (model[0].W.sum() * (1.0 + sx.rank())).backward()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (TypeError, r"give model.unwrap\(\)", lambda m, o: sx.LocalSGD(sx.DistributedDataParallel(m), o, 2)),
+        (TypeError, r"model must be a Module", lambda m, o: sx.LocalSGD(o, m, 2)),
+        (TypeError, r"optimizer must be an Optimizer", lambda m, o: sx.LocalSGD(m, 0.1, 2)),
+        (ValueError, r"every must be an integer >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
+        (ValueError, r"of the model alone", lambda m, o: sx.LocalSGD(m, INNER["SGD"](network().parameters()), 2)),
+        (ValueError, r"of the model alone", lambda m, o: sx.DiLoCo(m, o, 2, INNER["SGD"](network().parameters()))),
+        (ValueError, r"must have parameters", lambda m, o: sx.LocalSGD(nn.Tanh(), o, 2)),
+        (ValueError, r"on every rank.*every=2.*every=3", lambda m, o: sx.LocalSGD(m, o, 2 + sx.rank())),
+        (ValueError, r"on every rank.*lr=0.1.*lr=1.1", lambda m, o: sx.LocalSGD(m, of_rate(m, 0.1 + sx.rank()), 2)),
+        (ValueError, r"state of LocalSGD must be the same on every rank", lambda m, o: sx.LocalSGD(m, stepped(m), 2)),
+    ],
+)  # fmt: skip
+def test_what_the_constructor_refuses(error, message, make):
+    on_all_ranks(lambda: setup(make=make), error, message, size=2)
+
+
+def test_the_number_of_workers_must_be_known_and_enough():
+    def unknown():
+        model = network()
+        sx.LocalSGD(model, INNER["SGD"](model.parameters()), every=2)
+
+    on_all_ranks(unknown, RuntimeError, r"call sx.init\(virtual_shards=8\)", size=2)
+    on_all_ranks(lambda: setup(), ValueError, r"at least the number of ranks, 5, got 4", size=5)
+
+
+def test_what_differs_between_ranks_is_found_at_the_next_sum():
+    def rate():
+        model, optimizer, local, loader = setup()
+        for i, batch in enumerate(loader):
+            if i == 1 and sx.rank() == 1:
+                optimizer.param_groups[0]["lr"] = 0.3
+            step(model, optimizer, local, batch)
+
+    def weight():
+        model, optimizer, local, loader = setup()
+        if sx.rank() == 1:
+            model[0].W.data = model[0].W.data + 1
+        for batch in loader:
+            step(model, optimizer, local, batch)
+
+    def batch():
+        model, optimizer, local, loader = setup()
+        for i, xy in enumerate(loader):
+            if i == 0 and sx.rank() == 1:
+                continue
+            step(model, optimizer, local, xy)
+
+    for said in on_all_ranks(rate, RuntimeError, r"rank 1 .*lr=0.3.* instead of .*lr=0.1"):
+        assert "no gradient was added" in said
+    on_all_ranks(weight, RuntimeError, "rank 1")
+    on_all_ranks(batch, RuntimeError, r"rank 1 has batch 3 of epoch 0")
+
+
+def test_weights_that_are_not_finite_are_named_and_not_mixed():
+    def work():
+        model, optimizer, local, loader = setup(inner="SGD")
+        try:
+            for xb, yb in loader:
+                for x, y in local.workers(xb, yb):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    (loss * (np.inf if sx.rank() == 1 else 1)).backward()
+                    optimizer.step()
+        finally:
+            with pytest.raises(RuntimeError, match="a sum has failed"):
+                local.synchronise()
+
+    on_all_ranks(work, FloatingPointError, r"'0.W' on rank 1 is nan", size=2)
+
+
+# -- checkpoints
+
+
+class Stopped(Exception):
+    pass
+
+
+def resumed(folder, stops, make, ranks_of_run):
+    """Trains 3 epochs; at each stop, a batch number, the run ends and goes on with the next number of ranks."""
+
+    def work(stop):
+        sx.init(virtual_shards=WORKERS)
+        sx.manual_seed(5)
+        model = nn.Sequential(network(), nn.Dropout(0.2))
+        optimizer = INNER["AdamW"](model.parameters())
+        local = make(model, optimizer)
+        loader = DataLoader(Dataset(*data()), batch_size=BATCH, shuffle=True)
+        schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+        parts = {"local": local, "model": model, "loader": loader, "scheduler": schedule}
+        checkpointer = sx.Checkpointer(folder)
+        checkpointer.load_latest(**parts)
+        while local.batches < 12:
+            for batch in loader:
+                step(model, optimizer, local, batch)
+                schedule.step()
+                if local.batches == stop:
+                    checkpointer.save(stop, **parts)
+                    return None
+        local.synchronise()
+        return weights(model)
+
+    for stop, size in zip([*stops, None], ranks_of_run, strict=True):
+        found = run_threads(work, size, (stop,))
+    return found[0]
+
+
+@pytest.mark.parametrize("make", [lambda m, o: sx.LocalSGD(m, o, 5), lambda m, o: sx.DiLoCo(m, o, every=5)])
+def test_resume_on_another_number_of_ranks(make, tmp_path):
+    straight = resumed(tmp_path / "a", [], make, [2])
+    # In the first round, in the second one, and at a sum.
+    assert hashed(resumed(tmp_path / "b", [3, 7, 10], make, [1, 4, 3, 2])) == hashed(straight)
+
+
+def test_a_state_that_does_not_fit(tmp_path):
+    def saved(workers):
+        sx.init(virtual_shards=workers)
+        model = network()
+        optimizer = INNER["momentum"](model.parameters())
+        local = sx.LocalSGD(model, optimizer, 3)
+        for batch in DataLoader(Dataset(*data()), batch_size=BATCH):
+            step(model, optimizer, local, batch)
+        return local.state_dict()
+
+    def loaded(state, make, workers=WORKERS):
+        sx.init(virtual_shards=workers)
+        model = network()
+        before = hashed(weights(model))
+        local = make(model)
+        try:
+            local.load_state_dict(state)
+        finally:
+            assert hashed(weights(model)) == before
+
+    state = run_threads(saved, 2, (WORKERS,))[0]
+
+    def refuses(message, make, given=state, **options):
+        on_all_ranks(lambda: loaded(given, make, **options), ValueError, message, size=2)
+
+    momentum = INNER["momentum"]
+    refuses(r"of 4 workers.*this run has 8", lambda m: sx.LocalSGD(m, momentum(m.parameters()), 3), workers=8)
+    refuses(r"that of LocalSGD", lambda m: sx.DiLoCo(m, momentum(m.parameters()), 3))
+    refuses(r"'optimizer.0..*' must be", lambda m: sx.LocalSGD(m, INNER["AdamW"](m.parameters()), 3))
+    refuses(
+        r"lacks \['rows'\]",
+        lambda m: sx.LocalSGD(m, momentum(m.parameters()), 3),
+        {k: v for k, v in state.items() if k != "rows"},
+    )
+
+
+def test_evaluation_is_of_the_averaged_model():
+    def work():
+        model, optimizer, local, loader = setup(every=1)
+        for batch in loader:
+            step(model, optimizer, local, batch)
+        found = sx.evaluate(model, loader, [nn.CrossEntropyLoss(), sx.metrics.Accuracy()])
+        return found["loss"], found["accuracy"], sx.predict(model, loader, everywhere=True).tobytes()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len({each for size in (1, 2, 3, 4) for each in run_threads(work, size)}) == 1
+
+
+@needs_mpirun
+def test_the_same_bits_under_mpi(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sorix_dist as sx\n"
+        "from tests.parallel.test_local_sgd import hashed, trained\n"
+        "found = hashed(trained(lambda m, o: sx.DiLoCo(m, o, every=3), 'AdamW'))\n"
+        "sx.print(found, sx.size())\n"
+    )
+    wanted = hashed(on_all_shapes(trained, lambda m, o: sx.DiLoCo(m, o, every=3), "AdamW"))
+    for ranks in (2, 3):
+        ended = run_ranks(ranks, str(script), limit=60)
+        assert ended.code == 0, ended.err
+        assert ended.out.split() == [wanted, str(ranks)]
