@@ -149,7 +149,8 @@ def _compared(comm: Comm) -> tuple[int, int]:
     """This rank's time, and by how much its clock is ahead of rank 0's, in nanoseconds: 0 on one host, where they have
     the same.
 
-    What a rank sends before a message and gets back after it bounds the difference from both sides (Cristian 1989).
+    What a rank sends before a message and gets back after it bounds the difference from both sides (Cristian 1989). The
+    ranks of a host have one clock, so the narrowest of their bounds count.
     """
     if comm.hosts == 1:
         return clock(), 0
@@ -161,7 +162,9 @@ def _compared(comm: Comm) -> tuple[int, int]:
             least = max(least, before_end - int(times[0, 1]))
         before_end, after = before, clock()
         most = min(most, after - int(times[0, 0]))
-    return clock(), (least + most) // 2 if comm.rank else 0
+    bounds = comm.all_gather(np.array([comm.host, least, most]))
+    own = bounds[bounds[:, 0] == comm.host]
+    return clock(), (int(own[:, 1].max()) + int(own[:, 2].min())) // 2 if comm.host else 0
 
 
 def _times(summaries: Sequence[Summary], clocks: Sequence[RankClock]) -> list[RankTimes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -323,6 +324,11 @@ def test_after_data_parallel_steps_and_before():
             sx.DistributedDataParallel(model)
         for batch in loader:
             step(model, optimizer, local, batch)
+        kept = weakref.ref(local)
+        del local
+        with pytest.raises(ValueError, match=r"is wrapped already"):
+            sx.DistributedDataParallel(model)
+        local = kept()
         model = local.unwrap()
         with pytest.raises(RuntimeError, match=r"unwrapped"):
             local.synchronise()
