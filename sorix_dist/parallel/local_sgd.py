@@ -290,6 +290,8 @@ class DiLoCo(LocalSGD):
         if outer is None:
             outer = SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
         _check_arguments("DiLoCo", model, outer, "outer")
+        if outer is optimizer:
+            raise ValueError("DiLoCo: outer must be another optimizer than the inner one, got the same")
         self.outer = outer
         super().__init__(model, optimizer, every)
 
@@ -319,13 +321,19 @@ def _check_arguments(name: str, model: Any, optimizer: Any, argument: str = "opt
 
 
 def _check_batch(name: str, batch: tuple[Any, ...]) -> None:
-    """RuntimeError for an argument that would be the same for each worker of this rank, and differs between ranks."""
+    """RuntimeError for an argument that can't be cut into the rows of workers, and is not the same on every rank."""
+    first = None
     for x in entries(batch):
         place = x.place if isinstance(x, Tensor) else None
-        if isinstance(place, Shard) and x.origin is None:
+        if place is REPLICATE:
             continue
-        if place is not REPLICATE:
-            what = "requires a gradient" if isinstance(place, Shard) else "is not rows of a loader's batch"
+        what = "is not rows of a loader's batch"
+        if isinstance(place, Shard):
+            first = first or place.batch
+            what = "requires a gradient" if x.origin is not None else ""
+            if place.batch.known is None or place.batch.known[:3] != first.known[:3]:  # type: ignore[index]
+                what = "is not all rows of one batch"
+        if what:
             raise RuntimeError(
                 f"{name}: an argument of shape {tuple(x.shape)} {what}: put it into the data set, compute it inside of "
                 "the loop, or pass sx.replicated(x) if it is the same on every rank"

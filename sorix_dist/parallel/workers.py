@@ -34,12 +34,14 @@ _MASKS = 1 << 20  # dropout masks of one layer that a worker may draw in a batch
 class WorkerSync(Sync):
     """Lets backwards and steps happen only while the model is that of a worker.
 
+    owner: the LocalSGD, which lives as long as the model: its `unwrap` alone knows the weights of the last sum.
     worker: its number, else None; batch: that of its batch; stepped: whether the optimizer has stepped in this turn;
     summing: whether LocalSGD itself uses the optimizers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
         super().__init__(OfWorker())
+        self.owner = owner
         self.worker: int | None = None
         self.batch = 0
         self.stepped = self.summing = False
@@ -96,7 +98,7 @@ class Workers:
     def __init__(self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator) -> None:
         assert coordinator.shards is not None
         self.shards: VirtualShards = coordinator.shards
-        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync()
+        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync(owner)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.buckets = [self._bucket(owner, flat, names) for flat in flatten(model.parameters())]
         self._places = buffer_places(model)
