@@ -266,7 +266,7 @@ class Recorder:
             return self._of_batch(x)
         if isinstance(x, Shard):
             return f"{self._of_batch(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
-        if isinstance(x, Partial) and not {id(x.over), id(x.factor)}.isdisjoint(self._known):
+        if isinstance(x, Partial) and not {id(x.over), id(x.factor), *map(id, x.alike)}.isdisjoint(self._known):
             parts = (x.group, x.over, x.factor, x.held, x.alike)
             return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
         if is_tensor(x):

@@ -351,7 +351,7 @@ def _text(recorder: Recorder, count: int) -> str:
         made = [name for name in dict.fromkeys(_VARIABLE.findall(line)) if last[name] == i]
         if line.partition(" = ")[0] in made and " = " in line and "," not in line.partition(" = ")[0]:
             line = line.partition(" = ")[2]
-            made = [name for name in made if name in line]
+            made = [name for name in made if name in _VARIABLE.findall(line)]
         text.append(indent + line)
         if made and not line.startswith("return"):
             text.append(f"{indent}del {', '.join(made)}")
