@@ -21,6 +21,7 @@ from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.tensor import Tensor
 
+_OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
 # What to use instead of NumPy functions whose arguments or answers are not those of the operation.
 _INSTEAD = {
@@ -43,6 +44,8 @@ def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **opti
 
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Implements another NumPy function for tensors."""
+    if function in _OF_SHAPES:
+        return function(*_arrays(args), **kwargs)
     out = kwargs.get("out") is not None
     if function in OF_NUMPY and not out:
         kwargs.pop("out", None)

@@ -80,7 +80,7 @@ def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...
     if np.dtype(input.dtype).kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {input.dtype}")
     for argument, value in numbers.items():
-        if value is not None and (np.size(value) != np.prod(shape) if flat else tuple(value.shape) != shape):
+        if value is not None and (np.size(value) != math.prod(shape) if flat else tuple(value.shape) != shape):
             raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {tuple(value.shape)}")
 
 
