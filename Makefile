@@ -19,7 +19,7 @@ PEERS := .venv-bench
 DOCS := .venv-docs
 
 .PHONY: help setup demo bench bench-openmpi profile reproduce test test-all test-openmpi soak soak-openmpi slurm sge
-.PHONY: environments hosts hosts-bench faults chaos faults-control
+.PHONY: environments hosts hosts-faults hosts-bench faults chaos faults-control
 .PHONY: parity parity-where-possible lint type budget check clean docs examples
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -84,13 +84,16 @@ sge: $(OPENMPI)/dev ## The same with launch/sge.sh and a Grid Engine
 hosts: $(OPENMPI)/dev ## Trains on hosts that are network namespaces of this one, where root can make them
 	$(OPENMPI)/bin/python -m tests.clusters.hosts
 
+hosts-faults: $(OPENMPI)/dev ## Kills such hosts, cuts and slows their cables while they train, and compares the weights
+	$(OPENMPI)/bin/python -m tests.clusters.host_faults
+
 hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, beside torch DDP where make parity was, in 6 minutes
 	@mkdir -p build
 	$(OPENMPI)/bin/python -m tests.benchmarks.hosts --json build/hosts.json $(HOSTS)
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
-	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py
-	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py
+	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py
+	SORIX_DIST_LONG=1 $(OPENMPI)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py
 
 chaos: $(ENV)/dev $(OPENMPI)/dev ## Hits training, and what watches it, at random moments for CHAOS seconds under each MPI
 	$(ENV)/bin/python -m tests.watchdog.chaos $(CHAOS)

@@ -19,12 +19,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def add_script(parser: Parser) -> None:
-    """Adds what ranks run: SCRIPT, or -m MODULE, and its arguments."""
+def add_script(parser: Parser, action: str | type[argparse.Action] = "store") -> None:
+    """Adds what ranks run: SCRIPT, or -m MODULE, and its arguments. action: what is done with these."""
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module, as python -m does")
     parser.add_argument("script", metavar="SCRIPT", help="a Python file, or a module's name after -m")
     parser.add_argument(
-        "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="passed to the script untouched"
+        "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, action=action, help="passed to the script untouched"
     ).required = False
 
 
@@ -70,3 +70,24 @@ def assignment(text: str) -> tuple[str, str]:
     if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
     return name, value
+
+
+_BYTES = {"bit": 1 / 8, "B": 1.0}
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def bandwidth(text: str) -> float:
+    """An argparse type: bytes per second, of bits (`10gbit`, `100Mbit/s`) or bytes (`25GB/s`)."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([kKmMgGtT]?)(?:([bB]it)(?:/s)?|(B)/s)", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"expected a bandwidth such as 10gbit, 100mbit or 25GB/s, got {text!r}")
+    return float(found[1]) * _PREFIXES[found[2].lower()] * _BYTES[found[4] or "bit"]
+
+
+def duration(text: str) -> float:
+    """An argparse type: seconds, given with their unit."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(ns|us|ms|s)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a time such as 20us, 1ms or 0.1s, got {text!r}")
+    return float(found[1]) * _SECONDS[found[2]]

@@ -17,14 +17,14 @@ from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
 from sorix_dist.launch.logs import logged
 from sorix_dist.launch.run import run
-from sorix_dist.launch.supervise import supervise
+from sorix_dist.launch.supervise import run_on_hosts, supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
 from sorix_dist.watchdog.launcher import tasks_of_job
 
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of
-the script (known with --checkpoint only); 75 if the script was preempted and has saved its work; 124 after
---timeout; 128 + the number of the signal that ended it."""
+the script (known with --checkpoint, and on several hosts if rank 0 is on this one); 75 if the script was preempted and
+has saved its work; 124 after --timeout; 128 + the number of the signal that ended it."""
 
 OPTIONS = (
     *("--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts"),
@@ -109,6 +109,8 @@ def main(arguments: Any) -> int:
         print(job.start(job.hosts, {}))
         return 0
     check_answers(job.hosts, os.environ)
+    if arguments.checkpoint is None and len(job.hosts or allocated(os.environ)) > 1:
+        return run_on_hosts(lambda env: job.start(job.hosts, env), say, arguments.timeout)
     if arguments.checkpoint is None:
         return run(job.start(job.hosts, {}), limit=arguments.timeout).code
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from sorix_dist.comm.shared_memory import (
     free_bytes,
     locate,
 )
+from sorix_dist.comm.waiting import wait_patiently
 from sorix_dist.watchdog import report, watch
 
 if TYPE_CHECKING:
@@ -100,11 +100,17 @@ class MpiComm:
         for piece in _pieces(flat):
             if piece.dtype == np.float16:
                 wide = piece.astype(np.float32)
-                self._comm.Allreduce(self._mpi.IN_PLACE, wide, operation)
+                self._reduce_in_place(wide, operation)
                 with np.errstate(over="ignore"):
                     piece[...] = wide
             else:
-                self._comm.Allreduce(self._mpi.IN_PLACE, piece, operation)
+                self._reduce_in_place(piece, operation)
+
+    def _reduce_in_place(self, array: Array, operation: Any) -> None:
+        if self._is_short_and_far(array):
+            wait_patiently(self._comm.Iallreduce(self._mpi.IN_PLACE, array, operation))
+        else:
+            self._comm.Allreduce(self._mpi.IN_PLACE, array, operation)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         check_array("all_gather", array, written=False)
@@ -112,9 +118,7 @@ class MpiComm:
         rows = result.reshape(self.size, array.size).view(np.uint8)
         if meanwhile is not None and self.hosts > 1:
             request = self._comm.Iallgather(array.reshape(-1).view(np.uint8), rows)
-            while not request.Test():
-                meanwhile()
-                os.sched_yield()
+            wait_patiently(request, meanwhile)
             return result
         if self._is_far(array) and self.size == 2:
             result[self.rank] = array
@@ -147,11 +151,18 @@ class MpiComm:
         directions of each wire busy, while MPI's collectives alternate."""
         return self._is_ring and array.nbytes > SHORT
 
+    def _is_short_and_far(self, array: Array) -> bool:
+        """Whether the latency between hosts is what takes the time, so that a rank waits without its core."""
+        return self.hosts > 1 and array.nbytes <= SHORT
+
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)
         check_root("broadcast", root, self.size)
         for piece in _pieces(array.reshape(-1).view(np.uint8)):
-            self._comm.Bcast(piece, root)
+            if self._is_short_and_far(piece):
+                wait_patiently(self._comm.Ibcast(piece, root))
+            else:
+                self._comm.Bcast(piece, root)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         check_root("broadcast_object", root, self.size)
@@ -218,7 +229,7 @@ class MpiComm:
         comm, tag = self._point_to_point, next(self._tags)
         before, after = ((self.rank + step) % self.size for step in (-1, 1))
         send, receive = partial(comm.Isend, dest=after, tag=tag), partial(comm.Irecv, source=before, tag=tag)
-        return RingExchange(self, send, receive, wire)
+        return RingExchange(self, send, receive, wire, wait_patiently)
 
     def barrier(self) -> None:
         self._comm.Barrier()

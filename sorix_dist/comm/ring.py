@@ -71,8 +71,16 @@ class RingExchange:
     messages of an earlier attempt are dropped, those of the next one wait.
     """
 
-    def __init__(self, comm: Comm, send: Transfer, receive: Transfer, wire: Wire | None = None) -> None:
+    def __init__(
+        self,
+        comm: Comm,
+        send: Transfer,
+        receive: Transfer,
+        wire: Wire | None = None,
+        wait: Callable[[Request], object] = lambda request: request.Wait(),
+    ) -> None:
         self.comm = comm
+        self._wait = wait
         self.wire = Plain() if wire is None else wire
         self._transmit, self._receive = send, receive
         self._arriving: deque[tuple[Array, Request]] = deque()
@@ -107,12 +115,12 @@ class RingExchange:
             self._begin_attempt()
         self.send(array, 0)
         while len(self._totals) < len(self._pieces):
-            self._arriving[0][1].Wait()
+            self._wait(self._arriving[0][1])
             self._advance()
         for piece, message in self._totals.items():
             self.wire.unpack(message[HEAD:], _scale(message)[0], out[self._pieces[piece]])
         for _, request in self._sent:
-            request.Wait()
+            self._wait(request)
         self._sent.clear()
         self._begin_attempt()
 

@@ -10,13 +10,22 @@ import atexit
 import faulthandler
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from sorix_dist.comm import mismatch
+from sorix_dist.comm.protocol import SharedMemoryFull
+from sorix_dist.comm.shared_memory import SHARED_MEMORY, check_free, free_bytes
 from sorix_dist.watchdog.launcher import Launch
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+OPEN_MPI_BYTES = 16 << 20
+"""Bytes of shared memory that a rank of Open MPI asks for, whether or not it uses them."""
+
+MPICH_BYTES = 6 << 20
+"""Bytes of shared memory that each rank of MPICH uses for messages, windows aside."""
 
 _started_by = 0
 
@@ -50,6 +59,7 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
     vendor, version = MPI.get_vendor()
     mismatch.check(mismatch.before_init(launch, vendor, version, os.environ))
     if not MPI.Is_initialized():
+        _check_shared_memory(launch, vendor)
         # MPI_Init does not release Python's global lock: only a C thread can enforce a limit.
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True, file=2)
@@ -60,6 +70,16 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
         if limit is not None:
             faulthandler.cancel_dump_traceback_later()
     return MPI
+
+
+def _check_shared_memory(launch: Launch | None, vendor: str) -> None:
+    """Warn if messages will not fit into this host's shared memory: MPI ends without naming that."""
+    if launch is None or launch.local_size is None or launch.local_size == 1:
+        return
+    try:
+        check_free(MPICH_BYTES * launch.local_size if vendor == "MPICH" else OPEN_MPI_BYTES, free_bytes(SHARED_MEMORY))
+    except SharedMemoryFull as error:
+        warnings.warn(f"MPI may end by SIGBUS or without a word: {error}", RuntimeWarning, stacklevel=2)
 
 
 def abort(code: int) -> None:

@@ -6,9 +6,11 @@ in a thread gets every single wait, for the profile.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from threading import get_ident
-from time import perf_counter_ns
+from time import perf_counter, perf_counter_ns, sleep
+from typing import Any
 
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
@@ -16,8 +18,15 @@ from sorix_dist.watchdog import watch
 UNKNOWN = -1
 """Stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it."""
 
+AWAKE, NAP = 50e-6, 50e-6
+"""Seconds that a rank waits for a message from another host without sleeping, and that it then sleeps at a time. The
+system receives meanwhile. Inside of MPI it would take the core from ranks and threads that compute."""
+
 listeners: dict[int, Callable[[int, int, int], None]] = {}
 """By thread, a function that gets the start and the end of each wait in nanoseconds, and the rank waited for."""
+
+
+_interrupted: list[Any] = []
 
 
 def waited(since: int, rank: int = UNKNOWN) -> None:
@@ -47,3 +56,19 @@ def comparison(shares: dict[int, float], rank: int) -> str:
     """The shares of time that ranks wait, in words: those of a slow one and of the others."""
     others = [share for other, share in shares.items() if other != rank]
     return f"rank {rank}: {shares[rank]:.0%} waiting, the others {sum(others) / len(others):.0%}"
+
+
+def wait_patiently(request: Any, meanwhile: Callable[[], None] | None = None) -> None:
+    """Waits for a request of mpi4py, and calls `meanwhile` over and over."""
+    since = perf_counter()
+    try:
+        while not request.Test():
+            if meanwhile is not None:
+                meanwhile()
+            if perf_counter() - since < AWAKE:
+                os.sched_yield()
+            else:
+                sleep(NAP)
+    except BaseException:  # of a signal handler: MPI goes on to use the request's memory
+        _interrupted.append(request)
+        raise

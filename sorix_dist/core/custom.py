@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.autograd import Edge, is_grad_enabled, no_grad
+from sorix_dist.core.cotangents import part_of, placed
 from sorix_dist.core.graph import joined
 from sorix_dist.core.op import Op, current_shard, recorded
-from sorix_dist.core.placement import shard_of
-from sorix_dist.core.rules import whole_sums
+from sorix_dist.core.placement import Group, Partial, Shard, shard_of
+from sorix_dist.core.rules import on_every_rank, whole_sums
 from sorix_dist.core.tensor import Tensor, as_array
 
 
@@ -24,8 +25,7 @@ class Context:
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keeps tensors for the backward."""
-        # Without placements: rules work on this rank's arrays, and the walk adds up the terms of all ranks.
-        self._saved = tuple(Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else x for x in tensors)
+        self._saved = tensors
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
@@ -45,8 +45,8 @@ class Function:
     forward(ctx, *inputs), which returns a tensor or a tuple of tensors and is not recorded, and
     backward(ctx, *gradients), which maps gradients of the outputs to those of the inputs (None for none).
 
-    `apply(*inputs)` runs it. On several ranks, backward works on this rank's rows. RuntimeError unless backward returns
-    one gradient for each input.
+    `apply(*inputs)` runs it. On several ranks both work on this rank's rows, with placements: the mean of a gradient
+    over rows is that of the global batch. RuntimeError unless backward returns one gradient for each input.
     """
 
     @staticmethod
@@ -69,6 +69,7 @@ class Function:
             cls._refuse_sums_in_order(inputs)
         with no_grad():
             value = cls.forward(ctx, *inputs)
+            cls._tag(value if isinstance(value, tuple) else (value,), inputs)
         if not is_grad_enabled() or not any(ctx.needs_input_grad):
             return value
         outputs = value if isinstance(value, tuple) else (value,)
@@ -88,6 +89,17 @@ class Function:
             )
 
     @classmethod
+    def _tag(cls, outputs: tuple[Any, ...], inputs: tuple[Any, ...]) -> None:
+        """Tags outputs that came by NumPy as rows where they have as many as the inputs. A call of all ranks."""
+        rows = next((place for x in inputs if (place := shard_of(x)) is not None), None)
+        if rows is None or (rows.group.single and not rows.group.ordered):
+            return
+        for output in outputs:
+            if isinstance(output, Tensor) and output.place is None:
+                own = output.array.ndim > rows.axis and output.array.shape[rows.axis] == rows.held
+                output.place = rows if on_every_rank(rows, own) else None
+
+    @classmethod
     def _recorded(
         cls,
         ctx: Context,
@@ -105,7 +117,7 @@ class Function:
         def of_input(place: int) -> Callable[[Any, Any], Any]:
             def rule(g: Any, out: Any) -> Any:
                 if not answers or answers[0] is not g:
-                    answers[:] = [g, cls._gradients(ctx, index, outputs, g, len(inputs))]
+                    answers[:] = [g, cls._gradients(ctx, index, outputs, g, places, group)]
                 part = answers[1][place]
                 if part is None:
                     edge = edges[place]
@@ -120,6 +132,9 @@ class Function:
         for edge in edges:
             if edge is not None and edge.sync is not None and edge.sync is not sync:
                 sync = edge.sync if sync is None else joined(sync, edge.sync)
+        places = [x.place if isinstance(x, Tensor) else None for x in inputs]
+        found = [p.group for p in (output.place, *places) if isinstance(p, Shard | Partial)]
+        group = found[0] if found else None if sync is None else sync.group
         about = Op(cls.__name__, (), None, True, cls.forward, cls.apply)
         result = Tensor.of(output.array)
         result.place = output.place
@@ -127,13 +142,15 @@ class Function:
         return result
 
     @classmethod
-    def _gradients(cls, ctx: Context, index: int, outputs: tuple[Any, ...], g: Any, count: int) -> tuple[Any, ...]:
+    def _gradients(
+        cls, ctx: Context, index: int, outputs: tuple[Any, ...], g: Any, places: list[Any], group: Group | None
+    ) -> tuple[Any, ...]:
         gradient = g if isinstance(g, Tensor) else Tensor.of(g)
         given = [gradient if i == index else Tensor(np.zeros(x.shape, x.array.dtype)) for i, x in enumerate(outputs)]
-        answer = cls.backward(ctx, *given)
+        answer = cls.backward(ctx, *(placed(x, out.place, group) for x, out in zip(given, outputs, strict=True)))
         parts = answer if isinstance(answer, tuple) else (answer,)
-        if len(parts) != count:
+        if len(parts) != len(places):
             raise RuntimeError(
-                f"{cls.__name__}.backward must return {count} gradients, one for each input, got {len(parts)}"
+                f"{cls.__name__}.backward must return {len(places)} gradients, one for each input, got {len(parts)}"
             )
-        return parts
+        return tuple(part_of(part, place, group) for part, place in zip(parts, places, strict=True))

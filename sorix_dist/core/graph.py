@@ -180,6 +180,11 @@ class Node:
         self.shard: int | None = None  # the virtual shard that it computes, in reproducible mode
 
 
+def summing_group(origin: Node | Leaf | None) -> Group | None:
+    """The ranks whose sum the gradient of a computed tensor is, if every rank holds the tensor alike."""
+    return origin.sync.group if isinstance(origin, Node) and origin.sync is not None else None
+
+
 class Hook:
     """A function that is registered with a tensor."""
 

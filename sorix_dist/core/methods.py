@@ -19,8 +19,8 @@ from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.indexing import key_of
-from sorix_dist.core.placement import Partial
+from sorix_dist.core.ops.writes import assign, written
+from sorix_dist.core.placement import Partial, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -98,27 +98,16 @@ def _target(tensor: Tensor, *others: Any) -> Array:
     return tensor.array
 
 
-def _array(x: Any) -> Any:
-    """The numbers of an operand: of a sum over rows those of the global batch, since the target is no such sum."""
-    if not isinstance(x, Tensor):
-        return x
-    place = x.place
-    if not isinstance(place, Partial):
-        return x.array
-    after_backward = hasattr(x, "shown") and place.factor == place.factor  # which shows the global value at no cost
-    return x.visible if after_backward else whole(x.detach(), "an in-place operation").array
-
-
-def _number(x: Any) -> Any:
+def _number(self: Tensor, x: Any) -> Any:
     """An operand for NumPy, in which numbers and 0-d tensors do not widen."""
-    array = _array(x)
+    array = written(self, x)
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 
 
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         array = _target(self, other)
-        ufunc(array, _number(other), out=array, casting="same_kind")
+        ufunc(array, _number(self, other), out=array, casting="same_kind")
         return self
 
     method.__doc__ = f"numpy.{ufunc.__name__} of this tensor and another operand, in place; returns this tensor."
@@ -130,7 +119,7 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
-    np.copyto(_target(self, value), _number(value), casting="unsafe")
+    np.copyto(_target(self, value), _number(self, value), casting="unsafe")
     return self
 
 
@@ -141,7 +130,7 @@ def zero_(self: Tensor) -> Tensor:
 
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
-    np.copyto(_target(self, src), np.asarray(_array(src)), casting="unsafe")
+    np.copyto(_target(self, src), np.asarray(written(self, src)), casting="unsafe")
     return self
 
 
@@ -151,9 +140,9 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
         raise ValueError("clamp_: at least one of min and max must be given, got None for both")
     array = _target(self, min, max)
     if min is not None:
-        np.maximum(array, _number(min), out=array, casting="same_kind")
+        np.maximum(array, _number(self, min), out=array, casting="same_kind")
     if max is not None:
-        np.minimum(array, _number(max), out=array, casting="same_kind")
+        np.minimum(array, _number(self, max), out=array, casting="same_kind")
     return self
 
 
@@ -169,7 +158,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
     refuse_frozen(self.array)
     if recorders:
         outside("an assignment to elements of a tensor can't be captured")
-    self.array[key_of(key)] = _array(value)
+    assign(self, key, value)
 
 
 def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Any]:
@@ -178,6 +167,8 @@ def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any
     def operator(self: Tensor, other: Any) -> Any:
         if recording.get() or isinstance(self.origin, Node) or isinstance(self.place, Partial):
             return NotImplemented
+        if self.leaf is None and shard_of(self) is None and shard_of(other) is not None:
+            return NotImplemented  # which decides whether the result is rows
         try:
             return method(self, other)
         except (ValueError, TypeError):
@@ -225,7 +216,7 @@ def _iterate(self: Tensor) -> Any:
 
 
 def _contains(self: Tensor, value: Any) -> bool:
-    return bool(np.any(self.array == getattr(value, "array", value)))
+    return bool(np.any(whole(self, "in").array == getattr(value, "array", value)))
 
 
 _Table = dict[str, Callable[..., Any]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from dis import opname
 from typing import Any
 
@@ -38,6 +37,8 @@ def missing_from(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
     """A module's `__getattr__`: an error with the nearest thing that there is, ImportError in an import."""
 
     def missing(name: str) -> Any:
+        from difflib import get_close_matches  # slow to import, and rarely used
+
         near = _INSTEAD.get(name) or ", ".join(get_close_matches(name, [n for n in names if n[0] != "_"], 3, 0.6))
         if name.startswith("__"):
             near = ""

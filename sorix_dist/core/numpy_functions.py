@@ -19,10 +19,19 @@ from sorix_dist.core.ops import choose, indexing, join, matrix, reduce
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
+from sorix_dist.core.placement import Partial, Shard
+from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Tensor
 
 _OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
+# What NumPy computes for each row, or says of an array: this rank's rows are enough.
+_OF_EACH_ROW = {
+    np.shape, np.ndim, np.size, np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr,
+    np.array_str, np.result_type, np.can_cast, np.min_scalar_type, np.common_type, np.may_share_memory,
+    np.shares_memory, np.iscomplexobj, np.isrealobj, np.isclose, np.nan_to_num, np.real_if_close, np.imag, np.copy,
+    np.isneginf, np.isposinf, np.iscomplex, np.isreal, np.angle, np.sinc, np.i0,
+}  # fmt: skip
 # What to use instead of NumPy functions whose arguments or answers are not those of the operation.
 _INSTEAD = {
     "numpy.linalg.norm": "norm", "numpy.sort": "sort", "numpy.add.reduce": "sum", "numpy.multiply.reduce": "prod",
@@ -39,7 +48,8 @@ def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **opti
     name = f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
     if any(isinstance(target, Tensor) for target in out):
         raise TypeError(f"{name}(out=) can't write into a tensor; write into its `data`")
-    return _on_arrays(name, getattr(ufunc, method), inputs, options, writes=method == "at" or bool(out))
+    writes = method == "at" or bool(out)
+    return _on_arrays(name, getattr(ufunc, method), inputs, options, writes, by_row=method == "__call__")
 
 
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -51,14 +61,21 @@ def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: A
         kwargs.pop("out", None)
         return OF_NUMPY[function](*args, **kwargs)
     name = f"{function.__module__}.{function.__name__}"
-    return _on_arrays(name, function, args, kwargs, writes=out or function in _WRITES)
+    writes = out or function in _WRITES
+    return _on_arrays(name, function, args, kwargs, writes, by_row=function in _OF_EACH_ROW)
 
 
-def _on_arrays(name: str, function: Any, args: tuple[Any, ...], options: dict[str, Any], writes: bool) -> Any:
-    """The function on the tensors' arrays; RuntimeError if a gradient would be lost, before anything is written."""
+def _on_arrays(
+    name: str, function: Any, args: tuple[Any, ...], options: dict[str, Any], writes: bool, by_row: bool
+) -> Any:
+    """The function on the tensors' arrays; RuntimeError if a gradient would be lost, before anything is written.
+
+    Sums over rows are those of the global batch. Unless the function works `by_row`, or writes, it gets all rows.
+    """
+    wanted = Partial if by_row or writes else Partial | Shard
     recorded = recording.get() and any(tensor.origin is not None for tensor in _tensors((args, options)))
     if not (recorded and writes):
-        result = function(*_arrays(args), **_arrays(options))
+        result = function(*_arrays(args, name, wanted), **_arrays(options, name, wanted))
         if not (recorded and _holds_floats(result)):
             return result
     instead = f"use sorix_dist.{_INSTEAD[name]}, or " if name in _INSTEAD else ""
@@ -76,14 +93,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(entry)
 
 
-def _arrays(value: Any) -> Any:
-    """The value with tensors replaced by their arrays."""
+def _arrays(value: Any, name: str, wanted: Any) -> Any:
+    """The value with tensors replaced by their arrays; those of a `wanted` placement are made whole first."""
     if isinstance(value, Tensor):
-        return value.array
+        return (whole(value.detach(), name) if isinstance(value.place, wanted) else value).array
     if isinstance(value, dict):
-        return {key: _arrays(entry) for key, entry in value.items()}
+        return {key: _arrays(entry, name, wanted) for key, entry in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_arrays(entry) for entry in value)
+        return type(value)(_arrays(entry, name, wanted) for entry in value)
     return value
 
 

@@ -127,6 +127,14 @@ class Batch:
             found = self._places[key] = Shard(self, axis, outer, inner)
         return found
 
+    def paired(self, axis: int) -> Shard:
+        """The placement of pairs of these rows, along `axis`, with the rows of all ranks."""
+        key = "pairs", axis
+        found: Shard | None = self._places.get(key)
+        if found is None:
+            found = self._places[key] = Shard(self, axis, 1, 1, pairs=True)
+        return found
+
     def partial(self, over: float | None, factor: float = 1.0) -> Partial:
         """The placement of a sum over these rows; see Partial."""
         key = over, factor
@@ -185,12 +193,13 @@ class Shard:
     """This rank's rows of a batch along `axis`, whose length is outer * rows * inner.
 
     `outer` or `inner` is more than 1 where other axes were merged with that of the rows, or rows were concatenated.
+    pairs: whether another axis has the rows of all ranks, as that of the similarities x @ x.T.
     """
 
-    __slots__ = ("axis", "batch", "group", "inner", "outer")
+    __slots__ = ("axis", "batch", "group", "inner", "outer", "pairs")
 
-    def __init__(self, batch: Batch, axis: int, outer: int, inner: int) -> None:
-        self.batch, self.axis, self.outer, self.inner = batch, axis, outer, inner
+    def __init__(self, batch: Batch, axis: int, outer: int, inner: int, pairs: bool = False) -> None:
+        self.batch, self.axis, self.outer, self.inner, self.pairs = batch, axis, outer, inner, pairs
         self.group = batch.group
 
     @property
@@ -311,6 +320,31 @@ def tagged(tensor: Tensor, place: Placement) -> Tensor:
     if tensor.leaf is not None and tensor.origin is tensor.leaf:
         tensor.leaf.sharded = isinstance(place, Shard)
     return tensor
+
+
+def cotangent_of(place: Placement, group: Group | None) -> Placement:
+    """The placement of the gradient of a tensor; group: the ranks whose sum the gradient of a Replicate is."""
+    if isinstance(place, Shard):
+        return place
+    parted = group is not None and group.parts > 1 and not isinstance(place, Partial)
+    return Partial(group, None, 1.0, 0) if group is not None and parted else None
+
+
+def refuse_one_of_many(tensor: Tensor) -> None:
+    """ValueError for the only row of this rank if there are others; a warning of this rank's part of a sum."""
+    place = tensor.place
+    if isinstance(place, Shard):
+        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
+        if one and place.total != 1:
+            raise ValueError(
+                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
+                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
+            )
+    elif isinstance(place, Partial) and place.over == SUM and place.group.parts > 1 and not hasattr(tensor, "shown"):
+        place.group.warn(
+            "item() of a sum over rows is this rank's part of the sum: sx.global_value(x).item() is the whole "
+            "[docs: own-numbers]"
+        )
 
 
 computing: dict[int, Batch | None] = {}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.dtype import common_dtype
-from sorix_dist.core.graph import recording
 from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
 from sorix_dist.core.tensor import Tensor, shape_of
 
@@ -69,14 +68,19 @@ def has_partial(inputs: Sequence[Any]) -> bool:
 
 
 def in_order(place: Shard) -> bool:
-    """Whether products must gather these rows: in reproducible mode, since their bits depend on the number of rows. If
-    nothing is recorded these bits do not matter."""
-    return place.group.ordered and recording.get()
+    """Whether products must gather these rows: in reproducible mode, since their bits depend on the number of rows."""
+    return place.group.ordered
 
 
 def one_row(place: Shard) -> bool:
     """Whether there is one row in the global batch, which broadcasts over others."""
     return (place.batch.known is not None or place.group.single) and place.total == 1
+
+
+def on_every_rank(rows: Shard, condition: bool) -> bool:
+    """Whether a condition holds on every rank of these rows. A call of all ranks."""
+    group = rows.group
+    return condition if group.isolated or group.single else group.counts(int(not condition))[1] == 0
 
 
 def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Options, place: Placement) -> Answer:
@@ -219,11 +223,12 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
     if one_row(lead) and any(_extent(x, at, lead.held) != 1 for x in inputs):
         return [whole(x, name) for x in inputs], None
     changed: list[Any] = []
+    pairs = False
     for x in inputs:
         place = placement_of(x)
         if isinstance(place, Shard):
             if (place.outer, place.inner, len(shape_of(x)) - place.axis) != (lead.outer, lead.inner, at):
-                x = whole(x, name)
+                pairs, x = pairs or place.batch.like(lead.batch), whole(x, name)
             elif place.group is not lead.group:
                 lead, x = _of_two_groups(lead, x)
             elif not lead.batch.like(place.batch):
@@ -235,7 +240,7 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
-    return changed, lead.moved(ndim - at)
+    return changed, lead.batch.paired(ndim - at) if pairs and lead.outer == lead.inner == 1 else lead.moved(ndim - at)
 
 
 def _extent(x: Any, at: int, held: int) -> int:
@@ -252,6 +257,11 @@ def _of_two_groups(lead: Shard, x: Tensor) -> tuple[Shard, Tensor]:
     placement."""
     place = x.place
     assert isinstance(place, Shard)
+    if lead.group.isolated or place.group.isolated:
+        raise RuntimeError(
+            "reproducible mode: rows of one virtual shard are combined with rows of another, or of the whole batch, "
+            "such as a module has stored in an earlier forward: pass them to forward, and return what the next needs"
+        )
     if lead.batch.held != place.batch.held or lead.group.ordered != place.group.ordered:
         raise RuntimeError(
             f"rows of batches of {lead.rows.total} and {place.rows.total} that are sharded over different ranks can't "
@@ -292,6 +302,7 @@ def align(x: Any, like: Any, name: str) -> Any:
     (x,) = whole_sums((x,), name)
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
+        _refuse_own_numbers(name, like, x, lead)
         several = lead.group.ordered or not lead.group.single
         if several and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
@@ -300,6 +311,30 @@ def align(x: Any, like: Any, name: str) -> Any:
         if place.axis < len(others) and others[place.axis] == place.total:
             return whole(x, name)
     return x
+
+
+def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> None:
+    """RuntimeError for arange(len(x)) as targets of similarities between this rank's rows and those of all ranks."""
+    if place.group.single or place.batch.known is None or not place.pairs:
+        return
+    labels = target.array if isinstance(target, Tensor) else np.asarray(target)
+    own = labels.shape == (place.held,) and shape_of(scores)[1:] == (place.total,) and 0 < place.held < place.total
+    if own and labels.dtype.kind in "iu" and np.array_equal(labels, np.arange(place.held)):
+        raise RuntimeError(
+            f"{name}: the scores have a column for each of the {place.total} rows of all ranks, and the targets are "
+            f"the numbers of this rank's {place.held} rows: use sx.arange(sx.global_rows(x)), which numbers all rows "
+            "[docs: own-numbers]"
+        )
+
+
+def as_data(target: Tensor, value: Tensor) -> Tensor:
+    """A value for the `data` of a tensor: a sum over rows is that of the global batch, and rows stay rows, but for a
+    parameter, which takes the rows of all ranks."""
+    if isinstance(value.place, Shard) and target.leaf is None:
+        target.place = value.place
+        return value
+    found: Tensor = whole(value.detach(), "an assignment to `data`")
+    return found
 
 
 # -- layers

@@ -12,10 +12,10 @@ from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
-from sorix_dist.core.graph import Leaf, Node
+from sorix_dist.core.graph import Leaf, Node, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Partial, Placement, Rows, Shard
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard, cotangent_of, refuse_one_of_many
 
 
 class Size(tuple[int, ...]):
@@ -109,16 +109,19 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array itself. Assigning copies into the memory of a parameter, which others may share; that of a wrapped
-        model is read-only outside of its `edit()`."""
+        """The array itself. Assigning copies into the memory of a parameter; that of a wrapped model is read-only
+        outside of its `edit()`."""
         return self.visible
 
     @data.setter
     def data(self, value: Any) -> None:
         if recorders:
             outside("an assignment to `data` can't be captured")
-        array = value.array if isinstance(value, Tensor) else np.asarray(value)
-        leaf = self.leaf
+        if isinstance(value, Tensor) and value.place is not None:
+            from sorix_dist.core.rules import as_data  # made of operations
+
+            value = as_data(self, value)
+        array, leaf = value.array if isinstance(value, Tensor) else np.asarray(value), self.leaf
         if leaf is not None and leaf.flat is not None:
             if array.shape != self.array.shape:
                 raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
@@ -174,6 +177,7 @@ class Tensor:
         view = self.leaf.view
         if view is None or (view.array is not self.leaf.total.shown and view.origin is None):
             view = self.leaf.view = Gradient.of(self.leaf.total.show(self.leaf))
+            view.place = cotangent_of(self.place, summing_group(self.origin))
         return view  # type: ignore[no-any-return]
 
     @grad.setter
@@ -203,24 +207,16 @@ class Tensor:
             self.origin.hooks = [*(self.origin.hooks or ()), leaf.deposit]
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Hook:
-        """Calls `hook` with the gradient of this tensor whenever a backward has completed it.
-
-        What the hook returns, if not None, takes the gradient's place; it must not change the one it is given.
-        For a parameter that is what one backward adds. `remove()` of what is returned ends it.
+        """Calls `hook` with the gradient of this tensor whenever a backward has completed it; of a parameter, with what
+        one backward adds. What it returns, if not None, takes the gradient's place. `remove()` of the result ends it.
         """
         if self.origin is None:
             raise RuntimeError("register_hook on a tensor that does not require grad")
         changed()
 
-        def on_gradient(gradient: Any) -> Any:
-            answer = hook(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient))
-            if answer is None:
-                return None
-            array = answer.array if isinstance(answer, Tensor) else np.asarray(answer)
-            if array.shape != gradient.shape:
-                raise ValueError(f"a hook must return a gradient of shape {gradient.shape}, got {array.shape}")
-            return answer if isinstance(gradient, Tensor) else array.astype(gradient.dtype, copy=False)
+        from sorix_dist.core.cotangents import hook_on_arrays
 
+        on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
         if self.origin.hooks is None:
             self.origin.hooks = []
         self.origin.hooks.append(on_gradient)
@@ -293,6 +289,7 @@ class Tensor:
             raise ValueError(
                 f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
             )
+        refuse_one_of_many(self)
         return self.visible.item()
 
     def numpy(self) -> Array:
@@ -314,6 +311,7 @@ class Tensor:
         return len(self.array)
 
     def __bool__(self) -> bool:
+        refuse_one_of_many(self)
         return bool(self.visible)
 
     def __float__(self) -> float:
@@ -336,7 +334,7 @@ class Tensor:
     def __index__(self) -> int:
         if self.array.dtype.kind not in "iub" or self.array.size != 1:
             raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
-        return int(self.visible.item())
+        return int(self.item())
 
     # -- how it is printed
 

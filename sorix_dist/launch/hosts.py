@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +122,8 @@ def _slurm(nodes: str, tasks: str) -> tuple[Host, ...]:
 
 def silent(hosts: Iterable[Host], environ: Mapping[str, str], limit: float = 15.0) -> dict[Host, str]:
     """The hosts on which mpirun could not start a command, each with the reason."""
+    from concurrent.futures import ThreadPoolExecutor  # slow to import
+
     hosts = list(hosts)
     with ThreadPoolExecutor(max_workers=16) as pool:
         reasons = pool.map(lambda host: _reason(host.name, environ, limit), hosts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.run import ENDING, TIMED_OUT, Ended, run
-from sorix_dist.watchdog.launcher import COMPLETION_FILE, EXIT_PREEMPTED
+from sorix_dist.watchdog.launcher import COMPLETION_FILE, EXIT_PREEMPTED, has_begun, is_complete
 
 EXIT_INCOMPLETE = 70
 """The exit code if all ranks ended with 0, but rank 0 did not reach the end of the script."""
@@ -61,7 +62,7 @@ def supervise(
         ended = run(
             start(attempt, {COMPLETION_FILE: str(mark), ATTEMPT: str(attempt)}), limit=remaining, ending=WARNING
         )
-        completed = mark.exists()
+        completed = is_complete(mark)
         mark.unlink(missing_ok=True)
         if completed and ended.code == 0:
             return 0
@@ -78,6 +79,21 @@ def supervise(
         if attempt < max_restarts:
             time.sleep(PAUSE)
     return code
+
+
+def run_on_hosts(start: Callable[[dict[str, str]], Command], say: Callable[[str], None], limit: float | None) -> int:
+    """Runs a command on several hosts, and returns its exit code: 70 in place of 0 if rank 0 began on this host, and
+    did not reach the end of the script. mpirun may return 0 when it has lost a host.
+
+    start: makes the command from variables for the ranks.
+    """
+    with tempfile.TemporaryDirectory(prefix="sorix_dist-run-") as folder:
+        mark = Path(folder, "completed")
+        ended = run(start({COMPLETION_FILE: str(mark)}), limit=limit)
+        if ended.code or ended.asked or not has_begun(mark) or is_complete(mark):
+            return ended.code
+    say("the job ended with code 0, but rank 0 did not reach the end of the script, as when a host is lost")
+    return EXIT_INCOMPLETE
 
 
 def _what(ended: Ended, attempt: int, max_restarts: int, fruitless: int, checkpoint: Path) -> str:

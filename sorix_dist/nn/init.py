@@ -7,7 +7,6 @@ more dimensions is (out, in, *kernel), as in the convolutions, and its fans are 
 from __future__ import annotations
 
 from math import prod, sqrt
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,8 @@ def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 def trunc_normal_(t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
     """Fills with normally distributed numbers, all of which lie in [a, b]: the inverse of their distribution
     at uniform numbers. ValueError if [a, b] is empty or so far out that it holds none of the distribution."""
+    from statistics import NormalDist  # slow to import, and rarely used
+
     normal = NormalDist(mean, _deviation("trunc_normal_", std))
     if std == 0 and a <= mean <= b:
         return _fill(t, mean)

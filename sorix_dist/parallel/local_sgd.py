@@ -54,8 +54,9 @@ class LocalSGD:
     too; integer ones become the largest.
 
     model: the bare model, of which rank 0's weights are broadcast; optimizer: of its parameters; every: the number of
-    batches between two sums. The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`,
-    ValueError if the model is wrapped, or if the ranks have other models, options or optimizer states.
+    batches between two sums, an attribute that all ranks may change alike (to 1 for a warm-up, say).
+    The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`, ValueError if the model is
+    wrapped, or if the ranks have other models, options or optimizer states.
     In a checkpoint save `model=model, local=local`, without the optimizer: `local` has the states of all workers.
     """
 
@@ -83,7 +84,7 @@ class LocalSGD:
         self._workers = Workers(self, model, optimizer, self._coordinator)
         digest = crc32(b"".join(array.tobytes() for array in self._workers.initial.values()))
         same_everywhere(comm, f"the optimizer's state of {name}", [f"one with the digest {digest:08x}"])
-        self._left_early = False
+        self._broken = False
         self.batches = 0
         self._begin_round()
 
@@ -103,11 +104,11 @@ class LocalSGD:
         """
         name = f"{type(self).__name__}.workers"
         outside(f"{name}: the loop over workers can't be captured, but the step of a worker can")
-        self._refuse_left_early(name)
+        self._refuse_broken(name)
         _check_batch(name, batch)
         rows, options = batch_of(batch, self._group).rows, self._options()
         shown = self._workers.begin_batch()
-        self._left_early = True  # until the loop ends
+        self._broken = True  # until the loop ends
         try:
             for worker in self._shards.owned:
                 start, stop = self._shards.rows(worker, rows.total)
@@ -119,7 +120,7 @@ class LocalSGD:
                     self._check_turn(name, worker, options)
         finally:
             self._workers.end_batch(shown, self.batches + 1)
-        self._left_early = False
+        self._broken = False
         self.batches += 1
         self._since += 1
         self._rows += [stop - start for start, stop in self._bounds(rows.total)]
@@ -151,7 +152,8 @@ class LocalSGD:
         weights are not finite. No worker's weights are mixed then.
         """
         name = f"{type(self).__name__}.synchronise"
-        self._refuse_left_early(name)
+        self._refuse_broken(name)
+        self._broken = True  # until the sum is complete
         shares = self._rows / max(1, self._rows.sum())
         self._workers.write_drifts(shares)
         digest = crc32(f"{self._since} of {self.every}".encode(), self._history)
@@ -175,6 +177,7 @@ class LocalSGD:
             with self._workers.sync.sum():
                 self._move()
             self._workers.average_buffers(shares)
+        self._broken = False
         self._begin_round()
 
     def _move(self) -> None:
@@ -188,7 +191,7 @@ class LocalSGD:
         self.synchronise()
         for bucket in self._workers.buckets:
             bucket.release()
-        self._left_early = True
+        self._broken = True
         return self.model
 
     def describe(self) -> str:
@@ -200,7 +203,7 @@ class LocalSGD:
     def state_dict(self) -> dict[str, Any]:
         """The states of all workers: those of the optimizer and, between two sums, weights and buffers. A call of all
         ranks. It fits any number of ranks. Save the model beside it."""
-        self._refuse_left_early(f"{type(self).__name__}.state_dict")
+        self._refuse_broken(f"{type(self).__name__}.state_dict")
         with self._workers.sync.sum():
             outer = None if self.outer is None else self.outer.state_dict()
         return {
@@ -218,8 +221,9 @@ class LocalSGD:
         """Goes on from a `state_dict()` with the same number of workers, on any number of ranks. ValueError says what
         does not fit; nothing is changed then."""
         self.check_state_dict(state_dict)
+        self._workers.rewind()
         self._begin_round()
-        self._left_early = False
+        self._broken = False
         self.batches, self._since = int(state_dict["batches"]), int(state_dict["since"])
         self._rows, self._history = np.array(state_dict["rows"], np.int64), int(state_dict["history"])
         for group, options in zip(self.optimizer.param_groups, state_dict["options"], strict=True):
@@ -263,12 +267,12 @@ class LocalSGD:
                 found.append(f"{type(optimizer).__name__}({', '.join(options)})")
         return f"{type(self).__name__} of {', '.join(found)}"
 
-    def _refuse_left_early(self, name: str) -> None:
-        if self._left_early:
+    def _refuse_broken(self, name: str) -> None:
+        if self._broken:
             raise RuntimeError(
-                f"{name}: this object was unwrapped, or its loop over workers was left early (by break, return or an "
-                "exception), so that workers lack a batch. Load a checkpoint to go on; `continue` ends the step of a "
-                "single worker"
+                f"{name}: this object was unwrapped, or a sum has failed, or the loop over workers was left early (by "
+                "break, return or an exception), so that workers lack a batch. Load a checkpoint to go on; `continue` "
+                "ends the step of a single worker"
             )
 
 
@@ -286,6 +290,8 @@ class DiLoCo(LocalSGD):
         if outer is None:
             outer = SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
         _check_arguments("DiLoCo", model, outer, "outer")
+        if outer is optimizer:
+            raise ValueError("DiLoCo: outer must be another optimizer than the inner one, got the same")
         self.outer = outer
         super().__init__(model, optimizer, every)
 
@@ -315,13 +321,19 @@ def _check_arguments(name: str, model: Any, optimizer: Any, argument: str = "opt
 
 
 def _check_batch(name: str, batch: tuple[Any, ...]) -> None:
-    """RuntimeError for an argument that would be the same for each worker of this rank, and differs between ranks."""
+    """RuntimeError for an argument that can't be cut into the rows of workers, and is not the same on every rank."""
+    first = None
     for x in entries(batch):
         place = x.place if isinstance(x, Tensor) else None
-        if isinstance(place, Shard) and x.origin is None:
+        if place is REPLICATE:
             continue
-        if place is not REPLICATE:
-            what = "requires a gradient" if isinstance(place, Shard) else "is not rows of a loader's batch"
+        what = "is not rows of a loader's batch"
+        if isinstance(place, Shard):
+            first = first or place.batch
+            what = "requires a gradient" if x.origin is not None else ""
+            if place.batch.known is None or place.batch.known[:3] != first.known[:3]:  # type: ignore[index]
+                what = "is not all rows of one batch"
+        if what:
             raise RuntimeError(
                 f"{name}: an argument of shape {tuple(x.shape)} {what}: put it into the data set, compute it inside of "
                 "the loop, or pass sx.replicated(x) if it is the same on every rank"

@@ -11,6 +11,7 @@ import numpy as np
 from sorix_dist.core import random as rng
 from sorix_dist.core.flat import Flat, flatten, synchronise
 from sorix_dist.core.graph import Described, Sync, Visitor
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Partial, Placement, Shard
 from sorix_dist.core.random import Draws, functional_draws, row_draws
 from sorix_dist.core.tensor import Array
@@ -33,12 +34,14 @@ _MASKS = 1 << 20  # dropout masks of one layer that a worker may draw in a batch
 class WorkerSync(Sync):
     """Lets backwards and steps happen only while the model is that of a worker.
 
+    owner: the LocalSGD, which lives as long as the model: its `unwrap` alone knows the weights of the last sum.
     worker: its number, else None; batch: that of its batch; stepped: whether the optimizer has stepped in this turn;
     summing: whether LocalSGD itself uses the optimizers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
         super().__init__(OfWorker())
+        self.owner = owner
         self.worker: int | None = None
         self.batch = 0
         self.stepped = self.summing = False
@@ -86,7 +89,8 @@ class WorkerSync(Sync):
 class Workers:
     """The virtual workers of this rank, as states of one model and one optimizer.
 
-    Between two turns a worker's weights are in the reducers' buffers, where its share of the next sum will be.
+    The flat storages have the weights of the worker with the latest turn, and the reducers' buffers those of the
+    others. Outside of turns the parameters are views of the weights of the last sum.
 
     moved: the workers that have trained since the last sum; anchors: the weights of that sum, from the first turn on.
     """
@@ -94,7 +98,7 @@ class Workers:
     def __init__(self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator) -> None:
         assert coordinator.shards is not None
         self.shards: VirtualShards = coordinator.shards
-        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync()
+        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync(owner)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.buckets = [self._bucket(owner, flat, names) for flat in flatten(model.parameters())]
         self._places = buffer_places(model)
@@ -102,7 +106,9 @@ class Workers:
         self._draws = [x for module in model.modules() for x in vars(module).values() if isinstance(x, Draws)]
         self.initial = optimizer.snapshot()
         self._snapshots: dict[int, Snapshot] = {}  # optimizer states of workers other than `_loaded`
-        self._loaded: int | None = None  # the worker whose state the optimizer has
+        self._loaded: int | None = None  # the worker of the latest turn
+        self._views = [[parameter.array for parameter in bucket.flat.parameters] for bucket in self.buckets]
+        self.anchors: list[Array] = []
 
     def _bucket(self, owner: object, flat: Flat, names: Mapping[int, str]) -> Bucket:
         coordinator = self.coordinator
@@ -115,10 +121,15 @@ class Workers:
     def begin_round(self) -> None:
         """Makes all workers start from the model's present weights and buffers."""
         self.moved: set[int] = set()
-        self.anchors: list[Array] = []
+        self.anchors = []
         self._buffers: dict[int, list[Array]] = {}
         self.forget_gradients()
-        self.freeze(False)
+        self._show_weights(self._views)
+
+    def rewind(self) -> None:
+        """Returns the flat storages to the weights of the last sum."""
+        for bucket, anchor in zip(self.buckets, self.anchors, strict=False):
+            np.copyto(bucket.flat.data, anchor)
 
     # -- turns
 
@@ -130,14 +141,15 @@ class Workers:
         """Remembers the weights of the last sum, and returns the buffers that the model shows outside of turns."""
         if not self.anchors:
             self.anchors = [bucket.flat.data.copy() for bucket in self.buckets]
+            frozen = [bucket.flat.views(read_only(a)) for bucket, a in zip(self.buckets, self.anchors, strict=True)]
+            self._last_sum = frozen
         return self.values()
 
     def end_batch(self, buffers: list[Array], batches: int) -> None:
-        """Shows the weights of the last sum, read-only, and the buffers that `begin_batch` returned."""
-        for bucket, anchor in zip(self.buckets, self.anchors, strict=True):
-            np.copyto(bucket.flat.data, anchor)
+        """Shows the weights of the last sum, read-only because a change would be lost, and the buffers that
+        `begin_batch` returned."""
         self._show(buffers)
-        self.freeze(True)
+        self._show_weights(self._last_sum)
         self._number_masks(batches, 0)
 
     @contextmanager
@@ -149,12 +161,9 @@ class Workers:
         """
         seed = rng.seed()
         stream = seed.generator
-        self._load_optimizer(worker)
-        self.freeze(False)
-        moved = worker in self.moved
-        for bucket, anchor in zip(self.buckets, self.anchors, strict=True):
-            np.copyto(bucket.flat.data, self._buffer(bucket, worker).array if moved else anchor)
-        self._show(self._buffers[worker] if moved else buffers)
+        self._load(worker)
+        self._show_weights(self._views)
+        self._show(self._buffers[worker] if worker in self.moved else buffers)
         self.forget_gradients()
         self._number_masks(batches, worker)
         seed.generator = rng.stream(_STREAM, batches, worker)
@@ -164,8 +173,6 @@ class Workers:
         finally:
             self.sync.worker, seed.generator = None, stream
             self.forget_gradients()
-        for bucket in self.buckets:
-            np.copyto(self._buffer(bucket, worker).array, bucket.flat.data)
         self._buffers[worker] = self.values()
         self.moved.add(worker)
 
@@ -180,19 +187,28 @@ class Workers:
                 leaf.local = leaf.total
                 leaf.zero()
 
-    def freeze(self, frozen: bool) -> None:
-        """Makes the weights read-only: between two sums, a change would be lost."""
-        for bucket in self.buckets:
-            for parameter in bucket.flat.parameters:
-                parameter.array.flags.writeable = not frozen
-
-    def _load_optimizer(self, worker: int) -> None:
-        if self._loaded == worker:
+    def _load(self, worker: int) -> None:
+        """Puts the weights and the optimizer state of a worker in the place of those of the latest one."""
+        before = self._loaded
+        if before == worker:
             return
-        if self._loaded is not None:
-            self._snapshots[self._loaded] = self.optimizer.snapshot()
+        if before is not None:
+            self._snapshots[before] = self.optimizer.snapshot()
         self.optimizer.restore(self._snapshots.pop(worker, self.initial))
+        for bucket, anchor in zip(self.buckets, self.anchors, strict=True):
+            if before in self.moved:
+                np.copyto(self._buffer(bucket, before).array, bucket.flat.data)
+            np.copyto(bucket.flat.data, self._buffer(bucket, worker).array if worker in self.moved else anchor)
         self._loaded = worker
+
+    def _weights(self, bucket: Bucket, worker: int) -> Array:
+        """The weights of a worker that has moved."""
+        return bucket.flat.data if worker == self._loaded else self._buffer(bucket, worker).array
+
+    def _show_weights(self, views: list[list[Array]]) -> None:
+        for bucket, of_bucket in zip(self.buckets, views, strict=True):
+            for parameter, view in zip(bucket.flat.parameters, of_bucket, strict=True):
+                parameter.array = view
 
     def _buffer(self, bucket: Bucket, worker: int) -> GradientBuffer:
         assert isinstance(bucket.reducer, ShardReducer)
@@ -210,15 +226,17 @@ class Workers:
     # -- the sum
 
     def write_drifts(self, shares: Array) -> None:
-        """Makes the reducers' buffers what each worker's weights have moved, times its share of the rows."""
+        """Makes the reducers' buffers what each worker's weights have moved, times its share of the rows; returns the
+        flat storages to the weights of the last sum."""
         for i, bucket in enumerate(self.buckets):
             bucket.reducer.begin_backward(True)
             for worker in self.moved:
                 buffer = self._buffer(bucket, worker)
-                np.subtract(self.anchors[i], buffer.array, out=buffer.array)
+                np.subtract(self.anchors[i], self._weights(bucket, worker), out=buffer.array)
                 buffer.array *= bucket.flat.dtype.type(shares[worker])
                 for accumulator in buffer.accumulators:
                     accumulator.written = True
+        self.rewind()
 
     def average_buffers(self, shares: Array) -> None:
         """Makes the model's buffers the means over all workers; integers, which count batches, the largest."""
@@ -243,14 +261,14 @@ class Workers:
         """The state of each worker of this rank, by name. between: two sums, so that weights and buffers belong to
         it."""
         found: dict[str, list[Array]] = {}
-        shown = self.values()
+        shown, last = self.values(), self.anchors or [bucket.flat.data for bucket in self.buckets]
         for worker in self.shards.owned:
             own = self.optimizer.snapshot() if worker == self._loaded else self._snapshots.get(worker, self.initial)
             state = {f"optimizer.{name}": array for name, array in own.items()}
             if between:
                 moved = worker in self.moved
                 for i, bucket in enumerate(self.buckets):
-                    state[f"weights.{i}"] = self._buffer(bucket, worker).array if moved else bucket.flat.data
+                    state[f"weights.{i}"] = self._weights(bucket, worker) if moved else last[i]
                 buffers = self._buffers[worker] if moved else shown
                 state.update({f"buffers.{i}": value for i, value in enumerate(buffers)})
             for name, array in state.items():
@@ -267,8 +285,7 @@ class Workers:
         return found
 
     def load_state_dict(self, states: Mapping[str, Array], between: bool) -> None:
-        """Loads what fits the names and shapes of `arrays`."""
-        self.begin_round()
+        """Loads what fits the names and shapes of `arrays`, at the beginning of a round."""
         self._loaded = None
         for worker in self.shards.owned:
             own = {name: np.array(states[name][worker]) for name in states}

@@ -16,13 +16,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 MARKS = "*o+x#@%&"
+STEP = "step"
 THROUGHPUT = "samples_per_second"
 _NOT_CURVES = ("step", "time", "epoch")
 _VALIDATION = re.compile(r"^(val|valid|validation|test)_")
 
 
 class Curve(NamedTuple):
-    """A number of one run over its steps."""
+    """A number of one run over its steps, or over another axis."""
 
     run: str
     name: str
@@ -59,15 +60,16 @@ def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
     return {name: panels[name] for name in sorted(panels, key=_rank_of_panel)}
 
 
-def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
+def draw(panels: Panels, path: str | Path, log: Sequence[str] = (), axis_name: str = STEP) -> None:
     """Writes a picture (PNG, PDF or SVG, by the suffix of `path`), one panel beside the other; needs matplotlib.
 
-    log: the panels whose vertical axis is logarithmic. Validation curves are dashed.
+    log: the panels whose vertical axis is logarithmic. Validation curves are dashed. axis_name: of the horizontal axis,
+    which is logarithmic unless it is `STEP`.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
-        from matplotlib.ticker import EngFormatter, MaxNLocator
+        from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
     except ImportError as error:
         raise ImportError('a picture needs matplotlib: pip install "sorix_dist[plot]"') from error
     runs = list(dict.fromkeys(curve.run for panel in panels.values() for curve in panel))
@@ -90,9 +92,13 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
                 marker="." if len(curve.steps) == 1 else None,
             )
         axis.set_title(_title(name), fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
+        axis.set_xlabel(axis_name, fontsize=8)
         axis.tick_params(labelsize=7)
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if axis_name == STEP:
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        else:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(ScalarFormatter())
         if name in log:
             axis.set_yscale("log")
         elif name == THROUGHPUT:
@@ -117,12 +123,13 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = ()) -> None:
     figure.savefig(path)
 
 
-def as_text(panels: Panels, width: int = 80, height: int = 11) -> str:
-    """The curves in characters, at most `width` columns wide, `height` lines a panel."""
-    return "\n\n".join(_panel_as_text(name, panel, width, height) for name, panel in panels.items())
+def as_text(panels: Panels, width: int = 80, height: int = 11, axis_name: str = STEP) -> str:
+    """The curves in characters, at most `width` columns wide, `height` lines a panel; axis_name: see `draw`."""
+    return "\n\n".join(_panel_as_text(name, panel, width, height, axis_name) for name, panel in panels.items())
 
 
-def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int) -> str:
+def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int, axis_name: str) -> str:
+    along = float if axis_name == STEP else math.log
     points = [(s, v) for curve in panel for s, v in zip(curve.steps, curve.values) if math.isfinite(v)]
     title = _title(name)
     if not points:
@@ -135,12 +142,13 @@ def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int) -
     for mark, curve in zip(MARKS * len(panel), panel):
         for step, value in zip(curve.steps, curve.values):
             if math.isfinite(value):
-                column = round((step - first) / max(last - first, 1) * (columns - 1))
+                column = round((along(step) - along(first)) / ((along(last) - along(first)) or 1) * (columns - 1))
                 row = round((high - value) / ((high - low) or 1) * (height - 1))
                 canvas[row, column] = mark
     at = {0: labels[0], height // 2: labels[1], height - 1: labels[2]}
     lines = [f"{at.get(row, ''):>{margin}} |{''.join(canvas[row]).rstrip()}" for row in range(height)]
-    ends = f"{first:<{columns // 2}}{last:>{columns - columns // 2}}"
+    middle = "" if axis_name == STEP else axis_name
+    ends = f"{first:<{columns // 3}}{middle:^{columns // 3}}{last:>{columns - 2 * (columns // 3)}}"
     axis = [f"{'':{margin}} +{'-' * columns}", f"{'':{margin}}  {ends}"]
     several = len({curve.run for curve in panel}) > 1
     legend = [

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, is_initialized
 from sorix_dist.comm.waiting import UNKNOWN, comparison
 from sorix_dist.core.arguments import as_int
 from sorix_dist.nn import Module
@@ -22,8 +22,8 @@ from sorix_dist.parallel.consistency import on_first_rank
 from sorix_dist.parallel.world import world
 from sorix_dist.train.timeline import REST, Span, Summary, Timeline
 
-ROUNDS = 21
-"""Messages by which the clocks of several hosts are compared."""
+ROUNDS = 30
+"""Messages there and back by which the clocks of two hosts are compared."""
 LAYERS = 20
 """The layers that the table shows."""
 KINDS = (
@@ -50,7 +50,8 @@ def profile(
     of all ranks for https://ui.perfetto.dev; `sorix-dist profile trace.json` prints its table. warmup: steps that are
     left out; steps: how many are measured (None: all of the block). After 50,000 spans it stops too.
 
-    A step ends with `optimizer.step()`, or with a call of a captured step. Spans cost about a microsecond each.
+    A step ends with `optimizer.step()`, or with a call of a captured step. A span costs about a microsecond. Where that
+    would be much of a step's time, and `steps` is None, 8 steps in a row are measured of 16 to 512.
     """
     if model is not None and not isinstance(model, Module):
         raise TypeError(f"profile: model must be a Module or None, got {type(model).__name__}")
@@ -60,7 +61,8 @@ def profile(
 
 @dataclass
 class RankTimes:
-    """Where the time of one rank went, in seconds; see `Summary`. waited_for: by rank."""
+    """Where the time of one rank went, in seconds, and what a step is; see `Summary`. waited_for: by rank; passed:
+    steps between those that were measured."""
 
     wall: float
     steps: int
@@ -68,6 +70,10 @@ class RankTimes:
     kinds: dict[str, float]
     layers: dict[str, list[float]]
     waited_for: dict[int, float]
+    passed: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    operations: int = 0
 
 
 class Profile:
@@ -79,6 +85,7 @@ class Profile:
     def __init__(self, timeline: Timeline, path: str | os.PathLike[str] | None) -> None:
         self.ranks: list[RankTimes] = []
         self._timeline = timeline
+        self._clocks: list[tuple[int, int]] = []
         self._path = None if path is None else Path(path).absolute()
         if self._path is not None and (self._path.is_dir() or not self._path.parent.is_dir()):
             raise ValueError(f"profile: path must be a file in a folder that exists, got {os.fspath(self._path)!r}")
@@ -90,6 +97,8 @@ class Profile:
         return table(self.ranks)
 
     def __enter__(self) -> Self:
+        if is_initialized():  # a script that is profiled from its start may choose options first
+            self._clocks.append(_compared(world()))
         self._timeline.start()
         return self
 
@@ -103,49 +112,76 @@ class Profile:
         self._timeline.stop()
         summary = self._timeline.summary()
         if alone:
-            self.ranks = _times([summary], [0])
+            self.ranks = _times([summary], [RankClock((0, 0))])
             return
         comm = world()
-        answers = comm.gather_objects((summary, _offset(comm)), "profile")
-        summaries, offsets = zip(*answers, strict=True)
-        self.ranks = _times(summaries, offsets)
+        self._clocks.append(_compared(comm))
+        answers = comm.gather_objects((summary, RankClock(*self._clocks)), "profile")
+        summaries, clocks = zip(*answers, strict=True)
+        self.ranks = _times(summaries, clocks)
         if self._path is not None:
-            self._write(comm, self._path, offsets)
+            self._write(comm, self._path, clocks)
 
-    def _write(self, comm: Comm, path: Path, offsets: Sequence[int]) -> None:
+    def _write(self, comm: Comm, path: Path, clocks: Sequence[RankClock]) -> None:
         """Writes the trace. One rank after the other sends its spans, so that no rank keeps those of all."""
         own, events = self._timeline.all_spans(), []
-        for rank, offset in enumerate(offsets):
+        for rank, shared in enumerate(clocks):
             spans = comm.broadcast_object(own if rank == comm.rank else None, rank)
             if comm.rank == 0:
-                events += _events(rank, spans, offset)
+                events += _events(rank, spans, shared)
         trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"ranks": list(map(asdict, self.ranks))}}
         on_first_rank(comm, lambda: path.write_text(json.dumps(trace) + "\n", encoding="utf-8"))
 
 
-def _offset(comm: Comm) -> int:
-    """This rank's clock minus rank 0's, in nanoseconds: 0 on one host, where they have the same."""
+class RankClock:
+    """A rank's clock beside rank 0's: their difference at the begin and at the end, in between a straight line."""
+
+    def __init__(self, *seen: tuple[int, int]) -> None:
+        (self.first, self.offset), (last, offset) = seen[0], seen[-1]
+        self.drift = (offset - self.offset) / (last - self.first) if last > self.first else 0.0
+
+    def __call__(self, time: int) -> int:
+        """The time on rank 0's clock."""
+        return time - self.offset - round(self.drift * (time - self.first))
+
+
+def _compared(comm: Comm) -> tuple[int, int]:
+    """This rank's time, and by how much its clock is ahead of rank 0's, in nanoseconds: 0 on one host, where they have
+    the same.
+
+    What a rank sends before a message and gets back after it bounds the difference from both sides (Cristian 1989). The
+    ranks of a host have one clock, so the narrowest of their bounds count.
+    """
     if comm.hosts == 1:
-        return 0
-    differences = []
+        return clock(), 0
+    least, most, before_end, after = -(1 << 62), 1 << 62, 0, 0
     for _ in range(ROUNDS):
-        comm.barrier()
-        clocks = comm.all_gather(np.array([clock()]))[:, 0]
-        differences.append(clocks[comm.rank] - clocks[0])
-    return int(np.median(differences))
+        before = clock()
+        times = comm.all_gather(np.array([before, after]))
+        if after:  # rank 0 had this rank's last time before it read its clock
+            least = max(least, before_end - int(times[0, 1]))
+        before_end, after = before, clock()
+        most = min(most, after - int(times[0, 0]))
+    bounds = comm.all_gather(np.array([comm.host, least, most]))
+    own = bounds[bounds[:, 0] == comm.host]
+    return clock(), (int(own[:, 1].max()) + int(own[:, 2].min())) // 2 if comm.host else 0
 
 
-def _times(summaries: Sequence[Summary], offsets: Sequence[int]) -> list[RankTimes]:
+def _times(summaries: Sequence[Summary], clocks: Sequence[RankClock]) -> list[RankTimes]:
     """The times of all ranks, with the waiting in messages: until the last rank's clock says that it came."""
     waited: list[dict[int, int]] = [defaultdict(int) for _ in summaries]
-    messages = []
-    for summary, offset, found in zip(summaries, offsets, waited, strict=True):
-        messages.append([(start - offset, end - offset) for start, end, rank in summary.waits if rank == UNKNOWN])
-        for start, end, rank in summary.waits:
-            if rank != UNKNOWN:
+    messages: list[dict[int, list[tuple[int, int]]]] = [defaultdict(list) for _ in summaries]  # by step
+    for summary, shared, found, sent in zip(summaries, clocks, waited, messages, strict=True):
+        for step, start, end, rank in summary.waits:
+            if rank == UNKNOWN:
+                sent[step].append((shared(start), shared(end)))
+            else:
                 found[rank] += end - start
-    if len(messages) > 1 and len({*map(len, messages)}) == 1:  # else they are not the same messages
-        for together in zip(*messages, strict=True):
+    for step in set.intersection(*map(set, messages)) if len(messages) > 1 else ():
+        in_step = [sent[step] for sent in messages]
+        if len({*map(len, in_step)}) > 1:  # they are not the same messages
+            continue
+        for together in zip(*in_step, strict=True):
             late = max(range(len(together)), key=lambda rank: together[rank][0])
             for (start, end), found, summary in zip(together, waited, summaries, strict=True):
                 until = min(max(start, together[late][0]), end)
@@ -160,23 +196,33 @@ def _times(summaries: Sequence[Summary], offsets: Sequence[int]) -> list[RankTim
             {kind: ns / 1e9 for kind, ns in summary.kinds.items()},
             {name: [there / 1e9, back / 1e9, calls] for name, (there, back, calls) in summary.layers.items()},
             {late: ns / 1e9 for late, ns in found.items() if ns},
+            summary.passed,
+            summary.rows,
+            summary.nbytes,
+            summary.operations,
         )
         for summary, found in zip(summaries, waited, strict=True)
     ]
 
 
-def _events(rank: int, spans: Sequence[Span], offset: int) -> list[dict[str, Any]]:
+def _events(rank: int, spans: Sequence[Span], shared: RankClock) -> list[dict[str, Any]]:
     """Spans as complete events of the Trace Event Format, in microseconds; a process stands for a rank."""
-    about = [{"ph": "M", "pid": rank, "tid": 0, "name": "process_name", "args": {"name": f"rank {rank}"}}]
-    return about + [
-        {"ph": "X", "pid": rank, "tid": 0, "cat": kind, "name": name, "ts": (start - offset) / 1e3,
-         "dur": (end - start) / 1e3}
+    named = {"process_name": {"name": f"rank {rank}"}, "process_sort_index": {"sort_index": rank}}
+    named["thread_name"] = {"name": "training"}
+    return [{"ph": "M", "pid": rank, "tid": 0, "name": name, "args": about} for name, about in named.items()] + [
+        {"ph": "X", "pid": rank, "tid": 0, "cat": kind, "name": name, "ts": shared(start) / 1e3,
+         "dur": (shared(end) - shared(start)) / 1e3}
         for kind, name, start, end in spans
     ]  # fmt: skip
 
 
 def table_of_file(path: str | os.PathLike[str]) -> str:
     """The table of a trace that `profile` has written; ValueError for another file."""
+    return table(times_of_file(path))
+
+
+def times_of_file(path: str | os.PathLike[str]) -> list[RankTimes]:
+    """The times of each rank in a trace that `profile` has written; ValueError for another file."""
     try:
         ranks = json.loads(Path(path).read_text(encoding="utf-8"))["otherData"]["ranks"]
         times = [RankTimes(**rank) for rank in ranks]
@@ -184,25 +230,29 @@ def table_of_file(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{os.fspath(path)!r} is no trace that sx.profile has written") from None
     for rank in times:
         rank.waited_for = {int(late): seconds for late, seconds in rank.waited_for.items()}
-    return table(times)
+    return times
 
 
 def table(ranks: Sequence[RankTimes]) -> str:
     """The times of ranks as text."""
-    steps = ranks[0].steps
-    if not steps:
+    count, wall = sum(rank.steps for rank in ranks), sum(rank.wall for rank in ranks)
+    if not all(rank.steps for rank in ranks):
         return "profile: no step was measured; a step ends with optimizer.step(), and the first ones may be left out"
-    count, wall = len(ranks) * steps, sum(rank.wall for rank in ranks)
     products = sum(rank.products for rank in ranks)
     of = f"{len(ranks)} ranks" if len(ranks) > 1 else "1 rank"
-    lines = [f"{steps} steps of {of}: {wall / count * 1e3:.3f} ms a step, products of matrices {products / wall:.0%}"]
+    first = ranks[0]
+    steps = (
+        f"{first.steps} of {first.steps + first.passed} steps, {of}" if first.passed else f"{first.steps} steps of {of}"
+    )
+    lines = [f"{steps}: {wall / count * 1e3:.3f} ms a step, products of matrices {products / wall:.0%}"]
     lines += ["", f"  {'':14} {'ms a step':>10} {'share':>6}" + ("   most" if len(ranks) > 1 else "")]
     for kind in KINDS:
-        own = [rank.kinds.get(kind, 0.0) for rank in ranks]
-        if total := sum(own):
-            most = f"   rank {own.index(max(own))}: {max(own) / steps * 1e3:.3f}" if len(ranks) > 1 else ""
+        own = [rank.kinds.get(kind, 0.0) / rank.steps for rank in ranks]
+        if any(own):
+            total = sum(rank.kinds.get(kind, 0.0) for rank in ranks)
+            most = f"   rank {own.index(max(own))}: {max(own) * 1e3:.3f}" if len(ranks) > 1 else ""
             lines.append(f"  {kind:14} {total / count * 1e3:10.3f} {total / wall:6.1%}{most}")
-    return "\n".join([*lines, *_layers(ranks, count), *_waits(ranks, steps)])
+    return "\n".join([*lines, *_layers(ranks, count), *_waits(ranks)])
 
 
 def _layers(ranks: Sequence[RankTimes], count: int) -> list[str]:
@@ -222,7 +272,7 @@ def _layers(ranks: Sequence[RankTimes], count: int) -> list[str]:
     return lines
 
 
-def _waits(ranks: Sequence[RankTimes], steps: int) -> list[str]:
+def _waits(ranks: Sequence[RankTimes]) -> list[str]:
     """Which rank the others waited for, the one that waited least, and for how long."""
     caused: dict[int, float] = defaultdict(float)
     for rank in ranks:
@@ -232,5 +282,5 @@ def _waits(ranks: Sequence[RankTimes], steps: int) -> list[str]:
         return []
     shares = {number: sum(rank.waited_for.values()) / rank.wall for number, rank in enumerate(ranks)}
     slow = min(shares, key=lambda rank: shares[rank])
-    each = caused[slow] / (len(ranks) - 1) / steps * 1e3
+    each = caused[slow] / (len(ranks) - 1) / ranks[slow].steps * 1e3
     return ["", f"{comparison(shares, slow)}; each of them waited {each:.3f} ms a step for it"]

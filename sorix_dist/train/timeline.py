@@ -1,37 +1,24 @@
-"""A timeline of one rank's steps: the package's functions note when they begin and end, while a timeline listens.
+"""A timeline of one rank's steps: when the package's functions began and ended, as `instrument` tells it.
 
-The functions are replaced by ones that take the time when the first timeline begins, and put back after the last one:
-where no timeline listens, nothing is paid.
+Taking a span costs about a microsecond. Where that is much beside a step, some steps in a row are taken of many, and
+the timeline pauses meanwhile. The number of a step decides, so all ranks take the same steps.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import wraps
 from itertools import pairwise
-from threading import Lock, get_ident
+from threading import get_ident
 from time import perf_counter_ns as clock
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from sorix_dist.comm.waiting import listeners
-from sorix_dist.core import Tensor, autograd
-from sorix_dist.core.capture import listening
-from sorix_dist.core.graph import recording
 from sorix_dist.core.op import marker
-from sorix_dist.core.ops import matrix
 from sorix_dist.nn import Module
-from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.parallel.agreement import LocalConsensus, MessageConsensus, SharedMemoryConsensus
-from sorix_dist.parallel.coordinator import Coordinator
-from sorix_dist.train.checkpoint import Checkpointer
-from sorix_dist.train.compile import CompiledStep
-from sorix_dist.utils.data import loader
+from sorix_dist.train import instrument
 
 MOST = 50_000
 """Spans that a timeline takes; with the step that reaches it, it ends."""
@@ -39,13 +26,23 @@ MOST = 50_000
 REST = "all else"
 """The kind of what no other span covers: the script's own Python, and functions of tensors outside of modules."""
 
+PAUSE = "not measured"
+"""The kind of the time in which the timeline paused."""
+
 OUTSIDE = "outside of modules"
 """The layer of operations that no module has called."""
 
+BURST, MOST_BURSTS = 16, 64
+"""Steps in a row that are taken, or not; one burst is taken of at most so many."""
+
+LARGEST_SHARE = 0.025
+"""Of the time of a step, what taking its spans may cost."""
+
+SPAN_COST, NODE_COST, PAUSE_COST = 2_000, 300, 80_000
+"""Nanoseconds that taking a span, taking an operation of a walk, and a pause cost, about."""
+
 LAYERED = ("forward", "evaluation", "backward")
 """The kinds whose spans are named by layer."""
-
-_END = -1  # in place of an operation: a walk has ended
 
 
 class Span(NamedTuple):
@@ -62,23 +59,29 @@ class Summary:
     """Where one rank's time went, in nanoseconds.
 
     kinds: by kind what no span inside of another one covers, so that they sum to `wall`; layers: by module its own
-    forward, its backward, and its calls; waits: start, end and the rank waited for; products: of matrices.
+    forward, its backward, and its calls; waits: number of the step, start, end and the rank waited for; products: of
+    matrices; rows: of the last global batch; nbytes: of the gradients; operations: that a backward goes through;
+    passed: steps that were not taken, which `wall` does not contain.
     """
 
     wall: int
     steps: int
+    passed: int
     kinds: dict[str, int]
     layers: dict[str, list[int]]
-    waits: list[tuple[int, int, int]]
+    waits: list[tuple[int, int, int, int]]
     products: int
+    rows: int = 0
+    nbytes: int = 0
+    operations: int = 0
 
 
 @dataclass
 class Timeline:
     """What this thread does from `start()` to `stop()`.
 
-    model: its layers are named as in it; warmup: steps that are forgotten; most_steps: it ends after them. A step ends
-    with `Optimizer.step`, or with a call of a captured step.
+    model: its layers are named as in it; warmup: steps that are forgotten; most_steps: it takes these, in a row, and
+    ends. A step ends with `Optimizer.step`, or with a call of a captured step.
     """
 
     model: Module | None = None
@@ -87,9 +90,18 @@ class Timeline:
     began: int = 0
     ended: int = 0
     spans: list[tuple[str, str, int, int]] = field(default_factory=list)
-    waits: list[tuple[int, int, int]] = field(default_factory=list)
-    step_ends: list[int] = field(default_factory=list)
+    waits: list[tuple[int, int, int, int]] = field(default_factory=list)
+    pauses: list[tuple[int, int, int]] = field(default_factory=list)  # start, end, and steps
+    number: int = 0  # of the step
+    steps: int = 0  # that were taken
+    taken: int = 0  # the cost of what was taken before this burst, in nanoseconds
+    since: int = 0  # when this step began, or this pause
+    fastest: int = 0  # the time of the fastest step of this burst
+    paused: int = 0  # the steps of this pause, 0 where there is none
+    left: int = 0  # how many of them are still to come
     products: int = 0
+    rows: int = 0  # of the last global batch
+    nbytes: int = 0  # of the gradients that it gave
     layer: str = ""
     layers: list[tuple[int, str]] = field(default_factory=list)  # the layer of operations from a number on
     nodes: list[tuple[int, int]] = field(default_factory=list)  # the number of each operation a walk comes to, and when
@@ -98,30 +110,26 @@ class Timeline:
 
     def start(self) -> None:
         """Begins to listen in this thread."""
-        if get_ident() in _timelines:
+        if self.model is not None:
+            self._register(self.model)
+        if not instrument.begin(self):
             raise RuntimeError(
                 "profile: this rank is being profiled already: end the first profile before the next, or run the "
                 "script without `sorix-dist profile` and `run --profile`, which measure all of it"
             )
-        if self.model is not None:
-            self._register(self.model)
-        with _lock:
-            if not _timelines:
-                _install()
-            _timelines[get_ident()] = self
-        listeners[get_ident()] = lambda *wait: self.waits.append(wait)
-        self.began = clock()
+        self._resume()
+        self.began = self.since = clock()
 
     def stop(self) -> None:
         """Ends; may be called twice."""
-        if _timelines.get(get_ident()) is not self:
+        if instrument.started.get(get_ident()) is not self:
             return
+        if self.paused:
+            self._end_pause(self.paused - self.left)
+        else:
+            del listeners[get_ident()]
         self.ended = clock()
-        del listeners[get_ident()]
-        with _lock:
-            del _timelines[get_ident()]
-            if not _timelines:
-                _uninstall()
+        instrument.end()
 
     def end_step(self) -> None:
         """A step has ended."""
@@ -131,10 +139,45 @@ class Timeline:
                 forgotten.clear()
             self.layers[:] = [(marker(), self.layer)]
             self.products, self.began = 0, clock()
+            self.since = self.began
             return
-        self.step_ends.append(clock())
-        if len(self.step_ends) == self.most_steps or len(self.spans) + len(self.nodes) > MOST:
+        if self.paused:
+            self._end_pause(self.paused)
+            self._resume()
+            return
+        self.number, self.steps = self.number + 1, self.steps + 1
+        now = clock()
+        self.fastest, self.since = min(self.fastest or now, now - self.since), now
+        if self.steps == self.most_steps or len(self.spans) + len(self.nodes) > MOST:
             self.stop()
+        elif self.most_steps is None and self.number % BURST == 0:
+            self._end_burst()
+
+    def _end_burst(self) -> None:
+        """Pauses for some bursts if taking the spans of this one took too large a share of its time."""
+        taken = (len(self.spans) + len(self.waits)) * SPAN_COST + len(self.nodes) * NODE_COST
+        cost, time = taken - self.taken, BURST * self.fastest  # the fastest: others may have been interrupted
+        self.taken, self.fastest, every = taken, 0, 1
+        if cost > LARGEST_SHARE * time:
+            while cost + PAUSE_COST > LARGEST_SHARE / 2 * every * time and every < MOST_BURSTS:
+                every *= 2  # powers of two: ranks that measure other shares still take steps that all take
+        if to_go := -self.number % (BURST * every):
+            self._pause(to_go)
+
+    def _resume(self) -> None:
+        instrument.resume()
+        listeners[get_ident()] = lambda *wait: self.waits.append((self.number, *wait))
+        self.layers.append((marker(), self.layer))
+        self.since = clock()
+
+    def _pause(self, steps: int) -> None:
+        del listeners[get_ident()]
+        instrument.pause()
+        self.paused = self.left = steps
+
+    def _end_pause(self, steps: int) -> None:
+        self.pauses.append((self.since, clock(), steps))
+        self.number, self.paused, self.left = self.number + steps, 0, 0
 
     def name_of(self, module: Module) -> str:
         """The name of a module: in the model that it was called in, or its class."""
@@ -153,7 +196,9 @@ class Timeline:
 
     def all_spans(self) -> list[Span]:
         """The whole and the spans inside of it: each lies within an earlier one, and overlaps no other."""
-        found = [Span("waiting", f"for rank {rank}" if rank >= 0 else "in a message", *at) for *at, rank in self.waits]
+        found = [Span(PAUSE, f"{steps} steps", start, end) for start, end, steps in self.pauses]
+        for _, start, end, rank in self.waits:
+            found.append(Span("waiting", f"for rank {rank}" if rank >= 0 else "in a message", start, end))
         found += [*self._walks(), *(Span(*span) for span in self.spans)]
         whole = Span(REST, "profile", self.began, self.ended)
         inside = [span for span in found if span.start >= self.began and span.end <= self.ended]
@@ -165,7 +210,7 @@ class Timeline:
         numbers = [number for number, _ in self.layers]
         span = None
         for (number, at), (_, then) in pairwise(self.nodes):
-            if number == _END:
+            if number == instrument.END:
                 continue
             index = bisect_right(numbers, number) - 1
             name = (self.layers[index][1] if index >= 0 else "") or OUTSIDE
@@ -201,162 +246,9 @@ class Timeline:
             around.append((span, 0))
         while around:
             close()
-        waits = [wait for wait in self.waits if wait[0] >= self.began]
-        return Summary(self.ended - self.began, len(self.step_ends), dict(kinds), dict(layers), waits, self.products)
-
-
-_timelines: dict[int, Timeline] = {}
-_lock = Lock()
-_originals: list[tuple[Any, str, Any]] = []
-
-
-def _listener() -> Timeline | None:
-    return _timelines.get(get_ident())
-
-
-def _timed(kind: str) -> Callable[[Any], Any]:
-    """Makes a function note its calls as spans of a kind."""
-
-    def decorate(function: Any) -> Any:
-        name = kind if function.__name__ == kind else f"{kind}: {function.__name__}"
-
-        return _noted(function, lambda timeline, start, end: timeline.spans.append((kind, name, start, end)))
-
-    return decorate
-
-
-def _module_call(function: Any) -> Any:
-    @wraps(function)
-    def call(module: Any, *inputs: Any, **options: Any) -> Any:
-        timeline = _timelines.get(get_ident())
-        if timeline is None:
-            return function(module, *inputs, **options)
-        name, before = timeline.name_of(module), timeline.layer
-        timeline.layer = name
-        timeline.layers.append((marker(), name))
-        start = clock()
-        try:
-            return function(module, *inputs, **options)
-        finally:
-            timeline.spans.append(("forward" if recording.get() else "evaluation", name, start, clock()))
-            timeline.layer = before
-            timeline.layers.append((marker(), before))
-
-    return call
-
-
-def _walk(function: Any) -> Any:
-    """Notes when the walk of a backward comes to each operation."""
-
-    @wraps(function)
-    def backward(tensor: Tensor, seed: Any, keep: bool, at_node: Any, strict: bool) -> None:
-        timeline = _timelines.get(get_ident())
-        if timeline is None or listening() is not None:  # a captured step writes down the visitor that it sees
-            function(tensor, seed, keep, at_node, strict)
-            return
-        note = timeline.nodes.append
-
-        def visit(node: Any, gradient: Any) -> None:
-            note((node.number, clock()))
-            if at_node is not None:
-                at_node(node, gradient)
-
-        try:
-            function(tensor, seed, keep, visit, strict)
-        finally:
-            note((_END, clock()))
-
-    return backward
-
-
-def _optimizer_step(function: Any) -> Any:
-    timed = _timed("update")(function)
-
-    @wraps(function)
-    def step(*inputs: Any, **options: Any) -> Any:
-        result = timed(*inputs, **options)
-        if (timeline := _listener()) is not None:
-            timeline.optimized = True
-            timeline.end_step()
-        return result
-
-    return step
-
-
-def _captured_step(function: Any) -> Any:
-    timed = _timed("captured step")(function)
-
-    @wraps(function)
-    def call(*inputs: Any, **options: Any) -> Any:
-        if (timeline := _listener()) is not None:
-            timeline.optimized = False
-        result = timed(*inputs, **options)
-        if (timeline := _listener()) is not None and not timeline.optimized:
-            timeline.end_step()
-        return result
-
-    return call
-
-
-def _batches(function: Any) -> Any:
-    @wraps(function)
-    def ahead(*inputs: Any) -> Iterator[Any]:
-        fetch = _timed("loader")(next)
-        with closing(function(*inputs)) as batches:
-            while (batch := fetch(batches, _END)) is not _END:
-                yield batch
-
-    return ahead
-
-
-def _product(function: Any) -> Any:
-    def add(timeline: Timeline, start: int, end: int) -> None:
-        timeline.products += end - start
-
-    return _noted(function, add)
-
-
-def _noted(function: Any, note: Callable[[Timeline, int, int], None]) -> Any:
-    """The function; its begin and end are noted where a timeline runs in this thread."""
-
-    @wraps(function)
-    def timed(*inputs: Any, **options: Any) -> Any:
-        timeline = _timelines.get(get_ident())
-        if timeline is None:
-            return function(*inputs, **options)
-        start = clock()
-        try:
-            return function(*inputs, **options)
-        finally:
-            note(timeline, start, clock())
-
-    return timed
-
-
-_CONSENSUS = LocalConsensus, SharedMemoryConsensus, MessageConsensus
-_REPLACED: list[tuple[Any, str, Callable[[Any], Any]]] = [
-    (Module, "__call__", _module_call),
-    (Tensor, "backward", _timed("backward")),
-    (autograd, "_backward", _walk),
-    (Coordinator, "synchronise", _timed("reduce")),
-    *((consensus, name, _timed("agreement")) for consensus in _CONSENSUS for name in ("agree", "commit", "fence")),
-    (Optimizer, "step", _optimizer_step),
-    (Optimizer, "zero_grad", _timed("zero_grad")),
-    (CompiledStep, "__call__", _captured_step),
-    (loader, "ahead", _batches),
-    *((Checkpointer, name, _timed("checkpoint")) for name in ("save", "load_latest", "wait")),
-    (np, "matmul", _product),
-    (matrix, "dot", _product),
-]
-
-
-def _install() -> None:
-    for owner, name, replacement in _REPLACED:
-        original = vars(owner)[name]
-        _originals.append((owner, name, original))
-        setattr(owner, name, replacement(original))
-
-
-def _uninstall() -> None:
-    while _originals:
-        setattr(*_originals.pop())
+        wall = self.ended - self.began - kinds.pop(PAUSE, 0)
+        waits = [wait for wait in self.waits if wait[1] >= self.began]
+        passed = self.number - self.steps
+        walks = sum(number == instrument.END for number, _ in self.nodes)
+        counts = self.products, self.rows, self.nbytes, (len(self.nodes) - walks) // max(walks, 1)
+        return Summary(wall, self.steps, passed, dict(kinds), dict(layers), waits, *counts)

@@ -6,7 +6,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sorix_dist.watchdog.status_page import STARTUP, State, Status, directory
+from sorix_dist.watchdog.page_folder import directory
+from sorix_dist.watchdog.status_page import STARTUP, State, Status
 
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that ended, or in a different collective: one of them may just be
@@ -62,7 +63,7 @@ def diagnose(
     """
     waiting = [status for status in statuses.values() if is_waiting(status) and status.rank not in observed.gone]
     return (
-        _died(statuses, observed, waiting, single_host)
+        _died(statuses, observed, waiting, world_size, single_host)
         or _different(waiting, observed)
         or _ended(statuses, observed, waiting)
         or _never_imported(observed, waiting)
@@ -103,7 +104,11 @@ def ending(wait_status: int | None) -> str:
 
 
 def _died(
-    statuses: Mapping[int, Status], observed: Observations, waiting: Sequence[Status], single_host: bool
+    statuses: Mapping[int, Status],
+    observed: Observations,
+    waiting: Sequence[Status],
+    world_size: int,
+    single_host: bool,
 ) -> Fault | None:
     for rank, wait_status in observed.gone.items():
         status = statuses.get(rank)
@@ -113,9 +118,9 @@ def _died(
         harmless = not waiting or _another_may_come(status, observed)
         if status.state == State.IMPORTED and harmless and not (wait_status and wait_status & 0x7F):
             continue
-        # Of several hosts, one ends its ranks because a rank of another one failed.
-        other_host = not single_host and wait_status in (None, signal.SIGKILL)
-        blame = ", or its launcher has ended it for another host" if other_host else ""
+        # A launcher ends ranks because one of another host failed, or one without a page.
+        other = "another host" * (not single_host) or "a rank without a status page" * (world_size > len(statuses))
+        blame = f", or its launcher has ended it for {other}" if other and wait_status in (None, signal.SIGKILL) else ""
         what = f"rank {rank} (pid {status.pid}) {ending(wait_status)}{blame}: {step_of(status)}{activity(status)}"
         return Fault(what, (rank,))
     return None

@@ -23,6 +23,7 @@ from sorix_dist.watchdog.call_site import collect_stacks, user_frame
 from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
 from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.leftovers import Launchers
+from sorix_dist.watchdog.page_folder import launcher_of
 from sorix_dist.watchdog.process import (
     Process,
     children,
@@ -34,7 +35,7 @@ from sorix_dist.watchdog.process import (
     start_time,
     state,
 )
-from sorix_dist.watchdog.status_page import State, Status, StatusPages, launcher_of
+from sorix_dist.watchdog.status_page import State, Status, StatusPages
 
 TICK = 0.1
 """Seconds between two looks at the status pages; the guard sees the end of a process at once."""
@@ -166,9 +167,14 @@ class Guard:
         fault = fault or self._orphaned(statuses)
         if fault is None:
             return
+        if state(self.launcher.pid) == "T":
+            stopped = f"; what started the ranks (pid {self.launcher.pid}) is stopped (state T)"
+            fault = Fault(fault.what + stopped, fault.ranks)
         report = self._report(fault, statuses)
         self._start_backup()
         self._signal(signal.SIGSTOP)
+        for launcher in self.launchers.all:  # they forward the report
+            launcher.send(signal.SIGCONT)
         if not self.observed.gone:  # else the launcher may be ending everything, this report included
             time.sleep(DRAIN)
         _write(report)
@@ -304,7 +310,9 @@ class Guard:
                 same = waits and self.last_seen.get(rank) == seen
                 self.last_seen[rank] = seen
                 waited[rank] = waited.get(rank, 0.0) + passed if same else 0.0
-                stays = status.script_over and not waits and rank not in self.observed.gone
+                # The end of MPI keeps Python's lock: a rank that is in there can't say that its script is over.
+                is_over = status.script_over or status.state == State.ENDED
+                stays = is_over and not waits and rank not in self.observed.gone
                 over[rank] = over.get(rank, 0.0) + passed if stays else 0.0
 
     def _read_states(self, passed: float) -> None:

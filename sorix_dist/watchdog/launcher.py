@@ -127,17 +127,29 @@ _LAUNCHERS: tuple[Callable[[Environ], Launch | None], ...] = (
 
 
 def report_completion(environ: MutableMapping[str, str], rank: int) -> None:
-    """Make rank 0 touch the file that `environ` names when its script ends without an error.
+    """Make rank 0 create the file that `environ` names, and write to it when its script ends without an error.
 
-    An exit code of 0 does not prove that: fault-tolerant MPIs return it even if all ranks were killed, and so does a
-    rank that leaves by `os._exit(0)`. Child processes inherit no such request.
+    An exit code of 0 does not prove that: fault-tolerant MPIs return it even if all ranks were killed, Open MPI if a
+    host was lost, and so does a rank that leaves by `os._exit(0)`. Child processes inherit no such request.
     """
     path = environ.pop(COMPLETION_FILE, None)
     if path and rank == 0:
+        with suppress(OSError):  # the caller finds no file, or an empty one, and says so
+            Path(path).touch()
         atexit.register(_complete, Path(path))
+
+
+def has_begun(path: Path) -> bool:
+    """Whether rank 0 has imported the package, as far as its file can be seen here."""
+    return path.exists()
+
+
+def is_complete(path: Path) -> bool:
+    """Whether rank 0 has reported its completion."""
+    return path.exists() and bool(path.read_bytes())
 
 
 def _complete(path: Path) -> None:
     if not hasattr(sys, "last_value"):  # set by an uncaught exception, before sys.excepthook
-        with suppress(OSError):  # the caller finds no file, and says so
-            path.touch()
+        with suppress(OSError):
+            path.write_bytes(b"complete")

@@ -10,9 +10,7 @@ import fcntl
 import mmap
 import os
 import shutil
-import stat
 import struct
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -34,9 +32,6 @@ STARTUP = 1
 DEPTH = 4
 """Collectives of a communicator that are remembered, a power of two."""
 
-FOLDERS = 8
-"""Names of the folder of status pages to try, since other users may occupy some."""
-
 LOCK_SECONDS = 10.0
 """Seconds that a process waits for another one that has locked the pages."""
 
@@ -46,6 +41,8 @@ LONGEST = 1e9
 _GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
 # Words of a rank's page; WAITED: nanoseconds that it has waited for others.
 PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
+_CLAIMED = 512
+"""The first byte, in the first page, of a bit for each rank whose page is claimed."""
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
@@ -223,9 +220,11 @@ class StatusPages:
         return (1 + rank) * PAGE // WORD
 
     def claim(self, rank: int, pid: int) -> None:
-        """Clear the page of `rank` and give it to the process `pid`."""
+        """Clear the page of `rank` and give it to the process `pid`; one process at a time."""
         at = self.at(rank)
         self._allocate(1 + rank)
+        if (byte := _CLAIMED + rank // 8) < PAGE:
+            self.memory[byte] |= 1 << rank % 8
         self.words[at + PID] = 0
         self.memory[(1 + rank) * PAGE : (2 + rank) * PAGE] = bytes(PAGE)
         self.words[at + START], self.words[at + STATE] = start_time(pid), State.IMPORTED
@@ -245,8 +244,15 @@ class StatusPages:
                 f"{PAGE >> 10} KB are needed for each rank, MPI's own shared memory aside ({error.strerror})",
             ) from error
 
+    def _is_claimed(self, rank: int) -> bool:
+        """Whether the page of `rank` has memory: reading one without would take some, or be a SIGBUS."""
+        byte = _CLAIMED + rank // 8
+        return byte >= PAGE or bool(self.memory[byte] >> rank % 8 & 1)
+
     def owner(self, rank: int) -> tuple[int, int]:
-        """Number and start time of the process that has the page of `rank`."""
+        """Number and start time of the process that has the page of `rank`; (0, 0) if none has claimed it."""
+        if not self._is_claimed(rank):
+            return 0, 0
         at = self.at(rank)
         return self.words[at + PID], self.words[at + START]
 
@@ -257,6 +263,8 @@ class StatusPages:
 
     def read(self, rank: int) -> Status | None:
         """The page of `rank`, None if no process has claimed it."""
+        if not self._is_claimed(rank):
+            return None
         at = self.at(rank)
         words = self.words[at : at + PAGE // WORD].tolist()
         if words[PID] == 0:
@@ -317,51 +325,6 @@ def pack_text(what: str, where: str) -> bytes:
     return _HEAD.pack(zlib.crc32(body), len(body)) + body
 
 
-def directory() -> Path:
-    """The folder of status pages: private to this user, in this host's memory if possible.
-
-    PermissionError if there can be none.
-    """
-    for above in (Path("/dev/shm"), Path(tempfile.gettempdir())):
-        for number in range(FOLDERS):
-            folder = above / f"sorix_dist-{os.getuid()}.{number}"
-            with suppress(OSError):  # it exists already, or can't be made
-                os.mkdir(folder, 0o700)
-            with suppress(OSError):
-                about = os.lstat(folder)
-                if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
-                    return folder
-    raise PermissionError(f"no private folder of this user can be made in {above}; set TMPDIR to one of your own")
-
-
-def path_for(launcher: int) -> Path:
-    """The file of the ranks that the process `launcher` started on this host."""
-    return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}-{_namespace()}"
-
-
-def launcher_of(path: Path) -> tuple[int, int]:
-    """Number and start time of the launcher of the ranks whose file is `path`.
-
-    (0, -1) for another kind of file, and for another container's, where process numbers mean other processes.
-    """
-    name = path.name.removeprefix(_prefix()).partition(".")[0]
-    pid, start, namespace, *_ = [*name.split("-"), "", ""]
-    here = namespace in ("", _namespace())
-    return (int(pid), int(start)) if here and pid.isdigit() and start.isdigit() else (0, -1)
-
-
-def remove_stale() -> None:
-    """Remove the files of jobs whose launcher is gone and whose guard could not remove them."""
-    for path in directory().glob(f"{_prefix()}*"):
-        launcher, start = launcher_of(path)
-        if launcher and start_time(launcher) != start:
-            if path.suffix == ".leftovers":
-                leftovers.remove_recorded(path)
-            with suppress(OSError):  # another job has just removed it
-                path.unlink()
-    leftovers.remove_launcher_files()
-
-
 @contextmanager
 def _locked(file: int) -> Iterator[None]:
     """TimeoutError if another process, which may be stopped, does not unlock the file."""
@@ -385,15 +348,3 @@ def _lock(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _namespace() -> str:
-    """A number of this container's PID namespace: containers may share the folder. '' if unknown."""
-    try:
-        return str(os.stat("/proc/self/ns/pid").st_ino)
-    except OSError:
-        return ""
-
-
-def _prefix() -> str:
-    return f"sorix_dist-{os.getuid()}-"

@@ -24,8 +24,9 @@ from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog.call_site import call_site
 from sorix_dist.watchdog.launcher import Launch
 from sorix_dist.watchdog.monitor import Monitor
+from sorix_dist.watchdog.page_folder import path_for, remove_stale
 from sorix_dist.watchdog.process import launcher_pid, lives
-from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text, path_for, remove_stale
+from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text
 
 MOST_RANKS = 4096
 """Pages where the launcher does not say how many ranks there are; unused ones take no memory."""

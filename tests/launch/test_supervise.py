@@ -13,7 +13,7 @@ import pytest
 
 from sorix_dist.launch import supervise as module
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.supervise import supervise
+from sorix_dist.launch.supervise import run_on_hosts, supervise
 from tests.support.jobs import LIMIT, ROOT, announced, job, survivors
 
 BARE = "import os, pathlib, sys, time; attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
@@ -154,3 +154,23 @@ def test_a_job_that_was_asked_to_end_is_not_started_again(tmp_path: Path, script
         process.terminate()
         assert process.wait(LIMIT) == code
         assert survivors(pids) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("import sorix_dist.comm", 0),
+        ("import os, sorix_dist.comm; os._exit(0)", 70),  # as if mpirun had killed it and returned 0
+        ("import sorix_dist.comm; raise SystemExit(3)", 3),
+        ("", 0),  # whether such a script comes to its end is not known
+        ("import os; os.environ['SORIX_DIST_COMPLETION'] = '/nowhere/x'; import sorix_dist.comm; os._exit(0)", 0),
+    ],
+)
+def test_on_several_hosts_0_is_not_trusted(monkeypatch: pytest.MonkeyPatch, script: str, code: int) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    messages: list[str] = []
+    found = run_on_hosts(lambda env: Command((sys.executable, "-c", script), env), messages.append, 60.0)
+    assert found == code
+    assert [message.partition(", but")[2] for message in messages] == [
+        " rank 0 did not reach the end of the script, as when a host is lost"
+    ] * (code == 70)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -105,10 +106,10 @@ def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=
     return weights(anchor)
 
 
-def assert_close(found, wanted):
+def assert_close(found, wanted, tolerance=1e-12):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def hashed(state):
@@ -164,6 +165,28 @@ def test_a_sum_after_each_batch_is_a_step_on_the_global_batch():
 
     found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 1), "SGD")
     assert_close(found, run_threads(together, 1)[0])
+
+
+class Parts(nn.Module):
+    """Two dtypes, a frozen layer, one that is used twice, and one that is never used."""
+
+    def __init__(self):
+        self.frozen, self.twice = nn.Linear(FEATURES, 6).requires_grad_(False), nn.Linear(6, 6)
+        self.last, self.never = nn.Linear(6, CLASSES).double(), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.last(self.twice(self.twice(self.frozen(x.float()).tanh()).tanh()).double())
+
+
+def test_a_model_of_several_kinds_of_parameters():
+    def model():
+        sx.manual_seed(1)
+        return Parts()
+
+    found = on_all_shapes(trained, lambda m, o: sx.DiLoCo(m, o, every=3), "AdamW", model=model)
+    assert_close(found, simulated("AdamW", 3, outer=(0.7, 0.9), model=model), tolerance=1e-5)
+    for name, value in weights(model()).items():
+        assert (found[name] == value).all() == name.startswith(("frozen", "never"))
 
 
 def test_random_numbers_and_buffers_do_not_depend_on_ranks():
@@ -301,6 +324,11 @@ def test_after_data_parallel_steps_and_before():
             sx.DistributedDataParallel(model)
         for batch in loader:
             step(model, optimizer, local, batch)
+        kept = weakref.ref(local)
+        del local
+        with pytest.raises(ValueError, match=r"is wrapped already"):
+            sx.DistributedDataParallel(model)
+        local = kept()
         model = local.unwrap()
         with pytest.raises(RuntimeError, match=r"unwrapped"):
             local.synchronise()
@@ -310,6 +338,26 @@ def test_after_data_parallel_steps_and_before():
 
     found = [run_threads(work, size, hosts=hosts) for size, hosts in SHAPES]
     assert len({hashed(state) for of_ranks in found for state in of_ranks}) == 1
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_worker_may_cut_its_rows_and_take_a_dict(pieces):
+    def work():
+        model, optimizer, local, loader = setup()
+        for xb, yb in loader:
+            for batch, scale in local.workers({"x": xb, "y": yb}, sx.replicated(np.array([2.0]))):
+                x, y = batch["x"], batch["y"]
+                optimizer.zero_grad()
+                for part in (slice(0, 1), slice(1, None)) if pieces else (slice(None),):
+                    loss = F.cross_entropy(model(x[part]), y[part], reduction="sum") / len(y)
+                    (loss * scale).backward(sx.Tensor([0.5]))
+                optimizer.step()
+        local.synchronise()
+        return weights(model)
+
+    wanted = run_threads(trained, 1, (lambda m, o: sx.LocalSGD(m, o, 3), "momentum", 1))[0]
+    for size in (1, 3):
+        assert_close(run_threads(work, size)[0], wanted)
 
 
 def test_the_mean_loss_of_an_epoch():
@@ -379,6 +427,8 @@ def test_a_step_that_is_left_out():
         (r"no array", lambda m, o, local, xb, yb: next(local.workers())),
         (r"not rows of a loader's batch", lambda m, o, local, xb, yb: next(local.workers(xb, np.ones(4)))),
         (r"requires a gradient", lambda m, o, local, xb, yb: next(local.workers(xb * grown(), yb))),
+        (r"all rows of one batch", lambda m, o, local, xb, yb: next(local.workers(xb, yb[yb.numpy() > 0]))),
+        (r"all rows of one batch", lambda m, o, local, xb, yb: next(local.workers(xb, other()))),
         (r"left early", lambda m, o, local, xb, yb: [next(local.workers(xb, yb)), local.synchronise()]),
         (r"left early", lambda m, o, local, xb, yb: [next(local.workers(xb, yb)), local.state_dict()]),
         (r"can't be captured", lambda m, o, local, xb, yb: reason_of(lambda a: [1 for _ in local.workers(a)], xb)),
@@ -390,6 +440,10 @@ def test_what_is_refused_outside(message, body):
         body(model, optimizer, local, *next(iter(loader)))
 
     on_all_ranks(work, RuntimeError, message, size=2)
+
+
+def other():
+    return next(iter(DataLoader(data()[0], batch_size=7)))
 
 
 def grown():
@@ -424,6 +478,7 @@ def stepped(model):
         (ValueError, r"every must be an integer >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
         (ValueError, r"of the model alone", lambda m, o: sx.LocalSGD(m, INNER["SGD"](network().parameters()), 2)),
         (ValueError, r"of the model alone", lambda m, o: sx.DiLoCo(m, o, 2, INNER["SGD"](network().parameters()))),
+        (ValueError, r"another optimizer than the inner one", lambda m, o: sx.DiLoCo(m, o, 2, o)),
         (ValueError, r"must have parameters", lambda m, o: sx.LocalSGD(nn.Tanh(), o, 2)),
         (ValueError, r"on every rank.*every=2.*every=3", lambda m, o: sx.LocalSGD(m, o, 2 + sx.rank())),
         (ValueError, r"on every rank.*lr=0.1.*lr=1.1", lambda m, o: sx.LocalSGD(m, of_rate(m, 0.1 + sx.rank()), 2)),
@@ -474,12 +529,16 @@ def test_what_differs_between_ranks_is_found_at_the_next_sum():
 def test_weights_that_are_not_finite_are_named_and_not_mixed():
     def work():
         model, optimizer, local, loader = setup(inner="SGD")
-        for xb, yb in loader:
-            for x, y in local.workers(xb, yb):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(x), y)
-                (loss * (np.inf if sx.rank() == 1 else 1)).backward()
-                optimizer.step()
+        try:
+            for xb, yb in loader:
+                for x, y in local.workers(xb, yb):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    (loss * (np.inf if sx.rank() == 1 else 1)).backward()
+                    optimizer.step()
+        finally:
+            with pytest.raises(RuntimeError, match="a sum has failed"):
+                local.synchronise()
 
     on_all_ranks(work, FloatingPointError, r"'0.W' on rank 1 is nan", size=2)
 

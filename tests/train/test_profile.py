@@ -14,8 +14,8 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.comm.waiting import UNKNOWN
-from sorix_dist.train import timeline
-from sorix_dist.train.profile import _times, table_of_file
+from sorix_dist.train import instrument, timeline
+from sorix_dist.train.profile import RankClock, _compared, _times, table_of_file
 from sorix_dist.train.timeline import Summary
 from sorix_dist.utils.data import DataLoader, Dataset
 
@@ -67,8 +67,9 @@ def test_kinds_sum_to_the_wall_and_every_layer_is_there() -> None:
 def test_the_trace_nests_and_covers_the_wall(tmp_path: Path) -> None:
     _, p = trained(path=tmp_path / "trace.json", warmup=1, steps=2)
     trace = json.loads((tmp_path / "trace.json").read_text())
-    about, whole, *spans = trace["traceEvents"]
-    assert (about["ph"], about["args"]) == ("M", {"name": "rank 0"})
+    *about, whole = trace["traceEvents"][:4]
+    spans = trace["traceEvents"][4:]
+    assert [each["args"] for each in about] == [{"name": "rank 0"}, {"sort_index": 0}, {"name": "training"}]
     assert whole["dur"] == pytest.approx(p.ranks[0].wall * 1e6)
     around = [whole]
     for span in spans:
@@ -104,23 +105,23 @@ def test_the_slow_rank_is_named() -> None:
 
 def test_in_messages_they_wait_until_the_last_has_come() -> None:
     """Rank 1's clock is 1000 ns ahead; it comes 300 ns after rank 0, and the message takes 100 ns more."""
-    waits = [[(100, 500, UNKNOWN)], [(1400, 1500, UNKNOWN)]]
-    summaries = [Summary(1000, 1, {"waiting": wait[0][1] - wait[0][0]}, {}, wait, 0) for wait in waits]
-    first, second = _times(summaries, [0, 1000])
+    waits = [[(0, 100, 500, UNKNOWN)], [(0, 1400, 1500, UNKNOWN), (1, 1700, 1750, UNKNOWN)]]
+    summaries = [Summary(1000, 1, 0, {"waiting": wait[0][2] - wait[0][1]}, {}, wait, 0) for wait in waits]
+    first, second = _times(summaries, [RankClock((0, 0)), RankClock((0, 1000))])
     assert (first.waited_for, second.waited_for) == ({1: pytest.approx(3e-7)}, {})
     assert first.kinds == {"waiting": pytest.approx(3e-7), "messages": pytest.approx(1e-7)}
     assert second.kinds == {"waiting": 0, "messages": pytest.approx(1e-7)}
 
 
 def test_nothing_is_left_behind_and_the_numbers_are_the_same() -> None:
-    before = [vars(owner)[name] for owner, name, _ in timeline._REPLACED]
+    before = [vars(owner)[name] for owner, name, _ in [*instrument.STEPS, *instrument.SPANS]]
     model, _ = trained()
     with sx.profile(model):
-        during = [vars(owner)[name] for owner, name, _ in timeline._REPLACED]
+        during = [vars(owner)[name] for owner, name, _ in [*instrument.STEPS, *instrument.SPANS]]
     assert not any(a is b for a, b in zip(before, during))
     with pytest.raises(ZeroDivisionError), sx.profile(model) as p:
         print(1 / 0)
-    assert [vars(owner)[name] for owner, name, _ in timeline._REPLACED] == before
+    assert [vars(owner)[name] for owner, name, _ in [*instrument.STEPS, *instrument.SPANS]] == before
     assert p.table().startswith("profile: no step was measured")
     other, _ = trained(warmup=100)
     for a, b in zip(model.parameters(), other.parameters()):
@@ -134,6 +135,31 @@ def test_captured_steps_count() -> None:
     assert p.ranks[0].kinds["captured step"] > 0
     for a, b in zip(model.parameters(), captured.parameters()):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # a step that can't be captured
+def test_captured_steps_are_audited_before_and_in_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was captured in a profile is the same outside of it, and the other way round."""
+    monkeypatch.setenv("SORIX_DIST_COMPILE", "audit")
+    for before in (0, 6):
+        model = sx.DistributedDataParallel(nn.Linear(8, 2))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        @sx.compile
+        def step(x: Any, y: Any, model: Any = model, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        batches = DataLoader(Dataset(X, Y), batch_size=64 // 6)
+        for x, y in list(batches)[:before]:
+            step(x, y)
+        with sx.profile(model) as p:
+            for x, y in list(batches)[:6]:
+                step(x, y)
+        for x, y in list(batches)[:6]:
+            step(x, y)
+        assert p.ranks[0].steps == 6
 
 
 def test_it_ends_after_many_spans(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,3 +195,125 @@ def test_bad_arguments(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="is no trace that"):
         table_of_file(tmp_path / "other.json")
+
+
+def test_small_steps_are_taken_in_bursts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever a rank measures, the steps that it takes begin and end at the same numbers."""
+    monkeypatch.setattr(timeline, "BURST", 4)
+    monkeypatch.setattr(timeline, "SPAN_COST", 10**9)
+    monkeypatch.setattr(timeline, "MOST_BURSTS", 8)
+    _, p = trained(batches=64, path=tmp_path / "trace.json")
+    (times,) = p.ranks
+    assert (times.steps, times.passed) == (8, 56)  # 0 to 3 and 32 to 35
+    assert sum(times.kinds.values()) == pytest.approx(times.wall, rel=1e-9)
+    assert times.layers["0 Linear"][2] == 8
+    assert p.table().startswith("8 of 64 steps, 1 rank: ")
+    assert table_of_file(tmp_path / "trace.json") == p.table()
+    spans = [span for span in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if span["ph"] == "X"]
+    pauses = [span for span in spans if span["cat"] == "not measured"]
+    assert [span["name"] for span in pauses] == ["28 steps", "28 steps"]
+    whole = spans[0]["dur"]
+    assert whole - sum(span["dur"] for span in pauses) == pytest.approx(times.wall * 1e6)
+    _, p = trained(batches=64, steps=20)
+    assert (p.ranks[0].steps, p.ranks[0].passed) == (20, 0)  # so many were asked for
+    _, p = trained(compiled=True, batches=64)
+    assert (p.ranks[0].steps, p.ranks[0].passed) == (8, 56)
+
+
+def test_ranks_that_pause_for_longer_are_compared_by_the_steps_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "BURST", 2)
+    cost = timeline.SPAN_COST
+
+    def work() -> Any:
+        line = timeline.Timeline._end_burst
+
+        def end_burst(self: timeline.Timeline) -> None:
+            timeline.SPAN_COST = 10**9 if sx.rank() else cost  # rank 1 pauses for as long as it may
+            line(self)
+
+        monkeypatch.setattr(timeline.Timeline, "_end_burst", end_burst)
+        return trained(batches=16, pause=0.01 * sx.rank())[1].ranks
+
+    monkeypatch.setattr(timeline, "MOST_BURSTS", 4)
+    first, second = run_threads(work, 2)[0]
+    assert first.steps >= second.steps == 4
+    assert first.waited_for.get(1, 0) > 0
+
+
+COMMON: dict[str, Any] = {"ph": str, "pid": int, "tid": int, "name": str}
+OF_PHASE = {"X": {**COMMON, "cat": str, "ts": (int, float), "dur": (int, float)}, "M": {**COMMON, "args": dict}}
+METADATA = {"process_name": {"name": str}, "thread_name": {"name": str}, "process_sort_index": {"sort_index": int}}
+
+
+class Trace:
+    """A file in the Trace Event Format: what its description asks of the phases that we write."""
+
+    def __init__(self, text: str) -> None:
+        found = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        assert set(found) <= {"traceEvents", "displayTimeUnit", "otherData", "metadata", "systemTraceEvents"}
+        assert found["displayTimeUnit"] in ("ms", "ns")
+        self.events = found["traceEvents"]
+
+    def check(self, ranks: int) -> None:
+        for event in self.events:
+            kinds = OF_PHASE[event["ph"]]
+            assert event.keys() == kinds.keys(), event
+            assert all(isinstance(event[key], kind) for key, kind in kinds.items()), event
+            if event["ph"] == "M":
+                (about,) = event["args"].items()
+                assert {about[0]: type(about[1])} == METADATA[event["name"]]
+            else:
+                assert event["name"]
+                assert event["dur"] >= 0
+        named = {(event["name"], event["pid"]) for event in self.events if event["ph"] == "M"}
+        assert named == {(name, rank) for name in METADATA for rank in range(ranks)}
+        for rank in range(ranks):
+            self.check_thread([event for event in self.events if event["ph"] == "X" and event["pid"] == rank])
+
+    def check_thread(self, spans: list[dict[str, Any]]) -> None:
+        """The slices of a thread are in the order of their begins, and each lies in those that are open."""
+        around: list[float] = []
+        before = -np.inf
+        for span in spans:
+            start, end = span["ts"], span["ts"] + span["dur"]
+            assert start >= before
+            before = start
+            while around and around[-1] <= start + 1e-2:
+                around.pop()
+            assert not around or end <= around[-1] + 1e-2, span
+            around.append(end)
+
+
+def test_the_trace_keeps_to_the_format(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+
+    def work() -> Any:
+        trained(path=path, batches=8)
+
+    run_threads(work, 3)
+    Trace(path.read_text()).check(3)
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_clocks_of_hosts_are_compared(monkeypatch: pytest.MonkeyPatch, hosts: int) -> None:
+    """Each rank's clock is ahead of the others' and runs 50 parts in a million faster."""
+    ahead = [0, 7_000_000_000, -3_000_000_000]
+
+    def skewed() -> int:
+        now, rank = time.perf_counter_ns(), sx.comm.current().rank
+        return now + ahead[rank] + round(rank * 5e-5 * (now - began))
+
+    began = time.perf_counter_ns()
+    monkeypatch.setattr("sorix_dist.train.profile.clock", skewed)
+
+    def work() -> Any:
+        comm = sx.comm.current()
+        first = _compared(comm)
+        time.sleep(0.2)
+        shared = RankClock(first, _compared(comm))
+        comm.barrier()
+        now = time.perf_counter_ns()
+        own = now + ahead[comm.rank] + round(comm.rank * 5e-5 * (now - began))
+        return abs(shared(own) - now)
+
+    assert max(run_threads(work, hosts, hosts=hosts, timeout=60)) < 2_000_000  # on a busy machine; 10 us on an idle one

@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sorix_dist.launch.processes import descendants
-from sorix_dist.watchdog.process import command
+from sorix_dist.watchdog.process import command, parent, state
 from sorix_dist.watchdog.status_page import StatusPages
 from tests.support.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there
 
@@ -143,6 +144,8 @@ class Job:
         what = dice.choice([rank, "guard", "guard", "launcher", "proxy"])
         number = dice.choice([signal.SIGKILL, signal.SIGSTOP])
         pid = self.target(what)
+        if not self.target("guard") and (what == "proxy" or number == signal.SIGSTOP):
+            pid = 0  # before there is a guard, nothing of ours could wake a launcher
         if pid:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -189,12 +192,17 @@ def ended(process: subprocess.Popen[bytes], mark: str, limit: float) -> str | No
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            return "did not end"
-        left = still_there(mark)
-        return f"left {[(pid, command(pid)) for pid in left]}" if left else None
+            return f"did not end: {described(still_there(mark, patience=0))}"
+        left = still_there(mark, BOUND)
+        return f"left {described(left)}" if left else None
     finally:
         kill_marked(mark)
         process.wait()
+
+
+def described(pids: Sequence[int]) -> str:
+    """Number, state and name of processes, and those of their parents."""
+    return ", ".join(f"{pid} {state(pid)} {command(pid)} (of {parent(pid)})" for pid in pids)
 
 
 def again(folder: Path, ranks: int, how: str, bits: str) -> str | None:

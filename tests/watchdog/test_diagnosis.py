@@ -36,6 +36,9 @@ def test_a_rank_that_died() -> None:
     assert what == "rank 1 (pid 101) was killed by SIGKILL: step 3, last seen in all_reduce at train.py:9"
     assert "rank 0 " in str(fault_of(status(0, 4, waits=True), status(1, 4), gone={0: 9, 1: 9}))
     assert fault_of(status(0, 4), status(1, 3, state=State.ENDED), gone={1: 0}) is None
+    another = diagnose({1: status(1, 3)}, Observations({1: 9}), 300.0, world_size=2)
+    assert another is not None
+    assert "SIGKILL, or its launcher has ended it for a rank without a status page: step 3" in another.what
     assert fault_of(status(0, 4), status(1, 3, state=State.FAILED), gone={1: 0}) is None
 
 

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.watchdog.status_page import directory, launcher_of
+from sorix_dist.watchdog.page_folder import directory, launcher_of
 from tests.support.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
 from tests.watchdog.faults.case import RANKS, Case
 from tests.watchdog.faults.cases import CASES, HEALTHY
+from tests.watchdog.faults.commands import COMMANDS
 
 LONG = bool(os.environ.get("SORIX_DIST_LONG"))
+
+LIMIT = 20.0
+"""Seconds after which a command is taken to hang."""
 
 TOLD = re.compile(
     rf"rank \d of {RANKS} \(host \S+, pid \d+\) failed; ending all ranks\n(  (step|in|last seen in) .*\n)?"
@@ -71,6 +75,28 @@ def test_what_is_no_fault_ends_nobody(name: str, tmp_path: Path) -> None:
     ended = run(HEALTHY[name], tmp_path)
     assert ended.code == 0, ended.err
     assert "ending all ranks" not in ended.err
+    assert not ended.left, ended.left
+
+
+@needs_mpirun
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if LONG or not command.long])
+def test_a_command_ends_and_says_what_to_do(name: str, tmp_path: Path) -> None:
+    command = COMMANDS[name]
+    if command.needs_root and os.getuid() != 0:
+        pytest.skip("needs root, for memory or folders of other users")
+    folder, temporary = tmp_path / "work", tmp_path / "tmp"
+    folder.mkdir()
+    temporary.mkdir()
+    (folder / "train.py").write_text(command.script)
+    programs = {"MPIRUN": str(MPIRUN), "PYTHON": sys.executable, "SORIX_DIST": f"{sys.executable} -m sorix_dist"}
+    line = f"cd {folder} && {command.line}"
+    ended = run_command(["sh", "-c", line], limit=LIMIT, env={**programs, "TMPDIR": str(temporary)})
+    printed = ended.out + ended.err
+    assert (ended.code == 0) == command.is_healthy, printed
+    for says in command.says:
+        assert re.search(says, printed), f"{says}\n{printed}"
+    for never in command.never:
+        assert not re.search(never, printed), f"{never}\n{printed}"
     assert not ended.left, ended.left
 
 

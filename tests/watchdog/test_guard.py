@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.launching import MPIRUN, Ended, needs_mpirun, run_command, run_ranks
+from tests.support.launching import Ended, needs_mpirun, run_ranks
 
 pytestmark = needs_mpirun
 
@@ -113,27 +111,6 @@ def test_where_there_can_be_no_guard_a_rank_ends_itself_at_the_timeout(fault: st
     check(ended, r"rank 0 has waited 3 s \(init\(timeout=\)\) in all_reduce.* at .*train.py:15")
     assert "no guard process" in ended.err
     assert 'train.py", line 15' in ended.err
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can have a /dev/shm of its own")
-@pytest.mark.parametrize("fault", ["sys.exit(0)", "raise ValueError('a bad row')"])
-def test_where_others_squat_the_folders_of_status_pages(fault: str, tmp_path: Path) -> None:
-    """Without a private folder there are no status pages; ranks compare by messages and report themselves."""
-    (tmp_path / "train.py").write_text(
-        "import sys\nimport numpy as np\nimport sorix_dist as sx\nsx.init(timeout=3)\nsx.barrier()\n"
-        f"if sx.rank() == 1: {fault}\nsx.all_reduce(np.ones(4))"
-    )
-    folders = f"/dev/shm/sorix_dist-0.%d {tmp_path}/sorix_dist-0.%d"
-    squat = "mount -t tmpfs tmpfs /dev/shm && " + " && ".join(
-        f"install -d -o 12345 {folders.replace('%d', str(number))}" for number in range(8)
-    )
-    command = f"{squat} && exec {MPIRUN} -n 2 {sys.executable} {tmp_path}/train.py"
-    ended = run_command(["unshare", "-m", "sh", "-c", command], limit=25, env={"TMPDIR": str(tmp_path)})
-    assert ended.code != 0, ended.err
-    assert "no private folder of this user can be made" in ended.err
-    says = "ValueError: a bad row" if "raise" in fault else "rank 1 has ended"
-    assert re.search(says, ended.err), ended.err
-    assert not ended.left, ended.err
 
 
 def test_a_guard_that_is_killed_while_it_reports_has_the_ranks_ended(tmp_path: Path) -> None:

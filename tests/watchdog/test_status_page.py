@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sorix_dist.watchdog import page_folder
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog.guard import Guard
 from sorix_dist.watchdog.process import Process, end_status, start_time, state
@@ -166,18 +167,18 @@ def test_a_removed_table_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_stale_tables_are_removed_and_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "directory", lambda: tmp_path)
+    monkeypatch.setattr(page_folder, "directory", lambda: tmp_path)
     pid, start = gone_process()
-    living = layout.path_for(os.getpid())
+    living = page_folder.path_for(os.getpid())
     reused = tmp_path / f"sorix_dist-{os.getuid()}-{os.getpid()}-{start_time(os.getpid()) - 1}"
     stale = tmp_path / f"sorix_dist-{os.getuid()}-{pid}-{start}"
     foreign = tmp_path / f"sorix_dist-{os.getuid()}-notes"
     container = stale.with_name(stale.name + "-12345")  # where these numbers are those of other processes
     for path in (living, reused, stale, stale.with_name(stale.name + ".words"), foreign, container):
         path.touch()
-    layout.remove_stale()
+    page_folder.remove_stale()
     assert sorted(tmp_path.iterdir()) == sorted([living, foreign, container])
-    assert layout.launcher_of(living) == (os.getpid(), start_time(os.getpid()))
+    assert page_folder.launcher_of(living) == (os.getpid(), start_time(os.getpid()))
 
 
 def squatted(folder: Path, how: str) -> None:
@@ -195,20 +196,20 @@ def squatted(folder: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["file", "link", "open to others", pytest.param("another user's", marks=needs_root)])
 def test_tables_are_in_a_folder_of_this_user_alone(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "Path", lambda path: tmp_path if path == "/dev/shm" else Path(path))
-    first = layout.directory()
+    monkeypatch.setattr(page_folder, "Path", lambda path: tmp_path if path == "/dev/shm" else Path(path))
+    first = page_folder.directory()
     assert first.parent == tmp_path
     assert first.stat().st_mode & 0o777 == 0o700
-    assert layout.directory() == first  # as for the next rank
+    assert page_folder.directory() == first  # as for the next rank
     first.rmdir()
     squatted(first, how)
-    second = layout.directory()
+    second = page_folder.directory()
     assert second not in (first, tmp_path)
     assert second.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(layout, "FOLDERS", 1)
-    monkeypatch.setattr(layout.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(page_folder, "FOLDERS", 1)
+    monkeypatch.setattr(page_folder.tempfile, "tempdir", str(tmp_path))
     with pytest.raises(PermissionError, match="no private folder of this user"):
-        layout.directory()
+        page_folder.directory()
 
 
 def connect_as(user: int, path: str, count: int) -> None:

@@ -1,4 +1,6 @@
-"""Spack's recipe: put this folder into a repository of yours as packages/py-sorix-dist."""
+"""Spack's recipe, for Spack 1.0 or newer: put this folder into a repository of yours as packages/py_sorix_dist."""
+
+from spack_repo.builtin.build_systems.python import PythonPackage
 
 from spack.package import *
 

@@ -247,9 +247,11 @@ bitwise_xor = _without_gradient(
 
 def equal(input: Any, other: Any) -> bool:
     """Whether two tensors have the same shape and the same elements."""
-    return bool(np.array_equal(np.asarray(input), np.asarray(other)))
+    first, second = (np.asarray(rules.whole(x, "equal")) for x in (input, other))
+    return bool(np.array_equal(first, second))
 
 
 def allclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
     """Whether all |input - other| <= atol + rtol * |other|."""
-    return bool(np.allclose(np.asarray(input), np.asarray(other), rtol=rtol, atol=atol, equal_nan=equal_nan))
+    first, second = (np.asarray(rules.whole(x, "allclose")) for x in (input, other))
+    return bool(np.allclose(first, second, rtol=rtol, atol=atol, equal_nan=equal_nan))

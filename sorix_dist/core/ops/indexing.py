@@ -21,7 +21,6 @@ from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """NumPy's indexing: along the rows' axis only what takes each row for itself, which is `:`, None and masks."""
-
     x, place = inputs[0], inputs[0].place
     if not isinstance(place, Shard):
         return linear_place(place)
@@ -64,8 +63,8 @@ def _names_each_once(index: Any) -> bool:
 def index(input: Any, key: Any) -> Any:
     """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
     parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
-    if place is not None and any(map(_is_mask, parts)):
-        key = parts = tuple(_with_masks_of_rows(place, _of_each_axis([*parts], len(shape_of(input)))))
+    if place is not None and any(map(is_mask, parts)):
+        key = parts = tuple(with_masks_of_rows(place, of_each_axis([*parts], len(shape_of(input)))))
     pairs = place is not None and len(parts) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in parts)
     if pairs or any(isinstance(part, Tensor) and part.place is not None for part in parts):
         return _index_by_rows(input, parts)
@@ -78,7 +77,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
     if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(is_integer, key)):
-        parts = _of_each_axis([*key], len(shape_of(input)))
+        parts = of_each_axis([*key], len(shape_of(input)))
         axis = next(i for i, part in enumerate(parts) if part is chosen) + rows.axis
         mask = chosen.array.dtype == np.bool_
         ordered = rows.group.ordered and input.requires_grad
@@ -93,28 +92,29 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
 
 
-def _is_mask(part: Any) -> bool:
+def is_mask(part: Any) -> bool:
+    """Whether a part of an index is an array of bools."""
     return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
 
 
 def _covers(part: Any) -> int:
     """The number of the input's dimensions that a part of an index covers."""
-    return part.ndim if _is_mask(part) else int(part is not None and part is not Ellipsis)
+    return part.ndim if is_mask(part) else int(part is not None and part is not Ellipsis)
 
 
-def _of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
+def of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
     """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
     dots = next((i for i, p in enumerate(parts) if p is Ellipsis), len(parts))
     hidden: list[Any] = [slice(None)] * (ndim - sum(map(_covers, parts)))
     return [*parts[:dots], *hidden, *parts[dots + 1 :]]
 
 
-def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
+def with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
     """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
     axis, found = 0, []
     for part in parts:
         covers = _covers(part)
-        if _is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
+        if is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
             part = rules.rows_beside(part, place, covers + axis - place.axis)
         axis += covers
         found.append(part)
@@ -123,11 +123,11 @@ def _with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
 
 def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
     """The placement of rows after NumPy's indexing; None if it selects them by position."""
-    parts = _of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
+    parts = of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
     arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
-    dims = max((1 if _is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
+    dims = max((1 if is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
     axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
     for i, part in enumerate(parts):
         if together and i == advanced[0]:
@@ -136,7 +136,7 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
         if axis <= place.axis < axis + covers:
             if isinstance(part, slice):
                 return _sliced_rows(place, part, after)
-            if not _is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
+            if not is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
                 return None
             each = int(np.count_nonzero(part))
             if axis == place.axis and place.outer == 1:
@@ -154,11 +154,15 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
     length = place.held // place.outer
     if part.stop is None and (part.start is None or (part.start == 0 and (length or place.outer == 1))):
         return place.moved(axis)
-    if place.outer == 1:
-        return None
-    if not length and (part.start or part.stop):  # a position that does not follow from this rank's rows
-        return None
+    found = _of_concatenated(place, part, length, axis) if place.outer > 1 else None
+    return found if place.outer > 1 and rules.on_every_rank(place, found is not None) else None
+
+
+def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard | None:
+    """Some of several batches, each of `length` rows here; None if the slice cuts one."""
     if not length:  # a rank without rows doesn't know where a batch ends
+        if part.start or part.stop:  # a position that does not follow from this rank's rows
+            return None
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
     start, stop, _ = part.indices(place.held)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.graph import recording
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.elementwise import add, mul
@@ -50,7 +49,7 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     if x_contracted and not y_contracted:
         return apply(whole(x, apply.__name__), y, **options)
     if a and b and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
-        return apply(x, whole(y, apply.__name__), **options)
+        return _paired(apply(x, whole(y, apply.__name__), **options), a, b)
     at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
     if (
         at > 2
@@ -62,11 +61,19 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     return applied(apply, operands, inputs, options, lead.moved(max(dims_x, dims_y) - at))
 
 
+def _paired(product: Tensor, a: Shard, b: Shard) -> Tensor:
+    """Marks the product of each row with the rows of all ranks as pairs."""
+    place = shard_of(product)
+    if place is not None and place.outer == place.inner == 1 and a.batch.like(b.batch):
+        product.place = place.batch.paired(place.axis)
+    return product
+
+
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
     place = getattr(x, "place", None)
-    if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not (place.group.ordered and recording.get()):
+    if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not place.group.ordered:
         if getattr(w, "place", None) is getattr(b, "place", None) is None:
             return place
         if not (isinstance(rules.placement_of(w), Shard) or isinstance(rules.placement_of(b), Shard)):

@@ -8,10 +8,9 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import dataset_digest, reader
 from sorix_dist.utils.data.nested import collate, map_arrays, tensors
 from sorix_dist.utils.data.sampler import BatchSampler, Indices, LengthBucketSampler, order_digest, shard_bounds
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Ranks = tuple[int, int, int | None]
 """Rank, number of ranks, and the pieces of a batch: see `shard_bounds`."""
@@ -285,6 +287,8 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
         for task in tasks:
             yield _made(make, task)
         return
+    from concurrent.futures import Future  # slow to import
+
     requests: SimpleQueue[Future[Any]] = SimpleQueue()
     turn, ended = threading.Lock(), threading.Event()
 

@@ -192,6 +192,14 @@ for step in range(4 - (rank == 2)):
         (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "rank 1: has ended", "atexit"),
         seconds=20,  # the others wait in the end of MPI, where each takes a core
     ),
+    "what started the ranks is stopped": Case(
+        BEGIN
+        + "from sorix_dist.watchdog import watch\nlauncher = int(watch.page().pages.path.name.split('-')[2])\n"
+        + "sx.barrier()\nif rank == 2: os.kill(launcher, signal.SIGSTOP)",
+        (r"what started the ranks \(pid \d+\) is stopped \(state T\)",),
+        seconds=20,  # the ranks wait for it in the end of MPI
+        bare=False,
+    ),
     "a thread that does not end": Case(
         BEGIN + "sx.all_reduce(a)\nif rank == 2: threading.Thread(target=time.sleep, args=(60,)).start()",
         (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "a thread that is no daemon", "in _shutdown"),

@@ -1,0 +1,213 @@
+"""How long a training step takes on many hosts: formulas without side effects, which `sorix-dist plan` uses.
+
+A message of n bytes takes alpha + n beta: the link's latency, and its seconds per byte (Hockney 1994, The communication
+challenge for MPP). The sums of p hosts follow from that (Thakur, Rabenseifner and Gropp 2005, Optimization of
+collective communication operations in MPICH, section 4). The package's own ring and its overlap with the backward
+follow from `comm.ring`, by the same two numbers and by what a message costs a rank.
+
+All hosts are alike, each with a link of its own through a switch that does not slow them down. All times are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
+
+RANK = 4
+"""Of PowerSGD."""
+METHODS = "exact", "fp16", "PowerSGD", "LocalSGD"
+SHORT = 64 << 10
+"""Bytes up to which MPI's own all-reduce sums between hosts, by recursive doubling."""
+
+AGREEMENT = 128
+"""Bytes by which a rank agrees with the others."""
+
+
+class Link(NamedTuple):
+    """A host's link. latency: of a message; byte: seconds of a byte, in each direction at the same time."""
+
+    latency: float
+    byte: float
+
+
+class Layout(NamedTuple):
+    """hosts, and ranks on each of them."""
+
+    hosts: int
+    ranks_per_host: int
+
+    @property
+    def ranks(self) -> int:
+        return self.hosts * self.ranks_per_host
+
+
+class Border(NamedTuple):
+    """A moment of the backward at which a rank can send and receive: between two operations.
+
+    time, complete: the share of the backward that is over, and the share of the gradients that is complete.
+    """
+
+    time: float
+    complete: float
+
+
+class PerRows(NamedTuple):
+    """Seconds of something by its rows: `fixed + rows * each`."""
+
+    fixed: float
+    each: float
+
+    def of(self, rows: int) -> float:
+        return self.fixed + rows * self.each
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one rank alone.
+
+    rows: of the global batch; update: by the optimizer, of all parameters; rest: everything else, such as the loader;
+    borders: of the backward, from 0 on; nbytes: of the gradients.
+    """
+
+    rows: int
+    forward: PerRows
+    backward: PerRows
+    update: float
+    rest: float
+    borders: tuple[Border, ...]
+    nbytes: int
+
+    def alone(self, rows: int) -> float:
+        """Seconds of a step without other ranks."""
+        return self.forward.of(rows) + self.backward.of(rows) + self.update + self.rest
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a rank's work on messages costs.
+
+    message, message_byte: seconds that a rank works for a message between hosts, and for a byte of it; core_memory,
+    host_memory: bytes per second that one rank, and all ranks of a host together, read and write when they add arrays;
+    fp16, powersgd: seconds in which one rank encodes and decodes all gradients; crowding: ranks that share a core.
+    """
+
+    message: float
+    message_byte: float
+    core_memory: float
+    host_memory: float
+    fp16: float
+    powersgd: float
+    crowding: float = 1.0
+
+
+def recursive_doubling(nbytes: float, hosts: int, link: Link) -> float:
+    """Seconds of an all-reduce of a short array: log2(p) (alpha + n beta), Thakur et al. 2005."""
+    return math.ceil(math.log2(hosts)) * (link.latency + nbytes * link.byte)
+
+
+def ring(nbytes: float, hosts: int, link: Link) -> float:
+    """Seconds of an all-reduce of a long array in a plain ring: 2 (p - 1) alpha + 2 (p - 1) / p n beta, Thakur et al.
+    2005 (reduce-scatter and all-gather)."""
+    return 2 * (hosts - 1) * (link.latency + nbytes / hosts * link.byte)
+
+
+class Ring(NamedTuple):
+    """The package's ring: pieces that travel 2 (p - 1) links independently of each other, several at a time.
+
+    seconds: of the sum; work: the part in which a rank works on its messages; burst: seconds of sending that a rank
+    prepares in advance, after which it must take part again.
+    """
+
+    seconds: float
+    work: float
+    burst: float
+
+
+def pipelined_ring(nbytes: float, hosts: int, link: Link, machine: Machine) -> Ring:
+    """The longest of three times: of the bytes on a link, of a rank's work on all messages, and of the trips. A rank
+    has w pieces under way at most, so m pieces that start at a rank take ceil(m / w) trips one after the other."""
+    if hosts == 1:
+        return Ring(0.0, 0.0, 0.0)
+    piece = min(max(nbytes / (4 * hosts), SHORTEST), PIECE, nbytes)
+    per_rank = nbytes / piece / hosts
+    window = max(2, UNDER_WAY // hosts)
+    share = 2 * (hosts - 1) / hosts
+    on_link = share * nbytes * link.byte
+    work = share * nbytes * (machine.message / piece + machine.message_byte) * machine.crowding
+    hop = link.latency + piece * (link.byte + machine.message_byte) + machine.message
+    trips = math.ceil(per_rank / window) * 2 * (hosts - 1) * hop
+    return Ring(max(on_link, work, trips), work, min(window, max(per_rank, 1)) * piece * link.byte)
+
+
+def overlapped(total: float, burst: float, backward: float, borders: Sequence[Border]) -> float:
+    """Seconds of a ring's `total` that pass during the backward.
+
+    The ring advances at borders only: then a rank sends a burst at most, of gradients that are complete.
+    """
+    done = 0.0
+    for here, after in pairwise([*borders, Border(1.0, 1.0)]):
+        done += max(0.0, min((after.time - here.time) * backward, here.complete * total - done, burst))
+    return done
+
+
+def predict(step: Step, layout: Layout, link: Link, machine: Machine, method: str, every: int = 16) -> float:
+    """Seconds of a step of the slowest rank, which has the most rows of the global batch. On one host, gradients are
+    not compressed.
+
+    every: steps between the sums of LocalSGD. ValueError for a method that is not one of `METHODS`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    hosts, local = layout
+    if layout.ranks == 1:
+        return step.alone(step.rows)
+    rows = math.ceil(step.rows / layout.ranks)
+    crowding, nbytes = machine.crowding, step.nbytes
+    forward, backward = (times.of(rows) * crowding for times in (step.forward, step.backward))
+    compute = forward + backward + step.rest * crowding
+    together = min(local, machine.host_memory / machine.core_memory)  # ranks that use a host's memory at full speed
+    update = step.update * crowding / together  # each rank updates a slice
+    host_sum = (local + 1) * nbytes / (together * machine.core_memory) if local > 1 else 0.0
+    if method == "LocalSGD":  # each rank updates all of its own parameters
+        whole = pipelined_ring(nbytes, hosts, link, machine).seconds
+        return compute + update * local + (host_sum + whole) / every
+    depth = math.ceil(math.log2(hosts))
+    agreement = depth * (link.latency + AGREEMENT * link.byte + machine.message * crowding)
+    seconds = compute + host_sum + update + agreement
+    if hosts == 1:
+        return seconds
+    if method == "exact":
+        return seconds + _exposed(nbytes, step, hosts, link, machine, backward)
+    if method == "fp16":
+        coded = machine.fp16 * crowding / local
+        return seconds + coded + _exposed(nbytes / 2, step, hosts, link, machine, backward)
+    return seconds + machine.powersgd * crowding / local + _powersgd_sums(nbytes, layout, link, machine)
+
+
+def _exposed(nbytes: float, step: Step, hosts: int, link: Link, machine: Machine, backward: float) -> float:
+    """Seconds that the ring adds to a step: what does not pass during the backward, and a rank's work for the rest."""
+    found = pipelined_ring(nbytes, hosts, link, machine)
+    if not found.seconds:
+        return 0.0
+    hidden = overlapped(found.seconds, found.burst, backward, step.borders)
+    return found.seconds - hidden + found.work * hidden / found.seconds
+
+
+def _powersgd_sums(nbytes: float, layout: Layout, link: Link, machine: Machine) -> float:
+    """Seconds of the messages of PowerSGD: two sums of rank * sqrt(n) float32 and a broadcast of one of them, which the
+    ranks of a host make at the same time, each for its slice."""
+    hosts, local = layout
+    numbers = nbytes / 4 / local
+    sent = 4 * RANK * math.sqrt(numbers)
+    shared = link._replace(byte=link.byte * local)
+    if sent <= SHORT:
+        once = recursive_doubling(sent, hosts, shared)
+    else:
+        once = pipelined_ring(sent, hosts, shared, machine).seconds
+    work = 3 * math.ceil(math.log2(hosts)) * (machine.message + sent * machine.message_byte) * machine.crowding
+    return 2 * once + recursive_doubling(sent, hosts, shared) + work  # a binomial tree broadcasts in the same time

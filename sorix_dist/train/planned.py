@@ -1,0 +1,387 @@
+"""Measures what `sorix-dist plan` predicts from: the first steps of a script on one rank, and this machine.
+
+python -m sorix_dist.train.planned '{"path": "measured.json", "seconds": 6}' (SCRIPT | -m MODULE) [ARGUMENT ...]
+
+The script ends after these steps. They take turns with full batches and with the first rows of batches, so that what
+a step costs without any rows can be told. Checkpoints are neither read nor written, nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import runpy
+import socket
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.comm.blas import usable_cores
+from sorix_dist.comm.ring import PIECE, SHORTEST, RingExchange
+from sorix_dist.comm.solo import Solo
+from sorix_dist.core.op import marker
+from sorix_dist.parallel.bucket import Bucket
+from sorix_dist.parallel.comm_hooks import Half, PowerSGD
+from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.train.checkpoint import Checkpointer
+from sorix_dist.train.cost_model import RANK, Border, Machine, PerRows, Step
+from sorix_dist.train.profile import KINDS, times_of_file
+from sorix_dist.train.recorder import Recorder
+from sorix_dist.train.timeline import REST, Timeline
+from sorix_dist.utils.data.fetch import Indexed
+
+WARM = 3
+"""Steps that are not measured: they allocate buffers."""
+SHARES = 1.0, 0.25, 1 / 16
+"""Of a batch's rows, in turns."""
+LEAST = 3
+"""Steps of each share, if there are as many batches."""
+
+MOST = 300
+"""Steps that are measured."""
+
+
+class Enough(BaseException):
+    """Ends the script. A script catches Exception, not this."""
+
+
+@dataclass
+class OneStep:
+    """What one step took, in seconds; borders: when the backward came to each operation, and the complete bytes."""
+
+    rows: int
+    forward: float
+    backward: float
+    update: float
+    rest: float
+    borders: list[tuple[float, int]]
+    nbytes: int
+
+
+@dataclass
+class Steps(Timeline):
+    """A timeline that ends with each step, and begins again; raises Enough after `seconds`."""
+
+    seconds: float = 6.0
+    found: list[OneStep] = field(default_factory=list)
+    walks: list[list[tuple[float, int]]] = field(default_factory=list)
+    sent: int = 0  # bytes of the gradients that backwards have reached
+    count: int = 0
+    deadline: float = 0.0
+
+    def end_step(self) -> None:
+        """A step has ended."""
+        self.ended = perf_counter_ns()
+        self.count += 1
+        if self.count > WARM and self.sent and len(self.found) < MOST:
+            self.found.append(self._step())
+        if self.count == WARM:
+            self.deadline = perf_counter() + self.seconds
+        enough = len(self.found) >= MOST or perf_counter() > self.deadline
+        if enough and self.count >= WARM + LEAST * len(SHARES):
+            raise Enough
+        for forgotten in (self.spans, self.waits, self.nodes, self.walks):
+            forgotten.clear()
+        self.layers[:] = [(marker(), self.layer)]
+        self.sent, self.began = 0, perf_counter_ns()
+
+    def _step(self) -> OneStep:
+        summary = self.summary()
+        kinds = {kind: ns / 1e9 for kind, ns in summary.kinds.items()}
+        forward, backward, update = (kinds.pop(kind, 0.0) for kind in ("forward", "backward", "update"))
+        for kind in ("agreement", "reduce", "checkpoint", "evaluation"):  # these are predicted, or no part of a step
+            kinds.pop(kind, None)
+        # What several backwards add up is sent after the last one.
+        borders = self.walks[0] if len(self.walks) == 1 else [(0.0, 0)]
+        return OneStep(self.rows, forward, backward, update, sum(kinds.values()), borders, self.sent)
+
+
+def listen(steps: Steps) -> None:
+    """Makes coordinators report backwards to `steps`, and the data loader cut batches. Files are left alone."""
+    original, synchronise, tasks = Coordinator.before_backward, Coordinator.synchronise, Indexed.tasks
+
+    def before_backward(self: Coordinator, place: Any) -> Any:
+        factor, visitor = original(self, place)
+        borders: list[tuple[float, int]] = []
+        steps.walks.append(borders)
+        buckets, began = self.buckets, perf_counter()
+
+        def visit(edge: Any, gradient: Any) -> None:
+            borders.append((perf_counter() - began, sum(map(_complete, buckets))))
+            if visitor is not None:
+                visitor(edge, gradient)
+
+        return factor, visit
+
+    def synchronised(self: Coordinator, scale: float) -> None:
+        steps.sent += sum(
+            leaf.local.place(leaf).nbytes for bucket in self.buckets for leaf in bucket.leaves if leaf.local.written
+        )
+        synchronise(self, scale)
+
+    numbers = itertools.count()
+
+    def cut_tasks(self: Indexed, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for rows, indices in tasks(self, *arguments, **options):
+            count = max(1, round(len(indices) * SHARES[next(numbers) % len(SHARES)]))
+            yield rows._replace(stop=rows.start + count, total=count), indices[:count]
+
+    def records_nothing(self: Recorder, directory: Any, *_: Any, **__: Any) -> None:
+        self.directory, self._file, self._events, self._writes = Path(directory), None, None, False
+
+    replacements: list[tuple[type, str, Callable[..., Any]]] = [
+        (Coordinator, "before_backward", before_backward),
+        (Coordinator, "synchronise", synchronised),
+        (Indexed, "tasks", cut_tasks),
+        (Checkpointer, "_save", lambda self, step, *_: self.directory / f"{step}"),
+        (Checkpointer, "_read", lambda self: None),
+        (Recorder, "__init__", records_nothing),
+    ]
+    for owner, name, replacement in replacements:
+        setattr(owner, name, replacement)
+
+
+def _complete(bucket: Bucket) -> int:
+    """The bytes of a bucket's last parameters whose gradients are written, as `HostsReducer` would send them."""
+    first = len(bucket.leaves)
+    while first and bucket.leaves[first - 1].local.written:
+        first -= 1
+    start = bucket.flat.starts[first] if first < len(bucket.leaves) else bucket.flat.size
+    return int((bucket.flat.size - start) * bucket.flat.dtype.itemsize)
+
+
+def fitted(found: list[OneStep]) -> Step:
+    """The typical step, its times by rows. With one number of rows only, all of a forward and a backward is taken to
+    grow with the rows."""
+    by_rows: dict[int, list[OneStep]] = defaultdict(list)
+    for step in found:
+        by_rows[step.rows].append(step)
+    rows = max(by_rows, key=lambda count: (len(by_rows[count]) >= min(map(len, by_rows.values())), count))
+    full = by_rows[rows]
+    return Step(
+        rows,
+        _line(by_rows, "forward"),
+        _line(by_rows, "backward"),
+        _usual(found, "update"),
+        _usual(full, "rest"),
+        _typical_borders(full),
+        round(float(np.median([step.nbytes for step in full]))),
+    )
+
+
+def _usual(steps: list[OneStep], name: str) -> float:
+    return float(np.quantile([getattr(step, name) for step in steps], 0.1))
+
+
+def _line(by_rows: dict[int, list[OneStep]], name: str) -> PerRows:
+    """The line through the 10th percentiles, which other work on this machine changes least: least squares of relative
+    errors, with no negative part."""
+    rows = np.array([*by_rows])
+    times = np.array([_usual(steps, name) for steps in by_rows.values()])
+    if len(rows) > 1:
+        each, fixed = np.polyfit(rows, times, 1, w=1 / times)
+        if each > 0 and fixed > 0:
+            return PerRows(float(fixed), float(each))
+    largest = int(np.argmax(rows))
+    return PerRows(0.0, float(times[largest] / rows[largest]))
+
+
+def _typical_borders(steps: list[OneStep]) -> tuple[Border, ...]:
+    """Medians over the steps with the usual number of operations."""
+    lengths = [len(step.borders) for step in steps]
+    usual = [step for step in steps if len(step.borders) == max(lengths, key=lengths.count)]
+    times = np.median([[time / step.backward for time, _ in step.borders] for step in usual], axis=0)
+    complete = np.median([[nbytes / step.nbytes for _, nbytes in step.borders] for step in usual], axis=0)
+    return tuple(Border(min(time, 1.0), min(part, 1.0)) for time, part in zip(times.tolist(), complete.tolist()))
+
+
+def step_of_trace(path: str) -> Step:
+    """The step of a trace of `sorix-dist run --profile`, on one host: forwards and backwards grow with the rows of a
+    rank, gradients are complete evenly during the backward. ValueError for another file."""
+    ranks = times_of_file(path)
+    steps, rows, nbytes = ranks[0].steps, ranks[0].rows, ranks[0].nbytes
+    if not steps or not rows or not nbytes or "captured step" in ranks[0].kinds:
+        raise ValueError(
+            f"{path!r} has no step to plan with: it needs some steps of a model wrapped in DistributedDataParallel, "
+            "from a newer version, not captured (SORIX_DIST_COMPILE=off)"
+        )
+    means = {kind: sum(rank.kinds.get(kind, 0.0) for rank in ranks) / len(ranks) / steps for kind in KINDS}
+    forward, backward = (PerRows(0.0, means[kind] * len(ranks) / rows) for kind in ("forward", "backward"))
+    rest = sum(means[kind] for kind in ("loader", "zero_grad", REST))
+    count = max(ranks[0].operations, 1)
+    borders = tuple(Border(number / count, number / count) for number in range(count))
+    return Step(rows, forward, backward, means["update"] * len(ranks), rest, borders, nbytes)
+
+
+# -- this machine
+
+
+def measure_machine(nbytes: int) -> Machine:
+    """What messages and sums of gradients of so many bytes cost here."""
+    short, long = (_message(count) for count in (16 << 10, 4 << 20))
+    byte = max(long[0] - short[0], 0.0) / (long[1] - short[1])
+    message = max(short[0] - short[1] * byte, 1e-6)
+    core, host = _memory(min(max(nbytes, 1 << 20), 32 << 20))
+    gradients = np.random.default_rng(0).standard_normal(max(nbytes // 4, 1)).astype(np.float32)
+    piece = gradients[: PIECE // 2]
+    half, body = Half(), np.empty(2 * piece.size, np.uint8)
+
+    def code() -> None:
+        half.unpack(body, half.add(body, half.pack(piece, body), piece), piece)
+
+    hook, comm = PowerSGD(RANK), Solo()
+    fp16 = _least(code) * gradients.size / piece.size
+    return Machine(message, byte, core, max(core, host), fp16, _least(lambda: hook(comm, gradients)))
+
+
+def _least(work: Callable[[], object], seconds: float = 0.2, most: int = 30) -> float:
+    """The 10th percentile of what a call takes, after a first one."""
+    work()
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while len(times) < 3 or (perf_counter() < end and len(times) < most):
+        began = perf_counter()
+        work()
+        times.append(perf_counter() - began)
+    return float(np.quantile(times, 0.1))
+
+
+class _Arriving:
+    """A message that a rank waits for, from another one in this process, which works when this one waits."""
+
+    def __init__(self, queue: deque[Any], buffer: Any, other_works: Callable[[], None]) -> None:
+        self.queue, self.buffer, self.other_works, self.here = queue, buffer, other_works, False
+
+    def Test(self) -> bool:
+        if not self.here and self.queue:
+            message = self.queue.popleft()
+            self.buffer[: len(message)] = message
+            self.here = True
+        return self.here
+
+    def Wait(self) -> None:
+        while not self.Test():
+            self.other_works()
+
+
+class _Sent:
+    def Test(self) -> bool:
+        return True
+
+    Wait = Test
+
+
+def _message(nbytes: int) -> tuple[float, int]:
+    """Seconds that a rank works for a message of a ring that sums so many bytes, and the bytes of a message: two ranks
+    in this process, and the time that the system takes to send as much to itself."""
+    arrays = [np.ones(nbytes // 4, np.float32) for _ in range(2)]
+    queues: list[deque[Any]] = [deque(), deque()]
+    rings: list[RingExchange] = []
+
+    def send(rank: int, message: Any) -> _Sent:
+        queues[1 - rank].append(message)
+        return _Sent()
+
+    def receive(rank: int, buffer: Any) -> _Arriving:
+        return _Arriving(queues[rank], buffer, lambda: rings[1 - rank].send(arrays[1 - rank], 0))
+
+    for rank in range(2):
+        comm: Any = SimpleNamespace(rank=rank, size=2)
+        rings.append(RingExchange(comm, partial(send, rank), partial(receive, rank)))
+
+    def sums() -> None:
+        for ring, array in zip(rings, arrays):
+            ring.sum(array, array)
+
+    piece = min(max(nbytes // 8, SHORTEST), PIECE)
+    return _least(sums) / (2 * math.ceil(nbytes / piece)) + _through_the_system(piece), piece
+
+
+def _through_the_system(nbytes: int) -> float:
+    """Seconds to send a message to this machine itself, and to receive it."""
+    message, buffer = bytes(nbytes), bytearray(nbytes)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        other, _ = server.accept()
+        with other:
+
+            def through() -> None:
+                one.sendall(message)
+                missing = nbytes
+                while missing:
+                    missing -= other.recv_into(buffer, missing)
+
+            return _least(through)
+
+
+def _memory(nbytes: int) -> tuple[float, float]:
+    """Bytes per second that one thread, and one thread on every core, read and write when they add arrays of so many
+    bytes."""
+    cores, size = usable_cores(), nbytes // 4
+
+    def rate(threads: int) -> float:
+        arrays = np.ones((threads, 3, size), np.float32)
+
+        def add(thread: int) -> None:
+            one, other, total = arrays[thread]
+            np.add(one, other, out=total)
+
+        with ThreadPoolExecutor(threads) as pool:
+            return 12 * threads * size / _least(lambda: wait([pool.submit(add, thread) for thread in range(threads)]))
+
+    return rate(1), rate(cores)
+
+
+def main(options: str, *program: str) -> None:
+    """Measures and writes to a file; a trace in place of a program is read."""
+    given = json.loads(options)
+    if program[0].endswith(".json"):
+        try:
+            step, count = step_of_trace(program[0]), 0
+        except ValueError as error:
+            sys.exit(f"plan: {error}")
+    else:
+        found = first_steps(given["seconds"], *program)
+        step, count = fitted(found), len(found)
+    measured = {"step": asdict(step), "machine": asdict(measure_machine(step.nbytes)), "steps": count}
+    Path(given["path"]).write_text(json.dumps(measured), encoding="utf-8")
+
+
+def first_steps(seconds: float, *program: str) -> list[OneStep]:
+    """The steps of a program that Python runs until enough is known."""
+    steps = Steps(seconds=seconds)
+    listen(steps)
+    is_module = program[0] == "-m"
+    script, *arguments = program[is_module:]
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, os.getcwd() if is_module else str(Path(script).resolve().parent))
+    steps.start()
+    try:
+        if is_module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(script, run_name="__main__")
+    except Enough:
+        pass
+    finally:
+        steps.stop()
+    if not steps.found:
+        sys.exit(
+            f"plan: {script} made {steps.count} steps, and more than {WARM} are needed that sum gradients: a step ends "
+            "with optimizer.step(), and its model is wrapped in sx.DistributedDataParallel"
+        )
+    return steps.found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

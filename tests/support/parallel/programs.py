@@ -1,0 +1,450 @@
+"""Training programs as people write them: what they end with on one process must come out on any number of ranks.
+
+A program is a function of a Kit, which wraps models and makes loaders; it returns numbers and arrays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.autograd import Function
+from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader
+from tests.support.parallel.any_loss import columns
+
+ROWS, BATCH = 11, 4
+PROGRAMS: dict[str, Program] = {}
+
+
+class Program(NamedTuple):
+    """refused: what the error says that several ranks end with, None where they end as one process does; reproducible:
+    the same for reproducible mode on any number of ranks."""
+
+    run: Callable[[Kit], Sequence[Any]]
+    refused: str | None
+    reproducible: str | None
+
+
+class Kit:
+    """Wraps models and makes loaders; bare: for one process without a wrapper."""
+
+    def __init__(self, bare: bool) -> None:
+        self.bare = bare
+
+    def wrap(self, model: Any) -> Any:
+        model = model.double()
+        return model if self.bare else sx.DistributedDataParallel(model)
+
+    def loader(self, *names: str, rows: int = ROWS) -> Any:
+        return DataLoader(Rows(names, rows), batch_size=BATCH)
+
+    def train(self, model: Any, loss: Callable[..., Any], *names: str, rows: int = ROWS) -> list[Any]:
+        """The losses and the weights of an epoch."""
+        optimizer, found = optim.SGD(model.parameters(), lr=0.1, momentum=0.9), []
+        for batch in self.loader(*names, rows=rows):
+            optimizer.zero_grad()
+            value = loss(model, *batch)
+            value.backward()
+            optimizer.step()
+            found.append(value.item())
+        return found + weights(model)
+
+
+class Rows:
+    """A data set of some columns, with the number of each row in `number`."""
+
+    def __init__(self, names: Sequence[str], rows: int) -> None:
+        known = columns(rows) | {"number": np.arange(rows)}
+        self.columns, self.rows = [known[name] for name in names], rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> Any:
+        return tuple(column[index] for column in self.columns)
+
+
+def weights(*models: Any) -> list[Any]:
+    return [x.numpy().copy() for model in models for x in (*model.parameters(), *model.buffers())]
+
+
+def program(refused: str | None = None, reproducible: str | None = None) -> Any:
+    def register(run: Callable[[Kit], Sequence[Any]]) -> Any:
+        PROGRAMS[run.__name__] = Program(run, refused, reproducible or refused)
+        return run
+
+    return register
+
+
+def results(name: str, bare: bool, shards: int | None) -> list[Any]:
+    if shards:
+        sx.init(virtual_shards=shards)
+    sx.manual_seed(5)
+    return [np.asarray(x, np.float64) for x in PROGRAMS[name].run(Kit(bare))]
+
+
+def mlp(outputs: int = 2) -> Any:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+
+
+def unit(v: Any) -> Any:
+    return v / (v.square().sum(1, keepdim=True) + 1e-6).sqrt()
+
+
+# -- writes in place
+
+
+def with_bank(kit: Kit, write: Callable[[Any, Any, Any], None], bank: Any) -> list[Any]:
+    """Trains against a memory bank, into which `write` puts each batch."""
+    model, number = kit.wrap(mlp()), 0
+
+    def loss(model: Any, x: Any, i: Any) -> Any:
+        nonlocal number
+        z = model(x)
+        value = (z @ bank.T).exp().mean() + z.square().mean()
+        write(bank, i, z.detach())
+        number += 1
+        return value
+
+    return [*kit.train(model, loss, "x", "number"), bank.numpy()]
+
+
+def zeros(*size: int) -> Any:
+    return sx.zeros(*size, dtype=sx.float64)
+
+
+@program()
+def bank_by_numbers_of_rows(kit):
+    return with_bank(kit, lambda bank, i, z: bank.__setitem__(i, z), zeros(ROWS, 2))
+
+
+@program("rows of all ranks are written")
+def bank_by_numpy_numbers(kit):
+    return with_bank(kit, lambda bank, i, z: bank.__setitem__(i.numpy(), z), zeros(ROWS, 2))
+
+
+@program("rows of all ranks are written")
+def queue_by_own_length(kit):
+    return with_bank(kit, lambda bank, i, z: bank.__setitem__(slice(0, len(z)), z), zeros(8, 2))
+
+
+@program()
+def queue_by_cat(kit):
+    def write(bank, i, z):
+        bank.copy_(sx.cat([z, bank])[:8])
+
+    return with_bank(kit, write, zeros(8, 2))
+
+
+@program()
+def centres_by_labels(kit):
+    centres = zeros(3, 2)
+
+    def loss(model, x, t):
+        z = model(x)
+        value = (z - centres[t]).square().sum(1).mean()
+        centres[t] += 0.1 * z.detach()
+        return value
+
+    return [*kit.train(kit.wrap(mlp()), loss, "x", "t"), centres.numpy()]
+
+
+@program(reproducible="holds alike")
+def rows_copied_into_a_buffer(kit):
+    buffer = zeros(4, 2)
+
+    def loss(model, x):
+        z = model(x)
+        value = (z - buffer).square().mean()
+        buffer.copy_(z.detach())
+        return value
+
+    return kit.train(kit.wrap(mlp()), loss, "x", rows=8)
+
+
+@program()
+def data_assigned(kit):
+    mean = zeros(2)
+
+    def loss(model, x):
+        z = model(x)
+        mean.data = 0.9 * mean.data + 0.1 * z.detach().mean(0)
+        return (z - mean).square().mean()
+
+    return [*kit.train(kit.wrap(mlp()), loss, "x"), mean.numpy()]
+
+
+@program("positions in it mean other rows")
+def positions_of_rows_written(kit):
+    def loss(model, x):
+        changed = x.clone()
+        changed[0] = 0.0
+        return model(changed).square().mean()
+
+    return kit.train(kit.wrap(mlp()), loss, "x")
+
+
+@program()
+def rows_written(kit):
+    def loss(model, x, z, w, t):
+        y = x.clone()
+        y[w > 1] = 0.5
+        y[:, 0] = sx.arange(sx.global_rows(x)).double()
+        y[:, 1] += w
+        y[:, 2:].copy_(sx.global_value(z)[:, :1])
+        one_hot = zeros(len(t), 3)
+        one_hot[sx.arange(len(t)), t] = 1.0
+        own = zeros(len(t), 2)
+        own[:, 0] = w
+        own[w > 1] = z[w > 1][:, :2]
+        own.add_(w[:, None])
+        return (model(y) - one_hot).square().mean() + (model(x)[:, :2] * own).mean().exp()
+
+    return kit.train(kit.wrap(mlp(3)), loss, "x", "z", "w", "t")
+
+
+class OutputBuffer(nn.Module):
+    def __init__(self):
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x):
+        h, outputs = zeros(len(x), 4), zeros(len(x), x.shape[1], 4)
+        with sx.no_grad():
+            for time in range(x.shape[1]):
+                h = self.cell(x[:, time], h)
+                outputs[:, time] = h
+        return self.cell(outputs.mean(1)[:, :3], h)
+
+
+@program()
+def outputs_of_each_time(kit):
+    return kit.train(kit.wrap(OutputBuffer()), lambda model, s: model(s).square().mean(), "seq")
+
+
+# -- NumPy's functions, tests of Python, numbers
+
+WITH_NUMPY: dict[str, Callable[..., Any]] = {
+    "median": lambda o, x, w, t: ((o - 1) * (w > np.median(w))).square().mean(),
+    "percentile": lambda o, x, w, t: (o / np.percentile(w, 80)).square().mean(),
+    "linalg_norm": lambda o, x, w, t: (o / np.linalg.norm(x)).square().mean(),
+    "ranking": lambda o, x, w, t: (o * np.argsort(np.argsort(w))).mean(),
+    "unique": lambda o, x, w, t: (o * len(np.unique(t))).mean(),
+    "bincount": lambda o, x, w, t: (o * sx.tensor(1.0 / (np.bincount(t, minlength=3) + 1))[t]).mean(),
+    "ufunc": lambda o, x, w, t: (o * np.cbrt(w.mean()) * np.add.reduce(w.detach())).mean(),
+    "by_row": lambda o, x, w, t: (o * np.nan_to_num(w)).mean(),
+    "contains": lambda o, x, w, t: o.square().mean() if 2 in t else o.abs().mean(),
+    "allclose": lambda o, x, w, t: o.square().mean() if sx.allclose(t, 0 * t) else o.abs().mean(),
+    "equal": lambda o, x, w, t: o.square().mean() if sx.equal(t, 0 * t) else o.abs().mean(),
+}
+
+
+def _register(name: str, loss: Callable[..., Any]) -> None:
+    def run(kit: Kit) -> list[Any]:
+        return kit.train(kit.wrap(mlp(1)), lambda model, x, w, t: loss(model(x)[:, 0], x, w, t), "x", "w", "t")
+
+    run.__name__ = f"numpy_{name}"
+    program()(run)
+
+
+for _name, _loss in WITH_NUMPY.items():
+    _register(_name, _loss)
+
+
+@program("cross_entropy: the scores have a column for each|target must hold one class|has ended already")
+def contrastive_labels_of_this_rank(kit):
+    def loss(model, x, z):
+        return F.cross_entropy(unit(model(x)) @ unit(model(z)).T, sx.arange(len(x)))
+
+    return kit.train(kit.wrap(mlp()), loss, "x", "z", rows=8)
+
+
+# -- gradients that a program sees
+
+
+class Normalised(Function):
+    """Batch norm with its backward by hand."""
+
+    @staticmethod
+    def forward(ctx, x, gamma):
+        std = (x.var(0, unbiased=False) + 1e-3).sqrt()
+        normal = (x - x.mean(0)) / std
+        ctx.save_for_backward(normal, gamma, std)
+        return normal * gamma
+
+    @staticmethod
+    def backward(ctx, g):
+        normal, gamma, std = ctx.saved_tensors
+        to_normal = g * gamma
+        centred = to_normal - to_normal.mean(0) - normal * (to_normal * normal).mean(0)
+        return centred / std, (g * normal).sum(0)
+
+
+class NormalisedNet(nn.Module):
+    def __init__(self):
+        self.first, self.last, self.gamma = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(np.arange(1.0, 5.0))
+
+    def forward(self, x):
+        return self.last(Normalised.apply(self.first(x), self.gamma))
+
+
+@program(reproducible="needs the rows of the whole batch")
+def batch_norm_with_its_backward(kit):
+    return kit.train(kit.wrap(NormalisedNet()), lambda model, x: model(x).square().mean().sqrt(), "x")
+
+
+class OfUnitNorm(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g / (g.norm() + 1e-9)
+
+
+class ByNumPy(Function):
+    """A function of each element and a product with weights, by NumPy."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.arrays = x.numpy(), w.numpy()
+        return sx.tensor(np.sin(x.numpy()) @ w.numpy())
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.arrays
+        return sx.tensor(np.cos(x) * (g.numpy() @ w.T)), sx.tensor(np.sin(x).T @ g.numpy())
+
+
+class ByNumPyNet(nn.Module):
+    def __init__(self):
+        self.first, self.weight = nn.Linear(3, 4), nn.Parameter(np.arange(8.0).reshape(4, 2) / 8)
+
+    def forward(self, x):
+        return ByNumPy.apply(self.first(x), self.weight)
+
+
+@program()
+def gradient_of_unit_norm(kit):
+    return kit.train(kit.wrap(mlp()), lambda model, x: OfUnitNorm.apply(model(x)).square().mean(), "x")
+
+
+@program()
+def function_by_numpy(kit):
+    return kit.train(kit.wrap(ByNumPyNet()), lambda model, x: model(x).square().mean().sqrt(), "x")
+
+
+HOOKS: dict[str, Callable[[Any], Any]] = {
+    "of_unit_norm": lambda g: g / (g.norm() + 1e-6),
+    "centred": lambda g: g - g.mean(0),
+    "largest": lambda g: g / (g.abs().max() + 1e-6),
+    "of_all_rows": lambda g: sx.global_value(g) * 2,
+}
+
+
+def _register_hook(name: str, hook: Callable[[Any], Any]) -> None:
+    def run(kit: Kit) -> list[Any]:
+        def loss(model, x):
+            z = model(x)
+            z.register_hook(hook)
+            return z.square().mean().sqrt()
+
+        return kit.train(kit.wrap(mlp()), loss, "x")
+
+    run.__name__ = f"hook_{name}"
+    program()(run)
+
+
+for _name, _hook in HOOKS.items():
+    _register_hook(_name, _hook)
+
+
+@program()
+def hook_on_what_all_ranks_compute(kit):
+    def loss(model, x):
+        root = model(x).mean(0).square().sum().sqrt()
+        root.register_hook(lambda g: g.clamp(-0.5, 0.5))
+        mean = model(x).mean(0)
+        mean.register_hook(lambda g: g / (g.norm() + 1))
+        return 3 * root.exp() + mean.square().sum()
+
+    return kit.train(kit.wrap(mlp()), loss, "x")
+
+
+@program()
+def gradients_kept(kit):
+    model = kit.wrap(mlp())
+    optimizer, found = optim.SGD(model.parameters(), lr=0.1), []
+    for (x,) in kit.loader("x"):
+        optimizer.zero_grad()
+        x.requires_grad_()
+        z = model(x)
+        root = z.square().mean().sqrt()
+        z.retain_grad()
+        root.retain_grad()
+        (2 * root.exp()).backward()
+        found += [sx.global_value(root.grad).item(), sx.global_value(z.grad).square().sum().item()]
+        against = x.detach() + 0.5 * x.grad / (x.grad.norm() + 1e-9)
+        weight = z.grad.mean(0)
+        optimizer.zero_grad()
+        loss = (model(against) * weight).sum(1).mean()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found + weights(model)
+
+
+# -- models beside the wrapped one, and what they store
+
+
+@program()
+def bare_teacher(kit):
+    teacher = mlp(3).double()
+
+    def loss(model, x, t):
+        with sx.no_grad():
+            wanted = (teacher(x) / 2).softmax(1)
+        return F.kl_div((model(x) / 2).log_softmax(1), wanted, reduction="batchmean") + F.cross_entropy(model(x), t)
+
+    return kit.train(kit.wrap(mlp(3)), loss, "x", "t")
+
+
+@program()
+def average_of_the_student(kit):
+    model, head = kit.wrap(mlp()), kit.wrap(nn.Linear(2, 2))
+    teacher = copy.deepcopy(model if kit.bare else model.module)
+    optimizer, found = optim.SGD([*model.parameters(), *head.parameters()], lr=0.1), []
+    for x, z in kit.loader("x", "z"):
+        optimizer.zero_grad()
+        with sx.no_grad():
+            target = unit(teacher(z))
+        loss = (unit(head(model(x))) - target).square().sum(1).mean()
+        loss.backward()
+        optimizer.step()
+        with sx.no_grad():
+            for mean, p in zip(teacher.parameters(), model.parameters(), strict=True):
+                mean.mul_(0.9).add_(0.1 * p)
+        found.append(loss.item())
+    return found + weights(model, head, teacher)
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        self.layer, self._last = nn.Linear(3, 2), None
+
+    def forward(self, x):
+        z = self.layer(x)
+        z = z if self._last is None else z + self._last
+        self._last = z.detach()
+        return z
+
+
+@program(reproducible="rows of one virtual shard are combined with rows of another")
+def rows_of_the_last_batch(kit):
+    return kit.train(kit.wrap(Stateful()), lambda model, x: model(x).square().mean(), "x", rows=8)
