@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from threading import get_ident
 from types import FunctionType
 from typing import Any, TypeVar
@@ -266,7 +266,7 @@ class Recorder:
             return self._of_batch(x)
         if isinstance(x, Shard):
             return f"{self._of_batch(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
-        if isinstance(x, Partial) and not {id(x.over), id(x.factor)}.isdisjoint(self._known):
+        if isinstance(x, Partial) and not {id(x.over), id(x.factor), *map(id, x.alike)}.isdisjoint(self._known):
             parts = (x.group, x.over, x.factor, x.held, x.alike)
             return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
         if is_tensor(x):
@@ -295,7 +295,7 @@ class Recorder:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
             return self.constant(x, "tensor")
         number = len(self.lines)
-        self.bare(f"t{number} = {self.name('tensor', _tensor)}({array}, {self.of(x.place)})")
+        self.bare(f"t{number} = {self.name('tensor', _maker(x.__class__))}({array}, {self.of(x.place)})")
         self._know(x, f"t{number}")
         return f"t{number}"
 
@@ -368,12 +368,16 @@ def users_line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _tensor(array: Any, place: Any) -> Any:
-    from sorix_dist.core.tensor import Tensor
+@cache
+def _maker(kind: Any) -> Callable[[Any, Any], Any]:
+    """The function that makes a tensor of an array and a placement."""
 
-    result = Tensor.of(array, None)
-    result.place = place
-    return result
+    def tensor(array: Any, place: Any) -> Any:
+        result = kind.of(array)
+        result.place = place
+        return result
+
+    return tensor
 
 
 def is_tensor(x: Any) -> bool:

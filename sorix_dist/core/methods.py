@@ -216,6 +216,8 @@ def _iterate(self: Tensor) -> Any:
 
 
 def _contains(self: Tensor, value: Any) -> bool:
+    if recorders:
+        outside("`in` reads the numbers of a tensor inside of the step")
     return bool(np.any(whole(self, "in").array == getattr(value, "array", value)))
 
 

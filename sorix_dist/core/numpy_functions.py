@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import OF_NUMPY
@@ -25,6 +26,7 @@ from sorix_dist.core.tensor import Tensor
 
 _OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
+_SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast}
 # What NumPy computes for each row, or says of an array: this rank's rows are enough.
 _OF_EACH_ROW = {
     np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr,
@@ -72,6 +74,8 @@ def _on_arrays(
 
     Sums over rows are those of the global batch. Unless the function works `by_row`, or writes, it gets all rows.
     """
+    if recorders and function not in _SHAPES:
+        outside(f"{name} reads the numbers of a tensor inside of the step")
     wanted = Partial if by_row or writes else Partial | Shard
     recorded = recording.get() and any(tensor.origin is not None for tensor in _tensors((args, options)))
     if not (recorded and writes):

@@ -272,12 +272,8 @@ class Partial:
     ) -> None:
         self.group, self.over, self.factor, self.held, self.alike = group, over, factor, held, alike
 
-    def beside(self, constant: Any) -> Partial:
-        """The placement of a product or quotient with a constant."""
-        if self.group.parts == 1 or self.group.isolated or getattr(constant, "origin", None) is not None:
-            return self
-        numbers = np.ravel(getattr(constant, "array", constant))
-        number = float(numbers @ np.arange(1.0, len(numbers) + 1))  # a checksum that depends on their order
+    def beside(self, number: float) -> Partial:
+        """The placement of a product or quotient with a number that must be the same on every rank."""
         return Partial(self.group, self.over, self.factor, self.held, (*self.alike, number))
 
     def shown_like(self, other: Partial) -> bool:

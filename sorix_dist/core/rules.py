@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
 from sorix_dist.core.tensor import Tensor, shape_of
@@ -180,10 +181,26 @@ def partial_product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     x, y = inputs
     first, second = placement_of(x), placement_of(y)
     if second is None:
-        return first.beside(y)  # type: ignore[no-any-return]
+        return beside_constant(first, y)
     if first is None:
-        return second.beside(x)  # type: ignore[no-any-return]
+        return beside_constant(second, x)
     return sums_made_whole(apply, inputs, options)
+
+
+def beside_constant(place: Partial, constant: Any) -> Partial:
+    """The placement of a product or quotient with a constant, which must be the same on every rank."""
+    if place.group.parts == 1 or place.group.isolated or getattr(constant, "origin", None) is not None:
+        return place
+    if constant.__class__ in (float, int):
+        return place.beside(float(constant))
+    return place.beside(_checksum(constant.array if isinstance(constant, Tensor) else np.asarray(constant)))
+
+
+@host
+def _checksum(array: Any) -> float:
+    """A number that depends on those of an array, and on their order."""
+    numbers = np.ravel(array)
+    return float(numbers @ np.arange(1.0, len(numbers) + 1))
 
 
 def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -196,7 +213,7 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
                 f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
                 "over the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
             )
-        return first.beside(divisor)
+        return beside_constant(first, divisor)
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.capture import listening, recorders
+from sorix_dist.core.capture import RecordedRule, listening, recorders
 from sorix_dist.core.graph import Leaf, Node, Rule, fit, through
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.rules import bare
@@ -173,6 +173,7 @@ def _rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, Non
             )
         return value
 
+    rule = rule.rule if isinstance(rule, RecordedRule) else rule  # of a step that turned out not to be captured
     cells = tuple(
         CellType(as_tensor(name, cell.cell_contents))
         for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)

@@ -30,7 +30,8 @@ class GroupState:
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:
         self.params = params
         self._optimizer, self._names = optimizer, list(options)
-        self.steps = np.zeros(len(params), np.int64)
+        self._steps = np.zeros(len(params), np.int64)  # of the first `_summed` of all `_advances`
+        self._advances = self._summed = 0
         # A digest of the step counts: now, before the last step, and the increment of a step.
         self._count = self._before = self._per_step = 0
         self.buffers: dict[str, list[Array]] = {}  # an array for each kind
@@ -41,8 +42,16 @@ class GroupState:
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
         self._cut_for: Any = None  # the state for which the blocks of `_runs` were cut
         self._used = np.zeros(len(params), np.int64)
-        self._runs: list[tuple[int, list[Block]]] = []
+        self._runs: list[tuple[int, list[Block]]] = []  # with the count of updates, less that of advances
         self._lay((), "optimizer.step")
+
+    @property
+    def steps(self) -> Array:
+        """The number of updates of each parameter."""
+        if self._summed != self._advances:
+            self._steps += (self._advances - self._summed) * self._used
+            self._summed = self._advances
+        return self._steps
 
     def syncs(self) -> list[Sync]:
         """The `Sync` of these parameters' gradients."""
@@ -69,11 +78,11 @@ class GroupState:
             self._lay(names, "optimizer.step")
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
-            self._used = np.array(used, np.int64)
+            self._steps, self._used = self.steps, np.array(used, np.int64)
             self._per_step = _weighted(self._used)
-        self.steps += self._used
+        self._advances = advances = self._advances + 1
         self._count += self._per_step
-        return [(int(self.steps[first]), blocks) for first, blocks in self._runs]
+        return [(before + advances, blocks) for before, blocks in self._runs]
 
     def _digest(self, options: list[Any]) -> int:
         if options != self._last[0]:
@@ -140,8 +149,10 @@ class GroupState:
     def restore(self, saved: Snapshot) -> None:
         """Returns to a snapshot. Buffers that it lacks become zeros."""
         steps = saved["steps"]
-        if np.ptp(steps - self.steps):
+        further = steps - self.steps
+        if np.ptp(further):
             self._cut_for = None  # other parameters have equal counts
+        self._runs = [(before + int(further[0]), blocks) for before, blocks in self._runs]
         self.steps[:] = steps
         self._count = _weighted(steps)
         for name, arrays in self.buffers.items():
@@ -210,7 +221,7 @@ class GroupState:
                 buffers = {name: self.buffers[name][kind][state] for name in names}
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
-            self._runs.append((run.first, blocks))
+            self._runs.append((int(self.steps[run.first]) - self._advances, blocks))
 
 
 def _weighted(counts: Array) -> int:

@@ -115,6 +115,30 @@ class Fingerprint:
         self.leaves.append(")")
 
 
+def form_of(args: tuple[Any, ...]) -> Any:
+    """What a program depends on of arguments that are tensors, rows of one batch or of none: a key that is made sooner
+    than a `Fingerprint`. None for other arguments, and for two tensors with one array."""
+    forms: list[tuple[Any, ...]] = []
+    arrays, batch = [], None
+    for x in args:
+        if x.__class__ is not Tensor:
+            return None
+        array, place = x.array, x.place
+        if place is None:
+            forms.append((array.shape, array.dtype, x.origin is None))
+        elif place.__class__ is Shard and (batch is None or batch is place.batch):
+            batch = place.batch
+            forms.append((array.shape, array.dtype, x.origin is None, place.axis, place.outer, place.inner))
+        else:
+            return None
+        arrays.append(id(array))
+    if len({*arrays}) < len(arrays):
+        return None
+    if batch is None:
+        return forms
+    return forms, batch.held, batch.known and batch.known.total, batch.group, batch.shard
+
+
 class Reads:
     """What a step, and the functions and methods that it may call, take from closures, globals, defaults and `self`.
 
@@ -126,7 +150,7 @@ class Reads:
         self._names: set[str] = set()
         self._owners: list[tuple[str, Any, list[str]]] = []
         self._known: dict[int, Any] = {}  # which keeps them alive
-        self._read("step", lambda: step)
+        self._read("step", partial(_itself, step))
         before = -1
         while before < len(self._names):
             before = len(self._names)
@@ -134,10 +158,19 @@ class Reads:
                 for name in sorted(self._names.intersection(names)):
                     self._read(f"{owner}.{name}", partial(getattr, x, name, None))
         self.attributes = None if self._names & _DYNAMIC else self._names
+        reads = enumerate(read for _, read in self.sources)
+        self._changing = [(i, read) for i, read in reads if getattr(read, "func", None) is not _itself]
 
     def now(self) -> list[Any]:
         """The objects that are read."""
         return [read() for _, read in self.sources]
+
+    def gives(self, named: list[Any]) -> bool:
+        """Whether `now` would give these objects again."""
+        for i, read in self._changing:  # noqa: SIM110 (faster)
+            if read() is not named[i]:
+                return False
+        return True
 
     def state(self, named: list[Any]) -> Fingerprint:
         """The state of what `now` gave."""
@@ -178,7 +211,7 @@ class Reads:
         if isinstance(x, FunctionType):
             self._follow(x)
         elif isinstance(x, MethodType):
-            self._read("self", lambda: x.__self__)
+            self._read("self", partial(_itself, x.__self__))
             self._visit(x.__func__)
         elif isinstance(x, functools.partial):
             for value in (x.func, *x.args, *x.keywords.values()):

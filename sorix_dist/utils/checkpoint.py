@@ -7,6 +7,7 @@ from contextvars import copy_context
 from typing import Any
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.core.op import marker
 from sorix_dist.core.random import MaskReplay, generator, replayed_masks
@@ -30,6 +31,8 @@ class _Region:
             result = function(*inputs, **options)
         finally:
             replayed_masks.reset(token)
+        if recorders and (self._masks.numbers or str(generator().bit_generator.state) != str(self._stream)):
+            outside("random numbers inside of checkpoint, which its backward draws again, can't be captured")
         self._nodes = len(nodes := _nodes_of(result, start))
         for number, node in enumerate(nodes):
             rules = node.rules or ()

@@ -19,7 +19,7 @@ from sorix_dist.core.ops import collective
 from sorix_dist.core.ops.matrix import linear
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.nn import functional as F
-from tests.support.core.pretended import Rank, agreed, run
+from tests.support.core.pretended import Diverged, Rank, agreed, run
 
 Array = np.ndarray[Any, Any]
 PARTS = 40 if os.environ.get("SORIX_DIST_LONG") == "1" else 1
@@ -265,6 +265,12 @@ def check(rng: Random, numbers: int) -> str:
     ranks = run(lambda rank: (rank, derivatives(steps, arrays, last, rank, True)), counts)
     try:
         results = agreed(ranks)
+    except Diverged as error:
+        # A position in joined rows may be the border of the rows that one rank has, and none of another rank's.
+        if "[docs: refused-rows]" in str(error.__cause__):
+            return "refused"
+        error.add_note(where)
+        raise
     except Exception as error:
         error.add_note(where)
         raise

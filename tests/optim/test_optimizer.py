@@ -146,6 +146,18 @@ def test_a_parameter_without_gradient_is_left_alone(kind: Any) -> None:
 
 
 @every_kind
+def test_counts_of_parameters_that_take_turns(kind: Any) -> None:
+    parameters = [nn.Parameter(np.ones(3)), nn.Parameter(np.ones(3))]
+    optimizer = kind(parameters, lr=0.1)
+    for turn in (0, 0, None, 1, 1, 1, None, 0):
+        for i, p in enumerate(parameters):
+            p.grad = np.ones(3) if i == turn else None
+        optimizer.step()
+    state = optimizer.state_dict()["state"]
+    assert (state[0]["step"], state[1]["step"]) == (3, 3)
+
+
+@every_kind
 def test_a_frozen_parameter_does_not_move(kind: Any) -> None:
     model = network()
     optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1)

@@ -53,6 +53,17 @@ def test_reproducible_mode(name):
     assert len(bits) == 1
 
 
+@pytest.mark.parametrize("name", [name for name, program in PROGRAMS.items() if not program.refused])
+def test_captured_steps(name):
+    """The bits of the steps that run as they are, also after the replays that are audited."""
+    for size in (1, 2):
+        eager, captured = (
+            run_threads(results, size, args=(name, False, None, captured, 4), timeout=60) for captured in (False, True)
+        )
+        for ours, wanted in zip(captured, eager, strict=True):
+            assert [x.tobytes() for x in ours] == [x.tobytes() for x in wanted]
+
+
 X = np.random.default_rng(0).standard_normal((3, 3))
 
 

@@ -230,6 +230,26 @@ def test_numbers_of_closure_arguments_and_modules():
         np.testing.assert_array_equal(step(x, double, offset=offset).numpy(), expected.astype(np.float32))
 
 
+def test_objects_of_the_closure_that_stay_for_many_calls():
+    """A repeated call is recognised without a key; a change between such calls is seen, and so is a change back."""
+    layers = [nn.Linear(3, 3), nn.Linear(3, 3), nn.Tanh()]
+    layer: nn.Module = layers[0]
+
+    @sx.compile
+    def step(x: Any, y: Any) -> Any:
+        with sx.no_grad():
+            return layer(x) + y
+
+    rows = [sx.tensor(np.random.default_rng(i).standard_normal((2, 3)).astype(np.float32)) for i in range(3)]
+    wide = [sx.tensor(x.numpy().astype(np.float64)) for x in rows]
+    for i in range(120):
+        layer = layers[i // 9 % 3]
+        x, y = ((wide if i // 7 % 2 else rows)[k % 3] for k in (i, i + i // 11 % 2))  # one array for both at times
+        np.testing.assert_array_equal(step(x, y).numpy(), (layer(x) + y).numpy())
+    assert replays(step) > 40
+    assert step.reason is None
+
+
 def test_tensors_of_the_closure():
     table = sx.tensor(np.ones(3))
 

@@ -19,6 +19,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.nn import functional as F
+from sorix_dist.utils.checkpoint import checkpoint
 
 X = np.random.default_rng(0).standard_normal((6, 8, 4)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, (6, 8))
@@ -462,6 +463,62 @@ def a_gradient_of_an_argument(capture):
         return given[i > 12].grad
 
     return captured, call
+
+
+CHANGING = [sx.tensor(np.arange(8) % (2 if i < 12 else 3)) for i in range(CALLS)]
+
+
+@case("`in` reads the numbers of a tensor")
+def a_label_that_comes_later(capture):
+    model = nn.Linear(4, 3)
+    step = capture(lambda x, y: model(x).square().mean() * (2.0 if 2 in y else 1.0))
+    return step, lambda i: step(BATCHES[i % 6][0], CHANGING[i])
+
+
+@case("numpy.unique reads the numbers of a tensor")
+def a_number_by_numpy(capture):
+    model = nn.Linear(4, 3)
+    step = capture(lambda x, y: model(x).square().mean() * len(np.unique(y)))
+    return step, lambda i: step(BATCHES[i % 6][0], CHANGING[i])
+
+
+@case("autograd.grad")
+def a_derivative_in_the_loss(capture):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+
+    def step(x: Any) -> Any:
+        x = x.detach().requires_grad_()
+        (slope,) = sx.grad(model(x).sum(), x, create_graph=True)
+        slope.square().mean().backward()
+        return model[0].W.grad
+
+    captured = capture(step)
+    return captured, lambda i: (model.zero_grad(), captured(BATCHES[i % 6][0]).numpy().copy())[1]
+
+
+@case("random numbers inside of checkpoint")
+def dropout_that_a_backward_draws_again(capture):
+    model = nn.Linear(4, 3)
+
+    def step(x: Any) -> Any:
+        checkpoint(lambda v: F.dropout(model(v), 0.5), x).square().mean().backward()
+
+    captured = capture(step)
+    return captured, lambda i: (model.zero_grad(), captured(BATCHES[i % 6][0]), model.W.grad.numpy().copy())[2]
+
+
+@case()
+def a_call_without_a_result_beside_a_name_like_a_variable(capture):
+    """The seventh line draws no mask, and `float64` has the name of its variable, t6, in it."""
+    model = nn.Linear(4, 3).double()
+
+    def step(x: Any) -> Any:
+        u = model(x.double())
+        attended = F.scaled_dot_product_attention(u.transpose(0, 1), u.transpose(0, 1), u.transpose(0, 1))
+        attended.square().mean().backward()
+
+    captured = capture(step)
+    return captured, lambda i: (model.zero_grad(), captured(BATCHES[i % 6][0]), model.W.grad.numpy().copy())[2]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,7 +21,7 @@ from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import bare, given
+from sorix_dist.core.rules import bare, beside_constant, given
 from sorix_dist.core.tensor import Array, Tensor
 
 # -- the operations: placements are given by the functions below
@@ -137,11 +137,17 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
         x = tagged(among_all(bare(x), shard=place), Partial(group, None, 1.0, 0))
     elif isinstance(place, Partial):
         group = place.group
-        for number in place.alike if x.origin is not None else ():
-            group.expect(number)
+        if x.origin is not None:
+            _expect(place)
     else:
         return bare(x)  # type: ignore[no-any-return]
     return bare(x) if group.single or group.ordered else summed(x, group, name)
+
+
+@host
+def _expect(place: Partial) -> None:
+    for number in place.alike:
+        place.group.expect(number)
 
 
 def summed(x: Tensor, group: Group, what: str) -> Tensor:
@@ -179,7 +185,7 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
         return operand
     part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
     part = Tensor.of(part.array, part.origin) if part is operand else part
-    return tagged(part, Partial(group, None, float(group.parts), 0).beside(operand))
+    return tagged(part, beside_constant(Partial(group, None, float(group.parts), 0), operand))
 
 
 def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.autograd import Function
+from sorix_dist.autograd import Function, grad
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader
 from tests.support.parallel.any_loss import columns
@@ -32,10 +32,11 @@ class Program(NamedTuple):
 
 
 class Kit:
-    """Wraps models and makes loaders; bare: for one process without a wrapper."""
+    """Wraps models and makes loaders; bare: for one process without a wrapper; captured: whether `train` compiles its
+    step; epochs: of `train`."""
 
-    def __init__(self, bare: bool) -> None:
-        self.bare = bare
+    def __init__(self, bare: bool, captured: bool = False, epochs: int = 1) -> None:
+        self.bare, self.captured, self.epochs = bare, captured, epochs
 
     def wrap(self, model: Any) -> Any:
         model = model.double()
@@ -45,15 +46,19 @@ class Kit:
         return DataLoader(Rows(names, rows), batch_size=BATCH)
 
     def train(self, model: Any, loss: Callable[..., Any], *names: str, rows: int = ROWS) -> list[Any]:
-        """The losses and the weights of an epoch."""
-        optimizer, found = optim.SGD(model.parameters(), lr=0.1, momentum=0.9), []
-        for batch in self.loader(*names, rows=rows):
+        """The losses and the weights."""
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def step(*batch: Any) -> Any:
             optimizer.zero_grad()
             value = loss(model, *batch)
             value.backward()
             optimizer.step()
-            found.append(value.item())
-        return found + weights(model)
+            return value
+
+        step = sx.compile(step) if self.captured else step
+        batches = [batch for _ in range(self.epochs) for batch in self.loader(*names, rows=rows)]
+        return [step(*batch).item() for batch in batches] + weights(model)
 
 
 class Rows:
@@ -82,11 +87,11 @@ def program(refused: str | None = None, reproducible: str | None = None) -> Any:
     return register
 
 
-def results(name: str, bare: bool, shards: int | None) -> list[Any]:
+def results(name: str, bare: bool, shards: int | None, captured: bool = False, epochs: int = 1) -> list[Any]:
     if shards:
         sx.init(virtual_shards=shards)
     sx.manual_seed(5)
-    return [np.asarray(x, np.float64) for x in PROGRAMS[name].run(Kit(bare))]
+    return [np.asarray(x, np.float64) for x in PROGRAMS[name].run(Kit(bare, captured, epochs))]
 
 
 def mlp(outputs: int = 2) -> Any:
@@ -448,3 +453,41 @@ class Stateful(nn.Module):
 @program(reproducible="rows of one virtual shard are combined with rows of another")
 def rows_of_the_last_batch(kit):
     return kit.train(kit.wrap(Stateful()), lambda model, x: model(x).square().mean(), "x", rows=8)
+
+
+# -- losses with numbers of the batch, and derivatives in the loss
+
+
+@program()
+def tversky(kit):
+    def loss(model, x, flags):
+        p, f = model(x).sigmoid(), flags.double()
+        right = (p * f).sum()
+        return 1 - (right + 1) / (right + 0.3 * (p * (1 - f)).sum() + 0.7 * ((1 - p) * f).sum() + 1)
+
+    return kit.train(kit.wrap(mlp()), loss, "x", "flags", rows=8)
+
+
+@program()
+def mean_over_valid_triplets(kit):
+    def loss(model, x, t):
+        z = model(x)
+        distance = (z[:, None] - z[None]).square().sum(2)
+        same = t[:, None] == t[None]
+        losses = F.relu(distance[:, :, None] - distance[:, None] + 0.5) * (same[:, :, None] & ~same[:, None])
+        return losses.sum() / ((losses > 1e-9).sum().double() + 1e-6)
+
+    return kit.train(kit.wrap(mlp()), loss, "x", "t", rows=8)
+
+
+@program(reproducible="must come from a DataLoader")
+def physics_with_a_boundary(kit):
+    def loss(model, x):
+        x = x.detach().clone().requires_grad_()
+        u = model(x)
+        (first,) = grad(u.sum(), x, create_graph=True)
+        (second,) = grad(first[:, 0].sum(), x, create_graph=True)
+        boundary = model(sx.replicated(np.eye(3)[:2]))
+        return (first[:, 1:2] - second[:, :1] + u).square().mean() + boundary.square().mean()
+
+    return kit.train(kit.wrap(mlp(1)), loss, "x", rows=8)
