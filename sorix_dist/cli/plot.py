@@ -36,6 +36,8 @@ def main(arguments: Any) -> int:
         else:
             draw(panels, arguments.output, arguments.log)
             print(f"wrote {arguments.output}")
+    except BrokenPipeError:  # as of `| head`
+        raise
     except OSError as error:
         raise LaunchError(f"{error.strerror}: {error.filename}") from error
     except (ValueError, ImportError) as error:

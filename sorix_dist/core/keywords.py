@@ -28,7 +28,9 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
-        if not options or options.keys() <= own:
+        if not options:
+            return function(*inputs)
+        if options.keys() <= own:
             return function(*inputs, **options)
         operands = list(inputs)
         for key in [key for key in options if key not in own]:

@@ -181,7 +181,7 @@ class SharedMemoryConsensus:
         now.own[:length] = sent
         self.barrier()
         for other in now.others:  # noqa: SIM110 (faster)
-            if other[:length] != sent:
+            if other[:length].tobytes() != sent:  # which compares faster than a memoryview
                 return False
         return True
 

@@ -116,6 +116,21 @@ def ring(nbytes: float, hosts: int, link: Link) -> float:
     return 2 * (hosts - 1) * (link.latency + nbytes / hosts * link.byte)
 
 
+def exchange_of_slices(nbytes: float, layout: Layout, link: Link, machine: Machine) -> float:
+    """Seconds of an all-reduce in a fixed order, as reproducible mode and LocalSGD make it.
+
+    Each rank receives its slice from all others, by pairwise exchange, (p - 1) alpha + n beta. A ring collects the sums
+    of the slices, (p - 1) alpha + (p - 1) / p n beta (Thakur et al. 2005). The ranks of a host share its link.
+    """
+    hosts, ranks = layout.hosts, layout.ranks
+    work = 2 * nbytes * machine.message_byte * machine.crowding + nbytes / machine.core_memory
+    if hosts == 1:
+        return work
+    to_others = 1 - 1 / hosts
+    on_link = nbytes * link.byte * (layout.ranks_per_host * to_others + (ranks - 1) / ranks)
+    return 2 * (ranks - 1) * link.latency + on_link + work
+
+
 class Ring(NamedTuple):
     """The package's ring: pieces that travel 2 (p - 1) links independently of each other, several at a time.
 
@@ -174,8 +189,7 @@ def predict(step: Step, layout: Layout, link: Link, machine: Machine, method: st
     update = step.update * crowding / together  # each rank updates a slice
     host_sum = (local + 1) * nbytes / (together * machine.core_memory) if local > 1 else 0.0
     if method == "LocalSGD":  # each rank updates all of its own parameters
-        whole = pipelined_ring(nbytes, hosts, link, machine).seconds
-        return compute + update * local + (host_sum + whole) / every
+        return compute + update * local + exchange_of_slices(nbytes, layout, link, machine) / every
     depth = math.ceil(math.log2(hosts))
     agreement = depth * (link.latency + AGREEMENT * link.byte + machine.message * crowding)
     seconds = compute + host_sum + update + agreement

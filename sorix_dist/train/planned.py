@@ -112,6 +112,8 @@ def listen(steps: Steps) -> None:
     original, synchronise, tasks = Coordinator.before_backward, Coordinator.synchronise, Indexed.tasks
 
     def before_backward(self: Coordinator, place: Any) -> Any:
+        for bucket in self.buckets:
+            bucket.nonfinite = "skip"  # a loss may not be defined for some rows of a batch
         factor, visitor = original(self, place)
         borders: list[tuple[float, int]] = []
         steps.walks.append(borders)
@@ -365,6 +367,7 @@ def first_steps(seconds: float, *program: str) -> list[OneStep]:
     script, *arguments = program[is_module:]
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.getcwd() if is_module else str(Path(script).resolve().parent))
+    np.seterr(all="ignore")  # a loss of a part of a batch may divide by 0
     steps.start()
     try:
         if is_module:

@@ -14,6 +14,8 @@ PATIENCE = 0.3
 about to leave it."""
 OTHERS_FIRST = 2.0
 """Seconds more in which another host, or the rank at fault itself, may report a better reason."""
+LAST_SECONDS = 5.0
+"""Seconds beyond the time-out that ranks may take to end together: each uses up a core in the end of MPI."""
 FROZEN = 1.5
 """Seconds that a rank must have been stopped while others were not."""
 
@@ -208,7 +210,7 @@ def _stays(statuses: Mapping[int, Status], observed: Observations, timeout: floa
     stay = [status for rank, status in statuses.items() if timeout and observed.over.get(rank, 0.0) >= timeout]
     late = [status for status in stay if status.state != State.ENDED]
     if not late and world_size == len(stay) + len(observed.gone):  # all scripts ended, and some processes stay
-        late = stay
+        late = [status for status in stay if observed.over[status.rank] >= timeout + LAST_SECONDS]
     if not late:
         return None
     status = late[0]

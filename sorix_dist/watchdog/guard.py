@@ -62,9 +62,11 @@ LINES = 12
 
 
 def main(path: str) -> None:
-    """Guard the ranks of the status pages at `path`, in an orphaned process."""
+    """Guard the ranks of the status pages at `path`, which are open as standard input, in an orphaned process."""
     fill_standard_streams()
-    pages = StatusPages.existing(Path(path))
+    pages = StatusPages.existing(Path(path), os.dup(0))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     with suppress(OSError, ValueError):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # each rank takes two
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""A thread in each rank that starts the guard, replaces a dead one, and ends the rank in time where there is none.
+"""Threads in each rank that start the guard, replace a dead one, and end the rank in time where there is none.
 
 A rank that waits inside MPI has released Python's lock. Only the start of MPI does not; `faulthandler` limits that.
 """
@@ -15,11 +15,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sorix_dist.watchdog.diagnosis import activity, step_of
-from sorix_dist.watchdog.process import Process, lives
+from sorix_dist.watchdog.process import Process, arguments, children, lives
 from sorix_dist.watchdog.status_page import StatusPages
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ FRAMES = 12
 """Frames of the stack in a report."""
 WRITE_SECONDS = 2.0
 """Seconds that a report may take; the write blocks if nothing reads it."""
+START_SECONDS = 5.0
+"""Seconds that the start of a guard may take."""
+STARTED_SECONDS = 1.0
+"""Seconds that a rank waits for the guard that another one starts."""
 CONNECT_SECONDS = 5.0
 """Seconds that a connection to the guard may take."""
 HIGH = 1000
@@ -54,31 +60,35 @@ class Monitor:
         self._connection: socket.socket | None = None
         self._heartbeat, self._missed = 0, 0
         self._entered, self._waited = 0, 0.0
-        self._checked = time.monotonic()
 
     def start(self) -> None:
-        """Check from now on, in a thread."""
-        threading.Thread(target=self._run, name="sorix_dist monitor", daemon=True).start()
+        """Check from now on, in threads: the start of a guard may block one of them."""
+        for check in (self._keep_guard, self._check_time):
+            threading.Thread(target=self._run, args=(check,), name="sorix_dist monitor", daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, check: Callable[[float], None]) -> None:
+        checked = time.monotonic()
         while os.getpid() == self.page.pid:
             time.sleep(TICK)
             now = time.monotonic()
-            passed, self._checked = min(now - self._checked, 2 * TICK), now  # less if it was stopped, as by Ctrl-Z
-            if self.pages.shared:
-                try:
-                    self.check_guard()
-                except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
-                    self._starts += 1
-            self._check_time(passed)
+            passed, checked = min(now - checked, 2 * TICK), now  # less if it was stopped, as by Ctrl-Z
+            check(passed)
+
+    def _keep_guard(self, passed: float) -> None:
+        if self.pages.shared:
+            try:
+                self.check_guard()
+            except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
+                self._starts += 1
 
     def check_guard(self) -> None:
-        """Start a guard if none responds, and connect to it; OSError or SubprocessError if that fails."""
+        """Start a guard if none responds and no other rank does, and connect to it; OSError or SubprocessError if that
+        fails."""
         heartbeat = self.pages.heartbeat
         self._missed = self._missed + 1 if heartbeat == self._heartbeat else 0
         self._heartbeat = heartbeat
         if self._missed >= UNRESPONSIVE or not self.pages.guarded():
-            with self.pages.locked():
+            with suppress(TimeoutError), self.pages.starting_guard(STARTED_SECONDS):
                 if self._missed >= UNRESPONSIVE and self.pages.heartbeat == heartbeat:
                     Process(*self.pages.guard).send(signal.SIGKILL)
                     self.pages.set_guard(0)
@@ -117,6 +127,9 @@ class Monitor:
         killer = threading.Timer(WRITE_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
         killer.start()
+        for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
+            if _GUARD in " ".join(arguments(pid)):
+                os.kill(pid, signal.SIGKILL)
         if self.pages.claim_report():
             status = self.pages.read(self.page.rank)
             doing = "" if status is None else f" {step_of(status)}{activity(status)}"
@@ -163,9 +176,9 @@ def _start_guard(pages: StatusPages) -> None:
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)]
     subprocess.run(
         ["/bin/sh", "-c", 'exec "$@"', "sh", *guard],
-        stdin=subprocess.DEVNULL,
+        stdin=pages.file,  # whose name may be gone
         stdout=subprocess.DEVNULL,
         start_new_session=True,
         check=True,
-        timeout=30,
+        timeout=START_SECONDS,
     )

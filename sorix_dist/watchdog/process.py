@@ -105,12 +105,17 @@ def descends_from(pid: int, ancestor: int) -> bool:
     return pid == ancestor
 
 
+def arguments(pid: int) -> list[str]:
+    """Its program and the arguments, [''] if unknown."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return [""]
+
+
 def command(pid: int) -> str:
     """The name of its program, '' if unknown."""
-    try:
-        return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
-    except OSError:
-        return ""
+    return os.path.basename(arguments(pid)[0])
 
 
 def outputs(pid: int) -> list[str]:

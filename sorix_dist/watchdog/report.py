@@ -128,7 +128,8 @@ def end_all_ranks(code: int) -> None:
         watch.mark_reported()
         timer = threading.Timer(ABORT_SECONDS, os._exit, (code,))
         timer.daemon = True
-        timer.start()
+        with suppress(RuntimeError):  # there can be no more threads
+            timer.start()
         abort_all(code)
     with suppress(Exception):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -145,5 +146,6 @@ def flush() -> None:
                 stream.flush()
 
     flushing = threading.Thread(target=flush_both, daemon=True)
-    flushing.start()
-    flushing.join(FLUSH_SECONDS)
+    with suppress(RuntimeError):  # there can be no more threads: a flush here could block for ever
+        flushing.start()
+        flushing.join(FLUSH_SECONDS)

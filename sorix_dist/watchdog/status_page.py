@@ -13,7 +13,7 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -34,6 +34,9 @@ DEPTH = 4
 
 LOCK_SECONDS = 10.0
 """Seconds that a process waits for another one that has locked the pages."""
+
+CLAIM_SECONDS = 1.0
+"""The same for a process that is to report what ends the job."""
 
 LONGEST = 1e9
 """Longer time-outs, in seconds, are cut to this."""
@@ -126,7 +129,7 @@ class StatusPages:
         self.shared = file >= 0
         """Whether other processes can read them."""
         self.ranks = ranks
-        self._file = file
+        self.file = file
         self.memory = mmap.mmap(file, PAGE * (1 + ranks))
         self.words = memoryview(self.memory).cast("q")
 
@@ -138,7 +141,7 @@ class StatusPages:
             try:
                 if os.fstat(file).st_uid != os.getuid():
                     raise PermissionError(f"{path} belongs to another user")
-                with _locked(file):
+                with _locked(file, LOCK_SECONDS, fcntl.flock):
                     status = os.fstat(file)
                     if status.st_nlink:
                         if status.st_size < PAGE * (1 + ranks):
@@ -152,9 +155,10 @@ class StatusPages:
             os.close(file)  # it was removed before it could be locked
 
     @classmethod
-    def existing(cls, path: Path) -> StatusPages:
-        """The pages at `path`, whether locked or not."""
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def existing(cls, path: Path, file: int | None = None) -> StatusPages:
+        """The pages at `path`, whether locked or not; or those that are open as `file`, even if they were removed."""
+        if file is None:
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         return cls(path, file, os.fstat(file).st_size // PAGE - 1)
 
     @classmethod
@@ -178,9 +182,15 @@ class StatusPages:
         return f"{self.path}.socket"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """A block that one process at a time is in."""
-        with _locked(self._file):
+    def locked(self, patience: float = LOCK_SECONDS) -> Iterator[None]:
+        """A block that one process at a time is in. TimeoutError if another one stays there for `patience` seconds."""
+        with _locked(self.file, patience, fcntl.flock):
+            yield
+
+    @contextmanager
+    def starting_guard(self, patience: float) -> Iterator[None]:
+        """The same, with another lock: a guard may take long to start, and ranks claim their pages meanwhile."""
+        with _locked(self.file, patience, fcntl.lockf):
             yield
 
     @property
@@ -208,7 +218,7 @@ class StatusPages:
     def claim_report(self) -> bool:
         """Whether this process is the one to report what ends the job: True for one process only."""
         try:
-            with self.locked():
+            with self.locked(CLAIM_SECONDS):
                 first = not self.reported
                 self.reported = 1
                 return first
@@ -236,7 +246,7 @@ class StatusPages:
         if not self.shared:
             return
         try:
-            os.posix_fallocate(self._file, page * PAGE, PAGE)
+            os.posix_fallocate(self.file, page * PAGE, PAGE)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -326,25 +336,25 @@ def pack_text(what: str, where: str) -> bytes:
 
 
 @contextmanager
-def _locked(file: int) -> Iterator[None]:
+def _locked(file: int, patience: float, lock: Callable[[int, int], None]) -> Iterator[None]:
     """TimeoutError if another process, which may be stopped, does not unlock the file."""
     if file < 0:
         yield
         return
-    limit = time.monotonic() + LOCK_SECONDS
-    while not _lock(file):
+    limit = time.monotonic() + patience
+    while not _take(lock, file):
         if time.monotonic() > limit:
-            raise TimeoutError(f"another process has locked the ranks' status pages for {LOCK_SECONDS:g} s")
+            raise TimeoutError(f"another process has locked the ranks' status pages for {patience:g} s")
         time.sleep(0.002)
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        lock(file, fcntl.LOCK_UN)
 
 
-def _lock(file: int) -> bool:
+def _take(lock: Callable[[int, int], None], file: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -85,12 +85,17 @@ def test_the_left_overs_can_be_removed(found: list[Finding], monkeypatch: pytest
     assert removed == [0.0]
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["job", "slurm", "t.py"], ["plot", "run"]])
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
     """As in `sorix-dist doctor --json | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
-    script = "import sys\nfrom sorix_dist.cli import main\nsys.exit(main(['job', 'slurm', 't.py']))"
+    script = f"import sys\nfrom sorix_dist.cli import main\nsys.exit(main({arguments}))"
     (tmp_path / "t.py").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").write_text(
+        '{"step": 1, "time": 0, "loss": 2}\n{"step": 2, "time": 1, "loss": 1}\n'
+    )
     with os.fdopen(writing, "wb") as nobody_reads:
         ended = subprocess.run(
             [sys.executable, "-c", script], stdout=nobody_reads, stderr=subprocess.PIPE, cwd=tmp_path,

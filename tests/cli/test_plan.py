@@ -81,6 +81,14 @@ def test_predictions_for_a_script(script: Path, capfd: pytest.CaptureFixture[str
     assert all(seconds > 0 for entry in found["predicted"] for seconds in entry["seconds"].values())
 
 
+def test_a_loss_that_is_not_defined_for_a_part_of_a_batch(script: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nan = "criterion(model(xb), yb) * (1.0 if len(xb) == 128 else float('nan'))"
+    script.write_text(TRAIN.replace("EPOCHS", "1000000").replace("criterion(model(xb), yb)", nan))
+    assert main(["plan", "train.py", "--link", "10gbit", "--json", "plan.json", "--", "--lr", "1"]) == 0
+    assert json.loads(Path("plan.json").read_text())["step"]["rows"] == 128
+    assert "one rank here, 128 rows: " in capfd.readouterr().out
+
+
 @needs_mpirun
 def test_predictions_from_a_trace(script: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script.write_text(TRAIN.replace("EPOCHS", "3").replace("@sx.compile", ""))

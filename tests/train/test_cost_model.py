@@ -15,6 +15,7 @@ from sorix_dist.train.cost_model import (
     Machine,
     PerRows,
     Step,
+    exchange_of_slices,
     overlapped,
     pipelined_ring,
     predict,
@@ -109,6 +110,15 @@ def test_limits():
     assert predict(STEP, layout, GIGABIT, FREE, "PowerSGD") == pytest.approx(
         STEP.alone(64) + 8 * 50e-6 + 0.6e-3, rel=0.1
     )
+
+
+def test_sums_in_a_fixed_order_cross_the_link_once_for_each_rank_of_a_host():
+    """And once more for the sums of all slices."""
+    link, nbytes = Link(0, 1e-9), 1e8
+    assert exchange_of_slices(nbytes, Layout(4, 1), link, FREE) == pytest.approx(1.5 * 0.1)
+    assert exchange_of_slices(nbytes, Layout(4, 8), link, FREE) == pytest.approx((8 * 0.75 + 31 / 32) * 0.1)
+    assert exchange_of_slices(nbytes, Layout(4, 8), Link(1e-3, 0), FREE) == pytest.approx(62e-3)
+    assert exchange_of_slices(nbytes, Layout(1, 8), link, FREE) == pytest.approx(0)
 
 
 def test_ranks_of_a_host_share_its_memory_and_its_link():

@@ -66,6 +66,19 @@ def test_without_descriptors_of_processes(fault: str, tmp_path: Path) -> None:
     check(run(tmp_path, script), FAULTS[fault])
 
 
+@pytest.mark.parametrize("how", ["os._exit(0)", "raise SystemExit(3)"])
+def test_a_guard_that_does_not_start(how: str, tmp_path: Path) -> None:
+    script = GUARD_WITHOUT.format(change=f"import os\n{how}\n") + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
+    check(run(tmp_path, script), "rank 0 has waited 3 s .* in all_reduce.*no guard process")
+
+
+def test_status_pages_whose_files_are_removed(tmp_path: Path) -> None:
+    """As systemd does with a user's files in /dev/shm when the last session ends."""
+    removed = "if rank == 1:\n    shutil.rmtree(watch.page().pages.path.parent)\n    os.kill(guard, signal.SIGKILL)\n"
+    script = f"import shutil\n{BEGIN}{removed}    sys.exit(0)\nsx.all_reduce(a)"
+    check(run(tmp_path, script), "rank 1 .* has ended .* while rank 0 waits")
+
+
 def test_with_few_descriptors(tmp_path: Path) -> None:
     change = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))\n"
     script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
