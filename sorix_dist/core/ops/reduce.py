@@ -250,8 +250,10 @@ def _variance(name: str, x: Any, axis: Any, ambiguous: Any, dim: Any, keepdims: 
         )
     axes = axes_of(name, x, dim, axis, empty_is_all=True)
     centred = square(sub(x, mean_over(x, axis=axes, keepdims=True)))
-    divisor = counts(x, axes)[1] - correction
-    return mul(sum_over(centred, axis=axes, keepdims=keepdims), 1 / divisor if divisor > 0 else math.inf)
+    count = counts(x, axes)[1]
+    divisor = count - correction
+    scale = 1 / divisor if divisor > 0 else math.inf if count > 1 else math.nan
+    return mul(sum_over(centred, axis=axes, keepdims=keepdims), scale)
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
