@@ -24,11 +24,12 @@ from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Tensor
 
+_OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
 _SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast}
 # What NumPy computes for each row, or says of an array: this rank's rows are enough.
 _OF_EACH_ROW = {
-    np.shape, np.ndim, np.size, np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr,
+    np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr,
     np.array_str, np.result_type, np.can_cast, np.min_scalar_type, np.common_type, np.may_share_memory,
     np.shares_memory, np.iscomplexobj, np.isrealobj, np.isclose, np.nan_to_num, np.real_if_close, np.imag, np.copy,
     np.isneginf, np.isposinf, np.iscomplex, np.isreal, np.angle, np.sinc, np.i0,
@@ -55,6 +56,8 @@ def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **opti
 
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Implements another NumPy function for tensors."""
+    if function in _OF_SHAPES:
+        return function(*_arrays(args, "", ()), **kwargs)
     out = kwargs.get("out") is not None
     if function in OF_NUMPY and not out:
         kwargs.pop("out", None)

@@ -94,7 +94,7 @@ def test_tiles_of_any_size_compute_the_same(
     monkeypatch.setattr(windows, "TILE", tile)
     monkeypatch.setattr(windows, "MOST", tile)
     monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
-    monkeypatch.setattr(ops, "WIDE", 1)  # products of some columns each
+    monkeypatch.setattr(ops, "NARROW", 1)  # products of some columns each
     monkeypatch.setattr(windows, "SMALL", tile)
     places = geometry("", size, kernel, stride, padding, dilation)
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops import windows
 from sorix_dist.core.ops.matrix import row_sums
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
-from sorix_dist.core.ops.windows import WIDE, Geometry, Pair, Scratch, Taps, Tile, geometry, pair, single
+from sorix_dist.core.ops.windows import NARROW, Geometry, Pair, Scratch, Taps, Tile, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -30,23 +30,46 @@ def _groups(image: Array, groups: int) -> Array:
     return image.reshape(groups, len(image) // groups, *image.shape[1:])
 
 
-def _unfolded(x: Array, places: Geometry, groups: int, outputs: int) -> Iterator[tuple[Tile, Array]]:
-    """im2col: tiles of the output of a convolution of images x (N, C, H, W) to `outputs` channels, and their
-    windows as matrices (groups, products, kH * kW * C / groups, pixels)."""
-    image = _groups(windows.batch_innermost(x), groups)
+def _taps(places: Geometry) -> tuple[Taps, Taps]:
+    """The windows of a convolution along both axes."""
     down, right = (
         Taps(-before, step, kernel, spacing)
         for (before, _), step, kernel, spacing in zip(
             places.padding, places.stride, places.kernel, places.dilation, strict=True
         )
     )
-    scratch = Scratch(x.dtype)
-    pixel = (x.shape[1] * right.count * min(down.step, down.count) + outputs) * len(x) * x.itemsize
-    for tile in windows.tiles(places.output, down.shared, pixel, len(x), outputs // groups):
-        if places.kernel == (1, 1) and places.padded == places.size:  # the windows are the image
-            yield tile, tile.matrices(image[:, :, :: down.step, :: right.step])
+    return down, right
+
+
+def _unfolded(image: Array, down: Taps, right: Taps, size: Pair, outputs: int) -> Iterator[tuple[Tile, Array]]:
+    """im2col: tiles of `size` windows of images (groups, C / groups, H, W, N), which become `outputs` channels, and
+    the windows as matrices (groups, products, kH * kW * C / groups, pixels)."""
+    groups, channels, *_, count = image.shape
+    scratch = Scratch(image.dtype)
+    pixel = (groups * channels * right.count * min(down.step, down.count) + outputs) * count * image.itemsize
+    single = all(
+        taps.count == 1 and taps.first >= 0 and taps.first + (count_of - 1) * taps.step < extent
+        for taps, count_of, extent in zip((down, right), size, image.shape[2:4], strict=True)
+    )
+    for tile in windows.tiles(size, down.shared, pixel, count, outputs // groups):
+        if single:  # the windows are pixels of the image
+            yield tile, tile.matrices(image[:, :, down.first :: down.step, right.first :: right.step])
         else:
             yield tile, windows.columns(image, down, right, tile, scratch)
+
+
+def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> None:
+    """Writes the products of kernels (groups, O / groups, kH, kW, C / groups) and the windows of images x (groups,
+    C / groups, H, W, N) into y (groups, O / groups, H', W', N)."""
+    groups, outputs, high, wide, count = y.shape
+    matrix = kernels.reshape(groups, 1, outputs, -1)
+    dense = y.strides[3] == count * y.itemsize
+    for tile, matrices in _unfolded(x, down, right, (high, wide), groups * outputs):
+        if tile.by_rows and dense:
+            pieces = windows.pieces(matrices, outputs, NARROW)
+            np.matmul(matrix[:, :, None], windows.cut(matrices, pieces), out=windows.cut(tile.matrices(y), pieces))
+        else:
+            tile.of(y)[...] = tile.pixels(np.matmul(matrix, matrices))
 
 
 def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int) -> Any:
@@ -58,9 +81,10 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
     w = np.empty((outputs, each, *places.kernel), dtype) if out is None else out
     image = _groups(windows.batch_innermost(g), groups)
     total = np.zeros((groups, each * prod(places.kernel), outputs // groups), dtype)
-    for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, outputs):
+    taps, pixels = _taps(places), _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
+    for tile, matrices in _unfolded(pixels, *taps, places.output, outputs):
         # In this order, not transposed: a product is faster if its columns are few.
-        count = windows.pieces(matrices, outputs // groups, 2 * WIDE)
+        count = windows.pieces(matrices, outputs // groups, 4 * NARROW)
         total += np.matmul(windows.cut(matrices, count), windows.cut(tile.matrices(image), count).swapaxes(3, 4)).sum(
             axis=(1, 2)
         )
@@ -83,18 +107,11 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
     dtype = np.result_type(x, w)
     y = np.empty((len(w), *places.output, len(x)), dtype)
-    image = _groups(y, groups)
-    kernels = _groups(w, groups).transpose(0, 1, 3, 4, 2).reshape(groups, 1, len(w) // groups, -1)
-    bias = None if b is None else b.reshape(groups, -1, 1, 1, 1)
-    for tile, matrices in _unfolded(x.astype(dtype, copy=False), places, groups, len(w)):
-        part = tile.of(image)
-        if tile.by_rows:
-            count = windows.pieces(matrices, kernels.shape[2], WIDE)
-            np.matmul(kernels[:, :, None], windows.cut(matrices, count), out=windows.cut(tile.matrices(image), count))
-        else:
-            part[...] = tile.pixels(np.matmul(kernels, matrices))
-        if bias is not None:
-            part += bias
+    image = _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
+    down, right = _taps(places)
+    _convolve(image, _groups(w, groups).transpose(0, 1, 3, 4, 2), _groups(y, groups), down, right)
+    if b is not None:
+        y += b.reshape(-1, 1, 1, 1)
     return y.transpose(3, 0, 1, 2), (
         lambda g, out: like_input(transposed_convolution, g, w, None, places=places, groups=groups),
         lambda g, out: _to_kernel(x, g, out, places, groups),
@@ -108,9 +125,12 @@ def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geome
     (N, C, *places.size), plus b of shape (C,) or None."""
     dtype = np.result_type(y, w)
     x = np.zeros((w.shape[1] * groups, *places.size, len(y)), dtype)
-    image, kernels = _groups(windows.batch_innermost(y), groups), _groups(w, groups)
-    for phase in range(places.stride[0]):
-        _fold(_groups(x, groups), image, kernels, places, phase)
+    image = _groups(windows.batch_innermost(y.astype(dtype, copy=False)), groups)
+    turned = _groups(w, groups).transpose(0, 2, 3, 4, 1)
+    for rows, down, vertical in _phases(places, 0):
+        for columns, right, horizontal in _phases(places, 1):
+            kernels = turned[:, :, rows][:, :, :, columns]
+            _convolve(image, kernels, _groups(x, groups)[:, :, vertical, horizontal], down, right)
     if b is not None:
         x += b.reshape(-1, 1, 1, 1)
     return x.transpose(3, 0, 1, 2), (
@@ -120,38 +140,18 @@ def transposed_convolution(y: Array, w: Array, b: Array | None, *, places: Geome
     )
 
 
-def _fold(x: Array, y: Array, w: Array, places: Geometry, phase: int) -> None:
-    """Adds to each stride[0]th row of images x, from `phase` on in the padded image, what a transposed convolution
-    of y puts there. All three have their groups as first dimension.
-
-    Down the image this is a convolution with the rows of the kernel that lie over those rows, in reversed order;
-    only what lies right of it is spread.
-    """
-    (stride, step), (spacing, right) = places.stride, places.dilation
-    (top, _), (left, _) = places.padding
-    groups, each, height, width, count = x.shape
-    outputs = w.shape[1]
-    rows = [i for i in reversed(range(places.kernel[0])) if i * spacing % stride == phase]
-    # Row k of those of x lies under row k - (i * spacing - phase) / stride of y for the kernel's row i.
-    under, there = windows.inside(phase - top, stride, places.padded[0], height)
-    if not rows or under.start == under.stop:
-        return
-    behind = [(i * spacing - phase) // stride for i in rows]
-    down = Taps(under.start - behind[0], 1, len(rows), behind[0] - behind[1] if len(rows) > 1 else 1)
-    kernels = w[:, :, :, rows].transpose(0, 4, 2, 3, 1).reshape(groups, 1, -1, len(rows) * outputs)
-    target = x[:, :, there]
-    scratch, product = Scratch(x.dtype), Scratch(x.dtype)
-    pixel = (outputs + each * places.kernel[1]) * groups * count * x.itemsize
-    for tile in windows.tiles((under.stop - under.start, y.shape[3]), down.shared, pixel, count, kernels.shape[2]):
-        matrices = windows.columns(y, down, Taps(0, 1, 1, 1), tile, scratch)
-        shape = (*matrices.shape[:2], kernels.shape[2], matrices.shape[3])
-        spread = np.matmul(kernels, matrices, out=product(*shape))
-        for j in range(places.kernel[1]):
-            among, at = windows.inside(
-                tile.columns[0] * step + j * right - left, step, tile.columns[1] - tile.columns[0], width
-            )
-            part = target[:, :, slice(*tile.rows), at]
-            part += tile.pixels(spread[:, :, j * each : (j + 1) * each])[..., among, :]
+def _phases(places: Geometry, axis: int) -> Iterator[tuple[list[int], Taps, slice]]:
+    """A transposed convolution along one axis as convolutions, one for each phase of the stride: to every stride-th
+    pixel of its result (a slice of them) contribute the same elements of the kernel, in reversed order."""
+    stride, spacing, (before, _) = places.stride[axis], places.dilation[axis], places.padding[axis]
+    for phase in range(stride):
+        chosen = [i for i in reversed(range(places.kernel[axis])) if i * spacing % stride == phase]
+        # Pixel k of those lies under pixel k - (i * spacing - phase) / stride for the kernel's element i.
+        under, pixels = windows.inside(phase - before, stride, places.padded[axis], places.size[axis])
+        if chosen and under.start < under.stop:
+            behind = [(i * spacing - phase) // stride for i in chosen]
+            apart = behind[0] - behind[1] if len(chosen) > 1 else 1
+            yield chosen, Taps(under.start - behind[0], 1, len(chosen), apart), pixels
 
 
 @op(rule=rules.gathers)

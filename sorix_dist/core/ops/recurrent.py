@@ -20,6 +20,7 @@ from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.join import stack
 from sorix_dist.core.ops.matrix import column_sums, linear
 from sorix_dist.core.ops.shape import transpose
+from sorix_dist.core.ops.windows import pieces
 from sorix_dist.core.tensor import Array
 
 
@@ -56,6 +57,19 @@ def _from_input(x: Array, w: Array, biases: Sequence[Array | None], factors: Arr
     if given:
         gates += sum(given[1:], given[0]).reshape(len(factors), 1, -1) * factors
     return gates.reshape(len(factors), *x.shape[:2], gates.shape[2]), rows
+
+
+def _in_blocks(w: Array, rows: int) -> Array:
+    """A matrix (..., K, H) as blocks of columns (..., blocks, K, H / blocks): OpenBLAS computes a small product of
+    matrices that lie together in memory without copying them first, in half the time."""
+    count = pieces(w, rows, 32)
+    return np.ascontiguousarray(w.reshape(*w.shape[:-1], count, w.shape[-1] // count).swapaxes(-2, -3))
+
+
+def _multiply(x: Array, blocks: Array, out: Array) -> Array:
+    """x (N, K) times matrices that `_in_blocks` has cut, in `out` (..., N, H)."""
+    np.matmul(x, blocks, out=out.reshape(*out.shape[:-1], blocks.shape[-3], blocks.shape[-1]).swapaxes(-2, -3))
+    return out
 
 
 def _gates(x: Any, count: int, size: int) -> tuple[Any, ...]:
@@ -96,7 +110,7 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
     half = np.array([0.5, 0.5, 1, 0.5], x.dtype).reshape(4, 1, 1)
     rest = 1 - half
     gates, rows = _from_input(x, w_input, (b_input, b_state), half)
-    from_state = _by_gate(w_state, half)
+    from_state = _in_blocks(_by_gate(w_state, half), len(h))
     memory = np.empty((count + 2, *h.shape), x.dtype)
     value, started = (memory[:-1], memory[2:]) if reverse else (memory[1:], memory[:-2])
     outputs = value[1:] if reverse else value[:-1]
@@ -105,7 +119,7 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
     product, spare = np.empty((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
     for t in _order(count, reverse):
         a, cell = gates[:, t], cells[t]
-        a += np.matmul(started[t], from_state, out=product)
+        a += _multiply(started[t], from_state, product)
         np.tanh(a, out=a)
         a *= half
         a += rest
@@ -131,6 +145,7 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
         through *= o
         slopes = np.empty((count, len(h), 4, size), x.dtype)
         by_gate = slopes.transpose(0, 2, 1, 3)
+        w = _in_blocks(w_state, len(h))
         to_h, to_c, spare = np.zeros(h.shape, x.dtype), np.array(of_cell), np.empty(h.shape, x.dtype)
         for t in reversed(_order(count, reverse)):
             to_h += of_outputs[t]
@@ -138,7 +153,7 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
             np.multiply(factors[:3, t], to_c, out=by_gate[t, :3])
             np.multiply(factors[3, t], to_h, out=by_gate[t, 3])
             to_c *= f[t]
-            np.matmul(slopes[t].reshape(len(h), 4 * size), w_state, out=to_h)
+            _multiply(slopes[t].reshape(len(h), 4 * size), w, to_h)
         return slopes.reshape(count * len(h), 4 * size), to_h, to_c
 
     def to_bias(gradient: Any, out: Any) -> Any:
@@ -183,7 +198,7 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
     count, size = len(x), w_state.shape[1]
     half = np.array([0.5, 0.5, 1], x.dtype).reshape(3, 1, 1)
     gates, rows = _from_input(x, w_input, (b_input,), half)
-    from_state = _by_gate(w_state, half)
+    from_state = _in_blocks(_by_gate(w_state, half), len(h))
     b_inner: Any = 0
     if b_state is not None:
         gates[:2] += (b_state[: 2 * size] * half[0, 0]).reshape(2, 1, 1, size)
@@ -192,7 +207,7 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
     inner = np.empty((count, *h.shape), x.dtype)  # n'
     product, spare = np.empty((3, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
     for t in _order(count, reverse):
-        np.matmul(started[t], from_state, out=product)
+        _multiply(started[t], from_state, product)
         both, n, y = gates[:2, t], gates[2, t], value[t]
         both += product[:2]
         np.tanh(both, out=both)
@@ -219,13 +234,13 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
         factors[2] *= started - n
         slopes = np.empty((count, len(h), 4, size), x.dtype)
         by_gate = slopes.transpose(0, 2, 1, 3)
-        w = np.concatenate((w_state[2 * size :], w_state[: 2 * size]))
+        w = _in_blocks(np.concatenate((w_state[2 * size :], w_state[: 2 * size])), len(h))
         to_h, spare = np.zeros(h.shape, x.dtype), np.empty(h.shape, x.dtype)
         for t in reversed(_order(count, reverse)):
             to_h += gradient[t]
             np.multiply(factors[:, t], to_h, out=by_gate[t])
             to_h *= z[t]
-            to_h += np.matmul(slopes[t, :, :3].reshape(len(h), 3 * size), w, out=spare)
+            to_h += _multiply(slopes[t, :, :3].reshape(len(h), 3 * size), w, spare)
         return slopes.reshape(count * len(h), 4 * size), to_h
 
     def to_w_state(g: Any, out: Any) -> Any:
@@ -272,8 +287,9 @@ def rnn(
     (from_input,), rows = _from_input(x, w_input, (b_input, b_state), np.ones((1, 1, 1), x.dtype))
     value, started = _states(count, h, reverse, x.dtype)
     product, zero = np.empty(h.shape, x.dtype), np.zeros((), x.dtype)
+    from_state = _in_blocks(w_state.T, len(h))
     for t in _order(count, reverse):
-        a = np.add(from_input[t], np.matmul(started[t], w_state.T, out=product), out=value[t])
+        a = np.add(from_input[t], _multiply(started[t], from_state, product), out=value[t])
         if nonlinearity == "tanh":
             np.tanh(a, out=a)
         else:
@@ -283,11 +299,11 @@ def rnn(
     def back(gradient: Array) -> tuple[Array, Array]:
         """The gradients of what f is applied to, (T * N, H), and of h before the first step."""
         slopes = 1 - np.square(value) if nonlinearity == "tanh" else (value > 0).astype(x.dtype)
-        to_h = np.zeros(h.shape, x.dtype)
+        w, to_h = _in_blocks(w_state, len(h)), np.zeros(h.shape, x.dtype)
         for t in reversed(_order(count, reverse)):
             to_h += gradient[t]
             slopes[t] *= to_h
-            np.matmul(slopes[t], w_state, out=to_h)
+            _multiply(slopes[t], w, to_h)
         return _rows(slopes), to_h
 
     def to_bias(gradient: Any, out: Any) -> Any:

@@ -138,6 +138,7 @@ def pad(x: Array, geometry: Geometry, fill: float = 0.0) -> Array:
 TILE = 1 << 20  # bytes that are copied and computed at a time, so that they stay in the cache
 MOST = 16 * TILE  # where rows are so long that a few of them take more
 WIDE = 128  # numbers in a row of a tile, at least, so that copies and products are long
+NARROW = 64  # columns of a small product, at least
 SMALL = 1_000_000  # multiplications of a product that OpenBLAS computes without copying its operands first
 
 
@@ -192,16 +193,19 @@ class Tile:
 
 
 class Scratch:
-    """Memory for one array at a time: each call reuses it."""
+    """Memory for one array at a time, which each call reuses. Its rows are apart by an odd number of cache lines: those
+    of a matrix whose rows are apart by a power of two of bytes displace each other from the cache."""
 
     def __init__(self, dtype: Any) -> None:
         self._memory = np.empty(0, dtype)
 
     def __call__(self, *shape: int) -> Array:
-        size = prod(shape)
+        line = 64 // self._memory.itemsize
+        row = (-(-shape[-1] // line) | 1) * line
+        size = prod(shape[:-1]) * row
         if self._memory.size < size:
             self._memory = np.empty(size, self._memory.dtype)
-        return self._memory[:size].reshape(shape)
+        return self._memory[:size].reshape(*shape[:-1], row)[..., : shape[-1]]
 
 
 def tiles(size: Pair, shared: int, pixel: int, count: int, height: int) -> Iterator[Tile]:
@@ -242,7 +246,7 @@ def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
     overlapping: Array = np.ndarray(  # what as_strided does, in a tenth of its time
         (groups, high, down.count, right.count * channels, wide * count),
         copied.dtype,
-        copied,
+        copied.base,
         strides=(group, row * down.step, row * down.spacing, depth, pixel),
     )
     height = down.count * right.count * channels
@@ -270,7 +274,8 @@ def _copied(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
     high, wide = tile.size
     rows = (high - 1) * down.step + (down.count - 1) * down.spacing + 1
     within, source = inside(down.first + tile.rows[0] * down.step, 1, rows, height)
-    copied = scratch(groups, rows, right.count, channels, wide, count)
+    memory = scratch(groups, rows, right.count * channels, wide * count)
+    copied = memory.reshape(groups, rows, right.count, channels, wide, count)
     turned = x.transpose(0, 2, 1, 3, 4)
     copied[:, : within.start] = 0
     copied[:, within.stop :] = 0
@@ -281,4 +286,4 @@ def _copied(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
         under[..., : among.start, :] = 0
         under[..., among.stop :, :] = 0
         under[..., among, :] = turned[:, source, :, pixels]
-    return copied.reshape(groups, rows, right.count * channels, wide * count)
+    return memory
