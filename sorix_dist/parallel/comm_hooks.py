@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange
-from sorix_dist.core.flat import BLOCK
 from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.power_sgd import PowerSGD as PowerSGD
 from sorix_dist.parallel.reducers import Hook, is_finite
 
 LARGEST = 60_000.0
@@ -108,82 +107,6 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
         _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
         total = comm.all_to_all(sent).sum(axis=0, dtype=np.float32).astype(np.float16)
         _scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
-
-
-class PowerSGD:
-    """A hook that sends a low-rank approximation of the gradients: of n gradients, about 2 rank sqrt(n) numbers.
-
-    It takes all gradients as one nearly square matrix M, as PyTorch's `batched_powerSGD_hook` does, and makes one step
-    of subspace iteration from the last step's Q (Vogels et al. 2019, PowerSGD): P = M Q, orthonormal columns of P,
-    Q = M' P, sum = P Q'. What the approximation misses on a rank is added to that rank's next gradients.
-    It loses a lot of each gradient, and repays it over the next steps. So it needs a model that tolerates that, and as
-    many steps more as the comparison with exact training shows. The missing gradients are in no checkpoint.
-
-    rank: of the approximation, 1 or more. Register one object per wrapped model.
-    """
-
-    def __init__(self, rank: int = 4) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"PowerSGD: rank must be an int of 1 or more, got {rank!r}")
-        self.rank = rank
-        self._states: WeakKeyDictionary[Comm, dict[np.dtype[Any], _LowRank]] = WeakKeyDictionary()
-
-    def __call__(self, comm: Comm, gradients: Array) -> None:
-        rows = math.isqrt(gradients.size)
-        columns = -(-gradients.size // max(rows, 1))
-        if gradients.size <= self.rank * (rows + columns):  # there is nothing to gain
-            comm.all_reduce(gradients)
-            return
-        work = np.promote_types(gradients.dtype, np.float32)
-        states = self._states.setdefault(comm, {})
-        if gradients.dtype not in states:
-            basis = np.random.Generator(np.random.Philox(0)).standard_normal((columns, self.rank)).astype(work)
-            zeros = np.zeros((2, rows, columns), work)
-            states[gradients.dtype] = _LowRank(zeros[0], zeros[1], basis)
-        state = states[gradients.dtype]
-        matrix, missing = state.matrix, state.missing
-        np.copyto(matrix, missing)
-        matrix.reshape(-1)[: gradients.size] += gradients
-        left = np.ascontiguousarray(matrix @ state.basis)
-        comm.all_reduce(left)
-        if not np.isfinite(left).all():  # the missing gradients stay as they are
-            gradients.fill(np.nan)
-            return
-        # By one rank: the bits that a BLAS computes depend on the processor, and the ranks must not drift apart.
-        left = np.ascontiguousarray(np.linalg.qr(left)[0])
-        comm.broadcast(left)
-        right = np.ascontiguousarray(matrix.T @ left)
-        np.matmul(left, right.T, out=missing)
-        np.subtract(matrix, missing, out=missing)
-        comm.all_reduce(right)
-        state.basis = right
-        _multiply(left, np.ascontiguousarray(right.T), gradients)
-
-
-@dataclass
-class _LowRank:
-    """PowerSGD of gradients of one dtype. matrix: this rank's gradients; missing: of all earlier steps."""
-
-    matrix: Array
-    missing: Array
-    basis: Array
-
-
-def _multiply(left: Array, right: Array, out: Array) -> None:
-    """Writes the first numbers of the product, in blocks that fit the cache, and without BLAS: the same bits on all
-    processors."""
-    columns = right.shape[1]
-    count = max(1, BLOCK // columns)
-    block, term = np.empty((2, count, columns), right.dtype)
-    for first in range(0, len(left), count):
-        factors = left[first : first + count]
-        block, term = block[: len(factors)], term[: len(factors)]
-        np.multiply(factors[:, :1], right[0], out=block)
-        for k in range(1, len(right)):
-            np.multiply(factors[:, k : k + 1], right[k], out=term)
-            block += term
-        part = out[first * columns : (first + count) * columns]
-        part[:] = block.reshape(-1)[: part.size]
 
 
 class TopK:

@@ -12,7 +12,7 @@ from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.graph import Accumulator
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.parallel.comm_hooks import exchange_like, is_exchanged
-from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, used_by_any, used_on_any_rank
+from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, hook_for, used_by_any, used_on_any_rank
 from sorix_dist.parallel.shared_memory import SharedMemory
 from sorix_dist.parallel.shared_reducers import SharedTotal, gradient_windows
 
@@ -52,7 +52,7 @@ class HostsReducer(Reducer):
 
     def __init__(self, flat: Flat, memory: SharedMemory, peers: Peers, hook: Hook | None) -> None:
         super().__init__(flat)
-        self.comm, self.memory, self.peers, self.hook = memory.comm, memory, peers.comm, hook
+        self.comm, self.memory, self.peers = memory.comm, memory, peers.comm
         self.overlaps = is_exchanged(hook)
         local = memory.comm.local_rank
         self.exchange = exchange_like(hook, peers.comm) if local < peers.slices else None
@@ -63,6 +63,7 @@ class HostsReducer(Reducer):
         self.buffers[0].select()
         self.shared_total = SharedTotal(flat, memory, peers.slices)
         self._own = own = self.shared_total.own
+        self.hook = hook if hook is None else hook_for(hook, flat, own)
         self._slices = [each[own] for _, each in windows]
         self._host_sum = self._slices[0] if len(windows) == 1 else PRIVATE.zeros(own.stop - own.start, flat.dtype)
         self._window = memory.comm.window(8)

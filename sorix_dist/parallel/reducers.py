@@ -13,6 +13,7 @@ from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.power_sgd import Matrix, PowerSGD
 
 Hook = Callable[[Comm, Array], None]
 """A function of a communicator and one-dimensional gradients that sums these in place over the communicator's ranks.
@@ -248,12 +249,28 @@ class LocalReducer(Reducer):
             leaf.local = leaf.total
 
 
+def hook_for(hook: Hook, flat: Flat, own: slice) -> Hook:
+    """The hook for the elements `own` of a flat array: one that approximates weight matrices learns where they are."""
+    if not isinstance(hook, PowerSGD):
+        return hook
+    matrices = []
+    for start, parameter in zip(flat.starts, flat.parameters, strict=True):
+        shape = parameter.array.shape
+        columns = prod(shape[1:]) if len(shape) > 1 else 0
+        if columns:
+            inside = within(start, start + parameter.array.size, own)
+            first, last = -(-(inside.start - start) // columns), (inside.stop - start) // columns
+            if first < last:
+                matrices.append(Matrix(start + first * columns - own.start, last - first, columns))
+    return hook.of_matrices(matrices)
+
+
 class HookReducer(Reducer):
     """Calls a hook instead of an all-reduce of the whole array."""
 
     def __init__(self, flat: Flat, comm: Comm, hook: Hook) -> None:
         super().__init__(flat)
-        self.comm, self.hook = comm, hook
+        self.comm, self.hook = comm, hook_for(hook, flat, slice(0, flat.size))
         self.total = PRIVATE.zeros(flat.size, flat.dtype)
         self.flags = np.zeros(len(flat.parameters), np.uint8)
         self.buffers = [GradientBuffer(flat, self.leaves, self.total, self.flags.data)]

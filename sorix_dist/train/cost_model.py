@@ -214,7 +214,8 @@ def _exposed(nbytes: float, step: Step, hosts: int, link: Link, machine: Machine
 
 def _powersgd_sums(nbytes: float, layout: Layout, link: Link, machine: Machine) -> float:
     """Seconds of the messages of PowerSGD: two sums of rank * sqrt(n) float32 and a broadcast of one of them, which the
-    ranks of a host make at the same time, each for its slice."""
+    ranks of a host make at the same time, each for its slice. This takes all gradients for one square matrix; those of
+    several weights send somewhat more."""
     hosts, local = layout
     numbers = nbytes / 4 / local
     sent = 4 * RANK * math.sqrt(numbers)

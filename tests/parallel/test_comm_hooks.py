@@ -246,6 +246,39 @@ def test_powersgd_of_low_rank_gradients_is_exact():
 
 
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_powersgd_approximates_weight_matrices_only(size, hosts):
+    """Biases and small weights are exact, whatever slice of the gradients a rank has; so are the first steps."""
+
+    def gradients(hook):
+        generator = np.random.default_rng(0)
+        sx.manual_seed(1)
+        model = sx.DistributedDataParallel(
+            nn.Sequential(nn.Linear(30, 50), nn.Tanh(), nn.Linear(50, 40), nn.Tanh(), nn.Linear(40, 2)).double()
+        )
+        if hook is not None:
+            model.register_comm_hook(hook)
+        found = []
+        for _ in range(4):
+            xb = sx.tensor(generator.standard_normal((24, 30))[world().rank :: size])
+            model.zero_grad()
+            (model(xb) ** 2).mean().backward()
+            found.append({name: p.grad.numpy().copy() for name, p in model.module.named_parameters()})
+        return found
+
+    def work():
+        for exact, own in zip(gradients(None), gradients(PowerSGD(2)), strict=True):
+            for name in exact:
+                off = np.abs(own[name] - exact[name]).max()
+                assert off > 1e-5 if name in ("0.W", "2.W") else off < 1e-12
+                assert len({part.tobytes() for part in world().all_gather(own[name])}) == 1
+        for step, (exact, own) in enumerate(zip(gradients(None), gradients(PowerSGD(2, start=3)), strict=True)):
+            off = max(np.abs(own[name] - exact[name]).max() for name in exact)
+            assert off < 1e-12 if step < 3 else off > 1e-5
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_topk_sends_the_largest_and_repays_the_rest(size, hosts, dtype):
     def work():
