@@ -16,10 +16,25 @@ from sorix_dist.nn import functional, init
 PAGES: dict[str, tuple[str, dict[str, ModuleType]]] = {
     "training": (
         "Ranks and training",
-        {"sx": sx, "sx.metrics": sx.metrics, "sx.comm_hooks": sx.comm_hooks, "sx.autograd": sx.autograd},
+        {
+            "sx": sx,
+            "sx.metrics": sx.metrics,
+            "sx.comm_hooks": sx.comm_hooks,
+            "sx.autograd": sx.autograd,
+            "sx.distributed": sx.distributed,
+        },
     ),
     "tensors": ("Tensors and functions", {"sx": sx, "sx.linalg": sx.linalg}),
-    "nn": ("Layers and losses", {"nn": sx.nn, "nn.functional": functional, "nn.utils": sx.nn.utils, "nn.init": init}),
+    "nn": (
+        "Layers and losses",
+        {
+            "nn": sx.nn,
+            "nn.functional": functional,
+            "nn.utils": sx.nn.utils,
+            "nn.utils.rnn": sx.nn.utils.rnn,
+            "nn.init": init,
+        },
+    ),
     "optim": ("Optimizers and schedulers", {"optim": sx.optim, "optim.lr_scheduler": sx.optim.lr_scheduler}),
     "data": ("Data", {"utils.data": sx.utils.data}),
 }

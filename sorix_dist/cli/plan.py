@@ -97,9 +97,6 @@ def main(arguments: Any) -> int:
         if code := _measure(arguments, path):
             return code
         plan = Plan(arguments, *_read(json.loads(path.read_text(encoding="utf-8"))))
-    print("\n".join(plan.lines()))
-    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    print("\n" + as_text(plan.panels(), width, axis_name="hosts"))
     if arguments.json:
         arguments.json.write_text(json.dumps(plan.record(), indent=1) + "\n", encoding="utf-8")
     if arguments.output:
@@ -107,7 +104,9 @@ def main(arguments: Any) -> int:
             draw(plan.panels(), arguments.output, ["ms a step"], "hosts")
         except (ValueError, ImportError) as error:
             raise LaunchError(str(error)) from error
-        print(f"wrote {arguments.output}")
+    print("\n".join(plan.lines()))
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    print("\n" + as_text(plan.panels(), width, axis_name="hosts"))
     return 0
 
 

@@ -138,7 +138,9 @@ def _variance(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _extreme(operation: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda a, axis=None, out=None, keepdims=False: operation(_as(None, a, out), axis, keepdims)
+    return lambda a, axis=None, out=None, keepdims=False: (
+        shapes.alias(_as(None, a, out)) if axis == () else operation(_as(None, a, out), axis, keepdims)
+    )
 
 
 def _as(dtype: Any, a: Any, out: Any = None) -> Any:

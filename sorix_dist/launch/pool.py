@@ -15,7 +15,7 @@ from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.launch import spawned
 from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.private import PrivateFolder
-from sorix_dist.launch.spawn import Result, check_num_proc, run
+from sorix_dist.launch.spawn import Result, check_call, check_num_proc, run
 from sorix_dist.watchdog.launcher import detect
 
 PAUSE = 0.01
@@ -49,8 +49,7 @@ class Pool:
 
         timeout: seconds after which all ranks are ended, with TimeoutError; None for no limit.
         """
-        if not callable(fn):
-            raise TypeError(f"Pool.run: fn must be a function, got {type(fn).__name__}")
+        check_call("Pool.run", fn, args)
         call = dumps_call(fn, tuple(args), dict(kwargs or {}))
         if self._ranks is None:
             self._ranks = _Ranks(self.num_proc, self._env)

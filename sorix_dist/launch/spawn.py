@@ -103,10 +103,7 @@ def run(
 
 
 def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
-    if not callable(fn):
-        raise TypeError(f"run: fn must be a function, got {type(fn).__name__}")
-    if not isinstance(args, Sequence) or isinstance(args, str):
-        raise TypeError(f"run: args must be a tuple of the function's arguments, got {args!r}")
+    check_call("run", fn, args)
     check_num_proc("run", num_proc)
     if backend not in BACKENDS:
         raise ValueError(f"run: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
@@ -117,6 +114,14 @@ def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: A
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"run: env must map names to strings, got {name!r}: {value!r}")
+
+
+def check_call(caller: str, fn: Any, args: Any) -> None:
+    """TypeError unless `fn` is a function and `args` a sequence of its arguments."""
+    if not callable(fn):
+        raise TypeError(f"{caller}: fn must be a function, got {type(fn).__name__}")
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise TypeError(f"{caller}: args must be a tuple of the function's arguments, such as (x,), got {args!r}")
 
 
 def check_num_proc(caller: str, num_proc: Any) -> None:

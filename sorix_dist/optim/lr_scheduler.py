@@ -123,6 +123,9 @@ class PolynomialLR(LRScheduler):
     def lrs_at(self, epoch: int) -> list[float]:
         return self.scaled((1 - min(epoch, self.total_iters) / self.total_iters) ** self.power)
 
+    def carry_over(self, lr: float, was: float, now: float) -> float:
+        return super().carry_over(lr, was, now) if was else lr  # after the end others set the rate
+
 
 class LambdaLR(LRScheduler):
     """The rate times `lr_lambda(epoch)`: one function, or a list with one for each parameter group."""
@@ -165,6 +168,13 @@ class MultiplicativeLR(LRScheduler):
             factors = [factor(next_epoch) for factor in self.lr_lambdas]
             self._products.append([p * f for p, f in zip(self._products[-1], factors, strict=True)])
         return [base * product for base, product in zip(self.base_lrs, self._products[epoch], strict=True)]
+
+    def take_over(self, epoch: int) -> None:
+        """Multiplies the rates that another scheduler has left by the factor of `epoch`."""
+        self.last_epoch = epoch
+        for group, factor in zip(self.optimizer.param_groups, self.lr_lambdas, strict=True):
+            group["lr"] *= factor(epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):

@@ -98,6 +98,10 @@ class LRScheduler:
         self._set_momenta()
         self._last_lr = lrs
 
+    def take_over(self, epoch: int) -> None:
+        """Sets the rates of `epoch`, as one of several schedulers that take turns."""
+        self.step(epoch)
+
     def _set_momenta(self) -> None:
         for group, momentum in zip(self.optimizer.param_groups, self.momenta_at(self.last_epoch) or ()):
             if "betas" in group:
@@ -234,6 +238,8 @@ class SequentialLR(LRScheduler):
                 raise ValueError(f"schedulers[{i}] belongs to another optimizer")
         self.schedulers = list(schedulers)
         self.milestones = list(milestones)
+        for group in optimizer.param_groups if last_epoch == -1 else ():
+            group["lr"] = group["initial_lr"]  # which making the schedulers has changed
         super().__init__(optimizer, last_epoch)
 
     def _place(self, epoch: int) -> tuple[LRScheduler, int]:
@@ -254,7 +260,7 @@ class SequentialLR(LRScheduler):
         """Sets the rates of the next epoch, or of `epoch`."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         scheduler, its_epoch = self._place(self.last_epoch)
-        scheduler.step(its_epoch)
+        (scheduler.step if scheduler is self.schedulers[0] else scheduler.take_over)(its_epoch)
         self._last_lr = scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:

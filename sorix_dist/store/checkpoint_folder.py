@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import warnings
@@ -68,9 +69,10 @@ class CheckpointFolder:
             self._remove_unfinished()
             tensorfile.write(path, arrays, text, self.files)
         except OSError as error:
+            taken = "; does another job save to this folder, too?" * (error.errno == errno.ENOENT)
             raise OSError(
                 error.errno,
-                f"the checkpoint can't be saved, earlier ones are as they were: {error.strerror}",
+                f"the checkpoint can't be saved, earlier ones are as they were: {error.strerror}{taken}",
                 str(path),
             ) from error
         self._trust(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from sorix_dist.store import tensorfile
 from sorix_dist.store.checkpoint_folder import CheckpointFolder
 from sorix_dist.store.packing import pack, unpack
 from sorix_dist.train import run_state
+from sorix_dist.watchdog import report
 
 OWN = "sorix_dist"
 """The entry of a checkpoint for everything that no argument of `save` gives."""
@@ -56,7 +59,8 @@ class Checkpointer:
         from rank 0. Random streams and counts of dropout masks are saved too.
 
         OSError if the file can't be written, TypeError for a value that can't be saved; earlier checkpoints are
-        unchanged. With async_save, the next `save` or `wait` raises an error of the thread.
+        unchanged. With async_save, the next `save` or `wait` raises an error of the thread, or else the end of the
+        program, with exit code 1.
         """
         names = [f"'{name}'" for name in sorted(parts)]
         same_everywhere(self.comm, "Checkpointer.save: step and the names of parts", [f"step {step!r}", *names])
@@ -208,13 +212,24 @@ class _Writing:
     def finish(self) -> None:
         """Waits until the file is on the disk; raises the error if it could not be written."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            atexit.unregister(self._fail)
+            raise error
 
     def _run(self) -> None:
         try:
             self._write()
         except Exception as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
-            # Warns at once, because the program may end without another call.
+            atexit.register(self._fail)
+            # Warns at once, because the next call may be far away.
             warnings.warn(f"the checkpoint {self._path} could not be saved: {error}", RuntimeWarning, stacklevel=2)
+
+    def _fail(self) -> None:
+        """The program has come to its end without asking for the error: exit code 0 would say that all is saved."""
+        error = self._error
+        if error is not None:
+            sys.excepthook(type(error), error, error.__traceback__)  # on several ranks it ends all of them
+            report.flush()
+            os._exit(1)

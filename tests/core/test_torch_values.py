@@ -57,6 +57,12 @@ def test_gradients(name: str) -> None:
 
 # An expression, its values and its dtype.
 VALUES: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    "uint8 all": (lambda: BYTES.all(), 1, "uint8"),
+    "uint8 any": (lambda: BYTES.any(0), 1, "uint8"),
+    "amax over ()": (lambda: T([1.0, 3.0]).amax(()), 3, "float32"),
+    "amin over ()": (lambda: T([[1.0], [3.0]]).amin((), True), [[1]], "float32"),
+    "logsumexp over ()": (lambda: T([[2.0]]).logsumexp(()), 2, "float32"),
+    "variance of too few": (lambda: T([[1.0, 3.0], [2.0, 2.0]]).var(1, correction=2), [INF, NAN], "float32"),
     "sign(nan)": (lambda: T([NAN, -2.0, 0.0]).sign(), [0, -1, 0], "float32"),
     "sign of bools": (lambda: FLAGS.sign(), [True, False], "bool"),
     "masked_fill of bools": (lambda: FLAGS.masked_fill(~FLAGS, 10), [True, True], "bool"),

@@ -113,3 +113,5 @@ def test_wrong_arguments() -> None:
         sx.Pool(0)
     with pytest.raises(TypeError, match="fn must be a function, got int"):
         sx.Pool(1).run(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"args must be a tuple of the function's arguments, such as \(x,\), got 3"):
+        sx.Pool(1).run(print, 3)  # type: ignore[arg-type]

@@ -358,3 +358,27 @@ def test_groups_that_come_too_late() -> None:
     optimizer.add_param_group({"params": nn.Parameter(np.zeros(1))})
     with pytest.raises(ValueError, match="was made for 1 parameter groups, the optimizer has 2 now"):
         scheduler.step()
+
+
+def test_a_multiplied_rate_goes_on_from_another_schedulers() -> None:
+    optimizer = sgd(1.0)
+    sequence = s.SequentialLR(optimizer, [s.ExponentialLR(optimizer, 0.5), s.MultiplicativeLR(optimizer, _tenth)], [2])
+    rates = []
+    for _ in range(4):
+        rates += lrs(optimizer)
+        sequence.step()
+    np.testing.assert_allclose(rates, [1.0, 0.5, 0.05, 0.005])
+
+
+def _tenth(epoch: int) -> float:
+    return 0.1
+
+
+def test_a_polynomial_past_its_end_leaves_the_rate_to_others() -> None:
+    optimizer = sgd(1.0)
+    polynomial = s.PolynomialLR(optimizer, 2)
+    for _ in range(2):
+        polynomial.step()
+    optimizer.param_groups[0]["lr"] = 0.3
+    polynomial.step()
+    assert lrs(optimizer) == [0.3]

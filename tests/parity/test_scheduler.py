@@ -48,6 +48,12 @@ CASES: dict[str, Make] = {
     "three_in_a_row": lambda o, s: s.SequentialLR(
         o, [s.ConstantLR(o, 0.1, 20), s.ExponentialLR(o, 0.9), s.StepLR(o, 10)], [20, 50]
     ),
+    "multiplied_after_another": lambda o, s: s.SequentialLR(
+        o, [s.ExponentialLR(o, 0.9), s.MultiplicativeLR(o, lambda epoch: 0.95)], [10]
+    ),
+    "multiplied_before_another": lambda o, s: s.SequentialLR(
+        o, [s.MultiplicativeLR(o, lambda epoch: 0.95), s.LinearLR(o, 0.1)], [10]
+    ),
 }
 
 
@@ -105,6 +111,14 @@ def test_a_cosine_past_its_end_beside_another_scheduler(eta_min: float) -> None:
     for optimizer, package in ((ours, lr_scheduler), (theirs, torch.optim.lr_scheduler)):
         schedulers += [package.CosineAnnealingLR(optimizer, 10, eta_min), package.ExponentialLR(optimizer, 0.99)]
     follow(ours, theirs, lambda scheduler, epoch: scheduler.step(), schedulers, epochs=45)
+
+
+def test_a_polynomial_past_its_end_beside_another_scheduler() -> None:
+    ours, theirs = both()
+    schedulers = []
+    for optimizer, package in ((ours, lr_scheduler), (theirs, torch.optim.lr_scheduler)):
+        schedulers += [package.CosineAnnealingWarmRestarts(optimizer, 4), package.PolynomialLR(optimizer, 10)]
+    follow(ours, theirs, lambda scheduler, epoch: scheduler.step(), schedulers, epochs=30)
 
 
 def test_a_rate_set_by_hand_is_kept() -> None:

@@ -59,6 +59,7 @@ OTHERS = """
     i.sum(0); i.max(); i.min(1)[0]; i + 1; i * 2.5; i / 2; i // 2; i % 3; i ** 2; -i; i.abs(); i + i.int()
     i.byte() + i; i.short() * 2; i.bool().sum(); (x > 0).float().mean(); i.float() + i; i.half() * i
     x.half() * 2; x.float() * 2.5; x.float() + x; x.float() * s; i * s; i.float() * i.sum(); i.bool() + 1
+    i.byte().all(); i.byte().any(1); x.amax(()); b.amin((), True); x.var(1, correction=5)
     i.exp(); i.sqrt(); i.sin(); T.where(x > 0, 1.0, 0.0); T.where(x > 0, 1, 0); T.where(x > 0, i, 1.5)
     i.clamp(1, 2); i.clamp(max=1.5); i.cumsum(0); i.prod(); i.bool().prod(); i.cumsum(1).dtype == T.int64
     T.equal(x, x); T.allclose(x, x + 1e-9); i.sort()[0]; i.flip(0); T.zeros(2, 3); T.ones((2,))

@@ -129,6 +129,7 @@ def test_the_end_of_the_program_waits(folder: Path) -> None:
     root = Path(__file__).parents[2]
     failed = subprocess.run([sys.executable, "-c", script, folder, "fail"], cwd=root, capture_output=True, text=True)
     assert "step-1.safetensors could not be saved: [Errno 28]" in failed.stderr
+    assert failed.returncode == 1
     assert sx.Checkpointer(folder).load_latest() is None
     subprocess.run([sys.executable, "-c", script, folder], cwd=root, check=True, timeout=60)
     assert sx.Checkpointer(folder).load_latest() == {"step": 1}

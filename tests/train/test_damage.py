@@ -151,6 +151,20 @@ class Lossy(Counting):
         return super().write(descriptor, memoryview(bytes(part.nbytes)), at)
 
 
+def test_a_job_that_saves_to_the_folder_of_another_one(folder: Path) -> None:
+    """Each removes the unfinished files that it finds there."""
+    checkpointer = saved(folder, 1)
+
+    def other_job() -> None:
+        for path in folder.glob("*.tmp"):
+            path.unlink()
+
+    checkpointer.folder.files = Counting(3, other_job)
+    with pytest.raises(FileNotFoundError, match=r"earlier ones are as they were.*does another job save to this folder"):
+        checkpointer.save(1)
+    assert checkpointer.load_latest() == {"step": 0}
+
+
 def test_a_disk_that_does_not_keep_what_it_is_given(folder: Path) -> None:
     """The checkpoint is read back before older ones go."""
     checkpointer = saved(folder, 2, keep=1)

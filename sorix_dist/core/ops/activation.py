@@ -220,9 +220,10 @@ def log_softmax(X: Any, axis: int = -1, dim: int | None = None) -> Any:
 
 
 def logsumexp(X: Any, dim: Any = -1, keepdim: bool = False) -> Any:
-    """log(sum(exp(X))) along `dim`, one or several, without overflow."""
-    axes = axes_of("logsumexp", X, dim) or ()
-    if not shape_of(X):
+    """log(sum(exp(X))) along `dim`, one or several (None or (): all), without overflow."""
+    found = axes_of("logsumexp", X, dim, empty_is_all=True)
+    axes = tuple(range(len(shape_of(X)))) if found is None else found
+    if not axes:
         return reshape(log_sum_exp_along(reshape(X, 1), axis=0), ())
     value = X
     for axis in axes:  # the logarithm of a sum of sums

@@ -163,13 +163,13 @@ def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
 
 def amax(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest element, along `dim` (one or several) if given; equal ones share the gradient."""
-    axes = _refuse_empty("amax", input, axes_of("amax", input, dim))
+    axes = _refuse_empty("amax", input, axes_of("amax", input, dim, empty_is_all=True))
     return extreme_over(input, axis=axes, keepdims=keepdim, largest=True)
 
 
 def amin(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest element, along `dim` (one or several) if given; equal ones share the gradient."""
-    axes = _refuse_empty("amin", input, axes_of("amin", input, dim))
+    axes = _refuse_empty("amin", input, axes_of("amin", input, dim, empty_is_all=True))
     return extreme_over(input, axis=axes, keepdims=keepdim, largest=False)
 
 

@@ -219,7 +219,8 @@ def var(
 ) -> Any:
     """The sum of squared distances from the mean, divided by the number of elements minus `correction`.
 
-    correction: 1 by default (Bessel's), 0 with `unbiased=False`. NaN if that is not positive.
+    correction: 1 by default (Bessel's), 0 with `unbiased=False`. If that is not positive, infinite, or NaN of equal
+        elements.
     """
     correction = int(unbiased) if correction is None else correction
     return _variance("var", X, axis, ambiguous, dim, keepdims or keepdim, correction)
@@ -249,8 +250,10 @@ def _variance(name: str, x: Any, axis: Any, ambiguous: Any, dim: Any, keepdims: 
         )
     axes = axes_of(name, x, dim, axis, empty_is_all=True)
     centred = square(sub(x, mean_over(x, axis=axes, keepdims=True)))
-    divisor = counts(x, axes)[1] - correction
-    return mul(sum_over(centred, axis=axes, keepdims=keepdims), 1 / divisor if divisor > 0 else math.nan)
+    count = counts(x, axes)[1]
+    divisor = count - correction
+    scale = 1 / divisor if divisor > 0 else math.inf if count > 1 else math.nan
+    return mul(sum_over(centred, axis=axes, keepdims=keepdims), scale)
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
@@ -300,16 +303,21 @@ def _with_ones(x: Array, axis: Any) -> tuple[int, ...]:
     return with_ones(x.shape, normalized_axes(axis, x.ndim))
 
 
+def _flags(flags: Any, x: Any) -> Any:
+    """Bools, as uint8 of a tensor of uint8, which held bools in early versions of PyTorch."""
+    return flags.astype(np.uint8) if x.dtype == np.uint8 else flags
+
+
 @op(differentiable=False, rule=along_axis(None), called="all")
 def all_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether all elements along `axis` (None: all of them) are not 0."""
-    return np.all(x, axis=axis, keepdims=keepdims), ()
+    return _flags(np.all(x, axis=axis, keepdims=keepdims), x), ()
 
 
 @op(differentiable=False, rule=along_axis(None), called="any")
 def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """Whether an element along `axis` (None: of all) is not 0."""
-    return np.any(x, axis=axis, keepdims=keepdims), ()
+    return _flags(np.any(x, axis=axis, keepdims=keepdims), x), ()
 
 
 def all(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:

@@ -127,7 +127,7 @@ class Seat:
     def _failure(self, what: str) -> LaunchError:
         self.output.flush()
         said = Path(self.output.name).read_text(errors="replace").strip().splitlines()
-        return LaunchError("; ".join([f"{self.contestant.name} {what}", *[line for line in said if line][-3:]]))
+        return LaunchError("; ".join([f"{self.contestant.name} {what}", *[line for line in said if line][-9:]]))
 
 
 class Arena:
@@ -144,16 +144,13 @@ class Arena:
     def __enter__(self) -> Self:
         try:
             for contestant in list(self.contestants):  # one after the other: together they would be slow to start
-                name = contestant.name
-                self.seats[name] = seat = Seat(contestant, self.interpreters.of(contestant.peer))
                 try:
-                    seat.wait()
+                    self._seat(contestant, attempts=2)
                 except LaunchError as error:
                     if contestant.peer == OURS:
                         raise
-                    self.seats.pop(name).close()
                     self.contestants.remove(contestant)
-                    self.failed[name] = str(error)
+                    self.failed[contestant.name] = str(error)
         except BaseException:
             self.__exit__()
             raise
@@ -164,6 +161,18 @@ class Arena:
             seat.dismiss()
         for seat in self.seats.values():
             seat.close()
+
+    def _seat(self, contestant: Contestant, attempts: int) -> None:
+        """Starts a contestant, again if a busy machine was too slow for its launcher."""
+        self.seats[contestant.name] = seat = Seat(contestant, self.interpreters.of(contestant.peer))
+        try:
+            seat.wait()
+        except LaunchError as error:
+            self.seats.pop(contestant.name).close()
+            if attempts == 1:
+                raise
+            print(f"once more: {error}", flush=True)
+            self._seat(contestant, attempts - 1)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What rank 0 of a contestant, of this package, says that it runs on."""

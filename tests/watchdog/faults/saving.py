@@ -27,6 +27,14 @@ except OSError:
     raise
 """
 
+LAST_SAVE = """
+saved = sx.Checkpointer(folder, async_save=True)
+if rank == 0:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+saved.save(1, array=np.ones(1000))
+"""
+"""Nothing asks for the error of the thread that writes."""
+
 KILLED = """
 sx.comm.note(step=3)
 for step in range(1000):
@@ -69,6 +77,9 @@ def stops(threads: int) -> Case:
 CASES: dict[str, Case] = {
     "a full disk while a checkpoint is saved": Case(
         BEGIN + DISK_FULL, ("rank \\d of 4 .* failed", "the checkpoint can't be", "LINE"), bare=False, seconds=20
+    ),
+    "a full disk while a thread saves the last checkpoint": Case(
+        BEGIN + LAST_SAVE, ("rank 0 of 4 .* failed", "OSError: .*the checkpoint can't be saved"), bare=False, seconds=20
     ),
     "kill -9 while a checkpoint is saved": Case(
         BEGIN + KILLED,
