@@ -19,6 +19,7 @@ from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import computing, shard_of, tagged
+from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -29,8 +30,14 @@ __all__ = [
 
 
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """A tensor of `data`; see `Tensor`."""
-    return Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
+    """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
+    rows = shard_of(data)
+    if isinstance(data, list | tuple) and any(isinstance(x, Tensor) for x in data):
+        data = [_of_all_ranks(x) for x in data]
+    elif rows is None:
+        data = _of_all_ranks(data)
+    made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
+    return made if rows is None else tagged(made, rows)
 
 
 def as_tensor(x: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:
@@ -77,7 +84,7 @@ def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
 @host
 def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`fill_value` everywhere; the dtype is by default that of `tensor(fill_value)`."""
-    value = as_array(fill_value, dtype)
+    value = as_array(_of_all_ranks(fill_value), dtype)
     return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad)
 
 
@@ -104,7 +111,8 @@ def full_like(
     input: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
     """`fill_value` everywhere in the shape, and by default the dtype, of `input`."""
-    return _like(input, lambda shape, kind: np.full(shape, as_array(fill_value, kind)), device, requires_grad, dtype)
+    value = _of_all_ranks(fill_value)
+    return _like(input, lambda shape, kind: np.full(shape, as_array(value, kind)), device, requires_grad, dtype)
 
 
 @host
@@ -139,7 +147,13 @@ def arange(
 
 def _number(x: Any) -> Any:
     """A Python number, of one element of a tensor or an array too."""
+    x = _of_all_ranks(x)
     return x.item() if isinstance(x, Tensor | np.ndarray | np.generic) else x
+
+
+def _of_all_ranks(x: Any) -> Any:
+    """A number that follows from rows of a batch, as that of the global batch."""
+    return whole(x.detach(), "a number for a new tensor") if isinstance(x, Tensor) else x
 
 
 @host

@@ -119,7 +119,7 @@ class _Recurrent(Module):
                 outputs.append(output)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else cat(outputs, dim=2)
-        last = [stack(list(states)) for states in zip(*finals, strict=True)]
+        last = [unsqueeze(states[0], 0) if len(states) == 1 else stack(states) for states in zip(*finals, strict=True)]
         if unbatched:
             return reshape(x, (len(x), x.shape[2])), tuple(reshape(s, (len(s), self.hidden_size)) for s in last)
         return swapaxes(x, 0, 1) if turned else x, tuple(last)

@@ -181,7 +181,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.hosts", description=__doc__)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W1"], help="default: W1")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=[*LAYOUTS], help="default: all")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of turns for each layout (default: 40)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of turns for each layout (default: 30)")
     parser.add_argument("--json", type=Path, help="where the times are written")
     return parser.parse_args()
 

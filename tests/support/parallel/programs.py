@@ -491,3 +491,14 @@ def physics_with_a_boundary(kit):
         return (first[:, 1:2] - second[:, :1] + u).square().mean() + boundary.square().mean()
 
     return kit.train(kit.wrap(mlp(1)), loss, "x", rows=8)
+
+
+@program()
+def new_tensors_of_numbers_of_the_batch(kit):
+    def loss(model, x, w):
+        error = model(x) - sx.full_like(x[:, :2], w.mean()) - sx.full((2,), w.mean())
+        places = sx.linspace(0, w.mean(), 2, dtype=sx.float64) + sx.arange(w.sum() / w.sum() * 2)
+        numbers = sx.tensor([w.mean(), w.max()], dtype=sx.float64) * sx.tensor(w).sum() * sx.tensor(w.mean())
+        return (error * places).square().mean() + (model(x) * numbers).mean()
+
+    return kit.train(kit.wrap(mlp()), loss, "x", "w", rows=8)
