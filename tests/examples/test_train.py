@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -19,6 +20,9 @@ from tests.support.launching import ROOT, Ended, needs_mpirun, run_command, run_
 TRAIN = str(ROOT / "examples" / "train.py")
 COMPARE = str(ROOT / "examples" / "compare.py")
 
+# On a busy machine two BLAS threads wait for each other, and these small products take 50 times as long.
+ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+
 EPOCH = re.compile(r"^epoch +(\d+)  loss (\d+\.\d{6})  test accuracy (\d+\.\d\d)%  [\d,]+ samples/s$", re.MULTILINE)
 
 
@@ -31,7 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Ended:
     """A run on one process."""
-    return run_command([sys.executable, TRAIN, "--save", str(folder / "1.npz"), "--record", str(folder / "1")])
+    return run_command(
+        [sys.executable, TRAIN, "--save", str(folder / "1.npz"), "--record", str(folder / "1")], env=ONE_BLAS_THREAD
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +130,19 @@ def test_it_goes_on_on_another_number_of_ranks_with_the_same_bits(tmp_path: Path
     assert "goes on from step 46" in second.out
     assert [int(epoch) for epoch, *_ in EPOCH.findall(second.out)] == [3, 4]
     whole = ["--virtual-shards", "8", "--epochs", "4", "--save", str(tmp_path / "whole.npz")]
-    assert run_command([sys.executable, TRAIN, *whole]).code == 0
+    assert run_command([sys.executable, TRAIN, *whole], env=ONE_BLAS_THREAD).code == 0
     with np.load(tmp_path / "stopped.npz") as one, np.load(tmp_path / "whole.npz") as other:
         assert all(one[name].tobytes() == other[name].tobytes() for name in other)
 
 
 def test_stopped_in_an_epoch_it_goes_on_in_the_middle(tmp_path: Path) -> None:
     epochs, options = "60", ("--save", str(tmp_path / "weights.npz"))
-    whole = run_command([sys.executable, TRAIN, "--epochs", epochs, *options])
+    whole = run_command([sys.executable, TRAIN, "--epochs", epochs, *options], env=ONE_BLAS_THREAD)
     with np.load(tmp_path / "weights.npz") as weights:
         expected = dict(weights)
     command = [sys.executable, TRAIN, "--epochs", epochs, *options, "--checkpoint", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    env = {**os.environ, **ONE_BLAS_THREAD}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         limit = threading.Timer(60, process.kill)
         limit.start()
         assert process.stdout is not None
@@ -149,7 +156,7 @@ def test_stopped_in_an_epoch_it_goes_on_in_the_middle(tmp_path: Path) -> None:
     stopped = re.fullmatch(r"preempted, saved at step (\d+)\n", lines[-1])
     assert stopped is not None, lines
     assert int(stopped[1]) > 3 * 23
-    rest = run_command(command)
+    rest = run_command(command, env=ONE_BLAS_THREAD)
     assert rest.code == 0, rest.err
     assert f"goes on from step {stopped[1]}\n" in rest.out
     # the loss of the epoch that was stopped counts the batches before and after
@@ -173,6 +180,6 @@ def test_one_process_needs_no_mpi4py(alone: Ended, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [["--epochs", "two"], ["--unknown"]])
 def test_a_wrong_option_is_named(wrong: list[str]) -> None:
-    ended = run_command([sys.executable, TRAIN, *wrong])
+    ended = run_command([sys.executable, TRAIN, *wrong], env=ONE_BLAS_THREAD)
     assert ended.code == 2
     assert wrong[0] in ended.err
