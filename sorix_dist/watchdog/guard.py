@@ -175,7 +175,9 @@ class Guard:
         report = self._report(fault, statuses)
         self._start_backup()
         self._signal(signal.SIGSTOP)
-        for launcher in self.launchers.all:  # they forward the report
+        # Only stopped ones are woken, to forward the report: Open MPI passes SIGCONT on to the ranks, and returns 0.
+        stopped_launchers = [launcher for launcher in self.launchers.all if state(launcher.pid) == "T"]
+        for launcher in stopped_launchers:
             launcher.send(signal.SIGCONT)
         if not self.observed.gone:  # else the launcher may be ending everything, this report included
             time.sleep(DRAIN)
@@ -183,6 +185,8 @@ class Guard:
         self.pages.reported = 1
         time.sleep(FORWARD)
         self._signal(signal.SIGKILL)
+        for launcher in stopped_launchers:
+            launcher.send(signal.SIGKILL)
 
     def _start_backup(self) -> None:
         """Fork a process that ends the ranks later. This one may be killed while they are stopped, or block in the
