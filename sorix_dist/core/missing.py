@@ -28,7 +28,7 @@ _INSTEAD = {
     "CTCLoss": "no loss of alignments", "EmbeddingBag": "Embedding, and a mean over its rows",
     "SubsetRandomSampler": "Subset(dataset, indices) with DataLoader(shuffle=True)",
     "RandomSampler": "DataLoader(shuffle=True)", "SequentialSampler": "DataLoader(shuffle=False)",
-    "get_worker_info": "threads as workers, each of which makes whole batches",
+    "get_worker_info": "threads as workers, and each makes whole batches",
     "weight_norm": "a parametrization in your forward", "spectral_norm": "a parametrization in your forward",
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ class Half:
             _scaled(floats, 1 / scale, out)
 
     def _integers(self, count: int) -> Array:
-        """Two arrays of so many int32."""
+        """Two scratch arrays of `count` int32 each."""
         if self._scratch.shape[1] < count:
             self._scratch = np.empty((2, count), np.int32)
         return self._scratch[:, :count]

@@ -53,8 +53,8 @@ class LocalSGD:
     SGD and every=1, a step is that of the global batch. Buffers such as batch norm's running statistics are averaged
     too; integer ones become the largest.
 
-    model: the bare model, of which rank 0's weights are broadcast; optimizer: of its parameters; every: the number of
-    batches between two sums, an attribute that all ranks may change alike (to 1 for a warm-up, say).
+    model: the bare model; rank 0 broadcasts its weights. optimizer: of its parameters. every: the number of batches
+    between two sums; all ranks may change this attribute alike (to 1 for a warm-up, say).
     The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`, ValueError if the model is
     wrapped, or if the ranks have other models, options or optimizer states.
     In a checkpoint save `model=model, local=local`, without the optimizer: `local` has the states of all workers.

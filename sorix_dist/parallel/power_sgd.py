@@ -32,8 +32,8 @@ class PowerSGD:
     Each parameter with two or more dimensions is a matrix M, its first dimension by all others (where several ranks of
     a host have slices of the gradients, the whole rows in a slice are). One step of subspace iteration starts from the
     last step's Q (Vogels et al. 2019, PowerSGD): P = M Q, orthonormal columns of P, Q = M' P, sum = P Q'. What the
-    approximation misses on a rank is added to that rank's next gradients. Biases, and matrices of which that sends more
-    than half, are summed as they are.
+    approximation misses on a rank is added to that rank's next gradients. Biases are summed as they are, and so are
+    matrices that are too small: P and Q must have at most half as many numbers as M.
     It loses a part of each gradient, and repays it over the next steps: compare the accuracy with exact training, and
     raise `rank` or `start` if it is less. The missing gradients are in no checkpoint.
 

@@ -24,7 +24,7 @@ from sorix_dist.train.watched import Watched
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
 AUDITED = 3  # replays that are audited at first
-EVERY = 1000  # and then every so many
+EVERY = 1000  # after that, one replay in this many is audited
 MOST = 256  # programs of one step
 
 

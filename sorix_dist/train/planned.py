@@ -230,7 +230,7 @@ def step_of_trace(path: str) -> Step:
 
 
 def measure_machine(nbytes: int) -> Machine:
-    """What messages and sums of gradients of so many bytes cost here."""
+    """Measures on this machine what messages and sums cost for `nbytes` bytes of gradients."""
     short, long = (_message(count) for count in (16 << 10, 4 << 20))
     byte = max(long[0] - short[0], 0.0) / (long[1] - short[1])
     message = max(short[0] - short[1] * byte, 1e-6)
@@ -285,8 +285,8 @@ class _Sent:
 
 
 def _message(nbytes: int) -> tuple[float, int]:
-    """Seconds that a rank works for a message of a ring that sums so many bytes, and the bytes of a message: two ranks
-    in this process, and the time that the system takes to send as much to itself."""
+    """A rank's work in seconds for one message of a ring that sums `nbytes` bytes, and the bytes of the message.
+    Measures two ranks in this process, and the time that the system takes to send as much to itself."""
     arrays = [np.ones(nbytes // 4, np.float32) for _ in range(2)]
     queues: list[deque[Any]] = [deque(), deque()]
     rings: list[RingExchange] = []
@@ -327,8 +327,8 @@ def _through_the_system(nbytes: int) -> float:
 
 
 def _memory(nbytes: int) -> tuple[float, float]:
-    """Bytes per second that one thread, and one thread on every core, read and write when they add arrays of so many
-    bytes."""
+    """Memory bandwidth in bytes per second when arrays of `nbytes` bytes are added: of one thread, and of one thread on
+    every core together."""
     cores, size = usable_cores(), nbytes // 4
 
     def rate(threads: int) -> float:

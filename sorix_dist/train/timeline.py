@@ -33,7 +33,7 @@ OUTSIDE = "outside of modules"
 """The layer of operations that no module has called."""
 
 BURST, MOST_BURSTS = 16, 64
-"""Steps in a row that are taken, or not; one burst is taken of at most so many."""
+"""Steps in a burst, which is recorded as a whole or not at all; and the longest cycle: one burst of 64 is recorded."""
 
 LARGEST_SHARE = 0.025
 """Of the time of a step, what taking its spans may cost."""
