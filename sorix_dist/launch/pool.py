@@ -135,7 +135,7 @@ def _serve(path: str) -> None:
         if call is None:
             return
         fn, args, kwargs = call
-        folder.write(f"result-{number}-{rank}", dumps(fn(*args, **kwargs)))
+        folder.write(f"result-{number}-{rank}", spawned.dumps_result(fn(*args, **kwargs)))
         number += 1
 
 
