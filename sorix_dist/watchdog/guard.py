@@ -30,7 +30,7 @@ from sorix_dist.watchdog.process import (
     end_status,
     environ,
     fill_standard_streams,
-    outputs,
+    output_pipes,
     parent,
     start_time,
     state,
@@ -94,6 +94,8 @@ class Guard:
         self.connections: dict[int, socket.socket] = {}
         self.disconnected: list[int] = []
         """Processes that closed their files, in this order."""
+        self.end_statuses: dict[int, int | None] = {}
+        """Their wait statuses at that moment, before their parent can collect them."""
         self.processes: dict[int, Process] = {}
         self.observed = Observations()
         self.launchers = Launchers(*launcher_of(pages.path))
@@ -249,7 +251,9 @@ class Guard:
                 self.events.register(connection, select.EPOLLRDHUP)
             elif handle in self.connections:
                 connection = self.connections.pop(handle)
-                self.disconnected.append(_peer(connection)[0])
+                pid = _peer(connection)[0]
+                self.disconnected.append(pid)
+                self.end_statuses[pid] = end_status(pid)
                 self.events.unregister(handle)
                 connection.close()
             else:
@@ -260,7 +264,8 @@ class Guard:
     def _note_end(self, rank: int) -> None:
         process = self.processes[rank]
         gone = self.observed.gone
-        gone[rank] = end_status(process.pid)
+        status = end_status(process.pid)
+        gone[rank] = self.end_statuses.get(process.pid) if status is None else status
         self.polled.discard(rank)
         self._forget_handle(process)
         # MPICH ends all ranks as soon as the first one closes its files, and its memory may take the longest to be
@@ -287,7 +292,7 @@ class Guard:
                 process.close()
             self.observed.gone.pop(rank, None)
             self.polled.discard(rank)
-            self.outputs.update(outputs(pid))
+            self.outputs.update(pipe for number, pipe in output_pipes(pid).items() if number in (1, 2))
             self._find_shell(rank, pid)
             if process.handle is not None:
                 self.events.register(process.handle, select.EPOLLIN)
@@ -308,6 +313,7 @@ class Guard:
     def _count_time(self, passed: float) -> None:
         """Add `passed` seconds to those that ranks have waited, or are over."""
         waited, over = self.observed.waited, self.observed.over
+        self.observed.gone_for += passed if self.observed.gone else 0.0
         for rank in self.processes:
             status = self.pages.read(rank)
             if status is not None:
@@ -335,8 +341,9 @@ class Guard:
         """Record ranks that ended before they imported the package: the launcher may go on silently."""
         unseen = set(range(self.pages.world_size)) - self.processes.keys()
         started = [detect(environ(pid)) for pid in children(self.launcher.pid)] if unseen else []
-        ranks = {launch.rank for launch in started if launch is not None}
-        self.observed.absent = frozenset(unseen - ranks if ranks else ())
+        known = {launch.rank for launch in started if launch is not None}
+        # A child whose variables can't be read, as another user's, may be any rank.
+        self.observed.absent = frozenset(unseen - known if known and None not in started else ())
 
     def _signal(self, number: int, but: list[int] | None = None) -> None:
         for rank in self._living():
@@ -346,7 +353,8 @@ class Guard:
     def _orphaned(self, statuses: dict[int, Status]) -> Fault | None:
         # A rank whose script has ended no longer needs its launcher: Open MPI's may end first.
         working = [status for status in statuses.values() if State.STARTING <= status.state < State.ENDED]
-        if self.launcher.alive() or not working:
+        is_hidden = self.launcher.start == 0  # another user's, where /proc is mounted with hidepid
+        if is_hidden or self.launcher.alive() or not working:
             return None
         return Fault(f"what started the ranks of this host (pid {self.launcher.pid}) is gone")
 

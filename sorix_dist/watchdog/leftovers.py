@@ -12,13 +12,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.process import (
     Process,
     command,
     descends_from,
-    environ,
-    outputs,
+    output_pipes,
     parent,
     processes,
     seconds,
@@ -120,9 +118,9 @@ class Launchers:
             if not (holders or stopped or useless):
                 break
             if passed >= patience:
-                for pid in holders:
+                for pid, descriptor in holders.items():
                     _write_to(
-                        pid,
+                        Path(f"/proc/{pid}/fd/{descriptor}"),
                         f"all ranks of this host have ended, but process {pid}, which one of them has started, "
                         "keeps their output open; ending it\n",
                     )
@@ -136,22 +134,22 @@ class Launchers:
         if not self.nearest.alive():
             remove_launcher_files(since=seconds(self.nearest.start) - 1)
 
-    def _holders(self, pipes: set[str]) -> list[int]:
-        """Processes that ranks started and that still have their pipes open, whose end the launcher waits for. A shell
-        around a rank is not one: the launcher started it."""
-        return [
-            pid
+    def _holders(self, pipes: set[str]) -> dict[int, int]:
+        """Processes that ranks started and that still have their pipes open, whose end the launcher waits for, and
+        their descriptors. A shell around a rank is not one: the launcher started it. Nor is what shares the launcher's
+        own output."""
+        own = {pipe for launcher in self.all for pipe in output_pipes(launcher.pid).values()}
+        return {
+            pid: descriptor
             for pid in processes()
-            if pipes & set(outputs(pid))
-            and pid != os.getpid()
-            and detect(environ(pid)) is not None
-            and not descends_from(pid, self.nearest.pid)
-        ]
+            for descriptor, pipe in output_pipes(pid).items()
+            if pipe in pipes - own and pid != os.getpid() and not descends_from(pid, self.nearest.pid)
+        }
 
 
-def _write_to(pid: int, text: str) -> None:
-    """Write to another process's standard error."""
+def _write_to(pipe: Path, text: str) -> None:
+    """Write to a pipe that another process has open."""
     with suppress(OSError):
-        file = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        file = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         os.write(file, text.encode())
         os.close(file)

@@ -75,15 +75,16 @@ class Monitor:
             check(passed)
 
     def _keep_guard(self, passed: float) -> None:
-        if self.pages.shared:
-            try:
-                self.check_guard()
-            except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
-                self._starts += 1
+        try:
+            self.check_guard()
+        except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
+            self._starts += 1
 
     def check_guard(self) -> None:
         """Start a guard if none responds and no other rank does, and connect to it; OSError or SubprocessError if that
         fails."""
+        if not self.pages.shared:
+            return
         heartbeat = self.pages.heartbeat
         self._missed = self._missed + 1 if heartbeat == self._heartbeat else 0
         self._heartbeat = heartbeat
@@ -126,10 +127,18 @@ class Monitor:
         """End all ranks of this host: the guard has not."""
         killer = threading.Timer(WRITE_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
-        killer.start()
-        for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
-            if _GUARD in " ".join(arguments(pid)):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(RuntimeError):  # there can be no more threads
+            killer.start()
+        try:
+            self._report_and_end_others(timeout)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _report_and_end_others(self, timeout: float) -> None:
+        with suppress(OSError):  # no descriptor is left
+            for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
+                if _GUARD in " ".join(arguments(pid)):
+                    os.kill(pid, signal.SIGKILL)
         if self.pages.claim_report():
             status = self.pages.read(self.page.rank)
             doing = "" if status is None else f" {step_of(status)}{activity(status)}"
@@ -139,13 +148,13 @@ class Monitor:
                 f"rank {self.page.rank} has waited {timeout:g} s (init(timeout=)){doing}, and no guard process says "
                 f"for whom; ending all ranks\nthe stack of rank {self.page.rank}, innermost call last:\n{stack}"
             )
-            os.write(2, text.encode(errors="replace"))
+            with suppress(OSError):  # it is closed
+                os.write(2, text.encode(errors="replace"))
             time.sleep(WRITE_SECONDS / 10)  # for the launcher to forward it
         for rank in range(self.pages.ranks if self.pages.shared else 0):  # the launcher would wait for a stopped rank
             pid, start = self.pages.owner(rank)
             if pid > 0 and rank != self.page.rank and lives(pid, start):
                 Process(pid, start).send(signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _closed_first(connection: socket.socket) -> socket.socket:
@@ -171,6 +180,7 @@ main(sys.argv[2])
 
 def _start_guard(pages: StatusPages) -> None:
     """Start the guard, in its own session and as an orphan: no os.wait() of the program may find it."""
+    pages.check_file()
     root = Path(__file__).resolve().parent.parent
     # By a shell, because tracers (viztracer) run every Python that they see in `subprocess` under themselves.
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)]

@@ -33,7 +33,12 @@ def directory() -> Path:
 
 
 def path_for(launcher: int) -> Path:
-    """The file of the ranks that the process `launcher` started on this host."""
+    """The file of the ranks that the process `launcher` started on this host.
+
+    OSError if /proc does not show the processes of this PID namespace, or the launcher is in another one.
+    """
+    if launcher == 0 or os.readlink("/proc/self") != str(os.getpid()):
+        raise ProcessLookupError("what started the ranks can't be seen from this container (PID namespace)")
     return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}-{_namespace()}"
 
 

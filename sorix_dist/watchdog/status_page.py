@@ -130,6 +130,8 @@ class StatusPages:
         """Whether other processes can read them."""
         self.ranks = ranks
         self.file = file
+        self.identity = _identity(file)
+        """Equal in all processes that share these pages: of two containers, each may have a file of its own."""
         self.memory = mmap.mmap(file, PAGE * (1 + ranks))
         self.words = memoryview(self.memory).cast("q")
 
@@ -198,6 +200,11 @@ class StatusPages:
         """Number and start time of the guard process."""
         return self.words[_GUARD], self.words[_GUARD_START]
 
+    def check_file(self) -> None:
+        """OSError if the program has closed the file of the pages; its number may be another file's now."""
+        if _identity(self.file) != self.identity:
+            raise OSError("the program has closed the file of the status pages")
+
     def set_guard(self, pid: int) -> None:
         self.words[_GUARD], self.words[_GUARD_START] = pid, start_time(pid)
 
@@ -222,7 +229,7 @@ class StatusPages:
                 first = not self.reported
                 self.reported = 1
                 return first
-        except TimeoutError:  # a process that is stopped has the lock
+        except OSError:  # a process that is stopped has the lock, or the program has closed the file
             return not self.reported
 
     def at(self, rank: int) -> int:
@@ -324,6 +331,15 @@ class StatusPages:
         for path in (self.path, self.last_words, self.socket_path):
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def _identity(file: int) -> tuple[int, int]:
+    """Device and number of an open file, (0, 0) if it is none."""
+    try:
+        about = os.fstat(file)
+    except OSError:
+        return 0, 0
+    return about.st_dev, about.st_ino
 
 
 @lru_cache(maxsize=1024)
