@@ -64,13 +64,11 @@ class Checked:
         self._page = page
         with watch.wrapping(inner.size):
             self.channel = Channel(page, inner.broadcast_object(secrets.randbits(62) | 1))
-            shared = page is not None and page.pages.shared
-            mine = (page.rank, self.channel.at, page.pages.identity) if page is not None and shared else (-1, -1, None)
-            channels = inner.gather_objects(mine)
-        self._page_of = [number for number, _, _ in channels]
-        one_file = len({identity for _, _, identity in channels}) == 1
-        self._by_memory = inner.hosts == 1 and one_file and all(at >= 0 for _, at, _ in channels)
-        self._others = [(rank, at) for rank, (_, at, _) in enumerate(channels) if rank != inner.rank]
+            own = (0, -1, ()) if page is None else (page.rank, self.channel.at, page.pages.identity)
+            pages, channels, files = zip(*inner.gather_objects(own))
+        self._page_of = pages
+        self._by_memory = inner.hosts == 1 and min(channels) >= 0 and set(files) == {own[2]} != {()}
+        self._others = [(rank, at) for rank, at in enumerate(channels) if rank != inner.rank]
         self._latest = ""
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:

@@ -109,8 +109,7 @@ def ending(wait_status: int | None) -> str:
 def _signal_name(wait_status: int | None) -> str:
     """The signal that ended a process, '' if none did or it is unknown."""
     number = (wait_status or 0) & 0x7F
-    known = number in set(signal.Signals)
-    return signal.Signals(number).name if known else f"signal {number}" * bool(number)
+    return next((each.name for each in signal.Signals if each == number), f"signal {number}" * bool(number))
 
 
 def _died(
@@ -202,7 +201,9 @@ def _refused(statuses: Mapping[int, Status], observed: Observations, waiting: Se
 def _stopped(observed: Observations) -> Fault | None:
     for rank, seconds in observed.stopped.items():
         if seconds >= FROZEN:
-            return Fault(f"rank {rank} is frozen: its process is stopped (state T), those of other ranks run", (rank,))
+            return Fault(
+                f"rank {rank} is frozen: its process is stopped (state T), those of other ranks are not", (rank,)
+            )
     return None
 
 

@@ -140,11 +140,6 @@ def report_completion(environ: MutableMapping[str, str], rank: int) -> None:
         atexit.register(_complete, Path(path), os.getpid())
 
 
-def has_begun(path: Path) -> bool:
-    """Whether rank 0 has imported the package, as far as its file can be seen here."""
-    return path.exists()
-
-
 def is_complete(path: Path) -> bool:
     """Whether rank 0 has reported its completion."""
     return path.exists() and bool(path.read_bytes())

@@ -40,13 +40,7 @@ FRAMES = 12
 WRITE_SECONDS = 2.0
 """Seconds that a report may take; the write blocks if nothing reads it."""
 START_SECONDS = 5.0
-"""Seconds that the start of a guard may take."""
-STARTED_SECONDS = 1.0
-"""Seconds that a rank waits for the guard that another one starts."""
-CONNECT_SECONDS = 5.0
-"""Seconds that a connection to the guard may take."""
-HIGH = 1000
-"""A descriptor's number that few programs reach."""
+"""Seconds that the start of a guard may take, and a connection to it."""
 
 
 class Monitor:
@@ -89,7 +83,7 @@ class Monitor:
         self._missed = self._missed + 1 if heartbeat == self._heartbeat else 0
         self._heartbeat = heartbeat
         if self._missed >= UNRESPONSIVE or not self.pages.guarded():
-            with suppress(TimeoutError), self.pages.starting_guard(STARTED_SECONDS):
+            with suppress(TimeoutError), self.pages.starting_guard(2 * TICK):
                 if self._missed >= UNRESPONSIVE and self.pages.heartbeat == heartbeat:
                     Process(*self.pages.guard).send(signal.SIGKILL)
                     self.pages.set_guard(0)
@@ -109,7 +103,7 @@ class Monitor:
             self._connection.close()
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(CONNECT_SECONDS)
+            connection.settimeout(START_SECONDS)
             connection.connect(self.pages.socket_path)
             self._connection = _closed_first(connection)
         except OSError:  # the guard still sees the end, but not the order of two ends
@@ -121,20 +115,17 @@ class Monitor:
         same = (page.is_ending or page.waits) and page.entered == self._entered
         self._entered, self._waited = page.entered, self._waited + passed if same else 0.0
         if timeout and self._waited > timeout + AFTER_GUARD:
-            self._end_all(timeout)
+            try:
+                self._end_others(timeout)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    def _end_all(self, timeout: float) -> None:
-        """End all ranks of this host: the guard has not."""
+    def _end_others(self, timeout: float) -> None:
+        """Report, and end the other ranks of this host: the guard has not."""
         killer = threading.Timer(WRITE_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
         with suppress(RuntimeError):  # there can be no more threads
             killer.start()
-        try:
-            self._report_and_end_others(timeout)
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def _report_and_end_others(self, timeout: float) -> None:
         with suppress(OSError):  # no descriptor is left
             for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
                 if _GUARD in " ".join(arguments(pid)):
@@ -162,7 +153,7 @@ def _closed_first(connection: socket.socket) -> socket.socket:
 
     MPICH's launcher ends all other ranks when its connection to one closes: the guard must learn first which one.
     """
-    high = min(HIGH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)
+    high = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)  # few programs reach 1000
     with connection:
         return socket.socket(fileno=fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
 
@@ -180,7 +171,8 @@ main(sys.argv[2])
 
 def _start_guard(pages: StatusPages) -> None:
     """Start the guard, in its own session and as an orphan: no os.wait() of the program may find it."""
-    pages.check_file()
+    if os.fstat(pages.file)[1:3] != pages.identity:
+        raise OSError("the program has closed the file of the status pages, and opened another one")
     root = Path(__file__).resolve().parent.parent
     # By a shell, because tracers (viztracer) run every Python that they see in `subprocess` under themselves.
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)]

@@ -124,13 +124,14 @@ def command(pid: int) -> str:
     return os.path.basename(arguments(pid)[0])
 
 
-def output_pipes(pid: int) -> dict[int, str]:
-    """The pipes to which a process can write, by descriptor."""
+def outputs(pid: int) -> dict[int, str]:
+    """The pipes and terminals to which a process can write, by descriptor."""
     found = {}
     with suppress(OSError):  # it has ended, or is another user's
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            if (pipe := os.readlink(link)).startswith("pipe:") and link.lstat().st_mode & stat.S_IWUSR:
-                found[int(link.name)] = pipe
+            target = os.readlink(link)
+            if target.startswith(("pipe:", "/dev/pts/")) and link.lstat().st_mode & stat.S_IWUSR:
+                found[int(link.name)] = target
     return found
 
 
