@@ -339,8 +339,8 @@ class Guard:
         unseen = set(range(self.pages.world_size)) - self.processes.keys()
         started = [detect(environ(pid)) for pid in children(self.launcher.pid)] if unseen else []
         known = {launch.rank for launch in started if launch is not None}
-        are_known = None not in started  # the variables of another user's process can't be read
-        self.observed.absent = frozenset(unseen - known if known and are_known else ())
+        # The variables of another user's process can't be read: it may be any rank.
+        self.observed.absent = frozenset(unseen - known if known and None not in started else ())
 
     def _signal(self, number: int, but: list[int] | None = None) -> None:
         for rank in self._living():
