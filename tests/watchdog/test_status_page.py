@@ -241,7 +241,7 @@ def test_the_guard_hears_only_its_own_user() -> None:
         connect_as(OTHER, pages.socket_path, 5)
         for _ in range(5):
             guard._handle_events([handle for handle, _ in guard.events.poll(1)])
-        assert (guard.connections, guard.disconnected, os.listdir("/proc/self/fd")) == ({}, [], before)
+        assert (guard.connections, guard.disconnected, os.listdir("/proc/self/fd")) == ({}, {}, before)
         connect_as(os.getuid(), pages.socket_path, 1)
         for _ in range(2):
             guard._handle_events([handle for handle, _ in guard.events.poll(1)])
