@@ -15,8 +15,8 @@ from typing import Any
 from sorix_dist.cli.parser import Parser, add_script, bandwidth, duration, positive, script_with_arguments
 from sorix_dist.cli.profile import check_output
 from sorix_dist.comm.blas import VARIABLES
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import PYTHON
 from sorix_dist.launch.run import run
 from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, PerRows, Step, predict

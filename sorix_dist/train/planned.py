@@ -29,7 +29,7 @@ import numpy as np
 
 from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.ring import PIECE, SHORTEST, RingExchange
-from sorix_dist.comm.solo import Solo
+from sorix_dist.comm.world import Solo
 from sorix_dist.core.op import marker
 from sorix_dist.parallel.bucket import Bucket
 from sorix_dist.parallel.comm_hooks import Half, PowerSGD
