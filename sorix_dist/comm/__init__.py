@@ -22,7 +22,7 @@ if _launch is not None and _launch.several:
     if watch.join(_launch):
         report.install(_launch.rank, _launch.size)
 
-from sorix_dist.comm.checked import Checked  # noqa: E402
+from sorix_dist.comm.checked import Checked, agreed  # noqa: E402
 from sorix_dist.comm.mpi import MpiComm  # noqa: E402
 from sorix_dist.comm.protocol import Comm, Exchange, Op, RankFailed, Window, Wire  # noqa: E402
 from sorix_dist.comm.solo import Solo  # noqa: E402
@@ -42,6 +42,7 @@ __all__ = [
     "Window",
     "Wire",
     "adopt",
+    "agreed",
     "current",
     "init",
     "is_initialized",

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK
 from sorix_dist.core.tensor import Array
 
@@ -47,6 +47,10 @@ class PowerSGD:
                 raise ValueError(f"PowerSGD: {name} must be an int of {least} or more, got {value!r}")
         self.rank, self.start = rank, start
         self._states: WeakKeyDictionary[Comm, dict[tuple[np.dtype[Any], int], LowRankSum]] = WeakKeyDictionary()
+
+    def describe(self) -> str:
+        """Its options, which must be the same on every rank."""
+        return f"PowerSGD(rank={self.rank}, start={self.start})"
 
     def of_matrices(self, matrices: Sequence[Matrix]) -> LowRankSum:
         """The hook for arrays in which these matrices lie."""
@@ -92,7 +96,7 @@ class LowRankSum:
         self._mine, self.missing = np.zeros((2, gradients.size), work)
 
     def __call__(self, comm: Comm, gradients: Array) -> None:
-        self.steps += 1
+        self.steps, comm = self.steps + 1, agreed(comm)
         if not self.matrices or self.steps <= self.start:
             comm.all_reduce(gradients)
             return

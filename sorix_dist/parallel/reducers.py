@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
@@ -20,6 +20,7 @@ Hook = Callable[[Comm, Array], None]
 
 These are all ranks or, with several on each host, those that own the same slice of their host's sum. Every rank calls
 it for each dtype of parameters. Zeros pad each parameter's gradient to whole cache lines.
+The ranks have agreed on the step before.
 """
 
 
@@ -285,7 +286,7 @@ class HookReducer(Reducer):
         self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
         # The array gets the gradients of all ranks, so the flags must cover them: the next step clears by flags.
         if not same_used:
-            self.comm.all_reduce(self.flags, "max")
+            agreed(self.comm).all_reduce(self.flags, "max")
         self.used = self.flags.tobytes()
         self.hook(self.comm, self.total)
         self.flat.clear_gaps(self.total, slice(0, self.flat.size))
@@ -306,7 +307,7 @@ def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> 
     """The flags of the parameters with a gradient on any rank. A call of all ranks, with the same `same_used`."""
     used = np.frombuffer(flags, np.uint8).copy()
     if not same_used:
-        comm.all_reduce(used, "max")
+        agreed(comm).all_reduce(used, "max")
     return used.tobytes()
 
 
