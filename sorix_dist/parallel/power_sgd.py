@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,17 @@ class Matrix(NamedTuple):
     @property
     def stop(self) -> int:
         return self.start + self.rows * self.columns
+
+
+def matrices_in(matrices: Iterable[Matrix], own: slice) -> list[Matrix]:
+    """The whole rows of matrices that lie in a slice, counted from its start."""
+    found = []
+    for start, rows, columns in matrices:
+        first, last = (min(max(at - start, 0), rows * columns) for at in (own.start, own.stop))
+        first, last = -(-first // columns), last // columns
+        if first < last:
+            found.append(Matrix(start + first * columns - own.start, last - first, columns))
+    return found
 
 
 class PowerSGD:
@@ -75,6 +86,12 @@ class LowRankSum:
         self.rank, self.start, self.steps = rank, start, 0
         self.matrices = [m for m in matrices if 2 * rank * (m.rows + m.columns) <= m.rows * m.columns]
         self._left: Array | None = None
+
+    def sent(self, count: int) -> tuple[int, int]:
+        """How many numbers are in P together with the gradients that are no matrix, and in Q, for an array of `count`;
+        (count, 0) if no matrix is large enough."""
+        left = count - sum(m.rows * m.columns - self.rank * m.rows for m in self.matrices)
+        return left, sum(self.rank * m.columns for m in self.matrices)
 
     def _allocate(self, gradients: Array) -> None:
         """Makes one array for all P, with the gradients that are no matrix behind them, and one for all Q."""

@@ -13,7 +13,7 @@ from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.power_sgd import Matrix, PowerSGD
+from sorix_dist.parallel.power_sgd import Matrix, matrices_in
 
 Hook = Callable[[Comm, Array], None]
 """A function of a communicator and one-dimensional gradients that sums these in place over the communicator's ranks.
@@ -251,19 +251,20 @@ class LocalReducer(Reducer):
 
 
 def hook_for(hook: Hook, flat: Flat, own: slice) -> Hook:
-    """The hook for the elements `own` of a flat array: one that approximates weight matrices learns where they are."""
-    if not isinstance(hook, PowerSGD):
-        return hook
-    matrices = []
-    for start, parameter in zip(flat.starts, flat.parameters, strict=True):
-        shape = parameter.array.shape
-        columns = prod(shape[1:]) if len(shape) > 1 else 0
-        if columns:
-            inside = within(start, start + parameter.array.size, own)
-            first, last = -(-(inside.start - start) // columns), (inside.stop - start) // columns
-            if first < last:
-                matrices.append(Matrix(start + first * columns - own.start, last - first, columns))
-    return hook.of_matrices(matrices)
+    """The hook for the elements `own` of a flat array. One that approximates weight matrices has a method
+    `of_matrices`, which takes where they are and returns the hook to call."""
+    of_matrices: Callable[[list[Matrix]], Hook] | None = getattr(hook, "of_matrices", None)
+    return hook if of_matrices is None else of_matrices(matrices_in(weight_matrices(flat), own))
+
+
+def weight_matrices(flat: Flat) -> list[Matrix]:
+    """The parameters with several dimensions, the first one by all others."""
+    shapes = [parameter.array.shape for parameter in flat.parameters]
+    return [
+        Matrix(start, shape[0], prod(shape[1:]))
+        for start, shape in zip(flat.starts, shapes, strict=True)
+        if len(shape) > 1 and prod(shape)
+    ]
 
 
 class HookReducer(Reducer):
