@@ -9,8 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, add_script, assignment, positive, script_with_arguments, seconds, whole
-from sorix_dist.cli.profile import check_output, profiled
+from sorix_dist.cli.parser import (
+    Parser,
+    add_script,
+    assignment,
+    check_output,
+    positive,
+    script_with_arguments,
+    seconds,
+    whole,
+)
+from sorix_dist.cli.profile import profiled
 from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside

@@ -11,8 +11,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import Checked, Comm, MpiComm
-from sorix_dist.comm import mpi as deferred_free
+from sorix_dist.comm import Checked, Comm, MpiComm, deferred_free
 from sorix_dist.comm.checked import signature
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.status_page import DEPTH

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist.comm import mpi as deferred_free
+from sorix_dist.comm import deferred_free
 from sorix_dist.utils.data import DataLoader, Dataset
 
 

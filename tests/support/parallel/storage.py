@@ -9,7 +9,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import mpi as deferred_free
+from sorix_dist.comm import deferred_free
 from sorix_dist.utils.data.sampler import shard_bounds
 from tests.support.parallel.exactness import assert_same, data, gradients, network
 
