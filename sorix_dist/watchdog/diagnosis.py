@@ -201,9 +201,7 @@ def _refused(statuses: Mapping[int, Status], observed: Observations, waiting: Se
 def _stopped(observed: Observations) -> Fault | None:
     for rank, seconds in observed.stopped.items():
         if seconds >= FROZEN:
-            return Fault(
-                f"rank {rank} is frozen: its process is stopped (state T), those of other ranks are not", (rank,)
-            )
+            return Fault(f"rank {rank} is frozen: its process is stopped (state T), others are not", (rank,))
     return None
 
 

@@ -101,11 +101,6 @@ def test_a_program_that_closes_all_files_and_reuses_their_numbers(tmp_path: Path
     assert (tmp_path / "own-0").read_bytes() == (tmp_path / "own-1").read_bytes() == bytes(40000)
 
 
-def test_a_rank_that_is_stopped_when_the_others_are_gone(tmp_path: Path) -> None:
-    stop = "atexit.register(lambda: rank == 1 and os.kill(os.getpid(), signal.SIGSTOP))\n"
-    check(run(tmp_path, f"import atexit, os, signal\n{stop}{BEGIN}"), "rank 1 is frozen")
-
-
 def test_with_few_descriptors(tmp_path: Path) -> None:
     change = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))\n"
     script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
