@@ -128,8 +128,9 @@ def _died(
         if status.state == State.IMPORTED and harmless and not (wait_status and wait_status & 0x7F):
             continue
         if (name := _signal_name(wait_status)) in _FROM_OUTSIDE:
-            if list(observed.gone.values()).count(wait_status) > 1:
-                return Fault(f"several ranks were ended from outside by {name}, as by mpirun, a user or a scheduler")
+            more = sum(other in (wait_status, None) for other in observed.gone.values()) - 1
+            if more:
+                return Fault(f"rank {rank} and {more} more were ended by {name}, as by mpirun, a user or a scheduler")
             if observed.gone_for < PATIENCE and len(observed.gone) < len(statuses):
                 return None
         # A launcher ends ranks because one of another host failed, or one without a page.
