@@ -25,9 +25,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.launch import cleanup, spawned
+from sorix_dist.launch import LaunchError, RankError, cleanup, private
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
-from sorix_dist.launch.errors import LaunchError, RankError
 from sorix_dist.watchdog.launcher import detect
 from tests.support.jobs import LIMIT, ROOT, SAY_SHARED, job, shared, survivors
 from tests.support.launching import needs_mpirun, run_command, run_ranks
@@ -145,7 +144,7 @@ def test_a_figure_is_a_result_that_opens_no_window() -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot")
     figure, axis = pyplot.subplots()
     axis.plot([1, 2])
-    sent = spawned.dumps_result(figure)
+    sent = private.dumps_result(figure)
     assert len(pickle.loads(sent).axes) == 1
     assert pyplot.get_fignums() == []
 
