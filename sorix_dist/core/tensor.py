@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sorix_dist.core.capture import changed, outside, recorders
+from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
@@ -228,6 +228,8 @@ class Tensor:
         detached.place = self.place
         if hasattr(self, "shown"):
             detached.shown = self.shown
+            if recorders and (recorder := listening()) is not None:
+                recorder.line(f"{recorder.of(self)}.detach()", detached)
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
