@@ -7,6 +7,7 @@ from zlib import crc32
 
 import numpy as np
 
+from sorix_dist.comm import agreed
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any, used_on_any_rank
@@ -78,29 +79,25 @@ class MessageTreeReducer(ShardReducer):
         super().__init__(flat, shards, windows)
         owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
         self._nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
-        self._length = -(-flat.size // size)
+        self._length = length = -(-flat.size // size)
         # Each rank's subtrees cut into one slice for every rank; those with fewer subtrees send zeros as well.
-        self._sent = np.zeros((size, max(map(len, self._nodes)), self._length), flat.dtype)
-        leaves = {(i, i + 1): array for i, (_, array) in zip(own, windows, strict=True)}
-        self._sums: list[Array] = []
+        self._sent = np.zeros((size, max(map(len, self._nodes)), length), flat.dtype)
         self._plans: list[Plan] = []
-        for node in self._nodes[shards.comm.rank]:
-            self._sums.append(np.empty(flat.size, flat.dtype))
-            self._plans += blocks(self._sums[-1], 0, flat.size, BLOCK, leaves, node)
-        self._slice = np.empty(self._length, flat.dtype)
+        for k, node in enumerate(self._nodes[shards.comm.rank]):
+            for r in range(size):
+                slices = {(i, i + 1): array[r * length : (r + 1) * length] for i, (_, array) in zip(own, windows)}
+                count = max(0, min(length, flat.size - r * length))
+                self._plans += blocks(self._sent[r, k], 0, count, BLOCK, slices, node)
+        self._slice = np.empty(length, flat.dtype)
 
     def used_digest(self) -> int:
         return crc32(used_by_any([buffer.flags for buffer in self.buffers]))
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
-        comm, length = self.shards.comm, self._length
+        comm, length = agreed(self.shards.comm), self._length
         self.used = used_on_any_rank(comm, used_by_any([buffer.flags for buffer in self.buffers]), same_used)
         for plan in self._plans:
             plan.run()
-        for k, whole in enumerate(self._sums):
-            for r in range(comm.size):
-                piece = whole[r * length : (r + 1) * length]
-                self._sent[r, k, : len(piece)] = piece
         received = comm.all_to_all(self._sent)
         parts = {node: received[r, k] for r, nodes in enumerate(self._nodes) for k, node in enumerate(nodes)}
         for plan in blocks(self._slice, 0, length, BLOCK, parts, (0, self.shards.count)):
