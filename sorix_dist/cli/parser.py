@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 
 
 class Parser(argparse.ArgumentParser):

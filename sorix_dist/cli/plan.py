@@ -22,8 +22,8 @@ from sorix_dist.cli.parser import (
     script_with_arguments,
 )
 from sorix_dist.comm.blas import VARIABLES
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import PYTHON
 from sorix_dist.launch.run import run
 from sorix_dist.parallel.power_sgd import Matrix

@@ -21,10 +21,10 @@ from sorix_dist.cli.parser import (
 )
 from sorix_dist.cli.profile import profiled
 from sorix_dist.comm.blas import VARIABLES, usable_cores
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
-from sorix_dist.launch.logs import logged
+from sorix_dist.launch.output import logged
 from sorix_dist.launch.run import run
 from sorix_dist.launch.supervise import run_on_hosts, supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
