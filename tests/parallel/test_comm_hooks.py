@@ -14,6 +14,7 @@ from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.parallel import world
 from sorix_dist.parallel.comm_hooks import Half, PowerSGD, TopK, fp16_compress
+from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.exactness import assert_same, data, gradients, network
@@ -382,6 +383,28 @@ def test_training_with_error_feedback(size, hosts, lossy, width):
         exact, compressed = trained(None), trained(lossy())
         assert exact != compressed
         assert compressed < exact + 0.1 < 0.6
+
+    run_threads(work, size, hosts=hosts)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize("spike", [1e30, 3e38, np.inf, np.nan])
+def test_powersgd_recovers_from_gradients_that_overflow(spike, size, hosts):
+    """Their sum, the product with the last step's Q, and the next step's with theirs."""
+
+    def work():
+        comm, hook = world(), PowerSGD(2).of_matrices([Matrix(0, 40, 64)])
+        rng = np.random.default_rng(0)
+        left, right = rng.standard_normal((40, 1)), rng.standard_normal((1, 64))
+        ones = (left @ right).reshape(-1).astype(np.float32)
+        hook(comm, ones.copy())
+        with np.errstate(all="ignore"):
+            hook(comm, np.full(2560, spike, np.float32))
+        if np.isfinite(hook.missing).all() and np.abs(hook.missing).max() > 1:
+            hook.missing[:] = 0  # what a finite spike lacks is large too, and would be repaid now
+        for _ in range(3):
+            hook(comm, got := ones.copy())
+        np.testing.assert_allclose(got, size * ones, rtol=1e-3, atol=1e-4)
 
     run_threads(work, size, hosts=hosts)
 
