@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all, rows_of_size
 from sorix_dist.core.capture import host
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged

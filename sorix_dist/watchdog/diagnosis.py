@@ -189,7 +189,7 @@ def _refused(statuses: Mapping[int, Status], observed: Observations, waiting: Se
 def _stopped(observed: Observations) -> Fault | None:
     for rank, seconds in observed.stopped.items():
         if seconds >= FROZEN:
-            return Fault(f"rank {rank} is frozen: its process is stopped (state T), those of other ranks run", (rank,))
+            return Fault(f"rank {rank} is frozen: its process is stopped (state T), others are not", (rank,))
     return None
 
 

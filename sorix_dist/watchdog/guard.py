@@ -323,8 +323,10 @@ class Guard:
 
     def _read_states(self, passed: float) -> None:
         states = {rank: state(self.processes[rank].pid) for rank in self._living()}
+        # All stop by Ctrl-Z, or by a scheduler that suspends the job; but not only those that have not ended yet.
         some_run = any(letter != "T" for letter in states.values())
-        self.all_stopped = not some_run  # as by Ctrl-Z, or a scheduler that suspends the job
+        some_run = some_run or (bool(self.observed.gone) and state(self.launcher.pid) not in ("T", ""))
+        self.all_stopped = not some_run
         before = self.observed.stopped
         self.observed.stopped = {
             rank: before.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
