@@ -115,12 +115,13 @@ def _operation(
                 arrays.append(array)
                 edges.append(edge)
                 found = x.place
-                if found is REPLICATE:
-                    place = found if all(map(_is_alike, inputs)) else None
-                elif found is not None:
-                    placed = True
-                    if found.__class__ is Partial:
-                        sums = True
+                if found is not None:
+                    if found is REPLICATE:
+                        place = found if all(map(_is_alike, inputs)) else None
+                    else:
+                        placed = True
+                        if found.__class__ is Partial:
+                            sums = True
                 if edge is not None:
                     needed = True
                     other = edge.sync
