@@ -148,9 +148,12 @@ def warn_of_own_length(place: Any) -> None:
         )
 
 
-def warn_of_own_mean(place: Any) -> None:
+def warn_of_own_mean(x: Any) -> None:
     """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
-    if isinstance(place, Partial) and place.over != SUM and place.group.parts > 1 and not place.group.isolated:
+    place = x.place
+    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
+        return
+    if place.group.parts > 1 and not place.group.isolated:
         place.group.warn(
             "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
             "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"

@@ -10,7 +10,7 @@ import numpy as np
 from sorix_dist.core import batch_numbers
 from sorix_dist.core.arguments import CPU, raise_for_device
 from sorix_dist.core.arguments import device as Device
-from sorix_dist.core.capture import changed, outside, recorders
+from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
@@ -222,6 +222,8 @@ class Tensor:
         detached.place = self.place
         if hasattr(self, "shown"):
             detached.shown = self.shown
+            if recorders and (recorder := listening()) is not None:
+                recorder.line(f"{recorder.of(self)}.detach()", detached)
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -314,8 +316,7 @@ class Tensor:
         return bool(self.visible)
 
     def __float__(self) -> float:
-        if self.origin is None and not hasattr(self, "shown"):
-            batch_numbers.warn_of_own_mean(self.place)
+        batch_numbers.warn_of_own_mean(self)
         return float(self.item())
 
     def __int__(self) -> int:
