@@ -119,11 +119,14 @@ class SpinBarrier:
 
     def _wait_for(self, other: memoryview, count: int, rank: int) -> None:
         began, reads = perf_counter_ns(), 0
+        for _ in range(self._spins):
+            if other[0] >= count:
+                break
         while other[0] < count:
             reads += 1
-            if reads > self._spins + YIELDS:
+            if reads > YIELDS:
                 time.sleep(SLEEP)
-            elif reads > self._spins:
+            else:
                 _yield_core()
         waited(began, rank)
 
