@@ -274,14 +274,17 @@ class WatchedWindow:
         self.local_rank = inner.local_rank
         self.sync = inner.sync
         self._channel = channel
-        self.barrier: Callable[[], None] = partial(self._call, _BARRIER, inner.barrier)
+
+    def barrier(self) -> None:
+        if not self.parts:
+            self.inner.barrier()  # raises: it is closed
+        self._call(_BARRIER, self.inner.barrier)
 
     def close(self) -> None:
         if not self.parts:
             return
         self.parts = []
         self._call(_CLOSE, self.inner.close)
-        self.barrier = self.inner.barrier  # raises: it is closed
 
     def _call(self, signature: int, collective: Callable[[], None]) -> None:
         try:

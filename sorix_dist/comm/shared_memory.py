@@ -119,15 +119,16 @@ class SpinBarrier:
 
     def _wait_for(self, other: memoryview, count: int, rank: int) -> None:
         began, reads = perf_counter_ns(), 0
-        for _ in range(self._spins):
+        for _ in range(self._spins):  # reads as often as possible: each is a delay of the step
             if other[0] >= count:
                 break
-        while other[0] < count:
-            reads += 1
-            if reads > YIELDS:
-                time.sleep(SLEEP)
-            else:
-                _yield_core()
+        else:
+            while other[0] < count:
+                reads += 1
+                if reads > YIELDS:
+                    time.sleep(SLEEP)
+                else:
+                    _yield_core()
         waited(began, rank)
 
 

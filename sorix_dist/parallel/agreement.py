@@ -61,8 +61,8 @@ _FENCE = struct.Struct("hhiq")
 Fields = tuple[int, ...]
 """Those of a StepFingerprint: a plain tuple, which takes a third of the time to make."""
 Agreement = tuple[list[StepFingerprint] | None, list[int], list[float], bool]
-"""What the ranks have sent: the fingerprints of all ranks if they differ, else None; the union of their numbers, sorted;
-the sums of their values; whether all have sent the same numbers and the same digest of used parameters."""
+"""What the ranks have sent: their fingerprints if these differ, else None; the union of their numbers, sorted; the sums
+of their values; whether all have sent the same numbers and the same digest of used parameters."""
 
 
 class Consensus(Protocol):
