@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.capture import host
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import computing, shard_of, tagged

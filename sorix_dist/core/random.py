@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import is_integer
+from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.capture import outside, uncaptured
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 

@@ -112,22 +112,14 @@ def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 # -- element by element
 
 
-def same_rows(inputs: Sequence[Any]) -> Shard | None:
-    """The placement of all operands if they are the same rows with the same number of axes, as most are."""
-    first = inputs[0]
-    place = getattr(first, "place", None)
-    if place.__class__ is not Shard:
-        return None
-    for x in inputs:
-        if x is not first and (getattr(x, "place", None) is not place or x.array.ndim != first.array.ndim):
-            return None
-    return place
-
-
 def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Element-wise operations with broadcasting: rows stay rows. They are not linear: Partials are summed first."""
-    if (rows := same_rows(inputs)) is not None:
-        return rows
+    first, *others = inputs
+    place = getattr(first, "place", None)
+    if place.__class__ is Shard:
+        alike = [x for x in others if getattr(x, "place", None) is place and x.array.ndim == first.array.ndim]
+        if len(alike) == len(others):
+            return place
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
@@ -147,11 +139,9 @@ def cast(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Sums of operands: a Partial if all operands are. A Replicate among Partials counts once."""
-    if (rows := same_rows(inputs)) is not None:
-        return rows
     partials = [p for x in inputs if isinstance(p := placement_of(x), Partial)]
     if not partials:
-        return _aligned(apply, inputs, options)
+        return elementwise(apply, inputs, options)
     if first_shard(inputs) is not None:
         return sums_made_whole(apply, inputs, options)
     place = partials[0]

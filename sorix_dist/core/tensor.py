@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sorix_dist.core.arguments import CPU, raise_for_device
+from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.capture import changed, outside, recorders
-from sorix_dist.core.device import CPU, raise_for_device
-from sorix_dist.core.device import device as Device
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
@@ -214,7 +214,7 @@ class Tensor:
             raise RuntimeError("register_hook on a tensor that does not require grad")
         changed()
 
-        from sorix_dist.core.cotangents import hook_on_arrays
+        from sorix_dist.core.custom import hook_on_arrays
 
         on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
         if self.origin.hooks is None:

@@ -20,9 +20,8 @@ from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import cleanup
+from sorix_dist.launch import LaunchError, RankError, RemoteTraceback, cleanup
 from sorix_dist.launch.command import Command, command, on_this_host
-from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.output import LIVE, Output, is_live
 from sorix_dist.launch.private import PrivateFolder
 from sorix_dist.launch.processes import PYTHON, kill_with_descendants
@@ -47,7 +46,7 @@ _RANK = """
 import json, os, sys
 path, library = json.loads(sys.argv[2]), os.path.dirname(os.__file__)
 sys.path[:] = [library, library + "/lib-dynload", *path]
-from sorix_dist.launch.spawned import main
+from sorix_dist.launch.private import main
 sys.path[:] = path
 main(sys.argv[1])
 """

@@ -17,8 +17,8 @@ from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
+from sorix_dist.nn.torch_state import from_torch
 from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
-from sorix_dist.optim.torch_state import from_torch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes

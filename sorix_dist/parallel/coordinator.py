@@ -33,8 +33,7 @@ from sorix_dist.parallel.comm_hooks import is_exchanged
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts_reducer import HostsReducer, peers_of
 from sorix_dist.parallel.reducers import Hook, HookReducer, LocalReducer, Reducer
-from sorix_dist.parallel.shared_memory import SharedMemory
-from sorix_dist.parallel.shared_reducers import SharedMemoryReducer
+from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.world import virtual_shards
 from sorix_dist.watchdog import watch

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK
 from sorix_dist.core.tensor import Array
 
@@ -24,6 +24,17 @@ class Matrix(NamedTuple):
     @property
     def stop(self) -> int:
         return self.start + self.rows * self.columns
+
+
+def matrices_in(matrices: Iterable[Matrix], own: slice) -> list[Matrix]:
+    """The whole rows of matrices that lie in a slice, counted from its start."""
+    found = []
+    for start, rows, columns in matrices:
+        first, last = (min(max(at - start, 0), rows * columns) for at in (own.start, own.stop))
+        first, last = -(-first // columns), last // columns
+        if first < last:
+            found.append(Matrix(start + first * columns - own.start, last - first, columns))
+    return found
 
 
 class PowerSGD:
@@ -47,6 +58,10 @@ class PowerSGD:
                 raise ValueError(f"PowerSGD: {name} must be an int of {least} or more, got {value!r}")
         self.rank, self.start = rank, start
         self._states: WeakKeyDictionary[Comm, dict[tuple[np.dtype[Any], int], LowRankSum]] = WeakKeyDictionary()
+
+    def describe(self) -> str:
+        """Its options, which must be the same on every rank."""
+        return f"PowerSGD(rank={self.rank}, start={self.start})"
 
     def of_matrices(self, matrices: Sequence[Matrix]) -> LowRankSum:
         """The hook for arrays in which these matrices lie."""
@@ -72,6 +87,12 @@ class LowRankSum:
         self.matrices = [m for m in matrices if 2 * rank * (m.rows + m.columns) <= m.rows * m.columns]
         self._left: Array | None = None
 
+    def sent(self, count: int) -> tuple[int, int]:
+        """How many numbers are in P together with the gradients that are no matrix, and in Q, for an array of `count`;
+        (count, 0) if no matrix is large enough."""
+        left = count - sum(m.rows * m.columns - self.rank * m.rows for m in self.matrices)
+        return left, sum(self.rank * m.columns for m in self.matrices)
+
     def _allocate(self, gradients: Array) -> None:
         """Makes one array for all P, with the gradients that are no matrix behind them, and one for all Q."""
         work = np.promote_types(gradients.dtype, np.float32)
@@ -92,7 +113,7 @@ class LowRankSum:
         self._mine, self.missing = np.zeros((2, gradients.size), work)
 
     def __call__(self, comm: Comm, gradients: Array) -> None:
-        self.steps += 1
+        self.steps, comm = self.steps + 1, agreed(comm)
         if not self.matrices or self.steps <= self.start:
             comm.all_reduce(gradients)
             return

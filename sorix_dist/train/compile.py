@@ -201,7 +201,12 @@ class CompiledStep:
         finally:
             del recorders[get_ident()]
         recorder.finish()
+        places = [x.place for x in recorder.tagged]
+        for x in recorder.tagged:
+            x.place = None
         after = self._left_alone(args, options)
+        for x, place in zip(recorder.tagged, places, strict=True):
+            x.place = place
         changed = [name for name, state in after.items() if state != before.get(name)]
         if changed and recorder.refusal is None:
             where = _line_of(self.step)

@@ -24,9 +24,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.launch import cleanup
+from sorix_dist.launch import LaunchError, RankError, cleanup
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
-from sorix_dist.launch.errors import LaunchError, RankError
 from sorix_dist.watchdog.launcher import detect
 from tests.support.jobs import LIMIT, ROOT, SAY_SHARED, job, shared, survivors
 from tests.support.launching import needs_mpirun, run_command, run_ranks

@@ -404,6 +404,11 @@ def test_what_is_refused():
         TypeError,
         "hook must be a function of a communicator and an array, got str",
     )
+    on_all_ranks(
+        lambda: sx.DistributedDataParallel(nn.Linear(2, 2)).register_comm_hook(PowerSGD(rank=1 + sx.rank())),
+        ValueError,
+        r"the communication hook must be the same on every rank: rank 0 has PowerSGD\(rank=1, start=0\), rank 1",
+    )
 
 
 @pytest.mark.parametrize(("size", "hosts"), LAYOUTS)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.arguments import is_integer
+from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.capture import host, outside, recorders
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused
 from sorix_dist.core.ops.elementwise import add, cast
