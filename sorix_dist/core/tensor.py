@@ -135,6 +135,7 @@ class Tensor:
             self.leaf.hooks = leaf.hooks
             self.origin = self.leaf if self.requires_grad else None
         self.array = array
+        changed()
 
     @property
     def requires_grad(self) -> bool:
