@@ -40,7 +40,7 @@ _BY_ID = (
     types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, operator.attrgetter,
     operator.itemgetter, operator.methodcaller,
 )  # fmt: skip
-_STEADY = ("numpy", "typing", "logging")  # packages whose objects do not change, or show it in the random numbers
+_STEADY = ("numpy", "typing", "logging", "_collections")  # whose objects stay, or show it in the random numbers
 
 
 class Fingerprint:
@@ -93,7 +93,7 @@ class Fingerprint:
                 own = [(n, v) for n, v in self._own(x) if v.__class__ in NUMBERS and v is not None and n[0] != "_"]
                 self.leaves += own
                 self.changeable = self.changeable or bool(own)
-        elif isinstance(x, FunctionType) and is_users(x.__module__):
+        elif isinstance(x, FunctionType):
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
                 self._inside(own, own)

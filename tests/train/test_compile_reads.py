@@ -373,6 +373,23 @@ def test_copies_of_an_instance():
     assert replays(other.step)
 
 
+def test_code_that_exec_has_made():
+    names: dict[str, Any] = {}
+    exec("def scaled(x):\n    return x * scale", names)
+    scaled = names["scaled"]
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda x: scaled(x))
+
+        def call(i: int) -> Any:
+            names["scale"] = 1.0 if i < LATE else 2.0
+            return bits(step(X))
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
 def test_builtin_names():
     module: Any = types.ModuleType("settings")
     exec("def scale():\n    return float(len([1, 2]))", vars(module))
