@@ -31,8 +31,7 @@ SETTLED = 0.002
 """Seconds that a difference must last: a processor may see another one's writes out of order."""
 
 MESSAGE, HEAD = 256, 16
-"""Bytes by which ranks of several hosts compare a call, and those of it that are compared. An array that fits into the
-others travels in this message."""
+"""Bytes of the message in which hosts compare a call, and of its compared head. A small array travels in the rest."""
 
 
 @lru_cache(maxsize=4096)
@@ -173,8 +172,8 @@ class Checked:
         carried: Array | None = None,
     ) -> T:
         """Publish the call `what`, compare it with those of the other ranks unless they have `agreed` on it, and make
-        it. meanwhile: see `Comm.all_gather`; carried: an array of which the result is that of all ranks, if the
-        message of the comparison carries it."""
+        it. meanwhile: see `Comm.all_gather`; carried: an array that the message of the comparison may bring along:
+        then the result is that of all ranks."""
         site = call_site()
         mine = signature(what)
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0

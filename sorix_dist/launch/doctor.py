@@ -205,7 +205,7 @@ LIMIT = 60.0
 
 _HYDRA = ("MPICH", "Intel MPI", "MVAPICH")  # they start each other's ranks
 LIBRARIES = {"openmpi5": ("Open MPI",), "openmpi4": ("Open MPI",), "mpich": _HYDRA, "intel": _HYDRA}
-"""The libraries whose ranks a launcher can start."""
+"""The libraries that each launcher can start ranks of."""
 
 RANK_VARIABLES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_", "MV2_COMM_", "PALS_", "JSM_")
 """Prefixes of the variables that make a process a rank of a job."""
