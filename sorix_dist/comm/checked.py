@@ -70,11 +70,11 @@ class Checked:
         self._page = page
         with watch.wrapping(inner.size):
             self.channel = Channel(page, inner.broadcast_object(secrets.randbits(62) | 1))
-            shared = page is not None and page.pages.shared
-            channels = inner.gather_objects((page.rank, self.channel.at) if page is not None and shared else (-1, -1))
-        self._page_of = [number for number, _ in channels]
-        self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in channels)
-        self._others = [(rank, at) for rank, (_, at) in enumerate(channels) if rank != inner.rank]
+            own = (0, -1, ()) if page is None else (page.rank, self.channel.at, page.pages.identity)
+            pages, channels, files = zip(*inner.gather_objects(own))
+        self._page_of = pages
+        self._by_memory = inner.hosts == 1 and min(channels) >= 0 and set(files) == {own[2]} != {()}
+        self._others = [(rank, at) for rank, at in enumerate(channels) if rank != inner.rank]
         self._latest = ""
         self._agreed = False
 

@@ -116,8 +116,8 @@ def is_initialized() -> bool:
 
 
 def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
-    if not isinstance(timeout, (int, float)) or not (0 < timeout < math.inf):
-        raise ValueError(f"init: timeout must be a number of seconds above 0, got {timeout!r}")
+    if not isinstance(timeout, (int, float)) or timeout is True or not (0 < timeout < math.inf):
+        raise ValueError(f"init: timeout must be a finite number of seconds above 0 (1e9: no limit), got {timeout!r}")
     if threads != "auto" and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise ValueError(f"init: threads must be 'auto' or an int of 1 or more, got {threads!r}")
     if backend not in BACKENDS:

@@ -14,7 +14,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -34,9 +34,6 @@ DEPTH = 4
 
 LOCK_SECONDS = 10.0
 """Seconds that a process waits for another one that has locked the pages."""
-
-CLAIM_SECONDS = 1.0
-"""The same for a process that is to report what ends the job."""
 
 LONGEST = 1e9
 """Longer time-outs, in seconds, are cut to this."""
@@ -130,6 +127,8 @@ class StatusPages:
         """Whether other processes can read them."""
         self.ranks = ranks
         self.file = file
+        self.identity = os.fstat(file)[1:3] if self.shared else ()
+        """Of the file: two containers may each have one of this name."""
         self.memory = mmap.mmap(file, PAGE * (1 + ranks))
         self.words = memoryview(self.memory).cast("q")
 
@@ -181,17 +180,13 @@ class StatusPages:
         """The guard's socket. A rank stays connected until its process closes its files, early in its end."""
         return f"{self.path}.socket"
 
-    @contextmanager
-    def locked(self, patience: float = LOCK_SECONDS) -> Iterator[None]:
+    def locked(self, patience: float = LOCK_SECONDS) -> AbstractContextManager[None]:
         """A block that one process at a time is in. TimeoutError if another one stays there for `patience` seconds."""
-        with _locked(self.file, patience, fcntl.flock):
-            yield
+        return _locked(self.file, patience, fcntl.flock)
 
-    @contextmanager
-    def starting_guard(self, patience: float) -> Iterator[None]:
+    def starting_guard(self, patience: float) -> AbstractContextManager[None]:
         """The same, with another lock: a guard may take long to start, and ranks claim their pages meanwhile."""
-        with _locked(self.file, patience, fcntl.lockf):
-            yield
+        return _locked(self.file, patience, fcntl.lockf)
 
     @property
     def guard(self) -> tuple[int, int]:
@@ -218,11 +213,11 @@ class StatusPages:
     def claim_report(self) -> bool:
         """Whether this process is the one to report what ends the job: True for one process only."""
         try:
-            with self.locked(CLAIM_SECONDS):
+            with self.locked(LOCK_SECONDS / 10):
                 first = not self.reported
                 self.reported = 1
                 return first
-        except TimeoutError:  # a process that is stopped has the lock
+        except OSError:  # a process that is stopped has the lock, or the program has closed the file
             return not self.reported
 
     def at(self, rank: int) -> int:
@@ -342,19 +337,15 @@ def _locked(file: int, patience: float, lock: Callable[[int, int], None]) -> Ite
         yield
         return
     limit = time.monotonic() + patience
-    while not _take(lock, file):
-        if time.monotonic() > limit:
-            raise TimeoutError(f"another process has locked the ranks' status pages for {patience:g} s")
-        time.sleep(0.002)
+    while True:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"another process has locked the ranks' status pages for {patience:g} s") from None
+            time.sleep(0.002)
     try:
         yield
     finally:
         lock(file, fcntl.LOCK_UN)
-
-
-def _take(lock: Callable[[int, int], None], file: int) -> bool:
-    try:
-        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
