@@ -293,6 +293,8 @@ class Recorder:
         if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):
             return self.constant(x, self._staying.get(id(x), "parameter"))
         array = self._known.get(id(x.array))
+        if hasattr(x, "shown"):
+            self.refuse("a number that follows from the global value of a loss: compute it before backward()")
         if array is None:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
             return self.constant(x, "tensor")

@@ -9,7 +9,7 @@ import numpy as np
 
 from sorix_dist.core.arguments import CPU, raise_for_device
 from sorix_dist.core.arguments import device as Device
-from sorix_dist.core.capture import changed, outside, recorders
+from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
@@ -228,6 +228,8 @@ class Tensor:
         detached.place = self.place
         if hasattr(self, "shown"):
             detached.shown = self.shown
+            if recorders and (recorder := listening()) is not None:
+                recorder.line(f"{recorder.of(self)}.detach()", detached)
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
