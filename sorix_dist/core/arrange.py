@@ -10,22 +10,24 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import functions as f
+from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.create import full_like, zeros, zeros_like
 from sorix_dist.core.op import as_operand
-from sorix_dist.core.ops.axes import along, axis_of, refused
+from sorix_dist.core.ops.axes import along, axis_of, rows_named_by
 from sorix_dist.core.ops.indexing import scatter_add_to
 from sorix_dist.core.ops.indexing import take as take_index
-from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
 from sorix_dist.core.tensor import Tensor, as_array, shape_of
 
 # -- joined and repeated
 
 
-def _along(name: str, input: Any, dim: int) -> tuple[Any, int]:
-    """The input as a tensor, and `dim` counted from 0, along which places are named: not those of rows of a batch."""
+def _along(name: str, input: Any, dim: int, index: Any = None) -> tuple[Any, int]:
+    """The input as a tensor, and `dim` counted from 0, along which places are named: those of rows of a batch only by
+    an index that follows from the batch."""
     at, place = axis_of(name, input, dim), shard_of(input)
-    return (refused(input, name) if place is not None and place.axis == at else _tensor(input)), at
+    return (rows_named_by(index, input, name) if place is not None and place.axis == at else _tensor(input)), at
 
 
 def _tensor(x: Any) -> Any:
@@ -165,6 +167,8 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     first, second = axis_of("diagonal", input, dim1), axis_of("diagonal", input, dim2)
     if first == second:
         raise ValueError(f"diagonal: dim1 and dim2 must differ, got {dim1} and {dim2}")
+    place = shard_of(input)
+    input = whole(input, "diagonal") if place is not None and place.axis in (first, second) else input
     others = [i for i in range(len(shape_of(input))) if i not in (first, second)]
     matrices = f.permute(_tensor(input), *others, first, second)
     rows, columns = shape_of(matrices)[-2:]
@@ -223,12 +227,14 @@ def take(input: Any, index: Any) -> Any:
 
 def tril_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, device: Any = "cpu") -> Tensor:
     """The rows and the columns (2, n) of the lower triangle of a matrix."""
-    return Tensor(np.stack(np.tril_indices(row, offset, col)), device, dtype=dtype)
+    found = Tensor(np.stack(np.tril_indices(of_all(row), offset, of_all(col))), device, dtype=dtype)
+    return tagged(found, REPLICATE) if is_of_batch(row) else found
 
 
 def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, device: Any = "cpu") -> Tensor:
     """The rows and the columns (2, n) of the upper triangle of a matrix."""
-    return Tensor(np.stack(np.triu_indices(row, offset, col)), device, dtype=dtype)
+    found = Tensor(np.stack(np.triu_indices(of_all(row), offset, of_all(col))), device, dtype=dtype)
+    return tagged(found, REPLICATE) if is_of_batch(row) else found
 
 
 # -- written to places
@@ -261,19 +267,19 @@ def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = N
 
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Any:
     """`input` with the slices of alpha * `source` added at the places along `dim` that a vector names."""
-    input, at = _along("index_add", input, dim)
+    input, at = _along("index_add", input, dim, index)
     return input + _spread("index_add", input, at, index, source if alpha == 1 else source * alpha)
 
 
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
     """`input` with the slices of `source` in the places along `dim` that a vector, each once, names."""
-    input, at = _along("index_copy", input, dim)
+    input, at = _along("index_copy", input, dim, index)
     return index_fill(input, at, index, 0) + _spread("index_copy", input, at, index, source)
 
 
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
     """`input` with a number in the slices along `dim` that a vector names."""
-    input, at = _along("index_fill", input, dim)
+    input, at = _along("index_fill", input, dim, index)
     shape = shape_of(input)
     flags = np.zeros(shape[at] if shape else 1, bool)
     flags[as_array(whole(index))] = True

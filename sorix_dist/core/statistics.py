@@ -19,7 +19,7 @@ from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.axes import axis_of
 from sorix_dist.core.ops.choose import ValuesAndIndices
 from sorix_dist.core.ops.elementwise import trunc
-from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
@@ -160,9 +160,9 @@ def dist(input: Any, other: Any, p: float = 2) -> Any:
 def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
     """The indices (n, dimensions) of the elements that are not 0, or a tuple of one vector for each dimension."""
     array = _all(input, "nonzero")
-    if as_tuple:
-        return tuple(Tensor(i) for i in np.nonzero(np.atleast_1d(array)))
-    return Tensor(np.argwhere(array))
+    found = np.nonzero(np.atleast_1d(array)) if as_tuple else (np.argwhere(array),)
+    tensors = tuple(tagged(Tensor(x), None if shard_of(input) is None else REPLICATE) for x in found)
+    return tensors if as_tuple else tensors[0]
 
 
 def unique(

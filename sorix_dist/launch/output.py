@@ -22,11 +22,27 @@ LAST = 20_000
 LIVE = "SORIX_DIST_LIVE"
 """The variable that says that a process above shows unfinished lines."""
 
+PREFIX = len("[10] ")
+
 
 def is_live() -> bool:
     """Whether what this process prints may return to the start of its line: on a terminal, in a notebook, or in a rank
-    of `run` there."""
-    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel") or LIVE in os.environ
+    that was started there by `sx.run` or `sorix-dist run`."""
+    from sorix_dist.watchdog.launcher import detect  # as a program, this file finds no package
+
+    if LIVE in os.environ or type(sys.stdout).__module__.startswith("ipykernel"):
+        return True
+    return sys.stdout.isatty() and detect(os.environ) is None  # Open MPI gives ranks terminals that lead into files
+
+
+def live_environment() -> dict[str, str]:
+    """The variables for ranks whose output `Output` shows; empty where it is shown line by line."""
+    return {LIVE: "1", "COLUMNS": str(columns() - PREFIX)} if is_live() else {}
+
+
+def columns() -> int:
+    """The width of a line that does not wrap: a wrapped one can't be written over."""
+    return shutil.get_terminal_size((100, 24)).columns - 1  # what fits into most notebooks, which have no width
 
 
 class Output:
@@ -79,8 +95,7 @@ class Output:
         """Shows the first rank's unfinished line, such as a progress bar; a whole line takes its place."""
         rank, rest = next(((r, rest) for r, rest in self._rests.items() if rest and r is not None), (None, b""))
         if rank is not None:
-            columns = shutil.get_terminal_size().columns - 1  # a line that wraps can't be written over
-            self._write(f"[{rank}] {_as_seen(rest)}"[:columns], "")
+            self._write(f"[{rank}] {_as_seen(rest)}"[: columns()], "")
 
     def _write(self, line: str, end: str) -> None:
         """Writes over the unfinished line that is shown."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.launch import LaunchError
-from sorix_dist.launch.private import FOLDERS, PrivateFolder
+from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
 from sorix_dist.launch.spawn import Result, check_call, check_num_proc, run
 from sorix_dist.watchdog.launcher import detect
 
@@ -134,7 +134,7 @@ def _serve(path: str) -> None:
         if call is None:
             return
         fn, args, kwargs = call
-        folder.write(f"result-{number}-{rank}", dumps(fn(*args, **kwargs)))
+        folder.write(f"result-{number}-{rank}", dumps_result(fn(*args, **kwargs)))
         number += 1
 
 

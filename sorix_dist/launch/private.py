@@ -125,7 +125,7 @@ def main(path: str) -> None:
         fn, args, kwargs = folder.read("call")
         result = fn(*args, **kwargs)
         try:
-            data = dumps(result)
+            data = dumps_result(result)
         except Exception as error:
             raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
     except BaseException as error:  # noqa: BLE001 - the caller raises it
@@ -134,6 +134,15 @@ def main(path: str) -> None:
         _into(os.open(os.devnull, os.O_WRONLY))  # MPI's own words about it
         end_all_ranks(1)
     folder.write(f"result-{rank}", data)
+
+
+def dumps_result(result: Any) -> bytes:
+    """The pickle of a result. Figures of pyplot are closed: an open one would be shown wherever it is unpickled, by a
+    notebook for each rank, beside the result."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close("all")
+    return dumps(result)
 
 
 def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:

@@ -36,13 +36,14 @@ class Half:
     def __init__(self) -> None:
         self._scratch = np.empty((2, 0), np.int32)
 
-    def pack(self, numbers: Array, body: Array) -> float:
+    def pack(self, numbers: Array, body: Array, spare: float = 1.0) -> float:
+        """See `Wire`. spare: a power of two by which the largest number stays below the largest float16."""
         half, size = body.view(np.float16), _largest(numbers)
         if size == math.inf:
             with np.errstate(over="ignore"):
                 np.copyto(half, numbers, casting="same_kind")
             return 0.0
-        scale = _scale(size)
+        scale = _scale(size * spare)
         bits, rounded = self._integers(numbers.size)
         floats = _scaled(numbers, scale, bits.view(np.float32))
         floats *= ALIGNED

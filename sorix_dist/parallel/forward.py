@@ -15,6 +15,7 @@ from sorix_dist.core.ops.collective import first_of, in_row_order, summed_parts,
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
 from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, computing, tagged
+from sorix_dist.core.random import RepeatedDraws, repeated_draws
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -203,7 +204,9 @@ class ShardedForward:
         rows = batch.rows
         buffers = _buffers_of(module) if module.training else None
         results = []
+        draws = RepeatedDraws()
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
+            _draw_again(draws, shard == self.shards.owned[0])
             start, stop = self.shards.rows(shard, rows.total)
             part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
@@ -216,6 +219,7 @@ class ShardedForward:
                 current_shard.reset(token)
             if buffers is not None:
                 buffers.keep()
+        _draw_again(None)
         if buffers is not None:
             buffers.combine(self.shards, rows.total)
         return self._joined(results, batch)
@@ -305,6 +309,13 @@ def _must_be(are_rows: Array, captured: list[bool]) -> None:
 @host
 def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
     return Batch(Rows(start, stop, total), group, shard)
+
+
+@host
+def _draw_again(draws: RepeatedDraws | None, first: bool = False) -> None:
+    if draws is not None:
+        draws.next(first)
+    repeated_draws.set(draws)
 
 
 @host

@@ -106,11 +106,16 @@ class LowRankSum:
             self._left[end - n : end].reshape(-1, self.rank) for n, end in zip(heights, np.cumsum(heights), strict=True)
         ]
         self._tail = self._left[sum(heights) :]
-        self._right = np.random.Generator(np.random.Philox(0)).standard_normal(sum(widths)).astype(work)
+        self._right = np.empty(sum(widths), work)
+        self._begin()
         self._rights = [
             self._right[end - n : end].reshape(-1, self.rank) for n, end in zip(widths, np.cumsum(widths), strict=True)
         ]
         self._mine, self.missing = np.zeros((2, gradients.size), work)
+
+    def _begin(self) -> None:
+        """Makes the subspace iteration begin anew, from the same Q on every rank."""
+        self._right[:] = np.random.Generator(np.random.Philox(0)).standard_normal(self._right.size)
 
     def __call__(self, comm: Comm, gradients: Array) -> None:
         self.steps, comm = self.steps + 1, agreed(comm)
@@ -123,6 +128,7 @@ class LowRankSum:
         assert left is not None
         np.add(gradients, missing, out=mine)
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
+            q *= _inverse(q)  # whose size is that of the last gradients, and does not matter
             np.matmul(_of(mine, matrix), q, out=p)
         if tail.size:
             np.concatenate([gradients[part] for part in self._rest], out=tail, casting="same_kind")
@@ -136,10 +142,15 @@ class LowRankSum:
                 p[...] = np.linalg.qr(p)[0]
         comm.broadcast(left[: left.size - tail.size])
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
-            own = _of(mine, matrix)
-            np.matmul(own.T, p, out=q)
-            np.subtract(own, p @ q.T, out=_of(missing, matrix))
+            np.matmul(_of(mine, matrix).T, p, out=q)
+        own = [q.copy() for q in self._rights]
         comm.all_reduce(self._right)
+        if not np.isfinite(self._right).all():
+            gradients.fill(np.nan)
+            self._begin()
+            return
+        for matrix, p, q in zip(self.matrices, self._lefts, own, strict=True):
+            np.subtract(_of(mine, matrix), p @ q.T, out=_of(missing, matrix))
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
             multiply(p, np.ascontiguousarray(q.T), gradients[matrix.start : matrix.stop])
         done = 0
@@ -151,6 +162,12 @@ class LowRankSum:
 
 def _of(array: Array, matrix: Matrix) -> Array:
     return array[matrix.start : matrix.stop].reshape(matrix.rows, matrix.columns)
+
+
+def _inverse(q: Array) -> Any:
+    """A power of two that makes the largest number about 1; 1 for zeros."""
+    _, exponent = np.frexp(np.abs(q).max(initial=0))
+    return q.dtype.type(np.ldexp(1.0, -int(np.clip(exponent, -100, 100))))
 
 
 def multiply(left: Array, right: Array, out: Array) -> None:
