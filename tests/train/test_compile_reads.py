@@ -323,6 +323,35 @@ def test_numbers_of_the_package():
     assert "returns a pair" in step.reason
 
 
+def test_tensors_that_get_other_arrays():
+    """By an assignment to `data`, and those that stop requiring a gradient."""
+
+    def program(capture: Any) -> Any:
+        table, weight = sx.ones(4), sx.ones(4).requires_grad_()
+        model, optimizer = nn.BatchNorm1d(4), optim.SGD([weight], lr=0.1)
+
+        @capture
+        def step(x: Any) -> Any:
+            optimizer.zero_grad()
+            loss = (model(x * table) * weight).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        def call(i: int) -> Any:
+            if i == LATE:
+                table.data = np.full(4, 2, np.float32)
+            if i == LATE + 2:
+                model.running_mean.data = sx.ones(4)
+            weight.requires_grad_(i < LATE + 4)
+            model.train(i % 2 == 0)
+            return bits(step(X), weight)
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
 def test_copies_of_an_instance():
     class Trainer:
         def __init__(self) -> None:
@@ -342,6 +371,23 @@ def test_copies_of_an_instance():
     assert other.step is not one.step
     assert replays(one.step)
     assert replays(other.step)
+
+
+def test_code_that_exec_has_made():
+    names: dict[str, Any] = {}
+    exec("def scaled(x):\n    return x * scale", names)
+    scaled = names["scaled"]
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda x: scaled(x))
+
+        def call(i: int) -> Any:
+            names["scale"] = 1.0 if i < LATE else 2.0
+            return bits(step(X))
+
+        return call
+
+    assert replays(compared(program)) > 3
 
 
 def test_builtin_names():
