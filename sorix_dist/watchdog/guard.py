@@ -92,8 +92,7 @@ class Guard:
         self.server = server
         self.connections: dict[int, socket.socket] = {}
         self.disconnected: dict[int, int | None] = {}
-        """Processes that closed their files, in this order, and their wait statuses before a parent could collect
-        them."""
+        """Processes that closed their files, in this order, and their wait statuses at that moment."""
         self.processes: dict[int, Process] = {}
         self.observed = Observations()
         self.launchers = Launchers(*launcher_of(pages.path))

@@ -22,6 +22,7 @@ from sorix_dist.watchdog.process import (
     seconds,
     start_time,
     state,
+    terminals,
 )
 
 SHARED = "/dev/shm/"
@@ -100,7 +101,7 @@ class Launchers:
         After a fault, end the launchers too if they stay, as they do where they have lost another host.
         """
         passed = 0.0
-        while left := [launcher for launcher in self.all if launcher.alive()]:
+        while passed < patience + 3 * GRACE and (left := [each for each in self.all if each.alive()]):
             holders = self._holders(ranks_outputs)
             stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
             useless = left if after_fault and command(left[0].pid) in LAUNCHERS else []
@@ -125,13 +126,14 @@ class Launchers:
             remove_launcher_files(since=seconds(self.nearest.start) - 1)
 
     def _holders(self, ranks_outputs: set[str]) -> dict[int, int]:
-        """Processes that ranks started and that still have an output of theirs open, whose end the launcher waits for,
-        and their descriptors of it. A shell around a rank is not one: the launcher started it. Nor is what shares the
-        launcher's own output."""
+        """Processes that ranks started and that keep an output of theirs open, for whose end the launcher waits, and
+        their descriptors. Shells around ranks, and what shares the launcher's own output, are none."""
         own = {output for launcher in self.all for output in outputs(launcher.pid).values()}
+        # A terminal of this name may be another job's by now, unless the launcher still has the other side of it.
+        kept = {output for output in ranks_outputs - own if output.startswith("pipe:")} | terminals(self.nearest.pid)
         return {
             pid: descriptor
             for pid in processes()
             for descriptor, output in outputs(pid).items()
-            if output in ranks_outputs - own and pid != os.getpid() and not descends_from(pid, self.nearest.pid)
+            if output in kept & ranks_outputs and pid != os.getpid() and not descends_from(pid, self.nearest.pid)
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import time
@@ -132,6 +133,15 @@ def outputs(pid: int) -> dict[int, str]:
             target = os.readlink(link)
             if target.startswith(("pipe:", "/dev/pts/")) and link.lstat().st_mode & stat.S_IWUSR:
                 found[int(link.name)] = target
+    return found
+
+
+def terminals(pid: int) -> set[str]:
+    """The pseudo-terminals that a process has made and still reads."""
+    found = set[str]()
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+            found.update(f"/dev/pts/{number}" for number in re.findall(r"tty-index:\s*(\d+)", file.read_text()))
     return found
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.process import lives, start_time
@@ -96,29 +97,21 @@ class Status:
         return self.entered > self.exited
 
 
-class _Word:
-    """An attribute of `StatusPages`: a number in the first page, 0 at first."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __get__(self, pages: StatusPages, owner: object = None) -> int:
-        return pages.words[self.number]
-
-    def __set__(self, pages: StatusPages, value: int) -> None:
-        pages.words[self.number] = value
+def _word(number: int) -> Any:
+    """A property of `StatusPages`: a number in the first page, 0 at first."""
+    return property(lambda pages: pages.words[number], lambda pages, value: pages.words.__setitem__(number, value))
 
 
 class StatusPages:
     """The status pages of the ranks that one launcher process started on this host: one file for all of them."""
 
-    heartbeat = _Word(_HEARTBEAT)
+    heartbeat = _word(_HEARTBEAT)
     """Changes as long as the guard works."""
-    world_size = _Word(_WORLD_SIZE)
+    world_size = _word(_WORLD_SIZE)
     """The number of ranks if all are on this host, else 0."""
-    other_hosts = _Word(_OTHER_HOSTS)
+    other_hosts = _word(_OTHER_HOSTS)
     """Not 0 if some ranks are known to be on other hosts."""
-    reported = _Word(_REPORTED)
+    reported = _word(_REPORTED)
     """Not 0 once the fault that ends the job has been reported."""
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:
