@@ -2,6 +2,7 @@
 and on any number of MPI ranks."""
 
 import sys as _sys
+from math import e, inf, nan, pi  # noqa: F401
 
 # `python -m sorix_dist` is a command, which must not run a json.py or numpy.py of the current folder.
 if _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path and "-m sorix_dist " in " ".join([*_sys.orig_argv, ""]):
@@ -26,11 +27,13 @@ from sorix_dist.core.dtype import (
     bool_,
     byte,
     double,
+    finfo,
     float,
     float16,
     float32,
     float64,
     half,
+    iinfo,
     int,
     int16,
     int32,
@@ -76,6 +79,8 @@ from sorix_dist.train.progress import get_logger, main_process_only, print, prog
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
+newaxis = None
+
 __all__ = [
     "__version__",
     # modules
@@ -93,7 +98,7 @@ __all__ = [
     "DType", "Generator", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
     "load", "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
     "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
-    "int64", "long", "short", "uint8",
+    "int64", "long", "short", "uint8", "finfo", "iinfo",
     *_functions.__all__, *_compositions.__all__,
 ]  # fmt: skip
 

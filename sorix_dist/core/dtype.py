@@ -65,6 +65,16 @@ def names_dtype(value: Any) -> builtins.bool:
     return True
 
 
+def finfo(dtype: Any) -> np.finfo[Any]:
+    """NumPy's limits of a floating point dtype: `finfo(x.dtype).min`, `eps` and others."""
+    return np.finfo(as_dtype(dtype))
+
+
+def iinfo(dtype: Any) -> np.iinfo[Any]:
+    """NumPy's limits of an integer dtype: `min` and `max`."""
+    return np.iinfo(as_dtype(dtype))
+
+
 DTypeOf = np.dtype[Any]
 _RANKS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 _OF_NUMBERS = {bool: np.dtype(np.bool_), int: np.dtype(np.int64), float: np.dtype(np.float32)}

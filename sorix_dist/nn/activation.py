@@ -169,26 +169,25 @@ class Softsign(_Activation):
     function = staticmethod(F.softsign)
 
 
-class _AlongDim(_Activation):
-    _in_repr = ("dim",)
+class GLU(_Activation):
+    """The first half of x along `dim`, times the sigmoid of the second (Dauphin et al. 2017)."""
+
+    function, _in_repr = staticmethod(F.glu), ("dim",)
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
 
 
-class GLU(_AlongDim):
-    """The first half of x along `dim`, times the sigmoid of the second (Dauphin et al. 2017)."""
+class Softmax(_Activation):
+    """exp(x) divided by its sum along `dim`, which may be left out for one or two dimensions."""
 
-    function = staticmethod(F.glu)
+    function, _in_repr = staticmethod(F.softmax), ("dim",)
 
-
-class Softmax(_AlongDim):
-    """exp(x) divided by its sum along `dim`."""
-
-    function = staticmethod(F.softmax)
+    def __init__(self, dim: int | None = None) -> None:
+        self.dim = dim
 
 
-class LogSoftmax(_AlongDim):
+class LogSoftmax(Softmax):
     """The logarithm of softmax along `dim`."""
 
     function = staticmethod(F.log_softmax)

@@ -21,7 +21,7 @@ from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
 from sorix_dist.optim.torch_state import from_torch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
-_IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes
+_IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
 _NEW = {"amsgrad", "maximize"}  # options that state dicts of earlier versions lack
 _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
