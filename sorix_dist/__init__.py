@@ -14,60 +14,23 @@ from sorix_dist import comm
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
 from sorix_dist import autograd, core, cuda, distributed, linalg, metrics, nn, optim, utils
+from sorix_dist import parallel as _ranks
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
 from sorix_dist.core import Size, Tensor, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core import compositions as _compositions
+from sorix_dist.core import dtype as _dtype
 from sorix_dist.core import functions as _functions
+from sorix_dist.core.arguments import device
 from sorix_dist.core.compositions import *  # noqa: F403
-from sorix_dist.core.device import device
-from sorix_dist.core.dtype import (
-    DType,
-    bool,
-    bool_,
-    byte,
-    double,
-    finfo,
-    float,
-    float16,
-    float32,
-    float64,
-    half,
-    iinfo,
-    int,
-    int16,
-    int32,
-    int64,
-    long,
-    short,
-    uint8,
-)
+from sorix_dist.core.dtype import *  # noqa: F403
 from sorix_dist.core.functions import *  # noqa: F403
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.random import Generator, manual_seed
 from sorix_dist.launch.pool import Pool
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import summary
-from sorix_dist.parallel import (
-    DiLoCo,
-    DistributedDataParallel,
-    LocalSGD,
-    all_gather,
-    all_reduce,
-    assert_replicas_equal,
-    barrier,
-    broadcast,
-    comm_hooks,
-    global_rows,
-    global_value,
-    host_shared,
-    init,
-    is_main_process,
-    local_rank,
-    rank,
-    replicated,
-    size,
-)
+from sorix_dist.parallel import *  # noqa: F403
 from sorix_dist.serialize import load, save, to_torch_state
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import compile
@@ -86,19 +49,13 @@ __all__ = [
     # modules
     "autograd", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
-    "DiLoCo", "DistributedDataParallel", "LocalSGD", "Pool",
-    "all_gather", "all_reduce", "assert_replicas_equal", "barrier", "broadcast",
-    "comm_hooks", "global_rows", "global_value", "host_shared", "init",
-    "is_main_process", "local_rank", "print", "rank", "replicated", "run", "size",
+    *_ranks.__all__, "Pool", "print", "run",
     # training
     "Checkpointer", "EXIT_PREEMPTED", "EarlyStopping", "Preemption", "Recorder", "compile", "evaluate", "fit",
-    "get_logger",
-    "main_process_only", "predict", "profile", "progress", "summary",
+    "get_logger", "main_process_only", "predict", "profile", "progress", "summary",
     # tensors
-    "DType", "Generator", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
-    "load", "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
-    "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16", "int32",
-    "int64", "long", "short", "uint8", "finfo", "iinfo",
+    *_dtype.__all__, "Generator", "Size", "Tensor", "device", "enable_grad", "grad", "inference_mode",
+    "is_grad_enabled", "load", "manual_seed", "no_grad", "save", "set_grad_enabled", "to_torch_state",
     *_functions.__all__, *_compositions.__all__,
 ]  # fmt: skip
 

@@ -12,12 +12,5 @@ from sorix_dist.core.autograd import (
 from sorix_dist.core.custom import Function
 
 __all__ = [
-    "Function",
-    "backward",
-    "enable_grad",
-    "grad",
-    "inference_mode",
-    "is_grad_enabled",
-    "no_grad",
-    "set_grad_enabled",
-]
+    "Function", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "no_grad", "set_grad_enabled",
+]  # fmt: skip

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.parallel import collectives
 from sorix_dist.parallel.collectives import barrier
 from sorix_dist.parallel.world import init, size, world

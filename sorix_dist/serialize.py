@@ -11,7 +11,7 @@ from typing import Any
 
 from sorix_dist import nn
 from sorix_dist.core import Tensor
-from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.nn import torch_state
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.store import tensorfile

@@ -24,6 +24,7 @@ except ImportError as error:
 
 from sorix_dist import nn, optim
 from sorix_dist.core import Tensor, no_grad
+from sorix_dist.core.arguments import as_int
 from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
 from sorix_dist.parallel import DistributedDataParallel, broadcast, init
@@ -90,6 +91,25 @@ class NeuralNetwork(BaseEstimator):
         self.random_state, self.verbose, self.record = random_state, verbose, record
         self.num_proc, self.virtual_shards = num_proc, virtual_shards
 
+    def _checked(self, X: Any, y: Any, **options: Any) -> tuple[Array, Array]:
+        for name in ("batch_size", "max_iter", "n_iter_no_change"):
+            as_int(name, getattr(self, name), 1)
+        try:
+            checked: tuple[Array, Array] = validate_data(self, X, y, dtype=FLOATS, **options)
+            return checked
+        except ValueError as error:
+            if len(shape := np.shape(y)) == 2 and shape[1] > 1:
+                raise ValueError(
+                    f"y must have one target for each sample, got shape {shape}: sklearn.multioutput has "
+                    "MultiOutputClassifier and MultiOutputRegressor, which train an estimator for each column"
+                ) from error
+            if texts := [name for name in getattr(X, "columns", ()) if not _is_numeric(X[name])]:
+                raise ValueError(
+                    f"X must hold numbers, got texts in the column {texts[0]!r}: drop it, or encode it, by "
+                    "OneHotEncoder in a ColumnTransformer, or by pandas.get_dummies"
+                ) from error
+            raise
+
     def _train(self, x: Array, y: Array, weight: Array | None, outputs: int, go_on: bool, epochs: int) -> Self:
         """Trains on y: classes as integers, or standardized targets of shape (N, 1)."""
         optimizer = OPTIMIZERS.get(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
@@ -114,7 +134,7 @@ class NeuralNetwork(BaseEstimator):
             )
             parts = [(x, y), (other_x, other_y)]
         job = _Job(
-            make=self.model or _MLP(tuple(self.hidden_layer_sizes)),
+            make=self.model or _MLP(_sizes(self.hidden_layer_sizes)),
             shape=(x.shape[1], outputs),
             criterion=self._criterion if weight is None else self._weighted_criterion,
             metrics={"accuracy": _Accuracy()} if isinstance(self, Classifier) else {},
@@ -189,7 +209,7 @@ class Classifier(ClassifierMixin, NeuralNetwork):
         return self._fit(X, y, sample_weight, classes, go_on, 1)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, classes: Any, go_on: bool, epochs: int) -> Self:
-        X, y = validate_data(self, X, y, reset=not go_on, dtype=FLOATS)
+        X, y = self._checked(X, y, reset=not go_on)
         check_classification_targets(y)
         labels = np.unique(y)
         if not go_on:
@@ -242,7 +262,7 @@ class Regressor(RegressorMixin, NeuralNetwork):
         return self._fit(X, y, sample_weight, hasattr(self, "model_"), 1)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, go_on: bool, epochs: int) -> Self:
-        X, y = validate_data(self, X, y, reset=not go_on, dtype=FLOATS, y_numeric=True)
+        X, y = self._checked(X, y, reset=not go_on, y_numeric=True)
         y = y.astype(X.dtype)[:, None]
         if not go_on:
             self._target_center, self._target_scale = _mean_and_deviation(y) if self.standardize else (0.0, 1.0)
@@ -330,6 +350,19 @@ class _Job:
         if state is not None:
             model.load_state_dict(state["model"])
         return model
+
+
+def _sizes(given: Any) -> tuple[int, ...]:
+    sizes = (given,) if isinstance(given, str) or not np.iterable(given) else given
+    return tuple(as_int("hidden_layer_sizes: each", size, 1) for size in sizes)
+
+
+def _is_numeric(column: Any) -> bool:
+    try:
+        np.asarray(column, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _mean_and_deviation(x: Array) -> tuple[Array, Array]:

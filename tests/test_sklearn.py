@@ -59,6 +59,30 @@ def test_a_table_with_labels_that_are_texts() -> None:
         classifier.predict(table.drop(columns="species").rename(columns={"column 0": "other"}))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_iter": 0}, "max_iter must be an integer >= 1, got 0"),
+        ({"hidden_layer_sizes": (4, 0)}, "hidden_layer_sizes: each must be an integer >= 1, got 0"),
+        ({"hidden_layer_sizes": "x"}, "hidden_layer_sizes: each must be an integer >= 1, got 'x'"),
+        ({"y": np.zeros((3, 2))}, r"one target for each sample, got shape \(3, 2\): .* MultiOutputRegressor"),
+        ({"X": "texts"}, "texts in the column 'kind': drop it, or encode it"),
+    ],
+)
+def test_wrong_input_names_the_argument(change: dict[str, Any], message: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    X = pandas.DataFrame({"width": [1.0, 2.0, 3.0]})
+    X = X.assign(kind="oak") if change.pop("X", None) else X
+    y = change.pop("y", [0, 1, 0])
+    for estimator in (Classifier(**change), Regressor(**change)):
+        with pytest.raises(ValueError, match=message):
+            estimator.fit(X, y)
+
+
+def test_one_hidden_layer_may_be_a_number() -> None:
+    assert len(list(Classifier(5, max_iter=1).fit([[0.0], [1.0]], [0, 1]).model_.parameters())) == 4
+
+
 def test_unscaled_targets_of_a_regressor() -> None:
     x, y = make_regression(300, 5, noise=1.0, random_state=0)
     regressor = Regressor((32,), max_iter=150, learning_rate=0.01, random_state=0).fit(x, 1e4 + 100 * y)

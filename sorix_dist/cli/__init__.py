@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sorix_dist._version import __version__
 from sorix_dist.cli import doctor, job, plan, plot, profile, run
 from sorix_dist.cli.parser import Parser
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.watchdog.launcher import detect
 
 SUBCOMMANDS = (run, job, doctor, plan, plot, profile)

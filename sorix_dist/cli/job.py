@@ -13,7 +13,7 @@ from typing import Any
 
 from sorix_dist.cli.parser import Parser, add_script, positive, script_with_arguments
 from sorix_dist.cli.run import add_options, check_options, given_options
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.job import SCHEDULERS, Job, script
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any, NoReturn
+
+from sorix_dist.launch import LaunchError
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,3 +95,15 @@ def duration(text: str) -> float:
     if not found:
         raise argparse.ArgumentTypeError(f"expected a time such as 20us, 1ms or 0.1s, got {text!r}")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """LaunchError if a file can't be written."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise LaunchError(f"{option}: {str(path)!r} is not a file that can be written")
+
+
+def check_script(arguments: Any) -> None:
+    """LaunchError if there is no such script."""
+    if not arguments.is_module and not Path(arguments.script).is_file():
+        raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")

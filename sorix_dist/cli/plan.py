@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,13 +11,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, add_script, bandwidth, duration, positive, script_with_arguments
-from sorix_dist.cli.profile import check_output
+from sorix_dist.cli.parser import (
+    Parser,
+    add_script,
+    bandwidth,
+    check_output,
+    check_script,
+    duration,
+    positive,
+    script_with_arguments,
+)
 from sorix_dist.comm.blas import VARIABLES
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import PYTHON
 from sorix_dist.launch.run import run
+from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, PerRows, Step, predict
 from sorix_dist.train.plots import Curve, Panels, as_text, draw
 
@@ -90,8 +98,7 @@ def main(arguments: Any) -> int:
         raise LaunchError("--link is missing: give the bandwidth of a host's link, such as --link 10gbit")
     for option, path in (("--json", arguments.json), ("--output", arguments.output)):
         check_output(option, path)
-    if not arguments.is_module and not Path(arguments.script).is_file():
-        raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
+    check_script(arguments)
     with tempfile.TemporaryDirectory(prefix="sorix_dist-plan-") as folder:
         path = Path(folder, "measured.json")
         if code := _measure(arguments, path):
@@ -122,7 +129,8 @@ def _read(measured: dict[str, Any]) -> tuple[Step, Machine]:
     step = measured["step"]
     times = {name: PerRows(*step[name]) for name in ("forward", "backward")}
     borders = tuple(Border(*border) for border in step["borders"])
-    return Step(**{**step, **times, "borders": borders}), Machine(**measured["machine"])
+    matrices = tuple(Matrix(*matrix) for matrix in step["matrices"])
+    return Step(**{**step, **times, "borders": borders, "matrices": matrices}), Machine(**measured["machine"])
 
 
 @dataclass(frozen=True)

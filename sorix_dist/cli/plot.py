@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.cli.parser import Parser
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.train.plots import as_text, curves, draw
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, add_script, positive, script_with_arguments
+from sorix_dist.cli.parser import Parser, add_script, check_output, check_script, positive, script_with_arguments
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import PYTHON
 from sorix_dist.launch.run import run
 from sorix_dist.train.profile import table_of_file
@@ -37,8 +36,7 @@ def main(arguments: Any) -> int:
     """Runs the script and returns its exit code, or prints a trace's table and returns 0."""
     path: Path | None = arguments.json
     check_output("--json", path)
-    if not arguments.is_module and not Path(arguments.script).is_file():
-        raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
+    check_script(arguments)
     if not arguments.is_module and Path(arguments.script).suffix == ".json":
         try:
             print(table_of_file(arguments.script))
@@ -46,12 +44,6 @@ def main(arguments: Any) -> int:
             raise LaunchError(str(error)) from error
         return 0
     return run(command(profiled(script_with_arguments(arguments), path, arguments.steps), arguments.ranks)).code
-
-
-def check_output(option: str, path: Path | None) -> None:
-    """LaunchError if a file can't be written."""
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise LaunchError(f"{option}: {str(path)!r} is not a file that can be written")
 
 
 def profiled(program: list[str], path: Path | None, steps: int | None) -> list[str]:

@@ -9,13 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, add_script, assignment, positive, script_with_arguments, seconds, whole
-from sorix_dist.cli.profile import check_output, profiled
+from sorix_dist.cli.parser import (
+    Parser,
+    add_script,
+    assignment,
+    check_output,
+    positive,
+    script_with_arguments,
+    seconds,
+    whole,
+)
+from sorix_dist.cli.profile import profiled
 from sorix_dist.comm.blas import VARIABLES, usable_cores
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
-from sorix_dist.launch.logs import logged
+from sorix_dist.launch.output import LIVE, is_live, logged
 from sorix_dist.launch.run import run
 from sorix_dist.launch.supervise import run_on_hosts, supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
@@ -108,6 +117,8 @@ def main(arguments: Any) -> int:
     if arguments.dry_run:
         print(job.start(job.hosts, {}))
         return 0
+    if arguments.log_dir is None and is_live():
+        os.environ[LIVE] = "1"
     check_answers(job.hosts, os.environ)
     if arguments.checkpoint is None and len(job.hosts or allocated(os.environ)) > 1:
         return run_on_hosts(lambda env: job.start(job.hosts, env), say, arguments.timeout)

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from functools import lru_cache, partial
 from time import perf_counter_ns
 from typing import Any, NoReturn, TypeVar
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.reduction import combined, write
 from sorix_dist.comm.waiting import waited
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
@@ -28,6 +30,10 @@ T = TypeVar("T")
 SETTLED = 0.002
 """Seconds that a difference must last: a processor may see another one's writes out of order."""
 
+MESSAGE, HEAD = 256, 16
+"""Bytes by which ranks of several hosts compare a call, and those of it that are compared. An array that fits into the
+others travels in this message."""
+
 
 @lru_cache(maxsize=4096)
 def signature(text: str) -> int:
@@ -37,6 +43,7 @@ def signature(text: str) -> int:
 
 _BARRIER = signature("barrier of a window")
 _CLOSE = signature("close of a window")
+_NOTHING = np.zeros(0, np.uint8)
 _GOODBYE = "has ended (its script came to its end, or sys.exit)"
 _RULE = "every rank must make the same calls in the same order"
 
@@ -45,10 +52,10 @@ class Checked:
     """The communicator `inner`, where every collective is first compared with those of the other ranks.
 
     Ranks of one host compare through their status pages: a rank that enters a collective looks at those that are in it
-    already. Ranks of several hosts, or without status pages, exchange 16 bytes. A difference in the operation, its
-    root, dtype or shape raises CollectiveMismatch before data is mixed. Two equal all-reduces in swapped order are
-    found at the second one if the source names their arguments. After a collective fails on a rank, this communicator
-    refuses all further calls there.
+    already. Ranks of several hosts, or without status pages, exchange a short message, which also carries the array of
+    an all-reduce or an all-gather of up to 240 bytes. A difference in the operation, its root, dtype or shape raises
+    CollectiveMismatch before data is mixed. Two equal all-reduces in swapped order are found at the second one if the
+    source names their arguments. After a collective fails on a rank, this communicator refuses all further calls there.
     """
 
     def __init__(self, inner: Comm) -> None:
@@ -64,22 +71,33 @@ class Checked:
         self._page = page
         with watch.wrapping(inner.size):
             self.channel = Channel(page, inner.broadcast_object(secrets.randbits(62) | 1))
-            shared = page is not None and page.pages.shared
-            channels = inner.gather_objects((page.rank, self.channel.at) if page is not None and shared else (-1, -1))
-        self._page_of = [number for number, _ in channels]
-        self._by_memory = inner.hosts == 1 and all(at >= 0 for _, at in channels)
-        self._others = [(rank, at) for rank, (_, at) in enumerate(channels) if rank != inner.rank]
+            own = (0, -1, ()) if page is None else (page.rank, self.channel.at, page.pages.identity)
+            pages, channels, files = zip(*inner.gather_objects(own))
+        self._page_of = pages
+        self._by_memory = inner.hosts == 1 and min(channels) >= 0 and set(files) == {own[2]} != {()}
+        self._others = [(rank, at) for rank, at in enumerate(channels) if rank != inner.rank]
         self._latest = ""
+        self._agreed = False
+
+    def agreed(self) -> Checked:
+        """This communicator for calls that all ranks are known to make: ranks of several hosts do not compare them."""
+        view = copy(self)
+        view._agreed = True
+        return view
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
         self._check(check_array, "all_reduce", array, written=True)
         self._check(check_op, "all_reduce", op)
-        self._call(_text("all_reduce", array.dtype, array.shape, op), self.inner.all_reduce, array, op)
+        text = _text("all_reduce", array.dtype, array.shape, op)
+        everywhere = self._call(text, self.inner.all_reduce, array, op, carried=array)
+        if everywhere is not None:
+            write(combined(everywhere, op), array)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         self._check(check_array, "all_gather", array, written=False)
         gather = partial(self.inner.all_gather, meanwhile=meanwhile)
-        return self._call(_text("all_gather", array.dtype, array.shape), gather, array, meanwhile=meanwhile)
+        text = _text("all_gather", array.dtype, array.shape)
+        return self._call(text, gather, array, meanwhile=meanwhile, carried=array)
 
     def all_to_all(self, array: Array) -> Array:
         self._check(check_one_each, "all_to_all", array, self.size)
@@ -125,7 +143,7 @@ class Checked:
             return
         self._latest = _GOODBYE
         with suppress(CollectiveMismatch):  # the other ranks raise it too, and report it
-            self._compare_by_message(-1, 0)
+            self._compare_by_message(-1, 0, _NOTHING)
 
     def abort(self, code: int = 1) -> None:
         watch.mark_reported()
@@ -152,9 +170,11 @@ class Checked:
         *arguments: Any,
         meanwhile: Callable[[], None] | None = None,
         agreed: bool = False,
+        carried: Array | None = None,
     ) -> T:
         """Publish the call `what`, compare it with those of the other ranks unless they have `agreed` on it, and make
-        it. meanwhile: see `Comm.all_gather`."""
+        it. meanwhile: see `Comm.all_gather`; carried: an array of which the result is that of all ranks, if the
+        message of the comparison carries it."""
         site = call_site()
         mine = signature(what)
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0
@@ -164,8 +184,10 @@ class Checked:
         try:
             count = self.channel.enter(mine, name)
             if not self._by_memory:
-                if not agreed:
-                    self._compare_by_message(count, mine, meanwhile)
+                if not (agreed or self._agreed):
+                    if carried is not None and carried.nbytes <= MESSAGE - HEAD:
+                        return self._compare_by_message(count, mine, carried, meanwhile)  # type: ignore[return-value]
+                    self._compare_by_message(count, mine, _NOTHING, meanwhile)
                 return collective(*arguments)
             self._compare(count, mine, name)
             began = perf_counter_ns()
@@ -235,15 +257,22 @@ class Checked:
             f"one that rank {self.rank} called before: {_RULE}, and these sums are wrong"
         )
 
-    def _compare_by_message(self, count: int, mine: int, meanwhile: Callable[[], None] | None = None) -> None:
+    def _compare_by_message(
+        self, count: int, mine: int, carried: Array, meanwhile: Callable[[], None] | None = None
+    ) -> Array:
+        """Compare this call with those of the other ranks; return every rank's array that the message carries."""
         began = perf_counter_ns()
-        received = self.inner.all_gather(np.array([mine, count], np.int64), meanwhile)
+        message, end = np.zeros(MESSAGE, np.uint8), HEAD + carried.nbytes
+        message[:HEAD].view(np.int64)[:] = mine, count
+        message[HEAD:end] = carried.reshape(-1).view(np.uint8)
+        received = self.inner.all_gather(message, meanwhile)
         waited(began)
-        differing = (received != received[0]).any(axis=1)
+        differing = (received[:, :HEAD] != received[0, :HEAD]).any(axis=1)
         if differing.any():
             texts = self.inner.gather_objects(self._latest)
             other = int(differing.argmax()) if not differing[self.rank] else 0
             raise self._mismatch(count, other, texts[other])
+        return np.frombuffer(received[:, HEAD:end].tobytes(), carried.dtype).reshape(self.size, *carried.shape).copy()
 
     def _mismatch(self, count: int, rank: int, theirs: str) -> CollectiveMismatch:
         if theirs != _GOODBYE:
@@ -295,6 +324,11 @@ class WatchedWindow:
             raise
         finally:
             self._channel.leave()
+
+
+def agreed(comm: Comm) -> Comm:
+    """A communicator for calls that all ranks are known to make in this order; see `Checked.agreed`."""
+    return comm.agreed() if isinstance(comm, Checked) else comm
 
 
 def _raise(error: Exception) -> NoReturn:

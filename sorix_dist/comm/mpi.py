@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import runtime
+from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.deferred_free import deferred_free, free_unused
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
@@ -26,7 +27,7 @@ from sorix_dist.comm.shared_memory import (
     free_bytes,
     locate,
 )
-from sorix_dist.comm.waiting import wait_patiently
+from sorix_dist.comm.waiting import wait_patiently, wait_until
 from sorix_dist.watchdog import report, watch
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 PIECE = 2 << 20
 """Bytes per message of a large array. MPI's temporaries for larger ones cost page faults: 64 MB go 3.5 times
 faster in such pieces."""
-
-LONG_PIECE = 64 << 20
-"""Bytes per message between two hosts: each must be answered first, behind everything that is on the wire."""
 
 SHORT = 64 << 10
 """Bytes of an array up to which MPI's own collectives are as good between hosts."""
@@ -72,10 +70,13 @@ class MpiComm:
         self._windows = itertools.count(1)
         owned = [self._comm, self._local]
         self._is_ring = self.size == self.hosts > 1
-        if self._is_ring:
+        self._slices = min(host_of.count(first) for first in host_of)  # of a sum over several hosts: see `_sum_between`
+        self._peers: MpiComm | None = None
+        if self.hosts > 1:
             self._point_to_point = self._comm.Dup()
             owned.append(self._point_to_point)
-            self._tags = itertools.count()
+            self._tags = itertools.count(1)
+        if self._is_ring:
             self._sums = self._ring_exchange(None)
 
         def free() -> None:
@@ -95,7 +96,7 @@ class MpiComm:
             operation = self._mpi.MIN if op == "min" else self._mpi.MAX
         rounds = flat.dtype == np.float16 and self.size > 2  # the ring would round at every rank
         if operation == self._mpi.SUM and self._is_far(flat) and not rounds:
-            self._sums.sum(flat, flat)
+            self._sum_between(flat)
             return
         for piece in _pieces(flat):
             if piece.dtype == np.float16:
@@ -106,6 +107,28 @@ class MpiComm:
             else:
                 self._reduce_in_place(piece, operation)
 
+    def _sum_between(self, flat: Array) -> None:
+        """The sum over several hosts: each of the first ranks of a host, as many as every host has, sums a slice over
+        its host, and then over all hosts in a ring."""
+        if self._is_ring:
+            self._sums.sum(flat, flat)
+            return
+        if self._peers is None:  # all ranks are here for the first time
+            part = self._comm.Split(min(self.local_rank, self._slices), self.rank)
+            self._peers = MpiComm(part)
+            part.Free()
+        step = -(-flat.size // self._slices)
+        slices = [flat[at : at + step] for at in range(0, flat.size, step)]
+        for owner, part in enumerate(slices):
+            for piece in _pieces(part):
+                own = self.local_rank == owner
+                self._local.Reduce(self._mpi.IN_PLACE if own else piece, piece if own else None, root=owner)
+        if self.local_rank < len(slices):
+            self._peers._sum_between(slices[self.local_rank])
+        for owner, part in enumerate(slices):
+            for piece in _pieces(part):
+                self._local.Bcast(piece, owner)
+
     def _reduce_in_place(self, array: Array, operation: Any) -> None:
         if self._is_short_and_far(array):
             wait_patiently(self._comm.Iallreduce(self._mpi.IN_PLACE, array, operation))
@@ -115,29 +138,27 @@ class MpiComm:
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         check_array("all_gather", array, written=False)
         result = np.empty((self.size, *array.shape), array.dtype)
-        rows = result.reshape(self.size, array.size).view(np.uint8)
+        own, rows = array.reshape(-1).view(np.uint8), result.reshape(self.size, array.size).view(np.uint8)
         if self._is_short_and_far(array) or (meanwhile is not None and self.hosts > 1):
-            request = self._comm.Iallgather(array.reshape(-1).view(np.uint8), rows)
-            wait_patiently(request, meanwhile)
-            return result
-        if self._is_far(array) and self.size == 2:
-            result[self.rank] = array
-            other = 1 - self.rank
-            for sent, arrived in zip(_pieces(rows[self.rank], LONG_PIECE), _pieces(rows[other], LONG_PIECE)):
-                self._comm.Sendrecv(sent, other, recvbuf=arrived, source=other)
-            return result
-        start = 0
-        for piece in _pieces(array.reshape(-1).view(np.uint8)):
-            gathered = np.empty((self.size, piece.size), np.uint8)
-            self._comm.Allgather(piece, gathered)
-            rows[:, start : start + piece.size] = gathered
-            start += piece.size
+            wait_patiently(self._comm.Iallgather(own, rows), meanwhile)
+        elif self._is_far(array):
+            self._swap([own] * self.size, [*rows])
+        else:
+            start = 0
+            for piece in _pieces(own):
+                gathered = np.empty((self.size, piece.size), np.uint8)
+                self._comm.Allgather(piece, gathered)
+                rows[:, start : start + piece.size] = gathered
+                start += piece.size
         return result
 
     def all_to_all(self, array: Array) -> Array:
         check_one_each("all_to_all", array, self.size)
         result = np.empty(array.shape, array.dtype)
         sent, received = (each.reshape(self.size, array.size // self.size).view(np.uint8) for each in (array, result))
+        if self._is_far(array):
+            self._swap([*sent], [*received])
+            return result
         step = max(1, PIECE // self.size)
         for start in range(0, sent.shape[1], step):
             piece = np.ascontiguousarray(sent[:, start : start + step])
@@ -146,10 +167,24 @@ class MpiComm:
             received[:, start : start + step] = arrived
         return result
 
+    def _swap(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
+        """Sends each rank its bytes and receives its own, in messages to all ranks in turn."""
+        comm, nbytes = self._point_to_point, sent[0].size
+        received[self.rank][:] = sent[self.rank]
+        under_way: deque[Any] = deque()
+        for start in range(0, nbytes, ring.PIECE):
+            piece = slice(start, min(start + ring.PIECE, nbytes))
+            for step in range(1, self.size):
+                before, after = (self.rank - step) % self.size, (self.rank + step) % self.size
+                under_way.append(comm.Irecv(received[before][piece], before, tag=0))
+                under_way.append(comm.Isend(sent[after][piece], after, tag=0))
+                wait_until(under_way, 2 * ring.UNDER_WAY)
+        wait_until(under_way, 0)
+
     def _is_far(self, array: Array) -> bool:
-        """Whether to send an array by our own messages, because every rank is on a host of its own: these keep both
-        directions of each wire busy, while MPI's collectives alternate."""
-        return self._is_ring and array.nbytes > SHORT
+        """Whether to send an array to other hosts by our own messages: these keep both directions of each wire busy,
+        while MPI's collectives alternate."""
+        return self.hosts > 1 and array.nbytes > SHORT
 
     def _is_short_and_far(self, array: Array) -> bool:
         """Whether the latency between hosts is what takes the time, so that a rank waits without its core."""
@@ -242,6 +277,6 @@ class MpiComm:
         return f"MpiComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
 
 
-def _pieces(flat: Array, nbytes: int = PIECE) -> Iterator[Array]:
-    step = nbytes // flat.itemsize
+def _pieces(flat: Array) -> Iterator[Array]:
+    step = PIECE // flat.itemsize
     return (flat[start : start + step] for start in range(0, flat.size, step))

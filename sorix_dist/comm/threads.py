@@ -11,7 +11,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,12 @@ import numpy as np
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
+from sorix_dist.comm.reduction import combined, write
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
 from sorix_dist.watchdog.watch import CollectiveMismatch
-
-_REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-
 
 ENDING = 2.0
 """Seconds that ranks have to end after an interrupt or a time-out."""
@@ -224,11 +221,9 @@ class ThreadComm:
         check_op("all_reduce", op)
 
         def combine(arrays: list[Array]) -> None:
-            wide = np.float32 if array.dtype == np.float16 else array.dtype
-            total = reduce(_REDUCTIONS[op], arrays[1:], arrays[0].astype(wide))
-            with np.errstate(over="ignore"):
-                for each in arrays:
-                    each[...] = total
+            total = combined(arrays, op)
+            for each in arrays:
+                write(total, each)
 
         self._combine(f"all_reduce({op!r}) of {array.dtype} {array.shape}", array, combine)
 

@@ -7,6 +7,7 @@ in a thread gets every single wait, for the profile.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter, perf_counter_ns, sleep
@@ -71,4 +72,15 @@ def wait_patiently(request: Any, meanwhile: Callable[[], None] | None = None) ->
                 sleep(NAP)
     except BaseException:  # of a signal handler: MPI goes on to use the request's memory
         _interrupted.append(request)
+        raise
+
+
+def wait_until(under_way: deque[Any], most: int) -> None:
+    """Waits for the first of some requests of mpi4py until at most `most` are left."""
+    try:
+        while len(under_way) > most:
+            wait_patiently(under_way[0])
+            under_way.popleft()
+    except BaseException:
+        _interrupted.append(under_way)
         raise

@@ -1,23 +1,12 @@
 """Arrays that remember: tensors, operations and the walk that differentiates them. NumPy only."""
 
-from sorix_dist.core import compositions, in_place, memory, methods, numpy_functions
+from sorix_dist.core import compositions, memory, methods, numpy_functions
 from sorix_dist.core.autograd import enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.tensor import Size, Tensor
 
 memory.keep_freed_pages()
 
 __all__ = [
-    "Size",
-    "Tensor",
-    "compositions",
-    "in_place",
-    "enable_grad",
-    "grad",
-    "inference_mode",
-    "is_grad_enabled",
-    "memory",
-    "methods",
-    "no_grad",
-    "numpy_functions",
-    "set_grad_enabled",
-]
+    "Size", "Tensor", "compositions", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "memory", "methods",
+    "no_grad", "numpy_functions", "set_grad_enabled",
+]  # fmt: skip

@@ -8,23 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import functions as f
 from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.dtype import common_dtype
-from sorix_dist.core.functions import (
-    add,
-    amax,
-    amin,
-    div,
-    einsum,
-    matmul,
-    mul,
-    norm,
-    reshape,
-    sum,
-    transpose,
-    unsqueeze,
-)
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.tensor import Tensor, shape_of
@@ -44,7 +31,7 @@ def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, A
             )
         if dims == (3, 3) and shapes[0][0] != shapes[1][0]:
             raise ValueError(f"{name}: both must have the same length, got shapes {shapes[0]} and {shapes[1]}")
-        return matmul(input, other)
+        return f.matmul(input, other)
 
     product.__name__ = product.__qualname__ = name
     product.__doc__ = meaning
@@ -61,7 +48,7 @@ vdot = dot
 def inner(input: Any, other: Any) -> Any:
     """The sums of products along the last dimension of both."""
     if not shape_of(input) or not shape_of(other):
-        return mul(input, other)
+        return f.mul(input, other)
     return tensordot(input, other, ([-1], [-1]))
 
 
@@ -80,7 +67,7 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     of_a = [next(letters) for _ in first]
     of_b = [of_a[over_a[over_b.index(j)]] if j in over_b else next(letters) for j in range(len(second))]
     kept = [c for i, c in enumerate(of_a) if i not in over_a] + [c for j, c in enumerate(of_b) if j not in over_b]
-    return einsum(f"{''.join(of_a)},{''.join(of_b)}->{''.join(kept)}", a, b)
+    return f.einsum(f"{''.join(of_a)},{''.join(of_b)}->{''.join(kept)}", a, b)
 
 
 def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Callable[..., Any]:
@@ -90,10 +77,10 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
         kind = input.numpy().dtype
         beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))
         value = product(first, second)
-        value = value if alpha == 1 else mul(value, alpha)
+        value = value if alpha == 1 else f.mul(value, alpha)
         if beta == 0:  # what is not finite in `input` does not count then
             input, beta = Tensor(np.zeros(shape_of(input), kind)), 1
-        value = add(input if beta == 1 else mul(input, beta), value)
+        value = f.add(input if beta == 1 else f.mul(input, beta), value)
         return value if kind.kind == "f" else value.astype(kind)
 
     added.__name__ = added.__qualname__ = name
@@ -104,8 +91,10 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
 addmm = _added("addmm", mm, "beta * input + alpha * mat1 @ mat2.")
 addmv = _added("addmv", mv, "beta * input + alpha * mat @ vec.")
 baddbmm = _added("baddbmm", bmm, "beta * input + alpha * batch1 @ batch2.")
-addbmm = _added("addbmm", lambda x, y: sum(bmm(x, y), 0), "beta * input + alpha * the sum of batch1 @ batch2.")
-addr = _added("addr", lambda x, y: mul(unsqueeze(x, 1), y), "beta * input + alpha * the outer product of two vectors.")
+addbmm = _added("addbmm", lambda x, y: f.sum(bmm(x, y), 0), "beta * input + alpha * the sum of batch1 @ batch2.")
+addr = _added(
+    "addr", lambda x, y: f.mul(f.unsqueeze(x, 1), y), "beta * input + alpha * the outer product of two vectors."
+)
 
 
 def in_one_dtype(*operands: Any, to_float: bool = False) -> list[Any]:
@@ -119,29 +108,29 @@ def in_one_dtype(*operands: Any, to_float: bool = False) -> list[Any]:
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     """input + value * tensor1 * tensor2."""
     input, tensor1, tensor2 = in_one_dtype(input, tensor1, tensor2)
-    return add(input, mul(mul(tensor1, tensor2), value))
+    return f.add(input, f.mul(f.mul(tensor1, tensor2), value))
 
 
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     """input + value * tensor1 / tensor2."""
     input, tensor1, tensor2 = in_one_dtype(input, tensor1, tensor2)
-    return add(input, mul(div(tensor1, tensor2), value))
+    return f.add(input, f.mul(f.div(tensor1, tensor2), value))
 
 
 def trace(input: Any) -> Any:
     """The sum of the diagonal of a matrix."""
     if len(shape_of(input)) != 2:
         raise ValueError(f"trace: input must be a matrix, got shape {shape_of(input)}")
-    return sum(diagonal(input))
+    return f.sum(diagonal(input))
 
 
 def kron(input: Any, other: Any) -> Any:
     """The Kronecker product: each element of `input` times all of `other`."""
     dims = max(len(shape_of(input)), len(shape_of(other)))
     a, b = ((1,) * (dims - len(shape_of(x))) + tuple(shape_of(x)) for x in (input, other))
-    x = reshape(input, *(n for size in a for n in (size, 1)))
-    y = reshape(other, *(n for size in b for n in (1, size)))
-    return reshape(mul(x, y), *(n * m for n, m in zip(a, b, strict=True)))
+    x = f.reshape(input, *(n for size in a for n in (size, 1)))
+    y = f.reshape(other, *(n for size in b for n in (1, size)))
+    return f.reshape(f.mul(x, y), *(n * m for n, m in zip(a, b, strict=True)))
 
 
 # -- systems of equations
@@ -174,9 +163,9 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
     vectors = len(of_b) == 1 or (len(of_b) == len(shape) - 1 and of_b == shape[:-1])
     if not left:
         if vectors:
-            return solve(transpose(A, -1, -2), B)
-        return transpose(solve(transpose(A, -1, -2), transpose(B, -1, -2)), -1, -2)
-    x = solve_systems(A, unsqueeze(B, -1) if vectors else B)
+            return solve(f.transpose(A, -1, -2), B)
+        return f.transpose(solve(f.transpose(A, -1, -2), f.transpose(B, -1, -2)), -1, -2)
+    x = solve_systems(A, f.unsqueeze(B, -1) if vectors else B)
     return x[..., 0] if vectors else x
 
 
@@ -210,13 +199,13 @@ inverse = inv
 
 def vector_norm(x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Any:
     """The norm (sum |x|^ord)^(1/ord) of all elements, or along `dim`."""
-    return norm(x, ord, dim, keepdim)
+    return f.norm(x, ord, dim, keepdim)
 
 
 def matrix_norm(A: Any, ord: Any = "fro", dim: tuple[int, int] = (-2, -1), keepdim: bool = False) -> Any:
     """The norm of matrices in two dimensions: "fro", 1, -1 (of columns' sums), inf or -inf (of rows' sums)."""
     if ord == "fro":
-        return norm(A, 2, tuple(dim), keepdim)
+        return f.norm(A, 2, tuple(dim), keepdim)
     if not (isinstance(ord, int | float) and (abs(ord) == 1 or math.isinf(ord))):
         raise ValueError(
             f"linalg.norm: ord must be 'fro', 1, -1, inf or -inf for matrices, got {ord!r}; for others "
@@ -225,8 +214,8 @@ def matrix_norm(A: Any, ord: Any = "fro", dim: tuple[int, int] = (-2, -1), keepd
     count = len(shape_of(A))
     rows, columns = (int(d) % count for d in dim)
     over, then = (rows, columns) if abs(ord) == 1 else (columns, rows)
-    sums = norm(A, 1, over, True)
-    largest = (amax if ord > 0 else amin)(sums, then, True)
+    sums = f.norm(A, 1, over, True)
+    largest = (f.amax if ord > 0 else f.amin)(sums, then, True)
     return largest if keepdim else largest.squeeze((rows, columns))
 
 
@@ -234,10 +223,10 @@ def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False)
     """The norm of all elements, of vectors along one dimension, or of matrices in two; ord: 2 or "fro" by default."""
     dims = len(dim) if isinstance(dim, tuple | list) else None if dim is None else 1
     if ord is None:
-        return norm(A, 2, dim, keepdim)
+        return f.norm(A, 2, dim, keepdim)
     if dims == 2 or (dims is None and (len(shape_of(A)) == 2 or ord == "fro")):
         return matrix_norm(A, ord, (0, 1) if dim is None else tuple(dim), keepdim)
-    return norm(A, ord, dim, keepdim)
+    return f.norm(A, ord, dim, keepdim)
 
 
 __all__ = [

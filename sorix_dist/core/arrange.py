@@ -9,39 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import functions as f
+from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.create import full_like, zeros, zeros_like
-from sorix_dist.core.functions import (
-    broadcast_to,
-    cat,
-    flatten,
-    flip,
-    movedim,
-    permute,
-    repeat,
-    reshape,
-    scatter_add,
-    split,
-    stack,
-    sub,
-    transpose,
-    unsqueeze,
-    where,
-)
 from sorix_dist.core.op import as_operand
-from sorix_dist.core.ops.axes import along, axis_of, refused
+from sorix_dist.core.ops.axes import along, axis_of, rows_named_by
 from sorix_dist.core.ops.indexing import scatter_add_to
 from sorix_dist.core.ops.indexing import take as take_index
-from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
 from sorix_dist.core.tensor import Tensor, as_array, shape_of
 
 # -- joined and repeated
 
 
-def _along(name: str, input: Any, dim: int) -> tuple[Any, int]:
-    """The input as a tensor, and `dim` counted from 0, along which places are named: not those of rows of a batch."""
+def _along(name: str, input: Any, dim: int, index: Any = None) -> tuple[Any, int]:
+    """The input as a tensor, and `dim` counted from 0, along which places are named: those of rows of a batch only by
+    an index that follows from the batch."""
     at, place = axis_of(name, input, dim), shard_of(input)
-    return (refused(input, name) if place is not None and place.axis == at else _tensor(input)), at
+    return (rows_named_by(index, input, name) if place is not None and place.axis == at else _tensor(input)), at
 
 
 def _tensor(x: Any) -> Any:
@@ -50,17 +36,17 @@ def _tensor(x: Any) -> Any:
 
 def atleast_1d(*tensors: Any) -> Any:
     """The tensors with at least one dimension."""
-    return _at_least(tensors, lambda x: reshape(x, 1) if x.ndim == 0 else x)
+    return _at_least(tensors, lambda x: f.reshape(x, 1) if x.ndim == 0 else x)
 
 
 def atleast_2d(*tensors: Any) -> Any:
     """The tensors with at least two dimensions; a vector becomes a row."""
-    return _at_least(tensors, lambda x: unsqueeze(atleast_1d(x), 0) if x.ndim < 2 else x)
+    return _at_least(tensors, lambda x: f.unsqueeze(atleast_1d(x), 0) if x.ndim < 2 else x)
 
 
 def atleast_3d(*tensors: Any) -> Any:
     """The tensors with at least three dimensions; new ones come last, for a vector also first."""
-    return _at_least(tensors, lambda x: unsqueeze(atleast_2d(x), -1) if x.ndim < 3 else x)
+    return _at_least(tensors, lambda x: f.unsqueeze(atleast_2d(x), -1) if x.ndim < 3 else x)
 
 
 def _at_least(tensors: tuple[Any, ...], changed: Callable[[Any], Any]) -> Any:
@@ -73,28 +59,28 @@ def _at_least(tensors: tuple[Any, ...], changed: Callable[[Any], Any]) -> Any:
 def hstack(tensors: Sequence[Any]) -> Any:
     """The tensors side by side: along dim 1, vectors along dim 0."""
     parts = atleast_1d(*tensors) if len(tensors) > 1 else (atleast_1d(tensors[0]),)
-    return cat(parts, 0 if parts[0].ndim == 1 else 1)
+    return f.cat(parts, 0 if parts[0].ndim == 1 else 1)
 
 
 def vstack(tensors: Sequence[Any]) -> Any:
     """The tensors one below the other; a vector is a row."""
-    return cat([atleast_2d(x) for x in tensors], 0)
+    return f.cat([atleast_2d(x) for x in tensors], 0)
 
 
 def dstack(tensors: Sequence[Any]) -> Any:
     """The tensors one behind the other, along dim 2."""
-    return cat([atleast_3d(x) for x in tensors], 2)
+    return f.cat([atleast_3d(x) for x in tensors], 2)
 
 
 def column_stack(tensors: Sequence[Any]) -> Any:
     """The tensors side by side; a vector is a column."""
-    return cat([reshape(x, -1, 1) if np.ndim(x) < 2 else x for x in map(_tensor, tensors)], 1)
+    return f.cat([f.reshape(x, -1, 1) if np.ndim(x) < 2 else x for x in map(_tensor, tensors)], 1)
 
 
 def tile(input: Any, *dims: Any) -> Any:
     """The tensor repeated `dims` times along its last dimensions; more entries than dimensions make new ones."""
     times = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
-    return repeat(input, *(1,) * (len(shape_of(input)) - len(times)), *times)
+    return f.repeat(input, *(1,) * (len(shape_of(input)) - len(times)), *times)
 
 
 def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Any:
@@ -107,26 +93,26 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, outpu
         input, at = _along("repeat_interleave", input, dim)
         places = np.repeat(np.arange(shape_of(input)[at]), times)
         return take_index(_tensor(input), index=along(at, places))
-    wide, shape = unsqueeze(input, at + 1), shape_of(input)
+    wide, shape = f.unsqueeze(input, at + 1), shape_of(input)
     full = (*shape[: at + 1], int(times.item()), *shape[at + 1 :])
-    return flatten(_tensor(wide).expand(full), at, at + 1)
+    return f.flatten(_tensor(wide).expand(full), at, at + 1)
 
 
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
     """The coordinates of a grid over vectors, one tensor for each; "xy" exchanges the first two dimensions."""
     if indexing not in ("ij", "xy"):
         raise ValueError(f"meshgrid: indexing must be 'ij' or 'xy', got {indexing!r}")
-    vectors = [reshape(x, -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)]
+    vectors = [f.reshape(x, -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)]
     sizes = tuple(len(v) for v in vectors)
     shapes = [tuple(n if i == k else 1 for i in range(len(sizes))) for k, n in enumerate(sizes)]
-    grids = [broadcast_to(reshape(v, shape), sizes) for v, shape in zip(vectors, shapes, strict=True)]
-    return tuple(transpose(g, 0, 1) if indexing == "xy" and len(sizes) > 1 else g for g in grids)
+    grids = [f.broadcast_to(f.reshape(v, shape), sizes) for v, shape in zip(vectors, shapes, strict=True)]
+    return tuple(f.transpose(g, 0, 1) if indexing == "xy" and len(sizes) > 1 else g for g in grids)
 
 
 def cartesian_prod(*tensors: Any) -> Any:
     """All combinations of one element of each vector, as rows."""
     grids = meshgrid(*tensors)
-    return grids[0] if len(grids) == 1 else stack([ravel(g) for g in grids], 1)
+    return grids[0] if len(grids) == 1 else f.stack([ravel(g) for g in grids], 1)
 
 
 def combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any:
@@ -141,8 +127,8 @@ def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     parts, rows = aligned_operands("broadcast_tensors", whole_sums([_tensor(x) for x in tensors], "broadcast_tensors"))
     shape = np.broadcast_shapes(*map(shape_of, parts))
     if rows is None:
-        return tuple(broadcast_to(x, shape) for x in parts)
-    return tuple(tagged(broadcast_to(bare(x), shape), rows) for x in parts)
+        return tuple(f.broadcast_to(x, shape) for x in parts)
+    return tuple(tagged(f.broadcast_to(bare(x), shape), rows) for x in parts)
 
 
 # -- cut out
@@ -150,13 +136,13 @@ def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
 
 def ravel(input: Any) -> Any:
     """The elements as a vector."""
-    return reshape(input, -1)
+    return f.reshape(input, -1)
 
 
 def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Any:
     """The dimension `dim` as several of these sizes; one may be -1."""
     at, shape = axis_of("unflatten", input, dim), shape_of(input)
-    return reshape(input, *shape[:at], *sizes, *shape[at + 1 :])
+    return f.reshape(input, *shape[:at], *sizes, *shape[at + 1 :])
 
 
 def narrow(input: Any, dim: int, start: Any, length: int) -> Any:
@@ -181,8 +167,10 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     first, second = axis_of("diagonal", input, dim1), axis_of("diagonal", input, dim2)
     if first == second:
         raise ValueError(f"diagonal: dim1 and dim2 must differ, got {dim1} and {dim2}")
+    place = shard_of(input)
+    input = whole(input, "diagonal") if place is not None and place.axis in (first, second) else input
     others = [i for i in range(len(shape_of(input))) if i not in (first, second)]
-    matrices = permute(_tensor(input), *others, first, second)
+    matrices = f.permute(_tensor(input), *others, first, second)
     rows, columns = shape_of(matrices)[-2:]
     places = np.arange(max(0, min(rows + min(offset, 0), columns - max(offset, 0))))
     return take_index(matrices, index=(..., places - min(offset, 0), places + max(offset, 0)))
@@ -190,19 +178,19 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
 
 def fliplr(input: Any) -> Any:
     """In reverse order along dim 1."""
-    return flip(input, 1)
+    return f.flip(input, 1)
 
 
 def flipud(input: Any) -> Any:
     """In reverse order along dim 0."""
-    return flip(input, 0)
+    return f.flip(input, 0)
 
 
 def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
     """Cut along `dim` into a number of parts, the first ones longer by 1 where needed, or before the given indices."""
     input, at = _along("tensor_split", input, dim)
     parts = np.array_split(np.arange(shape_of(input)[at]), as_array(indices_or_sections).tolist(), 0)
-    return split(input, [len(part) for part in parts], at)
+    return f.split(input, [len(part) for part in parts], at)
 
 
 def diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
@@ -212,11 +200,11 @@ def diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any
     """
     at = axis_of("diff", input, dim)
     if n and (prepend is not None or append is not None):
-        input = cat([x for x in (prepend, input, append) if x is not None], at)
+        input = f.cat([x for x in (prepend, input, append) if x is not None], at)
     for _ in range(n):
         size = shape_of(input)[at]
         later, earlier = narrow(input, at, min(1, size), max(0, size - 1)), narrow(input, at, 0, max(0, size - 1))
-        input = later != earlier if input.numpy().dtype == np.bool_ else sub(later, earlier)
+        input = later != earlier if input.numpy().dtype == np.bool_ else f.sub(later, earlier)
     return input
 
 
@@ -224,12 +212,12 @@ def sliding_windows(input: Any, dimension: int, size: int, step: int) -> Any:
     """The windows of `size` elements along a dimension, a `step` apart; they become the last dimension."""
     input, at = _along("unfold", input, dimension)
     if not shape_of(input):
-        return sliding_windows(reshape(input, 1), 0, size, step)[0]
+        return sliding_windows(f.reshape(input, 1), 0, size, step)[0]
     length = shape_of(input)[at]
     if not (0 <= size <= length and step > 0):
         raise ValueError(f"unfold: size must be in [0, {length}] and step positive, got {size} and {step}")
     places = np.arange(0, length - size + 1, step)[:, None] + np.arange(size)
-    return movedim(take_index(_tensor(input), index=along(at, places)), at + 1, -1)
+    return f.movedim(take_index(_tensor(input), index=along(at, places)), at + 1, -1)
 
 
 def take(input: Any, index: Any) -> Any:
@@ -239,12 +227,14 @@ def take(input: Any, index: Any) -> Any:
 
 def tril_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, device: Any = "cpu") -> Tensor:
     """The rows and the columns (2, n) of the lower triangle of a matrix."""
-    return Tensor(np.stack(np.tril_indices(row, offset, col)), device, dtype=dtype)
+    found = Tensor(np.stack(np.tril_indices(of_all(row), offset, of_all(col))), device, dtype=dtype)
+    return tagged(found, REPLICATE) if is_of_batch(row) else found
 
 
 def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, device: Any = "cpu") -> Tensor:
     """The rows and the columns (2, n) of the upper triangle of a matrix."""
-    return Tensor(np.stack(np.triu_indices(row, offset, col)), device, dtype=dtype)
+    found = Tensor(np.stack(np.triu_indices(of_all(row), offset, of_all(col))), device, dtype=dtype)
+    return tagged(found, REPLICATE) if is_of_batch(row) else found
 
 
 # -- written to places
@@ -260,42 +250,42 @@ def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = N
         raise ValueError(f"scatter: reduce must be None or 'add', got {reduce!r}")
     number = not isinstance(src, Tensor | np.ndarray)
     if reduce == "add":
-        return scatter_add(input, dim, index, full_like(index, src, dtype=input.dtype) if number else src)
+        return f.scatter_add(input, dim, index, full_like(index, src, dtype=input.dtype) if number else src)
     if number:
-        hits = scatter_add(zeros_like(input, dtype=np.int64), dim, index, full_like(index, 1))
-        return where(hits > 0, Tensor(np.asarray(src, input.dtype)), input)
+        hits = f.scatter_add(zeros_like(input, dtype=np.int64), dim, index, full_like(index, 1))
+        return f.where(hits > 0, Tensor(np.asarray(src, input.dtype)), input)
     input, index, src = (whole(_tensor(x), "scatter") for x in (input, index, src))
     at, shape, places = axis_of("scatter", input, dim), shape_of(input), as_array(index)
-    scatter_add(Tensor(np.zeros(shape)), dim, places, src.detach())  # which refuses what does not fit
+    f.scatter_add(Tensor(np.zeros(shape)), dim, places, src.detach())  # which refuses what does not fit
     from_flat = np.full(shape, -1)
     grid = np.ogrid[tuple(slice(n) for n in places.shape)]
     key = tuple(places if i == at else axis for i, axis in enumerate(grid))
     from_flat[key] = np.arange(src.numpy().size).reshape(shape_of(src))[tuple(slice(n) for n in places.shape)]
     moved = take_index(ravel(src), index=np.maximum(from_flat, 0)) if places.size else zeros(shape, dtype=src.dtype)
-    return where(Tensor(from_flat >= 0), moved, input)
+    return f.where(Tensor(from_flat >= 0), moved, input)
 
 
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Any:
     """`input` with the slices of alpha * `source` added at the places along `dim` that a vector names."""
-    input, at = _along("index_add", input, dim)
+    input, at = _along("index_add", input, dim, index)
     return input + _spread("index_add", input, at, index, source if alpha == 1 else source * alpha)
 
 
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
     """`input` with the slices of `source` in the places along `dim` that a vector, each once, names."""
-    input, at = _along("index_copy", input, dim)
+    input, at = _along("index_copy", input, dim, index)
     return index_fill(input, at, index, 0) + _spread("index_copy", input, at, index, source)
 
 
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
     """`input` with a number in the slices along `dim` that a vector names."""
-    input, at = _along("index_fill", input, dim)
+    input, at = _along("index_fill", input, dim, index)
     shape = shape_of(input)
     flags = np.zeros(shape[at] if shape else 1, bool)
     flags[as_array(whole(index))] = True
     flags = flags.reshape([-1 if i == at else 1 for i in range(len(shape))])
     filled = value if isinstance(value, Tensor) else Tensor(np.asarray(value))
-    return where(Tensor(flags), filled.astype(input.dtype), input)
+    return f.where(Tensor(flags), filled.astype(input.dtype), input)
 
 
 def _spread(name: str, input: Any, at: int, index: Any, source: Any) -> Any:
@@ -306,7 +296,7 @@ def _spread(name: str, input: Any, at: int, index: Any, source: Any) -> Any:
     else:  # each row for itself
         source = aligned_operands(name, [input, *whole_sums([source], name)])[0][1]
     if not shape:
-        return scatter_add_to(reshape(source, 1), index=as_array(index).reshape(-1), shape=(1,)).reshape(())
+        return scatter_add_to(f.reshape(source, 1), index=as_array(index).reshape(-1), shape=(1,)).reshape(())
     places = as_array(whole(index)).reshape(-1)
     expected = (*shape[:at], len(places), *shape[at + 1 :])
     if shape_of(source) != expected:
@@ -315,9 +305,9 @@ def _spread(name: str, input: Any, at: int, index: Any, source: Any) -> Any:
     return spread if place is None else tagged(spread, place)
 
 
-concat = concatenate = cat
-swapaxes = swapdims = transpose
-moveaxis = movedim
+concat = concatenate = f.cat
+swapaxes = swapdims = f.transpose
+moveaxis = f.movedim
 row_stack = vstack
 
 __all__ = [
@@ -329,4 +319,4 @@ __all__ = [
 METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
     tile, repeat_interleave, ravel, unflatten, narrow, select, diagonal, fliplr, flipud, tensor_split, diff, take,
     scatter, index_add, index_copy, index_fill,
-)} | {"moveaxis": movedim, "swapdims": transpose, "unfold": sliding_windows}  # fmt: skip
+)} | {"moveaxis": f.movedim, "swapdims": f.transpose, "unfold": sliding_windows}  # fmt: skip

@@ -99,7 +99,8 @@ class Recorder:
     """The lines of one step, and by name the objects that they mention.
 
     lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of
-    each; refusal: the first reason why the step can't be captured, with its line.
+    each; refusal: the first reason why the step can't be captured, with its line; tagged: the arguments that a line
+    gives a placement, which they had not.
     """
 
     def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
@@ -108,6 +109,7 @@ class Recorder:
         self.names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "asarray": np.asarray}
         self.paused = 0
         self.refusal: str | None = None
+        self.tagged: list[Any] = []
         self._named: dict[int, str] = {}
         self._known: dict[int, str] = {}
         self._batches: list[tuple[Batch, str]] = []
@@ -291,6 +293,8 @@ class Recorder:
         if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):
             return self.constant(x, self._staying.get(id(x), "parameter"))
         array = self._known.get(id(x.array))
+        if hasattr(x, "shown"):
+            self.refuse("a number that follows from the global value of a loss: compute it before backward()")
         if array is None:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
             return self.constant(x, "tensor")

@@ -1,11 +1,22 @@
-"""The functions that are made of other operations, by PyTorch's names; some are methods of a Tensor too."""
+"""The functions that are made of other operations, by PyTorch's names; some are methods of a Tensor too.
+
+PyTorch's methods that change a tensor in place are made of these and `copy_`, which refuses where a gradient would be
+lost, as for a parameter outside of no_grad().
+"""
 
 from __future__ import annotations
 
-from sorix_dist.core import algebra, arrange, statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import algebra, arrange, create, methods, random, statistics
 from sorix_dist.core.algebra import *  # noqa: F403
 from sorix_dist.core.arrange import *  # noqa: F403
 from sorix_dist.core.keywords import with_torch_keywords
+from sorix_dist.core.ops.elementwise import mul
+from sorix_dist.core.placement import shard_of
 from sorix_dist.core.statistics import *  # noqa: F403
 from sorix_dist.core.tensor import Tensor
 
@@ -14,3 +25,93 @@ __all__ = [*algebra.__all__, *arrange.__all__, *statistics.__all__]
 for _methods in (algebra.METHODS, arrange.METHODS, statistics.METHODS):
     for _name, _function in _methods.items():
         setattr(Tensor, _name, with_torch_keywords(_function))
+
+
+_CHANGING = (
+    "abs", "addcdiv", "addcmul", "ceil", "cos", "erf", "exp", "floor", "floor_divide", "index_add",
+    "index_copy", "index_fill", "lerp", "log", "logical_not", "masked_fill", "nan_to_num", "neg", "pow", "reciprocal",
+    "relu", "remainder", "round", "rsqrt", "scatter", "scatter_add", "sigmoid", "sign", "sin", "sqrt", "square", "tanh",
+    "tril", "triu", "trunc",
+)  # fmt: skip
+
+
+def _changing(name: str) -> Callable[..., Tensor]:
+    plain = getattr(Tensor, name)
+
+    def method(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return methods.copy_(self, plain(self, *arguments, **options))
+
+    method.__name__ = method.__qualname__ = f"{name}_"
+    method.__doc__ = f"`{name}` in place; returns this tensor."
+    return method
+
+
+def _scaled(name: str) -> Callable[..., Tensor]:
+    plain = methods.add_ if name == "add" else methods.sub_
+
+    def method(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
+        return plain(self, other if alpha == 1 else mul(other, alpha))
+
+    method.__name__ = method.__qualname__ = f"{name}_"
+    method.__doc__ = f"self {'+' if name == 'add' else '-'} alpha * other, in place; returns this tensor."
+    return method
+
+
+def _drawn(self: Tensor, numbers: Any) -> Tensor:
+    return methods.copy_(self, Tensor(np.asarray(numbers)))
+
+
+def _by_row(self: Tensor, by_row: Callable[..., Any], stream: Callable[..., Any]) -> Any:
+    """Random numbers in the shape of a tensor; those of rows of a batch follow from their index in the global batch."""
+    rows, shape = shard_of(self), self.array.shape
+    if rows is None:
+        create.warn_of_own_rows(shape)
+        return stream(shape)
+    return by_row(shape, rows)
+
+
+def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Numbers drawn uniformly from [low, high), in place."""
+    drawn = _by_row(self, random.uniform_by_row, random.generator().random)
+    return _drawn(self, low + (high - low) * drawn)
+
+
+def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Numbers drawn from a normal distribution, in place."""
+    drawn = _by_row(self, random.normal_by_row, random.generator().standard_normal)
+    return _drawn(self, mean + std * drawn)
+
+
+def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
+    """1 with probability p, else 0, in place."""
+    return _drawn(self, _by_row(self, random.uniform_by_row, random.generator().random) < p)
+
+
+def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method that makes a tensor of this one's dtype, unless another is given."""
+
+    def method(self: Tensor, *arguments: Any, dtype: Any = None, **options: Any) -> Tensor:
+        return make(*arguments, dtype=self.dtype if dtype is None else dtype, **options)
+
+    method.__name__ = method.__qualname__ = f"new_{make.__name__}"
+    method.__doc__ = f"`{make.__name__}` in the dtype of this tensor."
+    return method
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    **{f"{name}_": _changing(name) for name in _CHANGING},
+    **{f"{name}_": _scaled(name) for name in ("add", "sub")},
+    **{f.__name__: f for f in (uniform_, normal_, bernoulli_)},
+    **{
+        f"new_{make.__name__}": _new(make)
+        for make in (create.zeros, create.ones, create.empty, create.full, create.tensor)
+    },
+    "clip_": getattr(Tensor, "clamp_"),  # noqa: B009 (mypy)
+    "type_as": lambda self, other: self.astype(other.dtype),
+    "nelement": lambda self: self.array.size,
+    "ndimension": lambda self: self.array.ndim,
+    "element_size": lambda self: self.array.itemsize,
+    "is_contiguous": lambda self: bool(self.array.flags.c_contiguous),
+}
+for _name, _method in METHODS.items():
+    setattr(Tensor, _name, with_torch_keywords(_method))

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
+from sorix_dist.core.arguments import raise_for_device
+from sorix_dist.core.batch_numbers import is_of_batch, of_all, rows_of_size
 from sorix_dist.core.capture import host
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.placement import computing, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
@@ -66,26 +67,26 @@ def from_dlpack(x: Any) -> Tensor:
 @host
 def zeros(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of a size given as `2, 3` or `(2, 3)`."""
-    return _made(np.zeros(_size("zeros", size), or_float32(dtype)), device, requires_grad)
+    return _made(np.zeros(_size("zeros", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
 
 
 @host
 def ones(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of a size given as `2, 3` or `(2, 3)`."""
-    return _made(np.ones(_size("ones", size), or_float32(dtype)), device, requires_grad)
+    return _made(np.ones(_size("ones", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
 
 
 @host
 def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of a size given as `2, 3` or `(2, 3)` whose numbers are whatever was in memory."""
-    return _made(np.empty(_size("empty", size), or_float32(dtype)), device, requires_grad)
+    return _made(np.empty(_size("empty", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
 
 
 @host
 def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`fill_value` everywhere; the dtype is by default that of `tensor(fill_value)`."""
     value = as_array(_of_all_ranks(fill_value), dtype)
-    return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad)
+    return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad, _rows_in((size,)))
 
 
 @host
@@ -118,7 +119,7 @@ def full_like(
 @host
 def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A matrix of n rows and m (else n) columns, 1 on the diagonal and 0 elsewhere."""
-    return _made(np.eye(n, m, dtype=or_float32(dtype)), device, requires_grad)
+    return _made(np.eye(of_all(n), of_all(m), dtype=or_float32(dtype)), device, requires_grad, _alike(n))
 
 
 # -- ranges
@@ -131,6 +132,8 @@ def arange(
     """start, start + step, … before `end`; from 0 if one number is given. int64 if all are integers."""
     if end is None:
         start, end = 0, start
+    rows = _rows_in((end,)) if start.__class__ is int is step.__class__ and (start, step) == (0, 1) else None
+    place = rows if rows is not None and not rows.group.ordered else _alike(start, end)
     start, end, step = map(_number, (start, end, step))
     if step == 0:
         raise ValueError("arange: step must not be 0")
@@ -142,12 +145,15 @@ def arange(
     if kind.kind in "iu":
         start, step = int(start), int(step)
     # In float64, as adding up a rounded step would drift.
-    return _made((np.arange(count) * step + start).astype(kind), device, requires_grad)
+    numbers = (np.arange(count) * step + start).astype(kind)
+    if isinstance(place, Shard):
+        numbers = place.part(numbers, *place.rows[:3])
+    return _made(numbers, device, requires_grad, place)
 
 
 def _number(x: Any) -> Any:
     """A Python number, of one element of a tensor or an array too."""
-    x = _of_all_ranks(x)
+    x = of_all(_of_all_ranks(x))
     return x.item() if isinstance(x, Tensor | np.ndarray | np.generic) else x
 
 
@@ -161,8 +167,8 @@ def linspace(
     start: Any, end: Any, steps: int = 100, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
     """`steps` numbers at equal distances from `start` to `end`, both included; in an integer dtype cut to integers."""
-    numbers, kind = _spaced(start, end, steps, dtype)
-    return _made(numbers.astype(kind), device, requires_grad)
+    numbers, kind = _spaced(start, end, of_all(steps), dtype)
+    return _made(numbers.astype(kind), device, requires_grad, _alike(steps))
 
 
 @host
@@ -176,7 +182,7 @@ def logspace(
     dtype: Any = None,
 ) -> Tensor:
     """`steps` numbers from base**start to base**end whose logarithms have equal distances."""
-    numbers, kind = _spaced(start, end, steps, dtype)
+    numbers, kind = _spaced(start, end, of_all(steps), dtype)
     return _made((float(base) ** numbers).astype(kind), device, requires_grad)
 
 
@@ -198,7 +204,8 @@ def rand(
     *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
 ) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
-    return _made(_drawn(random.generator(generator).random, _size("rand", size), dtype), device, requires_grad)
+    draw = _drawing(_rows_in(size), random.uniform_by_row, random.generator(generator).random)
+    return _made(draw(_size("rand", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
 
 
 @host
@@ -206,15 +213,15 @@ def randn(
     *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
 ) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
-    stream = random.generator(generator).standard_normal
-    return _made(_drawn(stream, _size("randn", size), dtype), device, requires_grad)
+    draw = _drawing(_rows_in(size), random.normal_by_row, random.generator(generator).standard_normal)
+    return _made(draw(_size("randn", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
 
 
 @host
 def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`rand` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
-    draw = _drawing(input, random.uniform_by_row, random.generator().random)
+    draw = _drawing(shard_of(input), random.uniform_by_row, random.generator().random)
     return _like(input, draw, device, requires_grad, dtype)
 
 
@@ -222,7 +229,7 @@ def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtyp
 def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`randn` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
-    draw = _drawing(input, random.normal_by_row, random.generator().standard_normal)
+    draw = _drawing(shard_of(input), random.normal_by_row, random.generator().standard_normal)
     return _like(input, draw, device, requires_grad, dtype)
 
 
@@ -253,8 +260,12 @@ def randint(
         low, high, size = 0, low, high
     if not low < high:
         raise ValueError(f"randint: low must be below high, got low={low} and high={high}")
-    drawn = random.generator(generator).integers(low, high, _size("randint", (size,)))
-    return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
+    sizes, rows = _size("randint", (size,)), _rows_in((size,))
+    if rows is None:
+        drawn = random.generator(generator).integers(low, high, sizes)
+    else:
+        drawn = low + np.floor(random.uniform_by_row(sizes, rows) * (high - low))
+    return _made(drawn.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad, rows)
 
 
 @host
@@ -262,12 +273,11 @@ def randperm(
     n: int, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
 ) -> Tensor:
     """The integers from 0 to n - 1 in random order."""
-    order = random.generator(generator).permutation(int(n))
-    return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad)
+    order = random.generator(generator).permutation(int(of_all(n)))
+    return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad, _alike(n))
 
 
-def _drawing(input: Any, by_row: Callable[..., Array], stream: Callable[..., Any]) -> Callable[..., Array]:
-    rows = shard_of(input)
+def _drawing(rows: Shard | None, by_row: Callable[..., Array], stream: Callable[..., Any]) -> Callable[..., Array]:
     if rows is None:
         return lambda shape, kind: _drawn(stream, shape, kind)
     return lambda shape, kind: by_row(shape, rows).astype(_floating(kind))
@@ -299,13 +309,23 @@ def _floating(kind: np.dtype[Any]) -> np.dtype[Any]:
 def _like(input: Any, make: Callable[..., Array], device: Any, requires_grad: bool, dtype: Any) -> Tensor:
     """Calls `make` with the shape and dtype of `input`; for rows of a batch the result is rows too."""
     array, rows = as_array(input), shard_of(input)
-    made = _made(make(array.shape, array.dtype if dtype is None else as_dtype(dtype)), device, False)
-    made = made if rows is None else tagged(made, rows)
-    return made.requires_grad_() if requires_grad else made
+    return _made(make(array.shape, array.dtype if dtype is None else as_dtype(dtype)), device, requires_grad, rows)
 
 
-def _made(array: Any, device: Any, requires_grad: bool) -> Tensor:
-    return Tensor(np.asarray(array), device=device, requires_grad=requires_grad)
+def _made(array: Any, device: Any, requires_grad: bool, place: Placement = None) -> Tensor:
+    made = Tensor(np.asarray(array), device=device, requires_grad=requires_grad and place is None)
+    made = made if place is None else tagged(made, place)
+    return made.requires_grad_() if requires_grad and place is not None else made
+
+
+def _rows_in(size: tuple[Any, ...]) -> Shard | None:
+    """The rows of a tensor of a size in which x.shape[0] of rows x stands."""
+    return rows_of_size(size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size)
+
+
+def _alike(*numbers: Any) -> Placement:
+    """The placement of what numbers of the global batch make, which is the same on every rank."""
+    return REPLICATE if any(map(is_of_batch, numbers)) else None
 
 
 def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:

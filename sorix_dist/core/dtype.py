@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 
+__all__ = [
+    "DType", "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16",
+    "int32", "int64", "long", "short", "uint8", "finfo", "iinfo",
+]  # fmt: skip
+
 
 class DType:
     """The type of a tensor's elements; equal to its NumPy type, to its name, and to nothing else."""

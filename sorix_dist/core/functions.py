@@ -16,7 +16,7 @@ from sorix_dist.core import create
 from sorix_dist.core.create import *  # noqa: F403
 from sorix_dist.core.keywords import publish
 from sorix_dist.core.op import as_operand
-from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
+from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.tensor import Tensor
 
@@ -81,10 +81,10 @@ sin, cos, tan, atan, tanh = _all_like_input(e.sin, e.cos, e.tan, e.atan, activat
 exp, expm1, log, log1p = _all_like_input(e.exp, e.expm1, e.log, e.log1p)
 log2, log10, sqrt, rsqrt = _all_like_input(e.log2, e.log10, e.sqrt, e.rsqrt)
 reciprocal, square, sign = _all_like_input(e.reciprocal, e.square, e.sign)
-asin, acos, sinh, cosh, asinh = _all_like_input(special.asin, special.acos, special.sinh, special.cosh, special.asinh)
-acosh, atanh, exp2 = _all_like_input(special.acosh, special.atanh, special.exp2)
-erf, erfc, trunc, fmod = _all_like_input(special.erf, special.erfc, special.trunc, special.fmod)
-atan2, hypot, logaddexp = _all_like_input(special.atan2, special.hypot, special.logaddexp)
+asin, acos, sinh, cosh, asinh = _all_like_input(e.asin, e.acos, e.sinh, e.cosh, e.asinh)
+acosh, atanh, exp2 = _all_like_input(e.acosh, e.atanh, e.exp2)
+erf, erfc, trunc, fmod = _all_like_input(e.erf, e.erfc, e.trunc, e.fmod)
+atan2, hypot, logaddexp = _all_like_input(e.atan2, e.hypot, e.logaddexp)
 arcsin, arccos, arctan, arctan2, arcsinh, arccosh, arctanh = asin, acos, atan, atan2, asinh, acosh, atanh
 multiply, divide, true_divide, subtract, negative, fix = mul, div, div, sub, neg, trunc
 abs = absolute = _like_input(e.abs)
@@ -107,7 +107,7 @@ logical_not, logical_and = _all_like_input(e.logical_not, e.logical_and)
 logical_or, logical_xor = _all_like_input(e.logical_or, e.logical_xor)
 bitwise_not, bitwise_and = _all_like_input(e.bitwise_not, e.bitwise_and)
 bitwise_or, bitwise_xor = _all_like_input(e.bitwise_or, e.bitwise_xor)
-bitwise_left_shift, bitwise_right_shift = _all_like_input(special.bitwise_left_shift, special.bitwise_right_shift)
+bitwise_left_shift, bitwise_right_shift = _all_like_input(e.bitwise_left_shift, e.bitwise_right_shift)
 all, any = _all_like_input(reduce.all, reduce.any)
 equal, allclose = e.equal, e.allclose
 greater, greater_equal, less, less_equal, not_equal = gt, ge, lt, le, ne

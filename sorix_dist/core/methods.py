@@ -10,13 +10,13 @@ import numpy as np
 
 from sorix_dist.core import autograd
 from sorix_dist.core import dtype as types
+from sorix_dist.core.arguments import device as Device
+from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.device import device as Device
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape, special
+from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.writes import assign, written
@@ -225,7 +225,7 @@ _Table = dict[str, Callable[..., Any]]
 _BOTH_SIDES: _Table = {
     "add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow, "matmul": matrix.matmul,
     "mod": e.remainder, "floordiv": e.floor_divide,
-    "lshift": special.bitwise_left_shift, "rshift": special.bitwise_right_shift,
+    "lshift": e.bitwise_left_shift, "rshift": e.bitwise_right_shift,
     "and": e.bitwise_and, "or": e.bitwise_or, "xor": e.bitwise_xor,
 }  # fmt: skip
 _OPERATORS: _Table = {
@@ -244,9 +244,9 @@ _METHODS: _Table = {
         e.eq, e.ne, e.lt, e.le, e.gt, e.ge, e.isnan, e.isinf,
         e.isfinite, e.logical_not, e.logical_and, e.logical_or, e.logical_xor,
         reduce.all, reduce.any, e.equal, e.allclose, e.bitwise_not, e.bitwise_and, e.bitwise_or, e.bitwise_xor,
-        special.asin, special.acos, special.sinh, special.cosh, special.asinh, special.acosh, special.atanh,
-        special.exp2, special.erf, special.erfc, special.trunc, special.atan2, special.fmod, special.hypot,
-        special.logaddexp,
+        e.asin, e.acos, e.sinh, e.cosh, e.asinh, e.acosh, e.atanh,
+        e.exp2, e.erf, e.erfc, e.trunc, e.atan2, e.fmod, e.hypot,
+        e.logaddexp,
         choose.maximum, choose.minimum, choose.clamp, choose.masked_fill, choose.tril, choose.triu,
         reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, reduce.cumsum, reduce.norm,
         choose.max, choose.min, choose.amax, choose.amin, choose.argmax, choose.argmin, choose.sort, choose.argsort,
@@ -265,7 +265,7 @@ _METHODS: _Table = {
     "multiply": e.mul, "divide": e.div, "true_divide": e.div, "subtract": e.sub, "negative": e.neg,
     "positive": shape.alias,
     "clamp_min": lambda self, min: choose.clamp(self, min), "clamp_max": lambda self, max: choose.clamp(self, max=max),
-    "arcsin": special.asin, "arccos": special.acos, "arctan": e.atan,
+    "arcsin": e.asin, "arccos": e.acos, "arctan": e.atan,
     "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "fill_": fill_, "zero_": zero_, "copy_": copy_,
     "clamp_": clamp_, "__setitem__": setitem,
     "__iadd__": _augmented(add_), "__isub__": _augmented(sub_),

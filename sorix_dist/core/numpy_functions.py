@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import arrange
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
 from sorix_dist.core.graph import recording
@@ -186,41 +187,10 @@ def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
     return indexing.take(a, index=along(axis_of("take", a, axis), index))
 
 
-def _tile(A: Any, reps: Any) -> Any:
-    times = (reps,) if np.ndim(reps) == 0 else tuple(reps)
-    return shapes.repeat(A, (1,) * (A.ndim - len(times)) + times)
-
-
 def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
     ours = {theirs: name for name, theirs in join.MODES.items()}.get(mode, mode)
     widths = np.broadcast_to(pad_width, (array.ndim, 2))[::-1].ravel().tolist()
     return join.pad(array, widths, ours, constant_values)
-
-
-def _at_least(count: int) -> Callable[..., Any]:
-    plain: Callable[..., Any] = (np.atleast_1d, np.atleast_2d, np.atleast_3d)[count - 1]
-
-    def at_least(*arys: Any) -> Any:
-        arys = tuple(a if isinstance(a, Tensor) else Tensor(a) for a in arys)
-        results = [a if a.ndim >= count else shapes.reshape(a, plain(a.array).shape) for a in arys]
-        return results[0] if len(results) == 1 else tuple(results)
-
-    return at_least
-
-
-def _joined(count: int, axis: int) -> Callable[..., Any]:
-    """Joins along `axis`, or the only one there is, what has at least `count` dimensions then."""
-    at_least = _at_least(count)
-
-    def joined(tup: Any) -> Any:
-        parts = [at_least(part) for part in tup]
-        return join.cat(parts, 0 if parts[0].ndim == 1 else axis)
-
-    return joined
-
-
-def _columns(tup: Any) -> Any:
-    return join.cat([shapes.reshape(part, -1, 1) if np.ndim(part) < 2 else part for part in tup], 1)
 
 
 def _reshape(name: str, a: Any, shape: Any, order: str) -> Any:
@@ -244,23 +214,23 @@ OF_NUMPY |= {
     np.moveaxis: lambda a, source, destination: shapes.movedim(a, source, destination),
     np.squeeze: lambda a, axis=None: shapes.squeeze(a, axis),
     np.expand_dims: lambda a, axis: shapes.unsqueeze(a, axis),
-    np.atleast_1d: _at_least(1),
-    np.atleast_2d: _at_least(2),
-    np.atleast_3d: _at_least(3),
+    np.atleast_1d: arrange.atleast_1d,
+    np.atleast_2d: arrange.atleast_2d,
+    np.atleast_3d: arrange.atleast_3d,
     np.broadcast_to: lambda array, shape: shapes.expand_to(array, shape=tuple(np.atleast_1d(shape).tolist())),
     np.flip: lambda m, axis=None: shapes.flip(m, *(range(m.ndim) if axis is None else np.atleast_1d(axis).tolist())),
     np.roll: lambda a, shift, axis=None: shapes.roll(a, shift, axis),
-    np.tile: _tile,
+    np.tile: lambda A, reps: arrange.tile(A, *np.atleast_1d(reps).tolist()),
     np.pad: _pad,
     # several into one, one into several
     np.concatenate: lambda arrays, axis=0: join.cat(
         [shapes.reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0
     ),
     np.stack: lambda arrays, axis=0: join.stack(arrays, axis),
-    np.vstack: _joined(2, 0),
-    np.hstack: _joined(1, 1),
-    np.dstack: _joined(3, 2),
-    np.column_stack: _columns,
+    np.vstack: lambda tup: arrange.vstack(tup),
+    np.hstack: lambda tup: arrange.hstack(tup),
+    np.dstack: lambda tup: arrange.dstack(tup),
+    np.column_stack: lambda tup: arrange.column_stack(tup),
     np.split: _split(equal=True),
     np.array_split: _split(equal=False),
     # choice

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import BatchNumber, here, of_all
 from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.dtype import promoted
 from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
@@ -114,10 +115,13 @@ def _operation(
                 arrays.append(array)
                 edges.append(edge)
                 found = x.place
-                if found is not None and found is not REPLICATE:
-                    placed = True
-                    if found.__class__ is Partial:
-                        sums = True
+                if found is not None:
+                    if found is REPLICATE:
+                        place = found if all(map(_is_alike, inputs)) else None
+                    else:
+                        placed = True
+                        if found.__class__ is Partial:
+                            sums = True
                 if edge is not None:
                     needed = True
                     other = edge.sync
@@ -125,6 +129,8 @@ def _operation(
                         sync = other if sync is None else joined(sync, other)
             else:
                 if x.__class__ not in _NUMBERS:
+                    if isinstance(x, BatchNumber):
+                        return apply(*_with_numbers(inputs), **options)
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
                     x = x.item() if isinstance(x, np.generic) else as_operand(x)
                     mixed = True
@@ -165,6 +171,18 @@ def _operation(
     inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
     about = Op(function.__name__, inputs, composite, differentiable, function, update_wrapper(apply, function))
     return about
+
+
+def _with_numbers(inputs: Sequence[Any]) -> list[Any]:
+    """Operands with numbers of the global batch, or of this rank where no other operand has to do with the batch."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    counted = any(x.place is not None or x.origin is not None for x in tensors)
+    return [of_all(x) if counted else here(x) for x in inputs]
+
+
+def _is_alike(x: Any) -> bool:
+    """Whether an operand is known to be the same on every rank."""
+    return x.place is REPLICATE if isinstance(x, Tensor) else x.__class__ in _NUMBERS
 
 
 def _is_shown(x: Any) -> bool:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import is_integer
+from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.capture import outside, uncaptured
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
 from sorix_dist.core.tensor import Array
 
@@ -91,7 +90,39 @@ def generator(given: Any = None) -> np.random.Generator:
             raise TypeError(f"generator must be sx.Generator() or np.random.default_rng(), got {type(given).__name__}")
         return stream
     streams = sample_streams.get()
-    return seed().generator if streams is None else streams.current()
+    if streams is not None:
+        return streams.current()
+    repeated = repeated_draws.get()
+    if repeated is not None:
+        repeated.begin_again()
+    return seed().generator
+
+
+class RepeatedDraws:
+    """Makes computations that follow each other, one for each virtual shard of a batch, draw the same numbers from the
+    common stream, as one computation of the whole batch does once."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._again = False
+
+    def next(self, first: bool) -> None:
+        """Another computation begins."""
+        if first:
+            self._before = None
+        self._again = self._before is not None
+
+    def begin_again(self) -> None:
+        """Before a draw: sets the stream back where the first computation found it."""
+        stream = seed().generator.bit_generator
+        if self._again:
+            stream.state = self._before
+        elif self._before is None:
+            self._before = stream.state
+        self._again = False
+
+
+repeated_draws: ContextVar[RepeatedDraws | None] = ContextVar("repeated_draws", default=None)
 
 
 class SampleStreams:

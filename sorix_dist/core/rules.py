@@ -95,8 +95,10 @@ def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Opti
 
 
 def gathers(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """The rule of operations without one: their inputs are gathered."""
-    return apply(*(whole(x, apply.__name__) for x in inputs), **options)
+    """The rule of operations without one: their inputs are gathered. Integers that follow, such as those of argsort,
+    are numbers of rows of the global batch."""
+    result = apply(*(whole(x, apply.__name__) for x in inputs), **options)
+    return tagged(result, REPLICATE) if result.array.dtype.kind in "iu" and result.place is None else result
 
 
 def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:

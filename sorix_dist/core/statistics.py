@@ -9,39 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import functions as f
 from sorix_dist.core import random
 from sorix_dist.core.algebra import in_one_dtype
+from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import randn_like
-from sorix_dist.core.device import raise_for_device
 from sorix_dist.core.dtype import as_dtype
-from sorix_dist.core.functions import (
-    add,
-    amax,
-    amin,
-    argsort,
-    div,
-    gather,
-    isnan,
-    log,
-    logical_not,
-    mean,
-    mul,
-    pow,
-    stack,
-    std,
-    sub,
-    sum,
-    tensor,
-    unbind,
-    unsqueeze,
-    var,
-    where,
-)  # fmt: skip
 from sorix_dist.core.ops.axes import axis_of
 from sorix_dist.core.ops.choose import ValuesAndIndices
-from sorix_dist.core.ops.special import trunc
-from sorix_dist.core.placement import shard_of, tagged
+from sorix_dist.core.ops.elementwise import trunc
+from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
@@ -58,26 +36,26 @@ def _all(input: Any, name: str) -> Array:
 
 def lerp(input: Any, end: Any, weight: Any) -> Any:
     """input + weight * (end - input)."""
-    return add(input, mul(sub(end, input), weight))
+    return f.add(input, f.mul(f.sub(end, input), weight))
 
 
 def frac(input: Any) -> Any:
     """The fractional part, with the sign of the number."""
-    return sub(input, trunc(input))
+    return f.sub(input, trunc(input))
 
 
 def xlogy(input: Any, other: Any) -> Any:
     """input * log(other), 0 where input is 0 and other no NaN."""
     input, other = in_one_dtype(input, other, to_float=True)
     nothing = (input == 0) & ((other <= 0) | (other == math.inf))
-    return where(nothing, 0.0, mul(input, log(where(nothing, 1.0, other))))
+    return f.where(nothing, 0.0, f.mul(input, f.log(f.where(nothing, 1.0, other))))
 
 
 def logit(input: Any, eps: float | None = None) -> Any:
     """log(x / (1 - x)), of x between eps and 1 - eps if that is given."""
     x = input if input.is_floating_point() else input.float()
     x = x if eps is None else x.clamp(eps, 1 - eps)
-    return log(div(x, sub(1, x)))
+    return f.log(f.div(x, f.sub(1, x)))
 
 
 def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
@@ -85,9 +63,9 @@ def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf
     if input.numpy().dtype.kind != "f":
         return input.clone()
     limits = np.finfo(input.numpy().dtype)
-    x = where(isnan(input), nan, input)
-    x = where(x == math.inf, float(limits.max if posinf is None else posinf), x)
-    return where(x == -math.inf, float(limits.min if neginf is None else neginf), x)
+    x = f.where(f.isnan(input), nan, input)
+    x = f.where(x == math.inf, float(limits.max if posinf is None else posinf), x)
+    return f.where(x == -math.inf, float(limits.min if neginf is None else neginf), x)
 
 
 def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
@@ -97,8 +75,8 @@ def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equa
 
 def float_power(input: Any, exponent: Any) -> Any:
     """input ** exponent in float64."""
-    doubles = [x.double() if isinstance(x, Tensor) else x for x in (input, exponent)]
-    return pow(*doubles) if isinstance(doubles[0], Tensor) else pow(tensor(doubles[0], dtype="float64"), doubles[1])
+    base, power = (x.double() if isinstance(x, Tensor) else x for x in (input, exponent))
+    return f.pow(base if isinstance(base, Tensor) else f.tensor(base, dtype="float64"), power)
 
 
 # -- along a dimension
@@ -114,7 +92,7 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
         return x.clone()
     if not x.requires_grad and place is None:
         return Tensor(np.cumprod(x.numpy(), at, dtype=x.numpy().dtype))
-    return stack(list(accumulate(unbind(x, at), mul)), at)
+    return f.stack(list(accumulate(f.unbind(x, at), f.mul)), at)
 
 
 def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
@@ -122,56 +100,58 @@ def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     if dim is None:
         x = whole(input, "median").reshape(-1)
         value = median(x.detach(), 0).values
-        return value if isnan(value).item() or x.numpy().dtype.kind != "f" else amax(where(x == value, x, -math.inf))
+        if f.isnan(value).item() or x.numpy().dtype.kind != "f":
+            return value
+        return f.amax(f.where(x == value, x, -math.inf))  # equal ones share the gradient
     at, place = axis_of("median", input, dim), shard_of(input)
     input = whole(input, "median") if place is not None and place.axis == at else input
     shape = shape_of(input)
     if not shape:
-        return ValuesAndIndices(input.clone(), tensor(0))
+        return ValuesAndIndices(input.clone(), f.tensor(0))
     if not shape[at]:
         raise IndexError(f"median: there must be an element to choose along dim {at}, got shape {shape}")
-    place = argsort(input, at).select(at, (shape[at] - 1) // 2)
-    missing = isnan(input)
-    place = unsqueeze(where(missing.any(at), missing.byte().argmax(at), place), at)
-    values = gather(input, at, place)
+    place = f.argsort(input, at).select(at, (shape[at] - 1) // 2)
+    missing = f.isnan(input)
+    place = f.unsqueeze(f.where(missing.any(at), missing.byte().argmax(at), place), at)
+    values = f.gather(input, at, place)
     return ValuesAndIndices(*((values, place) if keepdim else (values.squeeze(at), place.squeeze(at))))
 
 
 def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> tuple[Any, Any]:
     """(the smallest, the largest) element, along `dim` if given."""
-    return amin(input, dim, keepdim), amax(input, dim, keepdim)
+    return f.amin(input, dim, keepdim), f.amax(input, dim, keepdim)
 
 
 def var_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
     """(var, mean) with the same arguments."""
     over = None if isinstance(dim, bool) else dim
-    return var(input, dim, **options), mean(input, over, keepdim=options.get("keepdim", False))
+    return f.var(input, dim, **options), f.mean(input, over, keepdim=options.get("keepdim", False))
 
 
 def std_mean(input: Any, dim: Any = None, **options: Any) -> tuple[Any, Any]:
     """(std, mean) with the same arguments."""
     over = None if isinstance(dim, bool) else dim
-    return std(input, dim, **options), mean(input, over, keepdim=options.get("keepdim", False))
+    return f.std(input, dim, **options), f.mean(input, over, keepdim=options.get("keepdim", False))
 
 
 def nansum(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The sum of the elements that are not NaN."""
-    return sum(where(isnan(input), 0, input), dim, keepdim)
+    return f.sum(f.where(f.isnan(input), 0, input), dim, keepdim)
 
 
 def nanmean(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The mean of the elements that are not NaN."""
-    return div(nansum(input, dim, keepdim), sum(logical_not(isnan(input)), dim, keepdim))
+    return f.div(nansum(input, dim, keepdim), f.sum(f.logical_not(f.isnan(input)), dim, keepdim))
 
 
 def count_nonzero(input: Any, dim: Any = None) -> Any:
     """The number of elements that are not 0, along `dim` if given."""
-    return sum(input != 0, dim)
+    return f.sum(input != 0, dim)
 
 
 def dist(input: Any, other: Any, p: float = 2) -> Any:
     """The p-norm of input - other."""
-    return sub(input, other).norm(p)
+    return f.sub(input, other).norm(p)
 
 
 # -- found and counted
@@ -180,9 +160,9 @@ def dist(input: Any, other: Any, p: float = 2) -> Any:
 def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
     """The indices (n, dimensions) of the elements that are not 0, or a tuple of one vector for each dimension."""
     array = _all(input, "nonzero")
-    if as_tuple:
-        return tuple(Tensor(i) for i in np.nonzero(np.atleast_1d(array)))
-    return Tensor(np.argwhere(array))
+    found = np.nonzero(np.atleast_1d(array)) if as_tuple else (np.argwhere(array),)
+    tensors = tuple(tagged(Tensor(x), None if shard_of(input) is None else REPLICATE) for x in found)
+    return tensors if as_tuple else tensors[0]
 
 
 def unique(
@@ -248,10 +228,10 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = No
     kinds = [np.dtype(np.float32) if dtype is None else as_dtype(dtype)]
     kinds += [x.numpy().dtype for x in (mean, std) if isinstance(x, Tensor)]
     if any(shard_of(x) is not None for x in (mean, std)):
-        drawn: Any = randn_like(add(mean, std).detach())
+        drawn: Any = randn_like(f.add(mean, std).detach())
     else:
         drawn = Tensor(np.asarray(random.generator().standard_normal(shape, np.float32).astype(kinds[-1])))
-    draws: Tensor = add(mul(drawn, std), mean)
+    draws: Tensor = f.add(f.mul(drawn, std), mean)
     return draws
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sorix_dist.core.capture import changed, outside, recorders
-from sorix_dist.core.device import CPU, raise_for_device
-from sorix_dist.core.device import device as Device
+from sorix_dist.core import batch_numbers
+from sorix_dist.core.arguments import CPU, raise_for_device
+from sorix_dist.core.arguments import device as Device
+from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
@@ -31,13 +32,6 @@ class Size(tuple[int, ...]):
     def numel(self) -> int:
         """The number of elements of a tensor of this shape."""
         return int(np.prod(self))
-
-
-class Count(int):
-    """A number that may also be called, which gives the number."""
-
-    def __call__(self) -> int:
-        return int(self)
 
 
 class Tensor:
@@ -214,7 +208,7 @@ class Tensor:
             raise RuntimeError("register_hook on a tensor that does not require grad")
         changed()
 
-        from sorix_dist.core.cotangents import hook_on_arrays
+        from sorix_dist.core.custom import hook_on_arrays
 
         on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
         if self.origin.hooks is None:
@@ -228,6 +222,8 @@ class Tensor:
         detached.place = self.place
         if hasattr(self, "shown"):
             detached.shown = self.shown
+            if recorders and (recorder := listening()) is not None:
+                recorder.line(f"{recorder.of(self)}.detach()", detached)
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -242,7 +238,10 @@ class Tensor:
     @property
     def shape(self) -> Size:
         """The number of elements along each dimension."""
-        return Size(self.array.shape)
+        place = self.place
+        return Size(
+            batch_numbers.shape_of_rows(self.array.shape, place) if place.__class__ is Shard else self.array.shape
+        )
 
     @property
     def dtype(self) -> DType:
@@ -255,9 +254,9 @@ class Tensor:
         return self.array.ndim
 
     @property
-    def numel(self) -> Count:
+    def numel(self) -> Any:
         """The number of elements: `x.numel` as in sorix, and `x.numel()` as in PyTorch."""
-        return Count(self.array.size)
+        return batch_numbers.count_of(self.array.shape, self.place)
 
     size_prop = numel
 
@@ -290,7 +289,8 @@ class Tensor:
                 f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
             )
         refuse_one_of_many(self)
-        return self.visible.item()
+        value = self.visible.item()
+        return value if hasattr(self, "shown") else batch_numbers.number_of_part(value, self.place)
 
     def numpy(self) -> Array:
         """The array itself."""
@@ -308,6 +308,7 @@ class Tensor:
     def __len__(self) -> int:
         if not self.array.ndim:
             raise TypeError("len() of a 0-d tensor")
+        batch_numbers.warn_of_own_length(self.place)
         return len(self.array)
 
     def __bool__(self) -> bool:
@@ -315,6 +316,7 @@ class Tensor:
         return bool(self.visible)
 
     def __float__(self) -> float:
+        batch_numbers.warn_of_own_mean(self)
         return float(self.item())
 
     def __int__(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 
 
 def is_available(verbose: bool = False) -> bool:

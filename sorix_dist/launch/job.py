@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 
 INSTALLED = Path(__file__).parent / "scripts"
 CHECKOUT = Path(__file__).parents[2] / "launch"

@@ -1,12 +1,19 @@
-"""The output of ranks, printed by the process that started them line by line, each behind its rank."""
+"""The output of ranks: printed line by line, each behind its rank, or in log files on the ranks' own hosts.
+
+As a program (`output.py FILE RANK`) it copies standard input to the file and, each line behind its rank, to standard
+output. tee(1) would mix the pieces of lines of several ranks.
+"""
 
 from __future__ import annotations
 
 import os
 import selectors
+import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO
 
 LAST = 20_000
@@ -15,11 +22,27 @@ LAST = 20_000
 LIVE = "SORIX_DIST_LIVE"
 """The variable that says that a process above shows unfinished lines."""
 
+PREFIX = len("[10] ")
+
 
 def is_live() -> bool:
     """Whether what this process prints may return to the start of its line: on a terminal, in a notebook, or in a rank
-    of `run` there."""
-    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel") or LIVE in os.environ
+    that was started there by `sx.run` or `sorix-dist run`."""
+    from sorix_dist.watchdog.launcher import detect  # as a program, this file finds no package
+
+    if LIVE in os.environ or type(sys.stdout).__module__.startswith("ipykernel"):
+        return True
+    return sys.stdout.isatty() and detect(os.environ) is None  # Open MPI gives ranks terminals that lead into files
+
+
+def live_environment() -> dict[str, str]:
+    """The variables for ranks whose output `Output` shows; empty where it is shown line by line."""
+    return {LIVE: "1", "COLUMNS": str(columns() - PREFIX)} if is_live() else {}
+
+
+def columns() -> int:
+    """The width of a line that does not wrap: a wrapped one can't be written over."""
+    return shutil.get_terminal_size((100, 24)).columns - 1  # what fits into most notebooks, which have no width
 
 
 class Output:
@@ -72,8 +95,7 @@ class Output:
         """Shows the first rank's unfinished line, such as a progress bar; a whole line takes its place."""
         rank, rest = next(((r, rest) for r, rest in self._rests.items() if rest and r is not None), (None, b""))
         if rank is not None:
-            columns = shutil.get_terminal_size().columns - 1  # a line that wraps can't be written over
-            self._write(f"[{rank}] {_as_seen(rest)}"[:columns], "")
+            self._write(f"[{rank}] {_as_seen(rest)}"[: columns()], "")
 
     def _write(self, line: str, end: str) -> None:
         """Writes over the unfinished line that is shown."""
@@ -97,3 +119,39 @@ class Output:
 def _as_seen(line: bytes) -> str:
     """Of a line that returns to its start, what a terminal would show."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
+
+
+_RANK = "r=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}"
+_FILE = (
+    f'{_RANK}; mkdir -p "$1" && f="$1/rank-$r.log" && : >>"$f" || exit 1; shift; '
+    '[ ! -s "$f" ] || echo "---- started again at $(date "+%Y-%m-%d %H:%M:%S")" >>"$f"; '
+)
+_TO_FILE = _FILE + 'exec "$@" >>"$f" 2>&1'
+# The program keeps the shell's process id, so that signals and exit codes are its own; the copy ends with its input.
+_TO_BOTH = _FILE + (
+    'p="$f.$$"; mkfifo "$p" || exit 1; '
+    f'{shlex.quote(sys.executable)} -I -S {shlex.quote(str(Path(__file__)))} "$f" "$r" <"$p" & '
+    'exec 3>"$p"; rm "$p"; exec "$@" >&3 2>&1 3>&-'
+)  # fmt: skip
+
+
+def logged(program: Sequence[str], folder: Path, *, tee: bool = False) -> list[str]:
+    """The argv of one rank that appends both its outputs to `folder`/rank-R.log.
+
+    With `tee` it prints them too, line by line, each behind its rank, `[0] ...`.
+    """
+    return ["/bin/sh", "-c", _TO_BOTH if tee else _TO_FILE, "sh", str(folder), *program]
+
+
+def copy(path: str, rank: str) -> None:
+    """Copies standard input to its end, also while signals end the job."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    with open(path, "ab", buffering=0) as log, open(1, "wb", buffering=0) as screen:
+        for line in sys.stdin.buffer:
+            log.write(line)
+            screen.write(f"[{rank}] ".encode() + line.rstrip(b"\n") + b"\n")
+
+
+if __name__ == "__main__":
+    copy(*sys.argv[1:])

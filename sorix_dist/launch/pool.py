@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from sorix_dist.comm.pickling import dumps, dumps_call
-from sorix_dist.launch import spawned
-from sorix_dist.launch.errors import LaunchError
-from sorix_dist.launch.private import PrivateFolder
+from sorix_dist.launch import LaunchError
+from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
 from sorix_dist.launch.spawn import Result, check_call, check_num_proc, run
 from sorix_dist.watchdog.launcher import detect
 
@@ -124,7 +123,7 @@ class _Ranks:
 def _serve(path: str) -> None:
     """The function of each rank: it executes calls in order, until there is None."""
     folder = PrivateFolder(Path(path))
-    spawned.FOLDERS.append(PrivateFolder(Path(path)))
+    FOLDERS.append(PrivateFolder(Path(path)))
     threading.Thread(target=_end_with_pool, args=(folder,), daemon=True).start()
     launch = detect(os.environ)
     rank, number = launch.rank if launch is not None else 0, 0
@@ -135,11 +134,11 @@ def _serve(path: str) -> None:
         if call is None:
             return
         fn, args, kwargs = call
-        folder.write(f"result-{number}-{rank}", dumps(fn(*args, **kwargs)))
+        folder.write(f"result-{number}-{rank}", dumps_result(fn(*args, **kwargs)))
         number += 1
 
 
 def _end_with_pool(folder: PrivateFolder) -> None:
     folder.wait_for_end_of_caller()
-    time.sleep(0.5)  # if the program has died, the thread of `spawned` removes all folders meanwhile
+    time.sleep(0.5)  # if the program has died, the thread of `main` removes all folders meanwhile
     os.kill(os.getpid(), signal.SIGKILL)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.watchdog.process import parent
 
 PYTHON = (sys.executable, "-P")

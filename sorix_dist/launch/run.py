@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 
-from sorix_dist.launch import cleanup
+from sorix_dist.launch import LaunchError, cleanup
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import kill_with_descendants
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -20,10 +21,9 @@ from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import cleanup
+from sorix_dist.launch import LaunchError, RankError, RemoteTraceback, cleanup
 from sorix_dist.launch.command import Command, command, on_this_host
-from sorix_dist.launch.errors import LaunchError, RankError, RemoteTraceback
-from sorix_dist.launch.output import LIVE, Output, is_live
+from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import PrivateFolder
 from sorix_dist.launch.processes import PYTHON, kill_with_descendants
 from sorix_dist.watchdog.launcher import detect
@@ -38,6 +38,9 @@ MOST_PER_CORE = 8
 GRACE = 2.0
 """Seconds that the launcher has to end its ranks before they are killed."""
 
+_BANNER = re.compile(r"^(?:={20,}|-{20,})$", re.MULTILINE)
+"""The first line of what MPICH and Open MPI print when a rank has died, below the cause."""
+
 LEAVE = 5.0
 """Seconds that ranks have to end after the last of them has returned its result."""
 
@@ -47,7 +50,7 @@ _RANK = """
 import json, os, sys
 path, library = json.loads(sys.argv[2]), os.path.dirname(os.__file__)
 sys.path[:] = [library, library + "/lib-dynload", *path]
-from sorix_dist.launch.spawned import main
+from sorix_dist.launch.private import main
 sys.path[:] = path
 main(sys.argv[1])
 """
@@ -86,7 +89,7 @@ def run(
             raise RankError(f"a rank ended by sys.exit({ended.code!r})") from ended
     _check_place(num_proc)
     call = dumps_call(fn, tuple(args), dict(kwargs or {}))
-    environ = on_this_host(os.environ | ({LIVE: "1"} if is_live() else {}) | dict(env or {}))
+    environ = on_this_host(os.environ | live_environment() | dict(env or {}))
     folder = PrivateFolder.make()
     lock = folder.lock()
     began = cleanup.now()
@@ -222,7 +225,8 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: st
         raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
     missing = _missing(folder, num_proc)
     if missing:
-        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{printed.strip()}")
+        said = _BANNER.split(printed)[0].strip() or printed.strip()
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{said}")
     return [folder.read(f"result-{rank}") for rank in range(num_proc)]
 
 

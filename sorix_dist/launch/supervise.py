@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sorix_dist.launch.command import Command
 from sorix_dist.launch.run import ENDING, TIMED_OUT, Ended, run
-from sorix_dist.watchdog.launcher import COMPLETION_FILE, EXIT_PREEMPTED, has_begun, is_complete
+from sorix_dist.watchdog.launcher import COMPLETION_FILE, EXIT_PREEMPTED, is_complete
 
 EXIT_INCOMPLETE = 70
 """The exit code if all ranks ended with 0, but rank 0 did not reach the end of the script."""
@@ -90,7 +90,7 @@ def run_on_hosts(start: Callable[[dict[str, str]], Command], say: Callable[[str]
     with tempfile.TemporaryDirectory(prefix="sorix_dist-run-") as folder:
         mark = Path(folder, "completed")
         ended = run(start({COMPLETION_FILE: str(mark)}), limit=limit)
-        if ended.code or ended.asked or not has_begun(mark) or is_complete(mark):
+        if ended.code or ended.asked or not mark.exists() or is_complete(mark):
             return ended.code
     say("the job ended with code 0, but rank 0 did not reach the end of the script, as when a host is lost")
     return EXIT_INCOMPLETE

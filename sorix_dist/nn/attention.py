@@ -23,6 +23,11 @@ from sorix_dist.nn.net import ModuleList
 from sorix_dist.nn.norm import LayerNorm
 from sorix_dist.nn.parameter import Parameter
 
+__all__ = [
+    "MultiheadAttention", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
+    "TransformerEncoderLayer",
+]  # fmt: skip
+
 
 class MultiheadAttention(Module):
     """Attention by several heads, each in its part of the features (Vaswani et al. 2017).
@@ -301,35 +306,37 @@ class TransformerDecoderLayer(_TransformerLayer):
         return self._turned(self._added(x, self.norm3, lambda x: self.dropout3(self._feed_forward(x))))
 
 
-class TransformerEncoder(Module):
+class _Stack(Module):
+    def _stack(self, layer: Module, num_layers: int, norm: Module | None) -> None:
+        at_least(0, type(self).__name__, num_layers=num_layers)
+        self.layers = ModuleList([deepcopy(layer) for _ in range(num_layers)])
+        self.norm = norm
+
+    def _run(self, x: Any, *arguments: Any, **options: Any) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, *arguments, **options)
+        return x if self.norm is None else self.norm(x)
+
+
+class TransformerEncoder(_Stack):
     """`num_layers` copies of a layer, one after the other, and then `norm`, if given."""
 
     def __init__(self, encoder_layer: TransformerEncoderLayer, num_layers: int, norm: Module | None = None) -> None:
-        at_least(0, "TransformerEncoder", num_layers=num_layers)
-        self.layers = ModuleList([deepcopy(encoder_layer) for _ in range(num_layers)])
-        self.norm = norm
+        self._stack(encoder_layer, num_layers, norm)
 
     def forward(
         self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
     ) -> Tensor:
         """As for TransformerEncoderLayer, with `mask` for its src_mask."""
-        x = src
-        for layer in self.layers:
-            x = layer(x, mask, src_key_padding_mask, bool(is_causal))
-        return x if self.norm is None else self.norm(x)
+        return self._run(src, mask, src_key_padding_mask, bool(is_causal))
 
 
-class TransformerDecoder(Module):
+class TransformerDecoder(_Stack):
     """`num_layers` copies of a decoder layer, one after the other, and then `norm`, if given."""
 
     def __init__(self, decoder_layer: TransformerDecoderLayer, num_layers: int, norm: Module | None = None) -> None:
-        at_least(0, "TransformerDecoder", num_layers=num_layers)
-        self.layers = ModuleList([deepcopy(decoder_layer) for _ in range(num_layers)])
-        self.norm = norm
+        self._stack(decoder_layer, num_layers, norm)
 
     def forward(self, tgt: Any, memory: Any, *masks: Any, **options: Any) -> Tensor:
         """As for TransformerDecoderLayer."""
-        x = tgt
-        for layer in self.layers:
-            x = layer(x, memory, *masks, **options)
-        return x if self.norm is None else self.norm(x)
+        return self._run(tgt, memory, *masks, **options)

@@ -20,6 +20,11 @@ from sorix_dist.nn.functional import spatial as F
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 
+__all__ = [
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d",
+    "ConvTranspose1d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
+]  # fmt: skip
+
 
 class _Convolution(Module):
     """Checks the numbers of a convolution and makes its `weight` and `bias`.

@@ -15,6 +15,11 @@ from sorix_dist.nn.functional import distance
 from sorix_dist.nn.functional import loss as F
 from sorix_dist.nn.module import Module, options_of
 
+__all__ = [
+    "BCELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss", "HuberLoss",
+    "KLDivLoss", "L1Loss", "MSELoss", "MarginRankingLoss", "NLLLoss", "SmoothL1Loss", "TripletMarginLoss",
+]  # fmt: skip
+
 
 class _Loss(Module):
     """Attaches the options of a criterion to its results, so that a backward from them can compare the ranks'."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import CPU, raise_for_device
 from sorix_dist.core.capture import changed, host
-from sorix_dist.core.device import CPU, raise_for_device
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import convert, zero_gradients

@@ -17,6 +17,11 @@ from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.torch_state import OPTIONAL, ROW
 
+__all__ = [
+    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
+    "LayerNorm", "RMSNorm",
+]  # fmt: skip
+
 
 def _scale_and_shift(
     shape: tuple[int, ...], scale: bool, shift: bool, kind: Any

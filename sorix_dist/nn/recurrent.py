@@ -21,6 +21,8 @@ from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 
+__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
+
 
 @host
 def _zeros(shape: tuple[int, ...], kind: Any) -> Any:
@@ -39,7 +41,7 @@ class _Recurrent(Module):
     """
 
     gates: ClassVar[int]
-    states: ClassVar[tuple[str, ...]]
+    states: ClassVar[tuple[str, ...]] = ("h_0",)
     weight_ih_l0: Parameter
 
     def __init__(
@@ -86,6 +88,12 @@ class _Recurrent(Module):
         """Weights and biases (None without) of a layer and direction, in the operation's order."""
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [getattr(self, self._name(kind, layer, direction), None) for kind in kinds]
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Any]:
+        """The output of the last layer at every step, laid out as the input, and h_n, the hidden states after
+        the last step, (num_layers * directions, N, hidden_size). hx: h_0, of that shape; zeros unless given."""
+        output, (h,) = self._run(input, None if hx is None else (hx,))
+        return output, h
 
     def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
         """The hidden states after each step of x (T, N, I), and all states after the last one."""
@@ -186,17 +194,9 @@ class GRU(_Recurrent):
     """
 
     gates = 3
-    states = ("h_0",)
-
-    def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Tensor]:
-        """The output of the last layer at every step, laid out as the input, and h_n, the hidden states after
-        the last step, (num_layers * directions, N, hidden_size). hx: h_0, of that shape; zeros unless given."""
-        output, (h,) = self._run(input, None if hx is None else (hx,))
-        return output, h
 
     def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
-        output = gru(x, *states, *weights, reverse=reverse)
-        return output, [output[0 if reverse else len(x) - 1]]
+        return _with_last(gru(x, *states, *weights, reverse=reverse), reverse)
 
 
 class RNN(_Recurrent):
@@ -206,7 +206,6 @@ class RNN(_Recurrent):
     """
 
     gates = 1
-    states = ("h_0",)
 
     def __init__(
         self,
@@ -221,14 +220,12 @@ class RNN(_Recurrent):
         self.nonlinearity = nonlinearity
         super().__init__(input_size, hidden_size, num_layers, *more, **options)
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Tensor]:
-        """The output of the last layer at every step, laid out as the input, and h_n, as for GRU."""
-        output, (h,) = self._run(input, None if hx is None else (hx,))
-        return output, h
-
     def _layer(self, x: Tensor, states: list[Any], weights: list[Any], reverse: bool) -> tuple[Tensor, list[Tensor]]:
-        output = rnn(x, *states, *weights, nonlinearity=self.nonlinearity, reverse=reverse)
-        return output, [output[0 if reverse else len(x) - 1]]
+        return _with_last(rnn(x, *states, *weights, nonlinearity=self.nonlinearity, reverse=reverse), reverse)
+
+
+def _with_last(output: Tensor, reverse: bool) -> tuple[Tensor, list[Tensor]]:
+    return output, [output[0 if reverse else len(output) - 1]]
 
 
 def _check_nonlinearity(layer: str, nonlinearity: str) -> None:
@@ -257,8 +254,10 @@ class _Cell(Module):
         for name, shape in (shapes | ({"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {})).items():
             setattr(self, name, Parameter(rng.generator().uniform(-bound, bound, shape).astype(kind)))
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return self._step(input, None if hx is None else [hx])[0]
+
     def _step(self, input: Any, states: Any) -> list[Tensor]:
-        """The new states."""
         x = input if isinstance(input, Tensor) else Tensor(input)
         name, expected = type(self).__name__, (*x.shape[:-1], self.hidden_size)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
@@ -289,17 +288,11 @@ class RNNCell(_Cell):
         self.nonlinearity = nonlinearity
         super().__init__(input_size, hidden_size, bias, **options)
 
-    def forward(self, input: Any, hx: Any = None) -> Tensor:
-        return self._step(input, None if hx is None else [hx])[0]
-
 
 class GRUCell(_Cell):
     """One step of GRU: the new h from an input and h."""
 
     layer = GRU
-
-    def forward(self, input: Any, hx: Any = None) -> Tensor:
-        return self._step(input, None if hx is None else [hx])[0]
 
 
 class LSTMCell(_Cell):

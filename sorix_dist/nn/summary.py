@@ -34,7 +34,7 @@ class Layer:
     shape: tuple[int, ...] | None = None
     """Of its first output; None if the forward has not called it."""
     output_bytes: int = 0
-    """Of its outputs, 0 for a module that only calls others."""
+    """Of its outputs that are not those of a module that it calls."""
     flops: int = 0
     """Of its products of matrices, in a forward; a multiplication and an addition count 2."""
 
@@ -72,19 +72,21 @@ def summary(model: Module, inputs: Any, *more: Any, dtype: Any = np.float32) -> 
     array, with further arguments of the forward in `more`. Without the messages of a wrapped model: any rank may
     call it alone.
     """
-    model = getattr(model, "module", model)
+    model, given = getattr(model, "module", model), inputs
     if not isinstance(model, Module):
         raise TypeError(f"summary: model must be a Module, got {type(model).__name__}")
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, tuple | list | str):
         if not all(isinstance(size, int | np.integer) and size > 0 for size in inputs):
             raise ValueError(f"summary: inputs must be a shape (integers >= 1), a tensor or an array, got {inputs!r}")
-        inputs = np.zeros(inputs, dtype)
-    layers = {id(module): _layer(name, module) for name, module in model.named_modules()}
+        inputs = np.zeros(given, dtype)
+    counted: set[int] = set()
+    layers = {id(module): _layer(name, module, counted) for name, module in model.named_modules()}
     try:
         with evaluation(model), _traced(model, layers), no_grad():
             model(*(x if isinstance(x, Tensor) else Tensor(x) for x in (inputs, *more)))
     except Exception as error:
-        error.add_note(f"raised in summary's forward of inputs of shape {tuple(np.shape(inputs))}")
+        zeros = "" if given is inputs else f" and {np.dtype(dtype)}; for tokens, give dtype=np.int64"
+        error.add_note(f"raised in summary's forward of inputs of shape {tuple(np.shape(inputs))}{zeros}")
         raise
     return Summary(type(model).__name__, list(layers.values()))
 
@@ -97,8 +99,13 @@ def _row(layer: Layer) -> tuple[str, str, str, str]:
     return "  " * layer.depth + (f"{layer.name}: " if layer.name else "") + layer.kind, shape, parameters, flops
 
 
-def _layer(name: str, module: Module) -> Layer:
-    own, buffers = _own(module.named_parameters()), _own(module.named_buffers())
+def _layer(name: str, module: Module, counted: set[int]) -> Layer:
+    """counted: the tensors of layers before, some of which this one may share."""
+    own, buffers = (
+        {name: tensor for name, tensor in _own(named).items() if id(tensor) not in counted}
+        for named in (module.named_parameters(), module.named_buffers())
+    )
+    counted |= {id(tensor) for tensor in (*own.values(), *buffers.values())}
     return Layer(
         name.rpartition(".")[2],
         type(module).__name__,
@@ -130,8 +137,9 @@ def evaluation(model: Module) -> Iterator[None]:
 def _traced(model: Module, layers: dict[int, Layer]) -> Iterator[None]:
     """Inside, every call of a module's forward is entered into its layer."""
     modules = list(model.modules())
+    seen: dict[int, Tensor] = {}  # which keeps them, so that no other gets the id of one
     for module in modules:
-        module.__dict__["forward"] = _tracing(module, module.forward, layers[id(module)])
+        module.__dict__["forward"] = _tracing(module, module.forward, layers[id(module)], seen)
     try:
         yield
     finally:
@@ -139,15 +147,16 @@ def _traced(model: Module, layers: dict[int, Layer]) -> Iterator[None]:
             del module.__dict__["forward"]
 
 
-def _tracing(module: Module, forward: Callable[..., Any], layer: Layer) -> Callable[..., Any]:
+def _tracing(module: Module, forward: Callable[..., Any], layer: Layer, seen: dict[int, Tensor]) -> Callable[..., Any]:
     def traced(*inputs: Any, **options: Any) -> Any:
+        seen.update((id(tensor), tensor) for tensor in tensors((inputs, options)))
         result = forward(*inputs, **options)
         outputs = list(tensors(result))
         if outputs:
             layer.shape = layer.shape or tuple(outputs[0].array.shape)
             layer.flops += _flops(module, list(tensors((inputs, options))), outputs[0])
-            if not any(module.children()):
-                layer.output_bytes += sum(output.array.nbytes for output in outputs)
+            layer.output_bytes += sum(output.array.nbytes for output in outputs if id(output) not in seen)
+            seen.update((id(output), output) for output in outputs)
         return result
 
     return traced

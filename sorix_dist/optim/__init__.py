@@ -1,6 +1,6 @@
 """Optimizers and learning rate schedulers."""
 
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.optim import lr_scheduler, swa_utils
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from sorix_dist.optim.optim import SGD, Adadelta, Adagrad, RMSprop, Rprop, SGDMomentum

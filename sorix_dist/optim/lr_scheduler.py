@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import cos, pi
 
 from sorix_dist.core.arguments import at_least, in_range
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 

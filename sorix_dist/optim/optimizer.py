@@ -13,12 +13,12 @@ import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import in_range
-from sorix_dist.core.capture import listening, outside, recorders
+from sorix_dist.core.capture import listening, outside, recorders, uncaptured
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
+from sorix_dist.nn.torch_state import from_torch
 from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
-from sorix_dist.optim.torch_state import from_torch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
@@ -67,6 +67,7 @@ class Optimizer:
             outside("options of an optimizer are read or set inside of the step: set them outside, or by a scheduler")
         return self._groups
 
+    @uncaptured
     def add_param_group(self, group: Group) -> None:
         """Adds a dict with a list `params` and the options that differ from the optimizer's own."""
         unknown = group.keys() - self.defaults.keys() - {"params", *_NOTES}
@@ -124,6 +125,8 @@ class Optimizer:
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure`, called first, returned."""
         if recorders and (recorder := listening()) is not None:
+            if closure is not None:
+                recorder.refuse("optimizer.step with a closure")
             return recorder.host(_step, (self, closure), {})
         loss = None
         if closure is not None:
@@ -169,6 +172,7 @@ class Optimizer:
             for parameter in group["params"]:
                 (parameter.leaf or leaf_of(parameter)).zero()
 
+    @uncaptured
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
 
@@ -187,6 +191,7 @@ class Optimizer:
             first = numbers.stop
         return {"state": state, "param_groups": groups}
 
+    @uncaptured
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes, also of PyTorch's.
 

@@ -8,7 +8,7 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
 
 
@@ -109,18 +109,22 @@ class LRScheduler:
             else:
                 group["momentum"] = momentum
 
+    @uncaptured
     def get_lr(self) -> list[float]:
         """The learning rate that the formula gives to each group in this epoch."""
         return self.lrs_at(self.last_epoch)
 
+    @uncaptured
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group that the last step has set."""
         return list(self._last_lr)
 
+    @uncaptured
     def state_dict(self) -> dict[str, Any]:
         """A copy of all numbers of this scheduler; neither the optimizer nor functions are part of it."""
         return deepcopy({name: value for name, value in vars(self).items() if name not in self.not_saved})
 
+    @uncaptured
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a `state_dict()`; sets its rates where only this scheduler has set others since.
 
@@ -211,6 +215,7 @@ class ReduceLROnPlateau(LRScheduler):
         bound = self.best * (1 + down) if self.threshold_mode == "rel" else self.best + down
         return value < bound if self.mode == "min" else value > bound
 
+    @uncaptured
     def get_lr(self) -> list[float]:
         """The learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -270,9 +275,11 @@ class SequentialLR(LRScheduler):
         (scheduler.step if scheduler is self.schedulers[0] else scheduler.take_over)(its_epoch)
         self._last_lr = scheduler.get_last_lr()
 
+    @uncaptured
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
 
+    @uncaptured
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.check_state_dict(state_dict)
         groups = self.optimizer.param_groups

@@ -11,29 +11,14 @@ from sorix_dist.parallel.collectives import (
     replicated,
 )
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
+from sorix_dist.parallel.host_shared import host_shared
 from sorix_dist.parallel.local_sgd import DiLoCo, LocalSGD
 from sorix_dist.parallel.replicas import assert_replicas_equal
-from sorix_dist.parallel.shared_memory import host_shared
-from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size, world
+from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size
+from sorix_dist.parallel.world import world as world
 
 __all__ = [
-    "DiLoCo",
-    "DistributedDataParallel",
-    "LocalSGD",
-    "assert_replicas_equal",
-    "all_gather",
-    "all_reduce",
-    "barrier",
-    "broadcast",
-    "comm_hooks",
-    "global_rows",
-    "global_value",
-    "host_shared",
-    "init",
-    "is_main_process",
-    "local_rank",
-    "rank",
-    "replicated",
-    "size",
-    "world",
-]
+    "DiLoCo", "DistributedDataParallel", "LocalSGD", "assert_replicas_equal", "all_gather", "all_reduce", "barrier",
+    "broadcast", "comm_hooks", "global_rows", "global_value", "host_shared", "init", "is_main_process", "local_rank",
+    "rank", "replicated", "size",
+]  # fmt: skip

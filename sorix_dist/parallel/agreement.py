@@ -51,6 +51,8 @@ class StepFingerprint(NamedTuple):
 MOST_NUMBERS = 57  # in a row, beside the fingerprint
 MOST_VALUES = 64  # in a row
 _ROW = 1024  # bytes
+_SHORT_ROW = 240  # bytes of a row between hosts, which one message compares and carries, see `Checked`
+_LONGER = 255  # bytes of a short row in place of one that is longer; no row has this many numbers
 _COMPARED = 8  # offset of the bytes to compare
 # The count of numbers, the fingerprint, the digest of used parameters, the numbers.
 _PACK = [struct.Struct(f"hhiqiiqqq{count}q") for count in range(MOST_NUMBERS + 1)]
@@ -222,11 +224,17 @@ class MessageConsensus:
         used: int,
         meanwhile: Callable[[], None] | None = None,
     ) -> Agreement:
-        row, places = np.zeros(_ROW, np.uint8), [-i for i in range(min(len(values), MOST_VALUES))]
-        sent = _packed(fingerprint, numbers, used)
-        row[_COMPARED : _COMPARED + len(sent)] = np.frombuffer(sent, np.uint8)
-        row.view(np.float64)[places] = values[:MOST_VALUES]
-        rows = self.comm.all_gather(row, meanwhile)
+        sent, places = _packed(fingerprint, numbers, used), [-i for i in range(min(len(values), MOST_VALUES))]
+        for size in (_SHORT_ROW, _ROW):
+            row = np.zeros(size, np.uint8)
+            if _COMPARED + len(sent) + 8 * max(len(places) - 1, 0) <= size:
+                row[_COMPARED : _COMPARED + len(sent)] = np.frombuffer(sent, np.uint8)
+                row.view(np.float64)[places] = values[:MOST_VALUES]
+            else:
+                row[:] = _LONGER
+            rows = self.comm.all_gather(row, meanwhile)
+            if (rows[:, _COMPARED] != _LONGER).all():
+                break
         sums = [sum(column) for column in rows.view(np.float64)[:, places].T.tolist()]
         found = _merged([each.data[_COMPARED:] for each in rows], sums)
         return found if len(values) == len(places) else _with_many_values(found, values, self.comm)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from sorix_dist.comm import Comm, Exchange
+from sorix_dist.comm import Comm, Exchange, agreed
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.power_sgd import PowerSGD as PowerSGD
 from sorix_dist.parallel.reducers import Hook, is_finite
@@ -35,13 +36,14 @@ class Half:
     def __init__(self) -> None:
         self._scratch = np.empty((2, 0), np.int32)
 
-    def pack(self, numbers: Array, body: Array) -> float:
+    def pack(self, numbers: Array, body: Array, spare: float = 1.0) -> float:
+        """See `Wire`. spare: a power of two by which the largest number stays below the largest float16."""
         half, size = body.view(np.float16), _largest(numbers)
         if size == math.inf:
             with np.errstate(over="ignore"):
                 np.copyto(half, numbers, casting="same_kind")
             return 0.0
-        scale = _scale(size)
+        scale = _scale(size * spare)
         bits, rounded = self._integers(numbers.size)
         floats = _scaled(numbers, scale, bits.view(np.float32))
         floats *= ALIGNED
@@ -99,6 +101,7 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
     if exchange is not None:
         exchange.sum(gradients, gradients)
         return
+    comm = agreed(comm)
     largest = np.array([_largest(gradients)])
     comm.all_reduce(largest, "max")
     scale = _scale(float(largest[0]) * comm.size)
@@ -131,6 +134,10 @@ class TopK:
         self.share = float(share)
         self._unsent: WeakKeyDictionary[Comm, dict[np.dtype[Any], Array]] = WeakKeyDictionary()
 
+    def describe(self) -> str:
+        """Its options, which must be the same on every rank."""
+        return f"TopK(share={self.share})"
+
     def __call__(self, comm: Comm, gradients: Array) -> None:
         count = math.ceil(self.share * gradients.size)
         index = np.dtype(np.int32 if gradients.size < 1 << 31 else np.int64)
@@ -139,7 +146,7 @@ class TopK:
         if gradients.size <= FEW or (comm.size - 1) * nbytes >= 2 * gradients.nbytes:  # there is nothing to gain
             comm.all_reduce(gradients)
             return
-        unsent = self._unsent.setdefault(comm, {})
+        unsent, comm = self._unsent.setdefault(comm, {}), agreed(comm)
         mine = gradients.astype(work)
         if gradients.dtype in unsent:
             mine += unsent[gradients.dtype]
@@ -158,6 +165,14 @@ class TopK:
             return
         mine[chosen] = 0
         unsent[gradients.dtype] = mine
+
+
+def described(hook: Hook) -> str:
+    """A hook of this module with its options, to be compared between ranks."""
+    if hook is fp16_compress:
+        return "fp16_compress"
+    describe: Callable[[], str] | None = getattr(hook, "describe", None)
+    return "a hook of its own" if describe is None else describe()
 
 
 def is_exchanged(hook: Hook | None) -> bool:

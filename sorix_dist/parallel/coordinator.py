@@ -29,12 +29,11 @@ from sorix_dist.parallel.agreement import (
     unequal_reduction,
 )
 from sorix_dist.parallel.bucket import OVERWRITE, Bucket
-from sorix_dist.parallel.comm_hooks import is_exchanged
+from sorix_dist.parallel.comm_hooks import fp16_compress, is_exchanged
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts_reducer import HostsReducer, peers_of
 from sorix_dist.parallel.reducers import Hook, HookReducer, LocalReducer, Reducer
-from sorix_dist.parallel.shared_memory import SharedMemory
-from sorix_dist.parallel.shared_reducers import SharedMemoryReducer
+from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.world import virtual_shards
 from sorix_dist.watchdog import watch
@@ -90,9 +89,9 @@ class Coordinator(Sync):
 
     # -- the models
 
-    def add(self, bucket: Bucket, shared: bool) -> None:
-        """Starts to synchronise the gradients of a bucket. If `shared`, its parameters move to one read-only copy per
-        host. A call of all ranks, for the same parameters."""
+    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None) -> None:
+        """Starts to synchronise the gradients of a bucket, by `hook` if there is one. If `shared`, its parameters move
+        to one read-only copy per host. A call of all ranks, for the same parameters."""
         flat = bucket.flat
         if shared:
             flat.freeze(self.memory)
@@ -100,7 +99,7 @@ class Coordinator(Sync):
         bucket.number = next(self._numbers)
         self._buckets = [known for known in self._buckets if known() is not None] + [ref(bucket)]
         self._current = None
-        self.use_hook(bucket, None)
+        self.use_hook(bucket, hook)
         synchronise(flat, self)
 
     def remove(self, bucket: Bucket) -> None:
@@ -125,8 +124,10 @@ class Coordinator(Sync):
 
     def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
         comm, memory, shards, peers = self.comm, self._shared_memory, self.shards, self._peers
-        if shards is not None:  # takes no hook
-            return SharedTreeReducer(flat, shards, memory) if comm.hosts == 1 else MessageTreeReducer(flat, shards)
+        if shards is not None and comm.hosts == 1:
+            return SharedTreeReducer(flat, shards, memory)
+        if shards is not None:
+            return MessageTreeReducer(flat, shards, hook is fp16_compress)  # the only hook that there is here
         if peers is not None and (is_exchanged(hook) or peers.slices * comm.hosts == comm.size):
             return HostsReducer(flat, memory, peers, hook)
         if hook is not None:

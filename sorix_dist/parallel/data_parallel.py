@@ -18,6 +18,7 @@ from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
 from sorix_dist.parallel.bucket import Bucket, NonFinite
+from sorix_dist.parallel.comm_hooks import described
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import coordinator_of
 from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
@@ -162,12 +163,14 @@ class DistributedDataParallel(Module):
         """Makes `hook(comm, gradients)` sum this model's gradients over the ranks, see `comm_hooks.fp16_compress`.
 
         The hook is called for each dtype of parameters, with all gradients of it as an array (count,), and sums in
-        place. TypeError unless it is callable, RuntimeError in reproducible mode. A call of all ranks.
+        place. TypeError unless it is callable, RuntimeError in reproducible mode, ValueError if the ranks register
+        different ones of `comm_hooks`. A call of all ranks.
         """
         if not callable(hook):
             raise TypeError(f"hook must be a function of a communicator and an array, got {type(hook).__name__}")
         if self._coordinator.shards is not None:
             raise RuntimeError("register_comm_hook: reproducible mode sums gradients in its own order, without hooks")
+        same_everywhere(self.comm, "the communication hook", [described(hook)])
         for bucket in self._buckets:
             self._coordinator.use_hook(bucket, hook)
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.capture import host, listening, recorders
+from sorix_dist.core.capture import host, listening, outside, recorders
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, in_row_order, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
 from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, computing, tagged
+from sorix_dist.core.random import RepeatedDraws, repeated_draws
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -39,6 +40,15 @@ def _begin_batch(coordinator: Coordinator, batch: Batch) -> None:
         recorder.host(_begin_batch, (coordinator, batch), {})
         return
     coordinator.rows = batch.known or batch.rows
+
+
+def _tag(x: Tensor, batch: Batch) -> None:
+    """Makes an input rows of the batch, here and where its owner uses it again."""
+    if recorders and (recorder := listening()) is not None:
+        recorder.tagged.append(x)
+        recorder.host(_tag, (x, batch), {})
+        return
+    tagged(x, batch.at(0))
 
 
 def _compute(batch: Batch | None, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -79,7 +89,7 @@ class BatchForward:
                 "the inputs of a wrapped model in training hold no tensor with rows of a batch, so the rows of this "
                 "rank are unknown: pass the batch as an argument, or sx.replicated(x) for what is the same everywhere"
             )
-        batch, rows = self._gathered(known, open_)
+        batch, rows = self._batch_of(known, open_)
         if batch is not None:
             _begin_batch(self.coordinator, batch)
 
@@ -87,7 +97,8 @@ class BatchForward:
                 if id(x) not in rows:
                     return x
                 if isinstance(x, Tensor) and x.place is None:
-                    return tagged(x, batch.at(0))
+                    _tag(x, batch)
+                    return x
                 leaf = x.leaf if isinstance(x, Tensor) else None
                 fresh = Tensor.of(x.array, x.origin) if isinstance(x, Tensor) else Tensor(x)
                 fresh.leaf = leaf
@@ -99,34 +110,34 @@ class BatchForward:
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
 
-    def _gathered(self, known: list[Shard], arrays: list[Any]) -> tuple[Batch | None, set[int]]:
-        """The batch of the inputs, and the ids of the untagged arrays that are rows of it, by an all-gather of lengths.
+    def _batch_of(self, known: list[Shard], arrays: list[Any]) -> tuple[Batch | None, set[int]]:
+        """The batch of the inputs, and the ids of the untagged arrays that are rows of it."""
+        if not arrays:
+            return (known[0].batch if known else None), set()
+        if recorders and not (known or self.coordinator.group.single):
+            outside("several ranks must know the rows of a batch before the step: take it from a DataLoader")
+        batch, are_rows = self._gathered(known[0].batch if known else None, *arrays)
+        if recorders:
+            _must_be(are_rows, are_rows.tolist())
+        return batch, {id(x) for x, is_rows in zip(arrays, are_rows, strict=True) if is_rows}
+
+    @host
+    def _gathered(self, known: Batch | None, *arrays: Any) -> tuple[Batch, Array]:
+        """The batch, and which of the untagged arrays are rows of it, by an all-gather of lengths.
 
         An array belongs to the batch if on every rank it is as long as the tagged inputs or, without any, as the first
         array.
         """
         comm, group = self.coordinator.comm, self.coordinator.group
-        if not arrays:
-            return (known[0].batch if known else None), set()
-        lengths = [len(x) for x in arrays]
-        if known:
-            held = known[0].batch.held
-            sums = 0
-        else:
-            held, sums = lengths[0], self._checksum(arrays[0])
-        if group.single:
-            everywhere = [[held, sums, *lengths]]
-        else:
-            everywhere = comm.all_gather(np.array([held, sums, *lengths], np.int64)).tolist()
-        counts = [row[0] for row in everywhere]
-        if known:
-            batch = known[0].batch
-        else:
-            self._warn_of_equal_batches(held, everywhere)
+        held = len(arrays[0]) if known is None else known.held
+        row = [held, self._checksum(arrays[0]) if known is None else 0, *map(len, arrays)]
+        table = [row] if group.single else comm.all_gather(np.array(row, np.int64)).tolist()
+        counts = [each[0] for each in table]
+        if known is None:
+            self._warn_of_equal_batches(held, table)
             start = sum(counts[: comm.rank])
-            batch = Batch(Rows(start, start + held, sum(counts)), group)
-        rows = {id(x) for i, x in enumerate(arrays, 2) if [row[i] for row in everywhere] == counts}
-        return batch, rows
+            known = Batch(Rows(start, start + held, sum(counts)), group)
+        return known, np.array([[each[i] for each in table] == counts for i in range(2, len(row))])
 
     def _warn_of_equal_batches(self, count: int, everywhere: list[list[int]]) -> None:
         if self.watched >= _WATCHED or len(everywhere) == 1:
@@ -193,7 +204,9 @@ class ShardedForward:
         rows = batch.rows
         buffers = _buffers_of(module) if module.training else None
         results = []
+        draws = RepeatedDraws()
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
+            _draw_again(draws, shard == self.shards.owned[0])
             start, stop = self.shards.rows(shard, rows.total)
             part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
@@ -206,6 +219,7 @@ class ShardedForward:
                 current_shard.reset(token)
             if buffers is not None:
                 buffers.keep()
+        _draw_again(None)
         if buffers is not None:
             buffers.combine(self.shards, rows.total)
         return self._joined(results, batch)
@@ -283,8 +297,25 @@ def evaluated(module: Module, *inputs: Any) -> Any:
 
 
 @host
+def _must_be(are_rows: Array, captured: list[bool]) -> None:
+    """Compares which inputs are rows of the batch with what a captured step was made for."""
+    if are_rows.tolist() != captured:
+        raise RuntimeError(
+            "compile: an input counts as rows of the batch if it is as long as the batch on every rank; now this is "
+            "not as when the step was captured: pass it by a DataLoader, or as sx.replicated(x)"
+        )
+
+
+@host
 def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
     return Batch(Rows(start, stop, total), group, shard)
+
+
+@host
+def _draw_again(draws: RepeatedDraws | None, first: bool = False) -> None:
+    if draws is not None:
+        draws.next(first)
+    repeated_draws.set(draws)
 
 
 @host

@@ -13,8 +13,7 @@ from sorix_dist.core.graph import Accumulator
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.parallel.comm_hooks import exchange_like, is_exchanged
 from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, hook_for, used_by_any, used_on_any_rank
-from sorix_dist.parallel.shared_memory import SharedMemory
-from sorix_dist.parallel.shared_reducers import SharedTotal, gradient_windows
+from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
 
 _FIRST = (1 << 32) - 1
 

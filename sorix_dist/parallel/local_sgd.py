@@ -21,11 +21,13 @@ from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
 from sorix_dist.nn import Module
 from sorix_dist.optim import SGD
 from sorix_dist.optim.optimizer import Optimizer
+from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.forward import batch_of
 from sorix_dist.parallel.groups import InOrder
+from sorix_dist.parallel.reducers import Hook
 from sorix_dist.parallel.replicas import describe_modules, describe_state
 from sorix_dist.parallel.workers import Workers
 from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
@@ -54,17 +56,25 @@ class LocalSGD:
     too; integer ones become the largest.
 
     model: the bare model; rank 0 broadcasts its weights. optimizer: of its parameters. every: the number of batches
-    between two sums; all ranks may change this attribute alike (to 1 for a warm-up, say).
-    The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`, ValueError if the model is
-    wrapped, or if the ranks have other models, options or optimizer states.
+    between two sums; all ranks may change this attribute alike (to 1 for a warm-up, say). hook:
+    `comm_hooks.fp16_compress` halves what travels: what each worker has moved is rounded to float16, with one scale for
+    8,192 weights, and so is the sum. What a worker's rounding takes is added to what it moves until the next sum, and
+    is in the checkpoint (error feedback). With two or more workers on a rank, only the sums travel as float16.
+    The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`, ValueError for another
+    hook, if the model is wrapped, or if the ranks have other models, options or optimizer states.
     In a checkpoint save `model=model, local=local`, without the optimizer: `local` has the states of all workers.
     """
 
     outer: Optimizer | None = None
 
-    def __init__(self, model: Module, optimizer: Optimizer, every: int) -> None:
+    def __init__(self, model: Module, optimizer: Optimizer, every: int, *, hook: Hook | None = None) -> None:
         name = type(self).__name__
         _check_arguments(name, model, optimizer)
+        if hook is not None and hook is not fp16_compress:
+            raise ValueError(
+                f"{name}: hook must be None or comm_hooks.fp16_compress, got {hook!r}: others sum over the ranks, and "
+                "the result would depend on their number"
+            )
         self.every = as_int(f"{name}: every", every, 1)
         self.model, self.optimizer = model, optimizer
         comm = world()
@@ -77,11 +87,15 @@ class LocalSGD:
         agree_on_seed(comm)
         same_everywhere(comm, "the model's parameters and buffers", describe_state(model))
         same_everywhere(comm, "the model's modules and their options", describe_modules(model))
-        same_everywhere(comm, f"every and the optimizer of {name}", [f"every={self.every}", self._options()])
+        same_everywhere(
+            comm,
+            f"every and the optimizer of {name}",
+            [f"every={self.every}", f"hook={as_text(hook)}", self._options()],
+        )
         self._coordinator = Coordinator(comm)  # of its own: backwards of wrapped models do not concern it
         assert isinstance(self._coordinator.group, InOrder)
         self._group, self._shards = self._coordinator.group, self._coordinator.group.shards
-        self._workers = Workers(self, model, optimizer, self._coordinator)
+        self._workers = Workers(self, model, optimizer, self._coordinator, half=hook is not None)
         digest = crc32(b"".join(array.tobytes() for array in self._workers.initial.values()))
         same_everywhere(comm, f"the optimizer's state of {name}", [f"one with the digest {digest:08x}"])
         self._broken = False
@@ -174,6 +188,7 @@ class LocalSGD:
             for leaf, hooks in leaves:
                 leaf.hooks = hooks
         if self._since:
+            self._workers.round_sums()
             with self._workers.sync.sum():
                 self._move()
             self._workers.average_buffers(shares)
@@ -285,7 +300,15 @@ class DiLoCo(LocalSGD):
     which it is with the outer SGD(lr=1).
     """
 
-    def __init__(self, model: Module, optimizer: Optimizer, every: int, outer: Optimizer | None = None) -> None:
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        every: int,
+        outer: Optimizer | None = None,
+        *,
+        hook: Hook | None = None,
+    ) -> None:
         _check_arguments("DiLoCo", model, optimizer)
         if outer is None:
             outer = SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
@@ -293,7 +316,7 @@ class DiLoCo(LocalSGD):
         if outer is optimizer:
             raise ValueError("DiLoCo: outer must be another optimizer than the inner one, got the same")
         self.outer = outer
-        super().__init__(model, optimizer, every)
+        super().__init__(model, optimizer, every, hook=hook)
 
     def _move(self) -> None:
         assert self.outer is not None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK
 from sorix_dist.core.tensor import Array
 
@@ -24,6 +24,17 @@ class Matrix(NamedTuple):
     @property
     def stop(self) -> int:
         return self.start + self.rows * self.columns
+
+
+def matrices_in(matrices: Iterable[Matrix], own: slice) -> list[Matrix]:
+    """The whole rows of matrices that lie in a slice, counted from its start."""
+    found = []
+    for start, rows, columns in matrices:
+        first, last = (min(max(at - start, 0), rows * columns) for at in (own.start, own.stop))
+        first, last = -(-first // columns), last // columns
+        if first < last:
+            found.append(Matrix(start + first * columns - own.start, last - first, columns))
+    return found
 
 
 class PowerSGD:
@@ -47,6 +58,10 @@ class PowerSGD:
                 raise ValueError(f"PowerSGD: {name} must be an int of {least} or more, got {value!r}")
         self.rank, self.start = rank, start
         self._states: WeakKeyDictionary[Comm, dict[tuple[np.dtype[Any], int], LowRankSum]] = WeakKeyDictionary()
+
+    def describe(self) -> str:
+        """Its options, which must be the same on every rank."""
+        return f"PowerSGD(rank={self.rank}, start={self.start})"
 
     def of_matrices(self, matrices: Sequence[Matrix]) -> LowRankSum:
         """The hook for arrays in which these matrices lie."""
@@ -72,6 +87,12 @@ class LowRankSum:
         self.matrices = [m for m in matrices if 2 * rank * (m.rows + m.columns) <= m.rows * m.columns]
         self._left: Array | None = None
 
+    def sent(self, count: int) -> tuple[int, int]:
+        """How many numbers are in P together with the gradients that are no matrix, and in Q, for an array of `count`;
+        (count, 0) if no matrix is large enough."""
+        left = count - sum(m.rows * m.columns - self.rank * m.rows for m in self.matrices)
+        return left, sum(self.rank * m.columns for m in self.matrices)
+
     def _allocate(self, gradients: Array) -> None:
         """Makes one array for all P, with the gradients that are no matrix behind them, and one for all Q."""
         work = np.promote_types(gradients.dtype, np.float32)
@@ -85,14 +106,19 @@ class LowRankSum:
             self._left[end - n : end].reshape(-1, self.rank) for n, end in zip(heights, np.cumsum(heights), strict=True)
         ]
         self._tail = self._left[sum(heights) :]
-        self._right = np.random.Generator(np.random.Philox(0)).standard_normal(sum(widths)).astype(work)
+        self._right = np.empty(sum(widths), work)
+        self._begin()
         self._rights = [
             self._right[end - n : end].reshape(-1, self.rank) for n, end in zip(widths, np.cumsum(widths), strict=True)
         ]
         self._mine, self.missing = np.zeros((2, gradients.size), work)
 
+    def _begin(self) -> None:
+        """Makes the subspace iteration begin anew, from the same Q on every rank."""
+        self._right[:] = np.random.Generator(np.random.Philox(0)).standard_normal(self._right.size)
+
     def __call__(self, comm: Comm, gradients: Array) -> None:
-        self.steps += 1
+        self.steps, comm = self.steps + 1, agreed(comm)
         if not self.matrices or self.steps <= self.start:
             comm.all_reduce(gradients)
             return
@@ -102,6 +128,7 @@ class LowRankSum:
         assert left is not None
         np.add(gradients, missing, out=mine)
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
+            q *= _inverse(q)  # whose size is that of the last gradients, and does not matter
             np.matmul(_of(mine, matrix), q, out=p)
         if tail.size:
             np.concatenate([gradients[part] for part in self._rest], out=tail, casting="same_kind")
@@ -115,10 +142,15 @@ class LowRankSum:
                 p[...] = np.linalg.qr(p)[0]
         comm.broadcast(left[: left.size - tail.size])
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
-            own = _of(mine, matrix)
-            np.matmul(own.T, p, out=q)
-            np.subtract(own, p @ q.T, out=_of(missing, matrix))
+            np.matmul(_of(mine, matrix).T, p, out=q)
+        own = [q.copy() for q in self._rights]
         comm.all_reduce(self._right)
+        if not np.isfinite(self._right).all():
+            gradients.fill(np.nan)
+            self._begin()
+            return
+        for matrix, p, q in zip(self.matrices, self._lefts, own, strict=True):
+            np.subtract(_of(mine, matrix), p @ q.T, out=_of(missing, matrix))
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
             multiply(p, np.ascontiguousarray(q.T), gradients[matrix.start : matrix.stop])
         done = 0
@@ -130,6 +162,12 @@ class LowRankSum:
 
 def _of(array: Array, matrix: Matrix) -> Array:
     return array[matrix.start : matrix.stop].reshape(matrix.rows, matrix.columns)
+
+
+def _inverse(q: Array) -> Any:
+    """A power of two that makes the largest number about 1; 1 for zeros."""
+    _, exponent = np.frexp(np.abs(q).max(initial=0))
+    return q.dtype.type(np.ldexp(1.0, -int(np.clip(exponent, -100, 100))))
 
 
 def multiply(left: Array, right: Array, out: Array) -> None:

@@ -8,18 +8,19 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import Comm
+from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.power_sgd import Matrix, PowerSGD
+from sorix_dist.parallel.power_sgd import Matrix, matrices_in
 
 Hook = Callable[[Comm, Array], None]
 """A function of a communicator and one-dimensional gradients that sums these in place over the communicator's ranks.
 
 These are all ranks or, with several on each host, those that own the same slice of their host's sum. Every rank calls
 it for each dtype of parameters. Zeros pad each parameter's gradient to whole cache lines.
+The ranks have agreed on the step before.
 """
 
 
@@ -250,19 +251,20 @@ class LocalReducer(Reducer):
 
 
 def hook_for(hook: Hook, flat: Flat, own: slice) -> Hook:
-    """The hook for the elements `own` of a flat array: one that approximates weight matrices learns where they are."""
-    if not isinstance(hook, PowerSGD):
-        return hook
-    matrices = []
-    for start, parameter in zip(flat.starts, flat.parameters, strict=True):
-        shape = parameter.array.shape
-        columns = prod(shape[1:]) if len(shape) > 1 else 0
-        if columns:
-            inside = within(start, start + parameter.array.size, own)
-            first, last = -(-(inside.start - start) // columns), (inside.stop - start) // columns
-            if first < last:
-                matrices.append(Matrix(start + first * columns - own.start, last - first, columns))
-    return hook.of_matrices(matrices)
+    """The hook for the elements `own` of a flat array. One that approximates weight matrices has a method
+    `of_matrices`, which takes where they are and returns the hook to call."""
+    of_matrices: Callable[[list[Matrix]], Hook] | None = getattr(hook, "of_matrices", None)
+    return hook if of_matrices is None else of_matrices(matrices_in(weight_matrices(flat), own))
+
+
+def weight_matrices(flat: Flat) -> list[Matrix]:
+    """The parameters with several dimensions, the first one by all others."""
+    shapes = [parameter.array.shape for parameter in flat.parameters]
+    return [
+        Matrix(start, shape[0], prod(shape[1:]))
+        for start, shape in zip(flat.starts, shapes, strict=True)
+        if len(shape) > 1 and prod(shape)
+    ]
 
 
 class HookReducer(Reducer):
@@ -285,7 +287,7 @@ class HookReducer(Reducer):
         self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
         # The array gets the gradients of all ranks, so the flags must cover them: the next step clears by flags.
         if not same_used:
-            self.comm.all_reduce(self.flags, "max")
+            agreed(self.comm).all_reduce(self.flags, "max")
         self.used = self.flags.tobytes()
         self.hook(self.comm, self.total)
         self.flat.clear_gaps(self.total, slice(0, self.flat.size))
@@ -306,7 +308,7 @@ def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> 
     """The flags of the parameters with a gradient on any rank. A call of all ranks, with the same `same_used`."""
     used = np.frombuffer(flags, np.uint8).copy()
     if not same_used:
-        comm.all_reduce(used, "max")
+        agreed(comm).all_reduce(used, "max")
     return used.tobytes()
 
 

@@ -1,23 +1,17 @@
-"""Memory that the ranks of a host share: for parameters and gradients, and for data sets with one copy per host."""
+"""Memory that the ranks of a host share, and the reducer in it: every rank writes its own gradients, and sums its slice
+of all."""
 
 from __future__ import annotations
 
-import pickle
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from sorix_dist.comm import Comm
-from sorix_dist.core import Tensor
-from sorix_dist.core.memory import ALIGNMENT
+from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.memory import ALIGNMENT, PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.world import communicator
-from sorix_dist.utils.data.nested import map_arrays
-
-T = TypeVar("T")
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any
 
 
 class Fence(Protocol):
@@ -53,140 +47,68 @@ class SharedMemory:
         return slice(ends[min(rank, size)], ends[min(rank + 1, size)])
 
 
-def host_shared(make: Callable[[], T], comm: Any = None) -> T:
-    """Calls `make()` on one rank of each host, and returns its arrays in memory that all ranks of the host share.
+class SharedTotal:
+    """The sum of the gradients of one host's ranks: `grad` itself, or a separate shared array.
 
-    make: a function without arguments that returns an array, or a tuple, list or dict of arrays (and of small
-        values that pickle can copy), the same on every host.
-    comm: an mpi4py communicator if not all ranks of the job call this.
-
-    The arrays are read-only. Their memory is freed by a later call when no rank uses them any more. The rank that calls
-    `make` needs twice the memory while it copies: read larger data from a memory map. TypeError unless `make`
-    returns arrays of numbers, ValueError if hosts differ. An exception of `make` is raised on its rank; the other ranks
-    raise a RuntimeError that names the rank. A call of all ranks.
+    own: the elements that this rank sums; blocks: the same in pieces that fit into a cache; slices: how many ranks of
+    the host sum, all if not given.
     """
-    ranks = communicator(comm)
-    made, plan, problem = None, None, None
-    if ranks.local_rank == 0:
-        try:
-            made = make()
-            own = _Plan.of(made)
-            pickle.dumps(own)  # fails here if it can't be sent, before other ranks wait for it
-            plan = own
-        except Exception as error:  # noqa: BLE001 - raised below, when all ranks know of it
-            problem = error
-    failure = (
-        None
-        if problem is None
-        else (f"{type(problem).__name__}: {problem}", "".join(traceback.format_exception(problem)))
-    )
-    answers = ranks.gather_objects((ranks.host, plan, failure))
-    _check(answers, problem)
 
-    plan = next(answer[1] for answer in answers if answer[0] == ranks.host and answer[1] is not None)
-    window = ranks.window(plan.size if ranks.local_rank == 0 else 0)
-    if ranks.local_rank == 0:
-        plan.fill(window.parts[0], made)
-        made = None
-    window.barrier()
-    result: T = plan.views(_ReadOnly(window.parts[0]))
-    return result
+    def __init__(self, flat: Flat, memory: SharedMemory, slices: int | None = None) -> None:
+        self.flat, self.memory = flat, memory
+        self.own = memory.own_slice(flat.size, flat.dtype, slices)
+        self.blocks = [slice(at, min(at + BLOCK, self.own.stop)) for at in range(self.own.start, self.own.stop, BLOCK)]
+        self._beside: Array | None = None
+
+    def array(self, overwrite: bool) -> Array:
+        """The array for the next sum; see `Reducer.reduce`. A call of all ranks of the host."""
+        if overwrite and (self.flat.memory is not PRIVATE or self.memory.comm.size == self.memory.comm.hosts):
+            return self.flat.grad
+        if self._beside is None:
+            self._beside = self.memory.zeros(self.flat.size, self.flat.dtype)
+        return self._beside
 
 
-@dataclass(frozen=True)
-class _Spec:
-    """The offset, shape and dtype of an array in the memory."""
-
-    start: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def stop(self) -> int:
-        return self.start + int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
+def gradient_windows(flat: Flat, memory: SharedMemory, own: int) -> list[tuple[memoryview, Array]]:
+    """Flags and arrays for the gradients of all ranks of a host, `own` pairs of them for this rank. A call of all ranks
+    of the host, which may give different numbers."""
+    count = len(flat.parameters)
+    head = -(-count // ALIGNMENT) * ALIGNMENT
+    size = flat.size * flat.dtype.itemsize
+    length = head + -(-size // ALIGNMENT) * ALIGNMENT
+    places = [place for part in memory.parts(own * length) for place in part.reshape(-1, length)]
+    return [(place.data[:count], place[head : head + size].view(flat.dtype)) for place in places]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The layout of nested arrays in one block of memory: their structure, with a number for each array."""
+class SharedMemoryReducer(Reducer):
+    """Ranks of one host: each writes its gradients into its part of a shared window. Then each sums its slice of all
+    parts, in rank order, into `grad` if that is shared, or else into a shared total."""
 
-    structure: Any
-    specs: tuple[_Spec, ...]
+    def __init__(self, flat: Flat, memory: SharedMemory) -> None:
+        super().__init__(flat)
+        windows = gradient_windows(flat, memory, 1)
+        self.all_flags = [flags for flags, _ in windows]
+        self.arrays = [array for _, array in windows]
+        flags, array = windows[memory.comm.local_rank]
+        self.buffers = [GradientBuffer(flat, self.leaves, array, flags)]
+        self.buffers[0].select()
+        self.shared_total = SharedTotal(flat, memory)
+        self._fine = True
+        self._blocks: dict[bool, list[tuple[list[Array], Array]]] = {}
 
-    @property
-    def size(self) -> int:
-        return self.specs[-1].stop
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
+        self.used = used_by_any(self.all_flags)
+        self.total = self.shared_total.array(overwrite)
+        if overwrite not in self._blocks:
+            cut = self.shared_total.blocks
+            self._blocks[overwrite] = [([array[block] for array in self.arrays], self.total[block]) for block in cut]
+        fine = True
+        for (first, second, *others), total in self._blocks[overwrite]:
+            np.add(first, second, out=total)
+            for array in others:
+                total += array
+            fine = is_finite(total) and fine  # while the block is in the cache
+        self._fine = fine
 
-    @classmethod
-    def of(cls, made: Any) -> _Plan:
-        specs: list[_Spec] = []
-
-        def place(array: Any) -> Array:
-            if isinstance(array, Tensor) or array.dtype.hasobject:
-                kind = "a Tensor" if isinstance(array, Tensor) else f"an array of {array.dtype}"
-                raise TypeError(f"host_shared: make must return arrays of numbers, got {kind}")
-            start = -(-specs[-1].stop // ALIGNMENT) * ALIGNMENT if specs else 0
-            specs.append(_Spec(start, array.shape, array.dtype))
-            return np.array(len(specs) - 1)
-
-        structure = map_arrays(made, place)
-        if not specs:
-            raise TypeError(
-                f"host_shared: make must return an array, or a tuple, list or dict of arrays, got {type(made).__name__}"
-            )
-        return cls(structure, tuple(specs))
-
-    def fill(self, block: Array, made: Any) -> None:
-        """Copies the arrays into their places."""
-        specs = iter(self.specs)
-
-        def copy(array: Array) -> Array:
-            spec = next(specs)
-            np.copyto(_seen(block, spec), array)
-            return array
-
-        map_arrays(made, copy)
-
-    def views(self, memory: _ReadOnly) -> Any:
-        """The structure with read-only arrays in the memory."""
-        block = np.asarray(memory)
-        return map_arrays(self.structure, lambda number: _seen(block, self.specs[int(number)]))
-
-
-def _seen(block: Array, spec: _Spec) -> Array:
-    return block[spec.start : spec.stop].view(spec.dtype).reshape(spec.shape)
-
-
-class _ReadOnly:
-    """The base of the arrays: it keeps the memory alive, and NumPy can't make a view of it writeable."""
-
-    def __init__(self, memory: Array) -> None:
-        self.memory = memory
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": memory.shape,
-            "typestr": memory.dtype.str,
-            "data": (memory.ctypes.data, True),
-        }
-
-
-def _check(answers: list[tuple[int, _Plan | None, tuple[str, str] | None]], own: Exception | None) -> None:
-    """Raises on every rank if `make` failed on one, or if two hosts made different arrays."""
-    for rank, (_, _, failure) in enumerate(answers):
-        if failure is None:
-            continue
-        if own is not None:
-            raise own
-        error = RuntimeError(f"host_shared: make failed on rank {rank} with {failure[0]}")
-        error.add_note(f"there:\n{failure[1]}")
-        raise error
-    plans = [(rank, list(map(str, plan.specs))) for rank, (_, plan, _) in enumerate(answers) if plan is not None]
-    for rank, specs in plans:
-        if specs != plans[0][1]:
-            raise ValueError(
-                "host_shared: make must return the same on every host, got "
-                f"{', '.join(plans[0][1])} on rank 0 and {', '.join(specs)} on rank {rank}"
-            )
+    def is_finite(self) -> bool:
+        return self._fine

@@ -7,11 +7,12 @@ from zlib import crc32
 
 import numpy as np
 
+from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.half_blocks import HalfBlocks, whole_blocks
 from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any, used_on_any_rank
-from sorix_dist.parallel.shared_memory import SharedMemory
-from sorix_dist.parallel.shared_reducers import SharedTotal, gradient_windows
+from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
 from sorix_dist.parallel.virtual_shards import Node, Plan, VirtualShards, blocks, subtrees
 
 
@@ -70,40 +71,66 @@ class SharedTreeReducer(ShardReducer):
 
 class MessageTreeReducer(ShardReducer):
     """Ranks of several hosts: each sums its subtrees, an all-to-all exchanges slices of them, each sums the slices that
-    it has received, and an all-gather collects the sums."""
+    it has received, and an all-gather collects the sums.
 
-    def __init__(self, flat: Flat, shards: VirtualShards) -> None:
+    half: whether shards' numbers are rounded to float16, see `HalfBlocks`, so that they can travel so. A sum of several
+    shards of a rank travels as it is. Sums over all shards are rounded too.
+    """
+
+    def __init__(self, flat: Flat, shards: VirtualShards, half: bool = False) -> None:
         own, size = shards.owned, shards.comm.size
         windows = [(memoryview(bytearray(len(flat.parameters))), np.zeros(flat.size, flat.dtype)) for _ in own]
         super().__init__(flat, shards, windows)
         owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
         self._nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
-        self._length = -(-flat.size // size)
+        length = -(-flat.size // size)
+        self._length = length = whole_blocks(length) if half else length
+        self._half = HalfBlocks(length) if half else None
         # Each rank's subtrees cut into one slice for every rank; those with fewer subtrees send zeros as well.
-        self._sent = np.zeros((size, max(map(len, self._nodes)), self._length), flat.dtype)
-        leaves = {(i, i + 1): array for i, (_, array) in zip(own, windows, strict=True)}
-        self._sums: list[Array] = []
+        self._sent = np.zeros((size, max(map(len, self._nodes)), length), flat.dtype)
         self._plans: list[Plan] = []
-        for node in self._nodes[shards.comm.rank]:
-            self._sums.append(np.empty(flat.size, flat.dtype))
-            self._plans += blocks(self._sums[-1], 0, flat.size, BLOCK, leaves, node)
-        self._slice = np.empty(self._length, flat.dtype)
+        for k, node in enumerate(self._nodes[shards.comm.rank]):
+            for r in range(size):
+                slices = {(i, i + 1): array[r * length : (r + 1) * length] for i, (_, array) in zip(own, windows)}
+                count = max(0, min(length, flat.size - r * length))
+                self._plans += blocks(self._sent[r, k], 0, count, BLOCK, slices, node)
+        self._slice = np.empty(length, flat.dtype)
 
     def used_digest(self) -> int:
         return crc32(used_by_any([buffer.flags for buffer in self.buffers]))
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
-        comm, length = self.shards.comm, self._length
+        comm, length = agreed(self.shards.comm), self._length
         self.used = used_on_any_rank(comm, used_by_any([buffer.flags for buffer in self.buffers]), same_used)
         for plan in self._plans:
             plan.run()
-        for k, whole in enumerate(self._sums):
-            for r in range(comm.size):
-                piece = whole[r * length : (r + 1) * length]
-                self._sent[r, k, : len(piece)] = piece
-        received = comm.all_to_all(self._sent)
+        received = self._exchanged(comm)
         parts = {node: received[r, k] for r, nodes in enumerate(self._nodes) for k, node in enumerate(nodes)}
         for plan in blocks(self._slice, 0, length, BLOCK, parts, (0, self.shards.count)):
             plan.run()
-        self.total = comm.all_gather(self._slice).reshape(-1)[: self.flat.size]
+        self.total = self._gathered(comm).reshape(-1)[: self.flat.size]
         self._add_common(self.total, 0, self.flat.size)
+
+    def _exchanged(self, comm: Comm) -> Array:
+        """The slices of all ranks' subtrees that this rank sums."""
+        if self._half is None or self.shards.count > comm.size:
+            return comm.all_to_all(self._sent)
+        messages = np.empty((comm.size, self._half.nbytes), np.uint8)
+        for own, message in zip(self._sent, messages, strict=True):
+            self._half.encode(own[0], message)
+        return self._decoded(comm.all_to_all(messages))[:, np.newaxis]
+
+    def _gathered(self, comm: Comm) -> Array:
+        """The sums of all slices."""
+        if self._half is None:
+            return comm.all_gather(self._slice)
+        self._half.round(self._slice)
+        self._half.encode(self._slice, message := np.empty(self._half.nbytes, np.uint8))
+        return self._decoded(comm.all_gather(message))
+
+    def _decoded(self, messages: Array) -> Array:
+        assert self._half is not None
+        numbers = np.empty((len(messages), self._length), self.flat.dtype)
+        for message, row in zip(messages, numbers, strict=True):
+            self._half.decode(message, row)
+        return numbers

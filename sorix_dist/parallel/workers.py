@@ -19,9 +19,11 @@ from sorix_dist.nn import Module
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.state import Snapshot
 from sorix_dist.parallel.bucket import Bucket
+from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.forward import buffer_places
 from sorix_dist.parallel.groups import OfWorker
+from sorix_dist.parallel.half_blocks import HalfBlocks
 from sorix_dist.parallel.reducers import GradientBuffer
 from sorix_dist.parallel.tree_reducers import ShardReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
@@ -92,15 +94,23 @@ class Workers:
     The flat storages have the weights of the worker with the latest turn, and the reducers' buffers those of the
     others. Outside of turns the parameters are views of the weights of the last sum.
 
+    half: whether what workers have moved is rounded to float16.
     moved: the workers that have trained since the last sum; anchors: the weights of that sum, from the first turn on.
     """
 
-    def __init__(self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator) -> None:
+    def __init__(
+        self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator, half: bool
+    ) -> None:
         assert coordinator.shards is not None
         self.shards: VirtualShards = coordinator.shards
         self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync(owner)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.half = half
         self.buckets = [self._bucket(owner, flat, names) for flat in flatten(model.parameters())]
+        self._codes = [HalfBlocks(bucket.flat.size) for bucket in self.buckets] if half else []
+        # What rounding has taken from each worker's share, by bucket: it is added to the next one.
+        rounded = self.buckets if half else []
+        self._missing = {w: [np.zeros_like(bucket.flat.data) for bucket in rounded] for w in self.shards.owned}
         self._places = buffer_places(model)
         self._show([coordinator.comm.broadcast_object(value) for value in self.values()])
         self._draws = [x for module in model.modules() for x in vars(module).values() if isinstance(x, Draws)]
@@ -114,7 +124,7 @@ class Workers:
         coordinator = self.coordinator
         coordinator.comm.broadcast(flat.data)
         bucket = Bucket(owner, coordinator, flat, [names[id(p)] for p in flat.parameters], "raise")
-        coordinator.add(bucket, shared=False)
+        coordinator.add(bucket, shared=False, hook=fp16_compress if self.half else None)
         synchronise(flat, self.sync)
         return bucket
 
@@ -234,9 +244,20 @@ class Workers:
                 buffer = self._buffer(bucket, worker)
                 np.subtract(self.anchors[i], self._weights(bucket, worker), out=buffer.array)
                 buffer.array *= bucket.flat.dtype.type(shares[worker])
+                if self.half:
+                    buffer.array += (missing := self._missing[worker][i])
+                    np.copyto(missing, buffer.array)
+                    self._codes[i].round(buffer.array)
+                    missing -= buffer.array
                 for accumulator in buffer.accumulators:
                     accumulator.written = True
         self.rewind()
+
+    def round_sums(self) -> None:
+        """Rounds the sums, where no message has done that already."""
+        if self.coordinator.comm.hosts == 1:
+            for code, bucket in zip(self._codes, self.buckets, strict=False):
+                code.round(bucket.flat.grad)
 
     def average_buffers(self, shares: Array) -> None:
         """Makes the model's buffers the means over all workers; integers, which count batches, the largest."""
@@ -265,6 +286,7 @@ class Workers:
         for worker in self.shards.owned:
             own = self.optimizer.snapshot() if worker == self._loaded else self._snapshots.get(worker, self.initial)
             state = {f"optimizer.{name}": array for name, array in own.items()}
+            state.update({f"missing.{i}": array for i, array in enumerate(self._missing[worker])})
             if between:
                 moved = worker in self.moved
                 for i, bucket in enumerate(self.buckets):
@@ -292,6 +314,7 @@ class Workers:
             self._snapshots[worker] = {
                 name.removeprefix("optimizer."): a for name, a in own.items() if name.startswith("optimizer.")
             }
+            self._missing[worker] = [own[f"missing.{i}"] for i in range(len(self._missing[worker]))]
             if between:
                 for i, bucket in enumerate(self.buckets):
                     np.copyto(self._buffer(bucket, worker).array, own[f"weights.{i}"])

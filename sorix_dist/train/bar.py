@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sorix_dist.launch.output import columns
+
 
 class Bar(tqdm):  # type: ignore[misc]
     """A bar with numbers beside it that its format shows."""
@@ -15,4 +17,4 @@ class Bar(tqdm):  # type: ignore[misc]
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        return {**super().format_dict, "numbers": self.numbers}
+        return {**super().format_dict, "numbers": self.numbers, "ncols": columns()}

@@ -19,7 +19,8 @@ from sorix_dist.core import Tensor, flat
 from sorix_dist.core.capture import Recorder, recorders, same, version
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
-from sorix_dist.train.step_reads import Fingerprint, Reads, form_of, inside, modules, state_of, within
+from sorix_dist.train.fingerprint import Fingerprint, form_of, inside, modules, state_of, within
+from sorix_dist.train.step_reads import Reads, followed
 from sorix_dist.train.watched import Watched
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
@@ -39,10 +40,10 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
     step, and the functions and methods that it calls, name (closure, globals, `self`, what lies in lists, dicts and
     objects there); and each mode, number and array of the modules among these. Python code of the step runs in the
     first calls only: what it prints is not repeated. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes
-    arrays by NumPy, changes tensors in place, calls autograd.grad, counts calls or appends to a list, or draws random
-    numbers of Python's or NumPy's can't be captured: the step runs as it is, and a warning says the line once. So does
-    one that returns a tensor that backward() could be called on. An error that a program raises is not caught by a
-    `try` of the step.
+    arrays by NumPy, changes tensors in place, calls autograd.grad, counts calls or appends to a list, draws random
+    numbers of Python's or NumPy's, uses clocks or files, has an `except`, or names objects whose changes can't be seen
+    can't be captured: the step runs as it is, and a warning says the line once. So does one that returns a tensor that
+    backward() could be called on.
 
     The first three replays and every thousandth are audited: the step runs as it is, and its calls are compared with
     the program, with the same arrays; RuntimeError names the first that differs. The environment variable
@@ -68,6 +69,7 @@ class CompiledStep:
         self._programs: dict[Any, _Entry] = {}
         self._reads: Reads | None = None
         self._named: list[Any] = []
+        self._given: dict[int, Any] = {}  # arguments whose functions the step may call
         self._state = Fingerprint()
         self._states: dict[Any, int] = {}  # a number for each state of what the step reads
         self._number = self._seen = -1
@@ -85,6 +87,10 @@ class CompiledStep:
             instance.__dict__[name] = made
         return made
 
+    def __reduce__(self) -> Any:
+        """A copy has no programs yet."""
+        return CompiledStep, (self.step,)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         if self._mode == "off" or get_ident() in recorders:  # inside of another one it is a part of that
             return self.step(*args, **options)
@@ -96,6 +102,7 @@ class CompiledStep:
         entry = self._programs.get(key)
         if entry is None and len(self._programs) < MOST:
             self._reads = None  # functions or modules may be other ones
+            self._given |= followed(given.alive)
             key, given, values = self._key(args, options)
             entry = self._programs.get(key)
         if entry is None:
@@ -104,8 +111,11 @@ class CompiledStep:
                 return self.step(*args, **options)
             alive = [given, self._state, *map(_own, modules(self._named))]
             entry = self._programs[key] = _Entry(self._named, alive)
+            assert self._reads is not None
+            if self._reads.copies and any(isinstance(x, np.ndarray) for x in values):
+                given.refusal = "Python code may read the numbers of a NumPy array: pass it as a tensor"
             if refusal := given.refusal or self._state.refusal:
-                self._give_up(entry, f"{refusal} ({_line_of(self.step)})")
+                self._give_up(entry, refusal if _LINE.search(refusal) else f"{refusal} ({_line_of(self.step)})")
         if entry.program is None:
             return self._record(entry, values, args, options)
         if not (options or self._state.changeable) and (form := form_of(args)) is not None:
@@ -148,7 +158,7 @@ class CompiledStep:
         arrays = given.arrays
         aliases = None if len({*arrays}) == len(arrays) else tuple(map(arrays.index, arrays))
         if self._reads is None:
-            self._reads, self._named = Reads(self.step), []
+            self._reads, self._named = Reads(self.step, [*self._given.values()]), []
         named = self._reads.now()
         same_objects = len(named) == len(self._named) and all(map(is_, named, self._named))
         if self._state.changeable or self._seen != version() or not same_objects:
@@ -201,7 +211,12 @@ class CompiledStep:
         finally:
             del recorders[get_ident()]
         recorder.finish()
+        places = [x.place for x in recorder.tagged]
+        for x in recorder.tagged:
+            x.place = None
         after = self._left_alone(args, options)
+        for x, place in zip(recorder.tagged, places, strict=True):
+            x.place = place
         changed = [name for name, state in after.items() if state != before.get(name)]
         if changed and recorder.refusal is None:
             where = _line_of(self.step)
@@ -311,6 +326,8 @@ def _check(recorder: Recorder, result: Any) -> None:
     elif isinstance(result, Tensor) and isinstance(result.origin, Node) and result.origin.rules is not None:
         recorder.refuse("the step returns a tensor that backward() could be called on: detach() it, or use no_grad()")
     elif isinstance(result, tuple | list | dict):
+        if type(result) not in (tuple, list, dict):
+            recorder.refuse(f"the step returns a {type(result).__name__}: return a tuple, list or dict")
         for value in result.values() if isinstance(result, dict) else result:
             _check(recorder, value)
 
@@ -329,6 +346,7 @@ def _difference(one: Recorder, other: Recorder) -> str | None:
     return None
 
 
+_LINE = re.compile(r":\d+\)$")
 _VARIABLE = re.compile(r"\b[tr]\d+\b")
 
 

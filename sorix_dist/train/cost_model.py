@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
+from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
 
 RANK = 4
 """Of PowerSGD."""
@@ -71,7 +72,8 @@ class Step:
     """A step of one rank alone.
 
     rows: of the global batch; update: by the optimizer, of all parameters; rest: everything else, such as the loader;
-    borders: of the backward, from 0 on; nbytes: of the gradients.
+    borders: of the backward, from 0 on; nbytes: of the gradients; itemsize: of one of them; matrices: the weights of
+    several dimensions among the gradients, as PowerSGD takes them.
     """
 
     rows: int
@@ -81,6 +83,8 @@ class Step:
     rest: float
     borders: tuple[Border, ...]
     nbytes: int
+    itemsize: int = 4
+    matrices: tuple[Matrix, ...] = ()
 
     def alone(self, rows: int) -> float:
         """Seconds of a step without other ranks."""
@@ -143,9 +147,12 @@ class Ring(NamedTuple):
     burst: float
 
 
-def pipelined_ring(nbytes: float, hosts: int, link: Link, machine: Machine) -> Ring:
+def pipelined_ring(nbytes: float, hosts: int, link: Link, machine: Machine, coding: float = 0.0) -> Ring:
     """The longest of three times: of the bytes on a link, of a rank's work on all messages, and of the trips. A rank
-    has w pieces under way at most, so m pieces that start at a rank take ceil(m / w) trips one after the other."""
+    has w pieces under way at most, so m pieces that start at a rank take ceil(m / w) trips one after the other.
+
+    coding: seconds in which a rank encodes and decodes everything, a piece at a time.
+    """
     if hosts == 1:
         return Ring(0.0, 0.0, 0.0)
     piece = min(max(nbytes / (4 * hosts), SHORTEST), PIECE, nbytes)
@@ -153,8 +160,8 @@ def pipelined_ring(nbytes: float, hosts: int, link: Link, machine: Machine) -> R
     window = max(2, UNDER_WAY // hosts)
     share = 2 * (hosts - 1) / hosts
     on_link = share * nbytes * link.byte
-    work = share * nbytes * (machine.message / piece + machine.message_byte) * machine.crowding
-    hop = link.latency + piece * (link.byte + machine.message_byte) + machine.message
+    work = (share * nbytes * (machine.message / piece + machine.message_byte) + coding) * machine.crowding
+    hop = link.latency + piece * (link.byte + machine.message_byte + coding / nbytes) + machine.message
     trips = math.ceil(per_rank / window) * 2 * (hosts - 1) * hop
     return Ring(max(on_link, work, trips), work, min(window, max(per_rank, 1)) * piece * link.byte)
 
@@ -198,31 +205,45 @@ def predict(step: Step, layout: Layout, link: Link, machine: Machine, method: st
     if method == "exact":
         return seconds + _exposed(nbytes, step, hosts, link, machine, backward)
     if method == "fp16":
-        coded = machine.fp16 * crowding / local
-        return seconds + coded + _exposed(nbytes / 2, step, hosts, link, machine, backward)
-    return seconds + machine.powersgd * crowding / local + _powersgd_sums(nbytes, layout, link, machine)
+        return seconds + _exposed(nbytes / 2, step, hosts, link, machine, backward, machine.fp16 / local)
+    return seconds + machine.powersgd * crowding / local + _powersgd_sums(step, layout, link, machine)
 
 
-def _exposed(nbytes: float, step: Step, hosts: int, link: Link, machine: Machine, backward: float) -> float:
+def _exposed(
+    nbytes: float, step: Step, hosts: int, link: Link, machine: Machine, backward: float, coding: float = 0.0
+) -> float:
     """Seconds that the ring adds to a step: what does not pass during the backward, and a rank's work for the rest."""
-    found = pipelined_ring(nbytes, hosts, link, machine)
+    found = pipelined_ring(nbytes, hosts, link, machine, coding)
     if not found.seconds:
         return 0.0
     hidden = overlapped(found.seconds, found.burst, backward, step.borders)
     return found.seconds - hidden + found.work * hidden / found.seconds
 
 
-def _powersgd_sums(nbytes: float, layout: Layout, link: Link, machine: Machine) -> float:
-    """Seconds of the messages of PowerSGD: two sums of rank * sqrt(n) float32 and a broadcast of one of them, which the
-    ranks of a host make at the same time, each for its slice. This takes all gradients for one square matrix; those of
-    several weights send somewhat more."""
+def _powersgd_sums(step: Step, layout: Layout, link: Link, machine: Machine) -> float:
+    """Seconds of the messages of PowerSGD: sums of P and Q, and between them a broadcast of P, which the ranks of a
+    host make at the same time, each for its slice. The largest slice counts."""
     hosts, local = layout
-    numbers = nbytes / 4 / local
-    sent = 4 * RANK * math.sqrt(numbers)
+    count, hook = step.nbytes // step.itemsize, PowerSGD(RANK)
+    ends = [count * i // local for i in range(local + 1)]
+    slices = [slice(start, stop) for start, stop in pairwise(ends)]
+    sent = [hook.of_matrices(matrices_in(step.matrices, own)).sent(own.stop - own.start) for own in slices]
+    left, right = (step.itemsize * numbers for numbers in max(sent, key=sum))
     shared = link._replace(byte=link.byte * local)
-    if sent <= SHORT:
-        once = recursive_doubling(sent, hosts, shared)
-    else:
-        once = pipelined_ring(sent, hosts, shared, machine).seconds
-    work = 3 * math.ceil(math.log2(hosts)) * (machine.message + sent * machine.message_byte) * machine.crowding
-    return 2 * once + recursive_doubling(sent, hosts, shared) + work  # a binomial tree broadcasts in the same time
+    seconds = sum(_summed(nbytes, hosts, shared, machine) for nbytes in (left, right) if nbytes)
+    if right:  # a binomial tree broadcasts in the time of recursive doubling; a long array goes in pieces
+        broadcast = min(recursive_doubling(left, hosts, shared), ring(left, hosts, shared))
+        seconds += broadcast + _work(left, hosts, machine)
+    return seconds
+
+
+def _summed(nbytes: int, hosts: int, link: Link, machine: Machine) -> float:
+    """Seconds of an all-reduce after the backward."""
+    if nbytes > SHORT:
+        return pipelined_ring(nbytes, hosts, link, machine).seconds
+    return recursive_doubling(nbytes, hosts, link) + _work(nbytes, hosts, machine)
+
+
+def _work(nbytes: int, hosts: int, machine: Machine) -> float:
+    """Seconds that a rank works on the messages of a short sum or of a broadcast."""
+    return math.ceil(math.log2(hosts)) * (machine.message + nbytes * machine.message_byte) * machine.crowding

@@ -11,38 +11,31 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import runpy
-import socket
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.blas import usable_cores
-from sorix_dist.comm.ring import PIECE, SHORTEST, RingExchange
-from sorix_dist.comm.solo import Solo
+from sorix_dist.core.flat import Flat
 from sorix_dist.core.op import marker
 from sorix_dist.parallel.bucket import Bucket
-from sorix_dist.parallel.comm_hooks import Half, PowerSGD
 from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.power_sgd import Matrix
+from sorix_dist.parallel.reducers import weight_matrices
 from sorix_dist.train.checkpoint import Checkpointer
-from sorix_dist.train.cost_model import RANK, Border, Machine, PerRows, Step
+from sorix_dist.train.cost_model import Border, PerRows, Step
+from sorix_dist.train.machine import measure_machine
+from sorix_dist.train.measured import WARM, run_program
 from sorix_dist.train.profile import KINDS, times_of_file
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed
 
-WARM = 3
-"""Steps that are not measured: they allocate buffers."""
 SHARES = 1.0, 0.25, 1 / 16
 """Of a batch's rows, in turns."""
 LEAST = 3
@@ -77,6 +70,7 @@ class Steps(Timeline):
     found: list[OneStep] = field(default_factory=list)
     walks: list[list[tuple[float, int]]] = field(default_factory=list)
     sent: int = 0  # bytes of the gradients that backwards have reached
+    flats: list[Flat] = field(default_factory=list)  # of the trained models, as of the latest step
     count: int = 0
     deadline: float = 0.0
 
@@ -130,6 +124,7 @@ def listen(steps: Steps) -> None:
         steps.sent += sum(
             leaf.local.place(leaf).nbytes for bucket in self.buckets for leaf in bucket.leaves if leaf.local.written
         )
+        steps.flats = [bucket.flat for bucket in self.buckets]
         synchronise(self, scale)
 
     numbers = itertools.count()
@@ -163,9 +158,9 @@ def _complete(bucket: Bucket) -> int:
     return int((bucket.flat.size - start) * bucket.flat.dtype.itemsize)
 
 
-def fitted(found: list[OneStep]) -> Step:
+def fitted(found: list[OneStep], flats: list[Flat]) -> Step:
     """The typical step, its times by rows. With one number of rows only, all of a forward and a backward is taken to
-    grow with the rows."""
+    grow with the rows. flats: its parameters."""
     by_rows: dict[int, list[OneStep]] = defaultdict(list)
     for step in found:
         by_rows[step.rows].append(step)
@@ -179,7 +174,17 @@ def fitted(found: list[OneStep]) -> Step:
         _usual(full, "rest"),
         _typical_borders(full),
         round(float(np.median([step.nbytes for step in full]))),
+        max((flat.dtype.itemsize for flat in flats), default=4),
+        tuple(_matrices(flats)),
     )
+
+
+def _matrices(flats: list[Flat]) -> Iterator[Matrix]:
+    """The weight matrices of all flat storages, as if these were one array."""
+    start = 0
+    for flat in flats:
+        yield from (matrix._replace(start=start + matrix.start) for matrix in weight_matrices(flat))
+        start += flat.size
 
 
 def _usual(steps: list[OneStep], name: str) -> float:
@@ -210,7 +215,8 @@ def _typical_borders(steps: list[OneStep]) -> tuple[Border, ...]:
 
 def step_of_trace(path: str) -> Step:
     """The step of a trace of `sorix-dist run --profile`, on one host: forwards and backwards grow with the rows of a
-    rank, gradients are complete evenly during the backward. ValueError for another file."""
+    rank, gradients are complete evenly during the backward, and are those of one square weight. ValueError for another
+    file."""
     ranks = times_of_file(path)
     steps, rows, nbytes = ranks[0].steps, ranks[0].rows, ranks[0].nbytes
     if not steps or not rows or not nbytes or "captured step" in ranks[0].kinds:
@@ -223,125 +229,9 @@ def step_of_trace(path: str) -> Step:
     rest = sum(means[kind] for kind in ("loader", "zero_grad", REST))
     count = max(ranks[0].operations, 1)
     borders = tuple(Border(number / count, number / count) for number in range(count))
-    return Step(rows, forward, backward, means["update"] * len(ranks), rest, borders, nbytes)
-
-
-# -- this machine
-
-
-def measure_machine(nbytes: int) -> Machine:
-    """Measures on this machine what messages and sums cost for `nbytes` bytes of gradients."""
-    short, long = (_message(count) for count in (16 << 10, 4 << 20))
-    byte = max(long[0] - short[0], 0.0) / (long[1] - short[1])
-    message = max(short[0] - short[1] * byte, 1e-6)
-    core, host = _memory(min(max(nbytes, 1 << 20), 32 << 20))
-    gradients = np.random.default_rng(0).standard_normal(max(nbytes // 4, 1)).astype(np.float32)
-    piece = gradients[: PIECE // 2]
-    half, body = Half(), np.empty(2 * piece.size, np.uint8)
-
-    def code() -> None:
-        half.unpack(body, half.add(body, half.pack(piece, body), piece), piece)
-
-    hook, comm = PowerSGD(RANK), Solo()
-    fp16 = _least(code) * gradients.size / piece.size
-    return Machine(message, byte, core, max(core, host), fp16, _least(lambda: hook(comm, gradients)))
-
-
-def _least(work: Callable[[], object], seconds: float = 0.2, most: int = 30) -> float:
-    """The 10th percentile of what a call takes, after a first one."""
-    work()
-    times: list[float] = []
-    end = perf_counter() + seconds
-    while len(times) < 3 or (perf_counter() < end and len(times) < most):
-        began = perf_counter()
-        work()
-        times.append(perf_counter() - began)
-    return float(np.quantile(times, 0.1))
-
-
-class _Arriving:
-    """A message that a rank waits for, from another one in this process, which works when this one waits."""
-
-    def __init__(self, queue: deque[Any], buffer: Any, other_works: Callable[[], None]) -> None:
-        self.queue, self.buffer, self.other_works, self.here = queue, buffer, other_works, False
-
-    def Test(self) -> bool:
-        if not self.here and self.queue:
-            message = self.queue.popleft()
-            self.buffer[: len(message)] = message
-            self.here = True
-        return self.here
-
-    def Wait(self) -> None:
-        while not self.Test():
-            self.other_works()
-
-
-class _Sent:
-    def Test(self) -> bool:
-        return True
-
-    Wait = Test
-
-
-def _message(nbytes: int) -> tuple[float, int]:
-    """A rank's work in seconds for one message of a ring that sums `nbytes` bytes, and the bytes of the message.
-    Measures two ranks in this process, and the time that the system takes to send as much to itself."""
-    arrays = [np.ones(nbytes // 4, np.float32) for _ in range(2)]
-    queues: list[deque[Any]] = [deque(), deque()]
-    rings: list[RingExchange] = []
-
-    def send(rank: int, message: Any) -> _Sent:
-        queues[1 - rank].append(message)
-        return _Sent()
-
-    def receive(rank: int, buffer: Any) -> _Arriving:
-        return _Arriving(queues[rank], buffer, lambda: rings[1 - rank].send(arrays[1 - rank], 0))
-
-    for rank in range(2):
-        comm: Any = SimpleNamespace(rank=rank, size=2)
-        rings.append(RingExchange(comm, partial(send, rank), partial(receive, rank)))
-
-    def sums() -> None:
-        for ring, array in zip(rings, arrays):
-            ring.sum(array, array)
-
-    piece = min(max(nbytes // 8, SHORTEST), PIECE)
-    return _least(sums) / (2 * math.ceil(nbytes / piece)) + _through_the_system(piece), piece
-
-
-def _through_the_system(nbytes: int) -> float:
-    """Seconds to send a message to this machine itself, and to receive it."""
-    message, buffer = bytes(nbytes), bytearray(nbytes)
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
-        other, _ = server.accept()
-        with other:
-
-            def through() -> None:
-                one.sendall(message)
-                missing = nbytes
-                while missing:
-                    missing -= other.recv_into(buffer, missing)
-
-            return _least(through)
-
-
-def _memory(nbytes: int) -> tuple[float, float]:
-    """Memory bandwidth in bytes per second when arrays of `nbytes` bytes are added: of one thread, and of one thread on
-    every core together."""
-    cores, size = usable_cores(), nbytes // 4
-
-    def rate(threads: int) -> float:
-        arrays = np.ones((threads, 3, size), np.float32)
-
-        def add(thread: int) -> None:
-            one, other, total = arrays[thread]
-            np.add(one, other, out=total)
-
-        with ThreadPoolExecutor(threads) as pool:
-            return 12 * threads * size / _least(lambda: wait([pool.submit(add, thread) for thread in range(threads)]))
-
-    return rate(1), rate(cores)
+    side = math.isqrt(nbytes // 4)  # a trace does not have the shapes of the weights
+    matrices = (Matrix(0, side, side),) if side else ()
+    return Step(rows, forward, backward, means["update"] * len(ranks), rest, borders, nbytes, 4, matrices)
 
 
 def main(options: str, *program: str) -> None:
@@ -353,37 +243,30 @@ def main(options: str, *program: str) -> None:
         except ValueError as error:
             sys.exit(f"plan: {error}")
     else:
-        found = first_steps(given["seconds"], *program)
-        step, count = fitted(found), len(found)
-    measured = {"step": asdict(step), "machine": asdict(measure_machine(step.nbytes)), "steps": count}
+        steps = first_steps(given["seconds"], *program)
+        step, count = fitted(steps.found, steps.flats), len(steps.found)
+    measured = {"step": asdict(step), "machine": asdict(measure_machine(step)), "steps": count}
     Path(given["path"]).write_text(json.dumps(measured), encoding="utf-8")
 
 
-def first_steps(seconds: float, *program: str) -> list[OneStep]:
+def first_steps(seconds: float, *program: str) -> Steps:
     """The steps of a program that Python runs until enough is known."""
     steps = Steps(seconds=seconds)
     listen(steps)
-    is_module = program[0] == "-m"
-    script, *arguments = program[is_module:]
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, os.getcwd() if is_module else str(Path(script).resolve().parent))
     np.seterr(all="ignore")  # a loss of a part of a batch may divide by 0
     steps.start()
     try:
-        if is_module:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(script, run_name="__main__")
+        run_program(program)
     except Enough:
         pass
     finally:
         steps.stop()
     if not steps.found:
         sys.exit(
-            f"plan: {script} made {steps.count} steps, and more than {WARM} are needed that sum gradients: a step ends "
-            "with optimizer.step(), and its model is wrapped in sx.DistributedDataParallel"
+            f"plan: {sys.argv[0]} made {steps.count} steps, and more than {WARM} are needed that sum gradients: a step "
+            "ends with optimizer.step(), and its model is wrapped in sx.DistributedDataParallel"
         )
-    return steps.found
+    return steps
 
 
 if __name__ == "__main__":

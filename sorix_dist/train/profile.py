@@ -24,6 +24,8 @@ from sorix_dist.train.timeline import REST, Span, Summary, Timeline
 
 ROUNDS = 30
 """Messages there and back by which the clocks of two hosts are compared."""
+SHOWN = 50_000
+"""Nanoseconds from which on a wait gets an arrow in the trace."""
 LAYERS = 20
 """The layers that the table shows."""
 KINDS = (
@@ -124,11 +126,13 @@ class Profile:
 
     def _write(self, comm: Comm, path: Path, clocks: Sequence[RankClock]) -> None:
         """Writes the trace. One rank after the other sends its spans, so that no rank keeps those of all."""
-        own, events = self._timeline.all_spans(), []
+        own, events, flows = (self._timeline.all_spans(), self._timeline.waits), [], []
         for rank, shared in enumerate(clocks):
-            spans = comm.broadcast_object(own if rank == comm.rank else None, rank)
+            spans, waits = comm.broadcast_object(own if rank == comm.rank else None, rank)
             if comm.rank == 0:
                 events += _events(rank, spans, shared)
+                flows.append((spans[0], waits, shared))
+        events += _flows(flows)
         trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"ranks": list(map(asdict, self.ranks))}}
         on_first_rank(comm, lambda: path.write_text(json.dumps(trace) + "\n", encoding="utf-8"))
 
@@ -214,6 +218,29 @@ def _events(rank: int, spans: Sequence[Span], shared: RankClock) -> list[dict[st
          "dur": (shared(end) - shared(start)) / 1e3}
         for kind, name, start, end in spans
     ]  # fmt: skip
+
+
+def _flows(ranks: Sequence[tuple[Span, list[tuple[int, int, int, int]], RankClock]]) -> list[dict[str, Any]]:
+    """Flow events of the Trace Event Format: an arrow from the rank that came last to each longer wait for it.
+
+    ranks: of each its whole, its waits and its clock. What came before the late rank's whole began gets no arrow.
+    """
+    events: list[dict[str, Any]] = []
+    for rank, (whole, waits, shared) in enumerate(ranks):
+        for _, start, end, late in waits:
+            if late in (UNKNOWN, rank) or end - start < SHOWN or not whole.start <= start <= end <= whole.end:
+                continue
+            then, (its, _, its_clock) = shared(end - 1000), ranks[late]  # a microsecond before, inside of the wait
+            if its_clock(its.start) <= then <= its_clock(its.end):
+                flow = {
+                    "name": "waited for",
+                    "cat": "waiting",
+                    "id": f"{rank}.{len(events)}",
+                    "tid": 0,
+                    "ts": then / 1e3,
+                }
+                events += {"ph": "s", "pid": late, **flow}, {"ph": "f", "bp": "e", "pid": rank, **flow}
+    return events
 
 
 def table_of_file(path: str | os.PathLike[str]) -> str:

@@ -12,18 +12,16 @@ import functools
 import json
 import os
 import pstats
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import sorix_dist
 from sorix_dist.optim.optimizer import Optimizer
+from sorix_dist.train.measured import WARM, run_program
 from sorix_dist.train.profile import profile
 from sorix_dist.watchdog.launcher import detect
 
-WARM = 3
-"""Steps that are not measured: they allocate buffers."""
 FUNCTIONS = 15
 """The functions that are listed."""
 
@@ -81,17 +79,10 @@ def main(options: str, *program: str) -> None:
     if functions is not None:
         functions.install()
     measured = profile(path=given["path"], warmup=WARM, steps=steps)
-    is_module = program[0] == "-m"
-    script, *arguments = program[is_module:]
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, os.getcwd() if is_module else str(Path(script).resolve().parent))
     alone = True
     measured.__enter__()
     try:
-        if is_module:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(script, run_name="__main__")
+        run_program(program)
         alone = False
     except SystemExit as end:
         alone = end.code not in (None, 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from sorix_dist.comm.waiting import comparison, waited_on_this_host
 from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.placement import Shard
-from sorix_dist.launch.output import is_live
+from sorix_dist.launch.output import columns, is_live
 from sorix_dist.parallel.world import is_main_process, rank, size
 from sorix_dist.utils.data import DataLoader
 from sorix_dist.utils.data.nested import tensors
@@ -177,7 +177,8 @@ class Progress:
             bar_format="{desc}  {n_fmt}" + ("/{total_fmt} |{bar}|  {numbers}" if self.steps else "  {numbers}"),
             file=sys.stdout,
             leave=False,
-            dynamic_ncols=True,
+            ncols=columns(),
+            nrows=24,  # else a terminal that says 0 hides the bar
         )
 
     def _show(self, *words: str) -> None:
@@ -223,10 +224,10 @@ class Progress:
 def progress(loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> Progress:
     """The loader, whose loops show epoch, step, samples per second over all ranks, and the time left.
 
-    On a terminal or in a notebook it is one live line; in a file, or under mpirun and a scheduler, a line at the end of
-    each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there will be, for the time left;
-    shown: False only counts. The line has the share of time that the ranks of rank 0's host wait for each other and, at
-    the end of an epoch, the rank that costs the others more than a tenth of their time.
+    On a terminal (under `sorix-dist run` too) or in a notebook it is one live line; in a file, or under mpirun and a
+    scheduler, a line at the end of each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there
+    will be, for the time left; shown: False only counts. The line has the share of time that the ranks of rank 0's host
+    wait for each other and, at the end of an epoch, the rank that costs the others more than a tenth of their time.
 
         bar = sx.progress(loader, epochs=10)
         for epoch in range(10):

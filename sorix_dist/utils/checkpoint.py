@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any
 
-from sorix_dist.core import Tensor
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.core.op import marker
 from sorix_dist.core.random import MaskReplay, generator, replayed_masks
+from sorix_dist.utils.data.nested import tensors
 
 
 class _Region:
@@ -103,17 +103,10 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _nodes_of(result: Any, start: int) -> list[Node]:
     """The operations recorded since the marker `start` that the tensors in `result` follow from, oldest first."""
     found: dict[int, Node] = {}
-    pending = [x.origin for x in _tensors(result)]
+    pending = [x.origin for x in tensors(result)]
     while pending:
         node = pending.pop()
         if isinstance(node, Node) and node.number > start and node.number not in found:
             found[node.number] = node
             pending += node.edges
     return [found[number] for number in sorted(found)]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return [x for part in parts for x in _tensors(part)]

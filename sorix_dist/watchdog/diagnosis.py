@@ -29,6 +29,8 @@ class Observations:
 
     gone: dict[int, int | None] = field(default_factory=dict)
     """Ranks whose processes ended, the first one first, and their wait status, None if unknown."""
+    gone_for: float = 0.0
+    """Seconds since the first rank was gone."""
     waited: dict[int, float] = field(default_factory=dict)
     """Seconds that each rank has been in its present collective, or in the start of MPI."""
     stopped: dict[int, float] = field(default_factory=dict)
@@ -98,11 +100,16 @@ def ending(wait_status: int | None) -> str:
     """A description of the end of a process."""
     if wait_status is None:
         return "died without a word (killed, crashed, or os._exit)"
-    if number := wait_status & 0x7F:
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        hint = f" (mostly: {directory()} is full)" if number == signal.SIGBUS else ""
+    if name := _signal_name(wait_status):
+        hint = f" (mostly: {directory()} is full)" if name == "SIGBUS" else ""
         return f"was ended from outside by {name}" if name in _FROM_OUTSIDE else f"was killed by {name}{hint}"
     return f"left with os._exit({wait_status >> 8}) or the like"
+
+
+def _signal_name(wait_status: int | None) -> str:
+    """The signal that ended a process, '' if none did or it is unknown."""
+    number = (wait_status or 0) & 0x7F
+    return next((each.name for each in signal.Signals if each == number), f"signal {number}" * bool(number))
 
 
 def _died(
@@ -120,6 +127,12 @@ def _died(
         harmless = not waiting or _another_may_come(status, observed)
         if status.state == State.IMPORTED and harmless and not (wait_status and wait_status & 0x7F):
             continue
+        if (name := _signal_name(wait_status)) in _FROM_OUTSIDE:
+            more = sum(other in (wait_status, None) for other in observed.gone.values()) - 1
+            if more:
+                return Fault(f"rank {rank} and {more} more were ended by {name}, as by mpirun, a user or a scheduler")
+            if observed.gone_for < PATIENCE and len(observed.gone) < len(statuses):
+                return None
         # A launcher ends ranks because one of another host failed, or one without a page.
         other = "another host" * (not single_host) or "a rank without a status page" * (world_size > len(statuses))
         blame = f", or its launcher has ended it for {other}" if other and wait_status in (None, signal.SIGKILL) else ""
@@ -189,7 +202,7 @@ def _refused(statuses: Mapping[int, Status], observed: Observations, waiting: Se
 def _stopped(observed: Observations) -> Fault | None:
     for rank, seconds in observed.stopped.items():
         if seconds >= FROZEN:
-            return Fault(f"rank {rank} is frozen: its process is stopped (state T), those of other ranks run", (rank,))
+            return Fault(f"rank {rank} is frozen: its process is stopped (state T), others are not", (rank,))
     return None
 
 

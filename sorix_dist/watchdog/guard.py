@@ -30,6 +30,7 @@ from sorix_dist.watchdog.process import (
     end_status,
     environ,
     fill_standard_streams,
+    lives,
     outputs,
     parent,
     start_time,
@@ -53,8 +54,6 @@ GRACE = 3.0
 """Seconds that ranks have to end by themselves after the report."""
 BACKUP = 4.0
 """Seconds after which another process ends the ranks, if the guard has not."""
-SPARE = 2
-"""Descriptors left for reading /proc."""
 F_SETSIG = 10
 """Linux's number, which Python does not name."""
 LINES = 12
@@ -92,8 +91,8 @@ class Guard:
         self.pages = pages
         self.server = server
         self.connections: dict[int, socket.socket] = {}
-        self.disconnected: list[int] = []
-        """Processes that closed their files, in this order."""
+        self.disconnected: dict[int, int | None] = {}
+        """Processes that closed their files, in this order, and their wait statuses at that moment."""
         self.processes: dict[int, Process] = {}
         self.observed = Observations()
         self.launchers = Launchers(*launcher_of(pages.path))
@@ -101,16 +100,16 @@ class Guard:
         self.last_seen: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(server, select.EPOLLIN)
-        self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE
+        self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 2  # to read /proc
         self.polled: set[int] = set()
         """Ranks without a descriptor that signals their end, for want of pidfds or of descriptors."""
         self.states_read = self.now = time.monotonic()
         self.all_stopped = False
         self.reported_at: float | None = None
-        self.shells: dict[int, Process] = {}
+        self.shells: dict[int, tuple[int, int]] = {}
         """The processes between the launcher and a rank that is not its own child."""
         self.outputs: set[str] = set()
-        """The pipes to which ranks write."""
+        """The pipes and terminals to which ranks write."""
         self.backup = 0
         """The process that ends the ranks if this one can't."""
 
@@ -147,7 +146,7 @@ class Guard:
         if self.now - self.states_read >= STATES_TICK:
             self._read_states(min(self.now - self.states_read, LONGEST_TICK))
             self._find_absent()
-            self.observed.may_come = frozenset(rank for rank, shell in self.shells.items() if shell.alive())
+            self.observed.may_come = frozenset(rank for rank, shell in self.shells.items() if lives(*shell))
             self.states_read = self.now
         return True
 
@@ -206,7 +205,7 @@ class Guard:
             self._signal(signal.SIGKILL)
             if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
                 os.kill(guard, signal.SIGKILL)
-            self.launchers.end(GRACE)
+            self.launchers.release(set(), True, GRACE)
         finally:
             os._exit(0)
 
@@ -249,7 +248,8 @@ class Guard:
                 self.events.register(connection, select.EPOLLRDHUP)
             elif handle in self.connections:
                 connection = self.connections.pop(handle)
-                self.disconnected.append(_peer(connection)[0])
+                pid = _peer(connection)[0]
+                self.disconnected[pid] = end_status(pid)
                 self.events.unregister(handle)
                 connection.close()
             else:
@@ -258,9 +258,9 @@ class Guard:
         return ended
 
     def _note_end(self, rank: int) -> None:
-        process = self.processes[rank]
-        gone = self.observed.gone
-        gone[rank] = end_status(process.pid)
+        process, gone = self.processes[rank], self.observed.gone
+        status = end_status(process.pid)
+        gone[rank] = self.disconnected.get(process.pid) if status is None else status
         self.polled.discard(rank)
         self._forget_handle(process)
         # MPICH ends all ranks as soon as the first one closes its files, and its memory may take the longest to be
@@ -287,7 +287,7 @@ class Guard:
                 process.close()
             self.observed.gone.pop(rank, None)
             self.polled.discard(rank)
-            self.outputs.update(outputs(pid))
+            self.outputs.update(output for number, output in outputs(pid).items() if number in (1, 2))
             self._find_shell(rank, pid)
             if process.handle is not None:
                 self.events.register(process.handle, select.EPOLLIN)
@@ -301,13 +301,13 @@ class Guard:
         while (above := parent(shell)) > 1 and above != self.launcher.pid:
             shell = above
         if above == self.launcher.pid and shell != pid:
-            self.shells[rank] = Process(shell, start_time(shell))
-            self.shells[rank].close()
+            self.shells[rank] = shell, start_time(shell)
             self.observed.may_come |= {rank}
 
     def _count_time(self, passed: float) -> None:
         """Add `passed` seconds to those that ranks have waited, or are over."""
         waited, over = self.observed.waited, self.observed.over
+        self.observed.gone_for += passed if self.observed.gone else 0.0
         for rank in self.processes:
             status = self.pages.read(rank)
             if status is not None:
@@ -323,8 +323,10 @@ class Guard:
 
     def _read_states(self, passed: float) -> None:
         states = {rank: state(self.processes[rank].pid) for rank in self._living()}
+        # All stop by Ctrl-Z, or by a scheduler that suspends the job; but not only those that have not ended yet.
         some_run = any(letter != "T" for letter in states.values())
-        self.all_stopped = not some_run  # as by Ctrl-Z, or a scheduler that suspends the job
+        some_run = some_run or (bool(self.observed.gone) and state(self.launcher.pid) not in ("T", ""))
+        self.all_stopped = not some_run
         before = self.observed.stopped
         self.observed.stopped = {
             rank: before.get(rank, 0.0) + passed if letter == "T" and some_run else 0.0
@@ -335,8 +337,9 @@ class Guard:
         """Record ranks that ended before they imported the package: the launcher may go on silently."""
         unseen = set(range(self.pages.world_size)) - self.processes.keys()
         started = [detect(environ(pid)) for pid in children(self.launcher.pid)] if unseen else []
-        ranks = {launch.rank for launch in started if launch is not None}
-        self.observed.absent = frozenset(unseen - ranks if ranks else ())
+        known = {launch.rank for launch in started if launch is not None}
+        # The variables of another user's process can't be read: it may be any rank.
+        self.observed.absent = frozenset(unseen - known if known and None not in started else ())
 
     def _signal(self, number: int, but: list[int] | None = None) -> None:
         for rank in self._living():
@@ -346,7 +349,7 @@ class Guard:
     def _orphaned(self, statuses: dict[int, Status]) -> Fault | None:
         # A rank whose script has ended no longer needs its launcher: Open MPI's may end first.
         working = [status for status in statuses.values() if State.STARTING <= status.state < State.ENDED]
-        if self.launcher.alive() or not working:
+        if not self.launcher.start or self.launcher.alive() or not working:  # 0: hidden, by hidepid of /proc
             return None
         return Fault(f"what started the ranks of this host (pid {self.launcher.pid}) is gone")
 

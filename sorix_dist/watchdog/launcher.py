@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
@@ -136,12 +137,7 @@ def report_completion(environ: MutableMapping[str, str], rank: int) -> None:
     if path and rank == 0:
         with suppress(OSError):  # the caller finds no file, or an empty one, and says so
             Path(path).touch()
-        atexit.register(_complete, Path(path))
-
-
-def has_begun(path: Path) -> bool:
-    """Whether rank 0 has imported the package, as far as its file can be seen here."""
-    return path.exists()
+        atexit.register(_complete, Path(path), os.getpid())
 
 
 def is_complete(path: Path) -> bool:
@@ -149,7 +145,8 @@ def is_complete(path: Path) -> bool:
     return path.exists() and bool(path.read_bytes())
 
 
-def _complete(path: Path) -> None:
-    if not hasattr(sys, "last_value"):  # set by an uncaught exception, before sys.excepthook
+def _complete(path: Path, rank: int) -> None:
+    # A child that rank 0 forked may end long before it. An uncaught exception sets last_value, before sys.excepthook.
+    if os.getpid() == rank and not hasattr(sys, "last_value"):
         with suppress(OSError):
             path.write_bytes(b"complete")

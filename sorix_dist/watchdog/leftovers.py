@@ -12,18 +12,17 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.process import (
     Process,
     command,
     descends_from,
-    environ,
     outputs,
     parent,
     processes,
     seconds,
     start_time,
     state,
+    terminals,
 )
 
 SHARED = "/dev/shm/"
@@ -95,37 +94,27 @@ class Launchers:
         for launcher in self.all:
             launcher.close()  # ranks need the descriptors
 
-    def end(self, patience: float) -> None:
-        """All ranks and what watched them are gone: end the launchers if they stay for `patience` seconds."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            limit = time.monotonic() + patience
-            while (left := self._living()) and time.monotonic() < limit:
-                time.sleep(TICK)
-            for launcher in left:
-                launcher.send(number)
-
-    def _living(self) -> list[Process]:
-        return [launcher for launcher in self.all if command(launcher.pid) in LAUNCHERS and launcher.alive()]
-
-    def release(self, pipes: set[str], after_fault: bool, patience: float) -> None:
-        """The ranks, which wrote to `pipes`, are gone: end what keeps their launchers alive after `patience` seconds.
+    def release(self, ranks_outputs: set[str], after_fault: bool, patience: float) -> None:
+        """The ranks are gone, which wrote to `ranks_outputs`: end what keeps their launchers alive after `patience`
+        seconds.
 
         After a fault, end the launchers too if they stay, as they do where they have lost another host.
         """
         passed = 0.0
         while left := [launcher for launcher in self.all if launcher.alive()]:
-            holders = self._holders(pipes)
+            holders = self._holders(ranks_outputs)
             stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
             useless = left if after_fault and command(left[0].pid) in LAUNCHERS else []
             if not (holders or stopped or useless):
                 break
             if passed >= patience:
-                for pid in holders:
-                    _write_to(
-                        pid,
-                        f"all ranks of this host have ended, but process {pid}, which one of them has started, "
-                        "keeps their output open; ending it\n",
-                    )
+                for pid, descriptor in holders.items():
+                    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+                    with suppress(OSError), open(os.open(f"/proc/{pid}/fd/{descriptor}", flags), "w") as file:
+                        file.write(
+                            f"all ranks of this host have ended, but process {pid}, which one of them has started, "
+                            "keeps their output open; ending it\n"
+                        )
                     Process(pid, start_time(pid)).send(signal.SIGKILL)
                 for launcher in useless:
                     launcher.send(signal.SIGTERM if passed < patience + GRACE else signal.SIGKILL)
@@ -136,22 +125,15 @@ class Launchers:
         if not self.nearest.alive():
             remove_launcher_files(since=seconds(self.nearest.start) - 1)
 
-    def _holders(self, pipes: set[str]) -> list[int]:
-        """Processes that ranks started and that still have their pipes open, whose end the launcher waits for. A shell
-        around a rank is not one: the launcher started it."""
-        return [
-            pid
+    def _holders(self, ranks_outputs: set[str]) -> dict[int, int]:
+        """Processes that ranks started and that keep an output of theirs open, for whose end the launcher waits, and
+        their descriptors. Shells around ranks, and what shares the launcher's own output, are none."""
+        own = {output for launcher in self.all for output in outputs(launcher.pid).values()}
+        # A terminal of this name may be another job's by now, unless the launcher still has the other side of it.
+        kept = {output for output in ranks_outputs - own if output.startswith("pipe:")} | terminals(self.nearest.pid)
+        return {
+            pid: descriptor
             for pid in processes()
-            if pipes & set(outputs(pid))
-            and pid != os.getpid()
-            and detect(environ(pid)) is not None
-            and not descends_from(pid, self.nearest.pid)
-        ]
-
-
-def _write_to(pid: int, text: str) -> None:
-    """Write to another process's standard error."""
-    with suppress(OSError):
-        file = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
-        os.write(file, text.encode())
-        os.close(file)
+            for descriptor, output in outputs(pid).items()
+            if output in kept & ranks_outputs and pid != os.getpid() and not descends_from(pid, self.nearest.pid)
+        }

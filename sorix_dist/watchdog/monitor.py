@@ -40,13 +40,7 @@ FRAMES = 12
 WRITE_SECONDS = 2.0
 """Seconds that a report may take; the write blocks if nothing reads it."""
 START_SECONDS = 5.0
-"""Seconds that the start of a guard may take."""
-STARTED_SECONDS = 1.0
-"""Seconds that a rank waits for the guard that another one starts."""
-CONNECT_SECONDS = 5.0
-"""Seconds that a connection to the guard may take."""
-HIGH = 1000
-"""A descriptor's number that few programs reach."""
+"""Seconds that the start of a guard may take, and a connection to it."""
 
 
 class Monitor:
@@ -75,20 +69,21 @@ class Monitor:
             check(passed)
 
     def _keep_guard(self, passed: float) -> None:
-        if self.pages.shared:
-            try:
-                self.check_guard()
-            except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
-                self._starts += 1
+        try:
+            self.check_guard()
+        except Exception:  # noqa: BLE001 - without a guard, the rank still ends itself in time
+            self._starts += 1
 
     def check_guard(self) -> None:
         """Start a guard if none responds and no other rank does, and connect to it; OSError or SubprocessError if that
         fails."""
+        if not self.pages.shared:
+            return
         heartbeat = self.pages.heartbeat
         self._missed = self._missed + 1 if heartbeat == self._heartbeat else 0
         self._heartbeat = heartbeat
         if self._missed >= UNRESPONSIVE or not self.pages.guarded():
-            with suppress(TimeoutError), self.pages.starting_guard(STARTED_SECONDS):
+            with suppress(TimeoutError), self.pages.starting_guard(2 * TICK):
                 if self._missed >= UNRESPONSIVE and self.pages.heartbeat == heartbeat:
                     Process(*self.pages.guard).send(signal.SIGKILL)
                     self.pages.set_guard(0)
@@ -108,7 +103,7 @@ class Monitor:
             self._connection.close()
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(CONNECT_SECONDS)
+            connection.settimeout(START_SECONDS)
             connection.connect(self.pages.socket_path)
             self._connection = _closed_first(connection)
         except OSError:  # the guard still sees the end, but not the order of two ends
@@ -120,16 +115,21 @@ class Monitor:
         same = (page.is_ending or page.waits) and page.entered == self._entered
         self._entered, self._waited = page.entered, self._waited + passed if same else 0.0
         if timeout and self._waited > timeout + AFTER_GUARD:
-            self._end_all(timeout)
+            try:
+                self._end_others(timeout)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    def _end_all(self, timeout: float) -> None:
-        """End all ranks of this host: the guard has not."""
+    def _end_others(self, timeout: float) -> None:
+        """Report, and end the other ranks of this host: the guard has not."""
         killer = threading.Timer(WRITE_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
-        killer.start()
-        for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
-            if _GUARD in " ".join(arguments(pid)):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(RuntimeError):  # there can be no more threads
+            killer.start()
+        with suppress(OSError):  # no descriptor is left
+            for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
+                if _GUARD in " ".join(arguments(pid)):
+                    os.kill(pid, signal.SIGKILL)
         if self.pages.claim_report():
             status = self.pages.read(self.page.rank)
             doing = "" if status is None else f" {step_of(status)}{activity(status)}"
@@ -139,13 +139,13 @@ class Monitor:
                 f"rank {self.page.rank} has waited {timeout:g} s (init(timeout=)){doing}, and no guard process says "
                 f"for whom; ending all ranks\nthe stack of rank {self.page.rank}, innermost call last:\n{stack}"
             )
-            os.write(2, text.encode(errors="replace"))
+            with suppress(OSError):  # it is closed
+                os.write(2, text.encode(errors="replace"))
             time.sleep(WRITE_SECONDS / 10)  # for the launcher to forward it
         for rank in range(self.pages.ranks if self.pages.shared else 0):  # the launcher would wait for a stopped rank
             pid, start = self.pages.owner(rank)
             if pid > 0 and rank != self.page.rank and lives(pid, start):
                 Process(pid, start).send(signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _closed_first(connection: socket.socket) -> socket.socket:
@@ -153,7 +153,7 @@ def _closed_first(connection: socket.socket) -> socket.socket:
 
     MPICH's launcher ends all other ranks when its connection to one closes: the guard must learn first which one.
     """
-    high = min(HIGH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)
+    high = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)  # few programs reach 1000
     with connection:
         return socket.socket(fileno=fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
 
@@ -171,6 +171,8 @@ main(sys.argv[2])
 
 def _start_guard(pages: StatusPages) -> None:
     """Start the guard, in its own session and as an orphan: no os.wait() of the program may find it."""
+    if os.fstat(pages.file)[1:3] != pages.identity:
+        raise OSError("the program has closed the file of the status pages, and opened another one")
     root = Path(__file__).resolve().parent.parent
     # By a shell, because tracers (viztracer) run every Python that they see in `subprocess` under themselves.
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(root), str(pages.path)]

@@ -18,9 +18,10 @@ FOLDERS = 8
 def directory() -> Path:
     """The folder of status pages: private to this user, in this host's memory if possible.
 
-    PermissionError if there can be none.
+    OSError if there can be none.
     """
-    for above in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+    for memory in ("/dev/shm", ""):
+        above = Path(memory or tempfile.gettempdir())  # which raises where only memory can be written
         for number in range(FOLDERS):
             folder = above / f"sorix_dist-{os.getuid()}.{number}"
             with suppress(OSError):  # it exists already, or can't be made
@@ -33,7 +34,10 @@ def directory() -> Path:
 
 
 def path_for(launcher: int) -> Path:
-    """The file of the ranks that the process `launcher` started on this host."""
+    """The file of the ranks that the process `launcher` started on this host. OSError if it is in another PID namespace
+    than /proc shows."""
+    if launcher == 0 or os.readlink("/proc/self") != str(os.getpid()):
+        raise ProcessLookupError("what started the ranks can't be seen from this container (PID namespace)")
     return directory() / f"{_prefix()}{launcher}-{start_time(launcher)}-{_namespace()}"
 
 
@@ -57,7 +61,8 @@ def remove_stale() -> None:
                 leftovers.remove_recorded(path)
             with suppress(OSError):  # another job has just removed it
                 path.unlink()
-    leftovers.remove_launcher_files()
+    with suppress(OSError):  # there is no temporary folder
+        leftovers.remove_launcher_files()
 
 
 def _namespace() -> str:

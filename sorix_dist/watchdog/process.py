@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +38,9 @@ class Process:
         with suppress(OSError):
             if self.handle is not None:
                 signal.pidfd_send_signal(self.handle, number)
-            elif self.alive():
+                return
+        with suppress(OSError):
+            if self.alive():
                 os.kill(self.pid, number)
 
     def close(self) -> None:
@@ -67,7 +71,9 @@ def seconds(start: int) -> float:
 def lives(pid: int, start: int) -> bool:
     """Whether the process that began at `start` runs or is stopped; a zombie has ended."""
     fields = _stat(pid)
-    return bool(fields) and int(fields[_START]) == start and fields[_STATE] not in ("Z", "X")
+    if not fields:  # it is gone, or this process has no descriptor left to read with
+        return os.path.exists(f"/proc/{pid}")
+    return int(fields[_START]) == start and fields[_STATE] not in ("Z", "X")
 
 
 def state(pid: int) -> str:
@@ -77,9 +83,10 @@ def state(pid: int) -> str:
 
 
 def end_status(pid: int) -> int | None:
-    """The wait status of a process that has ended; None if its parent has collected it."""
+    """The wait status of a process that has ended; None if its parent has collected it, or if it may still run."""
     fields = _stat(pid)
-    return int(fields[_STATUS]) if fields and fields[_STATE] == "Z" and len(fields) > _STATUS else None
+    status = int(fields[_STATUS]) if len(fields) > _STATUS else 0
+    return status if status or (fields and fields[_STATE] == "Z") else None
 
 
 def parent(pid: int) -> int:
@@ -118,20 +125,31 @@ def command(pid: int) -> str:
     return os.path.basename(arguments(pid)[0])
 
 
-def outputs(pid: int) -> list[str]:
-    """The pipes that are a process's standard output and standard error."""
-    found = []
-    for number in (1, 2):
-        with suppress(OSError):
-            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
-    return [name for name in found if name.startswith("pipe:")]
+def outputs(pid: int) -> dict[int, str]:
+    """The pipes and terminals to which a process can write, by descriptor."""
+    found = {}
+    with suppress(OSError):  # it has ended, or is another user's
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(link)
+            if target.startswith(("pipe:", "/dev/pts/")) and link.lstat().st_mode & stat.S_IWUSR:
+                found[int(link.name)] = target
+    return found
+
+
+def terminals(pid: int) -> set[str]:
+    """The pseudo-terminals that a process has made and still reads."""
+    found = set[str]()
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+            found.update(f"/dev/pts/{number}" for number in re.findall(r"tty-index:\s*(\d+)", file.read_text()))
+    return found
 
 
 def launcher_pid(launch: Launch) -> int:
     """The process that started the ranks of this host: the nearest ancestor that does not belong to this rank, as a
-    shell around the program does."""
+    shell around the program does. 0 if it is in another PID namespace."""
     pid = os.getppid()
-    while pid > 1:
+    while pid > 0:
         its = detect(environ(pid))
         if its is None or (its.name, its.rank) != (launch.name, launch.rank):
             break

@@ -14,11 +14,12 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.process import lives, start_time
@@ -34,9 +35,6 @@ DEPTH = 4
 
 LOCK_SECONDS = 10.0
 """Seconds that a process waits for another one that has locked the pages."""
-
-CLAIM_SECONDS = 1.0
-"""The same for a process that is to report what ends the job."""
 
 LONGEST = 1e9
 """Longer time-outs, in seconds, are cut to this."""
@@ -99,29 +97,21 @@ class Status:
         return self.entered > self.exited
 
 
-class _Word:
-    """An attribute of `StatusPages`: a number in the first page, 0 at first."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __get__(self, pages: StatusPages, owner: object = None) -> int:
-        return pages.words[self.number]
-
-    def __set__(self, pages: StatusPages, value: int) -> None:
-        pages.words[self.number] = value
+def _word(number: int) -> Any:
+    """A property of `StatusPages`: a number in the first page, 0 at first."""
+    return property(lambda pages: pages.words[number], lambda pages, value: pages.words.__setitem__(number, value))
 
 
 class StatusPages:
     """The status pages of the ranks that one launcher process started on this host: one file for all of them."""
 
-    heartbeat = _Word(_HEARTBEAT)
+    heartbeat = _word(_HEARTBEAT)
     """Changes as long as the guard works."""
-    world_size = _Word(_WORLD_SIZE)
+    world_size = _word(_WORLD_SIZE)
     """The number of ranks if all are on this host, else 0."""
-    other_hosts = _Word(_OTHER_HOSTS)
+    other_hosts = _word(_OTHER_HOSTS)
     """Not 0 if some ranks are known to be on other hosts."""
-    reported = _Word(_REPORTED)
+    reported = _word(_REPORTED)
     """Not 0 once the fault that ends the job has been reported."""
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:
@@ -130,6 +120,8 @@ class StatusPages:
         """Whether other processes can read them."""
         self.ranks = ranks
         self.file = file
+        self.identity = os.fstat(file)[1:3] if self.shared else ()
+        """Of the file: two containers may each have one of this name."""
         self.memory = mmap.mmap(file, PAGE * (1 + ranks))
         self.words = memoryview(self.memory).cast("q")
 
@@ -181,17 +173,13 @@ class StatusPages:
         """The guard's socket. A rank stays connected until its process closes its files, early in its end."""
         return f"{self.path}.socket"
 
-    @contextmanager
-    def locked(self, patience: float = LOCK_SECONDS) -> Iterator[None]:
+    def locked(self, patience: float = LOCK_SECONDS) -> AbstractContextManager[None]:
         """A block that one process at a time is in. TimeoutError if another one stays there for `patience` seconds."""
-        with _locked(self.file, patience, fcntl.flock):
-            yield
+        return _locked(self.file, patience, fcntl.flock)
 
-    @contextmanager
-    def starting_guard(self, patience: float) -> Iterator[None]:
+    def starting_guard(self, patience: float) -> AbstractContextManager[None]:
         """The same, with another lock: a guard may take long to start, and ranks claim their pages meanwhile."""
-        with _locked(self.file, patience, fcntl.lockf):
-            yield
+        return _locked(self.file, patience, fcntl.lockf)
 
     @property
     def guard(self) -> tuple[int, int]:
@@ -218,11 +206,11 @@ class StatusPages:
     def claim_report(self) -> bool:
         """Whether this process is the one to report what ends the job: True for one process only."""
         try:
-            with self.locked(CLAIM_SECONDS):
+            with self.locked(LOCK_SECONDS / 10):
                 first = not self.reported
                 self.reported = 1
                 return first
-        except TimeoutError:  # a process that is stopped has the lock
+        except OSError:  # a process that is stopped has the lock, or the program has closed the file
             return not self.reported
 
     def at(self, rank: int) -> int:
@@ -342,19 +330,15 @@ def _locked(file: int, patience: float, lock: Callable[[int, int], None]) -> Ite
         yield
         return
     limit = time.monotonic() + patience
-    while not _take(lock, file):
-        if time.monotonic() > limit:
-            raise TimeoutError(f"another process has locked the ranks' status pages for {patience:g} s")
-        time.sleep(0.002)
+    while True:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"another process has locked the ranks' status pages for {patience:g} s") from None
+            time.sleep(0.002)
     try:
         yield
     finally:
         lock(file, fcntl.LOCK_UN)
-
-
-def _take(lock: Callable[[int, int], None], file: int) -> bool:
-    try:
-        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -11,7 +11,6 @@ import atexit
 import faulthandler
 import os
 import signal
-import subprocess
 import sys
 import threading
 import warnings
@@ -192,15 +191,14 @@ def join(launch: Launch) -> bool:
         _page = RankPage(StatusPages.private(ranks), launch.rank)
         _warn(error)
     monitor = Monitor(_page)
-    if _page.pages.shared:
+    for begin in (monitor.check_guard, monitor.start):
         try:
-            monitor.check_guard()
-        except (OSError, subprocess.SubprocessError) as error:
+            begin()
+        except Exception as error:  # noqa: BLE001
             _warn(error)
-    monitor.start()
     _page.enable_stack_dump()
     if not faulthandler.is_enabled():
-        with suppress(ValueError, OSError, AttributeError):  # sys.stderr is not a file
+        with suppress(ValueError, OSError, AttributeError, RuntimeError):  # sys.stderr is not a file, or None
             faulthandler.enable()
     atexit.register(_page.set, State.ENDED)
     os.register_at_fork(after_in_child=_forget)

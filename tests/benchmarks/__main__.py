@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.cli.parser import Parser, positive
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.processes import ask
 from tests.benchmarks import run
 from tests.benchmarks.compare import contest, table

@@ -116,9 +116,13 @@ def trained(task: Task, name: str, seed: int, options: argparse.Namespace) -> fl
         criterion(model(x), y).backward()
         optimizer.step()
 
-    workers = None
-    if local:
-        workers = (sx.LocalSGD if method == "LocalSGD" else sx.DiLoCo)(model, optimizer, options.every)
+    workers: sx.LocalSGD | None = None
+    if method == "LocalSGD":
+        workers = sx.LocalSGD(model, optimizer, options.every)
+    elif method == "DiLoCo":
+        rate, momentum = options.outer
+        outer = optim.SGD(model.parameters(), lr=rate, momentum=momentum, nesterov=momentum > 0)
+        workers = sx.DiLoCo(model, optimizer, options.every, outer)
     for epoch in range(epochs):
         for xb, yb in loader:
             if workers is not None:
@@ -141,6 +145,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--every", type=int, default=16, help="batches between two sums of LocalSGD and DiLoCo")
     parser.add_argument("--warmup", type=int, default=0, help="epochs in which these two sum after every batch")
+    parser.add_argument(
+        "--outer", type=float, nargs=2, default=(0.7, 0.9), metavar=("RATE", "MOMENTUM"), help="of DiLoCo's outer SGD"
+    )
     parser.add_argument("--rate", type=float, default=1.0, help="a factor on all learning rates")
     parser.add_argument("--workers", type=int, default=4, help="virtual workers of LocalSGD and DiLoCo")
     parser.add_argument("--ranks", type=int, default=4)
@@ -151,7 +158,7 @@ def main() -> None:
     accuracies: dict[str, Any] = {name: [] for name in options.methods}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.methods:
-            accuracies[name] += run_threads(trained, options.ranks, (task, name, seed, options))[:1]
+            accuracies[name] += run_threads(trained, options.ranks, (task, name, seed, options), timeout=36000)[:1]
             print(f"seed {seed}, {name}: {accuracies[name][-1]:.2f}", file=sys.stderr, flush=True)
     print("| | mean | spread | from exact |\n|---|---|---|---|")
     for name, found in accuracies.items():

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist._version import __version__
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import Command, command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.processes import PYTHON, ask
 from tests.benchmarks.measure import summaries
 from tests.benchmarks.workloads import WORKLOADS

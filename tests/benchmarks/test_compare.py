@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.processes import descendants
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.compare.arena import Arena, measures_memory, proportional

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.jobs import LIMIT, SORIX_DIST, finished, job
 from tests.support.launching import needs_mpirun
+from tests.support.restarted import SCRIPT
 
 pytestmark = [needs_mpirun, pytest.mark.timeout(240)]
 
@@ -92,25 +93,10 @@ def test_a_job_that_had_to_make_room_goes_on_where_it_was(undisturbed: str) -> N
     assert "step 2\n" not in again[1]
 
 
-MISLEADING = """
-import os, pathlib, sys
-import sorix_dist as sx
-attempt, folder = int(os.environ["SORIX_DIST_ATTEMPT"]), pathlib.Path("saved")
-(folder / "log.txt").write_text(str(attempt))
-os.utime(folder / "log.txt", (2e9 - attempt,) * 2)
-(folder / "loop").is_symlink() or (folder / "loop").symlink_to("loop")
-(folder / f"00000{attempt}-step-{attempt}.safetensors.0badf00{attempt}.tmp").write_text("cut")
-if sys.argv[1] == "saves":
-    sx.Checkpointer(folder).save(attempt, x=[attempt])
-    attempt == 4 and sys.exit()
-sys.exit(3)
-"""
-
-
-@pytest.mark.parametrize(("what", "code", "starts"), [("saves", 0, 5), ("does not", 3, 2)])
+@pytest.mark.parametrize(("what", "code", "starts"), [("saves", 0, 5), ("does-not", 3, 2)])
 def test_only_a_later_step_in_a_valid_file_is_progress(script: Path, what: str, code: int, starts: int) -> None:
-    script.write_text(MISLEADING)
-    argv = ["run", "-n", "1", "--max-restarts", "9", "--checkpoint", "saved", "train.py", what]
+    script.write_text(SCRIPT)
+    argv = ["run", "-n", "1", "--max-restarts", "9", "--checkpoint", "saved", "train.py", what, "4"]
     ended, output = finished([*SORIX_DIST, *argv])
     assert ended == code, output
     assert output.count("the job ended with code 3") == starts - (code == 0), output

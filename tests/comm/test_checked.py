@@ -72,6 +72,45 @@ def test_after_a_failure_every_further_call_is_refused_with_the_first_reason(hos
     run_threads(rank, 3, timeout=60, hosts=hosts)
 
 
+class Counting:
+    """A communicator that counts the messages of another one."""
+
+    def __init__(self, inner: Comm) -> None:
+        self.inner, self.messages = inner, 0
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(self.inner, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments: object, **options: object) -> object:
+            self.messages += 1
+            return found(*arguments, **options)
+
+        return call
+
+
+def test_a_short_array_between_hosts_travels_in_the_message_that_compares_the_call() -> None:
+    def rank() -> list[int]:
+        counting = Counting(current())
+        comm = Checked(counting)  # type: ignore[arg-type]
+        found = []
+        for work in (
+            lambda: comm.all_gather(np.ones(30)),
+            lambda: comm.all_gather(np.ones(31)),
+            lambda: comm.all_reduce(np.ones(30)),
+            lambda: comm.all_reduce(np.ones(31)),
+            lambda: comm.agreed().all_reduce(np.ones(31)),
+            lambda: comm.agreed().broadcast(np.ones(31)),
+        ):
+            counting.messages = 0
+            work()
+            found.append(counting.messages)
+        return found
+
+    assert run_threads(rank, 3, timeout=60, hosts=3) == [[1, 2, 1, 2, 1, 1]] * 3
+
+
 def test_a_wrong_argument_on_one_rank_is_a_call_that_others_see() -> None:
     def rank() -> None:
         comm = Checked(current())

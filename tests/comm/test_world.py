@@ -126,9 +126,12 @@ except RuntimeError as error:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"timeout": 0}, "timeout must be a number of seconds above 0, got 0"),
-        ({"timeout": "5"}, "timeout must be a number of seconds above 0, got '5'"),
+        ({"timeout": 0}, "timeout must be a finite number of seconds above 0 .* got 0"),
+        ({"timeout": "5"}, "timeout must be a finite number of seconds above 0 .* got '5'"),
         ({"timeout": float("nan")}, "timeout .* got nan"),
+        ({"timeout": float("inf")}, "timeout .*1e9: no limit.* got inf"),
+        ({"timeout": None}, "timeout .* got None"),
+        ({"timeout": True}, "timeout .* got True"),
         ({"threads": 0}, "threads must be 'auto' or an int of 1 or more, got 0"),
         ({"threads": True}, "threads .* got True"),
         ({"threads": "all"}, "threads .* got 'all'"),

@@ -11,6 +11,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist.core import Tensor
 from sorix_dist.core.placement import Batch, Group, Partial, Shard, tagged
+from sorix_dist.core.rules import placement_of
 from sorix_dist.nn import functional as F
 from tests.support.core.sharded import OneOfTwo, sharded
 
@@ -161,7 +162,7 @@ def test_what_needs_all_rows_gathers_them_and_says_so(name: str, trained: bool, 
     function, reference = GATHERED[name]
     group = zeros_elsewhere()
     result = function(rows_of(count, trained, group))
-    assert result.place is None
+    assert placement_of(result) is None
     everywhere = np.zeros_like(ALL)
     everywhere[3 : 3 + count] = ALL[3 : 3 + count]
     np.testing.assert_array_equal(result.array, reference(everywhere))

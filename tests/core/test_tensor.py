@@ -9,7 +9,7 @@ import pytest
 
 from sorix_dist.core import Size, Tensor, no_grad
 from sorix_dist.core import dtype as types
-from sorix_dist.core.device import device
+from sorix_dist.core.arguments import device
 
 
 def matrix(requires_grad: bool = False) -> Tensor:

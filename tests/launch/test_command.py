@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import Command, command, find_mpirun, flavour, on_this_host
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.hosts import Host
 
 VERSIONS = {

@@ -14,7 +14,9 @@ import pytest
 
 from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import cleanup
-from sorix_dist.launch.doctor import Finding, machine, mpi
+from sorix_dist.launch import machine_checks as machine
+from sorix_dist.launch import mpi_checks as mpi
+from sorix_dist.launch.machine_checks import Finding
 from sorix_dist.launch.processes import ask
 from tests.launch.test_command import VERSIONS, launcher
 from tests.support.jobs import survivors

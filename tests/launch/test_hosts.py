@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.hosts import (
     Host,
     allocated,

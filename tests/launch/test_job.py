@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch import job as job_scripts
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.job import SCHEDULERS, Job, fill, script, template
 from tests.support.jobs import ROOT, job
 from tests.support.launching import needs_mpirun

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from sorix_dist.launch.doctor import Finding, machine
+from sorix_dist.launch import machine_checks as machine
+from sorix_dist.launch.machine_checks import Finding
 
 
 def findings(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, list[float]]) -> list[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.launch.logs import logged
+from sorix_dist.launch.output import logged
 from tests.support.jobs import LIMIT, finished, job, survivors
 
 SPEAKS = "import os, sys; print('out', os.getpid()); print('err', file=sys.stderr); sys.exit(int(sys.argv[1]))"

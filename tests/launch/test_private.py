@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import sorix_dist as sx
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.private import PrivateFolder
 from tests.support.jobs import ROOT
 from tests.support.launching import run_command
@@ -105,7 +105,7 @@ def test_a_folder_that_was_exchanged_is_not_read(owner: int, mode: int, place: P
         PrivateFolder(folder.path)
     assert folder.names() == ["call"]  # whoever has it open still has the right one
     assert folder.read("call") == 3
-    code = "import sys; from sorix_dist.launch.spawned import main; main(sys.argv[1])"
+    code = "import sys; from sorix_dist.launch.private import main; main(sys.argv[1])"
     ended = run_command([sys.executable, "-c", code, str(folder.path)])
     assert ended.code != 0
     assert "nothing in it is read" in ended.err

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.errors import LaunchError
 from sorix_dist.launch.run import Ended, run
 from tests.support.jobs import LIMIT, announced, finished, job, survivors
 

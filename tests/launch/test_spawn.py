@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import pickle
 import pty
 import re
 import signal
@@ -24,9 +25,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.launch import cleanup
+from sorix_dist.launch import LaunchError, RankError, cleanup, private
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
-from sorix_dist.launch.errors import LaunchError, RankError
 from sorix_dist.watchdog.launcher import detect
 from tests.support.jobs import LIMIT, ROOT, SAY_SHARED, job, shared, survivors
 from tests.support.launching import needs_mpirun, run_command, run_ranks
@@ -140,6 +140,15 @@ def test_exceptions_that_cannot_travel_come_as_text() -> None:
         sx.run(lambda: (number for number in range(3)), num_proc=1)
 
 
+def test_a_figure_is_a_result_that_opens_no_window() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axis = pyplot.subplots()
+    axis.plot([1, 2])
+    sent = private.dumps_result(figure)
+    assert len(pickle.loads(sent).axes) == 1
+    assert pyplot.get_fignums() == []
+
+
 @needs_mpirun
 @pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(5)])
 def test_a_rank_that_dies_is_an_error(end: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,8 +160,10 @@ def test_a_rank_that_dies_is_an_error(end: Callable[[], None], capsys: pytest.Ca
             end()
         time.sleep(1)
 
-    with pytest.raises(RankError, match=r"the launcher ended with code \d+, but there is no result of rank"):
+    words = r"the launcher ended with code \d+, but there is no result of rank"
+    with pytest.raises(RankError, match=words) as caught:
         sx.run(dies, num_proc=2, timeout=LIMIT)
+    assert not re.search(r"={20}|-{20}", str(caught.value))  # no banner of MPI's below the cause
     output = capsys.readouterr().out
     assert "shared /dev/shm/" in output
     assert shared(output) == []

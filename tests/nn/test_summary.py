@@ -50,8 +50,26 @@ def test_tokens() -> None:
     assert layers["attention"].flops == 2 * 14 * 8 * 24 + 2 * 2 * 2 * 7 * 7 * 8
     assert layers["out_proj"].flops == 2 * 14 * 64
     assert layers["lstm"].flops == 2 * 14 * 2 * (4 * 6 * 8 + 4 * 6 * 6)
+    assert layers["attention"].output_bytes == 0  # out_proj's
+    assert layers["lstm"].output_bytes == 4 * (2 * 7 * 12 + 2 * 2 * 2 * 6)  # with the last states
     assert layers["unused"].shape is None
     assert "not called" in str(sx.summary(Model(), (2, 7), dtype=np.int64))
+
+
+def test_shared_parameters_count_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].W = model[0].W
+    found = sx.summary(model, (2, 4))
+    assert found.total("parameters") == 16 + 4 + 4
+    assert found.total("flops") == 2 * 2 * 2 * 16
+
+
+def test_wrong_inputs() -> None:
+    with pytest.raises(ValueError, match="summary: inputs must be a shape"):
+        sx.summary(nn.Linear(3, 2), "x")
+    with pytest.raises(TypeError, match="integers") as caught:
+        sx.summary(nn.Embedding(5, 2), (2, 7))
+    assert "for tokens, give dtype=np.int64" in caught.value.__notes__[0]
 
 
 def test_changes_nothing() -> None:

@@ -345,3 +345,28 @@ def test_a_rank_with_another_criterion_under_mpi(tmp_path):
             rf"^{rank} .*weight=\(1, 2\)\) instead of .*weight=\(1, 1\)\) before it came to backward at {script}:10"
         )
         assert re.search(wanted, ended.out, re.M), ended.out
+
+
+@pytest.mark.parametrize(("models", "losses"), [(1, 1), (20, 1), (21, 4), (57, 1), (3, 40), (2, 70)])
+def test_between_hosts_a_step_of_many_models_and_losses(models, losses):
+    """A row of few of them travels in the message of the comparison, a longer one in a second message; ranks may
+    differ in what they reach."""
+
+    def work():
+        sx.manual_seed(0)
+        all_models = [sx.DistributedDataParallel(nn.Linear(2, 1)) for _ in range(models)]
+        (xb,) = DataLoader(Dataset(np.ones((3, 2), np.float32)), batch_size=3)
+        xb = xb[0] if isinstance(xb, tuple | list) else xb
+        reached = all_models[: 1 if sx.rank() == 1 else None]
+        with all_models[0].no_sync():
+            found = [reached[0](xb).mean() for _ in range(losses)]
+            for loss in found[:-1]:
+                loss.backward()
+        found[-1] = sum((model(xb).mean() for model in reached[1:]), found[-1])
+        found[-1].backward()
+        return [loss.item() for loss in found], [model.module.W.grad is not None for model in all_models]
+
+    (values, grads), *others = run_threads(work, 3, hosts=3, timeout=60)
+    assert all(other == (values, grads) for other in others)
+    assert len(set(values[:-1])) <= 1
+    assert all(grads)

@@ -14,6 +14,7 @@ from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.parallel import world
 from sorix_dist.parallel.comm_hooks import Half, PowerSGD, TopK, fp16_compress
+from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.exactness import assert_same, data, gradients, network
@@ -386,6 +387,23 @@ def test_training_with_error_feedback(size, hosts, lossy, width):
     run_threads(work, size, hosts=hosts)
 
 
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+@pytest.mark.parametrize("spike", [3e38, np.inf, np.nan])
+def test_powersgd_recovers_from_gradients_that_overflow(spike, size, hosts):
+    """After large ones, from whose Q the next step begins."""
+
+    def work():
+        comm, hook = world(), PowerSGD(2).of_matrices([Matrix(0, 40, 64)])
+        for size_of_gradients, is_finite in ((1.0, True), (1e30, True), (spike, False), (1.0, True), (1.0, True)):
+            got = np.full(2560, size_of_gradients, np.float32)
+            with np.errstate(all="ignore"):
+                hook(comm, got)
+            assert np.isfinite(got).all() == is_finite
+            assert np.isfinite(hook.missing).all()
+
+    run_threads(work, size, hosts=hosts)
+
+
 def test_what_is_refused():
     for rank in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="PowerSGD: rank must be an int of 1 or more, got"):
@@ -403,6 +421,11 @@ def test_what_is_refused():
         lambda: sx.DistributedDataParallel(nn.Linear(2, 2)).register_comm_hook("fp16"),
         TypeError,
         "hook must be a function of a communicator and an array, got str",
+    )
+    on_all_ranks(
+        lambda: sx.DistributedDataParallel(nn.Linear(2, 2)).register_comm_hook(PowerSGD(rank=1 + sx.rank())),
+        ValueError,
+        r"the communication hook must be the same on every rank: rank 0 has PowerSGD\(rank=1, start=0\), rank 1",
     )
 
 

@@ -14,6 +14,9 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
+from sorix_dist.parallel import half_blocks
+from sorix_dist.parallel.comm_hooks import TopK, fp16_compress
+from sorix_dist.parallel.half_blocks import HalfBlocks
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.launching import needs_mpirun, run_ranks
 from tests.support.parallel.everywhere import on_all_ranks
@@ -127,6 +130,42 @@ def on_all_shapes(work, *args, **options):
 def test_local_sgd_is_that_of_separate_models(inner, every):
     found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, every), inner)
     assert_close(found, simulated(inner, every))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_rounded_sums_have_the_same_bits_on_any_ranks_and_lose_nothing_for_long(every, monkeypatch):
+    """Blocks of 8 numbers, so that each of the ranks has several in its slice."""
+    monkeypatch.setattr(half_blocks, "SIZE", 8)
+
+    def rounded(m, o):
+        return sx.LocalSGD(m, o, every, hook=fp16_compress)
+
+    shapes = [*SHAPES, (4, 4), (3, 3), (2, 2)]
+    found = [run_threads(lambda: trained(rounded, "momentum"), size, hosts=hosts) for size, hosts in shapes]
+    assert len({hashed(state) for of_ranks in found for state in of_ranks}) == 1
+    exact = simulated("momentum", every)
+    assert_close(found[0][0], exact, 1e-3)
+    assert any(not np.array_equal(found[0][0][name], exact[name]) for name in exact)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20, 64])
+def test_messages_of_rounded_blocks_are_exact(count, monkeypatch):
+    """Also of some of the blocks, and with numbers that are rounded up to a power of two."""
+    monkeypatch.setattr(half_blocks, "SIZE", 8)
+    rng = np.random.default_rng(count)
+    for scale in (1e-30, 1e-9, 1.0, 1e9, 1e30):
+        numbers = (rng.standard_normal(count) * scale * 10.0 ** rng.integers(-9, 1, count)).astype(np.float32)
+        numbers[0] = 2.0 ** np.round(np.log2(scale)) * (1 - 2.0**-13)
+        before = numbers.copy()
+        HalfBlocks(count).round(numbers)
+        largest = np.abs(before).max()
+        np.testing.assert_allclose(numbers, before, rtol=5e-4, atol=1e-8 * largest)
+        for part in (numbers, numbers[8:]):
+            blocks = HalfBlocks(part.size)
+            message, out = np.empty(blocks.nbytes, np.uint8), np.empty_like(part)
+            blocks.encode(part, message)
+            blocks.decode(message, out)
+            np.testing.assert_array_equal(out, part)
 
 
 @pytest.mark.parametrize("inner", ["SGD", "AdamW"])
@@ -479,6 +518,8 @@ def stepped(model):
         (ValueError, r"of the model alone", lambda m, o: sx.LocalSGD(m, INNER["SGD"](network().parameters()), 2)),
         (ValueError, r"of the model alone", lambda m, o: sx.DiLoCo(m, o, 2, INNER["SGD"](network().parameters()))),
         (ValueError, r"another optimizer than the inner one", lambda m, o: sx.DiLoCo(m, o, 2, o)),
+        (ValueError, r"hook must be None or .*fp16_compress, got <", lambda m, o: sx.LocalSGD(m, o, 2, hook=TopK(0.1))),
+        (ValueError, r"hook=None.*fp16_c", lambda m, o: sx.LocalSGD(m, o, 2, hook=(None, fp16_compress)[sx.rank()])),
         (ValueError, r"must have parameters", lambda m, o: sx.LocalSGD(nn.Tanh(), o, 2)),
         (ValueError, r"on every rank.*every=2.*every=3", lambda m, o: sx.LocalSGD(m, o, 2 + sx.rank())),
         (ValueError, r"on every rank.*lr=0.1.*lr=1.1", lambda m, o: sx.LocalSGD(m, of_rate(m, 0.1 + sx.rank()), 2)),
@@ -579,7 +620,14 @@ def resumed(folder, stops, make, ranks_of_run):
     return found[0]
 
 
-@pytest.mark.parametrize("make", [lambda m, o: sx.LocalSGD(m, o, 5), lambda m, o: sx.DiLoCo(m, o, every=5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m, o: sx.LocalSGD(m, o, 5),
+        lambda m, o: sx.DiLoCo(m, o, every=5),
+        lambda m, o: sx.LocalSGD(m, o, 5, hook=fp16_compress),  # with what rounding has taken so far
+    ],
+)
 def test_resume_on_another_number_of_ranks(make, tmp_path):
     straight = resumed(tmp_path / "a", [], make, [2])
     # In the first round, in the second one, and at a sum.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 import warnings
 from functools import cache
 
@@ -12,6 +14,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
+from tests.support.parallel import papers  # noqa: F401 (it registers programs)
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.programs import PROGRAMS, results
 
@@ -83,3 +86,42 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         warnings.simplefilter("always")
         run_threads(lambda: (outputs() > 0).sum().item(), ranks)
     assert any("sx.global_value(x).item() is the whole" in str(w.message) for w in said) == (ranks > 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "warning"),
+    [
+        (lambda: float(outputs().detach().mean()), "float() of a mean over rows"),
+        (lambda: len((x := outputs())[x > 0]), "len() of what a mask has selected"),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_plain_number_of_this_ranks_rows_is_said(number, warning, ranks):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_threads(number, ranks)
+    assert any(warning in str(w.message) for w in said) == (ranks > 1)
+
+
+def test_numbers_of_a_batch_are_plain_to_python():
+    """Those of this rank, also in NumPy, in arithmetic, where they are kept, and beside tensors of no batch."""
+
+    def work():
+        x = outputs()
+        n = x.shape[0]
+        total = sx.zeros(1)
+        total = total + n + x.numel()
+        half = pickle.loads(pickle.dumps((n / 2, n * 2)))
+        assert {type(number) for number in half} == {int, float}
+        return n, np.zeros(n).size, [*range(n)], half, total.item(), math.ceil(n / 2), (1 - n) // 2, 3 % (n + 1)
+
+    def wanted(n):
+        return n, n, [*range(n)], (n / 2, n * 2), 2 * n, math.ceil(n / 2), (1 - n) // 2, 3 % (n + 1)
+
+    for ranks in (1, 2):
+        assert run_threads(work, ranks) == [wanted(n) for n in ((3,) if ranks == 1 else (1, 2))]
+
+
+def test_int_of_a_share_of_the_batch():
+    assert run_threads(lambda: int(outputs().shape[0] / 2), 1) == [1]
+    on_all_ranks(lambda: int(outputs().shape[0] / 2), RuntimeError, "would differ on every number of ranks")

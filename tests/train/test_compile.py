@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.launching import needs_mpirun, run_command, run_ranks
 from tests.support.train import compile_cases
 
@@ -72,6 +73,92 @@ def test_bits_on_ranks(ranks: int, options: list[str]):
     assert "8 cases" in ended.out
 
 
+FORMS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
+    "arrays": lambda x, y: (x.copy(), y.copy()),
+    "new tensors": lambda x, y: (sx.tensor(x), sx.tensor(y)),
+    "a tensor and an array": lambda x, y: (sx.tensor(x), y),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_that_no_loader_has_made(form: str):
+    """A wrapped model finds out by itself that they are rows of the batch."""
+
+    def train(capture: bool) -> Any:
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)))
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def step(x: Any, y: Any) -> Any:
+            optimizer.zero_grad()
+            out = model(x)
+            loss = F.cross_entropy(out[:, :3], y) + F.mse_loss(out, x)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = sx.compile(step) if capture else step
+        losses = []
+        for call in range(16):
+            rows = 8 if call % 2 else 5
+            losses.append(run(*FORMS[form](X[call % 6][:rows], Y[call % 6][:rows])).item())
+        return losses, compile_cases.bits(model.module), replays(run) if capture else run
+
+    (losses, weights, _), (*captured, runs) = train(False), train(True)
+    assert [losses, weights] == captured
+    assert runs == 12
+
+
+def test_batches_of_several_ranks_that_no_loader_has_made():
+    """How many rows the others have is known in the middle of the step only, and may be another number in each."""
+
+    def train() -> str:
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        step = sx.compile(plain(model, optimizer))
+        for rows in (8, 8, 8, 8, 5):
+            x, y = (X[0], Y[0]) if sx.rank() else (X[0][:rows], Y[0][:rows])
+            step(x, y)
+        assert replays(step) == 0
+        return str(step.reason)
+
+    for reason in run_threads(train, 2):
+        assert "take it from a DataLoader" in reason
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x: Any, scale: Any) -> Any:
+        return self.linear(x) + self.linear(scale)
+
+
+def test_an_input_that_is_rows_of_the_batch_by_chance():
+    """Whether an array is as long as the batch on every rank may change while this rank's shapes stay."""
+
+    def train() -> None:
+        model = sx.DistributedDataParallel(Scaled())
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        @sx.compile
+        def step(x: Any, other: Any) -> None:
+            optimizer.zero_grad()
+            model(x, other).sum().backward()
+            optimizer.step()
+
+        for x, _ in 8 * [*DataLoader(Dataset(X[0], Y[0]), batch_size=8)]:
+            step(x, X[1][:4])
+        assert replays(step) > 3
+        other = X[1][:1] if sx.rank() else X[1][:4]
+        with pytest.raises(
+            RuntimeError, match=r"counts as rows|ended|mismatch|rank 0" if sx.rank() else "counts as rows"
+        ):
+            step(x, other)
+
+    run_threads(train, 2)
+
+
 def test_source_is_a_program():
     model, optimizer = beginning()
     step = sx.compile(plain(model, optimizer))
@@ -94,28 +181,24 @@ def test_audit_environment(monkeypatch: pytest.MonkeyPatch):
         sx.compile(plain(model, optimizer))
 
 
-SCALE = ContextVar("scale", default=1.0)
-"""A number in something that is looked into by no one."""
-
-
 def test_audit_finds_what_has_changed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SORIX_DIST_COMPILE", "audit")
     model, optimizer = beginning()
+    optimizer._scale = 1.0  # which is looked at nowhere
 
     @sx.compile
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y) * SCALE.get()
+        loss = F.cross_entropy(model(x), y) * optimizer._scale
         loss.backward()
         optimizer.step()
         return loss
 
     for batch in CASES:
         step(*batch)
-    before = SCALE.set(2.0)
+    optimizer._scale = 2.0
     with pytest.raises(RuntimeError, match=r"not what the step does .*`t\d+, r\d+ = mul\("):
         step(*CASES[0])
-    SCALE.reset(before)
 
 
 # -- what may change between calls

@@ -316,3 +316,11 @@ def test_compute_on_the_main_process_only(tmp_path: Path) -> None:
     ended = run_ranks(2, str(script))
     assert ended.code != 0
     assert re.search(r"rank 1 .*has ended.* of a metric, a call of all ranks, at .*script.py:4", ended.err + ended.out)
+
+
+def test_accuracy_of_texts() -> None:
+    accuracy = sx.metrics.Accuracy()
+    accuracy.update(np.array(["owl", "cat", "cat"]), ["owl", "dog", "cat"])
+    assert accuracy.compute() == 2 / 3
+    with pytest.raises(TypeError, match="real numbers"):
+        accuracy.update(sx.zeros(2, 3), np.array(["cat", "dog"]))

@@ -241,7 +241,13 @@ def test_ranks_that_pause_for_longer_are_compared_by_the_steps_of_both(monkeypat
 
 
 COMMON: dict[str, Any] = {"ph": str, "pid": int, "tid": int, "name": str}
-OF_PHASE = {"X": {**COMMON, "cat": str, "ts": (int, float), "dur": (int, float)}, "M": {**COMMON, "args": dict}}
+TIMED = {**COMMON, "cat": str, "ts": (int, float)}
+OF_PHASE = {
+    "X": {**TIMED, "dur": (int, float)},
+    "M": {**COMMON, "args": dict},
+    "s": {**TIMED, "id": str},
+    "f": {**TIMED, "id": str, "bp": str},
+}
 METADATA = {"process_name": {"name": str}, "thread_name": {"name": str}, "process_sort_index": {"sort_index": int}}
 
 
@@ -264,11 +270,33 @@ class Trace:
                 assert {about[0]: type(about[1])} == METADATA[event["name"]]
             else:
                 assert event["name"]
-                assert event["dur"] >= 0
+                assert event.get("dur", 0) >= 0
         named = {(event["name"], event["pid"]) for event in self.events if event["ph"] == "M"}
         assert named == {(name, rank) for name in METADATA for rank in range(ranks)}
         for rank in range(ranks):
             self.check_thread([event for event in self.events if event["ph"] == "X" and event["pid"] == rank])
+
+    def check_flows(self) -> int:
+        """Each flow begins on one rank and ends on another that waits; returns their number."""
+        begins, ends = ({event["id"]: event for event in self.events if event["ph"] == phase} for phase in "sf")
+        assert begins.keys() == ends.keys()
+        for name, end in ends.items():
+            begin = begins[name]
+            assert (begin["name"], begin["cat"], end["bp"]) == (end["name"], end["cat"], "e")
+            assert begin["ts"] <= end["ts"]
+            assert begin["pid"] != end["pid"]
+            assert self.slices(begin)
+            assert any(span["name"] == f"for rank {begin['pid']}" for span in self.slices(end))
+        return len(ends)
+
+    def slices(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """The slices of a thread that are open when an event of it comes."""
+        return [
+            span
+            for span in self.events
+            if span["ph"] == "X" and span["pid"] == event["pid"]
+            if span["ts"] <= event["ts"] <= span["ts"] + span["dur"]
+        ]
 
     def check_thread(self, spans: list[dict[str, Any]]) -> None:
         """The slices of a thread are in the order of their begins, and each lies in those that are open."""
@@ -288,10 +316,12 @@ def test_the_trace_keeps_to_the_format(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
 
     def work() -> Any:
-        trained(path=path, batches=8)
+        trained(path=path, batches=8, pause=0.005 * (sx.rank() == 1))
 
     run_threads(work, 3)
-    Trace(path.read_text()).check(3)
+    trace = Trace(path.read_text())
+    trace.check(3)
+    assert trace.check_flows() >= 8
 
 
 @pytest.mark.parametrize("hosts", [2, 3])

@@ -17,6 +17,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist.comm import run_threads
+from sorix_dist.launch import output
 from sorix_dist.train import progress
 from sorix_dist.utils.data import DataLoader, Dataset, IterableDataset
 from tests.support.launching import ROOT, needs_mpirun, run_ranks
@@ -85,10 +86,25 @@ def test_the_rank_that_the_others_wait_for_is_named() -> None:
     assert others > 50
 
 
-def test_a_live_line_on_a_terminal() -> None:
+def test_a_terminal_that_a_launcher_gives_its_ranks_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Open MPI does, also where it writes their output into a file."""
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert output.is_live()
+        for name in ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK"):
+            monkeypatch.setenv(name, "1")
+        assert not output.is_live()
+        monkeypatch.setenv(output.LIVE, "1")  # of `sorix-dist run`, or `sx.run`
+        assert output.is_live()
+    os.close(ours)
+
+
+@pytest.mark.parametrize("size", [(30, 100), (0, 0)])
+def test_a_live_line_on_a_terminal(size: tuple[int, int]) -> None:
     """What is on the screen in the end are the lines; before them, one line was written over again."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (30, 100))
+    termios.tcsetwinsize(theirs, size)
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,

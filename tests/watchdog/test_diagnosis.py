@@ -58,6 +58,15 @@ def test_how_a_process_ended_in_words() -> None:
     assert ending(100) == "was killed by signal 100"
 
 
+def test_a_signal_to_all_ranks_is_no_ranks_fault() -> None:
+    rows = status(0, 4, waits=True), status(1, 3), status(2, 4, waits=True)
+    what = "rank 1 and 1 more were ended by SIGTERM, as by mpirun, a user or a scheduler"
+    assert fault_of(*rows, gone={1: 15, 0: 15}) == fault_of(*rows, gone={1: 15, 2: None}) == what
+    assert fault_of(*rows, gone={1: 15}, waited={0: 1.0}) is None  # others may follow
+    assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15}, gone_for=PATIENCE))
+    assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15, 0: 9, 2: 9}))
+
+
 def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     ended = status(1, 3, state=State.ENDED)
     what = str(fault_of(status(0, 4, waits=True), ended))

@@ -66,6 +66,17 @@ def test_without_descriptors_of_processes(fault: str, tmp_path: Path) -> None:
     check(run(tmp_path, script), FAULTS[fault])
 
 
+@pytest.mark.parametrize("name", ["os.pidfd_open", "signal.pidfd_send_signal"])
+def test_where_descriptors_of_processes_are_refused(name: str, tmp_path: Path) -> None:
+    """As by the system call filter of a container."""
+    change = f"import os, signal\ndef refused(*_): raise PermissionError(1, 'not permitted')\n{name} = refused\n"
+    fault = "os.kill(os.getpid(), signal.SIGSTOP)"
+    check(
+        run(tmp_path, f"{GUARD_WITHOUT.format(change=change)}{BEGIN}if rank == 1: {fault}\nsx.all_reduce(a)"),
+        FAULTS[fault],
+    )
+
+
 @pytest.mark.parametrize("how", ["os._exit(0)", "raise SystemExit(3)"])
 def test_a_guard_that_does_not_start(how: str, tmp_path: Path) -> None:
     script = GUARD_WITHOUT.format(change=f"import os\n{how}\n") + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
@@ -77,6 +88,17 @@ def test_status_pages_whose_files_are_removed(tmp_path: Path) -> None:
     removed = "if rank == 1:\n    shutil.rmtree(watch.page().pages.path.parent)\n    os.kill(guard, signal.SIGKILL)\n"
     script = f"import shutil\n{BEGIN}{removed}    sys.exit(0)\nsx.all_reduce(a)"
     check(run(tmp_path, script), "rank 1 .* has ended .* while rank 0 waits")
+
+
+def test_a_program_that_closes_all_files_and_reuses_their_numbers(tmp_path: Path) -> None:
+    """No guard may take another file for the status pages, and write to it."""
+    closed = (
+        "pages = watch.page().pages.file\nos.close(pages)\n"
+        f"file = os.open('{tmp_path}/own-' + str(rank), os.O_RDWR | os.O_CREAT)\nassert file == pages\n"
+        "os.write(file, bytes(40000))\nsx.barrier()\nif rank == 1: os.kill(guard, signal.SIGKILL); time.sleep(60)\n"
+    )
+    check(run(tmp_path, f"{BEGIN}{closed}sx.all_reduce(a)"), "rank 0 has waited 3 s .* in all_reduce.*no guard process")
+    assert (tmp_path / "own-0").read_bytes() == (tmp_path / "own-1").read_bytes() == bytes(40000)
 
 
 def test_with_few_descriptors(tmp_path: Path) -> None:

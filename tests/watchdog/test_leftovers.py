@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
+import subprocess
 import time
 from pathlib import Path
 
 from sorix_dist.watchdog import leftovers
+from sorix_dist.watchdog.process import start_time
 from tests.support.launching import needs_mpirun, run_ranks
 
 
@@ -25,6 +28,25 @@ def test_a_killed_jobs_shared_memory_is_removed(tmp_path: Path) -> None:
     files = (tmp_path / "mapped").read_text().split()
     assert files
     assert not [file for file in files if os.path.exists(file)]
+
+
+def test_a_process_at_a_terminal_that_the_launcher_does_not_read_holds_no_output() -> None:
+    """Names of terminals are used again, by other jobs too."""
+    ours, theirs = pty.openpty()
+    reads, reads_not, writes = (
+        subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=output, pass_fds=files)
+        for output, files in ((subprocess.DEVNULL, [ours]), (subprocess.DEVNULL, []), (theirs, []))
+    )
+    try:
+        for launcher, holders in ((reads, {writes.pid: 1}), (reads_not, {})):
+            launchers = leftovers.Launchers(launcher.pid, start_time(launcher.pid))
+            assert launchers._holders({os.ttyname(theirs)}) == holders
+    finally:
+        for process in (reads, reads_not, writes):
+            process.kill()
+            process.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_only_noted_shared_memory_is_removed(tmp_path: Path) -> None:

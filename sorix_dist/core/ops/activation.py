@@ -13,9 +13,8 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of
-from sorix_dist.core.ops.elementwise import add, mul
+from sorix_dist.core.ops.elementwise import add, erf, mul
 from sorix_dist.core.ops.shape import reshape, squeeze
-from sorix_dist.core.ops.special import erf
 from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of

@@ -109,6 +109,14 @@ def mixes_rows(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     return place if isinstance(place, Shard) else linear_place(place)
 
 
+def rows_named_by(index: Any, x: Tensor, what: str) -> Tensor:
+    """The rows of all ranks, whose numbers an index holds that follows from the batch, such as that of argsort;
+    RuntimeError on several ranks for another index."""
+    follows = isinstance(index, Tensor) and index.place is not None and index.array.dtype.kind in "iu"
+    found: Tensor = whole(x, what) if follows else refused(x, what)
+    return found
+
+
 def refused(x: Tensor, what: str) -> Tensor:
     """RuntimeError on several ranks: positions along the batch axis mean other rows on every number of ranks. On one
     rank the tensor has all rows, and is returned without a placement."""

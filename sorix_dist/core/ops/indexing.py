@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.arguments import is_integer
-from sorix_dist.core.capture import host, outside, recorders
-from sorix_dist.core.device import raise_for_device
+from sorix_dist.core.arguments import is_integer, raise_for_device
+from sorix_dist.core.batch_numbers import is_of_batch
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops.axes import along, axis_of, refused
+from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
 from sorix_dist.core.ops.elementwise import add, cast
+from sorix_dist.core.ops.index_parts import (
+    is_mask,
+    key_of,
+    names_rows_of_all,
+    of_each_axis,
+    rows_in_index,
+    with_masks_of_rows,
+    with_numbers,
+)
 from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
 from sorix_dist.core.placement import Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
@@ -63,6 +72,8 @@ def _names_each_once(index: Any) -> bool:
 def index(input: Any, key: Any) -> Any:
     """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
     parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
+    if any(map(is_of_batch, parts)):
+        key = parts = with_numbers(place, of_each_axis([*parts], len(shape_of(input))))
     if place is not None and any(map(is_mask, parts)):
         key = parts = tuple(with_masks_of_rows(place, of_each_axis([*parts], len(shape_of(input)))))
     pairs = place is not None and len(parts) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in parts)
@@ -87,111 +98,12 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
         own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
-        if own.shape == other.shape == (place.held,) and np.array_equal(own, np.arange(place.held)):
-            return tagged(take(bare(input), index=(own, other)), place)
+        first = place.rows.start if rows is not None and shard_of(key[0]) is not None else 0
+        if own.shape == other.shape == (place.held,) and np.array_equal(own - first, np.arange(place.held)):
+            return tagged(take(bare(input), index=(own - first, other)), place)
+    if place is not None and names_rows_of_all(place, of_each_axis([*key], len(shape_of(input)))):
+        return index(whole(input, "indexing"), key)
     return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
-
-
-def is_mask(part: Any) -> bool:
-    """Whether a part of an index is an array of bools."""
-    return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
-
-
-def _covers(part: Any) -> int:
-    """The number of the input's dimensions that a part of an index covers."""
-    return part.ndim if is_mask(part) else int(part is not None and part is not Ellipsis)
-
-
-def of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
-    """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
-    dots = next((i for i, p in enumerate(parts) if p is Ellipsis), len(parts))
-    hidden: list[Any] = [slice(None)] * (ndim - sum(map(_covers, parts)))
-    return [*parts[:dots], *hidden, *parts[dots + 1 :]]
-
-
-def with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
-    """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
-    axis, found = 0, []
-    for part in parts:
-        covers = _covers(part)
-        if is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
-            part = rules.rows_beside(part, place, covers + axis - place.axis)
-        axis += covers
-        found.append(part)
-    return found
-
-
-def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | None:
-    """The placement of rows after NumPy's indexing; None if it selects them by position."""
-    parts = of_each_axis([*key] if isinstance(key, tuple) else [key], len(shape))
-    arrays = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray)]
-    advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
-    together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
-    dims = max((1 if is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
-    axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
-    for i, part in enumerate(parts):
-        if together and i == advanced[0]:
-            first, after = after, after + dims
-        covers = _covers(part)
-        if axis <= place.axis < axis + covers:
-            if isinstance(part, slice):
-                return _sliced_rows(place, part, after)
-            if not is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
-                return None
-            each = int(np.count_nonzero(part))
-            if axis == place.axis and place.outer == 1:
-                each = part.reshape(place.batch.held, part.size // max(1, place.batch.held)).sum(axis=1)
-            return place.batch.selected(each).at(first if together else 0)
-        axis += covers
-        after += part is None or isinstance(part, slice)
-    return None
-
-
-def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
-    """All rows, or some of several batches that were concatenated; None for other slices."""
-    if part.step not in (None, 1):
-        return None
-    length = place.held // place.outer
-    if part.stop is None and (part.start is None or (part.start == 0 and (length or place.outer == 1))):
-        return place.moved(axis)
-    found = _of_concatenated(place, part, length, axis) if place.outer > 1 else None
-    return found if place.outer > 1 and rules.on_every_rank(place, found is not None) else None
-
-
-def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard | None:
-    """Some of several batches, each of `length` rows here; None if the slice cuts one."""
-    if not length:  # a rank without rows doesn't know where a batch ends
-        if part.start or part.stop:  # a position that does not follow from this rank's rows
-            return None
-        outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
-        return place.batch.at(axis, outer, place.inner)
-    start, stop, _ = part.indices(place.held)
-    if start % length or stop % length or stop <= start:
-        return None
-    return place.batch.at(axis, (stop - start) // length, place.inner)
-
-
-def key_of(key: Any) -> Any:
-    """An index with tensors and lists replaced by arrays."""
-    if isinstance(key, tuple):
-        return tuple(key_of(k) for k in key)
-    if isinstance(key, list):
-        return _of_list(key)
-    if isinstance(key, Tensor):
-        key = key.array
-        if key.dtype == np.uint8:
-            raise IndexError(
-                "an index of uint8 is a mask in PyTorch and names places in NumPy: say x.bool() or x.long()"
-            )
-    if recorders and getattr(key, "dtype", None) == np.bool_:
-        outside("elements are selected by a mask, so that their number follows from values: use where()")
-    return key
-
-
-@host
-def _of_list(key: list[Any]) -> Array:
-    array = np.asarray(key)
-    return array if array.size else array.astype(np.int64)
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
@@ -262,13 +174,12 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
 def index_select(input: Any, dim: int, index: Any) -> Any:
     """The slices of `input` that a vector of integers names, along `dim`."""
     at, rows = axis_of("index_select", input, dim), shard_of(index)
-    if rows is not None:
-        if shard_of(input) is None and not rows.group.ordered:
-            return tagged(index_select(input, at, bare(index)), rows.moved(at))
-        index = whole(index, "index_select")
     place = shard_of(input)
+    if rows is not None and place is None and not rows.group.ordered:
+        return tagged(index_select(input, at, bare(index)), rows.moved(at))
     if place is not None and place.axis == at:
-        input = refused(input, "index_select")
+        input = rows_named_by(index, input, "index_select")
+    index = whole(index, "index_select")
     shape = shape_of(input)
     chosen = _indices("index_select", index, shape[at] if shape else 1)
     if chosen.ndim > 1:

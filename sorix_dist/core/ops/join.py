@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.axes import along, axis_of, parts_along, refused
@@ -114,6 +115,8 @@ def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int |
     """Parts along `dim`: all of one size (the last may be smaller), or of the sizes in a list."""
     at = axis_of("split", tensor, dim if axis is None else axis)
     length, place = (shape_of(tensor) or (0,))[at], shard_of(tensor)
+    if place is None or place.axis != at:
+        split_size_or_sections = of_all(split_size_or_sections)
     if isinstance(split_size_or_sections, tuple | list):
         sizes = [int(n) for n in split_size_or_sections]
         if any(n < 0 for n in sizes) or sum(sizes) != length:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import host
+from sorix_dist.core.graph import add_up
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
 from sorix_dist.core.ops.choose import amax, amin
@@ -19,7 +20,6 @@ from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
 from sorix_dist.core.placement import SUM, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
-from sorix_dist.core.sums import add_up
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 

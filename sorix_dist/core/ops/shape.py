@@ -187,7 +187,8 @@ def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...], place: Shard 
     unknown, rows = 0, 0 if place is None else place.axis
     if 0 in known and was[rows] == 0:
         # Any number fits; the rows have their own 0, so the unknown is made of the features of a row.
-        unknown = prod(n for i, n in enumerate(was) if i != rows) // max(1, prod([n for n in known if n]))
+        merged = 1 if place is None else place.outer * place.inner
+        unknown = merged * prod(n for i, n in enumerate(was) if i != rows) // max(1, prod([n for n in known if n]))
     return tuple(unknown if n == -1 else n for n in shape)
 
 

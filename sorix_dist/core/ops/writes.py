@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops.axes import refused
-from sorix_dist.core.ops.indexing import is_mask, key_of, of_each_axis, rows_in_index, with_masks_of_rows
+from sorix_dist.core.ops.index_parts import is_mask, key_of, of_each_axis, rows_in_index, with_masks_of_rows
 from sorix_dist.core.placement import Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tensor import Tensor

@@ -9,8 +9,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import host
-from sorix_dist.core.keywords import publish
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from, publish
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
 from sorix_dist.core.ops.indexing import one_hot, table_rows

@@ -157,11 +157,9 @@ def interpolate(
     x = input if isinstance(input, Tensor) else Tensor(input)
     axes = range(2, x.ndim)
     linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
-    if mode == "area" and x.ndim in (3, 4):
-        return _resized_by_area(x, size, scale_factor)
     if mode == linear and x.array.dtype.kind != "f":
         raise TypeError(f"interpolate: mode {mode!r} needs floats, got {x.dtype}")
-    if linear is None or mode not in ("nearest", "nearest-exact", linear):
+    if linear is None or mode not in ("nearest", "nearest-exact", linear, *(["area"] if x.ndim < 5 else [])):
         raise ValueError(
             f"interpolate: mode must be 'nearest', or 'linear', 'bilinear' or 'trilinear' for input with 3, 4 or 5 "
             f"dimensions, got {mode!r} for shape {tuple(x.shape)}"
@@ -172,6 +170,9 @@ def interpolate(
     numbers = list(given) if isinstance(given, tuple | list) else [given] * len(axes)
     if len(numbers) != len(axes):
         raise ValueError(f"interpolate: size or scale_factor must be one number or {len(axes)}, got {given!r}")
+    if mode == "area":
+        counts = [int(k) if scale_factor is None else floor(n * k) for n, k in zip(x.shape[2:], numbers, strict=True)]
+        return adaptive_avg_pool1d(x, counts) if x.ndim == 3 else adaptive_avg_pool2d(x, counts)
     for axis, number in zip(axes, numbers, strict=True):
         length = x.shape[axis]
         count = int(number) if scale_factor is None else floor(length * number)
@@ -190,14 +191,6 @@ def interpolate(
         below, above = index_select(x, axis, low), index_select(x, axis, np.minimum(low + 1, length - 1))
         x = below * (1 - share) + above * share
     return x
-
-
-def _resized_by_area(x: Tensor, size: Any, factor: Any) -> Tensor:
-    axes = x.shape[2:]
-    given = size if factor is None else factor
-    numbers = list(given) if isinstance(given, tuple | list) else [given] * len(axes)
-    counts = [int(k) if factor is None else floor(n * k) for n, k in zip(axes, numbers, strict=True)]
-    return adaptive_avg_pool1d(x, counts) if len(axes) == 1 else adaptive_avg_pool2d(x, counts)
 
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:

@@ -12,8 +12,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.missing import missing_from
 from sorix_dist.core.ops.join import cat
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.tensor import Array

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.ops.join import pad, stack
 
 __all__ = ["pad_sequence"]

@@ -33,7 +33,11 @@ class Accuracy(Metric):
         return {"counts": np.zeros(2, np.int64)}
 
     def update(self, found: Any, target: Any) -> None:
-        """Counts samples: logits (N, C) or (N, C, ...), or predicted labels, and target (N) or (N, ...)."""
+        """Counts samples: logits (N, C) or (N, C, ...), or predicted labels, which may be texts, and target (N) or
+        (N, ...)."""
+        if not any(isinstance(labels, Tensor) for labels in (found, target)) and np.asarray(target).dtype.kind in "OUT":
+            names = np.unique([*np.ravel(found), *np.ravel(target)]).tolist()
+            found, target = (_numbered(labels, names) for labels in (found, target))
         found, wanted, counted = logits_or_labels(found, target, self.ignore_index)
         if found.shape == wanted.shape:
             if self.top_k > 1:

@@ -1,6 +1,6 @@
 """Data sets, samplers and loaders of global batches."""
 
-from sorix_dist.core.missing import missing_from
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.utils.data.augment import SampleRandom, normalize, one_hot
 from sorix_dist.utils.data.dataset import (
     ConcatDataset,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TextIO
 
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.processes import kill_with_descendants
 from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist._version import __version__
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.errors import LaunchError
 from tests.benchmarks.compare.arena import Arena, Turn, measures_memory
 from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters, crowd, field, importing
 from tests.benchmarks.compare.installed import installed

@@ -63,6 +63,7 @@ def field(ranks: int) -> tuple[Contestant, ...]:
     """All that are compared on so many cores; the first one is what the others are compared with."""
     captured: dict[str, Any] = {"options": (("captured", True),)}
     plain: dict[str, Any] = {"workloads": ("W4",), "options": (("channels_last", False),)}
+    small: dict[str, Any] = {"workloads": ("W3", "W9"), "options": (("fused", False),)}
     return (
         Contestant(f"{OURS}, {ranks} ranks", OURS, ranks=ranks),
         Contestant(f"{OURS}, 1 rank", OURS),
@@ -74,6 +75,8 @@ def field(ranks: int) -> tuple[Contestant, ...]:
         Contestant(f"torch, {ranks} threads", "torch", threads=ranks),
         Contestant(f"torch DDP (gloo), {ranks} ranks, default layout", "torch", ranks=ranks, **plain),
         Contestant(f"torch, {ranks} threads, default layout", "torch", threads=ranks, **plain),
+        Contestant(f"torch DDP (gloo), {ranks} ranks, default optimizer", "torch", ranks=ranks, **small),
+        Contestant("torch, 1 thread, default optimizer", "torch", **small),
         Contestant("sorix, 1 thread", "sorix", workloads=PERCEPTRONS),
         Contestant(f"sorix, {ranks} threads", "sorix", threads=ranks, workloads=PERCEPTRONS),
         Contestant("jax, 1 thread", "jax", workloads=OF_JAX),

@@ -30,14 +30,22 @@ class Peer:
     """A process of PyTorch.
 
     channels_last: whether images lie in memory as oneDNN's convolutions like them; hook: the name of one of
-    DDP's own, without `_hook`.
+    DDP's own, without `_hook`; fused: whether its optimizer is the fused one, which a user must ask for.
     """
 
     def __init__(
-        self, threads: int, rank: int, ranks: int, meeting: str, channels_last: bool = True, hook: str | None = None
+        self,
+        threads: int,
+        rank: int,
+        ranks: int,
+        meeting: str,
+        channels_last: bool = True,
+        hook: str | None = None,
+        fused: bool = True,
     ) -> None:
         torch.set_num_threads(threads)
         self.rank, self.ranks, self.channels_last, self.hook = rank, ranks, channels_last, hook
+        self.fused = True if fused else None  # None is PyTorch's default
         if ranks > 1:
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
 
@@ -60,9 +68,9 @@ class Peer:
         batches = itertools.cycle([self._batch(x, y) for x, y in zip(stored["x"], stored["y"], strict=True)])
         optimizer: torch.optim.Optimizer
         if workload in ADAM:
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=self.fused)
         else:
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=self.fused)
         loss_of = F.mse_loss if workload == "W9" else F.cross_entropy
         if self.ranks > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)

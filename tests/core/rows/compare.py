@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.ops import elementwise, reduce
 from sorix_dist.core.ops import elementwise as e
-from sorix_dist.core.ops import reduce, special
 from sorix_dist.core.ops.elementwise import cast, round
 from tests.support.core.opcheck import ELEMENTWISE, PAIRS, Row
 
@@ -40,8 +40,8 @@ ROWS = [
     *(row(o, r, PAIRS, kind, result=kind) for kind in (np.int64, np.bool_) for o, r in (
         (e.bitwise_and, np.bitwise_and), (e.bitwise_or, np.bitwise_or), (e.bitwise_xor, np.bitwise_xor),
     )),
-    row(special.bitwise_left_shift, np.left_shift, PAIRS, np.int64, result=np.int64, between=(0, 3)),
-    row(special.bitwise_right_shift, np.right_shift, PAIRS, np.int64, result=np.int64, between=(0, 3)),
+    row(elementwise.bitwise_left_shift, np.left_shift, PAIRS, np.int64, result=np.int64, between=(0, 3)),
+    row(elementwise.bitwise_right_shift, np.right_shift, PAIRS, np.int64, result=np.int64, between=(0, 3)),
     row(e.bitwise_not, np.invert, ELEMENTWISE, np.int64, result=np.int64),
     row(e.bitwise_not, np.invert, ELEMENTWISE, np.bool_),
     row(e.logical_not, np.logical_not, ELEMENTWISE),

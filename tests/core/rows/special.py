@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sorix_dist.core import algebra
-from sorix_dist.core.ops import special as s
+from sorix_dist.core.ops import elementwise as s
 from tests.support.core.opcheck import ELEMENTWISE, PAIRS, Row
 
 ERF, ERFC = (np.vectorize(f, otypes=[float]) for f in (math.erf, math.erfc))

@@ -81,7 +81,7 @@ def weights(*models: Any) -> list[Any]:
 
 def program(refused: str | None = None, reproducible: str | None = None) -> Any:
     def register(run: Callable[[Kit], Sequence[Any]]) -> Any:
-        PROGRAMS[run.__name__] = Program(run, refused, reproducible or refused)
+        PROGRAMS[run.__name__] = Program(run, refused, refused if reproducible is None else reproducible)
         return run
 
     return register

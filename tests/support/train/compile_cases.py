@@ -148,7 +148,7 @@ class Noisy(nn.Module):
 
 
 def noisy() -> Made:
-    """Noise by row, several outputs, a loss of two means, numbers added to it."""
+    """Noise by row, several outputs, a loss of two means, numbers added to it; the global value without its graph."""
     model = sx.DistributedDataParallel(Noisy())
     optimizer = optim.SGD(model.parameters(), lr=0.05, nesterov=True, momentum=0.9)
 
@@ -159,7 +159,7 @@ def noisy() -> Made:
         loss = first + 0.5 * second + 0.25
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
 
     return model, step, Dataset(VECTORS, LABELS)
 

@@ -192,6 +192,24 @@ for step in range(4 - (rank == 2)):
         (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "rank 1: has ended", "atexit"),
         seconds=20,  # the others wait in the end of MPI, where each takes a core
     ),
+    "SIGSTOP after the others have ended": Case(
+        BEGIN
+        + """
+from sorix_dist.watchdog.process import state
+pids = sx.all_gather(os.getpid())
+if rank == 2:
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc.pause, None)  # stay after the end of MPI
+    if os.fork() == 0:
+        while any(state(pid) in (*"RSD",) for pid in (*pids[:2], pids[3])):
+            time.sleep(0.1)
+        os.kill(pids[2], signal.SIGSTOP)
+        os._exit(0)
+""",
+        ("rank 2 is frozen",),
+        seconds=20,
+        bare=False,
+    ),
     "what started the ranks is stopped": Case(
         BEGIN
         + "from sorix_dist.watchdog import watch\nlauncher = int(watch.page().pages.path.name.split('-')[2])\n"

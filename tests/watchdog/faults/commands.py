@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.support import restarted
+
 RANKS = "$MPIRUN -n 4 $PYTHON train.py"
 OTHER = 12345
 """A user other than the one that runs the tests."""
@@ -27,25 +29,6 @@ class Command:
     needs_root: bool = False
     long: bool = False
 
-
-RESTARTED = """
-import os, pathlib, sys
-import sorix_dist as sx
-sx.init(timeout=3)
-attempt, folder = int(os.environ["SORIX_DIST_ATTEMPT"]), pathlib.Path("saved")
-if sx.rank() == 0:
-    (folder / "log.txt").write_text(str(attempt))
-    os.utime(folder / "log.txt", (2e9 - attempt,) * 2)
-    (folder / "loop").is_symlink() or (folder / "loop").symlink_to("loop")
-    (folder / f"00000{attempt}-step-{attempt}.safetensors.0badf00{attempt}.tmp").write_text("cut")
-if sys.argv[1] == "saves":
-    sx.Checkpointer(folder).save(attempt, x=[attempt])
-    attempt == 2 and sys.exit()
-if sx.rank() == 1:
-    sys.exit(3)
-sx.barrier()
-"""
-"""The newest of its files by time is no checkpoint, and unfinished ones are no progress."""
 
 RESTARTS = "mkdir saved && $SORIX_DIST run -n 2 --max-restarts 2 --checkpoint saved train.py"
 
@@ -135,10 +118,10 @@ NOTHING_STAYS = "sleep 2; find /dev/shm $TMPDIR -type f; exit 1"
 
 COMMANDS: dict[str, Command] = {
     "restarts go on while newer steps are saved": Command(
-        RESTARTED, f"{RESTARTS} saves", ("the job ended with code .*; restart 2 of 2",), is_healthy=True
+        restarted.SCRIPT, f"{RESTARTS} saves 2", ("the job ended with code .*; restart 2 of 2",), is_healthy=True
     ),
     "restarts end where no newer step is saved": Command(
-        RESTARTED,
+        restarted.SCRIPT,
         f"{RESTARTS} does-not",
         ("rank 1 .* has ended", "2 attempts in a row saved no later step in .*saved"),
         ("restart 2",),
@@ -212,6 +195,36 @@ COMMANDS: dict[str, Command] = {
         never=("REMOVED",),
         is_healthy=True,
         needs_root=True,
+    ),
+    "ranks in PID namespaces of their own": Command(
+        BEGIN.replace("timeout=3", "timeout=60") + "time.sleep(2)\nsx.barrier()",
+        # Messages by shared memory fail there by themselves.
+        "export OMPI_MCA_btl=self,tcp MPIR_CVAR_CH4_CMA_ENABLE=0 UCX_TLS=self,tcp; "
+        "exec $MPIRUN -n 2 unshare --pid --fork --mount-proc $PYTHON train.py",
+        ("noticed late.* what started the ranks can't be seen from this container",),
+        is_healthy=True,
+        needs_root=True,
+    ),
+    "a launcher that hidepid hides from its ranks": Command(
+        BEGIN.replace("timeout=3", "timeout=60") + "time.sleep(2)\nsx.barrier()",
+        "exec unshare -m sh -c 'mount -o remount,hidepid=2 /proc && chmod 777 . $TMPDIR && exec $MPIRUN -n 4 setpriv "
+        f"--reuid {OTHER} --clear-groups --inh-caps +dac_read_search --ambient-caps +dac_read_search $PYTHON train.py'",
+        never=("is gone",),
+        is_healthy=True,
+        needs_root=True,
+    ),
+    "SIGTERM to mpirun": Command(
+        BEGIN + "if rank == 1: os.kill(int(os.environ['LAUNCHER']), signal.SIGTERM)\ntime.sleep(9)",
+        f"LAUNCHER=$$ exec {RANKS}",
+        never=(r"rank \d \(pid \d+\) (was|died|left)",),
+    ),
+    "a child without the ranks' variables that holds the output": Command(
+        BEGIN + "import subprocess\nif rank == 1: subprocess.Popen(['sleep', '60'], env={})",
+        says=("which one of them has started, keeps their output open",),
+        is_healthy=True,
+    ),
+    "ranks whose standard error is closed": Command(
+        BEGIN, "exec $MPIRUN -n 4 sh -c 'exec $PYTHON train.py 2>&-'", is_healthy=True
     ),
     "a raise without standard streams": Command(
         BEGIN + "if rank == 2:\n    sys.stdout = sys.stderr = None\n    raise ValueError('a bad row')\nsx.barrier()",

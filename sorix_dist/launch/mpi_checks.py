@@ -12,10 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 from sorix_dist.comm import mismatch
-from sorix_dist.launch import cleanup
+from sorix_dist.launch import LaunchError, cleanup
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
-from sorix_dist.launch.doctor.machine import Finding
-from sorix_dist.launch.errors import LaunchError
+from sorix_dist.launch.machine_checks import Finding
 from sorix_dist.launch.processes import PYTHON, Answer, ask
 from sorix_dist.watchdog.launcher import detect, tasks_of_job
 

@@ -1,0 +1,190 @@
+"""Python numbers that follow from a batch, such as x.shape[0]: what they are on this rank, and in the global batch.
+
+To Python and NumPy they are plain numbers, those of this rank. Beside a tensor with a gradient or a placement they
+count as on one process, so x.sum() / x.shape[0] is the mean over the global batch. What is only known of this rank's
+rows, as mean.item() is, is refused there.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sorix_dist.core.placement import SUM, Partial, Shard
+
+
+class BatchNumber:
+    """The base of BatchInt and BatchFloat. everywhere: the number in the global batch, None if it is unknown."""
+
+    everywhere: float | None
+
+    def here(self) -> Any:
+        """The plain number of this rank."""
+        return int(self) if isinstance(self, int) else float(self)  # type: ignore[arg-type]
+
+    def of_all(self) -> Any:
+        """The number in the global batch; RuntimeError if it is unknown."""
+        if self.everywhere is None:
+            raise RuntimeError(
+                f"the number {self.here()} follows from this rank's rows alone, as item() of a mean over them and the "
+                "length of what a mask has selected do, so its result would differ on every number of ranks: use the "
+                "tensor itself, sx.global_value(x).item(), or mask.sum() [docs: own-numbers]"
+            )
+        return self.everywhere
+
+    def __reduce__(self) -> Any:
+        return type(self.here()), (self.here(),)
+
+
+class BatchInt(BatchNumber, int):
+    """An integer. shard: the rows of which it is the number, if it is one."""
+
+    shard: Shard | None
+
+    def __call__(self) -> int:
+        """The number itself, for `x.numel()`."""
+        return self
+
+
+class BatchFloat(BatchNumber, float):
+    """A number of floating point."""
+
+    def __int__(self) -> int:
+        if self.everywhere is not None and self.everywhere != float(self):
+            raise RuntimeError(
+                f"int() of {float(self)}, which follows from x.shape[0] and is {self.everywhere} in the global batch, "
+                "would differ on every number of ranks: use // or sx.global_rows(x) [docs: own-numbers]"
+            )
+        return int(float(self))
+
+    def __floor__(self) -> Any:
+        return _rounded(math.floor, self)
+
+    def __ceil__(self) -> Any:
+        return _rounded(math.ceil, self)
+
+
+def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> Any:
+    """A number that is `here` on this rank, and `everywhere` in the global batch."""
+    made: Any = (BatchInt if isinstance(here, int) else BatchFloat)(here)
+    made.everywhere, made.shard = everywhere, shard
+    return made
+
+
+# -- arithmetic
+
+
+def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
+    if not (isinstance(x, int | float) and isinstance(y, int | float)):
+        return NotImplemented
+    totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
+    everywhere = None if None in totals else function(*totals)
+    try:
+        return number(function(here(x), here(y)), everywhere)
+    except ZeroDivisionError:  # on a rank without rows
+        return number(math.nan, everywhere)
+
+
+def _rounded(function: Callable[..., int], x: BatchFloat) -> Any:
+    return number(function(float(x)), None if x.everywhere is None else function(x.everywhere))
+
+
+def _bind(name: str) -> None:
+    function = getattr(operator, name)
+
+    def method(self: BatchNumber, other: Any) -> Any:
+        return _of_both(function, self, other)
+
+    def reflected(self: BatchNumber, other: Any) -> Any:
+        return _of_both(function, other, self)
+
+    for kind in (BatchInt, BatchFloat):
+        setattr(kind, f"__{name}__", method)
+        setattr(kind, f"__r{name}__", reflected)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    _bind(_name)
+
+
+# -- of tensors
+
+
+def shape_of_rows(shape: tuple[int, ...], place: Shard) -> list[int]:
+    """The shape of a tensor that is rows of a batch, with a BatchInt for their axis."""
+    sizes = [*shape]
+    sizes[place.axis] = number(sizes[place.axis], _total(place), place)
+    return sizes
+
+
+def count_of(shape: tuple[int, ...], place: Any) -> BatchInt:
+    """The number of elements of a tensor."""
+    everywhere: int | None = math.prod(shape)
+    if isinstance(place, Shard):
+        total, each = _total(place), math.prod(n for i, n in enumerate(shape) if i != place.axis)
+        everywhere = None if total is None else each * total
+    return number(math.prod(shape), everywhere)  # type: ignore[no-any-return]
+
+
+def number_of_part(value: Any, place: Any) -> Any:
+    """The number that a Partial shows, which is this rank's. In a forward of reproducible mode it is that of a virtual
+    shard, the same on any number of ranks."""
+    own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
+    return number(value, None) if own and value.__class__ in (int, float) else value
+
+
+def _total(place: Shard) -> int | None:
+    return place.total if place.batch.known is not None or place.group.single else None
+
+
+def warn_of_own_length(place: Any) -> None:
+    """Warns of the length of what a mask has selected of this rank's rows."""
+    if isinstance(place, Shard) and place.batch.parent is not None and not place.group.single:
+        place.group.warn(
+            "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
+            "[docs: own-numbers]"
+        )
+
+
+def warn_of_own_mean(x: Any) -> None:
+    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
+    place = x.place
+    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
+        return
+    if place.group.parts > 1 and not place.group.isolated:
+        place.group.warn(
+            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
+            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
+        )
+
+
+# -- as arguments of functions
+
+
+def here(x: Any) -> Any:
+    """A number as that of this rank."""
+    return x.here() if isinstance(x, BatchNumber) else x
+
+
+def of_all(x: Any) -> Any:
+    """A number as that of the global batch, also within a slice or a list."""
+    if isinstance(x, slice):
+        return slice(of_all(x.start), of_all(x.stop), of_all(x.step))
+    if isinstance(x, tuple | list):
+        return type(x)(map(of_all, x))
+    return x.of_all() if isinstance(x, BatchNumber) else x
+
+
+def is_of_batch(x: Any) -> bool:
+    """Whether a number, or one of a slice, follows from a batch."""
+    return isinstance(x, BatchNumber) or (
+        x.__class__ is slice and (isinstance(x.start, BatchNumber) or isinstance(x.stop, BatchNumber))
+    )
+
+
+def rows_of_size(size: Iterable[Any]) -> Shard | None:
+    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x."""
+    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt)]
+    return found[0][1].moved(found[0][0]) if found and found[0][1] is not None else None

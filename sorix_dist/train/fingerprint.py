@@ -1,0 +1,249 @@
+"""The state of Python objects that a captured step reads, as a key."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+import re
+import types
+from array import array
+from collections import UserList, deque
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import date, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import cache
+from types import FunctionType, MemberDescriptorType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.placement import Shard
+from sorix_dist.nn import Module
+from sorix_dist.train.step_code import PACKAGE, is_users
+
+NUMBERS = frozenset((bool, int, float, complex, str, bytes, type(None)))
+MOST = 1000
+"""Objects that are looked at; a step that names more is not captured."""
+SMALL = 1000
+"""Elements of NumPy arrays, which count by their values, because Python code may read these unseen."""
+_DEPTH = 20
+_CONTAINERS = (list, tuple, dict, deque, set, frozenset, UserList, Mapping)
+_BY_TEXT = (range, slice, date, timedelta, Decimal, Fraction, np.generic)
+_BY_ID = (
+    type, Enum, Module, random.Random, re.Pattern, property, staticmethod, classmethod, FunctionType, ModuleType,
+    MemberDescriptorType, types.MethodType, types.BuiltinFunctionType, types.MethodDescriptorType, types.CodeType,
+    types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, operator.attrgetter,
+    operator.itemgetter, operator.methodcaller,
+)  # fmt: skip
+_STEADY = ("numpy", "typing", "logging")  # packages whose objects do not change, or show it in the random numbers
+
+
+class Fingerprint:
+    """The state of some Python objects: `leaves`, numbers by their values and other objects by id. It keeps these
+    alive, so that no other objects get their ids.
+
+    names: which attributes of objects count, None for all; values: gets tensors and arrays, which count by shape, dtype
+    and placement then, as the arguments of a program; arrays: the ids of their arrays and batches.
+    """
+
+    def __init__(self, names: set[str] | None = None, values: list[Any] | None = None) -> None:
+        self.leaves: list[Any] = []
+        self.alive: list[Any] = []
+        self.changeable = False  # whether something can change and stay the same object
+        self.arrays: list[int] = []
+        self.refusal: str | None = None
+        self._names, self._values = names, values
+        self._on_way: list[Any] = []
+
+    def add(self, x: Any) -> None:
+        """Adds an object and what lies in it."""
+        kind, leaves = x.__class__, self.leaves
+        if kind in NUMBERS:  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
+            leaves += (kind, x if x and x == x else repr(x))
+        elif kind is Tensor or isinstance(x, Tensor | np.ndarray):
+            self._add_array(x)
+        elif kind in _CONTAINERS or isinstance(x, _CONTAINERS):
+            self._inside(x, _entries(x) if kind in _CONTAINERS else [*_entries(x), *(v for _, v in self._own(x))])
+        elif isinstance(x, _BY_TEXT):
+            leaves += (kind, repr(x))
+        elif isinstance(x, bytearray | memoryview | array):
+            leaves += (kind, bytes(x))
+            self.changeable = True
+        elif isinstance(x, ContextVar):
+            self.changeable = True
+            self.add(x.get(None))
+        elif is_data(x):
+            if self._values is None:
+                leaves.append(id(x))
+            self._inside(x, (entry for pair in self._own(x) for entry in pair))
+        else:
+            self._by_id(x, kind)
+
+    def _by_id(self, x: Any, kind: Any) -> None:
+        self.leaves.append(id(x))
+        self.alive.append(x)
+        package = kind.__module__
+        if package.startswith(PACKAGE):
+            if not isinstance(x, Module | type):  # numbers that a step may read, such as a scheduler's epoch
+                own = [(n, v) for n, v in self._own(x) if v.__class__ in NUMBERS and v is not None and n[0] != "_"]
+                self.leaves += own
+                self.changeable = self.changeable or bool(own)
+        elif isinstance(x, FunctionType) and is_users(x.__module__):
+            own = [v for n, v in self._own(x) if n != "__wrapped__"]
+            if own:
+                self._inside(own, own)
+        elif hasattr(kind, "__next__"):
+            self.refusal = f"a {kind.__name__}, which it takes things from, is something else in every call"
+        elif not (isinstance(x, _BY_ID) or package.partition(".")[0] in _STEADY or is_users(package)):
+            self.refusal = f"an object of {package}.{kind.__name__}, which it names, may change unseen"
+
+    def _own(self, x: Any) -> Iterator[tuple[str, Any]]:
+        names = self._names
+        return (pair for pair in fields(x).items() if names is None or pair[0] in names)
+
+    def _add_array(self, x: Any) -> None:
+        if self._values is None:
+            self.leaves.append(id(x))
+            self.alive.append(x)
+            if isinstance(x, np.ndarray):
+                self.changeable = True
+                self.leaves.append(repr(x) if x.dtype.hasobject else x.tobytes() if x.size <= SMALL else 0)
+                if x.size > SMALL:
+                    self.refusal = f"it names a NumPy array of {x.size} numbers, which Python may read: use a tensor"
+            return
+        self._values.append(x)
+        if isinstance(x, np.ndarray):
+            self.leaves += (x.shape, x.dtype)
+            self.arrays.append(id(x))
+            if any(type(container) is not tuple for container in self._on_way):
+                self.refusal = "NumPy arrays in lists, dicts or objects can't be watched: pass them as tensors"
+            return
+        place: Any = x.place
+        self.arrays.append(id(x.array))
+        if place.__class__ is Shard:
+            batch = place.batch
+            self.arrays.append(id(batch))
+            total = None if batch.known is None else batch.known.total
+            place = place.axis, place.outer, place.inner, batch.held, total, id(place.group), batch.shard
+        self.leaves += (x.array.shape, x.array.dtype, place, x.origin is not None)
+
+    def _inside(self, x: Any, entries: Any) -> None:
+        self.changeable = self.changeable or x.__class__ is not tuple
+        self.leaves += (type(x), "(")
+        around = any(x is container for container in self._on_way)
+        if around or len(self._on_way) > _DEPTH or len(self.leaves) > 4 * MOST:
+            if not around:
+                self.refusal = f"it names more than {MOST} objects: give it those of one call as arguments"
+            return
+        self._on_way.append(x)
+        self.alive.append(x)
+        for entry in entries:
+            self.add(entry)
+        self._on_way.pop()
+        self.leaves.append(")")
+
+
+def form_of(args: tuple[Any, ...]) -> Any:
+    """What a program depends on of arguments that are tensors, rows of one batch or of none: a key that is made sooner
+    than a `Fingerprint`. None for other arguments, and for two tensors with one array."""
+    forms: list[tuple[Any, ...]] = []
+    arrays, batch = [], None
+    for x in args:
+        if x.__class__ is not Tensor:
+            return None
+        array, place = x.array, x.place
+        if place is None:
+            forms.append((array.shape, array.dtype, x.origin is None))
+        elif place.__class__ is Shard and (batch is None or batch is place.batch):
+            batch = place.batch
+            forms.append((array.shape, array.dtype, x.origin is None, place.axis, place.outer, place.inner))
+        else:
+            return None
+        arrays.append(id(array))
+    if len({*arrays}) < len(arrays):
+        return None
+    if batch is None:
+        return forms
+    return forms, batch.held, batch.known and batch.known.total, batch.group, batch.shard
+
+
+def within(x: Any) -> Any:
+    """What changes in an object that counts by its id."""
+    if isinstance(x, np.ndarray):
+        return hash(x.tobytes())
+    if isinstance(x, np.random.Generator):
+        return repr(x.bit_generator.state)
+    if isinstance(x, np.random.RandomState):
+        return repr(x.get_state())
+    return x.getstate() if isinstance(x, random.Random) else None
+
+
+def modules(named: Any, depth: int = 0) -> Iterator[Module]:
+    """The modules among what a step names, in containers and objects too, and all below them."""
+    for thing in named:
+        if isinstance(thing, Module):
+            yield from thing.modules()
+        elif depth < _DEPTH and (entries := inside(thing)) is not None:
+            yield from modules(entries, depth + 1)
+
+
+def inside(x: Any) -> list[Any] | None:
+    """What lies in a container or an object of a class of the user's; None if it is neither."""
+    if isinstance(x, _CONTAINERS):
+        return [*x.values()] if isinstance(x, Mapping) else [*x]
+    return [*fields(x).values()] if is_data(x) else None
+
+
+def state_of(module: Module) -> tuple[Any, ...]:
+    """What a program takes for granted of a module: its mode, numbers and texts, which modules and arrays it has, and
+    hooks."""
+    found = Fingerprint(set())
+    for value in vars(module).values():
+        found.add(value) if value.__class__ in NUMBERS else found.leaves.append(id(value))
+    trained = [(p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()]
+    own = [id(value) for _, value in module.children_and_state()]
+    return type(module), *found.leaves, *own, *trained, *(len(hooks) for hooks in module.__dict__.get("_hooks", ()))
+
+
+def fields(x: Any) -> dict[str, Any]:
+    """The attributes of an object, in slots too, without a call of its `__getattr__`."""
+    try:
+        found = dict(object.__getattribute__(x, "__dict__"))
+    except AttributeError:
+        found = {}
+    for slot in _slots(x.__class__):
+        try:
+            found[slot.__name__] = slot.__get__(x)
+        except AttributeError:  # it has no value
+            continue
+    return found
+
+
+@cache
+def _slots(kind: type) -> list[MemberDescriptorType]:
+    bases = [base for base in kind.__mro__ if is_users(base.__module__)]
+    return [value for base in bases for value in vars(base).values() if isinstance(value, MemberDescriptorType)]
+
+
+def is_data(x: Any) -> bool:
+    """Whether an object is nothing but data of the user's program."""
+    return bool(_is_data(x.__class__))
+
+
+@cache
+def _is_data(kind: type) -> bool:
+    if kind.__module__ in ("types", "argparse") and kind.__dictoffset__:  # SimpleNamespace, Namespace
+        return not issubclass(kind, FunctionType | ModuleType)
+    ours = any(base.__module__.partition(".")[0] == PACKAGE for base in kind.__mro__)
+    return is_users(kind.__module__) and not ours and not issubclass(kind, type | Enum)
+
+
+def _entries(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return [entry for pair in x.items() for entry in pair]
+    return sorted(x, key=lambda entry: (hash(entry), repr(entry))) if isinstance(x, set | frozenset) else x

@@ -1,0 +1,123 @@
+"""What the code of a step names, by its bytecode, and what of that a program can't repeat."""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+PACKAGE = __name__.partition(".")[0]
+ANY = frozenset(("vars", "getattr", "__dict__", "asdict", "astuple", "__getattribute__", "dir"))
+"""Names by which a function may come to any attribute."""
+COPIES = frozenset(
+    ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "frombuffer", "memoryview")
+)
+"""Names by which a function may come to the numbers of a NumPy array unseen."""
+
+_PURE = frozenset(
+    "builtins math cmath operator functools itertools collections dataclasses enum typing types contextlib abc copy "
+    "warnings logging string re numbers statistics bisect heapq textwrap fractions decimal random numpy __future__ "
+    f"typing_extensions {PACKAGE}".split()
+)
+_ELSEWHERE = frozenset(("open", "input", "globals", "locals", "eval", "exec", "compile", "__import__", "breakpoint"))
+
+
+class Names(NamedTuple):
+    """Of a function and those inside of it. names: globals, attributes and modules; loaded: globals; imported:
+    modules; refused: what can't be captured, with its line; arrays: what an attribute `array` is taken of, and where.
+    """
+
+    names: tuple[str, ...]
+    loaded: tuple[str, ...]
+    imported: tuple[str, ...]
+    refused: tuple[str, int] | None
+    arrays: tuple[tuple[str, int], ...]
+
+
+@cache
+def names_of(code: CodeType) -> Names:
+    """What a function names."""
+    names: dict[str, None] = {}
+    loaded: dict[str, None] = {}
+    imported: dict[str, None] = {}
+    refused: list[tuple[str, int]] = []
+    arrays: list[tuple[str, int]] = []
+    for inner in _all_code(code):
+        names |= dict.fromkeys(inner.co_names)
+        line = inner.co_firstlineno
+        for before, now in pairwise((None, *dis.get_instructions(inner))):
+            assert now is not None
+            line = now.starts_line if type(now.starts_line) is int else getattr(now, "line_number", None) or line
+            if now.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                loaded[now.argval] = None
+            elif now.opname == "IMPORT_NAME":
+                imported[now.argval] = None
+            elif _catches(before, now):
+                refused.append(("an error of a program would not come to the `except` of the step", line))
+            elif now.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR") and now.argval == "array":
+                arrays.append((str(before.argval) if before else "", line))
+    return Names((*names,), (*loaded,), (*imported,), refused[0] if refused else None, (*arrays,))
+
+
+def why_refused(function: FunctionType, values: dict[str, Any]) -> str | None:
+    """Why no program can repeat what a function does, with the line; values: of the names of its closure."""
+    code = names_of(function.__code__)
+    found = [] if code.refused is None else [code.refused]
+    first = function.__code__.co_firstlineno
+    for name in code.loaded:
+        if name in _ELSEWHERE and name not in function.__globals__ and hasattr(builtins, name):
+            found.append((f"what `{name}` gives is not seen by a program", first))
+    for owner, line in code.arrays:
+        value = values.get(owner, function.__globals__.get(owner))
+        if not isinstance(value, ModuleType) and owner not in ("np", "numpy"):
+            found.append(("Python code reads or changes the `array` of a tensor", line))
+    return f"{found[0][0]} ({function.__code__.co_filename}:{found[0][1]})" if found else None
+
+
+def is_pure(package: str | None) -> bool:
+    """Whether what a module of a library gives follows from what it is given."""
+    return str(package).partition(".")[0].lstrip("_") in _PURE or package in _PURE
+
+
+@cache
+def is_users(package: str | None) -> bool:
+    """Whether a module is the user's program: of no library."""
+    root = str(package).partition(".")[0]
+    if root in sys.stdlib_module_names or root in (PACKAGE, "numpy", "None"):
+        return False
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return "site-packages" not in file and "dist-packages" not in file
+
+
+def is_called_unnamed(name: str) -> bool:
+    """Whether a method is called by syntax or by this package, not by its name."""
+    special = name.startswith("__") and name.endswith("__") and name not in _LIFE
+    return special or name in ("forward", "backward")
+
+
+_LIFE = frozenset(
+    f"__{name}__"
+    for name in (
+        "init", "new", "post_init", "del", "reduce", "reduce_ex", "getstate", "setstate", "copy", "deepcopy",
+        "set_name", "init_subclass", "repr", "str", "format", "doc", "module", "dict", "weakref", "slots", "qualname",
+        "annotations", "match_args", "dataclass_fields", "dataclass_params", "abstractmethods", "hash",
+        "static_attributes", "firstlineno", "orig_bases", "parameters",
+    )
+)  # fmt: skip
+
+
+def _all_code(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _all_code(constant)
+
+
+def _catches(before: dis.Instruction | None, now: dis.Instruction) -> bool:
+    bare = before is not None and (before.opname, now.opname) == ("PUSH_EXC_INFO", "POP_TOP")
+    return bare or now.opname in ("CHECK_EXC_MATCH", "CHECK_EG_MATCH") or now.argval == "suppress"

@@ -1,0 +1,187 @@
+"""Losses and layers of papers, typed as their authors publish them: numbers of the batch by `x.shape[0]`, rows by the
+numbers that sorting and mining give, random numbers in the shape of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sorix_dist as sx
+from sorix_dist import nn
+from sorix_dist.nn import functional as F
+from tests.support.parallel.programs import mlp, program, unit
+
+
+def trained(*names: str, make: Any = mlp, rows: int = 11, **outcome: str) -> Any:
+    """Makes a program of a loss: it trains a model on columns of the batch."""
+
+    def register(loss: Any) -> Any:
+        def run(kit: Any) -> list[Any]:
+            return kit.train(kit.wrap(make()), loss, *names, rows=rows)
+
+        run.__name__ = f"paper_{loss.__name__}"
+        return program(**outcome)(run)
+
+    return register
+
+
+def classifier() -> Any:
+    return mlp(3)
+
+
+def eye(n: int) -> Any:
+    return sx.eye(n, dtype=sx.float64)
+
+
+# -- numbers of the batch
+
+
+@trained("x", "z")
+def coral(model, x, z):
+    def covariance(a):
+        a = a - a.mean(0, keepdim=True)
+        return a.T @ a / (a.shape[0] - 1 + 1e-3)
+
+    return (covariance(model(x)) - covariance(model(z))).square().sum() / 16 + model(x).mean() * (1 / x.size(0))
+
+
+@trained("x", "z")
+def swav(model, x, z):
+    q = (model(x).detach() / 0.5).exp().T
+    q = q / q.sum()
+    prototypes, samples = q.shape
+    for _ in range(3):
+        q = q / q.sum(1, keepdim=True) / prototypes
+        q = q / q.sum(0, keepdim=True) / samples
+    return -((q * samples).T * model(z).log_softmax(1)).sum(1).mean()
+
+
+@trained("x", rows=8)
+def nt_xent(model, x):
+    z, n = unit(model(sx.cat([x, x * 0.5]))), x.shape[0]
+    similarity = (z @ z.T / 0.5).masked_fill(sx.eye(2 * n, dtype=sx.bool), -1e9)
+    return F.cross_entropy(similarity, (sx.arange(2 * n) + n) % (2 * n))
+
+
+@trained("x", "z")
+def spectral_contrastive(model, x, z):
+    a, n = unit(model(x)), x.shape[0]
+    beside_others = ((a @ a.T) ** 2 * (1 - eye(n))).sum() / (n * (n - 1) + 1)
+    return beside_others - 2 * (a * model(z)).sum() / a.numel() + (a.T @ (eye(n) - 1 / n) @ a).trace()
+
+
+@trained("x", "flags", refused="follows from this rank's rows alone")
+def number_of_selected_rows(model, x, flags):
+    chosen = model(x)[flags[:, 0]]
+    return chosen.square().sum() / (chosen.shape[0] + 1)
+
+
+@trained("x", "y", refused="follows from this rank's rows alone", reproducible="")
+def scaled_by_item(model, x, y):
+    y = (y - y.mean().item()) / y.std().item()
+    return (model(x) - y).square().mean()
+
+
+# -- rows by numbers that follow from the batch
+
+
+@trained("x", "t")
+def lovasz(model, x, t):
+    errors, order = sx.sort(((t == 1).double() - model(x)[:, 0].sigmoid()).abs(), descending=True)
+    of_class = (t == 1).double()[order]
+    jaccard = 1 - (of_class.sum() - of_class.cumsum(0)) / (of_class.sum() + (1 - of_class).cumsum(0))
+    return (errors * sx.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])).sum()
+
+
+@trained("x", "w", "flags")
+def cox(model, x, w, flags):
+    order = w.argsort(descending=True)
+    risk, event = model(x)[:, 0][order], flags[:, 0][order].double()
+    return -((risk - risk.exp().cumsum(0).log()) * event).sum() / (event.sum() + 1e-8)
+
+
+@trained("x", "t")
+def triplets_by_mining(model, x, t):
+    e = model(x)
+    with sx.no_grad():
+        distance, same = (e[:, None] - e[None]).square().sum(2), t[:, None] == t[None]
+        positive, negative = (distance * same).argmax(1), (distance + 1e3 * same.double()).argmin(1)
+    return F.triplet_margin_loss(e, e[positive], e[negative], margin=0.5)
+
+
+@trained("x", "t", make=classifier)
+def mixup(model, x, t):
+    share, order = sx.rand(x.size(0), 1, dtype=sx.float64), sx.randperm(x.size(0))
+    y = F.one_hot(t, 3).double()
+    return F.cross_entropy(model(share * x + (1 - share) * x[order]), share * y + (1 - share) * y[order])
+
+
+@trained("x", "t")
+def pairs_of_a_triangle(model, x, t):
+    scores = model(x)[:, 0]
+    i, j = sx.triu_indices(scores.shape[0], scores.shape[0], 1)
+    return F.softplus(scores[i] - scores[j])[t[i] > t[j]].sum()
+
+
+class Sorted(nn.Module):
+    """Sorts sequences by length, and back."""
+
+    def __init__(self) -> None:
+        self.layer = nn.GRU(3, 2, batch_first=True)
+
+    def forward(self, s, lengths):
+        lengths, order = lengths.sort(descending=True)
+        h = self.layer(s[order])[0][sx.arange(s.size(0)), lengths - 1]
+        return h[order.argsort()]
+
+
+@trained("seq", "lengths", make=Sorted, reproducible="needs the rows of the whole batch")
+def sorted_lengths(model, s, lengths):
+    return (model(s, lengths) * lengths[:, None]).square().mean()
+
+
+class Dispatched(nn.Module):
+    """A mixture of experts in which each gets the rows that chose it."""
+
+    def __init__(self) -> None:
+        self.gate, self.experts = nn.Linear(3, 2), nn.ModuleList([mlp(), mlp()])
+
+    def forward(self, x):
+        value, chosen = self.gate(x).softmax(-1).max(1)
+        out = sx.zeros(x.shape[0], 2, dtype=sx.float64)
+        for i, expert in enumerate(self.experts):
+            rows = sx.nonzero(chosen == i)[:, 0]
+            out = out.index_add(0, rows, expert(x[rows]) * value[rows][:, None])
+        return out
+
+
+@trained("x", make=Dispatched, reproducible="needs the rows of the whole batch")
+def dispatched(model, x):
+    return model(x).square().mean()
+
+
+# -- random numbers
+
+
+@trained("x")
+def diffusion(model, x):
+    kept = sx.cumprod(1 - sx.linspace(0.01, 0.2, 11, dtype=sx.float64), 0)
+    share = kept[sx.randint(0, 11, (x.shape[0],))][:, None]
+    noise = sx.randn(x.shape, dtype=sx.float64)
+    return F.mse_loss(model(share.sqrt() * x + (1 - share).sqrt() * noise), noise[:, :2])
+
+
+class Dropped(nn.Module):
+    """A layer that is left out for some rows, another for some batches, and noise on weights."""
+
+    def __init__(self) -> None:
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = x + self.first(x) * (0.7 + sx.rand((x.shape[0], 1), dtype=x.dtype)).floor()
+        x = x if sx.rand(1).item() < 0.5 else x.tanh()
+        return x @ (self.last.W + 0.1 * sx.randn(3, 2, dtype=sx.float64))
+
+
+@trained("x", make=Dropped)
+def stochastic_depth(model, x):
+    return model(x).square().mean()

@@ -1,0 +1,362 @@
+"""Numbers that a captured step comes to by ways of all kinds: each change is seen, or the step is refused."""
+
+from __future__ import annotations
+
+import array
+import collections
+import copy
+import functools
+import operator
+import os
+import pathlib
+import queue
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import timedelta
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn, optim
+from sorix_dist.nn import functional as F
+
+X = sx.tensor(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
+Y = sx.tensor(np.random.default_rng(1).integers(0, 3, 8))
+CALLS, LATE = 14, 8
+"""Calls of a step; from the late one on, after recordings and audits, what it reads is another number."""
+
+VARIABLE: ContextVar[float] = ContextVar("scale", default=1.0)
+LOCAL = threading.local()
+
+
+class Box:
+    v: Any = 1.0
+
+    def get(self) -> Any:
+        return self.v
+
+
+class Called(Box):
+    def __call__(self) -> Any:
+        return self.v
+
+
+class Described:
+    class Descriptor:
+        value = 1.0
+
+        def __get__(self, owner: Any, kind: Any = None) -> float:
+            return self.value
+
+        def __set__(self, owner: Any, value: float) -> None:
+            type(self).value = value
+
+    v = Descriptor()
+
+
+class Dynamic:
+    def __init__(self) -> None:
+        self.numbers = {"v": 1.0}
+
+    def __getattr__(self, name: str) -> Any:
+        return self.numbers[name]
+
+
+def function() -> Any:
+    return function.v  # type: ignore[attr-defined]
+
+
+@functools.lru_cache
+def cached() -> float:
+    return VARIABLE.get()
+
+
+@functools.singledispatch
+def dispatched(x: Any) -> float:
+    return VARIABLE.get()
+
+
+def attribute(x: Any, v: Any) -> None:
+    x.v = v
+
+
+def first(x: Any, v: Any) -> None:
+    x[0] = v
+
+
+def key(x: Any, v: Any) -> None:
+    x["v"] = v
+
+
+Row = tuple[Callable[[], Any], Callable[[Any, Any], Any], Callable[[Any], Any], str | None]
+ROWS: dict[str, Row] = {
+    # what it lies in, how it is set, how the step takes it, and why that is refused (None: it is captured)
+    "descriptor": (Described, attribute, lambda x: x.v, None),
+    "__getattr__": (Dynamic, lambda x, v: key(x.numbers, v), lambda x: x.v, None),
+    "function": (lambda: function, attribute, lambda x: x(), None),
+    "object that is called": (Called, attribute, lambda x: x(), None),
+    "attrgetter": (Box, attribute, operator.attrgetter("v"), None),
+    "methodcaller": (Box, attribute, operator.methodcaller("get"), None),
+    "getattr": (Box, attribute, lambda x: getattr(x, "v"), None),  # noqa: B009
+    "UserDict": (lambda: collections.UserDict(v=1.0), key, lambda x: x["v"], None),
+    "UserList": (lambda: collections.UserList([1.0]), first, lambda x: x[0], None),
+    "ChainMap": (lambda: collections.ChainMap({"v": 1.0}), key, lambda x: x["v"], None),
+    "bytearray": (lambda: bytearray([1]), lambda x, v: first(x, int(v)), lambda x: x[0], None),
+    "array": (lambda: array.array("d", [1.0]), first, lambda x: x[0], None),
+    "memoryview": (lambda: memoryview(bytearray([1])), lambda x, v: first(x, int(v)), lambda x: x[0], None),
+    "NumPy array": (lambda: np.ones(1000), first, lambda x: float(x[0]), None),
+    "NumPy objects": (lambda: np.array([1.0, None], object), first, lambda x: x[0], None),
+    "large NumPy array": (lambda: np.ones(1001), first, lambda x: float(x[0]), "a NumPy array of 1001 numbers"),
+    "timedelta": (lambda: [timedelta(1)], lambda x, v: first(x, timedelta(v)), lambda x: x[0].days, None),
+    "Fraction": (lambda: [Fraction(1)], lambda x, v: first(x, Fraction(v)), lambda x: float(x[0]), None),
+    "partial": (lambda: [functools.partial(float, 1)], lambda x, v: v == 1 or first(x, float), lambda x: x[0](), None),
+    "ContextVar": (lambda: VARIABLE, lambda x, v: x.set(v), lambda x: x.get(), None),
+    "thread's own": (lambda: LOCAL, attribute, lambda x: x.v, "_thread._local"),
+    "queue": (queue.Queue, lambda x, v: (x.queue.clear(), x.put(v)), lambda x: x.queue[0], "queue.Queue"),
+    "cache": (lambda: cached, lambda x, v: (VARIABLE.set(v), x.cache_clear()), lambda x: x(), "_lru_cache_wrapper"),
+    "dispatch": (lambda: dispatched, lambda x, v: VARIABLE.set(v), lambda x: x(1), "the `except` of the step"),
+    "environment": (lambda: os.environ, lambda x, v: x.update(V=str(v)), lambda x: float(x["V"]), None),
+    "getenv": (
+        lambda: None,
+        lambda x, v: os.environ.update(V=str(v)),
+        lambda x: float(os.getenv("V", "")),
+        "module os",
+    ),
+    "clock": (lambda: None, lambda x, v: v, lambda x: 1.0 if time.monotonic() > 0 else 2.0, "module time"),
+    "file": (lambda: None, lambda x, v: v, lambda x: 2.0 if pathlib.Path("/there").exists() else 1.0, "pathlib"),
+    "open": (lambda: None, lambda x, v: v, lambda x: float(open("/dev/null").read() or 1), "`open` gives"),  # noqa: SIM115
+    "globals": (lambda: None, lambda x, v: v, lambda x: float(globals()["CALLS"]), "`globals` gives"),
+}
+
+
+def compared(make: Callable[[Any], Callable[[int], Any]]) -> Any:
+    """Makes a program eagerly and captured, calls both, compares bits; returns the captured step."""
+    ends = []
+    steps: list[Any] = []
+
+    def capture(step: Any) -> Any:
+        steps.append(sx.compile(step))
+        return steps[-1]
+
+    for wrap in (lambda step: step, capture):
+        sx.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call = make(wrap)
+            ends.append([call(i) for i in range(CALLS)])
+    assert ends[0] == ends[1]
+    return steps[0]
+
+
+def bits(*tensors: Any) -> list[bytes]:
+    return [np.asarray(x.detach().numpy()).tobytes() for x in tensors]
+
+
+def replays(step: Any) -> int:
+    return sum(entry.runs for entry in step._programs.values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_reads(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("V", "1.0")
+    make, put, get, refused = ROWS[name]
+
+    def program(capture: Any) -> Any:
+        x = make()
+        step = capture(lambda t: t * get(x))
+
+        def call(i: int) -> Any:
+            put(x, 1.0 if i < LATE else 2.0)
+            return bits(step(X))
+
+        return call
+
+    step = compared(program)
+    if refused is None:
+        assert replays(step) > 3, step.reason
+    else:
+        assert replays(step) == 0
+        assert refused in step.reason
+
+
+def test_functions_that_are_replaced():
+    """In a class, by other code, and on the way from an argument."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x * self.factor()
+
+        def factor(self) -> float:
+            return 1.0
+
+    class Doubled(Scaled):
+        pass
+
+    def one() -> float:
+        return 1.0
+
+    def two() -> float:
+        return 2.0
+
+    def program(capture: Any) -> Any:
+        module, number = Doubled(), [1.0]
+        one.__code__ = (lambda: 1.0).__code__
+        activation: Any = F.relu
+        Doubled.factor = Scaled.factor
+        del Doubled.factor
+        step = capture(lambda m, f, x: activation(m(x)) * one() * f())
+
+        def call(i: int) -> Any:
+            nonlocal activation
+            if i == LATE:
+                Doubled.factor = lambda self: 3.0  # type: ignore[method-assign, assignment]
+            if i == LATE + 2:
+                one.__code__ = two.__code__
+            if i == LATE + 4:
+                activation = F.tanh
+            number[0] = 1.0 if i < LATE + 3 else 5.0
+            return bits(step(module, get, X))
+
+        def get() -> float:
+            return number[0]
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
+def test_methods_that_the_step_does_not_call():
+    """They may read clocks and files."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.began, self.factor = time.monotonic(), 2.0
+
+        def step(self, x: Any) -> Any:
+            return x * self.factor
+
+        def save(self) -> None:
+            try:
+                open(f"/dev/null/{time.time()}")  # noqa: SIM115
+            except OSError:
+                self.step(X)
+
+    trainer = Trainer()
+    step = compared(lambda capture: (lambda step: lambda i: bits(step(X)))(capture(trainer.step)))
+    assert replays(step) > 3, step.reason
+
+
+def test_errors_that_the_step_catches():
+    def program(capture: Any) -> Any:
+        @capture
+        def step(x: Any, y: Any) -> Any:
+            try:
+                return F.cross_entropy(x, y)
+            except IndexError:
+                return x.sum()
+
+        return lambda i: bits(step(X[:, :3], Y if i < LATE else Y + 3))
+
+    assert "the `except` of the step" in compared(program).reason
+
+
+def test_arrays_of_tensors_and_numbers_of_arrays():
+    def program(capture: Any) -> Any:
+        counts = sx.zeros(3)
+
+        @capture
+        def step(x: Any) -> Any:
+            counts.array[...] += 1
+            return x.sum() * counts
+
+        return lambda i: bits(step(X), counts)
+
+    assert "the `array` of a tensor" in compared(program).reason
+    rows = [np.full((2, 3), float(i < LATE)) for i in range(CALLS)]
+    for read in (lambda x: float(np.asarray(x)[0, 0]), lambda x: float(memoryview(x)[0, 0])):
+
+        def of_rows(capture: Any, read: Any = read) -> Any:
+            step = capture(lambda x: sx.tensor(x) * read(x))
+            return lambda i: bits(step(rows[i]))
+
+        step = compared(of_rows)
+        assert "the numbers of a NumPy array" in step.reason
+
+
+def test_numbers_of_the_package():
+    """A scheduler's rate, a closure of an optimizer, a kind of result that a program can't make."""
+
+    def trained(scheduled: bool) -> Any:
+        def program(capture: Any) -> Any:
+            model = nn.Linear(4, 3)
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            scheduler = optim.lr_scheduler.StepLR(optimizer, 3)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                def closure() -> Any:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y) * (scheduler.get_last_lr()[0] if scheduled else 1.0)
+                    loss.backward()
+                    return loss.detach()
+
+                loss = closure() if scheduled else optimizer.step(closure)
+                optimizer.step()
+                scheduler.step()
+                return loss
+
+            return lambda i: bits(step(X * (1.0 + max(i - LATE, 0)), Y), *model.parameters())
+
+        return compared(program)
+
+    assert "get_last_lr" in trained(True).reason
+    assert "a closure" in trained(False).reason
+    pair = collections.namedtuple("pair", "a b")
+    step = compared(lambda capture: (lambda step: lambda i: bits(step(X).a))(capture(lambda x: pair(x * 2, x))))
+    assert "returns a pair" in step.reason
+
+
+def test_copies_of_an_instance():
+    class Trainer:
+        def __init__(self) -> None:
+            self.factor = 2.0
+
+        @sx.compile
+        def step(self, x: Any) -> Any:
+            return x * self.factor
+
+    one = Trainer()
+    for _ in range(6):
+        one.step(X)
+    other = copy.deepcopy(one)
+    other.factor = 3.0
+    for trainer in (one, other) * 5:
+        assert bits(trainer.step(X)) == bits(X * trainer.factor)
+    assert other.step is not one.step
+    assert replays(one.step)
+    assert replays(other.step)
+
+
+def test_builtin_names():
+    module: Any = types.ModuleType("settings")
+    exec("def scale():\n    return float(len([1, 2]))", vars(module))
+
+    def program(capture: Any) -> Any:
+        vars(module).pop("len", None)
+        step = capture(lambda x: x * module.scale())
+
+        def call(i: int) -> Any:
+            if i == LATE:
+                module.len = lambda x: 5
+            return bits(step(X))
+
+        return call
+
+    assert replays(compared(program)) > 3
