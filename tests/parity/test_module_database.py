@@ -94,6 +94,7 @@ def compare(kind: str, theirs: Any, made: Any, given: Any) -> None:
         close(value, theirs.state_dict()[name].numpy(), name)
 
 
+@pytest.mark.timeout(600)  # attention has hundreds of samples
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["float64", "float32"])
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
