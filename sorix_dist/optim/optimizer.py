@@ -139,17 +139,16 @@ class Optimizer:
                         "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
                         "model.accumulate(...), or after a backward outside of model.no_sync()"
                     )
-        # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
+        # Other ranks with the same memory may read the parameters up to here, and again once all have moved.
         memories: dict[ParameterMemory, None] = {}
         plans = []
         for group, state in zip(self._groups, self._states, strict=True):
-            options = [group[name] for name in self.defaults]
-            plans.append(state.advance(self.buffers(group), self.scratch_arrays, options))
+            plans.append((group, state.advance(self.buffers(group), self.scratch_arrays, group)))
             for memory in state.memories:
                 memories[memory] = None
         for memory in memories:
             memory.fence("optimizer.step")
-        for group, runs in zip(self._groups, plans, strict=True):
+        for group, runs in plans:
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)

@@ -19,7 +19,7 @@ from sorix_dist.core import Tensor, flat
 from sorix_dist.core.capture import Recorder, recorders, same, version
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
-from sorix_dist.train.fingerprint import Fingerprint, form_of, inside, modules, state_of, within
+from sorix_dist.train.fingerprint import Fingerprint, arrays_of, form_of, inside, modules, state_of, within
 from sorix_dist.train.step_reads import Reads, followed
 from sorix_dist.train.watched import Watched
 
@@ -164,7 +164,9 @@ class CompiledStep:
         if self._state.changeable or self._seen != version() or not same_objects:
             self._named, self._seen = named, version()
             self._state = self._reads.state(named)
-            state = *self._state.leaves, *map(state_of, modules(named))
+            below = [*modules(named)]
+            state = *self._state.leaves, *self._state.arrays, *map(state_of, below)
+            state += tuple(id_ for module in below for id_ in arrays_of(module))
             full = len(self._programs) >= MOST
             self._number = self._states.get(state, -1) if full else self._states.setdefault(state, len(self._states))
         return (*given.leaves, aliases, self._number, flat.version(), recording.get()), given, values

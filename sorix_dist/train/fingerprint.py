@@ -40,7 +40,7 @@ _BY_ID = (
     types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, operator.attrgetter,
     operator.itemgetter, operator.methodcaller,
 )  # fmt: skip
-_STEADY = ("numpy", "typing", "logging")  # packages whose objects do not change, or show it in the random numbers
+_STEADY = ("numpy", "typing", "logging", "_collections")  # whose objects stay, or show it in the random numbers
 
 
 class Fingerprint:
@@ -48,7 +48,7 @@ class Fingerprint:
     alive, so that no other objects get their ids.
 
     names: which attributes of objects count, None for all; values: gets tensors and arrays, which count by shape, dtype
-    and placement then, as the arguments of a program; arrays: the ids of their arrays and batches.
+    and placement then, as the arguments of a program; arrays: the ids of the arrays of tensors, and of batches.
     """
 
     def __init__(self, names: set[str] | None = None, values: list[Any] | None = None) -> None:
@@ -93,7 +93,7 @@ class Fingerprint:
                 own = [(n, v) for n, v in self._own(x) if v.__class__ in NUMBERS and v is not None and n[0] != "_"]
                 self.leaves += own
                 self.changeable = self.changeable or bool(own)
-        elif isinstance(x, FunctionType) and is_users(x.__module__):
+        elif isinstance(x, FunctionType):
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
                 self._inside(own, own)
@@ -110,7 +110,11 @@ class Fingerprint:
         if self._values is None:
             self.leaves.append(id(x))
             self.alive.append(x)
-            if isinstance(x, np.ndarray):
+            if isinstance(x, Tensor):
+                self.leaves.append(x.origin is None)
+                self.arrays.append(id(x.array))
+                self.alive.append((x.array,))  # whose numbers may change
+            else:
                 self.changeable = True
                 self.leaves.append(repr(x) if x.dtype.hasobject else x.tobytes() if x.size <= SMALL else 0)
                 if x.size > SMALL:
@@ -208,6 +212,11 @@ def state_of(module: Module) -> tuple[Any, ...]:
     trained = [(p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()]
     own = [id(value) for _, value in module.children_and_state()]
     return type(module), *found.leaves, *own, *trained, *(len(hooks) for hooks in module.__dict__.get("_hooks", ()))
+
+
+def arrays_of(module: Module) -> list[int]:
+    """The ids of the arrays of a module's tensors, which may be other ones after an assignment to `data`."""
+    return [id(x.array) for _, x in module.children_and_state() if isinstance(x, Tensor)]
 
 
 def fields(x: Any) -> dict[str, Any]:

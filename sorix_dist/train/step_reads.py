@@ -94,7 +94,8 @@ class Reads:
         self._known[id(x)] = x
         if isinstance(x, ModuleType | type | BuiltinFunctionType | FunctionType):
             package = x.__name__ if isinstance(x, ModuleType) else x.__module__
-            if not is_users(package):
+            by_exec = isinstance(x, FunctionType) and package in (None, "builtins")  # whose globals have no name
+            if not (is_users(package) or by_exec):
                 if not is_pure(package) and package is not None:
                     self._refuse(f"no program sees what `{name}` of the module {package.lstrip('_')} gives or does")
                 if package == "functools" and isinstance(x, FunctionType):  # a decorator, with the user's functions

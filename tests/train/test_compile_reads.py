@@ -25,7 +25,9 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader, Dataset
 
 X = sx.tensor(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
 Y = sx.tensor(np.random.default_rng(1).integers(0, 3, 8))
@@ -323,6 +325,35 @@ def test_numbers_of_the_package():
     assert "returns a pair" in step.reason
 
 
+def test_tensors_that_get_other_arrays():
+    """By an assignment to `data`, and those that stop requiring a gradient."""
+
+    def program(capture: Any) -> Any:
+        table, weight = sx.ones(4), sx.ones(4).requires_grad_()
+        model, optimizer = nn.BatchNorm1d(4), optim.SGD([weight], lr=0.1)
+
+        @capture
+        def step(x: Any) -> Any:
+            optimizer.zero_grad()
+            loss = (model(x * table) * weight).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        def call(i: int) -> Any:
+            if i == LATE:
+                table.data = np.full(4, 2, np.float32)
+            if i == LATE + 2:
+                model.running_mean.data = sx.ones(4)
+            weight.requires_grad_(i < LATE + 4)
+            model.train(i % 2 == 0)
+            return bits(step(X), weight)
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
 def test_copies_of_an_instance():
     class Trainer:
         def __init__(self) -> None:
@@ -344,6 +375,23 @@ def test_copies_of_an_instance():
     assert replays(other.step)
 
 
+def test_code_that_exec_has_made():
+    names: dict[str, Any] = {}
+    exec("def scaled(x):\n    return x * scale", names)
+    scaled = names["scaled"]
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda x: scaled(x))
+
+        def call(i: int) -> Any:
+            names["scale"] = 1.0 if i < LATE else 2.0
+            return bits(step(X))
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
 def test_builtin_names():
     module: Any = types.ModuleType("settings")
     exec("def scale():\n    return float(len([1, 2]))", vars(module))
@@ -360,3 +408,29 @@ def test_builtin_names():
         return call
 
     assert replays(compared(program)) > 3
+
+
+def test_reproducible_mode():
+    """The shards of a forward draw the same numbers, by an object that each forward makes."""
+
+    def train() -> None:
+        sx.init(virtual_shards=4)
+
+        def program(capture: Any) -> Any:
+            model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)))
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                return loss.detach()
+
+            return lambda i: bits(step(*batch), *model.parameters())
+
+        assert replays(compared(program)) > 3
+
+    run_threads(train, 1)

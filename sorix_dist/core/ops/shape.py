@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
@@ -56,6 +58,7 @@ def reshaped_rows(
     """
     front = prod(before[: place.axis]) * place.outer
     behind = prod(before[place.axis + 1 :]) * place.inner
+    after = tuple(after)
     found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
     if found is None:
         return None
@@ -67,8 +70,9 @@ def reshaped_rows(
     return place.batch.at(axis, outer, inner)
 
 
+@lru_cache(maxsize=256)
 def _axis_of_rows(
-    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
+    front: int, behind: int, rows: int, after: tuple[int, ...], unknown: int | None
 ) -> tuple[int, int, int] | None:
     """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 
@@ -278,6 +282,9 @@ def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 
 def expand(input: Any, *sizes: Any) -> Any:
     """Dimensions of size 1 repeated, without a copy; -1 keeps a size, new dimensions come in front."""
+    place = shard_of(input)
+    if place is not None and place.batch.known is not None and not place.group.isolated:
+        sizes = of_all(sizes)
     wanted, shape = sizes_of("expand", sizes), shape_of(input)
     extra = len(wanted) - len(shape)
     if extra < 0:
