@@ -28,11 +28,18 @@ class BatchNumber:
         """The number in the global batch; RuntimeError if it is unknown."""
         if self.everywhere is None:
             raise RuntimeError(
-                f"the number {self.here()} follows from this rank's rows alone, as item() of a mean over them and the "
-                "length of what a mask has selected do, so its result would differ on every number of ranks: use the "
-                "tensor itself, sx.global_value(x).item(), or mask.sum() [docs: own-numbers]"
+                "a number beside a tensor of the batch must be the same on every rank, and "
+                f"{self.here()} follows from this rank's rows alone, as item() of a mean over them and the length of "
+                "what a mask has selected do: use the tensor itself, sx.global_value(x).item(), mask.sum() or "
+                "sx.global_rows(xb) [docs: own-numbers]"
             )
         return self.everywhere
+
+    def __neg__(self) -> Any:
+        return _of_both(operator.mul, self, -1)
+
+    def __divmod__(self, other: Any) -> Any:
+        return _of_both(operator.floordiv, self, other), _of_both(operator.mod, self, other)
 
     def __reduce__(self) -> Any:
         return type(self.here()), (self.here(),)
@@ -58,6 +65,9 @@ class BatchFloat(BatchNumber, float):
                 "would differ on every number of ranks: use // or sx.global_rows(x) [docs: own-numbers]"
             )
         return int(float(self))
+
+    def __round__(self, digits: Any = None) -> Any:
+        return _rounded(lambda x: round(x, digits), self)
 
     def __floor__(self) -> Any:
         return _rounded(math.floor, self)
@@ -87,7 +97,7 @@ def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
         return number(math.nan, everywhere)
 
 
-def _rounded(function: Callable[..., int], x: BatchFloat) -> Any:
+def _rounded(function: Callable[..., float], x: BatchFloat) -> Any:
     return number(function(float(x)), None if x.everywhere is None else function(x.everywhere))
 
 

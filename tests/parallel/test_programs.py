@@ -113,13 +113,38 @@ def test_numbers_of_a_batch_are_plain_to_python():
         total = total + n + x.numel()
         half = pickle.loads(pickle.dumps((n / 2, n * 2)))
         assert {type(number) for number in half} == {int, float}
-        return n, np.zeros(n).size, [*range(n)], half, total.item(), math.ceil(n / 2), (1 - n) // 2, 3 % (n + 1)
+        everywhere = sx.all_reduce(n), sx.all_reduce((x > 9).sum().item() + n / 2)
+        assert everywhere == (3, 1.5)
+        return (
+            n,
+            np.zeros(n).size,
+            [*range(n)],
+            half,
+            total.item(),
+            math.ceil(n / 2),
+            -n // 2,
+            divmod(n + 1, 2),
+            round(n / 3),
+        )
 
     def wanted(n):
-        return n, n, [*range(n)], (n / 2, n * 2), 2 * n, math.ceil(n / 2), (1 - n) // 2, 3 % (n + 1)
+        return n, n, [*range(n)], (n / 2, n * 2), 2 * n, math.ceil(n / 2), -n // 2, divmod(n + 1, 2), round(n / 3)
 
     for ranks in (1, 2):
         assert run_threads(work, ranks) == [wanted(n) for n in ((3,) if ranks == 1 else (1, 2))]
+
+
+def test_numbers_of_a_batch_beside_its_tensors():
+    def work():
+        x = outputs()
+        n, one = x.shape[0], (x * 0).sum() + 1
+        for number in (n, -n, n // 2, n % 2, n**2, n**0.5, 7 - n, round(n * 0.4), math.floor(n / 2), *divmod(n, 2)):
+            yield sx.global_value(one * number / n).item() * 3
+
+    wanted = [3, -3, 1, 1, 9, 3**0.5, 4, 1, 1, 1, 1]
+    for ranks in (1, 2, 3):
+        for found in run_threads(lambda: [*work()], ranks):
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_int_of_a_share_of_the_batch():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
@@ -278,6 +279,9 @@ def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 
 def expand(input: Any, *sizes: Any) -> Any:
     """Dimensions of size 1 repeated, without a copy; -1 keeps a size, new dimensions come in front."""
+    place = shard_of(input)
+    if place is not None and place.batch.known is not None and not place.group.isolated:
+        sizes = of_all(sizes)
     wanted, shape = sizes_of("expand", sizes), shape_of(input)
     extra = len(wanted) - len(shape)
     if extra < 0:

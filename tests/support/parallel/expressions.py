@@ -307,6 +307,8 @@ ROWS = [
     "u * sx.randint(0, 5, (u.shape[0], 1))",
     "u + sx.rand((u.size(0), 1), dtype=u.dtype) * sx.randn(u.shape, dtype=u.dtype)",
     "u * (u.shape[0] % 3 + u.shape[0] ** 2 // 2)",
+    "(lambda s, n: s.expand(n, n) + s.expand(n, n).t() - 2 * u @ u.T)(u.square().sum(1, keepdim=True), u.shape[0])",
+    "(lambda n: t.expand(n, n).eq(t.expand(n, n).t()) * (u[None].expand(n, n, 4) - u[:, None]).sum(2))(u.size(0))",
 ]
 IMAGES = [
     "F.interpolate(u, scale_factor=2)",
