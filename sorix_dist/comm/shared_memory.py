@@ -119,12 +119,16 @@ class SpinBarrier:
 
     def _wait_for(self, other: memoryview, count: int, rank: int) -> None:
         began, reads = perf_counter_ns(), 0
-        while other[0] < count:
-            reads += 1
-            if reads > self._spins + YIELDS:
-                time.sleep(SLEEP)
-            elif reads > self._spins:
-                _yield_core()
+        for _ in range(self._spins):  # reads as often as possible: each is a delay of the step
+            if other[0] >= count:
+                break
+        else:
+            while other[0] < count:
+                reads += 1
+                if reads > YIELDS:
+                    time.sleep(SLEEP)
+                else:
+                    _yield_core()
         waited(began, rank)
 
 

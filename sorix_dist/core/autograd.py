@@ -317,9 +317,7 @@ def _seed(tensor: Tensor, gradient: Any) -> Any:
                 f"{f', rows of a batch of {total}' if total != 1 else ''}: "
                 "reduce it to a scalar by mean() or sum(), or pass `gradient`"
             )
-        ones = np.empty(array.shape, array.dtype)
-        ones.fill(1)
-        return ones
+        return np.array(1, array.dtype, ndmin=array.ndim)
     given = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
     if given.shape != array.shape:
         raise ValueError(f"gradient must have the shape {array.shape} of its tensor, got shape {given.shape}")

@@ -116,10 +116,11 @@ def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Element-wise operations with broadcasting: rows stay rows. They are not linear: Partials are summed first."""
-    if len(inputs) == 1:
-        place = inputs[0].place
-        if place.__class__ is Shard:
-            return place
+    x, y = inputs[0], inputs[-1]
+    place: Placement = getattr(x, "place", None)
+    alike = getattr(y, "place", None) is place
+    if place.__class__ is Shard and alike and len(inputs) < 3 and (x is y or x.array.ndim == y.array.ndim):
+        return place
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
@@ -141,7 +142,7 @@ def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Sums of operands: a Partial if all operands are. A Replicate among Partials counts once."""
     partials = [p for x in inputs if isinstance(p := placement_of(x), Partial)]
     if not partials:
-        return _aligned(apply, inputs, options)
+        return elementwise(apply, inputs, options)
     if first_shard(inputs) is not None:
         return sums_made_whole(apply, inputs, options)
     place = partials[0]

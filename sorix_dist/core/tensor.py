@@ -386,6 +386,8 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     wanted = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
         data = data.visible
+    elif isinstance(data, batch_numbers.BatchNumber):
+        data = data.of_all()
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
         raise TypeError(

@@ -84,7 +84,8 @@ def walk(
             node.rules = node.saved = None
             node.edges = []
         # Parameters are the last inputs of an operation: their gradients can be sent while the others are computed.
-        for rule, edge in zip(rules[::-1], edges[::-1], strict=True):
+        for i in range(len(edges) - 1, -1, -1):
+            rule, edge = rules[i], edges[i]
             if rule is None or edge is None:
                 continue
             if isinstance(edge, Leaf):

@@ -66,7 +66,7 @@ class SGD(Optimizer):
         lr = float(group["lr"])
         grad = descent(data, grad, spare, group)
         if momentum_buffer is None:
-            np.multiply(grad, lr, out=spare)
+            np.multiply(grad, lr, spare)
             data -= spare
             return
         momentum, undamped = float(group["momentum"]), 1 - float(group["dampening"])
@@ -80,10 +80,10 @@ class SGD(Optimizer):
             momentum_buffer *= undamped
         if group["nesterov"]:
             # lr (g + momentum v) in two steps, because the one spare array may hold g.
-            np.multiply(grad, lr, out=spare)
+            np.multiply(grad, lr, spare)
             data -= spare
             lr *= momentum
-        np.multiply(momentum_buffer, lr, out=spare)
+        np.multiply(momentum_buffer, lr, spare)
         data -= spare
 
 

@@ -143,13 +143,12 @@ class Optimizer:
         memories: dict[ParameterMemory, None] = {}
         plans = []
         for group, state in zip(self._groups, self._states, strict=True):
-            options = [group[name] for name in self.defaults]
-            plans.append(state.advance(self.buffers(group), self.scratch_arrays, options))
+            plans.append((group, state.advance(self.buffers(group), self.scratch_arrays, group)))
             for memory in state.memories:
                 memories[memory] = None
         for memory in memories:
             memory.fence("optimizer.step")
-        for group, runs in zip(self._groups, plans, strict=True):
+        for group, runs in plans:
             for step, blocks in runs:
                 for data, grad, scratch, buffers in blocks:
                     self.update(data, grad, buffers, scratch, group, step)

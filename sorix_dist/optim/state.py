@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,14 @@ class GroupState:
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:
         self.params = params
         self._optimizer, self._names = optimizer, list(options)
+        self._options_of = itemgetter(*options)  # of a group, as a tuple
         self._steps = np.zeros(len(params), np.int64)  # of the first `_summed` of all `_advances`
         self._advances = self._summed = 0
         # A digest of the step counts: now, before the last step, and the increment of a step.
         self._count = self._before = self._per_step = 0
         self.buffers: dict[str, list[Array]] = {}  # an array for each kind
         self._kinds: list[tuple[ParameterMemory, np.dtype[Any]]] = []
-        self._last: tuple[list[Any], int] = [], 0  # the digested options, and the digest
+        self._last: tuple[tuple[Any, ...], int] = (), 0  # the digested options, and the digest
         self.memories: list[ParameterMemory] = []  # of the parameters, without duplicates
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
@@ -65,11 +67,11 @@ class GroupState:
         # The blocks are views of the parameters' memory, which a copy does not share.
         return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_kinds": [], "memories": []}
 
-    def advance(self, names: tuple[str, ...], scratch_arrays: int, options: list[Any]) -> list[tuple[int, list[Block]]]:
-        """Counts an update, with these options, of every parameter that has a gradient. Returns the blocks that this
-        process must update, with their counts."""
+    def advance(self, names: tuple[str, ...], scratch_arrays: int, group: Any) -> list[tuple[int, list[Block]]]:
+        """Counts an update, with the options of `group`, of every parameter that has a gradient. Returns the blocks
+        that this process must update, with their counts."""
         self._before = self._count
-        digest = self._digest(options) + 31 * self._count
+        digest = self._digest(self._options_of(group)) + 31 * self._count
         for sync in self.syncs():
             sync.before_step(digest, self)
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
@@ -84,9 +86,9 @@ class GroupState:
         self._count += self._per_step
         return [(before + advances, blocks) for before, blocks in self._runs]
 
-    def _digest(self, options: list[Any]) -> int:
+    def _digest(self, options: tuple[Any, ...]) -> int:
         if options != self._last[0]:
-            known = [list(value) if isinstance(value, list) else value for value in options]  # a list may change
+            known = tuple(list(value) if isinstance(value, list) else value for value in options)  # a list may change
             shapes = [parameter.array.shape for parameter in self.params]
             self._last = known, zlib.crc32(f"{self._optimizer}{[*map(as_text, known)]}{shapes}".encode())
         return self._last[1]

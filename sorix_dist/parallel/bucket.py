@@ -48,6 +48,7 @@ class Bucket:
         """
         if not self.flat.frozen or self.coordinator.comm.size == 1:
             return PRIVATE_GRADIENTS
-        if not any([leaf.total.written or leaf.hooks for leaf in self.leaves]):  # noqa: C419 (faster)
-            return OVERWRITE
-        return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
+        for leaf in self.leaves:
+            if leaf.total.written or leaf.hooks:
+                return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
+        return OVERWRITE

@@ -255,42 +255,41 @@ class Coordinator(Sync):
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
-        by_key, reached, used = {}, [], 0  # a key holds a bucket's number and its reduce mode
+        by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
         buckets, self._current = self._current or self.buckets, None
+        several_hosts = self.comm.hosts > 1
         for bucket in buckets:
             key = bucket.number << _MODE_BITS | bucket.reduce_mode()
             by_key[key] = bucket
             if bucket.reducer.end_backward():
                 reached.append(key)
-                if self.comm.hosts > 1:
+                if several_hosts:
                     used = (31 * used + bucket.reducer.used_digest()) % _PRIME
-        rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
-        fingerprint = StepFingerprint(
-            BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
-        )
-        if self.comm.hosts > 1:
+        if several_hosts:
             values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
-        meanwhile = self._sender() if self.comm.hosts > 1 else None
-        found = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
+            meanwhile = self._sender()
+        rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
+        fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
+        differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
         self.pending, self._backwards, self._options = False, 0, 0
         self._steps += 1
-        if found.differing is not None:
-            self._refuse(found.differing, self._steps)
+        if differing is not None:
+            self._refuse(differing, self._steps)
         self._optimizers.clear()
         if expected:
-            self._compare(expected, found.values[len(losses) :])
+            self._compare(expected, sums[len(losses) :])
         summed = []
-        for key in found.numbers:
+        for key in keys:
             if key not in by_key:
                 number = key >> _MODE_BITS
                 known = number in {bucket.number for bucket in by_key.values()}
                 raise unequal_reduction(self.comm.rank, number, known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
-        start_over = self.comm.hosts > 1 and found.values[-1] > 0
+        start_over = several_hosts and sums[-1] > 0
         # The ranks agree: from here on gradients are mixed.
         fine = True
         for bucket, overwrite in summed:
-            bucket.reducer.reduce(overwrite, found.same_used, start_over)
+            bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
             self._leave_out([bucket for bucket, _ in summed])
@@ -301,7 +300,7 @@ class Coordinator(Sync):
         if written:
             self.fence("backward")
         for i, loss in enumerate(losses):
-            loss.shown = found.values[i]
+            loss.shown = sums[i]
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers

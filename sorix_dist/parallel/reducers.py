@@ -54,13 +54,13 @@ class GradientBuffer:
     def finish(self) -> bool:
         """Zeroes the gradients that no backward has written; returns whether one was written."""
         written = bytes([accumulator.written for accumulator in self.accumulators])
-        if self.flags != written:
+        if self.flags.tobytes() != written:
             # The array starts as zeros, and the zeros of an earlier step are still there.
             for i, view in enumerate(self.views):
                 if self.flags[i] and not written[i]:
                     view[...] = 0
             self.flags[:] = written
-        return any(written)
+        return True in written
 
     def first_not_finite(self) -> tuple[int, str] | None:
         """The index of the first parameter whose gradient is not finite, and the value."""
@@ -298,10 +298,11 @@ class HookReducer(Reducer):
 
 def used_by_any(flags: Sequence[memoryview]) -> bytes:
     """The flags of the parameters with a gradient in any of the buffers that have these flags."""
-    first = bytes(flags[0])
-    if all([other == first for other in flags]):  # noqa: C419 (faster)
-        return first
-    return bytes(np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in flags]))
+    first = flags[0].tobytes()
+    for other in flags:
+        if other.tobytes() != first:
+            return bytes(np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in flags]))
+    return first
 
 
 def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> bytes:

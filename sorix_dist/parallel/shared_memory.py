@@ -94,17 +94,17 @@ class SharedMemoryReducer(Reducer):
         self.buffers[0].select()
         self.shared_total = SharedTotal(flat, memory)
         self._fine = True
-        self._blocks: dict[bool, list[tuple[list[Array], Array]]] = {}
+        self._totals: dict[bool, tuple[Array, list[tuple[list[Array], Array]]]] = {}  # with its blocks and their terms
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         self.used = used_by_any(self.all_flags)
-        self.total = self.shared_total.array(overwrite)
-        if overwrite not in self._blocks:
-            cut = self.shared_total.blocks
-            self._blocks[overwrite] = [([array[block] for array in self.arrays], self.total[block]) for block in cut]
+        if overwrite not in self._totals:
+            total, cut = self.shared_total.array(overwrite), self.shared_total.blocks
+            self._totals[overwrite] = total, [([a[block] for a in self.arrays], total[block]) for block in cut]
+        self.total, blocks = self._totals[overwrite]
         fine = True
-        for (first, second, *others), total in self._blocks[overwrite]:
-            np.add(first, second, out=total)
+        for (first, second, *others), total in blocks:
+            np.add(first, second, total)
             for array in others:
                 total += array
             fine = is_finite(total) and fine  # while the block is in the cache

@@ -101,7 +101,7 @@ class Launchers:
         After a fault, end the launchers too if they stay, as they do where they have lost another host.
         """
         passed = 0.0
-        while left := [launcher for launcher in self.all if launcher.alive()]:
+        while passed < patience + 3 * GRACE and (left := [each for each in self.all if each.alive()]):
             holders = self._holders(ranks_outputs)
             stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
             useless = left if after_fault and command(left[0].pid) in LAUNCHERS else []

@@ -97,6 +97,7 @@ ORDERS = {
     "loops": "while True: pass",
     "calls once more": "sx.barrier()",
     "forks a child that stays": "if os.fork() == 0: time.sleep(60)",
+    "starts a program that keeps its output": "import subprocess\nsubprocess.Popen(['sleep', '60'], env={}, stderr=-3)",
     "hangs at its end": "import atexit\natexit.register(time.sleep, 60)",
 }
 
@@ -142,7 +143,7 @@ class Job:
             part.replace(self.folder / rank.replace("rank", "order"))
             return f"{rank} {what}"
         what = dice.choice([rank, "guard", "guard", "launcher", "proxy"])
-        number = dice.choice([signal.SIGKILL, signal.SIGSTOP])
+        number = dice.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
         pid = self.target(what)
         if not self.target("guard") and (what == "proxy" or number == signal.SIGSTOP):
             pid = 0  # before there is a guard, nothing of ours could wake a launcher

@@ -20,7 +20,7 @@ from sorix_dist.core.ops import windows
 from sorix_dist.core.ops.matrix import row_sums
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
 from sorix_dist.core.ops.windows import NARROW, Geometry, Pair, Scratch, Taps, Tile, geometry, pair, single
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 Result = tuple[Array, tuple[Rule, ...]]
 
@@ -167,9 +167,9 @@ def kernel_correlation(x: Array, y: Array, *, places: Geometry, groups: int) -> 
 def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str, transposed: bool = False) -> None:
     """Raises ValueError naming the argument of convolution `name` that does not fit the others."""
     count = len(dims.split(", "))
-    if np.ndim(input) != count:
+    if len(shape_of(input)) != count:
         raise ValueError(f"{name}: input must have shape ({dims}), got shape {tuple(np.shape(input))}")
-    if np.ndim(weight) != count:
+    if len(shape_of(weight)) != count:
         raise ValueError(f"{name}: weight must have {count} dimensions, got shape {tuple(np.shape(weight))}")
     first, second = weight.shape[:2]
     if not isinstance(groups, int | np.integer) or groups < 1 or first % groups:

@@ -69,7 +69,7 @@ def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
         at_target = np.multiply(target, rows, dtype=np.intp)
         at_target += _multiples(1, rows)
     chosen = exps.take(at_target)
-    np.exp(exps, out=exps)
+    np.exp(exps, exps)
     if classes > _FEW:
         sums = exps.sum(axis=1, keepdims=True)
     else:  # a single column would be summed in another order than several
@@ -87,7 +87,7 @@ def _multiples(number: int, count: int) -> Array:
 def _less_at(at_target: Any, share: Any, gradient: Any, classes: int) -> Any:
     """A gradient in the layout of `_softmax_parts`, less a share at the targets, as a gradient of the logits."""
     gradient.put(at_target, gradient.take(at_target) - share)
-    return gradient if classes > _FEW else np.ascontiguousarray(gradient.T)
+    return gradient if classes > _FEW else gradient.T.copy()
 
 
 def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:

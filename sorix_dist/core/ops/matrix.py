@@ -147,25 +147,26 @@ def linear(x: Any, w: Any, b: Any) -> Any:
     if x.ndim == 0 or x.shape[-1] != inputs:
         raise ValueError(f"linear: x must have {inputs} features in its last dimension, got shape {x.shape}")
     shape_x, shape_b = x.shape, None if b is None else b.shape
-    rows = x if x.ndim == 2 else x.reshape(-1, inputs)
+    flat = x.ndim == 2
+    rows = x if flat else x.reshape(-1, inputs)
     y = dot(rows, w)
     if b is not None:
         y += b
 
     def to_x(g: Any, out: Any) -> Any:
-        return times_transposed(g.reshape(-1, outputs), w).reshape(shape_x)
+        return times_transposed(g, w) if flat else times_transposed(g.reshape(-1, outputs), w).reshape(shape_x)
 
     def to_w(g: Any, out: Any) -> Any:
-        g = g.reshape(-1, outputs)
+        g = g if flat else g.reshape(-1, outputs)
         if out is not None and out.dtype == g.dtype:
             return dot(rows.T, g, out)
         return np.matmul(rows.T, g, out=out)
 
     def to_b(g: Any, out: Any) -> Any:
-        sums = column_sums(g.reshape(-1, outputs), out)
+        sums = column_sums(g if flat else g.reshape(-1, outputs), out)
         return sums if sums is out else sums.reshape(shape_b)
 
-    return y if x.ndim == 2 else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
+    return y if flat else y.reshape(*shape_x[:-1], outputs), (to_x, to_w, to_b)
 
 
 _LONG, _STRIP = 512, 32  # numbers
@@ -197,7 +198,7 @@ def column_sums(rows: Array, out: Array | None = None) -> Array:
         return np.add.reduce(rows, axis=0)  # type: ignore[no-any-return]
     ones = _ones(len(rows), rows.dtype)
     if out is not None and out.dtype == rows.dtype:
-        ones.dot(rows, out.reshape(-1))
+        ones.dot(rows, out.ravel())
         return out
     return ones.dot(rows)  # type: ignore[no-any-return]
 

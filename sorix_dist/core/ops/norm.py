@@ -25,8 +25,8 @@ from sorix_dist.core.tensor import Array, Tensor
 def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], placement_of(inputs[0])
-    weights = all(placement_of(other) is None for other in inputs[1:])
-    if weights and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not in_order(place):
+    weights = [other for other in inputs[1:] if placement_of(other) is not None]
+    if isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not (weights or in_order(place)):
         return place
     return gathers(apply, inputs, options)
 
@@ -213,8 +213,8 @@ def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""
     whole, tail = x.shape, x.shape[x.ndim - dims :]
-    width = int(np.prod(tail))
-    flat = (int(np.prod(whole[: x.ndim - dims])), width)
+    width = math.prod(tail)
+    flat = (math.prod(whole[: x.ndim - dims]), width)
     features = x.reshape(flat)
     normal = features - row_sums(features)[:, None] / width
     inverse = 1 / np.sqrt(np.einsum("ij,ij->i", normal, normal) / width + eps)[:, None].astype(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -57,6 +58,7 @@ def reshaped_rows(
     """
     front = prod(before[: place.axis]) * place.outer
     behind = prod(before[place.axis + 1 :]) * place.inner
+    after = tuple(after)
     found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
     if found is None:
         return None
@@ -68,8 +70,9 @@ def reshaped_rows(
     return place.batch.at(axis, outer, inner)
 
 
+@lru_cache(maxsize=256)
 def _axis_of_rows(
-    front: int, behind: int, rows: int, after: Sequence[int], unknown: int | None
+    front: int, behind: int, rows: int, after: tuple[int, ...], unknown: int | None
 ) -> tuple[int, int, int] | None:
     """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -89,6 +90,7 @@ def single(name: str, argument: str, value: Any, least: int) -> int:
     return pair(name, argument, value, least)[0]
 
 
+@lru_cache(maxsize=256)
 def geometry(
     name: str,
     size: Pair,

@@ -63,11 +63,9 @@ def cross_entropy(
     plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
     if plain and len(shape) == 2 and labels.dtype.kind != "f":
         classes = class_indices("cross_entropy", labels, shape)[0]
-        if place is None:
-            return ops.cross_entropy_of_classes(logits, target=classes, divisor=max(1, shape[0]), held=shape[0])
-        if place.__class__ is Shard and place.axis == 0 and not place.group.ordered:
-            total = max(1, place.total)
-            return ops.cross_entropy_of_classes(logits, target=classes, divisor=total, held=shape[0])
+        if place is None or (place.__class__ is Shard and place.axis == 0 and not place.group.ordered):
+            total = shape[0] if place is None else place.total
+            return ops.cross_entropy_of_classes(logits, target=classes, divisor=max(1, total), held=shape[0])
     check_options("cross_entropy", reduction, label_smoothing=label_smoothing)
     if len(shape) == 1 and _is_of_one_sample(place):
         options = {"one_hot": one_hot, "ignore_index": ignore_index, "label_smoothing": label_smoothing}

@@ -36,7 +36,7 @@ def _also_unbatched(ndim: int) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         @wraps(function)
         def batched(input: Any, *arguments: Any, **options: Any) -> Tensor:
-            if np.ndim(input) != ndim - 1:
+            if len(shape_of(input)) != ndim - 1:
                 return function(input, *arguments, **options)
             sample = input if isinstance(input, Tensor) else Tensor(input)
             return function(sample.unsqueeze(0), *arguments, **options).squeeze(0)
