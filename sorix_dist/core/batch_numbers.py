@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,10 @@ class BatchNumber:
             )
         return int(self.own)
 
+    __trunc__ = __int__
+
     def __neg__(self) -> Any:
-        return _of_both(operator.mul, self, -1)
+        return _of_one(operator.neg, self)
 
     def __pos__(self) -> Any:
         return self
@@ -66,10 +69,13 @@ class BatchNumber:
         return _of_one(math.ceil, self)
 
     def __divmod__(self, other: Any) -> Any:
-        return _of_both(operator.floordiv, self, other), _of_both(operator.mod, self, other)
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Arrays are this rank's, and count with its number."""
+        """Beside an array, which is this rank's, the number is so too."""
         numbers = method == "__call__" and len(inputs) < 3 and not options
         if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
             return getattr(function, method)(*map(here, inputs), **options)
@@ -81,15 +87,40 @@ class BatchNumber:
         return type(self.own), (self.own,)
 
 
-class BatchInt(BatchNumber, int):
-    """An integer: as an index, a length or text that of this rank. shard: the rows of which it is the number, if it is
-    one."""
+class BatchInt(BatchNumber):
+    """An integer: as an index, a length, text and in comparisons that of this rank. shard: the rows of which it is the
+    number, if it is one.
 
+    It is no subclass of int, whose digits float.__mul__ and others take without asking.
+    """
+
+    own: int
     shard: Shard | None
 
-    def __call__(self) -> int:
+    def __index__(self) -> int:
+        return self.own
+
+    def __bool__(self) -> bool:
+        return self.own != 0
+
+    def __hash__(self) -> int:
+        return hash(self.own)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.asarray(int(self), dtype)
+
+    def __repr__(self) -> str:
+        return repr(self.own)
+
+    def __format__(self, form: str) -> str:
+        return format(float(self) if form[-1:] in (*"eEfFgG%",) else self.own, form)
+
+    def __call__(self) -> BatchInt:
         """The number itself, for `x.numel()`."""
         return self
+
+
+Integral.register(BatchInt)
 
 
 class BatchFloat(BatchNumber, float):
@@ -106,7 +137,7 @@ class BatchFloat(BatchNumber, float):
 
 def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
-    made: Any = (BatchInt if isinstance(here, int) else BatchFloat)(here)
+    made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here)
     made.own, made.everywhere, made.shard = here, everywhere, shard
     return made
 
@@ -115,7 +146,7 @@ def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> A
 
 
 def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
-    if not (isinstance(x, int | float) and isinstance(y, int | float)):
+    if not (isinstance(x, int | float | BatchNumber) and isinstance(y, int | float | BatchNumber)):
         return NotImplemented
     totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
     everywhere = None if None in totals else function(*totals)
@@ -145,6 +176,19 @@ def _bind(name: str) -> None:
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift"):
     _bind(_name)
+
+
+def _bind_comparison(name: str) -> None:
+    function = getattr(operator, name)
+
+    def method(self: BatchInt, other: Any) -> Any:
+        return function(self.own, here(other))
+
+    setattr(BatchInt, f"__{name}__", method)
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    _bind_comparison(_name)
 
 
 # -- of tensors

@@ -24,11 +24,13 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "np.sqrt": lambda x: np.sqrt(x.shape[0]),
     "np.maximum": lambda x: np.maximum(x.shape[0], 1),
     "a NumPy number": lambda x: np.float64(0.5) * x.shape[0],
+    "float times": lambda x: 2.0 * x.shape[0],
+    "a share of one": lambda x: 1 / (1.0 / x.shape[0]),
     "power": lambda x: x.shape[0] ** 0.5,
     "float": lambda x: float(x.shape[0]),
     "float of a share": lambda x: float(x.shape[0] / 2),
     "round": lambda x: round(x.shape[0] * 1.1),
-    "minus": lambda x: -(-x.shape[0]),
+    "minus": lambda x: 0 - (-x.shape[0]),
     "abs": lambda x: abs(-x.shape[0]),
     "divmod": lambda x: divmod(x.shape[0], 2)[0],
     "bits": lambda x: (x.shape[0] & 0xFF) | 0,
@@ -41,6 +43,7 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
 }
 REFUSED: dict[str, Callable[[Any], Any]] = {
     "int": lambda x: int(x.shape[0]),
+    "np.arange": lambda x: np.arange(x.shape[0]).size,
     "an array": lambda x: np.array(x.shape)[0],
     "np.prod": lambda x: np.prod(x.shape),
 }
@@ -84,11 +87,11 @@ def test_len_is_of_this_rank_and_says_so():
     assert any("len() counts this rank's rows: x.shape[0] counts" in str(w.message) for w in said)
 
 
-def test_as_an_index_a_length_and_in_arrays_a_number_is_this_ranks():
+def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
     def work() -> Any:
         for x, _ in DataLoader(Dataset(np.ones((6, 4)), np.arange(6)), batch_size=6):
             n = x.shape[0]
             array = np.ones((n, 2)) * n
-            return np.zeros(n).size, [*range(n)], np.arange(n).size, array.sum(), f"{n} {n:d}", "%d" % n, {n: 1}[2]
+            return np.zeros(n).size, [*range(n)], array.sum(), f"{n} {n:d}", {n: 1}[2], n == 2 < 3 * n, [0] * n
 
-    assert run_threads(work, 3)[1] == (2, [0, 1], 2, 8.0, "2 2", "2", 1)
+    assert run_threads(work, 3)[1] == (2, [0, 1], 8.0, "2 2", 1, True, [0, 0])
