@@ -115,7 +115,7 @@ docs: $(DOCS)/docs ## Builds the documentation into build/site; a broken link or
 	$(DOCS)/bin/python docs/reference.py
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
-examples: $(ENV)/dev ## Runs every example on 1 process and on 2 ranks, and prints what each ends with
+examples: $(ENV)/dev ## Runs every example on 1 process and on 2 and 4 ranks, and prints the result and time of each
 	$(ENV)/bin/python -m tests.examples
 
 lint: $(ENV)/dev ## Checks style, format and the layers of the imports

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import BatchNumber
 from sorix_dist.core.placement import Batch, Partial, Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -338,6 +339,8 @@ def same(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, (*_PLAIN, float)):
         return bool(one == other) or (one != one and other != other)
+    if isinstance(one, BatchNumber):
+        return (one.own, one.everywhere) == (other.own, other.everywhere)
     if isinstance(one, Partial):
         return all(same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
     if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes: visitors only read their virtual shard

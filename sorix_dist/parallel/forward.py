@@ -204,7 +204,7 @@ class ShardedForward:
         rows = batch.rows
         buffers = _buffers_of(module) if module.training else None
         results = []
-        draws = RepeatedDraws()
+        draws = _repeated_draws()
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
             _draw_again(draws, shard == self.shards.owned[0])
             start, stop = self.shards.rows(shard, rows.total)
@@ -309,6 +309,11 @@ def _must_be(are_rows: Array, captured: list[bool]) -> None:
 @host
 def _part(start: int, stop: int, total: int, group: Group, shard: int) -> Batch:
     return Batch(Rows(start, stop, total), group, shard)
+
+
+@host
+def _repeated_draws() -> RepeatedDraws:
+    return RepeatedDraws()
 
 
 @host

@@ -25,7 +25,9 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
+from sorix_dist.utils.data import DataLoader, Dataset
 
 X = sx.tensor(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
 Y = sx.tensor(np.random.default_rng(1).integers(0, 3, 8))
@@ -406,3 +408,29 @@ def test_builtin_names():
         return call
 
     assert replays(compared(program)) > 3
+
+
+def test_reproducible_mode():
+    """The shards of a forward draw the same numbers, by an object that each forward makes."""
+
+    def train() -> None:
+        sx.init(virtual_shards=4)
+
+        def program(capture: Any) -> Any:
+            model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)))
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                return loss.detach()
+
+            return lambda i: bits(step(*batch), *model.parameters())
+
+        assert replays(compared(program)) > 3
+
+    run_threads(train, 1)
