@@ -294,7 +294,7 @@ class Recorder:
         if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):
             return self.constant(x, self._staying.get(id(x), "parameter"))
         array = self._known.get(id(x.array))
-        if hasattr(x, "shown"):
+        if hasattr(x, "shown") and "try:" in self.lines:  # before a backward, it is a sum beside a number
             self.refuse("a number that follows from the global value of a loss: compute it before backward()")
         if array is None:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")

@@ -21,6 +21,7 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "x.numel()": lambda x: x.numel(),
     "math.prod": lambda x: math.prod(x.shape),
     "math.sqrt": lambda x: math.sqrt(x.shape[0]),
+    "math.log of a float": lambda x: math.log(float(x.shape[0])),
     "np.sqrt": lambda x: np.sqrt(x.shape[0]),
     "np.maximum": lambda x: np.maximum(x.shape[0], 1),
     "a NumPy number": lambda x: np.float64(0.5) * x.shape[0],
