@@ -1,4 +1,4 @@
-"""Gradient descent, RMSprop and Adagrad, and the names of all optimizers, where sorix has them.
+"""Gradient descent, and the names of all optimizers, where sorix has them.
 
 Options, defaults and formulas are those of PyTorch's documentation (`torch.optim`). Common to all optimizers:
 weight_decay adds weight_decay w to the gradient g (AdamW shrinks w instead); maximize goes up the gradient;
@@ -15,13 +15,13 @@ import numpy as np
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
-from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from sorix_dist.optim.adaptive import Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from sorix_dist.optim.optimizer import Group, Optimizer, average_into, descent
 from sorix_dist.optim.state import Buffers, Scratch
 
 __all__ = [
-    "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGDMomentum",
-    "lr_scheduler",
+    "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
+    "SGDMomentum", "lr_scheduler",
 ]  # fmt: skip
 
 
@@ -96,12 +96,10 @@ class SGDMomentum(SGD):
         super().__init__(params, lr, momentum, weight_decay=weight_decay)
 
 
-class RMSprop(Optimizer):
-    """Gradients divided by the root of their averaged square (Hinton 2012): w = w - lr g / (sqrt(v) + eps).
+class Adadelta(Optimizer):
+    """Gradients in units of the parameters (Zeiler 2012): w = w - lr d with d = sqrt(u + eps) / sqrt(v + eps) g.
 
-    alpha: how much of the average v remains in a step; `decay` is another name for it, and wins if given.
-    momentum: steps along u = momentum u + g / (sqrt(v) + eps).
-    centered: divides by the deviation from the averaged gradient instead (Graves 2013).
+    v and u average the squares of g and of d; rho: how much of them remains in a step.
     """
 
     scratch_arrays = 2
@@ -109,97 +107,80 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
         weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
         *,
-        decay: float | None = None,
         maximize: bool = False,
         **ignored: Any,
     ) -> None:
-        alpha = alpha if decay is None else decay
-        options = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
-        super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
+        super().__init__(params, lr, weight_decay, ignored=ignored, rho=rho, eps=eps, maximize=maximize)
 
     def check(self, group: Group) -> None:
         super().check(group)
+        in_range("rho", group["rho"], 0, 1, closed=True)
         in_range("eps", group["eps"], 0)
-        in_range("alpha", group["alpha"], 0, 1)
-        in_range("momentum", group["momentum"], 0, 1)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
-        average = ("grad_avg",) if group["centered"] else ()
-        return ("square_avg", *average, *(("momentum_buffer",) if group["momentum"] else ()))
+        return ("square_avg", "acc_delta")
 
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
-        spare, decayed = scratch
-        square_avg, grad_avg = buffers["square_avg"], buffers.get("grad_avg")
-        lr, eps, alpha = (float(group[name]) for name in ("lr", "eps", "alpha"))
-        grad = descent(data, grad, decayed, group)
-        average_into(square_avg, np.multiply(grad, grad, out=spare), alpha, spare)
-        if grad_avg is None:
-            np.sqrt(square_avg, out=spare)
-        else:
-            average_into(grad_avg, grad, alpha, spare)
-            np.multiply(grad_avg, grad_avg, out=spare)
-            np.subtract(square_avg, spare, out=spare)
-            np.maximum(spare, 0, out=spare)  # a variance that rounding made negative
-            np.sqrt(spare, out=spare)
-        spare += eps
-        np.divide(grad, spare, out=spare)
-        if "momentum_buffer" in buffers:
-            momentum_buffer = buffers["momentum_buffer"]
-            momentum_buffer *= float(group["momentum"])
-            momentum_buffer += spare
-            np.multiply(momentum_buffer, lr, out=spare)
-        else:
-            spare *= lr
-        data -= spare
+        spare, delta = scratch
+        rho, eps = float(group["rho"]), float(group["eps"])
+        grad = descent(data, grad, delta, group)
+        average_into(buffers["square_avg"], np.multiply(grad, grad, out=spare), rho, spare)
+        np.add(buffers["square_avg"], eps, out=spare)
+        np.divide(grad, np.sqrt(spare, out=spare), out=delta)
+        np.add(buffers["acc_delta"], eps, out=spare)
+        delta *= np.sqrt(spare, out=spare)
+        average_into(buffers["acc_delta"], np.multiply(delta, delta, out=spare), rho, spare)
+        delta *= float(group["lr"])
+        data -= delta
 
 
-class Adagrad(Optimizer):
-    """Gradients divided by the root of the sum of their squares (Duchi et al. 2011): w = w - lr' g / (sqrt(s) + eps).
+class Rprop(Optimizer):
+    """Steps by the sign of the gradient alone (Riedmiller and Braun 1993), each of a size of its own, lr at first.
 
-    lr' = lr / (1 + (t - 1) lr_decay) in step t; s starts at initial_accumulator_value.
+    etas: the size times the first where the sign has changed, where the parameter waits, and times the second where it
+    has not; step_sizes: the least and the largest.
     """
 
-    scratch_arrays = 2
+    scratch_arrays = 3
 
     def __init__(
         self,
         params: Iterable[Any],
         lr: float = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
         *,
         maximize: bool = False,
         **ignored: Any,
     ) -> None:
-        options = {"lr_decay": lr_decay, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
-        super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
+        super().__init__(params, lr, ignored=ignored, etas=etas, step_sizes=step_sizes, maximize=maximize)
 
     def check(self, group: Group) -> None:
         super().check(group)
-        for name in ("lr_decay", "eps", "initial_accumulator_value"):
-            in_range(name, group[name], 0)
+        if not 0 < group["etas"][0] < 1 < group["etas"][1]:
+            raise ValueError(f"etas must be a number in (0, 1) and one above 1, got {group['etas']}")
 
     def buffers(self, group: Group) -> tuple[str, ...]:
-        return ("sum",)
+        return ("prev", "step_size")
 
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
-        spare, decayed = scratch
-        grad = descent(data, grad, decayed, group)
-        total = buffers["sum"]
+        spare, masked, flags = scratch
+        flags = flags.view(np.bool_)[: spare.size].reshape(spare.shape)
+        previous, size = buffers["prev"], buffers["step_size"]
         if step == 1:
-            total += float(group["initial_accumulator_value"])
-        total += np.multiply(grad, grad, out=spare)
-        np.sqrt(total, out=spare)
-        spare += float(group["eps"])
-        np.divide(grad, spare, out=spare)
-        spare *= float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"]))
+            size[...] = group["lr"]
+        grad = descent(data, grad, masked, group)
+        np.multiply(grad, previous, out=spare)
+        for sign, factor in zip((np.less, np.greater), group["etas"], strict=True):
+            np.multiply(size, factor, out=size, where=sign(spare, 0, out=flags))
+        np.clip(size, *group["step_sizes"], out=size)
+        np.copyto(previous, grad)
+        np.copyto(previous, 0, where=np.less(spare, 0, out=flags))
+        np.sign(previous, out=spare)
+        spare *= size
         data -= spare
