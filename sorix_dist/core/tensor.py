@@ -239,10 +239,8 @@ class Tensor:
     @property
     def shape(self) -> Size:
         """The number of elements along each dimension."""
-        place = self.place
-        return Size(
-            batch_numbers.shape_of_rows(self.array.shape, place) if place.__class__ is Shard else self.array.shape
-        )
+        place, sizes = self.place, self.array.shape
+        return Size(batch_numbers.shape_of_rows(sizes, place) if place.__class__ is Shard else sizes)
 
     @property
     def dtype(self) -> DType:
@@ -385,10 +383,8 @@ def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array
 def as_array(data: Any, dtype: Any = None) -> Array:
     """The array of `data`: an ndarray or Tensor keeps its dtype and memory, Python floats become float32."""
     wanted = None if dtype is None else as_dtype(dtype)
-    if isinstance(data, Tensor):
-        data = data.visible
-    elif isinstance(data, batch_numbers.BatchNumber):
-        data = data.of_all()
+    if isinstance(data, Tensor | batch_numbers.BatchNumber):
+        data = data.visible if isinstance(data, Tensor) else data.of_all()
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
         raise TypeError(
