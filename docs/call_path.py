@@ -1,4 +1,4 @@
-"""Prints the way of a gradient: the files of the package that a backward and an optimizer's step go through, in order.
+"""Prints the path of a gradient: the files of the package that a backward and an optimizer's step go through, in order.
 
 mpirun -n 2 python docs/call_path.py
 """
@@ -38,7 +38,7 @@ def calls(steps: Any) -> dict[str, list[str]]:
     return found
 
 
-def way_of_a_gradient() -> dict[str, list[str]]:
+def path_of_a_gradient() -> dict[str, list[str]]:
     """The calls of one backward and one step of the optimizer, when all buffers are made."""
     model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -53,5 +53,5 @@ def way_of_a_gradient() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    for file, names in way_of_a_gradient().items():
+    for file, names in path_of_a_gradient().items():
         sx.print(f"{file}: {', '.join(names)}")

@@ -3,13 +3,12 @@
 from sorix_dist.core.autograd import (
     backward,
     enable_grad,
-    grad,
     inference_mode,
     is_grad_enabled,
     no_grad,
     set_grad_enabled,
 )
-from sorix_dist.core.custom import Function
+from sorix_dist.core.gradients import Function, grad
 
 __all__ = [
     "Function", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "no_grad", "set_grad_enabled",

@@ -6,7 +6,7 @@ Scores take tensors, arrays or lists of equal shape, targets first. Of rows of a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,41 +108,29 @@ def _scores(
     return float(np.average(found, weights=weights)) if found else 0.0
 
 
-def precision_score(
-    y_true: Any,
-    y_pred: Any,
-    *,
-    labels: Sequence[Any] | None = None,
-    average: str | None = "binary",
-    pos_label: Any = 1,
-    zero_division: Any = "warn",
-) -> Any:
+def _score(name: str, meaning: str) -> Callable[..., Any]:
+    def score(
+        y_true: Any,
+        y_pred: Any,
+        *,
+        labels: Sequence[Any] | None = None,
+        average: str | None = "binary",
+        pos_label: Any = 1,
+        zero_division: Any = "warn",
+    ) -> Any:
+        return _scores(name, y_true, y_pred, labels, average, pos_label, zero_division)
+
+    score.__name__ = score.__qualname__ = name
+    score.__doc__ = meaning
+    return score
+
+
+precision_score = _score(
+    "precision_score",
     """The share of the predictions of a class that are right: of `pos_label`, or of each class (average=None), averaged
-    "macro" (each class alike) or "weighted" (by how often it occurs). zero_division: the score without predictions."""
-    return _scores("precision_score", y_true, y_pred, labels, average, pos_label, zero_division)
-
-
-def recall_score(
-    y_true: Any,
-    y_pred: Any,
-    *,
-    labels: Sequence[Any] | None = None,
-    average: str | None = "binary",
-    pos_label: Any = 1,
-    zero_division: Any = "warn",
-) -> Any:
-    """The share of the targets of a class that are predicted; arguments as for `precision_score`."""
-    return _scores("recall_score", y_true, y_pred, labels, average, pos_label, zero_division)
-
-
-def f1_score(
-    y_true: Any,
-    y_pred: Any,
-    *,
-    labels: Sequence[Any] | None = None,
-    average: str | None = "binary",
-    pos_label: Any = 1,
-    zero_division: Any = "warn",
-) -> Any:
-    """The harmonic mean of precision and recall; arguments as for `precision_score`."""
-    return _scores("f1_score", y_true, y_pred, labels, average, pos_label, zero_division)
+    "macro" (each class alike) or "weighted" (by how often it occurs). zero_division: the score without predictions.""",
+)
+recall_score = _score(
+    "recall_score", "The share of the targets of a class that are predicted; arguments as for `precision_score`."
+)
+f1_score = _score("f1_score", "The harmonic mean of precision and recall; arguments as for `precision_score`.")

@@ -7,12 +7,11 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from sorix_dist.cli.parser import Parser
-from sorix_dist.launch import cleanup, machine_checks, mpi_checks
-from sorix_dist.launch.machine_checks import Finding
+from sorix_dist.launch import cleanup
+from sorix_dist.launch.doctor import Finding, examine
 from sorix_dist.watchdog.launcher import detect
 
 MARKS = {"ok": ("ok", "32"), "warning": ("!!", "33"), "error": ("XX", "31")}
@@ -49,19 +48,6 @@ def main(arguments: Any) -> int:
         page = {"healthy": not bad, "findings": [dataclasses.asdict(finding) for finding in findings]}
         print(json.dumps(page, indent=1))
     return 1 if bad else 0
-
-
-def examine() -> Iterator[Finding]:
-    """Runs all checks, in a few seconds; yields each finding as soon as it is known."""
-    environ = dict(os.environ)
-    yield machine_checks.python()
-    yield machine_checks.numpy()
-    yield from machine_checks.kernels(environ)
-    yield machine_checks.cores()
-    yield from mpi_checks.checks(environ)
-    yield machine_checks.network()
-    yield from machine_checks.shared_memory()
-    yield machine_checks.schedulers(environ)
 
 
 def line(finding: Finding, *, colour: bool) -> str:

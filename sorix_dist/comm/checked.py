@@ -173,8 +173,8 @@ class Checked:
         carried: Array | None = None,
     ) -> T:
         """Publish the call `what`, compare it with those of the other ranks unless they have `agreed` on it, and make
-        it. meanwhile: see `Comm.all_gather`; carried: an array of which the result is that of all ranks, if the
-        message of the comparison carries it."""
+        it. meanwhile: see `Comm.all_gather`; carried: an array. Where the message of the comparison carries it, the
+        result is that of all ranks instead."""
         site = call_site()
         mine = signature(what)
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0
@@ -272,7 +272,9 @@ class Checked:
             texts = self.inner.gather_objects(self._latest)
             other = int(differing.argmax()) if not differing[self.rank] else 0
             raise self._mismatch(count, other, texts[other])
-        return np.frombuffer(received[:, HEAD:end].tobytes(), carried.dtype).reshape(self.size, *carried.shape).copy()
+        result = np.empty((self.size, *carried.shape), carried.dtype)
+        result.reshape(self.size, carried.size).view(np.uint8)[:] = received[:, HEAD:end]
+        return result
 
     def _mismatch(self, count: int, rank: int, theirs: str) -> CollectiveMismatch:
         if theirs != _GOODBYE:

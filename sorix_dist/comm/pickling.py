@@ -13,8 +13,8 @@ _NAMELESS = "<dynamic-code>"
 
 
 def dumps(value: Any) -> bytes:
-    """A pickle by cloudpickle in which code keeps the name of its file, for tracebacks; what is in no file, such as a
-    notebook's cell, brings its lines."""
+    """A pickle by cloudpickle. For tracebacks, code keeps the name of its file, or its lines if it has no file (a
+    notebook's cell)."""
     import cloudpickle  # takes 10 ms
 
     table = cloudpickle.Pickler.dispatch_table
@@ -39,7 +39,7 @@ def dumps(value: Any) -> bytes:
 
 
 def _with_source(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str, source: Any) -> CodeType:
-    """Code whose lines tracebacks find where it is unpickled."""
+    """Code together with its lines, which tracebacks show."""
     linecache.cache.setdefault(file, source)
     return make(*arguments)
 

@@ -325,7 +325,7 @@ class _Sent:
 
 
 class _Receipt:
-    """A request for the next message; such requests are asked in the order in which they were made."""
+    """A request for the next message. Requests are served in their order."""
 
     def __init__(self, mailbox: _Mailbox, buffer: Array) -> None:
         self._mailbox, self._buffer = mailbox, buffer

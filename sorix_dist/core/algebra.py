@@ -71,7 +71,7 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
 
 
 def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Callable[..., Any]:
-    """beta * input + alpha * product, in the dtype of integers too, whose factors are cut to integers then."""
+    """beta * input + alpha * product. Integers stay integers, and the factors are cut to integers for them."""
 
     def added(input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
         kind = input.numpy().dtype

@@ -1,8 +1,8 @@
-"""Backward and grad: the walk from a result back to the leaves, newest operation first."""
+"""Backward: the walk from a result back to the leaves, newest operation first; and whether operations are recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator, contextmanager
 from contextvars import Token
 from typing import Any
@@ -12,10 +12,9 @@ import numpy as np
 from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, fit, recording, through
 from sorix_dist.core.op import current_shard
-from sorix_dist.core.placement import Group, Partial, Shard, tagged
-from sorix_dist.core.rules import bare
+from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.tensor import Array, Tensor
-from sorix_dist.core.walk import gradient_of, gradients_to, walk
+from sorix_dist.core.walk import gradient_of, walk
 
 Edge = Node | Leaf
 
@@ -76,7 +75,7 @@ class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
 
 
 @contextmanager
-def _restoring_shard() -> Iterator[None]:
+def restoring_shard() -> Iterator[None]:
     """Restores `current_shard` at the end of the block."""
     before = current_shard.set(current_shard.get())
     try:
@@ -137,7 +136,7 @@ def backward(
 
 def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:
     """The seed of the walk, and the function to call at each node."""
-    seed = _seed(tensor, gradient)
+    seed = seed_of(tensor, gradient)
     if sync is None:
         return seed, None
     scale, visitor = sync.before_backward(tensor.place)
@@ -146,108 +145,6 @@ def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[
 
 def _after_backward(sync: Sync, tensor: Tensor) -> None:
     sync.after_backward(tensor)
-
-
-def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
-    grad_outputs: Any = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    allow_unused: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched.
-
-    If the outputs follow from rows of a batch that several ranks share, or from a wrapped model, every rank must call
-    this: gradients to a Replicate are those of the global batch, gradients to rows those of this rank's rows.
-    RuntimeError if an input does not require a gradient, was not used (unless `allow_unused`: then None), or is a
-    parameter of a wrapped model in reproducible mode.
-    """
-    if recorders and (recorder := listening()) is not None:
-        recorder.refuse("autograd.grad")
-    outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    if grad_outputs is None or isinstance(grad_outputs, Tensor | np.ndarray):
-        grad_outputs = [grad_outputs] * len(outs) if len(outs) == 1 or grad_outputs is None else [grad_outputs]
-    if len(grad_outputs) != len(outs):
-        raise ValueError(f"grad_outputs must have one entry per output, got {len(grad_outputs)} for {len(outs)}")
-    for what, tensors in (("outputs", outs), ("inputs", ins)):
-        for i, tensor in enumerate(tensors):
-            if tensor.origin is None:
-                raise RuntimeError(f"{what}[{i}] does not require grad")
-    starts = []
-    group = _group_of(outs)
-    for tensor, g in zip(outs, grad_outputs, strict=True):
-        seed = bare(g) if create_graph and isinstance(g, Tensor) else _seed(tensor, g)
-        if group is not None and not isinstance(tensor.place, Shard | Partial):
-            seed = seed / group.parts  # every rank computes the same output, and gradients are summed over ranks
-            if tensor.array.size == 1:
-                group.expect(tensor.array.item())
-        starts.append((tensor, seed if isinstance(seed, Tensor) or not create_graph else Tensor(seed)))
-    keep = create_graph if retain_graph is None else retain_graph
-    with enable_grad() if create_graph else no_grad(), _restoring_shard():
-        found = gradients_to(starts, ins, keep, create_graph)
-        if group is not None:
-            found = _over_ranks(ins, found, group, create_graph)
-    answers: list[Tensor | None] = []
-    for i, (tensor, part) in enumerate(zip(ins, found, strict=True)):
-        if part is None:
-            if not allow_unused:
-                raise RuntimeError(f"inputs[{i}] was not used in the graph of outputs (allow_unused=True gives None)")
-        elif not isinstance(part, Tensor):
-            part = Tensor(np.array(part))
-        if part is not None and isinstance(tensor.place, Shard):
-            part = tagged(Tensor.of(part.array, part.origin), tensor.place)
-        answers.append(part)
-    return tuple(answers)
-
-
-def _group_of(outs: list[Tensor]) -> Group | None:
-    """The group over which the gradients of these outputs are summed; None if there is one rank."""
-    for tensor in outs:
-        if isinstance(tensor.place, Shard | Partial):
-            group: Group = tensor.place.group
-            return None if group.single else group
-    found = next((tensor.origin.sync for tensor in outs if tensor.origin is not None and tensor.origin.sync), None)
-    return None if found is None or found.group.single else found.group
-
-
-_OF_WEIGHTS = (
-    "reproducible mode: autograd.grad gives gradients to rows of a batch and to what is computed outside of the model. "
-    "For those to its parameters call backward(), which sums them in a fixed order, and read `grad`"
-)
-
-
-def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool) -> list[Any]:
-    """The gradients; those of Replicates are summed over the ranks, None if no rank has one. A call of all ranks."""
-    from sorix_dist.core.ops.collective import summed
-
-    places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
-    if group.ordered or group.isolated:
-        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in places):
-            raise RuntimeError(_OF_WEIGHTS)
-        return parts
-    if not places:
-        return parts
-    used = np.array([parts[i] is not None for i in places], np.float64)
-    if create:
-        used = group.reduce(used, "autograd.grad")
-        for i, flag in zip(places, used.tolist(), strict=True):
-            if flag:
-                part = parts[i]
-                if part is None:  # other ranks differentiate through theirs: this rank takes part with zeros
-                    part = Tensor(np.zeros(ins[i].shape, ins[i].array.dtype), requires_grad=True)
-                parts[i] = summed(part, group, "autograd.grad")
-        return parts
-    for kind in dict.fromkeys(ins[i].array.dtype for i in places):  # one message for each dtype
-        same = [i for i in places if ins[i].array.dtype == kind]
-        flags = np.array([parts[i] is not None for i in same], kind)
-        flat = [np.zeros(ins[i].array.size, kind) if parts[i] is None else np.ravel(parts[i]) for i in same]
-        total = group.reduce(np.concatenate([flags, *flat]), "autograd.grad")
-        flags, *sums = np.split(total, np.cumsum([len(same), *(each.size for each in flat[:-1])]))
-        for i, flag, total in zip(same, flags.tolist(), sums, strict=True):
-            parts[i] = total.reshape(ins[i].array.shape) if flag else None
-    return parts
 
 
 def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, Any], None] | None, strict: bool) -> None:
@@ -296,7 +193,7 @@ def _backward_on_tensors(tensor: Tensor, seed: Any, keep: bool, at_node: None, s
         part = gradient_of(leaf, rule, gradient)
         totals[leaf] = part if leaf not in totals else totals[leaf] + part
 
-    with enable_grad(), _restoring_shard():
+    with enable_grad(), restoring_shard():
         walk([(tensor, Tensor(seed))], add, keep=keep, create=True, strict=strict)
         for leaf, total in totals.items():
             part = through(leaf.hooks or [], total)
@@ -305,7 +202,7 @@ def _backward_on_tensors(tensor: Tensor, seed: Any, keep: bool, at_node: None, s
             leaf.view = part if before is None else before + part
 
 
-def _seed(tensor: Tensor, gradient: Any) -> Any:
+def seed_of(tensor: Tensor, gradient: Any) -> Any:
     """The checked cotangent with which a walk starts."""
     array = tensor.array
     if gradient is None:

@@ -22,7 +22,7 @@ from sorix_dist.core.tensor import Tensor
 
 
 def _like_input(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose answer is an array if no tensor was given."""
+    """The function, with an array as answer if no tensor was given."""
 
     @wraps(function)
     def maths(*inputs: Any, **options: Any) -> Any:

@@ -99,7 +99,7 @@ def _target(tensor: Tensor, *others: Any) -> Array:
 
 
 def _number(self: Tensor, x: Any) -> Any:
-    """An operand for NumPy, in which numbers and 0-d tensors do not widen."""
+    """An operand for NumPy. Numbers and 0-d tensors do not widen the result."""
     array = written(self, x)
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 

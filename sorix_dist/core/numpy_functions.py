@@ -1,6 +1,6 @@
 """NumPy's functions on tensors: the operation of the same meaning where there is one, else NumPy on the arrays.
 
-A function that would answer with numbers from which no gradient flows back is refused while operations are recorded.
+While operations are recorded, a function is refused if its answer would carry no gradient.
 `np.asarray` and the constructors that go through it take a tensor's array as `.numpy()` does.
 """
 

@@ -208,7 +208,7 @@ class Tensor:
         if self.origin is None:
             raise RuntimeError("register_hook on a tensor that does not require grad")
         changed()
-        from sorix_dist.core.custom import hook_on_arrays
+        from sorix_dist.core.gradients import hook_on_arrays
 
         on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
         if self.origin.hooks is None:

@@ -34,13 +34,13 @@ HOSTS_FROM_OUTSIDE = (
     "HYDRA_HOST_FILE",
     "I_MPI_HYDRA_HOST_FILE",
 )
-"""Variables by which a scheduler or the user gives mpirun its hosts and their slots."""
+"""Variables of schedulers and users that give mpirun its hosts and their slots."""
 
 SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
-"""Prefixes of the variables by which mpirun detects a scheduler's job."""
+"""Prefixes of the variables that tell mpirun of a scheduler's job."""
 
 MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"
-"""The variable by which Open MPI 5 places ranks, where the command line does not say how."""
+"""How Open MPI 5 places ranks, where the command line does not say it."""
 
 OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 
@@ -161,7 +161,7 @@ def hosts_from_outside(environ: Mapping[str, str]) -> bool:
 
 
 def on_this_host(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables by which a scheduler or a host file gives mpirun other hosts."""
+    """The environment without the variables that give mpirun other hosts."""
     outside = set(HOSTS_FROM_OUTSIDE)
     return {name: value for name, value in environ.items() if name not in outside and not name.startswith(SCHEDULERS)}
 
@@ -225,7 +225,7 @@ def _exported(kind: Flavour, names: Sequence[str]) -> list[str]:
 
 
 def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: bool) -> dict[str, str]:
-    """The variables with which this MPI starts on any machine, at once and without a warning."""
+    """Variables that let this MPI start on any machine, at once and without a warning."""
     if kind in ("mpich", "intel"):
         return {}
     settings: dict[str, str] = {}

@@ -22,8 +22,8 @@ class Job:
     """A job: its command, its resources and its time limit. None is the scheduler's default.
 
     command: the script or module and its arguments; python: the words that start the interpreter; run_options: of
-    `sorix-dist run`; seconds: the time limit; warning: seconds before it at which the ranks must save; memory: of
-    a host, in MB; setup: shell commands that run first; srun: the plugin with which srun starts the ranks;
+    `sorix-dist run`; seconds: the time limit; warning: how long before it the ranks must save; memory: of a
+    host, in MB; setup: shell commands that run first; srun: the plugin that srun starts the ranks with;
     directives: options of the scheduler, written as they are.
     """
 
@@ -274,5 +274,5 @@ class _Formatter(string.Formatter):
 
 
 def _literal(text: str) -> str:
-    """A string in YAML whose $(NAME) Kubernetes does not replace."""
+    """A string in YAML. Kubernetes does not replace a $(NAME) in it."""
     return json.dumps(text.replace("$", "$$"))

@@ -20,7 +20,7 @@ ATTEMPT = "SORIX_DIST_ATTEMPT"
 """The variable that tells the script how often it was started before: 0, 1, 2, ..."""
 
 PRIVATE = ".completed-"
-"""The prefix of a file in the checkpoint folder by which rank 0 says that it reached the end."""
+"""The prefix of a file in the checkpoint folder: rank 0 writes it when it has reached the end."""
 
 FRUITLESS = 2
 """Attempts in a row without a later saved step, after which the job is not started again."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.nn.functional import activation as F
 from sorix_dist.nn.module import Module
+from sorix_dist.nn.net import FunctionLayer
 from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
@@ -20,16 +20,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Activation(Module):
-    """A function as a layer. `_in_repr` names the function's options, in its order; `inplace` is ignored."""
-
-    function: ClassVar[Callable[..., Tensor]]
-
-    def __init__(self, inplace: bool = False) -> None:
+class _Activation(FunctionLayer):
+    def __init__(self, inplace: bool = False) -> None:  # which is ignored
         pass
-
-    def forward(self, x: Any) -> Tensor:
-        return self.function(x, *[getattr(self, name) for name in self._in_repr])
 
 
 class ReLU(_Activation):
@@ -40,15 +33,11 @@ class ReLU(_Activation):
 
 
 class ReLU6(_Activation):
-    """min(max(x, 0), 6)."""
-
     function = staticmethod(F.relu6)
 
 
 class LeakyReLU(_Activation):
-    """x where x > 0, negative_slope * x elsewhere."""
-
-    function, _in_repr = staticmethod(F.leaky_relu), ("negative_slope",)
+    function, _options = staticmethod(F.leaky_relu), ("negative_slope",)
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         self.negative_slope = negative_slope
@@ -72,64 +61,42 @@ class PReLU(Module):
 
 
 class Sigmoid(_Activation):
-    """1 / (1 + exp(-x))."""
-
     function = staticmethod(F.sigmoid)
 
 
 class LogSigmoid(_Activation):
-    """log(1 / (1 + exp(-x)))."""
-
     function = staticmethod(F.logsigmoid)
 
 
 class Hardsigmoid(_Activation):
-    """min(max(x + 3, 0), 6) / 6."""
-
     function = staticmethod(F.hardsigmoid)
 
 
 class Tanh(_Activation):
-    """The hyperbolic tangent."""
-
     function = staticmethod(F.tanh)
 
 
 class Hardtanh(_Activation):
-    """x, but at least min_val and at most max_val."""
-
-    function, _in_repr = staticmethod(F.hardtanh), ("min_val", "max_val")
+    function, _options = staticmethod(F.hardtanh), ("min_val", "max_val")
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         self.min_val, self.max_val = min_val, max_val
 
 
 class SiLU(_Activation):
-    """x * sigmoid(x)."""
-
     function = staticmethod(F.silu)
 
 
 class Mish(_Activation):
-    """x * tanh(softplus(x)) (Misra 2020)."""
-
     function = staticmethod(F.mish)
 
 
 class Hardswish(_Activation):
-    """x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019)."""
-
     function = staticmethod(F.hardswish)
 
 
 class GELU(_Activation):
-    """x times the probability that a standard normal number is below x.
-
-    approximate: "tanh" for the usual approximation, "none" (PyTorch's default) for the exact function, which needs
-    SciPy.
-    """
-
-    function, _in_repr = staticmethod(F.gelu), ("approximate",)
+    function, _options = staticmethod(F.gelu), ("approximate",)
 
     def __init__(self, approximate: str = "tanh") -> None:
         if approximate not in ("tanh", "none"):
@@ -138,24 +105,18 @@ class GELU(_Activation):
 
 
 class ELU(_Activation):
-    """x where x > 0, alpha * (exp(x) - 1) elsewhere."""
-
-    function, _in_repr = staticmethod(F.elu), ("alpha",)
+    function, _options = staticmethod(F.elu), ("alpha",)
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
         self.alpha = alpha
 
 
 class SELU(_Activation):
-    """The ELU whose constants keep mean 0 and variance 1 from layer to layer (Klambauer et al. 2017)."""
-
     function = staticmethod(F.selu)
 
 
 class Softplus(_Activation):
-    """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
-
-    function, _in_repr = staticmethod(F.softplus), ("beta", "threshold")
+    function, _options = staticmethod(F.softplus), ("beta", "threshold")
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
         if not beta > 0:
@@ -164,31 +125,23 @@ class Softplus(_Activation):
 
 
 class Softsign(_Activation):
-    """x / (1 + |x|)."""
-
     function = staticmethod(F.softsign)
 
 
 class _AlongDim(_Activation):
-    _in_repr = ("dim",)
+    _options = ("dim",)
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
 
 
 class GLU(_AlongDim):
-    """The first half of x along `dim`, times the sigmoid of the second (Dauphin et al. 2017)."""
-
     function = staticmethod(F.glu)
 
 
 class Softmax(_AlongDim):
-    """exp(x) divided by its sum along `dim`."""
-
     function = staticmethod(F.softmax)
 
 
 class LogSoftmax(_AlongDim):
-    """The logarithm of softmax along `dim`."""
-
     function = staticmethod(F.log_softmax)

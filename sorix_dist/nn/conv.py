@@ -18,6 +18,7 @@ from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.windows import Pair, per_axis, single
 from sorix_dist.nn.functional import spatial as F
 from sorix_dist.nn.module import Module
+from sorix_dist.nn.net import FunctionLayer
 from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
@@ -195,24 +196,14 @@ class ConvTranspose1d(ConvTranspose2d):
 # -- pooling
 
 
-class _Pool(Module):
-    """A pooling function as a layer, called with the attributes `_options`, in this order."""
-
-    function: ClassVar[Callable[..., Tensor]]
-    _options: ClassVar[tuple[str, ...]]
-
-    def forward(self, x: Any) -> Tensor:
-        return self.function(x, *[getattr(self, name) for name in self._options])
-
-
-class MaxPool2d(_Pool):
+class MaxPool2d(FunctionLayer):
     """The maximum of each window of images (N, C, H, W); stride: kernel_size if None.
 
     return_indices: must be False.
     """
 
     function: ClassVar[Callable[..., Tensor]] = staticmethod(F.max_pool2d)
-    _options = _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    _options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def __init__(
         self,
@@ -238,7 +229,7 @@ class MaxPool1d(MaxPool2d):
     function = staticmethod(F.max_pool1d)
 
 
-class AvgPool1d(_Pool):
+class AvgPool1d(FunctionLayer):
     """The mean of each window of sequences (N, C, L); stride: kernel_size if None.
 
     count_include_pad: whether the zeros of the padding count.
@@ -283,11 +274,11 @@ class AvgPool2d(AvgPool1d):
         self.divisor_override = divisor_override
 
 
-class AdaptiveAvgPool2d(_Pool):
+class AdaptiveAvgPool2d(FunctionLayer):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
 
     function = staticmethod(F.adaptive_avg_pool2d)
-    _options = _in_repr = ("output_size",)
+    _options = ("output_size",)
 
     def __init__(self, output_size: Any) -> None:
         self.output_size = output_size

@@ -30,8 +30,10 @@ def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 def trunc_normal_(t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
-    """Fills with normally distributed numbers, all of which lie in [a, b]: the inverse of their distribution
-    at uniform numbers. ValueError if [a, b] is empty or so far out that it holds none of the distribution."""
+    """Fills with normally distributed numbers in [a, b]: the inverse of their distribution, at uniform numbers.
+
+    ValueError if [a, b] is empty, or so far out that it holds none of the distribution.
+    """
     from statistics import NormalDist  # slow to import, and rarely used
 
     normal = NormalDist(mean, _deviation("trunc_normal_", std))

@@ -13,6 +13,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arrange import unflatten
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
 from sorix_dist.core.ops.join import pad
@@ -20,6 +21,7 @@ from sorix_dist.core.ops.shape import flatten
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
 from sorix_dist.nn.module import Module
+from sorix_dist.nn.net import FunctionLayer
 from sorix_dist.nn.norm import BatchNorm1d
 from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
@@ -195,47 +197,37 @@ class Identity(Module):
         return x
 
 
-class Flatten(Module):
+class Flatten(FunctionLayer):
     """Joins the dimensions from `start_dim` to `end_dim` into one; by default all but the batch."""
 
-    _in_repr = ("start_dim", "end_dim")
+    function, _options = staticmethod(flatten), ("start_dim", "end_dim")
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         self.start_dim, self.end_dim = start_dim, end_dim
 
-    def forward(self, x: Any) -> Tensor:
-        return flatten(x, self.start_dim, self.end_dim)
 
-
-class Unflatten(Module):
+class Unflatten(FunctionLayer):
     """Splits the dimension `dim` into the dimensions `unflattened_size`."""
 
-    _in_repr = ("dim", "unflattened_size")
+    function, _options = staticmethod(unflatten), ("dim", "unflattened_size")
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
         self.dim, self.unflattened_size = dim, tuple(unflattened_size)
 
-    def forward(self, x: Any) -> Tensor:
-        x = x if isinstance(x, Tensor) else Tensor(x)
-        at = self.dim % x.ndim
-        return x.reshape(*x.shape[:at], *self.unflattened_size, *x.shape[at + 1 :])
 
-
-class PixelShuffle(Module):
+class PixelShuffle(FunctionLayer):
     """(N, C r², H, W) as (N, C, H r, W r), where r is `upscale_factor` (Shi et al. 2016)."""
 
-    _in_repr = ("upscale_factor",)
+    function, _options = staticmethod(F.pixel_shuffle), ("upscale_factor",)
 
     def __init__(self, upscale_factor: int) -> None:
         self.upscale_factor = upscale_factor
 
-    def forward(self, x: Any) -> Tensor:
-        return F.pixel_shuffle(x, self.upscale_factor)
 
-
-class Upsample(Module):
+class Upsample(FunctionLayer):
     """Sequences, images or volumes in another size; arguments as for `F.interpolate`."""
 
+    function, _options = staticmethod(F.interpolate), ("size", "scale_factor", "mode", "align_corners")
     _in_repr = ("size", "scale_factor", "mode")
 
     def __init__(
@@ -243,19 +235,13 @@ class Upsample(Module):
     ) -> None:
         self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
 
-    def forward(self, x: Any) -> Tensor:
-        return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)
 
-
-class ZeroPad2d(Module):
+class ZeroPad2d(FunctionLayer):
     """A border of zeros around the last two dimensions; padding: one width, or (left, right, top, bottom)."""
 
-    _in_repr = ("padding",)
+    function, _options = staticmethod(pad), ("padding",)
 
     def __init__(self, padding: int | Sequence[int]) -> None:
         self.padding = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
         if len(self.padding) != 4:
             raise ValueError(f"ZeroPad2d: padding must be one integer or four, got {padding!r}")
-
-    def forward(self, x: Any) -> Tensor:
-        return pad(x, self.padding)

@@ -1,4 +1,4 @@
-"""Losses as layers, called with predictions and targets; see `nn.functional.loss` for their means."""
+"""Losses as layers, called with predictions and targets. Formulas are those of their functions, in `nn.functional`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sorix_dist.core.fingerprint import array_as_text, criterion_hook
 from sorix_dist.core.graph import Node
 from sorix_dist.nn.functional import distance
 from sorix_dist.nn.functional import loss as F
-from sorix_dist.nn.module import Module, options_of
+from sorix_dist.nn.module import options_of
+from sorix_dist.nn.net import FunctionLayer
 
 __all__ = [
     "BCELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss", "HuberLoss",
@@ -21,15 +22,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Loss(Module):
+class _Loss(FunctionLayer):
     """Attaches the options of a criterion to its results, so that a backward from them can compare the ranks'."""
 
     __slots__ = ("_hook",)  # not among the attributes, which are compared and saved
 
     _hook: Callable[[Any], None]
 
-    function: ClassVar[Callable[..., Tensor]]
-    _options: ClassVar[tuple[str, ...]] = ("reduction",)  # in the order of the function
+    _options: ClassVar[tuple[str, ...]] = ("reduction",)
     _of_rows: ClassVar[tuple[str, ...]] = ()  # arrays that may belong to this rank's rows
 
     def __init__(self, reduction: str = "mean", reductions: tuple[str, ...] = F.REDUCTIONS, **numbers: float) -> None:
@@ -43,6 +43,9 @@ class _Loss(Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         return self.function(*inputs, **{name: getattr(self, name) for name in self._options})
+
+    def extra_repr(self) -> str:
+        return ""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         loss = super().__call__(*inputs, **options)
@@ -115,8 +118,6 @@ class CrossEntropyLoss(_Loss):
 
 
 class NLLLoss(_Loss):
-    """Minus the logarithm of the probability of the true class, from logarithms (N, C) or (N, C, d...)."""
-
     function, _options = staticmethod(F.nll_loss), ("weight", "ignore_index", "reduction")
 
     def __init__(self, weight: Any = None, ignore_index: int | None = None, reduction: str = "mean") -> None:
@@ -126,20 +127,14 @@ class NLLLoss(_Loss):
 
 
 class MSELoss(_Loss):
-    """The mean of (y_pred - y_real)^2."""
-
     function = staticmethod(F.mse_loss)
 
 
 class L1Loss(_Loss):
-    """The mean of |y_pred - y_real|."""
-
     function = staticmethod(F.l1_loss)
 
 
 class SmoothL1Loss(_Loss):
-    """Squared differences below `beta`, absolute ones above; see `F.smooth_l1_loss`."""
-
     function, _options = staticmethod(F.smooth_l1_loss), ("reduction", "beta")
 
     def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
@@ -147,8 +142,6 @@ class SmoothL1Loss(_Loss):
 
 
 class HuberLoss(_Loss):
-    """Squared differences below `delta`, absolute ones above; see `F.huber_loss`."""
-
     function, _options = staticmethod(F.huber_loss), ("reduction", "delta")
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
@@ -180,8 +173,6 @@ class BCEWithLogitsLoss(_Loss):
 
 
 class KLDivLoss(_Loss):
-    """The divergence of logarithms of probabilities from a target; see `F.kl_div` for "batchmean"."""
-
     function, _options = staticmethod(F.kl_div), ("reduction", "log_target")
 
     def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
@@ -190,8 +181,6 @@ class KLDivLoss(_Loss):
 
 
 class TripletMarginLoss(_Loss):
-    """The loss of an anchor that is closer to a negative than to a positive; see `F.triplet_margin_loss`."""
-
     function = staticmethod(distance.triplet_margin_loss)
     _options = ("margin", "p", "eps", "swap", "reduction")
 
@@ -203,8 +192,6 @@ class TripletMarginLoss(_Loss):
 
 
 class MarginRankingLoss(_Loss):
-    """The loss of two inputs in the wrong order; see `F.margin_ranking_loss`."""
-
     function, _options = staticmethod(distance.margin_ranking_loss), ("margin", "reduction")
 
     def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
@@ -213,14 +200,10 @@ class MarginRankingLoss(_Loss):
 
 
 class CosineEmbeddingLoss(MarginRankingLoss):
-    """The loss of vectors that should, or should not, point the same way; see `F.cosine_embedding_loss`."""
-
     function = staticmethod(distance.cosine_embedding_loss)
 
 
 class GaussianNLLLoss(_Loss):
-    """Minus the logarithm of a normal density: called with means, targets, variances; see `F.gaussian_nll_loss`."""
-
     function, _options = staticmethod(distance.gaussian_nll_loss), ("full", "eps", "reduction")
 
     def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:

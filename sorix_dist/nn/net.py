@@ -1,10 +1,10 @@
-"""Containers: modules and parameters in a row or by name. sorix has Module at this path, too."""
+"""Containers: modules and parameters in a row or by name; and functions as layers. sorix has Module here, too."""
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import count
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import changed
@@ -12,6 +12,26 @@ from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 
 __all__ = ["Module", "ModuleDict", "ModuleList", "ParameterList", "Sequential"]
+
+
+class FunctionLayer(Module):
+    """A function as a layer: of the input, and of the attributes that `_options` names, in this order.
+
+    A subclass without a docstring has that of its function.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    _options: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        if cls.__doc__ is None and "function" in vars(cls):
+            cls.__doc__ = cls.function.__doc__
+
+    def forward(self, x: Any) -> Tensor:
+        return self.function(x, *[getattr(self, name) for name in self._options])
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr or self._options)
 
 
 class _Named(Module):

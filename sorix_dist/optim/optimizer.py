@@ -139,7 +139,7 @@ class Optimizer:
                         "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
                         "model.accumulate(...), or after a backward outside of model.no_sync()"
                     )
-        # Who shares the parameters' memory may still read them here, and may not read them before all have moved.
+        # Other ranks with the same memory may read the parameters up to here, and again once all have moved.
         memories: dict[ParameterMemory, None] = {}
         plans = []
         for group, state in zip(self._groups, self._states, strict=True):

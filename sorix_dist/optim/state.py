@@ -42,7 +42,7 @@ class GroupState:
         self.memories: list[ParameterMemory] = []  # of the parameters, without duplicates
         self._places: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
-        self._cut_for: Any = None  # the state for which the blocks of `_runs` were cut
+        self._cut_for: Any = None  # the state that the blocks of `_runs` were cut for
         self._used = np.zeros(len(params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []  # with the count of updates, less that of advances
         self._lay((), "optimizer.step")

@@ -23,7 +23,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> Callable[[Any, Any, int], Any]:
 
 
 class AveragedModel(Module):
-    """A copy of a model, `module`, whose parameters are averages of the model's, taken by `update_parameters`.
+    """A copy of a model, `module`, with averages of its parameters. `update_parameters` takes them.
 
     avg_fn: a function (average, weights, number of averages so far) of arrays, by default the mean of all (Izmailov et
     al. 2018); `get_ema_avg_fn(decay)` is the exponential moving average. use_buffers: buffers are averaged too, if they

@@ -1,4 +1,4 @@
-"""Descriptions of a model, by which the ranks check that their replicas are equal."""
+"""Descriptions of a model: the ranks compare them, so that their replicas are equal."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class CheckpointFolder:
         self._remove_old()
 
     def newest(self, read: Callable[[Path], T]) -> T | None:
-        """What `read` returns for the newest checkpoint for which it does not raise ValueError or OSError.
+        """What `read` returns for the newest checkpoint that it can read: without ValueError or OSError.
 
         None if there are no checkpoints. A warning names each one that raises; ValueError if all do.
         """

@@ -1,4 +1,4 @@
-"""Files of named arrays and a text, in which any flipped bit and any cut is found.
+"""Files of named arrays and a text. Any flipped bit and any cut in them is found.
 
 They are safetensors files, which other programs can read. The header's metadata contain the text, a SHA-256 of each
 array, and first of all a SHA-256 of the header itself: of its length and its bytes, with zeros in the digest's place.

@@ -142,7 +142,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value in JSON's terms, in which infinities and NaN are texts."""
+    """A value in JSON's terms, with infinities and NaN as texts."""
     if value is None or isinstance(value, str | bool):
         return value
     try:

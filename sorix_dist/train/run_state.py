@@ -1,4 +1,4 @@
-"""The state of a run from which it resumes bit for bit: the states of its parts, and the package's counters."""
+"""The state of a run: the states of its parts, and the package's counters. It resumes from there bit for bit."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from sorix_dist.utils.data.nested import tensors
 
 
 class _Region:
-    """A recorded computation whose rules were dropped, and are made again by running it once more."""
+    """A recorded computation without its rules. It runs once more to make them again."""
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._call = function, inputs, options
@@ -41,7 +41,7 @@ class _Region:
         return result
 
     def rule(self, number: int, index: int) -> Any:
-        """The rule of an input of the node `number`, for which the computation is run again where that is due."""
+        """The rule of an input of the node `number`. The first call runs the computation again."""
         if self._rules is None:
             self._rules = self._context.copy().run(self._again)
         return self._rules[number][index]

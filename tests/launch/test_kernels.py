@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from sorix_dist.launch import machine_checks as machine
-from sorix_dist.launch.machine_checks import Finding
+from sorix_dist.launch import doctor
+from sorix_dist.launch.doctor import Finding
 
 
 def findings(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str, list[float]]) -> list[Finding]:
@@ -16,12 +16,12 @@ def findings(monkeypatch: pytest.MonkeyPatch, chosen: str, seconds: Mapping[str,
     times: dict[str, Iterator[float]] = {kernel: iter(each) for kernel, each in seconds.items()}
 
     def measured(environ: Mapping[str, str]) -> tuple[str, float]:
-        wanted = environ.get(machine.KERNEL_CHOICE, chosen)
+        wanted = environ.get(doctor.KERNEL_CHOICE, chosen)
         kernel = wanted if wanted in times else chosen
         return kernel, next(times[kernel])
 
-    monkeypatch.setattr(machine, "_time_product", measured)
-    return [*machine.kernels({})]
+    monkeypatch.setattr(doctor, "_time_product", measured)
+    return [*doctor.kernels({})]
 
 
 def test_faster_kernels_are_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +41,13 @@ def test_nothing_is_said_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatc
     assert findings(monkeypatch, "Haswell", {"Haswell": [1.0]}) == []
     assert findings(monkeypatch, "neoversen1", {"neoversen1": [1.0]}) == []
     assert findings(monkeypatch, "SkylakeX", {"SkylakeX": [1.0, 1.0]}) == []  # built without Haswell's
-    assert [*machine.kernels({machine.KERNEL_CHOICE: "SkylakeX"})] == []
+    assert [*doctor.kernels({doctor.KERNEL_CHOICE: "SkylakeX"})] == []
 
 
 def test_a_choice_is_measured_in_a_process_of_its_own() -> None:
-    kernel, seconds = machine._time_product(os.environ)
+    kernel, seconds = doctor._time_product(os.environ)
     assert kernel
     assert seconds > 0
-    for found in machine.kernels(os.environ):
+    for found in doctor.kernels(os.environ):
         assert found.level == "ok"
         assert found.data["chosen"] == kernel

@@ -103,8 +103,8 @@ def _self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: flo
 def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: float) -> Any:
     """`attention` of several heads over queries, keys and values that lie side by side.
 
-    qkv: (N, L, 3 * E), of which each third is cut into `heads` equal parts; bias and dropped broadcast to
-    (N, heads, L, L). The result, (N, L, E), has the heads side by side.
+    qkv: (N, L, 3 * E), each third in `heads` equal parts; bias and dropped broadcast to (N, heads, L, L).
+    The result, (N, L, E), has the heads side by side.
     """
     n, length, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     inside = (n, length, heads, width // heads)

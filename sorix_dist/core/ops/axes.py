@@ -87,7 +87,7 @@ def after_reduction(shard: Shard, axes: tuple[int, ...], keepdims: Any) -> Shard
 
 
 def along_axis(reduces: bool | None) -> Rule:
-    """Along `axis`, whose elements depend on each other: rows are gathered if it is theirs.
+    """Along `axis`: its elements depend on each other, so rows are gathered if the axis is theirs.
 
     reduces: whether the axis goes; None: where `keepdims` is not set.
     """
@@ -102,7 +102,7 @@ def along_axis(reduces: bool | None) -> Rule:
 
 
 def mixes_rows(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Reversed or rotated along `axis`: refused for rows, whose positions differ on every split."""
+    """Reversed or rotated along `axis`: refused along rows, since their positions depend on the number of ranks."""
     place = inputs[0].place
     if isinstance(place, Shard) and place.axis in normalized_axes(options["axis"], inputs[0].array.ndim):
         return apply(refused(inputs[0], apply.__name__), **options)

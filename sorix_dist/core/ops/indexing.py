@@ -290,7 +290,7 @@ def table_rows(table: Any, *, index: Array, skip: int | None, blank: bool = Fals
 
 @op(rule=rules.gathers)
 def sum_of_rows(rows: Any, *, index: Array, count: int, skip: int | None) -> Any:
-    """A table of `count` rows, each the sum of those `rows` whose `index` names it; row `skip` is 0."""
+    """A table of `count` rows: row i is the sum of the `rows` with index i; row `skip` is 0."""
     table = _add_up(rows, index, skip, np.empty((count, *rows.shape[index.ndim :]), rows.dtype))
     return table, (lambda g, out: like_input(table_rows, g, index=index, skip=skip, blank=True),)
 

@@ -152,7 +152,7 @@ def cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
 
 
 def _cleared(rows: Any, counts: Any) -> Any:
-    """The rows, with zeros in those for which `counts` is 0."""
+    """The rows, with zeros where `counts` is 0."""
     return np.where((np.asarray(counts) != 0)[:, None], rows, 0)
 
 

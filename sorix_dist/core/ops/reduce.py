@@ -125,8 +125,10 @@ def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:
 
 
 def weighted_mean(x: Any, weights: Array) -> Any:
-    """The sum of x, whose elements are multiplied by their weights already, divided by the sum of the weights over the
-    global batch; 0 if that is 0."""
+    """The sum of x divided by the sum of the weights over the global batch; 0 if that is 0.
+
+    x: values times weights.
+    """
     held, total = _sum(weights), global_sum(weights, x)
     return sum_divided(x, divisor=total, held=held, over=total)
 

@@ -195,8 +195,8 @@ class Tile:
 
 
 class Scratch:
-    """Memory for one array at a time, which each call reuses. Its rows are apart by an odd number of cache lines: those
-    of a matrix whose rows are apart by a power of two of bytes displace each other from the cache."""
+    """Memory for one array at a time, which each call reuses. Its rows are an odd number of cache lines apart: at a
+    distance of a power of two they would displace each other from the cache."""
 
     def __init__(self, dtype: Any) -> None:
         self._memory = np.empty(0, dtype)
@@ -258,8 +258,10 @@ def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
 
 
 def pieces(matrices: Array, other: int, least: int) -> int:
-    """The number of equal parts of the columns of `matrices` with which products with a matrix of `other` rows are
-    SMALL; 1 if parts of at least `least` columns are not."""
+    """How often to cut the columns of `matrices` so that a product with a matrix of `other` rows is SMALL.
+
+    1 if parts of `least` columns are still too large.
+    """
     height, length = matrices.shape[-2:]
     fits = SMALL // max(1, other * height)
     return next((n for n in range(1, length // least + 1) if length % n == 0 and length // n <= fits), 1)

@@ -113,7 +113,7 @@ def elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 def selu(x: Any, inplace: bool = False) -> Tensor:
-    """The ELU whose constants keep mean 0 and variance 1 from layer to layer (Klambauer et al. 2017)."""
+    """The ELU with constants that keep mean 0 and variance 1 from layer to layer (Klambauer et al. 2017)."""
     return ops.elu(x, alpha=_SELU_ALPHA) * _SELU_SCALE
 
 

@@ -27,7 +27,7 @@ class Metric(ABC):
     """
 
     options: tuple[str, ...] = ()
-    """The names of the attributes in which the metrics of all ranks must be the same."""
+    """The names of the attributes that must be the same on all ranks."""
 
     def __init__(self, comm: Any = None) -> None:
         self._comm = comm

@@ -17,7 +17,7 @@ Average = Literal["macro", "micro", "weighted"]
 
 
 class Accuracy(Metric):
-    """The share of samples whose label is predicted right; NaN of no samples.
+    """The share of samples with the right prediction; NaN of no samples.
 
     ignore_index: a label that does not count; top_k: right if the label is among the k classes with the largest
     logits, of equal ones the first.

@@ -200,8 +200,8 @@ class DataLoader:
             self.epoch, self._first = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which another loader over the same data continues after the last batch of this one, on any
-        number of ranks: numbers and bools only. The first call may be a call of all ranks, which agree on a seed.
+        """Numbers and bools. From them another loader over the same data continues after the last batch of this one,
+        on any number of ranks. The first call may be a call of all ranks, which agree on a seed.
 
         After the last batch of an epoch, but before its loop has ended, the rest of the epoch is empty. After a
         loop that broke off it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
@@ -210,7 +210,7 @@ class DataLoader:
         return {"epoch": epoch, "batches": batches, **self._identity(epoch)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Makes the next loop the rest of the epoch in which `state_dict()` was called, each sample once.
+        """Makes the next loop the rest of the epoch of the `state_dict()` call, each sample once.
 
         ValueError, with nothing changed, if the state is that of a loader with another order, other batches or other
         data, as far as `Dataset.digest()` tells. Between two epochs the batch size may change. The seed is taken from
