@@ -2,6 +2,7 @@
 and on any number of MPI ranks."""
 
 import sys as _sys
+from math import e, inf, nan, pi  # noqa: F401
 
 # `python -m sorix_dist` is a command, which must not run a json.py or numpy.py of the current folder.
 if _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path and "-m sorix_dist " in " ".join([*_sys.orig_argv, ""]):
@@ -40,6 +41,8 @@ from sorix_dist.train.profile import profile
 from sorix_dist.train.progress import get_logger, main_process_only, print, progress
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
+
+newaxis = None
 
 __all__ = [
     "__version__",

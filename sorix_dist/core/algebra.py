@@ -194,6 +194,9 @@ def det(A: Any) -> Any:
     return determinant(A)
 
 
+inverse = inv
+
+
 def vector_norm(x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Any:
     """The norm (sum |x|^ord)^(1/ord) of all elements, or along `dim`."""
     return f.norm(x, ord, dim, keepdim)
@@ -227,7 +230,7 @@ def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False)
 
 
 __all__ = [
-    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "dot", "inner", "kron", "mm", "mv",
-    "tensordot", "trace", "vdot",
+    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "det", "dot", "inner", "inverse",
+    "kron", "mm", "mv", "tensordot", "trace", "vdot",
 ]  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name != "tensordot"}

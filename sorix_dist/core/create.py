@@ -127,7 +127,7 @@ def eye(n: int, m: int | None = None, device: Any = "cpu", requires_grad: bool =
 
 @host
 def arange(
-    start: Any, end: Any = None, step: Any = 1, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
+    start: Any = 0, end: Any = None, step: Any = 1, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None
 ) -> Tensor:
     """start, start + step, … before `end`; from 0 if one number is given. int64 if all are integers."""
     if end is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = [
     "DType", "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16",
-    "int32", "int64", "long", "short", "uint8",
+    "int32", "int64", "long", "short", "uint8", "finfo", "iinfo",
 ]  # fmt: skip
 
 
@@ -68,6 +68,16 @@ def names_dtype(value: Any) -> builtins.bool:
     except TypeError:
         return False
     return True
+
+
+def finfo(dtype: Any) -> np.finfo[Any]:
+    """NumPy's limits of a floating point dtype: `finfo(x.dtype).min`, `eps` and others."""
+    return np.finfo(as_dtype(dtype))
+
+
+def iinfo(dtype: Any) -> np.iinfo[Any]:
+    """NumPy's limits of an integer dtype: `min` and `max`."""
+    return np.iinfo(as_dtype(dtype))
 
 
 DTypeOf = np.dtype[Any]

@@ -88,6 +88,7 @@ atan2, hypot, logaddexp = _all_like_input(e.atan2, e.hypot, e.logaddexp)
 arcsin, arccos, arctan, arctan2, arcsinh, arccosh, arctanh = asin, acos, atan, atan2, asinh, acosh, atanh
 multiply, divide, true_divide, subtract, negative, fix = mul, div, div, sub, neg, trunc
 abs = absolute = _like_input(e.abs)
+positive = _like_input(shape.alias)
 round, floor, ceil = _all_like_input(e.round, e.floor, e.ceil)
 maximum, minimum, clamp = _all_like_input(choose.maximum, choose.minimum, choose.clamp)
 clip = clamp
@@ -112,6 +113,16 @@ equal, allclose = e.equal, e.allclose
 greater, greater_equal, less, less_equal, not_equal = gt, ge, lt, le, ne
 
 
+def numel(input: Tensor) -> int:
+    """The number of elements."""
+    return input.array.size
+
+
+def is_floating_point(input: Tensor) -> bool:
+    """Whether the elements are of a type that can have gradients."""
+    return input.is_floating_point()
+
+
 def is_tensor(obj: Any) -> bool:
     """Whether `obj` is a tensor."""
     return isinstance(obj, Tensor)
@@ -134,10 +145,10 @@ __all__ = [
     "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "exp2", "erf", "erfc", "trunc", "fix", "atan2", "fmod",
     "hypot", "logaddexp", "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift",
     "bitwise_right_shift", "arcsin", "arccos", "arctan", "arctan2", "arcsinh", "arccosh", "arctanh", "multiply",
-    "divide", "true_divide", "subtract", "negative", "clip",
+    "divide", "true_divide", "subtract", "negative", "positive", "clip",
     # questions
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and",
     "logical_or", "logical_xor", "equal", "allclose", "greater", "greater_equal", "less", "less_equal", "not_equal",
-    "is_tensor",
+    "is_tensor", "is_floating_point", "numel",
 ]  # fmt: skip
 publish(globals(), __all__)

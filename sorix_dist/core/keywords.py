@@ -48,7 +48,11 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
             operands[0] = cast(operands[0], dtype)
         if name in ("add", "sub"):
             alpha = options.pop("alpha", 1)
-            operands[1:2] = operands[1:2] if alpha == 1 else [mul(operands[1], alpha)]
+            operands[1:2] = (
+                operands[1:2]
+                if alpha == 1
+                else [operands[1] * alpha if isinstance(operands[1], int | float) else mul(operands[1], alpha)]
+            )
         mode = options.pop("rounding_mode", None) if name == "div" else None
         if mode is not None:
             return rounded_quotient(*operands, mode=mode)
@@ -89,6 +93,7 @@ _INSTEAD = {
     "index_put": "where, scatter_add", "einops": "reshape, permute", "Parameter": "nn.Parameter",
     "SyncBatchNorm": "BatchNorm2d, whose statistics are those of the global batch",
     "Transformer": "TransformerEncoder, TransformerDecoder", "LBFGS": "Adam, or scipy.optimize.minimize",
+    "ASGD": "SGD, and swa_utils.AveragedModel",
     "CTCLoss": "no loss of alignments", "EmbeddingBag": "Embedding, and a mean over its rows",
     "SubsetRandomSampler": "Subset(dataset, indices) with DataLoader(shuffle=True)",
     "RandomSampler": "DataLoader(shuffle=True)", "SequentialSampler": "DataLoader(shuffle=False)",

@@ -225,6 +225,7 @@ _Table = dict[str, Callable[..., Any]]
 _BOTH_SIDES: _Table = {
     "add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow, "matmul": matrix.matmul,
     "mod": e.remainder, "floordiv": e.floor_divide,
+    "lshift": e.bitwise_left_shift, "rshift": e.bitwise_right_shift,
     "and": e.bitwise_and, "or": e.bitwise_or, "xor": e.bitwise_xor,
 }  # fmt: skip
 _OPERATORS: _Table = {
@@ -255,13 +256,15 @@ _METHODS: _Table = {
         shape.flatten, shape.squeeze, shape.unsqueeze, shape.expand, shape.expand_as, shape.broadcast_to, shape.repeat,
         shape.flip, shape.roll,
         join.split, join.chunk, join.unbind,
-        indexing.gather, indexing.scatter_add, indexing.index_select, indexing.masked_select,
+        indexing.diag, indexing.gather, indexing.scatter_add, indexing.index_select, indexing.masked_select,
     )},
     "view": shape.reshape, "expand_dims": shape.unsqueeze, "absolute": e.abs, "clip": choose.clamp,
     "where": lambda self, condition, y: choose.where(condition, self, y),
     "view_as": lambda self, other: shape.reshape(self, *other.shape),
     "reshape_as": lambda self, other: shape.reshape(self, *other.shape),
     "multiply": e.mul, "divide": e.div, "true_divide": e.div, "subtract": e.sub, "negative": e.neg,
+    "positive": shape.alias,
+    "clamp_min": lambda self, min: choose.clamp(self, min), "clamp_max": lambda self, max: choose.clamp(self, max=max),
     "arcsin": e.asin, "arccos": e.acos, "arctan": e.atan,
     "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "fill_": fill_, "zero_": zero_, "copy_": copy_,
     "clamp_": clamp_, "__setitem__": setitem,
@@ -281,5 +284,7 @@ for _name, _function in _OPERATORS.items():
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, with_torch_keywords(_function))
 setattr(Tensor, "backward", autograd.backward)  # noqa: B010 (mypy)
+setattr(Tensor, "is_cuda", False)  # noqa: B010
+setattr(Tensor, "grad_fn", property(lambda self: None if self.is_leaf else self.origin, doc="What made it."))  # noqa: B010
 setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010
 setattr(Tensor, "mT", property(lambda self: shape.swapaxes(self, -1, -2), doc="The last two exchanged."))  # noqa: B010

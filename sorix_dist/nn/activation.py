@@ -128,20 +128,19 @@ class Softsign(_Activation):
     function = staticmethod(F.softsign)
 
 
-class _AlongDim(_Activation):
-    _options = ("dim",)
+class GLU(_Activation):
+    function, _options = staticmethod(F.glu), ("dim",)
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
 
 
-class GLU(_AlongDim):
-    function = staticmethod(F.glu)
+class Softmax(_Activation):
+    function, _options = staticmethod(F.softmax), ("dim",)
+
+    def __init__(self, dim: int | None = None) -> None:
+        self.dim = dim
 
 
-class Softmax(_AlongDim):
-    function = staticmethod(F.softmax)
-
-
-class LogSoftmax(_AlongDim):
+class LogSoftmax(Softmax):
     function = staticmethod(F.log_softmax)

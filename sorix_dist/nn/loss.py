@@ -38,8 +38,8 @@ class _Loss(FunctionLayer):
         vars(self).update(numbers)
 
     def _weights(self, name: str, value: Any) -> None:
-        """Makes factors for classes a buffer, which is not saved: `double()` and its like convert it."""
-        self.register_buffer(name, value if value is None or isinstance(value, Tensor) else np.asarray(value), False)
+        """Makes factors for classes a buffer: `double()` and its like convert it, states have it."""
+        self.register_buffer(name, value if value is None or isinstance(value, Tensor) else np.asarray(value))
 
     def forward(self, *inputs: Any) -> Tensor:
         return self.function(*inputs, **{name: getattr(self, name) for name in self._options})
@@ -48,7 +48,8 @@ class _Loss(FunctionLayer):
         return ""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        loss = super().__call__(*inputs, **options)
+        named = [options.pop(name) for name in ("input", "target") if name in options]
+        loss = super().__call__(*inputs, *named, **options)
         origin = getattr(loss, "origin", None)
         if isinstance(origin, Node):
             try:

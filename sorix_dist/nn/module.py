@@ -40,6 +40,8 @@ class Module:
         raise NotImplementedError("You must implement forward in the subclass.")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if not inputs and options.keys() == {"input"}:  # PyTorch's name of what layers take
+            inputs, options = (options["input"],), {}
         if self._hooks is None:
             return self.forward(*inputs, **options)
         before, after = self._hooks

@@ -23,8 +23,12 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _scale_and_shift(shape: tuple[int, ...], wanted: bool, kind: Any) -> tuple[Parameter | None, Parameter | None]:
-    return (Parameter(np.ones(shape, kind)), Parameter(np.zeros(shape, kind))) if wanted else (None, None)
+def _scale_and_shift(
+    shape: tuple[int, ...], scale: bool, shift: bool, kind: Any
+) -> tuple[Parameter | None, Parameter | None]:
+    return Parameter(np.ones(shape, kind)) if scale else None, (
+        Parameter(np.zeros(shape, kind)) if scale and shift else None
+    )
 
 
 @host
@@ -50,6 +54,8 @@ class _BatchNorm(Module):
         track_running_stats: bool = True,
         device: Any = "cpu",
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
         kind, name = parameter_dtype(device, dtype), type(self).__name__
         at_least(1, name, num_features=num_features)
@@ -60,7 +66,7 @@ class _BatchNorm(Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         shape = self._shape()
-        for attribute, parameter in zip(self.names, _scale_and_shift(shape, affine, kind), strict=True):
+        for attribute, parameter in zip(self.names, _scale_and_shift(shape, affine, bias, kind), strict=True):
             setattr(self, attribute, parameter)
         self.register_buffer("running_mean", np.zeros(shape, kind) if track_running_stats else None)
         self.register_buffer("running_var", np.ones(shape, kind) if track_running_stats else None)
@@ -122,10 +128,12 @@ class BatchNorm1d(_BatchNorm):
         track_running_stats: bool = True,
         device: Any = "cpu",
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
         if not isinstance(affine, bool | int):  # sorix's fourth argument is the device
             affine, device = True, affine
-        super().__init__(num_features, eps, momentum, bool(affine), track_running_stats, device, dtype)
+        super().__init__(num_features, eps, momentum, bool(affine), track_running_stats, device, dtype, bias=bias)
 
     def _shape(self) -> tuple[int, ...]:
         return 1, self.num_features
@@ -171,13 +179,15 @@ class InstanceNorm2d(Module):
         track_running_stats: bool = False,
         device: Any = "cpu",
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
         name = type(self).__name__
         at_least(1, name, num_features=num_features)
         if track_running_stats:
             raise ValueError(f"{name}: track_running_stats must be False: running statistics are not supported")
         self.num_features, self.eps, self.affine = num_features, eps, affine
-        self.weight, self.bias = _scale_and_shift((num_features,), affine, parameter_dtype(device, dtype))
+        self.weight, self.bias = _scale_and_shift((num_features,), affine, bias, parameter_dtype(device, dtype))
 
     def forward(self, x: Any) -> Tensor:
         x = x if isinstance(x, Tensor) else Tensor(x)
@@ -188,7 +198,7 @@ class InstanceNorm2d(Module):
                 f"{type(self).__name__}: input must have shape {self.shape} with C = {self.num_features}, or one such "
                 f"sample, got shape {tuple(x.shape)}"
             )
-        y = F.instance_norm(batch, self.weight, self.bias, self.eps)
+        y = F.instance_norm(batch, weight=self.weight, bias=self.bias, eps=self.eps)
         return y.squeeze(0) if missing else y
 
 
@@ -220,8 +230,7 @@ class LayerNorm(Module):
         kind = parameter_dtype(device, dtype)
         shape = _shape_of(normalized_shape, "LayerNorm")
         self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
-        self.weight, shift = _scale_and_shift(shape, elementwise_affine, kind)
-        self.bias = shift if bias else None
+        self.weight, self.bias = _scale_and_shift(shape, elementwise_affine, bias, kind)
 
     def forward(self, x: Any) -> Tensor:
         return norm.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -242,6 +251,8 @@ class GroupNorm(Module):
         affine: bool = True,
         device: Any = "cpu",
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
         kind = parameter_dtype(device, dtype)
         if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
@@ -249,7 +260,7 @@ class GroupNorm(Module):
                 f"GroupNorm: num_groups must be >= 1 and divide num_channels {num_channels}, got {num_groups!r}"
             )
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
-        self.weight, self.bias = _scale_and_shift((num_channels,), affine, kind)
+        self.weight, self.bias = _scale_and_shift((num_channels,), affine, bias, kind)
 
     def forward(self, x: Any) -> Tensor:
         if np.ndim(x) < 2 or np.shape(x)[1] != self.num_channels:
@@ -278,7 +289,8 @@ class RMSNorm(Module):
     ) -> None:
         self.normalized_shape = _shape_of(normalized_shape, "RMSNorm")
         self.eps, self.elementwise_affine = eps, elementwise_affine
-        self.weight, _ = _scale_and_shift(self.normalized_shape, elementwise_affine, parameter_dtype(device, dtype))
+        kind = parameter_dtype(device, dtype)
+        self.weight, _ = _scale_and_shift(self.normalized_shape, elementwise_affine, False, kind)
 
     def forward(self, x: Any) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)

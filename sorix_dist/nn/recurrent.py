@@ -53,10 +53,13 @@ class _Recurrent(Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
         kind = parameter_dtype(device, dtype)
+        if proj_size != 0:
+            raise ValueError(f"{type(self).__name__}: proj_size must be 0, got {proj_size!r}: add a Linear after it")
         at_least(1, type(self).__name__, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = int(input_size), int(hidden_size), int(num_layers)
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional

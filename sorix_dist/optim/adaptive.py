@@ -190,7 +190,7 @@ class NAdam(_Adaptive):
         if known != options or last > step:
             last, product = 0, 1.0
         for each in range(last + 1, step + 1):
-            product *= self._momentum(group, each)
+            product = float(np.float32(product) * np.float32(self._momentum(group, each)))  # as PyTorch rounds it
         self._product = options, step, product
         return product
 

@@ -207,14 +207,19 @@ class _Cycle(LRScheduler):
     absolute = True
     cycle_momentum: bool
 
-    def _start(self, lrs: list[float], last_epoch: int) -> None:
+    def _start(self, lrs: list[float], last_epoch: int, replace: bool) -> None:
+        """Sets the rates of epoch 0; replace: also the rates that schedulers made later start from."""
         groups = self.optimizer.param_groups
         if self.cycle_momentum and not all("betas" in group or "momentum" in group for group in groups):
             raise ValueError("cycle_momentum needs an optimizer with momentum or betas; say cycle_momentum=False")
         if last_epoch == -1:
             for group, lr in zip(groups, lrs, strict=True):
-                group["lr"] = group["initial_lr"] = lr
+                group["initial_lr"] = lr if replace else group.get("initial_lr", lr)
         super().__init__(self.optimizer, last_epoch)
+        if last_epoch == -1:  # PyTorch's CyclicLR, too, starts where a scheduler before it did
+            self._last_lr = list(self.base_lrs)
+            for group in groups:
+                group["lr"] = group["initial_lr"]
 
 
 class CyclicLR(_Cycle):
@@ -258,7 +263,7 @@ class CyclicLR(_Cycle):
         self.low, self.high = self.per_group("base_lr", base_lr), self.per_group("max_lr", max_lr)
         self.least = self.per_group("base_momentum", base_momentum)
         self.most = self.per_group("max_momentum", max_momentum)
-        self._start(self.low, last_epoch)
+        self._start(self.low, last_epoch, replace=False)
 
     def _height(self, step: int) -> float:
         """The fraction of the difference between both ends that a step has."""
@@ -326,7 +331,7 @@ class OneCycleLR(_Cycle):
         ]
         momenta = self.per_group("base_momentum", base_momentum), self.per_group("max_momentum", max_momentum)
         self.momentum_knots = [[most, least, most, *([most] * three_phase)] for least, most in zip(*momenta)]
-        self._start([knots[0] for knots in self.lr_knots], last_epoch)
+        self._start([knots[0] for knots in self.lr_knots], last_epoch, replace=True)
 
     def lrs_at(self, epoch: int) -> list[float]:
         return [self._between(knots, epoch) for knots in self.lr_knots]

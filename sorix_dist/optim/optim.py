@@ -16,12 +16,12 @@ from sorix_dist.core.arguments import in_range
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
 from sorix_dist.optim.adaptive import Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
-from sorix_dist.optim.optimizer import Group, Optimizer, descent
+from sorix_dist.optim.optimizer import Group, Optimizer, average_into, descent
 from sorix_dist.optim.state import Buffers, Scratch
 
 __all__ = [
-    "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGDMomentum",
-    "lr_scheduler",
+    "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
+    "SGDMomentum", "lr_scheduler",
 ]  # fmt: skip
 
 
@@ -94,3 +94,93 @@ class SGDMomentum(SGD):
         self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay=weight_decay)
+
+
+class Adadelta(Optimizer):
+    """Gradients in units of the parameters (Zeiler 2012): w = w - lr d with d = sqrt(u + eps) / sqrt(v + eps) g.
+
+    v and u average the squares of g and of d; rho: how much of them remains in a step.
+    """
+
+    scratch_arrays = 2
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **ignored: Any,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, ignored=ignored, rho=rho, eps=eps, maximize=maximize)
+
+    def check(self, group: Group) -> None:
+        super().check(group)
+        in_range("rho", group["rho"], 0, 1, closed=True)
+        in_range("eps", group["eps"], 0)
+
+    def buffers(self, group: Group) -> tuple[str, ...]:
+        return ("square_avg", "acc_delta")
+
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
+        spare, delta = scratch
+        rho, eps = float(group["rho"]), float(group["eps"])
+        grad = descent(data, grad, delta, group)
+        average_into(buffers["square_avg"], np.multiply(grad, grad, out=spare), rho, spare)
+        np.add(buffers["square_avg"], eps, out=spare)
+        np.divide(grad, np.sqrt(spare, out=spare), out=delta)
+        np.add(buffers["acc_delta"], eps, out=spare)
+        delta *= np.sqrt(spare, out=spare)
+        average_into(buffers["acc_delta"], np.multiply(delta, delta, out=spare), rho, spare)
+        delta *= float(group["lr"])
+        data -= delta
+
+
+class Rprop(Optimizer):
+    """Steps by the sign of the gradient alone (Riedmiller and Braun 1993), each of a size of its own, lr at first.
+
+    etas: the size times the first where the sign has changed, where the parameter waits, and times the second where it
+    has not; step_sizes: the least and the largest.
+    """
+
+    scratch_arrays = 3
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        *,
+        maximize: bool = False,
+        **ignored: Any,
+    ) -> None:
+        super().__init__(params, lr, ignored=ignored, etas=etas, step_sizes=step_sizes, maximize=maximize)
+
+    def check(self, group: Group) -> None:
+        super().check(group)
+        if not 0 < group["etas"][0] < 1 < group["etas"][1]:
+            raise ValueError(f"etas must be a number in (0, 1) and one above 1, got {group['etas']}")
+
+    def buffers(self, group: Group) -> tuple[str, ...]:
+        return ("prev", "step_size")
+
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
+        spare, masked, flags = scratch
+        flags = flags.view(np.bool_)[: spare.size].reshape(spare.shape)
+        previous, size = buffers["prev"], buffers["step_size"]
+        if step == 1:
+            size[...] = group["lr"]
+        grad = descent(data, grad, masked, group)
+        np.multiply(grad, previous, out=spare)
+        for sign, factor in zip((np.less, np.greater), group["etas"], strict=True):
+            np.multiply(size, factor, out=size, where=sign(spare, 0, out=flags))
+        np.clip(size, *group["step_sizes"], out=size)
+        np.copyto(previous, grad)
+        np.copyto(previous, 0, where=np.less(spare, 0, out=flags))
+        np.sign(previous, out=spare)
+        spare *= size
+        data -= spare

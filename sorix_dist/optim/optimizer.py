@@ -21,9 +21,9 @@ from sorix_dist.nn.torch_state import from_torch
 from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
 
 Group = dict[str, Any]  # the list `params`, and by name their options
-_IGNORED = {"foreach", "fused", "capturable"}  # how PyTorch computes
+_IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
-_NEW = {"amsgrad", "maximize"}  # options that state dicts of earlier versions lack
+_NEW = {"amsgrad", "maximize", "weight_decay"}  # what states of earlier versions lack, and of PyTorch's Rprop
 _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 

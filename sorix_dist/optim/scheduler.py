@@ -162,12 +162,17 @@ class ReduceLROnPlateau(LRScheduler):
         mode: str = "min",
         factor: float = 0.1,
         patience: int = 10,
-        min_lr: float | Sequence[float] = 0.0,
+        *ambiguous: Any,
         threshold: float = 1e-4,
         threshold_mode: str = "rel",
         cooldown: int = 0,
+        min_lr: float | Sequence[float] = 0.0,
         eps: float = 1e-8,
     ) -> None:
+        if ambiguous:
+            raise TypeError(
+                "ReduceLROnPlateau: name what follows patience: by position it is threshold in PyTorch, min_lr in sorix"
+            )
         self._attach(optimizer)
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
@@ -245,6 +250,8 @@ class SequentialLR(LRScheduler):
         self.milestones = list(milestones)
         for group in optimizer.param_groups if last_epoch == -1 else ():
             group["lr"] = group["initial_lr"]  # which making the schedulers has changed
+        if last_epoch == -1 and not self.schedulers[0].absolute:  # a OneCycleLR made after it sets the start, as there
+            self.schedulers[0].base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         super().__init__(optimizer, last_epoch)
 
     def _place(self, epoch: int) -> tuple[LRScheduler, int]:

@@ -90,6 +90,25 @@ VALUES: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "median of four": (lambda: T([4.0, 1.0, 3.0, 2.0]).median(), 2, "float32"),
     "median with NaN": (lambda: T([4.0, NAN, 3.0]).median(), NAN, "float32"),
     "addmm without input": (lambda: sx.addmm(T([INF]), sx.eye(1), sx.eye(1), beta=0), [[1]], "float32"),
+    "mean of halves": (lambda: T([60000.0, 60000.0], dtype="float16").mean(), 60000, "float16"),
+    "std of halves": (lambda: T([60000.0, -60000.0], dtype="float16").std(correction=0), 60000, "float16"),
+    "norm of halves": (lambda: T([300.0, 400.0], dtype="float16").norm(p=3), 449.75, "float16"),
+    "norm of integers": (lambda: T([3, 4]).norm(), 5, "float32"),
+    "sum over no dim of a list": (lambda: T([[1, 2], [3, 4]]).sum([]), 10, "int64"),
+    "bools to a bool": (lambda: FLAGS**True, [True, False], "bool"),
+    "integers + alpha * a float": (lambda: sx.add(INTEGERS, 1.5, alpha=2), [4, 5], "float32"),
+    "threshold of NaN": (lambda: F.threshold(T([NAN, 0.0, 2.0]), 1, 5), [NAN, 5, 2], "float32"),
+    "instance_norm's weight": (
+        lambda: F.instance_norm(T([[[1.0, 1.0]]]), None, None, T([2.0]), T([3.0])),
+        [[[3, 3]]],
+        "float32",
+    ),
+    "shifts": (lambda: (1 << INTEGERS) + (INTEGERS >> 1), [2, 5], "int64"),
+    "clamp_min": (lambda: INTEGERS.clamp_min(2), [2, 2], "int64"),
+    "arange(end=)": (lambda: sx.arange(end=2), [0, 1], "int64"),
+    "diag": (lambda: INTEGERS.diag(1).diag(1), [1, 2], "int64"),
+    "positive": (lambda: sx.positive(INTEGERS).positive(), [1, 2], "int64"),
+    "finfo": (lambda: T([0.0]).masked_fill(T([True]), sx.finfo(sx.float32).min), [sx.finfo("float32").min], "float32"),
     "nan_to_num": (lambda: sx.nan_to_num(T([NAN, INF]), 1.0, 2.0), [1, 2], "float32"),
 }
 
@@ -102,6 +121,7 @@ def test_values(name: str) -> None:
     assert got.dtype == dtype
 
 
+SGD = sx.optim.SGD([sx.nn.Parameter(np.ones(1))])
 # An expression, its error, and what the error says.
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "std(0, False)": (lambda: T([[1.0, 2.0]]).std(0, False), TypeError, "unbiased and keepdims by keyword"),
@@ -117,6 +137,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bmm of matrices": (lambda: sx.ones(2, 2).bmm(sx.ones(2, 2)), ValueError, "matmul takes any"),
     "bmm of other counts": (lambda: sx.ones(1, 2, 2).bmm(sx.ones(3, 2, 2)), ValueError, "must have the same length"),
     "dot of matrices": (lambda: sx.ones(2, 2).dot(sx.ones(2, 2)), ValueError, "dot: operands must have 1 and 1"),
+    "softmax of three dims": (lambda: F.softmax(sx.ones(2, 2, 2)), ValueError, "softmax: dim must be given for 3"),
+    "Softmax of four dims": (lambda: sx.nn.LogSoftmax()(sx.ones(1, 1, 1, 1)), ValueError, "takes 1 by default"),
+    "index of bytes": (lambda: INTEGERS[BYTES], IndexError, "mask in PyTorch"),
+    "instance_norm(x, mean)": (lambda: F.instance_norm(sx.ones(1, 1, 2), T([0.0])), ValueError, "running_mean"),
+    "NLLLoss(None, True)": (
+        lambda: sx.nn.NLLLoss(None, True)(T([[0.0]]), T([0])),
+        TypeError,
+        "ignore_index must be an integer",
+    ),
+    "plateau(…, 1e-3)": (
+        lambda: sx.optim.lr_scheduler.ReduceLROnPlateau(SGD, "min", 0.1, 5, 1e-3),
+        TypeError,
+        "name what follows",
+    ),
+    "projected LSTM": (lambda: sx.nn.LSTM(2, 3, proj_size=2), ValueError, "proj_size must be 0"),
     "float of two": (lambda: float(T([1.0, 2.0])), ValueError, "can only convert an array of size 1"),
 }
 

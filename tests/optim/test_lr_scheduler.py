@@ -284,7 +284,7 @@ def test_plateau() -> None:
 
 def test_plateau_takes_the_arguments_in_order() -> None:
     optimizer = sgd(1.0, 1.0)
-    scheduler = s.ReduceLROnPlateau(optimizer, "max", 0.1, 0, [0.5, 0.01], 0.0)
+    scheduler = s.ReduceLROnPlateau(optimizer, "max", 0.1, 0, min_lr=[0.5, 0.01], threshold=0.0)
     for value in (1, 1, 1):
         scheduler.step(value)
     assert lrs(optimizer) == [0.5, pytest.approx(0.01)]

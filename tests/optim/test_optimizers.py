@@ -69,7 +69,7 @@ def adamax(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> 
 def nadam(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
     g = g + o.get("weight_decay", 0) * w
     now, then = (0.9 * (1 - 0.5 * 0.96 ** (n * o.get("momentum_decay", 4e-3))) for n in (t, t + 1))
-    s["product"] = s.get("product", 1) * now
+    s["product"] = float(np.float32(s.get("product", 1)) * np.float32(now))  # as PyTorch rounds it
     s["m"], s["v"] = 0.9 * s.get("m", 0) + 0.1 * g, 0.999 * s.get("v", 0) + 0.001 * g * g
     step = (1 - now) * g / (1 - s["product"]) + then * s["m"] / (1 - s["product"] * then)
     return w - LR * step / (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-8)
@@ -84,6 +84,21 @@ def radam(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> A
         return w - LR * m
     r = np.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
     return w - LR * m * r * np.sqrt(1 - 0.9**t) / (np.sqrt(s["v"]) + 1e-8)
+
+
+def adadelta(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    g = g + o.get("weight_decay", 0) * w
+    s["v"] = 0.9 * s.get("v", 0) + 0.1 * g * g
+    step = np.sqrt((s.get("u", 0) + 1e-6) / (s["v"] + 1e-6)) * g
+    s["u"] = 0.9 * s.get("u", 0) + 0.1 * step * step
+    return w - LR * step
+
+
+def rprop(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
+    turned = np.sign(g * s.get("g", 0 * g))
+    s["size"] = np.clip(s.get("size", LR) * np.where(turned > 0, 1.2, np.where(turned < 0, 0.5, 1)), 1e-6, 50)
+    s["g"] = np.where(turned < 0, 0, g)
+    return w - np.sign(s["g"]) * s["size"]
 
 
 def ascent(w: Array, g: Array, s: dict[str, Any], t: int, o: dict[str, Any]) -> Array:
@@ -113,6 +128,8 @@ CASES: list[tuple[type[optim.Optimizer], Callable[..., Array], dict[str, Any]]] 
     (optim.NAdam, nadam, {}),
     (optim.NAdam, nadam, {"momentum_decay": 0.1, "weight_decay": 0.1}),
     (optim.RAdam, radam, {"betas": (0.9, 0.9)}),
+    (optim.Adadelta, adadelta, {"weight_decay": 0.1}),
+    (optim.Rprop, rprop, {}),
 ]
 SHAPES = [(3, 2), (), (200, 200), (5,), (0, 3)]
 everyone = pytest.mark.parametrize(
@@ -154,7 +171,7 @@ def test_formula(kind: Any, formula: Any, options: dict[str, Any], dtypes: tuple
 @everyone
 def test_half_precision(kind: Any, formula: Any, options: dict[str, Any]) -> None:
     p = nn.Parameter(np.ones(3, np.float16))
-    optimizer = kind([p], lr=0.01, **{**options, "eps": 1e-3} if "SGD" not in kind.__name__ else options)
+    optimizer = kind([p], lr=0.01, **{**options, "eps": 1e-3} if "eps" in kind([p]).defaults else options)
     for _ in range(3):
         p.grad = np.full(3, 0.5, np.float16)
         optimizer.step()

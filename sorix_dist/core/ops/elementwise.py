@@ -46,6 +46,8 @@ def div(x: Any, y: Any) -> Any:
 def pow(x: Any, y: Any) -> Any:
     """x ** y; the gradient to the exponent is 0 where x is 0, and -inf if y is negative there."""
     z = x**y
+    if z.dtype.char == "b" and x.dtype == np.bool_:  # NumPy's int8 of bools
+        z = z.astype(np.bool_)
 
     def to_base(g: Any, out: Any) -> Any:
         # x ** 0 is constant, also at x = 0 where x ** -1 is not finite.
@@ -208,7 +210,7 @@ OF_NUMPY |= {np.square: square, np.sign: sign}
 @op(called="round")
 def round_to(x: Any, *, decimals: int) -> Any:
     """The nearest number with `decimals` decimals; halves go to the even one; the gradient is 0."""
-    return np.round(x, decimals), (lambda g, out: _zero(g),)
+    return np.round(_without_bools(x), decimals), (lambda g, out: _zero(g),)
 
 
 def round(input: Any, decimals: int = 0) -> Any:

@@ -120,7 +120,10 @@ def key_of(key: Any) -> Any:
         return tuple(key_of(k) for k in key)
     if isinstance(key, list):
         return _of_list(key)
-    key = getattr(key, "array", key)
+    if isinstance(key, Tensor):
+        key = key.array
+        if key.dtype == np.uint8:
+            raise IndexError("an index of uint8 is a mask in PyTorch and names places in NumPy: x.bool() or x.long()")
     if recorders and getattr(key, "dtype", None) == np.bool_:
         outside("elements are selected by a mask, so that their number follows from values: use where()")
     return key

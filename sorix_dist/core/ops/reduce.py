@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
+from collections.abc import Callable
+from functools import reduce, wraps
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
 from sorix_dist.core.ops.choose import amax, amin
 from sorix_dist.core.ops.elementwise import abs as absolute
-from sorix_dist.core.ops.elementwise import add, mul, power, root, sign, square, sub
+from sorix_dist.core.ops.elementwise import add, cast, mul, power, root, sign, square, sub
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
 from sorix_dist.core.placement import SUM, Shard, shard_of, tagged
@@ -102,8 +103,10 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
     shape, ones = x.shape, _with_ones(x, axis)
     if count is None:
         count = math.prod(n for n, k in zip(shape, ones, strict=True) if k == 1)
-    total = add_up(x if x.dtype.kind == "f" else x.astype(np.float32), axis, keepdims)
+    half, integers = x.dtype == np.float16, x.dtype.kind != "f"
+    total = add_up(x.astype(np.float32) if half or integers else x, axis, keepdims)
     value = total / count if count else total * np.nan
+    value = value.astype(np.float16) if half else value
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, ones), shape),)
 
 
@@ -209,6 +212,21 @@ def mean(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, ke
     return mean_over(X, axis=axes_of("mean", X, dim, axis, empty_is_all=True), keepdims=keepdims or keepdim)
 
 
+def _widened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of float16, whose squares and powers overflow, computed in float32; integers are float32 too."""
+
+    @wraps(function)
+    def wide(x: Any, *arguments: Any, **options: Any) -> Any:
+        kind = x.array.dtype if isinstance(x, Tensor) else np.asarray(x).dtype
+        if kind.kind == "f" and kind != np.float16:
+            return function(x, *arguments, **options)
+        value = function(cast(x, np.float32), *arguments, **options)
+        return cast(value, kind) if kind.kind == "f" else value
+
+    return wide
+
+
+@_widened
 def var(
     X: Any,
     axis: Any = None,
@@ -228,6 +246,7 @@ def var(
     return _variance("var", X, axis, ambiguous, dim, keepdims or keepdim, correction)
 
 
+@_widened
 def std(
     X: Any,
     axis: Any = None,
@@ -280,6 +299,7 @@ def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
     return cumulative_sum(input, axis=at) if shape_of(input) else sum_over(input, axis=None, keepdims=False)
 
 
+@_widened
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Any:
     """The p-norm of the elements, along `dim` if given: (sum |x|^p)^(1/p); p may be "fro" (2), inf or -inf."""
     axes = axes_of("norm", input, dim, axis, empty_is_all=True)

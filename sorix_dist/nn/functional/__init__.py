@@ -69,9 +69,20 @@ def _check_index(index: Any, count: int) -> None:
         raise IndexError(f"embedding: input must be in [0, {count}), got {index[where]} at {where}")
 
 
-def instance_norm(input: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def instance_norm(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """Each channel of each row of input (N, C, ...) with mean 0 and variance 1, times weight, plus bias, both (C,)
-    (Ulyanov et al. 2016)."""
+    (Ulyanov et al. 2016). Running statistics are not supported; `momentum` has no meaning without them."""
+    if running_mean is not None or running_var is not None or not use_input_stats:
+        raise ValueError("instance_norm: running_mean and running_var must be None and use_input_stats True")
     return group_norm(input, max(1, np.shape(input)[1]), weight, bias, eps)
 
 
@@ -83,8 +94,9 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     if not tail or tuple(x.shape[-len(tail) :]) != tail:
         raise ValueError(f"rms_norm: input must end in the dimensions {tail}, got shape {tuple(x.shape)}")
     eps = float(np.finfo(x.array.dtype).eps) if eps is None else eps
-    squares = (x * x).mean(tuple(range(-len(tail), 0)), keepdims=True)
-    scaled = x * (squares + eps).rsqrt()
+    wide = x.float() if x.dtype == "float16" else x  # whose squares overflow
+    squares = (wide * wide).mean(tuple(range(-len(tail), 0)), keepdims=True)
+    scaled = (wide * (squares + eps).rsqrt()).astype(x.dtype)
     return scaled if weight is None else scaled * weight
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops import activation as ops
 from sorix_dist.core.ops.choose import clamp, where
@@ -139,14 +141,23 @@ def glu(x: Any, dim: int = -1) -> Tensor:
     return value * ops.logistic(gate)
 
 
-def softmax(x: Any, dim: int = -1) -> Tensor:
-    """exp(x) divided by its sum along `dim`."""
-    return ops.softmax(x, dim)
+def softmax(x: Any, dim: int | None = None) -> Tensor:
+    """exp(x) divided by its sum along `dim`, which may be left out for one or two dimensions: the last one then."""
+    return ops.softmax(x, _given("softmax", x, dim))
 
 
-def log_softmax(x: Any, dim: int = -1) -> Tensor:
+def _given(name: str, x: Any, dim: int | None) -> int:
+    if dim is None and np.ndim(x) > 2:
+        raise ValueError(
+            f"{name}: dim must be given for {np.ndim(x)} dimensions: PyTorch takes "
+            f"{int(np.ndim(x) != 3)} by default, and sorix the last"
+        )
+    return -1 if dim is None else dim
+
+
+def log_softmax(x: Any, dim: int | None = None) -> Tensor:
     """The logarithm of softmax(x), exact also where softmax underflows."""
-    return ops.log_softmax(x, dim)
+    return ops.log_softmax(x, _given("log_softmax", x, dim))
 
 
 def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
@@ -177,10 +188,10 @@ def _within(x: Any, bound: float) -> Tensor:
 
 
 def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Tensor:
-    """x where x > threshold, `value` elsewhere."""
-    return where(_tensor(x) > threshold, x, value)
+    """`value` where x <= threshold, x elsewhere."""
+    return where(_tensor(x) <= threshold, value, x)
 
 
-def softmin(x: Any, dim: int = -1) -> Tensor:
+def softmin(x: Any, dim: int | None = None) -> Tensor:
     """softmax of -x along `dim`."""
-    return ops.softmax(-_tensor(x), dim)
+    return ops.softmax(-_tensor(x), _given("softmin", x, dim))

@@ -236,6 +236,8 @@ def class_indices(
         )
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{name}: target must hold integers (class indices), got dtype {labels.dtype}")
+    if isinstance(ignore_index, bool):
+        raise TypeError(f"{name}: ignore_index must be an integer or None, got {ignore_index}")
     valid = None if ignore_index is None else labels != ignore_index
     given, labels = labels, labels if valid is None else np.where(valid, labels, 0)
     # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
