@@ -233,6 +233,12 @@ class Recorder:
         if self.refusal is None and not self.paused:
             self.refusal = f"{reason} ({users_line()})"
 
+    def checked(self, x: Any) -> Any:
+        """Returns x; refuses a tensor whose global value no line computes, since it follows from that of a loss."""
+        if hasattr(x, "shown") and id(x) not in self._known:
+            self.refuse("a number that follows from the global value of a loss: compute it before backward()")
+        return x
+
     # -- expressions
 
     def _know(self, thing: Any, expression: str) -> None:
@@ -294,8 +300,6 @@ class Recorder:
         if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):
             return self.constant(x, self._staying.get(id(x), "parameter"))
         array = self._known.get(id(x.array))
-        if hasattr(x, "shown") and "try:" in self.lines:  # before a backward, it is a sum beside a number
-            self.refuse("a number that follows from the global value of a loss: compute it before backward()")
         if array is None:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
             return self.constant(x, "tensor")

@@ -224,7 +224,7 @@ class Tensor:
         if hasattr(self, "shown"):
             detached.shown = self.shown
             if recorders and (recorder := listening()) is not None:
-                recorder.line(f"{recorder.of(self)}.detach()", detached)
+                recorder.line(f"{recorder.of(recorder.checked(self))}.detach()", detached)
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
