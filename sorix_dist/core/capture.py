@@ -100,8 +100,7 @@ class Recorder:
     """The lines of one step, and by name the objects that they mention.
 
     lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of
-    each; refusal: the first reason why the step can't be captured, with its line; tagged: the arguments that a line
-    gives a placement, which they had not.
+    each; refusal: the first reason why the step can't be captured, with its line; tagged: arguments that a line places.
     """
 
     def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
