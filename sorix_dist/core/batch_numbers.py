@@ -1,85 +1,145 @@
 """Python numbers that follow from a batch, such as x.shape[0]: what they are on this rank, and in the global batch.
 
-To Python and NumPy they are plain numbers, those of this rank. Beside a tensor with a gradient or a placement they
-count as on one process, so x.sum() / x.shape[0] is the mean over the global batch. What is only known of this rank's
-rows, as mean.item() is, is refused there.
+As an index or a length they are plain numbers, those of this rank. Beside a tensor with a gradient or a placement, and
+as a float, they count as on one process, so x.sum() / x.shape[0] is the mean over the global batch. What is only known
+of this rank's rows, as mean.item() is, is refused there.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from sorix_dist.core.placement import SUM, Partial, Shard
 
 
 class BatchNumber:
-    """The base of BatchInt and BatchFloat. everywhere: the number in the global batch, None if it is unknown."""
+    """The base of BatchInt and BatchFloat. own: the plain number of this rank; everywhere: that in the global batch,
+    None if it is unknown."""
 
+    own: float
     everywhere: float | None
-
-    def here(self) -> Any:
-        """The plain number of this rank."""
-        return int(self) if isinstance(self, int) else float(self)  # type: ignore[arg-type]
 
     def of_all(self) -> Any:
         """The number in the global batch; RuntimeError if it is unknown."""
         if self.everywhere is None:
             raise RuntimeError(
                 "a number beside a tensor of the batch must be the same on every rank, and "
-                f"{self.here()} follows from this rank's rows alone, as item() of a mean over them and the length of "
+                f"{self.own} follows from this rank's rows alone, as item() of a mean over them and the length of "
                 "what a mask has selected do: use the tensor itself, sx.global_value(x).item(), mask.sum() or "
                 "sx.global_rows(xb) [docs: own-numbers]"
             )
         return self.everywhere
 
+    def __float__(self) -> float:
+        return float(self.own if self.everywhere is None else self.everywhere)
+
+    def __int__(self) -> int:
+        if self.everywhere is not None and self.everywhere != self.own:
+            raise RuntimeError(
+                f"{self.own} follows from x.shape[0] and is {self.everywhere} in the global batch: int() and NumPy's "
+                "arrays of it would differ on every number of ranks. Use it as it is, sx.global_rows(x), or len(x) "
+                "for this rank's rows [docs: own-numbers]"
+            )
+        return int(self.own)
+
+    __trunc__ = __int__
+
     def __neg__(self) -> Any:
-        return _of_both(operator.mul, self, -1)
+        return _of_one(operator.neg, self)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __abs__(self) -> Any:
+        return _of_one(abs, self)
+
+    def __round__(self, digits: Any = None) -> Any:
+        return _of_one(lambda x: round(x, digits), self)
+
+    def __floor__(self) -> Any:
+        return _of_one(math.floor, self)
+
+    def __ceil__(self) -> Any:
+        return _of_one(math.ceil, self)
 
     def __divmod__(self, other: Any) -> Any:
-        return _of_both(operator.floordiv, self, other), _of_both(operator.mod, self, other)
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Beside an array, which is this rank's, the number is so too."""
+        numbers = method == "__call__" and len(inputs) < 3 and not options
+        if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
+            return getattr(function, method)(*map(here, inputs), **options)
+        plain = [x.item() if isinstance(x, np.generic) else x for x in inputs]
+        apply = lambda *values: function(*values).item()  # noqa: E731
+        return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
 
     def __reduce__(self) -> Any:
-        return type(self.here()), (self.here(),)
+        return type(self.own), (self.own,)
 
 
-class BatchInt(BatchNumber, int):
-    """An integer. shard: the rows of which it is the number, if it is one."""
+class BatchInt(BatchNumber):
+    """An integer: as an index, a length, text and in comparisons that of this rank. shard: the rows of which it is the
+    number, if it is one.
 
+    It is no subclass of int, whose digits float.__mul__ and others take without asking.
+    """
+
+    own: int
     shard: Shard | None
 
-    def __call__(self) -> int:
+    def __index__(self) -> int:
+        return self.own
+
+    def __bool__(self) -> bool:
+        return self.own != 0
+
+    def __hash__(self) -> int:
+        return hash(self.own)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.asarray(int(self), dtype)
+
+    def __repr__(self) -> str:
+        return repr(self.own)
+
+    def __format__(self, form: str) -> str:
+        return format(float(self) if form[-1:] in (*"eEfFgG%",) else self.own, form)
+
+    def __call__(self) -> BatchInt:
         """The number itself, for `x.numel()`."""
         return self
 
 
+Integral.register(BatchInt)
+
+
 class BatchFloat(BatchNumber, float):
-    """A number of floating point."""
+    """A number of floating point: as text that in the global batch."""
 
-    def __int__(self) -> int:
-        if self.everywhere is not None and self.everywhere != float(self):
-            raise RuntimeError(
-                f"int() of {float(self)}, which follows from x.shape[0] and is {self.everywhere} in the global batch, "
-                "would differ on every number of ranks: use // or sx.global_rows(x) [docs: own-numbers]"
-            )
-        return int(float(self))
+    def __repr__(self) -> str:
+        return repr(float(self))
 
-    def __round__(self, digits: Any = None) -> Any:
-        return _rounded(lambda x: round(x, digits), self)
+    __str__ = __repr__
 
-    def __floor__(self) -> Any:
-        return _rounded(math.floor, self)
-
-    def __ceil__(self) -> Any:
-        return _rounded(math.ceil, self)
+    def __format__(self, form: str) -> str:
+        return format(float(self), form)
 
 
 def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
-    made: Any = (BatchInt if isinstance(here, int) else BatchFloat)(here)
-    made.everywhere, made.shard = everywhere, shard
+    made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here)
+    made.own, made.everywhere, made.shard = here, everywhere, shard
     return made
 
 
@@ -87,7 +147,7 @@ def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> A
 
 
 def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
-    if not (isinstance(x, int | float) and isinstance(y, int | float)):
+    if not (isinstance(x, int | float | BatchNumber) and isinstance(y, int | float | BatchNumber)):
         return NotImplemented
     totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
     everywhere = None if None in totals else function(*totals)
@@ -97,8 +157,8 @@ def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
         return number(math.nan, everywhere)
 
 
-def _rounded(function: Callable[..., float], x: BatchFloat) -> Any:
-    return number(function(float(x)), None if x.everywhere is None else function(x.everywhere))
+def _of_one(function: Callable[..., float], x: BatchNumber) -> Any:
+    return number(function(x.own), None if x.everywhere is None else function(x.everywhere))
 
 
 def _bind(name: str) -> None:
@@ -111,12 +171,25 @@ def _bind(name: str) -> None:
         return _of_both(function, other, self)
 
     for kind in (BatchInt, BatchFloat):
-        setattr(kind, f"__{name}__", method)
-        setattr(kind, f"__r{name}__", reflected)
+        setattr(kind, f"__{name.strip('_')}__", method)
+        setattr(kind, f"__r{name.strip('_')}__", reflected)
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift"):
     _bind(_name)
+
+
+def _bind_comparison(name: str) -> None:
+    function = getattr(operator, name)
+
+    def method(self: BatchInt, other: Any) -> Any:
+        return function(self.own, here(other))
+
+    setattr(BatchInt, f"__{name}__", method)
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    _bind_comparison(_name)
 
 
 # -- of tensors
@@ -150,10 +223,14 @@ def _total(place: Shard) -> int | None:
 
 
 def warn_of_own_length(place: Any) -> None:
-    """Warns of the length of what a mask has selected of this rank's rows."""
-    if isinstance(place, Shard) and place.batch.parent is not None and not place.group.single:
+    """Warns a user that len() of rows is the number of this rank's."""
+    package = __name__.partition(".")[0]
+    if not isinstance(place, Shard) or place.axis or place.group.single:
+        return
+    if str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] != package:
+        instead = "x.shape[0]" if place.batch.parent is None else "mask.sum()"
         place.group.warn(
-            "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
+            f"len() counts this rank's rows: {instead} counts as in the global batch beside its tensors "
             "[docs: own-numbers]"
         )
 
@@ -175,7 +252,7 @@ def warn_of_own_mean(x: Any) -> None:
 
 def here(x: Any) -> Any:
     """A number as that of this rank."""
-    return x.here() if isinstance(x, BatchNumber) else x
+    return x.own if isinstance(x, BatchNumber) else x
 
 
 def of_all(x: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import BatchNumber
 from sorix_dist.core.placement import Batch, Partial, Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -99,8 +100,7 @@ class Recorder:
     """The lines of one step, and by name the objects that they mention.
 
     lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of
-    each; refusal: the first reason why the step can't be captured, with its line; tagged: the arguments that a line
-    gives a placement, which they had not.
+    each; refusal: the first reason why the step can't be captured, with its line; tagged: arguments that a line places.
     """
 
     def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
@@ -232,6 +232,12 @@ class Recorder:
         if self.refusal is None and not self.paused:
             self.refusal = f"{reason} ({users_line()})"
 
+    def checked(self, x: Any) -> Any:
+        """Returns x; refuses a tensor whose global value no line computes, since it follows from that of a loss."""
+        if hasattr(x, "shown") and id(x) not in self._known:
+            self.refuse("a number that follows from the global value of a loss: compute it before backward()")
+        return x
+
     # -- expressions
 
     def _know(self, thing: Any, expression: str) -> None:
@@ -293,8 +299,6 @@ class Recorder:
         if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):
             return self.constant(x, self._staying.get(id(x), "parameter"))
         array = self._known.get(id(x.array))
-        if hasattr(x, "shown"):
-            self.refuse("a number that follows from the global value of a loss: compute it before backward()")
         if array is None:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
             return self.constant(x, "tensor")
@@ -338,6 +342,8 @@ def same(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, (*_PLAIN, float)):
         return bool(one == other) or (one != one and other != other)
+    if isinstance(one, BatchNumber):
+        return (one.own, one.everywhere) == (other.own, other.everywhere)
     if isinstance(one, Partial):
         return all(same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
     if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes: visitors only read their virtual shard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,7 +32,7 @@ class Size(tuple[int, ...]):
 
     def numel(self) -> int:
         """The number of elements of a tensor of this shape."""
-        return int(np.prod(self))
+        return math.prod(self)
 
 
 class Tensor:
@@ -223,7 +224,7 @@ class Tensor:
         if hasattr(self, "shown"):
             detached.shown = self.shown
             if recorders and (recorder := listening()) is not None:
-                recorder.line(f"{recorder.of(self)}.detach()", detached)
+                recorder.line(f"{recorder.of(recorder.checked(self))}.detach()", detached)
         return detached
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -238,10 +239,8 @@ class Tensor:
     @property
     def shape(self) -> Size:
         """The number of elements along each dimension."""
-        place = self.place
-        return Size(
-            batch_numbers.shape_of_rows(self.array.shape, place) if place.__class__ is Shard else self.array.shape
-        )
+        place, sizes = self.place, self.array.shape
+        return Size(batch_numbers.shape_of_rows(sizes, place) if place.__class__ is Shard else sizes)
 
     @property
     def dtype(self) -> DType:
@@ -384,8 +383,8 @@ def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array
 def as_array(data: Any, dtype: Any = None) -> Array:
     """The array of `data`: an ndarray or Tensor keeps its dtype and memory, Python floats become float32."""
     wanted = None if dtype is None else as_dtype(dtype)
-    if isinstance(data, Tensor):
-        data = data.visible
+    if isinstance(data, Tensor | batch_numbers.BatchNumber):
+        data = data.visible if isinstance(data, Tensor) else data.of_all()
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
         raise TypeError(

@@ -323,6 +323,7 @@ def _line_of(step: Any) -> str:
 
 def _check(recorder: Recorder, result: Any) -> None:
     """Refuses results that a program can't give: numbers that were read from somewhere, and graphs."""
+    recorder.checked(result)
     if isinstance(result, float | int) and not isinstance(result, bool):
         recorder.refuse("the step returns a Python number: return the tensor, and call item() outside")
     elif isinstance(result, Tensor) and isinstance(result.origin, Node) and result.origin.rules is not None:

@@ -434,3 +434,33 @@ def test_reproducible_mode():
         assert replays(compared(program)) > 3
 
     run_threads(train, 1)
+
+
+def test_global_values():
+    """A loss without its graph shows what it is over all ranks; what is computed of it later is not captured."""
+
+    def train(refused: bool) -> None:
+        def program(capture: Any) -> Any:
+            model = sx.DistributedDataParallel(nn.Linear(4, 3))
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                optimizer.zero_grad()
+                out = model(x)
+                loss = F.cross_entropy(out, y) + out.square().mean().sqrt() + 0.25
+                loss.backward()
+                optimizer.step()
+                return loss.detach() * 2 if refused else loss.detach()
+
+            return lambda i: bits(step(*batch), *model.parameters())
+
+        step = compared(program)
+        if refused:
+            assert "the global value of a loss" in step.reason
+        else:
+            assert replays(step) > 3, step.reason
+
+    run_threads(lambda: train(False), 2)
+    run_threads(lambda: train(True), 2)

@@ -1,0 +1,98 @@
+"""Losses that are divided by what follows from the number of rows, on even and on uneven ranks: right or refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+from sorix_dist import nn
+from sorix_dist.comm import run_threads
+from sorix_dist.utils.data import DataLoader, Dataset
+
+RIGHT: dict[str, Callable[[Any], Any]] = {
+    "x.shape[0]": lambda x: x.shape[0],
+    "x.size(0) * 2": lambda x: x.size(0) * 2,
+    "x.numel()": lambda x: x.numel(),
+    "math.prod": lambda x: math.prod(x.shape),
+    "math.sqrt": lambda x: math.sqrt(x.shape[0]),
+    "math.log of a float": lambda x: math.log(float(x.shape[0])),
+    "np.sqrt": lambda x: np.sqrt(x.shape[0]),
+    "np.maximum": lambda x: np.maximum(x.shape[0], 1),
+    "a NumPy number": lambda x: np.float64(0.5) * x.shape[0],
+    "float times": lambda x: 2.0 * x.shape[0],
+    "a share of one": lambda x: 1 / (1.0 / x.shape[0]),
+    "power": lambda x: x.shape[0] ** 0.5,
+    "float": lambda x: float(x.shape[0]),
+    "float of a share": lambda x: float(x.shape[0] / 2),
+    "round": lambda x: round(x.shape[0] * 1.1),
+    "minus": lambda x: 0 - (-x.shape[0]),
+    "abs": lambda x: abs(-x.shape[0]),
+    "divmod": lambda x: divmod(x.shape[0], 2)[0],
+    "bits": lambda x: (x.shape[0] & 0xFF) | 0,
+    "shifted": lambda x: x.shape[0] << 1,
+    "max": lambda x: max(1, x.shape[0]),
+    "sum": lambda x: sum([x.shape[0], 1]),
+    "text of a share": lambda x: float(f"{x.shape[0] / 2:.3f}"),
+    "a tensor": lambda x: sx.tensor(x.shape[0]),
+    "a tensor of a float": lambda x: sx.tensor(float(x.shape[0])),
+}
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "int": lambda x: int(x.shape[0]),
+    "np.arange": lambda x: np.arange(x.shape[0]).size,
+    "an array": lambda x: np.array(x.shape)[0],
+    "np.prod": lambda x: np.prod(x.shape),
+}
+
+
+def gradients(rows: int, divisor: Callable[[Any], Any], text: list[str] | None = None) -> Any:
+    sx.manual_seed(0)
+    draws = np.random.default_rng(0)
+    data = Dataset(draws.standard_normal((rows, 4)), draws.integers(0, 3, rows))
+    model = sx.DistributedDataParallel(nn.Linear(4, 3).double())
+    running = 0.0
+    for x, _ in DataLoader(data, batch_size=rows):
+        loss = (model(x) ** 2).sum() / divisor(x)
+        loss.backward()
+        running += loss.item() * x.size(0)
+    return [p.grad.numpy().copy() for p in model.parameters()], f"{running / rows:.9f}"
+
+
+@pytest.mark.parametrize("rows", [6, 7])
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_on_any_ranks(name: str, rows: int):
+    (wanted, text), *_ = run_threads(gradients, 1, (rows, RIGHT[name]))
+    for ranks in (2, 3):
+        for found, said in run_threads(gradients, ranks, (rows, RIGHT[name])):
+            assert said == text
+            for one, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_on_several_ranks(name: str):
+    run_threads(gradients, 1, (6, REFUSED[name]))
+    with pytest.raises(RuntimeError, match=r"follows from x.shape\[0\] and is 6 in the global batch"):
+        run_threads(gradients, 2, (6, REFUSED[name]))
+
+
+def test_len_is_of_this_rank_and_says_so():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_threads(gradients, 2, (6, len))
+    assert any("len() counts this rank's rows: x.shape[0] counts" in str(w.message) for w in said)
+
+
+def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
+    def work() -> Any:
+        for x, _ in DataLoader(Dataset(np.ones((6, 4)), np.arange(6)), batch_size=6):
+            n = x.shape[0]
+            array = np.ones((n, 2)) * n
+            return np.zeros(n).size, [*range(n)], array.sum(), f"{n} {n:d}", {n: 1}[2], n == 2 < 3 * n, [0] * n
+
+    assert run_threads(work, 3)[1] == (2, [0, 1], 8.0, "2 2", 1, True, [0, 0])
