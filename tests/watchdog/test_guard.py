@@ -156,7 +156,8 @@ def test_a_guard_that_is_killed_while_it_reports_has_the_ranks_ended(tmp_path: P
 
 
 def test_a_message_that_nobody_reads_keeps_no_rank(tmp_path: Path) -> None:
-    change = "import os, time\nos.write = lambda *_: time.sleep(60)\n"
+    blocked = "lambda file, text: time.sleep(60 * (file == 2)) or write(file, text)"
+    change = f"import os, time\nwrite = os.write\nos.write = {blocked}\n"
     script = GUARD_WITHOUT.format(change=change) + BEGIN + "if rank == 1: sys.exit(0)\nsx.all_reduce(a)"
     assert run(tmp_path, script).code != 0
 
