@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
@@ -223,14 +222,10 @@ def _total(place: Shard) -> int | None:
 
 
 def warn_of_own_length(place: Any) -> None:
-    """Warns a user that len() of rows is the number of this rank's."""
-    package = __name__.partition(".")[0]
-    if not isinstance(place, Shard) or place.axis or place.group.single:
-        return
-    if str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] != package:
-        instead = "x.shape[0]" if place.batch.parent is None else "mask.sum()"
+    """Warns of the length of what a mask has selected of this rank's rows."""
+    if isinstance(place, Shard) and place.batch.parent is not None and not place.group.single:
         place.group.warn(
-            f"len() counts this rank's rows: {instead} counts as in the global batch beside its tensors "
+            "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
             "[docs: own-numbers]"
         )
 

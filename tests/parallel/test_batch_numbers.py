@@ -81,11 +81,11 @@ def test_refused_on_several_ranks(name: str):
         run_threads(gradients, 2, (6, REFUSED[name]))
 
 
-def test_len_is_of_this_rank_and_says_so():
+def test_a_loss_divided_by_len_warns():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run_threads(gradients, 2, (6, len))
-    assert any("len() counts this rank's rows: x.shape[0] counts" in str(w.message) for w in said)
+    assert any("is divided by 3, the number of rows of this rank" in str(w.message) for w in said)
 
 
 def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
