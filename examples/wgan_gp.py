@@ -29,11 +29,11 @@ def main() -> None:
 
     sx.manual_seed(0)
     with np.load(DIGITS) as file:
-        images = file["images"].astype(np.float32) / 16
-    critic = sx.DistributedDataParallel(nn.Sequential(nn.Linear(64, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1)))
-    generator = sx.DistributedDataParallel(
-        nn.Sequential(nn.Linear(LATENT, 128), nn.ReLU(), nn.Linear(128, 64), nn.Sigmoid())
-    )
+        images = file["images"] / 16
+    # In float64, so that rounding, which is another one on each number of ranks, does not grow into other digits.
+    critic = nn.Sequential(nn.Linear(64, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1)).double()
+    generator = nn.Sequential(nn.Linear(LATENT, 128), nn.ReLU(), nn.Linear(128, 64), nn.Sigmoid()).double()
+    critic, generator = sx.DistributedDataParallel(critic), sx.DistributedDataParallel(generator)
     of_critic = optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
     of_generator = optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.9))
     loader = DataLoader(Dataset(images), batch_size=100, shuffle=True)
