@@ -1,4 +1,4 @@
-"""Checks of arguments that layers, optimizers and schedulers take alike; devices, of which there is only the CPU."""
+"""Argument checks that layers, optimizers and schedulers share, and the only device: the CPU."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sorix_dist.core.placement import SUM, Partial, Shard
 
 
 class BatchNumber:
-    """The base of BatchInt and BatchFloat. own: the plain number of this rank; everywhere: that in the global batch,
+    """The base of BatchInt and BatchFloat. own: this rank's number; everywhere: the number in the global batch, or
     None if it is unknown."""
 
     own: float
@@ -75,7 +75,7 @@ class BatchNumber:
         return other // self, other % self
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Beside an array, which is this rank's, the number is so too."""
+        """Arrays hold this rank's data, so beside an array the number is this rank's as well."""
         numbers = method == "__call__" and len(inputs) < 3 and not options
         if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
             return getattr(function, method)(*map(here, inputs), **options)
@@ -88,10 +88,10 @@ class BatchNumber:
 
 
 class BatchInt(BatchNumber):
-    """An integer: as an index, a length, text and in comparisons that of this rank. shard: the rows of which it is the
-    number, if it is one.
+    """An integer. As an index, a length, text, and in comparisons it is this rank's number.
 
-    It is no subclass of int, whose digits float.__mul__ and others take without asking.
+    It does not subclass int: `2.0 * n` would then read this rank's digits without calling `__rmul__`.
+    shard: the rows that it counts, if it counts rows.
     """
 
     own: int
@@ -124,7 +124,7 @@ Integral.register(BatchInt)
 
 
 class BatchFloat(BatchNumber, float):
-    """A number of floating point: as text that in the global batch."""
+    """A float. As text it is the number in the global batch."""
 
     def __repr__(self) -> str:
         return repr(float(self))

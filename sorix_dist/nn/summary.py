@@ -100,7 +100,7 @@ def _row(layer: Layer) -> tuple[str, str, str, str]:
 
 
 def _layer(name: str, module: Module, counted: set[int]) -> Layer:
-    """counted: the tensors of layers before, some of which this one may share."""
+    """counted: ids of the tensors of earlier layers; a shared tensor counts once."""
     own, buffers = (
         {name: tensor for name, tensor in _own(named).items() if id(tensor) not in counted}
         for named in (module.named_parameters(), module.named_buffers())

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from sorix_dist.comm import Comm
+from sorix_dist.comm.checked import HEAD, MESSAGE
 
 ACTIONS = (
     "backward",
@@ -51,7 +52,7 @@ class StepFingerprint(NamedTuple):
 MOST_NUMBERS = 57  # in a row, beside the fingerprint
 MOST_VALUES = 64  # in a row
 _ROW = 1024  # bytes
-_SHORT_ROW = 240  # bytes of a row between hosts, which one message compares and carries, see `Checked`
+_SHORT_ROW = MESSAGE - HEAD  # bytes of a row between hosts that one message both compares and carries
 _LONGER = 255  # bytes of a short row in place of one that is longer; no row has this many numbers
 _COMPARED = 8  # offset of the bytes to compare
 # The count of numbers, the fingerprint, the digest of used parameters, the numbers.

@@ -50,7 +50,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def gradients(rows: int, divisor: Callable[[Any], Any], text: list[str] | None = None) -> Any:
+def gradients(rows: int, divisor: Callable[[Any], Any]) -> Any:
     sx.manual_seed(0)
     draws = np.random.default_rng(0)
     data = Dataset(draws.standard_normal((rows, 4)), draws.integers(0, 3, rows))

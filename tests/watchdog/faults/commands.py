@@ -197,6 +197,7 @@ COMMANDS: dict[str, Command] = {
         needs_root=True,
     ),
     "ranks in PID namespaces of their own": Command(
+        # The guard looks at ranks several times in two seconds, and must end none of them.
         BEGIN.replace("timeout=3", "timeout=60") + "time.sleep(2)\nsx.barrier()",
         # Messages by shared memory fail there by themselves.
         "export OMPI_MCA_btl=self,tcp MPIR_CVAR_CH4_CMA_ENABLE=0 UCX_TLS=self,tcp; "
@@ -206,6 +207,7 @@ COMMANDS: dict[str, Command] = {
         needs_root=True,
     ),
     "a launcher that hidepid hides from its ranks": Command(
+        # The guard looks at ranks several times in two seconds, and must end none of them.
         BEGIN.replace("timeout=3", "timeout=60") + "time.sleep(2)\nsx.barrier()",
         # Open MPI starts no ranks of another user.
         f"$MPIRUN --version | grep -q 'Open MPI' && exec {RANKS}; "
@@ -216,6 +218,7 @@ COMMANDS: dict[str, Command] = {
         needs_root=True,
     ),
     "SIGTERM to mpirun": Command(
+        # mpirun's signal must end the ranks long before they would end by themselves.
         BEGIN + "if rank == 1: os.kill(int(os.environ['LAUNCHER']), signal.SIGTERM)\ntime.sleep(9)",
         f"LAUNCHER=$$ exec {RANKS}",
         never=(r"rank \d \(pid \d+\) (was|died|left)",),
