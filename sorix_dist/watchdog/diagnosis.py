@@ -127,18 +127,32 @@ def _died(
         harmless = not waiting or _another_may_come(status, observed)
         if status.state == State.IMPORTED and harmless and not (wait_status and wait_status & 0x7F):
             continue
-        if (name := _signal_name(wait_status)) in _FROM_OUTSIDE:
-            more = sum(other in (wait_status, None) for other in observed.gone.values()) - 1
-            if more:
-                return Fault(f"rank {rank} and {more} more were ended by {name}, as by mpirun, a user or a scheduler")
+        if wait_status is None or _signal_name(wait_status) in _FROM_OUTSIDE:
+            if signalled := _signalled(rank, observed.gone):
+                return Fault(f"{signalled}, as by mpirun, a user or a scheduler")
             if observed.gone_for < PATIENCE and len(observed.gone) < len(statuses):
-                return None
+                return None  # how others end may show what ended this one
         # A launcher ends ranks because one of another host failed, or one without a page.
         other = "another host" * (not single_host) or "a rank without a status page" * (world_size > len(statuses))
         blame = f", or its launcher has ended it for {other}" if other and wait_status in (None, signal.SIGKILL) else ""
         what = f"rank {rank} (pid {status.pid}) {ending(wait_status)}{blame}: {step_of(status)}{activity(status)}"
         return Fault(what, (rank,))
     return None
+
+
+def _signalled(rank: int, gone: Mapping[int, int | None]) -> str:
+    """A description of the signal from outside that ended `rank`, which was the first, and others; '' if none did.
+
+    Its own wait status is unknown if its parent was faster than the guard.
+    """
+    others = [wait_status for other, wait_status in gone.items() if other != rank]
+    names = [_signal_name(wait_status) for wait_status in (gone[rank], *others)]
+    name = next((name for name in names if name in _FROM_OUTSIDE), "")
+    more = sum(wait_status is None or _signal_name(wait_status) == name for wait_status in others)
+    if not name or not more:
+        return ""
+    unknown = gone[rank] is None
+    return f"rank {rank}{' ended first, how is not known;' if unknown else ' and'} {more} more were ended by {name}"
 
 
 def _another_may_come(gone: Status, observed: Observations) -> bool:

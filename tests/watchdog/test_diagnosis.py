@@ -63,6 +63,11 @@ def test_a_signal_to_all_ranks_is_no_ranks_fault() -> None:
     what = "rank 1 and 1 more were ended by SIGTERM, as by mpirun, a user or a scheduler"
     assert fault_of(*rows, gone={1: 15, 0: 15}) == fault_of(*rows, gone={1: 15, 2: None}) == what
     assert fault_of(*rows, gone={1: 15}, waited={0: 1.0}) is None  # others may follow
+    assert fault_of(*rows, gone={1: None}, waited={0: 1.0}) is None
+    first = "rank 1 ended first, how is not known; 2 more were ended by SIGTERM, as by mpirun, a user or a scheduler"
+    assert fault_of(*rows, gone={1: None, 0: None, 2: 15}) == first
+    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None, 0: 9, 2: 9}))
+    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None}, gone_for=PATIENCE))
     assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15}, gone_for=PATIENCE))
     assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15, 0: 9, 2: 9}))
 
@@ -101,7 +106,7 @@ def test_a_rank_whose_shell_may_start_another_program() -> None:
 
 def test_of_several_hosts_none_blames_a_rank_that_its_launcher_may_have_ended() -> None:
     rows = {0: status(0, 4, waits=True), 1: status(1, 3)}
-    fault = diagnose(rows, Observations(gone={1: None}), 300.0, single_host=False)
+    fault = diagnose(rows, Observations(gone={1: None}, gone_for=PATIENCE), 300.0, single_host=False)
     assert fault is not None
     assert "died without a word (killed, crashed, or os._exit), or its launcher has ended it for another" in fault.what
 
