@@ -120,7 +120,7 @@ def _common_rows(inputs: Inputs) -> Shard | None:
     place = getattr(x, "place", None)
     if place.__class__ is not Shard or getattr(y, "place", None) is not place or len(inputs) > 2:
         return None
-    return place if x is y or x.array.ndim == y.array.ndim else None  # type: ignore[no-any-return]
+    return place if x is y or x.array.ndim == y.array.ndim else None
 
 
 def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:

@@ -88,7 +88,7 @@ def walk(
             rule, edge = rules[i], edges[i]
             if rule is None or edge is None:
                 continue
-            if edge.__class__ is Leaf:
+            if isinstance(edge, Leaf):
                 if strict and edge.sync is None and not edge.sharded:
                     name = edge.name or f"an input of '{node.op.apply.__name__}'"
                     raise RuntimeError(_UNSYNCHRONISED.format(name=name, shape=edge.shape))

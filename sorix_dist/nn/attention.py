@@ -99,9 +99,8 @@ class MultiheadAttention(Module):
         key = query if key is None else key
         value = key if value is None else value
         alike = key is query and value is query and self.kdim == self.vdim == self.embed_dim
-        q = k = v = self._batch_first("query", query)
-        if not alike:
-            k, v = self._batch_first("key", key), self._batch_first("value", value)
+        q = self._batch_first("query", query)
+        k, v = (q, q) if alike else (self._batch_first("key", key), self._batch_first("value", value))
         rows = shard_of(q)
         if rows is not None:
             k, v, key_padding_mask = beside(k, rows, 3), beside(v, rows, 3), beside(key_padding_mask, rows, 2)
