@@ -32,8 +32,9 @@ class Recorder:
     config: what the run was started with, for `config.json`; values that JSON has no word for become text.
     tensorboard: also write event files for TensorBoard there (pip install "sorix_dist[tensorboard]").
 
-    A line is written by one system call, so a crash damages none; OSError if the disk is full. After a restart the first `log(step)` replaces the
-    lines of this step and later ones, which the run takes again; they move to `superseded.jsonl`.
+    A line is written by one system call, so a crash damages none; OSError if the disk is full. After a restart the
+    first `log(step)` replaces the lines of this step and later ones, which the run takes again; they move to
+    `superseded.jsonl`.
     `sorix-dist plot runs/*` draws the curves.
     """
 
