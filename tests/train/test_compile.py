@@ -208,8 +208,7 @@ def test_audit_computes_a_second_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(activation, "_positive_part", lambda x: x + next(calls))
     step = sx.compile(lambda x: F.relu(x * 2))
     with pytest.raises(RuntimeError, match=r"in call 1: `t\d+, r\d+ = relu\(t\d+\)` gives other numbers .*test_comp"):
-        for x, _ in CASES:
-            step(x)
+        [step(x) for x, _ in CASES]
 
 
 # -- what may change between calls
