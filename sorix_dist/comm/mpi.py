@@ -14,7 +14,8 @@ import numpy as np
 from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.deferred_free import deferred_free, free_unused
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
     CACHE_LINE,
@@ -27,7 +28,7 @@ from sorix_dist.comm.shared_memory import (
     free_bytes,
     locate,
 )
-from sorix_dist.comm.waiting import wait_patiently, wait_until
+from sorix_dist.comm.waiting import under_way, wait_patiently, wait_until
 from sorix_dist.watchdog import report, watch
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class MpiComm:
     def _set_up(self, communicator: MPI.Intracomm) -> None:
         free_unused(communicator)
         self._comm: Any = communicator.Dup()
-        self.rank = self._comm.rank
-        self.size = self._comm.size
+        self.rank, self.size = self._comm.rank, self._comm.size
+        # The ranks from which, and to which, this one receives and sends in turn.
+        self._turns = [((self.rank - k) % self.size, (self.rank + k) % self.size) for k in range(1, self.size)]
         self._local = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
         host_of = self._comm.allgather(self._local.bcast(self.rank))
         self.host, self.hosts, self.local_rank, self.local_size = locate(host_of, self.rank)
@@ -75,7 +77,7 @@ class MpiComm:
         if self.hosts > 1:
             self._point_to_point = self._comm.Dup()
             owned.append(self._point_to_point)
-            self._tags = itertools.count(1)
+            self._tags = itertools.count(2)
         if self._is_ring:
             self._sums = self._ring_exchange(None)
 
@@ -169,17 +171,47 @@ class MpiComm:
 
     def _swap(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         """Sends each rank its bytes and receives its own, in messages to all ranks in turn."""
-        comm, nbytes = self._point_to_point, sent[0].size
         received[self.rank][:] = sent[self.rank]
-        under_way: deque[Any] = deque()
-        for start in range(0, nbytes, ring.PIECE):
-            piece = slice(start, min(start + ring.PIECE, nbytes))
-            for step in range(1, self.size):
-                before, after = (self.rank - step) % self.size, (self.rank + step) % self.size
-                under_way.append(comm.Irecv(received[before][piece], before, tag=0))
-                under_way.append(comm.Isend(sent[after][piece], after, tag=0))
-                wait_until(under_way, 2 * ring.UNDER_WAY)
-        wait_until(under_way, 0)
+        with under_way() as requests:
+            for start in range(0, sent[0].size, ring.PIECE):
+                piece = slice(start, start + ring.PIECE)
+                for before, after in self._turns:
+                    requests.append(self._point_to_point.Irecv(received[before][piece], before, tag=0))
+                    requests.append(self._point_to_point.Isend(sent[after][piece], after, tag=0))
+                    wait_until(requests, 2 * ring.UNDER_WAY)
+            wait_until(requests, 0)
+
+    def exchange_pieces(self, pieces: Pieces) -> None:
+        if self.hosts == 1:
+            one_by_one(self, pieces)
+            return
+        # At each step a piece starts, the one that started `ahead` steps before is combined, and one before that has
+        # come back: all ranks have combined it. So a rank is at most 2 * ahead pieces in front of another one.
+        ahead, count = max(2, ring.UNDER_WAY // self.size), pieces.count
+        each = 2 * (self.size - 1)  # requests
+        started: deque[Array] = deque()
+        combined: deque[Array] = deque()
+        with under_way() as requests:
+            for step in range(count + 2 * ahead):
+                if step < count:
+                    started.append(self._start([*pieces.send(step)], requests, tag=0))
+                if 0 <= (piece := step - ahead) < count:
+                    wait_until(requests, len(requests) - each)
+                    total = pieces.combine(piece, started.popleft())
+                    combined.append(self._start([total] * self.size, requests, tag=1))
+                if 0 <= (piece := step - 2 * ahead) < count:
+                    wait_until(requests, len(requests) - each)
+                    pieces.receive(piece, combined.popleft())
+
+    def _start(self, sent: Sequence[Array], requests: deque[Any], tag: int) -> Array:
+        """Starts to send each rank an array; returns those that this rank will have when the requests are complete."""
+        received = np.empty((self.size, *sent[0].shape), sent[0].dtype)
+        received[self.rank] = sent[self.rank]
+        ours, theirs = ([array.reshape(-1).view(np.uint8) for array in arrays] for arrays in (received, sent))
+        for before, after in self._turns:
+            requests.append(self._point_to_point.Irecv(ours[before], before, tag=tag))
+            requests.append(self._point_to_point.Isend(theirs[after], after, tag=tag))
+        return received
 
     def _is_far(self, array: Array) -> bool:
         """Whether to send an array to other hosts by our own messages: these keep both directions of each wire busy,
