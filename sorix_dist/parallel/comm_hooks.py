@@ -15,7 +15,7 @@ from sorix_dist.comm import Comm, Exchange, agreed
 from sorix_dist.core.flat import Flat
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.float16 import Half, largest_size, scale_for, scaled
+from sorix_dist.parallel.float16 import Half, scale_of, scaled, size_of
 from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
 from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite
 
@@ -49,9 +49,9 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
         exchange.sum(gradients, gradients)
         return
     comm = agreed(comm)
-    largest = np.array([largest_size(gradients)])
+    largest = np.array([size_of(gradients)])
     comm.all_reduce(largest, "max")
-    scale = scale_for(float(largest[0]) * comm.size)
+    scale = scale_of(float(largest[0]) * comm.size)
     sent = np.zeros((comm.size, -(-gradients.size // comm.size)), np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
         scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
