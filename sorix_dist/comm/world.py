@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from sorix_dist.comm import blas, mismatch
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.arrays import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.checked import Checked
 from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Array, Comm, Op, Window, Wire
