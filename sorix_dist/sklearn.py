@@ -28,9 +28,10 @@ from sorix_dist.core.arguments import as_int
 from sorix_dist.core.random import manual_seed
 from sorix_dist.launch.spawn import run
 from sorix_dist.parallel import DistributedDataParallel, broadcast, init
-from sorix_dist.train.fit import EarlyStopping, fit
+from sorix_dist.train.loops import fit
 from sorix_dist.train.metrics import Accuracy, Metric
 from sorix_dist.train.recorder import Recorder
+from sorix_dist.train.stopping import EarlyStopping
 from sorix_dist.utils.data import DataLoader, Dataset
 
 Array = np.ndarray[Any, Any]
