@@ -1,4 +1,4 @@
-"""Data sets: samples by index, or a stream of them; and tables (frames, Arrow tables, dicts of columns) as data sets."""
+"""Data sets: samples by index, or a stream of them; tables (frames, Arrow tables, dicts of columns) as data sets."""
 
 from __future__ import annotations
 
