@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ class _Adam(Optimizer):
     """Averages m of the gradient and v of its square; betas: how much of them remains in a step."""
 
     scratch_arrays = 2
+    bounds = MappingProxyType({"eps": (0,)})
     second = "exp_avg_sq"  # PyTorch's name of v
 
     def check(self, group: Group) -> None:
         super().check(group)
-        in_range("eps", group["eps"], 0)
         betas = group["betas"]
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas!r}")
@@ -142,6 +143,8 @@ class Adamax(_Adam):
 class NAdam(_Adam):
     """Adam with Nesterov's momentum (Dozat 2016); momentum_decay: how fast the momentum grows to betas[0]."""
 
+    bounds = MappingProxyType({"eps": (0,), "momentum_decay": (0,)})
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -158,10 +161,6 @@ class NAdam(_Adam):
         options = {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, lr, weight_decay, ignored=ignored, betas=betas, eps=eps, **options, maximize=maximize)
         self._product: tuple[tuple[float, float], int, float] = (0.0, 0.0), 0, 1.0
-
-    def check(self, group: Group) -> None:
-        super().check(group)
-        in_range("momentum_decay", group["momentum_decay"], 0)
 
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         spare, decayed = scratch

@@ -8,6 +8,7 @@ foreach, fused and capturable, which say how PyTorch computes, are ignored.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ class SGD(Optimizer):
     dampening: v = momentum v + (1 - dampening) g, except that the first v is g.
     """
 
+    bounds = MappingProxyType({"momentum": (0, 1), "dampening": (0, 1)})
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -49,8 +52,6 @@ class SGD(Optimizer):
 
     def check(self, group: Group) -> None:
         super().check(group)
-        in_range("momentum", group["momentum"], 0, 1)
-        in_range("dampening", group["dampening"], 0, 1)
         if group["nesterov"] and (not group["momentum"] or group["dampening"]):
             raise ValueError(
                 "nesterov needs a momentum and a dampening of 0, "
@@ -103,6 +104,7 @@ class Adagrad(Optimizer):
     """
 
     scratch_arrays = 2
+    bounds = MappingProxyType({"lr_decay": (0,), "initial_accumulator_value": (0,), "eps": (0,)})
 
     def __init__(
         self,
@@ -118,11 +120,6 @@ class Adagrad(Optimizer):
     ) -> None:
         options = {"lr_decay": lr_decay, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
         super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
-
-    def check(self, group: Group) -> None:
-        super().check(group)
-        for name in ("lr_decay", "eps", "initial_accumulator_value"):
-            in_range(name, group[name], 0)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         return ("sum",)
@@ -150,6 +147,7 @@ class RMSprop(Optimizer):
     """
 
     scratch_arrays = 2
+    bounds = MappingProxyType({"alpha": (0, 1), "eps": (0,), "momentum": (0, 1)})
 
     def __init__(
         self,
@@ -168,12 +166,6 @@ class RMSprop(Optimizer):
         alpha = alpha if decay is None else decay
         options = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
         super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
-
-    def check(self, group: Group) -> None:
-        super().check(group)
-        in_range("eps", group["eps"], 0)
-        in_range("alpha", group["alpha"], 0, 1)
-        in_range("momentum", group["momentum"], 0, 1)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         average = ("grad_avg",) if group["centered"] else ()
@@ -212,6 +204,7 @@ class Adadelta(Optimizer):
     """
 
     scratch_arrays = 2
+    bounds = MappingProxyType({"eps": (0,)})
 
     def __init__(
         self,
@@ -229,7 +222,6 @@ class Adadelta(Optimizer):
     def check(self, group: Group) -> None:
         super().check(group)
         in_range("rho", group["rho"], 0, 1, closed=True)
-        in_range("eps", group["eps"], 0)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         return ("square_avg", "acc_delta")
