@@ -26,6 +26,7 @@ from sorix_dist import nn, optim
 from sorix_dist.core import Tensor, no_grad
 from sorix_dist.core.arguments import as_int
 from sorix_dist.core.random import manual_seed
+from sorix_dist.core.tensor import Array
 from sorix_dist.launch.spawn import run
 from sorix_dist.parallel import DistributedDataParallel, broadcast, init
 from sorix_dist.train.loops import fit
@@ -34,7 +35,6 @@ from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.stopping import EarlyStopping
 from sorix_dist.utils.data import DataLoader, Dataset
 
-Array = np.ndarray[Any, Any]
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam": optim.Adam,
     "sgd": lambda p, **options: optim.SGD(p, momentum=0.9, **options),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sorix_dist.core import Tensor, no_grad
+from sorix_dist.core.tensor import Array
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.summary import evaluation
 from sorix_dist.optim.lr_scheduler import ReduceLROnPlateau
@@ -21,8 +22,6 @@ from sorix_dist.train.progress import print, progress
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.stopping import EarlyStopping, Preemption
 from sorix_dist.utils.data import DataLoader
-
-Array = np.ndarray[Any, Any]
 
 
 def fit(

@@ -13,8 +13,6 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.parallel.world import communicator
 
-Array = np.ndarray[Any, Any]
-
 
 class Metric(ABC):
     """A number, or several, over all samples of all ranks.
