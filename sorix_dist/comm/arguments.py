@@ -1,17 +1,13 @@
-"""What every kind of communicator does with arrays: it checks the arguments of a call, and reduces in rank order."""
+"""Checks of a communicator's arguments, the same for every kind of communicator."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.protocol import Array, Op
-
-_FUNCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+OPS = ("sum", "max", "min")
 DTYPES = frozenset(np.dtype(code) for code in "?bhilqBHILQefd")
 
 
@@ -43,8 +39,8 @@ def check_one_each(call: str, array: object, size: int) -> None:
 
 def check_op(call: str, op: object) -> None:
     """Raise ValueError unless `op` is a known reduction."""
-    if op not in _FUNCTIONS:
-        raise ValueError(f"{call}: op must be one of {', '.join(map(repr, _FUNCTIONS))}, got {op!r}")
+    if op not in OPS:
+        raise ValueError(f"{call}: op must be one of {', '.join(map(repr, OPS))}, got {op!r}")
 
 
 def check_root(call: str, root: object, size: int) -> None:
@@ -74,16 +70,3 @@ def as_int(call: str, name: str, value: Any) -> int:
         except TypeError:
             pass
     raise TypeError(f"{call}: {name} must be an int, got {type(value).__name__} {value!r}")
-
-
-def combined(arrays: Sequence[Array], op: Op) -> Array:
-    """What `Comm.all_reduce` makes of these arrays, one of each rank; float16 in float32."""
-    wide = np.float32 if arrays[0].dtype == np.float16 else arrays[0].dtype
-    total: Array = reduce(_FUNCTIONS[op], arrays[1:], arrays[0].astype(wide))
-    return total
-
-
-def write(total: Array, array: Array) -> None:
-    """Overwrites an array by a total, which is rounded if that is wider."""
-    with np.errstate(over="ignore"):
-        array[...] = total
