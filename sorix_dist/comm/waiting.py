@@ -33,9 +33,7 @@ _interrupted: list[Any] = []
 def waited(since: int, rank: int = UNKNOWN) -> None:
     """This rank has waited for another one since `since`, by `perf_counter_ns`."""
     now = perf_counter_ns()
-    page = watch.page()
-    if page is not None:
-        page.words[page.at + layout.WAITED] += now - since
+    watch.add_waiting(now - since)
     if listeners and (listener := listeners.get(get_ident())) is not None:
         listener(since, now, rank)
 
