@@ -7,6 +7,7 @@ ranks for ever. Import this module early: atexit runs its function last.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
 import os
 import sys
@@ -92,7 +93,9 @@ def abort(code: int) -> None:
 def _finalize() -> None:
     mpi = running_mpi() if os.getpid() == _started_by else None
     if mpi is not None:
-        mpi.Finalize()
+        # mpi4py's Finalize keeps Python's lock, and without it no thread could replace a guard that is gone.
+        end = getattr(ctypes.CDLL(mpi.__file__), "MPI_Finalize", None) or mpi.Finalize
+        end()
 
 
 atexit.register(_finalize)
