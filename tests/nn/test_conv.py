@@ -112,6 +112,31 @@ def test_tiles_of_any_size_compute_the_same(
         np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), [
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((3, 2), (1, 1), ((3, 2), (0, 1)), (2, 1), 2),
+    ((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+])  # fmt: skip
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_few_channels_of_many(
+    count: int, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = geometry("", (9, 7), kernel, stride, padding, dilation)
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((count, 40, 9, 7)), rng.standard_normal((2, 40 // groups, *kernel))
+    y = rng.standard_normal((count, 40, *places.output))
+    calls: list[Any] = []
+    by_taps = ops._convolve_by_taps
+    monkeypatch.setattr(ops, "_convolve_by_taps", lambda *given: (calls.append(given), by_taps(*given)))
+    for operation, plain, inputs in (
+        (ops.convolution, plainly.convolved, (x, w, None)),
+        (ops.transposed_convolution, plainly.transposed, (y, w.reshape(40, 2 // groups, *kernel), None)),
+    ):
+        got = operation(*inputs, places=places, groups=groups).array
+        np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
+    assert len(calls) == (2 if stride == (1, 1) else 4)  # the phases of a stride are convolutions with steps of 1
+
+
 @pytest.mark.parametrize("tile", [1, 50_000, 1 << 30])
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (40, 3)])
 def test_tiles_cover_each_window_once(tile: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
