@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, no_grad
+from sorix_dist.core.arguments import described, require_methods
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.summary import evaluation
 from sorix_dist.parallel.collectives import global_rows, global_value
@@ -37,6 +38,8 @@ def evaluate(
     The model runs in evaluation mode without gradients; its mode is restored. The order and the epoch of a DataLoader
     do not change. TypeError for a batch or a metric that does not fit, ValueError if two metrics have one name.
     """
+    require_methods("evaluate: model", model, "parameters", "eval")
+    require_methods("evaluate: loader", loader, "__iter__")
     named = _named(metrics)
     counting = {name: metric for name, metric in named.items() if isinstance(metric, Metric)}
     losses = {name: Mean(comm=getattr(model, "comm", None)) for name in named if name not in counting}
@@ -66,8 +69,9 @@ def predict(
     everywhere: whether all ranks get the array of shape (samples, ...), or only rank 0 (None on the others).
     step: a function of model and batch that returns a tensor with one row a sample; TypeError or ValueError otherwise.
     """
+    require_methods("predict: model", model, "parameters", "eval")
     if not isinstance(loader, DataLoader):
-        raise TypeError(f"predict: loader must be a DataLoader, got {type(loader).__name__}")
+        raise TypeError(f"predict: loader must be a DataLoader, got {described(loader)}")
     outputs: list[Array] = []
     with evaluation(model), no_grad():
         for batch in loader.in_order():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_function, as_int, as_number, as_state, require_methods
 from sorix_dist.nn import Module
 from sorix_dist.optim.lr_scheduler import ReduceLROnPlateau
 from sorix_dist.parallel.world import communicator
@@ -38,7 +38,9 @@ class EarlyStopping:
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"EarlyStopping: mode must be 'min' or 'max', got {mode!r}")
-        if not min_delta >= 0:
+        if not isinstance(monitor, str):
+            raise TypeError(f"EarlyStopping: monitor must be the name of a number, got {monitor!r}")
+        if not as_number("EarlyStopping: min_delta", min_delta) >= 0:
             raise ValueError(f"EarlyStopping: min_delta must be a number >= 0, got {min_delta!r}")
         self.monitor, self.min_delta, self.mode = monitor, float(min_delta), mode
         self.patience = as_int("EarlyStopping: patience", patience, 1)
@@ -53,7 +55,7 @@ class EarlyStopping:
     def should_stop(self, value: Any) -> bool:
         """Records the number of an epoch; returns whether to stop. Rank 0's number counts, and NaN is no improvement. A
         call of all ranks."""
-        value = communicator(self._comm).broadcast_object(float(value))
+        value = communicator(self._comm).broadcast_object(as_number("should_stop: value", value))
         gain = self.best - value if self.mode == "min" else value - self.best
         if gain > self.min_delta:
             self.best, self.epochs_without = value, 0
@@ -67,6 +69,7 @@ class EarlyStopping:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continues from a `state_dict()`."""
+        state_dict = as_state("load_state_dict", state_dict, "best", "epochs_without")
         self.best, self.epochs_without = float(state_dict["best"]), int(state_dict["epochs_without"])
 
 
@@ -99,6 +102,25 @@ def fit(
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"fit: loader must be a DataLoader, got {type(loader).__name__}")
+    epochs = as_int("fit: epochs", epochs, 1)
+    as_function("fit: criterion", criterion, "output and target")
+    require_methods("fit: model", model, "parameters", "train")
+    for name, argument, *methods in (
+        ("optimizer", optimizer, "zero_grad", "step"),
+        ("valid", valid, "__iter__"),
+        ("metrics", metrics, "items"),
+        ("scheduler", scheduler, "step"),
+        ("early_stopping", early_stopping, "should_stop"),
+        ("checkpointer", checkpointer, "save", "load_latest"),
+        ("preemption", preemption, "should_stop"),
+        ("recorder", recorder, "log"),
+    ):
+        if argument is not None or name == "optimizer":
+            require_methods(f"fit: {name}", argument, *methods)
+    if schedule_by not in ("epoch", "step"):
+        raise ValueError(f"fit: schedule_by must be 'epoch' or 'step', got {schedule_by!r}")
+    if metrics is not None and len(metrics) and valid is None:
+        raise ValueError(f"fit: metrics are computed over valid=, got {', '.join(metrics)} without it")
     if preemption is not None and checkpointer is None:
         raise ValueError("fit: preemption needs a checkpointer to save the run with")
     if early_stopping is not None and valid is None and early_stopping.monitor.startswith("val_"):
