@@ -251,7 +251,8 @@ class Classifier(ClassifierMixin, NeuralNetwork):
 
     def predict(self, X: Any) -> Array:
         """The most probable label of each sample (N)."""
-        return self.classes_[self._outputs(X).argmax(axis=1)]  # type: ignore[no-any-return]
+        best = self._outputs(X).argmax(axis=1)  # or NotFittedError, before `classes_` is missing
+        return self.classes_[best]
 
 
 # scikit-learn reads the names of parameters there.

@@ -251,7 +251,9 @@ class LocalSGD:
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         name, own = f"{type(self).__name__}.load_state_dict", self._shards.count
-        as_state(name, state_dict, *_STATE)
+        as_state(name, state_dict)
+        if missing := [key for key in _STATE if key not in state_dict]:
+            raise ValueError(f"{name}: state_dict lacks {missing}")
         if state_dict["workers"] != own:
             raise ValueError(
                 f"{name}: the state is that of {state_dict['workers']} workers, on which the result depends, and this "
