@@ -203,7 +203,7 @@ class _Writing:
     def __init__(self, path: Path, write: Callable[[], None]) -> None:
         self._path = path
         self._write = write
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"saves {path.name}")
         self._thread.start()
 
@@ -218,7 +218,7 @@ class _Writing:
     def _run(self) -> None:
         try:
             self._write()
-        except Exception as error:  # noqa: BLE001 - `finish` raises it
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
             atexit.register(self._fail)
             # Warns at once, because the next call may be far away.

@@ -129,11 +129,12 @@ def fit(
     parts |= {"scheduler": scheduler} if scheduler is not None else {}
     parts |= {"early_stopping": early_stopping} if early_stopping is not None else {}
     step, history = 0, []
+    bar = progress(loader, epochs, shown=verbose)
     if checkpointer is not None and (saved := checkpointer.load_latest(**parts)):
         step, history = saved["step"], saved["history"]
+        bar.load_state_dict(saved.get("logged", {"sums": {}}))  # earlier versions have not saved it
         print(f"goes on from step {step}")
 
-    bar = progress(loader, epochs, shown=verbose)
     while loader.epoch < epochs and not (early_stopping is not None and early_stopping.stopped):
         model.train()
         for *inputs, target in bar:
@@ -146,7 +147,7 @@ def fit(
             if scheduler is not None and schedule_by == "step":
                 scheduler.step()
             if preemption is not None and checkpointer is not None and preemption.should_stop():
-                checkpointer.save(step, history=history, **parts)
+                checkpointer.save(step, history=history, logged=bar.state_dict(), **parts)
                 checkpointer.wait()
                 preemption.exit()
         numbers = {"epoch": loader.epoch, **bar.means, "samples_per_second": bar.samples_per_second}

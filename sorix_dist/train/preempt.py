@@ -15,6 +15,15 @@ from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
+_listening: dict[int, list[Preemption]] = {}
+_replaced: dict[int, Any] = {}
+"""By signal: those that listen to it, and the handler before the first of them."""
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    for preemption in _listening[number]:
+        preemption.requested = True
+
 
 class Preemption:
     """Listens for the signals that a scheduler sends before it ends a job.
@@ -36,10 +45,11 @@ class Preemption:
         self.comm = communicator(comm)
         self.requested = False
         self._flag = np.zeros(1, np.uint8)
-        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in signals:
-                self._before[number] = signal.signal(number, self._receive)
+                _listening.setdefault(number, []).append(self)
+                if signal.getsignal(number) is not _receive:
+                    _replaced[number] = signal.signal(number, _receive)
 
     def request(self) -> None:
         """Asks all ranks to stop, as a signal does. Any rank and any thread may call it."""
@@ -62,16 +72,15 @@ class Preemption:
         sys.exit(EXIT_PREEMPTED)
 
     def close(self) -> None:
-        """Restores the former handlers of the signals."""
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        """Ends listening. The last one to listen to a signal restores its former handler."""
+        for number, listening in _listening.items():
+            if self in listening:
+                listening[:] = [each for each in listening if each is not self]
+                if not listening and signal.getsignal(number) is _receive:
+                    signal.signal(number, _replaced[number] or signal.SIG_DFL)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True

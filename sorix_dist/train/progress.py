@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -94,7 +94,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class Progress:
-    """A loader that shows how far its loops are; see `progress`."""
+    """A loader that shows how far its loops are; see `progress`. A part of a checkpoint."""
 
     def __init__(self, loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> None:
         require_methods("progress: loader", loader, "__iter__", kind="a DataLoader or another iterable")
@@ -103,6 +103,7 @@ class Progress:
         self.epoch = 0
         """The number of the epoch, from 0."""
         self._first_began, self._steps_before = 0.0, 0
+        self._resumed: dict[str, tuple[float, int]] = {}
         self._start()
 
     def __len__(self) -> int:
@@ -128,8 +129,17 @@ class Progress:
             number = as_number(f"bar.log: {name}", value)
             self._sums[name] = total + number * self._rows, weight + self._rows
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged in this epoch."""
+        return {"sums": {name: [*sums] for name, sums in self._sums.items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Counts what was logged before the stop to the means of the next loop, if that is the rest of its epoch."""
+        self._resumed = {name: (total, int(weight)) for name, (total, weight) in state_dict["sums"].items()}
+
     def __iter__(self) -> Iterator[Any]:
         self._start()
+        self._resumed = {}
         bar = self._bar() if self.shown and is_live() else None
         try:
             for batch in self.loader:
@@ -157,10 +167,10 @@ class Progress:
         self._first_began = self._first_began or self._began
         self._next_line = self._began + INTERVAL
         self._waited = waited_on_this_host(size()) if self.shown and size() > 1 else {}
-        self._sums: dict[str, tuple[float, int]] = {}
         self._rows, self._samples, self._skipped = 1, 0, 0
         if isinstance(self.loader, DataLoader):
             self.epoch, self._skipped = self.loader.epoch, self.loader.first_batch
+        self._sums = self._resumed if self._skipped else {}
         try:
             self.steps: int | None = len(self)
         except TypeError:  # a stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -31,8 +32,9 @@ class Recorder:
     config: what the run was started with, for `config.json`; values that JSON has no word for become text.
     tensorboard: also write event files for TensorBoard there (pip install "sorix_dist[tensorboard]").
 
-    A line is written by one system call, so a crash damages none. After a restart the first `log(step)` replaces the
-    lines of this step and later ones, which the run takes again; they move to `superseded.jsonl`.
+    A line is written by one system call, so a crash damages none; OSError if the disk is full. After a restart the
+    first `log(step)` replaces the lines of this step and later ones, which the run takes again; they move to
+    `superseded.jsonl`.
     `sorix-dist plot runs/*` draws the curves.
     """
 
@@ -73,7 +75,10 @@ class Recorder:
         if self._file is None:
             self._file = self._go_on_from(step)
         line = json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False) + "\n"
-        os.write(self._file, line.encode())
+        written = os.write(self._file, line.encode())
+        if written < len(line):  # a part of a line would spoil the next one
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, "the record can't be written, earlier ones are as they were: the disk is full")
         if self._events is not None:
             for name, value in values.items():
                 if value is not None and not isinstance(value, str):
