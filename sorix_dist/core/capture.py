@@ -29,7 +29,7 @@ recorders: dict[int, Recorder] = {}
 _version = 0
 PLAIN = (bool, int, str, bytes, type(None), np.dtype, type)
 _RANKS = (Group, Batch, Shard)  # options of operations that are collectives
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def version() -> int:
@@ -208,7 +208,7 @@ class Recorder:
         self.bare(f"t{number} = {expression}", {f"t{number}": result}, pure)
         self._know_parts(result, f"t{number}")
 
-    def bare(self, line: str, made: Mapping[str, Any] = _NOTHING, pure: bool = False) -> None:
+    def bare(self, line: str, made: Mapping[str, Any] = NOTHING, pure: bool = False) -> None:
         """Writes a line; made: what it has given to names; pure: whether it does nothing else, so that an audit may
         compute it again."""
         self.lines.append(line)
@@ -308,7 +308,7 @@ class Recorder:
             return self.constant(x, "tensor")
         number = len(self.lines)
         line = f"t{number} = {self.name('tensor', _maker(x.__class__))}({array}, {self.of(x.place)})"
-        self.bare(line, {f"t{number}": x}, True)
+        self.bare(line, {f"t{number}": x})
         self._know(x, f"t{number}")
         return f"t{number}"
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -28,6 +29,9 @@ PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 TIMED_OUT = 124
 """The exit code after the time limit, as of timeout(1)."""
+
+REPEATED = 0.4
+"""Seconds in which the same signal asks once: `timeout` sends it to its command, and then to the command's group."""
 
 GROUP_DELAY = 0.2
 """Seconds after which a signal to a process group has reached all of its processes."""
@@ -69,6 +73,8 @@ class _Foreground:
         self.patience = patience
         self.ending = ending
         self.asked: list[int] = []
+        self.last = 0, 0.0
+        """The signal that asked last, and when."""
         self.process: subprocess.Popen[bytes] | None = None
         self.group = _GroupProbe()
         handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
@@ -105,6 +111,10 @@ class _Foreground:
         return Ended(code, bool(self.asked))
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == self.last[0] and now - self.last[1] < REPEATED:
+            return
+        self.last = number, now
         self.asked.append(number)
         if self.process is None:
             return

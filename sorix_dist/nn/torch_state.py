@@ -77,7 +77,7 @@ def own_name(module: Module, name: str) -> str:
         if theirs == name and layout == TRANSPOSED:
             raise AttributeError(
                 f"{type(module).__name__} has no '{name}', which is (out, in) in PyTorch: its '{own}' is (in, out), as "
-                "nn.init takes it; F.linear(x, t.T) multiplies by a tensor t in PyTorch's layout"
+                "nn.init takes it; F.linear, which takes PyTorch's layout, wants its transpose"
             )
         if theirs == name:
             return own

@@ -11,68 +11,49 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.batch_numbers import BatchNumber
-from sorix_dist.core.capture import PLAIN, Recorder
+from sorix_dist.core.capture import NOTHING, PLAIN, Recorder
 from sorix_dist.core.placement import Partial
 
 _VARIABLE = re.compile(r"\b[tr]\d+\b")
 
 
 class Audit(Recorder):
-    """Records a run of the step, and runs each line of the program as soon as the step has come to it.
+    """Records a run of the step, and runs each line of its program as soon as the step has come to it.
 
     Lines that do more than compute (collectives, deposits, optimizers) run in the step only; the program goes on with
-    what they gave. RuntimeError names the first line that is another one, or gives other bits.
+    what they gave. difference: the first line that gives other bits, or None.
     """
 
-    def __init__(
-        self, program: Recorder, call: str, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]
-    ) -> None:
+    def __init__(self, program: Recorder, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
         super().__init__(arguments, staying)
-        self._program, self._call = program, call
-        self._forgotten = forgotten(program.lines)
+        self.difference: str | None = None
+        self._expected = zip(program.lines, forgotten(program.lines), strict=True)
         self._values = {**program.names, **dict(arguments)}
-        self._impure: set[str] = set()  # names of rules that may be collectives
+        self._impure: set[str] = set()  # rules that may be collectives
 
-    def bare(self, line: str, made: Mapping[str, Any] | None = None, pure: bool = False) -> None:
-        number, values = len(self.lines), self._values
+    def bare(self, line: str, made: Mapping[str, Any] = NOTHING, pure: bool = False) -> None:
         super().bare(line)
-        expected = self._program.lines[number] if number < len(self._program.lines) else "the end"
-        if line != expected:
-            self.fail(f"`{expected}` was `{line}` at {self.wheres[number]}")
+        expected, done = next(self._expected, ("", []))
+        if self.difference is not None or line != expected:
+            self.difference = self.difference or ""  # which `difference_of` says
+            return
+        values = self._values
         if pure and self._impure.isdisjoint(_VARIABLE.findall(line)):
             exec(line, values)
-            for name, theirs in (made or {}).items():
-                if not _same_bits(values[name], theirs):
-                    self.fail(f"`{line}` gives other numbers than the step at {self.wheres[number]}")
+            if not all(_same_bits(values[name], theirs) for name, theirs in made.items()):
+                self.difference = f"`{line}` gives other numbers than the step at {self.wheres[-1]}"
         else:
-            values.update(made or {})
-            self._impure.update(name for name in made or () if name[0] == "r")
-        for name in self._forgotten[number]:
+            values.update(made)
+            self._impure.update(name for name in made if name[0] == "r")
+        for name in done:
             values.pop(name, None)
-
-    def finish(self) -> None:
-        super().finish()
-        self._values = {}
-
-    def compare(self) -> None:
-        """Compares the lines and the objects of both at the end of the step."""
-        if difference := self.refusal or difference_of(self._program, self):
-            self.fail(difference)
-
-    def fail(self, difference: str) -> None:
-        """Raises the error."""
-        raise RuntimeError(
-            f"compile: the captured program of {self._call}: {self.refusal or difference}. "
-            "SORIX_DIST_COMPILE=off runs the step as it is"
-        )
 
 
 def forgotten(lines: Sequence[str]) -> list[list[str]]:
     """For each line of a program the variables that no later line needs."""
     last = {name: i for i, line in enumerate(lines) for name in _VARIABLE.findall(line)}
-    return [
-        [name for name in dict.fromkeys(_VARIABLE.findall(line)) if last[name] == i] for i, line in enumerate(lines)
-    ]
+    names = [dict.fromkeys(_VARIABLE.findall(line)) for line in lines]
+    return [[name for name in of_line if last[name] == i] for i, of_line in enumerate(names)]
 
 
 def difference_of(one: Recorder, other: Recorder) -> str | None:

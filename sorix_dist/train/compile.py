@@ -243,10 +243,14 @@ class CompiledStep:
         assert entry.recorder is not None
         if _are_named(values, entry.named):
             return self.step(*args, **options)
-        call = f"{self.__name__} is not what the step does in call {entry.runs}"
-        audit = Audit(entry.recorder, call, _named(values), _staying(entry.named))
+        audit = Audit(entry.recorder, _named(values), _staying(entry.named))
         result = self._recorded(audit, args, options)
-        audit.compare()
+        difference = audit.refusal or audit.difference or difference_of(entry.recorder, audit)
+        if difference is not None:
+            raise RuntimeError(
+                f"compile: the captured program of {self.__name__} is not what the step does in call "
+                f"{entry.runs}: {difference}. SORIX_DIST_COMPILE=off runs the step as it is"
+            )
         return result
 
 
