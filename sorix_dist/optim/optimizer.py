@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import as_state, in_range
 from sorix_dist.core.capture import listening, outside, recorders, uncaptured
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
@@ -206,7 +206,7 @@ class Optimizer:
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         self._before_state()
-        if not {"state", "param_groups"} <= state_dict.keys():
+        if not {"state", "param_groups"} <= as_state("load_state_dict", state_dict).keys():
             raise ValueError(
                 f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
             )

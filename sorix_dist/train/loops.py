@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sorix_dist.core import Tensor, no_grad
+from sorix_dist.core.arguments import as_function, as_int, described, require_methods
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.summary import evaluation
@@ -53,6 +54,25 @@ def fit(
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"fit: loader must be a DataLoader, got {type(loader).__name__}")
+    epochs = as_int("fit: epochs", epochs, 1)
+    as_function("fit: criterion", criterion, "output and target")
+    require_methods("fit: model", model, "parameters", "train")
+    for name, argument, *methods in (
+        ("optimizer", optimizer, "zero_grad", "step"),
+        ("valid", valid, "__iter__"),
+        ("metrics", metrics, "items"),
+        ("scheduler", scheduler, "step"),
+        ("early_stopping", early_stopping, "should_stop"),
+        ("checkpointer", checkpointer, "save", "load_latest"),
+        ("preemption", preemption, "should_stop"),
+        ("recorder", recorder, "log"),
+    ):
+        if argument is not None or name == "optimizer":
+            require_methods(f"fit: {name}", argument, *methods)
+    if schedule_by not in ("epoch", "step"):
+        raise ValueError(f"fit: schedule_by must be 'epoch' or 'step', got {schedule_by!r}")
+    if metrics is not None and len(metrics) and valid is None:
+        raise ValueError(f"fit: metrics are computed over valid=, got {', '.join(metrics)} without it")
     if preemption is not None and checkpointer is None:
         raise ValueError("fit: preemption needs a checkpointer to save the run with")
     if early_stopping is not None and valid is None and early_stopping.monitor.startswith("val_"):
@@ -124,6 +144,8 @@ def evaluate(
     The model runs in evaluation mode without gradients; its mode is restored. The order and the epoch of a DataLoader
     do not change. TypeError for a batch or a metric that does not fit, ValueError if two metrics have one name.
     """
+    require_methods("evaluate: model", model, "parameters", "eval")
+    require_methods("evaluate: loader", loader, "__iter__")
     named = _named(metrics)
     counting = {name: metric for name, metric in named.items() if isinstance(metric, Metric)}
     losses = {name: Mean(comm=getattr(model, "comm", None)) for name in named if name not in counting}
@@ -153,8 +175,9 @@ def predict(
     everywhere: whether all ranks get the array of shape (samples, ...), or only rank 0 (None on the others).
     step: a function of model and batch that returns a tensor with one row a sample; TypeError or ValueError otherwise.
     """
+    require_methods("predict: model", model, "parameters", "eval")
     if not isinstance(loader, DataLoader):
-        raise TypeError(f"predict: loader must be a DataLoader, got {type(loader).__name__}")
+        raise TypeError(f"predict: loader must be a DataLoader, got {described(loader)}")
     outputs: list[Array] = []
     with evaluation(model), no_grad():
         for batch in loader.in_order():

@@ -12,7 +12,7 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from sorix_dist.comm.waiting import comparison, waited_on_this_host
-from sorix_dist.core.arguments import int_or_none
+from sorix_dist.core.arguments import as_bool, as_number, described, int_or_none, require_methods
 from sorix_dist.core.placement import Shard
 from sorix_dist.launch.output import columns, is_live
 from sorix_dist.parallel.world import is_main_process, rank, size
@@ -51,7 +51,7 @@ def main_process_only(function: Callable[P, T]) -> Callable[P, T | None]:
     What all ranks do together (`metric.compute()`, `sx.all_reduce`, `checkpointer.save`) does not belong in it.
     """
     if not callable(function):
-        raise TypeError(f"main_process_only decorates a function, got {type(function).__name__}")
+        raise TypeError(f"main_process_only decorates a function, got {described(function)}")
 
     @wraps(function)
     def on_rank_0(*args: P.args, **options: P.kwargs) -> T | None:
@@ -94,10 +94,9 @@ class Progress:
     """A loader that shows how far its loops are; see `progress`. A part of a checkpoint."""
 
     def __init__(self, loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> None:
-        if not hasattr(loader, "__iter__"):
-            raise TypeError(f"progress: loader must be a DataLoader or another iterable, got {type(loader).__name__}")
+        require_methods("progress: loader", loader, "__iter__", kind="a DataLoader or another iterable")
         self.loader, self.epochs = loader, int_or_none("progress: epochs", epochs, 1)
-        self.shown = shown and is_main_process()
+        self.shown = as_bool("progress: shown", shown) and is_main_process()
         self.epoch = 0
         """The number of the epoch, from 0."""
         self._first_began, self._steps_before = 0.0, 0
@@ -124,7 +123,8 @@ class Progress:
         """
         for name, value in values.items():
             total, weight = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + float(value) * self._rows, weight + self._rows
+            number = as_number(f"bar.log: {name}", value)
+            self._sums[name] = total + number * self._rows, weight + self._rows
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged in this epoch."""

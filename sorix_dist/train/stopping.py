@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, as_number, as_state
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
@@ -107,7 +107,9 @@ class EarlyStopping:
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"EarlyStopping: mode must be 'min' or 'max', got {mode!r}")
-        if not min_delta >= 0:
+        if not isinstance(monitor, str):
+            raise TypeError(f"EarlyStopping: monitor must be the name of a number, got {monitor!r}")
+        if not as_number("EarlyStopping: min_delta", min_delta) >= 0:
             raise ValueError(f"EarlyStopping: min_delta must be a number >= 0, got {min_delta!r}")
         self.monitor, self.min_delta, self.mode = monitor, float(min_delta), mode
         self.patience = as_int("EarlyStopping: patience", patience, 1)
@@ -122,7 +124,7 @@ class EarlyStopping:
     def should_stop(self, value: Any) -> bool:
         """Records the number of an epoch; returns whether to stop. Rank 0's number counts, and NaN is no improvement. A
         call of all ranks."""
-        value = communicator(self._comm).broadcast_object(float(value))
+        value = communicator(self._comm).broadcast_object(as_number("should_stop: value", value))
         gain = self.best - value if self.mode == "min" else value - self.best
         if gain > self.min_delta:
             self.best, self.epochs_without = value, 0
@@ -136,4 +138,5 @@ class EarlyStopping:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continues from a `state_dict()`."""
+        state_dict = as_state("load_state_dict", state_dict, "best", "epochs_without")
         self.best, self.epochs_without = float(state_dict["best"]), int(state_dict["epochs_without"])

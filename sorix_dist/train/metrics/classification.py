@@ -1,4 +1,4 @@
-"""Metrics of classes, exact on any number of ranks."""
+"""Metrics of classes: counts of samples, exact on any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int, int_or_none
-from sorix_dist.core.tensor import Array, as_array
-from sorix_dist.train.metrics.base import Mean, Metric
+from sorix_dist.core.arguments import as_int, described, int_or_none
+from sorix_dist.core.tensor import as_array
+from sorix_dist.train.metrics.base import Array, Metric
+from sorix_dist.utils.data.tables import missing_rows
 
 Average = Literal["macro", "micro", "weighted"]
 
@@ -36,7 +37,9 @@ class Accuracy(Metric):
         """Counts samples: logits (N, C) or (N, C, ...), or predicted labels, which may be texts, and target (N) or
         (N, ...)."""
         if not any(isinstance(labels, Tensor) for labels in (found, target)) and np.asarray(target).dtype.kind in "OUT":
-            names = np.unique([*np.ravel(found), *np.ravel(target)]).tolist()
+            if len(missing := missing_rows(np.asarray(target))):
+                raise ValueError(f"target must not be missing, got a missing value in row {missing[0]}")
+            names = sorted({*np.ravel(found).tolist(), *np.ravel(target).tolist()}, key=str)
             found, target = (_numbered(labels, names) for labels in (found, target))
         found, wanted, counted = logits_or_labels(found, target, self.ignore_index)
         if found.shape == wanted.shape:
@@ -75,6 +78,8 @@ class ConfusionMatrix(Metric):
     def __init__(self, num_classes: int | Sequence[str], ignore_index: int | None = None, *, comm: Any = None) -> None:
         self.names: list[str] | None = None
         if not isinstance(num_classes, int | np.integer):
+            if not hasattr(num_classes, "__len__") or np.ndim(num_classes) == 0:
+                raise TypeError(f"num_classes must be a number, or names of classes, got {described(num_classes)}")
             self.names = [str(name) for name in num_classes]
             if isinstance(num_classes, str) or len(set(self.names)) < len(self.names):
                 raise ValueError(f"num_classes must be a number, or different names of classes, got {num_classes!r}")
@@ -189,7 +194,7 @@ class AUROC(Metric):
 
         Scores of samples are compared with each other, so logits of more than two classes become probabilities first.
         """
-        scores = as_array(found.visible if isinstance(found, Tensor) else found)
+        scores = as_array(found, name="scores")
         labels = _labels(target)
         if labels.ndim != 1 or scores.shape[:1] != labels.shape or scores.ndim > 2 or 1 in scores.shape[1:]:
             raise ValueError(
@@ -220,33 +225,6 @@ class AUROC(Metric):
         return math.fsum(areas) / len(areas)
 
 
-class Perplexity(Mean):
-    """The exponential of the mean cross-entropy of the target tokens, the usual measure of language models.
-
-    ignore_index: a label that does not count, such as padding.
-    """
-
-    options = ("ignore_index",)
-
-    def __init__(self, ignore_index: int | None = None, *, comm: Any = None) -> None:
-        self.ignore_index = int_or_none("ignore_index", ignore_index)
-        super().__init__(comm)
-
-    def update(self, found: Any, target: Any) -> None:  # type: ignore[override]
-        """Adds tokens: logits (N, C) or (N, C, ...) with the classes in axis 1, and target (N) or (N, ...)."""
-        logits, wanted, counted = logits_and_labels(found, target, self.ignore_index)
-        check_labels("target", wanted, counted, logits.shape[1])
-        exact = logits.astype(np.float64)
-        peak = exact.max(axis=1, keepdims=True)
-        scale = np.log(np.exp(exact - peak).sum(axis=1)) + peak[:, 0]
-        own = np.take_along_axis(exact, np.expand_dims(np.where(counted, wanted, 0), 1), 1)[:, 0]
-        super().update((scale - own)[counted])
-
-    def _answer(self, seen: dict[str, Any]) -> float:
-        mean = super()._answer(seen)
-        return math.exp(mean) if mean < 709 else mean * math.inf
-
-
 def _area(scores: Array, is_class: Array) -> float:
     order, counts = np.unique(scores, return_inverse=True, return_counts=True)[1:]
     ends = np.cumsum(counts)
@@ -272,7 +250,7 @@ def _shares(counts: Array) -> tuple[Array, Array, Array]:
 
 def logits_or_labels(found: Any, target: Any, ignore_index: int | None) -> tuple[Array, Array, Array]:
     """Logits or predicted labels, integer labels of shapes that fit, and which of them count."""
-    found, target = as_array(found.visible if isinstance(found, Tensor) else found), _labels(target)
+    found, target = as_array(found, name="predictions"), _labels(target)
     if found.shape == target.shape:
         if found.dtype.kind not in "iub" and found.size:
             raise TypeError(f"predicted labels must be integers, got {found.dtype} of the target's shape {found.shape}")
@@ -293,7 +271,7 @@ def logits_and_labels(found: Any, target: Any, ignore_index: int | None) -> tupl
 
 
 def _labels(target: Any) -> Array:
-    array = target.visible if isinstance(target, Tensor) else as_array(target)
+    array = as_array(target, name="target")
     if array.dtype.kind not in "iub":
         if array.size:
             raise TypeError(f"target must hold integers, got {array.dtype}")

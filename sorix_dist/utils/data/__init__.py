@@ -6,11 +6,9 @@ from sorix_dist.utils.data.dataset import (
     ConcatDataset,
     Dataset,
     IterableDataset,
-    LabelEncoder,
     Subset,
     TensorDataset,
     random_split,
-    read_table,
 )
 from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.loader import DataLoader
@@ -22,6 +20,7 @@ from sorix_dist.utils.data.sampler import (
     WeightedRandomSampler,
     shard_bounds,
 )
+from sorix_dist.utils.data.tables import LabelEncoder, read_table
 
 __all__ = [
     # data sets

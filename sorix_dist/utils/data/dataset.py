@@ -1,8 +1,7 @@
-"""Data sets: samples by index, or a stream of them; tables (frames, Arrow tables, dicts of columns) as data sets."""
+"""Data sets: samples by index, or a stream of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,11 +11,12 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import is_integer
+from sorix_dist.core.arguments import as_function, described, is_integer
 from sorix_dist.core.placement import current_group
-from sorix_dist.core.tensor import Array, as_array
 from sorix_dist.utils.data.nested import map_arrays, stacked
+from sorix_dist.utils.data.tables import numbers
 
+Array = np.ndarray[Any, Any]
 Reader = Callable[[Array], Any]
 
 _DIGEST_ROWS, _DIGEST_NUMBERS, _DIGEST_WHOLE = 64, 64, 1 << 20
@@ -46,8 +46,8 @@ class Dataset:
             raise ValueError("X and y must have one entry per sample, got a single number")
         if self.y is not None and len(self.X) != len(self.y):
             raise ValueError(f"X and y must have the same length, got {len(self.X)} and {len(self.y)}")
-        self.transform = transform
-        self.target_transform = target_transform
+        self.transform = transform and as_function("transform", transform, "a sample")
+        self.target_transform = target_transform and as_function("target_transform", target_transform, "a target")
 
     def __len__(self) -> int:
         return len(self.X)
@@ -109,7 +109,9 @@ class Subset:
     """The samples of a data set at some indices, in their order (as PyTorch's Subset)."""
 
     def __init__(self, dataset: Any, indices: Any) -> None:
-        self.dataset = dataset
+        self.dataset, length = dataset, length_of("Subset", dataset)
+        if not hasattr(indices, "__iter__"):
+            raise TypeError(f"Subset: indices must be a vector of integers, got {described(indices)}")
         self.indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
         self.indices = self.indices if self.indices.size else self.indices.astype(np.int64)
         if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
@@ -117,9 +119,9 @@ class Subset:
                 f"Subset: indices must be a vector of integers, got shape {self.indices.shape} and dtype "
                 f"{self.indices.dtype}"
             )
-        outside = (self.indices < 0) | (self.indices >= len(dataset))
+        outside = (self.indices < 0) | (self.indices >= length)
         if outside.any():
-            raise ValueError(f"Subset: indices must be in [0, {len(dataset)}), got {self.indices[outside][0]}")
+            raise ValueError(f"Subset: indices must be in [0, {length}), got {self.indices[outside][0]}")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -142,10 +144,12 @@ class ConcatDataset:
     """The samples of some data sets, one data set after the other (as PyTorch's ConcatDataset)."""
 
     def __init__(self, datasets: Sequence[Any]) -> None:
+        if not hasattr(datasets, "__iter__"):
+            raise TypeError(f"ConcatDataset: datasets must be a list of data sets, got {described(datasets)}")
         self.datasets = list(datasets)
         if not self.datasets:
             raise ValueError("ConcatDataset: datasets must hold at least one data set, got none")
-        self.cumulative_sizes = np.cumsum([len(dataset) for dataset in self.datasets]).tolist()
+        self.cumulative_sizes = np.cumsum([length_of("ConcatDataset", each) for each in self.datasets]).tolist()
 
     def __len__(self) -> int:
         return int(self.cumulative_sizes[-1])
@@ -177,21 +181,33 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
     lengths: the numbers of samples, which add up to the data set's; or fractions that add up to 1, whose remainder
     goes to the first subsets, one sample each. generator: a seed or generator; None for the stream of `manual_seed`.
     """
-    total = len(dataset)
+    total = length_of("random_split", dataset)
+    given = np.asarray(lengths)
+    if given.ndim != 1 or given.dtype.kind not in "iuf":
+        raise TypeError(f"random_split: lengths must be a list of numbers of samples, or of fractions, got {lengths!r}")
+    lengths = given.tolist()
     if abs(sum(lengths) - 1) < 1e-9 and all(0 <= fraction <= 1 for fraction in lengths) and total != 1:
         counts = [int(total * fraction) for fraction in lengths]
         for number in range(total - sum(counts)):
             counts[number % len(counts)] += 1
     else:
-        counts = [int(length) for length in lengths]
-    if sum(counts) != total or any(count < 0 for count in counts):
+        counts = given.tolist()
+    if sum(counts) != total or any(count < 0 or count != int(count) for count in counts):
         raise ValueError(f"random_split: lengths must add up to {total} samples, or to 1 as fractions, got {lengths}")
     current_group()  # ranks without a seed agree on one
     if not (generator is None or isinstance(generator, np.random.Generator | rng.Generator)):
         generator = np.random.default_rng(seed_of(generator))
     order = rng.generator(generator).permutation(total)
-    ends = np.cumsum([0, *counts]).tolist()
+    ends = np.cumsum([0, *map(int, counts)]).tolist()
     return [Subset(dataset, order[start:stop]) for start, stop in pairwise(ends)]
+
+
+def length_of(call: str, dataset: Any) -> int:
+    """The number of samples; TypeError, with the name of the call, for what has none by index."""
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(dataset, method) or getattr(dataset, "shape", None) == ():
+            raise TypeError(f"{call}: dataset must have {method}, got {described(dataset)}")
+    return len(dataset)
 
 
 def seed_of(generator: Any) -> int:
@@ -273,109 +289,3 @@ def _transformed(values: Array, indices: Array, function: Callable[[Any], Any] |
             error.add_note(f"raised by the transform of sample {index} of the data set")
             raise
     return stacked(results)[: len(indices)]
-
-
-# -- tables
-
-
-def numbers(what: str, data: Any) -> Array:
-    """`data` as an array of numbers. TypeError for anything else; it names a column of text, and how to encode it."""
-    try:
-        return as_array(data)
-    except (TypeError, ValueError) as error:
-        names = column_names(data)
-        columns = [(f"column {name!r} of {what}", column(data, name)) for name in names]
-        if not names and not isinstance(data, list | tuple):
-            name = getattr(data, "name", None)
-            columns = [(what if name is None else f"column {name!r} of {what}", np.asarray(data))]
-        text = next(((title, values) for title, values in columns if values.dtype.kind not in "biuf"), None)
-        if text is None:
-            raise
-        title, values = text
-        kind = type(values.flat[0]).__name__ if values.dtype == object and values.size else str(values.dtype)
-        raise TypeError(
-            f"{title} must hold numbers, got {kind}; LabelEncoder().fit_transform(values), from "
-            "sorix_dist.utils.data, numbers labels"
-        ) from error
-
-
-def column_names(table: Any) -> list[str]:
-    """The names of a table's columns; none of anything else."""
-    if isinstance(table, dict):
-        return list(table)
-    names: Any = getattr(table, "column_names", None)
-    return list(getattr(table, "columns", ()) if names is None else names)
-
-
-def column(table: Any, name: str) -> Array:
-    """A column of a frame, an Arrow table, a data set of Hugging Face's `datasets` or a dict."""
-    values = table[name]
-    return np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
-
-
-def read_table(
-    source: Any, target: str | None = None, columns: Sequence[str] | None = None, dtype: Any = np.float32
-) -> tuple[Array, Array | None]:
-    """The arrays X and y of a table, for `Dataset(*read_table("flights.parquet", target="delay"))`.
-
-    source: a pandas or polars frame, an Arrow table, a data set of Hugging Face's `datasets`, a dict of columns, or
-    the path of a Parquet file (read by pyarrow). target: the column of y, which keeps its integers; columns: those of
-    X, None for all others. X has shape (rows, columns) and the dtype `dtype`.
-    KeyError for a column that is not there; TypeError, with its name, for one that does not hold numbers.
-    """
-    if isinstance(source, str | os.PathLike):
-        import pyarrow.parquet
-
-        wanted = None if columns is None else [*columns, *([] if target is None else [target])]
-        source = pyarrow.parquet.read_table(source, columns=wanted)
-    names = column_names(source)
-    chosen = [name for name in names if name != target] if columns is None else list(columns)
-    for name in (*chosen, *([] if target is None else [target])):
-        if name not in names:
-            raise KeyError(f"read_table: there is no column {name!r}; the columns are {names}")
-    if not chosen:
-        raise ValueError(f"read_table: the table must have a column beside the target, got {names}")
-    x = np.stack([_column_of_numbers(source, name).astype(dtype) for name in chosen], axis=1)
-    if target is None:
-        return x, None
-    y = _column_of_numbers(source, target)
-    return x, y.astype(dtype) if y.dtype.kind == "f" else y
-
-
-def _column_of_numbers(table: Any, name: str) -> Array:
-    values = numbers(f"column {name!r}", column(table, name))
-    if values.ndim != 1:
-        raise ValueError(f"read_table: column {name!r} must hold one number per row, got shape {values.shape}")
-    return values
-
-
-class LabelEncoder:
-    """Numbers labels of any sortable kind: label i of the sorted `classes_` becomes the integer i (as scikit-learn's).
-
-    labels = LabelEncoder(); y = labels.fit_transform(frame["species"]); labels.inverse_transform(predicted)
-    """
-
-    classes_: Array
-
-    def fit(self, labels: Any) -> LabelEncoder:
-        """Learns the classes of these labels."""
-        self.classes_ = np.unique(np.asarray(labels))
-        return self
-
-    def transform(self, labels: Any) -> Array:
-        """The integers of these labels, int64; ValueError for a label that `fit` did not see."""
-        labels = np.asarray(labels)
-        places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
-        unknown = self.classes_[places] != labels
-        if unknown.any():
-            first = labels[unknown].tolist()[0]
-            raise ValueError(f"LabelEncoder: {first!r} is none of the classes {self.classes_.tolist()}")
-        return np.asarray(places, np.int64)
-
-    def fit_transform(self, labels: Any) -> Array:
-        """Learns the classes of these labels and returns their integers."""
-        return self.fit(labels).transform(labels)
-
-    def inverse_transform(self, numbers: Any) -> Array:
-        """The labels of these integers."""
-        return np.asarray(self.classes_[np.asarray(numbers)])

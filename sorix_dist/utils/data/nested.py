@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import Array, as_array
+from sorix_dist.core.tensor import as_array
+
+Array = np.ndarray[Any, Any]
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
