@@ -14,20 +14,19 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, as_state
 from sorix_dist.core.capture import outside
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
 from sorix_dist.nn import Module
 from sorix_dist.optim import SGD
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.parallel.comm_hooks import fp16_compress
+from sorix_dist.parallel.comm_hooks import Hook, fp16_compress
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.forward import batch_of
 from sorix_dist.parallel.groups import InOrder
-from sorix_dist.parallel.reducers import Hook
 from sorix_dist.parallel.replicas import describe_modules, describe_state
 from sorix_dist.parallel.workers import Workers
 from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
@@ -251,6 +250,7 @@ class LocalSGD:
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         name, own = f"{type(self).__name__}.load_state_dict", self._shards.count
+        as_state(name, state_dict)
         if missing := [key for key in _STATE if key not in state_dict]:
             raise ValueError(f"{name}: state_dict lacks {missing}")
         if state_dict["workers"] != own:
