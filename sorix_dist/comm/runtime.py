@@ -12,6 +12,7 @@ import faulthandler
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sorix_dist.comm import mismatch
@@ -63,7 +64,8 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
         _check_shared_memory(launch, vendor)
         # MPI_Init does not release Python's global lock: only a C thread can enforce a limit.
         if limit is not None:
-            faulthandler.dump_traceback_later(limit, exit=True, file=2)
+            with suppress(RuntimeError, OSError):  # there can be no more threads, or descriptor 2 is closed
+                faulthandler.dump_traceback_later(limit, exit=True, file=2)
         MPI.Init_thread()
         if mpi4py.rc.finalize is not False:
             global _started_by

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, as_path, described
 from sorix_dist.parallel.world import communicator
 from sorix_dist.store.files import make_folders, write_whole
 
@@ -46,7 +46,9 @@ class Recorder:
         tensorboard: bool = False,
         comm: Any = None,
     ) -> None:
-        self.directory = Path(os.path.abspath(os.fspath(directory)))
+        self.directory = as_path("Recorder: directory", directory)
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(f"Recorder: config must be a dict, got {described(config)}; vars(arguments) makes one")
         self._file: int | None = None
         self._events: Any = None
         self._table_written = time.monotonic()
@@ -156,7 +158,7 @@ def _plain(name: str, value: Any) -> Any:
             return int(number)
         number = float(number)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"Recorder.log: {name} must be a number or a text, got {type(value).__name__}") from error
+        raise TypeError(f"Recorder.log: {name} must be a number or a text, got {described(value)}") from error
     return number if math.isfinite(number) else str(number)
 
 
