@@ -26,20 +26,18 @@ from sorix_dist import nn, optim
 from sorix_dist.core import Tensor, no_grad
 from sorix_dist.core.arguments import as_bool, as_int, as_number, described, in_range
 from sorix_dist.core.random import manual_seed
+from sorix_dist.core.tensor import Array
 from sorix_dist.launch.spawn import run
 from sorix_dist.nn.summary import evaluation
 from sorix_dist.parallel import DistributedDataParallel, broadcast, init
-from sorix_dist.train.fit import EarlyStopping, fit
+from sorix_dist.train.loops import fit
 from sorix_dist.train.metrics import Accuracy, Metric
 from sorix_dist.train.recorder import Recorder
+from sorix_dist.train.stopping import EarlyStopping
 from sorix_dist.utils.data import DataLoader, Dataset
 from sorix_dist.utils.data.tables import missing_rows
 
-Array = np.ndarray[Any, Any]
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "adam": optim.Adam,
-    "sgd": lambda p, **options: optim.SGD(p, momentum=0.9, **options),
-}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {"adam": optim.Adam, "sgd": partial(optim.SGD, momentum=0.9)}
 FLOATS = [np.float64, np.float32]
 ROWS = 8192
 """The number of rows that are predicted at a time."""

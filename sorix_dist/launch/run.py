@@ -1,22 +1,24 @@
-"""Runs a command in the foreground, as a shell does: with its streams, its signals and its exit code."""
+"""Runs a command: in the foreground, as a shell does, with its streams, signals and exit code; or for its answer."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from sorix_dist.launch import LaunchError, cleanup
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.processes import kill_with_descendants
+from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
+from sorix_dist.watchdog.process import kill_with_descendants
 
 ENDING: Mapping[int, int] = {
     signal.SIGINT: signal.SIGINT,
@@ -59,10 +61,10 @@ def run(
     ended it, or that asked it to end before it failed. Code 75 (it has saved its work) stays 75. If this process is
     killed, Linux sends the command SIGTERM. Call it in the main thread only. LaunchError if the command can't start.
     """
-    began = cleanup.now()
+    began = leftovers.now()
     ended = _Foreground(command, patience, ending).wait(limit)
     if ended.code:  # a killed job can't remove its shared memory
-        cleanup.clean_up(began)
+        leftovers.clean_up(began)
     return ended
 
 
@@ -182,3 +184,54 @@ def _end_with_parent() -> None:
     """Asks Linux to send this process SIGTERM when its parent dies; other systems can't."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+# -- for the answer
+
+PYTHON = (sys.executable, "-P")
+"""This interpreter, for a program in its arguments; it does not import a json.py of the current folder."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The output of a command, and its exit code: None if it was killed at the time limit."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def why(self) -> str:
+        """Why it failed, in a line."""
+        if self.code is None:
+            return "it hangs"
+        lines = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip(" =-*")]
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Mismatch): ", line)]
+        return (raised or lines[::-1] or [f"code {self.code}"])[0]
+
+
+def ask(argv: Sequence[str], environ: Mapping[str, str], limit: float) -> Answer:
+    """Runs a command; kills it and its descendants after `limit` seconds. LaunchError if it can't be started."""
+    try:
+        process = subprocess.Popen(
+            argv,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise LaunchError(f"{argv[0]} could not be started: {error.strerror}") from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=limit)
+            return Answer(process.returncode, out, err)
+        except BaseException as error:
+            kill_with_descendants(process.pid)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            out, err = process.communicate()
+            return Answer(None, out, err)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.tensor import Array
 
 if TYPE_CHECKING:
     from sorix_dist.nn.module import Module
-
-Array = np.ndarray[Any, Any]
 
 TRANSPOSED, ROW, SAME, OPTIONAL = "transposed", "row", "same", "optional"
 """Layouts: PyTorch's array is the transpose of ours; ours is a row (1, n) of its (n,); both are the same; both are the

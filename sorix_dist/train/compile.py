@@ -21,8 +21,7 @@ from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
 from sorix_dist.train.audit import Audit, difference_of, forgotten
 from sorix_dist.train.fingerprint import Fingerprint, arrays_of, form_of, inside, modules, state_of, within
-from sorix_dist.train.step_reads import Reads, followed
-from sorix_dist.train.watched import Watched
+from sorix_dist.train.step_reads import Reads, Watched, followed
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
 AUDITED = 3  # replays that are audited at first

@@ -1,16 +1,18 @@
-"""Preemption: a scheduler's signal to any rank stops all ranks after the same step."""
+"""When a run stops: a scheduler's signal to any rank, or a number that improves no more, stops all ranks alike."""
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 
+from sorix_dist.core.arguments import as_int, as_number, as_state
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
@@ -84,3 +86,57 @@ class Preemption:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class EarlyStopping:
+    """Decides to stop when a number has not improved for some epochs, with the same answer on every rank.
+
+    monitor: the name of the number, for `fit`; patience: the epochs without a better one after which to stop;
+    min_delta: by how much it must be better than the best one to count; mode: whether "min" or "max" is better.
+    comm: an mpi4py communicator if not all ranks of the job train together. A part of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+        *,
+        comm: Any = None,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"EarlyStopping: mode must be 'min' or 'max', got {mode!r}")
+        if not isinstance(monitor, str):
+            raise TypeError(f"EarlyStopping: monitor must be the name of a number, got {monitor!r}")
+        if not as_number("EarlyStopping: min_delta", min_delta) >= 0:
+            raise ValueError(f"EarlyStopping: min_delta must be a number >= 0, got {min_delta!r}")
+        self.monitor, self.min_delta, self.mode = monitor, float(min_delta), mode
+        self.patience = as_int("EarlyStopping: patience", patience, 1)
+        self.best, self.epochs_without = math.inf if mode == "min" else -math.inf, 0
+        self._comm = comm
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `patience` epochs have passed without an improvement."""
+        return self.epochs_without >= self.patience
+
+    def should_stop(self, value: Any) -> bool:
+        """Records the number of an epoch; returns whether to stop. Rank 0's number counts, and NaN is no improvement. A
+        call of all ranks."""
+        value = communicator(self._comm).broadcast_object(as_number("should_stop: value", value))
+        gain = self.best - value if self.mode == "min" else value - self.best
+        if gain > self.min_delta:
+            self.best, self.epochs_without = value, 0
+        else:
+            self.epochs_without += 1
+        return self.stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best number, and the number of epochs since."""
+        return {"best": self.best, "epochs_without": self.epochs_without}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continues from a `state_dict()`."""
+        state_dict = as_state("load_state_dict", state_dict, "best", "epochs_without")
+        self.best, self.epochs_without = float(state_dict["best"]), int(state_dict["epochs_without"])
