@@ -13,6 +13,8 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
+from sorix_dist.core import batch_numbers
+from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
 
 RIGHT: dict[str, Callable[[Any], Any]] = {
@@ -96,3 +98,17 @@ def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
             return np.zeros(n).size, [*range(n)], array.sum(), f"{n} {n:d}", {n: 1}[2], n == 2 < 3 * n, [0] * n
 
     assert run_threads(work, 3)[1] == (2, [0, 1], 8.0, "2 2", 1, True, [0, 0])
+
+
+def test_a_step_of_a_transformer_makes_none(monkeypatch):
+    """The package reads the arrays of tensors: a BatchInt takes a microsecond, and none of its layers needs one."""
+    made = []
+    monkeypatch.setattr(batch_numbers, "number", lambda *values: made.append(values))
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
+    model = sx.DistributedDataParallel(nn.Sequential(nn.TransformerEncoder(layer, 2, nn.LayerNorm(8)), nn.Linear(8, 5)))
+    x, y = np.ones((4, 3, 8), np.float32), np.zeros((4, 3), np.int64)
+    ((xb, yb),) = DataLoader(Dataset(x, y), batch_size=4)
+    F.cross_entropy(model(xb).reshape(-1, 5), yb.reshape(-1)).backward()
+    assert made == []
+    _ = xb.shape
+    assert len(made) == 1
