@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import of_batch
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
@@ -211,7 +212,8 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     first, second = map(placement_of, inputs)
     if isinstance(first, Partial) and not isinstance(second, Shard | Partial):
         divisor = inputs[1]
-        if first.over == SUM and isinstance(divisor, int | float) and divisor == first.held and not first.group.single:
+        own = first.over == SUM and isinstance(divisor, int | float) and divisor == first.held
+        if own and not first.group.single and not of_batch.get():
             first.group.warn(
                 f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
                 "over the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"

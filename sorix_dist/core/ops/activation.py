@@ -271,7 +271,7 @@ def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | Non
         raise TypeError(f"{name}: input must be of floating point dtype, got {array.dtype}")
     drawn = array.shape[:dims] or (1,)
     shape = (*array.shape[:dims], *(1 for _ in array.shape[dims:]))
-    return mul(input, _mask(p, drawn, draws, shard_of(input), array.dtype, shape))
+    return mul(input, _mask(float(p), drawn, draws, shard_of(input), array.dtype, shape))
 
 
 @host
