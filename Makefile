@@ -89,7 +89,7 @@ hosts-faults: $(OPENMPI)/dev ## Kills such hosts, cuts and slows their cables wh
 
 hosts-bench: $(OPENMPI)/dev ## Measures steps over 1 Gbit/s between such hosts, beside torch DDP where make parity was, in 6 minutes
 	@mkdir -p build
-	$(OPENMPI)/bin/python -m tests.benchmarks.hosts --json build/hosts.json $(HOSTS)
+	$(OPENMPI)/bin/python -m tests.benchmarks hosts --json build/hosts.json $(HOSTS)
 
 faults: $(ENV)/dev $(OPENMPI)/dev ## Ends training by every fault we know, under both MPIs, and reads what is said
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest tests/watchdog/test_faults.py tests/watchdog/test_guard.py

@@ -34,12 +34,11 @@ from sorix_dist.parallel import *  # noqa: F403
 from sorix_dist.serialize import load, save, to_torch_state
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import compile
-from sorix_dist.train.evaluate import evaluate, predict
-from sorix_dist.train.fit import EarlyStopping, fit
-from sorix_dist.train.preempt import Preemption
+from sorix_dist.train.loops import evaluate, fit, predict
 from sorix_dist.train.profile import profile
 from sorix_dist.train.progress import get_logger, main_process_only, print, progress
 from sorix_dist.train.recorder import Recorder
+from sorix_dist.train.stopping import EarlyStopping, Preemption
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 newaxis = None

@@ -24,20 +24,20 @@ except ImportError as error:
 
 from sorix_dist import nn, optim
 from sorix_dist.core import Tensor, no_grad
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_bool, as_int, as_number, described, in_range
 from sorix_dist.core.random import manual_seed
+from sorix_dist.core.tensor import Array
 from sorix_dist.launch.spawn import run
+from sorix_dist.nn.summary import evaluation
 from sorix_dist.parallel import DistributedDataParallel, broadcast, init
-from sorix_dist.train.fit import EarlyStopping, fit
+from sorix_dist.train.loops import fit
 from sorix_dist.train.metrics import Accuracy, Metric
 from sorix_dist.train.recorder import Recorder
+from sorix_dist.train.stopping import EarlyStopping
 from sorix_dist.utils.data import DataLoader, Dataset
+from sorix_dist.utils.data.tables import missing_rows
 
-Array = np.ndarray[Any, Any]
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "adam": optim.Adam,
-    "sgd": lambda p, **options: optim.SGD(p, momentum=0.9, **options),
-}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {"adam": optim.Adam, "sgd": partial(optim.SGD, momentum=0.9)}
 FLOATS = [np.float64, np.float32]
 ROWS = 8192
 """The number of rows that are predicted at a time."""
@@ -94,33 +94,43 @@ class NeuralNetwork(BaseEstimator):
     def _checked(self, X: Any, y: Any, **options: Any) -> tuple[Array, Array]:
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             as_int(name, getattr(self, name), 1)
+        for name in ("standardize", "early_stopping", "warm_start"):
+            as_bool(name, getattr(self, name))
+        as_number("tol", self.tol)
+        in_range("validation_fraction", self.validation_fraction, 0, 1)
+        if self.model is not None and (isinstance(self.model, nn.Module) or not callable(self.model)):
+            raise TypeError(f"model must be a function that makes a Module, got {described(self.model)}")
         try:
             checked: tuple[Array, Array] = validate_data(self, X, y, dtype=FLOATS, **options)
             return checked
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             if len(shape := np.shape(y)) == 2 and shape[1] > 1:
                 raise ValueError(
                     f"y must have one target for each sample, got shape {shape}: sklearn.multioutput has "
                     "MultiOutputClassifier and MultiOutputRegressor, which train an estimator for each column"
                 ) from error
-            if texts := [name for name in getattr(X, "columns", ()) if not _is_numeric(X[name])]:
-                raise ValueError(
-                    f"X must hold numbers, got texts in the column {texts[0]!r}: drop it, or encode it, by "
-                    "OneHotEncoder in a ColumnTransformer, or by pandas.get_dummies"
-                ) from error
+            for name in getattr(X, "columns", ()):
+                if (kind := _no_numbers(X[name])) is not None:
+                    raise ValueError(
+                        f"X must hold numbers, got {kind} in the column {name!r}: drop it, or encode it, by "
+                        "OneHotEncoder in a ColumnTransformer, or by pandas.get_dummies"
+                    ) from error
+            if len(rows := missing_rows(np.asarray(y))):
+                raise ValueError(f"y must not be missing, got a missing value in row {rows[0]}") from error
             raise
 
     def _train(self, x: Array, y: Array, weight: Array | None, outputs: int, go_on: bool, epochs: int) -> Self:
         """Trains on y: classes as integers, or standardized targets of shape (N, 1)."""
         optimizer = OPTIMIZERS.get(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
-        if optimizer is None:
+        if not callable(optimizer):
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)} or a function, got {self.optimizer!r}")
         if self.standardize and not go_on:
             self._center, self._scale = _mean_and_deviation(x)
         x = self._scaled(x)
         if weight is not None:  # with a mean of 1, so that the scale of all weights changes nothing
-            total = weight.sum()
-            if not total > 0:
+            if (weight < 0).any():
+                raise ValueError(f"class_weight must be >= 0, got {weight.min()}")
+            if not (total := weight.sum()) > 0:
                 raise ValueError("class_weight and sample_weight must leave a sample with a weight above 0, got none")
             y = np.column_stack([y, weight * (len(weight) / total)]).astype(x.dtype)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -129,9 +139,13 @@ class NeuralNetwork(BaseEstimator):
         parts: list[tuple[Array, Array]] = [(x, y)]
         if self.early_stopping and epochs > 1:
             strata = (y if weight is None else y[:, 0]) if isinstance(self, Classifier) else None
-            x, other_x, y, other_y = train_test_split(
-                x, y, test_size=self.validation_fraction, random_state=seed, stratify=strata
-            )
+            try:
+                x, other_x, y, other_y = train_test_split(
+                    x, y, test_size=float(self.validation_fraction), random_state=seed, stratify=strata
+                )
+            except ValueError as error:
+                found = f"{len(x)} samples and validation_fraction={self.validation_fraction}: {error}"
+                raise ValueError(f"early_stopping must set aside a sample of each class, got {found}") from error
             parts = [(x, y), (other_x, other_y)]
         job = _Job(
             make=self.model or _MLP(_sizes(self.hidden_layer_sizes)),
@@ -214,8 +228,7 @@ class Classifier(ClassifierMixin, NeuralNetwork):
         labels = np.unique(y)
         if not go_on:
             self.classes_ = labels if classes is None else np.unique(classes)
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
+        if len(unknown := np.setdiff1d(labels, self.classes_)):
             raise ValueError(f"y must hold the known classes {self.classes_.tolist()}, got {unknown.tolist()}")
         weight = None
         if sample_weight is not None or self.class_weight is not None:
@@ -236,7 +249,7 @@ class Classifier(ClassifierMixin, NeuralNetwork):
 
     def predict(self, X: Any) -> Array:
         """The most probable label of each sample (N)."""
-        best = self._outputs(X).argmax(axis=1)
+        best = self._outputs(X).argmax(axis=1)  # or NotFittedError, before `classes_` is missing
         return self.classes_[best]
 
 
@@ -263,6 +276,8 @@ class Regressor(RegressorMixin, NeuralNetwork):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, go_on: bool, epochs: int) -> Self:
         X, y = self._checked(X, y, reset=not go_on, y_numeric=True)
+        if y.dtype.kind not in "biuf":
+            raise ValueError(f"y must hold numbers, got {y.dtype}: Classifier takes labels")
         y = y.astype(X.dtype)[:, None]
         if not go_on:
             self._target_center, self._target_scale = _mean_and_deviation(y) if self.standardize else (0.0, 1.0)
@@ -320,7 +335,13 @@ class _Job:
     def __call__(self) -> tuple[dict[str, Any], list[dict[str, float]]]:
         if self.virtual_shards is not None:
             init(virtual_shards=self.virtual_shards)
-        model = DistributedDataParallel(self.bare(self.state))
+        with evaluation(bare := self.bare(self.state)), no_grad():
+            output = bare(Tensor(self.parts[0][0][:1]))
+        if output.shape != (1, self.shape[1]):
+            raise ValueError(
+                f"model must give {self.shape[1]} outputs for each sample, got shape {tuple(output.shape)}"
+            )
+        model = DistributedDataParallel(bare)
         optimizer = self.optimizer(model.parameters())
         if self.state is not None:
             optimizer.load_state_dict(self.state["optimizer"])
@@ -334,7 +355,7 @@ class _Job:
             optimizer,
             epochs=self.epochs,
             valid=valid[0] if valid else None,
-            metrics=self.metrics,
+            metrics=self.metrics if valid else None,
             early_stopping=self.stopping,
             recorder=None if self.record is None else Recorder(self.record),
             verbose=self.verbose,
@@ -346,7 +367,10 @@ class _Job:
     def bare(self, state: dict[str, Any] | None) -> nn.Module:
         """The model, not wrapped, in the dtype of the data; sets the seed of this context."""
         manual_seed(self.seed)
-        model = self.make(*self.shape).to(self.parts[0][0].dtype)
+        model = self.make(*self.shape)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a function that makes a Module, got one that makes {described(model)}")
+        model.to(self.parts[0][0].dtype)
         if state is not None:
             model.load_state_dict(state["model"])
         return model
@@ -357,12 +381,15 @@ def _sizes(given: Any) -> tuple[int, ...]:
     return tuple(as_int("hidden_layer_sizes: each", size, 1) for size in sizes)
 
 
-def _is_numeric(column: Any) -> bool:
+def _no_numbers(column: Any) -> str | None:
+    """What a column holds that are no numbers; None for numbers."""
+    if (dtype := np.asarray(column).dtype).kind in "mM":
+        return str(dtype)
     try:
         np.asarray(column, np.float64)
     except (TypeError, ValueError):
-        return False
-    return True
+        return "texts"
+    return None
 
 
 def _mean_and_deviation(x: Array) -> tuple[Array, Array]:

@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from sorix_dist.cli.parser import Parser
-from sorix_dist.launch import cleanup
 from sorix_dist.launch.doctor import Finding, examine
+from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect
 
 MARKS = {"ok": ("ok", "32"), "warning": ("!!", "33"), "error": ("XX", "31")}
@@ -37,7 +37,7 @@ def main(arguments: Any) -> int:
     if launch is not None and launch.rank > 0:  # under mpirun, rank 0 speaks for all
         return 0
     if arguments.clean:
-        cleanup.clean_up(after=0.0)
+        leftovers.clean_up(after=0.0)
     findings = []
     for finding in examine():
         findings.append(finding)

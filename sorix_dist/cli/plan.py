@@ -24,8 +24,7 @@ from sorix_dist.cli.parser import (
 from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.processes import PYTHON
-from sorix_dist.launch.run import run
+from sorix_dist.launch.run import PYTHON, run
 from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, PerRows, Step, predict
 from sorix_dist.train.plots import Curve, Panels, as_text, draw

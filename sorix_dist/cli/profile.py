@@ -10,8 +10,7 @@ from typing import Any
 from sorix_dist.cli.parser import Parser, add_script, check_output, check_script, positive, script_with_arguments
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.processes import PYTHON
-from sorix_dist.launch.run import run
+from sorix_dist.launch.run import PYTHON, run
 from sorix_dist.train.profile import table_of_file
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Window, Wire
 from sorix_dist.comm.reduction import combined, write
 from sorix_dist.comm.waiting import waited
 from sorix_dist.watchdog import status_page as layout
@@ -102,6 +102,9 @@ class Checked:
     def all_to_all(self, array: Array) -> Array:
         self._check(check_one_each, "all_to_all", array, self.size)
         return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
+
+    def exchange_pieces(self, pieces: Pieces) -> None:
+        self._call(f"exchange_pieces of {pieces.count}", self.inner.exchange_pieces, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self._check(check_array, "broadcast", array, written=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import math
 import secrets
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +16,8 @@ import numpy as np
 
 from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.deferred_free import deferred_free, free_unused
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
     CACHE_LINE,
@@ -27,7 +30,7 @@ from sorix_dist.comm.shared_memory import (
     free_bytes,
     locate,
 )
-from sorix_dist.comm.waiting import wait_patiently, wait_until
+from sorix_dist.comm.waiting import under_way, wait_patiently, wait_until
 from sorix_dist.watchdog import report, watch
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ class MpiComm:
         if self.hosts > 1:
             self._point_to_point = self._comm.Dup()
             owned.append(self._point_to_point)
-            self._tags = itertools.count(1)
+            self._tags = itertools.count(2)
         if self._is_ring:
             self._sums = self._ring_exchange(None)
 
@@ -138,7 +141,7 @@ class MpiComm:
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
         check_array("all_gather", array, written=False)
         result = np.empty((self.size, *array.shape), array.dtype)
-        own, rows = array.reshape(-1).view(np.uint8), result.reshape(self.size, array.size).view(np.uint8)
+        own, rows = array.reshape(-1).view(np.uint8), _bytes(result)
         if self._is_short_and_far(array) or (meanwhile is not None and self.hosts > 1):
             wait_patiently(self._comm.Iallgather(own, rows), meanwhile)
         elif self._is_far(array):
@@ -155,7 +158,7 @@ class MpiComm:
     def all_to_all(self, array: Array) -> Array:
         check_one_each("all_to_all", array, self.size)
         result = np.empty(array.shape, array.dtype)
-        sent, received = (each.reshape(self.size, array.size // self.size).view(np.uint8) for each in (array, result))
+        sent, received = _bytes(array), _bytes(result)
         if self._is_far(array):
             self._swap([*sent], [*received])
             return result
@@ -169,17 +172,44 @@ class MpiComm:
 
     def _swap(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         """Sends each rank its bytes and receives its own, in messages to all ranks in turn."""
-        comm, nbytes = self._point_to_point, sent[0].size
+        with under_way() as requests:
+            for start in range(0, sent[0].size, ring.PIECE):
+                piece = slice(start, start + ring.PIECE)
+                self._start([each[piece] for each in sent], [each[piece] for each in received], requests, tag=0)
+                wait_until(requests, 2 * ring.UNDER_WAY)
+            wait_until(requests, 0)
+
+    def exchange_pieces(self, pieces: Pieces) -> None:
+        if self.hosts == 1:
+            one_by_one(self, pieces)
+            return
+        # At each step a piece starts, this rank combines the one that started `ahead` steps before, and one comes back
+        # that all ranks have combined. So a rank is at most 2 * ahead pieces in front of another one.
+        ahead, count, each = max(2, ring.UNDER_WAY // self.size), pieces.count, 2 * (self.size - 1)
+        started: deque[Array] = deque()
+        combined: deque[Array] = deque()
+        with under_way() as requests:
+            for step in range(count + 2 * ahead):
+                if step < count:
+                    sent = pieces.send(step)
+                    started.append(np.empty_like(sent))
+                    self._start([*_bytes(sent)], [*_bytes(started[-1])], requests, tag=0)
+                if 0 <= (piece := step - ahead) < count:
+                    wait_until(requests, len(requests) - each)
+                    total = pieces.combine(piece, started.popleft())
+                    combined.append(np.empty((self.size, *total.shape), total.dtype))
+                    self._start([*_bytes(total[np.newaxis])] * self.size, [*_bytes(combined[-1])], requests, tag=1)
+                if 0 <= (piece := step - 2 * ahead) < count:
+                    wait_until(requests, len(requests) - each)
+                    pieces.receive(piece, combined.popleft())
+
+    def _start(self, sent: Sequence[Array], received: Sequence[Array], requests: deque[Any], tag: int) -> None:
+        """Starts to send each rank its bytes and to receive its own, two requests for each other rank."""
         received[self.rank][:] = sent[self.rank]
-        under_way: deque[Any] = deque()
-        for start in range(0, nbytes, ring.PIECE):
-            piece = slice(start, min(start + ring.PIECE, nbytes))
-            for step in range(1, self.size):
-                before, after = (self.rank - step) % self.size, (self.rank + step) % self.size
-                under_way.append(comm.Irecv(received[before][piece], before, tag=0))
-                under_way.append(comm.Isend(sent[after][piece], after, tag=0))
-                wait_until(under_way, 2 * ring.UNDER_WAY)
-        wait_until(under_way, 0)
+        for step in range(1, self.size):
+            before, after = (self.rank - step) % self.size, (self.rank + step) % self.size
+            requests.append(self._point_to_point.Irecv(received[before], before, tag=tag))
+            requests.append(self._point_to_point.Isend(sent[after], after, tag=tag))
 
     def _is_far(self, array: Array) -> bool:
         """Whether to send an array to other hosts by our own messages: these keep both directions of each wire busy,
@@ -277,6 +307,63 @@ class MpiComm:
         return f"MpiComm(rank {self.rank} of {self.size} on host {self.host} of {self.hosts})"
 
 
+def _bytes(array: Array) -> Array:
+    """The bytes of each entry, as rows."""
+    return array.reshape(len(array), math.prod(array.shape[1:])).view(np.uint8)
+
+
 def _pieces(flat: Array) -> Iterator[Array]:
     step = PIECE // flat.itemsize
     return (flat[start : start + step] for start in range(0, flat.size, step))
+
+
+# -- Collective frees of communicators and windows, some time after all their ranks have dropped them. A finalizer
+# can't make a call of all ranks, because objects are collected at different times on each.
+
+CALLS, NBYTES = 32, 32 << 20
+"""After this many calls, or this much new shared memory, a garbage collection is worth its time."""
+
+Key = tuple[int, int]
+"""A communicator's number and that of one of its windows, 0 for itself: the same on all its ranks, and no others'."""
+
+live: dict[Key, int] = {}
+"""The keys of what is not freed yet, with its bytes of shared memory."""
+_unused: dict[Key, tuple[int, Callable[[], None]]] = {}
+_calls = itertools.count(1)
+_new_bytes = 0
+
+
+def deferred_free(thing: Any, key: Key, ranks: int, free: Callable[[], None], nbytes: int = 0) -> Callable[[], None]:
+    """Schedules the collective `free` once `thing` has been collected on all its `ranks`. Returns a function that frees
+    at once."""
+    global _new_bytes
+    _new_bytes += nbytes
+    live[key] = nbytes
+
+    def free_once() -> None:
+        if live.pop(key, None) is not None:
+            _unused.pop(key, None)
+            free()
+
+    finalizer = weakref.finalize(thing, _unused.__setitem__, key, (ranks, free_once))
+    finalizer.atexit = False
+
+    def free_now() -> None:
+        finalizer.detach()
+        free_once()
+
+    return free_now
+
+
+def free_unused(communicator: Any) -> None:
+    """Frees what all of its ranks have dropped, if they belong to an mpi4py communicator. A call of all ranks of the
+    latter."""
+    global _new_bytes
+    if next(_calls) % CALLS == 0 or _new_bytes > NBYTES:
+        _new_bytes = 0
+        gc.collect()
+    unused = _unused.copy()
+    offered = Counter(key for keys in communicator.allgather([*unused]) for key in keys)
+    for key, (ranks, free) in sorted(unused.items(), key=lambda each: each[0]):  # everywhere in the same order
+        if offered[key] == ranks:
+            free()

@@ -76,6 +76,22 @@ class Exchange(Protocol):
         """
 
 
+class Pieces(Protocol):
+    """Arrays that ranks send each other piece by piece: each rank combines its share of every piece."""
+
+    count: int
+    """Number of pieces, the same on every rank."""
+
+    def send(self, piece: int) -> Array:
+        """A new array of shape (size, ...): entry r is for rank r."""
+
+    def combine(self, piece: int, received: Array) -> Array:
+        """What all ranks get, made of the entries for this rank, which are stacked in rank order."""
+
+    def receive(self, piece: int, combined: Array) -> None:
+        """Take what the ranks have combined, stacked in rank order."""
+
+
 class Comm(Protocol):
     """The ranks that work together: all of them make the same calls in the same order.
 
@@ -115,6 +131,10 @@ class Comm(Protocol):
     def all_to_all(self, array: Array) -> Array:
         """Send entry i of `array`, of shape (size, ...), to rank i; return the entries sent to this rank, stacked in
         rank order: a new array of the same shape."""
+
+    def exchange_pieces(self, pieces: Pieces) -> None:
+        """For each piece in turn an `all_to_all` of what it sends, and an `all_gather` of what it combines. Between
+        hosts, later pieces travel meanwhile."""
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite `array` on every rank by the array of rank `root`."""

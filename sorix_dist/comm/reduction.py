@@ -1,4 +1,4 @@
-"""The elementwise sum, maximum or minimum of arrays, in the order of their ranks."""
+"""Collectives in terms of simpler ones: sums in the order of the ranks, and pieces one after the other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import reduce
 
 import numpy as np
 
-from sorix_dist.comm.protocol import Array, Op
+from sorix_dist.comm.protocol import Array, Comm, Op, Pieces
 
 _FUNCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -23,3 +23,10 @@ def write(total: Array, array: Array) -> None:
     """Overwrites an array by a total, which is rounded if that is wider."""
     with np.errstate(over="ignore"):
         array[...] = total
+
+
+def one_by_one(comm: Comm, pieces: Pieces) -> None:
+    """`Comm.exchange_pieces`, without two pieces under way at once."""
+    for piece in range(pieces.count):
+        received = comm.all_to_all(pieces.send(piece))
+        pieces.receive(piece, comm.all_gather(pieces.combine(piece, received)))

@@ -7,10 +7,12 @@ ranks for ever. Import this module early: atexit runs its function last.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sorix_dist.comm import mismatch
@@ -62,7 +64,8 @@ def start_mpi(launch: Launch | None = None, limit: float | None = None) -> Modul
         _check_shared_memory(launch, vendor)
         # MPI_Init does not release Python's global lock: only a C thread can enforce a limit.
         if limit is not None:
-            faulthandler.dump_traceback_later(limit, exit=True, file=2)
+            with suppress(RuntimeError, OSError):  # there can be no more threads, or descriptor 2 is closed
+                faulthandler.dump_traceback_later(limit, exit=True, file=2)
         MPI.Init_thread()
         if mpi4py.rc.finalize is not False:
             global _started_by
@@ -92,7 +95,9 @@ def abort(code: int) -> None:
 def _finalize() -> None:
     mpi = running_mpi() if os.getpid() == _started_by else None
     if mpi is not None:
-        mpi.Finalize()
+        # mpi4py's Finalize keeps Python's lock, and without it no thread could replace a guard that is gone.
+        end = getattr(ctypes.CDLL(mpi.__file__), "MPI_Finalize", None) or mpi.Finalize
+        end()
 
 
 atexit.register(_finalize)

@@ -17,8 +17,8 @@ import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.pickling import dumps_call
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, RankFailed, Window, Wire
-from sorix_dist.comm.reduction import combined, write
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Window, Wire
+from sorix_dist.comm.reduction import combined, one_by_one, write
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.waiting import waited
@@ -236,6 +236,9 @@ class ThreadComm:
         check_one_each("all_to_all", array, self.size)
         all_sent: Array = self._combine(f"all_to_all of {array.dtype} {array.shape}", array, np.stack)
         return all_sent[:, self.rank].copy()
+
+    def exchange_pieces(self, pieces: Pieces) -> None:
+        one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import get_ident
 from time import perf_counter, perf_counter_ns, sleep
 from typing import Any
@@ -33,9 +34,7 @@ _interrupted: list[Any] = []
 def waited(since: int, rank: int = UNKNOWN) -> None:
     """This rank has waited for another one since `since`, by `perf_counter_ns`."""
     now = perf_counter_ns()
-    page = watch.page()
-    if page is not None:
-        page.words[page.at + layout.WAITED] += now - since
+    watch.add_waiting(now - since)
     if listeners and (listener := listeners.get(get_ident())) is not None:
         listener(since, now, rank)
 
@@ -77,10 +76,18 @@ def wait_patiently(request: Any, meanwhile: Callable[[], None] | None = None) ->
 
 def wait_until(under_way: deque[Any], most: int) -> None:
     """Waits for the first of some requests of mpi4py until at most `most` are left."""
+    while len(under_way) > most:
+        wait_patiently(under_way[0])
+        under_way.popleft()
+
+
+@contextmanager
+def under_way() -> Iterator[deque[Any]]:
+    """A context with requests of mpi4py. If an exception ends it, of a signal handler say, their memory stays: MPI goes
+    on to use it."""
+    requests: deque[Any] = deque()
     try:
-        while len(under_way) > most:
-            wait_patiently(under_way[0])
-            under_way.popleft()
+        yield requests
     except BaseException:
-        _interrupted.append(under_way)
+        _interrupted.append(requests)
         raise

@@ -18,7 +18,8 @@ from sorix_dist.comm import blas, mismatch
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.checked import Checked
 from sorix_dist.comm.mpi import MpiComm
-from sorix_dist.comm.protocol import Array, Comm, Op, Window, Wire
+from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Window, Wire
+from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.runtime import running_mpi, start_mpi
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut
 from sorix_dist.watchdog import report, watch
@@ -217,6 +218,9 @@ class Solo:
     def all_to_all(self, array: Array) -> Array:
         check_one_each("all_to_all", array, self.size)
         return array.copy()
+
+    def exchange_pieces(self, pieces: Pieces) -> None:
+        one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

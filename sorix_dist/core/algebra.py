@@ -13,6 +13,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops.elementwise import half_in_float32
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.tensor import Tensor, shape_of
 
@@ -73,6 +74,7 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
 def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Callable[..., Any]:
     """beta * input + alpha * product. Integers stay integers, and the factors are cut to integers for them."""
 
+    @half_in_float32
     def added(input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
         kind = input.numpy().dtype
         beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from math import inf
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +82,68 @@ def at_least(least: int, owner: str = "", **numbers: Any) -> None:
     """ValueError that names the first argument (of `owner`, if given) that is not an integer >= `least`."""
     for argument, value in numbers.items():
         as_int(f"{owner}: {argument}" if owner else argument, value, least)
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """`value` as a bool; TypeError, with `name`, for anything else, such as the text "False", which Python takes for
+    true."""
+    if isinstance(value, bool | np.bool_) or (is_integer(value) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {described(value)}")
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number, or an array or tensor of one, as a float; TypeError, with `name`, for anything else."""
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        if not isinstance(number, str | bytes):
+            return float(number)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, got {described(value)}") from error
+    raise TypeError(f"{name} must be a number, got {described(value)}")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path as text, bytes or a path object, absolute; TypeError or ValueError, with `name`, for anything else."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {described(value)}")
+    if not (path := os.fsdecode(value)) or "\0" in path:
+        raise ValueError(f"{name} must be a path, got {path!r}")
+    return Path(os.path.abspath(path))
+
+
+def as_function(name: str, value: Any, of: str) -> Callable[..., Any]:
+    """`value`; TypeError, with `name` and what it is a function `of`, unless it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {described(value)}")
+    return value  # type: ignore[no-any-return]
+
+
+def as_state(call: str, state_dict: Any, *names: str) -> Mapping[str, Any]:
+    """`state_dict`; TypeError unless it is a mapping, ValueError unless it has these names."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"{call}: state_dict must be a dict that state_dict() returned, got {described(state_dict)}")
+    if missing := [name for name in names if name not in state_dict]:
+        raise ValueError(f"{call}: state_dict must have {', '.join(missing)}, got {sorted(map(str, state_dict))}")
+    return state_dict
+
+
+def require_methods(name: str, value: Any, *methods: str, kind: str = "") -> None:
+    """TypeError, with `name`, unless `value` is an object (and no class) with these methods; kind: what it must be."""
+    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+        wanted = f"be {kind}" if kind else f"have {' and '.join(methods)}"
+        raise TypeError(f"{name} must {wanted}, got {described(value)}")
+
+
+def described(value: Any) -> str:
+    """What an argument is, in an error: its type, and the shape of an array or a short value."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"{type(value).__name__} of shape {shape}"
+    short = isinstance(value, str | bytes | int | float | np.generic) and len(repr(value)) < 60
+    return type(value).__name__ + (f" {value.item() if isinstance(value, np.generic) else value!r}" if short else "")
 
 
 def in_range(name: str, value: Any, low: float, high: float = inf, *, closed: bool = False) -> None:

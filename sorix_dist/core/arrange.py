@@ -11,10 +11,10 @@ import numpy as np
 
 from sorix_dist.core import functions as f
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
-from sorix_dist.core.create import full_like, zeros, zeros_like
+from sorix_dist.core.create import full_like, zeros_like
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.axes import along, axis_of, rows_named_by
-from sorix_dist.core.ops.indexing import scatter_add_to
+from sorix_dist.core.ops.indexing import scatter_add_to, scattered
 from sorix_dist.core.ops.indexing import take as take_index
 from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
@@ -251,18 +251,9 @@ def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = N
     number = not isinstance(src, Tensor | np.ndarray)
     if reduce == "add":
         return f.scatter_add(input, dim, index, full_like(index, src, dtype=input.dtype) if number else src)
-    if number:
-        hits = f.scatter_add(zeros_like(input, dtype=np.int64), dim, index, full_like(index, 1))
-        return f.where(hits > 0, Tensor(np.asarray(src, input.dtype)), input)
-    input, index, src = (whole(_tensor(x), "scatter") for x in (input, index, src))
-    at, shape, places = axis_of("scatter", input, dim), shape_of(input), as_array(index)
-    f.scatter_add(Tensor(np.zeros(shape)), dim, places, src.detach())  # which refuses what does not fit
-    from_flat = np.full(shape, -1)
-    grid = np.ogrid[tuple(slice(n) for n in places.shape)]
-    key = tuple(places if i == at else axis for i, axis in enumerate(grid))
-    from_flat[key] = np.arange(src.numpy().size).reshape(shape_of(src))[tuple(slice(n) for n in places.shape)]
-    moved = take_index(ravel(src), index=np.maximum(from_flat, 0)) if places.size else zeros(shape, dtype=src.dtype)
-    return f.where(Tensor(from_flat >= 0), moved, input)
+    hits = scattered("scatter", zeros_like(input, dtype=np.int64), dim, index, full_like(index, 1))
+    new = Tensor(np.asarray(src, input.dtype)) if number else scattered("scatter", input, dim, index, src, last=True)
+    return f.where(hits > 0, new, input)
 
 
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Any:
@@ -272,9 +263,9 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
 
 
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
-    """`input` with the slices of `source` in the places along `dim` that a vector, each once, names."""
+    """`input` with the slices of `source` in the places along `dim` that a vector names; of several the last counts."""
     input, at = _along("index_copy", input, dim, index)
-    return index_fill(input, at, index, 0) + _spread("index_copy", input, at, index, source)
+    return index_fill(input, at, index, 0) + _spread("index_copy", input, at, index, source, last=True)
 
 
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
@@ -288,20 +279,21 @@ def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
     return f.where(Tensor(flags), filled.astype(input.dtype), input)
 
 
-def _spread(name: str, input: Any, at: int, index: Any, source: Any) -> Any:
-    """Zeros of the shape of `input` with the slices of `source` added along the axis `at`."""
+def _spread(name: str, input: Any, at: int, index: Any, source: Any, last: bool = False) -> Any:
+    """Zeros of the shape of `input` with the slices of `source`, or the `last` for one place, along the axis `at`."""
     shape, place, source = shape_of(input), shard_of(input), _tensor(source)
     if place is None:
         source = whole(source, name)
     else:  # each row for itself
         source = aligned_operands(name, [input, *whole_sums([source], name)])[0][1]
     if not shape:
-        return scatter_add_to(f.reshape(source, 1), index=as_array(index).reshape(-1), shape=(1,)).reshape(())
+        flat = as_array(index).reshape(-1)
+        return scatter_add_to(f.reshape(source, 1), index=flat, shape=(1,), last=last).reshape(())
     places = as_array(whole(index)).reshape(-1)
     expected = (*shape[:at], len(places), *shape[at + 1 :])
     if shape_of(source) != expected:
         raise ValueError(f"{name}: source must have shape {expected}, got {shape_of(source)}")
-    spread = scatter_add_to(bare(source), index=along(at, places), shape=shape)
+    spread = scatter_add_to(bare(source), index=along(at, places), shape=shape, last=last)
     return spread if place is None else tagged(spread, place)
 
 

@@ -12,16 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from threading import get_ident
-from types import FunctionType
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from sorix_dist.core.batch_numbers import BatchNumber
-from sorix_dist.core.placement import Batch, Partial, Shard
+from sorix_dist.core.placement import Batch, Group, Partial, Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,7 +27,9 @@ recorders: dict[int, Recorder] = {}
 """The recorder of each thread that has one. Callers test it for emptiness first, which costs almost nothing."""
 
 _version = 0
-_PLAIN = (bool, int, str, bytes, type(None), np.dtype, type)
+PLAIN = (bool, int, str, bytes, type(None), np.dtype, type)
+_RANKS = (Group, Batch, Shard)  # options of operations that are collectives
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def version() -> int:
@@ -150,10 +150,12 @@ class Recorder:
             self.line(f"{promote}([{', '.join(map(self.of, given))}], {to_float})", list(arrays))
         number = len(self.lines)
         values = [*map(self.of, arrays), *(f"{key}={self.of(option)}" for key, option in options.items())]
-        self.bare(f"t{number}, r{number} = {self.name(name, function)}({', '.join(values)})")
+        made = {f"t{number}": value, f"r{number}": rules}
+        pure = not any(callable(option) or isinstance(option, _RANKS) for option in options.values())
+        self.bare(f"t{number}, r{number} = {self.name(name, function)}({', '.join(values)})", made, pure)
         self._know(value, f"t{number}")
         if value is not array:
-            self.bare(f"t{number} = asarray(t{number})")
+            self.bare(f"t{number} = asarray(t{number})", {f"t{number}": array}, True)
             self._know(array, f"t{number}")
         if rules is None:
             return None
@@ -165,7 +167,8 @@ class Recorder:
         values = [*map(self.of, args), *(f"{key}={self.of(option)}" for key, option in options.items())]
         with self.pause():
             result = _fresh(function(*args, **options))
-        self.line(f"{self.name(function.__qualname__.replace('.', '_'), function)}({', '.join(values)})", result)
+        name = self.name(function.__qualname__.replace(".", "_"), function)
+        self.line(f"{name}({', '.join(values)})", result, pure=False)
         return result
 
     def leaf(self, leaf: Any, rule: Any, gradient: Any, deposit: Callable[..., None]) -> None:
@@ -195,18 +198,19 @@ class Recorder:
         if not self.paused:
             one, two = self.of(first), self.of(second)
             if result is first:
-                self.bare(f"{one} += {two}")
+                self.bare(f"{one} += {two}", {one: result}, True)
             else:
                 self.line(f"{one} + {two}", result)
 
-    def line(self, expression: str, result: Any) -> None:
+    def line(self, expression: str, result: Any, pure: bool = True) -> None:
         """Writes a line whose result later ones may use."""
         number = len(self.lines)
-        self.bare(f"t{number} = {expression}")
+        self.bare(f"t{number} = {expression}", {f"t{number}": result}, pure)
         self._know_parts(result, f"t{number}")
 
-    def bare(self, line: str) -> None:
-        """Writes a line without a result."""
+    def bare(self, line: str, made: Mapping[str, Any] = NOTHING, pure: bool = False) -> None:
+        """Writes a line; made: what it has given to names; pure: whether it does nothing else, so that an audit may
+        compute it again."""
         self.lines.append(line)
         self.wheres.append(users_line())
 
@@ -253,7 +257,7 @@ class Recorder:
             self._know(result.array, f"{expression}.array")
         elif isinstance(result, Batch):
             self._batches.append((result, expression))
-        elif not isinstance(result, _PLAIN):
+        elif not isinstance(result, PLAIN):
             self._know(result, expression)
 
     def of(self, x: Any) -> str:
@@ -303,7 +307,8 @@ class Recorder:
             self.refuse(f"a tensor of shape {tuple(x.array.shape)} comes from nowhere")
             return self.constant(x, "tensor")
         number = len(self.lines)
-        self.bare(f"t{number} = {self.name('tensor', _maker(x.__class__))}({array}, {self.of(x.place)})")
+        line = f"t{number} = {self.name('tensor', _maker(x.__class__))}({array}, {self.of(x.place)})"
+        self.bare(line, {f"t{number}": x})
         self._know(x, f"t{number}")
         return f"t{number}"
 
@@ -332,30 +337,6 @@ def _fresh(result: Any) -> Any:
     if isinstance(result, tuple) and type(result) is tuple:
         return tuple(map(_fresh, result))
     return result * 1.0 if type(result) is float else result
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two objects in recordings of a step are equivalent."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, (*_PLAIN, float)):
-        return bool(one == other) or (one != one and other != other)
-    if isinstance(one, BatchNumber):
-        return (one.own, one.everywhere) == (other.own, other.everywhere)
-    if isinstance(one, Partial):
-        return all(same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
-    if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes: visitors only read their virtual shard
-        return bool(one.shard == other.shard)
-    if is_dataclass(one):
-        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, FunctionType):
-        cells = [[c.cell_contents for c in f.__closure__ or ()] for f in (one, other)]
-        return one.__code__ is other.__code__ and same(tuple(cells[0]), tuple(cells[1]))
-    return False
 
 
 def _where(array: Any) -> Any:

@@ -197,12 +197,30 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
 
 
 def searchsorted(
-    sorted_sequence: Any, values: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None
+    sorted_sequence: Any,
+    values: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
 ) -> Tensor:
-    """The indices to insert values into a sorted vector: before equal elements, or behind them if `right`."""
-    side = side or ("right" if right else "left")
-    places = np.searchsorted(_all(sorted_sequence, "searchsorted"), _all(values, "searchsorted"), side)  # type: ignore[call-overload]
-    return Tensor(np.asarray(places, np.int32 if out_int32 else np.int64))
+    """The indices to insert values into a sorted vector: before equal elements, or behind them if `right`.
+
+    Of several vectors (..., n) each has values (..., m) of its own. sorter: their argsort, if they are not sorted.
+    """
+    sequences, wanted = _all(sorted_sequence, "searchsorted"), _all(values, "searchsorted")
+    if sequences.ndim != 1 and sequences.shape[:-1] != wanted.shape[:-1]:
+        raise ValueError(
+            f"searchsorted: sorted_sequence {sequences.shape} must be a vector or like values {wanted.shape}, but for "
+            "the last dimension"
+        )
+    if sorter is not None:
+        sequences = np.take_along_axis(sequences, _all(sorter, "searchsorted"), -1)
+    places = np.empty(wanted.shape, np.int32 if out_int32 else np.int64)
+    for row in np.ndindex(sequences.shape[:-1]):
+        places[row] = np.searchsorted(sequences[row], wanted[row], side or ("right" if right else "left"))  # type: ignore[call-overload]
+    return Tensor(places)
 
 
 def bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Tensor:

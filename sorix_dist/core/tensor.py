@@ -380,7 +380,7 @@ def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array
     return tensor
 
 
-def as_array(data: Any, dtype: Any = None) -> Array:
+def as_array(data: Any, dtype: Any = None, name: str = "data") -> Array:
     """The array of `data`: an ndarray or Tensor keeps its dtype and memory, Python floats become float32."""
     wanted = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor | batch_numbers.BatchNumber):
@@ -388,7 +388,7 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"data must be real numbers or bools, got {type(data).__name__} that NumPy reads as {array.dtype}"
+            f"{name} must be real numbers or bools, got {type(data).__name__} that NumPy reads as {array.dtype}"
         )
     from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array

@@ -23,9 +23,10 @@ from typing import Literal
 
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.blas import VARIABLES, usable_cores
-from sorix_dist.launch import LaunchError, cleanup
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
-from sorix_dist.launch.processes import PYTHON, Answer, ask
+from sorix_dist.launch.run import PYTHON, Answer, ask
+from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect, tasks_of_job
 
 SMALL = 256 << 20
@@ -162,7 +163,7 @@ def _address(interface: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
-def shared_memory(folder: Path = cleanup.SHARED) -> list[Finding]:
+def shared_memory(folder: Path = Path(leftovers.SHARED)) -> list[Finding]:
     """The free shared memory, and segments of dead jobs in it."""
     if not folder.is_dir():
         return [Finding("Shared memory", "ok", f"there is no {folder} on this system")]
@@ -173,7 +174,7 @@ def shared_memory(folder: Path = cleanup.SHARED) -> list[Finding]:
     if usage.free < SMALL:
         mend = "start the container with --shm-size=2g, or as root: mount -o remount,size=2g /dev/shm"
         space = Finding("Shared memory", "warning", f"{text}: large models need more", mend, data)
-    dead = cleanup.dead_segments(folder)
+    dead = leftovers.dead_segments(folder)
     if not dead:
         text = f"no shared memory of dead MPI jobs in {folder}"
         return [space, Finding("Left-overs", "ok", text, data={"files": []})]
@@ -384,9 +385,9 @@ def _two_ranks(environ: Mapping[str, str], vendor: str, version: tuple[int, ...]
 def _run_two(environ: Mapping[str, str], script: str, *options: str) -> Answer:
     here = plain(environ)
     start = command([*PYTHON, "-c", script], 2, environ=here)
-    began = cleanup.now()
+    began = leftovers.now()
     answer = ask([start.argv[0], *options, *start.argv[1:]], here | start.env, LIMIT)
-    cleanup.clean_up(began)  # it is killed when it hangs, and one of its ranks kills itself
+    leftovers.clean_up(began)  # it is killed when it hangs, and one of its ranks kills itself
     return answer
 
 

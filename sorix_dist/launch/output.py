@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -144,13 +145,20 @@ def logged(program: Sequence[str], folder: Path, *, tee: bool = False) -> list[s
 
 
 def copy(path: str, rank: str) -> None:
-    """Copies standard input to its end, also while signals end the job."""
+    """Copies standard input to its end, also while signals end the job, and to one of both where the other can't be
+    written: the end of this process would end the rank."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     with open(path, "ab", buffering=0) as log, open(1, "wb", buffering=0) as screen:
+        is_lossy = False
         for line in sys.stdin.buffer:
-            log.write(line)
-            screen.write(f"[{rank}] ".encode() + line.rstrip(b"\n") + b"\n")
+            try:
+                log.write(line)
+            except OSError as error:
+                line += f"[{rank}] {path} can't be written: {error.strerror}\n".encode() * (not is_lossy)
+                is_lossy = True
+            with suppress(OSError):
+                screen.write(f"[{rank}] ".encode() + line.rstrip(b"\n") + b"\n")
 
 
 if __name__ == "__main__":

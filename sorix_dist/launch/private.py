@@ -76,15 +76,16 @@ class PrivateFolder:
         return self.open(name, os.O_RDWR | os.O_NONBLOCK)
 
     def lock(self) -> int:
-        """Shows that the caller lives, until it ends or closes the descriptor that is returned."""
+        """Shows that the caller lives, until it ends or closes the descriptor that is returned. A child that it forks
+        has the descriptor too, but no part in this kind of lock."""
         file = self.open("caller", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
         return file
 
     def wait_for_end_of_caller(self) -> None:
         """Returns when the caller has released its lock, or died."""
         with suppress(FileNotFoundError):  # removed already
-            fcntl.flock(self.open("caller", os.O_RDONLY), fcntl.LOCK_SH)
+            fcntl.lockf(self.open("caller", os.O_RDONLY), fcntl.LOCK_SH)
 
     def remove(self) -> None:
         """Removes and closes the folder; several processes may do so at once."""

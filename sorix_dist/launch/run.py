@@ -1,21 +1,24 @@
-"""Runs a command in the foreground, as a shell does: with its streams, its signals and its exit code."""
+"""Runs a command: in the foreground, as a shell does, with its streams, signals and exit code; or for its answer."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from sorix_dist.launch import LaunchError, cleanup
+from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.processes import kill_with_descendants
+from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
+from sorix_dist.watchdog.process import kill_with_descendants
 
 ENDING: Mapping[int, int] = {
     signal.SIGINT: signal.SIGINT,
@@ -28,6 +31,9 @@ PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 TIMED_OUT = 124
 """The exit code after the time limit, as of timeout(1)."""
+
+REPEATED = 0.4
+"""Seconds in which the same signal asks once: `timeout` sends it to its command, and then to the command's group."""
 
 GROUP_DELAY = 0.2
 """Seconds after which a signal to a process group has reached all of its processes."""
@@ -55,10 +61,10 @@ def run(
     ended it, or that asked it to end before it failed. Code 75 (it has saved its work) stays 75. If this process is
     killed, Linux sends the command SIGTERM. Call it in the main thread only. LaunchError if the command can't start.
     """
-    began = cleanup.now()
+    began = leftovers.now()
     ended = _Foreground(command, patience, ending).wait(limit)
     if ended.code:  # a killed job can't remove its shared memory
-        cleanup.clean_up(began)
+        leftovers.clean_up(began)
     return ended
 
 
@@ -69,6 +75,8 @@ class _Foreground:
         self.patience = patience
         self.ending = ending
         self.asked: list[int] = []
+        self.last = 0, 0.0
+        """The signal that asked last, and when."""
         self.process: subprocess.Popen[bytes] | None = None
         self.group = _GroupProbe()
         handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
@@ -105,6 +113,10 @@ class _Foreground:
         return Ended(code, bool(self.asked))
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == self.last[0] and now - self.last[1] < REPEATED:
+            return
+        self.last = number, now
         self.asked.append(number)
         if self.process is None:
             return
@@ -172,3 +184,54 @@ def _end_with_parent() -> None:
     """Asks Linux to send this process SIGTERM when its parent dies; other systems can't."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+# -- for the answer
+
+PYTHON = (sys.executable, "-P")
+"""This interpreter, for a program in its arguments; it does not import a json.py of the current folder."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The output of a command, and its exit code: None if it was killed at the time limit."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def why(self) -> str:
+        """Why it failed, in a line."""
+        if self.code is None:
+            return "it hangs"
+        lines = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip(" =-*")]
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Mismatch): ", line)]
+        return (raised or lines[::-1] or [f"code {self.code}"])[0]
+
+
+def ask(argv: Sequence[str], environ: Mapping[str, str], limit: float) -> Answer:
+    """Runs a command; kills it and its descendants after `limit` seconds. LaunchError if it can't be started."""
+    try:
+        process = subprocess.Popen(
+            argv,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise LaunchError(f"{argv[0]} could not be started: {error.strerror}") from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=limit)
+            return Answer(process.returncode, out, err)
+        except BaseException as error:
+            kill_with_descendants(process.pid)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            out, err = process.communicate()
+            return Answer(None, out, err)

@@ -21,12 +21,14 @@ from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import LaunchError, RankError, RemoteTraceback, cleanup
+from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import PrivateFolder
-from sorix_dist.launch.processes import PYTHON, kill_with_descendants
+from sorix_dist.launch.run import PYTHON
+from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect
+from sorix_dist.watchdog.process import kill_with_descendants
 
 Result = TypeVar("Result")
 
@@ -92,7 +94,7 @@ def run(
     environ = on_this_host(os.environ | live_environment() | dict(env or {}))
     folder = PrivateFolder.make()
     lock = folder.lock()
-    began = cleanup.now()
+    began = leftovers.now()
     try:
         folder.write("call", call)
         start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(sys.path)], num_proc, environ)
@@ -102,7 +104,7 @@ def run(
     finally:
         os.close(lock)  # a rank that is left ends itself now
         folder.remove()
-        cleanup.clean_up(began)
+        leftovers.clean_up(began)
 
 
 def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:

@@ -12,7 +12,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
-from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, transpose, unsqueeze
+from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
 from sorix_dist.nn import functional as F
@@ -116,7 +116,7 @@ class MultiheadAttention(Module):
         weights = None
         scale = scale_of((self.embed_dim // self.num_heads,))
         if alike and not need_weights and self.kdim == self.vdim == self.embed_dim:
-            qkv = F.linear(q, transpose(self.in_proj_weight), self.in_proj_bias)
+            qkv = F.linear(q, self.in_proj_weight, self.in_proj_bias)
             y = self_attention(qkv, bias, dropped, heads=self.num_heads, scale=scale)
         else:
             q, k, v = (self._heads(x, *self._projection(i)) for i, x in enumerate((q, k, v)))
@@ -146,13 +146,13 @@ class MultiheadAttention(Module):
         return rows_along("MultiheadAttention", x, (0,))
 
     def _projection(self, i: int) -> tuple[Any, Any]:
-        """Weight (in, out) and bias of queries (0), keys (1) or values (2)."""
+        """Weight (out, in) and bias of queries (0), keys (1) or values (2)."""
         part = slice(i * self.embed_dim, (i + 1) * self.embed_dim)
         if self.kdim == self.vdim == self.embed_dim:
             weight = self.in_proj_weight[part]
         else:
             weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)[i]
-        return transpose(weight), None if self.in_proj_bias is None else self.in_proj_bias[part]
+        return weight, None if self.in_proj_bias is None else self.in_proj_bias[part]
 
     def _heads(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         """The projection of (N, L, in), as (N, heads, L, E / heads)."""

@@ -23,7 +23,7 @@ from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
     "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d",
-    "ConvTranspose1d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d",
+    "ConvTranspose1d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d", "MaxUnpool2d",
 ]  # fmt: skip
 
 
@@ -199,11 +199,12 @@ class ConvTranspose1d(ConvTranspose2d):
 class MaxPool2d(FunctionLayer):
     """The maximum of each window of images (N, C, H, W); stride: kernel_size if None.
 
-    return_indices: must be False.
+    return_indices: also return where each maximum is, for MaxUnpool2d. It is the fifth argument, as in PyTorch.
     """
 
-    function: ClassVar[Callable[..., Tensor]] = staticmethod(F.max_pool2d)
-    _options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    function: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool2d)
+    _options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    _in_repr = _options[:-1]
 
     def __init__(
         self,
@@ -214,12 +215,8 @@ class MaxPool2d(FunctionLayer):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        if return_indices:
-            raise ValueError(
-                f"{type(self).__name__}: return_indices must be False: the places of the maxima are not supported "
-                "(the fifth argument is return_indices, as in PyTorch; name ceil_mode)"
-            )
         self.kernel_size, self.padding, self.dilation, self.ceil_mode = kernel_size, padding, dilation, ceil_mode
+        self.return_indices = return_indices
         self.stride = kernel_size if stride is None else stride
 
 
@@ -227,6 +224,19 @@ class MaxPool1d(MaxPool2d):
     """The maximum of each window of sequences (N, C, L); arguments as for MaxPool2d, one integer each."""
 
     function = staticmethod(F.max_pool1d)
+
+
+class MaxUnpool2d(FunctionLayer):
+    """Puts the elements of images where MaxPool2d with `return_indices` found them: `layer(x, indices)`."""
+
+    _options = _in_repr = ("kernel_size", "stride", "padding")
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
+        self.kernel_size, self.padding = kernel_size, padding
+        self.stride = kernel_size if stride is None else stride
+
+    def forward(self, x: Any, indices: Any = None, output_size: Any = None) -> Tensor:
+        return F.max_unpool2d(x, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
 class AvgPool1d(FunctionLayer):

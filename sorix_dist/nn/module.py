@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import CPU, raise_for_device
+from sorix_dist.core.arguments import CPU, as_state, raise_for_device
 from sorix_dist.core.capture import changed, host
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
@@ -268,7 +268,7 @@ class Module:
 
     def check_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Raises what `load_state_dict` would raise for these values, and changes nothing."""
-        state_dict = in_own_names(self, state_dict)
+        state_dict = in_own_names(self, as_state("load_state_dict", state_dict))
         own = dict(self._saved())
         missing = [name for name in own if name not in state_dict]
         unknown = [name for name in state_dict if name not in own]

@@ -50,13 +50,15 @@ class _BatchNorm(Module):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        affine: bool = True,
+        affine: bool | str = True,
         track_running_stats: bool = True,
         device: Any = "cpu",
         dtype: Any = None,
         *,
         bias: bool = True,
     ) -> None:
+        if not isinstance(affine, bool | int):  # sorix's fourth argument is the device
+            affine, device = True, affine
         kind, name = parameter_dtype(device, dtype), type(self).__name__
         at_least(1, name, num_features=num_features)
         if eps <= 0:
@@ -64,9 +66,9 @@ class _BatchNorm(Module):
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"{name}: momentum must be in [0, 1] or None, got {momentum!r}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
+        self.affine, self.track_running_stats = bool(affine), track_running_stats
         shape = self._shape()
-        for attribute, parameter in zip(self.names, _scale_and_shift(shape, affine, bias, kind), strict=True):
+        for attribute, parameter in zip(self.names, _scale_and_shift(shape, self.affine, bias, kind), strict=True):
             setattr(self, attribute, parameter)
         self.register_buffer("running_mean", np.zeros(shape, kind) if track_running_stats else None)
         self.register_buffer("running_var", np.ones(shape, kind) if track_running_stats else None)
@@ -118,22 +120,6 @@ class BatchNorm1d(_BatchNorm):
             "num_batches_tracked": ("num_batches_tracked", OPTIONAL),
         }
     )
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool | str = True,
-        track_running_stats: bool = True,
-        device: Any = "cpu",
-        dtype: Any = None,
-        *,
-        bias: bool = True,
-    ) -> None:
-        if not isinstance(affine, bool | int):  # sorix's fourth argument is the device
-            affine, device = True, affine
-        super().__init__(num_features, eps, momentum, bool(affine), track_running_stats, device, dtype, bias=bias)
 
     def _shape(self) -> tuple[int, ...]:
         return 1, self.num_features

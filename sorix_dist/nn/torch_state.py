@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.tensor import Array
 
 if TYPE_CHECKING:
     from sorix_dist.nn.module import Module
-
-Array = np.ndarray[Any, Any]
 
 TRANSPOSED, ROW, SAME, OPTIONAL = "transposed", "row", "same", "optional"
 """Layouts: PyTorch's array is the transpose of ours; ours is a row (1, n) of its (n,); both are the same; both are the
@@ -77,7 +76,7 @@ def own_name(module: Module, name: str) -> str:
         if theirs == name and layout == TRANSPOSED:
             raise AttributeError(
                 f"{type(module).__name__} has no '{name}', which is (out, in) in PyTorch: its '{own}' is (in, out), as "
-                "nn.init takes it; F.linear(x, t.T) multiplies by a tensor t in PyTorch's layout"
+                "nn.init takes it; F.linear, which takes PyTorch's layout, wants its transpose"
             )
         if theirs == name:
             return own

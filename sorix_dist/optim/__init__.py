@@ -2,8 +2,8 @@
 
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.optim import lr_scheduler, swa_utils
-from sorix_dist.optim.adaptive import Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
-from sorix_dist.optim.optim import SGD, Adadelta, Rprop, SGDMomentum
+from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from sorix_dist.optim.optim import SGD, Adadelta, Adagrad, RMSprop, Rprop, SGDMomentum
 from sorix_dist.optim.optimizer import Optimizer
 
 __all__ = [

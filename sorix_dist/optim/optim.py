@@ -1,4 +1,4 @@
-"""Gradient descent, and the names of all optimizers, where sorix has them.
+"""Gradient descent, with one rate or with one for each number of a parameter; and the names of all optimizers.
 
 Options, defaults and formulas are those of PyTorch's documentation (`torch.optim`). Common to all optimizers:
 weight_decay adds weight_decay w to the gradient g (AdamW shrinks w instead); maximize goes up the gradient;
@@ -8,6 +8,7 @@ foreach, fused and capturable, which say how PyTorch computes, are ignored.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
-from sorix_dist.optim.adaptive import Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from sorix_dist.optim.optimizer import Group, Optimizer, average_into, descent
 from sorix_dist.optim.state import Buffers, Scratch
 
@@ -31,6 +32,8 @@ class SGD(Optimizer):
     nesterov: steps along g + momentum v instead of v (Sutskever et al. 2013); needs momentum, no dampening.
     dampening: v = momentum v + (1 - dampening) g, except that the first v is g.
     """
+
+    bounds = MappingProxyType({"momentum": (0, 1), "dampening": (0, 1)})
 
     def __init__(
         self,
@@ -49,8 +52,6 @@ class SGD(Optimizer):
 
     def check(self, group: Group) -> None:
         super().check(group)
-        in_range("momentum", group["momentum"], 0, 1)
-        in_range("dampening", group["dampening"], 0, 1)
         if group["nesterov"] and (not group["momentum"] or group["dampening"]):
             raise ValueError(
                 "nesterov needs a momentum and a dampening of 0, "
@@ -96,6 +97,106 @@ class SGDMomentum(SGD):
         super().__init__(params, lr, momentum, weight_decay=weight_decay)
 
 
+class Adagrad(Optimizer):
+    """Gradients divided by the root of the sum of their squares (Duchi et al. 2011): w = w - lr' g / (sqrt(s) + eps).
+
+    lr' = lr / (1 + (t - 1) lr_decay) in step t; s starts at initial_accumulator_value.
+    """
+
+    scratch_arrays = 2
+    bounds = MappingProxyType({"lr_decay": (0,), "initial_accumulator_value": (0,), "eps": (0,)})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        **ignored: Any,
+    ) -> None:
+        options = {"lr_decay": lr_decay, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
+        super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
+
+    def buffers(self, group: Group) -> tuple[str, ...]:
+        return ("sum",)
+
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
+        spare, decayed = scratch
+        grad = descent(data, grad, decayed, group)
+        total = buffers["sum"]
+        if step == 1:
+            total += float(group["initial_accumulator_value"])
+        total += np.multiply(grad, grad, out=spare)
+        np.sqrt(total, out=spare)
+        spare += float(group["eps"])
+        np.divide(grad, spare, out=spare)
+        spare *= float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"]))
+        data -= spare
+
+
+class RMSprop(Optimizer):
+    """Gradients divided by the root of their averaged square (Hinton 2012): w = w - lr g / (sqrt(v) + eps).
+
+    alpha: how much of the average v remains in a step; `decay` is another name for it, and wins if given.
+    momentum: steps along u = momentum u + g / (sqrt(v) + eps).
+    centered: divides by the deviation from the averaged gradient instead (Graves 2013).
+    """
+
+    scratch_arrays = 2
+    bounds = MappingProxyType({"alpha": (0, 1), "eps": (0,), "momentum": (0, 1)})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        decay: float | None = None,
+        maximize: bool = False,
+        **ignored: Any,
+    ) -> None:
+        alpha = alpha if decay is None else decay
+        options = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
+        super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
+
+    def buffers(self, group: Group) -> tuple[str, ...]:
+        average = ("grad_avg",) if group["centered"] else ()
+        return ("square_avg", *average, *(("momentum_buffer",) if group["momentum"] else ()))
+
+    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
+        spare, decayed = scratch
+        square_avg, grad_avg = buffers["square_avg"], buffers.get("grad_avg")
+        lr, eps, alpha = (float(group[name]) for name in ("lr", "eps", "alpha"))
+        grad = descent(data, grad, decayed, group)
+        average_into(square_avg, np.multiply(grad, grad, out=spare), alpha, spare)
+        if grad_avg is None:
+            np.sqrt(square_avg, out=spare)
+        else:
+            average_into(grad_avg, grad, alpha, spare)
+            np.multiply(grad_avg, grad_avg, out=spare)
+            np.subtract(square_avg, spare, out=spare)
+            np.maximum(spare, 0, out=spare)  # a variance that rounding made negative
+            np.sqrt(spare, out=spare)
+        spare += eps
+        np.divide(grad, spare, out=spare)
+        if "momentum_buffer" in buffers:
+            momentum_buffer = buffers["momentum_buffer"]
+            momentum_buffer *= float(group["momentum"])
+            momentum_buffer += spare
+            np.multiply(momentum_buffer, lr, out=spare)
+        else:
+            spare *= lr
+        data -= spare
+
+
 class Adadelta(Optimizer):
     """Gradients in units of the parameters (Zeiler 2012): w = w - lr d with d = sqrt(u + eps) / sqrt(v + eps) g.
 
@@ -103,6 +204,7 @@ class Adadelta(Optimizer):
     """
 
     scratch_arrays = 2
+    bounds = MappingProxyType({"eps": (0,)})
 
     def __init__(
         self,
@@ -120,7 +222,6 @@ class Adadelta(Optimizer):
     def check(self, group: Group) -> None:
         super().check(group)
         in_range("rho", group["rho"], 0, 1, closed=True)
-        in_range("eps", group["eps"], 0)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         return ("square_avg", "acc_delta")

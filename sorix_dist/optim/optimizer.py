@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import as_state, in_range
 from sorix_dist.core.capture import listening, outside, recorders, uncaptured
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
@@ -28,7 +28,7 @@ _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, a
 
 
 class Optimizer:
-    """Base of the optimizers. A subclass names and checks its options and updates a slice in `update`.
+    """Base of the optimizers. A subclass names its options and their bounds, and updates a slice in `update`.
 
     params: parameters, or dicts with a list `params` and other options (parameter groups). The groups
     are open: `optimizer.param_groups[0]["lr"] = 0.01` takes effect at the next step.
@@ -36,6 +36,7 @@ class Optimizer:
     """
 
     scratch_arrays: ClassVar[int] = 1  # how many spare arrays `update` needs
+    bounds: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})  # of its options, as `in_range` takes them
 
     def __init__(
         self,
@@ -102,8 +103,8 @@ class Optimizer:
 
     def check(self, group: Group) -> None:
         """Raises for an option that makes no sense."""
-        in_range("lr", group["lr"], 0)
-        in_range("weight_decay", group["weight_decay"], 0)
+        for name, bounds in {"lr": (0,), "weight_decay": (0,), **self.bounds}.items():
+            in_range(name, group[name], *bounds)
         for name in _SWITCHES & group.keys():
             if group[name] not in (True, False):
                 raise TypeError(f"{name} must be True or False, got {group[name]!r}")
@@ -205,7 +206,7 @@ class Optimizer:
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         self._before_state()
-        if not {"state", "param_groups"} <= state_dict.keys():
+        if not {"state", "param_groups"} <= as_state("load_state_dict", state_dict).keys():
             raise ValueError(
                 f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
             )

@@ -8,6 +8,7 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
+from sorix_dist.core.arguments import as_state
 from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
 
@@ -139,6 +140,7 @@ class LRScheduler:
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         own = self.state_dict().keys()
+        as_state("load_state_dict", state_dict)
         missing, unknown = sorted(own - state_dict.keys()), sorted(state_dict.keys() - own)
         if missing or unknown:
             raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
@@ -292,7 +294,7 @@ class SequentialLR(LRScheduler):
         super().load_state_dict(state_dict)
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved = state_dict.get("schedulers", ())
+        saved = as_state("load_state_dict", state_dict).get("schedulers", ())
         if len(saved) != len(self.schedulers):
             raise ValueError(
                 f"load_state_dict: state_dict must be of {len(self.schedulers)} schedulers, got {len(saved)}"

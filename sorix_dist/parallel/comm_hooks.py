@@ -38,12 +38,12 @@ class Half:
 
     def pack(self, numbers: Array, body: Array, spare: float = 1.0) -> float:
         """See `Wire`. spare: a power of two by which the largest number stays below the largest float16."""
-        half, size = body.view(np.float16), _largest(numbers)
+        half, size = body.view(np.float16), size_of(numbers)
         if size == math.inf:
             with np.errstate(over="ignore"):
                 np.copyto(half, numbers, casting="same_kind")
             return 0.0
-        scale = _scale(size * spare)
+        scale = scale_of(size * spare)
         bits, rounded = self._integers(numbers.size)
         floats = _scaled(numbers, scale, bits.view(np.float32))
         floats *= ALIGNED
@@ -102,9 +102,9 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
         exchange.sum(gradients, gradients)
         return
     comm = agreed(comm)
-    largest = np.array([_largest(gradients)])
+    largest = np.array([size_of(gradients)])
     comm.all_reduce(largest, "max")
-    scale = _scale(float(largest[0]) * comm.size)
+    scale = scale_of(float(largest[0]) * comm.size)
     sent = np.zeros((comm.size, -(-gradients.size // comm.size)), np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
         _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
@@ -188,13 +188,13 @@ def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:
     return comm.exchange(None if hook is None else Half())
 
 
-def _largest(numbers: Array) -> float:
+def size_of(numbers: Array) -> float:
     """The size of the largest number; infinity if one is not a number."""
     largest = float(max(numbers.max(), -numbers.min())) if numbers.size else 0.0
     return math.inf if math.isnan(largest) else largest
 
 
-def _scale(size: float) -> float:
+def scale_of(size: float) -> float:
     """The largest power of two that scales a number of this size into the range of float16; 1 if it is not finite.
     Unscaled, small numbers would become subnormal: they lose bits, and NumPy converts them 25 times slower."""
     if not 0 < size < math.inf:

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, as_state
 from sorix_dist.core.capture import outside
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
@@ -251,6 +251,7 @@ class LocalSGD:
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         name, own = f"{type(self).__name__}.load_state_dict", self._shards.count
+        as_state(name, state_dict)
         if missing := [key for key in _STATE if key not in state_dict]:
             raise ValueError(f"{name}: state_dict lacks {missing}")
         if state_dict["workers"] != own:

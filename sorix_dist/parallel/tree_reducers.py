@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import Comm, agreed
+from sorix_dist.comm import agreed
+from sorix_dist.comm.ring import PIECE
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.half_blocks import HalfBlocks, whole_blocks
@@ -70,8 +72,9 @@ class SharedTreeReducer(ShardReducer):
 
 
 class MessageTreeReducer(ShardReducer):
-    """Ranks of several hosts: each sums its subtrees, an all-to-all exchanges slices of them, each sums the slices that
-    it has received, and an all-gather collects the sums.
+    """Ranks of several hosts: each sums its subtrees, sends every rank its slice of these sums, and sums the slices
+    that it receives; then it sends that sum to all. Slices travel in pieces: see `Comm.exchange_pieces`, for which this
+    is the `Pieces`.
 
     half: whether shards' numbers are rounded to float16, see `HalfBlocks`, so that they can travel so. A sum of several
     shards of a rank travels as it is. Sums over all shards are rounded too.
@@ -83,54 +86,58 @@ class MessageTreeReducer(ShardReducer):
         super().__init__(flat, shards, windows)
         owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
         self._nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
-        length = -(-flat.size // size)
-        self._length = length = whole_blocks(length) if half else length
-        self._half = HalfBlocks(length) if half else None
-        # Each rank's subtrees cut into one slice for every rank; those with fewer subtrees send zeros as well.
-        self._sent = np.zeros((size, max(map(len, self._nodes)), length), flat.dtype)
-        self._plans: list[Plan] = []
-        for k, node in enumerate(self._nodes[shards.comm.rank]):
-            for r in range(size):
-                slices = {(i, i + 1): array[r * length : (r + 1) * length] for i, (_, array) in zip(own, windows)}
-                count = max(0, min(length, flat.size - r * length))
-                self._plans += blocks(self._sent[r, k], 0, count, BLOCK, slices, node)
-        self._slice = np.empty(length, flat.dtype)
+        most, length = max(map(len, self._nodes)), -(-flat.size // size)
+        self._half = HalfBlocks() if half else None
+        self._sends_half = half and shards.count == size
+        step = PIECE // (2 if self._sends_half else most * flat.dtype.itemsize)
+        if half:
+            length, step = whole_blocks(length), whole_blocks(max(1, step - whole_blocks(1) + 1))
+        self._totals = np.empty((size, length), flat.dtype)
+        self.total = self._totals.reshape(-1)[: flat.size]
+        self._pieces = [slice(at, min(at + step, length)) for at in range(0, length, step)]
+        self.count = len(self._pieces)
+        # By piece, for every rank this rank's subtrees; those with fewer subtrees send zeros as well.
+        self._sent = [np.zeros((size, most, each.stop - each.start), flat.dtype) for each in self._pieces]
+        self._plans: list[list[Plan]] = [[] for _ in self._pieces]
+        spare: dict[int, Array] = {}
+        for (i, piece), r in product(enumerate(self._pieces), range(size)):
+            start, stop = (min(r * length + at, flat.size) for at in (piece.start, piece.stop))
+            parts = {(shard, shard + 1): array[start:stop] for shard, (_, array) in zip(own, windows)}
+            for node, out in zip(self._nodes[shards.comm.rank], self._sent[i][r]):
+                self._plans[i].append(Plan(parts, node, out[: stop - start], spare))
 
     def used_digest(self) -> int:
         return crc32(used_by_any([buffer.flags for buffer in self.buffers]))
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
-        comm, length = agreed(self.shards.comm), self._length
+        comm = agreed(self.shards.comm)
         self.used = used_on_any_rank(comm, used_by_any([buffer.flags for buffer in self.buffers]), same_used)
-        for plan in self._plans:
-            plan.run()
-        received = self._exchanged(comm)
-        parts = {node: received[r, k] for r, nodes in enumerate(self._nodes) for k, node in enumerate(nodes)}
-        for plan in blocks(self._slice, 0, length, BLOCK, parts, (0, self.shards.count)):
-            plan.run()
-        self.total = self._gathered(comm).reshape(-1)[: self.flat.size]
+        comm.exchange_pieces(self)
         self._add_common(self.total, 0, self.flat.size)
 
-    def _exchanged(self, comm: Comm) -> Array:
-        """The slices of all ranks' subtrees that this rank sums."""
-        if self._half is None or self.shards.count > comm.size:
-            return comm.all_to_all(self._sent)
-        messages = np.empty((comm.size, self._half.nbytes), np.uint8)
-        for own, message in zip(self._sent, messages, strict=True):
-            self._half.encode(own[0], message)
-        return self._decoded(comm.all_to_all(messages))[:, np.newaxis]
+    def send(self, piece: int) -> Array:
+        for plan in self._plans[piece]:
+            plan.run()
+        sent, half = self._sent[piece], self._half
+        return sent if half is None or not self._sends_half else np.stack([half.encode(own[0]) for own in sent])
 
-    def _gathered(self, comm: Comm) -> Array:
-        """The sums of all slices."""
+    def combine(self, piece: int, received: Array) -> Array:
+        if self._sends_half:
+            received = self._decoded(received, piece)[:, np.newaxis]
+        parts = {node: received[r, k] for r, nodes in enumerate(self._nodes) for k, node in enumerate(nodes)}
+        total = np.empty(received.shape[2:], received.dtype)
+        Plan(parts, (0, self.shards.count), total, {}).run()
         if self._half is None:
-            return comm.all_gather(self._slice)
-        self._half.round(self._slice)
-        self._half.encode(self._slice, message := np.empty(self._half.nbytes, np.uint8))
-        return self._decoded(comm.all_gather(message))
+            return total
+        self._half.round(total)
+        return self._half.encode(total)
 
-    def _decoded(self, messages: Array) -> Array:
+    def receive(self, piece: int, combined: Array) -> None:
+        self._totals[:, self._pieces[piece]] = combined if self._half is None else self._decoded(combined, piece)
+
+    def _decoded(self, messages: Array, piece: int) -> Array:
         assert self._half is not None
-        numbers = np.empty((len(messages), self._length), self.flat.dtype)
+        numbers = np.empty((len(messages), self._sent[piece].shape[2]), self.flat.dtype)
         for message, row in zip(messages, numbers, strict=True):
             self._half.decode(message, row)
         return numbers

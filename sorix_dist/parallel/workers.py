@@ -107,7 +107,7 @@ class Workers:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.half = half
         self.buckets = [self._bucket(owner, flat, names) for flat in flatten(model.parameters())]
-        self._codes = [HalfBlocks(bucket.flat.size) for bucket in self.buckets] if half else []
+        self._rounding = HalfBlocks()
         # What rounding has taken from each worker's share, by bucket: it is added to the next one.
         rounded = self.buckets if half else []
         self._missing = {w: [np.zeros_like(bucket.flat.data) for bucket in rounded] for w in self.shards.owned}
@@ -247,7 +247,7 @@ class Workers:
                 if self.half:
                     buffer.array += (missing := self._missing[worker][i])
                     np.copyto(missing, buffer.array)
-                    self._codes[i].round(buffer.array)
+                    self._rounding.round(buffer.array)
                     missing -= buffer.array
                 for accumulator in buffer.accumulators:
                     accumulator.written = True
@@ -255,9 +255,9 @@ class Workers:
 
     def round_sums(self) -> None:
         """Rounds the sums, where no message has done that already."""
-        if self.coordinator.comm.hosts == 1:
-            for code, bucket in zip(self._codes, self.buckets, strict=False):
-                code.round(bucket.flat.grad)
+        if self.half and self.coordinator.comm.hosts == 1:
+            for bucket in self.buckets:
+                self._rounding.round(bucket.flat.grad)
 
     def average_buffers(self, shares: Array) -> None:
         """Makes the model's buffers the means over all workers; integers, which count batches, the largest."""

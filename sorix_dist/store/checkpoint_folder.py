@@ -29,6 +29,10 @@ class Entry(NamedTuple):
     path: Path
 
 
+_last: dict[Path, int] = {}
+"""By folder, the number of the last checkpoint that this process has written there."""
+
+
 class CheckpointFolder:
     """The checkpoints in a folder, where one process at a time writes.
 
@@ -54,9 +58,18 @@ class CheckpointFolder:
         return sorted(Entry(int(match[1]), int(match[2]), self.path / name) for match, name in found)
 
     def next_path(self, step: int) -> Path:
-        """The path for the next checkpoint."""
+        """The path for the next checkpoint. FileExistsError if another process has saved here since this one has."""
         entries = self.entries()
         number = entries[-1].number + 1 if entries else 0
+        last = _last.get(self.path, number)
+        for other in entries:
+            if other.number > last and self._is_valid(other.path):
+                raise FileExistsError(
+                    errno.EEXIST,
+                    "the checkpoint can't be saved, earlier ones are as they were: another job saves to this folder "
+                    "too; give each a folder of its own",
+                    str(other.path),
+                )
         return self.path / f"{number:06}-step-{step}.safetensors"
 
     def write(self, path: Path, arrays: Mapping[str, Array], text: str) -> None:
@@ -76,18 +89,23 @@ class CheckpointFolder:
                 str(path),
             ) from error
         self._trust(path)
+        if match := _NAME.fullmatch(path.name):
+            _last[self.path] = int(match[1])
         self._remove_old()
 
     def newest(self, read: Callable[[Path], T]) -> T | None:
         """What `read` returns for the newest checkpoint that it can read: without ValueError or OSError.
 
-        None if there are no checkpoints. A warning names each one that raises; ValueError if all do.
+        None if there are no checkpoints. A warning names each one that raises; ValueError if all do, or if another
+        version of this package has written one: the run would silently begin again at an older step.
         """
         entries = self.entries()
         refused = []
         for entry in reversed(entries):
             try:
                 result = read(entry.path)
+            except tensorfile.OtherFormat as error:
+                raise ValueError(f"the checkpoint {entry.path} needs another version of sorix_dist: {error}") from error
             except (ValueError, OSError) as error:
                 refused.append(f"{entry.path.name}: {error}")
                 if len(refused) < len(entries):
@@ -98,6 +116,7 @@ class CheckpointFolder:
                     )
                 continue
             self._trust(entry.path)
+            _last.pop(self.path, None)  # the run goes on from what is there
             return result
         if refused:
             raise ValueError(f"none of the checkpoints in {self.path} can be used: {'; '.join(refused)}")

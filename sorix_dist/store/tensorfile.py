@@ -46,6 +46,10 @@ class DamagedFile(ValueError):
     """A file that is damaged or of another kind; the message says what is wrong with it."""
 
 
+class OtherFormat(DamagedFile):
+    """A file that another version of this package has written."""
+
+
 # -- writing
 
 
@@ -229,7 +233,7 @@ def _read_header(file: Any, size: int) -> tuple[list[_Entry], str]:
         entries = _parsed(header)
         metadata = entries.pop("__metadata__")
         if metadata["format"] != FORMAT:
-            raise DamagedFile(f"its format is {metadata['format']!r}, this version reads {FORMAT!r}")
+            raise OtherFormat(f"its format is {metadata['format']!r}, this version of sorix_dist reads {FORMAT!r}")
         text = metadata["text"]
         if not isinstance(text, str):
             raise DamagedFile(f"its text is a {type(text).__name__}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_bool, as_int, as_path, described
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
@@ -43,8 +43,8 @@ class Checkpointer:
         self, directory: str | os.PathLike[str], keep: int = 3, async_save: bool = False, comm: Any = None
     ) -> None:
         keep = as_int("Checkpointer: keep", keep, 1)
-        self.directory = Path(os.path.abspath(os.fspath(directory)))
-        self.async_save = bool(async_save)
+        self.directory = as_path("Checkpointer: directory", directory)
+        self.async_save = as_bool("Checkpointer: async_save", async_save)
         self.comm = communicator(comm)
         self.folder = CheckpointFolder(self.directory, keep)
         self._writing: _Writing | None = None
@@ -93,9 +93,7 @@ class Checkpointer:
         )
         for name, part in parts.items():
             if not run_state.has_state(part):
-                raise TypeError(
-                    f"Checkpointer.load_latest: {name} must have load_state_dict, got {type(part).__name__}"
-                )
+                raise TypeError(f"Checkpointer.load_latest: {name} must have load_state_dict, got {described(part)}")
         self.wait()
         loaded = self._read()
         if loaded is None:
@@ -205,7 +203,7 @@ class _Writing:
     def __init__(self, path: Path, write: Callable[[], None]) -> None:
         self._path = path
         self._write = write
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"saves {path.name}")
         self._thread.start()
 
@@ -220,7 +218,7 @@ class _Writing:
     def _run(self) -> None:
         try:
             self._write()
-        except Exception as error:  # noqa: BLE001 - `finish` raises it
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
             atexit.register(self._fail)
             # Warns at once, because the next call may be far away.

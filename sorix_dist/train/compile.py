@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
-from sorix_dist.core.capture import Recorder, recorders, same, version
+from sorix_dist.core.capture import Recorder, recorders, version
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
+from sorix_dist.train.audit import Audit, difference_of, forgotten
 from sorix_dist.train.fingerprint import Fingerprint, arrays_of, form_of, inside, modules, state_of, within
-from sorix_dist.train.step_reads import Reads, followed
-from sorix_dist.train.watched import Watched
+from sorix_dist.train.step_reads import Reads, Watched, followed
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
 AUDITED = 3  # replays that are audited at first
@@ -45,8 +45,8 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
     can't be captured: the step runs as it is, and a warning says the line once. So does one that returns a tensor that
     backward() could be called on.
 
-    The first three replays and every thousandth are audited: the step runs as it is, and its calls are compared with
-    the program, with the same arrays; RuntimeError names the first that differs. The environment variable
+    The first three replays and every thousandth are audited: the step runs as it is, and its program computes the same
+    beside it. RuntimeError names the first call that differs, or gives other bits. The environment variable
     SORIX_DIST_COMPILE=audit audits every call, =off captures nothing.
     """
     return CompiledStep(step)
@@ -175,13 +175,14 @@ class CompiledStep:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
         if entry.given_up or _are_named(values, entry.named):
             return self.step(*args, **options)
-        recorder, result = self._recorded(entry, values, args, options)
+        recorder = Recorder(_named(values), _staying(entry.named))
+        result = self._recorded(recorder, args, options)
         before, entry.recorder = entry.recorder, recorder
         entry.recordings += 1
         if recorder.refusal is not None:
             self._give_up(entry, recorder.refusal)
         elif before is not None:
-            difference = _difference(before, recorder)
+            difference = difference_of(before, recorder)
             if difference is None:
                 entry.program = _assembled(recorder, len(values), self.__name__)
                 self.source = entry.program.__doc__ or ""
@@ -201,9 +202,8 @@ class CompiledStep:
             f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]", RuntimeWarning, stacklevel=4
         )
 
-    def _recorded(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> tuple[Recorder, Any]:
-        names = [(f"a{i}", value) for i, value in enumerate(values)]
-        recorder = Recorder(names, _staying(entry.named))
+    def _recorded(self, recorder: Recorder, args: Any, options: Any) -> Any:
+        """The result of the step, whose calls a recorder writes."""
         before = self._left_alone(args, options)
         recorders[get_ident()] = recorder
         try:
@@ -223,7 +223,7 @@ class CompiledStep:
         if changed and recorder.refusal is None:
             where = _line_of(self.step)
             recorder.refusal = f"the step changes {changed[0]}, which a program would not repeat ({where})"
-        return recorder, result
+        return result
 
     def _left_alone(self, args: Any, options: Any) -> dict[str, Any]:
         """What the step must leave as it is, by name."""
@@ -238,12 +238,13 @@ class CompiledStep:
         }
 
     def _audit(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
-        """Runs the step as it is, and compares its calls, and the arrays that they get, with those of the program."""
+        """Runs the step as it is and its program beside it; both must compute the same bits."""
         assert entry.recorder is not None
         if _are_named(values, entry.named):
             return self.step(*args, **options)
-        recorder, result = self._recorded(entry, values, args, options)
-        difference = recorder.refusal or _difference(entry.recorder, recorder)
+        audit = Audit(entry.recorder, _named(values), _staying(entry.named))
+        result = self._recorded(audit, args, options)
+        difference = audit.refusal or audit.difference or difference_of(entry.recorder, audit)
         if difference is not None:
             raise RuntimeError(
                 f"compile: the captured program of {self.__name__} is not what the step does in call "
@@ -316,6 +317,11 @@ def _watched(x: Any) -> Any:
     return x.view(Watched) if type(x) is np.ndarray else x
 
 
+def _named(values: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The arguments by their names in a program."""
+    return [(f"a{i}", value) for i, value in enumerate(values)]
+
+
 def _line_of(step: Any) -> str:
     code = getattr(getattr(step, "__func__", step), "__code__", None)
     return type(step).__name__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
@@ -335,30 +341,14 @@ def _check(recorder: Recorder, result: Any) -> None:
             _check(recorder, value)
 
 
-def _difference(one: Recorder, other: Recorder) -> str | None:
-    """How the second of two recordings differs from the first, None if it does not."""
-    for line, now, where in zip(one.lines, other.lines, other.wheres):
-        if line != now:
-            return f"`{line}` was `{now}` at {where}"
-    if len(one.lines) != len(other.lines):
-        return f"{len(one.lines)} calls became {len(other.lines)}"
-    for name, thing in one.names.items():
-        if not same(thing, other.names.get(name)):
-            at = next((i for i, text in enumerate(other.lines) if re.search(rf"\b{name}\b", text)), 0)
-            return f"`{name}` is another one in `{other.lines[at]}` at {other.wheres[at]}"
-    return None
-
-
 _LINE = re.compile(r":\d+\)$")
-_VARIABLE = re.compile(r"\b[tr]\d+\b")
 
 
 def _text(recorder: Recorder, count: int) -> str:
     """The program: the lines of a recording, which forget what no later one needs."""
-    last = {name: i for i, line in enumerate(recorder.lines) for name in _VARIABLE.findall(line)}
     text = [f"def step({', '.join(f'a{i}' for i in range(count))}):"]
     indent = "    "
-    for i, line in enumerate(recorder.lines):
+    for line, made in zip(recorder.lines, forgotten(recorder.lines), strict=True):
         if line == "try:":
             text.append(f"{indent}try:")
             indent = "        "
@@ -369,10 +359,10 @@ def _text(recorder: Recorder, count: int) -> str:
             sync = line.removeprefix("except ")
             text += [f"{indent}except BaseException:", f"{indent}    {sync}.backward_failed()", f"{indent}    raise"]
             continue
-        made = [name for name in dict.fromkeys(_VARIABLE.findall(line)) if last[name] == i]
-        if line.partition(" = ")[0] in made and " = " in line and "," not in line.partition(" = ")[0]:
-            line = line.partition(" = ")[2]
-            made = [name for name in made if name in _VARIABLE.findall(line)]
+        variable, equals, expression = line.partition(" = ")
+        if equals and variable in made:  # a result that no line needs
+            line = expression
+            made = [name for name in made if name != variable or re.search(rf"\b{name}\b", line)]
         text.append(indent + line)
         if made and not line.startswith("return"):
             text.append(f"{indent}del {', '.join(made)}")

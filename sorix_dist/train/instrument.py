@@ -8,7 +8,6 @@ in each of these functions could not promise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import wraps
 from threading import Lock, get_ident
 from time import perf_counter_ns as clock
@@ -43,6 +42,7 @@ recording: dict[int, Timeline] = {}
 
 _lock = Lock()
 _originals: dict[tuple[Any, str], Any] = {}
+_replacements: dict[tuple[Any, str], Any] = {}
 
 
 def _timed(kind: str) -> Callable[[Any], Any]:
@@ -117,15 +117,15 @@ def _optimizer_step(function: Any) -> Any:
     timed = _timed("update")(function)
 
     @wraps(function)
-    def step(*inputs: Any, **options: Any) -> Any:
+    def step(optimizer: Optimizer, *inputs: Any, **options: Any) -> Any:
         timeline = started.get(get_ident())
         if timeline is not None and timeline.left > 1:  # it pauses: as little as can be
             timeline.left -= 1
             timeline.optimized = True
-            return function(*inputs, **options)
+            return function(optimizer, *inputs, **options)
         if timeline is None:
-            return function(*inputs, **options)
-        result = timed(*inputs, **options)
+            return function(optimizer, *inputs, **options)
+        result = timed(optimizer, *inputs, **options)
         timeline.optimized = True
         timeline.end_step()
         return result
@@ -153,12 +153,16 @@ def _captured_step(function: Any) -> Any:
 
 
 def _batches(function: Any) -> Any:
+    fetch = _timed("loader")(next)
+
     @wraps(function)
     def ahead(*inputs: Any) -> Iterator[Any]:
-        fetch = _timed("loader")(next)
-        with closing(function(*inputs)) as batches:
-            while (batch := fetch(batches, END)) is not END:
+        batches = function(*inputs)
+        try:
+            while (batch := (fetch if recording else next)(batches, END)) is not END:
                 yield batch
+        finally:
+            batches.close()
 
     return ahead
 
@@ -244,7 +248,9 @@ def pause() -> None:
 def _replace(functions: list[tuple[Any, str, Callable[[Any], Any]]], first: bool) -> None:
     for owner, name, replacement in functions if first else ():
         original = _originals[owner, name] = vars(owner)[name]
-        setattr(owner, name, replacement(original))
+        if (owner, name) not in _replacements or _replacements[owner, name].__wrapped__ is not original:
+            _replacements[owner, name] = replacement(original)
+        setattr(owner, name, _replacements[owner, name])
 
 
 def _restore(functions: list[tuple[Any, str, Callable[[Any], Any]]], last: bool) -> None:

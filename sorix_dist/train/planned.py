@@ -30,8 +30,8 @@ from sorix_dist.parallel.reducers import weight_matrices
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.cost_model import Border, PerRows, Step
 from sorix_dist.train.machine import measure_machine
-from sorix_dist.train.measured import WARM, run_program
 from sorix_dist.train.profile import KINDS, times_of_file
+from sorix_dist.train.profiled import WARM, run_program
 from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed

@@ -16,7 +16,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm, is_initialized
 from sorix_dist.comm.waiting import UNKNOWN, comparison
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, as_path
 from sorix_dist.nn import Module
 from sorix_dist.parallel.consistency import on_first_rank
 from sorix_dist.parallel.world import world
@@ -53,7 +53,7 @@ def profile(
     left out; steps: how many are measured (None: all of the block). After 50,000 spans it stops too.
 
     A step ends with `optimizer.step()`, or with a call of a captured step. A span costs about a microsecond. Where that
-    would be much of a step's time, and `steps` is None, 8 steps in a row are measured of 16 to 512.
+    would be much of a step's time, and `steps` is None, 16 steps in a row are measured of 32 to 1,024.
     """
     if model is not None and not isinstance(model, Module):
         raise TypeError(f"profile: model must be a Module or None, got {type(model).__name__}")
@@ -88,7 +88,7 @@ class Profile:
         self.ranks: list[RankTimes] = []
         self._timeline = timeline
         self._clocks: list[tuple[int, int]] = []
-        self._path = None if path is None else Path(path).absolute()
+        self._path = None if path is None else as_path("profile: path", path)
         if self._path is not None and (self._path.is_dir() or not self._path.parent.is_dir()):
             raise ValueError(f"profile: path must be a file in a folder that exists, got {os.fspath(self._path)!r}")
 

@@ -12,18 +12,33 @@ import functools
 import json
 import os
 import pstats
+import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sorix_dist
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.train.measured import WARM, run_program
 from sorix_dist.train.profile import profile
 from sorix_dist.watchdog.launcher import detect
 
+WARM = 3
+"""Steps that are not measured: they allocate buffers."""
 FUNCTIONS = 15
 """The functions that are listed."""
+
+
+def run_program(program: Sequence[str]) -> None:
+    """Runs `SCRIPT [ARGUMENT ...]` or `-m MODULE [ARGUMENT ...]` in this process, as Python would."""
+    is_module = program[0] == "-m"
+    script, *arguments = program[is_module:]
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, os.getcwd() if is_module else str(Path(script).resolve().parent))
+    if is_module:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(script, run_name="__main__")
 
 
 class FunctionProfile:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import builtins
-import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from sorix_dist.comm.waiting import comparison, waited_on_this_host
-from sorix_dist.core.arguments import int_or_none
+from sorix_dist.core.arguments import as_bool, as_number, described, int_or_none, require_methods
 from sorix_dist.core.placement import Shard
 from sorix_dist.launch.output import columns, is_live
 from sorix_dist.parallel.world import is_main_process, rank, size
 from sorix_dist.utils.data import DataLoader
 from sorix_dist.utils.data.nested import tensors
-
-if TYPE_CHECKING:
-    from sorix_dist.train.bar import Bar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,9 +51,9 @@ def main_process_only(function: Callable[P, T]) -> Callable[P, T | None]:
     What all ranks do together (`metric.compute()`, `sx.all_reduce`, `checkpointer.save`) does not belong in it.
     """
     if not callable(function):
-        raise TypeError(f"main_process_only decorates a function, got {type(function).__name__}")
+        raise TypeError(f"main_process_only decorates a function, got {described(function)}")
 
-    @functools.wraps(function)
+    @wraps(function)
     def on_rank_0(*args: P.args, **options: P.kwargs) -> T | None:
         return function(*args, **options) if is_main_process() else None
 
@@ -94,16 +91,16 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class Progress:
-    """A loader that shows how far its loops are; see `progress`."""
+    """A loader that shows how far its loops are; see `progress`. A part of a checkpoint."""
 
     def __init__(self, loader: Iterable[Any], epochs: int | None = None, shown: bool = True) -> None:
-        if not hasattr(loader, "__iter__"):
-            raise TypeError(f"progress: loader must be a DataLoader or another iterable, got {type(loader).__name__}")
+        require_methods("progress: loader", loader, "__iter__", kind="a DataLoader or another iterable")
         self.loader, self.epochs = loader, int_or_none("progress: epochs", epochs, 1)
-        self.shown = shown and is_main_process()
+        self.shown = as_bool("progress: shown", shown) and is_main_process()
         self.epoch = 0
         """The number of the epoch, from 0."""
         self._first_began, self._steps_before = 0.0, 0
+        self._resumed: dict[str, tuple[float, int]] = {}
         self._start()
 
     def __len__(self) -> int:
@@ -126,10 +123,20 @@ class Progress:
         """
         for name, value in values.items():
             total, weight = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + float(value) * self._rows, weight + self._rows
+            number = as_number(f"bar.log: {name}", value)
+            self._sums[name] = total + number * self._rows, weight + self._rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged in this epoch."""
+        return {"sums": {name: [*sums] for name, sums in self._sums.items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Counts what was logged before the stop to the means of the next loop, if that is the rest of its epoch."""
+        self._resumed = {name: (total, int(weight)) for name, (total, weight) in state_dict["sums"].items()}
 
     def __iter__(self) -> Iterator[Any]:
         self._start()
+        self._resumed = {}
         bar = self._bar() if self.shown and is_live() else None
         try:
             for batch in self.loader:
@@ -157,20 +164,18 @@ class Progress:
         self._first_began = self._first_began or self._began
         self._next_line = self._began + INTERVAL
         self._waited = waited_on_this_host(size()) if self.shown and size() > 1 else {}
-        self._sums: dict[str, tuple[float, int]] = {}
         self._rows, self._samples, self._skipped = 1, 0, 0
         if isinstance(self.loader, DataLoader):
             self.epoch, self._skipped = self.loader.epoch, self.loader.first_batch
+        self._sums = self._resumed if self._skipped else {}
         try:
             self.steps: int | None = len(self)
         except TypeError:  # a stream
             self.steps = None
         self.step = self._skipped
 
-    def _bar(self) -> Bar:
-        from sorix_dist.train.bar import Bar  # and tqdm, a tenth of the time of `import sorix_dist`
-
-        return Bar(
+    def _bar(self) -> Any:
+        return _bar_class()(
             total=self.steps,
             initial=self.step,
             desc=self._name(),
@@ -236,6 +241,23 @@ def progress(loader: Iterable[Any], epochs: int | None = None, shown: bool = Tru
                 bar.log(loss=loss)    # shown as the mean over the epoch, also in bar.means
     """
     return Progress(loader, epochs, shown)
+
+
+@cache
+def _bar_class() -> Any:
+    """tqdm's bar, with numbers beside it that its format shows. Importing tqdm takes a tenth of the time of `import
+    sorix_dist`."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread: every batch comes by here anyway
+        numbers = ""
+
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            return {**super().format_dict, "numbers": self.numbers, "ncols": columns()}
+
+    return Bar
 
 
 def _rows(batch: Any) -> int:

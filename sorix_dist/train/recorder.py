@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, as_path, described
 from sorix_dist.parallel.world import communicator
 from sorix_dist.store.files import make_folders, write_whole
 
@@ -31,8 +32,9 @@ class Recorder:
     config: what the run was started with, for `config.json`; values that JSON has no word for become text.
     tensorboard: also write event files for TensorBoard there (pip install "sorix_dist[tensorboard]").
 
-    A line is written by one system call, so a crash damages none. After a restart the first `log(step)` replaces the
-    lines of this step and later ones, which the run takes again; they move to `superseded.jsonl`.
+    A line is written by one system call, so a crash damages none; OSError if the disk is full. After a restart the
+    first `log(step)` replaces the lines of this step and later ones, which the run takes again; they move to
+    `superseded.jsonl`.
     `sorix-dist plot runs/*` draws the curves.
     """
 
@@ -44,7 +46,9 @@ class Recorder:
         tensorboard: bool = False,
         comm: Any = None,
     ) -> None:
-        self.directory = Path(os.path.abspath(os.fspath(directory)))
+        self.directory = as_path("Recorder: directory", directory)
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(f"Recorder: config must be a dict, got {described(config)}; vars(arguments) makes one")
         self._file: int | None = None
         self._events: Any = None
         self._table_written = time.monotonic()
@@ -71,7 +75,10 @@ class Recorder:
         if self._file is None:
             self._file = self._go_on_from(step)
         line = json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False) + "\n"
-        os.write(self._file, line.encode())
+        written = os.write(self._file, line.encode())
+        if written < len(line):  # a part of a line would spoil the next one
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, "the record can't be written, earlier ones are as they were: the disk is full")
         if self._events is not None:
             for name, value in values.items():
                 if value is not None and not isinstance(value, str):
@@ -151,7 +158,7 @@ def _plain(name: str, value: Any) -> Any:
             return int(number)
         number = float(number)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"Recorder.log: {name} must be a number or a text, got {type(value).__name__}") from error
+        raise TypeError(f"Recorder.log: {name} must be a number or a text, got {described(value)}") from error
     return number if math.isfinite(number) else str(number)
 
 

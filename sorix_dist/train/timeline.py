@@ -38,8 +38,9 @@ BURST, MOST_BURSTS = 16, 64
 LARGEST_SHARE = 0.025
 """Of the time of a step, what taking its spans may cost."""
 
-SPAN_COST, NODE_COST, PAUSE_COST = 2_000, 300, 80_000
-"""Nanoseconds that taking a span, taking an operation of a walk, and a pause cost, about."""
+SPAN_COST, NODE_COST, PAUSE_COST = 2_000, 300, 300_000
+"""Nanoseconds that taking a span, taking an operation of a walk, and a pause cost, about: Python's caches of the
+attributes of the classes whose functions are replaced are filled again in some 100 steps."""
 
 LAYERED = ("forward", "evaluation", "backward")
 """The kinds whose spans are named by layer."""

@@ -105,6 +105,37 @@ def children(pid: int) -> list[int]:
     return [each for each in processes() if parent(each) == pid and state(each) != "Z"]
 
 
+def descendants(pid: int) -> list[int]:
+    """The living processes that `pid` started, directly or not, parents before children."""
+    children: dict[int, list[int]] = {}
+    for process, started_by in _parents().items():
+        children.setdefault(started_by, []).append(process)
+    found = list(children.get(pid, ()))
+    for process in found:  # grows meanwhile
+        found += children.get(process, ())
+    return found
+
+
+def kill_with_descendants(pid: int) -> None:
+    """Kills `pid` and its descendants at once; it is no error if some have ended.
+
+    `pid` must be a child that this process has not waited for yet: until then its number can't be reused.
+    """
+    for process in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every living process."""
+    if os.path.exists("/proc/self/stat"):
+        return {pid: parent(pid) for pid in processes()}
+    import subprocess  # for macOS; the guard need not load it
+
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+    return {int(pid): int(ppid) for pid, ppid in (line.split() for line in listing.stdout.splitlines())}
+
+
 def descends_from(pid: int, ancestor: int) -> bool:
     """Whether a process is `ancestor` or a descendant of it."""
     while pid > 1 and pid != ancestor:

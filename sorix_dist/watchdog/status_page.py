@@ -254,10 +254,9 @@ class StatusPages:
         at = self.at(rank)
         return self.words[at + PID], self.words[at + START]
 
-    def put_text(self, rank: int, blob: bytes) -> None:
-        """Store a text made by `pack_text`."""
-        start = (1 + rank) * PAGE + _TEXT
-        self.memory[start : start + len(blob)] = blob
+    def text_at(self, rank: int) -> int:
+        """The number of the first byte of a rank's text, which `pack_text` makes."""
+        return (1 + rank) * PAGE + _TEXT
 
     def read(self, rank: int) -> Status | None:
         """The page of `rank`, None if no process has claimed it."""
@@ -292,7 +291,7 @@ class StatusPages:
         )
 
     def _text(self, rank: int) -> tuple[str, str]:
-        start = (1 + rank) * PAGE + _TEXT
+        start = self.text_at(rank)
         for _ in range(100):  # the rank may be writing it
             checksum, size = _HEAD.unpack_from(self.memory, start)
             body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, PAGE - _TEXT - _HEAD.size)]

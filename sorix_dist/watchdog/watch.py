@@ -46,8 +46,9 @@ class RankPage:
         self.rank = rank
         self.words = pages.words
         self.at = pages.at(rank)
+        self._text_at = pages.text_at(rank)
         self.pid = os.getpid()
-        self.entered = 0
+        self.entered = self.waited = 0
         self.counts_steps = True
         """Whether the package numbers the steps, because the program does not."""
         self.free_channels = list(range(layout.CHANNELS))
@@ -73,7 +74,8 @@ class RankPage:
 
     def say(self, what: str, where: str) -> None:
         """Publish the operation of this rank, and the user's line that called it."""
-        self.pages.put_text(self.rank, pack_text(what, where))
+        blob, at = pack_text(what, where), self._text_at
+        self.pages.memory[at : at + len(blob)] = blob
 
     def enable_stack_dump(self) -> None:
         """Make SIGUSR2 write the main thread's stack to a file in memory, even while it is inside MPI."""
@@ -109,6 +111,7 @@ class Channel:
                 self._words[word] = 0
             self._words[self.at + layout.KEY] = key
             weakref.finalize(self, _free, page, number).atexit = False
+        self._current = max(self.at, 0)
 
     def enter(self, signature: int, name: int = 0) -> int:
         """Enter the next collective, with the hash `signature` of the call and `name` of its argument; return its
@@ -128,7 +131,7 @@ class Channel:
             words[slot + layout.SIGNATURES] = signature
             words[slot + layout.NAMES] = name
             words[at + layout.COUNT] = count
-        words[first + layout.CURRENT] = max(at, 0)
+        words[first + layout.CURRENT] = self._current
         page.entered = words[first + layout.ENTERED] = page.entered + 1
         return count
 
@@ -280,6 +283,12 @@ def begins(doing: str, number: int) -> None:
         if _page.counts_steps:
             _page.words[_page.at + layout.STEP] = number
         _page.say(doing, call_site(_INSIDE).where)
+
+
+def add_waiting(nanoseconds: int) -> None:
+    """Add to the time that this rank has waited for others."""
+    if _page is not None:
+        _page.waited = _page.words[_page.at + layout.WAITED] = _page.waited + nanoseconds
 
 
 def mark_reported() -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks compare` and `... profile`: arguments in, tables out."""
+"""`python -m tests.benchmarks compare`, `... hosts` and `... profile`: arguments in, tables out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, positive
+from sorix_dist.cli.parser import Parser, check_output, positive
 from sorix_dist.launch import LaunchError
-from sorix_dist.launch.processes import ask
-from tests.benchmarks import run
+from sorix_dist.launch.run import ask
+from tests.benchmarks import hosts, run
 from tests.benchmarks.compare import contest, table
 from tests.benchmarks.compare.contestants import Interpreters
 from tests.benchmarks.report import report, report_phases
@@ -29,18 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="benchmarks", description="Measure training steps on this machine.")
     subparsers = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     _add_compare(subparsers)
+    _add_hosts(subparsers)
     _add_profile(subparsers)
     try:
         arguments = parser.parse_args(argv)
         # Ranks do not have the current folder on their path.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        arguments.main(arguments)
+        return int(arguments.main(arguments) or 0)
     except SystemExit as end:  # argparse, after --help or an error, and SIGTERM
         return int(end.code or 0)
     except LaunchError as error:
         print(f"benchmarks {arguments.benchmark}: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _add_compare(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -58,6 +58,20 @@ def _add_compare(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--sorix", metavar="PYTHON", help="one that has sorix, if another one")
     parser.add_argument("--quick", action="store_true", help="a short turn for each: only shows that it runs")
     parser.set_defaults(main=compare)
+
+
+def _add_hosts(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    parser = subparsers.add_parser(
+        "hosts",
+        help="compare training steps over links between hosts",
+        description="Compare training steps, exact and compressed, with torch DDP's over links of 1 Gbit/s between "
+        "hosts of this machine. They take turns as those of `compare` do. Needs root on Linux.",
+    )
+    parser.add_argument("-w", "--workloads", nargs="+", choices=WORKLOADS, default=["W1"], help="default: W1")
+    parser.add_argument("--layouts", nargs="+", choices=hosts.LAYOUTS, default=[*hosts.LAYOUTS], help="default: all")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of turns for each layout (default: 30)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to a file, in milliseconds")
+    parser.set_defaults(main=hosts.main)
 
 
 def _add_profile(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -79,7 +93,9 @@ def _add_profile(subparsers: argparse._SubParsersAction[Parser]) -> None:
 
 def compare(arguments: Any) -> None:
     """Measures, prints the tables and writes the files."""
-    path, chart = writable("--json", arguments.json), writable("--chart", arguments.chart)
+    chart = arguments.chart
+    check_output("--json", arguments.json)
+    check_output("--chart", chart)
     uneven = [name for name in arguments.workloads if WORKLOADS[name].rows % arguments.ranks]
     if arguments.ranks < 2 or uneven:
         raise LaunchError(f"--ranks: expected a number from 2 on that divides the batches, got {arguments.ranks}")
@@ -90,14 +106,14 @@ def compare(arguments: Any) -> None:
     end_on_sigterm()
     results = contest.measure(plan, say)
     print(table.tables(results))
-    write_json(path, results)
+    write_json(arguments.json, results)
     if chart is not None:
         _draw(results, chart, arguments.peers)
 
 
 def profile(arguments: Any) -> None:
     """Measures, prints the tables and writes the file."""
-    path = writable("--json", arguments.json)
+    check_output("--json", arguments.json)
     end_on_sigterm()
     if arguments.step:
         results = run.phases(arguments.step, arguments.ranks, 0.2 if arguments.quick else 4.0)
@@ -111,7 +127,7 @@ def profile(arguments: Any) -> None:
             plan = run.Plan(workloads, tuple(sorted({1, arguments.ranks})), sorix=sorix)
         results = run.measure(plan, say)
         print(report(results))
-    write_json(path, results)
+    write_json(arguments.json, results)
 
 
 def _draw(results: dict[str, Any], chart: Path, interpreter: str) -> None:
@@ -129,13 +145,6 @@ def _draw(results: dict[str, Any], chart: Path, interpreter: str) -> None:
 def say(what: str) -> None:
     """Tells what is measured now."""
     print(f"measuring {what} ...", file=sys.stderr, flush=True)
-
-
-def writable(option: str, path: Path | None) -> Path | None:
-    """The file of an option; LaunchError if it can't be written."""
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise LaunchError(f"{option}: {str(path)!r} is not a file that can be written")
-    return path
 
 
 def write_json(path: Path | None, results: dict[str, Any]) -> None:

@@ -83,6 +83,7 @@ METHODS = {  # the optimizer, and the method
     "PowerSGD(rank=4)": ("SGD", "PowerSGD"),
     "PowerSGD(rank=16)": ("SGD", "PowerSGD"),
     "LocalSGD": ("SGD", "LocalSGD"),
+    "LocalSGD, fp16": ("SGD", "LocalSGD"),
     "exact, AdamW": ("AdamW", "exact"),
     "DiLoCo, AdamW": ("AdamW", "DiLoCo"),
 }
@@ -118,7 +119,7 @@ def trained(task: Task, name: str, seed: int, options: argparse.Namespace) -> fl
 
     workers: sx.LocalSGD | None = None
     if method == "LocalSGD":
-        workers = sx.LocalSGD(model, optimizer, options.every)
+        workers = sx.LocalSGD(model, optimizer, options.every, hook=fp16_compress if "fp16" in name else None)
     elif method == "DiLoCo":
         rate, momentum = options.outer
         outer = optim.SGD(model.parameters(), lr=rate, momentum=momentum, nesterov=momentum > 0)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from tests.benchmarks.compare.contestants import OURS, SCRIPT, THREAD_VARIABLES,
 from tests.benchmarks.measure import summary
 from tests.benchmarks.workloads import WORKLOADS, store
 from tests.clusters.hosts import PACKAGES, Network
-from tests.clusters.service import ROOT, Machine, expect, main, need_packages, need_root
+from tests.clusters.service import ROOT, Machine, expect, need_packages, need_root
+from tests.clusters.service import main as run
 
 TORCH = ROOT / ".venv-parity" / "bin" / "python"
 LAYOUTS = {"2x1": (1, 1), "2x2": (2, 2), "4x1": (1, 1, 1, 1), "2+1+1": (2, 1, 1)}
@@ -176,15 +176,6 @@ def check(options: argparse.Namespace) -> None:
             print(*rows(workload, layout, found), sep="\n")
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.hosts", description=__doc__)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W1"], help="default: W1")
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=[*LAYOUTS], help="default: all")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of turns for each layout (default: 30)")
-    parser.add_argument("--json", type=Path, help="where the times are written")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main(partial(check, arguments())))
+def main(options: argparse.Namespace) -> int:
+    """`check` as a program; the exit code, 0 where there can be no such hosts."""
+    return run(partial(check, options))

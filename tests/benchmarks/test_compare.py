@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.launch import LaunchError
-from sorix_dist.launch.processes import descendants
+from sorix_dist.watchdog.process import descendants
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.compare.arena import Arena, measures_memory, proportional
 from tests.benchmarks.compare.contest import Plan, _Contest, measure

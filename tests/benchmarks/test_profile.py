@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sorix_dist.core.ops import matrix
-from sorix_dist.launch.processes import descendants
+from sorix_dist.watchdog.process import descendants
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.measure import interleaved, summary
 from tests.benchmarks.products import convolved, dense, multiply

@@ -78,7 +78,7 @@ def test_colours_only_at_a_terminal_that_may_have_them(
 
 def test_the_left_overs_can_be_removed(found: list[Finding], monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[float] = []
-    monkeypatch.setattr(doctor.cleanup, "clean_up", lambda after: removed.append(after))
+    monkeypatch.setattr(doctor.leftovers, "clean_up", lambda after: removed.append(after))
     assert main(["doctor"]) == 0
     assert removed == []
     assert main(["doctor", "--clean"]) == 0

@@ -379,6 +379,8 @@ LAYERS = {
     "conv_transpose2d": [lambda x, w: F.conv_transpose2d(x, w), [IMAGES, (2, 3, 2, 2)], ["0", ""]],
     "max_pool2d": [lambda x: F.max_pool2d(x, 2), [IMAGES], ["0"]],
     "max_pool1d": [lambda x: F.max_pool1d(x, 2), [("N", 2, 7)], ["0"]],
+    "max_unpool2d": [lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), [IMAGES], ["0"],
+        {"covers": ("max_pool_indices",)}],
     "avg_pool2d": [lambda x: F.avg_pool2d(x, 2), [IMAGES], ["0"]],
     "adaptive_avg_pool2d": [lambda x: F.adaptive_avg_pool2d(x, (2, 3)), [IMAGES], ["0"]],
     "batch_norm": [lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [N3, (3,), (3,)], ["0", "", ""],

@@ -17,6 +17,8 @@ from pathlib import Path
 from tests.support.launching import MPIRUN, ROOT, environment, kill_marked
 
 EXAMPLES = ROOT / "examples"
+WITH_TORCH = ROOT / ".venv-bench" / "bin"
+"""Where `make .venv-bench/bench` has installed PyTorch and MPICH."""
 LIMIT = 3600  # seconds
 
 NOTEBOOK = """
@@ -39,7 +41,10 @@ def names() -> list[str]:
 def command(name: str, ranks: int) -> list[str]:
     """How `name` is started on that number of ranks; on 1 without MPI."""
     script = str(EXAMPLES / name)
-    start = [sys.executable] if ranks == 1 else [str(MPIRUN), "-n", str(ranks), sys.executable]
+    python, mpirun = sys.executable, str(MPIRUN)
+    if name == "from_torch.py" and WITH_TORCH.is_dir():
+        python, mpirun = str(WITH_TORCH / "python"), str(WITH_TORCH / "mpirun")
+    start = [python] if ranks == 1 else [mpirun, "-n", str(ranks), python]
     if name.endswith(".ipynb"):
         return [sys.executable, "-c", NOTEBOOK, script, str(EXAMPLES)]
     if name == "compare.py":

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.comm.blas import VARIABLES
-from sorix_dist.launch import cleanup, doctor
+from sorix_dist.launch import doctor
 from sorix_dist.launch.doctor import Finding
-from sorix_dist.launch.processes import ask
+from sorix_dist.launch.run import ask
+from sorix_dist.watchdog import leftovers
 from tests.launch.test_command import VERSIONS, launcher
 from tests.support.jobs import survivors
 from tests.support.launching import MPIRUN, needs_mpirun, run_command
@@ -78,13 +79,13 @@ def test_left_over_segments_are_those_that_nobody_holds(tmp_path: Path) -> None:
     for name in ("mpich_shm_1", "sm_segment.host.0.1", "held_by_me", "vader_segment.2"):
         (tmp_path / name).write_bytes(b"x" * 5000)
     with open(tmp_path / "vader_segment.2", "rb"):
-        left = cleanup.dead_segments(tmp_path)
+        left = leftovers.dead_segments(tmp_path)
         assert [segment.path.name for segment in left] == ["mpich_shm_1", "sm_segment.host.0.1"]
-        assert cleanup.dead_segments(tmp_path, after=time.time() + 60) == []
+        assert leftovers.dead_segments(tmp_path, after=time.time() + 60) == []
         _, found = doctor.shared_memory(tmp_path)
         assert found.level == "warning"
         assert found.text.startswith("2 segments of dead MPI jobs in ")
-        cleanup.clean_up(0.0, tmp_path)
+        leftovers.clean_up(0.0, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_by_me", "vader_segment.2"]
     (tmp_path / "vader_segment.2").unlink()
     assert doctor.shared_memory(tmp_path)[1].level == "ok"
@@ -97,9 +98,9 @@ def test_the_folder_of_a_killed_mpirun_goes_for_the_next_one_of_its_process_id_w
     folders = left, _, _, _ = [tmp_path / f"ompi.{name}" for name in names]
     for folder in folders:
         (folder / "1").mkdir(parents=True)
-    cleanup.remove_sessions(time.time() + 60, tmp_path)
+    leftovers.remove_sessions(time.time() + 60, tmp_path)
     assert left.exists()
-    cleanup.remove_sessions(0.0, tmp_path)
+    leftovers.remove_sessions(0.0, tmp_path)
     assert [folder.exists() for folder in folders] == [False, True, True, True]
 
 
@@ -108,7 +109,7 @@ def test_the_folder_of_a_killed_mpirun_goes_for_the_next_one_of_its_process_id_w
 def test_a_second_mpirun_of_the_same_process_id_starts(tmp_path: Path) -> None:
     again = f"""
 import os, signal, subprocess, sys, time
-from sorix_dist.launch import cleanup
+from sorix_dist.watchdog import leftovers
 for arguments in (["sleep", "60"], ["true"]):
     with open("/proc/sys/kernel/ns_last_pid", "w") as last:
         last.write("4242")
@@ -119,7 +120,7 @@ for arguments in (["sleep", "60"], ["true"]):
     time.sleep(1.5)
     process.kill()
     process.wait()
-    cleanup.remove_sessions(0.0)
+    leftovers.remove_sessions(0.0)
 """
     alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     ended = run_command([*alone, sys.executable, "-c", again], env={"TMPDIR": str(tmp_path)})

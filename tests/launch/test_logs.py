@@ -48,6 +48,16 @@ def test_both_outputs_go_to_the_ranks_file(
     assert second.endswith("\nerr\n")
 
 
+def test_a_full_disk_for_the_file_does_not_end_the_rank(tmp_path: Path) -> None:
+    (tmp_path / "rank-0.log").symlink_to("/dev/full")
+    script = "import time\nfor step in range(3):\n    print(step, flush=True)\n    time.sleep(0.1)"
+    code, output = finished(logged([sys.executable, "-c", script], tmp_path, tee=True))
+    assert code == 0
+    first, said, *rest = output.splitlines()
+    assert [first, *rest] == ["[0] 0", "[0] 1", "[0] 2"]
+    assert said.endswith("rank-0.log can't be written: No space left on device")
+
+
 @pytest.mark.parametrize("tee", [False, True])
 def test_signals_reach_the_program_and_what_it_said_is_kept(tmp_path: Path, tee: bool) -> None:
     script = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"

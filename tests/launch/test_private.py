@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -70,6 +71,24 @@ def test_what_is_written_is_read(place: Path) -> None:
     folder.remove()
     assert len(os.listdir("/proc/self/fd")) == before - 1
     assert list(place.iterdir()) == []
+
+
+def test_a_forked_child_of_the_caller_keeps_no_rank(place: Path) -> None:
+    folder = PrivateFolder.make()
+    lock = folder.lock()
+    child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])  # has the descriptor, as a forked one has
+    code = (
+        "import sys; from pathlib import Path; from sorix_dist.launch.private import PrivateFolder\n"
+        "PrivateFolder(Path(sys.argv[1])).wait_for_end_of_caller()"
+    )
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run([sys.executable, "-c", code, str(folder.path)], timeout=2)
+        os.close(lock)
+        subprocess.run([sys.executable, "-c", code, str(folder.path)], timeout=20, check=True)
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.parametrize("above", [False, True])

@@ -112,6 +112,18 @@ def test_asked_a_second_time_a_deaf_command_is_killed_at_once() -> None:
         assert survivors(pids) == []
 
 
+def test_a_signal_that_comes_twice_at_once_asks_once() -> None:
+    """As from `timeout`; the command would be killed before it has saved its work."""
+    with job(runner(DEAF, patience=1.0)) as process:
+        announced(process, 1)
+        started = time.monotonic()
+        for _ in range(3):
+            process.terminate()
+            time.sleep(0.05)
+        assert process.wait(LIMIT) == 137
+        assert time.monotonic() - started >= 1.0
+
+
 def test_what_was_ignored_stays_ignored() -> None:
     with job(after("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", runner(SLEEPS))) as process:
         announced(process, 1)

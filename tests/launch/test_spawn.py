@@ -25,8 +25,9 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import parallel
-from sorix_dist.launch import LaunchError, RankError, cleanup, private
+from sorix_dist.launch import LaunchError, RankError, private
 from sorix_dist.launch.command import HOSTS_FROM_OUTSIDE
+from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect
 from tests.support.jobs import LIMIT, ROOT, SAY_SHARED, job, shared, survivors
 from tests.support.launching import needs_mpirun, run_command, run_ranks
@@ -204,7 +205,7 @@ sx.run(work, num_proc=2)
 @needs_mpirun
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: signal.Signals, folder: Path) -> None:
-    began = cleanup.now()
+    began = leftovers.now()
     (tmp_path / "caller.py").write_text(CALLER)
     (tmp_path / "pids").touch()
     with job([sys.executable, str(tmp_path / "caller.py"), str(tmp_path / "pids")]) as process:
@@ -225,7 +226,7 @@ def test_the_end_of_the_caller_is_the_end_of_its_ranks(tmp_path: Path, number: s
     while list(folder.glob("sorix_dist-*")) and time.monotonic() < limit:  # a rank removes it after a kill
         time.sleep(0.05)
     if number == signal.SIGKILL:  # nobody was left to remove what a killed MPI leaves
-        cleanup.clean_up(began)
+        leftovers.clean_up(began)
 
 
 @needs_mpirun
@@ -275,9 +276,9 @@ def test_a_rank_starts_no_ranks_for_real() -> None:
 @needs_mpirun
 def test_a_process_whose_own_mpi_is_alone_may_start_ranks() -> None:
     script = "from mpi4py import MPI\nimport sorix_dist as sx\nprint(sx.run(lambda: sx.size(), num_proc=2))"
-    began = cleanup.now()
+    began = leftovers.now()
     ended = run_command([sys.executable, "-c", script])
-    cleanup.clean_up(began)  # Open MPI alone, without mpirun, never removes its own
+    leftovers.clean_up(began)  # Open MPI alone, without mpirun, never removes its own
     assert (ended.code, ended.out) == (0, "[2, 2]\n"), ended.err
 
 

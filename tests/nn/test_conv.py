@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sorix_dist as sx
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.core import Tensor
 from sorix_dist.core.ops import conv as ops
@@ -14,6 +15,7 @@ from sorix_dist.core.ops import pool, windows
 from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
 from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Dropout, Dropout2d, Linear, Module, ReLU, Sequential
+from sorix_dist.nn import functional as F
 from sorix_dist.nn.conv import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -26,6 +28,7 @@ from sorix_dist.nn.conv import (
     ConvTranspose2d,
     MaxPool1d,
     MaxPool2d,
+    MaxUnpool2d,
 )
 from sorix_dist.optim import SGD
 from sorix_dist.parallel import DistributedDataParallel
@@ -109,6 +112,31 @@ def test_tiles_of_any_size_compute_the_same(
         np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), [
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((3, 2), (1, 1), ((3, 2), (0, 1)), (2, 1), 2),
+    ((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+])  # fmt: skip
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_few_channels_of_many(
+    count: int, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = geometry("", (9, 7), kernel, stride, padding, dilation)
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((count, 40, 9, 7)), rng.standard_normal((2, 40 // groups, *kernel))
+    y = rng.standard_normal((count, 40, *places.output))
+    calls: list[Any] = []
+    by_taps = ops._convolve_by_taps
+    monkeypatch.setattr(ops, "_convolve_by_taps", lambda *given: (calls.append(given), by_taps(*given)))
+    for operation, plain, inputs in (
+        (ops.convolution, plainly.convolved, (x, w, None)),
+        (ops.transposed_convolution, plainly.transposed, (y, w.reshape(40, 2 // groups, *kernel), None)),
+    ):
+        got = operation(*inputs, places=places, groups=groups).array
+        np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
+    assert len(calls) == (2 if stride == (1, 1) else 4)  # the phases of a stride are convolutions with steps of 1
+
+
 @pytest.mark.parametrize("tile", [1, 50_000, 1 << 30])
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (40, 3)])
 def test_tiles_cover_each_window_once(tile: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +211,19 @@ def test_the_first_of_equal_maxima_gets_the_gradient() -> None:
     x = Tensor(np.zeros((1, 1, 3, 3)), requires_grad=True)
     pool.max_pool2d(x, 2, stride=1).sum().backward()
     np.testing.assert_array_equal(x.grad.array[0, 0], [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+
+
+def test_max_unpool_puts_the_maxima_back() -> None:
+    image = sx.tensor([[[[1.0, 2, 0], [4, 3, 0], [0, 0, 5]]]])
+    pooled, indices = MaxPool2d(2, 1, return_indices=True)(image)
+    np.testing.assert_array_equal(indices, [[[[3, 4], [3, 8]]]])
+    np.testing.assert_array_equal(MaxUnpool2d(2, 1)(pooled * 10, indices), [[[[0, 0, 0], [40, 30, 0], [0, 0, 50]]]])
+    pooled, indices = MaxPool1d(2, return_indices=True)(image[0, 0])
+    np.testing.assert_array_equal(indices, [[1], [0], [0]])
+    restored = F.max_unpool1d(pooled, indices, 2, output_size=(3,))
+    np.testing.assert_array_equal(restored, [[0, 2, 0], [4, 0, 0], [0, 0, 0]])
+    with pytest.raises(IndexError, match="indices must be in"):
+        F.max_unpool1d(pooled, indices + 3, 2)
 
 
 def test_max_pool_of_integers_and_of_nan() -> None:
@@ -307,7 +348,6 @@ ERRORS: list[tuple[Any, str]] = [
     (lambda: ops.conv2d(X, np.zeros((6, 1, 3, 3)), groups=4), "groups must be >= 1 and divide weight's 6 channels"),
     (lambda: MaxPool2d(3, padding=2)(X), r"padding must be at most half of kernel_size \(3, 3\), got 2"),
     (lambda: MaxPool2d(6)(X), r"kernel_size \(6, 6\) must fit"),
-    (lambda: MaxPool2d(2, 2, 0, 1, True), "return_indices must be False.* name ceil_mode"),
     (lambda: MaxPool2d("3")(X), "kernel_size must be an integer >= 1 or two of them, got '3'"),
     (lambda: MaxPool1d(3)(X), r"max_pool1d: input must have shape \(N, C, L\)"),
     (lambda: AvgPool2d(2, divisor_override=0)(X), "divisor_override must be an integer but 0"),

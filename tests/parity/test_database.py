@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("expecttest")  # which PyTorch's testing imports
 methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
-KINDS = ("float64", "float32", "int64", "int32", "uint8", "bool")
+KINDS = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+TOLERANCES = {"float32": (1e-4, 1e-5), "float16": (5e-3, 5e-3)}
 MOST = 25  # samples of an operation and dtype
 # Whose arguments come in another order from the database than from a user.
 CALLED: dict[str, Callable[..., Any]] = {
@@ -28,12 +29,10 @@ CALLED: dict[str, Callable[..., Any]] = {
 LEFT_OUT = {
     "argmax": "sx.argmax keeps sorix's defaults; the method is PyTorch's", "argmin": "as argmax",
     "all": "of bytes it is a bool here", "any": "of bytes it is a bool here",
-    "nn.functional.linear": "weights are (in, out)",
     "nn.functional.softmin": "-x of bytes wraps around in PyTorch also where they are cast first",
     **dict.fromkeys(("sort", "argsort", "topk"), "equal elements have any order; test_tensor compares others"),
-    **dict.fromkeys(("bernoulli", "multinomial", "nn.functional.dropout", "nn.functional.dropout2d",
-                     "nn.functional.scaled_dot_product_attention", "normal", "rand_like", "randint", "randint_like",
-                     "randn", "randn_like"), "random"),
+    **dict.fromkeys(("bernoulli", "multinomial", "nn.functional.dropout", "nn.functional.dropout2d", "normal",
+                     "rand_like", "randint", "randint_like", "randn", "randn_like"), "random"),
     **dict.fromkeys((o.name for o in methods.op_db if "empty" in o.name), "whatever is in memory"),
 }  # fmt: skip
 
@@ -81,7 +80,10 @@ def compare(got: Any, wanted: Any, leaves: list[Any]) -> None:
     for x, y in zip(mine, theirs, strict=True):
         a, b = array(x), array(y)
         assert (a.shape, a.dtype if isinstance(y, torch.Tensor) else b.dtype) == (b.shape, b.dtype)
-        assert np.allclose(a, b, 1e-4 if b.dtype == np.float32 else 1e-7, 1e-5, equal_nan=True), (a, b)
+        relative, absolute = TOLERANCES.get(b.dtype.name, (1e-7, 1e-5))
+        if b.dtype == np.float16 and b.size:  # which PyTorch itself rounds after each of several sums
+            absolute *= max(1, np.nanmax(np.abs(b.astype(float)), initial=1, where=np.isfinite(b)) / 20)
+        assert np.allclose(a.astype(b.dtype), b, relative, absolute, equal_nan=True), (a, b)
     recorded = [(x, y) for x, y in zip(mine, theirs, strict=True) if getattr(y, "requires_grad", False)]
     if not leaves or not recorded:
         return
@@ -113,6 +115,8 @@ def test_samples(operation: Any) -> None:
             continue
         gradients = kind == "float64" and operation.supports_autograd
         for _, sample in zip(range(MOST), operation.sample_inputs("cpu", dtype, requires_grad=gradients), strict=False):
+            if sample.kwargs.get("dropout_p"):
+                continue  # random
             leaves: list[Any] = []
             theirs = (sample.input, *sample.args), sample.kwargs
             arguments = [translated(x, leaves) for x in theirs[0]]

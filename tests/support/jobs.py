@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.launch import cleanup
-from sorix_dist.launch.processes import kill_with_descendants
+from sorix_dist.watchdog import leftovers
+from sorix_dist.watchdog.process import kill_with_descendants
 from tests.support.launching import as_in_a_shell
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def shared(output: str) -> list[Path]:
 @contextlib.contextmanager
 def job(argv: Sequence[str], **settings: Any) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, both outputs in one pipe; on leaving it and its descendants die."""
-    since = cleanup.now()
+    since = leftovers.now()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | settings
     with subprocess.Popen(argv, text=True, start_new_session=True, preexec_fn=as_in_a_shell, **pipes) as process:
         try:
@@ -51,7 +51,7 @@ def job(argv: Sequence[str], **settings: Any) -> Iterator[subprocess.Popen[str]]
         finally:
             if process.poll() is None:
                 kill_with_descendants(process.pid)
-    cleanup.remove_sessions(since)
+    leftovers.remove_sessions(since)
 
 
 def finished(argv: Sequence[str], **settings: Any) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.launch import cleanup
+from sorix_dist.watchdog import leftovers
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 """The mpirun of the environment that runs the tests."""
@@ -63,7 +63,7 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
     its own, and an orphan has another parent.
     """
     mark = uuid.uuid4().hex
-    since, began = cleanup.now(), time.monotonic()
+    since, began = leftovers.now(), time.monotonic()
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -84,7 +84,7 @@ def run_command(argv: Sequence[str], *, limit: float = 60.0, env: Mapping[str, s
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}\n{err}")
     finally:
         kill_marked(mark)
-        cleanup.remove_sessions(since)
+        leftovers.remove_sessions(since)
     return Ended(process.returncode, out, err, seconds, left)
 
 
@@ -100,7 +100,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
     `out` is all that was on the screen, `seconds` are those since the interrupt.
     """
     mark = uuid.uuid4().hex
-    since = cleanup.now()
+    since = leftovers.now()
     ours, theirs = pty.openpty()
     # Opening a terminal makes it the controlling one of a session that has none.
     attach = f"import os; os.open({os.ttyname(theirs)!r}, os.O_RDWR); os.execv({argv[0]!r}, {list(argv)!r})"
@@ -127,7 +127,7 @@ def run_interrupted(argv: Sequence[str], ready: str, *, everybody: bool, limit: 
         pytest.fail(f"{' '.join(argv)} was killed after {limit} s\n{out}")
     finally:
         kill_marked(mark)
-        cleanup.remove_sessions(since)
+        leftovers.remove_sessions(since)
 
 
 def as_in_a_shell() -> None:

@@ -13,6 +13,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
+from sorix_dist.core.ops import activation
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.launching import needs_mpirun, run_command, run_ranks
@@ -199,6 +200,15 @@ def test_audit_finds_what_has_changed(monkeypatch: pytest.MonkeyPatch):
     optimizer._scale = 2.0
     with pytest.raises(RuntimeError, match=r"not what the step does .*`t\d+, r\d+ = mul\("):
         step(*CASES[0])
+
+
+def test_audit_computes_a_second_time(monkeypatch: pytest.MonkeyPatch):
+    """An operation whose result does not follow from its inputs alone makes the same calls every time."""
+    calls = iter(range(100))
+    monkeypatch.setattr(activation, "_positive_part", lambda x: x + next(calls))
+    step = sx.compile(lambda x: F.relu(x * 2))
+    with pytest.raises(RuntimeError, match=r"in call 1: `t\d+, r\d+ = relu\(t\d+\)` gives other numbers .*test_comp"):
+        [step(x) for x, _ in CASES]
 
 
 # -- what may change between calls

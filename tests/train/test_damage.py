@@ -165,6 +165,26 @@ def test_a_job_that_saves_to_the_folder_of_another_one(folder: Path) -> None:
     assert checkpointer.load_latest() == {"step": 0}
 
 
+def test_another_job_that_has_saved_to_the_folder(folder: Path) -> None:
+    checkpointer = saved(folder, 2)
+    code = "import sys; import sorix_dist as sx; sx.Checkpointer(sys.argv[1]).save(7)"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60)
+    before = files(folder)
+    with pytest.raises(FileExistsError, match=r"as they were: another job saves to this folder.*step-7"):
+        checkpointer.save(2)
+    assert files(folder) == before
+
+
+def test_a_checkpoint_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = saved(folder, 1)
+    monkeypatch.setattr(tensorfile, "_read_back", lambda path: None)
+    with monkeypatch.context() as newer:
+        newer.setattr(tensorfile, "FORMAT", "sorix_dist 3")
+        checkpointer.save(1)
+    with pytest.raises(ValueError, match=r"step-1\S+ needs another version of sorix_dist.*format is 'sorix_dist 3'"):
+        checkpointer.load_latest()
+
+
 def test_a_disk_that_does_not_keep_what_it_is_given(folder: Path) -> None:
     """The checkpoint is read back before older ones go."""
     checkpointer = saved(folder, 2, keep=1)

@@ -35,6 +35,21 @@ def test_only_the_given_signals() -> None:
         assert preemption.should_stop()
 
 
+def test_several_at_a_time() -> None:
+    """A second one must not make the first one deaf, nor the end of either one the other."""
+    before = signal.getsignal(signal.SIGUSR1)
+    first, second = sx.Preemption(), sx.Preemption()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert first.should_stop()
+    assert second.should_stop()
+    first.close()
+    with sx.Preemption() as third:
+        second.close()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert third.should_stop()
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
 def test_all_stop_together() -> None:
     def work() -> int:
         preemption = sx.Preemption()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,20 @@ def steps(folder: Path) -> list[int]:
 def table(folder: Path) -> list[dict[str, str]]:
     with open(folder / "records.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_disk_that_becomes_full_in_a_line(tmp_path: Path) -> None:
+    recorder = sx.Recorder(tmp_path)
+    recorder.log(1, loss=0.5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "records.jsonl").stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="earlier ones are as they were: the disk is full"):
+            recorder.log(2, loss=0.25)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    recorder.log(3, loss=0.125)
+    assert steps(tmp_path) == [1, 3]
 
 
 def test_files(tmp_path: Path) -> None:

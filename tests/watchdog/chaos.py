@@ -21,8 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.launch.processes import descendants
-from sorix_dist.watchdog.process import command, parent, state
+from sorix_dist.watchdog.process import command, descendants, parent, state
 from sorix_dist.watchdog.status_page import StatusPages
 from tests.support.launching import MPIRUN, as_in_a_shell, environment, kill_marked, still_there
 

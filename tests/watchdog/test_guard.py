@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -135,6 +136,14 @@ def test_a_stopped_guard_whose_ranks_are_all_killed_keeps_no_launcher(end: str, 
     """No rank is left that could wake it."""
     stop = "sx.barrier()\nif rank == 1: os.kill(guard, signal.SIGSTOP)\ntime.sleep(0.3)\n"
     assert run(tmp_path, BEGIN + stop + end).code != 0
+
+
+@pytest.mark.skipif(not os.environ.get("SORIX_DIST_LONG"), reason="one of the long tables: make faults")
+def test_a_stopped_guard_is_replaced_while_all_ranks_wait_for_a_stopped_launcher_in_the_end_of_mpi(
+    tmp_path: Path,
+) -> None:
+    stop = "if rank == 1:\n    for pid in (guard, os.getppid()): os.kill(pid, signal.SIGSTOP)"
+    check(run(tmp_path, BEGIN + stop), "the script of rank . .* ended 3 s ago .* its process stays.* is stopped")
 
 
 @pytest.mark.parametrize("fault", ["sys.exit(0)", "time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])

@@ -62,6 +62,10 @@ def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> No
     """Writes the products of kernels (groups, O / groups, kH, kW, C / groups) and the windows of images x (groups,
     C / groups, H, W, N) into y (groups, O / groups, H', W', N)."""
     groups, outputs, high, wide, count = y.shape
+    taps = down.count * right.count
+    if down.step == right.step == 1 < taps and taps * outputs <= 2 * x.shape[1]:
+        _convolve_by_taps(x, kernels, y, down, right)
+        return
     matrix = kernels.reshape(groups, 1, outputs, -1)
     dense = y.strides[3] == count * y.itemsize
     for tile, matrices in _unfolded(x, down, right, (high, wide), groups * outputs):
@@ -70,6 +74,21 @@ def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> No
             np.matmul(matrix[:, :, None], windows.cut(matrices, pieces), out=windows.cut(tile.matrices(y), pieces))
         else:
             tile.of(y)[...] = tile.pixels(np.matmul(matrix, matrices))
+
+
+def _convolve_by_taps(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> None:
+    """The same for few outputs and steps of 1: one product for all elements of the kernels, and then sums of shifted
+    results, which are smaller than the windows would be."""
+    (groups, outputs, *size, _), (_, channels, *pixels) = y.shape, x.shape
+    each = np.matmul(kernels.transpose(0, 2, 3, 1, 4).reshape(groups, -1, channels), x.reshape(groups, channels, -1))
+    shifted = each.reshape(groups, down.count, right.count, outputs, *pixels)
+    y[...] = 0
+    for i, j in np.ndindex(down.count, right.count):
+        (to_row, row), (to_column, column) = (
+            windows.inside(taps.first + k * taps.spacing, 1, count, extent)
+            for taps, k, count, extent in zip((down, right), (i, j), size, pixels, strict=False)
+        )
+        y[:, :, to_row, to_column] += shifted[:, i, j, :, row, column]
 
 
 def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int) -> Any:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import OF_NUMPY, op
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # -- arithmetic
 
@@ -81,7 +83,7 @@ def power(x: Any, *, exponent: float) -> Any:
 def remainder(x: Any, y: Any) -> Any:
     """x - y * floor(x / y), which has the sign of y."""
     check_divisor("remainder", x, y)
-    return np.remainder(x, y), (lambda g, out: g, lambda g, out: -g * np.floor(x / y))
+    return np.remainder(x, y), (lambda g, out: g, lambda g, out: -g * np.floor_divide(x, y))
 
 
 @op(numpy=np.floor_divide, differentiable=False, promote="common")
@@ -222,6 +224,24 @@ def cast(x: Any, dtype: Any) -> Any:
     """The elements in another dtype; the gradient comes back in this one, from floats."""
     kind = as_dtype(dtype)
     return (cast_to if kind.kind == "f" else cut_to)(x, dtype=kind)
+
+
+def half_in_float32(function: Function) -> Function:
+    """Makes a function compute in float32 for float16, whose sums and products have too few digits."""
+
+    def widened(x: Any) -> Any:
+        half = getattr(getattr(x, "array", x), "dtype", None) == np.float16
+        return cast(x, np.float32) if half else x
+
+    @wraps(function)
+    def computed(x: Any, *others: Any, **options: Any) -> Any:
+        wide = widened(x)
+        if wide is x:
+            return function(x, *others, **options)
+        wider = {name: widened(option) for name, option in options.items()}
+        return cast(function(wide, *map(widened, others), **wider), np.float16)
+
+    return computed  # type: ignore[return-value]
 
 
 @op(rule=rules.cast, called="astype")

@@ -51,10 +51,13 @@ def take(x: Any, *, index: Any) -> Any:
 
 
 @op(rule=scatter_rule, called="scatter_add")
-def scatter_add_to(x: Any, *, index: Any, shape: Any) -> Any:
-    """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`."""
+def scatter_add_to(x: Any, *, index: Any, shape: Any, last: bool = False) -> Any:
+    """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`.
+
+    last: the last of several elements for one place counts, and each gets the gradient of the place, as in PyTorch.
+    """
     zeros = np.zeros(shape, x.dtype)
-    if _names_each_once(index):
+    if last or _names_each_once(index):
         zeros[index] = x
     else:
         np.add.at(zeros, index, x)
@@ -157,18 +160,24 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """`input` with the elements of `src` added where `gather` with the same `dim` and `index` would read."""
-    input, index, src = _of_each_row("scatter_add", input, dim, index, src)
+    return add(input, scattered("scatter_add", input, dim, index, src))
+
+
+def scattered(name: str, input: Any, dim: int, index: Any, src: Any, *, last: bool = False) -> Any:
+    """Zeros in the shape of `input` with the elements of `src` where `gather` with the same `dim` and `index` would
+    read: their sum, or only the `last` for one place. name: that of the function, for errors."""
+    input, index, src = _of_each_row(name, input, dim, index, src)
     rows = shard_of(input) or shard_of(src)
     if rows is not None and shard_of(input) is None:
-        input, index, src = (whole(x, "scatter_add") for x in (input, index, src))
+        input, index, src = (whole(x, name) for x in (input, index, src))
     elif rows is not None:
-        return tagged(scatter_add(bare(input), dim, bare(index), bare(src)), rows)
-    key = _grid_along("scatter_add", input, dim, index)
+        return tagged(scattered(name, bare(input), dim, bare(index), bare(src), last=last), rows)
+    key = _grid_along(name, input, dim, index)
     shape = shape_of(index)
     if len(shape_of(src)) != len(shape) or any(n > m for n, m in zip(shape, shape_of(src), strict=True)):
-        raise ValueError(f"scatter_add: src must be at least of index's shape {shape}, got {shape_of(src)}")
+        raise ValueError(f"{name}: src must be at least of index's shape {shape}, got {shape_of(src)}")
     part = take(src, index=tuple(slice(0, n) for n in shape))
-    return add(input, scatter_add_to(part, index=key, shape=shape_of(input)))
+    return scatter_add_to(part, index=key, shape=shape_of(input), last=last)
 
 
 def index_select(input: Any, dim: int, index: Any) -> Any:

@@ -29,16 +29,30 @@ def _windows_for_max(x: Array, places: Geometry) -> tuple[Array, list[Array]]:
     return padded, [padded[:, :, v, h] for v, h in places.pixels()]
 
 
-def _max_pool(x: Any, *, places: Geometry) -> Tensor:
-    """`max_pool` as an index of x: where the maxima are does not change with a small change of x."""
-    _, views = _windows_for_max(x.array, places)
+def _maxima(x: Array, places: Geometry) -> tuple[Array, Array]:
+    """The rows and the columns in x of the maxima of its windows."""
+    _, views = _windows_for_max(x, places)
     # argmax takes the first of equals, and a window's first place in memory is its first in the kernel.
     down, right = np.unravel_index(np.argmax(np.stack(views), axis=0), places.kernel)
+    rows, columns = np.ogrid[: places.output[0], : places.output[1]]
     (top, _), (left, _) = places.padding
-    samples, channels, rows, columns = np.ogrid[tuple(slice(n) for n in views[0].shape)]
     rows = rows * places.stride[0] + down * places.dilation[0] - top
-    columns = columns * places.stride[1] + right * places.dilation[1] - left
-    return take(x, index=tuple(np.broadcast_arrays(samples, channels, rows, columns)))
+    return rows, columns * places.stride[1] + right * places.dilation[1] - left
+
+
+def _max_pool(x: Any, *, places: Geometry) -> Tensor:
+    """`max_pool` as an index of x: where the maxima are does not change with a small change of x."""
+    rows, columns = _maxima(x.array, places)
+    samples, channels = np.ogrid[: rows.shape[0], : rows.shape[1]]
+    at = samples[..., None, None], channels[..., None, None], rows, columns
+    return take(x, index=tuple(np.broadcast_arrays(*at)))
+
+
+@op(differentiable=False, rule=rules.rows_at(0))
+def max_pool_indices(x: Array, *, places: Geometry) -> Result:
+    """Where the maximum of each window of x (N, C, H, W) is: its row * W + its column."""
+    rows, columns = _maxima(x, places)
+    return rows * x.shape[3] + columns, ()
 
 
 @op(composite=_max_pool, rule=rules.rows_at(0))
@@ -90,6 +104,8 @@ def _choose(y: Array, chosen: Array, views: list[Array]) -> None:
 
 def _divide(total: Array, divisor: int | Array) -> Array:
     """total / divisor in total's own dtype, in place; a divisor per window has the shape of the output."""
+    if total.dtype.kind != "f":
+        return np.trunc(total / divisor).astype(total.dtype)
     total /= divisor if isinstance(divisor, int) else divisor.astype(total.dtype)
     return total
 
@@ -98,10 +114,12 @@ def _divide(total: Array, divisor: int | Array) -> Array:
 def average_pool(x: Array, *, places: Geometry, divisor: int | Array) -> Result:
     """The sum of each window of x (N, C, H, W), over `divisor`: an integer, or one per window (H', W')."""
     views = (pad(x, places)[:, :, v, h] for v, h in places.pixels())
-    y = next(views).copy(order="K")
+    y = next(views).astype(np.promote_types(x.dtype, np.float32) if x.dtype.kind == "f" else x.dtype, order="K")
     for view in views:
         y += view
-    return _divide(y, divisor), (lambda g, out: like_input(transposed_average_pool, g, places=places, divisor=divisor),)
+    return _divide(y, divisor).astype(x.dtype, copy=False), (
+        lambda g, out: like_input(transposed_average_pool, g, places=places, divisor=divisor),
+    )
 
 
 @op(rule=rules.rows_at(0))
@@ -137,14 +155,21 @@ def max_pool2d(
     padding: int | Pair = 0,
     dilation: int | Pair = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window; stride: kernel_size if None.
 
     input: (N, C, H, W); returns (N, C, H', W'), H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1,
     rounded up with `ceil_mode`. The padding never is the maximum. Of equal maxima the first gets the gradient.
+    With `return_indices` also returns where in its image each maximum is, row * W + column.
     """
     places = _places("max_pool2d", np.shape(input), kernel_size, stride, padding, dilation, ceil_mode)
-    return max_pool(input, places=places)
+    return _max_pooled(input, places, return_indices)
+
+
+def _max_pooled(input: Any, places: Geometry, return_indices: bool) -> Any:
+    values = max_pool(input, places=places)
+    return (values, max_pool_indices(input, places=places)) if return_indices else values
 
 
 def max_pool1d(
@@ -154,22 +179,24 @@ def max_pool1d(
     padding: int = 0,
     dilation: int = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window of sequences (N, C, L); options as for `max_pool2d`."""
     name, shape = "max_pool1d", np.shape(input)
     if len(shape) != 3:
         raise ValueError(f"{name}: input must have shape (N, C, L), got shape {tuple(shape)}")
-    places = _places(
-        name,
-        (*shape, 1),
-        (single(name, "kernel_size", kernel_size, 1), 1),
-        None if stride is None else (single(name, "stride", stride, 1), 1),
-        (single(name, "padding", padding, 0), 0),
-        (single(name, "dilation", dilation, 1), 1),
-        ceil_mode,
+    kernel, step, around, spacing = (
+        (single(name, option, value, least), least)
+        for option, value, least in (
+            ("kernel_size", kernel_size, 1),
+            ("stride", kernel_size if stride is None else stride, 1),
+            ("padding", padding, 0),
+            ("dilation", dilation, 1),
+        )
     )
-    sequence: Tensor = squeeze(max_pool(unsqueeze(input, 3), places=places), 3)
-    return sequence
+    places = _places(name, (*shape, 1), kernel, step, around, spacing, ceil_mode)
+    pooled = _max_pooled(unsqueeze(input, 3), places, return_indices)
+    return tuple(squeeze(x, 3) for x in pooled) if return_indices else squeeze(pooled, 3)
 
 
 def avg_pool2d(

@@ -66,10 +66,9 @@ def _in_blocks(w: Array, rows: int) -> Array:
     return np.ascontiguousarray(w.reshape(*w.shape[:-1], count, w.shape[-1] // count).swapaxes(-2, -3))
 
 
-def _multiply(x: Array, blocks: Array, out: Array) -> Array:
-    """x (N, K) times matrices that `_in_blocks` has cut, in `out` (..., N, H)."""
-    np.matmul(x, blocks, out=out.reshape(*out.shape[:-1], blocks.shape[-3], blocks.shape[-1]).swapaxes(-2, -3))
-    return out
+def _by_block(product: Array, blocks: Array) -> Array:
+    """The view of a product (..., N, H) that a product with matrices which `_in_blocks` has cut writes to."""
+    return product.reshape(*product.shape[:-1], blocks.shape[-3], blocks.shape[-1]).swapaxes(-2, -3)
 
 
 def _gates(x: Any, count: int, size: int) -> tuple[Any, ...]:
@@ -116,14 +115,16 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
     outputs = value[1:] if reverse else value[:-1]
     started[-1 if reverse else 0] = h
     cells, cells_before = _states(count, c, reverse, x.dtype)
-    product, spare = np.empty((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
+    # The gates of one step are computed together in memory: in `gates` they are far apart, which takes twice the time.
+    a, spare = np.empty((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
+    product = _by_block(a, from_state)
     for t in _order(count, reverse):
-        a, cell = gates[:, t], cells[t]
-        a += _multiply(started[t], from_state, product)
+        of_step, cell = gates[:, t], cells[t]
+        np.matmul(started[t], from_state, out=product)
+        a += of_step
         np.tanh(a, out=a)
         a *= half
-        a += rest
-        i, f, g, o = a
+        i, f, g, o = np.add(a, rest, out=of_step)
         np.multiply(f, cells_before[t], out=cell)
         cell += np.multiply(i, g, out=spare)
         np.multiply(o, np.tanh(cell, out=spare), out=outputs[t])
@@ -143,18 +144,19 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
         through = np.square(curved, out=curved)
         np.subtract(1, through, out=through)
         through *= o
-        slopes = np.empty((count, len(h), 4, size), x.dtype)
-        by_gate = slopes.transpose(0, 2, 1, 3)
+        slopes = np.empty((count, len(h), 4 * size), x.dtype)
+        by_gate = slopes.reshape(count, len(h), 4, size).transpose(0, 2, 1, 3)
         w = _in_blocks(w_state, len(h))
         to_h, to_c, spare = np.zeros(h.shape, x.dtype), np.array(of_cell), np.empty(h.shape, x.dtype)
+        product = _by_block(to_h, w)
         for t in reversed(_order(count, reverse)):
             to_h += of_outputs[t]
             to_c += np.multiply(to_h, through[t], out=spare)
             np.multiply(factors[:3, t], to_c, out=by_gate[t, :3])
             np.multiply(factors[3, t], to_h, out=by_gate[t, 3])
             to_c *= f[t]
-            _multiply(slopes[t].reshape(len(h), 4 * size), w, to_h)
-        return slopes.reshape(count * len(h), 4 * size), to_h, to_c
+            np.matmul(slopes[t], w, out=product)
+        return _rows(slopes), to_h, to_c
 
     def to_bias(gradient: Any, out: Any) -> Any:
         return column_sums(back(gradient)[0], out)
@@ -205,18 +207,19 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
         b_inner = b_state[2 * size :]
     value, started = _states(count, h, reverse, x.dtype)
     inner = np.empty((count, *h.shape), x.dtype)  # n'
-    product, spare = np.empty((3, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
+    a, spare = np.empty((3, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
+    both, from_h, product = a[:2], a[2], _by_block(a, from_state)
     for t in _order(count, reverse):
-        _multiply(started[t], from_state, product)
-        both, n, y = gates[:2, t], gates[2, t], value[t]
-        both += product[:2]
+        n, y, of_step = gates[2, t], value[t], gates[:2, t]
+        np.matmul(started[t], from_state, out=product)
+        both += of_step
         np.tanh(both, out=both)
         both *= 0.5
-        both += 0.5
-        n += np.multiply(both[0], np.add(product[2], b_inner, out=inner[t]), out=spare)
+        r, z = np.add(both, 0.5, out=of_step)
+        n += np.multiply(r, np.add(from_h, b_inner, out=inner[t]), out=spare)
         np.tanh(n, out=n)
         np.subtract(started[t], n, out=y)
-        y *= both[1]
+        y *= z
         y += n
 
     @memoize_last
@@ -232,16 +235,18 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
         factors[1] *= inner
         factors[2] *= z
         factors[2] *= started - n
-        slopes = np.empty((count, len(h), 4, size), x.dtype)
-        by_gate = slopes.transpose(0, 2, 1, 3)
+        slopes = np.empty((count, len(h), 4 * size), x.dtype)
+        by_gate = slopes.reshape(count, len(h), 4, size).transpose(0, 2, 1, 3)
         w = _in_blocks(np.concatenate((w_state[2 * size :], w_state[: 2 * size])), len(h))
         to_h, spare = np.zeros(h.shape, x.dtype), np.empty(h.shape, x.dtype)
+        product = _by_block(spare, w)
         for t in reversed(_order(count, reverse)):
             to_h += gradient[t]
             np.multiply(factors[:, t], to_h, out=by_gate[t])
             to_h *= z[t]
-            to_h += _multiply(slopes[t, :, :3].reshape(len(h), 3 * size), w, spare)
-        return slopes.reshape(count * len(h), 4 * size), to_h
+            np.matmul(slopes[t, :, : 3 * size], w, out=product)
+            to_h += spare
+        return _rows(slopes), to_h
 
     def to_w_state(g: Any, out: Any) -> Any:
         slopes, out = back(g)[0], np.empty_like(w_state) if out is None else out
@@ -286,10 +291,12 @@ def rnn(
     count = len(x)
     (from_input,), rows = _from_input(x, w_input, (b_input, b_state), np.ones((1, 1, 1), x.dtype))
     value, started = _states(count, h, reverse, x.dtype)
-    product, zero = np.empty(h.shape, x.dtype), np.zeros((), x.dtype)
+    from_h, zero = np.empty(h.shape, x.dtype), np.zeros((), x.dtype)
     from_state = _in_blocks(w_state.T, len(h))
+    product = _by_block(from_h, from_state)
     for t in _order(count, reverse):
-        a = np.add(from_input[t], _multiply(started[t], from_state, product), out=value[t])
+        np.matmul(started[t], from_state, out=product)
+        a = np.add(from_input[t], from_h, out=value[t])
         if nonlinearity == "tanh":
             np.tanh(a, out=a)
         else:
@@ -300,10 +307,11 @@ def rnn(
         """The gradients of what f is applied to, (T * N, H), and of h before the first step."""
         slopes = 1 - np.square(value) if nonlinearity == "tanh" else (value > 0).astype(x.dtype)
         w, to_h = _in_blocks(w_state, len(h)), np.zeros(h.shape, x.dtype)
+        product = _by_block(to_h, w)
         for t in reversed(_order(count, reverse)):
             to_h += gradient[t]
             slopes[t] *= to_h
-            _multiply(slopes[t], w, to_h)
+            np.matmul(slopes[t], w, out=product)
         return _rows(slopes), to_h
 
     def to_bias(gradient: Any, out: Any) -> Any:

@@ -12,9 +12,11 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.keywords import missing_from, publish
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
+from sorix_dist.core.ops.elementwise import add
 from sorix_dist.core.ops.indexing import one_hot, table_rows
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
+from sorix_dist.core.ops.shape import swapaxes as transpose
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.nn.functional import activation, distance, loss, spatial
@@ -32,8 +34,13 @@ __all__ = [
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
-    """input (..., in) @ weight (in, out) + bias (1, out) or (out,); PyTorch's weight is (out, in)."""
-    return matrix.linear(input, weight, bias)
+    """input (..., in) @ weight.T + bias, as in PyTorch: weight (out, in) or (in,), bias (out,); nn.Linear's W is the
+    transpose, (in, out)."""
+    weight = weight if isinstance(weight, Tensor) else Tensor(weight)
+    if weight.ndim == 2:
+        return matrix.linear(input, transpose(weight, 0, 1), bias)
+    product = matrix.matmul(input, weight)
+    return product if bias is None else add(product, bias)
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:

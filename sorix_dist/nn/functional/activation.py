@@ -52,7 +52,7 @@ def prelu(x: Any, weight: Any) -> Tensor:
     if weight.array.size not in (1, channels):
         raise ValueError(f"prelu: weight must have 1 element or {channels}, one per channel, got {weight.array.size}")
     shape = (1, -1, *(1 for _ in x.shape[2:])) if weight.array.size > 1 else (1,) * x.ndim
-    return ops.relu(x) - weight.reshape(shape) * ops.relu(-x)
+    return where(x > 0, x, weight.reshape(shape) * x)  # type: ignore[no-any-return]
 
 
 def sigmoid(x: Any) -> Tensor:

@@ -13,7 +13,7 @@ from sorix_dist.core.dtype import name_of
 from sorix_dist.core.ops.activation import dropout
 from sorix_dist.core.ops.attention import attention, beside_queries
 from sorix_dist.core.ops.axes import broadcasts_to
-from sorix_dist.core.ops.elementwise import add, cast
+from sorix_dist.core.ops.elementwise import add, cast, half_in_float32
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.random import Draws
@@ -21,6 +21,7 @@ from sorix_dist.core.rules import beside, whole
 from sorix_dist.core.tensor import Array
 
 
+@half_in_float32
 def scaled_dot_product_attention(
     query: Any,
     key: Any,

@@ -6,7 +6,7 @@ Each function also takes one sample without the batch dimension N, and then retu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import reduce, wraps
 from math import floor
 from typing import Any, TypeVar
 
@@ -14,7 +14,10 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least
+from sorix_dist.core.arrange import scatter, unflatten
+from sorix_dist.core.create import zeros
 from sorix_dist.core.ops import conv, pool
+from sorix_dist.core.ops.elementwise import add, half_in_float32
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten, squeeze, unsqueeze
@@ -23,8 +26,8 @@ from sorix_dist.core.tensor import shape_of
 
 __all__ = [
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "interpolate", "max_pool1d", "max_pool2d", "pixel_shuffle",
-    "unfold",
+    "conv_transpose1d", "conv_transpose2d", "interpolate", "max_pool1d", "max_pool2d", "max_unpool1d", "max_unpool2d",
+    "pixel_shuffle", "unfold",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -35,11 +38,12 @@ def _also_unbatched(ndim: int) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         @wraps(function)
-        def batched(input: Any, *arguments: Any, **options: Any) -> Tensor:
+        def batched(input: Any, *arguments: Any, **options: Any) -> Any:
             if len(shape_of(input)) != ndim - 1:
                 return function(input, *arguments, **options)
             sample = input if isinstance(input, Tensor) else Tensor(input)
-            return function(sample.unsqueeze(0), *arguments, **options).squeeze(0)
+            answer: Any = function(sample.unsqueeze(0), *arguments, **options)
+            return tuple(x.squeeze(0) for x in answer) if isinstance(answer, tuple) else answer.squeeze(0)
 
         return batched  # type: ignore[return-value]
 
@@ -90,7 +94,34 @@ def conv3d(
     return y.reshape(batch, count, *y.shape[1:]).permute(0, 2, 1, 3, 4)
 
 
+def max_unpool2d(
+    input: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Tensor:
+    """Images of zeros with the elements of `input` where `max_pool2d` with `return_indices` found them.
+
+    input, indices: (..., C, H, W); returns (..., C, H', W'), H' = (H - 1) stride - 2 padding + kernel_size, or the last
+    two numbers of `output_size`: several sizes pool to the same.
+    """
+    x = input if isinstance(input, Tensor) else Tensor(input)
+    given = kernel_size, kernel_size if stride is None else stride, padding
+    numbers = zip(x.shape[-2:], *(per_axis("max_unpool2d", "a size", n, 0, 2) for n in given), strict=True)
+    size = tuple(output_size or [(n - 1) * step - 2 * around + k for n, k, step, around in numbers])[-2:]
+    if shape_of(indices) != shape_of(x):
+        raise ValueError(f"max_unpool2d: indices must have input's shape {shape_of(x)}, got {shape_of(indices)}")
+    empty = zeros((*x.shape[:-2], size[0] * size[1]), dtype=x.dtype)
+    return unflatten(scatter(empty, -1, flatten(indices, -2), flatten(x, -2)), -1, size)  # type: ignore[no-any-return]
+
+
 # -- sequences, as images of one column
+
+
+def max_unpool1d(
+    input: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Tensor:
+    """`max_unpool2d` for sequences (..., C, L)."""
+    around, length = (single("max_unpool1d", "padding", padding, 0), 0), output_size and (*output_size[-1:], 1)
+    kernel, step = ((single("max_unpool1d", "a size", n or kernel_size, 1), 1) for n in (kernel_size, stride))
+    return squeeze(max_unpool2d(unsqueeze(input, -1), unsqueeze(indices, -1), kernel, step, around, length), -1)
 
 
 @_also_unbatched(3)
@@ -139,6 +170,7 @@ def adaptive_avg_pool1d(input: Any, output_size: Any) -> Tensor:
 # -- other sizes
 
 
+@half_in_float32
 def interpolate(
     input: Any,
     size: int | Sequence[int] | None = None,
@@ -151,18 +183,19 @@ def interpolate(
 
     mode: "nearest" takes the pixel below i * scale, "nearest-exact" that below (i + 0.5) * scale, "area" the mean of
     windows. "linear", "bilinear" or "trilinear" (for one, two or three axes) weights the two next to
-    (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`. Positions are those of PyTorch's
-    `interpolate`.
+    (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`; "bicubic" the four next to it. Positions
+    are those of PyTorch's `interpolate`.
     """
     x = input if isinstance(input, Tensor) else Tensor(input)
     axes = range(2, x.ndim)
     linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
-    if mode == linear and x.array.dtype.kind != "f":
+    if mode in (linear, "bicubic") and x.array.dtype.kind != "f":
         raise TypeError(f"interpolate: mode {mode!r} needs floats, got {x.dtype}")
-    if linear is None or mode not in ("nearest", "nearest-exact", linear, *(["area"] if x.ndim < 5 else [])):
+    others = {3: ("area",), 4: ("area", "bicubic")}.get(x.ndim, ())
+    if linear is None or mode not in ("nearest", "nearest-exact", linear, *others):
         raise ValueError(
             f"interpolate: mode must be 'nearest', or 'linear', 'bilinear' or 'trilinear' for input with 3, 4 or 5 "
-            f"dimensions, got {mode!r} for shape {tuple(x.shape)}"
+            f"dimensions, 'area' for 3 or 4, or 'bicubic' for 4, got {mode!r} for shape {tuple(x.shape)}"
         )
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate: give either size or scale_factor")
@@ -185,12 +218,26 @@ def interpolate(
         if align_corners:
             places = np.arange(count) * ((length - 1) / max(1, count - 1))
         else:
-            places = np.maximum((np.arange(count) + 0.5) * scale - 0.5, 0)
-        low = np.minimum(places.astype(int), length - 1)
+            places = (np.arange(count) + 0.5) * scale - 0.5
+            places = places if mode == "bicubic" else np.maximum(places, 0)
+        low = np.floor(places).astype(int)
         share = (places - low).reshape(-1, *(1 for _ in x.shape[axis + 1 :])).astype(x.array.dtype)
-        below, above = index_select(x, axis, low), index_select(x, axis, np.minimum(low + 1, length - 1))
-        x = below * (1 - share) + above * share
+        weights = _cubic(share) if mode == "bicubic" else {0: 1 - share, 1: share}
+        near = (index_select(x, axis, np.clip(low + i, 0, length - 1)) * w for i, w in weights.items())
+        x = reduce(add, near)
     return x
+
+
+def _cubic(share: Any) -> dict[int, Any]:
+    """The weights of the pixels at -1, 0, 1 and 2 for a place between 0 and 1 (Keys 1981, with a = -0.75)."""
+
+    def within(x: Any) -> Any:
+        return (1.25 * x - 2.25) * x * x + 1
+
+    def beyond(x: Any) -> Any:
+        return ((-0.75 * x + 3.75) * x - 6) * x + 3
+
+    return {-1: beyond(1 + share), 0: within(share), 1: within(1 - share), 2: beyond(2 - share)}
 
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from sorix_dist.comm import Comm
+from sorix_dist.core.arguments import as_state
 from sorix_dist.parallel.world import communicator
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +63,7 @@ class Metric(ABC):
         ValueError if the state is that of another metric.
         """
         options, nothing = self._named_options(), self._nothing()
-        if state_dict.keys() != {**options, **nothing}.keys():
+        if as_state("load_state_dict", state_dict).keys() != {**options, **nothing}.keys():
             raise ValueError(
                 f"load_state_dict: state_dict must have {', '.join([*options, *nothing])}, got {', '.join(state_dict)}"
             )

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int, int_or_none
+from sorix_dist.core.arguments import as_int, described, int_or_none
 from sorix_dist.core.tensor import as_array
 from sorix_dist.train.metrics.base import Array, Metric
+from sorix_dist.utils.data.tables import missing_rows
 
 Average = Literal["macro", "micro", "weighted"]
 
@@ -36,7 +37,9 @@ class Accuracy(Metric):
         """Counts samples: logits (N, C) or (N, C, ...), or predicted labels, which may be texts, and target (N) or
         (N, ...)."""
         if not any(isinstance(labels, Tensor) for labels in (found, target)) and np.asarray(target).dtype.kind in "OUT":
-            names = np.unique([*np.ravel(found), *np.ravel(target)]).tolist()
+            if len(missing := missing_rows(np.asarray(target))):
+                raise ValueError(f"target must not be missing, got a missing value in row {missing[0]}")
+            names = sorted({*np.ravel(found).tolist(), *np.ravel(target).tolist()}, key=str)
             found, target = (_numbered(labels, names) for labels in (found, target))
         found, wanted, counted = logits_or_labels(found, target, self.ignore_index)
         if found.shape == wanted.shape:
@@ -75,6 +78,8 @@ class ConfusionMatrix(Metric):
     def __init__(self, num_classes: int | Sequence[str], ignore_index: int | None = None, *, comm: Any = None) -> None:
         self.names: list[str] | None = None
         if not isinstance(num_classes, int | np.integer):
+            if not hasattr(num_classes, "__len__") or np.ndim(num_classes) == 0:
+                raise TypeError(f"num_classes must be a number, or names of classes, got {described(num_classes)}")
             self.names = [str(name) for name in num_classes]
             if isinstance(num_classes, str) or len(set(self.names)) < len(self.names):
                 raise ValueError(f"num_classes must be a number, or different names of classes, got {num_classes!r}")
@@ -189,7 +194,7 @@ class AUROC(Metric):
 
         Scores of samples are compared with each other, so logits of more than two classes become probabilities first.
         """
-        scores = as_array(found.visible if isinstance(found, Tensor) else found)
+        scores = as_array(found, name="scores")
         labels = _labels(target)
         if labels.ndim != 1 or scores.shape[:1] != labels.shape or scores.ndim > 2 or 1 in scores.shape[1:]:
             raise ValueError(
@@ -245,7 +250,7 @@ def _shares(counts: Array) -> tuple[Array, Array, Array]:
 
 def logits_or_labels(found: Any, target: Any, ignore_index: int | None) -> tuple[Array, Array, Array]:
     """Logits or predicted labels, integer labels of shapes that fit, and which of them count."""
-    found, target = as_array(found.visible if isinstance(found, Tensor) else found), _labels(target)
+    found, target = as_array(found, name="predictions"), _labels(target)
     if found.shape == target.shape:
         if found.dtype.kind not in "iub" and found.size:
             raise TypeError(f"predicted labels must be integers, got {found.dtype} of the target's shape {found.shape}")
@@ -266,7 +271,7 @@ def logits_and_labels(found: Any, target: Any, ignore_index: int | None) -> tupl
 
 
 def _labels(target: Any) -> Array:
-    array = target.visible if isinstance(target, Tensor) else as_array(target)
+    array = as_array(target, name="target")
     if array.dtype.kind not in "iub":
         if array.size:
             raise TypeError(f"target must hold integers, got {array.dtype}")

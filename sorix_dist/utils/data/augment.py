@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import as_function, as_int, described, is_integer
 from sorix_dist.utils.data.nested import map_arrays
 
 Array = np.ndarray[Any, Any]
@@ -31,6 +32,10 @@ class SampleRandom:
 
     def uniform(self, *shape: int) -> Array:
         """Float64 numbers from [0, 1), of shape (n, *shape)."""
+        if not all(is_integer(extent) and extent >= 0 for extent in shape):
+            raise TypeError(
+                f"draw: the shape must be integers, as in draw.normal(8, 8), got {', '.join(map(described, shape))}"
+            )
         count = int(np.prod(shape))
         steps = np.arange(self._drawn + 1, self._drawn + 1 + count, dtype=np.uint64) * _GOLDEN
         self._drawn += count
@@ -49,6 +54,7 @@ class SampleRandom:
     def flip(self, x: Array, p: float = 0.5, axis: int = -1) -> Array:
         """x with each sample reversed along `axis` with probability p. Of images (n, ..., height, width), axis -1
         swaps left and right."""
+        x = np.asarray(x)
         flipped = (self.uniform() < p).reshape(-1, *(1 for _ in x.shape[1:]))
         return np.where(flipped, np.flip(x, axis), x)
 
@@ -57,7 +63,11 @@ class SampleRandom:
 
         size: (height, width) of the window, or one number for a square. ValueError if the window does not fit.
         """
-        height, width = (size, size) if isinstance(size, int) else size
+        sizes = [size, size] if is_integer(size) else list(size) if isinstance(size, tuple | list) else []
+        if len(sizes) != 2:
+            raise TypeError(f"crop: size must be an integer or (height, width), got {described(size)}")
+        height, width = (as_int("crop: size", each, 1) for each in sizes)
+        padding = as_int("crop: padding", padding, 0)
         x = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(padding, padding)] * 2) if padding else x
         if x.ndim < 3 or height > x.shape[-2] or width > x.shape[-1]:
             raise ValueError(f"crop: size {(height, width)} must fit into padded images, got shape {x.shape}")
@@ -67,20 +77,31 @@ class SampleRandom:
 
 
 def normalize(x: Array, mean: Any, std: Any) -> Array:
-    """(x - mean) / std in float32. Several means and deviations are those of the channels, axis 1 of x."""
-    mean, std = (np.asarray(each, np.float32) for each in (mean, std))
+    """(x - mean) / std in float32. Several means and deviations are those of the channels, axis 1 of x.
+
+    ValueError unless all deviations are above 0 and there is one for each channel.
+    """
+    x, mean, std = (np.asarray(each, np.float32) for each in (x, mean, std))
+    if not (std > 0).all():
+        raise ValueError(f"normalize: std must be above 0, got {std.min()}")
+    for name, each in (("mean", mean), ("std", std)):
+        if each.size > 1 and (x.ndim < 2 or each.shape != x.shape[1:2]):
+            raise ValueError(f"normalize: {name} must have shape () or {x.shape[1:2]}, got {each.shape}")
     if mean.ndim or std.ndim:
         mean, std = (each.reshape(-1, *(1 for _ in x.shape[2:])) for each in (mean, std))
-    return np.asarray((x.astype(np.float32, copy=False) - mean) / std)
+    return np.asarray((x - mean) / std)
 
 
 def one_hot(labels: Array, num_classes: int) -> Array:
     """The rows of the identity that labels (n, ...) name: float32 of shape (n, ..., num_classes)."""
+    labels, num_classes = np.asarray(labels), as_int("one_hot: num_classes", num_classes, 1)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: labels must be integers, got {labels.dtype}")
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f"one_hot: labels must be in [0, {num_classes}), got numbers from {labels.min()} to {labels.max()}"
         )
-    return np.eye(num_classes, dtype=np.float32)[labels]
+    return np.eye(num_classes, dtype=np.float32)[labels]  # type: ignore[no-any-return]
 
 
 class BatchTransform:
@@ -90,9 +111,7 @@ class BatchTransform:
     """
 
     def __init__(self, function: Any) -> None:
-        if not callable(function):
-            raise TypeError(f"batch_transform must be a function of a batch, got {type(function).__name__}")
-        self.function = function
+        self.function = as_function("batch_transform", function, "a batch")
         try:
             self.random = "draw" in signature(function).parameters
         except ValueError:  # some functions of C have no signature
@@ -102,10 +121,13 @@ class BatchTransform:
         arrays = map_arrays(batch, lambda x: x.array if isinstance(x, Tensor) else x)
         options = {"draw": SampleRandom(seed, epoch, indices)} if self.random else {}
         try:
-            return self.function(*(arrays if isinstance(arrays, tuple) else (arrays,)), **options)
+            made = self.function(*(arrays if isinstance(arrays, tuple) else (arrays,)), **options)
+            if made is None:
+                raise TypeError("batch_transform must return the new batch, got None")
         except Exception as error:
             error.add_note("raised by batch_transform")
             raise
+        return made
 
 
 def _mixed(words: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import is_integer
+from sorix_dist.core.arguments import as_function, described, is_integer
 from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.nested import map_arrays, stacked
 from sorix_dist.utils.data.tables import numbers
@@ -46,8 +46,8 @@ class Dataset:
             raise ValueError("X and y must have one entry per sample, got a single number")
         if self.y is not None and len(self.X) != len(self.y):
             raise ValueError(f"X and y must have the same length, got {len(self.X)} and {len(self.y)}")
-        self.transform = transform
-        self.target_transform = target_transform
+        self.transform = transform and as_function("transform", transform, "a sample")
+        self.target_transform = target_transform and as_function("target_transform", target_transform, "a target")
 
     def __len__(self) -> int:
         return len(self.X)
@@ -109,7 +109,9 @@ class Subset:
     """The samples of a data set at some indices, in their order (as PyTorch's Subset)."""
 
     def __init__(self, dataset: Any, indices: Any) -> None:
-        self.dataset = dataset
+        self.dataset, length = dataset, length_of("Subset", dataset)
+        if not hasattr(indices, "__iter__"):
+            raise TypeError(f"Subset: indices must be a vector of integers, got {described(indices)}")
         self.indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
         self.indices = self.indices if self.indices.size else self.indices.astype(np.int64)
         if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
@@ -117,9 +119,9 @@ class Subset:
                 f"Subset: indices must be a vector of integers, got shape {self.indices.shape} and dtype "
                 f"{self.indices.dtype}"
             )
-        outside = (self.indices < 0) | (self.indices >= len(dataset))
+        outside = (self.indices < 0) | (self.indices >= length)
         if outside.any():
-            raise ValueError(f"Subset: indices must be in [0, {len(dataset)}), got {self.indices[outside][0]}")
+            raise ValueError(f"Subset: indices must be in [0, {length}), got {self.indices[outside][0]}")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -142,10 +144,12 @@ class ConcatDataset:
     """The samples of some data sets, one data set after the other (as PyTorch's ConcatDataset)."""
 
     def __init__(self, datasets: Sequence[Any]) -> None:
+        if not hasattr(datasets, "__iter__"):
+            raise TypeError(f"ConcatDataset: datasets must be a list of data sets, got {described(datasets)}")
         self.datasets = list(datasets)
         if not self.datasets:
             raise ValueError("ConcatDataset: datasets must hold at least one data set, got none")
-        self.cumulative_sizes = np.cumsum([len(dataset) for dataset in self.datasets]).tolist()
+        self.cumulative_sizes = np.cumsum([length_of("ConcatDataset", each) for each in self.datasets]).tolist()
 
     def __len__(self) -> int:
         return int(self.cumulative_sizes[-1])
@@ -177,21 +181,33 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
     lengths: the numbers of samples, which add up to the data set's; or fractions that add up to 1, whose remainder
     goes to the first subsets, one sample each. generator: a seed or generator; None for the stream of `manual_seed`.
     """
-    total = len(dataset)
+    total = length_of("random_split", dataset)
+    given = np.asarray(lengths)
+    if given.ndim != 1 or given.dtype.kind not in "iuf":
+        raise TypeError(f"random_split: lengths must be a list of numbers of samples, or of fractions, got {lengths!r}")
+    lengths = given.tolist()
     if abs(sum(lengths) - 1) < 1e-9 and all(0 <= fraction <= 1 for fraction in lengths) and total != 1:
         counts = [int(total * fraction) for fraction in lengths]
         for number in range(total - sum(counts)):
             counts[number % len(counts)] += 1
     else:
-        counts = [int(length) for length in lengths]
-    if sum(counts) != total or any(count < 0 for count in counts):
+        counts = given.tolist()
+    if sum(counts) != total or any(count < 0 or count != int(count) for count in counts):
         raise ValueError(f"random_split: lengths must add up to {total} samples, or to 1 as fractions, got {lengths}")
     current_group()  # ranks without a seed agree on one
     if not (generator is None or isinstance(generator, np.random.Generator | rng.Generator)):
         generator = np.random.default_rng(seed_of(generator))
     order = rng.generator(generator).permutation(total)
-    ends = np.cumsum([0, *counts]).tolist()
+    ends = np.cumsum([0, *map(int, counts)]).tolist()
     return [Subset(dataset, order[start:stop]) for start, stop in pairwise(ends)]
+
+
+def length_of(call: str, dataset: Any) -> int:
+    """The number of samples; TypeError, with the name of the call, for what has none by index."""
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(dataset, method) or getattr(dataset, "shape", None) == ():
+            raise TypeError(f"{call}: dataset must have {method}, got {described(dataset)}")
+    return len(dataset)
 
 
 def seed_of(generator: Any) -> int:

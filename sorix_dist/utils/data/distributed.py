@@ -8,6 +8,7 @@ from typing import Any
 
 from sorix_dist.core.arguments import as_int
 from sorix_dist.utils.data import loader
+from sorix_dist.utils.data.dataset import length_of
 from sorix_dist.utils.data.sampler import Sampler
 
 
@@ -38,9 +39,7 @@ class DistributedSampler(Sampler):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if not hasattr(dataset, "__len__"):
-            raise TypeError(f"dataset must have __len__, got {type(dataset).__name__}")
-        super().__init__(len(dataset), shuffle, seed)
+        super().__init__(length_of("DistributedSampler", dataset), shuffle, seed)
         if (num_replicas is None) != (rank is None):
             raise ValueError(f"num_replicas and rank go together, got {num_replicas!r} and {rank!r}")
         if num_replicas is not None and as_int("rank", rank, 0) >= as_int("num_replicas", num_replicas, 1):

@@ -314,10 +314,16 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
         awaited.append(Future())
         requests.put(awaited[-1])
 
-    for number in range(threads):
-        run = contextvars.copy_context().run  # the context holds the seed and the ranks
-        threading.Thread(target=run, args=(work,), name=f"sorix_dist data loader {number}", daemon=True).start()
+    started = 0
     try:
+        while started < threads:
+            run = contextvars.copy_context().run  # the context holds the seed and the ranks
+            name = f"sorix_dist data loader {started}"
+            try:
+                threading.Thread(target=run, args=(work,), name=name, daemon=True).start()
+            except RuntimeError as error:
+                raise RuntimeError(f"num_workers={threads}: no more than {started} threads can be started") from error
+            started += 1
         for _ in range(depth):
             ask()
         while (result := awaited.popleft().result()) is not _END:
@@ -325,7 +331,7 @@ def ahead(make: Callable[[Any], Any], tasks: Iterator[Any], threads: int, depth:
             yield result
     finally:
         ended.set()
-        for _ in range(threads):
+        for _ in range(started):
             requests.put(Future())
 
 

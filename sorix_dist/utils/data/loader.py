@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_bool, as_function, as_int, as_state, described
 from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
@@ -98,12 +98,12 @@ class DataLoader:
             self._batch_size = as_int("batch_size", 16 if batch_size is None else batch_size, 1)
         else:
             self._batch_size = as_int("batch_size_per_rank", batch_size_per_rank, 1)
-        if collate_fn is not None and not callable(collate_fn):
-            raise TypeError(f"collate_fn must be a function of a list of samples, got {type(collate_fn).__name__}")
+        if collate_fn is not None:
+            as_function("collate_fn", collate_fn, "a list of samples")
         self._per_rank = batch_size_per_rank is not None
         self.dataset = dataset
-        self.sampler = _order(dataset, sampler, bool(shuffle), seed)
-        self.drop_last, self.shard = drop_last, shard
+        self.sampler = _order(dataset, sampler, as_bool("shuffle", shuffle or False), seed)
+        self.drop_last, self.shard = as_bool("drop_last", drop_last), as_bool("shard", shard)
         self.num_workers = as_int("num_workers", num_workers, 0)
         self.prefetch_factor = as_int("prefetch_factor", 2 if prefetch_factor is None else prefetch_factor, 1)
         transform = None if batch_transform is None else BatchTransform(batch_transform)
@@ -228,11 +228,10 @@ class DataLoader:
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
-        epoch = as_int("load_state_dict: epoch", state_dict.get("epoch", 0), 0)
+        state_dict = as_state("load_state_dict", state_dict, "epoch", "batches")
+        epoch = as_int("load_state_dict: epoch", state_dict["epoch"], 0)
         own = self._identity(epoch)
-        missing = [name for name in ("epoch", "batches", *own) if name not in state_dict and name != "data"]
-        if missing:
-            raise ValueError(f"load_state_dict: state_dict must have {', '.join(missing)}, got {sorted(state_dict)}")
+        as_state("load_state_dict", state_dict, *own.keys() - {"data"})
         batches = as_int("load_state_dict: batches", state_dict["batches"], 0)
         different = {name for name in own if name in state_dict and state_dict[name] != own[name]}
         if self._takes_seed():
@@ -325,6 +324,12 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
             f"dataset is a {type(dataset).__name__}, a table of columns: give Dataset(*read_table(dataset, "
             "target='...')), from sorix_dist.utils.data"
         )
+    columns = isinstance(dataset, dict) and dataset and 0 not in dataset
+    if columns or isinstance(dataset, str | bytes) or getattr(dataset, "shape", None) == ():
+        raise TypeError(
+            f"dataset must hold samples, got {described(dataset)}: an array, a Dataset, or for a table or a file "
+            "Dataset(*read_table(...)), from sorix_dist.utils.data"
+        )
     indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if isinstance(dataset, IterableDataset) or (not indexed and hasattr(dataset, "__iter__")):
         if shuffle or sampler is not None:
@@ -336,7 +341,7 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
         return None
     for method in ("__len__", "__getitem__"):
         if not hasattr(dataset, method):
-            raise TypeError(f"dataset must have {method}, or __iter__ alone, got {type(dataset).__name__}")
+            raise TypeError(f"dataset must have {method}, or __iter__ alone, got {described(dataset)}")
     if sampler is None:
         return Sampler(len(dataset), shuffle, seed)
     if not isinstance(sampler, Sampler):

@@ -10,9 +10,10 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import as_int, int_or_none
+from sorix_dist.core.arguments import as_int, described, int_or_none
 from sorix_dist.core.placement import Rows
 from sorix_dist.core.tensor import as_array
+from sorix_dist.utils.data.tables import numbers
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -44,7 +45,7 @@ class Sampler:
     """
 
     def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
-        if length < 1:
+        if as_int("Sampler: length", length, 0) < 1:
             raise ValueError(f"dataset must have at least one sample, got a data set of length {length}")
         self.length, self.shuffle = length, bool(shuffle)
         self.seed = int_or_none("seed", seed, 0)
@@ -136,7 +137,7 @@ class LengthBucketSampler(Sampler):
         padding: float = 0,
         pool: int = 50,
     ) -> None:
-        self.lengths = as_array(lengths)
+        self.lengths = numbers("lengths", lengths)
         if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu" or (self.lengths < 0).any():
             raise ValueError("LengthBucketSampler: lengths must be a vector of integers >= 0, one for each sample")
         super().__init__(len(self.lengths), shuffle, seed)
@@ -173,6 +174,8 @@ class BatchSampler:
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"BatchSampler: sampler must be a Sampler, got {described(sampler)}")
         self.sampler, self.batch_size, self.drop_last = sampler, as_int("batch_size", batch_size, 1), drop_last
         if drop_last and not sampler.has_own_order:
             self._count(sampler.length)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.arguments import described
 from sorix_dist.core.tensor import as_array
 
 Array = np.ndarray[Any, Any]
 
 
 def numbers(what: str, data: Any) -> Array:
-    """`data` as an array of numbers. TypeError for anything else; it names a column of text, and how to encode it."""
+    """`data` as an array of numbers. TypeError for anything else; it names a column of text, and how to encode it, or
+    the row where a value is missing."""
     try:
         return as_array(data)
     except (TypeError, ValueError) as error:
@@ -27,11 +29,26 @@ def numbers(what: str, data: Any) -> Array:
         if text is None:
             raise
         title, values = text
-        kind = type(values.flat[0]).__name__ if values.dtype == object and values.size else str(values.dtype)
-        raise TypeError(
-            f"{title} must hold numbers, got {kind}; LabelEncoder().fit_transform(values), from "
-            "sorix_dist.utils.data, numbers labels"
-        ) from error
+        missing = missing_rows(values)
+        if values.ndim == 0:
+            kind, advice = described(data), ""
+        elif missing.size:
+            kind, advice = f"a missing value in row {missing[0]}", "; drop such rows, or fill them (in pandas: fillna)"
+        else:
+            wrong = [entry for entry in values.flat if not isinstance(entry, int | float | np.number)]
+            kind = type(wrong[0]).__name__ if values.dtype == object and wrong else str(values.dtype)
+            advice = "; LabelEncoder().fit_transform(values), from sorix_dist.utils.data, numbers labels"
+        raise TypeError(f"{title} must hold numbers, got {kind}{advice}") from error
+
+
+def missing_rows(values: Array) -> Array:
+    """The rows of an array of any kind that hold None, NaN, or pandas's NA or NaT."""
+    rows = values if values.dtype.kind in "Of" and values.ndim else ()
+    return np.array([row for row, entry in enumerate(rows) if any(map(_is_missing, np.ravel(entry)))], np.intp)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or bool(value != value)
 
 
 def column_names(table: Any) -> list[str]:
@@ -58,12 +75,16 @@ def read_table(
     X, None for all others. X has shape (rows, columns) and the dtype `dtype`.
     KeyError for a column that is not there; TypeError, with its name, for one that does not hold numbers.
     """
+    if isinstance(columns, str):
+        raise TypeError(f"read_table: columns must be a list of names, got {columns!r}; write [{columns!r}]")
+    if hasattr(target, "shape"):
+        raise TypeError(f"read_table: target must be the name of a column, got {described(target)}")
     if isinstance(source, str | os.PathLike):
-        import pyarrow.parquet
-
         wanted = None if columns is None else [*columns, *([] if target is None else [target])]
-        source = pyarrow.parquet.read_table(source, columns=wanted)
+        source = _parquet(source, wanted)
     names = column_names(source)
+    if not names:
+        raise TypeError(f"read_table: source must be a table with columns, got {described(source)}")
     chosen = [name for name in names if name != target] if columns is None else list(columns)
     for name in (*chosen, *([] if target is None else [target])):
         if name not in names:
@@ -75,6 +96,19 @@ def read_table(
         return x, None
     y = _column_of_numbers(source, target)
     return x, y.astype(dtype) if y.dtype.kind == "f" else y
+
+
+def _parquet(path: Any, columns: list[str] | None) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("read_table: a Parquet file needs pyarrow: pip install pyarrow") from error
+    try:
+        return pyarrow.parquet.read_table(path, columns=columns)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(
+            f"read_table: {os.fspath(path)!r} is no Parquet file; a CSV file: read_table(pandas.read_csv(path))"
+        ) from error
 
 
 def _column_of_numbers(table: Any, name: str) -> Array:
@@ -93,24 +127,48 @@ class LabelEncoder:
     classes_: Array
 
     def fit(self, labels: Any) -> LabelEncoder:
-        """Learns the classes of these labels."""
-        self.classes_ = np.unique(np.asarray(labels))
+        """Learns the classes of these labels. TypeError for labels of several kinds, ValueError for missing ones."""
+        labels = _vector(labels)
+        if (missing := missing_rows(labels)).size:
+            raise ValueError(
+                f"LabelEncoder: labels must not be missing, got {labels[missing[0]]!r} in row {missing[0]}; drop such "
+                "rows, or fill them (in pandas: fillna)"
+            )
+        try:
+            self.classes_ = np.unique(labels)
+        except TypeError as error:
+            kinds = sorted({type(label).__name__ for label in labels})
+            raise TypeError(f"LabelEncoder: labels must be of one kind, got {' and '.join(kinds)}") from error
         return self
 
     def transform(self, labels: Any) -> Array:
         """The integers of these labels, int64; ValueError for a label that `fit` did not see."""
-        labels = np.asarray(labels)
-        places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
-        unknown = self.classes_[places] != labels
-        if unknown.any():
-            first = labels[unknown].tolist()[0]
-            raise ValueError(f"LabelEncoder: {first!r} is none of the classes {self.classes_.tolist()}")
-        return np.asarray(places, np.int64)
+        labels, known = _vector(labels), {label: number for number, label in enumerate(self._fitted().tolist())}
+        unknown = [label for label in labels.tolist() if label not in known]
+        if unknown:
+            raise ValueError(f"LabelEncoder: {unknown[0]!r} is none of the classes {list(known)}")
+        return np.array([known[label] for label in labels.tolist()], np.int64)
 
     def fit_transform(self, labels: Any) -> Array:
         """Learns the classes of these labels and returns their integers."""
         return self.fit(labels).transform(labels)
 
     def inverse_transform(self, numbers: Any) -> Array:
-        """The labels of these integers."""
-        return np.asarray(self.classes_[np.asarray(numbers)])
+        """The labels of these integers; ValueError for an integer that stands for no class."""
+        numbers, classes = np.asarray(numbers), self._fitted()
+        inside = numbers.dtype.kind in "iu" and (numbers >= 0) & (numbers < len(classes))
+        if (wrong := numbers[~np.broadcast_to(inside, numbers.shape)]).size:
+            raise ValueError(f"LabelEncoder: numbers must be integers in [0, {len(classes)}), got {wrong.flat[0]!r}")
+        return np.asarray(classes[numbers.astype(np.intp)])
+
+    def _fitted(self) -> Array:
+        if not hasattr(self, "classes_"):
+            raise ValueError("LabelEncoder: call fit(labels) first, which learns the classes")
+        return self.classes_
+
+
+def _vector(labels: Any) -> Array:
+    array = np.asarray(labels)
+    if array.ndim != 1:
+        raise ValueError(f"LabelEncoder: labels must be a vector, got {described(labels)}")
+    return array

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TextIO
 
 from sorix_dist.launch import LaunchError
-from sorix_dist.launch.processes import kill_with_descendants
+from sorix_dist.watchdog.process import kill_with_descendants
 from tests.benchmarks.compare.contestants import OURS, Contestant, Interpreters
 
 Turn = tuple[str, str]

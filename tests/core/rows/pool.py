@@ -33,6 +33,16 @@ def highest(x: Array, *, places: Geometry) -> Array:
     return y
 
 
+def highest_at(x: Array, *, places: Geometry) -> Array:
+    numbers = np.full(places.padded, -1)
+    numbers[*places.inner] = np.arange(np.prod(x.shape[2:])).reshape(x.shape[2:])
+    best, y = highest(x, places=places), np.zeros((*x.shape[:2], *places.output), np.int64)
+    for (*_, a, b), (_, *pixels) in each_window(places):
+        for n, c in np.ndindex(x.shape[:2]):
+            y[n, c, a, b] = next(i for i in numbers[*pixels].flat if i >= 0 and x[n, c].flat[i] == best[n, c, a, b])
+    return y
+
+
 def averages(x: Array, *, places: Geometry, divisor: Any) -> Array:
     padded = np.zeros((*x.shape[:2], *places.padded))
     padded[:, :, *places.inner] = x
@@ -68,6 +78,8 @@ for places in (APART, OVERLAPPING):
     pooled = [((n, 3, *places.output),) for n in (2, 0, 1)]
     uneven = np.arange(1, 1 + np.prod(places.output)).reshape(places.output)
     ROWS.append(Row(pool.max_pool, highest, images, {"places": places}, lacks=LACKS))
+    ROWS.append(Row(pool.max_pool_indices, highest_at, images, {"places": places}, differentiable=False,
+                    result=np.int64, lacks=LACKS))  # fmt: skip
     for divisor in (4, uneven):
         options = {"places": places, "divisor": divisor}
         ROWS.append(Row(pool.average_pool, averages, images, options, lacks=LACKS))

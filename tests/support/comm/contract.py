@@ -89,6 +89,45 @@ def all_to_all_exchanges_entries(comm: Comm) -> None:
         comm.all_to_all(np.zeros((comm.size + 1, 2)))
 
 
+class Rotated:
+    """Pieces of several lengths: a rank sends each other one numbers, and combines what it gets by a weighted sum."""
+
+    count = 40
+
+    def __init__(self, comm: Comm, dtype: str) -> None:
+        self.comm, self.dtype, self.received = comm, dtype, 0
+
+    def sent(self, piece: int, rank: int) -> np.ndarray:
+        """What a rank sends in a piece: an entry for each rank."""
+        return np.stack(
+            [numbers(self.dtype, (2, 500 * (piece % 4)), 7 * piece + 3 * rank + r) for r in range(self.comm.size)]
+        )
+
+    def total(self, received: np.ndarray) -> np.ndarray:
+        weights = np.arange(1, self.comm.size + 1, dtype=self.dtype)
+        return np.einsum("r,rij->j", weights, received)
+
+    def send(self, piece: int) -> np.ndarray:
+        return self.sent(piece, self.comm.rank)
+
+    def combine(self, piece: int, received: np.ndarray) -> np.ndarray:
+        return self.total(received)
+
+    def receive(self, piece: int, combined: np.ndarray) -> None:
+        assert piece == self.received
+        self.received += 1
+        everything = [self.sent(piece, rank) for rank in range(self.comm.size)]
+        wanted = [self.total(np.stack([each[r] for each in everything])) for r in range(self.comm.size)]
+        np.testing.assert_array_equal(combined, wanted)
+
+
+def pieces_are_combined_in_order(comm: Comm) -> None:
+    for dtype in ("f4", "f8"):
+        pieces = Rotated(comm, dtype)
+        comm.exchange_pieces(pieces)
+        assert pieces.received == pieces.count
+
+
 def broadcast_from_every_root(comm: Comm) -> None:
     for root in range(comm.size):
         for dtype in DTYPES:
@@ -286,6 +325,7 @@ CHECKS: list[Callable[[Comm], None]] = [
     float16_sums_are_rounded_once,
     all_gather_stacks_in_rank_order,
     all_to_all_exchanges_entries,
+    pieces_are_combined_in_order,
     broadcast_from_every_root,
     objects_travel,
     places_fit_together,

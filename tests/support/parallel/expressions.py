@@ -58,7 +58,7 @@ ROWS = [
     "u.sum(0).softmax(0)",
     "u.sum(0) @ v.sum(0)",
     "u @ (v.T @ v)",
-    "F.linear(u.mean(0), sx.eye(4, dtype=sx.float64))",
+    "F.linear(u.mean(0), sx.arange(8.0, dtype=sx.float64).reshape(2, 4))",
     "u.mean(0).reshape(2, 2).T",
     "(u.sum() > 0) * u",
     "sum((v ** 2 for v in u.mean(0)))",

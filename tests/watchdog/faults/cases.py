@@ -317,6 +317,9 @@ os.chdir(tempfile.mkdtemp())
 os.rmdir(os.getcwd())
 sx.all_reduce(a)
 """,
+    "no thread is left to limit the start of MPI": "import faulthandler\n"
+    "def fails(*_, **__): raise RuntimeError('unable to start watchdog thread')\n"
+    "faulthandler.dump_traceback_later = fails\n" + BEGIN + "sx.all_reduce(a)\n",
     "time-outs that no clock can count": "sx.init(timeout=1e300)\nsx.barrier()\n",
     "children of a rank that ask for the ranks, raise, or end": BEGIN
     + """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sorix_dist.launch.processes import descendants, kill_with_descendants
+from sorix_dist.watchdog.process import descendants, kill_with_descendants
 from tests.support.jobs import announced, job, survivors
 
 NESTED = """

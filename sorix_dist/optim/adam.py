@@ -1,4 +1,4 @@
-"""Optimizers that divide by the size of past gradients: Adam and its relatives, RMSprop, Adagrad.
+"""Adam and its relatives: they average the gradient, and divide it by an average of its size.
 
 Options, defaults and formulas are those of PyTorch's documentation (`torch.optim`).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,15 @@ from sorix_dist.optim.optimizer import Group, Optimizer, average_into, descent
 from sorix_dist.optim.state import Buffers, Scratch
 
 
-class _Adaptive(Optimizer):
+class _Adam(Optimizer):
     """Averages m of the gradient and v of its square; betas: how much of them remains in a step."""
 
     scratch_arrays = 2
+    bounds = MappingProxyType({"eps": (0,)})
     second = "exp_avg_sq"  # PyTorch's name of v
 
     def check(self, group: Group) -> None:
         super().check(group)
-        in_range("eps", group["eps"], 0)
         betas = group["betas"]
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas!r}")
@@ -41,7 +42,7 @@ class _Adaptive(Optimizer):
         average_into(buffers["exp_avg_sq"], np.multiply(grad, grad, out=spare), beta2, spare)
 
 
-class Adam(_Adaptive):
+class Adam(_Adam):
     """Adam (Kingma and Ba 2015): m and v average g and its square; w = w - lr m' / (sqrt(v') + eps).
 
     betas: how much of m and of v remains in a step; m' = m / (1 - betas[0]^t) and v' likewise.
@@ -106,7 +107,7 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, **ignored)
 
 
-class Adamax(_Adaptive):
+class Adamax(_Adam):
     """Adam with the largest gradient instead of the mean square (Kingma and Ba 2015, section 7.1)."""
 
     second = "exp_inf"
@@ -139,8 +140,10 @@ class Adamax(_Adaptive):
         data -= spare
 
 
-class NAdam(_Adaptive):
+class NAdam(_Adam):
     """Adam with Nesterov's momentum (Dozat 2016); momentum_decay: how fast the momentum grows to betas[0]."""
+
+    bounds = MappingProxyType({"eps": (0,), "momentum_decay": (0,)})
 
     def __init__(
         self,
@@ -158,10 +161,6 @@ class NAdam(_Adaptive):
         options = {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, lr, weight_decay, ignored=ignored, betas=betas, eps=eps, **options, maximize=maximize)
         self._product: tuple[tuple[float, float], int, float] = (0.0, 0.0), 0, 1.0
-
-    def check(self, group: Group) -> None:
-        super().check(group)
-        in_range("momentum_decay", group["momentum_decay"], 0)
 
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         spare, decayed = scratch
@@ -195,7 +194,7 @@ class NAdam(_Adaptive):
         return product
 
 
-class RAdam(_Adaptive):
+class RAdam(_Adam):
     """Adam that divides by the root of v only where the variance of that is known well enough (Liu et al. 2020)."""
 
     def __init__(
@@ -230,113 +229,4 @@ class RAdam(_Adaptive):
             spare *= lr * sqrt(correction * rectified) / (1 - beta1**step)
         else:
             np.multiply(buffers["exp_avg"], lr / (1 - beta1**step), out=spare)
-        data -= spare
-
-
-class RMSprop(Optimizer):
-    """Gradients divided by the root of their averaged square (Hinton 2012): w = w - lr g / (sqrt(v) + eps).
-
-    alpha: how much of the average v remains in a step; `decay` is another name for it, and wins if given.
-    momentum: steps along u = momentum u + g / (sqrt(v) + eps).
-    centered: divides by the deviation from the averaged gradient instead (Graves 2013).
-    """
-
-    scratch_arrays = 2
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
-        *,
-        decay: float | None = None,
-        maximize: bool = False,
-        **ignored: Any,
-    ) -> None:
-        alpha = alpha if decay is None else decay
-        options = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
-        super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
-
-    def check(self, group: Group) -> None:
-        super().check(group)
-        in_range("eps", group["eps"], 0)
-        in_range("alpha", group["alpha"], 0, 1)
-        in_range("momentum", group["momentum"], 0, 1)
-
-    def buffers(self, group: Group) -> tuple[str, ...]:
-        average = ("grad_avg",) if group["centered"] else ()
-        return ("square_avg", *average, *(("momentum_buffer",) if group["momentum"] else ()))
-
-    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
-        spare, decayed = scratch
-        square_avg, grad_avg = buffers["square_avg"], buffers.get("grad_avg")
-        lr, eps, alpha = (float(group[name]) for name in ("lr", "eps", "alpha"))
-        grad = descent(data, grad, decayed, group)
-        average_into(square_avg, np.multiply(grad, grad, out=spare), alpha, spare)
-        if grad_avg is None:
-            np.sqrt(square_avg, out=spare)
-        else:
-            average_into(grad_avg, grad, alpha, spare)
-            np.multiply(grad_avg, grad_avg, out=spare)
-            np.subtract(square_avg, spare, out=spare)
-            np.maximum(spare, 0, out=spare)  # a variance that rounding made negative
-            np.sqrt(spare, out=spare)
-        spare += eps
-        np.divide(grad, spare, out=spare)
-        if "momentum_buffer" in buffers:
-            momentum_buffer = buffers["momentum_buffer"]
-            momentum_buffer *= float(group["momentum"])
-            momentum_buffer += spare
-            np.multiply(momentum_buffer, lr, out=spare)
-        else:
-            spare *= lr
-        data -= spare
-
-
-class Adagrad(Optimizer):
-    """Gradients divided by the root of the sum of their squares (Duchi et al. 2011): w = w - lr' g / (sqrt(s) + eps).
-
-    lr' = lr / (1 + (t - 1) lr_decay) in step t; s starts at initial_accumulator_value.
-    """
-
-    scratch_arrays = 2
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
-        *,
-        maximize: bool = False,
-        **ignored: Any,
-    ) -> None:
-        options = {"lr_decay": lr_decay, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
-        super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
-
-    def check(self, group: Group) -> None:
-        super().check(group)
-        for name in ("lr_decay", "eps", "initial_accumulator_value"):
-            in_range(name, group[name], 0)
-
-    def buffers(self, group: Group) -> tuple[str, ...]:
-        return ("sum",)
-
-    def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
-        spare, decayed = scratch
-        grad = descent(data, grad, decayed, group)
-        total = buffers["sum"]
-        if step == 1:
-            total += float(group["initial_accumulator_value"])
-        total += np.multiply(grad, grad, out=spare)
-        np.sqrt(total, out=spare)
-        spare += float(group["eps"])
-        np.divide(grad, spare, out=spare)
-        spare *= float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"]))
         data -= spare
