@@ -209,7 +209,8 @@ def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
 
 def fit(gradient: Any, like: Node | Leaf) -> Any:
     """The gradient in the shape and dtype of its input: it is summed over the axes of a broadcast."""
-    return fitted(gradient, like.shape, like.dtype)
+    fits = gradient.shape == like.shape and gradient.dtype == like.dtype
+    return gradient if fits else fitted(gradient, like.shape, like.dtype)
 
 
 @host

@@ -15,7 +15,7 @@ import numpy as np
 from sorix_dist.core.batch_numbers import of_batch
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
-from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, tagged
+from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, shard_of, tagged
 from sorix_dist.core.tensor import Tensor, shape_of
 
 Apply = Callable[..., Tensor]
@@ -115,13 +115,19 @@ def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 # -- element by element
 
 
+def _common_rows(inputs: Inputs) -> Shard | None:
+    """The placement of one operand, or of two with the same number of dimensions, that are rows of one batch."""
+    x, y = inputs[0], inputs[-1]
+    place = getattr(x, "place", None)
+    if place.__class__ is not Shard or getattr(y, "place", None) is not place or len(inputs) > 2:
+        return None
+    return place if x is y or x.array.ndim == y.array.ndim else None
+
+
 def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Element-wise operations with broadcasting: rows stay rows. They are not linear: Partials are summed first."""
-    x, y = inputs[0], inputs[-1]
-    place: Placement = getattr(x, "place", None)
-    alike = getattr(y, "place", None) is place
-    if place.__class__ is Shard and alike and len(inputs) < 3 and (x is y or x.array.ndim == y.array.ndim):
-        return place
+    if (rows := _common_rows(inputs)) is not None:
+        return rows
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
@@ -141,6 +147,8 @@ def cast(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Sums of operands: a Partial if all operands are. A Replicate among Partials counts once."""
+    if (rows := _common_rows(inputs)) is not None:
+        return rows
     partials = [p for x in inputs if isinstance(p := placement_of(x), Partial)]
     if not partials:
         return elementwise(apply, inputs, options)
@@ -171,13 +179,7 @@ def choosing(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Products: linear in each operand, so a Partial times a Replicate is a Partial."""
-    x, y = inputs
-    first, second = placement_of(x), placement_of(y)
-    if first is second and first.__class__ is Shard and x.array.shape == y.array.shape:
-        return first
-    if isinstance(first, Partial) or isinstance(second, Partial):
-        return partial_product(apply, inputs, options)
-    return _aligned(apply, inputs, options)
+    return _common_rows(inputs) or (partial_product if has_partial(inputs) else _aligned)(apply, inputs, options)
 
 
 def partial_product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -313,9 +315,10 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
 
 def beside(x: Any, lead: Shard, at: int) -> Any:
     """An operand aligned with rows along the axis `at` from the right: a Replicate with that axis is cut to them."""
+    if x is None or shard_of(x) is not None:
+        return x
     shape = shape_of(x)
-    replicate = not isinstance(placement_of(x), Shard) and len(shape) >= at and shape[-at] != 1
-    return rows_beside(x, lead, at) if replicate else x
+    return rows_beside(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
 
 
 def align(x: Any, like: Any, name: str) -> Any:

@@ -98,24 +98,26 @@ class MultiheadAttention(Module):
         """
         key = query if key is None else key
         value = key if value is None else value
-        alike = key is query and value is query
-        q, k, v = (self._batch_first(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
+        alike = key is query and value is query and self.kdim == self.vdim == self.embed_dim
+        q = self._batch_first("query", query)
+        k, v = (q, q) if alike else (self._batch_first("key", key), self._batch_first("value", value))
         rows = shard_of(q)
         if rows is not None:
             k, v, key_padding_mask = beside(k, rows, 3), beside(v, rows, 3), beside(key_padding_mask, rows, 2)
-        if not (len(q) == len(k) == len(v) and k.shape[1] == v.shape[1]):
+        (n, length), keys = q.array.shape[:2], k.array.shape[1]
+        if not (n == len(k.array) == len(v.array) and keys == v.array.shape[1]):
             raise ValueError(
                 "MultiheadAttention: query, key and value must have one batch size, and as many keys as values, "
                 f"got shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
             )
-        shape = (len(q), self.num_heads, q.shape[1], k.shape[1])
+        shape = (n, self.num_heads, length, keys)
         kind = q.array.dtype
         bias = together(self._padding(key_padding_mask, shape, kind), self._mask(attn_mask, is_causal, shape, kind))
         p = self.attn_dropout.p if self.training else 0.0
         dropped = drop_factors(shape, p, kind, self.attn_dropout.draws, q)
         weights = None
         scale = scale_of((self.embed_dim // self.num_heads,))
-        if alike and not need_weights and self.kdim == self.vdim == self.embed_dim:
+        if alike and not need_weights:
             qkv = F.linear(q, self.in_proj_weight, self.in_proj_bias)
             y = self_attention(qkv, bias, dropped, heads=self.num_heads, scale=scale)
         else:
@@ -124,7 +126,7 @@ class MultiheadAttention(Module):
                 y, weights = attention_and_weights(q, k, v, bias, dropped, scale=scale)
             else:
                 y = attention(q, k, v, bias, dropped, scale=scale)
-            y = reshape(swapaxes(y, 1, 2), (*shape[:1], shape[2], self.embed_dim))
+            y = reshape(swapaxes(y, 1, 2), (n, length, self.embed_dim))
         y = self.out_proj(y)
         if weights is not None and average_attn_weights:
             weights = weights.mean(axis=1)
@@ -136,13 +138,13 @@ class MultiheadAttention(Module):
         """An input as (N, L, features)."""
         x = x if isinstance(x, Tensor) else Tensor(x)
         width = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}[name]
-        if x.ndim not in (2, 3) or x.shape[-1] != width:
+        if x.array.ndim not in (2, 3) or x.array.shape[-1] != width:
             form = "(N, L, {0})" if self.batch_first else "(L, N, {0})"
             raise ValueError(
                 f"MultiheadAttention: {name} must have shape {form.format(width)} or (L, {width}), "
                 f"got shape {tuple(x.shape)}"
             )
-        x = unsqueeze(x, 0) if x.ndim == 2 else x if self.batch_first else swapaxes(x, 0, 1)
+        x = unsqueeze(x, 0) if x.array.ndim == 2 else x if self.batch_first else swapaxes(x, 0, 1)
         return rows_along("MultiheadAttention", x, (0,))
 
     def _projection(self, i: int) -> tuple[Any, Any]:

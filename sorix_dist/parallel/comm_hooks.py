@@ -4,86 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
+from zlib import crc32
 
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange, agreed
+from sorix_dist.core.flat import Flat
+from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.power_sgd import PowerSGD as PowerSGD
-from sorix_dist.parallel.reducers import Hook, is_finite
+from sorix_dist.parallel.float16 import Half, scale_of, scaled, size_of
+from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite
 
-LARGEST = 60_000.0
-"""The largest sum in float16: a little below the largest float16, because the terms are rounded."""
+__all__ = ["PowerSGD", "TopK", "fp16_compress"]
 
-ALIGNED = np.float32(2.0**-112)
-"""Shifts the exponents of float32 to those of float16."""
+Hook = Callable[[Comm, Array], None]
+"""A function of a communicator and one-dimensional gradients that sums these in place over the communicator's ranks.
+
+These are all ranks or, with several on each host, those that own the same slice of their host's sum. Every rank calls
+it for each dtype of parameters. Zeros pad each parameter's gradient to whole cache lines.
+The ranks have agreed on the step before.
+"""
+
 FEW = 1024
 """Gradients that `TopK` does not choose from: a message of all of them takes no longer."""
-
-
-class Half:
-    """Sends float16, scaled per message by a power of two that keeps the maximum from overflowing; the scale is sent
-    too. A scale of 0: the numbers are not scaled, because some are not finite.
-
-    It converts by operations on bits, three times as fast as NumPy, with the same result but for the last bit of some
-    subnormal numbers: times 2**-112, a float32 has its exponent where the float16 has it, but for a shift by 13 bits.
-    """
-
-    itemsize: int | None = 2
-
-    def __init__(self) -> None:
-        self._scratch = np.empty((2, 0), np.int32)
-
-    def pack(self, numbers: Array, body: Array, spare: float = 1.0) -> float:
-        """See `Wire`. spare: a power of two by which the largest number stays below the largest float16."""
-        half, size = body.view(np.float16), size_of(numbers)
-        if size == math.inf:
-            with np.errstate(over="ignore"):
-                np.copyto(half, numbers, casting="same_kind")
-            return 0.0
-        scale = scale_of(size * spare)
-        bits, rounded = self._integers(numbers.size)
-        floats = _scaled(numbers, scale, bits.view(np.float32))
-        floats *= ALIGNED
-        # Round to the nearest, or to the even one of two; then the sign, from bit 18 to bit 15.
-        np.right_shift(bits, 13, out=rounded)
-        rounded &= 1
-        rounded += bits
-        rounded += 0xFFF
-        rounded >>= 13
-        np.right_shift(rounded, 3, out=bits)
-        bits &= 0x8000
-        rounded |= bits
-        np.copyto(half.view(np.int16), rounded, casting="unsafe")
-        return scale
-
-    def add(self, body: Array, scale: float, numbers: Array) -> float:
-        total = np.empty(numbers.size, np.promote_types(numbers.dtype, np.float32))
-        self.unpack(body, scale, total)
-        with np.errstate(over="ignore", invalid="ignore"):
-            total += numbers
-        return self.pack(total, body)
-
-    def unpack(self, body: Array, scale: float, out: Array) -> None:
-        half = body.view(np.float16)
-        if scale == 0:
-            np.copyto(out, half, casting="same_kind")
-            return
-        bits, _ = self._integers(half.size)
-        np.left_shift(half.view(np.int16), 13, out=bits, dtype=np.int32)
-        bits &= ~(7 << 28)  # copies of the sign
-        floats = bits.view(np.float32)
-        floats *= 1 / ALIGNED
-        with np.errstate(over="ignore"):
-            _scaled(floats, 1 / scale, out)
-
-    def _integers(self, count: int) -> Array:
-        """Two scratch arrays of `count` int32 each."""
-        if self._scratch.shape[1] < count:
-            self._scratch = np.empty((2, count), np.int32)
-        return self._scratch[:, :count]
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:
@@ -107,9 +54,9 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
     scale = scale_of(float(largest[0]) * comm.size)
     sent = np.zeros((comm.size, -(-gradients.size // comm.size)), np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
-        _scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
+        scaled(gradients, scale, sent.reshape(-1)[: gradients.size])
         total = comm.all_to_all(sent).sum(axis=0, dtype=np.float32).astype(np.float16)
-        _scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
+        scaled(comm.all_gather(total).reshape(-1)[: gradients.size], 1 / scale, gradients)
 
 
 class TopK:
@@ -188,23 +135,47 @@ def exchange_like(hook: Hook | None, comm: Comm) -> Exchange | None:
     return comm.exchange(None if hook is None else Half())
 
 
-def size_of(numbers: Array) -> float:
-    """The size of the largest number; infinity if one is not a number."""
-    largest = float(max(numbers.max(), -numbers.min())) if numbers.size else 0.0
-    return math.inf if math.isnan(largest) else largest
+def hook_for(hook: Hook, flat: Flat, own: slice) -> Hook:
+    """The hook for the elements `own` of a flat array. One that approximates weight matrices has a method
+    `of_matrices`, which takes where they are and returns the hook to call."""
+    of_matrices: Callable[[list[Matrix]], Hook] | None = getattr(hook, "of_matrices", None)
+    return hook if of_matrices is None else of_matrices(matrices_in(weight_matrices(flat), own))
 
 
-def scale_of(size: float) -> float:
-    """The largest power of two that scales a number of this size into the range of float16; 1 if it is not finite.
-    Unscaled, small numbers would become subnormal: they lose bits, and NumPy converts them 25 times slower."""
-    if not 0 < size < math.inf:
-        return 1.0
-    # Both the factor and its inverse must be normal in float32.
-    return 2.0 ** min(max(math.floor(math.log2(LARGEST) - math.log2(size)), -120), 120)
+def weight_matrices(flat: Flat) -> list[Matrix]:
+    """The parameters with several dimensions, the first one by all others."""
+    shapes = [parameter.array.shape for parameter in flat.parameters]
+    return [
+        Matrix(start, shape[0], prod(shape[1:]))
+        for start, shape in zip(flat.starts, shapes, strict=True)
+        if len(shape) > 1 and prod(shape)
+    ]
 
 
-def _scaled(numbers: Array, scale: float, result: Array) -> Array:
-    """Multiplies in at least float32, since the factor may exceed float16, and writes to an array of any dtype."""
-    factor = np.promote_types(result.dtype, np.promote_types(numbers.dtype, np.float32)).type(scale)
-    np.multiply(numbers, factor, out=result, casting="same_kind")
-    return result
+class HookReducer(Reducer):
+    """Calls a hook instead of an all-reduce of the whole array."""
+
+    def __init__(self, flat: Flat, comm: Comm, hook: Hook) -> None:
+        super().__init__(flat)
+        self.comm, self.hook = comm, hook_for(hook, flat, slice(0, flat.size))
+        self.total = PRIVATE.zeros(flat.size, flat.dtype)
+        self.flags = np.zeros(len(flat.parameters), np.uint8)
+        self.buffers = [GradientBuffer(flat, self.leaves, self.total, self.flags.data)]
+        self.buffers[0].select()
+        self._wrong: tuple[int, str] | None = None
+
+    def used_digest(self) -> int:
+        return crc32(self.flags.data)
+
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
+        # Looked for now, because the sum overwrites this rank's gradients.
+        self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
+        # The array gets the gradients of all ranks, so the flags must cover them: the next step clears by flags.
+        if not same_used:
+            agreed(self.comm).all_reduce(self.flags, "max")
+        self.used = self.flags.tobytes()
+        self.hook(self.comm, self.total)
+        self.flat.clear_gaps(self.total, slice(0, self.flat.size))
+
+    def first_not_finite(self) -> tuple[int, str] | None:
+        return self._wrong

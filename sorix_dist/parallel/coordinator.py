@@ -18,21 +18,12 @@ from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.accumulation import Accumulation
-from sorix_dist.parallel.agreement import (
-    BACKWARD,
-    History,
-    StepFingerprint,
-    consensus_of,
-    describe_difference,
-    not_finite,
-    unequal_number,
-    unequal_reduction,
-)
-from sorix_dist.parallel.bucket import OVERWRITE, Bucket
-from sorix_dist.parallel.comm_hooks import fp16_compress, is_exchanged
+from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint, consensus_of
+from sorix_dist.parallel.comm_hooks import Hook, HookReducer, fp16_compress, is_exchanged
+from sorix_dist.parallel.differences import History, describe_difference, not_finite, unequal_number, unequal_reduction
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts_reducer import HostsReducer, peers_of
-from sorix_dist.parallel.reducers import Hook, HookReducer, LocalReducer, Reducer
+from sorix_dist.parallel.reducers import OVERWRITE, Bucket, LocalReducer, Reducer
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.world import virtual_shards

@@ -17,12 +17,11 @@ from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
-from sorix_dist.parallel.bucket import Bucket, NonFinite
-from sorix_dist.parallel.comm_hooks import described
+from sorix_dist.parallel.comm_hooks import Hook, described
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import coordinator_of
 from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
-from sorix_dist.parallel.reducers import Hook
+from sorix_dist.parallel.reducers import Bucket, NonFinite
 from sorix_dist.parallel.replicas import assert_replicas_equal, describe_modules, describe_state
 from sorix_dist.parallel.world import agree_on_seed, communicator
 

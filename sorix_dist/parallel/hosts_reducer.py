@@ -11,8 +11,8 @@ from sorix_dist.comm import Comm
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.graph import Accumulator
 from sorix_dist.core.memory import PRIVATE
-from sorix_dist.parallel.comm_hooks import exchange_like, is_exchanged
-from sorix_dist.parallel.reducers import GradientBuffer, Hook, Reducer, hook_for, used_by_any, used_on_any_rank
+from sorix_dist.parallel.comm_hooks import Hook, exchange_like, hook_for, is_exchanged
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, used_by_any, used_on_any_rank
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
 
 _FIRST = (1 << 32) - 1

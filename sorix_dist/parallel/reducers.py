@@ -1,9 +1,12 @@
-"""Reducers: they sum the gradients of all ranks and write the sum to `grad` on every rank."""
+"""Reducers: they sum the gradients of all ranks and write the sum to `grad` on every rank; and buckets, the parameters
+that one reducer is for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isfinite, prod
+from typing import TYPE_CHECKING, Literal
+from weakref import ref
 from zlib import crc32
 
 import numpy as np
@@ -13,15 +16,13 @@ from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
-from sorix_dist.parallel.power_sgd import Matrix, matrices_in
 
-Hook = Callable[[Comm, Array], None]
-"""A function of a communicator and one-dimensional gradients that sums these in place over the communicator's ranks.
+if TYPE_CHECKING:
+    from sorix_dist.parallel.coordinator import Coordinator
 
-These are all ranks or, with several on each host, those that own the same slice of their host's sum. Every rank calls
-it for each dtype of parameters. Zeros pad each parameter's gradient to whole cache lines.
-The ranks have agreed on the step before.
-"""
+NonFinite = Literal["raise", "skip", "allow"]
+PRIVATE_GRADIENTS, OVERWRITE = 0, 1
+"""See `Bucket.reduce_mode`."""
 
 
 class GradientBuffer:
@@ -179,6 +180,43 @@ def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
         np.multiply(part, scale, out=grad)
 
 
+class Bucket:
+    """The parameters of one dtype of a wrapped model, whose gradients are reduced together. They keep it alive.
+
+    wrapper: refers to the wrapped model, or to LocalSGD; names: of the parameters; nonfinite: what happens to gradients
+    that are not finite; number: the same on all ranks.
+    """
+
+    number: int
+    reducer: Reducer
+
+    def __init__(self, wrapper: object, coordinator: Coordinator, flat: Flat, names: list[str], nonfinite: NonFinite):
+        self.wrapper = ref(wrapper)
+        self.coordinator = coordinator
+        self.flat = flat
+        self.leaves = [leaf_of(parameter) for parameter in flat.parameters]
+        self.names = names
+        self.nonfinite = nonfinite
+
+    def release(self) -> None:
+        """Makes the parameters ordinary ones again."""
+        self.flat.thaw()
+        self.coordinator.remove(self)
+
+    def reduce_mode(self) -> int:
+        """How to add the sum to `grad`; it must be the same on all ranks that share memory.
+
+        PRIVATE_GRADIENTS: not shared; each rank has private gradients. OVERWRITE: no `grad` to add to, and no hook.
+        Else a digest of the parameters with a `grad` or a hook.
+        """
+        if not self.flat.frozen or self.coordinator.comm.size == 1:
+            return PRIVATE_GRADIENTS
+        for leaf in self.leaves:
+            if leaf.total.written or leaf.hooks:
+                return crc32(bytes([leaf.total.written + 2 * bool(leaf.hooks) for leaf in self.leaves])) + 2
+        return OVERWRITE
+
+
 class LocalReducer(Reducer):
     """One rank: a backward writes directly into `grad`, unless it must be staged: by `stage`, or because there is a
     gradient already, which a failed backward must not change."""
@@ -248,52 +286,6 @@ class LocalReducer(Reducer):
         self.buffers = []
         for leaf in self.leaves:
             leaf.local = leaf.total
-
-
-def hook_for(hook: Hook, flat: Flat, own: slice) -> Hook:
-    """The hook for the elements `own` of a flat array. One that approximates weight matrices has a method
-    `of_matrices`, which takes where they are and returns the hook to call."""
-    of_matrices: Callable[[list[Matrix]], Hook] | None = getattr(hook, "of_matrices", None)
-    return hook if of_matrices is None else of_matrices(matrices_in(weight_matrices(flat), own))
-
-
-def weight_matrices(flat: Flat) -> list[Matrix]:
-    """The parameters with several dimensions, the first one by all others."""
-    shapes = [parameter.array.shape for parameter in flat.parameters]
-    return [
-        Matrix(start, shape[0], prod(shape[1:]))
-        for start, shape in zip(flat.starts, shapes, strict=True)
-        if len(shape) > 1 and prod(shape)
-    ]
-
-
-class HookReducer(Reducer):
-    """Calls a hook instead of an all-reduce of the whole array."""
-
-    def __init__(self, flat: Flat, comm: Comm, hook: Hook) -> None:
-        super().__init__(flat)
-        self.comm, self.hook = comm, hook_for(hook, flat, slice(0, flat.size))
-        self.total = PRIVATE.zeros(flat.size, flat.dtype)
-        self.flags = np.zeros(len(flat.parameters), np.uint8)
-        self.buffers = [GradientBuffer(flat, self.leaves, self.total, self.flags.data)]
-        self.buffers[0].select()
-        self._wrong: tuple[int, str] | None = None
-
-    def used_digest(self) -> int:
-        return crc32(self.flags.data)
-
-    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
-        # Looked for now, because the sum overwrites this rank's gradients.
-        self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
-        # The array gets the gradients of all ranks, so the flags must cover them: the next step clears by flags.
-        if not same_used:
-            agreed(self.comm).all_reduce(self.flags, "max")
-        self.used = self.flags.tobytes()
-        self.hook(self.comm, self.total)
-        self.flat.clear_gaps(self.total, slice(0, self.flat.size))
-
-    def first_not_finite(self) -> tuple[int, str] | None:
-        return self._wrong
 
 
 def used_by_any(flags: Sequence[memoryview]) -> bytes:

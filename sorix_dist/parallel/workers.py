@@ -18,13 +18,12 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.state import Snapshot
-from sorix_dist.parallel.bucket import Bucket
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.float16 import HalfBlocks
 from sorix_dist.parallel.forward import buffer_places
 from sorix_dist.parallel.groups import OfWorker
-from sorix_dist.parallel.half_blocks import HalfBlocks
-from sorix_dist.parallel.reducers import GradientBuffer
+from sorix_dist.parallel.reducers import Bucket, GradientBuffer
 from sorix_dist.parallel.tree_reducers import ShardReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.watchdog import watch

@@ -18,7 +18,7 @@ import sorix_dist
 from sorix_dist.core.flat import leaf_of
 from sorix_dist.core.ops import matrix
 from sorix_dist.parallel import broadcast
-from sorix_dist.parallel.bucket import Bucket
+from sorix_dist.parallel.reducers import Bucket
 from tests.benchmarks.measure import summary, timed
 from tests.benchmarks.workloads import WORKLOADS, prepared
 

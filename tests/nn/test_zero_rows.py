@@ -32,6 +32,7 @@ LAYERS = {
     "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(2), SIGNAL),
     "MaxPool1d": (lambda: nn.MaxPool1d(2), SIGNAL),
     "MaxPool2d": (lambda: nn.MaxPool2d(2), IMAGE),
+    "MaxUnpool2d": (lambda: _Unpooled(), IMAGE),
     "AvgPool2d": (lambda: nn.AvgPool2d(2), IMAGE),
     "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d(2), IMAGE),
     "GroupNorm": (lambda: nn.GroupNorm(2, 4), IMAGE),
@@ -94,6 +95,11 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x):
         return self.attention(x, x, x)[0]
+
+
+class _Unpooled(nn.Module):
+    def forward(self, x):
+        return nn.MaxUnpool2d(2)(*nn.MaxPool2d(2, return_indices=True)(x))
 
 
 class _Decoded(nn.Module):

@@ -14,9 +14,9 @@ import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
-from sorix_dist.parallel import half_blocks
+from sorix_dist.parallel import float16
 from sorix_dist.parallel.comm_hooks import TopK, fp16_compress
-from sorix_dist.parallel.half_blocks import HalfBlocks
+from sorix_dist.parallel.float16 import HalfBlocks
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.launching import needs_mpirun, run_ranks
 from tests.support.parallel.everywhere import on_all_ranks
@@ -135,7 +135,7 @@ def test_local_sgd_is_that_of_separate_models(inner, every):
 @pytest.mark.parametrize("every", [1, 3])
 def test_rounded_sums_have_the_same_bits_on_any_ranks_and_lose_nothing_for_long(every, monkeypatch):
     """Blocks of 8 numbers, so that each of the ranks has several in its slice."""
-    monkeypatch.setattr(half_blocks, "SIZE", 8)
+    monkeypatch.setattr(float16, "SIZE", 8)
 
     def rounded(m, o):
         return sx.LocalSGD(m, o, every, hook=fp16_compress)
@@ -151,7 +151,7 @@ def test_rounded_sums_have_the_same_bits_on_any_ranks_and_lose_nothing_for_long(
 @pytest.mark.parametrize("count", [1, 7, 8, 20, 64])
 def test_messages_of_rounded_blocks_are_exact(count, monkeypatch):
     """Also of some of the blocks, and with numbers that are rounded up to a power of two."""
-    monkeypatch.setattr(half_blocks, "SIZE", 8)
+    monkeypatch.setattr(float16, "SIZE", 8)
     rng = np.random.default_rng(count)
     for scale in (1e-30, 1e-9, 1.0, 1e9, 1e30):
         numbers = (rng.standard_normal(count) * scale * 10.0 ** rng.integers(-9, 1, count)).astype(np.float32)

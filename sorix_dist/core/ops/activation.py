@@ -243,7 +243,7 @@ def dropout(
     draws: the layer's count of masks; without it, calls of this function count together. p is met to 2**-17.
     inplace: ignored, since arrays are never overwritten.
     """
-    return _dropped("dropout", input, p, training, draws, np.ndim(input))
+    return _dropped("dropout", input, p, training, draws, None)
 
 
 def dropout2d(
@@ -261,17 +261,17 @@ def check_dropout(name: str, p: float) -> None:
         raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
 
 
-def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | None, dims: int) -> Tensor:
-    """Dropout with one draw for each element of the first `dims` dimensions."""
+def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | None, dims: int | None) -> Tensor:
+    """Dropout with one draw for each element of the first `dims` dimensions (None: of all)."""
     check_dropout(name, p)
     if not training or p == 0:
         return input if isinstance(input, Tensor) else Tensor(input)
     array = input.array if isinstance(input, Tensor) else as_array(input)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {array.dtype}")
-    drawn = array.shape[:dims] or (1,)
-    shape = (*array.shape[:dims], *(1 for _ in array.shape[dims:]))
-    return mul(input, _mask(float(p), drawn, draws, shard_of(input), array.dtype, shape))
+    drawn = array.shape[:dims]
+    shape = (*drawn, *(1 for _ in array.shape[len(drawn) :]))
+    return mul(input, _mask(float(p), drawn or (1,), draws, shard_of(input), array.dtype, shape))
 
 
 @host

@@ -19,7 +19,7 @@ from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import SINGLE, Group, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
 def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -77,11 +77,12 @@ def _scaled(x: Tensor, weight: Any, bias: Any, shape: tuple[int, ...]) -> Tensor
 def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...], flat: bool = False) -> None:
     """Raises unless input is of floating point dtype, and each of `numbers` None or of `shape` (if `flat`, of as
     many numbers)."""
-    if np.dtype(input.dtype).kind != "f":
+    if (input.array if isinstance(input, Tensor) else input).dtype.kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {input.dtype}")
     for argument, value in numbers.items():
-        if value is not None and (np.size(value) != math.prod(shape) if flat else tuple(value.shape) != shape):
-            raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {tuple(value.shape)}")
+        given = shape if value is None else shape_of(value)
+        if given != shape and not (flat and math.prod(given) == math.prod(shape)):
+            raise ValueError(f"{name}: {argument} must have shape {shape}, got shape {given}")
 
 
 @op(composite=_batch_norm, rule=rules.rows_at(0), called="batch_norm")
@@ -158,7 +159,7 @@ def batch_norm(
     running_mean, running_var, weight, bias: C numbers in any shape, or None (both running ones needed unless
     training). ValueError names what does not fit.
     """
-    shape = tuple(np.shape(input))
+    shape = shape_of(input)
     if len(shape) < 2:
         raise ValueError(f"batch_norm: input must have shape (N, C, ...), got shape {shape}")
     numbers = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
@@ -261,7 +262,7 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     input: (N, C, ...), C a multiple of num_groups; weight, bias: (C,).
     """
     input = rows_along("group_norm", input, (0,))
-    shape = tuple(np.shape(input))
+    shape = shape_of(input)
     if len(shape) < 2:
         raise ValueError(f"group_norm: input must have shape (N, C, ...), got shape {shape}")
     count, channels, *pixels = shape
