@@ -246,6 +246,16 @@ def warn_of_own_length(place: Any) -> None:
         )
 
 
+def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
+    """Warns of a sum over rows that is divided by the number of rows of this rank, unless that is x.shape[0]."""
+    own = place.over == SUM and isinstance(divisor, int | float) and divisor == place.held
+    if own and not place.group.single and not of_batch.get():
+        place.group.warn(
+            f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean over "
+            "the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
+        )
+
+
 def _warn_of_own_branch(own: float) -> None:
     current_group().warn(
         f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
