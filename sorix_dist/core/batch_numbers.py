@@ -195,8 +195,9 @@ def _bind_comparison(name: str) -> None:
                 _warn_of_own_branch(self.own)
             return own
         whole = function(self.everywhere, other.everywhere if isinstance(other, BatchNumber) else other)
-        # A number of rows equals the length of an array of this rank, and that of the batch.
-        return own or whole if name == "eq" else own and whole if name == "ne" else whole
+        if isinstance(self, BatchInt) and own != whole:  # as long as an array of this rank, or as the batch
+            return name == "eq" if name in ("eq", "ne") else whole
+        return whole
 
     for kind in (BatchInt, BatchFloat):
         setattr(kind, f"__{name}__", method)
