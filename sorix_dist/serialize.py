@@ -11,7 +11,7 @@ from typing import Any
 
 from sorix_dist import nn
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import raise_for_device
+from sorix_dist.core.arguments import as_path, raise_for_device
 from sorix_dist.nn import torch_state
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.store import tensorfile
@@ -42,7 +42,7 @@ def save(obj: Any, f: Any) -> None:
     if callable(getattr(f, "write", None)):
         f.write(tensorfile.dump(arrays, text))
         return
-    target = Path(os.path.realpath(os.fspath(f)))
+    target = Path(os.path.realpath(as_path("save: f", f)))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "save: path is a folder", str(target))
     if target.exists() and not target.is_file():
@@ -66,7 +66,8 @@ def load(f: Any, map_location: Any = None, weights_only: bool = True) -> Any:
     if callable(getattr(f, "read", None)):
         content = f.read()
         return _load(io.BytesIO(content), len(content), repr(getattr(f, "name", f)))
-    name = os.fspath(f)
+    as_path("load: f", f)
+    name = os.fsdecode(f)
     try:
         file = tensorfile.open_regular(Path(name))
     except tensorfile.DamagedFile as error:

@@ -102,7 +102,7 @@ def main(arguments: Any) -> int:
         path = Path(folder, "measured.json")
         if code := _measure(arguments, path):
             return code
-        plan = Plan(arguments, *_read(json.loads(path.read_text(encoding="utf-8"))))
+        plan = Plan(arguments, *figures(json.loads(path.read_text(encoding="utf-8"))))
     if arguments.json:
         arguments.json.write_text(json.dumps(plan.record(), indent=1) + "\n", encoding="utf-8")
     if arguments.output:
@@ -124,7 +124,8 @@ def _measure(arguments: Any, path: Path) -> int:
     return run(command(program, 1, env={**threads, "SORIX_DIST_COMPILE": "off"})).code
 
 
-def _read(measured: dict[str, Any]) -> tuple[Step, Machine]:
+def figures(measured: dict[str, Any]) -> tuple[Step, Machine]:
+    """The step and the machine of a file that `--json` or `train.planned` has written."""
     step = measured["step"]
     times = {name: PerRows(*step[name]) for name in ("forward", "backward")}
     borders = tuple(Border(*border) for border in step["borders"])

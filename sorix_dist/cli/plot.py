@@ -30,9 +30,11 @@ def main(arguments: Any) -> int:
     """Draws and returns 0."""
     try:
         panels = curves(arguments.runs, arguments.metrics)
+        if unknown := [name for name in arguments.log if name not in panels]:
+            raise ValueError(f"--log: there is no panel {unknown[0]!r}; there is {', '.join(panels)}")
         if arguments.output is None:
             size = shutil.get_terminal_size((80, 24))
-            print(as_text(panels, min(size.columns, 100)))
+            print(as_text(panels, min(size.columns, 100), log=arguments.log))
         else:
             draw(panels, arguments.output, arguments.log)
             print(f"wrote {arguments.output}")

@@ -125,6 +125,16 @@ def child_of_a_rank(pid: int, has_started: bool) -> str:
     )
 
 
+def spawned(size: int) -> str | None:
+    """Why a process that MPI_Comm_spawn has started beside others, `size` with it, would be alone."""
+    if size == 1:
+        return None
+    return (
+        f"a rank has started this process and {size - 1} more by MPI_Comm_spawn, and they can't be ranks here too. To "
+        "count each as one process, call sorix_dist.init(backend='solo') there first"
+    )
+
+
 def lonely(environ: Mapping[str, str]) -> str | None:
     """A single process in a job to which a scheduler gave several tasks: probably the launcher was forgotten."""
     tasks = tasks_of_job(environ)

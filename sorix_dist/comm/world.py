@@ -159,6 +159,9 @@ def _choose(options: _Options) -> Comm:
     if parent and options.backend != "solo":
         if options.backend == "mpi" or not has_started:
             mismatch.check(mismatch.child_of_a_rank(parent, has_started))
+        mpi = running_mpi()
+        if mpi is not None and mpi.Comm.Get_parent() != mpi.COMM_NULL:
+            mismatch.check(mismatch.spawned(mpi.COMM_WORLD.size))
         return Solo()
     several = launch is not None and launch.several
     if options.backend == "mpi" or (options.backend == "auto" and (running_mpi() is not None or several)):

@@ -1,8 +1,8 @@
 """Arrays that remember: tensors, operations and the walk that differentiates them. NumPy only."""
 
 from sorix_dist.core import compositions, memory, methods, numpy_functions
-from sorix_dist.core.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.gradients import grad
+from sorix_dist.core.graph import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core.tensor import Size, Tensor
 
 memory.keep_freed_pages()

@@ -1,77 +1,21 @@
-"""Backward: the walk from a result back to the leaves, newest operation first; and whether operations are recorded."""
+"""Backward: the walk from a result back to the leaves, newest operation first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ContextDecorator, contextmanager
-from contextvars import Token
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.capture import listening, outside, recorders
-from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, fit, recording, through
+from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, enable_grad, fit, recording, through
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.tensor import Array, Tensor
 from sorix_dist.core.walk import gradient_of, walk
 
 Edge = Node | Leaf
-
-
-class _Recording(ContextDecorator):
-    """Switches recording on or off, for a `with` block or a decorated function."""
-
-    mode: bool
-
-    def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(recording.set(self.mode))
-
-    def __exit__(self, *exception: object) -> None:
-        recording.reset(self._tokens.pop())
-
-    def _recreate_cm(self) -> _Recording:
-        # A decorated function may run in several threads at once, each in a context of its own.
-        return enable_grad() if self.mode else no_grad()
-
-
-class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
-    """A context without recording: results do not require a gradient."""
-
-    mode = False
-
-
-class inference_mode(_Recording):  # noqa: N801 (PyTorch's name)
-    """The same as `no_grad`, for compatibility with PyTorch; with `mode=False` operations are recorded."""
-
-    def __init__(self, mode: bool = True) -> None:
-        super().__init__()
-        self.mode = not mode
-
-
-class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
-    """A context with recording, also within `no_grad`."""
-
-    mode = True
-
-
-class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
-    """Switches recording on or off: from this call on, for a `with` block, or for a decorated function."""
-
-    def __init__(self, mode: bool) -> None:
-        super().__init__()
-        self.mode = bool(mode)
-        super().__enter__()
-
-    def __enter__(self) -> None:
-        recording.set(self.mode)
-
-    def __call__(self, function: Any) -> Any:
-        recording.reset(self._tokens.pop())
-        return super().__call__(function)
 
 
 @contextmanager
@@ -82,11 +26,6 @@ def restoring_shard() -> Iterator[None]:
         yield
     finally:
         current_shard.reset(before)
-
-
-def is_grad_enabled() -> bool:
-    """Whether operations are being recorded."""
-    return recording.get()
 
 
 def backward(

@@ -26,7 +26,8 @@ from sorix_dist.core.tensor import Array, Tensor, as_array
 __all__ = [
     "tensor", "as_tensor", "from_numpy", "from_dlpack", "zeros", "ones", "empty", "full", "eye", "arange", "linspace",
     "logspace", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like",
-    "rand_like", "randn_like", "bernoulli",
+    "rand_like", "randn_like", "bernoulli", "FloatTensor", "DoubleTensor", "LongTensor", "IntTensor", "ByteTensor",
+    "BoolTensor",
 ]  # fmt: skip
 
 
@@ -39,6 +40,22 @@ def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
         data = _of_all_ranks(data)
     made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
     return made if rows is None else tagged(made, rows)
+
+
+def _of(name: str, dtype: str) -> Callable[..., Tensor]:
+    def make(*data: Any) -> Tensor:
+        if len(data) != 1 or isinstance(data[0], int):
+            raise TypeError(f"{name} takes a list or an array, got {data}; of a size: empty(..., dtype={dtype!r})")
+        return tensor(data[0], dtype=dtype)
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"`tensor(data, dtype={dtype!r})`."
+    return make
+
+
+FloatTensor, DoubleTensor = _of("FloatTensor", "float32"), _of("DoubleTensor", "float64")
+LongTensor, IntTensor = _of("LongTensor", "int64"), _of("IntTensor", "int32")
+ByteTensor, BoolTensor = _of("ByteTensor", "uint8"), _of("BoolTensor", "bool")
 
 
 def as_tensor(x: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.autograd import Edge, enable_grad, is_grad_enabled, no_grad, restoring_shard, seed_of
+from sorix_dist.core.autograd import Edge, restoring_shard, seed_of
 from sorix_dist.core.capture import listening, recorders
-from sorix_dist.core.graph import joined
+from sorix_dist.core.graph import enable_grad, is_grad_enabled, joined, no_grad
 from sorix_dist.core.op import Op, current_shard, recorded
 from sorix_dist.core.placement import Group, Partial, Shard, cotangent_of, shard_of, tagged
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums

@@ -1,10 +1,12 @@
-"""The graph that operations record for a backward: nodes, and leaves, which accumulate gradients."""
+"""The graph that operations record for a backward: nodes, and leaves, which accumulate gradients; and whether they
+record."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +22,67 @@ if TYPE_CHECKING:
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 """Whether operations are recorded for a backward."""
+
+
+class _Recording(ContextDecorator):
+    """Switches recording on or off, for a `with` block or a decorated function."""
+
+    mode: bool
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(recording.set(self.mode))
+
+    def __exit__(self, *exception: object) -> None:
+        recording.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> _Recording:
+        # A decorated function may run in several threads at once, each in a context of its own.
+        return enable_grad() if self.mode else no_grad()
+
+
+class no_grad(_Recording):  # noqa: N801 (PyTorch's name)
+    """A context without recording: results do not require a gradient."""
+
+    mode = False
+
+
+class inference_mode(_Recording):  # noqa: N801 (PyTorch's name)
+    """The same as `no_grad`, for compatibility with PyTorch; with `mode=False` operations are recorded."""
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__()
+        self.mode = not mode
+
+
+class enable_grad(_Recording):  # noqa: N801 (PyTorch's name)
+    """A context with recording, also within `no_grad`."""
+
+    mode = True
+
+
+class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
+    """Switches recording on or off: from this call on, for a `with` block, or for a decorated function."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self.mode = bool(mode)
+        super().__enter__()
+
+    def __enter__(self) -> None:
+        recording.set(self.mode)
+
+    def __call__(self, function: Any) -> Any:
+        recording.reset(self._tokens.pop())
+        return super().__call__(function)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded."""
+    return recording.get()
+
 
 # A rule takes the gradient of an operation's result to that of one input. It may write into `out` (the
 # input's shape and dtype, or None) and return it; it must not change the gradient that it was given.

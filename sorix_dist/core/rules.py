@@ -126,9 +126,7 @@ def _common_rows(inputs: Inputs) -> Shard | None:
 
 def elementwise(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Element-wise operations with broadcasting: rows stay rows. They are not linear: Partials are summed first."""
-    if (rows := _common_rows(inputs)) is not None:
-        return rows
-    return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
+    return _common_rows(inputs) or (sums_made_whole if has_partial(inputs) else _aligned)(apply, inputs, options)
 
 
 def linear(apply: Apply, inputs: Inputs, options: Options) -> Answer:

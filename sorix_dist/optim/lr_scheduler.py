@@ -21,7 +21,8 @@ __all__ = [
 class StepLR(LRScheduler):
     """The rate times gamma every `step_size` epochs."""
 
-    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, step_size: float, gamma: float = 0.1, last_epoch: int = -1) -> None:
+        step_size = int(step_size) if isinstance(step_size, float) and step_size.is_integer() else step_size
         at_least(1, step_size=step_size)
         self.step_size = step_size
         self.gamma = gamma

@@ -8,7 +8,7 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
-from sorix_dist.core.arguments import as_state
+from sorix_dist.core.arguments import as_number, as_state
 from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
 
@@ -194,7 +194,7 @@ class ReduceLROnPlateau(LRScheduler):
     @host
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
         """Records the metric of an epoch, a number, and adapts the rate."""
-        value = float(metrics)
+        value = as_number("ReduceLROnPlateau.step: metrics", metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         if self.is_better(value):
             self.best, self.num_bad_epochs = value, 0

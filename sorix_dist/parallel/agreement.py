@@ -61,6 +61,8 @@ _FENCE = struct.Struct("hhiq")
 
 Fields = tuple[int, ...]
 """Those of a StepFingerprint: a plain tuple, which takes a third of the time to make."""
+Meanwhile = Callable[[], None] | None
+"""See `Comm.all_gather`."""
 Agreement = tuple[list[StepFingerprint] | None, list[int], list[float], bool]
 """What the ranks have sent: their fingerprints if these differ, else None; the union of their numbers, sorted; the sums
 of their values; whether all have sent the same numbers and the same digest of used parameters."""
@@ -70,15 +72,10 @@ class Consensus(Protocol):
     """Compares fingerprints between ranks."""
 
     def agree(
-        self,
-        fingerprint: Fields,
-        numbers: list[int],
-        values: list[float],
-        used: int = 0,
-        meanwhile: Callable[[], None] | None = None,
+        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
         """Compares fingerprints, collects numbers and sums values. Afterwards every rank sees what the others of its
-        host wrote to shared memory before. A call of all ranks. meanwhile: see `Comm.all_gather`."""
+        host wrote to shared memory before. A call of all ranks."""
 
     def commit(self, fine: bool) -> bool:
         """Whether `fine` is true on every rank that shares memory; each rank has checked its slice of the sum.
@@ -100,12 +97,7 @@ class LocalConsensus:
     """One rank agrees with itself."""
 
     def agree(
-        self,
-        fingerprint: Fields,
-        numbers: list[int],
-        values: list[float],
-        used: int = 0,
-        meanwhile: Callable[[], None] | None = None,
+        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
         return None, numbers, values, True
 
@@ -149,12 +141,7 @@ class SharedMemoryConsensus:
         self._next = first
 
     def agree(
-        self,
-        fingerprint: Fields,
-        numbers: list[int],
-        values: list[float],
-        used: int = 0,
-        meanwhile: Callable[[], None] | None = None,
+        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
         now, sums = self._next, []
         for i, value in enumerate(values[:MOST_VALUES]):
@@ -196,12 +183,7 @@ class MessageConsensus:
         self._neighbours = SharedMemoryConsensus(comm)
 
     def agree(
-        self,
-        fingerprint: Fields,
-        numbers: list[int],
-        values: list[float],
-        used: int = 0,
-        meanwhile: Callable[[], None] | None = None,
+        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
         # The fence's result is not used: if one host stopped here, the others would wait for it in the gather.
         action, _, digest, *_ = fingerprint
@@ -218,12 +200,7 @@ class MessageConsensus:
         return self._gather(StepFingerprint(_NUMBER[action], 0, digest), [], [], 0)[0]
 
     def _gather(
-        self,
-        fingerprint: Fields,
-        numbers: list[int],
-        values: list[float],
-        used: int,
-        meanwhile: Callable[[], None] | None = None,
+        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int, meanwhile: Meanwhile = None
     ) -> Agreement:
         sent, places = _packed(fingerprint, numbers, used), [-i for i in range(min(len(values), MOST_VALUES))]
         for size in (_SHORT_ROW, _ROW):

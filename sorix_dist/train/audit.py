@@ -39,7 +39,8 @@ class Audit(Recorder):
             return
         values = self._values
         if pure and self._impure.isdisjoint(_VARIABLE.findall(line)):
-            exec(line, values)
+            with self.pause():  # the program calls recorded functions, such as detach
+                exec(line, values)
             if not all(_same_bits(values[name], theirs) for name, theirs in made.items()):
                 self.difference = f"`{line}` gives other numbers than the step at {self.wheres[-1]}"
         else:

@@ -38,7 +38,7 @@ def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
     """The curves of runs by what they show: `loss` and `val_loss` belong to one panel, loss first, throughput last.
 
     names: those wanted, all if empty. FileNotFoundError for a folder without records; ValueError for a name that no
-    run has.
+    run has, or if no run has a number yet.
     """
     panels: Panels = {}
     labels = _labels([Path(run) for run in runs])
@@ -54,14 +54,17 @@ def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
             panel = _VALIDATION.sub("", name).removeprefix("train_")
             if not names or panel in names or name in names:
                 panels.setdefault(panel, []).append(Curve(label, name, steps, values))
+    if not names and not panels:
+        raise ValueError(f"no number is recorded yet in {', '.join(map(str, runs))}")
     missing = [name for name in names if name not in panels and all(c.name != name for p in panels.values() for c in p)]
     if missing:
-        raise ValueError(f"no run has {missing[0]!r}; there is {', '.join(curves(runs)) or 'nothing'}")
+        raise ValueError(f"no run has {missing[0]!r}; there is {', '.join(curves(runs))}")
     return {name: panels[name] for name in sorted(panels, key=_rank_of_panel)}
 
 
 def draw(panels: Panels, path: str | Path, log: Sequence[str] = (), axis_name: str = STEP) -> None:
     """Writes a picture (PNG, PDF or SVG, by the suffix of `path`), one panel beside the other; needs matplotlib.
+    ValueError for another suffix.
 
     log: the panels whose vertical axis is logarithmic. Validation curves are dashed. axis_name: of the horizontal axis,
     which is logarithmic unless it is `STEP`.
@@ -72,6 +75,8 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = (), axis_name: s
         from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
     except ImportError as error:
         raise ImportError('a picture needs matplotlib: pip install "sorix_dist[plot]"') from error
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"a picture must be a .png, .pdf or .svg file, got {str(path)!r}")
     runs = list(dict.fromkeys(curve.run for panel in panels.values() for curve in panel))
     widths = np.linspace(1.3 if len(runs) == 1 else 2.8, 1.3, len(runs))  # so that equal curves of two runs both show
     columns = min(3, len(panels))
@@ -123,27 +128,35 @@ def draw(panels: Panels, path: str | Path, log: Sequence[str] = (), axis_name: s
     figure.savefig(path)
 
 
-def as_text(panels: Panels, width: int = 80, height: int = 11, axis_name: str = STEP) -> str:
-    """The curves in characters, at most `width` columns wide, `height` lines a panel; axis_name: see `draw`."""
-    return "\n\n".join(_panel_as_text(name, panel, width, height, axis_name) for name, panel in panels.items())
+def as_text(panels: Panels, width: int = 80, height: int = 11, axis_name: str = STEP, log: Sequence[str] = ()) -> str:
+    """The curves in characters, at most `width` columns wide, `height` lines a panel; log, axis_name: see `draw`."""
+    options = [(name, panel, width, height, axis_name, name in log) for name, panel in panels.items()]
+    return "\n\n".join(_panel_as_text(*each) for each in options)
 
 
-def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int, axis_name: str) -> str:
+def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int, axis_name: str, log: bool) -> str:
     along = float if axis_name == STEP else math.log
-    points = [(s, v) for curve in panel for s, v in zip(curve.steps, curve.values) if math.isfinite(v)]
+    up, back = (
+        (math.log, math.exp) if log else (lambda value: value / 2, lambda value: value * 2)
+    )  # which can't overflow
+
+    def is_shown(value: float) -> bool:
+        return math.isfinite(value) and (value > 0 or not log)
+
+    points = [(s, v) for curve in panel for s, v in zip(curve.steps, curve.values) if is_shown(v)]
     title = _title(name)
     if not points:
-        return f"{title}: no finite values"
+        return f"{title}: no {'positive' if log else 'finite'} values"
     (first, last), (low, high) = ((min(axis), max(axis)) for axis in zip(*points))
-    labels = [_short(value) for value in (high, (high + low) / 2, low)]
+    labels = [_short(value) for value in (high, back(up(high) / 2 + up(low) / 2), low)]
     margin = max(map(len, labels))
     columns = max(10, width - margin - 3)
     canvas = np.full((height, columns), " ")
     for mark, curve in zip(MARKS * len(panel), panel):
         for step, value in zip(curve.steps, curve.values):
-            if math.isfinite(value):
+            if is_shown(value):
                 column = round((along(step) - along(first)) / ((along(last) - along(first)) or 1) * (columns - 1))
-                row = round((high - value) / ((high - low) or 1) * (height - 1))
+                row = round((up(high) - up(value)) / ((up(high) - up(low)) or 1) * (height - 1))
                 canvas[row, column] = mark
     at = {0: labels[0], height // 2: labels[1], height - 1: labels[2]}
     lines = [f"{at.get(row, ''):>{margin}} |{''.join(canvas[row]).rstrip()}" for row in range(height)]

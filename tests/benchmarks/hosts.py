@@ -8,21 +8,24 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sorix_dist.cli.plan import figures
 from sorix_dist.launch.command import Command
+from sorix_dist.train.cost_model import METHODS as PLANNED
+from sorix_dist.train.cost_model import Layout, Link, predict
 from tests.benchmarks.compare.arena import Arena
 from tests.benchmarks.compare.contest import SAME
 from tests.benchmarks.compare.contestants import OURS, SCRIPT, THREAD_VARIABLES, Contestant, Interpreters
 from tests.benchmarks.measure import summary
 from tests.benchmarks.workloads import WORKLOADS, store
 from tests.clusters.hosts import PACKAGES, Network
-from tests.clusters.service import ROOT, Machine, expect, need_packages, need_root
+from tests.clusters.service import PYTHON, ROOT, Machine, expect, need_packages, need_root
 from tests.clusters.service import main as run
 
 TORCH = ROOT / ".venv-parity" / "bin" / "python"
@@ -140,6 +143,28 @@ def rows(workload: str, layout: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def plan(machine: Machine, workload: str) -> Any:
+    """What `sorix-dist plan` measures of a workload."""
+    path = machine.folder / f"plan-{workload}.json"
+    words = "plan", "-m", "tests.benchmarks.training", "--link", "1gbit", "--json", str(path), "--", workload
+    machine.run(PYTHON, "-m", "sorix_dist", *words, limit=120)
+    return figures(json.loads(path.read_text()))
+
+
+def predictions(workload: str, layout: str, found: dict[str, Any], planned: Any) -> Iterator[str]:
+    """The rows of Markdown of one layout: measured p10, what the plan predicts, and the ratio. Each rank computes on
+    its share of this machine's cores. Hosts with other numbers of ranks are not planned."""
+    each, (step, machine) = LAYOUTS[layout], planned
+    for method in METHODS:
+        name = method.name.partition(",")[0]
+        if len({*each}) > 1 or name not in PLANNED:
+            continue
+        crowded = replace(machine, crowding=max(1.0, sum(each) / (os.cpu_count() or 1)))
+        ms = 1e3 * predict(step, Layout(len(each), each[0]), Link(50e-6, 8 * BIT), crowded, name)
+        measured = found["ms"][f"{OURS} {method.name}"]["p10"]
+        yield f"| {workload} {layout} | {method.name} | {measured:.2f} | {ms:.2f} | {ms / measured:.2f} |"
+
+
 HEAD = """\
 | hosts x ranks | sum | wire | sorix_dist, p10 (median), p10 by the wire | torch DDP (gloo) | ours by theirs |
 |---|---|---|---|---|---|"""
@@ -152,12 +177,14 @@ def check(options: argparse.Namespace) -> None:
     if not TORCH.exists():
         print(f"no torch beside it: there is no {TORCH}; make parity makes it")
     results: dict[str, Any] = {}
+    planned: dict[str, Any] = {}
     with Machine() as machine, Network(machine, 4) as network, tempfile.TemporaryDirectory() as folder:
         network.wait()
         network.limit()
         for workload in options.workloads:
             path = Path(folder, f"{workload}.npz")
             store(WORKLOADS[workload], path)
+            planned[workload] = plan(machine, workload)
             for layout in options.layouts:
                 found = measure(network, LAYOUTS[layout], workload, path, options.seconds)
                 results.setdefault(workload, {})[layout] = found
@@ -174,6 +201,11 @@ def check(options: argparse.Namespace) -> None:
     for workload, layouts in results.items():
         for layout, found in layouts.items():
             print(*rows(workload, layout, found), sep="\n")
+    print("\nThe plan of the same steps:\n\n| hosts x ranks | sum | p10 | predicted | ratio |\n|---|---|---|---|---|")
+    for workload, layouts in results.items():
+        for layout, found in layouts.items():
+            for row in predictions(workload, layout, found, planned[workload]):
+                print(row)
 
 
 def main(options: argparse.Namespace) -> int:

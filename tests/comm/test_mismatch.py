@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sorix_dist.comm.mismatch import after_init, before_init, installed_mpis, lonely, no_mpi, several_mpis
+from sorix_dist.comm import world
+from sorix_dist.comm.mismatch import (
+    LaunchMismatch,
+    after_init,
+    before_init,
+    installed_mpis,
+    lonely,
+    no_mpi,
+    several_mpis,
+)
+from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.launcher import Launch, tasks_of_job
 from tests.support.launching import MPIRUN, needs_mpirun, other_environments, run_command, run_ranks
 
@@ -19,6 +30,21 @@ MPICH = Launch("MPICH", 1, 4, 1, 4)
 OPEN_MPI = Launch("Open MPI", 1, 4, 1, 4)
 SRUN = Launch("Slurm srun", 1, 4, 1, 4)
 PMIX = Launch("PMIx", 1, None, None, None)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_processes_that_mpi_has_spawned_are_no_ranks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single one counts as one process; several would each train alone, silently."""
+    communicators = SimpleNamespace(Get_parent=lambda: "an intercommunicator")
+    mpi = SimpleNamespace(COMM_NULL=None, COMM_WORLD=SimpleNamespace(size=size), Comm=communicators)
+    monkeypatch.setattr(world, "running_mpi", lambda: mpi)
+    monkeypatch.setattr(watch, "rank_process", lambda: (4711, True))
+    options = world._Options(9.0, "auto", None, "auto")
+    if size == 1:
+        assert world._choose(options).size == 1
+    else:
+        with pytest.raises(LaunchMismatch, match=r"this process and 1 more by MPI_Comm_spawn.*backend='solo'"):
+            world._choose(options)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,9 @@ VALUES: dict[str, tuple[Callable[[], Any], Any, str]] = {
         "float16",
     ),
     "index_copy, last of equal": (lambda: sx.zeros(2).index_copy(0, T([0, 0]), T([5.0, 7.0])), [7, 0], "float32"),
+    "LongTensor": (lambda: sx.LongTensor([1, 2]), [1, 2], "int64"),
+    "FloatTensor": (lambda: sx.FloatTensor([1, 2]), [1, 2], "float32"),
+    "BoolTensor": (lambda: sx.BoolTensor([1, 0]), [True, False], "bool"),
     "scatter, last of equal": (lambda: sx.scatter(sx.zeros(3), 0, T([1, 1]), T([5.0, 7.0])), [0, 7, 0], "float32"),
     "median of four": (lambda: T([4.0, 1.0, 3.0, 2.0]).median(), 2, "float32"),
     "median with NaN": (lambda: T([4.0, NAN, 3.0]).median(), NAN, "float32"),
@@ -219,6 +222,11 @@ def test_adaptive_pooling_keeps_infinities_in_their_windows(bad: float) -> None:
     pooled = F.adaptive_avg_pool2d(T(image), 3).numpy()[0, 0]
     assert not np.isfinite(pooled[0, 0])
     assert np.isfinite(pooled).sum() == 8
+
+
+def test_a_size_is_no_list_of_numbers() -> None:
+    with pytest.raises(TypeError, match=r"FloatTensor takes a list or an array.*empty"):
+        sx.FloatTensor(2, 3)
 
 
 def test_labels_against_a_column_warn() -> None:

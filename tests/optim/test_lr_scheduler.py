@@ -34,6 +34,7 @@ def follow(scheduler: Any, epochs: int) -> list[float]:
 
 TABLES: dict[str, tuple[Callable[[Any], Any], list[float]]] = {
     "step": (lambda o: s.StepLR(o, 2), [1, 1, 0.1, 0.1, 0.01]),
+    "step_float": (lambda o: s.StepLR(o, 2.0), [1, 1, 0.1, 0.1, 0.01]),
     "step_gamma": (lambda o: s.StepLR(o, step_size=3, gamma=0.5), [1, 1, 1, 0.5, 0.5, 0.5, 0.25]),
     "multi_step": (lambda o: s.MultiStepLR(o, [3, 1, 3], 0.5), [1, 0.5, 0.5, 0.125, 0.125]),
     "exponential": (lambda o: s.ExponentialLR(o, 0.5), [1, 0.5, 0.25, 0.125]),

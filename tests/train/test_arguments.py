@@ -116,6 +116,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "load_state_dict: state_dict must be a dict .*, got int 3": lambda: optim.lr_scheduler.StepLR(
         _optimizer(), 1
     ).load_state_dict(3),  # type: ignore[arg-type]
+    "ReduceLROnPlateau.step: metrics must be a number, got NoneType": lambda: optim.lr_scheduler.ReduceLROnPlateau(
+        _optimizer()
+    ).step(None),
+    "save: f must be a path, got NoneType": lambda: sx.save(nn.Linear(1, 1), None),  # type: ignore[arg-type]
+    "load: f must be a path, got ndarray": lambda: sx.load(np.ones(2)),  # type: ignore[arg-type]
     "progress: shown must be True or False, got str 'no'": lambda: sx.progress([1], shown="no"),  # type: ignore[arg-type]
     r"bar.log: loss must be a number, got ndarray of shape \(2,\)": lambda: _logged(np.ones(2)),
     "bar.log: loss must be a number, got NoneType": lambda: _logged(None),

@@ -162,6 +162,22 @@ def test_a_curve_without_numbers(tmp_path: Path) -> None:
     assert as_text(curves([tmp_path])) == "loss: no finite values"
 
 
+def test_a_logarithmic_axis_in_a_terminal(runs: list[str]) -> None:
+    fast = curves(runs[1:], ["loss"])
+    canvas = [line.partition("|")[2] for line in as_text({"loss": fast["loss"][:1]}, log=["loss"]).splitlines()[1:12]]
+    columns = [row.index("*") for row in canvas if "*" in row]
+    assert len(columns) == 10  # an exponential is a straight line: each point has a row
+    assert set(np.diff(columns)) <= {7, 8}
+
+
+def test_numbers_at_the_end_of_what_floats_hold(tmp_path: Path) -> None:
+    with sx.Recorder(tmp_path) as recorder:
+        recorder.log(1, loss=1e308)
+        recorder.log(2, loss=-1e308)
+    assert as_text(curves([tmp_path])).count("*") == 3  # two points and the legend
+    assert as_text(curves([tmp_path]), log=["loss"]).count("*") == 2
+
+
 def test_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
@@ -175,9 +191,16 @@ def test_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_nothing_to_plot(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(tmp_path)]) == 2
     assert main(["plot", *runs, "--metrics", "los"]) == 2
+    assert main(["plot", *runs, "--log", "los"]) == 2
+    assert main(["plot", *runs, "-o", str(tmp_path)]) == 2
+    (tmp_path / "records.jsonl").write_text('{"step": 1, "note": "begun"}\n')
+    assert main(["plot", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"sorix-dist plot: error: there are no records of a run: {tmp_path / 'records.jsonl'}",
         "sorix-dist plot: error: no run has 'los'; there is loss, samples_per_second",
+        "sorix-dist plot: error: --log: there is no panel 'los'; there is loss, samples_per_second",
+        f"sorix-dist plot: error: a picture must be a .png, .pdf or .svg file, got {str(tmp_path)!r}",
+        f"sorix-dist plot: error: no number is recorded yet in {tmp_path}",
     ]
 
 

@@ -103,10 +103,7 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
     taps, pixels = _taps(places), _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
     for tile, matrices in _unfolded(pixels, *taps, places.output, outputs):
         # In this order, not transposed: a product is faster if its columns are few.
-        count = windows.pieces(matrices, outputs // groups, 4 * NARROW)
-        total += np.matmul(windows.cut(matrices, count), windows.cut(tile.matrices(image), count).swapaxes(3, 4)).sum(
-            axis=(1, 2)
-        )
+        total += np.matmul(matrices, tile.matrices(image).swapaxes(2, 3)).sum(axis=1)
     _groups(w, groups)[...] = total.reshape(groups, *places.kernel, each, -1).transpose(0, 4, 3, 1, 2)
     return w
 
