@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.placement import SUM, Partial, Shard
+from sorix_dist.core.placement import SUM, Partial, Shard, current_group
 
 
 class BatchNumber:
@@ -75,10 +76,11 @@ class BatchNumber:
         return other // self, other % self
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Arrays hold this rank's data, so beside an array the number is this rank's as well."""
+        """Arrays hold this rank's data, so an integer beside an array is this rank's as well."""
         numbers = method == "__call__" and len(inputs) < 3 and not options
         if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
-            return getattr(function, method)(*map(here, inputs), **options)
+            plain = [float(x) if isinstance(x, BatchFloat) else here(x) for x in inputs]
+            return getattr(function, method)(*plain, **options)
         plain = [x.item() if isinstance(x, np.generic) else x for x in inputs]
         apply = lambda *values: function(*values).item()  # noqa: E731
         return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
@@ -88,7 +90,8 @@ class BatchNumber:
 
 
 class BatchInt(BatchNumber):
-    """An integer. As an index, a length, text, and in comparisons it is this rank's number.
+    """An integer. As an index, a length and text it is this rank's number. It is in order with others as that of the
+    global batch, so that a branch is the same on every rank, and equal to both.
 
     It does not subclass int: `2.0 * n` would then read this rank's digits without calling `__rmul__`.
     shard: the rows that it counts, if it counts rows.
@@ -101,7 +104,9 @@ class BatchInt(BatchNumber):
         return self.own
 
     def __bool__(self) -> bool:
-        return self.own != 0
+        if self.everywhere is None:
+            _warn_of_own_branch(self.own)
+        return (self.own if self.everywhere is None else self.everywhere) != 0
 
     def __hash__(self) -> int:
         return hash(self.own)
@@ -124,7 +129,7 @@ Integral.register(BatchInt)
 
 
 class BatchFloat(BatchNumber, float):
-    """A float. As text it is the number in the global batch."""
+    """A float. As text, in comparisons, beside arrays and for `math` it is the number in the global batch."""
 
     def __repr__(self) -> str:
         return repr(float(self))
@@ -137,7 +142,7 @@ class BatchFloat(BatchNumber, float):
 
 def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
-    made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here)
+    made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
     made.own, made.everywhere, made.shard = here, everywhere, shard
     return made
 
@@ -181,14 +186,26 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", 
 def _bind_comparison(name: str) -> None:
     function = getattr(operator, name)
 
-    def method(self: BatchInt, other: Any) -> Any:
-        return function(self.own, here(other))
+    def method(self: BatchNumber, other: Any) -> Any:
+        if not isinstance(other, int | float | BatchNumber | np.generic):
+            return NotImplemented
+        own = function(self.own, here(other))
+        if self.everywhere is None or (isinstance(other, BatchNumber) and other.everywhere is None):
+            if name not in ("eq", "ne"):
+                _warn_of_own_branch(self.own)
+            return own
+        whole = function(self.everywhere, other.everywhere if isinstance(other, BatchNumber) else other)
+        if isinstance(self, BatchInt) and own != whole:  # as long as an array of this rank, or as the batch
+            return name == "eq" if name in ("eq", "ne") else whole
+        return whole
 
-    setattr(BatchInt, f"__{name}__", method)
+    for kind in (BatchInt, BatchFloat):
+        setattr(kind, f"__{name}__", method)
 
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     _bind_comparison(_name)
+BatchFloat.__hash__ = float.__hash__  # type: ignore[method-assign]
 
 
 # -- of tensors
@@ -230,6 +247,23 @@ def warn_of_own_length(place: Any) -> None:
         )
 
 
+def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
+    """Warns of a sum over rows that is divided by the number of rows of this rank, unless that is x.shape[0]."""
+    own = place.over == SUM and isinstance(divisor, int | float) and divisor == place.held
+    if own and not place.group.single and not of_batch.get():
+        place.group.warn(
+            f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean over "
+            "the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
+        )
+
+
+def _warn_of_own_branch(own: float) -> None:
+    current_group().warn(
+        f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
+        "itself, or sx.global_value(x).item() [docs: own-numbers]"
+    )
+
+
 def warn_of_own_mean(x: Any) -> None:
     """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
     place = x.place
@@ -243,6 +277,9 @@ def warn_of_own_mean(x: Any) -> None:
 
 
 # -- as arguments of functions
+
+of_batch: ContextVar[bool] = ContextVar("of_batch", default=False)
+"""Whether a number that an operation gets follows from a batch, and so is that of the global one."""
 
 
 def here(x: Any) -> Any:

@@ -108,7 +108,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     },
     "clip_": getattr(Tensor, "clamp_"),  # noqa: B009 (mypy)
     "type_as": lambda self, other: self.astype(other.dtype),
-    "nelement": lambda self: self.array.size,
+    "nelement": lambda self: self.numel,
     "ndimension": lambda self: self.array.ndim,
     "element_size": lambda self: self.array.itemsize,
     "is_contiguous": lambda self: bool(self.array.flags.c_contiguous),

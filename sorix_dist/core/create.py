@@ -34,8 +34,8 @@ __all__ = [
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
     rows = shard_of(data)
-    if isinstance(data, list | tuple) and any(isinstance(x, Tensor) for x in data):
-        data = [_of_all_ranks(x) for x in data]
+    if isinstance(data, list | tuple):
+        data = [_of_all_ranks(x) for x in of_all(data)]
     elif rows is None:
         data = _of_all_ranks(data)
     made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sorix_dist.core.batch_numbers import BatchNumber, here, of_all
+from sorix_dist.core.batch_numbers import BatchNumber, here, of_all, of_batch
 from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.dtype import promoted
 from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
@@ -130,12 +130,21 @@ def _operation(
             else:
                 if x.__class__ not in _NUMBERS:
                     if isinstance(x, BatchNumber):
-                        return apply(*_with_numbers(inputs), **options)
+                        token = of_batch.set(True)
+                        try:
+                            return apply(*_with_numbers(inputs), **options)
+                        finally:
+                            of_batch.reset(token)
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
                     x = x.item() if isinstance(x, np.generic) else as_operand(x)
                     mixed = True
                 arrays.append(x)
                 edges.append(None)
+        if options:
+            for x in options.values():
+                if isinstance(x, BatchNumber):
+                    number = of_all if _is_counted(inputs) else here
+                    return apply(*inputs, **{name: number(x) for name, x in options.items()})
         if placed:
             place = rule(apply, inputs, options)
             if place.__class__ is Tensor:
@@ -175,9 +184,13 @@ def _operation(
 
 def _with_numbers(inputs: Sequence[Any]) -> list[Any]:
     """Operands with numbers of the global batch, or of this rank where no other operand has to do with the batch."""
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
-    counted = any(x.place is not None or x.origin is not None for x in tensors)
+    counted = _is_counted(inputs)
     return [of_all(x) if counted else here(x) for x in inputs]
+
+
+def _is_counted(inputs: Sequence[Any]) -> bool:
+    """Whether a number beside these operands is that of the global batch."""
+    return any(isinstance(x, Tensor) and (x.place is not None or x.origin is not None) for x in inputs)
 
 
 def _is_alike(x: Any) -> bool:

@@ -298,6 +298,9 @@ class _Replicate:
     def __repr__(self) -> str:
         return "Replicate()"
 
+    def __reduce__(self) -> str:
+        return "REPLICATE"
+
 
 REPLICATE = _Replicate()
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import warn_of_own_divisor
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
-from sorix_dist.core.placement import REPLICATE, SUM, Partial, Placement, Shard, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Partial, Placement, Shard, shard_of, tagged
 from sorix_dist.core.tensor import Tensor, shape_of
 
 Apply = Callable[..., Tensor]
@@ -210,13 +211,8 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """Quotients: linear in the dividend."""
     first, second = map(placement_of, inputs)
     if isinstance(first, Partial) and not isinstance(second, Shard | Partial):
-        divisor = inputs[1]
-        if first.over == SUM and isinstance(divisor, int | float) and divisor == first.held and not first.group.single:
-            first.group.warn(
-                f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean "
-                "over the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
-            )
-        return beside_constant(first, divisor)
+        warn_of_own_divisor(first, inputs[1])
+        return beside_constant(first, inputs[1])
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 

@@ -31,6 +31,11 @@ def _all(input: Any, name: str) -> Array:
     return as_array(whole(input.detach() if isinstance(input, Tensor) else input, name))
 
 
+def _counted(array: Array, input: Any) -> Tensor:
+    """What was found in `input`: in rows of a batch the same on every rank."""
+    return tagged(Tensor(array), None if getattr(input, "place", None) is None else REPLICATE)
+
+
 # -- of one element
 
 
@@ -161,7 +166,7 @@ def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
     """The indices (n, dimensions) of the elements that are not 0, or a tuple of one vector for each dimension."""
     array = _all(input, "nonzero")
     found = np.nonzero(np.atleast_1d(array)) if as_tuple else (np.argwhere(array),)
-    tensors = tuple(tagged(Tensor(x), None if shard_of(input) is None else REPLICATE) for x in found)
+    tensors = tuple(_counted(x, input) for x in found)
     return tensors if as_tuple else tensors[0]
 
 
@@ -173,7 +178,7 @@ def unique(
     values, inverse, counts = np.unique(array, return_inverse=True, return_counts=True, axis=dim, equal_nan=False)
     inverse = inverse.reshape(array.shape if dim is None else -1)
     wanted = [values, *([inverse] if return_inverse else []), *([counts] if return_counts else [])]
-    return Tensor(values) if len(wanted) == 1 else tuple(map(Tensor, wanted))
+    return _counted(values, input) if len(wanted) == 1 else tuple(_counted(x, input) for x in wanted)
 
 
 def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
@@ -183,7 +188,7 @@ def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
         raise ValueError(f"bincount: input must be a vector of integers >= 0, got {array.dtype} of shape {array.shape}")
     counts = np.bincount(array, None if weights is None else _all(weights, "bincount"), minlength)
     kind = np.float32 if weights is not None and as_array(weights).dtype == np.float32 else counts.dtype
-    return Tensor(counts.astype(kind))
+    return _counted(counts.astype(kind), input)
 
 
 def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:

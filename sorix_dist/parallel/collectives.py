@@ -99,6 +99,11 @@ def global_rows(x: Any) -> int:
 def replicated(x: Any) -> Tensor:
     """Marks x as the same on every rank, not rows of a batch; so is what is computed from it alone."""
     x = x if isinstance(x, Tensor) else Tensor(x)
+    if isinstance(x.place, Shard | Partial) and not x.place.group.single:
+        raise RuntimeError(
+            "replicated: x follows from the rows of a batch, so each rank has others, or a part of a sum: "
+            "sx.global_value(x) is the same on every rank"
+        )
     return tagged(Tensor.of(x.array, x.origin), REPLICATE)
 
 

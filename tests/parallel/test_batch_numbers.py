@@ -43,6 +43,25 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "text of a share": lambda x: float(f"{x.shape[0] / 2:.3f}"),
     "a tensor": lambda x: sx.tensor(x.shape[0]),
     "a tensor of a float": lambda x: sx.tensor(float(x.shape[0])),
+    "a tensor of a list": lambda x: sx.tensor([x.shape[0], x.shape[0] / 2]).sum(),
+    "math.sqrt of a share": lambda x: math.sqrt(x.shape[0] / 2),
+    "the smaller one": lambda x: min(x.shape[0] / 2, 2.5),
+    "a branch": lambda x: 2.0 if x.shape[0] > 4 else 1.0,
+    "a branch on a share": lambda x: 2.0 if x.shape[0] / 2 > 2 else 1.0,
+    "a full batch": lambda x: 2.0 if x.shape[0] in (6, 7) else 1.0,
+    "a share beside an array": lambda x: (np.ones(2) * (x.shape[0] / 2))[0],
+    "nelement": lambda x: x.nelement(),
+    "beside what all ranks compute": lambda x: x.std() * x.shape[0],
+    "beside a maximum": lambda x: (x.max() + 9) / x.shape[0],
+    "beside sorted rows": lambda x: (x[:, 0].sort()[0].abs() / x.shape[0]).sum(),
+    "beside counts": lambda x: (sx.unique((x > 0).long(), return_counts=True)[1] / x.shape[0]).square().sum(),
+    "beside a number of rows": lambda x: (1 + (x > 0).sum()) / x.shape[0],
+    "beside an accumulator": lambda x: accumulated(x) / x.shape[0],
+    "in place": lambda x: accumulated(x).div_(x.shape[0]),
+    "an option": lambda x: F.smooth_l1_loss(x * 0, x, beta=x.shape[0] / 16),
+    "a label smoothing": lambda x: F.cross_entropy(x, (x[:, 0] > 0).long(), label_smoothing=x.shape[0] / 16),
+    "a probability": lambda x: F.dropout(x * 0 + 1, x.shape[0] / 16).mean() + 1,
+    "the p of a norm": lambda x: x.norm(p=x.shape[0] / 3),
 }
 REFUSED: dict[str, Callable[[Any], Any]] = {
     "int": lambda x: int(x.shape[0]),
@@ -50,6 +69,14 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "an array": lambda x: np.array(x.shape)[0],
     "np.prod": lambda x: np.prod(x.shape),
 }
+
+
+@sx.no_grad()
+def accumulated(x: Any) -> Any:
+    """Adds a sum over rows to a tensor that is made outside of the batch."""
+    total = sx.zeros(1, dtype=sx.float64)
+    total += x.square().sum()
+    return total
 
 
 def gradients(rows: int, divisor: Callable[[Any], Any]) -> Any:
@@ -83,11 +110,24 @@ def test_refused_on_several_ranks(name: str):
         run_threads(gradients, 2, (6, REFUSED[name]))
 
 
-def test_a_loss_divided_by_len_warns():
+@pytest.mark.parametrize(("divisor", "warns"), [(len, True), (lambda x: x.shape[0] // 2, False)])
+def test_a_loss_divided_by_len_warns(divisor: Callable[[Any], Any], warns: bool):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run_threads(gradients, 2, (6, len))
-    assert any("is divided by 3, the number of rows of this rank" in str(w.message) for w in said)
+        run_threads(gradients, 2, (6, divisor))
+    assert any("is divided by 3, the number of rows of this rank" in str(w.message) for w in said) == warns
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_branch_on_what_only_this_rank_knows_warns(ranks: int):
+    def work() -> None:
+        ((x, _),) = DataLoader(Dataset(np.ones((4, 4)), np.arange(4)), batch_size=4)
+        assert x.mean().item() < 2
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_threads(work, ranks)
+    assert any("a branch on 1.0, which follows from this rank's rows" in str(w.message) for w in said) == (ranks > 1)
 
 
 def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():

@@ -271,7 +271,7 @@ def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | Non
         raise TypeError(f"{name}: input must be of floating point dtype, got {array.dtype}")
     drawn = array.shape[:dims]
     shape = (*drawn, *(1 for _ in array.shape[len(drawn) :]))
-    return mul(input, _mask(p, drawn or (1,), draws, shard_of(input), array.dtype, shape))
+    return mul(input, _mask(float(p), drawn or (1,), draws, shard_of(input), array.dtype, shape))
 
 
 @host

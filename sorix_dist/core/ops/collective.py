@@ -20,7 +20,7 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
-from sorix_dist.core.placement import Batch, Group, Partial, Shard, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import bare, beside_constant, given
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -119,6 +119,8 @@ def first_of(*parts: Any, count: int) -> Any:
 def replicated(x: Tensor, name: str = "") -> Tensor:
     """Converts to a Replicate: the sum of a Partial over all ranks, or the rows of all ranks."""
     place = x.place
+    if place is REPLICATE:
+        return x
     if isinstance(place, Shard):
         group = place.group
         if group.single and not group.ordered:  # reproducible mode needs the same nodes as on several ranks
@@ -141,7 +143,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
             _expect(place)
     else:
         return bare(x)  # type: ignore[no-any-return]
-    return bare(x) if group.single or group.ordered else summed(x, group, name)
+    return tagged(bare(x) if group.single or group.ordered else summed(x, group, name), REPLICATE)
 
 
 @host

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import here, is_of_batch, of_all
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.ops.index_parts import is_mask, key_of, of_each_axis, rows_in_index, with_masks_of_rows
-from sorix_dist.core.placement import Partial, Shard, shard_of
+from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tensor import Tensor
 
@@ -23,8 +24,16 @@ _NAME = "an in-place operation"
 def written(target: Tensor, x: Any) -> Any:
     """The array, or the number, that an operand is for a write into the whole of `target`."""
     if not isinstance(x, Tensor | np.ndarray):
-        return x
-    return _array(_aligned(target, x, target.array.shape, target.place, ...))
+        return x if not is_of_batch(x) else here(x) if target.place is None else of_all(x)
+    array = _array(_aligned(target, x, target.array.shape, target.place, ...))
+    _follow(target, x)
+    return array
+
+
+def _follow(target: Tensor, x: Any) -> None:
+    """Marks a target that a number of the batch is written to: beside it, x.shape[0] counts as in the global batch."""
+    if target.place is None and target.leaf is None and isinstance(x, Tensor) and x.place is not None:
+        target.place = REPLICATE
 
 
 def assign(target: Tensor, key: Any, value: Any) -> None:
@@ -34,6 +43,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
     placed = place is not None or shard_of(value) is not None or any(shard_of(part) is not None for part in parts)
     if not placed:
         target.array[key_of(key)] = _array(_sum_made_whole(value))
+        _follow(target, value)
         return
     parts = tuple(of_each_axis([*parts], target.array.ndim))
     if _pairs_with_own_rows(target, parts):
@@ -42,8 +52,8 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
         target.array[key_of(parts)] = _array(_aligned(target, value, shape, place, ...))
         return
     if place is None:
-        own = _rows_of_mask(target, parts)
-        place = target.place = own if own is not None else target.place
+        place = _rows_of_mask(target, parts)
+        target.place = target.place if place is None else place
     if isinstance(place, Shard):
         chosen = tuple(with_masks_of_rows(place, [*parts]))
         rows = None if _looks_up_rows(place, chosen) else rows_in_index(place, target.array.shape, key_of(chosen))
@@ -61,6 +71,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
     except ValueError as error:
         hint = "the rows of all ranks are written here: use sx.global_rows(x) where the index follows from len(x)"
         raise ValueError(f"{error}; {hint}" if shard_of(target) is None else str(error)) from None
+    _follow(target, value)
 
 
 def _array(x: Any) -> Any:

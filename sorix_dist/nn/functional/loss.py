@@ -23,7 +23,7 @@ from sorix_dist.core.ops.elementwise import cast, mul
 from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
 from sorix_dist.core.ops.shape import extents, flatten, squeeze, transpose, unsqueeze, with_rows
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import align, beside, whole
+from sorix_dist.core.rules import align, beside, placement_of, whole
 from sorix_dist.core.tensor import Array
 
 __all__ = [
@@ -57,7 +57,7 @@ def cross_entropy(
     place, rows = getattr(logits, "place", None), getattr(target, "place", None)
     if place is not rows or (place is not None and getattr(place, "axis", None) != 0):
         logits, target = _together("cross_entropy", logits, target)
-        place = getattr(logits, "place", None)
+        place = placement_of(logits)
     shape = _array(logits).shape
     labels = _array(target)
     plain = weight is ignore_index is None and not label_smoothing and not one_hot and reduction == "mean"
@@ -101,7 +101,7 @@ def nll_loss(
     check_options("nll_loss", reduction)
     log_probabilities, target = _together("nll_loss", log_probabilities, target)
     shape = np.shape(log_probabilities)
-    if len(shape) == 1 and _is_of_one_sample(getattr(log_probabilities, "place", None)):
+    if len(shape) == 1 and _is_of_one_sample(placement_of(log_probabilities)):
         return _of_one_sample(nll_loss, log_probabilities, target, weight, reduction, ignore_index=ignore_index)
     if weight is not None or ignore_index is not None:
         weight = _class_weights("nll_loss", weight, log_probabilities)
@@ -283,8 +283,8 @@ def _unflattened(losses: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _together(name: str, scores: Any, target: Any) -> tuple[Any, Any]:
     """Scores and targets of the same rows: those of this rank, or those of all."""
-    place = getattr(scores, "place", None)
-    if place is None and getattr(target, "place", None) is None:
+    place = placement_of(scores)
+    if place is placement_of(target) is None:
         return scores, target
     if isinstance(place, Shard) and place.axis == 0:
         return scores, align(target, scores, name)

@@ -494,6 +494,32 @@ def physics_with_a_boundary(kit):
 
 
 @program()
+def totals_of_an_evaluation(kit):
+    model = kit.wrap(mlp())
+    total, squares, right, n = zeros(1), zeros(2), 0, 0
+    with sx.no_grad():
+        for x, t in kit.loader("x", "t"):
+            u = model(x)
+            total += u.square().mean() * x.shape[0]
+            squares.add_(u.square().sum(0))
+            right += (u.argmax(1) == t).sum()
+            n += x.size(0)
+        means = [(total / n).numpy(), (squares / n).sqrt().numpy(), sx.global_value(right / n).numpy()]
+        total /= n
+        squares.div_(n)
+    return [*means, total.numpy(), squares.numpy()]
+
+
+@program(reproducible="must come from a DataLoader")
+def rows_of_all_ranks_as_inputs(kit):
+    def loss(model, x):
+        everywhere = copy.deepcopy(sx.replicated(np.eye(3)))
+        return model(sx.global_value(x)).square().sum() + model(x[x[:, 0].argsort()]).sum() + model(everywhere).sum()
+
+    return kit.train(kit.wrap(mlp()), loss, "x", rows=8)
+
+
+@program()
 def new_tensors_of_numbers_of_the_batch(kit):
     def loss(model, x, w):
         error = model(x) - sx.full_like(x[:, :2], w.mean()) - sx.full((2,), w.mean())
