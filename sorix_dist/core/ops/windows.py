@@ -220,8 +220,7 @@ def tiles(size: Pair, shared: int, pixel: int, count: int, height: int) -> Itera
     rows, columns = size
     if not rows or not columns or not pixel:
         return
-    # At most an eighth of the rows is copied twice: that costs more than a tile that leaves the cache.
-    high = min(rows, max(1, 8 * shared, TILE // (pixel * columns) - shared))
+    high = min(rows, max(1, 3 * shared, TILE // (pixel * columns) - shared))
     least = -(-max(WIDE, height) // count)
     wide = min(columns, max(least, MOST // (pixel * (high + shared))))
     # Parts of even size: a thin last one would cost as much as a whole one.
