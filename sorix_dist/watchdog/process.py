@@ -159,8 +159,8 @@ def command(pid: int) -> str:
 def outputs(pid: int) -> dict[int, str]:
     """The pipes and terminals to which a process can write, by descriptor."""
     found = {}
-    with suppress(OSError):  # it has ended, or is another user's
-        for link in Path(f"/proc/{pid}/fd").iterdir():
+    for link in _listed(pid, "fd"):
+        with suppress(OSError):  # just closed
             target = os.readlink(link)
             if target.startswith(("pipe:", "/dev/pts/")) and link.lstat().st_mode & stat.S_IWUSR:
                 found[int(link.name)] = target
@@ -170,10 +170,17 @@ def outputs(pid: int) -> dict[int, str]:
 def terminals(pid: int) -> set[str]:
     """The pseudo-terminals that a process has made and still reads."""
     found = set[str]()
-    with suppress(OSError):
-        for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+    for file in _listed(pid, "fdinfo"):
+        with suppress(OSError):
             found.update(f"/dev/pts/{number}" for number in re.findall(r"tty-index:\s*(\d+)", file.read_text()))
     return found
+
+
+def _listed(pid: int, folder: str) -> list[Path]:
+    """An entry for each descriptor of a process; none if it has ended, or is another user's."""
+    with suppress(OSError):
+        return list(Path(f"/proc/{pid}/{folder}").iterdir())
+    return []
 
 
 def launcher_pid(launch: Launch) -> int:
