@@ -296,6 +296,13 @@ def of_all(x: Any) -> Any:
     return x.of_all() if isinstance(x, BatchNumber) else x
 
 
+def together(numbers: Iterable[Any]) -> list[Any]:
+    """The numbers of one array: all as those of this rank if one of them is known of it alone."""
+    numbers = list(numbers)
+    own = any(isinstance(x, BatchNumber) and x.everywhere is None for x in numbers)
+    return [*map(here, numbers)] if own else numbers
+
+
 def is_of_batch(x: Any) -> bool:
     """Whether a number, or one of a slice, follows from a batch."""
     return isinstance(x, BatchNumber) or (

@@ -15,7 +15,7 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch, of_all, rows_of_size
+from sorix_dist.core.batch_numbers import is_of_batch, of_all, rows_of_size, together
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
@@ -33,12 +33,14 @@ __all__ = [
 
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
-    rows = shard_of(data)
+    rows, same = shard_of(data), is_of_batch(data)
     if isinstance(data, list | tuple):
-        data = [_of_all_ranks(x) for x in of_all(data)]
+        data = [_of_all_ranks(x) for x in together(data)]
     elif rows is None:
         data = _of_all_ranks(data)
     made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
+    if same:  # the number in the global batch
+        return tagged(made, REPLICATE)
     return made if rows is None else tagged(made, rows)
 
 

@@ -43,7 +43,6 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "text of a share": lambda x: float(f"{x.shape[0] / 2:.3f}"),
     "a tensor": lambda x: sx.tensor(x.shape[0]),
     "a tensor of a float": lambda x: sx.tensor(float(x.shape[0])),
-    "a tensor of a list": lambda x: sx.tensor([x.shape[0], x.shape[0] / 2]).sum(),
     "math.sqrt of a share": lambda x: math.sqrt(x.shape[0] / 2),
     "the smaller one": lambda x: min(x.shape[0] / 2, 2.5),
     "a branch": lambda x: 2.0 if x.shape[0] > 4 else 1.0,
@@ -68,6 +67,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "np.arange": lambda x: np.arange(x.shape[0]).size,
     "an array": lambda x: np.array(x.shape)[0],
     "np.prod": lambda x: np.prod(x.shape),
+    "a tensor of a list": lambda x: sx.tensor([x.shape[0], 1]).sum(),  # a sum over the ranks may follow, or may not
 }
 
 
@@ -138,6 +138,39 @@ def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
             return np.zeros(n).size, [*range(n)], array.sum(), f"{n} {n:d}", {n: 1}[2], n == 2 < 3 * n, [0] * n
 
     assert run_threads(work, 3)[1] == (2, [0, 1], 8.0, "2 2", 1, True, [0, 0])
+
+
+@pytest.mark.parametrize("length", [len, lambda x: x.shape[0]])
+def test_counts_of_this_rank_in_a_list_are_summed_by_all_reduce(length: Callable[[Any], Any]):
+    def work() -> list[float]:
+        counts = sx.zeros(2)
+        for x, y in DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7):
+            counts += sx.tensor([(x < 5).sum().item(), length(y)])
+        sx.distributed.all_reduce(counts)
+        return counts.tolist()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that item() is this rank's
+        assert [run_threads(work, ranks)[-1] for ranks in (1, 2, 3)] == [[5, 7]] * 3
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: sx.tensor(x.shape[0]), lambda x: x.max(), lambda x: sx.replicated(sx.ones(2))]
+)
+def test_a_sum_of_what_all_ranks_have_alike_is_refused(make: Callable[[Any], Any]):
+    def work() -> list[Any]:
+        ((x, _),) = DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7)
+        same = make(x)
+        sx.distributed.all_reduce(same, sx.distributed.ReduceOp.AVG)
+        sx.distributed.all_reduce(same, sx.distributed.ReduceOp.MAX)
+        found = same.tolist()
+        sx.distributed.all_reduce(same)
+        return [found, same.tolist()]
+
+    ((one, other),) = run_threads(work, 1)
+    assert one == other
+    with pytest.raises(RuntimeError, match=r"on every rank already.* would count it 2 times"):
+        run_threads(work, 2)
 
 
 def test_a_step_of_a_transformer_makes_none(monkeypatch):
