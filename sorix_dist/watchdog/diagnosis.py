@@ -41,6 +41,8 @@ class Observations:
     """Ranks whose program ran in a shell that still lives and may start another one."""
     absent: frozenset[int] = frozenset()
     """Ranks of this host whose processes ended before they imported the package."""
+    ends_by_kill: bool = False
+    """Whether the launcher ends ranks by SIGKILL after a fault, so that other signals came from outside."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def _died(
         harmless = not waiting or _another_may_come(status, observed)
         if status.state == State.IMPORTED and harmless and not (wait_status and wait_status & 0x7F):
             continue
-        if wait_status is None or _signal_name(wait_status) in _FROM_OUTSIDE:
+        unknown = wait_status is None and observed.ends_by_kill
+        if unknown or _signal_name(wait_status) in _FROM_OUTSIDE:
             if signalled := _signalled(rank, observed.gone):
                 return Fault(f"{signalled}, as by mpirun, a user or a scheduler")
             if observed.gone_for < PATIENCE and len(observed.gone) < len(statuses):

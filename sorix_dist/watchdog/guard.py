@@ -22,11 +22,12 @@ from typing import NoReturn
 from sorix_dist.watchdog.call_site import collect_stacks, user_frame
 from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
 from sorix_dist.watchdog.launcher import detect
-from sorix_dist.watchdog.leftovers import Launchers
+from sorix_dist.watchdog.leftovers import LAUNCHER, Launchers
 from sorix_dist.watchdog.page_folder import launcher_of
 from sorix_dist.watchdog.process import (
     Process,
     children,
+    command,
     end_status,
     environ,
     fill_standard_streams,
@@ -97,6 +98,7 @@ class Guard:
         self.observed = Observations()
         self.launchers = Launchers(*launcher_of(pages.path))
         self.launcher = self.launchers.nearest
+        self.observed.ends_by_kill = command(self.launcher.pid) == LAUNCHER
         self.last_seen: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(server, select.EPOLLIN)

@@ -63,11 +63,13 @@ def test_a_signal_to_all_ranks_is_no_ranks_fault() -> None:
     what = "rank 1 and 1 more were ended by SIGTERM, as by mpirun, a user or a scheduler"
     assert fault_of(*rows, gone={1: 15, 0: 15}) == fault_of(*rows, gone={1: 15, 2: None}) == what
     assert fault_of(*rows, gone={1: 15}, waited={0: 1.0}) is None  # others may follow
-    assert fault_of(*rows, gone={1: None}, waited={0: 1.0}) is None
+    hydra = {"ends_by_kill": True}
+    assert fault_of(*rows, gone={1: None}, waited={0: 1.0}, **hydra) is None
+    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None}))  # Open MPI ends by SIGTERM
     first = "rank 1 ended first, how is not known; 2 more were ended by SIGTERM, as by mpirun, a user or a scheduler"
-    assert fault_of(*rows, gone={1: None, 0: None, 2: 15}) == first
-    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None, 0: 9, 2: 9}))
-    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None}, gone_for=PATIENCE))
+    assert fault_of(*rows, gone={1: None, 0: None, 2: 15}, **hydra) == first
+    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None, 0: 9, 2: 9}, **hydra))
+    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None}, gone_for=PATIENCE, **hydra))
     assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15}, gone_for=PATIENCE))
     assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15, 0: 9, 2: 9}))
 
