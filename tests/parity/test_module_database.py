@@ -45,11 +45,13 @@ def flat(value: Any) -> list[Any]:
     return [y for x in value for y in flat(x)] if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def close(mine: Any, theirs: Any, what: str) -> None:
+def close(mine: Any, theirs: Any, what: str, largest: float = 0.0) -> None:
+    """largest: the largest gradient of the module, whose rounding may be all that is left of one that cancels out."""
     a, b = np.asarray(mine), np.asarray(theirs)
     assert (a.shape, a.dtype) == (b.shape, b.dtype), what
     tolerance = 1e-9 if b.dtype == np.float64 else 2e-4
-    assert np.allclose(a, b, tolerance, tolerance, equal_nan=True), (what, a, b)
+    rounding = 40 * float(np.finfo(b.dtype).eps) * largest if b.dtype.kind == "f" else 0.0
+    assert np.allclose(a, b, tolerance, tolerance + rounding, equal_nan=True), (what, a, b)
 
 
 def compare(kind: str, theirs: Any, made: Any, given: Any) -> None:
@@ -83,13 +85,17 @@ def compare(kind: str, theirs: Any, made: Any, given: Any) -> None:
         weighted[0].backward()
         weighted[1].backward()
         layouts, parameters = {own: (name, way) for own, name, way in _names(ours)}, dict(theirs.named_parameters())
+        gradients = [x.grad for x in (*parameters.values(), *(other for _, other in leaves)) if x.grad is not None]
+        largest = max((x.abs().nan_to_num(0, 0, 0).max().item() for x in gradients if x.numel()), default=0.0)
         for own, parameter in ours.named_parameters():
             name, layout = layouts.get(own, (own, "same"))
             if parameters[name].grad is not None:
-                close(parameter.grad.numpy(), to_own_layout(parameters[name].grad, layout), f"gradient of {own}")
+                close(
+                    parameter.grad.numpy(), to_own_layout(parameters[name].grad, layout), f"gradient of {own}", largest
+                )
         for leaf, other in leaves:
             if other.grad is not None:
-                close(leaf.grad.numpy(), other.grad.numpy(), "gradient of an input")
+                close(leaf.grad.numpy(), other.grad.numpy(), "gradient of an input", largest)
     for name, value in sx.to_torch_state(ours).items():
         close(value, theirs.state_dict()[name].numpy(), name)
 
@@ -100,6 +106,7 @@ def compare(kind: str, theirs: Any, made: Any, given: Any) -> None:
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 def test_samples(info: Any, kind: str) -> None:
     """Each sample passes, or is refused with words of the table."""
+    torch.manual_seed(0)
     dtype = getattr(torch, kind)
     for training in (True, False):
         for sample in info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=training):
