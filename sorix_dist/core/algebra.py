@@ -74,7 +74,6 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
 def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Callable[..., Any]:
     """beta * input + alpha * product. Integers stay integers, and the factors are cut to integers for them."""
 
-    @half_in_float32
     def added(input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
         kind = input.numpy().dtype
         beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))
@@ -87,7 +86,7 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
 
     added.__name__ = added.__qualname__ = name
     added.__doc__ = meaning
-    return added
+    return half_in_float32(added)
 
 
 addmm = _added("addmm", mm, "beta * input + alpha * mat1 @ mat2.")
