@@ -14,8 +14,6 @@ from sorix_dist.comm import Comm
 from sorix_dist.core.arguments import as_state
 from sorix_dist.parallel.world import communicator
 
-Array = np.ndarray[Any, Any]
-
 
 class Metric(ABC):
     """A number, or several, over all samples of all ranks.

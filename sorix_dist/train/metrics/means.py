@@ -11,8 +11,8 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import int_or_none
-from sorix_dist.core.tensor import as_array
-from sorix_dist.train.metrics.base import Array, Metric
+from sorix_dist.core.tensor import Array, as_array
+from sorix_dist.train.metrics.base import Metric
 from sorix_dist.train.metrics.classification import check_labels, logits_and_labels
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_function, as_int, described, is_integer
+from sorix_dist.core.tensor import Array
 from sorix_dist.utils.data.nested import map_arrays
 
-Array = np.ndarray[Any, Any]
 _GOLDEN, _MIX1, _MIX2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 

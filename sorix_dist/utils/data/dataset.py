@@ -13,10 +13,10 @@ from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_function, described, is_integer
 from sorix_dist.core.placement import current_group
+from sorix_dist.core.tensor import Array
 from sorix_dist.utils.data.nested import map_arrays, stacked
 from sorix_dist.utils.data.tables import numbers
 
-Array = np.ndarray[Any, Any]
 Reader = Callable[[Array], Any]
 
 _DIGEST_ROWS, _DIGEST_NUMBERS, _DIGEST_WHOLE = 64, 64, 1 << 20

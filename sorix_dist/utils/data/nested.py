@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import as_array
-
-Array = np.ndarray[Any, Any]
+from sorix_dist.core.tensor import Array, as_array
 
 
 def _fields(value: Any) -> dict[str, Any] | None:

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.arguments import described
-from sorix_dist.core.tensor import as_array
-
-Array = np.ndarray[Any, Any]
+from sorix_dist.core.tensor import Array, as_array
 
 
 def numbers(what: str, data: Any) -> Array:
