@@ -32,14 +32,15 @@ def all_reduce(x: T, op: Op = "sum") -> T:
         if not isinstance(x, Real | np.generic):
             raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
-    if isinstance(x, Tensor) and isinstance(x.place, Partial):
-        x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
-    if isinstance(x, Tensor) and x.place is REPLICATE and op == "sum" and world().size > 1:
-        raise RuntimeError(
-            "all_reduce: x is the number for the global batch on every rank already, as x.shape[0], a maximum over "
-            f"rows and sx.replicated() are: a sum would count it {world().size} times. Leave the sum out, or sum "
-            "len(x) [docs: own-numbers]"
-        )
+    if isinstance(x, Tensor):
+        if isinstance(x.place, Partial):
+            x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
+        elif x.place is REPLICATE and op == "sum" and world().size > 1:
+            raise RuntimeError(
+                "all_reduce: x is the number for the global batch on every rank already, as x.shape[0], a maximum over "
+                f"rows and sx.replicated() are: a sum would count it {world().size} times. Leave the sum out, or sum "
+                "len(x) [docs: own-numbers]"
+            )
     world().all_reduce(_memory(cast(Any, x)), op)
     return x
 

@@ -95,9 +95,9 @@ class Guard:
         self.disconnected: dict[int, int | None] = {}
         """Processes that closed their files, in this order, and their wait statuses at that moment."""
         self.processes: dict[int, Process] = {}
-        self.observed = Observations(ends_by_kill=command(launcher_of(pages.path)[0]) == LAUNCHER)
         self.launchers = Launchers(*launcher_of(pages.path))
         self.launcher = self.launchers.nearest
+        self.observed = Observations(ends_by_kill=command(self.launcher.pid) == LAUNCHER)
         self.last_seen: dict[int, tuple[int, int, State]] = {}
         self.events = select.epoll()
         self.events.register(server, select.EPOLLIN)
