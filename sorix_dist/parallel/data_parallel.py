@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
+from sorix_dist.parallel.accumulation import Piece, accumulate, no_sync
 from sorix_dist.parallel.comm_hooks import Hook, described
 from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.coordinator import coordinator_of
@@ -25,7 +26,6 @@ from sorix_dist.parallel.reducers import Bucket, NonFinite
 from sorix_dist.parallel.replicas import assert_replicas_equal, describe_modules, describe_state
 from sorix_dist.parallel.world import agree_on_seed, communicator
 
-Piece = TypeVar("Piece")
 Storage = Literal["shared", "replicated"]
 
 
@@ -132,7 +132,7 @@ class DistributedDataParallel(Module):
         As in PyTorch, except that `grad` does not change before that sum, a loss shows its value over this rank's rows,
         and an optimizer's step in between is an error.
         """
-        return self._coordinator.no_sync()
+        return no_sync(self._coordinator)
 
     def accumulate(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Yields `pieces`, micro-batches of any sizes; the loop body computes their losses and calls backward on each.
@@ -148,15 +148,7 @@ class DistributedDataParallel(Module):
         if a loss is not a sum or mean over rows with one denominator (a root, the sum of two means over different
         numbers of rows), or if sums and means are mixed. For those, use `no_sync` and (loss / number of pieces).
         """
-        accumulation = self._coordinator.accumulate()
-        try:
-            for piece in pieces:
-                accumulation.next_piece()
-                yield piece
-        except BaseException:
-            self._coordinator.abandon()
-            raise
-        self._coordinator.finish()
+        return accumulate(self._coordinator, pieces)
 
     def register_comm_hook(self, hook: Hook) -> None:
         """Makes `hook(comm, gradients)` sum this model's gradients over the ranks, see `comm_hooks.fp16_compress`.

@@ -22,8 +22,10 @@ from sorix_dist.core.op import marker
 from sorix_dist.core.ops import matrix
 from sorix_dist.nn import Module
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.parallel.agreement import LocalConsensus, MessageConsensus, SharedMemoryConsensus
+from sorix_dist.parallel.agreement import SharedMemoryConsensus
 from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.hosts_agreement import MessageConsensus
+from sorix_dist.parallel.local import LocalConsensus
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import CompiledStep
 from sorix_dist.utils.data import loader
