@@ -14,6 +14,7 @@ from sorix_dist.cli.parser import (
     add_script,
     assignment,
     check_output,
+    check_script,
     positive,
     script_with_arguments,
     seconds,
@@ -145,8 +146,7 @@ class Job:
     """A script and where it runs, from the arguments of the command line; LaunchError if they make no sense."""
 
     def __init__(self, arguments: Any) -> None:
-        if not arguments.is_module and not Path(arguments.script).exists():
-            raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
+        check_script(arguments)
         check_options(arguments)
         self.program = [sys.executable, *script_with_arguments(arguments)]
         if arguments.profile is not None:
