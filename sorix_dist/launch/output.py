@@ -118,7 +118,7 @@ class Output:
 
 
 def _as_seen(line: bytes) -> str:
-    """Of a line that returns to its start, what a terminal would show."""
+    """What a terminal shows of a line with carriage returns."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
 
 
