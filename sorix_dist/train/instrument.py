@@ -1,7 +1,7 @@
 """Instruments the package for timelines: replaces some of its functions by others that time their calls.
 
 The first timeline that begins replaces them, those for spans only while one records spans. Then the plain functions
-come back. So a run without a timeline pays nothing, and little while it pauses; a hook in each function would cost more.
+come back. A run without a timeline pays nothing, and little while it pauses; a hook in each function would cost more.
 """
 
 from __future__ import annotations
