@@ -73,7 +73,7 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write a timeline of all ranks, which `sorix-dist profile` prints"
     )
-    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after so long")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after this time")
     parser.add_argument(
         "--checkpoint",
         type=Path,

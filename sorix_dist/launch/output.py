@@ -21,7 +21,7 @@ LAST = 20_000
 """The number of characters of the launcher's own output that an error message can show."""
 
 LIVE = "SORIX_DIST_LIVE"
-"""The variable that says that a process above shows unfinished lines."""
+"""This variable is set if a parent process shows unfinished lines."""
 
 PREFIX = len("[10] ")
 

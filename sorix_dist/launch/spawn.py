@@ -130,7 +130,7 @@ def check_call(caller: str, fn: Any, args: Any) -> None:
 
 
 def check_num_proc(caller: str, num_proc: Any) -> None:
-    """ValueError if `num_proc` is no number of ranks that this host could run."""
+    """ValueError unless this host could run `num_proc` ranks."""
     if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
         raise ValueError(f"{caller}: num_proc must be a whole number of at least 1, got {num_proc!r}")
     cores = usable_cores()
