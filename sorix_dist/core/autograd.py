@@ -30,12 +30,12 @@ def backward(
         raise RuntimeError("backward() on a tensor that does not require grad")
     sync = origin.sync
     recorder = listening() if recorders else None
-    if recorder is not None and (create_graph or retain_graph):
-        recorder.refuse("backward with create_graph or retain_graph")
-    if recorder is not None:
-        seed, visitor = recorder.host(_before_backward, (sync, tensor, gradient), {})
-    else:
+    if recorder is None:
         seed, visitor = _before_backward(sync, tensor, gradient)
+    else:
+        if create_graph or retain_graph:
+            recorder.refuse("backward with create_graph or retain_graph")
+        seed, visitor = recorder.host(_before_backward, (sync, tensor, gradient), {})
     if sync is None:
         place = tensor.place
         # On several ranks this loss is Partial: a leaf whose gradient would not be summed over the ranks is an error.
@@ -59,7 +59,7 @@ def backward(
         sync.after_backward(tensor)
     else:
         recorder.bare(f"except {recorder.constant(sync, 'coordinator')}")
-        recorder.host(_after_backward, (sync, tensor), {})
+        recorder.host(type(sync).after_backward, (sync, tensor), {})
 
 
 def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:
@@ -69,10 +69,6 @@ def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[
         return seed, None
     scale, visitor = sync.before_backward(tensor.place)
     return seed if scale == 1 else seed * seed.dtype.type(scale), visitor
-
-
-def _after_backward(sync: Sync, tensor: Tensor) -> None:
-    sync.after_backward(tensor)
 
 
 def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Visitor | None, strict: bool) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
-from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
-from sorix_dist.optim.optimizer import Group, Optimizer, average_into, descent
+from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, average_into
+from sorix_dist.optim.optimizer import Group, Optimizer, descent
 from sorix_dist.optim.sgd import SGD, SGDMomentum
 from sorix_dist.optim.state import Buffers, Scratch
 

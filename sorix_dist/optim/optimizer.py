@@ -206,12 +206,5 @@ def descent(data: Array, grad: Array, spare: Array, group: Group, decoupled: boo
     return grad
 
 
-def average_into(average: Array, value: Array, decay: float, spare: Array) -> None:
-    """average = decay average + (1 - decay) value, in place; `value` may be `spare`."""
-    np.multiply(value, 1 - decay, out=spare)
-    average *= decay
-    average += spare
-
-
 # What a captured step calls, also while a profile has put functions that take the time in their place.
 _step, _zero_grad = Optimizer.step, Optimizer.zero_grad

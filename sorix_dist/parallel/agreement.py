@@ -11,16 +11,9 @@ import numpy as np
 from sorix_dist.comm import Comm
 
 ACTIONS = (
-    "backward",
-    "optimizer.step",
-    "optimizer.load_state_dict",
-    "clip_grad_norm_",
-    "clip_grad_value_",
-    "zero_grad",
-    "edit",
-    "DistributedDataParallel",
-    "unwrap",
-)
+    "backward", "optimizer.step", "optimizer.load_state_dict", "clip_grad_norm_", "clip_grad_value_", "zero_grad",
+    "edit", "DistributedDataParallel", "unwrap",
+)  # fmt: skip
 """The collective operations, by the names of the user's calls."""
 BACKWARD = 0
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}

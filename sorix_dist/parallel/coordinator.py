@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 from weakref import ReferenceType, ref
 
 from sorix_dist.comm import Comm
 from sorix_dist.core.fingerprint import Criteria, collect_criteria
 from sorix_dist.core.flat import synchronise
-from sorix_dist.core.graph import Described, Leaf, Node, Sync, Visitor
+from sorix_dist.core.graph import Described, Leaf, Sync, Visitor
 from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
@@ -19,7 +17,7 @@ from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.differences import different_steps, leave_out, require_equal_numbers, unequal_reduction
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
-from sorix_dist.parallel.hosts_reducer import peers_of
+from sorix_dist.parallel.hosts_reducer import peers_of, sender
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket
 from sorix_dist.parallel.selection import consensus_of, reducer_of
 from sorix_dist.parallel.shared_memory import SharedMemory
@@ -143,21 +141,8 @@ class Coordinator(Sync):
         """The visitor that selects the buffer of a node's virtual shard, or starts to send complete gradients."""
         if self.shards is not None:
             return shard_visitor(self._select)
-        send = self._sender()
-
-        def visit(edge: Node | Leaf, gradient: Any) -> None:
-            send()
-
-        return visit
-
-    def _sender(self) -> Callable[[], None]:
-        overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
-
-        def send() -> None:
-            for reducer in overlapping:
-                reducer.send_complete()
-
-        return send
+        send = sender(self.buckets)
+        return lambda edge, gradient: send()
 
     def _select(self, shard: int | None) -> None:
         for bucket in self.buckets:
@@ -229,7 +214,7 @@ class Coordinator(Sync):
                     used = (31 * used + bucket.reducer.used_digest()) % _PRIME
         if several_hosts:
             values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
-            meanwhile = self._sender()
+            meanwhile = sender(buckets)
         rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)

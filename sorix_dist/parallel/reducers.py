@@ -11,7 +11,6 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import Comm, agreed
 from sorix_dist.core.flat import BLOCK, Flat, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
@@ -62,10 +61,6 @@ class GradientBuffer:
                     view[...] = 0
             self.flags[:] = written
         return True in written
-
-    def first_not_finite(self) -> tuple[int, str] | None:
-        """The index of the first parameter whose gradient is not finite, and the value."""
-        return first_not_finite(self.views)
 
 
 class Reducer:
@@ -136,7 +131,7 @@ class Reducer:
 
     def first_not_finite(self) -> tuple[int, str] | None:
         """The index of the first parameter whose gradient on this rank is not finite, and the value."""
-        found = (buffer.first_not_finite() for buffer in self.buffers)
+        found = (first_not_finite(buffer.views) for buffer in self.buffers)
         return next((each for each in found if each is not None), None)
 
     def commit(self, scale: float) -> bool:
@@ -224,14 +219,6 @@ def used_by_any(flags: Sequence[memoryview]) -> bytes:
         if other.tobytes() != first:
             return bytes(np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in flags]))
     return first
-
-
-def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> bytes:
-    """The flags of the parameters with a gradient on any rank. A call of all ranks, with the same `same_used`."""
-    used = np.frombuffer(flags, np.uint8).copy()
-    if not same_used:
-        agreed(comm).all_reduce(used, "max")
-    return used.tobytes()
 
 
 def is_finite(array: Array) -> bool:

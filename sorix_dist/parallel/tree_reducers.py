@@ -14,8 +14,9 @@ from sorix_dist.comm.ring import PIECE
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.graph import Leaf, Node, Visitor
 from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.comm_hooks import used_on_any_rank
 from sorix_dist.parallel.float16 import HalfBlocks, whole_blocks
-from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any, used_on_any_rank
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
 from sorix_dist.parallel.virtual_shards import Node as TreeNode
 from sorix_dist.parallel.virtual_shards import Plan, VirtualShards, blocks, subtrees
