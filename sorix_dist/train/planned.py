@@ -91,8 +91,7 @@ class Steps(Timeline):
         self.sent, self.began = 0, perf_counter_ns()
 
     def _step(self) -> OneStep:
-        summary = self.summary()
-        kinds = {kind: ns / 1e9 for kind, ns in summary.kinds.items()}
+        kinds = self.times().kinds
         forward, backward, update = (kinds.pop(kind, 0.0) for kind in ("forward", "backward", "update"))
         for kind in ("agreement", "reduce", "checkpoint", "evaluation"):  # these are predicted, or no part of a step
             kinds.pop(kind, None)
