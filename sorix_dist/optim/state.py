@@ -23,8 +23,8 @@ Block = tuple[Array, Array, Scratch, Buffers]  # data, gradient, scratch and buf
 class FlatState:
     """For each parameter the number of its updates, and buffers of its shape and dtype.
 
-    The buffers of all parameters of one dtype and memory are in one array in that memory, in the order of the group, so
-    that neighbours in flat storage are neighbours here. When parameters move, only the blocks are computed anew.
+    All buffers of one dtype and memory form one array in that memory, in the order of the group. So neighbours in flat
+    storage are neighbours here. When parameters move, only the blocks are computed anew.
     """
 
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:

@@ -62,11 +62,11 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
 class TopK:
     """A hook that sends the largest gradients of each rank only, a share of `share` of them.
 
-    Each rank adds what it has not sent yet to its gradients, sends the largest of these by an all-gather, an index and
-    a value each, and keeps the others for the next step (error feedback: Stich et al. 2018, Sparsified SGD with
-    memory). The ranks choose different gradients, and the sum has all of them.
-    A small gradient comes late, by the time that many of them take to add up to a large one, and then for parameters
-    that have moved on. So training needs a model that tolerates that, often a warm-up with exact sums, and momentum
+    Each rank adds the gradients that it has not sent yet to its new ones. It sends the largest of the sums by an
+    all-gather, an index and a value each, and keeps the others for the next step (error feedback: Stich et al. 2018,
+    Sparsified SGD with memory). The ranks choose different gradients, and the sum has all of them.
+    A small gradient is sent when many of them have added up to a large one, and the parameters have moved on
+    meanwhile. So training needs a model that tolerates that, often a warm-up with exact sums, and momentum
     counts delayed gradients too. The gradients that are not sent yet are in no checkpoint.
 
     Every rank receives twice the share of every other rank's numbers. From about 1 / share ranks on, an exact sum

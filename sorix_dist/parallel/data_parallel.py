@@ -32,8 +32,8 @@ Storage = Literal["shared", "replicated"]
 class DistributedDataParallel(Module):
     """Trains replicas of a model, one per rank, on the global batch.
 
-    After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the loss of the global
-    batch, whatever that loss is and however the rows are shared out, and `loss.item()` is its value.
+    After `loss.backward()` every rank has, in the `grad` of every parameter, the gradient of the loss of the global
+    batch, for any loss and any split of the rows. `loss.item()` is the value of that loss.
     In training, inputs that no loader has made are rows of this rank along their first axis, unless they are
     `replicated`. Wrapping is a call of all ranks: it checks that all have the same model, down to the options of its
     modules, and broadcasts rank 0's weights and buffers. An attribute of a module that may differ between ranks, a

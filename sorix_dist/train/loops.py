@@ -152,7 +152,7 @@ def evaluate(
     for metric in counting.values():
         metric.reset()
     with evaluation(model), no_grad():
-        for batch in _in_order(loader):
+        for batch in loader.in_order() if isinstance(loader, DataLoader) else loader:
             output, target = (step or _output_and_target)(model, batch)
             for metric in counting.values():
                 metric.update(output, target)
@@ -221,10 +221,6 @@ def _name_of(metric: Any) -> str:
         return "loss"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__)
     return words.lower()
-
-
-def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
-    return loader.in_order() if isinstance(loader, DataLoader) else loader
 
 
 def _output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:

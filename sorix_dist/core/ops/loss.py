@@ -53,8 +53,8 @@ _FEW = 100  # classes
 
 
 def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
-    """Of every row of logits the loss log(sum(exp(row))) - row[target], the numbers exp(row - max(row)), their sum, and
-    where in the flat memory of all numbers that of the target is.
+    """For each row of logits: the loss log(sum(exp(row))) - row[target], the numbers exp(row - max(row)), their sum,
+    and the index of the target's number in the flat memory of all numbers.
 
     Few classes lie in the first dimension of the numbers, because NumPy is slow at reducing many short rows. No result
     depends on how many rows there are.
