@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.arguments import in_range
+from sorix_dist.core.memory import scalar
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
@@ -64,15 +65,15 @@ class SGD(Optimizer):
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         (spare,) = scratch
         momentum_buffer = buffers.get("momentum_buffer")
-        lr = float(group["lr"])
+        lr, kind = float(group["lr"]), data.dtype
         grad = descent(data, grad, spare, group)
         if momentum_buffer is None:
-            np.multiply(grad, lr, spare)
+            np.multiply(grad, scalar(lr, kind), spare)
             data -= spare
             return
         momentum, undamped = float(group["momentum"]), 1 - float(group["dampening"])
         if step == 1 or undamped == 1:
-            momentum_buffer *= momentum
+            momentum_buffer *= scalar(momentum, kind)
             momentum_buffer += grad
         else:
             # v / undamped = momentum v / undamped + g, so that g is added as it is and needs no second spare array.
@@ -84,7 +85,7 @@ class SGD(Optimizer):
             np.multiply(grad, lr, spare)
             data -= spare
             lr *= momentum
-        np.multiply(momentum_buffer, lr, spare)
+        np.multiply(momentum_buffer, scalar(lr, kind), spare)
         data -= spare
 
 

@@ -4,6 +4,7 @@ that one reducer is for."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import unwrap
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Literal
 from weakref import ref
@@ -305,10 +306,13 @@ def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> 
     return used.tobytes()
 
 
+_vdot = unwrap(np.vdot)  # without the look at other types of arrays, which takes as long as the sum of a small one
+
+
 def is_finite(array: Array) -> bool:
     """Whether a one-dimensional array has neither NaN nor infinity."""
     # Unlike dot, vdot does not warn of an overflow. float16 has no BLAS, and overflows soon.
-    if array.dtype.itemsize > 2 and isfinite(np.vdot(array, array)):
+    if array.dtype.itemsize > 2 and isfinite(_vdot(array, array)):
         return True
     return bool(np.isfinite(array).all())
 

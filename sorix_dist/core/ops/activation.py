@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import host
-from sorix_dist.core.memory import read_only
+from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of
 from sorix_dist.core.ops.elementwise import add, erf, mul
@@ -28,7 +28,7 @@ def relu(x: Any) -> Any:
     y = _positive_part(x)
 
     def to_x(g: Any, out: Any) -> Any:
-        gradient = (y > _zero(y.dtype)).astype(g.dtype)
+        gradient = (y > scalar(0, y.dtype)).astype(g.dtype)
         gradient *= g
         return gradient
 
@@ -39,7 +39,7 @@ def _positive_part(x: Any) -> Any:
     if x.dtype.kind != "f":
         return np.maximum(x, 0)
     if x.size <= 4 * _BLOCK:
-        return np.maximum(x, _zero(x.dtype))
+        return np.maximum(x, scalar(0, x.dtype))
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
@@ -49,12 +49,6 @@ def _positive_part(x: Any) -> Any:
         some = numbers[part]
         np.maximum(some, zeros[: some.size], out=results[part])
     return y
-
-
-@lru_cache(maxsize=16)
-def _zero(dtype: np.dtype[Any]) -> Array:
-    """An array that NumPy compares with without asking, as it does with a Python number, which dtype it shall have."""
-    return np.zeros((), dtype)
 
 
 @lru_cache(maxsize=4)
