@@ -20,6 +20,7 @@ from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
 _BLOCK = 1 << 15  # elements: some arrays of this size stay in a core's cache during several passes
+_FEW = 1 << 10  # elements, whose operation takes less than its call
 
 
 @op()
@@ -38,12 +39,14 @@ def relu(x: Any) -> Any:
 def _positive_part(x: Any) -> Any:
     if x.dtype.kind != "f":
         return np.maximum(x, 0)
+    # NumPy compares numbers with as many zeros three times as fast as with a single one.
+    if _FEW < x.size <= _BLOCK and x.flags.c_contiguous:
+        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
     if x.size <= 4 * _BLOCK:
         return np.maximum(x, scalar(0, x.dtype))
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
-    # NumPy compares numbers with as many zeros three times as fast as with a single one.
     numbers, results, zeros = x.ravel("K"), y.ravel("K"), _zeros(y.dtype)
     for part in _blocks(y.size):
         some = numbers[part]
