@@ -105,7 +105,10 @@ class Reducer:
 
     def end_backward(self) -> bool:
         """Prepares the buffers for the sum; returns whether a backward has reached any of the parameters."""
-        return any([buffer.finish() for buffer in self.buffers])  # noqa: C419 (all of them must finish)
+        reached = False
+        for buffer in self.buffers:
+            reached = buffer.finish() or reached
+        return reached
 
     def used_digest(self) -> int:
         """A digest of the parameters that this rank has reached; 0 if the others see these in shared memory."""
