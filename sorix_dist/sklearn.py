@@ -382,7 +382,7 @@ def _sizes(given: Any) -> tuple[int, ...]:
 
 
 def _no_numbers(column: Any) -> str | None:
-    """What a column holds that are no numbers; None for numbers."""
+    """The kind of the values in a column that can't be used as numbers, else None."""
     if (dtype := np.asarray(column).dtype).kind in "mM":
         return str(dtype)
     try:

@@ -37,7 +37,7 @@ HOSTS_FROM_OUTSIDE = (
 """Variables of schedulers and users that give mpirun its hosts and their slots."""
 
 SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
-"""Prefixes of the variables that tell mpirun of a scheduler's job."""
+"""Prefixes of the variables by which mpirun detects a scheduler's job."""
 
 MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"
 """How Open MPI 5 places ranks, where the command line does not say it."""

@@ -18,7 +18,8 @@ from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn.torch_state import from_torch
-from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
+from sorix_dist.optim.saved_state import GroupState, Snapshot
+from sorix_dist.optim.state import Buffers, Scratch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes

@@ -172,7 +172,7 @@ def _compared(comm: Comm) -> tuple[int, int]:
 
 
 def _times(summaries: Sequence[Summary], clocks: Sequence[RankClock]) -> list[RankTimes]:
-    """The times of all ranks, with the waiting in messages: until the last rank's clock says that it came."""
+    """The times of all ranks. In a message a rank waits until the last one has entered it, by the clocks of both."""
     waited: list[dict[int, int]] = [defaultdict(int) for _ in summaries]
     messages: list[dict[int, list[tuple[int, int]]]] = [defaultdict(list) for _ in summaries]  # by step
     for summary, shared, found, sent in zip(summaries, clocks, waited, messages, strict=True):

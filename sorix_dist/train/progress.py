@@ -77,7 +77,7 @@ def get_logger(name: str = "train", level: int = logging.INFO) -> logging.Logger
 
 
 def _of_this_rank(record: logging.LogRecord) -> bool:
-    """A filter, asked on the rank that logs."""
+    """The filter of the logger, which also sets the origin of a record."""
     severe = record.levelno >= logging.WARNING
     where = f"[rank {rank()}] " if size() > 1 and severe else ""
     record.origin = f"{where}{record.levelname} " if severe else where

@@ -1,4 +1,4 @@
-"""A timeline of one rank's steps: when the package's functions began and ended, as `instrument` tells it.
+"""A timeline of one rank's steps: when the package's functions began and ended, as `instrument` records it.
 
 Taking a span costs about a microsecond. Where that is much beside a step, some steps in a row are taken of many, and
 the timeline pauses meanwhile. The number of a step decides, so all ranks take the same steps.

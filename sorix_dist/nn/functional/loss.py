@@ -240,8 +240,7 @@ def class_indices(
         raise TypeError(f"{name}: ignore_index must be an integer or None, got {ignore_index}")
     valid = None if ignore_index is None else labels != ignore_index
     given, labels = labels, labels if valid is None else np.where(valid, labels, 0)
-    if labels.dtype != np.intp:
-        labels = labels.astype(np.intp)
+    labels = labels if labels.dtype == np.intp else labels.astype(np.intp)
     # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
     unsigned = labels.view(np.uintp)
     if labels.size and unsigned.item(unsigned.argmax()) >= classes:  # argmax is much quicker to call than max
