@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.memory import scalar
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.optimizer import Group, Optimizer, descent
 from sorix_dist.optim.state import Buffers, Scratch
@@ -56,15 +57,15 @@ class SGD(Optimizer):
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         (spare,) = scratch
         momentum_buffer = buffers.get("momentum_buffer")
-        lr = float(group["lr"])
+        lr, dtype = float(group["lr"]), data.dtype
         grad = descent(data, grad, spare, group)
         if momentum_buffer is None:
-            np.multiply(grad, lr, spare)
+            np.multiply(grad, scalar(lr, dtype), spare)
             data -= spare
             return
         momentum, undamped = float(group["momentum"]), 1 - float(group["dampening"])
         if step == 1 or undamped == 1:
-            momentum_buffer *= momentum
+            momentum_buffer *= scalar(momentum, dtype)
             momentum_buffer += grad
         else:
             # v / undamped = momentum v / undamped + g, so that g is added as it is and needs no second spare array.
@@ -76,7 +77,7 @@ class SGD(Optimizer):
             np.multiply(grad, lr, spare)
             data -= spare
             lr *= momentum
-        np.multiply(momentum_buffer, lr, spare)
+        np.multiply(momentum_buffer, scalar(lr, dtype), spare)
         data -= spare
 
 

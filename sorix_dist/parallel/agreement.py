@@ -111,17 +111,18 @@ class SharedMemoryConsensus:
     def agree(
         self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
-        now, sums = self._next, []
-        for i, value in enumerate(values[:MOST_VALUES]):
-            now.floats[self._own][-i] = value
+        now, sums, count = self._next, [], min(len(values), MOST_VALUES)
+        own = now.floats[self._own]
+        for i in range(count):
+            own[-i] = values[i]
         same = self._compare(packed(fingerprint, numbers, used))
-        for i in range(min(len(values), MOST_VALUES)):
+        for i in range(count):
             total = 0.0
             for row in now.floats:
                 total += row[-i]
             sums.append(total)
         found = (None, numbers, sums, True) if same else merged(now.all, sums)
-        return found if len(values) <= MOST_VALUES else with_many_values(found, values, self.comm)
+        return found if len(values) == count else with_many_values(found, values, self.comm)
 
     def commit(self, fine: bool) -> bool:
         return self._compare(b"\0" if fine else b"\1") and fine

@@ -4,6 +4,7 @@ that one reducer is for."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import unwrap
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Literal
 from weakref import ref
@@ -99,7 +100,10 @@ class Reducer:
 
     def end_backward(self) -> bool:
         """Prepares the buffers for the sum; returns whether a backward has reached any of the parameters."""
-        return any([buffer.finish() for buffer in self.buffers])  # noqa: C419 (all of them must finish)
+        reached = False
+        for buffer in self.buffers:
+            reached = buffer.finish() or reached
+        return reached
 
     def used_digest(self) -> int:
         """A digest of the parameters that this rank has reached; 0 if the others see these in shared memory."""
@@ -221,10 +225,13 @@ def used_by_any(flags: Sequence[memoryview]) -> bytes:
     return first
 
 
+_vdot = unwrap(np.vdot)  # without the look at other types of arrays, which takes as long as the sum of a small one
+
+
 def is_finite(array: Array) -> bool:
     """Whether a one-dimensional array has neither NaN nor infinity."""
     # Unlike dot, vdot does not warn of an overflow. float16 has no BLAS, and overflows soon.
-    if array.dtype.itemsize > 2 and isfinite(np.vdot(array, array)):
+    if array.dtype.itemsize > 2 and isfinite(_vdot(array, array)):
         return True
     return bool(np.isfinite(array).all())
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.memory import read_only
+from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
@@ -43,7 +43,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: in
     losses, exps, sums, at_target = _softmax_parts(logits, target)
 
     def to_logits(g: Any, out: Any) -> Any:
-        share = g / divisor
+        share = np.divide(g, scalar(divisor, g.dtype), np.empty((), g.dtype))
         return _less_at(at_target, share, exps * (share / sums), classes)
 
     return column_sums(losses) / divisor, (to_logits,)
@@ -62,11 +62,11 @@ def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
     rows, classes = logits.shape
     if classes > _FEW:
         exps = np.subtract(logits, logits.max(axis=1, keepdims=True), order="C")
-        at_target = np.add(target, _multiples(classes, rows), dtype=np.intp)
+        at_target = target + _multiples(classes, rows)
     else:
         exps = logits.T.copy()
         exps -= np.maximum.reduce(exps, axis=0) if classes else 0
-        at_target = np.multiply(target, rows, dtype=np.intp)
+        at_target = target * scalar(rows, np.intp)
         at_target += _multiples(1, rows)
     chosen = exps.take(at_target)
     np.exp(exps, exps)
