@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sorix_dist.core import Tensor, no_grad
-from sorix_dist.core.arguments import as_function, as_int, described, require_methods
+from sorix_dist.core.arguments import as_function, as_int, described, one_of, require_methods
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.summary import evaluation
@@ -69,8 +69,7 @@ def fit(
     ):
         if argument is not None or name == "optimizer":
             require_methods(f"fit: {name}", argument, *methods)
-    if schedule_by not in ("epoch", "step"):
-        raise ValueError(f"fit: schedule_by must be 'epoch' or 'step', got {schedule_by!r}")
+    one_of("fit: schedule_by", schedule_by, "epoch", "step")
     if metrics is not None and len(metrics) and valid is None:
         raise ValueError(f"fit: metrics are computed over valid=, got {', '.join(metrics)} without it")
     if preemption is not None and checkpointer is None:
