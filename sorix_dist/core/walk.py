@@ -31,7 +31,7 @@ def walk(
     """
     heap: list[tuple[int, Node]] = []
     pending: dict[Node, Any] = {}
-    ours: set[Node] = set()  # whose pending gradient is an array of this walk
+    ours: set[Node] = set()  # their pending gradients are arrays of this walk
 
     def add_again(node: Node, part: Any) -> None:
         before = pending[node]

@@ -43,7 +43,7 @@ def live_environment() -> dict[str, str]:
 
 def columns() -> int:
     """The width of a line that does not wrap: a wrapped one can't be written over."""
-    return shutil.get_terminal_size((100, 24)).columns - 1  # what fits into most notebooks, which have no width
+    return shutil.get_terminal_size((100, 24)).columns - 1  # notebooks have no width: 100 fits into most
 
 
 class Output:

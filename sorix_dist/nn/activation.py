@@ -21,7 +21,7 @@ __all__ = [
 
 
 class _Activation(FunctionLayer):
-    def __init__(self, inplace: bool = False) -> None:  # which is ignored
+    def __init__(self, inplace: bool = False) -> None:  # inplace is ignored
         pass
 
 

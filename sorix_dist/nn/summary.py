@@ -137,7 +137,7 @@ def evaluation(model: Module) -> Iterator[None]:
 def _traced(model: Module, layers: dict[int, Layer]) -> Iterator[None]:
     """Inside, every call of a module's forward is entered into its layer."""
     modules = list(model.modules())
-    seen: dict[int, Tensor] = {}  # which keeps them, so that no other gets the id of one
+    seen: dict[int, Tensor] = {}  # kept alive, so that no other object gets one of these ids
     for module in modules:
         module.__dict__["forward"] = _tracing(module, module.forward, layers[id(module)], seen)
     try:

@@ -249,7 +249,7 @@ class SequentialLR(LRScheduler):
         self.schedulers = list(schedulers)
         self.milestones = list(milestones)
         for group in optimizer.param_groups if last_epoch == -1 else ():
-            group["lr"] = group["initial_lr"]  # which making the schedulers has changed
+            group["lr"] = group["initial_lr"]  # the schedulers changed it when they were made
         if last_epoch == -1 and not self.schedulers[0].absolute:  # a OneCycleLR made after it sets the start, as there
             self.schedulers[0].base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         super().__init__(optimizer, last_epoch)

@@ -139,7 +139,7 @@ class SharedMemoryConsensus:
         own[:] = sent
         self.window.barrier()
         for other in others:  # noqa: SIM110 (faster)
-            if other.tobytes() != sent:  # which compares faster than a memoryview
+            if other.tobytes() != sent:  # bytes compare faster than a memoryview
                 return False
         return True
 

@@ -62,7 +62,7 @@ class Coordinator(Sync):
         self.pending = False
         self.accumulation: Accumulation | None = None
         self.rows = NO_ROWS
-        self._losses: list[Tensor] = []  # whose global values come with the next sum
+        self._losses: list[Tensor] = []  # their global values come with the next sum
         self._walks = 0  # backwards that are running; more than one if a hook calls backward
         self._steps = 0  # that have been synchronised
         self._updates = 0  # of parameters by optimizers
