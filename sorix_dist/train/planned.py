@@ -37,7 +37,7 @@ from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed
 
 SHARES = 1.0, 0.25, 1 / 16
-"""Of a batch's rows, in turns."""
+"""The shares of a batch's rows with which steps are measured in turns."""
 LEAST = 3
 """Steps of each share, if there are as many batches."""
 

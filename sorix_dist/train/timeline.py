@@ -36,7 +36,7 @@ BURST, MOST_BURSTS = 16, 64
 """Steps in a burst, which is recorded as a whole or not at all; and the longest cycle: one burst of 64 is recorded."""
 
 LARGEST_SHARE = 0.025
-"""Of the time of a step, what taking its spans may cost."""
+"""The share of a step's time that taking its spans may cost."""
 
 SPAN_COST, NODE_COST, PAUSE_COST = 2_000, 300, 300_000
 """Nanoseconds that taking a span, taking an operation of a walk, and a pause cost, about: Python's caches of the
