@@ -311,6 +311,16 @@ def is_of_batch(x: Any) -> bool:
 
 
 def rows_of_size(size: Iterable[Any]) -> Shard | None:
-    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x."""
-    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt)]
-    return found[0][1].moved(found[0][0]) if found and found[0][1] is not None else None
+    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x; pairs if two are."""
+    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None]
+    if not found:
+        return None
+    axis, rows = found[0]
+    return rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)
+
+
+def own_size(size: Iterable[Any]) -> list[Any]:
+    """A size with the first x.shape[0] of rows x as this rank's number; a second one is that of the global batch."""
+    size = list(size)
+    first = next((i for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None), len(size))
+    return [*size[: first + 1], *map(of_all, size[first + 1 :])]

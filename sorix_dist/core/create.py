@@ -15,7 +15,7 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch, of_all, rows_of_size, together
+from sorix_dist.core.batch_numbers import is_of_batch, of_all, own_size, rows_of_size, together
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
@@ -348,7 +348,7 @@ def _alike(*numbers: Any) -> Placement:
 
 
 def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
-    sizes = sizes_of(name, size)
+    sizes = sizes_of(name, (own_size(size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size),))
     if any(n < 0 for n in sizes):
         raise ValueError(f"{name}: sizes must not be negative, got {sizes}")
     return sizes
