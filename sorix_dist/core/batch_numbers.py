@@ -230,6 +230,8 @@ def count_of(shape: tuple[int, ...], place: Any) -> BatchInt:
 def number_of_part(value: Any, place: Any) -> Any:
     """The number that a Partial shows, which is this rank's. In a forward of reproducible mode it is that of a virtual
     shard, the same on any number of ranks."""
+    if isinstance(place, Partial) and place.group.ordered and not place.group.single and place.over == SUM:
+        return number(value, value)  # a sum that is complete on every rank, which an all_reduce must not add again
     own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
     return number(value, None) if own and value.__class__ in (int, float) else value
 

@@ -36,6 +36,7 @@ def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
     rows, same = shard_of(data), is_of_batch(data)
     if isinstance(data, list | tuple):
         data = [_of_all_ranks(x) for x in together(data)]
+        same = any(map(is_of_batch, data))
     elif rows is None:
         data = _of_all_ranks(data)
     made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
