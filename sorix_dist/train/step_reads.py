@@ -21,7 +21,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import is_tensor, outside, root_package
 from sorix_dist.nn import Module
-from sorix_dist.train.fingerprint import MOST, NUMBERS, Fingerprint, fields, inside, is_data, within
+from sorix_dist.train.fingerprint import MOST, NUMBERS, Fingerprint, fields, inside, is_data, is_ours, within
 from sorix_dist.train.step_code import ANY, COPIES, PACKAGE, is_called_unnamed, is_pure, is_users, names_of, why_refused
 
 Read = Callable[[], Any]
@@ -122,6 +122,8 @@ class Reads:
                 self._of_module(module)
         elif isinstance(captured := fields(x).get("__wrapped__"), FunctionType | MethodType):
             self._visit(captured)  # of a step that is captured by itself, or a cache
+        elif is_ours(x.__class__):
+            self._visit(x.__class__)
         elif (entries := inside(x)) is not None:
             if is_data(x):
                 self._visit(type(x))
@@ -210,9 +212,9 @@ def _of_cell(cell: CellType) -> Any:
 
 
 def followed(given: list[Any]) -> dict[int, Any]:
-    """Among the arguments of a step the functions and modules, and the classes of objects, that the step may call."""
+    """Among the arguments of a step the functions and the package's objects, and the classes of others."""
     kinds = (FunctionType, MethodType, Module, partial, type)
-    found = [x.__class__ if is_data(x) else x for x in given if is_data(x) or isinstance(x, kinds)]
+    found = [x.__class__ if is_data(x) else x for x in given if isinstance(x, kinds) or is_data(x) or is_ours(type(x))]
     return {id(x): x for x in found}
 
 
