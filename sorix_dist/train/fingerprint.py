@@ -33,7 +33,7 @@ SMALL = 1000
 """Elements of NumPy arrays, which count by their values, because Python code may read these unseen."""
 _DEPTH = 20
 _CONTAINERS = (list, tuple, dict, deque, set, frozenset, UserList, Mapping)
-_VALUES = (int, float, complex, str, bytes, BaseException)  # bases of classes whose objects have a value beside fields
+_VALUES: tuple[Any, ...] = (int, float, complex, str, bytes, BaseException)  # classes whose objects have a value
 _BY_TEXT = (range, slice, date, timedelta, Decimal, Fraction, np.generic)
 _BY_ID = (
     type, Enum, Module, random.Random, re.Pattern, property, staticmethod, classmethod, FunctionType, ModuleType,

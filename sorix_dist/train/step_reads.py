@@ -213,8 +213,9 @@ def _of_cell(cell: CellType) -> Any:
 
 def followed(given: list[Any]) -> dict[int, Any]:
     """Among the arguments of a step the functions and the package's objects, and the classes of others."""
-    kinds = (FunctionType, MethodType, Module, partial, type)
-    found = [x.__class__ if is_data(x) else x for x in given if isinstance(x, kinds) or is_data(x) or is_ours(type(x))]
+    functions = FunctionType | MethodType | partial | type
+    found = [x.__class__ if is_data(x) else x for x in given if is_data(x) or is_ours(x.__class__)]
+    found += [x for x in given if isinstance(x, functions)]
     return {id(x): x for x in found}
 
 
