@@ -214,7 +214,7 @@ def _of_cell(cell: CellType) -> Any:
 def followed(given: list[Any]) -> dict[int, Any]:
     """Among the arguments of a step the functions and the package's objects, and the classes of others."""
     found = [x.__class__ if is_data(x) else x for x in given if is_data(x) or is_ours(x.__class__)]
-    found += [x for x in given if isinstance(x, (FunctionType, MethodType, partial, type))]  # noqa: UP038 (mypy)
+    found += [x for x in given if isinstance(x, (FunctionType, MethodType, partial, type))]
     return {id(x): x for x in found}
 
 
