@@ -99,6 +99,8 @@ class Reads:
             if not (is_users(package) or by_exec):
                 if not is_pure(package) and package is not None:
                     self._refuse(f"no program sees what `{name}` of the module {package.lstrip('_')} gives or does")
+                if isinstance(x, ModuleType) and str(package).partition(".")[0] == PACKAGE:
+                    self._owners.append((x, name))  # a function of it may be replaced
                 if package == "functools" and isinstance(x, FunctionType):  # a decorator, with the user's functions
                     self._follow(x)
                 return
@@ -137,6 +139,9 @@ class Reads:
         if is_users(type(module).__module__):
             self._visit(type(module))
             self._owners.append((module, type(module).__name__))
+        elif id(type(module)) not in self._known:
+            self._known[id(type(module))] = type(module)
+            self._read("forward", partial(getattr, type(module), "forward"))
         for hooks in vars(module).get("_hooks", ()):
             for hook in hooks:
                 self._read("hook", partial(_itself, hook))

@@ -185,19 +185,19 @@ def test_audit_environment(monkeypatch: pytest.MonkeyPatch):
 def test_audit_finds_what_has_changed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SORIX_DIST_COMPILE", "audit")
     model, optimizer = beginning()
-    monkeypatch.setattr(nn, "_scale", 1.0, raising=False)  # which is looked at nowhere
+    monkeypatch.setattr(np, "_scale", 1.0, raising=False)  # which is looked at nowhere
 
     @sx.compile
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y) * nn._scale
+        loss = F.cross_entropy(model(x), y) * np._scale
         loss.backward()
         optimizer.step()
         return loss
 
     for batch in CASES:
         step(*batch)
-    monkeypatch.setattr(nn, "_scale", 2.0)
+    monkeypatch.setattr(np, "_scale", 2.0)
     with pytest.raises(RuntimeError, match=r"not what the step does .*`t\d+, r\d+ = mul\("):
         step(*CASES[0])
 

@@ -283,6 +283,23 @@ def test_functions_that_are_replaced():
     assert replays(compared(program)) > 3
 
 
+def test_functions_of_the_package_that_are_replaced(monkeypatch: pytest.MonkeyPatch):
+    relu, forward = F.relu, nn.Linear.forward
+
+    def program(capture: Any) -> Any:
+        model = nn.Sequential(nn.Linear(4, 3))
+        step = capture(lambda x: F.relu(model(x)).detach())
+
+        def call(i: int) -> Any:
+            monkeypatch.setattr(F, "relu", relu if i < LATE else lambda x: relu(x) * 2)
+            monkeypatch.setattr(nn.Linear, "forward", forward if i < LATE + 3 else lambda *args: forward(*args) * 2)
+            return bits(step(X))
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
 def test_methods_that_the_step_does_not_call():
     """They may read clocks and files."""
 
