@@ -368,9 +368,11 @@ class Module:
 
     def __repr__(self) -> str:
         modules = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in modules]
         extra = self.extra_repr()
-        lines = ([extra] if extra and children else []) + children
+        lines = [f"({name}): {child!r}" for name, child in modules]
+        if extra and (lines or "\n" in extra):
+            lines.insert(0, extra)
+        lines = [line.replace("\n", "\n  ") for line in lines]
         inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
         return f"{type(self).__name__}({inner})"
 
