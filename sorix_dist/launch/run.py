@@ -1,4 +1,4 @@
-"""Runs a command: in the foreground, as a shell does; again after a crash, from its latest checkpoint; or for its answer."""
+"""Runs a command: in the foreground, as a shell does; again after a crash; or for its answer."""
 
 from __future__ import annotations
 
