@@ -40,8 +40,7 @@ PIECE = 2 << 20
 """Bytes per message of a large array. MPI's temporaries for larger ones cost page faults: 64 MB go 3.5 times
 faster in such pieces."""
 
-SHORT = 64 << 10
-"""Bytes of an array up to which MPI's own collectives are as good between hosts."""
+SHORT = 64 << 10  # bytes of an array up to which MPI's own collectives are as good between hosts
 
 
 class MpiComm:

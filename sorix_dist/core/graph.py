@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
     from sorix_dist.core.op import Op
 
-recording: ContextVar[bool] = ContextVar("recording", default=True)
-"""Whether operations are recorded for a backward."""
+recording: ContextVar[bool] = ContextVar("recording", default=True)  # whether operations are recorded for a backward
 
 
 class _Recording(ContextDecorator):

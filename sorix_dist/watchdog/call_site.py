@@ -75,8 +75,7 @@ def _called(code: CodeType, at: int) -> tuple[str, str]:
     return "", ""
 
 
-DUMP_SECONDS = 0.3
-"""Seconds that all processes together have to write."""
+DUMP_SECONDS = 0.3  # seconds that all processes together have to write
 
 
 def collect_stacks(files: dict[int, tuple[Process, int]]) -> dict[int, list[str]]:

@@ -12,15 +12,11 @@ from sorix_dist.watchdog.status_page import STARTUP, State, Status
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that ended, or in a different collective: one of them may just be
 about to leave it."""
-OTHERS_FIRST = 2.0
-"""Seconds more in which another host, or the rank at fault itself, may report a better reason."""
+OTHERS_FIRST = 2.0  # seconds more in which another host, or the rank at fault itself, may report a better reason
 LAST_SECONDS = 5.0
 """Seconds beyond the time-out that ranks may take to end together: each uses up a core in the end of MPI."""
-FROZEN = 1.5
-"""Seconds that a rank must have been stopped while others were not."""
-
-_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")
-"""Signals by which a user, mpirun or a scheduler ends a job."""
+FROZEN = 1.5  # seconds that a rank must have been stopped while others were not
+_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")  # signals by which a user, mpirun or a scheduler ends a job
 
 
 @dataclass

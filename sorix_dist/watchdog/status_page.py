@@ -26,24 +26,16 @@ from sorix_dist.watchdog.process import lives, start_time
 
 PAGE = 4096
 WORD = 8
-CHANNELS = 40
-"""Communicators of a rank that have a channel at a time."""
-STARTUP = 1
-"""The key of collectives before the first communicator; later keys are random and larger."""
-DEPTH = 4
-"""Collectives of a communicator that are remembered, a power of two."""
-
-LOCK_SECONDS = 10.0
-"""Seconds that a process waits for another one that has locked the pages."""
-
-LONGEST = 1e9
-"""Longer time-outs, in seconds, are cut to this."""
+CHANNELS = 40  # communicators of a rank that have a channel at a time
+STARTUP = 1  # the key of collectives before the first communicator; later keys are random and larger
+DEPTH = 4  # collectives of a communicator that are remembered, a power of two
+LOCK_SECONDS = 10.0  # seconds that a process waits for another one that has locked the pages
+LONGEST = 1e9  # longer time-outs, in seconds, are cut to this
 
 _GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
 # Words of a rank's page; WAITED: nanoseconds that it has waited for others.
 PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
-_CLAIMED = 512
-"""The first byte, in the first page, of a bit for each rank whose page is claimed."""
+_CLAIMED = 512  # the first byte, in the first page, of a bit for each rank whose page is claimed
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH

@@ -27,11 +27,8 @@ from sorix_dist.watchdog.page_folder import path_for, remove_stale
 from sorix_dist.watchdog.process import launcher_pid, lives
 from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text
 
-MOST_RANKS = 4096
-"""Pages where the launcher does not say how many ranks there are; unused ones take no memory."""
-
-TIMEOUT = 300.0
-"""Seconds that a rank may be late unless the program says otherwise."""
+MOST_RANKS = 4096  # pages where the launcher does not say how many ranks there are; unused ones take no memory
+TIMEOUT = 300.0  # seconds that a rank may be late unless the program says otherwise
 
 
 class CollectiveMismatch(RuntimeError):
@@ -156,8 +153,7 @@ def _free(page: RankPage, number: int) -> None:
 
 _page: RankPage | None = None
 _startup: Channel | None = None
-_parent: tuple[StatusPages, int] | None = None
-"""Pages and number of the rank that started this process."""
+_parent: tuple[StatusPages, int] | None = None  # pages and number of the rank that started this process
 
 
 def page() -> RankPage | None:
