@@ -105,8 +105,7 @@ class Sync:
     there, so each starts its backward with an equal share of the seed. `parallel` derives the one of wrapped models.
     """
 
-    pending = False
-    """Whether `grad` of some leaves lacks gradients that are not synchronised yet."""
+    pending = False  # whether `grad` of some leaves lacks gradients that are not synchronised yet
 
     def __init__(self, group: Group) -> None:
         self.group = group

@@ -76,8 +76,7 @@ class _Foreground:
         self.patience = patience
         self.ending = ending
         self.asked: list[int] = []
-        self.last = 0, 0.0
-        """The signal that asked last, and when."""
+        self.last = 0, 0.0  # the signal that asked last, and when
         self.process: subprocess.Popen[bytes] | None = None
         self.group = _GroupProbe()
         handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)

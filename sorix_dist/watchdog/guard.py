@@ -99,10 +99,8 @@ class Guard:
         self.reported_at: float | None = None
         self.shells: dict[int, tuple[int, int]] = {}
         """The processes between the launcher and a rank that is not its own child."""
-        self.outputs: set[str] = set()
-        """The pipes and terminals to which ranks write."""
-        self.backup = 0
-        """The process that ends the ranks if this one can't."""
+        self.outputs: set[str] = set()  # the pipes and terminals to which ranks write
+        self.backup = 0  # the process that ends the ranks if this one can't
 
     def run(self) -> None:
         """Return when no rank is left."""

@@ -46,8 +46,7 @@ class RankPage:
         self._text_at = pages.text_at(rank)
         self.pid = os.getpid()
         self.entered = self.waited = 0
-        self.counts_steps = True
-        """Whether the package numbers the steps, because the program does not."""
+        self.counts_steps = True  # whether the package numbers the steps, because the program does not
         self.free_channels = list(range(layout.CHANNELS))
         pages.claim(rank, self.pid)
 
@@ -93,10 +92,8 @@ class Channel:
     def __init__(self, page: RankPage | None, key: int) -> None:
         self.page = page
         self.count = 0
-        self.at = -1
-        """The number of its first word in the pages, -1 if it has none."""
-        self.refused: str | None = None
-        """Why this rank makes no further calls in this communicator."""
+        self.at = -1  # the number of its first word in the pages, -1 if it has none
+        self.refused: str | None = None  # why this rank makes no further calls in this communicator
         _channels.add(self)
         if page is None:
             return
