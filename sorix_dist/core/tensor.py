@@ -291,13 +291,11 @@ class Tensor:
         value = self.visible.item()
         return value if hasattr(self, "shown") else batch_numbers.number_of_part(value, self.place)
 
-    def numpy(self, *, force: bool = False) -> Array:
-        """The array itself; `force` is ignored."""
-        return self.visible
-
-    def to_numpy(self, copy: bool = False, dtype: Any = None) -> Array:
-        """The array itself, or a copy of it, of `dtype` if given."""
+    def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
+        """The array itself, or a copy, of `dtype` if given; `force` is ignored."""
         return self.visible.astype(self.visible.dtype if dtype is None else as_dtype(dtype), copy=copy)
+
+    numpy = to_numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
