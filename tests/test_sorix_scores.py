@@ -58,7 +58,7 @@ def test_threshold() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert best(sx.tensor([0, 0, 1, 1]), [0.1, 0.42, 0.63, 0.9], n_thresholds=10) == (0.5, 1)
-        assert best([0, 1], [0.5, 0.5], lambda t, p: 1 / p.mean(), n_thresholds=4) == (0.25, 1)  # none at 0.75
+        assert best([0, 1], [0.5, 0.5], lambda t, p: 1 / float(p.mean()), n_thresholds=4) == (0.25, 1)  # none at 0.75
     for arguments, message in (
         (([0], [0.5], lambda t, p: 1 / 0), "failed for all 199"),
         (([], []), "must not be empty"),
