@@ -29,10 +29,8 @@ from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, PerRows, Step, predict
 from sorix_dist.train.plots import Curve, Panels, as_text, draw
 
-HOSTS = [1 << power for power in range(11)]
-"""The rows of the table."""
-SECONDS = 4.0
-"""How long steps are measured."""
+HOSTS = [1 << power for power in range(11)]  # the rows of the table
+SECONDS = 4.0  # how long steps are measured
 
 
 class _Options(argparse.Action):

@@ -36,8 +36,7 @@ from sorix_dist.core.tally import is_counted, tallied
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
-OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""The operations that implement NumPy functions for tensors."""
+OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}  # the operations that implement NumPy functions for tensors
 
 _count = itertools.count()
 _new = object.__new__

@@ -253,8 +253,7 @@ class Shard:
         return f"Shard({self.axis}{extra})"
 
 
-SUM = -1.0
-"""The denominator of a Partial that is a plain sum; see Partial."""
+SUM = -1.0  # the denominator of a Partial that is a plain sum; see Partial
 
 
 class Partial:
@@ -366,8 +365,7 @@ def refuse_one_of_many(tensor: Tensor) -> None:
         )
 
 
-computing: dict[int, Batch | None] = {}
-"""By thread, the batch that a wrapped model is computing."""
+computing: dict[int, Batch | None] = {}  # by thread, the batch that a wrapped model is computing
 
 _current: Callable[[], Group] = lambda: SINGLE  # noqa: E731
 

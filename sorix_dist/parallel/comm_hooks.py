@@ -29,8 +29,7 @@ it for each dtype of parameters. Zeros pad each parameter's gradient to whole ca
 The ranks have agreed on the step before.
 """
 
-FEW = 1024
-"""Gradients that `TopK` does not choose from: a message of all of them takes no longer."""
+FEW = 1024  # gradients that `TopK` does not choose from: a message of all of them takes no longer
 
 
 def fp16_compress(comm: Comm, gradients: Array) -> None:

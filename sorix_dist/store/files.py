@@ -12,8 +12,7 @@ from pathlib import Path
 Buffer = bytes | bytearray | memoryview
 
 PIECE = 4 << 20  # bytes of one write
-SUFFIX = ".tmp"
-"""The end of the name of an unfinished file."""
+SUFFIX = ".tmp"  # the end of the name of an unfinished file
 
 
 class Disk:

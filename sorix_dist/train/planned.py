@@ -36,13 +36,9 @@ from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed
 
-SHARES = 1.0, 0.25, 1 / 16
-"""The shares of a batch's rows with which steps are measured in turns."""
-LEAST = 3
-"""Steps of each share, if there are as many batches."""
-
-MOST = 300
-"""Steps that are measured."""
+SHARES = 1.0, 0.25, 1 / 16  # the shares of a batch's rows with which steps are measured in turns
+LEAST = 3  # steps of each share, if there are as many batches
+MOST = 300  # steps that are measured
 
 
 class Enough(BaseException):
