@@ -69,11 +69,11 @@ def as_tensor(x: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:
     return Tensor(x, dtype=dtype)
 
 
-def from_numpy(x: Array) -> Tensor:
-    """A tensor that shares the memory of an ndarray."""
-    if not isinstance(x, np.ndarray):
+def from_numpy(x: Array | Tensor) -> Tensor:
+    """A tensor that shares the memory of an ndarray; a tensor as it is."""
+    if not isinstance(x, np.ndarray | Tensor):
         raise TypeError(f"from_numpy: x must be an ndarray, got {type(x).__name__}")
-    return Tensor(x)
+    return x if isinstance(x, Tensor) else Tensor(x)
 
 
 def from_dlpack(x: Any) -> Tensor:

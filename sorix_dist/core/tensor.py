@@ -291,11 +291,11 @@ class Tensor:
         value = self.visible.item()
         return value if hasattr(self, "shown") else batch_numbers.number_of_part(value, self.place)
 
-    def numpy(self) -> Array:
-        """The array itself."""
-        return self.visible
+    def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
+        """The array itself, or a copy, of `dtype` if given; `force` is ignored."""
+        return self.visible.astype(self.visible.dtype if dtype is None else as_dtype(dtype), copy=copy)
 
-    to_numpy = numpy
+    numpy = to_numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
