@@ -11,16 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import (
-    Parser,
-    add_script,
-    bandwidth,
-    check_output,
-    check_script,
-    duration,
-    positive,
-    under,
-)
+from sorix_dist.cli.parser import Parser, add_script, bandwidth, check_output, check_script, duration, positive, under
 from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
