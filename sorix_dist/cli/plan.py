@@ -16,7 +16,7 @@ from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
 from sorix_dist.launch.run import run
-from sorix_dist.parallel.power_sgd import Matrix
+from sorix_dist.parallel.comm_hooks import Matrix
 from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, PerRows, Step, predict
 from sorix_dist.train.plots import Curve, Panels, as_text, draw
 
