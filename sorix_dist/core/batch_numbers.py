@@ -315,17 +315,14 @@ def is_of_batch(x: Any) -> bool:
     )
 
 
-def rows_of_size(size: Iterable[Any]) -> Shard | None:
-    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x; pairs if two are."""
-    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None]
-    if not found:
-        return None
-    axis, rows = found[0]
-    return rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)
-
-
-def own_size(size: Iterable[Any]) -> list[Any]:
-    """A size with the first x.shape[0] of rows x as this rank's number; a second one is that of the global batch."""
+def sized(size: Iterable[Any]) -> tuple[list[Any], Shard | None]:
+    """The size of a new tensor, with the first x.shape[0] of rows x as this rank's number, and a second one as that of
+    the global batch; and the tensor's rows, if there is such a number, of pairs if there are two."""
     size = list(size)
-    first = next((i for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None), len(size))
-    return [*size[: first + 1], *map(of_all, size[first + 1 :])]
+    found = [i for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None]
+    if not found:
+        return size, None
+    axis = found[0]
+    rows: Shard = size[axis].shard
+    own = [*size[: axis + 1], *map(of_all, size[axis + 1 :])]
+    return own, rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)

@@ -229,11 +229,7 @@ class SequentialLR(LRScheduler):
     absolute = True
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedulers: Sequence[LRScheduler],
-        milestones: Sequence[int],
-        last_epoch: int = -1,
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
     ) -> None:
         self._attach(optimizer)
         if not schedulers or len(milestones) != len(schedulers) - 1:
