@@ -252,11 +252,7 @@ class SequentialLR(LRScheduler):
     absolute = True
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedulers: Sequence[LRScheduler],
-        milestones: Sequence[int],
-        last_epoch: int = -1,
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
     ) -> None:
         self._attach(optimizer)
         schedulers, milestones = as_list("schedulers", schedulers, "schedulers"), as_epochs("milestones", milestones)
