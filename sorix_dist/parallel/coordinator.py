@@ -25,7 +25,7 @@ from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts_reducer import HostsReducer, peers_of
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket, LocalReducer, Reducer
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
-from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
+from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.world import virtual_shards
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.call_site import call_site
@@ -80,9 +80,10 @@ class Coordinator(Sync):
 
     # -- the models
 
-    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None) -> None:
-        """Starts to synchronise the gradients of a bucket, by `hook` if there is one. If `shared`, its parameters move
-        to one read-only copy per host. A call of all ranks, for the same parameters."""
+    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None, delayed: bool = False) -> None:
+        """Starts to synchronise the gradients of a bucket, by `hook` if there is one, `delayed` by a
+        `DelayedTreeReducer`. If `shared`, its parameters move to one read-only copy per host. A call of all ranks, for
+        the same parameters."""
         flat = bucket.flat
         if shared:
             flat.freeze(self.memory)
@@ -90,7 +91,7 @@ class Coordinator(Sync):
         bucket.number = next(self._numbers)
         self._buckets = [known for known in self._buckets if known() is not None] + [ref(bucket)]
         self._current = None
-        self.use_hook(bucket, hook)
+        self.use_hook(bucket, hook, delayed)
         synchronise(flat, self)
 
     def remove(self, bucket: Bucket) -> None:
@@ -108,13 +109,15 @@ class Coordinator(Sync):
         """The buckets of the models that still exist. Ranks may notice at different times that a model is gone."""
         return [bucket for known in self._buckets if (bucket := known()) is not None]
 
-    def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
+    def use_hook(self, bucket: Bucket, hook: Hook | None, delayed: bool = False) -> None:
         """Reduces a bucket by `hook`, or by the default reducer for these ranks. A call of all ranks."""
-        bucket.reducer = self._reducer(bucket.flat, hook)
+        bucket.reducer = self._reducer(bucket.flat, hook, delayed)
         self._follows = self._follows or bucket.reducer.overlaps
 
-    def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
+    def _reducer(self, flat: Flat, hook: Hook | None, delayed: bool) -> Reducer:
         comm, memory, shards, peers = self.comm, self._shared_memory, self.shards, self._peers
+        if shards is not None and delayed:
+            return DelayedTreeReducer(flat, shards, hook is fp16_compress)
         if shards is not None and comm.hosts == 1:
             return SharedTreeReducer(flat, shards, memory)
         if shards is not None:

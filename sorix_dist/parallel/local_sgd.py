@@ -66,7 +66,9 @@ class LocalSGD:
 
     outer: Optimizer | None = None
 
-    def __init__(self, model: Module, optimizer: Optimizer, every: int, *, hook: Hook | None = None) -> None:
+    def __init__(
+        self, model: Module, optimizer: Optimizer, every: int, *, hook: Hook | None = None, overlap: bool = False
+    ) -> None:
         name = type(self).__name__
         _check_arguments(name, model, optimizer)
         if hook is not None and hook is not fp16_compress:
@@ -74,7 +76,9 @@ class LocalSGD:
                 f"{name}: hook must be None or comm_hooks.fp16_compress, got {hook!r}: others sum over the ranks, and "
                 "the result would depend on their number"
             )
-        self.every = as_int(f"{name}: every", every, 1)
+        if not isinstance(overlap, bool):
+            raise TypeError(f"{name}: overlap must be True or False, got {overlap!r}")
+        self.every, self.overlap = as_int(f"{name}: every", every, 1), overlap
         self.model, self.optimizer = model, optimizer
         comm = world()
         if virtual_shards(comm) is None:
@@ -89,23 +93,23 @@ class LocalSGD:
         same_everywhere(
             comm,
             f"every and the optimizer of {name}",
-            [f"every={self.every}", f"hook={as_text(hook)}", self._options()],
+            [f"every={self.every}", f"hook={as_text(hook)}", f"overlap={overlap}", self._options()],
         )
         self._coordinator = Coordinator(comm)  # of its own: backwards of wrapped models do not concern it
         assert isinstance(self._coordinator.group, InOrder)
         self._group, self._shards = self._coordinator.group, self._coordinator.group.shards
-        self._workers = Workers(self, model, optimizer, self._coordinator, half=hook is not None)
+        self._workers = Workers(self, model, optimizer, self._coordinator, hook is not None, overlap)
         digest = crc32(b"".join(array.tobytes() for array in self._workers.initial.values()))
         same_everywhere(comm, f"the optimizer's state of {name}", [f"one with the digest {digest:08x}"])
         self._broken = False
         self.batches = 0
-        self._begin_round()
+        self._count_from_here()
+        self._workers.begin_round()
 
-    def _begin_round(self) -> None:
+    def _count_from_here(self) -> None:
         self._since = 0  # batches since the last sum
         self._rows = np.zeros(self._shards.count, np.int64)  # of each worker since then
         self._history = 0  # a digest of the optimizer's options since then
-        self._workers.begin_round()
 
     def workers(self, *batch: Any) -> Iterator[Any]:
         """Yields a loader's batch worker by worker: for each worker of this rank its rows, in the form that was given.
@@ -140,7 +144,7 @@ class LocalSGD:
         self._history = crc32(options.encode(), self._history)
         self._coordinator.rows = rows
         if self._since >= self.every:
-            self.synchronise()
+            self._sum(start=self.overlap)
 
     def _bounds(self, total: int) -> list[tuple[int, int]]:
         return [self._shards.rows(worker, total) for worker in range(self._shards.count)]
@@ -164,6 +168,12 @@ class LocalSGD:
         RuntimeError if the ranks are not at the same batch with the same weights and options; FloatingPointError if
         weights are not finite. No worker's weights are mixed then.
         """
+        if self.overlap and self._since:
+            self._sum(start=True)
+        self._sum(start=False)
+
+    def _sum(self, start: bool) -> None:
+        """Completes the sum that is under way and starts another one, or without `start` averages the workers."""
         name = f"{type(self).__name__}.synchronise"
         self._refuse_broken(name)
         self._broken = True  # until the sum is complete
@@ -186,13 +196,22 @@ class LocalSGD:
         finally:
             for leaf, hooks in leaves:
                 leaf.hooks = hooks
-        if self._since:
-            self._workers.round_sums()
-            with self._workers.sync.sum():
+        workers = self._workers
+        has_sum = workers.under_way if self.overlap else self._since > 0
+        if start:
+            workers.start_sums()
+        if has_sum:
+            workers.round_sums()
+            with workers.sync.sum():
                 self._move()
-            self._workers.average_buffers(shares)
+        if self._since:
+            workers.average_buffers(shares)
         self._broken = False
-        self._begin_round()
+        self._count_from_here()
+        if start:
+            workers.train_on()
+        else:
+            workers.begin_round()
 
     def _move(self) -> None:
         """Moves the weights by the mean of what the workers have moved, which is in the gradients."""
@@ -227,22 +246,26 @@ class LocalSGD:
             "rows": self._rows.copy(),
             "history": self._history,
             "options": [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups],
-            "states": self._workers.state_dict(self._since > 0),
+            "states": self._workers.state_dict(self._since > 0 or self._workers.under_way),
             "outer": outer,
+            "overlap": self.overlap,
+            "sums": self._workers.complete(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from a `state_dict()` with the same number of workers, on any number of ranks. ValueError says what
         does not fit; nothing is changed then."""
         self.check_state_dict(state_dict)
+        self._workers.complete()
         self._workers.rewind()
-        self._begin_round()
+        self._workers.begin_round()
         self._broken = False
         self.batches, self._since = int(state_dict["batches"]), int(state_dict["since"])
         self._rows, self._history = np.array(state_dict["rows"], np.int64), int(state_dict["history"])
         for group, options in zip(self.optimizer.param_groups, state_dict["options"], strict=True):
             group.update(options)
-        self._workers.load_state_dict(_as_arrays(state_dict["states"]), self._since > 0)
+        sums = state_dict.get("sums", [])
+        self._workers.load_state_dict(_as_arrays(state_dict["states"]), self._since > 0 or len(sums) > 0, sums)
         if self.outer is not None:
             with self._workers.sync.sum():
                 self.outer.load_state_dict(state_dict["outer"])
@@ -260,12 +283,15 @@ class LocalSGD:
             )
         if (state_dict["outer"] is None) != (self.outer is None):
             raise ValueError(f"{name}: the state is that of {'DiLoCo' if self.outer is None else 'LocalSGD'}")
+        if state_dict.get("overlap", False) != self.overlap:
+            raise ValueError(f"{name}: the state is that of overlap={not self.overlap}: give the same here")
         if len(state_dict["options"]) != len(self.optimizer.param_groups):
             raise ValueError(f"{name}: the state is that of an optimizer of {len(state_dict['options'])} groups")
+        between = state_dict["since"] > 0 or len(state_dict.get("sums", [])) > 0
         saved = {key: (str(a.dtype), a.shape[1:]) for key, a in _as_arrays(state_dict["states"]).items()}
         wanted = {
             key: (str(of_workers[0].dtype), of_workers[0].shape)
-            for key, of_workers in self._workers.arrays(state_dict["since"] > 0).items()
+            for key, of_workers in self._workers.arrays(between).items()
         }
         for key in sorted({*saved, *wanted}):
             if saved.get(key) != wanted.get(key):
@@ -308,6 +334,7 @@ class DiLoCo(LocalSGD):
         outer: Optimizer | None = None,
         *,
         hook: Hook | None = None,
+        overlap: bool = False,
     ) -> None:
         _check_arguments("DiLoCo", model, optimizer)
         if outer is None:
@@ -316,7 +343,7 @@ class DiLoCo(LocalSGD):
         if outer is optimizer:
             raise ValueError("DiLoCo: outer must be another optimizer than the inner one, got the same")
         self.outer = outer
-        super().__init__(model, optimizer, every, hook=hook)
+        super().__init__(model, optimizer, every, hook=hook, overlap=overlap)
 
     def _move(self) -> None:
         assert self.outer is not None

@@ -62,30 +62,42 @@ def trained(make, inner, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None
     return weights(model)
 
 
-def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None):
+def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None, overlap=False):
     """The same by as many models and optimizers in one process, in plain Python."""
     anchor = network() if model is None else model()
     models = [copy.deepcopy(anchor) for _ in range(WORKERS)]
     optimizers = [INNER[inner](m.parameters()) for m in models]
     x, y = data(rows)
     seen, since, momentum = np.zeros(WORKERS), 0, [np.zeros(p.shape) for p in anchor.parameters()]
+    under_way = None  # the drifts of each parameter by worker, and their mean
 
-    def average():
-        shares = seen / seen.sum()
+    def begin():
         drifts = [
-            sum(c * (a.numpy() - p.numpy()) for c, p in zip(shares, ps, strict=True))
+            [a.numpy() - p.numpy() for p in ps]
             for a, *ps in zip(anchor.parameters(), *(m.parameters() for m in models), strict=True)
         ]
-        for i, (a, drift) in enumerate(zip(anchor.parameters(), drifts, strict=True)):
+        return drifts, [sum(c * d for c, d in zip(seen / seen.sum(), ds, strict=True)) for ds in drifts]
+
+    def finish(drifts, means):
+        for i, (a, *ps) in enumerate(zip(anchor.parameters(), *(m.parameters() for m in models), strict=True)):
+            before = a.numpy().copy()
             if outer is None:
-                a.data = a.numpy() - drift
+                a.data = before - means[i]
             else:  # Nesterov's momentum, as in PyTorch's SGD
                 lr, mu = outer
-                momentum[i] = mu * momentum[i] + drift
-                a.data = a.numpy() - lr * (drift + mu * momentum[i])
-        for m in models:
-            for p, a in zip(m.parameters(), anchor.parameters(), strict=True):
-                p.data = a.numpy().copy()
+                momentum[i] = mu * momentum[i] + means[i]
+                a.data = before - lr * (means[i] + mu * momentum[i])
+            for p, drift in zip(ps, drifts[i], strict=True):
+                p.data = p.numpy() + (a.numpy() - before) + drift
+
+    def average():
+        nonlocal under_way
+        if under_way is not None:
+            finish(*under_way)
+        under_way = begin()
+        if not overlap:
+            finish(*under_way)
+            under_way = None
 
     for _ in range(epochs):
         for first in range(0, rows, batch):
@@ -106,6 +118,8 @@ def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=
                 seen[:], since = 0, 0
     if since:
         average()
+    if under_way is not None:
+        finish(*under_way)
     return weights(anchor)
 
 
@@ -130,6 +144,13 @@ def on_all_shapes(work, *args, **options):
 def test_local_sgd_is_that_of_separate_models(inner, every):
     found = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, every), inner)
     assert_close(found, simulated(inner, every))
+
+
+@pytest.mark.parametrize(("inner", "every", "outer"), [("momentum", 1, None), ("SGD", 3, None), ("AdamW", 2, (0.7, 0.9))])
+def test_with_overlap_each_mean_comes_a_round_later(inner, every, outer):
+    make = sx.LocalSGD if outer is None else sx.DiLoCo
+    found = on_all_shapes(trained, lambda m, o: make(m, o, every, overlap=True), inner)
+    assert_close(found, simulated(inner, every, outer, overlap=True))
 
 
 @pytest.mark.parametrize("every", [1, 3])
