@@ -143,9 +143,9 @@ class Comm(Protocol):
         rank order: a new array of the same shape."""
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        """Starts for each piece in turn an `all_to_all` of what it sends, and an `all_gather` of what it combines. Other
-        calls may come before the end. Between hosts several pieces travel at once; on one host all travel at the end.
-        A call of all ranks, which waits for none."""
+        """Starts for each piece in turn an `all_to_all` of what it sends, and an `all_gather` of what it combines.
+        Other calls may come before the end. Between hosts several pieces travel at once; on one host all travel at the
+        end. A call of all ranks, which waits for none."""
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite `array` on every rank by the array of rank `root`."""
