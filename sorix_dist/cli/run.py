@@ -26,8 +26,7 @@ from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
 from sorix_dist.launch.output import LIVE, is_live, logged
-from sorix_dist.launch.run import run
-from sorix_dist.launch.supervise import run_on_hosts, supervise
+from sorix_dist.launch.run import run, run_on_hosts, supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
 from sorix_dist.watchdog.launcher import tasks_of_job
 

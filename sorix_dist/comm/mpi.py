@@ -14,7 +14,6 @@ import numpy as np
 
 from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.deferred_free import deferred_free, free_unused
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
 from sorix_dist.comm.reduction import OneByOne
 from sorix_dist.comm.ring import RingExchange
@@ -26,7 +25,9 @@ from sorix_dist.comm.shared_memory import (
     block_size,
     check_free,
     cut,
+    deferred_free,
     free_bytes,
+    free_unused,
     locate,
 )
 from sorix_dist.comm.waiting import MessageSequence, first_of, under_way, wait_patiently

@@ -19,7 +19,7 @@ from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.writes import assign, written
+from sorix_dist.core.ops.index_parts import assign, written
 from sorix_dist.core.placement import Partial, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
