@@ -104,7 +104,7 @@ class Checked:
         return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return CheckedStarted(self.inner.start_pieces(pieces), partial(self._call, f"{pieces.count} pieces"))
+        return CheckedStarted(self.inner.start_pieces(pieces), partial(self._call, f"sum in {pieces.count} pieces"))
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self._check(check_array, "broadcast", array, written=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -162,13 +163,17 @@ class Workers:
 
     def begin_batch(self) -> list[Array]:
         """Remembers the weights of the last sum, and returns the buffers that the model shows outside of turns."""
-        if not self.anchors:
-            self.anchors = [bucket.flat.data.copy() for bucket in self.buckets]
-            if self.overlap and not self.moved:
-                self._set_out()
-            frozen = [bucket.flat.views(read_only(a)) for bucket, a in zip(self.buckets, self.anchors, strict=True)]
-            self._last_sum = frozen
+        self._remember()
         return self.values()
+
+    def _remember(self) -> None:
+        if self.anchors:
+            return
+        self.anchors = [bucket.flat.data.copy() for bucket in self.buckets]
+        if self.overlap and not self.moved:
+            self._set_out()
+        frozen = [bucket.flat.views(read_only(a)) for bucket, a in zip(self.buckets, self.anchors, strict=True)]
+        self._last_sum = frozen
 
     def end_batch(self, buffers: list[Array], batches: int) -> None:
         """Shows the weights of the last sum, read-only because a change would be lost, and the buffers that
@@ -191,7 +196,7 @@ class Workers:
         self._show(self._buffers.get(worker, buffers))
         self.forget_gradients()
         self._number_masks(batches, worker)
-        seed.generator = rng.stream(_STREAM, batches, worker)
+        seed.generator = partial(rng.stream, _STREAM, batches, worker)
         self.sync.worker, self.sync.batch, self.sync.stepped = worker, batches + 1, False
         try:
             yield
@@ -254,6 +259,7 @@ class Workers:
     def write_drifts(self, shares: Array) -> None:
         """Makes the reducers' buffers what each worker's weights have moved, times its share of the rows; returns the
         flat storages to the weights of the last sum. Without any rows the buffers are written already."""
+        self._remember()
         for i, bucket in enumerate(self.buckets):
             bucket.reducer.begin_backward(True)
             for worker in self.moved:
@@ -266,10 +272,8 @@ class Workers:
 
     def _write_drift(self, drift: Array, i: int, worker: int, share: np.floating[Any]) -> None:
         start = self._starts[worker][i] if self.overlap else self.anchors[i]
-        np.subtract(start, self._weights(self.buckets[i], worker), out=drift)
-        if self.overlap:
-            np.copyto(start, drift)
-        drift *= share
+        moved = np.subtract(start, self._weights(self.buckets[i], worker), out=start if self.overlap else drift)
+        np.multiply(moved, share, out=drift)
         if self.half:
             drift += (missing := self._missing[worker][i])
             np.copyto(missing, drift)
