@@ -39,7 +39,8 @@ LOCK_SECONDS = 10.0
 LONGEST = 1e9
 """Longer time-outs, in seconds, are cut to this."""
 
-_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
+# Words of the first page.
+_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS, _PROGRESS = range(8)
 # Words of a rank's page; WAITED: nanoseconds that it has waited for others.
 PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
 _CLAIMED = 512
@@ -111,6 +112,8 @@ class StatusPages:
     """The number of ranks if all are on this host, else 0."""
     other_hosts = _word(_OTHER_HOSTS)
     """Not 0 if some ranks are known to be on other hosts."""
+    progress = _word(_PROGRESS)
+    """Changes as long as a rank for which others may wait goes on with long work, such as a file."""
     reported = _word(_REPORTED)
     """Not 0 once the fault that ends the job has been reported."""
 
