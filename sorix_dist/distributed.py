@@ -11,7 +11,6 @@ from typing import Any
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.keywords import missing_from
-from sorix_dist.core.placement import REPLICATE
 from sorix_dist.parallel import collectives
 from sorix_dist.parallel.collectives import barrier
 from sorix_dist.parallel.world import init, size, world
@@ -100,11 +99,11 @@ def all_reduce(tensor: Any, op: ReduceOp = ReduceOp.SUM, group: Any = None, asyn
     except ValueError:
         names = ", ".join(f"ReduceOp.{each.name}" for each in ReduceOp)
         raise ValueError(f"all_reduce: op must be one of {names}, got {op!r}") from None
-    if op is not ReduceOp.AVG:
-        collectives.all_reduce(_tensor("all_reduce", tensor), op.value)
-    elif _tensor("all_reduce", tensor).place is not REPLICATE:
-        collectives.all_reduce(tensor)
-        tensor.array /= size()
+    tensor = _tensor("all_reduce", tensor)
+    if op is ReduceOp.AVG:
+        collectives.average(tensor)
+    else:
+        collectives.all_reduce(tensor, op.value)
 
 
 def broadcast(tensor: Any, src: int = 0, group: Any = None, async_op: bool = False) -> None:

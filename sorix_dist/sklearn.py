@@ -180,7 +180,7 @@ class NeuralNetwork(BaseEstimator):
 
     @staticmethod
     def _weighted_criterion(output: Tensor, target: Tensor) -> Tensor:
-        """Of targets beside their weights, in an array of two columns."""
+        """The criterion for targets and their weights, the two columns of `target`."""
         raise NotImplementedError
 
     def _scaled(self, x: Array) -> Array:
@@ -297,7 +297,7 @@ class Regressor(RegressorMixin, NeuralNetwork):
 
 
 class _Accuracy(Accuracy):
-    """Of labels that may stand beside their weights, in an array of two columns."""
+    """Accuracy for labels (N), or for labels and weights in an array (N, 2)."""
 
     def update(self, found: Any, target: Any) -> None:
         super().update(found, target if target.ndim == 1 else target[:, 0].long())
@@ -382,7 +382,7 @@ def _sizes(given: Any) -> tuple[int, ...]:
 
 
 def _no_numbers(column: Any) -> str | None:
-    """What a column holds that are no numbers; None for numbers."""
+    """The kind of the values in a column that can't be used as numbers, else None."""
     if (dtype := np.asarray(column).dtype).kind in "mM":
         return str(dtype)
     try:
@@ -393,6 +393,6 @@ def _no_numbers(column: Any) -> str | None:
 
 
 def _mean_and_deviation(x: Array) -> tuple[Array, Array]:
-    """Of each column; 1 for the deviation of one that is constant but for rounding."""
+    """Mean and deviation of each column; 1 for the deviation if the column is constant up to rounding."""
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     return mean, np.where(deviation > 10 * np.finfo(x.dtype).eps * np.abs(mean), deviation, 1).astype(x.dtype)

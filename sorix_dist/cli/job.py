@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, add_script, positive, script_with_arguments
+from sorix_dist.cli.parser import Parser, add_script, check_script, positive, script_with_arguments
 from sorix_dist.cli.run import add_options, check_options, given_options
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.job import SCHEDULERS, Job, script
@@ -74,8 +74,7 @@ def main(arguments: Any) -> int:
         directory = os.path.abspath(directory)
         if not os.path.isdir(directory):
             raise LaunchError(f"--directory: there is no folder {directory!r}")
-        if not arguments.is_module and not os.path.isfile(os.path.join(directory, arguments.script)):
-            raise LaunchError(f"there is no script {arguments.script!r} in {directory!r}")
+        check_script(arguments, directory)
     names = {field.name for field in dataclasses.fields(Job)}
     given = {name: value for name, value in vars(arguments).items() if name in names} | {
         "command": script_with_arguments(arguments),

@@ -103,7 +103,9 @@ def check_output(option: str, path: Path | None) -> None:
         raise LaunchError(f"{option}: {str(path)!r} is not a file that can be written")
 
 
-def check_script(arguments: Any) -> None:
-    """LaunchError if there is no such script."""
-    if not arguments.is_module and not Path(arguments.script).is_file():
-        raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
+def check_script(arguments: Any, directory: str | None = None) -> None:
+    """LaunchError if there is no script in `directory`, the current one if None. A folder with a __main__.py is one."""
+    directory = directory or os.getcwd()
+    script = Path(directory, arguments.script)
+    if not arguments.is_module and not (script / "__main__.py" if script.is_dir() else script).exists():
+        raise LaunchError(f"there is no script {arguments.script!r} in {directory!r}")

@@ -30,7 +30,7 @@ from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, 
 from sorix_dist.train.plots import Curve, Panels, as_text, draw
 
 HOSTS = [1 << power for power in range(11)]
-"""Of the table."""
+"""The rows of the table."""
 SECONDS = 4.0
 """How long steps are measured."""
 
@@ -142,7 +142,7 @@ class Plan:
     machine: Machine
 
     def seconds(self, hosts: int) -> dict[str, float]:
-        """Of a step, by method."""
+        """The time of a step, by method."""
         layout = Layout(hosts, self.options.ranks_per_host)
         machine = self.machine if self.options.memory is None else self._with_memory(self.options.memory)
         link, step = Link(self.options.latency, 1 / self.options.link), self._step(layout)
@@ -152,7 +152,7 @@ class Plan:
         return replace(self.machine, core_memory=min(self.machine.core_memory, rate), host_memory=rate)
 
     def _step(self, layout: Layout) -> Step:
-        """With weak scaling, that of a global batch which grows with the ranks."""
+        """The step; with weak scaling its global batch grows with the ranks."""
         rows = self.step.rows * (layout.ranks if self.options.scaling == "weak" else 1)
         return replace(self.step, rows=rows)
 
@@ -162,7 +162,7 @@ class Plan:
         return self.step.alone(self.step.rows) / ranks / seconds
 
     def hosts(self) -> list[int]:
-        """Of the table, with those asked for."""
+        """The hosts of the table: `HOSTS`, and those asked for."""
         return sorted({*HOSTS, self.options.hosts})
 
     def lines(self) -> Iterator[str]:

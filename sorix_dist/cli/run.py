@@ -14,6 +14,7 @@ from sorix_dist.cli.parser import (
     add_script,
     assignment,
     check_output,
+    check_script,
     positive,
     script_with_arguments,
     seconds,
@@ -72,7 +73,7 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write a timeline of all ranks, which `sorix-dist profile` prints"
     )
-    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after so long")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end the job after this time")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -145,8 +146,7 @@ class Job:
     """A script and where it runs, from the arguments of the command line; LaunchError if they make no sense."""
 
     def __init__(self, arguments: Any) -> None:
-        if not arguments.is_module and not Path(arguments.script).exists():
-            raise LaunchError(f"there is no script {arguments.script!r} in {os.getcwd()!r}")
+        check_script(arguments)
         check_options(arguments)
         self.program = [sys.executable, *script_with_arguments(arguments)]
         if arguments.profile is not None:

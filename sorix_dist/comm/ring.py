@@ -134,7 +134,7 @@ class RingExchange:
         self._expected = 2 * len(pieces) - starting - ending
 
     def _advance(self) -> None:
-        """Does all that can be done without waiting."""
+        """Sends and receives what is possible without waiting."""
         while True:
             self._start_pieces()
             expected = self._expected - self._received - len(self._ahead)
@@ -163,7 +163,7 @@ class RingExchange:
             self._pass_on(message)
 
     def _take(self, message: Array) -> None:
-        """Does what a message that has arrived asks for."""
+        """Handles a message that has arrived."""
         attempt, piece, is_total = _words(message).tolist()
         if attempt > self._attempt:
             self._ahead.append(message)

@@ -112,6 +112,13 @@ def as_path(name: str, value: Any) -> Path:
     return Path(os.path.abspath(path))
 
 
+def one_of(name: str, value: Any, *choices: str | None) -> None:
+    """ValueError, with `name`, unless `value` is one of the choices."""
+    if value not in choices:
+        listed = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+        raise ValueError(f"{name} must be {listed}, got {value!r}")
+
+
 def as_function(name: str, value: Any, of: str) -> Callable[..., Any]:
     """`value`; TypeError, with `name` and what it is a function `of`, unless it can be called."""
     if not callable(value):

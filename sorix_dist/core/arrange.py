@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import functions as f
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.create import full_like, zeros_like
 from sorix_dist.core.op import as_operand
@@ -100,8 +101,7 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, outpu
 
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
     """The coordinates of a grid over vectors, one tensor for each; "xy" exchanges the first two dimensions."""
-    if indexing not in ("ij", "xy"):
-        raise ValueError(f"meshgrid: indexing must be 'ij' or 'xy', got {indexing!r}")
+    one_of("meshgrid: indexing", indexing, "ij", "xy")
     vectors = [f.reshape(x, -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)]
     sizes = tuple(len(v) for v in vectors)
     shapes = [tuple(n if i == k else 1 for i in range(len(sizes))) for k, n in enumerate(sizes)]
@@ -246,8 +246,7 @@ def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = N
     reduce: "add" adds there. Of several elements for one place the last counts; each gets the place's gradient.
     """
     src = value if src is None else src
-    if reduce not in (None, "add"):
-        raise ValueError(f"scatter: reduce must be None or 'add', got {reduce!r}")
+    one_of("scatter: reduce", reduce, None, "add")
     number = not isinstance(src, Tensor | np.ndarray)
     if reduce == "add":
         return f.scatter_add(input, dim, index, full_like(index, src, dtype=input.dtype) if number else src)

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.capture import listening, outside, recorders
-from sorix_dist.core.graph import Leaf, Node, Rule, Sync, Visitor, enable_grad, fit, recording, through
-from sorix_dist.core.op import current_shard
+from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, fit, recording, through
+from sorix_dist.core.higher_derivatives import backward_on_tensors
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.tensor import Array, Tensor
 from sorix_dist.core.walk import gradient_of, walk
-
-Edge = Node | Leaf
-
-
-@contextmanager
-def restoring_shard() -> Iterator[None]:
-    """Restores `current_shard` at the end of the block."""
-    before = current_shard.set(current_shard.get())
-    try:
-        yield
-    finally:
-        current_shard.reset(before)
 
 
 def backward(
@@ -44,18 +30,21 @@ def backward(
         raise RuntimeError("backward() on a tensor that does not require grad")
     sync = origin.sync
     recorder = listening() if recorders else None
-    if recorder is not None and (create_graph or retain_graph):
-        recorder.refuse("backward with create_graph or retain_graph")
-    if recorder is not None:
-        seed, visitor = recorder.host(_before_backward, (sync, tensor, gradient), {})
-    else:
+    if recorder is None:
         seed, visitor = _before_backward(sync, tensor, gradient)
+    else:
+        if create_graph or retain_graph:
+            recorder.refuse("backward with create_graph or retain_graph")
+        seed, visitor = recorder.host(_before_backward, (sync, tensor, gradient), {})
     if sync is None:
         place = tensor.place
         # On several ranks this loss is Partial: a leaf whose gradient would not be summed over the ranks is an error.
         strict = isinstance(place, Shard | Partial) and not place.group.single
         keep = bool(create_graph if retain_graph is None else retain_graph)
-        (_backward_on_tensors if create_graph else _backward)(tensor, seed, keep, None, strict)
+        if create_graph:
+            backward_on_tensors(tensor, seed, keep, strict)
+        else:
+            _backward(tensor, seed, keep, None, strict)
         return
     if create_graph:
         raise RuntimeError("create_graph=True can't be synchronised between ranks; use autograd.grad for a local graph")
@@ -70,7 +59,7 @@ def backward(
         sync.after_backward(tensor)
     else:
         recorder.bare(f"except {recorder.constant(sync, 'coordinator')}")
-        recorder.host(_after_backward, (sync, tensor), {})
+        recorder.host(type(sync).after_backward, (sync, tensor), {})
 
 
 def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:
@@ -82,11 +71,7 @@ def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[
     return seed if scale == 1 else seed * seed.dtype.type(scale), visitor
 
 
-def _after_backward(sync: Sync, tensor: Tensor) -> None:
-    sync.after_backward(tensor)
-
-
-def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Callable[[Edge, Any], None] | None, strict: bool) -> None:
+def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Visitor | None, strict: bool) -> None:
     """Adds gradients to the leaves; strict: every leaf must be synchronised, or belong to this rank's rows."""
     hooked: dict[Leaf, Any] = {}  # sums for the hooks of leaves
 
@@ -122,23 +107,6 @@ def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
     if part is not array:
         np.copyto(array, fit(part, leaf))
     local.written = True
-
-
-def _backward_on_tensors(tensor: Tensor, seed: Any, keep: bool, at_node: None, strict: bool) -> None:
-    """The same with create_graph: gradients are tensors that can be differentiated again."""
-    totals: dict[Leaf, Any] = {}
-
-    def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        part = gradient_of(leaf, rule, gradient)
-        totals[leaf] = part if leaf not in totals else totals[leaf] + part
-
-    with enable_grad(), restoring_shard():
-        walk([(tensor, Tensor(seed))], add, keep=keep, create=True, strict=strict)
-        for leaf, total in totals.items():
-            part = through(leaf.hooks or [], total)
-            before = leaf.view if leaf.view is not None and leaf.view.origin is not None else None
-            leaf.deposit(part.array)
-            leaf.view = part if before is None else before + part
 
 
 def seed_of(tensor: Tensor, gradient: Any) -> Any:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.autograd import Edge, restoring_shard, seed_of
+from sorix_dist.core.autograd import seed_of
 from sorix_dist.core.capture import listening, recorders
-from sorix_dist.core.graph import enable_grad, is_grad_enabled, joined, no_grad
+from sorix_dist.core.graph import Leaf, Node, enable_grad, is_grad_enabled, joined, no_grad
+from sorix_dist.core.higher_derivatives import gradients_to, restoring_shard
 from sorix_dist.core.op import Op, current_shard, recorded
 from sorix_dist.core.placement import Group, Partial, Shard, cotangent_of, shard_of, tagged
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums
 from sorix_dist.core.tensor import Tensor, as_array
-from sorix_dist.core.walk import gradients_to
 
 
 def placed(gradient: Tensor, place: Any, group: Group | None) -> Tensor:
@@ -266,7 +266,7 @@ class Function:
         index: int,
         outputs: tuple[Any, ...],
         inputs: tuple[Any, ...],
-        edges: list[Edge | None],
+        edges: list[Node | Leaf | None],
     ) -> Any:
         """The output `index` with its node. A backward is linear, so the gradients of several outputs add up."""
         output = outputs[index]

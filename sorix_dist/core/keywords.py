@@ -26,7 +26,7 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
     name: str = function.__name__
     several = any(p.kind is Parameter.VAR_POSITIONAL for p in kinds)
     if name == "backward" or ("input" in own and not several and name not in _WITH_A_DTYPE):
-        return function  # which takes PyTorch's keywords by itself
+        return function  # it takes PyTorch's keywords by itself
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:

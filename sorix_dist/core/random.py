@@ -99,8 +99,8 @@ def generator(given: Any = None) -> np.random.Generator:
 
 
 class RepeatedDraws:
-    """Makes computations that follow each other, one for each virtual shard of a batch, draw the same numbers from the
-    common stream, as one computation of the whole batch does once."""
+    """Makes the computations of a batch's virtual shards, one after the other, draw the same numbers from the common
+    stream: those that one computation of the whole batch draws."""
 
     def __init__(self) -> None:
         self._before: Any = None

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from types import CellType, FunctionType
 from typing import Any
 
-import numpy as np
-
-from sorix_dist.core.capture import RecordedRule, listening, recorders
-from sorix_dist.core.graph import Leaf, Node, Rule, fit, through
-from sorix_dist.core.op import current_shard
-from sorix_dist.core.rules import bare
+from sorix_dist.core.capture import listening, recorders
+from sorix_dist.core.graph import Leaf, Node, Rule, Visitor, fit, through
 from sorix_dist.core.tensor import Tensor
 
 
@@ -21,21 +16,22 @@ def walk(
     at_leaf: Callable[[Leaf, Rule | None, Any], None],
     *,
     keep: bool = False,
-    create: bool = False,
-    at_node: Callable[[Node | Leaf, Any], None] | None = None,
+    on_tensors: Callable[[Node, Any], list[Rule | None]] | None = None,
+    at_node: Visitor | None = None,
     oldest: int = -1,
     strict: bool = False,
 ) -> None:
     """Propagates gradients from `starts` to the leaves.
 
     A node is visited after all newer ones, so its gradient is complete. There is no recursion. A visited node frees
-    what it saved, unless `keep`. With `create`, gradients are tensors and the rules run on tensors. `at_node` is called
-    with the complete gradient of every node. Nodes older than `oldest` are not visited.
+    what it saved, unless `keep`. `at_node` is called with the complete gradient of every node. Nodes older than
+    `oldest` are not visited.
+    on_tensors: makes the rules of a node that take tensors, for higher derivatives; gradients are tensors then.
     strict: a leaf that is neither synchronised between ranks nor rows of a batch is an error.
     """
     heap: list[tuple[int, Node]] = []
     pending: dict[Node, Any] = {}
-    ours: set[Node] = set()  # whose pending gradient is an array of this walk
+    ours: set[Node] = set()  # their pending gradients are arrays of this walk
 
     def add_again(node: Node, part: Any) -> None:
         before = pending[node]
@@ -43,7 +39,7 @@ def walk(
             pending[node] += part
         else:
             pending[node] = before + part
-            if not create:
+            if on_tensors is None:
                 ours.add(node)
         if recorders and (recorder := listening()) is not None:
             recorder.added(before, part, pending[node])
@@ -74,11 +70,8 @@ def walk(
                 f"the graph was freed by an earlier backward (at '{node.op.apply.__name__}'): "
                 "give that one retain_graph=True to go through it a second time"
             )
-        if create:
-            # What is recorded now belongs to the virtual shard of the node. It works on this rank's arrays, so it needs
-            # no placements.
-            current_shard.set(None if node.shard is None else (node.shard, False))
-            rules = _rules_on_tensors(node, gradient)
+        if on_tensors is not None:
+            rules = on_tensors(node, gradient)
         edges = node.edges
         if not keep:
             node.rules = node.saved = None
@@ -116,67 +109,3 @@ _UNSYNCHRONISED = (
 def gradient_of(leaf: Leaf, rule: Rule | None, gradient: Any) -> Any:
     """The gradient of a leaf by the rule of its operation (None: the walk starts at this leaf)."""
     return fit(gradient if rule is None else rule(gradient, None), leaf)
-
-
-def gradients_to(starts: list[tuple[Tensor, Any]], ins: list[Tensor], keep: bool, create: bool) -> list[Any]:
-    """The gradients of each of `ins` on this rank, None where the walk from `starts` does not reach it."""
-    found: dict[int, Any] = {id(tensor.origin): None for tensor in ins}
-
-    def collect(edge: Node | Leaf, part: Any) -> None:
-        if id(edge) in found:
-            known = found[id(edge)]
-            found[id(edge)] = part if known is None else known + part
-
-    def at_leaf(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        if id(leaf) in found:
-            collect(leaf, gradient_of(leaf, rule, gradient))
-
-    oldest = min(tensor.origin.number if isinstance(tensor.origin, Node) else -1 for tensor in ins)
-    walk(starts, at_leaf, keep=keep, create=create, at_node=collect, oldest=oldest)
-    return [found[id(tensor.origin)] for tensor in ins]
-
-
-def _rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
-    assert node.rules is not None
-    if node.op.composite is None:
-        return [None if r is None else _rule_on_tensors(node, i, r) for i, r in enumerate(node.rules)]  # type: ignore[misc]
-    assert node.saved is not None
-    # Fresh nodes in front of the inputs: the inner walk ends there, and its results are recorded onto the inputs.
-    from sorix_dist.core.ops.shape import alias
-
-    saved, options = node.saved
-    inputs = [bare(x) if edge is None else alias(bare(x)) for x, edge in zip(saved, node.edges, strict=True)]
-    value = node.op.composite(*inputs, **options)
-    wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
-    constants = getattr(value, "origin", None) is None or not wanted  # of no elements, say
-    parts = iter([None] * len(wanted) if constants else gradients_to([(value, gradient)], wanted, True, True))
-
-    def constant(part: Tensor | None, edge: Node | Leaf) -> Rule:
-        answer = Tensor(np.zeros(edge.shape, edge.dtype)) if part is None else part
-        return lambda g, out: answer
-
-    return [None if edge is None else constant(next(parts), edge) for edge in node.edges]
-
-
-def _rule_on_tensors(node: Node, index: int, rule: Any) -> Callable[[Tensor, None], Tensor]:
-    """The rule of input `index`, closed over tensors instead of arrays, so that its work is recorded."""
-
-    def as_tensor(name: str, value: Any) -> Any:
-        if name in node.op.inputs:
-            edge = node.edges[node.op.inputs.index(name)]
-            return Tensor.of(value, edge) if isinstance(value, np.ndarray) else value
-        if id(value) == node.result:
-            return Tensor.of(np.asarray(value), node)
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-            raise RuntimeError(
-                f"the operation '{node.op.name}' can't be differentiated twice: the rule of its input {index} "
-                f"needs '{name}', which is neither an input nor the result, and it names no composite"
-            )
-        return value
-
-    rule = rule.rule if isinstance(rule, RecordedRule) else rule  # of a step that turned out not to be captured
-    cells = tuple(
-        CellType(as_tensor(name, cell.cell_contents))
-        for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)
-    )
-    return FunctionType(rule.__code__, rule.__globals__, rule.__name__, rule.__defaults__, cells)

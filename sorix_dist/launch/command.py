@@ -37,7 +37,7 @@ HOSTS_FROM_OUTSIDE = (
 """Variables of schedulers and users that give mpirun its hosts and their slots."""
 
 SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
-"""Prefixes of the variables that tell mpirun of a scheduler's job."""
+"""Prefixes of the variables by which mpirun detects a scheduler's job."""
 
 MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"
 """How Open MPI 5 places ranks, where the command line does not say it."""
@@ -109,7 +109,9 @@ def command(
     if kind == "intel":
         added |= _reachable(mpirun, environ)
     passed_on = list(env) + ["PYTHONPATH"] * (bool(hosts) and "PYTHONPATH" in environ and "PYTHONPATH" not in env)
-    options = [*_bound(kind, bind, cores, one_host), *_exported(kind, passed_on)]
+    options = _bound(kind, bind, cores, one_host)
+    if kind.startswith("openmpi"):  # MPICH and Intel MPI pass all variables to other hosts
+        options += [word for name in passed_on for word in ("-x", name)]
     if kind == "openmpi5" and not one_host and MAPPING in environ and "--map-by" not in options:
         # That variable, usually ":oversubscribe" for a small machine, would put all ranks on the first host.
         options = ["--map-by", "slot", *options]
@@ -217,11 +219,6 @@ def _pinning(kind: Flavour, bind: str, cores: int) -> dict[str, str]:
     if kind == "openmpi4" and bind == "none":
         return {"OMPI_MCA_hwloc_base_binding_policy": "none"}
     return {}
-
-
-def _exported(kind: Flavour, names: Sequence[str]) -> list[str]:
-    """The options that pass variables to ranks on other hosts; MPICH and Intel MPI pass all."""
-    return [word for name in names for word in ("-x", name)] if kind.startswith("openmpi") else []
 
 
 def _settings(kind: Flavour, environ: Mapping[str, str], root: bool, one_host: bool) -> dict[str, str]:

@@ -151,7 +151,7 @@ def network() -> Finding:
 
 
 def _address(interface: str) -> str:
-    """The IPv4 address of an interface, "" if it has none; only Linux tells."""
+    """The IPv4 address of an interface, "" if it has none; known on Linux only."""
     if sys.platform != "linux":
         return "up"
     siocgifaddr = 0x8915

@@ -17,7 +17,7 @@ from sorix_dist.watchdog.launcher import tasks_by_node
 HERE = ("localhost", "127.0.0.1", "::1")
 
 AGENTS = ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC")
-"""Variables that replace ssh as the way to other hosts."""
+"""Variables that replace ssh as the command that reaches other hosts."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*|\[[0-9A-Fa-f:]+\]")
 _HELP = "expected HOST or HOST:SLOTS, with a whole number of slots of at least 1"

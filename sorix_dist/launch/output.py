@@ -21,7 +21,7 @@ LAST = 20_000
 """The number of characters of the launcher's own output that an error message can show."""
 
 LIVE = "SORIX_DIST_LIVE"
-"""The variable that says that a process above shows unfinished lines."""
+"""This variable is set if a parent process shows unfinished lines."""
 
 PREFIX = len("[10] ")
 
@@ -43,7 +43,7 @@ def live_environment() -> dict[str, str]:
 
 def columns() -> int:
     """The width of a line that does not wrap: a wrapped one can't be written over."""
-    return shutil.get_terminal_size((100, 24)).columns - 1  # what fits into most notebooks, which have no width
+    return shutil.get_terminal_size((100, 24)).columns - 1  # notebooks have no width: 100 fits into most
 
 
 class Output:
@@ -118,7 +118,7 @@ class Output:
 
 
 def _as_seen(line: bytes) -> str:
-    """Of a line that returns to its start, what a terminal would show."""
+    """What a terminal shows of a line with carriage returns."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
 
 

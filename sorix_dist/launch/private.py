@@ -132,7 +132,7 @@ def main(path: str) -> None:
     except BaseException as error:  # noqa: BLE001 - the caller raises it
         flush()
         folder.write(f"failure-{rank}", dumps(_described(error)))
-        _into(os.open(os.devnull, os.O_WRONLY))  # MPI's own words about it
+        _into(os.open(os.devnull, os.O_WRONLY))  # what MPI prints about it is not shown
         end_all_ranks(1)
     folder.write(f"result-{rank}", data)
 

@@ -57,7 +57,7 @@ def run(
     limit: seconds after which it is asked to end; the exit code is then 124.
     ending: the signals that ask the job to end, and what the command is sent for each.
 
-    Signals are passed on. The exit code is the command's own, or as in a shell 128 + the number of the signal that
+    Signals are passed on. The exit code is the command's own. As in a shell it is 128 + the number of the signal that
     ended it, or that asked it to end before it failed. Code 75 (it has saved its work) stays 75. If this process is
     killed, Linux sends the command SIGTERM. Call it in the main thread only. LaunchError if the command can't start.
     """

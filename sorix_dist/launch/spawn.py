@@ -130,7 +130,7 @@ def check_call(caller: str, fn: Any, args: Any) -> None:
 
 
 def check_num_proc(caller: str, num_proc: Any) -> None:
-    """ValueError if `num_proc` is no number of ranks that this host could run."""
+    """ValueError unless this host could run `num_proc` ranks."""
     if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
         raise ValueError(f"{caller}: num_proc must be a whole number of at least 1, got {num_proc!r}")
     cores = usable_cores()
@@ -142,7 +142,7 @@ def check_num_proc(caller: str, num_proc: Any) -> None:
 
 
 def _check_place(num_proc: int) -> None:
-    """Ranks cannot be started from a rank, nor without mpi4py."""
+    """LaunchError in a process that is a rank itself, and without mpi4py."""
     launch, mpi = detect(os.environ), running_mpi()
     if launch is not None or (mpi is not None and mpi.COMM_WORLD.size > 1):
         here = launch or f"rank {mpi.COMM_WORLD.rank} of {mpi.COMM_WORLD.size}"  # type: ignore[union-attr]

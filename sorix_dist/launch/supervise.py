@@ -17,7 +17,7 @@ EXIT_INCOMPLETE = 70
 """The exit code if all ranks ended with 0, but rank 0 did not reach the end of the script."""
 
 ATTEMPT = "SORIX_DIST_ATTEMPT"
-"""The variable that tells the script how often it was started before: 0, 1, 2, ..."""
+"""How often the script was started before, as a variable for it: 0, 1, 2, ..."""
 
 PRIVATE = ".completed-"
 """The prefix of a file in the checkpoint folder: rank 0 writes it when it has reached the end."""

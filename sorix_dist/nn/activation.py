@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import at_least, one_of, parameter_dtype
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.nn.functional import activation as F
 from sorix_dist.nn.module import Module
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class _Activation(FunctionLayer):
-    def __init__(self, inplace: bool = False) -> None:  # which is ignored
+    def __init__(self, inplace: bool = False) -> None:  # inplace is ignored
         pass
 
 
@@ -99,8 +99,7 @@ class GELU(_Activation):
     function, _options = staticmethod(F.gelu), ("approximate",)
 
     def __init__(self, approximate: str = "tanh") -> None:
-        if approximate not in ("tanh", "none"):
-            raise ValueError(f"GELU: approximate must be 'tanh' or 'none', got {approximate!r}")
+        one_of("GELU: approximate", approximate, "tanh", "none")
         self.approximate = approximate
 
 

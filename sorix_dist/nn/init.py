@@ -13,6 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.tensor import Array
 
@@ -125,8 +126,7 @@ def fans(t: Tensor) -> tuple[int, int]:
 
 
 def _kaiming_deviation(t: Tensor, a: float, mode: str, nonlinearity: str) -> float:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
+    one_of("mode", mode, "fan_in", "fan_out")
     fan = fans(t)[mode == "fan_out"]
     return calculate_gain(nonlinearity, a) / sqrt(_positive(fan))
 

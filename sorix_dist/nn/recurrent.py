@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import at_least, one_of, parameter_dtype
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.ops.elementwise import cast
@@ -216,7 +216,7 @@ class RNN(_Recurrent):
         *more: Any,
         **options: Any,
     ) -> None:
-        _check_nonlinearity("RNN", nonlinearity)
+        one_of("RNN: nonlinearity", nonlinearity, "tanh", "relu")
         self.nonlinearity = nonlinearity
         super().__init__(input_size, hidden_size, num_layers, *more, **options)
 
@@ -226,11 +226,6 @@ class RNN(_Recurrent):
 
 def _with_last(output: Tensor, reverse: bool) -> tuple[Tensor, list[Tensor]]:
     return output, [output[0 if reverse else len(output) - 1]]
-
-
-def _check_nonlinearity(layer: str, nonlinearity: str) -> None:
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"{layer}: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
 
 
 # -- cells
@@ -284,7 +279,7 @@ class RNNCell(_Cell):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", **options: Any
     ) -> None:
-        _check_nonlinearity("RNNCell", nonlinearity)
+        one_of("RNNCell: nonlinearity", nonlinearity, "tanh", "relu")
         self.nonlinearity = nonlinearity
         super().__init__(input_size, hidden_size, bias, **options)
 

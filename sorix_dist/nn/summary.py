@@ -32,11 +32,11 @@ class Layer:
     nbytes: int
     """Bytes of its parameters and buffers."""
     shape: tuple[int, ...] | None = None
-    """Of its first output; None if the forward has not called it."""
+    """The shape of its first output; None if the forward has not called it."""
     output_bytes: int = 0
-    """Of its outputs that are not those of a module that it calls."""
+    """Bytes of its outputs, except those that a module inside of it has computed."""
     flops: int = 0
-    """Of its products of matrices, in a forward; a multiplication and an addition count 2."""
+    """Operations of its matrix products in a forward; a multiplication and an addition count 2."""
 
 
 @dataclass
@@ -137,7 +137,7 @@ def evaluation(model: Module) -> Iterator[None]:
 def _traced(model: Module, layers: dict[int, Layer]) -> Iterator[None]:
     """Inside, every call of a module's forward is entered into its layer."""
     modules = list(model.modules())
-    seen: dict[int, Tensor] = {}  # which keeps them, so that no other gets the id of one
+    seen: dict[int, Tensor] = {}  # kept alive, so that no other object gets one of these ids
     for module in modules:
         module.__dict__["forward"] = _tracing(module, module.forward, layers[id(module)], seen)
     try:
@@ -163,7 +163,7 @@ def _tracing(module: Module, forward: Callable[..., Any], layer: Layer, seen: di
 
 
 def _flops(module: Module, inputs: list[Tensor], output: Tensor) -> int:
-    """Of the products that a module computes with its own matrices, two for each entry and output position."""
+    """The operations of a module's products with its own matrices: two for each entry and output position."""
     if isinstance(module, MultiheadAttention):
         queries, keys = inputs[0], inputs[min(1, len(inputs) - 1)]
         embed = module.embed_dim

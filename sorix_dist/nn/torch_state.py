@@ -99,7 +99,7 @@ def as_numpy(value: Any) -> Array:
 
 
 def _names(model: Module) -> Iterator[tuple[str, str, str]]:
-    """Of each tensor that PyTorch names or lays out otherwise: our dotted name, PyTorch's, and the layout."""
+    """The tensors that PyTorch names or lays out otherwise: our dotted name, PyTorch's, and the layout."""
     for prefix, module in model.named_modules():
         dotted = f"{prefix}." if prefix else ""
         for own, (theirs, layout) in module.torch_names.items():
@@ -113,9 +113,9 @@ _MARKS = _SPEED | {"maximize", "decoupled_weight_decay"}
 def from_torch(state_dict: Mapping[str, Any], params: Sequence[Tensor], options: set[str], kind: str) -> dict[str, Any]:
     """Converts the `state_dict()` of one of PyTorch's optimizers to this package's; the latter is returned as it is.
 
-    Buffers are laid out as the parameters are, an SGD without a count of its steps gets one, and options that ours do
-    not have go if they change no value. ValueError for one that does. params: all parameters, in the order of the
-    groups; options: those that the optimizer has; kind: the name of its class.
+    Buffers get the layout of their parameters, and an SGD without a count of its steps gets one. Options that ours do
+    not have are dropped if they change no value; ValueError for one that does. params: all parameters, in the order of
+    the groups; options: those that the optimizer has; kind: the name of its class.
     """
     groups, state = state_dict.get("param_groups"), state_dict.get("state")
     if not isinstance(state, Mapping) or not groups or not any(_MARKS & group.keys() - options for group in groups):

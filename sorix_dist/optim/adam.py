@@ -14,8 +14,15 @@ import numpy as np
 
 from sorix_dist.core.arguments import in_range
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.optimizer import Group, Optimizer, average_into, descent
+from sorix_dist.optim.optimizer import Group, Optimizer, descent
 from sorix_dist.optim.state import Buffers, Scratch
+
+
+def average_into(average: Array, value: Array, decay: float, spare: Array) -> None:
+    """average = decay average + (1 - decay) value, in place; `value` may be `spare`."""
+    np.multiply(value, 1 - decay, out=spare)
+    average *= decay
+    average += spare
 
 
 class _Adam(Optimizer):

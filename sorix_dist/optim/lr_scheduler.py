@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, pi
 
-from sorix_dist.core.arguments import at_least, in_range
+from sorix_dist.core.arguments import at_least, in_range, one_of
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
@@ -255,10 +255,8 @@ class CyclicLR(_Cycle):
         self._attach(optimizer)
         self.up, self.down = step_size_up, step_size_up if step_size_down is None else step_size_down
         at_least(1, step_size_up=self.up, step_size_down=self.down)
-        if mode not in ("triangular", "triangular2", "exp_range"):
-            raise ValueError(f"mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}")
-        if scale_mode not in ("cycle", "iterations"):
-            raise ValueError(f"scale_mode must be 'cycle' or 'iterations', got {scale_mode!r}")
+        one_of("mode", mode, "triangular", "triangular2", "exp_range")
+        one_of("scale_mode", scale_mode, "cycle", "iterations")
         self.mode, self.gamma, self.scale_fn, self.scale_mode = mode, gamma, scale_fn, scale_mode
         self.cycle_momentum = cycle_momentum
         self.low, self.high = self.per_group("base_lr", base_lr), self.per_group("max_lr", max_lr)
@@ -320,8 +318,7 @@ class OneCycleLR(_Cycle):
             at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
             total_steps = epochs * steps_per_epoch
         in_range("pct_start", pct_start, 0, 1, closed=True)
-        if anneal_strategy not in ("cos", "linear"):
-            raise ValueError(f"anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
+        one_of("anneal_strategy", anneal_strategy, "cos", "linear")
         self.total_steps, self.anneal_strategy, self.cycle_momentum = total_steps, anneal_strategy, cycle_momentum
         top, last = pct_start * total_steps - 1, total_steps - 1
         self.ends: list[float] = [top, 2 * top, last] if three_phase else [top, last]  # the last step of each phase

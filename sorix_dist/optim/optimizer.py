@@ -12,18 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
-from sorix_dist.core.arguments import as_state, in_range
+from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import listening, outside, recorders, uncaptured
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
-from sorix_dist.nn.torch_state import from_torch
-from sorix_dist.optim.state import Buffers, GroupState, Scratch, Snapshot
+from sorix_dist.optim import saved_state
+from sorix_dist.optim.saved_state import GroupState
+from sorix_dist.optim.state import Buffers, Scratch
 
 Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
-_NEW = {"amsgrad", "maximize", "weight_decay"}  # what states of earlier versions lack, and of PyTorch's Rprop
 _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 
@@ -172,79 +172,11 @@ class Optimizer:
             for parameter in group["params"]:
                 (parameter.leaf or leaf_of(parameter)).zero()
 
-    @uncaptured
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
+    # -- its state: see `saved_state`
 
-        `state` has, for each parameter that was ever updated, its number of updates `step` and its
-        buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
-        """
-        self._before_state()
-        groups, state = [], {}
-        first = 0
-        for group, own in zip(self._groups, self._states, strict=True):
-            numbers = range(first, first + len(own.params))
-            groups.append({**group, "params": list(numbers)})
-            for number, entry in zip(numbers, own.entries(), strict=True):
-                if entry is not None:
-                    state[number] = entry
-            first = numbers.stop
-        return {"state": state, "param_groups": groups}
-
-    @uncaptured
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes, also of PyTorch's.
-
-        ValueError says what does not fit; nothing is changed then.
-        """
-        self.check_state_dict(state_dict)
-        state_dict = self._as_own(state_dict)
-        for group, own, saved in zip(self._groups, self._states, state_dict["param_groups"], strict=True):
-            group.update(_options(saved))
-            own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
-
-    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
-        self._before_state()
-        if not {"state", "param_groups"} <= as_state("load_state_dict", state_dict).keys():
-            raise ValueError(
-                f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
-            )
-        state_dict = self._as_own(state_dict)
-        groups, state = state_dict["param_groups"], state_dict["state"]
-        sizes = [len(own.params) for own in self._states]
-        given = [len(group.get("params", ())) for group in groups]
-        if sizes != given:
-            raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
-        for i, (group, saved, own) in enumerate(zip(self._groups, groups, self._states, strict=True)):
-            missing = self.defaults.keys() - saved.keys() - _NEW
-            if missing:
-                raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
-            together = {**group, **_options(saved)}
-            self.check(together)
-            own.check([state.get(number) for number in saved["params"]], self.buffers(together))
-
-    def _before_state(self) -> None:
-        for state in self._states:
-            for sync in state.syncs():
-                sync.before_state()
-
-    def snapshot(self) -> Snapshot:
-        """Copies of all step counts and buffers by name, for `restore`. Options are not among them."""
-        found: Snapshot = {}
-        for number, (group, state) in enumerate(zip(self._groups, self._states, strict=True)):
-            found.update({f"{number}.{name}": array for name, array in state.snapshot(self.buffers(group)).items()})
-        return found
-
-    def restore(self, saved: Snapshot) -> None:
-        """Returns to a `snapshot()` of this optimizer."""
-        for number, state in enumerate(self._states):
-            prefix = f"{number}."
-            state.restore({name.removeprefix(prefix): a for name, a in saved.items() if name.startswith(prefix)})
-
-    def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        params = [parameter for group in self._groups for parameter in group["params"]]
-        return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
+    state_dict, load_state_dict = saved_state.state_dict, saved_state.load_state_dict
+    check_state_dict = saved_state.check_state_dict
+    snapshot, restore = saved_state.snapshot, saved_state.restore
 
     def __repr__(self) -> str:
         groups = (
@@ -252,11 +184,6 @@ class Optimizer:
             for g in self._groups
         )
         return f"{type(self).__name__}({'; '.join(groups)})"
-
-
-def _options(saved: Group) -> Group:
-    """The entries of a saved group other than the numbers of its parameters."""
-    return {name: value for name, value in saved.items() if name != "params"}
 
 
 def descent(data: Array, grad: Array, spare: Array, group: Group, decoupled: bool = False) -> Array:
@@ -277,13 +204,6 @@ def descent(data: Array, grad: Array, spare: Array, group: Group, decoupled: boo
     if group["maximize"]:
         return np.negative(grad, out=spare)
     return grad
-
-
-def average_into(average: Array, value: Array, decay: float, spare: Array) -> None:
-    """average = decay average + (1 - decay) value, in place; `value` may be `spare`."""
-    np.multiply(value, 1 - decay, out=spare)
-    average *= decay
-    average += spare
 
 
 # What a captured step calls, also while a profile has put functions that take the time in their place.

@@ -8,7 +8,7 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
-from sorix_dist.core.arguments import as_number, as_state
+from sorix_dist.core.arguments import as_number, as_state, one_of
 from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
 
@@ -176,12 +176,10 @@ class ReduceLROnPlateau(LRScheduler):
                 "ReduceLROnPlateau: name what follows patience: by position it is threshold in PyTorch, min_lr in sorix"
             )
         self._attach(optimizer)
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        one_of("mode", mode, "min", "max")
         if not 0 <= factor < 1:
             raise ValueError(f"factor must be in [0, 1), got {factor}")
-        if threshold_mode not in ("rel", "abs"):
-            raise ValueError(f"threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}")
+        one_of("threshold_mode", threshold_mode, "rel", "abs")
         self.min_lrs = self.per_group("min_lr", min_lr)
         self.mode, self.factor, self.patience = mode, factor, patience
         self.threshold, self.threshold_mode = threshold, threshold_mode
@@ -251,7 +249,7 @@ class SequentialLR(LRScheduler):
         self.schedulers = list(schedulers)
         self.milestones = list(milestones)
         for group in optimizer.param_groups if last_epoch == -1 else ():
-            group["lr"] = group["initial_lr"]  # which making the schedulers has changed
+            group["lr"] = group["initial_lr"]  # the schedulers changed it when they were made
         if last_epoch == -1 and not self.schedulers[0].absolute:  # a OneCycleLR made after it sets the start, as there
             self.schedulers[0].base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         super().__init__(optimizer, last_epoch)

@@ -1,4 +1,4 @@
-"""The state of an optimizer for the parameters of one group, in flat arrays parallel to theirs."""
+"""The state of an optimizer for the parameters of one group, in flat arrays parallel to theirs, and its steps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from sorix_dist.core.tensor import Array
 Scratch = tuple[Array, ...]
 Buffers = dict[str, Array]  # by name
 Block = tuple[Array, Array, Scratch, Buffers]  # data, gradient, scratch and buffers: slices of one length
-Snapshot = dict[str, Array]  # the step counts, and the buffers, by name
 
 
-class GroupState:
+class FlatState:
     """For each parameter the number of its updates, and buffers of its shape and dtype.
 
-    The buffers of all parameters of one dtype and memory are in one array in that memory, in the order of the group, so
-    that neighbours in flat storage are neighbours here. When parameters move, only the blocks are computed anew.
+    All buffers of one dtype and memory form one array in that memory, in the order of the group. So neighbours in flat
+    storage are neighbours here. When parameters move, only the blocks are computed anew.
     """
 
     def __init__(self, params: list[Tensor], optimizer: str, options: Sequence[str]) -> None:
@@ -81,7 +80,7 @@ class GroupState:
             self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
             self._cut_for = (flat.version(), names, used)
             self._steps, self._used = self.steps, np.array(used, np.int64)
-            self._per_step = _weighted(self._used)
+            self._per_step = weighted(self._used)
         self._advances = advances = self._advances + 1
         self._count += self._per_step
         return [(before + advances, blocks) for before, blocks in self._runs]
@@ -100,66 +99,6 @@ class GroupState:
         counts = sorted({*before.tolist()})
         many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         return f"{self._optimizer}({options}) after {many} updates of {len(self.params)} parameter(s)"
-
-    def entries(self) -> list[dict[str, Any] | None]:
-        """For each parameter copies of what is remembered of it, or None if it was never updated."""
-        views = {name: self._views(name) for name in self.buffers}
-        return [
-            {"step": int(step), **{name: Tensor(parts[i].copy()) for name, parts in views.items()}} if step else None
-            for i, step in enumerate(self.steps)
-        ]
-
-    def check(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
-        """Raises ValueError for entries that do not fit these parameters, or lack a buffer of `names`."""
-        for i, (parameter, entry) in enumerate(zip(self.params, entries, strict=True)):
-            if entry is None:
-                continue
-            missing = {"step", *names} - entry.keys()
-            if missing:
-                raise ValueError(f"load_state_dict: the state of parameter {i} lacks {sorted(missing)}")
-            if int(entry["step"]) < 0:
-                raise ValueError(f"load_state_dict: 'step' of parameter {i} must be >= 0, got {entry['step']}")
-            for name in names:
-                value, wanted = np.asarray(entry[name]), parameter.array
-                if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
-                    raise ValueError(
-                        f"load_state_dict: '{name}' of parameter {i} must be {wanted.dtype} {wanted.shape}, "
-                        f"got {value.dtype} {value.shape}"
-                    )
-
-    def load(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
-        """Loads entries that were checked. A call of all ranks that share the parameters."""
-        self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
-        self._lay(names, "optimizer.load_state_dict")
-        self._fence("optimizer.load_state_dict")
-        for i, entry in enumerate(entries):
-            self.steps[i] = 0 if entry is None else int(entry["step"])
-        self._count = _weighted(self.steps)
-        for name in names:
-            for view, (kind, _), entry in zip(self._views(name), self._places, entries, strict=True):
-                if self._kinds[kind][0].writes:
-                    np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
-        self._fence("optimizer.load_state_dict")
-        self._cut_for, self._runs = None, []
-
-    def snapshot(self, names: tuple[str, ...]) -> Snapshot:
-        """Copies of the step counts and of the buffers, among them those of `names`."""
-        self._lay(names, "optimizer.step")
-        flat = {f"{name}.{k}": array for name, arrays in self.buffers.items() for k, array in enumerate(arrays)}
-        return {"steps": self.steps.copy(), **{name: array.copy() for name, array in flat.items()}}
-
-    def restore(self, saved: Snapshot) -> None:
-        """Returns to a snapshot. Buffers that it lacks become zeros."""
-        steps = saved["steps"]
-        further = steps - self.steps
-        if np.ptp(further):
-            self._cut_for = None  # other parameters have equal counts
-        self._runs = [(before + int(further[0]), blocks) for before, blocks in self._runs]
-        self.steps[:] = steps
-        self._count = _weighted(steps)
-        for name, arrays in self.buffers.items():
-            for k, array in enumerate(arrays):
-                array[...] = saved.get(f"{name}.{k}", 0)
 
     def _fence(self, action: str, everywhere: bool = False) -> None:
         for memory in self.memories:
@@ -226,6 +165,6 @@ class GroupState:
             self._runs.append((int(self.steps[run.first]) - self._advances, blocks))
 
 
-def _weighted(counts: Array) -> int:
+def weighted(counts: Array) -> int:
     """A digest of counts: a weighted sum."""
     return int(counts @ np.arange(1, len(counts) + 1))

@@ -10,10 +10,9 @@ from sorix_dist.parallel.collectives import (
     global_value,
     replicated,
 )
-from sorix_dist.parallel.data_parallel import DistributedDataParallel
+from sorix_dist.parallel.data_parallel import DistributedDataParallel, assert_replicas_equal
 from sorix_dist.parallel.host_shared import host_shared
 from sorix_dist.parallel.local_sgd import DiLoCo, LocalSGD
-from sorix_dist.parallel.replicas import assert_replicas_equal
 from sorix_dist.parallel.world import init, is_main_process, local_rank, rank, size
 from sorix_dist.parallel.world import world as world
 

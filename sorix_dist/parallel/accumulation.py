@@ -1,9 +1,18 @@
-"""Accumulation: one step from several pieces, as if they were one batch."""
+"""Several backwards for one sum over the ranks: accumulation, as if its pieces were one batch, and `no_sync`."""
 
 from __future__ import annotations
 
-from sorix_dist.core.capture import host
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from sorix_dist.core.capture import host, outside
 from sorix_dist.core.placement import SUM, Partial, Placement
+
+if TYPE_CHECKING:
+    from sorix_dist.parallel.coordinator import Coordinator
+
+Piece = TypeVar("Piece")
 
 _NO_DENOMINATOR = (
     "accumulate: the loss of a piece must be a sum or a mean over rows with one denominator, got {}: the sum over the "
@@ -61,3 +70,57 @@ class Accumulation:
     def scale(self) -> float:
         """The factor on the sum of the pieces' gradients."""
         return 1 / self.denominator if self.denominator and not self._sums else 1.0
+
+
+def accumulate(coordinator: Coordinator, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """See `DistributedDataParallel.accumulate`."""
+    accumulation = begin_accumulation(coordinator)
+    try:
+        for piece in pieces:
+            accumulation.next_piece()
+            yield piece
+    except BaseException:
+        abandon(coordinator)
+        raise
+    finish_accumulation(coordinator)
+
+
+@host
+def begin_accumulation(coordinator: Coordinator) -> Accumulation:
+    """RuntimeError if gradients of earlier backwards are not summed yet."""
+    if coordinator.accumulation is not None or coordinator.pending:
+        raise RuntimeError(
+            "accumulate: the gradients of earlier backwards are not synchronised yet: end the loop over "
+            "accumulate, or call backward outside of no_sync, before the next accumulate"
+        )
+    for bucket in coordinator.buckets:
+        bucket.reducer.begin_backward(False)
+        bucket.reducer.stage()
+    coordinator.accumulation = Accumulation()
+    return coordinator.accumulation
+
+
+@host
+def finish_accumulation(coordinator: Coordinator) -> None:
+    """Sums the gradients of all pieces over the ranks."""
+    accumulation, coordinator.accumulation = coordinator.accumulation, None
+    assert accumulation is not None
+    accumulation.check()
+    coordinator.synchronise(accumulation.scale)
+
+
+def abandon(coordinator: Coordinator) -> None:
+    """Ends an accumulation before its last piece, and discards its gradients."""
+    coordinator.accumulation = None
+    coordinator.backward_failed()
+
+
+@contextmanager
+def no_sync(coordinator: Coordinator) -> Iterator[None]:
+    """See `DistributedDataParallel.no_sync`."""
+    outside("no_sync can't be captured; accumulate can")
+    before, coordinator.synchronising = coordinator.synchronising, False
+    try:
+        yield
+    finally:
+        coordinator.synchronising = before

@@ -9,19 +9,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from sorix_dist.comm import Comm
-from sorix_dist.comm.checked import HEAD, MESSAGE
 
 ACTIONS = (
-    "backward",
-    "optimizer.step",
-    "optimizer.load_state_dict",
-    "clip_grad_norm_",
-    "clip_grad_value_",
-    "zero_grad",
-    "edit",
-    "DistributedDataParallel",
-    "unwrap",
-)
+    "backward", "optimizer.step", "optimizer.load_state_dict", "clip_grad_norm_", "clip_grad_value_", "zero_grad",
+    "edit", "DistributedDataParallel", "unwrap",
+)  # fmt: skip
 """The collective operations, by the names of the user's calls."""
 BACKWARD = 0
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
@@ -49,10 +41,8 @@ class StepFingerprint(NamedTuple):
 # one rank writes and another reads takes time, so a row of one model and one loss fits into a single line.
 MOST_NUMBERS = 57  # in a row, beside the fingerprint
 MOST_VALUES = 64  # in a row
-_ROW = 1024  # bytes
-_SHORT_ROW = MESSAGE - HEAD  # bytes of a row between hosts that one message both compares and carries
-_LONGER = 255  # bytes of a short row in place of one that is longer; no row has this many numbers
-_COMPARED = 8  # offset of the bytes to compare
+ROW = 1024  # bytes
+COMPARED = 8  # offset of the bytes to compare
 # The count of numbers, the fingerprint, the digest of used parameters, the numbers.
 _PACK = [struct.Struct(f"hhiqiiqqq{count}q") for count in range(MOST_NUMBERS + 1)]
 _HEAD = _PACK[0]
@@ -86,28 +76,6 @@ class Consensus(Protocol):
         fingerprints if one differs in action or digest."""
 
 
-def consensus_of(comm: Comm) -> Consensus:
-    """The fastest consensus for the ranks of a communicator. A call of all of them."""
-    if comm.size == 1:
-        return LocalConsensus()
-    return SharedMemoryConsensus(comm) if comm.hosts == 1 else MessageConsensus(comm)
-
-
-class LocalConsensus:
-    """One rank agrees with itself."""
-
-    def agree(
-        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
-    ) -> Agreement:
-        return None, numbers, values, True
-
-    def commit(self, fine: bool) -> bool:
-        return fine
-
-    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
-        return None
-
-
 class _Rows(dict[int, tuple[memoryview, list[memoryview]]]):
     """The rows of the ranks of the host. By a number of bytes to compare: this rank's, and those of the others.
 
@@ -117,7 +85,7 @@ class _Rows(dict[int, tuple[memoryview, list[memoryview]]]):
     next: _Rows
 
     def __init__(self, rows: list[memoryview], own: int) -> None:
-        self.all = [row[_COMPARED:] for row in rows]
+        self.all = [row[COMPARED:] for row in rows]
         self.floats = [row.cast("d") for row in rows]
         self._own = own
 
@@ -132,28 +100,29 @@ class SharedMemoryConsensus:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        self.window = comm.window(2 * _ROW)
+        self.window = comm.window(2 * ROW)
         # A slow rank may still read while another one writes for the next barrier: two sets of rows alternate.
         self._own = self.window.local_rank
         parts = [part.data for part in self.window.parts]
-        first, second = (_Rows([part[at : at + _ROW] for part in parts], self._own) for at in (0, _ROW))
+        first, second = (_Rows([part[at : at + ROW] for part in parts], self._own) for at in (0, ROW))
         first.next, second.next = second, first
         self._next = first
 
     def agree(
         self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
-        now, sums = self._next, []
-        for i, value in enumerate(values[:MOST_VALUES]):
-            now.floats[self._own][-i] = value
-        same = self._compare(_packed(fingerprint, numbers, used))
-        for i in range(min(len(values), MOST_VALUES)):
+        now, sums, count = self._next, [], min(len(values), MOST_VALUES)
+        own = now.floats[self._own]
+        for i in range(count):
+            own[-i] = values[i]
+        same = self._compare(packed(fingerprint, numbers, used))
+        for i in range(count):
             total = 0.0
             for row in now.floats:
                 total += row[-i]
             sums.append(total)
-        found = (None, numbers, sums, True) if same else _merged(now.all, sums)
-        return found if len(values) <= MOST_VALUES else _with_many_values(found, values, self.comm)
+        found = (None, numbers, sums, True) if same else merged(now.all, sums)
+        return found if len(values) == count else with_many_values(found, values, self.comm)
 
     def commit(self, fine: bool) -> bool:
         return self._compare(b"\0" if fine else b"\1") and fine
@@ -170,55 +139,12 @@ class SharedMemoryConsensus:
         own[:] = sent
         self.window.barrier()
         for other in others:  # noqa: SIM110 (faster)
-            if other.tobytes() != sent:  # which compares faster than a memoryview
+            if other.tobytes() != sent:  # bytes compare faster than a memoryview
                 return False
         return True
 
 
-class MessageConsensus:
-    """Ranks of several hosts gather their rows in one message; those of a host share memory as well."""
-
-    def __init__(self, comm: Comm) -> None:
-        self.comm = comm
-        self._neighbours = SharedMemoryConsensus(comm)
-
-    def agree(
-        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
-    ) -> Agreement:
-        # The fence's result is not used: if one host stopped here, the others would wait for it in the gather.
-        action, _, digest, *_ = fingerprint
-        self._neighbours.fence(ACTIONS[action], digest)
-        return self._gather(fingerprint, numbers, values, used, meanwhile)
-
-    def commit(self, fine: bool) -> bool:
-        return fine  # every rank has the whole sum
-
-    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
-        differing = self._neighbours.fence(action, digest)
-        if differing is None and not everywhere:
-            return None
-        return self._gather(StepFingerprint(_NUMBER[action], 0, digest), [], [], 0)[0]
-
-    def _gather(
-        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int, meanwhile: Meanwhile = None
-    ) -> Agreement:
-        sent, places = _packed(fingerprint, numbers, used), [-i for i in range(min(len(values), MOST_VALUES))]
-        for size in (_SHORT_ROW, _ROW):
-            row = np.zeros(size, np.uint8)
-            if _COMPARED + len(sent) + 8 * max(len(places) - 1, 0) <= size:
-                row[_COMPARED : _COMPARED + len(sent)] = np.frombuffer(sent, np.uint8)
-                row.view(np.float64)[places] = values[:MOST_VALUES]
-            else:
-                row[:] = _LONGER
-            rows = self.comm.all_gather(row, meanwhile)
-            if (rows[:, _COMPARED] != _LONGER).all():
-                break
-        sums = [sum(column) for column in rows.view(np.float64)[:, places].T.tolist()]
-        found = _merged([each.data[_COMPARED:] for each in rows], sums)
-        return found if len(values) == len(places) else _with_many_values(found, values, self.comm)
-
-
-def _packed(fingerprint: Fields, numbers: list[int], used: int) -> bytes:
+def packed(fingerprint: Fields, numbers: list[int], used: int) -> bytes:
     count = len(numbers)
     if count > MOST_NUMBERS:
         raise RuntimeError(f"a backward can reach at most {MOST_NUMBERS} wrapped models, this one reached {count}")
@@ -229,7 +155,7 @@ def _fingerprints(rows: Sequence[memoryview]) -> list[StepFingerprint]:
     return [StepFingerprint(*_HEAD.unpack_from(row)[1:-1]) for row in rows]
 
 
-def _merged(rows: Sequence[memoryview], sums: list[float]) -> Agreement:
+def merged(rows: Sequence[memoryview], sums: list[float]) -> Agreement:
     """The agreement of rows that may differ."""
     fingerprints = _fingerprints(rows)
     if any(each != fingerprints[0] for each in fingerprints):
@@ -240,7 +166,7 @@ def _merged(rows: Sequence[memoryview], sums: list[float]) -> Agreement:
     return None, numbers, sums, all(each == sent[0] for each in sent)
 
 
-def _with_many_values(found: Agreement, values: list[float], comm: Comm) -> Agreement:
+def with_many_values(found: Agreement, values: list[float], comm: Comm) -> Agreement:
     """The agreement with the sums of more values than fit into a row, by a message of their own."""
     differing, numbers, _, same_used = found
     if differing is not None:

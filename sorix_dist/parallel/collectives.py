@@ -45,6 +45,13 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     return x
 
 
+def average(x: Tensor) -> None:
+    """The mean of a tensor over all ranks, in place; what is the same on every rank is its own mean."""
+    if x.place is not REPLICATE:
+        all_reduce(x)
+        x.array /= world().size
+
+
 @uncaptured
 def broadcast(x: T, root: int = 0) -> T:
     """Sends rank `root`'s values to all ranks, in place for a tensor or array; returns them."""

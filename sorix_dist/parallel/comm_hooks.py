@@ -17,7 +17,7 @@ from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.float16 import Half, scale_of, scaled, size_of
 from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
-from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, first_not_finite, is_finite
 
 __all__ = ["PowerSGD", "TopK", "fp16_compress"]
 
@@ -62,11 +62,11 @@ def fp16_compress(comm: Comm, gradients: Array) -> None:
 class TopK:
     """A hook that sends the largest gradients of each rank only, a share of `share` of them.
 
-    Each rank adds what it has not sent yet to its gradients, sends the largest of these by an all-gather, an index and
-    a value each, and keeps the others for the next step (error feedback: Stich et al. 2018, Sparsified SGD with
-    memory). The ranks choose different gradients, and the sum has all of them.
-    A small gradient comes late, by the time that many of them take to add up to a large one, and then for parameters
-    that have moved on. So training needs a model that tolerates that, often a warm-up with exact sums, and momentum
+    Each rank adds the gradients that it has not sent yet to its new ones. It sends the largest of the sums by an
+    all-gather, an index and a value each, and keeps the others for the next step (error feedback: Stich et al. 2018,
+    Sparsified SGD with memory). The ranks choose different gradients, and the sum has all of them.
+    A small gradient is sent when many of them have added up to a large one, and the parameters have moved on
+    meanwhile. So training needs a model that tolerates that, often a warm-up with exact sums, and momentum
     counts delayed gradients too. The gradients that are not sent yet are in no checkpoint.
 
     Every rank receives twice the share of every other rank's numbers. From about 1 / share ranks on, an exact sum
@@ -152,6 +152,14 @@ def weight_matrices(flat: Flat) -> list[Matrix]:
     ]
 
 
+def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> bytes:
+    """The flags of the parameters with a gradient on any rank. A call of all ranks, with the same `same_used`."""
+    used = np.frombuffer(flags, np.uint8).copy()
+    if not same_used:
+        agreed(comm).all_reduce(used, "max")
+    return used.tobytes()
+
+
 class HookReducer(Reducer):
     """Calls a hook instead of an all-reduce of the whole array."""
 
@@ -169,11 +177,10 @@ class HookReducer(Reducer):
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         # Looked for now, because the sum overwrites this rank's gradients.
-        self._wrong = None if is_finite(self.total) else self.buffers[0].first_not_finite()
+        self._wrong = None if is_finite(self.total) else first_not_finite(self.buffers[0].views)
         # The array gets the gradients of all ranks, so the flags must cover them: the next step clears by flags.
-        if not same_used:
-            agreed(self.comm).all_reduce(self.flags, "max")
-        self.used = self.flags.tobytes()
+        self.used = used_on_any_rank(self.comm, self.flags.data, same_used)
+        self.flags[:] = np.frombuffer(self.used, np.uint8)
         self.hook(self.comm, self.total)
         self.flat.clear_gaps(self.total, slice(0, self.flat.size))
 

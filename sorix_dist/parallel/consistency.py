@@ -1,4 +1,4 @@
-"""Checks that ranks have equal values, and errors of one rank that all ranks raise."""
+"""Checks that ranks have equal values and models, and errors of one rank that all ranks raise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from time import monotonic
 from typing import TypeVar
 
 from sorix_dist.comm import Comm
+from sorix_dist.core import Tensor
+from sorix_dist.nn.module import Module, options_of
 from sorix_dist.store import files
 from sorix_dist.watchdog import watch
 
@@ -68,6 +70,29 @@ def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
         f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, rank {others[0]} has "
         f"{second or 'no more'} at the same place{f', and so has rank {alike}' if alike else ''}"
     )
+
+
+def describe_state(module: Module) -> list[str]:
+    """One line for each parameter and buffer: name, shape, dtype, and whether it requires a gradient."""
+
+    def line(name: str, tensor: Tensor) -> str:
+        return f"'{name}' of shape {tuple(tensor.array.shape)} and dtype {tensor.array.dtype}"
+
+    parameters = [
+        f"{line(name, p)}{'' if p.requires_grad else ' that requires no gradient'}"
+        for name, p in module.named_parameters()
+    ]
+    return parameters + [line(name, buffer) for name, buffer in module.named_buffers()]
+
+
+def describe_modules(module: Module) -> list[str]:
+    """One line for each module, of its class, and for each of its options."""
+    lines = []
+    for name, part in module.named_modules():
+        where = f"module '{name}'" if name else "the model"
+        what = f"{where} ({type(part).__name__})"
+        lines += [what, *(f"{what} with {option} = {text}" for option, text in options_of(part).items())]
+    return lines
 
 
 def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:

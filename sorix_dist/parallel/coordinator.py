@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from math import isfinite
-from typing import Any, NoReturn
 from weakref import ReferenceType, ref
 
 from sorix_dist.comm import Comm
-from sorix_dist.core.capture import host, outside
 from sorix_dist.core.fingerprint import Criteria, collect_criteria
-from sorix_dist.core.flat import Flat, synchronise
-from sorix_dist.core.graph import Described, Leaf, Node, Sync, Visitor
+from sorix_dist.core.flat import synchronise
+from sorix_dist.core.graph import Described, Leaf, Sync, Visitor
 from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.accumulation import Accumulation
-from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint, consensus_of
-from sorix_dist.parallel.comm_hooks import Hook, HookReducer, fp16_compress, is_exchanged
-from sorix_dist.parallel.differences import History, describe_difference, not_finite, unequal_number, unequal_reduction
+from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
+from sorix_dist.parallel.comm_hooks import Hook
+from sorix_dist.parallel.differences import different_steps, leave_out, require_equal_numbers, unequal_reduction
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
-from sorix_dist.parallel.hosts_reducer import HostsReducer, peers_of
-from sorix_dist.parallel.reducers import OVERWRITE, Bucket, LocalReducer, Reducer
-from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
-from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
+from sorix_dist.parallel.hosts_reducer import peers_of, sender
+from sorix_dist.parallel.reducers import OVERWRITE, Bucket
+from sorix_dist.parallel.selection import consensus_of, reducer_of
+from sorix_dist.parallel.shared_memory import SharedMemory
+from sorix_dist.parallel.tree_reducers import shard_visitor
 from sorix_dist.parallel.world import virtual_shards
 from sorix_dist.watchdog import watch
-from sorix_dist.watchdog.call_site import call_site
 
 NO_ROWS = Rows(0, 0, 0)
 _PRIME = (1 << 61) - 1
-_TOLERANCE = 1e-8  # of the squares of numbers that must be the same: four digits
 _MODE_BITS = 33
 _MODE = (1 << _MODE_BITS) - 1
 _LOCAL = Partial, Shard
@@ -68,7 +62,7 @@ class Coordinator(Sync):
         self.pending = False
         self.accumulation: Accumulation | None = None
         self.rows = NO_ROWS
-        self._losses: list[Tensor] = []  # whose global values come with the next sum
+        self._losses: list[Tensor] = []  # their global values come with the next sum
         self._walks = 0  # backwards that are running; more than one if a hook calls backward
         self._steps = 0  # that have been synchronised
         self._updates = 0  # of parameters by optimizers
@@ -110,20 +104,8 @@ class Coordinator(Sync):
 
     def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
         """Reduces a bucket by `hook`, or by the default reducer for these ranks. A call of all ranks."""
-        bucket.reducer = self._reducer(bucket.flat, hook)
+        bucket.reducer = reducer_of(bucket.flat, hook, self._shared_memory, self.shards, self._peers)
         self._follows = self._follows or bucket.reducer.overlaps
-
-    def _reducer(self, flat: Flat, hook: Hook | None) -> Reducer:
-        comm, memory, shards, peers = self.comm, self._shared_memory, self.shards, self._peers
-        if shards is not None and comm.hosts == 1:
-            return SharedTreeReducer(flat, shards, memory)
-        if shards is not None:
-            return MessageTreeReducer(flat, shards, hook is fp16_compress)  # the only hook that there is here
-        if peers is not None and (is_exchanged(hook) or peers.slices * comm.hosts == comm.size):
-            return HostsReducer(flat, memory, peers, hook)
-        if hook is not None:
-            return HookReducer(flat, comm, hook)
-        return LocalReducer(flat) if comm.size == 1 else SharedMemoryReducer(flat, memory)
 
     # -- around a backward
 
@@ -158,35 +140,9 @@ class Coordinator(Sync):
     def _visitor(self) -> Visitor:
         """The visitor that selects the buffer of a node's virtual shard, or starts to send complete gradients."""
         if self.shards is not None:
-            return self._shard_visitor()
-        send = self._sender()
-
-        def visit(edge: Node | Leaf, gradient: Any) -> None:
-            send()
-
-        return visit
-
-    def _sender(self) -> Callable[[], None]:
-        overlapping = [bucket.reducer for bucket in self.buckets if bucket.reducer.overlaps]
-
-        def send() -> None:
-            for reducer in overlapping:
-                reducer.send_complete()
-
-        return send
-
-    def _shard_visitor(self) -> Visitor:
-        current: int | None = None
-        self._select(None)
-
-        def visit(edge: Node | Leaf, gradient: Any) -> None:
-            nonlocal current
-            shard = edge.shard if isinstance(edge, Node) else None
-            if shard != current:
-                current = shard
-                self._select(shard)
-
-        return visit
+            return shard_visitor(self._select)
+        send = sender(self.buckets)
+        return lambda edge, gradient: send()
 
     def _select(self, shard: int | None) -> None:
         for bucket in self.buckets:
@@ -258,17 +214,17 @@ class Coordinator(Sync):
                     used = (31 * used + bucket.reducer.used_digest()) % _PRIME
         if several_hosts:
             values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
-            meanwhile = self._sender()
+            meanwhile = sender(buckets)
         rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
         self.pending, self._backwards, self._options = False, 0, 0
         self._steps += 1
         if differing is not None:
-            self._refuse(differing, self._steps)
+            raise self._different(differing, self._steps)
         self._optimizers.clear()
         if expected:
-            self._compare(expected, sums[len(losses) :])
+            require_equal_numbers(self.comm, expected, sums[len(losses) :])
         summed = []
         for key in keys:
             if key not in by_key:
@@ -283,7 +239,7 @@ class Coordinator(Sync):
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
-            self._leave_out([bucket for bucket, _ in summed])
+            leave_out(self.comm, [bucket for bucket, _ in summed], self._steps)
             return
         written = False
         for bucket, _ in summed:
@@ -299,74 +255,8 @@ class Coordinator(Sync):
         differing = self.consensus.fence(action, self._options + digest, everywhere)
         if differing is not None:
             self._options = 0  # reported once
-            self._refuse(differing, self._steps + 1)
+            raise self._different(differing, self._steps + 1)
 
-    def _compare(self, numbers: list[float], sums: list[float]) -> None:
-        """RuntimeError on every rank if one of the numbers differs between ranks; sums: the sums over the ranks of the
-        numbers, then of their squares."""
-        for number, total, squares in zip(numbers, sums, sums[len(numbers) :], strict=False):
-            if squares * self.comm.size - total * total <= _TOLERANCE * squares * self.comm.size:
-                continue
-            everywhere = self.comm.gather_objects(number)
-            if any(map(isfinite, everywhere)):
-                raise unequal_number(everywhere, call_site().where)
-
-    def _refuse(self, fingerprints: list[StepFingerprint], step: int) -> NoReturn:
-        history = History(
-            [optimizer.describe() for optimizer in self._optimizers.values()],
-            [criterion.describe() for criterion in self._criteria.values()],
-        )
-        self._optimizers.clear()
-        lines, histories = zip(*self.comm.gather_objects((call_site().where, history)), strict=True)
-        raise RuntimeError(describe_difference(fingerprints, lines, histories, step))
-
-    def _leave_out(self, reached: list[Bucket]) -> None:
-        """Discards the gradients of a backward because some are not finite. FloatingPointError, which names them,
-        unless all watched buckets say "skip"."""
-        watched = [bucket for bucket in reached if bucket.nonfinite != "allow"]
-        own = [(bucket.names[found[0]], found[1]) for bucket in watched if (found := bucket.reducer.first_not_finite())]
-        for bucket in reached:
-            bucket.reducer.reset()
-        everywhere = self.comm.gather_objects(own[0] if own else None)
-        if all(bucket.nonfinite == "skip" for bucket in watched):
-            return
-        raise not_finite(everywhere, self._steps, call_site().where)
-
-    # -- several backwards for one sum
-
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
-        """Backwards inside the block accumulate on this rank; the next backward outside sums them over the ranks."""
-        outside("no_sync can't be captured; accumulate can")
-        before, self.synchronising = self.synchronising, False
-        try:
-            yield
-        finally:
-            self.synchronising = before
-
-    @host
-    def accumulate(self) -> Accumulation:
-        """Begins an accumulation."""
-        if self.accumulation is not None or self.pending:
-            raise RuntimeError(
-                "accumulate: the gradients of earlier backwards are not synchronised yet: end the loop over "
-                "accumulate, or call backward outside of no_sync, before the next accumulate"
-            )
-        for bucket in self.buckets:
-            bucket.reducer.begin_backward(False)
-            bucket.reducer.stage()
-        self.accumulation = Accumulation()
-        return self.accumulation
-
-    @host
-    def finish(self) -> None:
-        """Ends an accumulation: sums its gradients over the ranks."""
-        accumulation, self.accumulation = self.accumulation, None
-        assert accumulation is not None
-        accumulation.check()
-        self.synchronise(accumulation.scale)
-
-    def abandon(self) -> None:
-        """Ends an accumulation whose loop was left early, and discards its gradients."""
-        self.accumulation = None
-        self.backward_failed()
+    def _different(self, fingerprints: list[StepFingerprint], step: int) -> RuntimeError:
+        optimizers, self._optimizers = self._optimizers, {}
+        return different_steps(self.comm, fingerprints, optimizers.values(), self._criteria.values(), step)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 
@@ -17,23 +18,22 @@ from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
+from sorix_dist.parallel.accumulation import Piece, accumulate, no_sync
 from sorix_dist.parallel.comm_hooks import Hook, described
-from sorix_dist.parallel.consistency import same_everywhere
+from sorix_dist.parallel.consistency import describe_modules, describe_state, same_everywhere
 from sorix_dist.parallel.coordinator import coordinator_of
 from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
 from sorix_dist.parallel.reducers import Bucket, NonFinite
-from sorix_dist.parallel.replicas import assert_replicas_equal, describe_modules, describe_state
 from sorix_dist.parallel.world import agree_on_seed, communicator
 
-Piece = TypeVar("Piece")
 Storage = Literal["shared", "replicated"]
 
 
 class DistributedDataParallel(Module):
     """Trains replicas of a model, one per rank, on the global batch.
 
-    After `loss.backward()` the `grad` of every parameter is, on every rank, the gradient of the loss of the global
-    batch, whatever that loss is and however the rows are shared out, and `loss.item()` is its value.
+    After `loss.backward()` every rank has, in the `grad` of every parameter, the gradient of the loss of the global
+    batch, for any loss and any split of the rows. `loss.item()` is the value of that loss.
     In training, inputs that no loader has made are rows of this rank along their first axis, unless they are
     `replicated`. Wrapping is a call of all ranks: it checks that all have the same model, down to the options of its
     modules, and broadcasts rank 0's weights and buffers. An attribute of a module that may differ between ranks, a
@@ -132,7 +132,7 @@ class DistributedDataParallel(Module):
         As in PyTorch, except that `grad` does not change before that sum, a loss shows its value over this rank's rows,
         and an optimizer's step in between is an error.
         """
-        return self._coordinator.no_sync()
+        return no_sync(self._coordinator)
 
     def accumulate(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Yields `pieces`, micro-batches of any sizes; the loop body computes their losses and calls backward on each.
@@ -148,15 +148,7 @@ class DistributedDataParallel(Module):
         if a loss is not a sum or mean over rows with one denominator (a root, the sum of two means over different
         numbers of rows), or if sums and means are mixed. For those, use `no_sync` and (loss / number of pieces).
         """
-        accumulation = self._coordinator.accumulate()
-        try:
-            for piece in pieces:
-                accumulation.next_piece()
-                yield piece
-        except BaseException:
-            self._coordinator.abandon()
-            raise
-        self._coordinator.finish()
+        return accumulate(self._coordinator, pieces)
 
     def register_comm_hook(self, hook: Hook) -> None:
         """Makes `hook(comm, gradients)` sum this model's gradients over the ranks, see `comm_hooks.fp16_compress`.
@@ -237,3 +229,24 @@ class DistributedDataParallel(Module):
             value = np.ascontiguousarray(buffer.array)
             self.comm.broadcast(value)
             np.copyto(buffer.array, value)
+
+
+def assert_replicas_equal(model: Module, comm: object = None) -> None:
+    """RuntimeError on every rank unless all parameters and buffers have the same bytes on all ranks; it names the
+    first that differs, and the rank.
+
+    comm: an mpi4py communicator, by default the model's. The ranks send only digests of the state. A call of all ranks.
+    """
+    among = communicator(comm if comm is not None else getattr(model, "comm", None))
+    state = [*model.named_parameters(), *model.named_buffers()]
+    digests = [hashlib.blake2b(np.ascontiguousarray(t.array).tobytes(), digest_size=16).digest() for _, t in state]
+    everywhere = among.gather_objects(digests)
+    for rank, theirs in enumerate(everywhere):
+        if len(theirs) != len(everywhere[0]):
+            raise RuntimeError(f"the model has {len(everywhere[0])} tensors on rank 0 and {len(theirs)} on rank {rank}")
+        for i, (first, second) in enumerate(zip(everywhere[0], theirs, strict=True)):
+            if first != second:
+                raise RuntimeError(
+                    f"the replicas have drifted apart: '{state[i][0]}' of rank {rank} is not that of rank 0; was it "
+                    "changed on some ranks only, or an optimizer step skipped?"
+                )

@@ -1,12 +1,19 @@
-"""What a rank says when the steps of the ranks differ, or when gradients are not finite."""
+"""What ranks do when their steps differ, or when gradients are not finite: the errors that name the cause."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from math import isfinite
 from typing import NamedTuple
 
+from sorix_dist.comm import Comm
+from sorix_dist.core.graph import Described
 from sorix_dist.parallel.agreement import ACTIONS, BACKWARD, StepFingerprint
+from sorix_dist.parallel.reducers import Bucket
+from sorix_dist.watchdog.call_site import call_site
+
+_TOLERANCE = 1e-8  # of the squares of numbers that must be the same: four digits
 
 
 class History(NamedTuple):
@@ -16,13 +23,22 @@ class History(NamedTuple):
     criteria: list[str]
 
 
-def describe_difference(
-    fingerprints: Sequence[StepFingerprint], lines: Sequence[str], histories: Sequence[History], step: int
-) -> str:
-    """The error of ranks whose fingerprints differ; lines: of each rank's program."""
+def different_steps(
+    comm: Comm,
+    fingerprints: Sequence[StepFingerprint],
+    optimizers: Iterable[Described],
+    criteria: Iterable[Described],
+    step: int,
+) -> RuntimeError:
+    """The error of ranks whose fingerprints differ. A call of all ranks.
+
+    optimizers, criteria: of this rank, since the last agreement.
+    """
+    history = History([each.describe() for each in optimizers], [each.describe() for each in criteria])
+    lines, histories = zip(*comm.gather_objects((call_site().where, history)), strict=True)
     first, other = _pair(fingerprints)
     ours, theirs = _difference(fingerprints[first], fingerprints[other], histories[first], histories[other])
-    return (
+    return RuntimeError(
         f"the ranks are not at the same place in backward number {step}: rank {first} has {ours} at {lines[first]}, "
         f"rank {other} has {theirs} at {lines[other]}; no gradient was added"
     )
@@ -78,15 +94,21 @@ def _difference(a: StepFingerprint, b: StepFingerprint, before_a: History, befor
     return ours, theirs
 
 
-def unequal_number(everywhere: Sequence[float], where: str) -> RuntimeError:
-    """The error for a number that is not the same on every rank, in the backward at a line of the program."""
-    return RuntimeError(
-        "a loss, or a number that it was multiplied with or divided by, must be the same on every rank, and is "
-        f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {len(everywhere) - 1} (in the backward at "
-        f"{where}): it is a rank's own, such as len(xb), or follows from rows that no loader has tagged. Take the rows "
-        "from a DataLoader, call the wrapped model instead of its module, or use sx.global_value(x) or "
-        "sx.global_rows(xb); no gradient was added [docs: own-numbers]"
-    )
+def require_equal_numbers(comm: Comm, numbers: list[float], sums: list[float]) -> None:
+    """RuntimeError on every rank if one of the numbers differs between ranks; sums: the sums over the ranks of the
+    numbers, then of their squares. A call of all ranks."""
+    for number, total, squares in zip(numbers, sums, sums[len(numbers) :], strict=False):
+        if squares * comm.size - total * total <= _TOLERANCE * squares * comm.size:
+            continue
+        everywhere = comm.gather_objects(number)
+        if any(map(isfinite, everywhere)):
+            raise RuntimeError(
+                "a loss, or a number that it was multiplied with or divided by, must be the same on every rank, and is "
+                f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {comm.size - 1} (in the backward at "
+                f"{call_site().where}): it is a rank's own, such as len(xb), or follows from rows that no loader has "
+                "tagged. Take the rows from a DataLoader, call the wrapped model instead of its module, or use "
+                "sx.global_value(x) or sx.global_rows(xb); no gradient was added [docs: own-numbers]"
+            )
 
 
 def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:
@@ -102,12 +124,19 @@ def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:
     )
 
 
-def not_finite(found: Sequence[tuple[str, str] | None], step: int, where: str) -> FloatingPointError:
-    """The error for gradients that are not finite; found: by each rank, a parameter's name and the value in its
-    gradient."""
-    named = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(found) if f is not None]
-    return FloatingPointError(
-        f"gradients are not finite in backward number {step}, at {where}: "
+def leave_out(comm: Comm, reached: list[Bucket], step: int) -> None:
+    """Discards the gradients of a backward because some are not finite. FloatingPointError, which names the parameters
+    and values, unless all watched buckets say "skip". A call of all ranks."""
+    watched = [bucket for bucket in reached if bucket.nonfinite != "allow"]
+    own = [(bucket.names[found[0]], found[1]) for bucket in watched if (found := bucket.reducer.first_not_finite())]
+    for bucket in reached:
+        bucket.reducer.reset()
+    everywhere = comm.gather_objects(own[0] if own else None)
+    if all(bucket.nonfinite == "skip" for bucket in watched):
+        return
+    named = [f"that of '{f[0]}' on rank {r} is {f[1]}" for r, f in enumerate(everywhere) if f is not None]
+    raise FloatingPointError(
+        f"gradients are not finite in backward number {step}, at {call_site().where}: "
         f"{'; '.join(named) or 'the sum over the ranks overflows'}. They were not added; with nonfinite='skip' a "
         "wrapped model leaves such a step out on all ranks, with 'allow' it goes on [docs: not-finite]"
     )

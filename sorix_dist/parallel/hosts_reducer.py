@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -11,8 +12,8 @@ from sorix_dist.comm import Comm
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.graph import Accumulator
 from sorix_dist.core.memory import PRIVATE
-from sorix_dist.parallel.comm_hooks import Hook, exchange_like, hook_for, is_exchanged
-from sorix_dist.parallel.reducers import GradientBuffer, Reducer, used_by_any, used_on_any_rank
+from sorix_dist.parallel.comm_hooks import Hook, exchange_like, hook_for, is_exchanged, used_on_any_rank
+from sorix_dist.parallel.reducers import Bucket, GradientBuffer, Reducer, used_by_any
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
 
 _FIRST = (1 << 32) - 1
@@ -176,3 +177,14 @@ class HostsReducer(Reducer):
         if self.comm.size > self.comm.hosts:
             self.memory.fence("backward")
         self._next_sum()
+
+
+def sender(buckets: Iterable[Bucket]) -> Callable[[], None]:
+    """A function that sends the complete gradients of all buckets, as far as that needs no waiting."""
+    overlapping = [bucket.reducer for bucket in buckets if bucket.reducer.overlaps]
+
+    def send() -> None:
+        for reducer in overlapping:
+            reducer.send_complete()
+
+    return send

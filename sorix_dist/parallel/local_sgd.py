@@ -22,12 +22,11 @@ from sorix_dist.nn import Module
 from sorix_dist.optim import SGD
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel.comm_hooks import Hook, fp16_compress
-from sorix_dist.parallel.consistency import same_everywhere
+from sorix_dist.parallel.consistency import describe_modules, describe_state, same_everywhere
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.forward import batch_of
 from sorix_dist.parallel.groups import InOrder
-from sorix_dist.parallel.replicas import describe_modules, describe_state
 from sorix_dist.parallel.workers import Workers
 from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
 from sorix_dist.utils.data.nested import entries, map_arrays

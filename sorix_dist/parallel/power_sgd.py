@@ -128,7 +128,7 @@ class LowRankSum:
         assert left is not None
         np.add(gradients, missing, out=mine)
         for matrix, p, q in zip(self.matrices, self._lefts, self._rights, strict=True):
-            q *= _inverse(q)  # whose size is that of the last gradients, and does not matter
+            q *= _inverse(q)  # the size of Q is that of the last gradients, and does not matter
             np.matmul(_of(mine, matrix), q, out=p)
         if tail.size:
             np.concatenate([gradients[part] for part in self._rest], out=tail, casting="same_kind")

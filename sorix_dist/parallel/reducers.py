@@ -4,6 +4,7 @@ that one reducer is for."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import unwrap
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Literal
 from weakref import ref
@@ -11,8 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import Comm, agreed
-from sorix_dist.core.flat import BLOCK, Flat, gradients, leaf_of, within
+from sorix_dist.core.flat import BLOCK, Flat, leaf_of, within
 from sorix_dist.core.graph import Accumulator, Leaf, through
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
@@ -63,10 +63,6 @@ class GradientBuffer:
             self.flags[:] = written
         return True in written
 
-    def first_not_finite(self) -> tuple[int, str] | None:
-        """The index of the first parameter whose gradient is not finite, and the value."""
-        return first_not_finite(self.views)
-
 
 class Reducer:
     """Sums the gradients of one flat storage over the ranks. `reduce` and `commit` are calls of all ranks.
@@ -104,7 +100,10 @@ class Reducer:
 
     def end_backward(self) -> bool:
         """Prepares the buffers for the sum; returns whether a backward has reached any of the parameters."""
-        return any([buffer.finish() for buffer in self.buffers])  # noqa: C419 (all of them must finish)
+        reached = False
+        for buffer in self.buffers:
+            reached = buffer.finish() or reached
+        return reached
 
     def used_digest(self) -> int:
         """A digest of the parameters that this rank has reached; 0 if the others see these in shared memory."""
@@ -136,7 +135,7 @@ class Reducer:
 
     def first_not_finite(self) -> tuple[int, str] | None:
         """The index of the first parameter whose gradient on this rank is not finite, and the value."""
-        found = (buffer.first_not_finite() for buffer in self.buffers)
+        found = (first_not_finite(buffer.views) for buffer in self.buffers)
         return next((each for each in found if each is not None), None)
 
     def commit(self, scale: float) -> bool:
@@ -217,77 +216,6 @@ class Bucket:
         return OVERWRITE
 
 
-class LocalReducer(Reducer):
-    """One rank: a backward writes directly into `grad`, unless it must be staged: by `stage`, or because there is a
-    gradient already, which a failed backward must not change."""
-
-    def __init__(self, flat: Flat) -> None:
-        super().__init__(flat)
-        self.buffers = []  # or the staging buffer
-        self._staging: GradientBuffer | None = None
-        self._whole = False  # whether there is a gradient of every parameter
-
-    def stage(self) -> None:
-        if self.buffers:
-            return
-        if self._staging is None:
-            self.total = PRIVATE.zeros(self.flat.size, self.flat.dtype)
-            flags = memoryview(bytearray(len(self.leaves)))
-            self._staging = GradientBuffer(self.flat, self.leaves, self.total, flags)
-        self._staging.begin()
-        self._staging.select()
-        self.buffers = [self._staging]
-
-    def begin_backward(self, last: bool) -> None:
-        if True in [leaf.total.written for leaf in self.leaves]:
-            self.stage()
-
-    def end_backward(self) -> bool:
-        if self.buffers:
-            reached = super().end_backward()
-            if not reached:
-                self._show_total()
-            return reached
-        written = [leaf.total.written for leaf in self.leaves]
-        self._whole = False not in written
-        return True in written
-
-    def reset(self) -> None:
-        if self.buffers:
-            super().reset()
-            self._show_total()
-            return
-        for leaf in self.leaves:
-            leaf.zero()
-
-    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
-        if self.buffers:
-            self.used = bytes(self.buffers[0].flags)
-
-    def is_finite(self) -> bool:
-        if self.buffers:
-            return super().is_finite()
-        if self._whole:
-            return is_finite(self.flat.grad)
-        return all(is_finite(array) for array in gradients(self.flat.parameters))
-
-    def first_not_finite(self) -> tuple[int, str] | None:
-        if self.buffers:
-            return super().first_not_finite()
-        return first_not_finite([p.grad.array if p.grad is not None else np.zeros(0) for p in self.flat.parameters])
-
-    def commit(self, scale: float) -> bool:
-        if self.buffers:
-            self._show_total()
-            super().commit(scale)
-        return False
-
-    def _show_total(self) -> None:
-        self.buffers = []
-        for leaf in self.leaves:
-            leaf.local = leaf.total
-
-
 def used_by_any(flags: Sequence[memoryview]) -> bytes:
     """The flags of the parameters with a gradient in any of the buffers that have these flags."""
     first = flags[0].tobytes()
@@ -297,18 +225,13 @@ def used_by_any(flags: Sequence[memoryview]) -> bytes:
     return first
 
 
-def used_on_any_rank(comm: Comm, flags: bytes | memoryview, same_used: bool) -> bytes:
-    """The flags of the parameters with a gradient on any rank. A call of all ranks, with the same `same_used`."""
-    used = np.frombuffer(flags, np.uint8).copy()
-    if not same_used:
-        agreed(comm).all_reduce(used, "max")
-    return used.tobytes()
+_vdot = unwrap(np.vdot)  # without the look at other types of arrays, which takes as long as the sum of a small one
 
 
 def is_finite(array: Array) -> bool:
     """Whether a one-dimensional array has neither NaN nor infinity."""
     # Unlike dot, vdot does not warn of an overflow. float16 has no BLAS, and overflows soon.
-    if array.dtype.itemsize > 2 and isfinite(np.vdot(array, array)):
+    if array.dtype.itemsize > 2 and isfinite(_vdot(array, array)):
         return True
     return bool(np.isfinite(array).all())
 

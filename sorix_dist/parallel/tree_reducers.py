@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -11,11 +12,14 @@ import numpy as np
 from sorix_dist.comm import agreed
 from sorix_dist.comm.ring import PIECE
 from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.graph import Leaf, Node, Visitor
 from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.comm_hooks import used_on_any_rank
 from sorix_dist.parallel.float16 import HalfBlocks, whole_blocks
-from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any, used_on_any_rank
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
-from sorix_dist.parallel.virtual_shards import Node, Plan, VirtualShards, blocks, subtrees
+from sorix_dist.parallel.virtual_shards import Node as TreeNode
+from sorix_dist.parallel.virtual_shards import Plan, VirtualShards, blocks, subtrees
 
 
 class ShardReducer(Reducer):
@@ -85,7 +89,7 @@ class MessageTreeReducer(ShardReducer):
         windows = [(memoryview(bytearray(len(flat.parameters))), np.zeros(flat.size, flat.dtype)) for _ in own]
         super().__init__(flat, shards, windows)
         owned = [range(shards.count * r // size, shards.count * (r + 1) // size) for r in range(size)]
-        self._nodes: list[list[Node]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
+        self._nodes: list[list[TreeNode]] = [subtrees(each.start, each.stop, shards.count) for each in owned]
         most, length = max(map(len, self._nodes)), -(-flat.size // size)
         self._half = HalfBlocks() if half else None
         self._sends_half = half and shards.count == size
@@ -141,3 +145,18 @@ class MessageTreeReducer(ShardReducer):
         for message, row in zip(messages, numbers, strict=True):
             self._half.decode(message, row)
         return numbers
+
+
+def shard_visitor(select: Callable[[int | None], None]) -> Visitor:
+    """The visitor of a walk that selects the buffers of each node's virtual shard."""
+    current: int | None = None
+    select(None)
+
+    def visit(edge: Node | Leaf, gradient: Any) -> None:
+        nonlocal current
+        shard = edge.shard if isinstance(edge, Node) else None
+        if shard != current:
+            current = shard
+            select(shard)
+
+    return visit

@@ -17,7 +17,7 @@ from sorix_dist.core.random import Draws, functional_draws, row_draws
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.optim.state import Snapshot
+from sorix_dist.optim.saved_state import Snapshot
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.float16 import HalfBlocks

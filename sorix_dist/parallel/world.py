@@ -39,8 +39,8 @@ def init(
     timeout: seconds that a rank may be late; threads: BLAS threads of this rank, "auto" for the cores of the
     host divided by its ranks; comm: an mpi4py communicator to work in; backend: "auto", "mpi" or "solo".
     virtual_shards: turns on reproducible mode: a power of two, at least the number of ranks, usually 8. Every global
-    batch is cut into this number of pieces, and sums over pieces have a fixed order, so that the weights are bit for
-    bit the same on any number of ranks up to it. Each rank then uses one BLAS thread.
+    batch is cut into this number of pieces, and sums over pieces have a fixed order. So the weights are bit for bit
+    the same on any number of ranks up to it. Each rank then uses one BLAS thread.
     ValueError on every rank unless all give the same options; RuntimeError if the ranks are already in use with other
     `virtual_shards`.
     """

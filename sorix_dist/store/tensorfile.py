@@ -143,7 +143,7 @@ def read_from(file: Any, size: int) -> tuple[dict[str, Array], str]:
 
 
 def read_foreign(file: Any, size: int) -> dict[str, Array] | None:
-    """The arrays of an open safetensors file that another program wrote, which has no digests; None if it is no such
+    """The arrays of an open safetensors file of another program, which has no digests; None if it is no such
     file. bfloat16 becomes float32. DamagedFile if the header does not fit the file."""
     first = file.read(_LENGTH.size)
     (length,) = _LENGTH.unpack(first) if len(first) == _LENGTH.size else (0,)

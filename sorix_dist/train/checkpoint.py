@@ -84,8 +84,8 @@ class Checkpointer:
         ValueError, with every part unchanged, if the checkpoint lacks a part or has a state that does not fit. (Parts
         of your own may have `check_state_dict(state)`, which raises what `load_state_dict` would raise. Without it,
         their state is copied before and restored.)
-        A RuntimeWarning says what has changed since (ranks, BLAS, CPU, versions) if results may differ in their last
-        bits from those of an uninterrupted run.
+        A RuntimeWarning names what has changed since (ranks, BLAS, CPU, versions) if the last bits of results may
+        differ from those of an uninterrupted run.
         """
         parts = {name: part for name, part in parts.items() if part is not None}
         same_everywhere(

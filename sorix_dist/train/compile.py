@@ -19,6 +19,7 @@ from sorix_dist.core import Tensor, flat
 from sorix_dist.core.capture import Recorder, recorders, version
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
+from sorix_dist.parallel.accumulation import abandon
 from sorix_dist.train.audit import Audit, difference_of, forgotten
 from sorix_dist.train.fingerprint import Fingerprint, arrays_of, form_of, inside, modules, state_of, within
 from sorix_dist.train.step_reads import Reads, Watched, followed
@@ -269,7 +270,7 @@ class _Entry:
         assert self.recorder is not None
         for thing in self.recorder.names.values():
             if getattr(thing, "accumulation", None) is not None:
-                thing.abandon()
+                abandon(thing)
 
 
 def _staying(named: list[Any]) -> dict[int, str]:

@@ -20,7 +20,7 @@ from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
 from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
 
 RANK = 4
-"""Of PowerSGD."""
+"""The rank of PowerSGD's factors."""
 METHODS = "exact", "fp16", "PowerSGD", "LocalSGD"
 SHORT = 64 << 10
 """Bytes up to which MPI's own all-reduce sums between hosts, by recursive doubling."""

@@ -1,8 +1,7 @@
-"""What tells timelines of steps and spans: functions of the package that take the time of their calls.
+"""Instruments the package for timelines: replaces some of its functions by others that time their calls.
 
-They are put in the place of the plain ones when the first timeline begins, and those for spans only while one takes
-spans; then the plain ones are put back. So nothing is paid without a timeline, and little while it pauses, which a hook
-in each of these functions could not promise.
+The first timeline that begins replaces them, those for spans only while one records spans. Then the plain functions
+come back. A run without a timeline pays nothing, and little while it pauses; a hook in each function would cost more.
 """
 
 from __future__ import annotations
@@ -22,8 +21,10 @@ from sorix_dist.core.op import marker
 from sorix_dist.core.ops import matrix
 from sorix_dist.nn import Module
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.parallel.agreement import LocalConsensus, MessageConsensus, SharedMemoryConsensus
+from sorix_dist.parallel.agreement import SharedMemoryConsensus
 from sorix_dist.parallel.coordinator import Coordinator
+from sorix_dist.parallel.hosts_agreement import MessageConsensus
+from sorix_dist.parallel.local import LocalConsensus
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import CompiledStep
 from sorix_dist.utils.data import loader
@@ -35,7 +36,7 @@ END = -1
 """In place of an operation: a walk has ended."""
 
 started: dict[int, Timeline] = {}
-"""By thread, the timelines that have begun; those that pause are told of the ends of steps only."""
+"""By thread, the timelines that have begun; a paused one is notified of the ends of steps only."""
 
 recording: dict[int, Timeline] = {}
 """By thread, the timelines that take spans now."""
@@ -214,7 +215,7 @@ SPANS: list[tuple[Any, str, Callable[[Any], Any]]] = [
 
 
 def begin(timeline: Timeline) -> bool:
-    """Tells a timeline of the steps of this thread, from now on; False if another one is told of them already."""
+    """Notifies a timeline of the steps of this thread from now on; False if this thread has another timeline."""
     with _lock:
         free = get_ident() not in started
         if free:
@@ -224,7 +225,7 @@ def begin(timeline: Timeline) -> bool:
 
 
 def end() -> None:
-    """Tells this thread's timeline nothing any more."""
+    """Ends the notifications of this thread's timeline."""
     pause()
     with _lock:
         del started[get_ident()]
@@ -232,14 +233,14 @@ def end() -> None:
 
 
 def resume() -> None:
-    """Tells this thread's timeline of spans too."""
+    """Records spans too in this thread's timeline."""
     with _lock:
         recording[get_ident()] = started[get_ident()]
         _replace(SPANS, len(recording) == 1)
 
 
 def pause() -> None:
-    """Tells this thread's timeline of steps only; may be called twice."""
+    """Notifies this thread's timeline of steps only; may be called twice."""
     with _lock:
         if recording.pop(get_ident(), None) is not None:
             _restore(SPANS, not recording)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sorix_dist.core import Tensor, no_grad
-from sorix_dist.core.arguments import as_function, as_int, described, require_methods
+from sorix_dist.core.arguments import as_function, as_int, described, one_of, require_methods
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.summary import evaluation
@@ -69,8 +69,7 @@ def fit(
     ):
         if argument is not None or name == "optimizer":
             require_methods(f"fit: {name}", argument, *methods)
-    if schedule_by not in ("epoch", "step"):
-        raise ValueError(f"fit: schedule_by must be 'epoch' or 'step', got {schedule_by!r}")
+    one_of("fit: schedule_by", schedule_by, "epoch", "step")
     if metrics is not None and len(metrics) and valid is None:
         raise ValueError(f"fit: metrics are computed over valid=, got {', '.join(metrics)} without it")
     if preemption is not None and checkpointer is None:
@@ -152,7 +151,7 @@ def evaluate(
     for metric in counting.values():
         metric.reset()
     with evaluation(model), no_grad():
-        for batch in _in_order(loader):
+        for batch in loader.in_order() if isinstance(loader, DataLoader) else loader:
             output, target = (step or _output_and_target)(model, batch)
             for metric in counting.values():
                 metric.update(output, target)
@@ -221,10 +220,6 @@ def _name_of(metric: Any) -> str:
         return "loss"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__)
     return words.lower()
-
-
-def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
-    return loader.in_order() if isinstance(loader, DataLoader) else loader
 
 
 def _output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:

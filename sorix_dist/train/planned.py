@@ -37,7 +37,7 @@ from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed
 
 SHARES = 1.0, 0.25, 1 / 16
-"""Of a batch's rows, in turns."""
+"""The shares of a batch's rows with which steps are measured in turns."""
 LEAST = 3
 """Steps of each share, if there are as many batches."""
 
@@ -91,8 +91,7 @@ class Steps(Timeline):
         self.sent, self.began = 0, perf_counter_ns()
 
     def _step(self) -> OneStep:
-        summary = self.summary()
-        kinds = {kind: ns / 1e9 for kind, ns in summary.kinds.items()}
+        kinds = self.times().kinds
         forward, backward, update = (kinds.pop(kind, 0.0) for kind in ("forward", "backward", "update"))
         for kind in ("agreement", "reduce", "checkpoint", "evaluation"):  # these are predicted, or no part of a step
             kinds.pop(kind, None)

@@ -138,7 +138,7 @@ def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int, a
     along = float if axis_name == STEP else math.log
     up, back = (
         (math.log, math.exp) if log else (lambda value: value / 2, lambda value: value * 2)
-    )  # which can't overflow
+    )  # halves: their difference can't overflow
 
     def is_shown(value: float) -> bool:
         return math.isfinite(value) and (value > 0 or not log)
@@ -172,7 +172,7 @@ def _panel_as_text(name: str, panel: Sequence[Curve], width: int, height: int, a
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:
-    """The last names of each folder's path, just enough of them to be unique."""
+    """The ends of the folders' paths, as short as is unique."""
     parts = [run.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts), default=1)):
         labels = ["/".join(part[-depth:]) for part in parts]

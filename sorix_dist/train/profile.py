@@ -6,7 +6,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter_ns as clock
 from types import TracebackType
@@ -20,7 +20,7 @@ from sorix_dist.core.arguments import as_int, as_path
 from sorix_dist.nn import Module
 from sorix_dist.parallel.consistency import on_first_rank
 from sorix_dist.parallel.world import world
-from sorix_dist.train.timeline import REST, Span, Summary, Timeline
+from sorix_dist.train.timeline import REST, RankTimes, Span, Timeline, Wait
 
 ROUNDS = 30
 """Messages there and back by which the clocks of two hosts are compared."""
@@ -61,23 +61,6 @@ def profile(
     return Profile(Timeline(model, warmup, None if steps is None else as_int("profile: steps", steps, 1)), path)
 
 
-@dataclass
-class RankTimes:
-    """Where the time of one rank went, in seconds, and what a step is; see `Summary`. waited_for: by rank; passed:
-    steps between those that were measured."""
-
-    wall: float
-    steps: int
-    products: float
-    kinds: dict[str, float]
-    layers: dict[str, list[float]]
-    waited_for: dict[int, float]
-    passed: int = 0
-    rows: int = 0
-    nbytes: int = 0
-    operations: int = 0
-
-
 class Profile:
     """What `profile` measures; complete when its block has ended.
 
@@ -112,15 +95,18 @@ class Profile:
     def finish(self, alone: bool) -> None:
         """Ends the measurement. alone: the other ranks may not come here, so that only this one's times are kept."""
         self._timeline.stop()
-        summary = self._timeline.summary()
+        times, began = self._timeline.times(), self._timeline.began
+        waits = [wait for wait in self._timeline.waits if wait[1] >= began]
         if alone:
-            self.ranks = _times([summary], [RankClock((0, 0))])
+            self.ranks = [times]
+            _add_waits(self.ranks, [waits], [RankClock((0, 0))])
             return
         comm = world()
         self._clocks.append(_compared(comm))
-        answers = comm.gather_objects((summary, RankClock(*self._clocks)), "profile")
-        summaries, clocks = zip(*answers, strict=True)
-        self.ranks = _times(summaries, clocks)
+        answers = comm.gather_objects((times, waits, RankClock(*self._clocks)), "profile")
+        ranks, waits_of_ranks, clocks = zip(*answers, strict=True)
+        self.ranks = list(ranks)
+        _add_waits(self.ranks, waits_of_ranks, clocks)
         if self._path is not None:
             self._write(comm, self._path, clocks)
 
@@ -171,12 +157,13 @@ def _compared(comm: Comm) -> tuple[int, int]:
     return clock(), (int(own[:, 1].max()) + int(own[:, 2].min())) // 2 if comm.host else 0
 
 
-def _times(summaries: Sequence[Summary], clocks: Sequence[RankClock]) -> list[RankTimes]:
-    """The times of all ranks, with the waiting in messages: until the last rank's clock says that it came."""
-    waited: list[dict[int, int]] = [defaultdict(int) for _ in summaries]
-    messages: list[dict[int, list[tuple[int, int]]]] = [defaultdict(list) for _ in summaries]  # by step
-    for summary, shared, found, sent in zip(summaries, clocks, waited, messages, strict=True):
-        for step, start, end, rank in summary.waits:
+def _add_waits(times: Sequence[RankTimes], waits: Sequence[list[Wait]], clocks: Sequence[RankClock]) -> None:
+    """Adds to the times of all ranks which ones they waited for. In a message a rank waits until the last one has
+    entered it, by the clocks of both; the rest of the message is no waiting."""
+    waited: list[dict[int, int]] = [defaultdict(int) for _ in times]
+    messages: list[dict[int, list[tuple[int, int]]]] = [defaultdict(list) for _ in times]  # by step
+    for of_rank, shared, found, sent in zip(waits, clocks, waited, messages, strict=True):
+        for step, start, end, rank in of_rank:
             if rank == UNKNOWN:
                 sent[step].append((shared(start), shared(end)))
             else:
@@ -187,26 +174,13 @@ def _times(summaries: Sequence[Summary], clocks: Sequence[RankClock]) -> list[Ra
             continue
         for together in zip(*in_step, strict=True):
             late = max(range(len(together)), key=lambda rank: together[rank][0])
-            for (start, end), found, summary in zip(together, waited, summaries, strict=True):
+            for (start, end), found, own in zip(together, waited, times, strict=True):
                 until = min(max(start, together[late][0]), end)
                 found[late] += until - start
-                summary.kinds["waiting"] -= end - until
-                summary.kinds["messages"] = summary.kinds.get("messages", 0) + end - until
-    return [
-        RankTimes(
-            summary.wall / 1e9,
-            summary.steps,
-            summary.products / 1e9,
-            {kind: ns / 1e9 for kind, ns in summary.kinds.items()},
-            {name: [there / 1e9, back / 1e9, calls] for name, (there, back, calls) in summary.layers.items()},
-            {late: ns / 1e9 for late, ns in found.items() if ns},
-            summary.passed,
-            summary.rows,
-            summary.nbytes,
-            summary.operations,
-        )
-        for summary, found in zip(summaries, waited, strict=True)
-    ]
+                own.kinds["waiting"] -= (end - until) / 1e9
+                own.kinds["messages"] = own.kinds.get("messages", 0.0) + (end - until) / 1e9
+    for own, found in zip(times, waited, strict=True):
+        own.waited_for = {late: ns / 1e9 for late, ns in found.items() if ns}
 
 
 def _events(rank: int, spans: Sequence[Span], shared: RankClock) -> list[dict[str, Any]]:
@@ -220,7 +194,7 @@ def _events(rank: int, spans: Sequence[Span], shared: RankClock) -> list[dict[st
     ]  # fmt: skip
 
 
-def _flows(ranks: Sequence[tuple[Span, list[tuple[int, int, int, int]], RankClock]]) -> list[dict[str, Any]]:
+def _flows(ranks: Sequence[tuple[Span, list[Wait], RankClock]]) -> list[dict[str, Any]]:
     """Flow events of the Trace Event Format: an arrow from the rank that came last to each longer wait for it.
 
     ranks: of each its whole, its waits and its clock. What came before the late rank's whole began gets no arrow.

@@ -77,7 +77,7 @@ def get_logger(name: str = "train", level: int = logging.INFO) -> logging.Logger
 
 
 def _of_this_rank(record: logging.LogRecord) -> bool:
-    """A filter, asked on the rank that logs."""
+    """The filter of the logger, which also sets the origin of a record."""
     severe = record.levelno >= logging.WARNING
     where = f"[rank {rank()}] " if size() > 1 and severe else ""
     record.origin = f"{where}{record.levelname} " if severe else where
@@ -231,8 +231,8 @@ def progress(loader: Iterable[Any], epochs: int | None = None, shown: bool = Tru
 
     On a terminal (under `sorix-dist run` too) or in a notebook it is one live line; in a file, or under mpirun and a
     scheduler, a line at the end of each epoch and now and then in a long one. Rank 0 shows it. epochs: how many there
-    will be, for the time left; shown: False only counts. The line has the share of time that the ranks of rank 0's host
-    wait for each other and, at the end of an epoch, the rank that costs the others more than a tenth of their time.
+    will be, for the time left; shown: False only counts. The line shows how much of their time the ranks of rank 0's
+    host wait for each other. At the end of an epoch it names a rank that costs the others more than a tenth of it.
 
         bar = sx.progress(loader, epochs=10)
         for epoch in range(10):

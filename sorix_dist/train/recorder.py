@@ -29,7 +29,7 @@ class Recorder:
 
     directory: the folder, such as "runs/digits", made when it is needed: `records.jsonl` with one line a call (step,
         time in seconds since 1970, and the values), `records.csv` with one row a step, and `config.json`.
-    config: what the run was started with, for `config.json`; values that JSON has no word for become text.
+    config: what the run was started with, for `config.json`; values that JSON can't hold become text.
     tensorboard: also write event files for TensorBoard there (pip install "sorix_dist[tensorboard]").
 
     A line is written by one system call, so a crash damages none; OSError if the disk is full. After a restart the
@@ -149,7 +149,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value in JSON's terms, with infinities and NaN as texts."""
+    """A value that JSON can hold; infinities and NaN become texts."""
     if value is None or isinstance(value, str | bool):
         return value
     try:

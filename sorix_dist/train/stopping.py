@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int, as_number, as_state
+from sorix_dist.core.arguments import as_int, as_number, as_state, one_of
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
@@ -105,8 +105,7 @@ class EarlyStopping:
         *,
         comm: Any = None,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"EarlyStopping: mode must be 'min' or 'max', got {mode!r}")
+        one_of("EarlyStopping: mode", mode, "min", "max")
         if not isinstance(monitor, str):
             raise TypeError(f"EarlyStopping: monitor must be the name of a number, got {monitor!r}")
         if not as_number("EarlyStopping: min_delta", min_delta) >= 0:

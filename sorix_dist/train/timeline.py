@@ -1,4 +1,4 @@
-"""A timeline of one rank's steps: when the package's functions began and ended, as `instrument` tells it.
+"""A timeline of one rank's steps: when the package's functions began and ended, as `instrument` records it.
 
 Taking a span costs about a microsecond. Where that is much beside a step, some steps in a row are taken of many, and
 the timeline pauses meanwhile. The number of a step decides, so all ranks take the same steps.
@@ -36,7 +36,7 @@ BURST, MOST_BURSTS = 16, 64
 """Steps in a burst, which is recorded as a whole or not at all; and the longest cycle: one burst of 64 is recorded."""
 
 LARGEST_SHARE = 0.025
-"""Of the time of a step, what taking its spans may cost."""
+"""The share of a step's time that taking its spans may cost."""
 
 SPAN_COST, NODE_COST, PAUSE_COST = 2_000, 300, 300_000
 """Nanoseconds that taking a span, taking an operation of a walk, and a pause cost, about: Python's caches of the
@@ -55,23 +55,27 @@ class Span(NamedTuple):
     end: int
 
 
-@dataclass
-class Summary:
-    """Where one rank's time went, in nanoseconds.
+Wait = tuple[int, int, int, int]
+"""The number of the step, start and end in nanoseconds, and the rank waited for."""
 
-    kinds: by kind what no span inside of another one covers, so that they sum to `wall`; layers: by module its own
-    forward, its backward, and its calls; waits: number of the step, start, end and the rank waited for; products: of
-    matrices; rows: of the last global batch; nbytes: of the gradients; operations: that a backward goes through;
-    passed: steps that were not taken, which `wall` does not contain.
+
+@dataclass
+class RankTimes:
+    """Where the time of one rank went, in seconds, and what a step is.
+
+    products: of matrices; kinds: by kind what no span inside of another one covers, so that they sum to `wall`; layers:
+    by module its own forward, its backward, and its calls; waited_for: by rank; passed: steps between those that were
+    measured, which `wall` does not contain; rows: of the last global batch; nbytes: of the gradients; operations: that
+    a backward goes through.
     """
 
-    wall: int
+    wall: float
     steps: int
-    passed: int
-    kinds: dict[str, int]
-    layers: dict[str, list[int]]
-    waits: list[tuple[int, int, int, int]]
-    products: int
+    products: float
+    kinds: dict[str, float]
+    layers: dict[str, list[float]]
+    waited_for: dict[int, float]
+    passed: int = 0
     rows: int = 0
     nbytes: int = 0
     operations: int = 0
@@ -91,7 +95,7 @@ class Timeline:
     began: int = 0
     ended: int = 0
     spans: list[tuple[str, str, int, int]] = field(default_factory=list)
-    waits: list[tuple[int, int, int, int]] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
     pauses: list[tuple[int, int, int]] = field(default_factory=list)  # start, end, and steps
     number: int = 0  # of the step
     steps: int = 0  # that were taken
@@ -224,8 +228,8 @@ class Timeline:
         if span is not None:
             yield span
 
-    def summary(self) -> Summary:
-        """Where the time went."""
+    def times(self) -> RankTimes:
+        """Where the time went; which rank was waited for follows from the waits of all ranks."""
         kinds: dict[str, int] = defaultdict(int)
         layers: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         around: list[tuple[Span, int]] = []  # the spans that are open, and how much of each is covered
@@ -248,8 +252,17 @@ class Timeline:
         while around:
             close()
         wall = self.ended - self.began - kinds.pop(PAUSE, 0)
-        waits = [wait for wait in self.waits if wait[1] >= self.began]
         passed = self.number - self.steps
         walks = sum(number == instrument.END for number, _ in self.nodes)
-        counts = self.products, self.rows, self.nbytes, (len(self.nodes) - walks) // max(walks, 1)
-        return Summary(wall, self.steps, passed, dict(kinds), dict(layers), waits, *counts)
+        return RankTimes(
+            wall / 1e9,
+            self.steps,
+            self.products / 1e9,
+            {kind: ns / 1e9 for kind, ns in kinds.items()},
+            {name: [there / 1e9, back / 1e9, calls] for name, (there, back, calls) in layers.items()},
+            {},
+            passed,
+            self.rows,
+            self.nbytes,
+            (len(self.nodes) - walks) // max(walks, 1),
+        )

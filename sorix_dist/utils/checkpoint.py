@@ -83,7 +83,7 @@ class _Deferred:
         return part
 
     @property
-    def __code__(self) -> Any:  # which higher derivatives look into
+    def __code__(self) -> Any:  # higher derivatives read it
         raise RuntimeError("checkpoint: there are no second derivatives through it; call the function without")
 
 

@@ -15,4 +15,4 @@ __all__ = [*functions.__all__, "manual_seed"]
 def __getattr__(name: str) -> Any:
     if name not in ("load", "save"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("sorix_dist.serialize"), name)  # which stands on more than this package
+    return getattr(import_module("sorix_dist.serialize"), name)  # it imports more than this package

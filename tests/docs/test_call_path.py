@@ -8,7 +8,7 @@ from tests.support.launching import ROOT, needs_mpirun, run_ranks
 
 # Rules of operations, the barrier, the watch, and one-line helpers: the page says that it leaves them out.
 ASIDE = ("core/ops/", "comm/", "watchdog/", "core/capture.py", "core/flat.py", "core/graph.py")
-MOST = 10
+MOST, MOST_LINES = 10, 1550
 
 
 @needs_mpirun
@@ -21,3 +21,5 @@ def test_the_path_of_a_gradient():
     listed = set(re.findall(r"\*\*`([\w/]+\.py)`\*\*", section))
     assert listed == {file for file in entered if not file.startswith(ASIDE)}
     assert len(listed) <= MOST
+    lines = {file: len((ROOT / "sorix_dist" / file).read_text().splitlines()) for file in listed}
+    assert sum(lines.values()) <= MOST_LINES, lines

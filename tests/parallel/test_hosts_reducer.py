@@ -19,7 +19,7 @@ from tests.support.parallel.exactness import TOLERANCE, assert_same, data, gradi
 
 ROWS = 6  # of a batch
 SENDERS = {coordinator.__file__, hosts_reducer.__file__, ring.__file__}
-SENDING = {"visit", "send_complete", "_announce", "_send"}
+SENDING = {"<lambda>", "send_complete", "_announce", "_send"}
 SENDING |= {"send", "_advance", "_start_pieces", "_pass_on", "_take", "_add"}
 
 

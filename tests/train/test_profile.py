@@ -15,8 +15,8 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.comm.waiting import UNKNOWN
 from sorix_dist.train import instrument, timeline
-from sorix_dist.train.profile import RankClock, _compared, _times, table_of_file
-from sorix_dist.train.timeline import Summary
+from sorix_dist.train.profile import RankClock, _add_waits, _compared, table_of_file
+from sorix_dist.train.timeline import RankTimes
 from sorix_dist.utils.data import DataLoader, Dataset
 
 X = np.linspace(-1, 1, 64 * 8, dtype=np.float32).reshape(64, 8)
@@ -106,8 +106,8 @@ def test_the_slow_rank_is_named() -> None:
 def test_in_messages_they_wait_until_the_last_has_come() -> None:
     """Rank 1's clock is 1000 ns ahead; it comes 300 ns after rank 0, and the message takes 100 ns more."""
     waits = [[(0, 100, 500, UNKNOWN)], [(0, 1400, 1500, UNKNOWN), (1, 1700, 1750, UNKNOWN)]]
-    summaries = [Summary(1000, 1, 0, {"waiting": wait[0][2] - wait[0][1]}, {}, wait, 0) for wait in waits]
-    first, second = _times(summaries, [RankClock((0, 0)), RankClock((0, 1000))])
+    first, second = [RankTimes(1e-6, 1, 0.0, {"waiting": (w[0][2] - w[0][1]) / 1e9}, {}, {}) for w in waits]
+    _add_waits([first, second], waits, [RankClock((0, 0)), RankClock((0, 1000))])
     assert (first.waited_for, second.waited_for) == ({1: pytest.approx(3e-7)}, {})
     assert first.kinds == {"waiting": pytest.approx(3e-7), "messages": pytest.approx(1e-7)}
     assert second.kinds == {"waiting": 0, "messages": pytest.approx(1e-7)}

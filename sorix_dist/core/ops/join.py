@@ -217,8 +217,8 @@ def _beside_rows(name: str, parts: list[Any], axis: int | None = None) -> list[A
 
 
 def _global_shapes(parts: list[Any], axis: int | None = None) -> list[tuple[int, ...]]:
-    """The shapes of the parts in the global batch. A Replicate that has one for each row of this rank, along another
-    axis than the one to join along, counts as rows, such as a token that was expanded to them."""
+    """The shapes of the parts in the global batch. A Replicate with an entry for each row of this rank, such as an
+    expanded token, counts as rows, unless it is joined along that axis."""
     shapes = [extents(part) for part in parts]
     rows = next((place for part in parts if (place := shard_of(part)) is not None), None)
     if rows is None or rows.axis == axis:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.memory import read_only
+from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
 from sorix_dist.core.ops.elementwise import mul, neg
@@ -43,7 +43,7 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: in
     losses, exps, sums, at_target = _softmax_parts(logits, target)
 
     def to_logits(g: Any, out: Any) -> Any:
-        share = g / divisor
+        share = np.divide(g, scalar(divisor, g.dtype), np.empty((), g.dtype))
         return _less_at(at_target, share, exps * (share / sums), classes)
 
     return column_sums(losses) / divisor, (to_logits,)
@@ -53,8 +53,8 @@ _FEW = 100  # classes
 
 
 def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
-    """Of every row of logits the loss log(sum(exp(row))) - row[target], the numbers exp(row - max(row)), their sum, and
-    where in the flat memory of all numbers that of the target is.
+    """For each row of logits: the loss log(sum(exp(row))) - row[target], the numbers exp(row - max(row)), their sum,
+    and the index of the target's number in the flat memory of all numbers.
 
     Few classes lie in the first dimension of the numbers, because NumPy is slow at reducing many short rows. No result
     depends on how many rows there are.
@@ -62,11 +62,11 @@ def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
     rows, classes = logits.shape
     if classes > _FEW:
         exps = np.subtract(logits, logits.max(axis=1, keepdims=True), order="C")
-        at_target = np.add(target, _multiples(classes, rows), dtype=np.intp)
+        at_target = target + _multiples(classes, rows)
     else:
         exps = logits.T.copy()
         exps -= np.maximum.reduce(exps, axis=0) if classes else 0
-        at_target = np.multiply(target, rows, dtype=np.intp)
+        at_target = target * scalar(rows, np.intp)
         at_target += _multiples(1, rows)
     chosen = exps.take(at_target)
     np.exp(exps, exps)

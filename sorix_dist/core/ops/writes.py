@@ -83,7 +83,8 @@ def _sum_made_whole(x: Any) -> Any:
     place = getattr(x, "place", None)
     if not isinstance(place, Partial):
         return x
-    after_backward = hasattr(x, "shown") and place.factor == place.factor  # which shows the global value at no cost
+    # After its backward a loss shows the global value at no cost.
+    after_backward = hasattr(x, "shown") and place.factor == place.factor
     return x.visible if after_backward else whole(x.detach(), _NAME)
 
 

@@ -101,7 +101,7 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     if not tail or tuple(x.shape[-len(tail) :]) != tail:
         raise ValueError(f"rms_norm: input must end in the dimensions {tail}, got shape {tuple(x.shape)}")
     eps = float(np.finfo(x.array.dtype).eps) if eps is None else eps
-    wide = x.float() if x.dtype == "float16" else x  # whose squares overflow
+    wide = x.float() if x.dtype == "float16" else x  # squares of float16 overflow
     squares = (wide * wide).mean(tuple(range(-len(tail), 0)), keepdims=True)
     scaled = (wide * (squares + eps).rsqrt()).astype(x.dtype)
     return scaled if weight is None else scaled * weight

@@ -240,8 +240,9 @@ def class_indices(
         raise TypeError(f"{name}: ignore_index must be an integer or None, got {ignore_index}")
     valid = None if ignore_index is None else labels != ignore_index
     given, labels = labels, labels if valid is None else np.where(valid, labels, 0)
+    labels = labels if labels.dtype == np.intp else labels.astype(np.intp)
     # As unsigned numbers negative ones are large, so one pass finds both kinds of stranger.
-    unsigned = labels.view(np.uint64) if labels.dtype == np.int64 else labels.astype(np.uint64)
+    unsigned = labels.view(np.uintp)
     if labels.size and unsigned.item(unsigned.argmax()) >= classes:  # argmax is much quicker to call than max
         where = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
         place = f"in row {where[0]}" if len(where) == 1 else f"at {where}"

@@ -96,7 +96,7 @@ class Metric(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """A value that was seen, in JSON's terms; numbers as text where JSON would lose digits or has no word."""
+    """A sum as a JSON value; as text where JSON would lose digits, or has no such number."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, list):

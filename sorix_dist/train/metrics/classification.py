@@ -84,7 +84,7 @@ class ConfusionMatrix(Metric):
             if isinstance(num_classes, str) or len(set(self.names)) < len(self.names):
                 raise ValueError(f"num_classes must be a number, or different names of classes, got {num_classes!r}")
             num_classes = len(self.names)
-            self.options = (*type(self).options, "names")  # on which states and ranks must agree
+            self.options = (*type(self).options, "names")  # states and ranks must have the same names
         self.num_classes = as_int("num_classes", num_classes, 1)
         self.ignore_index = int_or_none("ignore_index", ignore_index)
         super().__init__(comm)

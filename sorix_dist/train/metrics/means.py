@@ -60,7 +60,7 @@ class Mean(Metric):
     """The mean of all values, weighted: `mean.update(loss.item(), len(yb))` or `mean.update(loss_of_each_sample)`.
 
     `compute()` is the exact mean of the values and weights, rounded once to a float64. Its bits do not depend on the
-    order, the ranks or the groups of the updates, so the mean of values per sample has the same bits on every number of
+    order, the ranks or the groups of the updates. So the mean of values per sample has the same bits on any number of
     ranks. `loss.item()` rounds differently on each number of ranks, and so does a mean of it. Before the backward it is
     the mean over this rank's rows, afterwards that over the global batch; both give the same mean.
     NaN without values, or if all weights are 0.

@@ -264,7 +264,7 @@ class Streamed:
 
 def _global_streams() -> tuple[Any, Any]:
     """The states of the random numbers that every part of a program shares."""
-    kind, key, *rest = np.random.get_state()  # noqa: NPY002 - the user's, which is only looked at
+    kind, key, *rest = np.random.get_state()  # noqa: NPY002 - the user's stream, only read
     return random.getstate(), (kind, np.asarray(key).tobytes(), *rest)
 
 
