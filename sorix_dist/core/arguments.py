@@ -114,7 +114,7 @@ def as_path(name: str, value: Any) -> Path:
 
 def one_of(name: str, value: Any, *choices: str | None) -> None:
     """ValueError, with `name`, unless `value` is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str | None) or value not in choices:  # an array has no single answer to `in`
         listed = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
         raise ValueError(f"{name} must be {listed}, got {value!r}")
 

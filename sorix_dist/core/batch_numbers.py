@@ -230,6 +230,8 @@ def count_of(shape: tuple[int, ...], place: Any) -> BatchInt:
 def number_of_part(value: Any, place: Any) -> Any:
     """The number that a Partial shows, which is this rank's. In a forward of reproducible mode it is that of a virtual
     shard, the same on any number of ranks."""
+    if isinstance(place, Partial) and place.group.ordered and not place.group.single and place.over == SUM:
+        return number(value, value)  # a sum that is complete on every rank, which an all_reduce must not add again
     own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
     return number(value, None) if own and value.__class__ in (int, float) else value
 
@@ -311,6 +313,16 @@ def is_of_batch(x: Any) -> bool:
 
 
 def rows_of_size(size: Iterable[Any]) -> Shard | None:
-    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x."""
-    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt)]
-    return found[0][1].moved(found[0][0]) if found and found[0][1] is not None else None
+    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x; pairs if two are."""
+    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None]
+    if not found:
+        return None
+    axis, rows = found[0]
+    return rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)
+
+
+def own_size(size: Iterable[Any]) -> list[Any]:
+    """A size with the first x.shape[0] of rows x as this rank's number; a second one is that of the global batch."""
+    size = list(size)
+    first = next((i for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None), len(size))
+    return [*size[: first + 1], *map(of_all, size[first + 1 :])]

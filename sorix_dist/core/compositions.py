@@ -14,6 +14,7 @@ import numpy as np
 from sorix_dist.core import algebra, arrange, create, methods, random, statistics
 from sorix_dist.core.algebra import *  # noqa: F403
 from sorix_dist.core.arrange import *  # noqa: F403
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.ops.elementwise import mul
 from sorix_dist.core.placement import shard_of
@@ -98,6 +99,12 @@ def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return method
 
 
+@uncaptured
+def is_contiguous(self: Tensor) -> bool:
+    """Whether the elements lie in memory in the order of the shape."""
+    return bool(self.array.flags.c_contiguous)
+
+
 METHODS: dict[str, Callable[..., Any]] = {
     **{f"{name}_": _changing(name) for name in _CHANGING},
     **{f"{name}_": _scaled(name) for name in ("add", "sub")},
@@ -111,7 +118,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "nelement": lambda self: self.numel,
     "ndimension": lambda self: self.array.ndim,
     "element_size": lambda self: self.array.itemsize,
-    "is_contiguous": lambda self: bool(self.array.flags.c_contiguous),
+    "is_contiguous": is_contiguous,
 }
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, with_torch_keywords(_method))

@@ -15,7 +15,7 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch, of_all, rows_of_size, together
+from sorix_dist.core.batch_numbers import is_of_batch, of_all, own_size, rows_of_size, together
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
@@ -36,6 +36,7 @@ def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
     rows, same = shard_of(data), is_of_batch(data)
     if isinstance(data, list | tuple):
         data = [_of_all_ranks(x) for x in together(data)]
+        same = any(map(is_of_batch, data))
     elif rows is None:
         data = _of_all_ranks(data)
     made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
@@ -348,7 +349,7 @@ def _alike(*numbers: Any) -> Placement:
 
 
 def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
-    sizes = sizes_of(name, size)
+    sizes = sizes_of(name, (own_size(size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size),))
     if any(n < 0 for n in sizes):
         raise ValueError(f"{name}: sizes must not be negative, got {sizes}")
     return sizes

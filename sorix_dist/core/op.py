@@ -195,7 +195,9 @@ def _is_counted(inputs: Sequence[Any]) -> bool:
 
 def _is_alike(x: Any) -> bool:
     """Whether an operand is known to be the same on every rank."""
-    return x.place is REPLICATE if isinstance(x, Tensor) else x.__class__ in _NUMBERS
+    if isinstance(x, Tensor):
+        return x.place is REPLICATE or (x.place is None and x.array.size == 1 and x.array.ndim < 2)  # no rows
+    return x.__class__ in _NUMBERS
 
 
 def _is_shown(x: Any) -> bool:

@@ -13,7 +13,7 @@ from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.placement import REPLICATE, Batch, Partial, Rows, Shard, tagged
+from sorix_dist.core.placement import REPLICATE, SUM, Batch, Partial, Rows, Shard, tagged
 from sorix_dist.parallel.groups import OfWorker
 from sorix_dist.parallel.world import current_group, world
 
@@ -31,8 +31,12 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             raise ValueError(f"all_reduce: op must be one of {', '.join(_OF_NUMBERS)}, got {op!r}")
         if not isinstance(x, Real | np.generic):
             raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
+        if op == "sum" and getattr(x, "everywhere", None) is not None:  # a number that follows from the batch
+            return cast(T, cast(Any, x).of_all())
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     if isinstance(x, Tensor):
+        if isinstance(x.place, Partial) and x.place.group.ordered and x.place.over == SUM:
+            return x  # the sum is complete on every rank
         if isinstance(x.place, Partial):
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
         elif x.place is REPLICATE and op == "sum" and world().size > 1:

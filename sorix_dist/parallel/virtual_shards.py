@@ -59,7 +59,7 @@ Node = tuple[int, int]  # (first, stop): the sum of the shards first to stop - 1
 
 def sum_rows(rows: Array) -> Array:
     """The sum of the rows of an array by the tree. Their number is a power of two."""
-    rows = rows + 0.0  # -0.0 becomes +0.0, as it does in `table`, which adds zeros
+    rows = rows + rows.dtype.type(0)  # -0.0 becomes +0.0, as it does in `table`, which adds zeros
     while len(rows) > 1:
         rows = rows[0::2] + rows[1::2]
     total: Array = rows[0]

@@ -119,7 +119,7 @@ class CompiledStep:
                 self._give_up(entry, refusal if _LINE.search(refusal) else f"{refusal} ({_line_of(self.step)})")
         if entry.program is None:
             return self._record(entry, values, args, options)
-        if not (options or self._state.changeable) and (form := form_of(args)) is not None:
+        if not (options or self._state.changeable or self._state.arrays) and (form := form_of(args)) is not None:
             self._last = entry, form, self._around()
         return self._run(entry, values, args, options)
 
@@ -170,11 +170,14 @@ class CompiledStep:
             state += tuple(id_ for module in below for id_ in arrays_of(module))
             full = len(self._programs) >= MOST
             self._number = self._states.get(state, -1) if full else self._states.setdefault(state, len(self._states))
-        return (*given.leaves, aliases, self._number, flat.version(), recording.get()), given, values
+        same = [i for i, id_ in enumerate(arrays) if id_ in self._state.arrays] if self._state.arrays else ()
+        return (*given.leaves, aliases, *same, self._number, flat.version(), recording.get()), given, values
 
     def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
-        if entry.given_up or _are_named(values, entry.named):
+        if not entry.given_up and _are_named(values, entry.named):
+            self._give_up(entry, f"an argument is a tensor that the step names, too ({_line_of(self.step)})")
+        if entry.given_up:
             return self.step(*args, **options)
         recorder = Recorder(_named(values), _staying(entry.named))
         result = self._recorded(recorder, args, options)

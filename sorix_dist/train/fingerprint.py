@@ -33,6 +33,7 @@ SMALL = 1000
 """Elements of NumPy arrays, which count by their values, because Python code may read these unseen."""
 _DEPTH = 20
 _CONTAINERS = (list, tuple, dict, deque, set, frozenset, UserList, Mapping)
+_VALUES: tuple[Any, ...] = (int, float, complex, str, bytes, BaseException)  # classes whose objects have a value
 _BY_TEXT = (range, slice, date, timedelta, Decimal, Fraction, np.generic)
 _BY_ID = (
     type, Enum, Module, random.Random, re.Pattern, property, staticmethod, classmethod, FunctionType, ModuleType,
@@ -80,6 +81,7 @@ class Fingerprint:
         elif is_data(x):
             if self._values is None:
                 leaves.append(id(x))
+            leaves += [base.__repr__(x) for base in _VALUES if isinstance(x, base)]
             self._inside(x, (entry for pair in self._own(x) for entry in pair))
         else:
             self._by_id(x, kind)
@@ -88,11 +90,14 @@ class Fingerprint:
         self.leaves.append(id(x))
         self.alive.append(x)
         package = kind.__module__
-        if package.startswith(PACKAGE):
-            if not isinstance(x, Module | type):  # numbers that a step may read, such as a scheduler's epoch
-                own = [(n, v) for n, v in self._own(x) if v.__class__ in NUMBERS and v is not None and n[0] != "_"]
-                self.leaves += own
-                self.changeable = self.changeable or bool(own)
+        if is_ours(kind):
+            if not isinstance(x, Module | type):  # what a step may read, such as a scheduler's epoch
+                own = [*self._own(x)]
+                if self._names is None:
+                    own = [(n, v) for n, v in own if v.__class__ in NUMBERS and v is not None and n[0] != "_"]
+                if own:
+                    steady = all(is_ours(v.__class__) for _, v in own)  # a scheduler's optimizer
+                    self._inside(x, (entry for pair in own for entry in pair), steady)
         elif isinstance(x, FunctionType):
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
@@ -136,8 +141,8 @@ class Fingerprint:
             place = place.axis, place.outer, place.inner, batch.held, total, id(place.group), batch.shard
         self.leaves += (x.array.shape, x.array.dtype, place, x.origin is not None)
 
-    def _inside(self, x: Any, entries: Any) -> None:
-        self.changeable = self.changeable or x.__class__ is not tuple
+    def _inside(self, x: Any, entries: Any, steady: bool = False) -> None:
+        self.changeable = self.changeable or not (steady or x.__class__ is tuple)
         self.leaves += (type(x), "(")
         around = any(x is container for container in self._on_way)
         if around or len(self._on_way) > _DEPTH or len(self.leaves) > 4 * MOST:
@@ -248,8 +253,13 @@ def is_data(x: Any) -> bool:
 def _is_data(kind: type) -> bool:
     if kind.__module__ in ("types", "argparse") and kind.__dictoffset__:  # SimpleNamespace, Namespace
         return not issubclass(kind, FunctionType | ModuleType)
-    ours = any(base.__module__.partition(".")[0] == PACKAGE for base in kind.__mro__)
-    return is_users(kind.__module__) and not ours and not issubclass(kind, type | Enum)
+    return is_users(kind.__module__) and not is_ours(kind) and not issubclass(kind, type | Enum)
+
+
+@cache
+def is_ours(kind: type) -> bool:
+    """Whether a class is of this package, or a user's subclass of one."""
+    return any(base.__module__.partition(".")[0] == PACKAGE for base in kind.__mro__)
 
 
 def _entries(x: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import is_tensor, outside, root_package
 from sorix_dist.nn import Module
-from sorix_dist.train.fingerprint import MOST, NUMBERS, Fingerprint, fields, inside, is_data, within
+from sorix_dist.train.fingerprint import MOST, NUMBERS, Fingerprint, fields, inside, is_data, is_ours, within
 from sorix_dist.train.step_code import ANY, COPIES, PACKAGE, is_called_unnamed, is_pure, is_users, names_of, why_refused
 
 Read = Callable[[], Any]
@@ -99,6 +99,8 @@ class Reads:
             if not (is_users(package) or by_exec):
                 if not is_pure(package) and package is not None:
                     self._refuse(f"no program sees what `{name}` of the module {package.lstrip('_')} gives or does")
+                if isinstance(x, ModuleType) and str(package).partition(".")[0] == PACKAGE:
+                    self._owners.append((x, name))  # a function of it may be replaced
                 if package == "functools" and isinstance(x, FunctionType):  # a decorator, with the user's functions
                     self._follow(x)
                 return
@@ -122,6 +124,8 @@ class Reads:
                 self._of_module(module)
         elif isinstance(captured := fields(x).get("__wrapped__"), FunctionType | MethodType):
             self._visit(captured)  # of a step that is captured by itself, or a cache
+        elif is_ours(x.__class__):
+            self._visit(x.__class__)
         elif (entries := inside(x)) is not None:
             if is_data(x):
                 self._visit(type(x))
@@ -135,6 +139,9 @@ class Reads:
         if is_users(type(module).__module__):
             self._visit(type(module))
             self._owners.append((module, type(module).__name__))
+        elif id(type(module)) not in self._known:
+            self._known[id(type(module))] = type(module)
+            self._read("forward", partial(getattr, type(module), "forward"))
         for hooks in vars(module).get("_hooks", ()):
             for hook in hooks:
                 self._read("hook", partial(_itself, hook))
@@ -210,9 +217,9 @@ def _of_cell(cell: CellType) -> Any:
 
 
 def followed(given: list[Any]) -> dict[int, Any]:
-    """Among the arguments of a step the functions and modules, and the classes of objects, that the step may call."""
-    kinds = (FunctionType, MethodType, Module, partial, type)
-    found = [x.__class__ if is_data(x) else x for x in given if is_data(x) or isinstance(x, kinds)]
+    """Among the arguments of a step the functions and the package's objects, and the classes of others."""
+    found = [x.__class__ if is_data(x) else x for x in given if is_data(x) or is_ours(x.__class__)]
+    found += [x for x in given if isinstance(x, (FunctionType, MethodType, partial, type))]
     return {id(x): x for x in found}
 
 

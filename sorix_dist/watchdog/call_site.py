@@ -41,7 +41,10 @@ _sites: dict[tuple[int, int], Site] = {}
 
 def call_site(inside: int = 1) -> Site:
     """The innermost call outside this package on this thread's stack; at least `inside` frames are skipped."""
-    frame: FrameType | None = sys._getframe(inside)
+    try:
+        frame: FrameType | None = sys._getframe(inside)
+    except ValueError:  # the interpreter itself called the package, as it does at its exit
+        return _NOWHERE
     while frame is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     if frame is None:

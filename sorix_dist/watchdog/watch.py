@@ -274,7 +274,7 @@ def note(step: int | None = None, doing: str | None = None) -> None:
             _page.say(doing, call_site().where)
 
 
-_INSIDE = 5  # frames from `call_site` to the user's, which calls loss.backward()
+_INSIDE = 4  # frames from `call_site` to the nearest call of a user, that of LocalSGD.synchronise()
 
 
 def begins(doing: str, number: int) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -40,6 +41,11 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arena(*contestants: Contestant) -> Arena:
     return Arena(contestants, Interpreters())
+
+
+def test_it_runs_in_an_environment_without_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import tests.benchmarks.__main__, tests.benchmarks.local_sgd"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @needs_mpirun

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.clusters.hosts import MEGABIT, PACKAGES, Network
 from tests.clusters.service import PYTHON, Machine, expect, main, need_packages, need_root, text, wait_for
-from tests.support.launching import MPIRUN
+from tests.support.commands import MPIRUN
 
 FAULT = """
 import sys, time

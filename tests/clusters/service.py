@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tests.support.launching import MARK, ROOT, kill_marked
+from tests.support.commands import MARK, ROOT, kill_marked
 
 PYTHON = sys.executable
 

@@ -333,6 +333,7 @@ def test_arguments_are_checked() -> None:
         (lambda: s.SequentialLR(o, [s.StepLR(sgd(1.0), 1)], []), "belongs to another optimizer"),
         (lambda: s.SequentialLR(o, [s.ReduceLROnPlateau(o)], []), "needs a metric"),
         (lambda: s.ReduceLROnPlateau(o, "least"), "mode must be 'min' or 'max', got 'least'"),
+        (lambda: s.ReduceLROnPlateau(o, np.array(["min", "max"])), "mode must be 'min' or 'max', got array"),
         (lambda: s.ReduceLROnPlateau(o, factor=1.0), r"factor must be in \[0, 1\), got 1.0"),
         (
             lambda: s.ReduceLROnPlateau(o, min_lr=[0, 1]),

@@ -690,9 +690,15 @@ def test_the_same_bits_under_mpi(tmp_path):
         "from tests.parallel.test_local_sgd import hashed, trained\n"
         "found = hashed(trained(lambda m, o: sx.DiLoCo(m, o, every=3), 'AdamW'))\n"
         "sx.print(found, sx.size())\n"
+        "import atexit\n"
+        "model = sx.nn.Linear(2, 2)\n"
+        "local = sx.LocalSGD(model, sx.optim.SGD(model.parameters()), every=3)\n"
+        "local.synchronise()\n"  # with no other frame on the stack
+        "atexit.register(local.synchronise)\n"  # with none at all
     )
     wanted = hashed(on_all_shapes(trained, lambda m, o: sx.DiLoCo(m, o, every=3), "AdamW"))
     for ranks in (2, 3):
         ended = run_ranks(ranks, str(script), limit=60)
         assert ended.code == 0, ended.err
         assert ended.out.split() == [wanted, str(ranks)]
+        assert "Traceback" not in ended.err

@@ -18,17 +18,10 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.watchdog import leftovers
-
-MPIRUN = Path(sys.executable).parent / "mpirun"
-"""The mpirun of the environment that runs the tests."""
+from tests.support.commands import MARK, MPIRUN, ROOT, kill_marked, marked
 
 needs_mpirun = pytest.mark.needs_mpirun
 """On tests that start ranks, or depend in another way on which MPI there is."""
-
-ROOT = Path(__file__).parents[2]
-
-MARK = "SORIX_DIST_TEST_COMMAND"
-"""The variable by which the processes of one command are known."""
 
 _ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
@@ -144,31 +137,9 @@ def environment(mark: str, more: Mapping[str, str] | None = None) -> dict[str, s
 def still_there(mark: str, patience: float = 5.0) -> tuple[int, ...]:
     """The processes with this mark that do not end by themselves within `patience` seconds."""
     deadline = time.monotonic() + patience
-    while (found := _marked(mark)) and time.monotonic() < deadline:
+    while (found := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return tuple(found)
-
-
-def kill_marked(mark: str) -> None:
-    """Kill every process with this mark until none is left: one may start another meanwhile."""
-    deadline = time.monotonic() + 10
-    while found := _marked(mark):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"processes {found} do not die")
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _marked(mark: str) -> list[int]:
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended meanwhile, or is another user's
-            if wanted in environ.read_bytes().split(b"\0"):
-                found.append(int(environ.parent.name))
-    return found
 
 
 def other_environments() -> list[Path]:

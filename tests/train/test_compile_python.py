@@ -235,6 +235,13 @@ def an_argument_that_the_step_names_too(capture):
     return step, call
 
 
+@case()
+def a_branch_on_which_tensor_it_is(capture):
+    table, other = BATCHES[0][0], BATCHES[1][0]
+    step = capture(lambda x: x if x is table else x * 2)
+    return step, lambda i: step(table if i > 12 and i % 2 else other)
+
+
 # -- what is called
 
 

@@ -71,6 +71,19 @@ class Dynamic:
         return self.numbers[name]
 
 
+class Scaling(optim.SGD):
+    """An optimizer of the user's."""
+
+    v = 1.0
+
+    def __init__(self) -> None:
+        super().__init__([sx.ones(3).requires_grad_()], lr=0.1)
+
+
+def scheduler() -> Any:
+    return optim.lr_scheduler.StepLR(Scaling(), 3)
+
+
 def function() -> Any:
     return function.v  # type: ignore[attr-defined]
 
@@ -86,7 +99,7 @@ def dispatched(x: Any) -> float:
 
 
 def attribute(x: Any, v: Any) -> None:
-    x.v = v
+    x.v = x._v = v
 
 
 def first(x: Any, v: Any) -> None:
@@ -131,6 +144,15 @@ ROWS: dict[str, Row] = {
         lambda x: float(os.getenv("V", "")),
         "module os",
     ),
+    "options of the package": (
+        scheduler,
+        lambda x, v: key(x.optimizer.defaults, v),
+        lambda x: x.optimizer.defaults["v"],
+        None,
+    ),
+    "list of the package": (scheduler, lambda x, v: first(x.base_lrs, v), lambda x: x.base_lrs[0], None),
+    "private name": (scheduler, attribute, lambda x: x._v, None),
+    "class of an optimizer": (Scaling, lambda x, v: attribute(Scaling, v), lambda x: x.v, None),
     "clock": (lambda: None, lambda x, v: v, lambda x: 1.0 if time.monotonic() > 0 else 2.0, "module time"),
     "file": (lambda: None, lambda x, v: v, lambda x: 2.0 if pathlib.Path("/there").exists() else 1.0, "pathlib"),
     "open": (lambda: None, lambda x, v: v, lambda x: float(open("/dev/null").read() or 1), "`open` gives"),  # noqa: SIM115
@@ -163,6 +185,33 @@ def bits(*tensors: Any) -> list[bytes]:
 
 def replays(step: Any) -> int:
     return sum(entry.runs for entry in step._programs.values())
+
+
+@pytest.mark.parametrize("base", [float, int, str, Exception])
+def test_arguments_of_classes_with_a_value(base: Any):
+    """A subclass of a number's class counts by its number, too."""
+    kind = type("Kind", (base,), {"__module__": __name__})
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda x, n: x * (2.0 if str(n) in ("2", "2.0") else 1.0))
+        return lambda i: bits(step(X, kind(1 if i < LATE else 2)))
+
+    assert replays(compared(program)) > 3
+
+
+def test_layouts():
+    """A program runs for every layout of a batch; a step that asks for it runs as it is."""
+    layouts = [X.numpy(), np.asfortranarray(X.numpy()), X.numpy()[::-1], np.broadcast_to(X.numpy()[:1], X.shape)]
+
+    def program(asks: bool) -> Any:
+        def of(capture: Any) -> Any:
+            step = capture(lambda x: (x @ x.T).sum() * (2.0 if asks and x.is_contiguous() else 1.0))
+            return lambda i: bits(step(sx.tensor(layouts[i // 4])))
+
+        return of
+
+    assert replays(compared(program(asks=False))) > 3
+    assert "is_contiguous can't be captured" in compared(program(asks=True)).reason
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -228,6 +277,23 @@ def test_functions_that_are_replaced():
 
         def get() -> float:
             return number[0]
+
+        return call
+
+    assert replays(compared(program)) > 3
+
+
+def test_functions_of_the_package_that_are_replaced(monkeypatch: pytest.MonkeyPatch):
+    relu, forward = F.relu, nn.Linear.forward
+
+    def program(capture: Any) -> Any:
+        model = nn.Sequential(nn.Linear(4, 3))
+        step = capture(lambda x: F.relu(model(x)).detach())
+
+        def call(i: int) -> Any:
+            monkeypatch.setattr(F, "relu", relu if i < LATE else lambda x: relu(x) * 2)
+            monkeypatch.setattr(nn.Linear, "forward", forward if i < LATE + 3 else lambda *args: forward(*args) * 2)
+            return bits(step(X))
 
         return call
 

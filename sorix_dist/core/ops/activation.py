@@ -277,5 +277,4 @@ def _mask(p: float, drawn: tuple[int, ...], draws: Draws | None, place: Shard | 
     words = words_by_row(drawn, functional_draws() if draws is None else draws, place, _DRAWS)
     fine = words.view(np.uint16).reshape(len(words), 4 * words.shape[1])[:, : math.prod(drawn) // max(1, len(words))]
     keep = fine >= min(round(p * 2**16), 2**16 - 1)
-    mask: Array = np.multiply(keep.reshape(shape), 1 / (1 - p) if p < 1 else 0.0, dtype=dtype)
-    return mask
+    return np.asarray(np.multiply(keep.reshape(shape), 1 / (1 - p) if p < 1 else 0.0, dtype=dtype))  # of one, too

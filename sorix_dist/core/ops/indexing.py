@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch
+from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
@@ -213,7 +213,7 @@ def masked_select(input: Any, mask: Any) -> Any:
 
 def one_hot(input: Any, num_classes: int = -1) -> Any:
     """Integers in [0, num_classes) as vectors of zeros with a 1 at that index (int64); -1: the largest one plus 1."""
-    rows = shard_of(input)
+    rows, num_classes = shard_of(input), of_all(num_classes)
     if num_classes == -1:
         everywhere = np.asarray(whole(input, "one_hot"))
         if not everywhere.size:

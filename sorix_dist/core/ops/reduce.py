@@ -44,6 +44,7 @@ def mean_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return sum_rule(apply, inputs, options)
     held, total = counts(x, axes)
     if place.group.ordered:
+        x = x if x.array.dtype.kind == "f" else cast(x, np.float32)
         return _summed_in_order(x, axes, options["keepdims"], total, place.rows.total)
     if options.get("count") is None:
         return apply(x, **{**options, "count": total})

@@ -69,6 +69,22 @@ def spectral_contrastive(model, x, z):
     return beside_others - 2 * (a * model(z)).sum() / a.numel() + (a.T @ (eye(n) - 1 / n) @ a).trace()
 
 
+@trained("x", "z")
+def siglip(model, x, z):
+    pairs = unit(model(x)) @ unit(model(z)).T
+    n = pairs.shape[0]
+    labels = 2 * eye(n) - sx.ones(n, n, dtype=sx.float64)
+    return -F.logsigmoid(labels * pairs).sum() / n
+
+
+@trained("x", "t", make=classifier)
+def trimmed(model, x, t):
+    losses = F.cross_entropy(model(x), t, reduction="none")
+    small = losses < 1.5 * losses.mean()
+    assert small.sum().dtype == sx.int64
+    return (losses * small).sum() / (small.sum() + 1e-6) + losses.mean() * small.mean()
+
+
 @trained("x", "flags", refused="follows from this rank's rows alone")
 def number_of_selected_rows(model, x, flags):
     chosen = model(x)[flags[:, 0]]
@@ -185,3 +201,48 @@ class Dropped(nn.Module):
 @trained("x", make=Dropped)
 def stochastic_depth(model, x):
     return model(x).square().mean()
+
+
+# -- metrics, as programs for DistributedDataParallel add them up
+
+
+def counted(add: Any, of_all: Any, **outcome: str) -> None:
+    """Makes a program that counts the right answers and the rows of each batch, and adds them up over the ranks."""
+
+    def run(kit: Any) -> list[Any]:
+        model, counts = kit.wrap(classifier()), [sx.zeros(1), sx.zeros(1)] if "tensor" in add.__name__ else [0, 0]
+        for x, t in kit.loader("x", "t"):
+            counts = add(*counts, model(x).argmax(1) == t, t)
+        return [of_all(*counts)]
+
+    run.__name__ = f"counted_{add.__name__}_{of_all.__name__}"
+    program(**outcome)(run)
+
+
+def numbers(right, rows, hits, t):
+    return [right + hits.sum().item(), rows + t.size(0)]
+
+
+def lengths(right, rows, hits, t):
+    return [right + hits.sum().item(), rows + len(t)]
+
+
+def tensors(right, rows, hits, t):
+    return [right + hits.sum(), rows + len(t)]
+
+
+def in_one_tensor(right, rows):
+    right, rows = sx.all_reduce(sx.tensor([right, rows])).tolist()
+    return right / rows
+
+
+def one_by_one(right, rows):
+    return sx.all_reduce(right) / sx.all_reduce(rows)
+
+
+ALREADY = "is the number for the global batch on every rank already"
+counted(numbers, in_one_tensor, reproducible="arrays of it would differ on every number of ranks")
+counted(lengths, in_one_tensor, reproducible=ALREADY)
+counted(numbers, one_by_one)
+counted(lengths, one_by_one)
+counted(tensors, one_by_one, refused=ALREADY)
