@@ -14,7 +14,6 @@ import numpy as np
 
 from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.deferred_free import deferred_free, free_unused
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Window, Wire
 from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.ring import RingExchange
@@ -26,7 +25,9 @@ from sorix_dist.comm.shared_memory import (
     block_size,
     check_free,
     cut,
+    deferred_free,
     free_bytes,
+    free_unused,
     locate,
 )
 from sorix_dist.comm.waiting import under_way, wait_patiently, wait_until
@@ -39,8 +40,7 @@ PIECE = 2 << 20
 """Bytes per message of a large array. MPI's temporaries for larger ones cost page faults: 64 MB go 3.5 times
 faster in such pieces."""
 
-SHORT = 64 << 10
-"""Bytes of an array up to which MPI's own collectives are as good between hosts."""
+SHORT = 64 << 10  # bytes of an array up to which MPI's own collectives are as good between hosts
 
 
 class MpiComm:

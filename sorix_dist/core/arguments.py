@@ -67,7 +67,8 @@ def is_integer(value: Any) -> bool:
 def as_int(name: str, value: Any, least: int) -> int:
     """`value` as an int; ValueError, with `name`, unless it is an integer >= `least`."""
     if not is_integer(value) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        kind = "" if is_integer(value) else "an integer "
+        raise ValueError(f"{name} must be {kind}>= {least}, got {value!r}")
     return int(value)
 
 
@@ -153,18 +154,20 @@ def described(value: Any) -> str:
     return type(value).__name__ + (f" {value.item() if isinstance(value, np.generic) else value!r}" if short else "")
 
 
-def in_range(name: str, value: Any, low: float, high: float = inf, *, closed: bool = False) -> None:
-    """TypeError unless `value` is a number, ValueError unless it lies in [low, high), or with `closed` in [low, high].
+def in_range(
+    name: str, value: Any, low: float, high: float = inf, *, closed: bool = False, above: bool = False
+) -> None:
+    """TypeError unless `value` is a number, ValueError unless it lies in [low, high).
 
-    Without an upper bound it must be finite, or with `closed` may be infinite.
+    closed: `high` is allowed, above: `low` is not. Without a bound it must be finite, or with `closed` may be infinite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {described(value)}")
     number = float(value)
-    if low <= number < high or (closed and number == high):
+    if (low < number < high) or (number == low > -inf and not above) or (closed and number == high):
         return
     if high < inf:
-        bounds = f"in [{low:g}, {high:g}{']' if closed else ')'}"
+        bounds = f"in {'(' if above else '['}{low:g}, {high:g}{']' if closed else ')'}"
     else:
-        bounds = "finite" if number == inf else f">= {low:g}"
+        bounds = "finite" if number == inf or low == -inf else f"{'>' if above else '>='} {low:g}"
     raise ValueError(f"{name} must be {bounds}, got {value}")

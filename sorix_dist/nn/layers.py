@@ -37,7 +37,7 @@ class Linear(Module):
 
     W has shape (features, neurons), b (1, neurons). Weights start normal with variance 2 / features ("he",
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
-    in_features and out_features are PyTorch's names of `features` and `neurons`.
+    std_dev is that of the first weights; in_features and out_features are PyTorch's names of `features` and `neurons`.
     """
 
     torch_names = MappingProxyType({"W": ("weight", TRANSPOSED), "b": ("bias", ROW)})
@@ -65,7 +65,8 @@ class Linear(Module):
         if fan is None:
             raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
         weights = rng.generator().standard_normal((features, neurons), dtype=np.float32)
-        self.W = Parameter(weights * np.float32(np.sqrt(2 / fan)), dtype=kind)
+        self.std_dev = np.sqrt(2 / fan)
+        self.W = Parameter(weights * np.float32(self.std_dev), dtype=kind)
         self.b = Parameter(np.zeros((1, neurons), kind)) if bias else None
 
     def forward(self, x: Any) -> Tensor:

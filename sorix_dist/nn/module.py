@@ -368,11 +368,10 @@ class Module:
 
     def __repr__(self) -> str:
         modules = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in modules]
-        extra = self.extra_repr()
-        lines = ([extra] if extra and children else []) + children
-        inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
-        return f"{type(self).__name__}({inner})"
+        lines = [line for line in (self.extra_repr(), *(f"({name}): {child!r}" for name, child in modules)) if line]
+        if not modules and "\n" not in "".join(lines):
+            return f"{type(self).__name__}({''.join(lines)})"
+        return "\n".join([f"{type(self).__name__}(", *lines]).replace("\n", "\n  ") + "\n)"
 
 
 def options_of(module: Module) -> dict[str, str]:

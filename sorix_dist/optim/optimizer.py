@@ -17,17 +17,15 @@ from sorix_dist.core.capture import listening, outside, recorders, uncaptured
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim import saved_state
-from sorix_dist.optim.saved_state import GroupState
+from sorix_dist.optim.saved_state import Group, GroupState, SavedState
 from sorix_dist.optim.state import Buffers, Scratch
 
-Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
 _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 
-class Optimizer:
+class Optimizer(SavedState):
     """Base of the optimizers. A subclass names its options and their bounds, and updates a slice in `update`.
 
     params: parameters, or dicts with a list `params` and other options (parameter groups). The groups
@@ -171,12 +169,6 @@ class Optimizer:
         for group in self._groups:
             for parameter in group["params"]:
                 (parameter.leaf or leaf_of(parameter)).zero()
-
-    # -- its state: see `saved_state`
-
-    state_dict, load_state_dict = saved_state.state_dict, saved_state.load_state_dict
-    check_state_dict = saved_state.check_state_dict
-    snapshot, restore = saved_state.snapshot, saved_state.restore
 
     def __repr__(self) -> str:
         groups = (

@@ -8,7 +8,7 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
-from sorix_dist.core.arguments import as_number, as_state, one_of
+from sorix_dist.core.arguments import as_number, as_state, in_range, one_of
 from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
 
@@ -177,8 +177,9 @@ class ReduceLROnPlateau(LRScheduler):
             )
         self._attach(optimizer)
         one_of("mode", mode, "min", "max")
-        if not 0 <= factor < 1:
-            raise ValueError(f"factor must be in [0, 1), got {factor}")
+        in_range("factor", factor, 0)
+        if factor >= 1:
+            raise ValueError(f"factor must be < 1.0, got {factor}")
         one_of("threshold_mode", threshold_mode, "rel", "abs")
         self.min_lrs = self.per_group("min_lr", min_lr)
         self.mode, self.factor, self.patience = mode, factor, patience
@@ -228,11 +229,7 @@ class SequentialLR(LRScheduler):
     absolute = True
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedulers: Sequence[LRScheduler],
-        milestones: Sequence[int],
-        last_epoch: int = -1,
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
     ) -> None:
         self._attach(optimizer)
         if not schedulers or len(milestones) != len(schedulers) - 1:

@@ -17,7 +17,7 @@ from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.differences import different_steps, leave_out, require_equal_numbers, unequal_reduction
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
-from sorix_dist.parallel.hosts_reducer import peers_of, sender
+from sorix_dist.parallel.hosts import peers_of, sender
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket
 from sorix_dist.parallel.selection import consensus_of, reducer_of
 from sorix_dist.parallel.shared_memory import SharedMemory

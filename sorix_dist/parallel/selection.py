@@ -6,8 +6,7 @@ from sorix_dist.comm import Comm
 from sorix_dist.core.flat import Flat
 from sorix_dist.parallel.agreement import Consensus, SharedMemoryConsensus
 from sorix_dist.parallel.comm_hooks import Hook, HookReducer, fp16_compress, is_exchanged
-from sorix_dist.parallel.hosts_agreement import MessageConsensus
-from sorix_dist.parallel.hosts_reducer import HostsReducer, Peers
+from sorix_dist.parallel.hosts import HostsReducer, MessageConsensus, Peers
 from sorix_dist.parallel.local import LocalConsensus, LocalReducer
 from sorix_dist.parallel.reducers import Reducer
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer

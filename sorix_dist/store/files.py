@@ -13,11 +13,8 @@ Buffer = bytes | bytearray | memoryview
 
 PIECE = 4 << 20  # bytes of one write
 FLUSHED = 64 << 20  # bytes after which a file is flushed: one flush of a large file may take minutes
-SUFFIX = ".tmp"
-"""The end of the name of an unfinished file."""
-
-on_progress: Callable[[], None] = lambda: None  # noqa: E731
-"""Called after each piece of a file that was read or written: a long file is no hang. `sorix_dist.parallel` sets it."""
+SUFFIX = ".tmp"  # the end of the name of an unfinished file
+on_progress: Callable[[], None] = lambda: None  # noqa: E731 # called after each piece read or written
 
 
 class Disk:

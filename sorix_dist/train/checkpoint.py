@@ -23,8 +23,7 @@ from sorix_dist.store.packing import pack, unpack
 from sorix_dist.train import run_state
 from sorix_dist.watchdog import report
 
-OWN = "sorix_dist"
-"""The entry of a checkpoint for everything that no argument of `save` gives."""
+OWN = "sorix_dist"  # the entry of a checkpoint for everything that no argument of `save` gives
 
 
 class Checkpointer:

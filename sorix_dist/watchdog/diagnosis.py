@@ -13,15 +13,11 @@ from sorix_dist.watchdog.status_page import STARTUP, State, Status
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that ended, or in a different collective: one of them may just be
 about to leave it."""
-OTHERS_FIRST = 2.0
-"""Seconds more in which another host, or the rank at fault itself, may report a better reason."""
+OTHERS_FIRST = 2.0  # seconds more in which another host, or the rank at fault itself, may report a better reason
 LAST_SECONDS = 5.0
 """Seconds beyond the time-out that ranks may take to end together: each uses up a core in the end of MPI."""
-FROZEN = 1.5
-"""Seconds that a rank must have been stopped while others were not."""
-
-_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")
-"""Signals by which a user, mpirun or a scheduler ends a job."""
+FROZEN = 1.5  # seconds that a rank must have been stopped while others were not
+_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")  # signals by which a user, mpirun or a scheduler ends a job
 
 
 @dataclass
@@ -30,20 +26,17 @@ class Observations:
 
     gone: dict[int, int | None] = field(default_factory=dict)
     """Ranks whose processes ended, the first one first, and their wait status, None if unknown."""
-    gone_for: float = 0.0
-    """Seconds since the first rank was gone."""
+    gone_for: float = 0.0  # seconds since the first rank was gone
     waited: dict[int, float] = field(default_factory=dict)
     """Seconds that each rank has been in its present collective, or in the start of MPI."""
     idle: float = math.inf
     """Seconds since a rank has gone on with long work of the package."""
     stopped: dict[int, float] = field(default_factory=dict)
     """Seconds that a rank's process was in the state T while not all were."""
-    over: dict[int, float] = field(default_factory=dict)
-    """Seconds since each rank's script was over."""
+    over: dict[int, float] = field(default_factory=dict)  # seconds since each rank's script was over
     may_come: frozenset[int] = frozenset()
     """Ranks whose program ran in a shell that still lives and may start another one."""
-    absent: frozenset[int] = frozenset()
-    """Ranks of this host whose processes ended before they imported the package."""
+    absent: frozenset[int] = frozenset()  # ranks of this host whose processes ended before they imported the package
     ends_by_kill: bool = False
     """Whether the launcher ends ranks by SIGKILL after a fault, so that other signals came from outside."""
 

@@ -28,20 +28,13 @@ from sorix_dist.watchdog.status_page import StatusPages
 if TYPE_CHECKING:
     from sorix_dist.watchdog.watch import RankPage
 
-TICK = 0.5
-"""Seconds between two checks."""
-UNRESPONSIVE = 10
-"""Checks in a row without a heartbeat after which the guard is stopped or stuck."""
-STARTS = 20
-"""Guards that a rank starts at most: what ends each of them would end the next one too."""
-AFTER_GUARD = 5.0
-"""Seconds beyond the time-out that a rank leaves to the guard, whose report says more."""
-FRAMES = 12
-"""Frames of the stack in a report."""
-WRITE_SECONDS = 2.0
-"""Seconds that a report may take; the write blocks if nothing reads it."""
-START_SECONDS = 5.0
-"""Seconds that the start of a guard may take, and a connection to it."""
+TICK = 0.5  # seconds between two checks
+UNRESPONSIVE = 10  # checks in a row without a heartbeat after which the guard is stopped or stuck
+STARTS = 20  # guards that a rank starts at most: what ends each of them would end the next one too
+AFTER_GUARD = 5.0  # seconds beyond the time-out that a rank leaves to the guard, whose report says more
+FRAMES = 12  # frames of the stack in a report
+WRITE_SECONDS = 2.0  # seconds that a report may take; the write blocks if nothing reads it
+START_SECONDS = 5.0  # seconds that the start of a guard may take, and a connection to it
 
 
 class Monitor:

@@ -18,14 +18,10 @@ from sorix_dist.watchdog import monitor, watch
 from sorix_dist.watchdog.diagnosis import activity, step_of
 from sorix_dist.watchdog.status_page import State
 
-QUIET_SECONDS = 4.0
-"""Seconds that a rank that failed after another one waits silently to be ended by it."""
-REPORT_SECONDS = 3.0
-"""Seconds that a rank waits for the guard to print its report."""
-FLUSH_SECONDS = 2.0
-"""Seconds that flushing printed output may take; it blocks if nothing reads it."""
-ABORT_SECONDS = 2.0
-"""Seconds that MPI_Abort may take before this process ends itself."""
+QUIET_SECONDS = 4.0  # seconds that a rank that failed after another one waits silently to be ended by it
+REPORT_SECONDS = 3.0  # seconds that a rank waits for the guard to print its report
+FLUSH_SECONDS = 2.0  # seconds that flushing printed output may take; it blocks if nothing reads it
+ABORT_SECONDS = 2.0  # seconds that MPI_Abort may take before this process ends itself
 
 abort_all: Callable[[int], None] = lambda code: None  # noqa: E731
 """Ends all ranks with an exit code if it can reach them, else returns. `sorix_dist.comm` sets it."""

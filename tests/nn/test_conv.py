@@ -319,7 +319,7 @@ def test_an_image_network_trains_alike_on_any_number_of_ranks(ranks: int) -> Non
 
 X = np.zeros((2, 4, 5, 5), np.float32)
 ERRORS: list[tuple[Any, str]] = [
-    (lambda: Conv2d(0, 4, 3), "in_channels must be an integer >= 1, got 0"),
+    (lambda: Conv2d(0, 4, 3), "in_channels must be >= 1, got 0"),
     (lambda: Conv2d(4, 2.5, 3), "out_channels must be an integer >= 1, got 2.5"),
     (lambda: Conv2d(4, 6, 3, groups=4), "groups must divide out_channels 6, got 4"),
     (lambda: Conv2d(4, 6, 3, groups=3), "groups must divide in_channels 4, got 3"),

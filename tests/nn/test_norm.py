@@ -249,7 +249,7 @@ def test_dtypes_and_no_rows(make: Any, shape: tuple[int, ...], dtype: Any) -> No
 X = np.zeros((4, 3), np.float32)
 IMAGES = np.zeros((4, 3, 2, 2), np.float32)
 ERRORS: list[tuple[Any, type[Exception], str]] = [
-    (lambda: BatchNorm1d(0), ValueError, "num_features must be an integer >= 1, got 0"),
+    (lambda: BatchNorm1d(0), ValueError, "num_features must be >= 1, got 0"),
     (lambda: BatchNorm1d(3, eps=0), ValueError, "eps must be > 0"),
     (lambda: BatchNorm1d(3, momentum=2), ValueError, r"momentum must be in \[0, 1\] or None, got 2"),
     (lambda: BatchNorm1d(4)(X), ValueError, r"shape \(N, C\) or \(N, C, L\) with C = 4, got shape \(4, 3\)"),

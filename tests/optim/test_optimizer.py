@@ -280,7 +280,7 @@ def test_no_parameters(kind: Any, none: Any) -> None:
 def test_rates(kind: Any, name: str, bad: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be (>= 0|finite), got {bad}"):
         kind([nn.Parameter(np.ones(2))], **{name: bad})
-    with pytest.raises(TypeError, match=f"{name} must be a number, got '0.1'"):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got str '0.1'"):
         kind([nn.Parameter(np.ones(2))], **{name: "0.1"})
 
 

@@ -236,6 +236,20 @@ def an_argument_that_the_step_names_too(capture):
 
 
 @case()
+def lookups_by_labels(capture):
+    model = nn.Linear(4, 3)
+
+    def step(x: Any, y: Any) -> Any:
+        scores = model(x)
+        loss = F.mse_loss(scores, F.one_hot(y, 3).float()) + scores.gather(1, y[:, None]).square().mean()
+        loss.backward()
+        return scores.index_select(1, y).detach()
+
+    captured = capture(step)
+    return captured, lambda i: (model.zero_grad(), captured(*BATCHES[i % 6]), model.W.grad.numpy().copy())[1:]
+
+
+@case()
 def a_branch_on_which_tensor_it_is(capture):
     table, other = BATCHES[0][0], BATCHES[1][0]
     step = capture(lambda x: x if x is table else x * 2)

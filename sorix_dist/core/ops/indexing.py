@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
-from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
 from sorix_dist.core.ops.elementwise import add, cast
@@ -195,7 +195,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
         raise ValueError(f"index_select: index must be a vector, got shape {chosen.shape}")
     if not shape:
         return reshape(take(reshape(input, 1), index=chosen.reshape(-1)), ())
-    return take(input, index=along(at, chosen.reshape(-1)))
+    return take(input, index=along(at, chosen if chosen.ndim else chosen.reshape(1)))
 
 
 def masked_select(input: Any, mask: Any) -> Any:
@@ -219,9 +219,13 @@ def one_hot(input: Any, num_classes: int = -1) -> Any:
         if not everywhere.size:
             raise ValueError("one_hot: num_classes must be given for an input without elements")
         num_classes = int(everywhere.max()) + 1
-    labels = _indices("one_hot", input, num_classes)
-    result = Tensor.of((labels[..., None] == np.arange(num_classes)).astype(np.int64))
+    result = Tensor.of(_of_classes(input, num_classes))
     return result if rows is None else tagged(result, rows)
+
+
+@host
+def _of_classes(labels: Any, count: int) -> Array:
+    return np.equal(_indices("one_hot", labels, count)[..., None], np.arange(count)).astype(np.int64)
 
 
 def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Any:
@@ -247,6 +251,7 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     return result.detach().requires_grad_() if requires_grad else result
 
 
+@host
 def _indices(name: str, index: Any, limit: int) -> Array:
     """The index as integers in range; TypeError or IndexError (for the function `name`) otherwise."""
     array = index.array if isinstance(index, Tensor) else np.asarray(index)
@@ -260,6 +265,7 @@ def _indices(name: str, index: Any, limit: int) -> Array:
     return array
 
 
+@host
 def _grid_along(name: str, input: Any, dim: int, index: Any) -> tuple[Array, ...]:
     """The NumPy index that takes elements by `index` along `dim` and stays in place along the others."""
     shape = shape_of(input)
