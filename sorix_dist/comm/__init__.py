@@ -26,14 +26,7 @@ from sorix_dist.comm.checked import Checked, agreed  # noqa: E402
 from sorix_dist.comm.mpi import MpiComm  # noqa: E402
 from sorix_dist.comm.protocol import Comm, Exchange, Op, RankFailed, Started, Window, Wire  # noqa: E402
 from sorix_dist.comm.threads import run_threads  # noqa: E402
-from sorix_dist.comm.world import (  # noqa: E402
-    Solo,
-    adopt,
-    current,
-    init,
-    is_initialized,
-    using,
-)
+from sorix_dist.comm.world import Solo, adopt, current, init, is_initialized, using  # noqa: E402
 from sorix_dist.watchdog.watch import CollectiveMismatch, note  # noqa: E402
 
 __all__ = [

@@ -27,8 +27,7 @@ from sorix_dist.watchdog.watch import Channel, CollectiveMismatch, RankPage
 
 T = TypeVar("T")
 
-SETTLED = 0.002
-"""Seconds that a difference must last: a processor may see another one's writes out of order."""
+SETTLED = 0.002  # seconds that a difference must last: a processor may see another one's writes out of order
 
 MESSAGE, HEAD = 256, 16
 """Bytes by which ranks of several hosts compare a call, and those of it that are compared. An array that fits into the

@@ -43,8 +43,7 @@ faster in such pieces."""
 FIRST_TAG = 1 << 14
 """Of pieces. Every MPI has tags below twice this number, so 8,192 exchanges of pieces can be under way at once."""
 
-SHORT = 64 << 10
-"""Bytes of an array up to which MPI's own collectives are as good between hosts."""
+SHORT = 64 << 10  # bytes of an array up to which MPI's own collectives are as good between hosts
 
 
 class MpiComm:

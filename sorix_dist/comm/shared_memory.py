@@ -23,15 +23,11 @@ from sorix_dist.comm.protocol import SharedMemoryFull
 from sorix_dist.comm.waiting import waited
 
 PAGE = mmap.PAGESIZE
-SHARED_MEMORY = "/dev/shm"
-"""The folder of MPI's shared windows on Linux."""
+SHARED_MEMORY = "/dev/shm"  # the folder of MPI's shared windows on Linux
 CACHE_LINE = 64
-SPINS = 1000
-"""Reads of a counter before a rank that has a core of its own yields it."""
-YIELDS = 1000
-"""Reads between which it yields the core, before it sleeps instead."""
-SLEEP = 50e-6
-"""Seconds between two further reads."""
+SPINS = 1000  # reads of a counter before a rank that has a core of its own yields it
+YIELDS = 1000  # reads between which it yields the core, before it sleeps instead
+SLEEP = 50e-6  # seconds between two further reads
 _yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
@@ -175,8 +171,7 @@ CALLS, NBYTES = 32, 32 << 20
 Key = tuple[int, int]
 """A communicator's number and that of one of its windows, 0 for itself: the same on all its ranks, and no others'."""
 
-live: dict[Key, int] = {}
-"""The keys of what is not freed yet, with its bytes of shared memory."""
+live: dict[Key, int] = {}  # the keys of what is not freed yet, with its bytes of shared memory
 _unused: dict[Key, tuple[int, Callable[[], None]]] = {}
 _calls = itertools.count(1)
 _new_bytes = 0

@@ -25,8 +25,7 @@ from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
 from sorix_dist.watchdog.watch import CollectiveMismatch
 
-ENDING = 2.0
-"""Seconds that ranks have to end after an interrupt or a time-out."""
+ENDING = 2.0  # seconds that ranks have to end after an interrupt or a time-out
 
 
 class _Interrupted(BaseException):

@@ -17,8 +17,7 @@ from typing import Any
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 
-UNKNOWN = -1
-"""Stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it."""
+UNKNOWN = -1  # stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it
 
 AWAKE, NAP = 50e-6, 50e-6
 """Seconds that a rank waits for a message from another host without sleeping, and that it then sleeps at a time. The

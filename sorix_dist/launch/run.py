@@ -32,14 +32,12 @@ ENDING: Mapping[int, int] = {
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
-TIMED_OUT = 124
-"""The exit code after the time limit, as of timeout(1)."""
+TIMED_OUT = 124  # the exit code after the time limit, as of timeout(1)
 
 REPEATED = 0.4
 """Seconds in which the same signal asks once: `timeout` sends it to its command, and then to the command's group."""
 
-GROUP_DELAY = 0.2
-"""Seconds after which a signal to a process group has reached all of its processes."""
+GROUP_DELAY = 0.2  # seconds after which a signal to a process group has reached all of its processes
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,7 @@ class _Foreground:
         self.patience = patience
         self.ending = ending
         self.asked: list[int] = []
-        self.last = 0, 0.0
-        """The signal that asked last, and when."""
+        self.last = 0, 0.0  # the signal that asked last, and when
         self.process: subprocess.Popen[bytes] | None = None
         self.group = _GroupProbe()
         handlers = dict.fromkeys(ending, self._end) | dict.fromkeys(PASSED_ON, self._pass_on)
@@ -242,20 +239,11 @@ def ask(argv: Sequence[str], environ: Mapping[str, str], limit: float) -> Answer
 
 # -- again after a crash
 
-EXIT_INCOMPLETE = 70
-"""The exit code if all ranks ended with 0, but rank 0 did not reach the end of the script."""
-
-ATTEMPT = "SORIX_DIST_ATTEMPT"
-"""How often the script was started before, as a variable for it: 0, 1, 2, ..."""
-
-PRIVATE = ".completed-"
-"""The prefix of a file in the checkpoint folder: rank 0 writes it when it has reached the end."""
-
-FRUITLESS = 2
-"""Attempts in a row without a later saved step, after which the job is not started again."""
-
-PAUSE = 1.0
-"""Seconds between two attempts."""
+EXIT_INCOMPLETE = 70  # the exit code if all ranks ended with 0, but rank 0 did not reach the end of the script
+ATTEMPT = "SORIX_DIST_ATTEMPT"  # how often the script was started before, as a variable for it: 0, 1, 2, ...
+PRIVATE = ".completed-"  # the prefix of a file in the checkpoint folder: rank 0 writes it when it has reached the end
+FRUITLESS = 2  # attempts in a row without a later saved step, after which the job is not started again
+PAUSE = 1.0  # seconds between two attempts
 
 # mpirun kills ranks half a second after a SIGTERM; SIGUSR1 it passes on, so that they can save their work.
 WARNING: dict[int, int] = {**ENDING, signal.SIGTERM: signal.SIGUSR1}

@@ -38,17 +38,13 @@ Result = TypeVar("Result")
 
 BACKENDS = ("mpi", "threads")
 
-MOST_PER_CORE = 8
-"""Ranks for each usable core: more are a mistake that would only fill the memory."""
-
-GRACE = 2.0
-"""Seconds that the launcher has to end its ranks before they are killed."""
+MOST_PER_CORE = 8  # ranks for each usable core: more are a mistake that would only fill the memory
+GRACE = 2.0  # seconds that the launcher has to end its ranks before they are killed
 
 _BANNER = re.compile(r"^(?:={20,}|-{20,})$", re.MULTILINE)
 """The first line of what MPICH and Open MPI print when a rank has died, below the cause."""
 
-LEAVE = 5.0
-"""Seconds that ranks have to end after the last of them has returned its result."""
+LEAVE = 5.0  # seconds that ranks have to end after the last of them has returned its result
 
 # While the package is imported, the standard library comes first: a json.py in the caller's folder is not the one that
 # it means, and the caller may have had its own before that folder came into its path.
@@ -256,8 +252,7 @@ def _missing(folder: PrivateFolder, num_proc: int) -> str:
     return f"there is no result of rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" if ranks else ""
 
 
-PAUSE = 0.01
-"""Seconds between two looks into the folder of calls and results."""
+PAUSE = 0.01  # seconds between two looks into the folder of calls and results
 
 
 class Pool:

@@ -32,14 +32,12 @@ from sorix_dist.utils.data import loader
 if TYPE_CHECKING:
     from sorix_dist.train.timeline import Timeline
 
-END = -1
-"""In place of an operation: a walk has ended."""
+END = -1  # in place of an operation: a walk has ended
 
 started: dict[int, Timeline] = {}
 """By thread, the timelines that have begun; a paused one is notified of the ends of steps only."""
 
-recording: dict[int, Timeline] = {}
-"""By thread, the timelines that take spans now."""
+recording: dict[int, Timeline] = {}  # by thread, the timelines that take spans now
 
 _lock = Lock()
 _originals: dict[tuple[Any, str], Any] = {}

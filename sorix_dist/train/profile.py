@@ -22,12 +22,9 @@ from sorix_dist.parallel.consistency import on_first_rank
 from sorix_dist.parallel.world import world
 from sorix_dist.train.timeline import REST, RankTimes, Span, Timeline, Wait
 
-ROUNDS = 30
-"""Messages there and back by which the clocks of two hosts are compared."""
-SHOWN = 50_000
-"""Nanoseconds from which on a wait gets an arrow in the trace."""
-LAYERS = 20
-"""The layers that the table shows."""
+ROUNDS = 30  # messages there and back by which the clocks of two hosts are compared
+SHOWN = 50_000  # nanoseconds from which on a wait gets an arrow in the trace
+LAYERS = 20  # the layers that the table shows
 KINDS = (
     *("loader", "forward", "evaluation", "backward", "agreement", "reduce", "waiting", "messages", "update"),
     *("zero_grad", "captured step", "checkpoint", REST),

@@ -574,7 +574,7 @@ def stepped(model):
         (TypeError, r"give model.unwrap\(\)", lambda m, o: sx.LocalSGD(sx.DistributedDataParallel(m), o, 2)),
         (TypeError, r"model must be a Module", lambda m, o: sx.LocalSGD(o, m, 2)),
         (TypeError, r"optimizer must be an Optimizer", lambda m, o: sx.LocalSGD(m, 0.1, 2)),
-        (ValueError, r"every must be an integer >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
+        (ValueError, r"every must be >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
         (ValueError, r"of the model alone", lambda m, o: sx.LocalSGD(m, INNER["SGD"](network().parameters()), 2)),
         (ValueError, r"of the model alone", lambda m, o: sx.DiLoCo(m, o, 2, INNER["SGD"](network().parameters()))),
         (ValueError, r"another optimizer than the inner one", lambda m, o: sx.DiLoCo(m, o, 2, o)),

@@ -240,9 +240,9 @@ def test_bad_samples(metric: Any, found: Any, target: Any, error: Any, message: 
 
 def test_bad_options() -> None:
     for k in (0, 1.5, True, None):
-        with pytest.raises(ValueError, match="top_k must be an integer >= 1, got"):
+        with pytest.raises(ValueError, match=r"top_k must be (an integer )?>= 1, got"):
             Accuracy(top_k=k)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_classes must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be >= 1, got 0"):
         ConfusionMatrix(0)
     with pytest.raises(ValueError, match="ignore_index must be an integer or None, got 'a'"):
         Accuracy(ignore_index="a")  # type: ignore[arg-type]

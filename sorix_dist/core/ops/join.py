@@ -201,7 +201,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
 def _several(name: str, tensors: Any) -> list[Any]:
     """The tensors as a list, checked; arrays and numbers among them are taken as tensors."""
     if not isinstance(tensors, list | tuple):
-        raise TypeError(f"{name}: tensors must be a list or tuple of tensors, got {type(tensors).__name__}")
+        raise TypeError(f"{name}: the type of tensors must be tuple or list, got {type(tensors).__name__}")
     if not tensors:
         raise ValueError(f"{name}: tensors must hold at least one tensor, got none")
     return [x if isinstance(x, Tensor | np.ndarray) else Tensor(as_operand(x)) for x in tensors]

@@ -215,9 +215,9 @@ def swapaxes(input: Any, dim0: int, dim1: int) -> Any:
 
 
 def t(input: Any) -> Any:
-    """A matrix transposed; vectors and 0-d tensors as they are. ValueError for more dimensions."""
+    """A matrix transposed; vectors and 0-d tensors as they are. RuntimeError for more dimensions."""
     if len(shape_of(input)) > 2:
-        raise ValueError(f"t: input must have at most two dimensions, got shape {shape_of(input)}")
+        raise RuntimeError(f"t: input must have at most two dimensions, got shape {shape_of(input)}")
     return transpose(input)
 
 
@@ -310,6 +310,8 @@ def repeat(input: Any, *sizes: Any) -> Any:
     """The tensor set side by side with itself: `sizes` says how often along each dimension; new ones come in front."""
     times = sizes_of("repeat", sizes)
     shape: tuple[int, ...] = shape_of(input)
+    if isinstance(input, np.ndarray):  # as in sorix and np.tile
+        times = (1,) * (len(shape) - len(times)) + tuple(times)
     if len(times) < len(shape):
         raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
     if any(n < 0 for n in times):
