@@ -21,11 +21,13 @@ from sorix_dist.core.placement import SUM, Partial, Shard, Tally, current_group
 
 class BatchNumber:
     """The base of BatchInt and BatchFloat. own: this rank's number; everywhere: the number in the global batch, or
-    None if it is unknown; summed: whether own is a sum over all ranks, which must not be added up again."""
+    None if it is unknown; summed: whether own is a sum over all ranks, which must not be added up again; share: whether
+    it is a part of such a sum that was divided by a global number, beside which x.shape[0] is global too."""
 
     own: float
     everywhere: float | None
     summed: bool
+    share: bool
 
     def of_all(self) -> Any:
         """The number in the global batch; RuntimeError if it is unknown."""
@@ -92,6 +94,8 @@ class BatchNumber:
         return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
 
     def __reduce__(self) -> Any:
+        if self.summed:
+            current_group().note_copy()
         return type(self.own), (self.own,)
 
 
@@ -146,10 +150,12 @@ class BatchFloat(BatchNumber, float):
         return format(float(self), form)
 
 
-def number(here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False) -> Any:
+def number(
+    here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False, share: bool = False
+) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
     made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
-    made.own, made.everywhere, made.shard, made.summed = here, everywhere, shard, summed
+    made.own, made.everywhere, made.shard, made.summed, made.share = here, everywhere, shard, summed, share
     return made
 
 
@@ -161,15 +167,16 @@ def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
         return NotImplemented
     totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
     everywhere = None if None in totals else function(*totals)
-    summed = getattr(x, "summed", False) or getattr(y, "summed", False)
+    summed, share = (any(getattr(n, flag, False) for n in (x, y)) for flag in ("summed", "share"))
+    own = [total if share and total is not None else here(n) for n, total in zip((x, y), totals, strict=True)]
     try:
-        return number(function(here(x), here(y)), everywhere, None, summed)
+        return number(function(*own), everywhere, None, summed, share)
     except ZeroDivisionError:  # on a rank without rows
-        return number(math.nan, everywhere, None, summed)
+        return number(math.nan, everywhere, None, summed, share)
 
 
 def _of_one(function: Callable[..., float], x: BatchNumber) -> Any:
-    return number(function(x.own), None if x.everywhere is None else function(x.everywhere), None, x.summed)
+    return number(function(x.own), None if x.everywhere is None else function(x.everywhere), None, x.summed, x.share)
 
 
 def _bind(name: str) -> None:
@@ -243,7 +250,8 @@ def number_of_part(value: Any, place: Any) -> Any:
         own = place.own.item() if place.known and place.own is not None else value
         return number(own, value if place.known else None, None, place.own is None)
     own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
-    return number(value, None) if own and value.__class__ in (int, float) else value
+    share = own and place.over == SUM and bool(place.alike)
+    return number(value, None, share=share) if own and value.__class__ in (int, float) else value
 
 
 def _total(place: Shard) -> int | None:

@@ -21,7 +21,7 @@ from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tally import is_tally, tally_of
+from sorix_dist.core.tally import is_tally, of_sum, tally_of
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -36,13 +36,16 @@ def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: A
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
     rows = shard_of(data)
     one = not isinstance(data, list | tuple)
-    numbers = [_of_all_ranks(x) if rows is None else x for x in ([data] if one else data)]
+    numbers = [_of_all_ranks(of_sum(x, _NUMBER)) if rows is None else x for x in ([data] if one else data)]
     if any(map(is_tally, numbers)) and not requires_grad:
         return tally_of(numbers, lambda found: Tensor(found[0] if one else found, device=device, dtype=dtype))
     place = REPLICATE if any(map(is_of_batch, numbers)) else rows
     numbers = [of_all(x) for x in numbers]
     made = Tensor(numbers[0] if one else numbers, device=device, requires_grad=requires_grad, dtype=dtype)
     return made if place is None else tagged(made, place)
+
+
+_NUMBER = "a number for a new tensor"
 
 
 def _of(name: str, dtype: str) -> Callable[..., Tensor]:
@@ -183,7 +186,7 @@ def _number(x: Any) -> Any:
 
 def _of_all_ranks(x: Any) -> Any:
     """A number that follows from rows of a batch, as that of the global batch."""
-    return whole(x.detach(), "a number for a new tensor") if isinstance(x, Tensor) else x
+    return whole(x.detach(), _NUMBER) if isinstance(x, Tensor) else x
 
 
 @host

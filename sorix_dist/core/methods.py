@@ -21,7 +21,7 @@ from sorix_dist.core.ops import activation, choose, indexing, join, matrix, redu
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.index_parts import assign, written
-from sorix_dist.core.placement import Partial, shard_of
+from sorix_dist.core.placement import Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -105,9 +105,27 @@ def _number(self: Tensor, x: Any) -> Any:
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 
 
+def _of_counts(self: Tensor, x: Any) -> Any:
+    """An operand of a write; a sum over rows as a Tally, if the target is no rows and no part of a sum."""
+    kept = self.leaf is None and not isinstance(self.place, Shard | Partial)
+    return tally.of_sum(x, "a write in place") if kept else x
+
+
 def _counts(self: Tensor, *others: Any) -> bool:
     """Whether a write is one of numbers that follow from a batch into a tensor of counts that is kept by hand."""
-    return self.leaf is None and shard_of(self) is None and any(map(tally.is_tally, (self, *others)))
+    kept = self.leaf is None and not isinstance(self.place, Shard | Partial)
+    return kept and any(map(tally.is_tally, (self, *others)))
+
+
+def _become(self: Tensor, value: Tensor) -> Tensor:
+    """Writes into a part of a sum: what it is across ranks and what it shows follow."""
+    np.copyto(self.array, value.array, casting="same_kind")
+    self.place = value.place
+    if hasattr(value, "shown"):
+        self.shown = value.shown
+    elif hasattr(self, "shown"):
+        del self.shown
+    return self
 
 
 def _rewritten(self: Tensor, value: Tensor) -> Tensor:
@@ -120,6 +138,9 @@ def _rewritten(self: Tensor, value: Tensor) -> Tensor:
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         array = _target(self, other)
+        other = _of_counts(self, other)
+        if isinstance(self.place, Partial):
+            return _become(self, OF_NUMPY[ufunc](self.detach(), other))
         if _counts(self, other):
             return _rewritten(self, OF_NUMPY[ufunc](self, other))
         ufunc(array, _number(self, other), out=array, casting="same_kind")
@@ -135,6 +156,7 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
     array = _target(self, value)
+    value = _of_counts(self, value)
     if _counts(self, value):
         self.place = None
         tally.write(self, ..., value)
@@ -151,6 +173,7 @@ def zero_(self: Tensor) -> Tensor:
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
     array = _target(self, src)
+    src = _of_counts(self, src)
     if _counts(self, src):
         self.place = None
         tally.write(self, ..., src)

@@ -13,7 +13,8 @@ import numpy as np
 
 from sorix_dist.core.batch_numbers import BatchNumber, here, number, of_all, of_batch
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.placement import REPLICATE, Array, Tally, current_group, tagged
+from sorix_dist.core.placement import REPLICATE, SUM, Array, Partial, Tally, current_group, tagged
+from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Tensor
 
 
@@ -53,6 +54,16 @@ def _own(x: Any) -> Any:
     if not isinstance(x, Tensor) or x.place is None:
         return x
     return Tensor.of(x.place.own) if isinstance(x.place, Tally) and x.place.own is not None else None
+
+
+def of_sum(x: Any, name: str) -> Any:
+    """A sum over rows as a Tally of this rank's part and of the whole. A call of all ranks; other operands stay."""
+    place = x.place if isinstance(x, Tensor) else None
+    if not isinstance(place, Partial) or place.over != SUM or place.group.parts == 1 or hasattr(x, "shown"):
+        return x
+    if place.group.isolated or place.factor != 1:
+        return x
+    return tagged(Tensor.of(whole(x.detach(), name).array), Tally(x.array, True))
 
 
 def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:

@@ -37,7 +37,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             current_group().warn_of_copy()
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     place = x.place if isinstance(x, Tensor) else None
-    if place is None and op == "sum":
+    if (place is None or isinstance(place, Tally)) and op == "sum":
         current_group().warn_of_copy()
     if isinstance(x, Tensor):
         if isinstance(place, Tally):
@@ -105,7 +105,8 @@ def all_gather(x: Any) -> list[Any]:
     if isinstance(x, np.ndarray):
         return list(world().all_gather(np.ascontiguousarray(x)))
     if not isinstance(x, Tensor):
-        return world().gather_objects(x)
+        with current_group().warns_of_sums():
+            return world().gather_objects(x)
     group, place = current_group(), x.place
     if isinstance(place, Partial) or not x.ndim:
         return [Tensor(part) for part in world().all_gather(np.array(x.visible))]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,19 @@ class Ranks(Group):
         if self._copied and not self.single:
             self.warn(
                 f"a number of the global batch has become a plain number in {self._copied}, as float(x.shape[0]) does: "
-                f"if it is in this all_reduce, it is counted {self.size} times. Sum x.shape[0] as it is, or len(x) "
+                f"in a sum over ranks it is counted {self.size} times. Sum x.shape[0] as it is, or len(x) "
                 "[docs: own-numbers]"
             )
         self._copied = ""
+
+    @contextmanager
+    def warns_of_sums(self) -> Iterator[None]:
+        """Warns if a sum over rows that is complete on every rank, as item() gives it in reproducible mode, is pickled
+        for other ranks."""
+        before, self._copied = self._copied, ""
+        yield
+        self.warn_of_copy()
+        self._copied = before
 
     def warn(self, message: str) -> None:
         where = call_site().where

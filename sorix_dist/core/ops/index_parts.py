@@ -19,7 +19,7 @@ from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
-from sorix_dist.core.tally import is_tally, of_everyone, write
+from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
 from sorix_dist.core.tensor import Array, Tensor
 
 
@@ -166,6 +166,8 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
     """target[key] = value."""
     parts = key if isinstance(key, tuple) else (key,)
     place: Any = shard_of(target)
+    if place is None and target.leaf is None:
+        value = of_sum(value, _NAME)
     if is_tally(target) or is_tally(value):
         if place is None and target.leaf is None and not any(shard_of(part) is not None for part in (*parts, value)):
             write(target, key_of(key), _sum_made_whole(value))
