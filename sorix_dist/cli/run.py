@@ -18,9 +18,9 @@ from sorix_dist.cli.parser import (
     positive,
     script_with_arguments,
     seconds,
+    under,
     whole,
 )
-from sorix_dist.cli.profile import profiled
 from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
@@ -149,7 +149,7 @@ class Job:
         check_options(arguments)
         self.program = [sys.executable, *script_with_arguments(arguments)]
         if arguments.profile is not None:
-            self.program = profiled(script_with_arguments(arguments), arguments.profile, None)
+            self.program = under("profiled", arguments, steps=None, path=os.path.abspath(arguments.profile))
         self.env: dict[str, str] = {}
         if arguments.threads is not None:
             self.env |= dict.fromkeys(VARIABLES, str(arguments.threads))

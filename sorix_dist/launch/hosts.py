@@ -147,12 +147,7 @@ def _reason(name: str, environ: Mapping[str, str], limit: float) -> str:
     argv = ask(name, environ)
     try:
         answer = subprocess.run(
-            argv,
-            env={**os.environ, **environ},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit,
+            argv, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
         )
     except FileNotFoundError:
         return f"{argv[0]} is not installed"

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
-from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
+from sorix_dist.parallel.comm_hooks import Matrix, PowerSGD, matrices_in
 
 RANK = 4  # the rank of PowerSGD's factors
 METHODS = "exact", "fp16", "PowerSGD", "LocalSGD"

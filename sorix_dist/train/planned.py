@@ -23,9 +23,8 @@ import numpy as np
 
 from sorix_dist.core.flat import Flat
 from sorix_dist.core.op import marker
-from sorix_dist.parallel.comm_hooks import weight_matrices
+from sorix_dist.parallel.comm_hooks import Matrix, weight_matrices
 from sorix_dist.parallel.coordinator import Coordinator
-from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.parallel.reducers import Bucket
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.cost_model import Border, PerRows, Step
