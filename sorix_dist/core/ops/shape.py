@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.batch_numbers import of_all, own_size, rows_of_size
+from sorix_dist.core.batch_numbers import of_all, sized
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of, tagged
@@ -299,8 +299,8 @@ def expand(input: Any, *sizes: Any) -> Any:
     place, sizes = shard_of(input), _unpacked(sizes)
     if place is not None and place.batch.known is not None and not place.group.isolated:
         sizes = of_all(sizes)
-    rows = rows_of_size(sizes) if place is None else None
-    wanted, shape = sizes_of("expand", sizes if rows is None else tuple(own_size(sizes))), shape_of(input)
+    own, rows = sized(sizes) if place is None else (sizes, None)
+    wanted, shape = sizes_of("expand", tuple(own)), shape_of(input)
     extra = len(wanted) - len(shape)
     if extra < 0:
         raise ValueError(f"expand: sizes must have at least {len(shape)} entries for shape {shape}, got {wanted}")
@@ -348,8 +348,8 @@ def repeat(input: Any, *sizes: Any) -> Any:
     sizes, place = _unpacked(sizes), shard_of(input)
     if place is not None and place.batch.known is not None and not place.group.isolated:
         sizes = of_all(sizes)
-    lead = rows_of_size(sizes) if place is None else None
-    times = sizes_of("repeat", sizes if lead is None else tuple(own_size(sizes)))
+    own, lead = sized(sizes) if place is None else (sizes, None)
+    times = sizes_of("repeat", tuple(own))
     shape: tuple[int, ...] = shape_of(input)
     if len(times) < len(shape):
         raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
