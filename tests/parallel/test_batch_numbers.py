@@ -273,6 +273,44 @@ def test_a_sum_of_counts_in_reproducible_mode_is_right_or_refused(add: Callable[
     assert found == [pytest.approx([5, 7, 5 / 7, 10 / 7]) if add in (rows_alone, as_numbers_times_rows) else None] * 3
 
 
+def written_in_forward(x: Any) -> Any:
+    scale = sx.zeros(3, dtype=sx.float64)
+    with sx.no_grad():
+        scale[1] = x.shape[0]
+        scale += x.shape[0]
+    return scale
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        written_in_forward,
+        lambda x: sx.ones(3, dtype=sx.float64) / x.shape[0],
+        lambda x: sx.tensor([1.0, 2.0, x.shape[0]]),
+        lambda x: sx.maximum(sx.arange(3).double() * 10, sx.tensor(x.shape[0])),
+    ],
+)
+def test_a_number_of_the_batch_in_a_forward_counts_all_rows(scale: Callable[[Any], Any]):
+    class Scaled(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * scale(x)
+
+    def work(shards: int | None) -> list[Any]:
+        sx.init(virtual_shards=shards)
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(Scaled(4, 3).double())
+        data = Dataset(np.random.default_rng(0).standard_normal((7, 4)), np.arange(7) % 3)
+        for x, y in DataLoader(data, batch_size=7):
+            F.cross_entropy(model(x), y).backward()
+        return [p.grad.numpy().copy() for p in model.parameters()]
+
+    wanted = run_threads(work, 1, (None,))[0]
+    for ranks, shards in ((2, None), (3, None), (1, 4), (3, 4)):
+        for found in run_threads(work, ranks, (shards,)):
+            for one, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "make",
     [
