@@ -102,7 +102,13 @@ def _twice(make: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any]) -> Te
 
 
 def write(target: Tensor, key: Any, value: Any) -> None:
-    """target[key] = value, where one of both is a Tally or value is a number."""
+    """target[key] = value, where one of both is a Tally or value is a number. A target that is written as a whole
+    forgets what it was."""
+    if key is ... or (key.__class__ is slice and key == slice(None)):
+        target.place = REPLICATE if getattr(value, "place", None) is REPLICATE else None
+        if not is_tally(value):
+            target.array[key] = value.array if isinstance(value, Tensor) else value
+            return
     own: Array | None = None
     base, mine = _own(target), _own(value)
     if base is not None and mine is not None:

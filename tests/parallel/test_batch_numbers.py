@@ -225,6 +225,28 @@ def count(add: Callable[[Any, Any, Any], None], summed: bool) -> Any:
 
 
 @pytest.mark.parametrize("add", COUNTED)
+def test_counts_start_anew_when_they_are_overwritten(add: Callable[[Any, Any, Any], None]):
+    @sx.no_grad()
+    def work(anew: bool) -> list[Any]:
+        counts, found = sx.zeros(2, dtype=sx.float64), []
+        for x, y in DataLoader(Dataset(np.arange(14.0) % 7, np.arange(14)), batch_size=7):
+            add(counts, x < 5, y)
+            sx.all_reduce(counts)
+            found += counts.tolist()
+            if anew:
+                counts.zero_()
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ranks in (1, 2):
+            assert run_threads(work, ranks, (True,)) == [pytest.approx([5, 7, 5, 7])] * ranks
+        if add is not as_it_is_set:
+            with pytest.raises(RuntimeError, match=r"would count it 2 times|follows from this rank's rows alone"):
+                run_threads(work, 2, (False,))
+
+
+@pytest.mark.parametrize("add", COUNTED)
 def test_counts_that_are_kept_by_hand(add: Callable[[Any, Any, Any], None]):
     """In a sum over ranks they are this rank's, beside other tensors those of the global batch."""
     with warnings.catch_warnings():
