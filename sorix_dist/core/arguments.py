@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from inspect import signature
 from math import inf
 from numbers import Real
 from pathlib import Path
@@ -113,6 +115,22 @@ def as_path(name: str, value: Any) -> Path:
     return Path(os.path.abspath(path))
 
 
+def as_list(name: str, value: Any, of: str) -> list[Any]:
+    """The entries of `value` as a list; TypeError, with `name` and what it is a list `of`, for text or no sequence."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of {of}, got {described(value)}")
+    return list(value)
+
+
+def two_numbers(name: str, value: Any) -> tuple[float, float]:
+    """A tuple or list of two numbers; TypeError or ValueError, with `name`, for anything else."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
+    for i, number in enumerate(value):
+        in_range(f"{name}[{i}]", number, -inf, closed=True)
+    return value[0], value[1]
+
+
 def one_of(name: str, value: Any, *choices: str | None) -> None:
     """ValueError, with `name`, unless `value` is one of the choices."""
     if not isinstance(value, str | None) or value not in choices:  # an array has no single answer to `in`
@@ -143,6 +161,29 @@ def require_methods(name: str, value: Any, *methods: str, kind: str = "") -> Non
         raise TypeError(f"{name} must {wanted}, got {described(value)}")
 
 
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, or a constructor, that first checks its arguments annotated `bool` or `float` (or that or None)."""
+    its = signature(function)
+    kinds = {name: str(p.annotation) for name, p in its.parameters.items() if p.kind in (1, 3)}  # no *args, **options
+
+    @wraps(function)
+    def call(*inputs: Any, **options: Any) -> Any:
+        try:
+            given = its.bind(*inputs, **options).arguments
+        except TypeError:  # the call itself says it better
+            return function(*inputs, **options)
+        owner = type(inputs[0]).__name__ if "self" in given else function.__name__
+        for name, value in given.items():
+            kind = kinds.get(name)
+            if kind == "bool":
+                as_bool(f"{owner}: {name}", value)
+            elif kind == "float" or (kind == "float | None" and value is not None):
+                in_range(f"{owner}: {name}", value, -inf, closed=True)
+        return function(*inputs, **options)
+
+    return call
+
+
 def described(value: Any) -> str:
     """What an argument is, in an error: its type, and the shape of an array or a short value."""
     if isinstance(value, type):
@@ -164,10 +205,12 @@ def in_range(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {described(value)}")
     number = float(value)
-    if (low < number < high) or (number == low > -inf and not above) or (closed and number == high):
+    if low < number < high or (number == low and not above) or (closed and number == high):
         return
     if high < inf:
         bounds = f"in {'(' if above else '['}{low:g}, {high:g}{']' if closed else ')'}"
+    elif number == inf or low == -inf:
+        bounds = "a number" if closed else "finite"
     else:
-        bounds = "finite" if number == inf or low == -inf else f"{'>' if above else '>='} {low:g}"
+        bounds = f"{'>' if above else '>='} {low:g}"
     raise ValueError(f"{name} must be {bounds}, got {value}")

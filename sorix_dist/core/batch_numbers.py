@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.placement import SUM, Partial, Shard, current_group
+from sorix_dist.core.placement import SUM, Partial, Shard, Tally, current_group
 
 
 class BatchNumber:
     """The base of BatchInt and BatchFloat. own: this rank's number; everywhere: the number in the global batch, or
-    None if it is unknown."""
+    None if it is unknown; summed: whether own is a sum over all ranks, which must not be added up again; share: whether
+    it is a part of such a sum that was divided by a global number, beside which x.shape[0] is global too."""
 
     own: float
     everywhere: float | None
+    summed: bool
+    share: bool
 
     def of_all(self) -> Any:
         """The number in the global batch; RuntimeError if it is unknown."""
@@ -38,7 +41,10 @@ class BatchNumber:
         return self.everywhere
 
     def __float__(self) -> float:
-        return float(self.own if self.everywhere is None else self.everywhere)
+        if self.everywhere is None:
+            return float(self.own)
+        current_group().note_copy()
+        return float(self.everywhere)
 
     def __int__(self) -> int:
         if self.everywhere is not None and self.everywhere != self.own:
@@ -47,6 +53,8 @@ class BatchNumber:
                 "arrays of it would differ on every number of ranks. Use it as it is, sx.global_rows(x), or len(x) "
                 "for this rank's rows [docs: own-numbers]"
             )
+        if self.everywhere is not None:
+            current_group().note_copy()
         return int(self.own)
 
     __trunc__ = __int__
@@ -86,6 +94,8 @@ class BatchNumber:
         return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
 
     def __reduce__(self) -> Any:
+        if self.summed:
+            current_group().note_copy()
         return type(self.own), (self.own,)
 
 
@@ -140,10 +150,12 @@ class BatchFloat(BatchNumber, float):
         return format(float(self), form)
 
 
-def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> Any:
+def number(
+    here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False, share: bool = False
+) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
     made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
-    made.own, made.everywhere, made.shard = here, everywhere, shard
+    made.own, made.everywhere, made.shard, made.summed, made.share = here, everywhere, shard, summed, share
     return made
 
 
@@ -155,14 +167,16 @@ def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
         return NotImplemented
     totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
     everywhere = None if None in totals else function(*totals)
+    summed, share = (any(getattr(n, flag, False) for n in (x, y)) for flag in ("summed", "share"))
+    own = [total if share and total is not None else here(n) for n, total in zip((x, y), totals, strict=True)]
     try:
-        return number(function(here(x), here(y)), everywhere)
+        return number(function(*own), everywhere, None, summed, share)
     except ZeroDivisionError:  # on a rank without rows
-        return number(math.nan, everywhere)
+        return number(math.nan, everywhere, None, summed, share)
 
 
 def _of_one(function: Callable[..., float], x: BatchNumber) -> Any:
-    return number(function(x.own), None if x.everywhere is None else function(x.everywhere))
+    return number(function(x.own), None if x.everywhere is None else function(x.everywhere), None, x.summed, x.share)
 
 
 def _bind(name: str) -> None:
@@ -231,9 +245,13 @@ def number_of_part(value: Any, place: Any) -> Any:
     """The number that a Partial shows, which is this rank's. In a forward of reproducible mode it is that of a virtual
     shard, the same on any number of ranks."""
     if isinstance(place, Partial) and place.group.ordered and not place.group.single and place.over == SUM:
-        return number(value, value)  # a sum that is complete on every rank, which an all_reduce must not add again
+        return number(value, value, None, True)
+    if isinstance(place, Tally):
+        own = place.own.item() if place.known and place.own is not None else value
+        return number(own, value if place.known else None, None, place.own is None)
     own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
-    return number(value, None) if own and value.__class__ in (int, float) else value
+    share = own and place.over == SUM and bool(place.alike)
+    return number(value, None, share=share) if own and value.__class__ in (int, float) else value
 
 
 def _total(place: Shard) -> int | None:
@@ -296,13 +314,6 @@ def of_all(x: Any) -> Any:
     if isinstance(x, tuple | list):
         return type(x)(map(of_all, x))
     return x.of_all() if isinstance(x, BatchNumber) else x
-
-
-def together(numbers: Iterable[Any]) -> list[Any]:
-    """The numbers of one array: all as those of this rank if one of them is known of it alone."""
-    numbers = list(numbers)
-    own = any(isinstance(x, BatchNumber) and x.everywhere is None for x in numbers)
-    return [*map(here, numbers)] if own else numbers
 
 
 def is_of_batch(x: Any) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch, of_all, sized, together
+from sorix_dist.core.batch_numbers import is_of_batch, of_all, sized
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged
 from sorix_dist.core.rules import whole
+from sorix_dist.core.tally import is_tally, of_sum, tally_of
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -33,16 +34,18 @@ __all__ = [
 
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
-    rows, same = shard_of(data), is_of_batch(data)
-    if isinstance(data, list | tuple):
-        data = [_of_all_ranks(x) for x in together(data)]
-        same = any(map(is_of_batch, data))
-    elif rows is None:
-        data = _of_all_ranks(data)
-    made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
-    if same:  # the number in the global batch
-        return tagged(made, REPLICATE)
-    return made if rows is None else tagged(made, rows)
+    rows = shard_of(data)
+    one = not isinstance(data, list | tuple)
+    numbers = [_of_all_ranks(of_sum(x, _NUMBER)) if rows is None else x for x in ([data] if one else data)]
+    if any(map(is_tally, numbers)) and not requires_grad:
+        return tally_of(numbers, lambda found: Tensor(found[0] if one else found, device=device, dtype=dtype))
+    place = REPLICATE if any(map(is_of_batch, numbers)) else rows
+    numbers = [of_all(x) for x in numbers]
+    made = Tensor(numbers[0] if one else numbers, device=device, requires_grad=requires_grad, dtype=dtype)
+    return made if place is None else tagged(made, place)
+
+
+_NUMBER = "a number for a new tensor"
 
 
 def _of(name: str, dtype: str) -> Callable[..., Tensor]:
@@ -183,7 +186,7 @@ def _number(x: Any) -> Any:
 
 def _of_all_ranks(x: Any) -> Any:
     """A number that follows from rows of a batch, as that of the global batch."""
-    return whole(x.detach(), "a number for a new tensor") if isinstance(x, Tensor) else x
+    return whole(x.detach(), _NUMBER) if isinstance(x, Tensor) else x
 
 
 @host

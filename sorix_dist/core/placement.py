@@ -75,6 +75,9 @@ class Group:
     def expect(self, number: float) -> None:
         """Records a number that must be the same on every rank, because a gradient depends on it."""
 
+    def note_copy(self) -> None:
+        """Notes the line that makes a plain number of one of the global batch, as float(x.shape[0]) does."""
+
     def warn(self, message: str) -> None:
         """Warns the user, once for each line of the program."""
 
@@ -303,7 +306,24 @@ class _Replicate:
 
 REPLICATE = _Replicate()
 
-Placement = Shard | Partial | _Replicate | None
+
+class Tally:
+    """Numbers that follow from a batch, such as counts that a program keeps by hand; see `core.tally`.
+
+    own: this rank's, which a sum over ranks adds; None if they are unknown, as in reproducible mode.
+    known: whether the array has the numbers of the global batch; else it has this rank's.
+    """
+
+    __slots__ = ("known", "own")
+
+    def __init__(self, own: Array | None, known: bool) -> None:
+        self.own, self.known = own, known
+
+    def __repr__(self) -> str:
+        return f"Tally(known={self.known})"
+
+
+Placement = Shard | Partial | Tally | _Replicate | None
 
 
 def shard_of(x: Any) -> Shard | None:

@@ -17,7 +17,7 @@ from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Partial, Placement, Rows, Shard, cotangent_of, refuse_one_of_many
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, refuse_one_of_many
 
 
 class Size(tuple[int, ...]):
@@ -231,7 +231,7 @@ class Tensor:
         """What copy, deepcopy and pickle make: the values, the gradient and whether it is trained; no history."""
         trained = None if self.leaf is None or isinstance(self.origin, Node) else self.requires_grad
         grad = None if self.grad is None else self.grad.array
-        place = None if isinstance(self.place, Partial) else self.place
+        place = None if isinstance(self.place, Partial | Tally) else self.place
         return _rebuilt, (type(self), self.visible, trained, grad, place), getattr(self, "__dict__", None)
 
     # -- what its array is

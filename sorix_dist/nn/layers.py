@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import CPU, as_list, at_least, int_or_none, is_integer, parameter_dtype
 from sorix_dist.core.arrange import unflatten
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
@@ -61,7 +61,7 @@ class Linear(Module):
         }
         at_least(1, "Linear", **sizes)
         features, neurons = sizes.values()
-        fan = {"he": features, "xavier": features + neurons}.get(init)
+        fan = {"he": features, "xavier": features + neurons}.get(str(init))
         if fan is None:
             raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
         weights = rng.generator().standard_normal((features, neurons), dtype=np.float32)
@@ -115,10 +115,11 @@ class Embedding(Module):
         *,
         dtype: Any = None,
     ) -> None:
-        if isinstance(padding_idx, str):  # sorix's third argument is the device
+        if isinstance(padding_idx, str | type(CPU)):  # sorix's third argument is the device
             padding_idx, device = None, padding_idx
         kind = parameter_dtype(device, dtype)
         at_least(1, "Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        padding_idx = int_or_none("Embedding: padding_idx", padding_idx)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"padding_idx must be in [{-num_embeddings}, {num_embeddings}), got {padding_idx}")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
@@ -213,7 +214,7 @@ class Unflatten(FunctionLayer):
     function, _options = staticmethod(unflatten), ("dim", "unflattened_size")
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
-        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+        self.dim, self.unflattened_size = dim, tuple(as_list("unflattened_size", unflattened_size, "integers"))
 
 
 class PixelShuffle(FunctionLayer):
@@ -243,6 +244,6 @@ class ZeroPad2d(FunctionLayer):
     function, _options = staticmethod(pad), ("padding",)
 
     def __init__(self, padding: int | Sequence[int]) -> None:
-        self.padding = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+        self.padding = (padding,) * 4 if is_integer(padding) else tuple(as_list("padding", padding, "integers"))
         if len(self.padding) != 4:
             raise ValueError(f"ZeroPad2d: padding must be one integer or four, got {padding!r}")

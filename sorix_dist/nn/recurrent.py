@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, one_of, parameter_dtype
+from sorix_dist.core.arguments import at_least, is_integer, one_of, parameter_dtype
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.ops.elementwise import cast
@@ -58,7 +58,7 @@ class _Recurrent(Module):
         dtype: Any = None,
     ) -> None:
         kind = parameter_dtype(device, dtype)
-        if proj_size != 0:
+        if not is_integer(proj_size) or proj_size != 0:
             raise ValueError(f"{type(self).__name__}: proj_size must be 0, got {proj_size!r}: add a Linear after it")
         at_least(1, type(self).__name__, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = int(input_size), int(hidden_size), int(num_layers)
@@ -241,8 +241,8 @@ class _Cell(Module):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = "cpu", dtype: Any = None
     ) -> None:
-        kind, rows = parameter_dtype(device, dtype), self.layer.gates * hidden_size
         at_least(1, type(self).__name__, input_size=input_size, hidden_size=hidden_size)
+        kind, rows = parameter_dtype(device, dtype), self.layer.gates * hidden_size
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
         bound = 1 / np.sqrt(hidden_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import in_range, two_numbers
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, average_into
@@ -188,8 +188,12 @@ class Rprop(Optimizer):
 
     def check(self, group: Group) -> None:
         super().check(group)
-        if not 0 < group["etas"][0] < 1 < group["etas"][1]:
-            raise ValueError(f"etas must be a number in (0, 1) and one above 1, got {group['etas']}")
+        down, up = two_numbers("etas", group["etas"])
+        in_range("etas[0]", down, 0, 1, above=True)
+        in_range("etas[1]", up, 1, above=True)
+        least, most = two_numbers("step_sizes", group["step_sizes"])
+        in_range("step_sizes[0]", least, 0)
+        in_range("step_sizes[1]", most, least)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         return ("prev", "step_size")

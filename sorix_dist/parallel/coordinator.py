@@ -74,9 +74,10 @@ class Coordinator(Sync):
 
     # -- the models
 
-    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None) -> None:
-        """Starts to synchronise the gradients of a bucket, by `hook` if there is one. If `shared`, its parameters move
-        to one read-only copy per host. A call of all ranks, for the same parameters."""
+    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None, delayed: bool = False) -> None:
+        """Starts to synchronise the gradients of a bucket, by `hook` if there is one, `delayed` by a
+        `DelayedTreeReducer`. If `shared`, its parameters move to one read-only copy per host. A call of all ranks, for
+        the same parameters."""
         flat = bucket.flat
         if shared:
             flat.freeze(self.memory)
@@ -84,7 +85,7 @@ class Coordinator(Sync):
         bucket.number = next(self._numbers)
         self._buckets = [known for known in self._buckets if known() is not None] + [ref(bucket)]
         self._current = None
-        self.use_hook(bucket, hook)
+        self.use_hook(bucket, hook, delayed)
         synchronise(flat, self)
 
     def remove(self, bucket: Bucket) -> None:
@@ -102,9 +103,9 @@ class Coordinator(Sync):
         """The buckets of the models that still exist. Ranks may notice at different times that a model is gone."""
         return [bucket for known in self._buckets if (bucket := known()) is not None]
 
-    def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
+    def use_hook(self, bucket: Bucket, hook: Hook | None, delayed: bool = False) -> None:
         """Reduces a bucket by `hook`, or by the default reducer for these ranks. A call of all ranks."""
-        bucket.reducer = reducer_of(bucket.flat, hook, self._shared_memory, self.shards, self._peers)
+        bucket.reducer = reducer_of(bucket.flat, hook, self._shared_memory, self.shards, self._peers, delayed)
         self._follows = self._follows or bucket.reducer.overlaps
 
     # -- around a backward

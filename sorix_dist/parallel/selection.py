@@ -10,7 +10,7 @@ from sorix_dist.parallel.hosts import HostsReducer, MessageConsensus, Peers
 from sorix_dist.parallel.local import LocalConsensus, LocalReducer
 from sorix_dist.parallel.reducers import Reducer
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
-from sorix_dist.parallel.tree_reducers import MessageTreeReducer, SharedTreeReducer
+from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
 
 
@@ -22,10 +22,18 @@ def consensus_of(comm: Comm) -> Consensus:
 
 
 def reducer_of(
-    flat: Flat, hook: Hook | None, memory: SharedMemory, shards: VirtualShards | None, peers: Peers | None
+    flat: Flat,
+    hook: Hook | None,
+    memory: SharedMemory,
+    shards: VirtualShards | None,
+    peers: Peers | None,
+    delayed: bool = False,
 ) -> Reducer:
-    """The reducer of a flat storage, by `hook` if there is one. A call of all ranks."""
+    """The reducer of a flat storage, by `hook` if there is one; `delayed` a `DelayedTreeReducer`. A call of all
+    ranks."""
     comm = memory.comm
+    if shards is not None and delayed:
+        return DelayedTreeReducer(flat, shards, hook is fp16_compress)
     if shards is not None and comm.hosts == 1:
         return SharedTreeReducer(flat, shards, memory)
     if shards is not None:

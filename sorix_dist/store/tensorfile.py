@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
+from sorix_dist.store import files
 from sorix_dist.store.files import DISK, PIECE, Buffer, Disk, write_whole
 
 Array = np.ndarray[Any, Any]
@@ -312,10 +313,11 @@ def _check_bools(entry: _Entry, memory: memoryview) -> None:
 def _fill(file: Any, memory: memoryview) -> None:
     at = 0
     while at < memory.nbytes:
-        count = file.readinto(memory[at:])
+        count = file.readinto(memory[at : at + PIECE])
         if not count:
             raise DamagedFile("it became shorter while it was read")
         at += count
+        files.on_progress()
 
 
 def _bytes(array: Array) -> memoryview:

@@ -95,7 +95,7 @@ class Guard:
         self.polled: set[int] = set()
         """Ranks without a descriptor that signals their end, for want of pidfds or of descriptors."""
         self.states_read = self.now = time.monotonic()
-        self.all_stopped = False
+        self.all_stopped, self.progress = False, 0
         self.reported_at: float | None = None
         self.shells: dict[int, tuple[int, int]] = {}
         """The processes between the launcher and a rank that is not its own child."""
@@ -105,10 +105,7 @@ class Guard:
     def run(self) -> None:
         """Return when no rank is left."""
         while self.look():
-            if self.pages.reported:
-                self.end_the_rest()
-            else:
-                self.report_fault()
+            self.end_the_rest() if self.pages.reported else self.report_fault()
         if self.backup:
             os.kill(self.backup, signal.SIGKILL)
         with open(os.devnull, "wb") as nowhere:
@@ -295,8 +292,11 @@ class Guard:
 
     def _count_time(self, passed: float) -> None:
         """Add `passed` seconds to those that ranks have waited, or are over."""
-        waited, over = self.observed.waited, self.observed.over
-        self.observed.gone_for += passed if self.observed.gone else 0.0
+        observed, progress = self.observed, self.pages.progress
+        observed.idle = observed.idle + passed if progress == self.progress else 0.0
+        self.progress = progress
+        waited, over = observed.waited, observed.over
+        observed.gone_for += passed if observed.gone else 0.0
         for rank in self.processes:
             status = self.pages.read(rank)
             if status is not None:
@@ -307,7 +307,7 @@ class Guard:
                 waited[rank] = waited.get(rank, 0.0) + passed if same else 0.0
                 # The end of MPI keeps Python's lock: a rank that is in there can't say that its script is over.
                 is_over = status.script_over or status.state == State.ENDED
-                stays = is_over and not waits and rank not in self.observed.gone
+                stays = is_over and not waits and rank not in observed.gone
                 over[rank] = over.get(rank, 0.0) + passed if stays else 0.0
 
     def _read_states(self, passed: float) -> None:

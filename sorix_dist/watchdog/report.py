@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
 from types import TracebackType
 
-from sorix_dist.watchdog import watch
+from sorix_dist.watchdog import monitor, watch
 from sorix_dist.watchdog.diagnosis import activity, step_of
 from sorix_dist.watchdog.status_page import State
 
@@ -122,10 +122,7 @@ def end_all_ranks(code: int) -> None:
     """
     with suppress(Exception):
         watch.mark_reported()
-        timer = threading.Timer(ABORT_SECONDS, os._exit, (code,))
-        timer.daemon = True
-        with suppress(RuntimeError):  # there can be no more threads
-            timer.start()
+        monitor.call_later(ABORT_SECONDS, os._exit, code)
         abort_all(code)
     with suppress(Exception):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -140,8 +137,8 @@ def flush() -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # it may be None, closed, or anything that the program has put there
                 stream.flush()
+        flushed.set()
 
-    flushing = threading.Thread(target=flush_both, daemon=True)
-    with suppress(RuntimeError):  # there can be no more threads: a flush here could block for ever
-        flushing.start()
-        flushing.join(FLUSH_SECONDS)
+    flushed = threading.Event()
+    if monitor.call_later(0.0, flush_both):  # a flush here could block for ever
+        flushed.wait(FLUSH_SECONDS)

@@ -32,7 +32,8 @@ DEPTH = 4  # collectives of a communicator that are remembered, a power of two
 LOCK_SECONDS = 10.0  # seconds that a process waits for another one that has locked the pages
 LONGEST = 1e9  # longer time-outs, in seconds, are cut to this
 
-_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
+# Words of the first page.
+_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS, _PROGRESS = range(8)
 # Words of a rank's page; WAITED: nanoseconds that it has waited for others.
 PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
 _CLAIMED = 512  # the first byte, in the first page, of a bit for each rank whose page is claimed
@@ -91,6 +92,7 @@ class StatusPages:
     heartbeat = _word(_HEARTBEAT)  # changes as long as the guard works
     world_size = _word(_WORLD_SIZE)  # the number of ranks if all are on this host, else 0
     other_hosts = _word(_OTHER_HOSTS)  # not 0 if some ranks are known to be on other hosts
+    progress = _word(_PROGRESS)  # changes as long as a rank goes on with long work, such as a file
     reported = _word(_REPORTED)  # not 0 once the fault that ends the job has been reported
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:

@@ -284,6 +284,12 @@ def add_waiting(nanoseconds: int) -> None:
         _page.waited = _page.words[_page.at + layout.WAITED] = _page.waited + nanoseconds
 
 
+def works() -> None:
+    """This rank goes on with long work of the package, such as a file: ranks that wait for it do so patiently."""
+    if _page is not None and not _page.waits:
+        _page.pages.progress += 1
+
+
 def mark_reported() -> None:
     """Record that the fault has been reported, so that the ends of the ranks are not reported again."""
     if _page is not None:

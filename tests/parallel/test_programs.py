@@ -104,7 +104,7 @@ def test_a_plain_number_of_this_ranks_rows_is_said(number, warning, ranks):
 
 
 def test_numbers_of_a_batch_are_plain_to_python():
-    """Those of this rank, also in NumPy, in arithmetic, where they are kept, and beside tensors of no batch."""
+    """Those of this rank, also in NumPy, in arithmetic and where they are kept; tensors of them count all rows."""
 
     def work():
         x = outputs()
@@ -128,7 +128,7 @@ def test_numbers_of_a_batch_are_plain_to_python():
         )
 
     def wanted(n):
-        return n, n, [*range(n)], (n / 2, n * 2), 2 * n, math.ceil(n / 2), -n // 2, divmod(n + 1, 2), round(n / 3)
+        return n, n, [*range(n)], (n / 2, n * 2), 6, math.ceil(n / 2), -n // 2, divmod(n + 1, 2), round(n / 3)
 
     for ranks in (1, 2):
         assert run_threads(work, ranks) == [wanted(n) for n in ((3,) if ranks == 1 else (1, 2))]

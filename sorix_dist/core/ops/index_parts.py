@@ -14,11 +14,12 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
-from sorix_dist.core.batch_numbers import here, is_of_batch, of_all
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
+from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
 from sorix_dist.core.tensor import Array, Tensor
 
 
@@ -149,8 +150,8 @@ _NAME = "an in-place operation"
 def written(target: Tensor, x: Any) -> Any:
     """The array, or the number, that an operand is for a write into the whole of `target`."""
     if not isinstance(x, Tensor | np.ndarray):
-        return x if not is_of_batch(x) else here(x) if target.place is None else of_all(x)
-    array = _array(_aligned(target, x, target.array.shape, target.place, ...))
+        return of_all(x)
+    array = _array(_aligned(target, of_everyone(x), target.array.shape, target.place, ...))
     _follow(target, x)
     return array
 
@@ -165,6 +166,15 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
     """target[key] = value."""
     parts = key if isinstance(key, tuple) else (key,)
     place: Any = shard_of(target)
+    if place is None and target.leaf is None:
+        value = of_sum(value, _NAME)
+    if is_tally(target) or is_tally(value):
+        if place is None and target.leaf is None and not any(shard_of(part) is not None for part in (*parts, value)):
+            write(target, key_of(key), _sum_made_whole(value))
+            return
+        value = of_everyone(value)
+        if is_tally(target):
+            target.place = of_everyone(target).place
     placed = place is not None or shard_of(value) is not None or any(shard_of(part) is not None for part in parts)
     if not placed:
         target.array[key_of(key)] = _array(_sum_made_whole(value))

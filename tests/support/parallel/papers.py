@@ -240,8 +240,8 @@ def one_by_one(right, rows):
     return sx.all_reduce(right) / sx.all_reduce(rows)
 
 
-ALREADY = "is the number for the global batch on every rank already"
-counted(numbers, in_one_tensor, reproducible="arrays of it would differ on every number of ranks")
+ALREADY = "for the global batch on every rank already"
+counted(numbers, in_one_tensor, reproducible=ALREADY)
 counted(lengths, in_one_tensor, reproducible=ALREADY)
 counted(numbers, one_by_one)
 counted(lengths, one_by_one)
