@@ -69,7 +69,8 @@ def of_sum(x: Any, name: str) -> Any:
 def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """Applies an operation to operands of which one is a Tally or a number. Beside constants the result is a Tally."""
     if current_group().single or is_counted(inputs):
-        convert = of_everyone if is_counted(inputs) else here
+        # Also in a single process a virtual shard has fewer rows than the global batch.
+        convert = of_everyone if is_counted(inputs) or all(map(_is_known, inputs)) else here
         token = of_batch.set(True)
         try:
             return apply(*map(convert, inputs), **options)
