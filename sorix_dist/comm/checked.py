@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Window, Wire
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
 from sorix_dist.comm.reduction import combined, write
 from sorix_dist.comm.waiting import waited
 from sorix_dist.watchdog import status_page as layout
@@ -102,8 +102,8 @@ class Checked:
         self._check(check_one_each, "all_to_all", array, self.size)
         return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
 
-    def exchange_pieces(self, pieces: Pieces) -> None:
-        self._call(f"exchange_pieces of {pieces.count}", self.inner.exchange_pieces, pieces)
+    def start_pieces(self, pieces: Pieces) -> Started:
+        return CheckedStarted(self.inner.start_pieces(pieces), partial(self._call, f"sum in {pieces.count} pieces"))
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self._check(check_array, "broadcast", array, written=True)
@@ -308,6 +308,14 @@ class CheckedExchange:
     def sum(self, array: Array, out: Array, start_over: bool = False, agreed: bool = False) -> None:
         what = _text("exchange", array.dtype, array.shape)
         self._call(what, self._sum, array, out, start_over, agreed=agreed)
+
+
+class CheckedStarted:
+    """The messages `inner`, whose end is a collective of a `Checked` communicator."""
+
+    def __init__(self, inner: Started, call: Callable[..., None]) -> None:
+        self.advance = inner.advance
+        self.finish = partial(call, inner.finish)
 
 
 class WatchedWindow:

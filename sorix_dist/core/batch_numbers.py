@@ -138,6 +138,10 @@ class BatchInt(BatchNumber):
 Integral.register(BatchInt)
 
 
+class WholeInt(BatchInt, int):
+    """That of a single process, which has all rows: an int, as np.random.permutation(x.shape[0]) demands."""
+
+
 class BatchFloat(BatchNumber, float):
     """A float. As text, in comparisons, beside arrays and for `math` it is the number in the global batch."""
 
@@ -154,7 +158,8 @@ def number(
     here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False, share: bool = False
 ) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
-    made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
+    integer = (lambda: WholeInt(here)) if here == everywhere and current_group().single else BatchInt
+    made: Any = integer() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
     made.own, made.everywhere, made.shard, made.summed, made.share = here, everywhere, shard, summed, share
     return made
 
@@ -297,6 +302,12 @@ def warn_of_own_mean(x: Any) -> None:
 
 
 # -- as arguments of functions
+
+
+def is_just(x: Any, number: float) -> bool:
+    """Whether an argument is this number, and not one that follows from a batch and may equal it on one rank only."""
+    return not isinstance(x, BatchNumber) and x == number
+
 
 of_batch: ContextVar[bool] = ContextVar("of_batch", default=False)
 """Whether a number that an operation gets follows from a batch, and so is that of the global one."""

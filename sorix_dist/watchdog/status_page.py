@@ -67,9 +67,9 @@ class Status:
     exited: int
     step: int  # -1 if unknown
     stack: int  # its descriptor of the file to which SIGUSR2 makes it write its stack, -1 if there is none
-    key: int
-    count: int
-    signature: int  # its last collective: of which communicator, its number there, and a hash of the call
+    key: int  # of the communicator of its last collective
+    count: int  # the number of that collective there
+    signature: int  # a hash of its call
     counts: dict[int, int]  # collectives entered, by communicator
     text: tuple[str, str]  # its last collective or operation in words, and the user's file and line
     refused: frozenset[int] = frozenset()

@@ -14,7 +14,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
-from sorix_dist.core.batch_numbers import of_all
+from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
@@ -112,13 +112,15 @@ def _sliced_rows(place: Shard, part: slice, axis: int) -> Shard | None:
 
 def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard | None:
     """Some of several batches, each of `length` rows here; None if the slice cuts one."""
-    if not length:  # a rank without rows doesn't know where a batch ends
+    if is_of_batch(part) and place.batch.known is not None:
+        part, length = of_all(part), place.total // place.outer
+    elif not length:  # a rank without rows doesn't know where a batch ends
         if part.start or part.stop:  # a position that does not follow from this rank's rows
             return None
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
-    start, stop, _ = part.indices(place.held)
-    if start % length or stop % length or stop <= start:
+    start, stop, _ = part.indices(length * place.outer)
+    if not length or start % length or stop % length or stop <= start:
         return None
     return place.batch.at(axis, (stop - start) // length, place.inner)
 

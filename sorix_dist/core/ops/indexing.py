@@ -234,7 +234,7 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     With `requires_grad` the result is a new leaf, without a history.
     """
     raise_for_device(device)
-    input = whole(input, "diag")
+    input, diagonal = whole(input, "diag"), of_all(diagonal)
     shape = shape_of(input)
     if len(shape) not in (1, 2):
         raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")
