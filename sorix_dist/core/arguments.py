@@ -122,6 +122,14 @@ def as_list(name: str, value: Any, of: str) -> list[Any]:
     return list(value)
 
 
+def unsupported(owner: str, **options: Any) -> None:
+    """ValueError that names the first option (of `owner`) that is neither False nor None: PyTorch's, but not ours."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            off = False if isinstance(value, bool) else None
+            raise ValueError(f"{owner}: {name} must be {off}: it is not supported, got {value!r}")
+
+
 def two_numbers(name: str, value: Any) -> tuple[float, float]:
     """A tuple or list of two numbers; TypeError or ValueError, with `name`, for anything else."""
     if not isinstance(value, tuple | list) or len(value) != 2:

@@ -105,16 +105,15 @@ def _number(self: Tensor, x: Any) -> Any:
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 
 
-def _of_counts(self: Tensor, x: Any) -> Any:
-    """An operand of a write; a sum over rows as a Tally, if the target is no rows and no part of a sum."""
-    kept = self.leaf is None and not isinstance(self.place, Shard | Partial)
-    return tally.of_sum(x, "a write in place") if kept else x
-
-
-def _counts(self: Tensor, *others: Any) -> bool:
-    """Whether a write is one of numbers that follow from a batch into a tensor of counts that is kept by hand."""
-    kept = self.leaf is None and not isinstance(self.place, Shard | Partial)
-    return kept and any(map(tally.is_tally, (self, *others)))
+def _counted(self: Tensor, *others: Any) -> tuple[Any, ...] | None:
+    """The operands of a write into counts that a program keeps by hand; None if it is none of them."""
+    if self.leaf is not None or isinstance(self.place, Shard | Partial):
+        return None
+    if tally.is_tally(self) and any(shard_of(x) is not None for x in others):
+        self.place = tally.of_everyone(self).place
+        return None
+    others = tuple(tally.of_sum(x, "a write in place") for x in others)
+    return others if any(map(tally.is_tally, (self, *others))) else None
 
 
 def _become(self: Tensor, value: Tensor) -> Tensor:
@@ -138,11 +137,10 @@ def _rewritten(self: Tensor, value: Tensor) -> Tensor:
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         array = _target(self, other)
-        other = _of_counts(self, other)
         if isinstance(self.place, Partial):
             return _become(self, OF_NUMPY[ufunc](self.detach(), other))
-        if _counts(self, other):
-            return _rewritten(self, OF_NUMPY[ufunc](self, other))
+        if (counted := _counted(self, other)) is not None:
+            return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
         ufunc(array, _number(self, other), out=array, casting="same_kind")
         return self
 
@@ -156,10 +154,8 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
     array = _target(self, value)
-    value = _of_counts(self, value)
-    if _counts(self, value):
-        self.place = None
-        tally.write(self, ..., value)
+    if (counted := _counted(self, value)) is not None:
+        tally.write(self, ..., *counted)
     else:
         np.copyto(array, _number(self, value), casting="unsafe")
     return self
@@ -173,10 +169,8 @@ def zero_(self: Tensor) -> Tensor:
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
     array = _target(self, src)
-    src = _of_counts(self, src)
-    if _counts(self, src):
-        self.place = None
-        tally.write(self, ..., src)
+    if (counted := _counted(self, src)) is not None:
+        tally.write(self, ..., *counted)
     else:
         np.copyto(array, np.asarray(written(self, src)), casting="unsafe")
     return self
@@ -187,8 +181,8 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if min is None and max is None:
         raise ValueError("clamp_: at least one of min and max must be given, got None for both")
     array = _target(self, min, max)
-    if _counts(self, min, max):
-        return _rewritten(self, choose.clamp(self, min, max))
+    if (counted := _counted(self, min, max)) is not None:
+        return _rewritten(self, choose.clamp(self, *counted))
     if min is not None:
         np.maximum(array, _number(self, min), out=array, casting="same_kind")
     if max is not None:

@@ -68,9 +68,15 @@ def of_sum(x: Any, name: str) -> Any:
 
 def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """Applies an operation to operands of which one is a Tally or a number. Beside constants the result is a Tally."""
+<<<<<<< HEAD
     if current_group().single or is_counted(inputs):
         # Also in a single process a virtual shard has fewer rows than the global batch.
         convert = of_everyone if is_counted(inputs) or all(map(_is_known, inputs)) else here
+=======
+    counted = is_counted(inputs)
+    if current_group().single or counted:
+        convert = of_everyone if counted or all(map(_is_known, inputs)) else here
+>>>>>>> main
         token = of_batch.set(True)
         try:
             return apply(*map(convert, inputs), **options)
@@ -102,7 +108,13 @@ def _twice(make: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any]) -> Te
 
 
 def write(target: Tensor, key: Any, value: Any) -> None:
-    """target[key] = value, where one of both is a Tally or value is a number."""
+    """target[key] = value, where one of both is a Tally or value is a number. A target that is written as a whole
+    forgets what it was."""
+    if key is ... or (key.__class__ is slice and key == slice(None)):
+        target.place = REPLICATE if getattr(value, "place", None) is REPLICATE else None
+        if not is_tally(value):
+            target.array[key] = value.array if isinstance(value, Tensor) else value
+            return
     own: Array | None = None
     base, mine = _own(target), _own(value)
     if base is not None and mine is not None:

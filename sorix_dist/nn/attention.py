@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import at_least, parameter_dtype, unsupported
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
@@ -61,9 +61,7 @@ class MultiheadAttention(Module):
             raise ValueError(
                 f"MultiheadAttention: embed_dim must be a multiple of num_heads {num_heads}, got {embed_dim}"
             )
-        for name, given in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
-            if given:
-                raise ValueError(f"MultiheadAttention: {name} must be False: it is not supported, got {given!r}")
+        unsupported("MultiheadAttention", add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn)
         kdim, vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
         at_least(1, "MultiheadAttention", kdim=kdim, vdim=vdim)
         self.embed_dim, self.num_heads, self.batch_first = int(embed_dim), int(num_heads), batch_first

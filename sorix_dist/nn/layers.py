@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import CPU, as_list, at_least, int_or_none, is_integer, parameter_dtype
+from sorix_dist.core.arguments import CPU, as_list, at_least, int_or_none, is_integer, parameter_dtype, unsupported
 from sorix_dist.core.arrange import unflatten
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
@@ -102,6 +102,7 @@ class Embedding(Module):
     """The rows of `W` (num_embeddings, embedding_dim) that integers in [0, num_embeddings) name.
 
     W starts normal with variance 1. The row `padding_idx`, if given, starts at zero and gets no gradient.
+    norm_type and sparse: PyTorch's, ignored; max_norm and scale_grad_by_freq are refused.
     """
 
     torch_names = MappingProxyType({"W": ("weight", SAME)})
@@ -114,7 +115,12 @@ class Embedding(Module):
         device: Any = "cpu",
         *,
         dtype: Any = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
     ) -> None:
+        unsupported("Embedding", max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq)
         if isinstance(padding_idx, str | type(CPU)):  # sorix's third argument is the device
             padding_idx, device = None, padding_idx
         kind = parameter_dtype(device, dtype)
@@ -229,13 +235,21 @@ class PixelShuffle(FunctionLayer):
 class Upsample(FunctionLayer):
     """Sequences, images or volumes in another size; arguments as for `F.interpolate`."""
 
-    function, _options = staticmethod(F.interpolate), ("size", "scale_factor", "mode", "align_corners")
+    function, _options = staticmethod(F.interpolate), (
+        "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor",
+    )  # fmt: skip
     _in_repr = ("size", "scale_factor", "mode")
 
     def __init__(
-        self, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None
+        self,
+        size: Any = None,
+        scale_factor: Any = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
     ) -> None:
         self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
+        self.recompute_scale_factor = recompute_scale_factor
 
 
 class ZeroPad2d(FunctionLayer):

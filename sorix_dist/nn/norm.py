@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import CPU, as_bool, at_least, in_range, is_integer, parameter_dtype
+from sorix_dist.core.arguments import CPU, as_bool, at_least, in_range, is_integer, parameter_dtype, unsupported
 from sorix_dist.core.capture import host
 from sorix_dist.core.ops import norm
 from sorix_dist.nn import functional as F
@@ -169,8 +169,7 @@ class InstanceNorm2d(Module):
     ) -> None:
         name = type(self).__name__
         at_least(1, name, num_features=num_features)
-        if track_running_stats:
-            raise ValueError(f"{name}: track_running_stats must be False: running statistics are not supported")
+        unsupported(name, track_running_stats=track_running_stats)
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.weight, self.bias = _scale_and_shift((num_features,), affine, bias, parameter_dtype(device, dtype))
 

@@ -65,7 +65,7 @@ def _sum_of_tally(x: Tensor, place: Tally, op: Op) -> Tensor:
     """The sum over all ranks of counts that a program keeps by hand, if it is what one process counts."""
     if not place.known:
         world().all_reduce(x.array, op)
-        x.place = None
+        x.place = Tally(None, True)
     elif op == "sum":
         if place.own is None:
             _refuse_global()
@@ -74,7 +74,7 @@ def _sum_of_tally(x: Tensor, place: Tally, op: Op) -> Tensor:
         wrong = np.array([not np.allclose(total, x.array, rtol=1e-5, equal_nan=True)])
         if world().all_gather(wrong).any():  # a constant or len() is in it, or it is no sum
             _refuse_global()
-        x.place = REPLICATE
+        x.place = Tally(None, True)
     return x
 
 

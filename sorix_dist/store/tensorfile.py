@@ -270,10 +270,15 @@ def _layout(entries: Mapping[str, Any], digests: Mapping[str, str], size: int) -
 
 
 def _entry(name: str, entry: Any, digest: str | None) -> _Entry:
-    kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    try:
+        kind, shape, (start, stop) = str(entry["dtype"]), list(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "must have a dtype, a shape and two data_offsets"
+        raise DamagedFile(f"the array {name!r} {wanted}, got {str(entry)[:200]}") from error
     bfloat16 = kind == _BFLOAT16 and digest is None
     if kind not in _OF_NAMES and not bfloat16:
-        raise DamagedFile(f"the array {name!r} has an unknown dtype, {kind!r}")
+        known = ", ".join([*_OF_NAMES, _BFLOAT16])
+        raise DamagedFile(f"the array {name!r} has an unknown dtype, {kind!r}: convert it to one of {known} first")
     dtype = np.dtype("<u2") if bfloat16 else _OF_NAMES[kind]
     numbers = [*shape, start, stop]
     if len(shape) > 64 or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):

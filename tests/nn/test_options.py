@@ -73,6 +73,8 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "affine must be True or False, got": lambda: nn.BatchNorm2d(3, affine=None),  # type: ignore[arg-type]
     "momentum must be in": lambda: nn.BatchNorm1d(3, momentum=1.5),
     "padding_idx must be an integer or None, got 2.5": lambda: nn.Embedding(5, 2, 2.5),  # type: ignore[arg-type]
+    "Embedding: max_norm must be None: it is not supported, got 1.0": lambda: nn.Embedding(5, 2, max_norm=1.0),
+    "interpolate: size must be an integer >= 1, got 2.5": lambda: F.interpolate(sx.zeros(1, 1, 3), 2.5),  # type: ignore[arg-type]
     "RNNCell: hidden_size must be an integer >= 1, got None": lambda: nn.RNNCell(2, None),  # type: ignore[arg-type]
     "MultiheadAttention: kdim must be >= 1, got 0": lambda: nn.MultiheadAttention(4, 2, kdim=0),
     "nhead must be an integer >= 1, got 2.0": lambda: nn.TransformerEncoderLayer(4, 2.0),  # type: ignore[arg-type]

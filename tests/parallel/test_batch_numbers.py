@@ -225,6 +225,28 @@ def count(add: Callable[[Any, Any, Any], None], summed: bool) -> Any:
 
 
 @pytest.mark.parametrize("add", COUNTED)
+def test_counts_start_anew_when_they_are_overwritten(add: Callable[[Any, Any, Any], None]):
+    @sx.no_grad()
+    def work(anew: bool) -> list[Any]:
+        counts, found = sx.zeros(2, dtype=sx.float64), []
+        for x, y in DataLoader(Dataset(np.arange(14.0) % 7, np.arange(14)), batch_size=7):
+            add(counts, x < 5, y)
+            sx.all_reduce(counts)
+            found += counts.tolist()
+            if anew:
+                counts.zero_()
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ranks in (1, 2):
+            assert run_threads(work, ranks, (True,)) == [pytest.approx([5, 7, 5, 7])] * ranks
+        if add is not as_it_is_set:
+            with pytest.raises(RuntimeError, match=r"would count it 2 times|follows from this rank's rows alone"):
+                run_threads(work, 2, (False,))
+
+
+@pytest.mark.parametrize("add", COUNTED)
 def test_counts_that_are_kept_by_hand(add: Callable[[Any, Any, Any], None]):
     """In a sum over ranks they are this rank's, beside other tensors those of the global batch."""
     with warnings.catch_warnings():
@@ -271,6 +293,44 @@ def test_a_sum_of_counts_in_reproducible_mode_is_right_or_refused(add: Callable[
     assert run_threads(work, 1) == [pytest.approx([5, 7, 5 / 7, 10 / 7])]
     found = run_threads(work, 3)
     assert found == [pytest.approx([5, 7, 5 / 7, 10 / 7]) if add in (rows_alone, as_numbers_times_rows) else None] * 3
+
+
+def written_in_forward(x: Any) -> Any:
+    scale = sx.zeros(3, dtype=sx.float64)
+    with sx.no_grad():
+        scale[1] = x.shape[0]
+        scale += x.shape[0]
+    return scale
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        written_in_forward,
+        lambda x: sx.ones(3, dtype=sx.float64) / x.shape[0],
+        lambda x: sx.tensor([1.0, 2.0, x.shape[0]]),
+        lambda x: sx.maximum(sx.arange(3).double() * 10, sx.tensor(x.shape[0])),
+    ],
+)
+def test_a_number_of_the_batch_in_a_forward_counts_all_rows(scale: Callable[[Any], Any]):
+    class Scaled(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * scale(x)
+
+    def work(shards: int | None) -> list[Any]:
+        sx.init(virtual_shards=shards)
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(Scaled(4, 3).double())
+        data = Dataset(np.random.default_rng(0).standard_normal((7, 4)), np.arange(7) % 3)
+        for x, y in DataLoader(data, batch_size=7):
+            F.cross_entropy(model(x), y).backward()
+        return [p.grad.numpy().copy() for p in model.parameters()]
+
+    wanted = run_threads(work, 1, (None,))[0]
+    for ranks, shards in ((2, None), (3, None), (1, 4), (3, 4)):
+        for found in run_threads(work, ranks, (shards,)):
+            for one, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
