@@ -68,15 +68,9 @@ def of_sum(x: Any, name: str) -> Any:
 
 def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """Applies an operation to operands of which one is a Tally or a number. Beside constants the result is a Tally."""
-<<<<<<< HEAD
-    if current_group().single or is_counted(inputs):
-        # Also in a single process a virtual shard has fewer rows than the global batch.
-        convert = of_everyone if is_counted(inputs) or all(map(_is_known, inputs)) else here
-=======
     counted = is_counted(inputs)
     if current_group().single or counted:
         convert = of_everyone if counted or all(map(_is_known, inputs)) else here
->>>>>>> main
         token = of_batch.set(True)
         try:
             return apply(*map(convert, inputs), **options)
