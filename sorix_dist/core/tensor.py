@@ -17,7 +17,7 @@ from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, refuse_one_of_many
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of
 
 
 class Size(tuple[int, ...]):
@@ -283,25 +283,32 @@ class Tensor:
 
     def item(self) -> Any:
         """The only element as a Python number; ValueError if there are others."""
+        return self._number("item()")
+
+    def _number(self, said: str) -> Any:
         if self.array.size != 1:
             raise ValueError(
                 f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
             )
-        refuse_one_of_many(self)
+        batch_numbers.refuse_one_of_many(self)
+        batch_numbers.warn_of_part(self, said)
         value = self.visible.item()
         return value if hasattr(self, "shown") else batch_numbers.number_of_part(value, self.place)
 
     def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
         """The array itself, or a copy, of `dtype` if given; `force` is ignored."""
+        batch_numbers.warn_of_part(self, "numpy()")
         return self.visible.astype(self.visible.dtype if dtype is None else as_dtype(dtype), copy=copy)
 
     numpy = to_numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
+        batch_numbers.warn_of_part(self, "tolist()")
         return self.visible.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        batch_numbers.warn_of_part(self, "NumPy's array")
         return np.array(self.visible, dtype=dtype, copy=copy)
 
     def __len__(self) -> int:
@@ -311,12 +318,11 @@ class Tensor:
         return len(self.array)
 
     def __bool__(self) -> bool:
-        refuse_one_of_many(self)
+        batch_numbers.refuse_one_of_many(self)
         return bool(self.visible)
 
     def __float__(self) -> float:
-        batch_numbers.warn_of_own_mean(self)
-        return float(self.item())
+        return float(self._number("float()"))
 
     def __int__(self) -> int:
         return int(self.item())
