@@ -181,10 +181,10 @@ class Tensor:
         if recorders:
             outside("an assignment to `grad` can't be captured: use zero_grad()")
         if value is None:
-            if self.leaf is not None:
-                self.leaf.zero()
-            return
-        array = value.array if isinstance(value, Tensor) else np.asarray(value)
+            return self.leaf.zero() if self.leaf is not None else None
+        from sorix_dist.core.gradients import assigned
+
+        array = np.asarray(assigned(value, self.place, summing_group(self.origin)))
         if array.shape != self.array.shape:
             raise ValueError(f"grad must have the shape {self.array.shape} of its tensor, got {array.shape}")
         if self.leaf is None:
