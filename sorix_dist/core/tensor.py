@@ -17,7 +17,7 @@ from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, tagged
 
 
 class Size(tuple[int, ...]):
@@ -43,9 +43,8 @@ class Tensor:
     such as a pandas frame.
     """
 
-    # array: the numbers. origin: the operation or the leaf that its gradient goes to (None: no gradient). leaf: the
-    # gradient of a tensor that no operation made. place: its placement. shown: of a Partial, what users see as its
-    # value, if that does not follow from `array`; unset elsewhere.
+    # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient of what no
+    # operation made. place: its placement. shown: what users see of a Partial, if that is not what follows from `array`.
     __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
 
     array: Array
@@ -343,8 +342,6 @@ class Tensor:
             raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
         return int(self.item())
 
-    # -- how it is printed
-
     def __format__(self, spec: str) -> str:
         return format(self.item() if spec and self.array.size == 1 else str(self), spec)
 
@@ -377,8 +374,7 @@ class Gradient(Tensor):
 
 
 def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, place: Placement) -> Tensor:
-    tensor = kind.of(array)
-    tensor.place = place
+    tensor = tagged(kind.of(array), place)
     if trained is not None:
         tensor.requires_grad_(True).requires_grad_(trained)
     if grad is not None:
@@ -393,9 +389,7 @@ def as_array(data: Any, dtype: Any = None, name: str = "data") -> Array:
         data = data.visible if isinstance(data, Tensor) else data.of_all()
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name} must be real numbers or bools, got {type(data).__name__} that NumPy reads as {array.dtype}"
-        )
+        raise TypeError(f"{name} must be real numbers or bools, got {type(data).__name__}, to NumPy {array.dtype}")
     from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
 
