@@ -43,8 +43,8 @@ class Tensor:
     such as a pandas frame.
     """
 
-    # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient of what no
-    # operation made. place: its placement. shown: what users see of a Partial, if that is not what follows from `array`.
+    # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
+    # operation made it. place: its placement. shown: what users see of a Partial, if not what follows from the array.
     __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
 
     array: Array
