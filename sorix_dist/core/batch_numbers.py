@@ -318,16 +318,31 @@ def _warn_of_own_branch(own: float) -> None:
     )
 
 
-def warn_of_own_mean(x: Any) -> None:
-    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
-    place = x.place
-    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
+def refuse_one_of_many(tensor: Any) -> None:
+    """ValueError for the only row of this rank if there are others."""
+    place = tensor.place
+    if isinstance(place, Shard):
+        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
+        if one and place.total != 1:
+            raise ValueError(
+                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
+                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
+            )
+
+
+def warn_of_part(tensor: Any, what: str) -> None:
+    """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
+    rank's."""
+    place = tensor.place
+    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "shown"):
         return
-    if place.group.parts > 1 and not place.group.isolated:
-        place.group.warn(
-            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
-            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
-        )
+    if place.over == SUM:
+        found = "a sum over rows is this rank's part of the sum"
+    elif tensor.origin is None and what != "item()":
+        found = "a mean over rows is that over this rank's rows"
+    else:
+        return
+    place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")
 
 
 # -- as arguments of functions

@@ -350,23 +350,6 @@ def cotangent_of(place: Placement, group: Group | None) -> Placement:
     return Partial(group, None, 1.0, 0) if group is not None and parted else None
 
 
-def refuse_one_of_many(tensor: Tensor) -> None:
-    """ValueError for the only row of this rank if there are others; a warning of this rank's part of a sum."""
-    place = tensor.place
-    if isinstance(place, Shard):
-        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
-        if one and place.total != 1:
-            raise ValueError(
-                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
-                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
-            )
-    elif isinstance(place, Partial) and place.over == SUM and place.group.parts > 1 and not hasattr(tensor, "shown"):
-        place.group.warn(
-            "item() of a sum over rows is this rank's part of the sum: sx.global_value(x).item() is the whole "
-            "[docs: own-numbers]"
-        )
-
-
 computing: dict[int, Batch | None] = {}  # by thread, the batch that a wrapped model is computing
 
 _current: Callable[[], Group] = lambda: SINGLE  # noqa: E731

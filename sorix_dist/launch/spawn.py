@@ -227,8 +227,8 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: st
         raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
     missing = _missing(folder, num_proc)
     if missing:
-        said = _BANNER.split(printed)[0].strip() or _BANNER.sub("", printed).strip()
-        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{said}")
+        cause = _BANNER.split(printed)[0].strip() or _BANNER.sub("", printed).strip()
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{cause}")
     return [folder.read(f"result-{rank}") for rank in range(num_proc)]
 
 
