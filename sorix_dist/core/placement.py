@@ -46,6 +46,7 @@ class Group:
     ordered: reproducible mode, outside of a forward. A sum over rows is complete at once, in one order for any number
         of ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
     isolated: reproducible mode, inside of a forward. Virtual shards are computed without collectives between them.
+    measured: this rank's number of rows and that of the batch, if the program has asked for the former as an integer.
     """
 
     rank = 0
@@ -55,6 +56,7 @@ class Group:
     single = True
     ordered = False
     isolated = False
+    measured: tuple[int, float | None] | None = None
 
     def reduce(self, array: Array, what: str) -> Array:
         """The sum over all terms of a Partial, a new array, the same on every rank. A call of all ranks."""
