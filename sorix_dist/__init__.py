@@ -27,8 +27,7 @@ from sorix_dist.core.dtype import *  # noqa: F403
 from sorix_dist.core.functions import *  # noqa: F403
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.random import Generator, manual_seed
-from sorix_dist.launch.pool import Pool
-from sorix_dist.launch.spawn import run
+from sorix_dist.launch.spawn import Pool, run
 from sorix_dist.nn.summary import summary
 from sorix_dist.parallel import *  # noqa: F403
 from sorix_dist.serialize import load, save, to_torch_state

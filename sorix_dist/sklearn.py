@@ -39,8 +39,7 @@ from sorix_dist.utils.data.tables import missing_rows
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"adam": optim.Adam, "sgd": partial(optim.SGD, momentum=0.9)}
 FLOATS = [np.float64, np.float32]
-ROWS = 8192
-"""The number of rows that are predicted at a time."""
+ROWS = 8192  # the number of rows that are predicted at a time
 
 
 class NeuralNetwork(BaseEstimator):

@@ -558,10 +558,34 @@ def test_damaged_files_of_others_raise_nothing_else(path: Path) -> None:
     assert found > 1000
 
 
-def foreign(kind: str, content: bytes) -> bytes:
-    """A safetensors file of four numbers, as other programs write it."""
-    header = json.dumps({"x": {"dtype": kind, "shape": [4], "data_offsets": [0, len(content)]}}).encode()
+def foreign(kind: str, content: bytes, *others: Any, **options: Any) -> bytes:
+    """A safetensors file of four numbers, as other programs write it. options: what else its entry says."""
+    entry = {"dtype": kind, "shape": [4], "data_offsets": [0, len(content)], **options}
+    header = json.dumps({"x": entry, **{f"y{i}": other for i, other in enumerate(others)}}).encode()
     return len(header).to_bytes(8, "little") + header + content
+
+
+MALFORMED: dict[str, bytes] = {
+    "the array 'x' must have a dtype, a shape and two data_offsets, got": foreign("U8", bytes(4), data_offsets=[4]),
+    "the array 'y0' must have a dtype, a shape and two data_offsets, got None": foreign("U8", bytes(4), None),
+    "the array 'y0' must have a dtype, a shape and two data_offsets, got {}": foreign("U8", bytes(4), {}),
+    "the array 'x' has an unknown dtype, \"['U8']\": convert it to one of": foreign(["U8"], bytes(4)),  # type: ignore[arg-type]
+    "the array 'x' has an impossible shape or place: [-4, 0, 4]": foreign("U8", bytes(4), shape=[-4]),
+    "the array 'x' has an impossible shape or place: [True, 0, 4]": foreign("U8", bytes(4), shape=[True]),
+    "the array 'x' has -4 bytes": foreign("U8", bytes(4), data_offsets=[4, 0]),
+    "the array 'x' has 4611686018427387904 bytes": foreign("U8", bytes(4), data_offsets=[0, 2**62]),
+    "the array 'x' has an impossible shape: ": foreign("U8", b"", shape=[0, 2**62, 2**62]),
+    "the array 'x' begins at 2, but the one before ends at 0": foreign("U8", bytes(6), data_offsets=[2, 6]),
+    "the array 'y0' begins at 2, but the one before ends at 4": foreign(
+        "U8", bytes(4), {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_a_malformed_entry_is_named(message: str, path: Path) -> None:
+    path.write_bytes(MALFORMED[message])
+    assert message in refused(path)
 
 
 def test_bfloat16_and_what_is_unknown(path: Path) -> None:

@@ -62,8 +62,8 @@ def test_a_table_with_labels_that_are_texts() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_iter": 0}, "max_iter must be an integer >= 1, got 0"),
-        ({"hidden_layer_sizes": (4, 0)}, "hidden_layer_sizes: each must be an integer >= 1, got 0"),
+        ({"max_iter": 0}, "max_iter must be >= 1, got 0"),
+        ({"hidden_layer_sizes": (4, 0)}, "hidden_layer_sizes: each must be >= 1, got 0"),
         ({"hidden_layer_sizes": "x"}, "hidden_layer_sizes: each must be an integer >= 1, got 'x'"),
         ({"y": np.zeros((3, 2))}, r"one target for each sample, got shape \(3, 2\): .* MultiOutputRegressor"),
         ({"X": "texts"}, "texts in the column 'kind': drop it, or encode it"),

@@ -1,8 +1,10 @@
-"""sorix's scores, and its paths of modules."""
+"""sorix's scores, calls and paths of modules."""
 
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,61 @@ def test_scores(name: str, kind: Any) -> None:
     options, expected = SCORES[name]
     found = getattr(sx.metrics, name)(kind(TRUE), kind(PREDICTED), **options)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_errors_of_unsigned_integers_do_not_wrap_around() -> None:
+    assert sx.metrics.mean_absolute_error(np.uint8([0, 3]), np.uint8([1, 1])) == 1.5
+
+
+def test_reports() -> None:
+    lines = sx.metrics.classification_report(TRUE, PREDICTED, target_names=["none", "one", "more"]).splitlines()
+    assert lines[3].split() == ["more", "0.67", "0.67", "0.67", "3"]
+    assert lines[5].split() == ["accuracy", "0.57", "7"]
+    found = sx.metrics.classification_report(TRUE, PREDICTED, output_dict=True)
+    assert found["1"] == {"precision": 0.5, "recall": 0.5, "f1-score": 0.5, "support": 2}
+    assert found["weighted avg"]["f1-score"] == pytest.approx(4 / 7)
+    assert sx.metrics.classification_report(TRUE, PREDICTED, labels=[2], output_dict=True).keys() >= {"2", "macro avg"}
+    with pytest.raises(ValueError, match="length of target_names does not match: 1 for 3 classes"):
+        sx.metrics.classification_report(TRUE, PREDICTED, target_names=["one"])
+    lines = sx.metrics.regression_report([2.0, 4.0], [1.0, 5.0]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["0.0000", "1.0000", "1.0000", "1.0000", "37.5000"]
+
+
+def test_threshold() -> None:
+    best = sx.metrics.find_optimal_threshold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert best(sx.tensor([0, 0, 1, 1]), [0.1, 0.42, 0.63, 0.9], n_thresholds=10) == (0.5, 1)
+        assert best([0, 1], [0.5, 0.5], lambda t, p: 1 / float(p.mean()), n_thresholds=4) == (0.25, 1)  # none at 0.75
+    for arguments, message in (
+        (([0], [0.5], lambda t, p: 1 / 0), "failed for all 199"),
+        (([], []), "must not be empty"),
+        (([0], [0.5, 1]), "same number of elements"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            best(*arguments)
+    with pytest.raises(ValueError, match="n_thresholds must be >= 2, got 1"):
+        best([0], [0.5], n_thresholds=1)
+
+
+class _Described(sx.nn.Module):
+    def extra_repr(self) -> str:
+        return "rows\ncolumns"
+
+
+X = sx.tensor([1, 2])
+CALLS: dict[str, Callable[[], bool]] = {  # what sorix's own tests call, and what they expect
+    "to_numpy": lambda: X.to_numpy(copy=True) is not X.data and X.to_numpy(dtype=float).dtype == np.float64,
+    "from_numpy": lambda: sx.from_numpy(X) is X,
+    "repeat": lambda: sx.repeat(np.array([[1, 2]]), 2).tolist() == [[1, 2, 1, 2]],
+    "std_dev": lambda: sx.nn.Linear(10, 5, init="xavier").std_dev == np.sqrt(2 / 15),
+    "extra_repr": lambda: repr(_Described()) == "_Described(\n  rows\n  columns\n)",
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name: str) -> None:
+    assert CALLS[name]()
 
 
 def test_percentages_and_weights() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sorix_dist.launch import LaunchError
+from sorix_dist.launch.run import PYTHON
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +37,11 @@ def add_script(parser: Parser, action: str | type[argparse.Action] = "store") ->
 def script_with_arguments(arguments: Any) -> list[str]:
     """The script or module of `add_script` and its arguments, as they follow the interpreter on a command line."""
     return [*["-m"] * arguments.is_module, arguments.script, *arguments.arguments]
+
+
+def under(module: str, arguments: Any, **options: Any) -> list[str]:
+    """The command line of a rank that runs this script under a module of `sorix_dist.train`, which gets `options`."""
+    return [*PYTHON, "-m", f"sorix_dist.train.{module}", json.dumps(options), *script_with_arguments(arguments)]
 
 
 def positive(text: str) -> int:

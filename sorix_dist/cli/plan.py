@@ -11,28 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import (
-    Parser,
-    add_script,
-    bandwidth,
-    check_output,
-    check_script,
-    duration,
-    positive,
-    script_with_arguments,
-)
+from sorix_dist.cli.parser import Parser, add_script, bandwidth, check_output, check_script, duration, positive, under
 from sorix_dist.comm.blas import VARIABLES
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.run import PYTHON, run
-from sorix_dist.parallel.power_sgd import Matrix
+from sorix_dist.launch.run import run
+from sorix_dist.parallel.comm_hooks import Matrix
 from sorix_dist.train.cost_model import METHODS, Border, Layout, Link, Machine, PerRows, Step, predict
 from sorix_dist.train.plots import Curve, Panels, as_text, draw
 
-HOSTS = [1 << power for power in range(11)]
-"""The rows of the table."""
-SECONDS = 4.0
-"""How long steps are measured."""
+HOSTS = [1 << power for power in range(11)]  # the rows of the table
+SECONDS = 4.0  # how long steps are measured
 
 
 class _Options(argparse.Action):
@@ -118,8 +107,7 @@ def main(arguments: Any) -> int:
 
 def _measure(arguments: Any, path: Path) -> int:
     """Measures in a process of one rank, with as many BLAS threads as a rank shall have; returns its exit code."""
-    options = json.dumps({"path": str(path), "seconds": SECONDS})
-    program = [*PYTHON, "-m", "sorix_dist.train.planned", options, *script_with_arguments(arguments)]
+    program = under("planned", arguments, path=str(path), seconds=SECONDS)
     threads = dict.fromkeys(VARIABLES, str(arguments.threads))
     return run(command(program, 1, env={**threads, "SORIX_DIST_COMPILE": "off"})).code
 

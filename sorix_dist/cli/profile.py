@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.cli.parser import Parser, add_script, check_output, check_script, positive, script_with_arguments
+from sorix_dist.cli.parser import Parser, add_script, check_output, check_script, positive, under
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import command
-from sorix_dist.launch.run import PYTHON, run
+from sorix_dist.launch.run import run
 from sorix_dist.train.profile import table_of_file
 
 
@@ -42,10 +42,5 @@ def main(arguments: Any) -> int:
         except ValueError as error:
             raise LaunchError(str(error)) from error
         return 0
-    return run(command(profiled(script_with_arguments(arguments), path, arguments.steps), arguments.ranks)).code
-
-
-def profiled(program: list[str], path: Path | None, steps: int | None) -> list[str]:
-    """The command line of a rank that runs `program` and profiles it."""
-    options = json.dumps({"steps": steps, "path": path and str(path.absolute())})
-    return [*PYTHON, "-m", "sorix_dist.train.profiled", options, *program]
+    program = under("profiled", arguments, steps=arguments.steps, path=path and os.path.abspath(path))
+    return run(command(program, arguments.ranks)).code

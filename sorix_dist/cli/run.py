@@ -18,16 +18,15 @@ from sorix_dist.cli.parser import (
     positive,
     script_with_arguments,
     seconds,
+    under,
     whole,
 )
-from sorix_dist.cli.profile import profiled
 from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch import LaunchError
 from sorix_dist.launch.command import BINDINGS, Command, command, hosts_from_outside
 from sorix_dist.launch.hosts import Host, allocated, check_answers, named, parse_hosts, read_hostfile, silent, slots
 from sorix_dist.launch.output import LIVE, is_live, logged
-from sorix_dist.launch.run import run
-from sorix_dist.launch.supervise import run_on_hosts, supervise
+from sorix_dist.launch.run import run, run_on_hosts, supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
 from sorix_dist.watchdog.launcher import tasks_of_job
 
@@ -37,8 +36,8 @@ the script (known with --checkpoint, and on several hosts if rank 0 is on this o
 has saved its work; 124 after --timeout; 128 + the number of the signal that ended it."""
 
 OPTIONS = (
-    *("--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts"),
-)
+    "--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts",
+)  # fmt: skip
 """The options that a job script can pass on."""
 
 
@@ -150,7 +149,7 @@ class Job:
         check_options(arguments)
         self.program = [sys.executable, *script_with_arguments(arguments)]
         if arguments.profile is not None:
-            self.program = profiled(script_with_arguments(arguments), arguments.profile, None)
+            self.program = under("profiled", arguments, steps=None, path=os.path.abspath(arguments.profile))
         self.env: dict[str, str] = {}
         if arguments.threads is not None:
             self.env |= dict.fromkeys(VARIABLES, str(arguments.threads))

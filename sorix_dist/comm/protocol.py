@@ -92,6 +92,16 @@ class Pieces(Protocol):
         """Take what the ranks have combined, stacked in rank order."""
 
 
+class Started(Protocol):
+    """Messages that travel while this rank does something else."""
+
+    def advance(self) -> None:
+        """Does what can be done without waiting. Not a collective."""
+
+    def finish(self) -> None:
+        """Waits for the end. A call of all ranks."""
+
+
 class Comm(Protocol):
     """The ranks that work together: all of them make the same calls in the same order.
 
@@ -132,9 +142,10 @@ class Comm(Protocol):
         """Send entry i of `array`, of shape (size, ...), to rank i; return the entries sent to this rank, stacked in
         rank order: a new array of the same shape."""
 
-    def exchange_pieces(self, pieces: Pieces) -> None:
-        """For each piece in turn an `all_to_all` of what it sends, and an `all_gather` of what it combines. Between
-        hosts, later pieces travel meanwhile."""
+    def start_pieces(self, pieces: Pieces) -> Started:
+        """Starts for each piece in turn an `all_to_all` of what it sends, and an `all_gather` of what it combines.
+        Other calls may come before the end. Between hosts several pieces travel at once; on one host all travel at the
+        end. A call of all ranks, which waits for none."""
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite `array` on every rank by the array of rank `root`."""

@@ -25,8 +25,17 @@ def write(total: Array, array: Array) -> None:
         array[...] = total
 
 
-def one_by_one(comm: Comm, pieces: Pieces) -> None:
-    """`Comm.exchange_pieces`, without two pieces under way at once."""
-    for piece in range(pieces.count):
-        received = comm.all_to_all(pieces.send(piece))
-        pieces.receive(piece, comm.all_gather(pieces.combine(piece, received)))
+class OneByOne:
+    """`Comm.start_pieces` without anything under way: all pieces travel at the end, one after the other."""
+
+    def __init__(self, comm: Comm, pieces: Pieces) -> None:
+        self._comm, self._pieces = comm, pieces
+
+    def advance(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        comm, pieces = self._comm, self._pieces
+        for piece in range(pieces.count):
+            received = comm.all_to_all(pieces.send(piece))
+            pieces.receive(piece, comm.all_gather(pieces.combine(piece, received)))

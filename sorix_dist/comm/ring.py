@@ -18,14 +18,9 @@ this rank computes; of a longer one, the first bytes must be answered before the
 SHORTEST = 2 << 10
 """Bytes of numbers in a message of an array that is too short to keep all ranks busy with longer ones."""
 
-UNDER_WAY = 64
-"""Pieces that are in the ring at once: this many messages may be stored at a rank that does not receive."""
-
-RECEIVES = 16
-"""Messages for which a rank provides memory in advance."""
-
-HEAD = 64
-"""Bytes before the numbers of a message: the attempt, the piece, the scale of the wire format."""
+UNDER_WAY = 64  # pieces that are in the ring at once: this many messages may be stored at a rank that does not receive
+RECEIVES = 16  # messages for which a rank provides memory in advance
+HEAD = 64  # bytes before the numbers of a message: the attempt, the piece, the scale of the wire format
 
 
 class Request(Protocol):

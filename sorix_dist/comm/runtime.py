@@ -23,11 +23,8 @@ from sorix_dist.watchdog.launcher import Launch
 if TYPE_CHECKING:
     from types import ModuleType
 
-OPEN_MPI_BYTES = 16 << 20
-"""Bytes of shared memory that a rank of Open MPI asks for, whether or not it uses them."""
-
-MPICH_BYTES = 6 << 20
-"""Bytes of shared memory that each rank of MPICH uses for messages, windows aside."""
+OPEN_MPI_BYTES = 16 << 20  # bytes of shared memory that a rank of Open MPI asks for, whether or not it uses them
+MPICH_BYTES = 6 << 20  # bytes of shared memory that each rank of MPICH uses for messages, windows aside
 
 _started_by = 0
 

@@ -1,14 +1,19 @@
-"""Shared memory of the ranks of a host: a block cut into parts, and a barrier of counters in it."""
+"""Shared memory of the ranks of a host: a block cut into parts, a barrier of counters in it, and collective frees."""
 
 from __future__ import annotations
 
+import gc
+import itertools
 import mmap
 import os
 import platform
 import shutil
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +23,11 @@ from sorix_dist.comm.protocol import SharedMemoryFull
 from sorix_dist.comm.waiting import waited
 
 PAGE = mmap.PAGESIZE
-SHARED_MEMORY = "/dev/shm"
-"""The folder of MPI's shared windows on Linux."""
+SHARED_MEMORY = "/dev/shm"  # the folder of MPI's shared windows on Linux
 CACHE_LINE = 64
-SPINS = 1000
-"""Reads of a counter before a rank that has a core of its own yields it."""
-YIELDS = 1000
-"""Reads between which it yields the core, before it sleeps instead."""
-SLEEP = 50e-6
-"""Seconds between two further reads."""
+SPINS = 1000  # reads of a counter before a rank that has a core of its own yields it
+YIELDS = 1000  # reads between which it yields the core, before it sleeps instead
+SLEEP = 50e-6  # seconds between two further reads
 _yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
@@ -159,3 +160,54 @@ class SharedWindow:
 
 def _refuse_closed() -> None:
     raise ValueError("barrier: this window is closed")
+
+
+# -- Collective frees of communicators and windows, some time after all their ranks have dropped them. A finalizer can't
+# make a call of all ranks, because objects are collected at different times on each.
+
+CALLS, NBYTES = 32, 32 << 20
+"""After this many calls, or this much new shared memory, a garbage collection is worth its time."""
+
+Key = tuple[int, int]
+"""A communicator's number and that of one of its windows, 0 for itself: the same on all its ranks, and no others'."""
+
+live: dict[Key, int] = {}  # the keys of what is not freed yet, with its bytes of shared memory
+_unused: dict[Key, tuple[int, Callable[[], None]]] = {}
+_calls = itertools.count(1)
+_new_bytes = 0
+
+
+def deferred_free(thing: Any, key: Key, ranks: int, free: Callable[[], None], nbytes: int = 0) -> Callable[[], None]:
+    """Schedules the collective `free` once `thing` has been collected on all its `ranks`. Returns a function that frees
+    at once."""
+    global _new_bytes
+    _new_bytes += nbytes
+    live[key] = nbytes
+
+    def free_once() -> None:
+        if live.pop(key, None) is not None:
+            _unused.pop(key, None)
+            free()
+
+    finalizer = weakref.finalize(thing, _unused.__setitem__, key, (ranks, free_once))
+    finalizer.atexit = False
+
+    def free_now() -> None:
+        finalizer.detach()
+        free_once()
+
+    return free_now
+
+
+def free_unused(communicator: Any) -> None:
+    """Frees what all of its ranks have dropped, if they belong to an mpi4py communicator. A call of all ranks of the
+    latter."""
+    global _new_bytes
+    if next(_calls) % CALLS == 0 or _new_bytes > NBYTES:
+        _new_bytes = 0
+        gc.collect()
+    unused = _unused.copy()
+    offered = Counter(key for keys in communicator.allgather([*unused]) for key in keys)
+    for key, (ranks, free) in sorted(unused.items(), key=lambda each: each[0]):  # everywhere in the same order
+        if offered[key] == ranks:
+            free()

@@ -17,16 +17,15 @@ import numpy as np
 
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.pickling import dumps_call
-from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Window, Wire
-from sorix_dist.comm.reduction import combined, one_by_one, write
+from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Started, Window, Wire
+from sorix_dist.comm.reduction import OneByOne, combined, write
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
 from sorix_dist.watchdog.watch import CollectiveMismatch
 
-ENDING = 2.0
-"""Seconds that ranks have to end after an interrupt or a time-out."""
+ENDING = 2.0  # seconds that ranks have to end after an interrupt or a time-out
 
 
 class _Interrupted(BaseException):
@@ -237,8 +236,8 @@ class ThreadComm:
         all_sent: Array = self._combine(f"all_to_all of {array.dtype} {array.shape}", array, np.stack)
         return all_sent[:, self.rank].copy()
 
-    def exchange_pieces(self, pieces: Pieces) -> None:
-        one_by_one(self, pieces)
+    def start_pieces(self, pieces: Pieces) -> Started:
+        return OneByOne(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

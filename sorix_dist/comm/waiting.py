@@ -17,8 +17,7 @@ from typing import Any
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 
-UNKNOWN = -1
-"""Stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it."""
+UNKNOWN = -1  # stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it
 
 AWAKE, NAP = 50e-6, 50e-6
 """Seconds that a rank waits for a message from another host without sleeping, and that it then sleeps at a time. The
@@ -74,11 +73,31 @@ def wait_patiently(request: Any, meanwhile: Callable[[], None] | None = None) ->
         raise
 
 
-def wait_until(under_way: deque[Any], most: int) -> None:
-    """Waits for the first of some requests of mpi4py until at most `most` are left."""
+def first_of(under_way: deque[Any], most: int) -> Iterator[Any]:
+    """Yields the first of some requests of mpi4py, which must be complete then, until at most `most` are left."""
     while len(under_way) > most:
-        wait_patiently(under_way[0])
+        yield under_way[0]
         under_way.popleft()
+
+
+class MessageSequence:
+    """Messages that a generator sends and receives: it yields each request of mpi4py that it needs to be complete."""
+
+    def __init__(self, steps: Iterator[Any]) -> None:
+        self._steps = steps
+        self._awaited: Any = None
+        self._complete = False
+
+    def advance(self) -> None:
+        while not self._complete and (self._awaited is None or self._awaited.Test()):
+            self._awaited = next(self._steps, None)
+            self._complete = self._awaited is None
+
+    def finish(self) -> None:
+        self.advance()
+        while not self._complete:
+            wait_patiently(self._awaited)
+            self.advance()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from sorix_dist.core import functions as f
 from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
+from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import half_in_float32
@@ -78,10 +79,10 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
         kind = input.numpy().dtype
         beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))
         value = product(first, second)
-        value = value if alpha == 1 else f.mul(value, alpha)
-        if beta == 0:  # what is not finite in `input` does not count then
+        value = value if is_just(alpha, 1) else f.mul(value, alpha)
+        if is_just(beta, 0):  # what is not finite in `input` does not count then
             input, beta = Tensor(np.zeros(shape_of(input), kind)), 1
-        value = f.add(input if beta == 1 else f.mul(input, beta), value)
+        value = f.add(input if is_just(beta, 1) else f.mul(input, beta), value)
         return value if kind.kind == "f" else value.astype(kind)
 
     added.__name__ = added.__qualname__ = name

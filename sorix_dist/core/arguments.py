@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from inspect import signature
 from math import inf
 from numbers import Real
 from pathlib import Path
@@ -67,7 +69,8 @@ def is_integer(value: Any) -> bool:
 def as_int(name: str, value: Any, least: int) -> int:
     """`value` as an int; ValueError, with `name`, unless it is an integer >= `least`."""
     if not is_integer(value) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        kind = "" if is_integer(value) else "an integer "
+        raise ValueError(f"{name} must be {kind}>= {least}, got {value!r}")
     return int(value)
 
 
@@ -112,6 +115,30 @@ def as_path(name: str, value: Any) -> Path:
     return Path(os.path.abspath(path))
 
 
+def as_list(name: str, value: Any, of: str) -> list[Any]:
+    """The entries of `value` as a list; TypeError, with `name` and what it is a list `of`, for text or no sequence."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of {of}, got {described(value)}")
+    return list(value)
+
+
+def unsupported(owner: str, **options: Any) -> None:
+    """ValueError that names the first option (of `owner`) that is neither False nor None: PyTorch's, but not ours."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            off = False if isinstance(value, bool) else None
+            raise ValueError(f"{owner}: {name} must be {off}: it is not supported, got {value!r}")
+
+
+def two_numbers(name: str, value: Any) -> tuple[float, float]:
+    """A tuple or list of two numbers; TypeError or ValueError, with `name`, for anything else."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
+    for i, number in enumerate(value):
+        in_range(f"{name}[{i}]", number, -inf, closed=True)
+    return value[0], value[1]
+
+
 def one_of(name: str, value: Any, *choices: str | None) -> None:
     """ValueError, with `name`, unless `value` is one of the choices."""
     if not isinstance(value, str | None) or value not in choices:  # an array has no single answer to `in`
@@ -142,6 +169,29 @@ def require_methods(name: str, value: Any, *methods: str, kind: str = "") -> Non
         raise TypeError(f"{name} must {wanted}, got {described(value)}")
 
 
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, or a constructor, that first checks its arguments annotated `bool` or `float` (or that or None)."""
+    its = signature(function)
+    kinds = {name: str(p.annotation) for name, p in its.parameters.items() if p.kind in (1, 3)}  # no *args, **options
+
+    @wraps(function)
+    def call(*inputs: Any, **options: Any) -> Any:
+        try:
+            given = its.bind(*inputs, **options).arguments
+        except TypeError:  # the call itself says it better
+            return function(*inputs, **options)
+        owner = type(inputs[0]).__name__ if "self" in given else function.__name__
+        for name, value in given.items():
+            kind = kinds.get(name)
+            if kind == "bool":
+                as_bool(f"{owner}: {name}", value)
+            elif kind == "float" or (kind == "float | None" and value is not None):
+                in_range(f"{owner}: {name}", value, -inf, closed=True)
+        return function(*inputs, **options)
+
+    return call
+
+
 def described(value: Any) -> str:
     """What an argument is, in an error: its type, and the shape of an array or a short value."""
     if isinstance(value, type):
@@ -153,18 +203,22 @@ def described(value: Any) -> str:
     return type(value).__name__ + (f" {value.item() if isinstance(value, np.generic) else value!r}" if short else "")
 
 
-def in_range(name: str, value: Any, low: float, high: float = inf, *, closed: bool = False) -> None:
-    """TypeError unless `value` is a number, ValueError unless it lies in [low, high), or with `closed` in [low, high].
+def in_range(
+    name: str, value: Any, low: float, high: float = inf, *, closed: bool = False, above: bool = False
+) -> None:
+    """TypeError unless `value` is a number, ValueError unless it lies in [low, high).
 
-    Without an upper bound it must be finite, or with `closed` may be infinite.
+    closed: `high` is allowed, above: `low` is not. Without a bound it must be finite, or with `closed` may be infinite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {described(value)}")
     number = float(value)
-    if low <= number < high or (closed and number == high):
+    if low < number < high or (number == low and not above) or (closed and number == high):
         return
     if high < inf:
-        bounds = f"in [{low:g}, {high:g}{']' if closed else ')'}"
+        bounds = f"in {'(' if above else '['}{low:g}, {high:g}{']' if closed else ')'}"
+    elif number == inf or low == -inf:
+        bounds = "a number" if closed else "finite"
     else:
-        bounds = "finite" if number == inf else f">= {low:g}"
+        bounds = f"{'>' if above else '>='} {low:g}"
     raise ValueError(f"{name} must be {bounds}, got {value}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from sorix_dist.core import functions as f
 from sorix_dist.core.arguments import one_of
-from sorix_dist.core.batch_numbers import is_of_batch, of_all
+from sorix_dist.core.batch_numbers import is_just, is_of_batch, of_all
 from sorix_dist.core.create import full_like, zeros_like
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.axes import along, axis_of, rows_named_by
@@ -258,7 +258,7 @@ def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = N
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Any:
     """`input` with the slices of alpha * `source` added at the places along `dim` that a vector names."""
     input, at = _along("index_add", input, dim, index)
-    return input + _spread("index_add", input, at, index, source if alpha == 1 else source * alpha)
+    return input + _spread("index_add", input, at, index, source if is_just(alpha, 1) else source * alpha)
 
 
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:

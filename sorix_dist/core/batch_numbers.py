@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.placement import SUM, Partial, Shard, current_group
+from sorix_dist.core.placement import SUM, Partial, Shard, Tally, current_group
 
 
 class BatchNumber:
     """The base of BatchInt and BatchFloat. own: this rank's number; everywhere: the number in the global batch, or
-    None if it is unknown."""
+    None if it is unknown; summed: whether own is a sum over all ranks, which must not be added up again; share: whether
+    it is a part of such a sum that was divided by a global number, beside which x.shape[0] is global too."""
 
     own: float
     everywhere: float | None
+    summed: bool
+    share: bool
 
     def of_all(self) -> Any:
         """The number in the global batch; RuntimeError if it is unknown."""
@@ -38,7 +41,10 @@ class BatchNumber:
         return self.everywhere
 
     def __float__(self) -> float:
-        return float(self.own if self.everywhere is None else self.everywhere)
+        if self.everywhere is None:
+            return float(self.own)
+        current_group().note_copy()
+        return float(self.everywhere)
 
     def __int__(self) -> int:
         if self.everywhere is not None and self.everywhere != self.own:
@@ -47,6 +53,8 @@ class BatchNumber:
                 "arrays of it would differ on every number of ranks. Use it as it is, sx.global_rows(x), or len(x) "
                 "for this rank's rows [docs: own-numbers]"
             )
+        if self.everywhere is not None:
+            current_group().note_copy()
         return int(self.own)
 
     __trunc__ = __int__
@@ -86,6 +94,8 @@ class BatchNumber:
         return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
 
     def __reduce__(self) -> Any:
+        if self.summed:
+            current_group().note_copy()
         return type(self.own), (self.own,)
 
 
@@ -101,6 +111,8 @@ class BatchInt(BatchNumber):
     shard: Shard | None
 
     def __index__(self) -> int:
+        if self.shard is not None:
+            self.shard.group.measured = self.own, self.everywhere
         return self.own
 
     def __bool__(self) -> bool:
@@ -128,6 +140,10 @@ class BatchInt(BatchNumber):
 Integral.register(BatchInt)
 
 
+class WholeInt(BatchInt, int):
+    """That of a single process, which has all rows: an int, as np.random.permutation(x.shape[0]) demands."""
+
+
 class BatchFloat(BatchNumber, float):
     """A float. As text, in comparisons, beside arrays and for `math` it is the number in the global batch."""
 
@@ -140,10 +156,13 @@ class BatchFloat(BatchNumber, float):
         return format(float(self), form)
 
 
-def number(here: Any, everywhere: float | None, shard: Shard | None = None) -> Any:
+def number(
+    here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False, share: bool = False
+) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
-    made: Any = BatchInt() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
-    made.own, made.everywhere, made.shard = here, everywhere, shard
+    integer = (lambda: WholeInt(here)) if here == everywhere and current_group().single else BatchInt
+    made: Any = integer() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
+    made.own, made.everywhere, made.shard, made.summed, made.share = here, everywhere, shard, summed, share
     return made
 
 
@@ -155,14 +174,16 @@ def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
         return NotImplemented
     totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
     everywhere = None if None in totals else function(*totals)
+    summed, share = (any(getattr(n, flag, False) for n in (x, y)) for flag in ("summed", "share"))
+    own = [total if share and total is not None else here(n) for n, total in zip((x, y), totals, strict=True)]
     try:
-        return number(function(here(x), here(y)), everywhere)
+        return number(function(*own), everywhere, None, summed, share)
     except ZeroDivisionError:  # on a rank without rows
-        return number(math.nan, everywhere)
+        return number(math.nan, everywhere, None, summed, share)
 
 
 def _of_one(function: Callable[..., float], x: BatchNumber) -> Any:
-    return number(function(x.own), None if x.everywhere is None else function(x.everywhere))
+    return number(function(x.own), None if x.everywhere is None else function(x.everywhere), None, x.summed, x.share)
 
 
 def _bind(name: str) -> None:
@@ -231,9 +252,13 @@ def number_of_part(value: Any, place: Any) -> Any:
     """The number that a Partial shows, which is this rank's. In a forward of reproducible mode it is that of a virtual
     shard, the same on any number of ranks."""
     if isinstance(place, Partial) and place.group.ordered and not place.group.single and place.over == SUM:
-        return number(value, value)  # a sum that is complete on every rank, which an all_reduce must not add again
+        return number(value, value, None, True)
+    if isinstance(place, Tally):
+        own = place.own.item() if place.known and place.own is not None else value
+        return number(own, value if place.known else None, None, place.own is None)
     own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
-    return number(value, None) if own and value.__class__ in (int, float) else value
+    share = own and place.over == SUM and bool(place.alike)
+    return number(value, None, share=share) if own and value.__class__ in (int, float) else value
 
 
 def _total(place: Shard) -> int | None:
@@ -242,11 +267,38 @@ def _total(place: Shard) -> int | None:
 
 def warn_of_own_length(place: Any) -> None:
     """Warns of the length of what a mask has selected of this rank's rows."""
-    if isinstance(place, Shard) and place.batch.parent is not None and not place.group.single:
+    if not isinstance(place, Shard) or place.group.single:
+        return
+    if place.batch.parent is None:
+        place.group.measured = place.held, place.total
+    else:
         place.group.warn(
             "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
             "[docs: own-numbers]"
         )
+
+
+def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
+    """Warns of positions in what has the rows of all ranks, if they may follow from this rank's number of rows."""
+    group = current_group()
+    if group.measured is None or group.single:
+        return
+    own, total = group.measured
+    if own != total and any(n == total and _may_follow(part, own) for n, part in zip(shape, parts, strict=False)):
+        group.warn(
+            f"positions among the {total} rows of all ranks, after len(x) or range(x.shape[0]) has given this rank's "
+            f"number of rows, {own}: if they follow from it, use sx.global_rows(x) [docs: own-numbers]"
+        )
+
+
+def _may_follow(part: Any, own: int) -> bool:
+    """Whether a part of an index is that of the first rows, or of the last ones of a loop over this rank's rows."""
+    if not isinstance(part, slice):
+        return isinstance(part, int) and own > 1 and part == own - 1
+    start, stop = part.start or 0, part.stop
+    if not isinstance(start, int) or not isinstance(stop, int):
+        return stop is None and start == own - 1 > 0
+    return start == 0 or start < own <= stop
 
 
 def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
@@ -266,19 +318,40 @@ def _warn_of_own_branch(own: float) -> None:
     )
 
 
-def warn_of_own_mean(x: Any) -> None:
-    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
-    place = x.place
-    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
+def refuse_one_of_many(tensor: Any) -> None:
+    """ValueError for the only row of this rank if there are others."""
+    place = tensor.place
+    if isinstance(place, Shard):
+        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
+        if one and place.total != 1:
+            raise ValueError(
+                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
+                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
+            )
+
+
+def warn_of_part(tensor: Any, what: str) -> None:
+    """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
+    rank's."""
+    place = tensor.place
+    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "shown"):
         return
-    if place.group.parts > 1 and not place.group.isolated:
-        place.group.warn(
-            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
-            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
-        )
+    if place.over == SUM:
+        found = "a sum over rows is this rank's part of the sum"
+    elif tensor.origin is None and what != "item()":
+        found = "a mean over rows is that over this rank's rows"
+    else:
+        return
+    place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")
 
 
 # -- as arguments of functions
+
+
+def is_just(x: Any, number: float) -> bool:
+    """Whether an argument is this number, and not one that follows from a batch and may equal it on one rank only."""
+    return not isinstance(x, BatchNumber) and x == number
+
 
 of_batch: ContextVar[bool] = ContextVar("of_batch", default=False)
 """Whether a number that an operation gets follows from a batch, and so is that of the global one."""
@@ -298,13 +371,6 @@ def of_all(x: Any) -> Any:
     return x.of_all() if isinstance(x, BatchNumber) else x
 
 
-def together(numbers: Iterable[Any]) -> list[Any]:
-    """The numbers of one array: all as those of this rank if one of them is known of it alone."""
-    numbers = list(numbers)
-    own = any(isinstance(x, BatchNumber) and x.everywhere is None for x in numbers)
-    return [*map(here, numbers)] if own else numbers
-
-
 def is_of_batch(x: Any) -> bool:
     """Whether a number, or one of a slice, follows from a batch."""
     return isinstance(x, BatchNumber) or (
@@ -312,17 +378,14 @@ def is_of_batch(x: Any) -> bool:
     )
 
 
-def rows_of_size(size: Iterable[Any]) -> Shard | None:
-    """The rows of a new tensor of this size, if one of its numbers is x.shape[0] of rows x; pairs if two are."""
-    found = [(i, n.shard) for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None]
-    if not found:
-        return None
-    axis, rows = found[0]
-    return rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)
-
-
-def own_size(size: Iterable[Any]) -> list[Any]:
-    """A size with the first x.shape[0] of rows x as this rank's number; a second one is that of the global batch."""
+def sized(size: Iterable[Any]) -> tuple[list[Any], Shard | None]:
+    """The size of a new tensor, with the first x.shape[0] of rows x as this rank's number, and a second one as that of
+    the global batch; and the tensor's rows, if there is such a number, of pairs if there are two."""
     size = list(size)
-    first = next((i for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None), len(size))
-    return [*size[: first + 1], *map(of_all, size[first + 1 :])]
+    found = [i for i, n in enumerate(size) if isinstance(n, BatchInt) and n.shard is not None]
+    if not found:
+        return size, None
+    axis = found[0]
+    rows: Shard = size[axis].shard
+    own = [*size[: axis + 1], *map(of_all, size[axis + 1 :])]
+    return own, rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)

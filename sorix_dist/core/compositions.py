@@ -14,6 +14,7 @@ import numpy as np
 from sorix_dist.core import algebra, arrange, create, methods, random, statistics
 from sorix_dist.core.algebra import *  # noqa: F403
 from sorix_dist.core.arrange import *  # noqa: F403
+from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.ops.elementwise import mul
@@ -51,7 +52,7 @@ def _scaled(name: str) -> Callable[..., Tensor]:
     plain = methods.add_ if name == "add" else methods.sub_
 
     def method(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
-        return plain(self, other if alpha == 1 else mul(other, alpha))
+        return plain(self, other if is_just(alpha, 1) else mul(other, alpha))
 
     method.__name__ = method.__qualname__ = f"{name}_"
     method.__doc__ = f"self {'+' if name == 'add' else '-'} alpha * other, in place; returns this tensor."

@@ -15,12 +15,13 @@ import numpy as np
 
 from sorix_dist.core import random
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch, of_all, own_size, rows_of_size, together
+from sorix_dist.core.batch_numbers import is_of_batch, of_all, sized
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged
 from sorix_dist.core.rules import whole
+from sorix_dist.core.tally import is_tally, of_sum, tally_of
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -33,16 +34,18 @@ __all__ = [
 
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
-    rows, same = shard_of(data), is_of_batch(data)
-    if isinstance(data, list | tuple):
-        data = [_of_all_ranks(x) for x in together(data)]
-        same = any(map(is_of_batch, data))
-    elif rows is None:
-        data = _of_all_ranks(data)
-    made = Tensor(data, device=device, requires_grad=requires_grad, dtype=dtype)
-    if same:  # the number in the global batch
-        return tagged(made, REPLICATE)
-    return made if rows is None else tagged(made, rows)
+    rows = shard_of(data)
+    one = not isinstance(data, list | tuple)
+    numbers = [_of_all_ranks(of_sum(x, _NUMBER)) if rows is None else x for x in ([data] if one else data)]
+    if any(map(is_tally, numbers)) and not requires_grad:
+        return tally_of(numbers, lambda found: Tensor(found[0] if one else found, device=device, dtype=dtype))
+    place = REPLICATE if any(map(is_of_batch, numbers)) else rows
+    numbers = [of_all(x) for x in numbers]
+    made = Tensor(numbers[0] if one else numbers, device=device, requires_grad=requires_grad, dtype=dtype)
+    return made if place is None else tagged(made, place)
+
+
+_NUMBER = "a number for a new tensor"
 
 
 def _of(name: str, dtype: str) -> Callable[..., Tensor]:
@@ -69,11 +72,11 @@ def as_tensor(x: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:
     return Tensor(x, dtype=dtype)
 
 
-def from_numpy(x: Array) -> Tensor:
-    """A tensor that shares the memory of an ndarray."""
-    if not isinstance(x, np.ndarray):
+def from_numpy(x: Array | Tensor) -> Tensor:
+    """A tensor that shares the memory of an ndarray; a tensor as it is."""
+    if not isinstance(x, np.ndarray | Tensor):
         raise TypeError(f"from_numpy: x must be an ndarray, got {type(x).__name__}")
-    return Tensor(x)
+    return x if isinstance(x, Tensor) else Tensor(x)
 
 
 def from_dlpack(x: Any) -> Tensor:
@@ -87,26 +90,30 @@ def from_dlpack(x: Any) -> Tensor:
 @host
 def zeros(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Zeros of a size given as `2, 3` or `(2, 3)`."""
-    return _made(np.zeros(_size("zeros", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
+    sizes, rows = _sized("zeros", size)
+    return _made(np.zeros(sizes, or_float32(dtype)), device, requires_grad, rows)
 
 
 @host
 def ones(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Ones of a size given as `2, 3` or `(2, 3)`."""
-    return _made(np.ones(_size("ones", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
+    sizes, rows = _sized("ones", size)
+    return _made(np.ones(sizes, or_float32(dtype)), device, requires_grad, rows)
 
 
 @host
 def empty(*size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of a size given as `2, 3` or `(2, 3)` whose numbers are whatever was in memory."""
-    return _made(np.empty(_size("empty", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
+    sizes, rows = _sized("empty", size)
+    return _made(np.empty(sizes, or_float32(dtype)), device, requires_grad, rows)
 
 
 @host
 def full(size: Any, fill_value: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`fill_value` everywhere; the dtype is by default that of `tensor(fill_value)`."""
     value = as_array(_of_all_ranks(fill_value), dtype)
-    return _made(np.full(_size("full", (size,)), value, value.dtype), device, requires_grad, _rows_in((size,)))
+    sizes, rows = _sized("full", (size,))
+    return _made(np.full(sizes, value, value.dtype), device, requires_grad, rows)
 
 
 @host
@@ -152,7 +159,7 @@ def arange(
     """start, start + step, … before `end`; from 0 if one number is given. int64 if all are integers."""
     if end is None:
         start, end = 0, start
-    rows = _rows_in((end,)) if start.__class__ is int is step.__class__ and (start, step) == (0, 1) else None
+    rows = sized((end,))[1] if start.__class__ is int is step.__class__ and (start, step) == (0, 1) else None
     place = rows if rows is not None and not rows.group.ordered else _alike(start, end)
     start, end, step = map(_number, (start, end, step))
     if step == 0:
@@ -179,7 +186,7 @@ def _number(x: Any) -> Any:
 
 def _of_all_ranks(x: Any) -> Any:
     """A number that follows from rows of a batch, as that of the global batch."""
-    return whole(x.detach(), "a number for a new tensor") if isinstance(x, Tensor) else x
+    return whole(x.detach(), _NUMBER) if isinstance(x, Tensor) else x
 
 
 @host
@@ -224,8 +231,9 @@ def rand(
     *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
 ) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
-    draw = _drawing(_rows_in(size), random.uniform_by_row, random.generator(generator).random)
-    return _made(draw(_size("rand", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
+    sizes, rows = _sized("rand", size)
+    draw = _drawing(rows, random.uniform_by_row, random.generator(generator).random)
+    return _made(draw(sizes, or_float32(dtype)), device, requires_grad, rows)
 
 
 @host
@@ -233,8 +241,9 @@ def randn(
     *size: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None, generator: Any = None
 ) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
-    draw = _drawing(_rows_in(size), random.normal_by_row, random.generator(generator).standard_normal)
-    return _made(draw(_size("randn", size), or_float32(dtype)), device, requires_grad, _rows_in(size))
+    sizes, rows = _sized("randn", size)
+    draw = _drawing(rows, random.normal_by_row, random.generator(generator).standard_normal)
+    return _made(draw(sizes, or_float32(dtype)), device, requires_grad, rows)
 
 
 @host
@@ -280,7 +289,7 @@ def randint(
         low, high, size = 0, low, high
     if not low < high:
         raise ValueError(f"randint: low must be below high, got low={low} and high={high}")
-    sizes, rows = _size("randint", (size,)), _rows_in((size,))
+    sizes, rows = _sized("randint", (size,))
     if rows is None:
         drawn = random.generator(generator).integers(low, high, sizes)
     else:
@@ -338,18 +347,15 @@ def _made(array: Any, device: Any, requires_grad: bool, place: Placement = None)
     return made.requires_grad_() if requires_grad and place is not None else made
 
 
-def _rows_in(size: tuple[Any, ...]) -> Shard | None:
-    """The rows of a tensor of a size in which x.shape[0] of rows x stands."""
-    return rows_of_size(size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size)
-
-
 def _alike(*numbers: Any) -> Placement:
     """The placement of what numbers of the global batch make, which is the same on every rank."""
     return REPLICATE if any(map(is_of_batch, numbers)) else None
 
 
-def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
-    sizes = sizes_of(name, (own_size(size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size),))
+def _sized(name: str, size: tuple[Any, ...]) -> tuple[tuple[int, ...], Shard | None]:
+    """The size of a new tensor, and the rows of a tensor of a size in which x.shape[0] of rows x stands."""
+    given, rows = sized(size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size)
+    sizes = sizes_of(name, (given,))
     if any(n < 0 for n in sizes):
         raise ValueError(f"{name}: sizes must not be negative, got {sizes}")
-    return sizes
+    return sizes, rows

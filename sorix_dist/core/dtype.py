@@ -51,9 +51,11 @@ def as_dtype(value: Any) -> np.dtype[Any]:
         value = value.removeprefix("sorix_dist.")
     try:
         named: np.dtype[Any] = np.dtype(value)
-    except TypeError as error:
-        raise TypeError(f"dtype must name an element type such as 'float32', got {value!r}") from error
-    return named
+        if named.kind != "V":  # of nothing, or a record
+            return named
+    except TypeError:
+        pass
+    raise TypeError(f"dtype must name an element type such as 'float32', got {value!r}")
 
 
 def or_float32(value: Any) -> np.dtype[Any]:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
     from sorix_dist.core.op import Op
 
-recording: ContextVar[bool] = ContextVar("recording", default=True)
-"""Whether operations are recorded for a backward."""
+recording: ContextVar[bool] = ContextVar("recording", default=True)  # whether operations are recorded for a backward
 
 
 class _Recording(ContextDecorator):
@@ -106,8 +105,7 @@ class Sync:
     there, so each starts its backward with an equal share of the seed. `parallel` derives the one of wrapped models.
     """
 
-    pending = False
-    """Whether `grad` of some leaves lacks gradients that are not synchronised yet."""
+    pending = False  # whether `grad` of some leaves lacks gradients that are not synchronised yet
 
     def __init__(self, group: Group) -> None:
         self.group = group

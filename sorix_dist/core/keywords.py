@@ -10,6 +10,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
 
+from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.ops.elementwise import cast, mul, rounded_quotient
 
 _PLACES = {"input": 0, "self": 0, "tensors": 0, "other": 1, "exponent": 1, "dims": 1, "sizes": 1, "repeats": 1,
@@ -50,7 +51,7 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
             alpha = options.pop("alpha", 1)
             operands[1:2] = (
                 operands[1:2]
-                if alpha == 1
+                if is_just(alpha, 1)
                 else [operands[1] * alpha if isinstance(operands[1], int | float) else mul(operands[1], alpha)]
             )
         mode = options.pop("rounding_mode", None) if name == "div" else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import autograd
+from sorix_dist.core import autograd, tally
 from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
@@ -16,11 +16,12 @@ from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.memory import refuse_frozen
+from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.writes import assign, written
-from sorix_dist.core.placement import Partial, shard_of
+from sorix_dist.core.ops.index_parts import assign, written
+from sorix_dist.core.placement import Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -104,9 +105,42 @@ def _number(self: Tensor, x: Any) -> Any:
     return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
 
 
+def _counted(self: Tensor, *others: Any) -> tuple[Any, ...] | None:
+    """The operands of a write into counts that a program keeps by hand; None if it is none of them."""
+    if self.leaf is not None or isinstance(self.place, Shard | Partial):
+        return None
+    if tally.is_tally(self) and any(shard_of(x) is not None for x in others):
+        self.place = tally.of_everyone(self).place
+        return None
+    others = tuple(tally.of_sum(x, "a write in place") for x in others)
+    return others if any(map(tally.is_tally, (self, *others))) else None
+
+
+def _become(self: Tensor, value: Tensor) -> Tensor:
+    """Writes into a part of a sum: what it is across ranks and what it shows follow."""
+    np.copyto(self.array, value.array, casting="same_kind")
+    self.place = value.place
+    if hasattr(value, "shown"):
+        self.shown = value.shown
+    elif hasattr(self, "shown"):
+        del self.shown
+    return self
+
+
+def _rewritten(self: Tensor, value: Tensor) -> Tensor:
+    if not np.can_cast(value.array.dtype, self.array.dtype, "same_kind"):
+        raise TypeError(f"a result of {value.array.dtype} can't be written to a tensor of {self.array.dtype}")
+    tally.write(self, ..., value)
+    return self
+
+
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         array = _target(self, other)
+        if isinstance(self.place, Partial):
+            return _become(self, OF_NUMPY[ufunc](self.detach(), other))
+        if (counted := _counted(self, other)) is not None:
+            return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
         ufunc(array, _number(self, other), out=array, casting="same_kind")
         return self
 
@@ -119,7 +153,11 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
-    np.copyto(_target(self, value), _number(self, value), casting="unsafe")
+    array = _target(self, value)
+    if (counted := _counted(self, value)) is not None:
+        tally.write(self, ..., *counted)
+    else:
+        np.copyto(array, _number(self, value), casting="unsafe")
     return self
 
 
@@ -130,7 +168,11 @@ def zero_(self: Tensor) -> Tensor:
 
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
-    np.copyto(_target(self, src), np.asarray(written(self, src)), casting="unsafe")
+    array = _target(self, src)
+    if (counted := _counted(self, src)) is not None:
+        tally.write(self, ..., *counted)
+    else:
+        np.copyto(array, np.asarray(written(self, src)), casting="unsafe")
     return self
 
 
@@ -139,6 +181,8 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if min is None and max is None:
         raise ValueError("clamp_: at least one of min and max must be given, got None for both")
     array = _target(self, min, max)
+    if (counted := _counted(self, min, max)) is not None:
+        return _rewritten(self, choose.clamp(self, *counted))
     if min is not None:
         np.maximum(array, _number(self, min), out=array, casting="same_kind")
     if max is not None:

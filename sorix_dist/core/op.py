@@ -26,17 +26,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sorix_dist.core.batch_numbers import BatchNumber, here, of_all, of_batch
+from sorix_dist.core.batch_numbers import BatchNumber, here, of_all
 from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.dtype import promoted
 from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
-from sorix_dist.core.placement import REPLICATE, Partial
+from sorix_dist.core.placement import REPLICATE, Partial, Shard
 from sorix_dist.core.rules import Rule, elementwise
+from sorix_dist.core.tally import is_counted, tallied
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
 REGISTRY: dict[str, Op] = {}
-OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""The operations that implement NumPy functions for tensors."""
+OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}  # the operations that implement NumPy functions for tensors
 
 _count = itertools.count()
 _new = object.__new__
@@ -116,12 +116,14 @@ def _operation(
                 edges.append(edge)
                 found = x.place
                 if found is not None:
-                    if found is REPLICATE:
-                        place = found if all(map(_is_alike, inputs)) else None
-                    else:
+                    if found.__class__ is Shard:
                         placed = True
-                        if found.__class__ is Partial:
-                            sums = True
+                    elif found is REPLICATE:
+                        place = found if all(map(_is_alike, inputs)) else None
+                    elif found.__class__ is Partial:
+                        placed = sums = True
+                    else:
+                        return tallied(apply, inputs, options)
                 if edge is not None:
                     needed = True
                     other = edge.sync
@@ -130,11 +132,7 @@ def _operation(
             else:
                 if x.__class__ not in _NUMBERS:
                     if isinstance(x, BatchNumber):
-                        token = of_batch.set(True)
-                        try:
-                            return apply(*_with_numbers(inputs), **options)
-                        finally:
-                            of_batch.reset(token)
+                        return tallied(apply, inputs, options)
                     # A NumPy scalar is a number to its user: it must not widen a float32 tensor.
                     x = x.item() if isinstance(x, np.generic) else as_operand(x)
                     mixed = True
@@ -143,7 +141,7 @@ def _operation(
         if options:
             for x in options.values():
                 if isinstance(x, BatchNumber):
-                    number = of_all if _is_counted(inputs) else here
+                    number = of_all if is_counted(inputs) else here
                     return apply(*inputs, **{name: number(x) for name, x in options.items()})
         if placed:
             place = rule(apply, inputs, options)
@@ -180,17 +178,6 @@ def _operation(
     inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
     about = Op(function.__name__, inputs, composite, differentiable, function, update_wrapper(apply, function))
     return about
-
-
-def _with_numbers(inputs: Sequence[Any]) -> list[Any]:
-    """Operands with numbers of the global batch, or of this rank where no other operand has to do with the batch."""
-    counted = _is_counted(inputs)
-    return [of_all(x) if counted else here(x) for x in inputs]
-
-
-def _is_counted(inputs: Sequence[Any]) -> bool:
-    """Whether a number beside these operands is that of the global batch."""
-    return any(isinstance(x, Tensor) and (x.place is not None or x.origin is not None) for x in inputs)
 
 
 def _is_alike(x: Any) -> bool:

@@ -46,6 +46,7 @@ class Group:
     ordered: reproducible mode, outside of a forward. A sum over rows is complete at once, in one order for any number
         of ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
     isolated: reproducible mode, inside of a forward. Virtual shards are computed without collectives between them.
+    measured: this rank's number of rows and that of the batch, if the program has asked for the former as an integer.
     """
 
     rank = 0
@@ -55,6 +56,7 @@ class Group:
     single = True
     ordered = False
     isolated = False
+    measured: tuple[int, float | None] | None = None
 
     def reduce(self, array: Array, what: str) -> Array:
         """The sum over all terms of a Partial, a new array, the same on every rank. A call of all ranks."""
@@ -74,6 +76,9 @@ class Group:
 
     def expect(self, number: float) -> None:
         """Records a number that must be the same on every rank, because a gradient depends on it."""
+
+    def note_copy(self) -> None:
+        """Notes the line that makes a plain number of one of the global batch, as float(x.shape[0]) does."""
 
     def warn(self, message: str) -> None:
         """Warns the user, once for each line of the program."""
@@ -250,8 +255,7 @@ class Shard:
         return f"Shard({self.axis}{extra})"
 
 
-SUM = -1.0
-"""The denominator of a Partial that is a plain sum; see Partial."""
+SUM = -1.0  # the denominator of a Partial that is a plain sum; see Partial
 
 
 class Partial:
@@ -304,7 +308,24 @@ class _Replicate:
 
 REPLICATE = _Replicate()
 
-Placement = Shard | Partial | _Replicate | None
+
+class Tally:
+    """Numbers that follow from a batch, such as counts that a program keeps by hand; see `core.tally`.
+
+    own: this rank's, which a sum over ranks adds; None if they are unknown, as in reproducible mode.
+    known: whether the array has the numbers of the global batch; else it has this rank's.
+    """
+
+    __slots__ = ("known", "own")
+
+    def __init__(self, own: Array | None, known: bool) -> None:
+        self.own, self.known = own, known
+
+    def __repr__(self) -> str:
+        return f"Tally(known={self.known})"
+
+
+Placement = Shard | Partial | Tally | _Replicate | None
 
 
 def shard_of(x: Any) -> Shard | None:
@@ -329,25 +350,7 @@ def cotangent_of(place: Placement, group: Group | None) -> Placement:
     return Partial(group, None, 1.0, 0) if group is not None and parted else None
 
 
-def refuse_one_of_many(tensor: Tensor) -> None:
-    """ValueError for the only row of this rank if there are others; a warning of this rank's part of a sum."""
-    place = tensor.place
-    if isinstance(place, Shard):
-        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
-        if one and place.total != 1:
-            raise ValueError(
-                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
-                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
-            )
-    elif isinstance(place, Partial) and place.over == SUM and place.group.parts > 1 and not hasattr(tensor, "shown"):
-        place.group.warn(
-            "item() of a sum over rows is this rank's part of the sum: sx.global_value(x).item() is the whole "
-            "[docs: own-numbers]"
-        )
-
-
-computing: dict[int, Batch | None] = {}
-"""By thread, the batch that a wrapped model is computing."""
+computing: dict[int, Batch | None] = {}  # by thread, the batch that a wrapped model is computing
 
 _current: Callable[[], Group] = lambda: SINGLE  # noqa: E731
 

@@ -21,7 +21,20 @@ class Seed:
     def __init__(self, value: int, chosen: bool) -> None:
         self.value = value
         self.chosen = chosen
-        self.generator = np.random.Generator(np.random.Philox(value))
+        self._stream: np.random.Generator | Callable[[], np.random.Generator]
+        self.generator = lambda: np.random.Generator(np.random.Philox(value))
+
+    @property
+    def generator(self) -> np.random.Generator:
+        """The stream. A function that is set in its place makes it when it is first used."""
+        stream = self._stream
+        if callable(stream):
+            self._stream = stream = stream()
+        return stream
+
+    @generator.setter
+    def generator(self, stream: np.random.Generator | Callable[[], np.random.Generator]) -> None:
+        self._stream = stream
 
 
 _process = Seed(secrets.randbits(63), chosen=False)

@@ -296,6 +296,11 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     # Of rows that a mask has selected the ranks ask each other, whatever each holds of them: all must come here.
     of_all = (lead.batch.known is not None or not lead.group.isolated) and length == lead.total
     if length == lead.held and (not of_all or (lead.group.single and not lead.group.ordered)):
+        if lead.group.ordered and getattr(x, "origin", None) is not None and length != lead.total:
+            raise RuntimeError(
+                f"reproducible mode: a tensor that has the {length} rows of this rank but is none of them, such as one "
+                "expanded to len(x), beside rows of the batch: expand it to x.shape[0]"
+            )
         return x
     if length == lead.total:
         return collective().rows_of(x, lead.moved(len(shape) - at))

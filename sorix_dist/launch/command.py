@@ -20,8 +20,7 @@ from sorix_dist.watchdog.launcher import tasks_of_job
 
 Flavour = Literal["openmpi5", "openmpi4", "mpich", "intel"]
 
-BINDINGS = ("none", "core", "numa", "socket")
-"""The units to which a rank may be bound."""
+BINDINGS = ("none", "core", "numa", "socket")  # the units to which a rank may be bound
 
 HOSTS_FROM_OUTSIDE = (
     "SLURM_JOB_ID",
@@ -39,8 +38,7 @@ HOSTS_FROM_OUTSIDE = (
 SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
 """Prefixes of the variables by which mpirun detects a scheduler's job."""
 
-MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"
-"""How Open MPI 5 places ranks, where the command line does not say it."""
+MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"  # how Open MPI 5 places ranks, where the command line does not say it
 
 OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 

@@ -29,16 +29,14 @@ from sorix_dist.launch.run import PYTHON, Answer, ask
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect, tasks_of_job
 
-SMALL = 256 << 20
-"""Bytes of /dev/shm that a model and its gradients can soon exceed; a container has 64 MB by default."""
+SMALL = 256 << 20  # bytes of /dev/shm that a model and its gradients can soon exceed; a container has 64 MB by default
 
 SCHEDULERS = {"sbatch": "Slurm", "qsub": "PBS or SGE", "bsub": "LSF", "flux": "Flux", "kubectl": "Kubernetes"}
 
 KERNEL_CHOICE = "OPENBLAS_CORETYPE"
 WIDE, NARROW = ("SkylakeX", "Cooperlake", "SapphireRapids"), "Haswell"
 """OpenBLAS's kernels for vectors of 512 and of 256 bits. Some CPUs compute 512 bits in two halves, and slower."""
-WORTHWHILE = 0.97
-"""A kernel that takes more than this share of the time is not recommended."""
+WORTHWHILE = 0.97  # a kernel that takes more than this share of the time is not recommended
 
 _TIME_PRODUCT = """
 import time
@@ -201,8 +199,7 @@ def schedulers(environ: Mapping[str, str]) -> Finding:
 
 # -- MPI
 
-LIMIT = 60.0
-"""Seconds for one process or job; a sound one takes about one."""
+LIMIT = 60.0  # seconds for one process or job; a sound one takes about one
 
 _HYDRA = ("MPICH", "Intel MPI", "MVAPICH")  # they start each other's ranks
 LIBRARIES = {"openmpi5": ("Open MPI",), "openmpi4": ("Open MPI",), "mpich": _HYDRA, "intel": _HYDRA}

@@ -17,11 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-LAST = 20_000
-"""The number of characters of the launcher's own output that an error message can show."""
-
-LIVE = "SORIX_DIST_LIVE"
-"""This variable is set if a parent process shows unfinished lines."""
+LAST = 20_000  # the number of characters of the launcher's own output that an error message can show
+LIVE = "SORIX_DIST_LIVE"  # this variable is set if a parent process shows unfinished lines
 
 PREFIX = len("[10] ")
 

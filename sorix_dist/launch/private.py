@@ -109,8 +109,7 @@ def _check_place(folder: Path) -> None:
             )
 
 
-FOLDERS: list[PrivateFolder] = []
-"""Further folders that are removed when the caller has ended."""
+FOLDERS: list[PrivateFolder] = []  # further folders that are removed when the caller has ended
 
 
 def main(path: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import at_least, one_of, parameter_dtype
+from sorix_dist.core.arguments import at_least, in_range, one_of, parameter_dtype
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.nn.functional import activation as F
 from sorix_dist.nn.module import Module
@@ -118,8 +118,7 @@ class Softplus(_Activation):
     function, _options = staticmethod(F.softplus), ("beta", "threshold")
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
-        if not beta > 0:
-            raise ValueError(f"Softplus: beta must be > 0, got {beta}")
+        in_range("Softplus: beta", beta, 0, above=True)
         self.beta, self.threshold = beta, threshold
 
 

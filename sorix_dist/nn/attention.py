@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import at_least, parameter_dtype, unsupported
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
@@ -61,11 +61,11 @@ class MultiheadAttention(Module):
             raise ValueError(
                 f"MultiheadAttention: embed_dim must be a multiple of num_heads {num_heads}, got {embed_dim}"
             )
-        for name, given in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
-            if given:
-                raise ValueError(f"MultiheadAttention: {name} must be False: it is not supported, got {given!r}")
+        unsupported("MultiheadAttention", add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn)
+        kdim, vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
+        at_least(1, "MultiheadAttention", kdim=kdim, vdim=vdim)
         self.embed_dim, self.num_heads, self.batch_first = int(embed_dim), int(num_heads), batch_first
-        self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
+        self.kdim, self.vdim = int(kdim), int(vdim)
         if self.kdim == self.vdim == embed_dim:
             self.in_proj_weight = _xavier((3 * embed_dim, embed_dim), kind)
         else:
@@ -209,10 +209,11 @@ class _TransformerLayer(Module):
         device: Any = "cpu",
         dtype: Any = None,
     ) -> None:
-        if isinstance(activation, str) and activation not in _ACTIVATIONS:
+        if not callable(activation) and not (isinstance(activation, str) and activation in _ACTIVATIONS):
             name = type(self).__name__
             raise ValueError(f"{name}: activation must be 'relu', 'gelu' or a function, got {activation!r}")
         kind = parameter_dtype(device, dtype)
+        at_least(1, type(self).__name__, d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward)
 
         # Inside, the batch comes first: dropout's masks belong to its rows.
         def attention() -> MultiheadAttention:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import at_least, one_of, parameter_dtype
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import MODES
 from sorix_dist.core.ops.windows import Pair, per_axis, single
@@ -57,9 +57,7 @@ class _Convolution(Module):
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"{name}: groups must divide {argument} {value}, got {groups}")
-        modes = ("zeros", *MODES)
-        if padding_mode not in modes:
-            raise ValueError(f"{name}: padding_mode must be one of {', '.join(modes)}, got {padding_mode!r}")
+        one_of(f"{name}: padding_mode", padding_mode, "zeros", *MODES)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = self._numbers("kernel_size", kernel_size, 1)
         self.stride = self._numbers("stride", stride, 1)
@@ -172,7 +170,7 @@ class ConvTranspose2d(_Convolution):
         dtype: Any = None,
     ) -> None:
         name = type(self).__name__
-        if padding_mode != "zeros":
+        if not isinstance(padding_mode, str) or padding_mode != "zeros":
             raise ValueError(f"{name}: padding_mode must be 'zeros', got {padding_mode!r}")
         if isinstance(padding, str):
             raise ValueError(f"{name}: padding must be integers, got {padding!r}")

@@ -13,11 +13,12 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import one_of
+from sorix_dist.core.arguments import checked, in_range, one_of
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.tensor import Array
 
 
+@checked
 def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fills with numbers drawn uniformly from [a, b)."""
     if not a <= b:
@@ -25,11 +26,13 @@ def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     return _fill(t, rng.generator().uniform(a, b, _shape(t)))
 
 
+@checked
 def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fills with normally distributed numbers."""
     return _fill(t, rng.generator().normal(mean, _deviation("normal_", std), _shape(t)))
 
 
+@checked
 def trunc_normal_(t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
     """Fills with normally distributed numbers in [a, b]: the inverse of their distribution, at uniform numbers.
 
@@ -49,6 +52,7 @@ def trunc_normal_(t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.
     return _fill(t, np.clip(values, a, b).reshape(_shape(t)))
 
 
+@checked
 def constant_(t: Tensor, val: float) -> Tensor:
     """Fills with one number."""
     return _fill(t, val)
@@ -64,28 +68,35 @@ def ones_(t: Tensor) -> Tensor:
     return _fill(t, 1.0)
 
 
+@checked
 def xavier_uniform_(t: Tensor, gain: float = 1.0) -> Tensor:
     """Uniform with variance gain² · 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    in_range("xavier_uniform_: gain", gain, 0)
     bound = sqrt(3) * gain * sqrt(2 / _positive(sum(fans(t))))
     return uniform_(t, -bound, bound)
 
 
+@checked
 def xavier_normal_(t: Tensor, gain: float = 1.0) -> Tensor:
     """Normal with variance gain² · 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    in_range("xavier_normal_: gain", gain, 0)
     return normal_(t, 0.0, gain * sqrt(2 / _positive(sum(fans(t)))))
 
 
+@checked
 def kaiming_uniform_(t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
     """Uniform with variance gain² / fan (He et al. 2015); `a` is the slope of a leaky ReLU that follows."""
     bound = sqrt(3) * _kaiming_deviation(t, a, mode, nonlinearity)
     return uniform_(t, -bound, bound)
 
 
+@checked
 def kaiming_normal_(t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
     """Normal with variance gain² / fan (He et al. 2015); `a` is the slope of a leaky ReLU that follows."""
     return normal_(t, 0.0, _kaiming_deviation(t, a, mode, nonlinearity))
 
 
+@checked
 def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
     """Orthogonal rows, or columns if there are fewer of those, each of length `gain` (Saxe et al. 2014).
 
@@ -102,13 +113,13 @@ def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
     return _fill(t, gain * (q if rows >= columns else q.T).reshape(_shape(t)))
 
 
+@checked
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor that keeps the scale of what passes through a function; `param`: the slope of "leaky_relu"."""
-    if nonlinearity == "leaky_relu":
+    if isinstance(nonlinearity, str) and nonlinearity == "leaky_relu":
         return sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
     gains = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": sqrt(2), "selu": 3 / 4}
-    if nonlinearity not in gains:
-        raise ValueError(f"nonlinearity must be among {sorted([*gains, 'leaky_relu'])}, got {nonlinearity!r}")
+    one_of("nonlinearity", nonlinearity, *sorted([*gains, "leaky_relu"]))
     return gains[nonlinearity]
 
 
@@ -136,8 +147,7 @@ def _positive(fan: int) -> int:
 
 
 def _deviation(name: str, std: float) -> float:
-    if not std >= 0:
-        raise ValueError(f"{name}: std must be >= 0, got {std}")
+    in_range(f"{name}: std", std, 0)
     return std
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import CPU, as_list, at_least, int_or_none, is_integer, parameter_dtype, unsupported
 from sorix_dist.core.arrange import unflatten
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
@@ -37,7 +37,7 @@ class Linear(Module):
 
     W has shape (features, neurons), b (1, neurons). Weights start normal with variance 2 / features ("he",
     He et al. 2015) or 2 / (features + neurons) ("xavier", Glorot and Bengio 2010), the bias at zero.
-    in_features and out_features are PyTorch's names of `features` and `neurons`.
+    std_dev is that of the first weights; in_features and out_features are PyTorch's names of `features` and `neurons`.
     """
 
     torch_names = MappingProxyType({"W": ("weight", TRANSPOSED), "b": ("bias", ROW)})
@@ -61,11 +61,12 @@ class Linear(Module):
         }
         at_least(1, "Linear", **sizes)
         features, neurons = sizes.values()
-        fan = {"he": features, "xavier": features + neurons}.get(init)
+        fan = {"he": features, "xavier": features + neurons}.get(str(init))
         if fan is None:
             raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
         weights = rng.generator().standard_normal((features, neurons), dtype=np.float32)
-        self.W = Parameter(weights * np.float32(np.sqrt(2 / fan)), dtype=kind)
+        self.std_dev = np.sqrt(2 / fan)
+        self.W = Parameter(weights * np.float32(self.std_dev), dtype=kind)
         self.b = Parameter(np.zeros((1, neurons), kind)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
@@ -101,6 +102,7 @@ class Embedding(Module):
     """The rows of `W` (num_embeddings, embedding_dim) that integers in [0, num_embeddings) name.
 
     W starts normal with variance 1. The row `padding_idx`, if given, starts at zero and gets no gradient.
+    norm_type and sparse: PyTorch's, ignored; max_norm and scale_grad_by_freq are refused.
     """
 
     torch_names = MappingProxyType({"W": ("weight", SAME)})
@@ -113,11 +115,17 @@ class Embedding(Module):
         device: Any = "cpu",
         *,
         dtype: Any = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
     ) -> None:
-        if isinstance(padding_idx, str):  # sorix's third argument is the device
+        unsupported("Embedding", max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq)
+        if isinstance(padding_idx, str | type(CPU)):  # sorix's third argument is the device
             padding_idx, device = None, padding_idx
         kind = parameter_dtype(device, dtype)
         at_least(1, "Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        padding_idx = int_or_none("Embedding: padding_idx", padding_idx)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"padding_idx must be in [{-num_embeddings}, {num_embeddings}), got {padding_idx}")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
@@ -212,7 +220,7 @@ class Unflatten(FunctionLayer):
     function, _options = staticmethod(unflatten), ("dim", "unflattened_size")
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
-        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+        self.dim, self.unflattened_size = dim, tuple(as_list("unflattened_size", unflattened_size, "integers"))
 
 
 class PixelShuffle(FunctionLayer):
@@ -227,13 +235,21 @@ class PixelShuffle(FunctionLayer):
 class Upsample(FunctionLayer):
     """Sequences, images or volumes in another size; arguments as for `F.interpolate`."""
 
-    function, _options = staticmethod(F.interpolate), ("size", "scale_factor", "mode", "align_corners")
+    function, _options = staticmethod(F.interpolate), (
+        "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor",
+    )  # fmt: skip
     _in_repr = ("size", "scale_factor", "mode")
 
     def __init__(
-        self, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None
+        self,
+        size: Any = None,
+        scale_factor: Any = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
     ) -> None:
         self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
+        self.recompute_scale_factor = recompute_scale_factor
 
 
 class ZeroPad2d(FunctionLayer):
@@ -242,6 +258,6 @@ class ZeroPad2d(FunctionLayer):
     function, _options = staticmethod(pad), ("padding",)
 
     def __init__(self, padding: int | Sequence[int]) -> None:
-        self.padding = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+        self.padding = (padding,) * 4 if is_integer(padding) else tuple(as_list("padding", padding, "integers"))
         if len(self.padding) != 4:
             raise ValueError(f"ZeroPad2d: padding must be one integer or four, got {padding!r}")

@@ -9,8 +9,10 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import int_or_none
 from sorix_dist.core.fingerprint import array_as_text, criterion_hook
 from sorix_dist.core.graph import Node
+from sorix_dist.core.tensor import as_array
 from sorix_dist.nn.functional import distance
 from sorix_dist.nn.functional import loss as F
 from sorix_dist.nn.module import options_of
@@ -32,14 +34,20 @@ class _Loss(FunctionLayer):
     _options: ClassVar[tuple[str, ...]] = ("reduction",)
     _of_rows: ClassVar[tuple[str, ...]] = ()  # arrays that may belong to this rank's rows
 
-    def __init__(self, reduction: str = "mean", reductions: tuple[str, ...] = F.REDUCTIONS, **numbers: float) -> None:
-        F.check_options(type(self).__name__, reduction, reductions, **numbers)
+    reductions: ClassVar[tuple[str, ...]] = F.REDUCTIONS
+
+    def __init__(self, reduction: str = "mean") -> None:
+        self._set(reduction)
+
+    def _set(self, reduction: str, **numbers: float) -> None:
+        F.check_options(type(self).__name__, reduction, self.reductions, **numbers)
         self.reduction = reduction
         vars(self).update(numbers)
 
     def _weights(self, name: str, value: Any) -> None:
         """Makes factors for classes a buffer: `double()` and its like convert it, states have it."""
-        self.register_buffer(name, value if value is None or isinstance(value, Tensor) else np.asarray(value))
+        value = value if value is None or isinstance(value, Tensor) else np.asarray(value)
+        self.register_buffer(name, None if value is None else as_array(value, name=f"{type(self).__name__}: {name}"))
 
     def forward(self, *inputs: Any) -> Tensor:
         return self.function(*inputs, **{name: getattr(self, name) for name in self._options})
@@ -93,6 +101,7 @@ class CrossEntropyLoss(_Loss):
     """
 
     weight: Tensor | None
+    label_smoothing: float
 
     def __init__(
         self,
@@ -102,9 +111,10 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction, label_smoothing=label_smoothing)
+        self._set(reduction, label_smoothing=label_smoothing)
         self._weights("weight", weight)
-        self.one_hot, self.ignore_index, self.label_smoothing = one_hot, ignore_index, label_smoothing
+        self.one_hot = one_hot
+        self.ignore_index = int_or_none("CrossEntropyLoss: ignore_index", ignore_index)
 
     def forward(self, y_pred: Any, y_real: Any) -> Tensor:  # type: ignore[override]
         return F.cross_entropy(
@@ -124,7 +134,7 @@ class NLLLoss(_Loss):
     def __init__(self, weight: Any = None, ignore_index: int | None = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self._weights("weight", weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = int_or_none("NLLLoss: ignore_index", ignore_index)
 
 
 class MSELoss(_Loss):
@@ -139,14 +149,14 @@ class SmoothL1Loss(_Loss):
     function, _options = staticmethod(F.smooth_l1_loss), ("reduction", "beta")
 
     def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
-        super().__init__(reduction, beta=beta)
+        self._set(reduction, beta=beta)
 
 
 class HuberLoss(_Loss):
     function, _options = staticmethod(F.huber_loss), ("reduction", "delta")
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
-        super().__init__(reduction, delta=delta)
+        self._set(reduction, delta=delta)
 
 
 class BCELoss(_Loss):
@@ -175,9 +185,10 @@ class BCEWithLogitsLoss(_Loss):
 
 class KLDivLoss(_Loss):
     function, _options = staticmethod(F.kl_div), ("reduction", "log_target")
+    reductions = (*F.REDUCTIONS, "batchmean")
 
     def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
-        super().__init__(reduction, (*F.REDUCTIONS, "batchmean"))
+        super().__init__(reduction)
         self.log_target = log_target
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import CPU, as_state, raise_for_device
+from sorix_dist.core.arguments import CPU, as_bool, as_function, as_state, checked, raise_for_device
 from sorix_dist.core.capture import changed, host
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
@@ -16,7 +16,7 @@ from sorix_dist.core.flat import convert, zero_gradients
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Hook
+from sorix_dist.core.tensor import Hook, as_array
 from sorix_dist.nn.parameter import Parameter, Parameters, is_trained
 from sorix_dist.nn.torch_state import TRANSPOSED, IncompatibleKeys, in_own_names, own_name
 
@@ -34,6 +34,10 @@ class Module:
     _hooks: tuple[list[Any], list[Any]] | None = None  # called before and after forward
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names or layouts differ
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__.startswith("sorix_dist.") and "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Computes the output of the module; subclasses define it."""
@@ -103,8 +107,7 @@ class Module:
 
     def __getattr__(self, name: str) -> Any:
         """A tensor by PyTorch's name, where the layout is the same but for a row's first dimension."""
-        own = own_name(self, name)
-        if own == name:
+        if (own := own_name(self, name)) == name:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         return getattr(self, own)
 
@@ -149,20 +152,16 @@ class Module:
 
     def get_submodule(self, target: str) -> Module:
         """The module of a dotted name; AttributeError if there is none."""
-        found = self._find(target)
-        if found is None:
+        if (found := self._find(target)) is None:
             raise AttributeError(f"{type(self).__name__} has no module '{target}'")
         return found
 
     def _find(self, target: str) -> Module | None:
         if not target:
             return self
-        for name, child in self.children_and_state():
-            if isinstance(child, Module) and (target == name or target.startswith(f"{name}.")):
-                found = child._find(target[len(name) + 1 :])
-                if found is not None:
-                    return found
-        return None
+        modules = ((name, child) for name, child in self.children_and_state() if isinstance(child, Module))
+        below = (child._find(target[len(n) + 1 :]) for n, child in modules if f"{target}.".startswith(f"{n}."))
+        return next((found for found in below if found is not None), None)
 
     # -- its tensors
 
@@ -221,12 +220,13 @@ class Module:
 
     def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
         """Makes `tensor` state of this module, not trained; in `state_dict()` only if `persistent`."""
-        if "." in name or not name:
+        if not isinstance(name, str) or "." in name or not name:
             raise ValueError(f"register_buffer: name must be an attribute name without a dot, got {name!r}")
         if hasattr(self, name) and name not in self._own_buffers():
             raise KeyError(f"register_buffer: '{name}' is an attribute of this {type(self).__name__} already")
-        self.__dict__.setdefault("_buffers", {})[name] = persistent
-        setattr(self, name, tensor if tensor is None or isinstance(tensor, Tensor) else Tensor(tensor))
+        tensor = tensor if tensor is None or isinstance(tensor, Tensor) else Tensor(as_array(tensor, name="tensor"))
+        self.__dict__.setdefault("_buffers", {})[name] = as_bool("register_buffer: persistent", persistent)
+        setattr(self, name, tensor)
 
     def register_parameter(self, name: str, parameter: Tensor | None) -> None:
         """Sets an attribute to a parameter (or to None, for one that this module does without)."""
@@ -268,6 +268,7 @@ class Module:
 
     def check_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Raises what `load_state_dict` would raise for these values, and changes nothing."""
+        as_bool("load_state_dict: strict", strict)
         state_dict = in_own_names(self, as_state("load_state_dict", state_dict))
         own = dict(self._saved())
         missing = [name for name in own if name not in state_dict]
@@ -289,9 +290,7 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Switches this module and all below it to training (dropout drops, batch norm uses the batch)."""
-        if not isinstance(mode, bool):
-            raise ValueError(f"mode must be True or False, got {mode!r}")
-        self.training = mode
+        self.training = as_bool("train: mode", mode)
         for child in self.children():
             child.train(mode)
         return self
@@ -304,13 +303,13 @@ class Module:
         """Calls `function` on every module below, children first, then on this one."""
         for child in self.children():
             child.apply(function)
-        function(self)
+        as_function("apply: fn", function, "a module")(self)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Makes all parameters trained, or frozen."""
         for parameter in self.parameters():
-            parameter.requires_grad = requires_grad
+            parameter.requires_grad = as_bool("requires_grad_: requires_grad", requires_grad)
         return self
 
     @host
@@ -368,11 +367,10 @@ class Module:
 
     def __repr__(self) -> str:
         modules = [(name, child) for name, child in self.children_and_state() if isinstance(child, Module)]
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in modules]
-        extra = self.extra_repr()
-        lines = ([extra] if extra and children else []) + children
-        inner = "".join(f"\n  {line}" for line in lines) + "\n" if lines else extra
-        return f"{type(self).__name__}({inner})"
+        lines = [line for line in (self.extra_repr(), *(f"({name}): {child!r}" for name, child in modules)) if line]
+        if not modules and "\n" not in "".join(lines):
+            return f"{type(self).__name__}({''.join(lines)})"
+        return "\n".join([f"{type(self).__name__}(", *lines]).replace("\n", "\n  ") + "\n)"
 
 
 def options_of(module: Module) -> dict[str, str]:

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any, ClassVar, Self
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import as_list
 from sorix_dist.core.capture import changed
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
@@ -24,6 +25,7 @@ class FunctionLayer(Module):
     _options: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if cls.__doc__ is None and "function" in vars(cls):
             cls.__doc__ = cls.function.__doc__
 
@@ -39,9 +41,9 @@ class _Named(Module):
 
     def __init__(self, modules: Iterable[Module] | Mapping[str, Module] = ()) -> None:
         self._layers: dict[str, Module] = {}
-        named = modules.items() if isinstance(modules, Mapping) else ((str(i), m) for i, m in enumerate(modules))
-        for name, module in named:
-            self._add(name, module)
+        given = modules if isinstance(modules, Mapping) else as_list("modules", modules, "modules")
+        for name, module in given.items() if isinstance(given, Mapping) else enumerate(given):
+            self._add(str(name), module)
 
     def _add(self, name: str, module: Module) -> None:
         if not isinstance(module, Module):
@@ -122,22 +124,31 @@ class ModuleList(_Row):
     """A list of modules; the model that contains it calls them."""
 
     def __init__(self, modules: Iterable[Module] | None = None) -> None:
-        super().__init__(modules or ())
+        super().__init__(() if modules is None else modules)
 
     @classmethod
     def _of(cls, modules: Mapping[str, Module]) -> Self:
         return cls(modules.values())
 
 
+def _as_dict(modules: Any) -> dict[str, Module]:
+    if isinstance(modules, Mapping | ModuleDict):
+        return dict(modules.items())
+    pairs = as_list("modules", modules, "pairs of a name and a module, or a dict")
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"modules must be a dict, or pairs of a name and a module, got {pairs[0]!r} first")
+    return dict(pairs)
+
+
 class ModuleDict(_Named):
     """A dict of modules for use in another module; iteration gives the names."""
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
-        super().__init__(dict(modules))
+        super().__init__(_as_dict(modules))
 
     def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
         """Adds modules, and replaces those of the same names."""
-        for name, module in dict(modules).items():
+        for name, module in _as_dict(modules).items():
             self._add(name, module)
 
     def pop(self, name: str) -> Module:
@@ -188,7 +199,7 @@ class ParameterList(Module):
 
     def extend(self, values: Iterable[Any]) -> Self:
         """Adds parameters at the end."""
-        for value in values:
+        for value in as_list("values", values, "parameters"):
             self.append(value)
         return self
 

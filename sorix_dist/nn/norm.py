@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import at_least, parameter_dtype
+from sorix_dist.core.arguments import CPU, as_bool, at_least, in_range, is_integer, parameter_dtype, unsupported
 from sorix_dist.core.capture import host
 from sorix_dist.core.ops import norm
 from sorix_dist.nn import functional as F
@@ -57,16 +57,15 @@ class _BatchNorm(Module):
         *,
         bias: bool = True,
     ) -> None:
-        if not isinstance(affine, bool | int):  # sorix's fourth argument is the device
+        if isinstance(affine, str | type(CPU)):  # sorix's fourth argument is the device
             affine, device = True, affine
         kind, name = parameter_dtype(device, dtype), type(self).__name__
         at_least(1, name, num_features=num_features)
-        if eps <= 0:
-            raise ValueError(f"{name}: eps must be > 0, got {eps!r}")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"{name}: momentum must be in [0, 1] or None, got {momentum!r}")
+        in_range(f"{name}: eps", eps, 0, above=True)
+        if momentum is not None:
+            in_range(f"{name}: momentum", momentum, 0, 1, closed=True)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = bool(affine), track_running_stats
+        self.affine, self.track_running_stats = as_bool(f"{name}: affine", affine), track_running_stats
         shape = self._shape()
         for attribute, parameter in zip(self.names, _scale_and_shift(shape, self.affine, bias, kind), strict=True):
             setattr(self, attribute, parameter)
@@ -170,8 +169,7 @@ class InstanceNorm2d(Module):
     ) -> None:
         name = type(self).__name__
         at_least(1, name, num_features=num_features)
-        if track_running_stats:
-            raise ValueError(f"{name}: track_running_stats must be False: running statistics are not supported")
+        unsupported(name, track_running_stats=track_running_stats)
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.weight, self.bias = _scale_and_shift((num_features,), affine, bias, parameter_dtype(device, dtype))
 
@@ -241,10 +239,9 @@ class GroupNorm(Module):
         bias: bool = True,
     ) -> None:
         kind = parameter_dtype(device, dtype)
-        if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
-            raise ValueError(
-                f"GroupNorm: num_groups must be >= 1 and divide num_channels {num_channels}, got {num_groups!r}"
-            )
+        at_least(1, "GroupNorm", num_groups=num_groups, num_channels=num_channels)
+        if num_channels % num_groups:
+            raise ValueError(f"GroupNorm: num_groups must divide num_channels {num_channels}, got {num_groups}")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
         self.weight, self.bias = _scale_and_shift((num_channels,), affine, bias, kind)
 
@@ -283,7 +280,7 @@ class RMSNorm(Module):
 
 
 def _shape_of(sizes: int | Sequence[int], layer: str) -> tuple[int, ...]:
-    shape = (sizes,) if isinstance(sizes, int | np.integer) else tuple(sizes)
-    if not shape or min(shape) < 1:
+    shape = tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str) else (sizes,)
+    if not shape or not all(is_integer(size) and size >= 1 for size in shape):
         raise ValueError(f"{layer}: normalized_shape must hold integers >= 1, got {sizes!r}")
     return shape

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import in_range, two_numbers
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.optimizer import Group, Optimizer, descent
 from sorix_dist.optim.state import Buffers, Scratch
@@ -34,10 +34,7 @@ class _Adam(Optimizer):
 
     def check(self, group: Group) -> None:
         super().check(group)
-        betas = group["betas"]
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers, got {betas!r}")
-        for i, beta in enumerate(betas):
+        for i, beta in enumerate(two_numbers("betas", group["betas"])):
             in_range(f"betas[{i}]", beta, 0, 1)
 
     def buffers(self, group: Group) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, pi
+from typing import Any
 
-from sorix_dist.core.arguments import at_least, in_range, one_of
+from sorix_dist.core.arguments import as_function, as_int, at_least, in_range, one_of
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
+from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR, as_epochs
 
 __all__ = [
     "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LRScheduler",
@@ -22,10 +23,9 @@ class StepLR(LRScheduler):
     """The rate times gamma every `step_size` epochs."""
 
     def __init__(self, optimizer: Optimizer, step_size: float, gamma: float = 0.1, last_epoch: int = -1) -> None:
+        in_range("StepLR: gamma", gamma, 0, above=True)
         step_size = int(step_size) if isinstance(step_size, float) and step_size.is_integer() else step_size
-        at_least(1, step_size=step_size)
-        self.step_size = step_size
-        self.gamma = gamma
+        self.step_size, self.gamma = as_int("step_size", step_size, 1), gamma
         super().__init__(optimizer, last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
@@ -38,8 +38,8 @@ class MultiStepLR(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        self.milestones = sorted(milestones)
-        self.gamma = gamma
+        in_range("MultiStepLR: gamma", gamma, 0, above=True)
+        self.milestones, self.gamma = sorted(as_epochs("milestones", milestones)), gamma
         super().__init__(optimizer, last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
@@ -50,6 +50,7 @@ class ExponentialLR(LRScheduler):
     """The rate times gamma every epoch."""
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+        in_range("ExponentialLR: gamma", gamma, 0, above=True)
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 
@@ -62,8 +63,7 @@ class CosineAnnealingLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         at_least(1, T_max=T_max)
-        self.T_max = T_max
-        self.eta_min = eta_min
+        self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer, last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
@@ -87,8 +87,7 @@ class LinearLR(LRScheduler):
         total_iters: int = 5,
         last_epoch: int = -1,
     ) -> None:
-        if not 0 < start_factor <= 1:
-            raise ValueError(f"start_factor must be in (0, 1], got {start_factor}")
+        in_range("start_factor", start_factor, 0, 1, above=True, closed=True)
         in_range("end_factor", end_factor, 0, 1, closed=True)
         self.start_factor, self.end_factor = start_factor, end_factor
         at_least(1, total_iters=total_iters)
@@ -118,6 +117,7 @@ class PolynomialLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
         at_least(1, total_iters=total_iters)
+        in_range("power", power, 0)
         self.total_iters, self.power = total_iters, power
         super().__init__(optimizer, last_epoch)
 
@@ -126,6 +126,10 @@ class PolynomialLR(LRScheduler):
 
     def carry_over(self, lr: float, was: float, now: float) -> float:
         return super().carry_over(lr, was, now) if was else lr  # after the end others set the rate
+
+
+def _functions(values: list[Any]) -> list[Callable[[int], float]]:
+    return [as_function("lr_lambda", each, "the epoch") for each in values]
 
 
 class LambdaLR(LRScheduler):
@@ -140,8 +144,8 @@ class LambdaLR(LRScheduler):
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
     ) -> None:
-        self._attach(optimizer)
-        self.lr_lambdas = self.per_group("lr_lambda", lr_lambda)
+        self._attach(optimizer, last_epoch)
+        self.lr_lambdas = _functions(self.per_group("lr_lambda", lr_lambda, None))
         super().__init__(optimizer, last_epoch)
 
     def lrs_at(self, epoch: int) -> list[float]:
@@ -159,8 +163,8 @@ class MultiplicativeLR(LRScheduler):
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
     ) -> None:
-        self._attach(optimizer)
-        self.lr_lambdas = self.per_group("lr_lambda", lr_lambda)
+        self._attach(optimizer, last_epoch)
+        self.lr_lambdas = _functions(self.per_group("lr_lambda", lr_lambda, None))
         self._products = [[1.0] * len(self.lr_lambdas)]  # for each epoch, of all factors up to it
         super().__init__(optimizer, last_epoch)
 
@@ -252,11 +256,13 @@ class CyclicLR(_Cycle):
         max_momentum: float | Sequence[float] = 0.9,
         last_epoch: int = -1,
     ) -> None:
-        self._attach(optimizer)
+        self._attach(optimizer, last_epoch)
         self.up, self.down = step_size_up, step_size_up if step_size_down is None else step_size_down
         at_least(1, step_size_up=self.up, step_size_down=self.down)
         one_of("mode", mode, "triangular", "triangular2", "exp_range")
         one_of("scale_mode", scale_mode, "cycle", "iterations")
+        if scale_fn is not None:
+            as_function("scale_fn", scale_fn, "a cycle or step")
         self.mode, self.gamma, self.scale_fn, self.scale_mode = mode, gamma, scale_fn, scale_mode
         self.cycle_momentum = cycle_momentum
         self.low, self.high = self.per_group("base_lr", base_lr), self.per_group("max_lr", max_lr)
@@ -309,7 +315,9 @@ class OneCycleLR(_Cycle):
         three_phase: bool = False,
         last_epoch: int = -1,
     ) -> None:
-        self._attach(optimizer)
+        self._attach(optimizer, last_epoch)
+        in_range("div_factor", div_factor, 0, above=True)
+        in_range("final_div_factor", final_div_factor, 0, above=True)
         if total_steps is not None:
             at_least(1, total_steps=total_steps)
         elif epochs is None or steps_per_epoch is None:

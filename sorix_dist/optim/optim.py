@@ -1,4 +1,4 @@
-"""Optimizers with a rate for each number of a parameter, and the names of all optimizers: see `sgd` and `adam`."""
+"""SGDMomentum, optimizers with a rate for each number of a parameter, and the names of all: see `sgd` and `adam`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import in_range, two_numbers
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, average_into
 from sorix_dist.optim.optimizer import Group, Optimizer, descent
-from sorix_dist.optim.sgd import SGD, SGDMomentum
+from sorix_dist.optim.sgd import SGD
 from sorix_dist.optim.state import Buffers, Scratch
 
 __all__ = [
     "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
     "SGDMomentum", "lr_scheduler",
 ]  # fmt: skip
+
+
+class SGDMomentum(SGD):
+    """SGD with a momentum of 0.9 by default."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, lr, momentum, weight_decay=weight_decay)
 
 
 class Adagrad(Optimizer):
@@ -188,8 +197,12 @@ class Rprop(Optimizer):
 
     def check(self, group: Group) -> None:
         super().check(group)
-        if not 0 < group["etas"][0] < 1 < group["etas"][1]:
-            raise ValueError(f"etas must be a number in (0, 1) and one above 1, got {group['etas']}")
+        down, up = two_numbers("etas", group["etas"])
+        in_range("etas[0]", down, 0, 1, above=True)
+        in_range("etas[1]", up, 1, above=True)
+        least, most = two_numbers("step_sizes", group["step_sizes"])
+        in_range("step_sizes[0]", least, 0)
+        in_range("step_sizes[1]", most, least)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         return ("prev", "step_size")

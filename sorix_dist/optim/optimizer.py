@@ -12,22 +12,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import as_bool, as_function, as_list, described, in_range
 from sorix_dist.core.capture import listening, outside, recorders, uncaptured
 from sorix_dist.core.flat import leaf_of, zero_gradients
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim import saved_state
-from sorix_dist.optim.saved_state import GroupState
+from sorix_dist.optim.saved_state import Group, GroupState, SavedState
 from sorix_dist.optim.state import Buffers, Scratch
 
-Group = dict[str, Any]  # the list `params`, and by name their options
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
 _NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 
-class Optimizer:
+class Optimizer(SavedState):
     """Base of the optimizers. A subclass names its options and their bounds, and updates a slice in `update`.
 
     params: parameters, or dicts with a list `params` and other options (parameter groups). The groups
@@ -54,7 +52,7 @@ class Optimizer:
         self._states: list[GroupState] = []
         if isinstance(params, Tensor | dict):
             raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
-        given = list(params)
+        given = as_list("params", params, "tensors or of groups")
         if not given:
             raise ValueError("optimizer got an empty parameter list")
         groups = given if all(isinstance(entry, dict) for entry in given) else [{"params": given}]
@@ -71,13 +69,15 @@ class Optimizer:
     @uncaptured
     def add_param_group(self, group: Group) -> None:
         """Adds a dict with a list `params` and the options that differ from the optimizer's own."""
+        if not isinstance(group, dict):
+            raise TypeError(f"add_param_group: group must be a dict with a list 'params', got {described(group)}")
         unknown = group.keys() - self.defaults.keys() - {"params", *_NOTES}
         if unknown:
             raise ValueError(f"param_groups: options must be among {sorted(self.defaults)}, got {sorted(unknown)}")
         given = group.get("params", [])
         if isinstance(given, set | frozenset):
             raise TypeError("params must have an order, got a set: state is saved and loaded by position")
-        params = [given] if isinstance(given, Tensor) else list(given)
+        params = [given] if isinstance(given, Tensor) else as_list("params", given, "tensors")
         if not params:
             raise ValueError("optimizer got an empty parameter list")
         self._check_parameters(params)
@@ -106,8 +106,7 @@ class Optimizer:
         for name, bounds in {"lr": (0,), "weight_decay": (0,), **self.bounds}.items():
             in_range(name, group[name], *bounds)
         for name in _SWITCHES & group.keys():
-            if group[name] not in (True, False):
-                raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+            as_bool(name, group[name])
 
     def buffers(self, group: Group) -> tuple[str, ...]:
         """The names of the arrays that the options of this group need beside each parameter."""
@@ -132,7 +131,7 @@ class Optimizer:
         loss = None
         if closure is not None:
             with enable_grad():
-                loss = closure()
+                loss = as_function("step: closure", closure, "no arguments")()
         for state in self._states:
             for sync in state.syncs():
                 if sync.pending:
@@ -171,12 +170,6 @@ class Optimizer:
         for group in self._groups:
             for parameter in group["params"]:
                 (parameter.leaf or leaf_of(parameter)).zero()
-
-    # -- its state: see `saved_state`
-
-    state_dict, load_state_dict = saved_state.state_dict, saved_state.load_state_dict
-    check_state_dict = saved_state.check_state_dict
-    snapshot, restore = saved_state.snapshot, saved_state.restore
 
     def __repr__(self) -> str:
         groups = (

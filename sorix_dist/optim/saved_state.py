@@ -1,9 +1,9 @@
-"""The state of an optimizer as it is saved and loaded, by parameter, and copies of all of it: methods of Optimizer."""
+"""The state of an optimizer as it is saved and loaded, by parameter, and copies of all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.nn.torch_state import from_torch
 from sorix_dist.optim.state import FlatState, weighted
 
-if TYPE_CHECKING:
-    from sorix_dist.optim.optimizer import Optimizer
-
 _NEW = {"amsgrad", "maximize", "weight_decay"}  # what states of earlier versions lack, and of PyTorch's Rprop
+Group = dict[str, Any]  # the list `params`, and by name their options
 Snapshot = dict[str, Array]  # the step counts, and the buffers, by name
 
 
@@ -85,83 +83,88 @@ class GroupState(FlatState):
                 array[...] = saved.get(f"{name}.{k}", 0)
 
 
-@uncaptured
-def state_dict(self: Optimizer) -> dict[str, Any]:
-    """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
+class SavedState:
+    """The methods of an optimizer that save its state, load it, and copy all of it."""
 
-    `state` has, for each parameter that was ever updated, its number of updates `step` and its
-    buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
-    """
-    _before_state(self)
-    groups, state = [], {}
-    first = 0
-    for group, own in zip(self._groups, self._states, strict=True):
-        numbers = range(first, first + len(own.params))
-        groups.append({**group, "params": list(numbers)})
-        for number, entry in zip(numbers, own.entries(), strict=True):
-            if entry is not None:
-                state[number] = entry
-        first = numbers.stop
-    return {"state": state, "param_groups": groups}
+    defaults: dict[str, Any]
+    _groups: list[Group]
+    _states: list[GroupState]
+    check: Callable[[Group], None]
+    buffers: Callable[[Group], tuple[str, ...]]
 
+    @uncaptured
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state, laid out as PyTorch's: it knows parameters by their number in all groups.
 
-@uncaptured
-def load_state_dict(self: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes, also of PyTorch's.
+        `state` has, for each parameter that was ever updated, its number of updates `step` and its
+        buffers in the parameter's shape; `param_groups` the options, with the numbers under `params`.
+        """
+        self._before_state()
+        groups, state = [], {}
+        first = 0
+        for group, own in zip(self._groups, self._states, strict=True):
+            numbers = range(first, first + len(own.params))
+            groups.append({**group, "params": list(numbers)})
+            for number, entry in zip(numbers, own.entries(), strict=True):
+                if entry is not None:
+                    state[number] = entry
+            first = numbers.stop
+        return {"state": state, "param_groups": groups}
 
-    ValueError says what does not fit; nothing is changed then.
-    """
-    self.check_state_dict(state_dict)
-    state_dict = _as_own(self, state_dict)
-    for group, own, saved in zip(self._groups, self._states, state_dict["param_groups"], strict=True):
-        group.update(_options(saved))
-        own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
+    @uncaptured
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from the `state_dict()` of an optimizer with groups of the same number and shapes, also of PyTorch's.
 
+        ValueError says what does not fit; nothing is changed then.
+        """
+        self.check_state_dict(state_dict)
+        state_dict = self._as_own(state_dict)
+        for group, own, saved in zip(self._groups, self._states, state_dict["param_groups"], strict=True):
+            group.update(_options(saved))
+            own.load([state_dict["state"].get(number) for number in saved["params"]], self.buffers(group))
 
-def check_state_dict(self: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Raises what `load_state_dict` would raise for this state, and changes nothing."""
-    _before_state(self)
-    if not {"state", "param_groups"} <= as_state("load_state_dict", state_dict).keys():
-        raise ValueError(f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}")
-    state_dict = _as_own(self, state_dict)
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    sizes = [len(own.params) for own in self._states]
-    given = [len(group.get("params", ())) for group in groups]
-    if sizes != given:
-        raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
-    for i, (group, saved, own) in enumerate(zip(self._groups, groups, self._states, strict=True)):
-        missing = self.defaults.keys() - saved.keys() - _NEW
-        if missing:
-            raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
-        together = {**group, **_options(saved)}
-        self.check(together)
-        own.check([state.get(number) for number in saved["params"]], self.buffers(together))
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises what `load_state_dict` would raise for this state, and changes nothing."""
+        self._before_state()
+        if not {"state", "param_groups"} <= as_state("load_state_dict", state_dict).keys():
+            raise ValueError(
+                f"load_state_dict: state_dict must have 'state' and 'param_groups', got {sorted(state_dict)}"
+            )
+        state_dict = self._as_own(state_dict)
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        sizes = [len(own.params) for own in self._states]
+        given = [len(group.get("params", ())) for group in groups]
+        if sizes != given:
+            raise ValueError(f"load_state_dict: state_dict must have groups of {sizes} parameters, got {given}")
+        for i, (group, saved, own) in enumerate(zip(self._groups, groups, self._states, strict=True)):
+            missing = self.defaults.keys() - saved.keys() - _NEW
+            if missing:
+                raise ValueError(f"load_state_dict: group {i} of state_dict lacks {sorted(missing)}")
+            together = {**group, **_options(saved)}
+            self.check(together)
+            own.check([state.get(number) for number in saved["params"]], self.buffers(together))
 
+    def _before_state(self) -> None:
+        for state in self._states:
+            for sync in state.syncs():
+                sync.before_state()
 
-def _before_state(self: Optimizer) -> None:
-    for state in self._states:
-        for sync in state.syncs():
-            sync.before_state()
+    def snapshot(self) -> Snapshot:
+        """Copies of all step counts and buffers by name, for `restore`. Options are not among them."""
+        found: Snapshot = {}
+        for number, (group, state) in enumerate(zip(self._groups, self._states, strict=True)):
+            found.update({f"{number}.{name}": array for name, array in state.snapshot(self.buffers(group)).items()})
+        return found
 
+    def restore(self, saved: Snapshot) -> None:
+        """Returns to a `snapshot()` of this optimizer."""
+        for number, state in enumerate(self._states):
+            prefix = f"{number}."
+            state.restore({name.removeprefix(prefix): a for name, a in saved.items() if name.startswith(prefix)})
 
-def snapshot(self: Optimizer) -> Snapshot:
-    """Copies of all step counts and buffers by name, for `restore`. Options are not among them."""
-    found: Snapshot = {}
-    for number, (group, state) in enumerate(zip(self._groups, self._states, strict=True)):
-        found.update({f"{number}.{name}": array for name, array in state.snapshot(self.buffers(group)).items()})
-    return found
-
-
-def restore(self: Optimizer, saved: Snapshot) -> None:
-    """Returns to a `snapshot()` of this optimizer."""
-    for number, state in enumerate(self._states):
-        prefix = f"{number}."
-        state.restore({name.removeprefix(prefix): a for name, a in saved.items() if name.startswith(prefix)})
-
-
-def _as_own(self: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    params = [parameter for group in self._groups for parameter in group["params"]]
-    return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
+    def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        params = [parameter for group in self._groups for parameter in group["params"]]
+        return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
 
 
 def _options(saved: dict[str, Any]) -> dict[str, Any]:

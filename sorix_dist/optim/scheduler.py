@@ -8,9 +8,17 @@ from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar
 
-from sorix_dist.core.arguments import as_number, as_state, one_of
+import numpy as np
+
+from sorix_dist.core import arguments
+from sorix_dist.core.arguments import as_int, as_list, as_number, as_state, at_least, checked, in_range, one_of
 from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
+
+
+def as_epochs(name: str, values: Any) -> list[int]:
+    """The entries of a list as integers >= 0; TypeError or ValueError, with `name`, for anything else."""
+    return [as_int(f"{name}[{i}]", each, 0) for i, each in enumerate(as_list(name, values, "epochs"))]
 
 
 class LRScheduler:
@@ -26,8 +34,12 @@ class LRScheduler:
     not_saved: ClassVar[tuple[str, ...]] = ("optimizer",)
     absolute: ClassVar[bool] = False  # whether rates that others have set are overwritten
 
+    def __init_subclass__(cls) -> None:
+        if cls.__module__.startswith("sorix_dist.") and "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        self._attach(optimizer)
+        self._attach(optimizer, last_epoch)
         for i, group in enumerate(optimizer.param_groups):
             if last_epoch != -1 and "initial_lr" not in group:
                 raise ValueError(
@@ -44,15 +56,22 @@ class LRScheduler:
             self.last_epoch += 1
             self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
-    def per_group(self, name: str, value: Any) -> list[Any]:
-        """`value` for each parameter group, or its entries; ValueError unless there is one for each group."""
+    def per_group(self, name: str, value: Any, low: float | None = 0) -> list[Any]:
+        """`value` for each parameter group, or its entries; ValueError unless there is one for each group.
+
+        They must be numbers >= `low`, unless that is None.
+        """
         count = len(self.optimizer.param_groups)
-        values = list(value) if isinstance(value, Sequence) else [value] * count
+        several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+        values = list(value) if several else [value] * count
         if len(values) != count:
             raise ValueError(f"{name} must be one value or one for each of {count} parameter groups, got {len(values)}")
+        for i, each in enumerate(values if low is not None else ()):
+            in_range(f"{name}[{i}]" if several else name, each, low or 0)
         return values
 
-    def _attach(self, optimizer: Optimizer) -> None:
+    def _attach(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
+        as_int("last_epoch", last_epoch, -1)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
         self.optimizer = optimizer
@@ -86,6 +105,8 @@ class LRScheduler:
                 f"{type(self).__name__} was made for {len(self.base_lrs)} parameter groups, the optimizer "
                 f"has {len(groups)} now: add the groups before the scheduler is made"
             )
+        if epoch is not None:
+            in_range("step: epoch", epoch, 0)
         next_epoch = self.last_epoch + 1 if epoch is None else epoch
         lrs = self.lrs_at(next_epoch)
         if epoch is None and not self.absolute:
@@ -177,11 +198,14 @@ class ReduceLROnPlateau(LRScheduler):
             )
         self._attach(optimizer)
         one_of("mode", mode, "min", "max")
-        if not 0 <= factor < 1:
-            raise ValueError(f"factor must be in [0, 1), got {factor}")
+        in_range("factor", factor, 0)
+        if factor >= 1:
+            raise ValueError(f"factor must be < 1.0, got {factor}")
         one_of("threshold_mode", threshold_mode, "rel", "abs")
         self.min_lrs = self.per_group("min_lr", min_lr)
         self.mode, self.factor, self.patience = mode, factor, patience
+        at_least(0, "ReduceLROnPlateau", patience=patience, cooldown=cooldown)
+        in_range("eps", eps, 0)
         self.threshold, self.threshold_mode = threshold, threshold_mode
         self.cooldown, self.eps = cooldown, eps
         self.best = inf if mode == "min" else -inf
@@ -228,26 +252,24 @@ class SequentialLR(LRScheduler):
     absolute = True
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedulers: Sequence[LRScheduler],
-        milestones: Sequence[int],
-        last_epoch: int = -1,
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
     ) -> None:
         self._attach(optimizer)
+        schedulers, milestones = as_list("schedulers", schedulers, "schedulers"), as_epochs("milestones", milestones)
         if not schedulers or len(milestones) != len(schedulers) - 1:
             raise ValueError(
                 f"milestones must be one less than schedulers, got {len(milestones)} for {len(schedulers)}"
             )
-        if list(milestones) != sorted(milestones):
-            raise ValueError(f"milestones must increase, got {list(milestones)}")
+        if milestones != sorted(milestones):
+            raise ValueError(f"milestones must increase, got {milestones}")
         for i, scheduler in enumerate(schedulers):
             if isinstance(scheduler, ReduceLROnPlateau):
                 raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it separately")
+            if not isinstance(scheduler, LRScheduler):
+                raise TypeError(f"schedulers[{i}] must be a scheduler, got {arguments.described(scheduler)}")
             if scheduler.optimizer is not optimizer:
                 raise ValueError(f"schedulers[{i}] belongs to another optimizer")
-        self.schedulers = list(schedulers)
-        self.milestones = list(milestones)
+        self.schedulers, self.milestones = schedulers, milestones
         for group in optimizer.param_groups if last_epoch == -1 else ():
             group["lr"] = group["initial_lr"]  # the schedulers changed it when they were made
         if last_epoch == -1 and not self.schedulers[0].absolute:  # a OneCycleLR made after it sets the start, as there

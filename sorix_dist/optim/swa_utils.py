@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import as_function, described, in_range
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.nn.module import Module
 
@@ -20,6 +20,10 @@ def get_ema_avg_fn(decay: float = 0.999) -> Callable[[Any, Any, int], Any]:
     """The exponential moving average: decay * average + (1 - decay) * weights."""
     in_range("decay", decay, 0, 1, closed=True)
     return lambda average, weights, count: decay * average + (1 - decay) * weights
+
+
+def _mean(average: Any, weights: Any, count: int) -> Any:
+    return average + (weights - average) / (count + 1)
 
 
 class AveragedModel(Module):
@@ -41,7 +45,9 @@ class AveragedModel(Module):
         use_buffers: bool = False,
     ) -> None:
         self.module = deepcopy(_bare(model)).to(device=device).requires_grad_(False)
-        self._avg_fn = avg_fn or (lambda average, weights, count: average + (weights - average) / (count + 1))
+        self._avg_fn = as_function(
+            "avg_fn", _mean if avg_fn is None else avg_fn, "the average, the weights and their number"
+        )
         self.use_buffers = use_buffers
         self.register_buffer("n_averaged", Tensor(np.zeros((), np.int64)))
 
@@ -66,4 +72,6 @@ class AveragedModel(Module):
 
 def _bare(model: Any) -> Module:
     """The model inside of a wrapper, or the model itself."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a Module, got {described(model)}")
     return model.module if hasattr(type(model), "unwrap") else model

@@ -49,10 +49,8 @@ _HEAD = _PACK[0]
 _FENCE = struct.Struct("hhiq")
 
 
-Fields = tuple[int, ...]
-"""Those of a StepFingerprint: a plain tuple, which takes a third of the time to make."""
-Meanwhile = Callable[[], None] | None
-"""See `Comm.all_gather`."""
+Fields = tuple[int, ...]  # those of a StepFingerprint: a plain tuple, which takes a third of the time to make
+Meanwhile = Callable[[], None] | None  # see `Comm.all_gather`
 Agreement = tuple[list[StepFingerprint] | None, list[int], list[float], bool]
 """What the ranks have sent: their fingerprints if these differ, else None; the union of their numbers, sorted; the sums
 of their values; whether all have sent the same numbers and the same digest of used parameters."""

@@ -13,7 +13,7 @@ from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
 from sorix_dist.core.ops.indexing import take
-from sorix_dist.core.placement import REPLICATE, SUM, Batch, Partial, Rows, Shard, tagged
+from sorix_dist.core.placement import REPLICATE, SUM, Batch, Partial, Rows, Shard, Tally, tagged
 from sorix_dist.parallel.groups import OfWorker
 from sorix_dist.parallel.world import current_group, world
 
@@ -33,25 +33,54 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
         if op == "sum" and getattr(x, "everywhere", None) is not None:  # a number that follows from the batch
             return cast(T, cast(Any, x).of_all())
+        if op == "sum":
+            current_group().warn_of_copy()
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
+    place = x.place if isinstance(x, Tensor) else None
+    if (place is None or isinstance(place, Tally)) and op == "sum":
+        current_group().warn_of_copy()
     if isinstance(x, Tensor):
+        if isinstance(place, Tally):
+            return cast(T, _sum_of_tally(x, place, op))
         if isinstance(x.place, Partial) and x.place.group.ordered and x.place.over == SUM:
             return x  # the sum is complete on every rank
         if isinstance(x.place, Partial):
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
-        elif x.place is REPLICATE and op == "sum" and world().size > 1:
-            raise RuntimeError(
-                "all_reduce: x is the number for the global batch on every rank already, as x.shape[0], a maximum over "
-                f"rows and sx.replicated() are: a sum would count it {world().size} times. Leave the sum out, or sum "
-                "len(x) [docs: own-numbers]"
-            )
+        elif x.place is REPLICATE and op == "sum":
+            _refuse_global()
     world().all_reduce(_memory(cast(Any, x)), op)
+    return x
+
+
+def _refuse_global() -> None:
+    if world().size > 1:
+        raise RuntimeError(
+            "all_reduce: x has a number for the global batch on every rank already, as a maximum over rows, a constant "
+            f"and sx.replicated() are: a sum would count it {world().size} times. Leave the sum out, or sum len(x) "
+            "[docs: own-numbers]"
+        )
+
+
+def _sum_of_tally(x: Tensor, place: Tally, op: Op) -> Tensor:
+    """The sum over all ranks of counts that a program keeps by hand, if it is what one process counts."""
+    if not place.known:
+        world().all_reduce(x.array, op)
+        x.place = Tally(None, True)
+    elif op == "sum":
+        if place.own is None:
+            _refuse_global()
+        total = np.array(place.own, order="C")
+        world().all_reduce(total)
+        wrong = np.array([not np.allclose(total, x.array, rtol=1e-5, equal_nan=True)])
+        if world().all_gather(wrong).any():  # a constant or len() is in it, or it is no sum
+            _refuse_global()
+        x.place = Tally(None, True)
     return x
 
 
 def average(x: Tensor) -> None:
     """The mean of a tensor over all ranks, in place; what is the same on every rank is its own mean."""
-    if x.place is not REPLICATE:
+    if x.place is not REPLICATE and not (isinstance(x.place, Tally) and x.place.known):
         all_reduce(x)
         x.array /= world().size
 
@@ -76,7 +105,8 @@ def all_gather(x: Any) -> list[Any]:
     if isinstance(x, np.ndarray):
         return list(world().all_gather(np.ascontiguousarray(x)))
     if not isinstance(x, Tensor):
-        return world().gather_objects(x)
+        with current_group().warns_of_sums():
+            return world().gather_objects(x)
     group, place = current_group(), x.place
     if isinstance(place, Partial) or not x.ndim:
         return [Tensor(part) for part in world().all_gather(np.array(x.visible))]

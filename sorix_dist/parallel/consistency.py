@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
+from threading import get_ident
+from time import monotonic
 from typing import TypeVar
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.nn.module import Module, options_of
+from sorix_dist.store import files
+from sorix_dist.watchdog import watch
 
 T = TypeVar("T")
+
+NEWS_SECONDS = 1.0
+"""Seconds between two messages of rank 0 that its work goes on."""
+
+_listeners: dict[int, Callable[[], None]] = {}
+"""By thread, a function that is called after each piece of a file."""
+
+
+def _progress() -> None:
+    watch.works()
+    if listener := _listeners.get(get_ident()):
+        listener()
+
+
+files.on_progress = _progress
+
+
+@contextmanager
+def on_progress(listener: Callable[[], None]) -> Iterator[None]:
+    """Calls `listener` after each piece of a file that this thread reads or writes in this block."""
+    _listeners[get_ident()] = listener
+    try:
+        yield
+    finally:
+        del _listeners[get_ident()]
 
 
 def require_same(comm: Comm, value: T, error: Callable[[T, int, T], Exception]) -> list[T]:
@@ -68,16 +98,28 @@ def describe_modules(module: Module) -> list[str]:
 def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
     """Calls `work` on rank 0; every rank returns its result or raises its error. A call of all ranks.
 
-    The result is pickled, so it should be small.
+    The result is pickled, so it should be small. Files that `work` reads or writes may take longer than the time-out.
     """
-    result, error = _outcome(work) if comm.rank == 0 else (None, None)
-    result, sent = comm.broadcast_object((result, _portable(error)))
+    result, error, told = None, None, monotonic()
+
+    def progress() -> None:  # ranks of other hosts learn of it by messages alone
+        nonlocal told
+        if monotonic() - told > NEWS_SECONDS:
+            comm.broadcast_object((False, None, None))
+            told = monotonic()
+
+    if comm.rank == 0:
+        with on_progress(progress):
+            result, error = _outcome(work)
+    finished = False
+    while not finished:
+        finished, result, sent = comm.broadcast_object((True, result, _portable(error)))
     if error is not None:
         raise error
     if sent is not None:
         sent.add_note(f"raised on rank 0 of {comm.size}")
         raise sent
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[return-value]
 
 
 def on_every_rank(comm: Comm, work: Callable[[], T]) -> T:

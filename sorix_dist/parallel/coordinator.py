@@ -17,7 +17,7 @@ from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.differences import different_steps, leave_out, require_equal_numbers, unequal_reduction
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
-from sorix_dist.parallel.hosts_reducer import peers_of, sender
+from sorix_dist.parallel.hosts import peers_of, sender
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket
 from sorix_dist.parallel.selection import consensus_of, reducer_of
 from sorix_dist.parallel.shared_memory import SharedMemory
@@ -44,7 +44,8 @@ class Coordinator(Sync):
     """Takes the gradients of a backward from the tape, makes the ranks agree, reduces, and commits.
 
     group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether there are gradients
-    that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`.
+    that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`; steps: how
+    many have been synchronised.
     """
 
     def __init__(self, comm: Comm) -> None:
@@ -64,7 +65,7 @@ class Coordinator(Sync):
         self.rows = NO_ROWS
         self._losses: list[Tensor] = []  # their global values come with the next sum
         self._walks = 0  # backwards that are running; more than one if a hook calls backward
-        self._steps = 0  # that have been synchronised
+        self.steps = 0
         self._updates = 0  # of parameters by optimizers
         # Since the last agreement:
         self._backwards = 0
@@ -74,9 +75,10 @@ class Coordinator(Sync):
 
     # -- the models
 
-    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None) -> None:
-        """Starts to synchronise the gradients of a bucket, by `hook` if there is one. If `shared`, its parameters move
-        to one read-only copy per host. A call of all ranks, for the same parameters."""
+    def add(self, bucket: Bucket, shared: bool, hook: Hook | None = None, delayed: bool = False) -> None:
+        """Starts to synchronise the gradients of a bucket, by `hook` if there is one, `delayed` by a
+        `DelayedTreeReducer`. If `shared`, its parameters move to one read-only copy per host. A call of all ranks, for
+        the same parameters."""
         flat = bucket.flat
         if shared:
             flat.freeze(self.memory)
@@ -84,7 +86,7 @@ class Coordinator(Sync):
         bucket.number = next(self._numbers)
         self._buckets = [known for known in self._buckets if known() is not None] + [ref(bucket)]
         self._current = None
-        self.use_hook(bucket, hook)
+        self.use_hook(bucket, hook, delayed)
         synchronise(flat, self)
 
     def remove(self, bucket: Bucket) -> None:
@@ -102,9 +104,9 @@ class Coordinator(Sync):
         """The buckets of the models that still exist. Ranks may notice at different times that a model is gone."""
         return [bucket for known in self._buckets if (bucket := known()) is not None]
 
-    def use_hook(self, bucket: Bucket, hook: Hook | None) -> None:
+    def use_hook(self, bucket: Bucket, hook: Hook | None, delayed: bool = False) -> None:
         """Reduces a bucket by `hook`, or by the default reducer for these ranks. A call of all ranks."""
-        bucket.reducer = reducer_of(bucket.flat, hook, self._shared_memory, self.shards, self._peers)
+        bucket.reducer = reducer_of(bucket.flat, hook, self._shared_memory, self.shards, self._peers, delayed)
         self._follows = self._follows or bucket.reducer.overlaps
 
     # -- around a backward
@@ -120,7 +122,7 @@ class Coordinator(Sync):
             raise RuntimeError("reproducible mode: a hook of a backward must not call backward itself")
         factor = 1.0 if self.accumulation is None else self.accumulation.add(place)
         if not self._walks:
-            watch.begins("backward", self._steps + 1)
+            watch.begins("backward", self.steps + 1)
             collect_criteria(self._criteria)
             if not self.pending:
                 self._begin()
@@ -189,7 +191,7 @@ class Coordinator(Sync):
         self._optimizers[id(optimizer)] = optimizer
         self._updates += 1
         self._options = (31 * self._options + digest) % _PRIME  # other orders of two optimizers give other digests
-        watch.begins("optimizer.step", self._steps)
+        watch.begins("optimizer.step", self.steps)
 
     # -- agree, reduce, commit
 
@@ -219,9 +221,9 @@ class Coordinator(Sync):
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
         self.pending, self._backwards, self._options = False, 0, 0
-        self._steps += 1
+        self.steps += 1
         if differing is not None:
-            raise self._different(differing, self._steps)
+            raise self._different(differing, self.steps)
         self._optimizers.clear()
         if expected:
             require_equal_numbers(self.comm, expected, sums[len(losses) :])
@@ -239,7 +241,7 @@ class Coordinator(Sync):
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
-            leave_out(self.comm, [bucket for bucket, _ in summed], self._steps)
+            leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
             return
         written = False
         for bucket, _ in summed:
@@ -255,7 +257,7 @@ class Coordinator(Sync):
         differing = self.consensus.fence(action, self._options + digest, everywhere)
         if differing is not None:
             self._options = 0  # reported once
-            raise self._different(differing, self._steps + 1)
+            raise self._different(differing, self.steps + 1)
 
     def _different(self, fingerprints: list[StepFingerprint], step: int) -> RuntimeError:
         optimizers, self._optimizers = self._optimizers, {}

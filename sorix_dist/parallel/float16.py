@@ -10,16 +10,10 @@ import numpy as np
 
 from sorix_dist.core.tensor import Array
 
-LARGEST = 60_000.0
-"""The largest sum in float16: a little below the largest float16, because the terms are rounded."""
-
-ALIGNED = np.float32(2.0**-112)
-"""Shifts the exponents of float32 to those of float16."""
-SIZE = 8192
-"""Numbers of a block."""
-
-BITS, SMALLEST = 11, 2.0**-24
-"""The significant bits of a float16, and its smallest number."""
+LARGEST = 60_000.0  # the largest sum in float16: a little below the largest float16, because the terms are rounded
+ALIGNED = np.float32(2.0**-112)  # shifts the exponents of float32 to those of float16
+SIZE = 8192  # numbers of a block
+BITS, SMALLEST = 11, 2.0**-24  # the significant bits of a float16, and its smallest number
 
 
 class Half:

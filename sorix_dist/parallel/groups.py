@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Ranks(Group):
         self.single = comm.size == 1
         self._warned: set[tuple[str, str]] = set()
         self.expected: list[float] = []
+        self._copied = ""
 
     def expect(self, number: float) -> None:
         self.expected.append(number)
@@ -37,6 +39,28 @@ class Ranks(Group):
     def counts(self, held: int) -> tuple[int, int]:
         everywhere = self.comm.all_gather(np.array([held], np.int64))[:, 0].tolist()
         return sum(everywhere[: self.comm.rank]), sum(everywhere)
+
+    def note_copy(self) -> None:
+        self._copied = call_site().where
+
+    def warn_of_copy(self) -> None:
+        """Warns of a sum over ranks in which there may be a plain number of the global batch."""
+        if self._copied and not self.single:
+            self.warn(
+                f"a number of the global batch has become a plain number in {self._copied}, as float(x.shape[0]) does: "
+                f"in a sum over ranks it is counted {self.size} times. Sum x.shape[0] as it is, or len(x) "
+                "[docs: own-numbers]"
+            )
+        self._copied = ""
+
+    @contextmanager
+    def warns_of_sums(self) -> Iterator[None]:
+        """Warns if a sum over rows that is complete on every rank, as item() gives it in reproducible mode, is pickled
+        for other ranks."""
+        before, self._copied = self._copied, ""
+        yield
+        self.warn_of_copy()
+        self._copied = before
 
     def warn(self, message: str) -> None:
         where = call_site().where

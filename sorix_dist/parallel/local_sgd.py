@@ -13,11 +13,9 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int, as_state
+from sorix_dist.core.arguments import as_bool, as_int, as_state
 from sorix_dist.core.capture import outside
 from sorix_dist.core.fingerprint import as_text
-from sorix_dist.core.placement import REPLICATE, Batch, Rows, Shard, tagged
 from sorix_dist.nn import Module
 from sorix_dist.optim import SGD
 from sorix_dist.optim.optimizer import Optimizer
@@ -27,9 +25,9 @@ from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.forward import batch_of
 from sorix_dist.parallel.groups import InOrder
+from sorix_dist.parallel.worker_rows import check_batch, rows_of_worker
 from sorix_dist.parallel.workers import Workers
 from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
-from sorix_dist.utils.data.nested import entries, map_arrays
 
 _STATE = ("workers", "batches", "since", "rows", "history", "options", "states", "outer")
 
@@ -58,14 +56,21 @@ class LocalSGD:
     `comm_hooks.fp16_compress` halves what travels: what each worker has moved is rounded to float16, with one scale for
     8,192 weights, and so is the sum. What a worker's rounding takes is added to what it moves until the next sum, and
     is in the checkpoint (error feedback). With two or more workers on a rank, only the sums travel as float16.
+    overlap: whether a sum travels between hosts while the workers train on, which hides a slow network. It is complete
+    at the next sum: each worker then moves by the mean of what all had moved, less what it had moved itself (Shen et
+    al. 2019, Faster Distributed Deep Net Training: Computation and Communication Decoupled SGD). So averages come one
+    round late, also for the model outside of the loop; `synchronise()` completes them.
     The constructor is a call of all ranks. RuntimeError without `init(virtual_shards=...)`, ValueError for another
     hook, if the model is wrapped, or if the ranks have other models, options or optimizer states.
     In a checkpoint save `model=model, local=local`, without the optimizer: `local` has the states of all workers.
     """
 
     outer: Optimizer | None = None
+    _known = "", ""  # the options of the optimizers in Python's form, and as text
 
-    def __init__(self, model: Module, optimizer: Optimizer, every: int, *, hook: Hook | None = None) -> None:
+    def __init__(
+        self, model: Module, optimizer: Optimizer, every: int, *, hook: Hook | None = None, overlap: bool = False
+    ) -> None:
         name = type(self).__name__
         _check_arguments(name, model, optimizer)
         if hook is not None and hook is not fp16_compress:
@@ -73,7 +78,7 @@ class LocalSGD:
                 f"{name}: hook must be None or comm_hooks.fp16_compress, got {hook!r}: others sum over the ranks, and "
                 "the result would depend on their number"
             )
-        self.every = as_int(f"{name}: every", every, 1)
+        self.every, self.overlap = as_int(f"{name}: every", every, 1), as_bool(f"{name}: overlap", overlap)
         self.model, self.optimizer = model, optimizer
         comm = world()
         if virtual_shards(comm) is None:
@@ -88,23 +93,23 @@ class LocalSGD:
         same_everywhere(
             comm,
             f"every and the optimizer of {name}",
-            [f"every={self.every}", f"hook={as_text(hook)}", self._options()],
+            [f"every={self.every}", f"hook={as_text(hook)}", f"overlap={overlap}", self._options()],
         )
         self._coordinator = Coordinator(comm)  # of its own: backwards of wrapped models do not concern it
         assert isinstance(self._coordinator.group, InOrder)
         self._group, self._shards = self._coordinator.group, self._coordinator.group.shards
-        self._workers = Workers(self, model, optimizer, self._coordinator, half=hook is not None)
+        self._workers = Workers(self, model, optimizer, self._coordinator, hook is not None, overlap)
         digest = crc32(b"".join(array.tobytes() for array in self._workers.initial.values()))
         same_everywhere(comm, f"the optimizer's state of {name}", [f"one with the digest {digest:08x}"])
         self._broken = False
         self.batches = 0
-        self._begin_round()
+        self._count_from_here()
+        self._workers.begin_round()
 
-    def _begin_round(self) -> None:
+    def _count_from_here(self) -> None:
         self._since = 0  # batches since the last sum
         self._rows = np.zeros(self._shards.count, np.int64)  # of each worker since then
         self._history = 0  # a digest of the optimizer's options since then
-        self._workers.begin_round()
 
     def workers(self, *batch: Any) -> Iterator[Any]:
         """Yields a loader's batch worker by worker: for each worker of this rank its rows, in the form that was given.
@@ -117,7 +122,7 @@ class LocalSGD:
         name = f"{type(self).__name__}.workers"
         outside(f"{name}: the loop over workers can't be captured, but the step of a worker can")
         self._refuse_broken(name)
-        _check_batch(name, batch)
+        check_batch(name, batch)
         rows, options = batch_of(batch, self._group).rows, self._options()
         shown = self._workers.begin_batch()
         self._broken = True  # until the loop ends
@@ -126,7 +131,7 @@ class LocalSGD:
                 start, stop = self._shards.rows(worker, rows.total)
                 if start == stop:
                     continue
-                own = _cut(batch, start - rows.start, stop - rows.start, self._workers.sync.group)
+                own = rows_of_worker(batch, start - rows.start, stop - rows.start, self._workers.sync.group)
                 with self._workers.turn(worker, self.batches, shown):
                     yield own if len(own) > 1 else own[0]
                     self._check_turn(name, worker, options)
@@ -139,7 +144,7 @@ class LocalSGD:
         self._history = crc32(options.encode(), self._history)
         self._coordinator.rows = rows
         if self._since >= self.every:
-            self.synchronise()
+            self._sum(start=self.overlap)
 
     def _bounds(self, total: int) -> list[tuple[int, int]]:
         return [self._shards.rows(worker, total) for worker in range(self._shards.count)]
@@ -163,6 +168,12 @@ class LocalSGD:
         RuntimeError if the ranks are not at the same batch with the same weights and options; FloatingPointError if
         weights are not finite. No worker's weights are mixed then.
         """
+        if self.overlap and self._since:
+            self._sum(start=True)
+        self._sum(start=False)
+
+    def _sum(self, start: bool) -> None:
+        """Completes the sum that is under way and starts another one, or without `start` averages the workers."""
         name = f"{type(self).__name__}.synchronise"
         self._refuse_broken(name)
         self._broken = True  # until the sum is complete
@@ -171,7 +182,9 @@ class LocalSGD:
         digest = crc32(f"{self._since} of {self.every}".encode(), self._history)
         for bucket in self._workers.buckets:
             digest = crc32(np.ascontiguousarray(bucket.flat.data).data, digest)
+        self._coordinator.steps = self.batches
         self._coordinator.before_step(digest, self)
+        self._coordinator.steps -= 1  # until the sum is complete
         leaves = [(leaf, leaf.hooks) for bucket in self._workers.buckets for leaf in bucket.leaves]
         for leaf, _ in leaves:
             leaf.hooks = None  # they are functions of gradients
@@ -185,13 +198,22 @@ class LocalSGD:
         finally:
             for leaf, hooks in leaves:
                 leaf.hooks = hooks
-        if self._since:
-            self._workers.round_sums()
-            with self._workers.sync.sum():
+        workers = self._workers
+        has_sum = workers.under_way if self.overlap else self._since > 0
+        if start:
+            workers.start_sums()
+        if has_sum:
+            workers.round_sums()
+            with workers.sync.sum():
                 self._move()
-            self._workers.average_buffers(shares)
+        if self._since:
+            workers.average_buffers(shares)
         self._broken = False
-        self._begin_round()
+        self._count_from_here()
+        if start:
+            workers.train_on()
+        else:
+            workers.begin_round()
 
     def _move(self) -> None:
         """Moves the weights by the mean of what the workers have moved, which is in the gradients."""
@@ -226,22 +248,26 @@ class LocalSGD:
             "rows": self._rows.copy(),
             "history": self._history,
             "options": [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups],
-            "states": self._workers.state_dict(self._since > 0),
+            "states": self._workers.state_dict(self._since > 0 or self._workers.under_way),
             "outer": outer,
+            "overlap": self.overlap,
+            "sums": self._workers.complete(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from a `state_dict()` with the same number of workers, on any number of ranks. ValueError says what
         does not fit; nothing is changed then."""
         self.check_state_dict(state_dict)
+        self._workers.complete()
         self._workers.rewind()
-        self._begin_round()
+        self._workers.begin_round()
         self._broken = False
         self.batches, self._since = int(state_dict["batches"]), int(state_dict["since"])
         self._rows, self._history = np.array(state_dict["rows"], np.int64), int(state_dict["history"])
         for group, options in zip(self.optimizer.param_groups, state_dict["options"], strict=True):
             group.update(options)
-        self._workers.load_state_dict(_as_arrays(state_dict["states"]), self._since > 0)
+        sums = state_dict.get("sums", [])
+        self._workers.load_state_dict(_as_arrays(state_dict["states"]), self._since > 0 or len(sums) > 0, sums)
         if self.outer is not None:
             with self._workers.sync.sum():
                 self.outer.load_state_dict(state_dict["outer"])
@@ -259,12 +285,15 @@ class LocalSGD:
             )
         if (state_dict["outer"] is None) != (self.outer is None):
             raise ValueError(f"{name}: the state is that of {'DiLoCo' if self.outer is None else 'LocalSGD'}")
+        if state_dict.get("overlap", False) != self.overlap:
+            raise ValueError(f"{name}: the state is that of overlap={not self.overlap}: give the same here")
         if len(state_dict["options"]) != len(self.optimizer.param_groups):
             raise ValueError(f"{name}: the state is that of an optimizer of {len(state_dict['options'])} groups")
+        between = state_dict["since"] > 0 or len(state_dict.get("sums", [])) > 0
         saved = {key: (str(a.dtype), a.shape[1:]) for key, a in _as_arrays(state_dict["states"]).items()}
         wanted = {
             key: (str(of_workers[0].dtype), of_workers[0].shape)
-            for key, of_workers in self._workers.arrays(state_dict["since"] > 0).items()
+            for key, of_workers in self._workers.arrays(between).items()
         }
         for key in sorted({*saved, *wanted}):
             if saved.get(key) != wanted.get(key):
@@ -274,12 +303,15 @@ class LocalSGD:
                 self.outer.check_state_dict(state_dict["outer"])
 
     def _options(self) -> str:
-        found = []
-        for optimizer in (self.optimizer, self.outer):
-            for group in [] if optimizer is None else optimizer.param_groups:
-                options = [f"{key}={as_text(group[key])}" for key in optimizer.defaults]  # type: ignore[union-attr]
-                found.append(f"{type(optimizer).__name__}({', '.join(options)})")
-        return f"{type(self).__name__} of {', '.join(found)}"
+        optimizers = [self.optimizer] if self.outer is None else [self.optimizer, self.outer]
+        groups = [(o, [*map(group.get, o.defaults)]) for o in optimizers for group in o.param_groups]
+        if self._known[0] != (values := str([own for _, own in groups])):
+            found = []
+            for o, own in groups:
+                options = [f"{key}={as_text(value)}" for key, value in zip(o.defaults, own, strict=True)]
+                found.append(f"{type(o).__name__}({', '.join(options)})")
+            self._known = values, f"{type(self).__name__} of {', '.join(found)}"
+        return self._known[1]
 
     def _refuse_broken(self, name: str) -> None:
         if self._broken:
@@ -307,6 +339,7 @@ class DiLoCo(LocalSGD):
         outer: Optimizer | None = None,
         *,
         hook: Hook | None = None,
+        overlap: bool = False,
     ) -> None:
         _check_arguments("DiLoCo", model, optimizer)
         if outer is None:
@@ -315,7 +348,7 @@ class DiLoCo(LocalSGD):
         if outer is optimizer:
             raise ValueError("DiLoCo: outer must be another optimizer than the inner one, got the same")
         self.outer = outer
-        super().__init__(model, optimizer, every, hook=hook)
+        super().__init__(model, optimizer, every, hook=hook, overlap=overlap)
 
     def _move(self) -> None:
         assert self.outer is not None
@@ -340,41 +373,6 @@ def _check_arguments(name: str, model: Any, optimizer: Any, argument: str = "opt
             f"{name}: model must be a bare one: its parameter '{wrapped[0]}' belongs to another wrapper, whose "
             "unwrap() gives the model back"
         )
-
-
-def _check_batch(name: str, batch: tuple[Any, ...]) -> None:
-    """RuntimeError for an argument that can't be cut into the rows of workers, and is not the same on every rank."""
-    first = None
-    for x in entries(batch):
-        place = x.place if isinstance(x, Tensor) else None
-        if place is REPLICATE:
-            continue
-        what = "is not rows of a loader's batch"
-        if isinstance(place, Shard):
-            first = first or place.batch
-            what = "requires a gradient" if x.origin is not None else ""
-            if place.batch.known is None or place.batch.known[:3] != first.known[:3]:  # type: ignore[index]
-                what = "is not all rows of one batch"
-        if what:
-            raise RuntimeError(
-                f"{name}: an argument of shape {tuple(x.shape)} {what}: put it into the data set, compute it inside of "
-                "the loop, or pass sx.replicated(x) if it is the same on every rank"
-            )
-
-
-def _cut(batch: tuple[Any, ...], start: int, stop: int, group: Any) -> tuple[Any, ...]:
-    """Rows start to stop - 1 of this rank's rows, as the batch of one worker."""
-    own = Batch(Rows(0, stop - start, stop - start), group)
-
-    def cut(x: Tensor) -> Tensor:
-        place = x.place
-        if not isinstance(place, Shard):
-            return x
-        part = place.part(x.array, start, stop, place.batch.held)
-        return tagged(Tensor.of(part, None), own.at(place.axis, place.outer, place.inner))
-
-    result: tuple[Any, ...] = map_arrays(batch, cut)
-    return result
 
 
 def _as_arrays(states: Mapping[str, Any]) -> dict[str, Any]:

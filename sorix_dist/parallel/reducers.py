@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from sorix_dist.parallel.coordinator import Coordinator
 
 NonFinite = Literal["raise", "skip", "allow"]
-PRIVATE_GRADIENTS, OVERWRITE = 0, 1
-"""See `Bucket.reduce_mode`."""
+PRIVATE_GRADIENTS, OVERWRITE = 0, 1  # see `Bucket.reduce_mode`
 
 
 class GradientBuffer:

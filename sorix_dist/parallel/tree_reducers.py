@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.comm import agreed
+from sorix_dist.comm import Started, agreed
 from sorix_dist.comm.ring import PIECE
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.graph import Leaf, Node, Visitor
@@ -77,8 +77,8 @@ class SharedTreeReducer(ShardReducer):
 
 class MessageTreeReducer(ShardReducer):
     """Ranks of several hosts: each sums its subtrees, sends every rank its slice of these sums, and sums the slices
-    that it receives; then it sends that sum to all. Slices travel in pieces: see `Comm.exchange_pieces`, for which this
-    is the `Pieces`.
+    that it receives; then it sends that sum to all. Slices travel in pieces: see `Comm.start_pieces`, for which this is
+    the `Pieces`.
 
     half: whether shards' numbers are rounded to float16, see `HalfBlocks`, so that they can travel so. A sum of several
     shards of a rank travels as it is. Sums over all shards are rounded too.
@@ -96,7 +96,7 @@ class MessageTreeReducer(ShardReducer):
         step = PIECE // (2 if self._sends_half else most * flat.dtype.itemsize)
         if half:
             length, step = whole_blocks(length), whole_blocks(max(1, step - whole_blocks(1) + 1))
-        self._totals = np.empty((size, length), flat.dtype)
+        self._totals = np.zeros((size, length), flat.dtype)
         self.total = self._totals.reshape(-1)[: flat.size]
         self._pieces = [slice(at, min(at + step, length)) for at in range(0, length, step)]
         self.count = len(self._pieces)
@@ -116,12 +116,18 @@ class MessageTreeReducer(ShardReducer):
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         comm = agreed(self.shards.comm)
         self.used = used_on_any_rank(comm, used_by_any([buffer.flags for buffer in self.buffers]), same_used)
-        comm.exchange_pieces(self)
+        comm.start_pieces(self).finish()
         self._add_common(self.total, 0, self.flat.size)
 
     def send(self, piece: int) -> Array:
+        self._sum_own(piece)
+        return self._message(piece)
+
+    def _sum_own(self, piece: int) -> None:
         for plan in self._plans[piece]:
             plan.run()
+
+    def _message(self, piece: int) -> Array:
         sent, half = self._sent[piece], self._half
         return sent if half is None or not self._sends_half else np.stack([half.encode(own[0]) for own in sent])
 
@@ -145,6 +151,41 @@ class MessageTreeReducer(ShardReducer):
         for message, row in zip(messages, numbers, strict=True):
             self._half.decode(message, row)
         return numbers
+
+
+class DelayedTreeReducer(MessageTreeReducer):
+    """Its sums travel while backwards go on: `start` starts one, and the next `reduce` completes it. So the ranks agree
+    on a sum before it starts. `total` is zeros at first.
+    """
+
+    overlaps = True
+
+    def __init__(self, flat: Flat, shards: VirtualShards, half: bool) -> None:
+        super().__init__(flat, shards, half)
+        self.used = bytes([True] * len(self.leaves))
+        self._messages: Started | None = None
+
+    def start(self) -> None:
+        """Starts the sum of the buffers, which may be overwritten then. A call of all ranks, which waits for none."""
+        for piece in range(self.count):
+            self._sum_own(piece)
+        self._messages = agreed(self.shards.comm).start_pieces(self)
+
+    def send(self, piece: int) -> Array:
+        return self._message(piece)
+
+    def send_complete(self) -> None:
+        if self._messages is not None:
+            self._messages.advance()
+
+    def complete(self) -> None:
+        """Makes `total` the sum that is under way. A call of all ranks."""
+        if self._messages is not None:
+            self._messages.finish()
+            self._messages = None
+
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
+        self.complete()
 
 
 def shard_visitor(select: Callable[[int | None], None]) -> Visitor:

@@ -3,8 +3,11 @@ the optimizer have them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +24,10 @@ from sorix_dist.optim.saved_state import Snapshot
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.float16 import HalfBlocks
-from sorix_dist.parallel.forward import buffer_places
 from sorix_dist.parallel.groups import OfWorker
+from sorix_dist.parallel.module_state import buffer_places
 from sorix_dist.parallel.reducers import Bucket, GradientBuffer
-from sorix_dist.parallel.tree_reducers import ShardReducer
+from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, ShardReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.watchdog import watch
 
@@ -37,12 +40,12 @@ class WorkerSync(Sync):
 
     owner: the LocalSGD, which lives as long as the model: its `unwrap` alone knows the weights of the last sum.
     worker: its number, else None; batch: that of its batch; stepped: whether the optimizer has stepped in this turn;
-    summing: whether LocalSGD itself uses the optimizers.
+    summing: whether LocalSGD itself uses the optimizers; advance: passes on the messages of sums that are under way.
     """
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, advance: Callable[[], None]) -> None:
         super().__init__(OfWorker())
-        self.owner = owner
+        self.owner, self.advance = owner, advance
         self.worker: int | None = None
         self.batch = 0
         self.stepped = self.summing = False
@@ -59,6 +62,7 @@ class WorkerSync(Sync):
     def before_backward(self, place: Placement) -> tuple[float, Visitor | None]:
         self._refuse_outside("backward()")
         watch.begins("backward", self.batch)
+        self.advance()
         if isinstance(place, Shard | Partial) and place.group is not self.group:
             raise RuntimeError(
                 "backward: in a turn of LocalSGD the loss follows from rows of the global batch: compute it from the "
@@ -70,6 +74,7 @@ class WorkerSync(Sync):
         if not self.summing:
             self._refuse_outside("optimizer.step()")
             watch.begins("optimizer.step", self.batch)
+            self.advance()
         self.stepped = True
 
     def before_state(self) -> None:
@@ -93,23 +98,30 @@ class Workers:
     The flat storages have the weights of the worker with the latest turn, and the reducers' buffers those of the
     others. Outside of turns the parameters are views of the weights of the last sum.
 
-    half: whether what workers have moved is rounded to float16.
-    moved: the workers that have trained since the last sum; anchors: the weights of that sum, from the first turn on.
+    half: whether what workers have moved is rounded to float16; overlap: whether sums travel while workers train on;
+    under_way: whether one does.
+    moved: the workers with weights of their own, which have trained since the last sum; with overlap all of them;
+    anchors: the weights of the last sum that is complete, from the first turn on.
     """
 
+    under_way = False
+
     def __init__(
-        self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator, half: bool
+        self, owner: object, model: Module, optimizer: Optimizer, coordinator: Coordinator, half: bool, overlap: bool
     ) -> None:
         assert coordinator.shards is not None
         self.shards: VirtualShards = coordinator.shards
-        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync(owner)
+        self.optimizer, self.coordinator, self.sync = optimizer, coordinator, WorkerSync(owner, self.advance)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.half = half
+        self.half, self.overlap = half, overlap
         self.buckets = [self._bucket(owner, flat, names) for flat in flatten(model.parameters())]
         self._rounding = HalfBlocks()
         # What rounding has taken from each worker's share, by bucket: it is added to the next one.
         rounded = self.buckets if half else []
         self._missing = {w: [np.zeros_like(bucket.flat.data) for bucket in rounded] for w in self.shards.owned}
+        # With overlap, by bucket: during a sum, what each worker has moved; then the weights from which it goes on.
+        late = self.buckets if overlap else []
+        self._starts = {w: [np.zeros_like(bucket.flat.data) for bucket in late] for w in self.shards.owned}
         self._places = buffer_places(model)
         self._show([coordinator.comm.broadcast_object(value) for value in self.values()])
         self._draws = [x for module in model.modules() for x in vars(module).values() if isinstance(x, Draws)]
@@ -123,7 +135,7 @@ class Workers:
         coordinator = self.coordinator
         coordinator.comm.broadcast(flat.data)
         bucket = Bucket(owner, coordinator, flat, [names[id(p)] for p in flat.parameters], "raise")
-        coordinator.add(bucket, shared=False, hook=fp16_compress if self.half else None)
+        coordinator.add(bucket, shared=False, hook=fp16_compress if self.half else None, delayed=self.overlap)
         synchronise(flat, self.sync)
         return bucket
 
@@ -131,6 +143,9 @@ class Workers:
         """Makes all workers start from the model's present weights and buffers."""
         self.moved: set[int] = set()
         self.anchors = []
+        self.under_way = False
+        for start in itertools.chain(*self._starts.values()):
+            start.fill(0)
         self._buffers: dict[int, list[Array]] = {}
         self.forget_gradients()
         self._show_weights(self._views)
@@ -148,11 +163,17 @@ class Workers:
 
     def begin_batch(self) -> list[Array]:
         """Remembers the weights of the last sum, and returns the buffers that the model shows outside of turns."""
-        if not self.anchors:
-            self.anchors = [bucket.flat.data.copy() for bucket in self.buckets]
-            frozen = [bucket.flat.views(read_only(a)) for bucket, a in zip(self.buckets, self.anchors, strict=True)]
-            self._last_sum = frozen
+        self._remember()
         return self.values()
+
+    def _remember(self) -> None:
+        if self.anchors:
+            return
+        self.anchors = [bucket.flat.data.copy() for bucket in self.buckets]
+        if self.overlap and not self.moved:
+            self._set_out()
+        frozen = [bucket.flat.views(read_only(a)) for bucket, a in zip(self.buckets, self.anchors, strict=True)]
+        self._last_sum = frozen
 
     def end_batch(self, buffers: list[Array], batches: int) -> None:
         """Shows the weights of the last sum, read-only because a change would be lost, and the buffers that
@@ -172,10 +193,10 @@ class Workers:
         stream = seed.generator
         self._load(worker)
         self._show_weights(self._views)
-        self._show(self._buffers[worker] if worker in self.moved else buffers)
+        self._show(self._buffers.get(worker, buffers))
         self.forget_gradients()
         self._number_masks(batches, worker)
-        seed.generator = rng.stream(_STREAM, batches, worker)
+        seed.generator = partial(rng.stream, _STREAM, batches, worker)
         self.sync.worker, self.sync.batch, self.sync.stepped = worker, batches + 1, False
         try:
             yield
@@ -184,6 +205,7 @@ class Workers:
             self.forget_gradients()
         self._buffers[worker] = self.values()
         self.moved.add(worker)
+        self.advance()
 
     def has_gradients(self) -> bool:
         """Whether a parameter has a gradient."""
@@ -236,25 +258,69 @@ class Workers:
 
     def write_drifts(self, shares: Array) -> None:
         """Makes the reducers' buffers what each worker's weights have moved, times its share of the rows; returns the
-        flat storages to the weights of the last sum."""
+        flat storages to the weights of the last sum. Without any rows the buffers are written already."""
+        self._remember()
         for i, bucket in enumerate(self.buckets):
             bucket.reducer.begin_backward(True)
             for worker in self.moved:
                 buffer = self._buffer(bucket, worker)
-                np.subtract(self.anchors[i], self._weights(bucket, worker), out=buffer.array)
-                buffer.array *= bucket.flat.dtype.type(shares[worker])
-                if self.half:
-                    buffer.array += (missing := self._missing[worker][i])
-                    np.copyto(missing, buffer.array)
-                    self._rounding.round(buffer.array)
-                    missing -= buffer.array
+                if shares.any():
+                    self._write_drift(buffer.array, i, worker, bucket.flat.dtype.type(shares[worker]))
                 for accumulator in buffer.accumulators:
                     accumulator.written = True
         self.rewind()
 
+    def _write_drift(self, drift: Array, i: int, worker: int, share: np.floating[Any]) -> None:
+        start = self._starts[worker][i] if self.overlap else self.anchors[i]
+        moved = np.subtract(start, self._weights(self.buckets[i], worker), out=start if self.overlap else drift)
+        np.multiply(moved, share, out=drift)
+        if self.half:
+            drift += (missing := self._missing[worker][i])
+            np.copyto(missing, drift)
+            self._rounding.round(drift)
+            missing -= drift
+
+    def start_sums(self) -> None:
+        """Starts the sums of what `write_drifts` has written, which are complete at the next sum."""
+        for bucket in self.buckets:
+            self._late(bucket).start()
+        self.under_way = True
+
+    def train_on(self) -> None:
+        """Makes every worker go on from the flat storages' weights less what it has moved, which is in the sum that is
+        under way."""
+        for bucket, anchor in zip(self.buckets, self.anchors, strict=True):
+            np.copyto(anchor, bucket.flat.data)
+        self._set_out()
+        self._buffers = {}
+        self.forget_gradients()
+        self.advance()
+
+    def _set_out(self) -> None:
+        for worker, starts in self._starts.items():
+            for bucket, anchor, start in zip(self.buckets, self.anchors, starts, strict=True):
+                np.subtract(anchor, start, out=start)
+                np.copyto(self._weights(bucket, worker), start)
+            self.moved.add(worker)
+
+    def advance(self) -> None:
+        """Passes on the messages of sums that are under way, as far as that needs no waiting."""
+        for bucket in self.buckets:
+            bucket.reducer.send_complete()
+
+    def complete(self) -> list[Array]:
+        """Waits for the sums that are under way, if there are any, and returns them. A call of all ranks."""
+        for bucket in self.buckets if self.under_way else []:
+            self._late(bucket).complete()
+        return [bucket.reducer.total.copy() for bucket in self.buckets if self.under_way]
+
+    def _late(self, bucket: Bucket) -> DelayedTreeReducer:
+        assert isinstance(bucket.reducer, DelayedTreeReducer)
+        return bucket.reducer
+
     def round_sums(self) -> None:
         """Rounds the sums, where no message has done that already."""
-        if self.half and self.coordinator.comm.hosts == 1:
+        if self.half and not self.overlap and self.coordinator.comm.hosts == 1:
             for bucket in self.buckets:
                 self._rounding.round(bucket.flat.grad)
 
@@ -290,7 +356,8 @@ class Workers:
                 moved = worker in self.moved
                 for i, bucket in enumerate(self.buckets):
                     state[f"weights.{i}"] = self._weights(bucket, worker) if moved else last[i]
-                buffers = self._buffers[worker] if moved else shown
+                state.update({f"starts.{i}": start for i, start in enumerate(self._starts[worker])})
+                buffers = self._buffers.get(worker, shown)
                 state.update({f"buffers.{i}": value for i, value in enumerate(buffers)})
             for name, array in state.items():
                 found.setdefault(name, []).append(array)
@@ -305,9 +372,13 @@ class Workers:
             found[name] = np.frombuffer(table.tobytes(), like.dtype).reshape(self.shards.count, *like.shape)
         return found
 
-    def load_state_dict(self, states: Mapping[str, Array], between: bool) -> None:
-        """Loads what fits the names and shapes of `arrays`, at the beginning of a round."""
+    def load_state_dict(self, states: Mapping[str, Array], between: bool, sums: Sequence[Array]) -> None:
+        """Loads what fits the names and shapes of `arrays`, at the beginning of a round, and the sums that were under
+        way."""
         self._loaded = None
+        self.under_way = len(sums) > 0
+        for bucket, total in zip(self.buckets, sums, strict=False):
+            np.copyto(bucket.reducer.total, total)
         for worker in self.shards.owned:
             own = {name: np.array(states[name][worker]) for name in states}
             self._snapshots[worker] = {
@@ -317,5 +388,7 @@ class Workers:
             if between:
                 for i, bucket in enumerate(self.buckets):
                     np.copyto(self._buffer(bucket, worker).array, own[f"weights.{i}"])
+                for i, start in enumerate(self._starts[worker]):
+                    np.copyto(start, own[f"starts.{i}"])
                 self._buffers[worker] = [own[f"buffers.{i}"] for i in range(len(self._places))]
                 self.moved.add(worker)

@@ -29,8 +29,7 @@ class Entry(NamedTuple):
     path: Path
 
 
-_last: dict[Path, int] = {}
-"""By folder, the number of the last checkpoint that this process has written there."""
+_last: dict[Path, int] = {}  # by folder, the number of the last checkpoint that this process has written there
 
 
 class CheckpointFolder:

@@ -12,8 +12,9 @@ from pathlib import Path
 Buffer = bytes | bytearray | memoryview
 
 PIECE = 4 << 20  # bytes of one write
-SUFFIX = ".tmp"
-"""The end of the name of an unfinished file."""
+FLUSHED = 64 << 20  # bytes after which a file is flushed: one flush of a large file may take minutes
+SUFFIX = ".tmp"  # the end of the name of an unfinished file
+on_progress: Callable[[], None] = lambda: None  # noqa: E731 # called after each piece read or written
 
 
 class Disk:
@@ -79,8 +80,12 @@ def write_whole(
         try:
             if before is not None:
                 _copy_permissions(before, descriptor)
+            unflushed = 0
             for at, piece in pieces:
                 _write_all(descriptor, at, memoryview(piece), disk)
+                if (unflushed := unflushed + len(piece)) >= FLUSHED:
+                    disk.flush(descriptor)
+                    unflushed = 0
             disk.flush(descriptor)
         finally:
             disk.close(descriptor)
@@ -121,3 +126,4 @@ def _write_all(descriptor: int, at: int, piece: memoryview, disk: Disk) -> None:
     done = 0
     while done < piece.nbytes:
         done += disk.write(descriptor, piece[done : done + PIECE], at + done)
+        on_progress()

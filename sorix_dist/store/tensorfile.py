@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
+from sorix_dist.store import files
 from sorix_dist.store.files import DISK, PIECE, Buffer, Disk, write_whole
 
 Array = np.ndarray[Any, Any]
@@ -237,7 +238,7 @@ def _read_header(file: Any, size: int) -> tuple[list[_Entry], str]:
         text = metadata["text"]
         if not isinstance(text, str):
             raise DamagedFile(f"its text is a {type(text).__name__}")
-        digests = json.loads(metadata["digests"], object_pairs_hook=_without_repetition)
+        digests = json.loads(metadata["digests"], object_pairs_hook=_unique_names)
         undigested = [name for name in entries if not isinstance(digests[name], str)]
         if undigested:
             raise DamagedFile(f"the array {undigested[0]!r} has no digest")
@@ -247,9 +248,7 @@ def _read_header(file: Any, size: int) -> tuple[list[_Entry], str]:
 def _parsed(header: bytearray) -> dict[str, Any]:
     if _count_values(header) > VALUES_LIMIT:
         raise DamagedFile(f"its header has more than {VALUES_LIMIT} values")
-    entries = json.loads(
-        header.decode(), object_pairs_hook=_without_repetition, parse_float=_refuse, parse_constant=_refuse
-    )
+    entries = json.loads(header.decode(), object_pairs_hook=_unique_names, parse_float=_refuse, parse_constant=_refuse)
     if not isinstance(entries, dict):
         raise DamagedFile(f"its header is a {type(entries).__name__}")
     return entries
@@ -269,10 +268,15 @@ def _layout(entries: Mapping[str, Any], digests: Mapping[str, str], size: int) -
 
 
 def _entry(name: str, entry: Any, digest: str | None) -> _Entry:
-    kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    try:
+        kind, shape, (start, stop) = str(entry["dtype"]), list(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "must have a dtype, a shape and two data_offsets"
+        raise DamagedFile(f"the array {name!r} {wanted}, got {str(entry)[:200]}") from error
     bfloat16 = kind == _BFLOAT16 and digest is None
     if kind not in _OF_NAMES and not bfloat16:
-        raise DamagedFile(f"the array {name!r} has an unknown dtype, {kind!r}")
+        known = ", ".join([*_OF_NAMES, _BFLOAT16])
+        raise DamagedFile(f"the array {name!r} has an unknown dtype, {kind!r}: convert it to one of {known} first")
     dtype = np.dtype("<u2") if bfloat16 else _OF_NAMES[kind]
     numbers = [*shape, start, stop]
     if len(shape) > 64 or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
@@ -312,10 +316,11 @@ def _check_bools(entry: _Entry, memory: memoryview) -> None:
 def _fill(file: Any, memory: memoryview) -> None:
     at = 0
     while at < memory.nbytes:
-        count = file.readinto(memory[at:])
+        count = file.readinto(memory[at : at + PIECE])
         if not count:
             raise DamagedFile("it became shorter while it was read")
         at += count
+        files.on_progress()
 
 
 def _bytes(array: Array) -> memoryview:
@@ -341,7 +346,7 @@ def _count_values(header: bytearray) -> int:
     return 1 + sum(header.count(mark) for mark in (b",", b"[", b"{"))
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise DamagedFile("two entries of its header have one name")

@@ -15,16 +15,15 @@ import numpy as np
 
 from sorix_dist.core.arguments import as_bool, as_int, as_path, described
 from sorix_dist.core.capture import uncaptured
-from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, same_everywhere
+from sorix_dist.parallel.consistency import on_every_rank, on_first_rank, on_progress, same_everywhere
 from sorix_dist.parallel.world import communicator, virtual_shards
-from sorix_dist.store import tensorfile
+from sorix_dist.store import files, tensorfile
 from sorix_dist.store.checkpoint_folder import CheckpointFolder
 from sorix_dist.store.packing import pack, unpack
 from sorix_dist.train import run_state
 from sorix_dist.watchdog import report
 
-OWN = "sorix_dist"
-"""The entry of a checkpoint for everything that no argument of `save` gives."""
+OWN = "sorix_dist"  # the entry of a checkpoint for everything that no argument of `save` gives
 
 
 class Checkpointer:
@@ -88,9 +87,8 @@ class Checkpointer:
         differ from those of an uninterrupted run.
         """
         parts = {name: part for name, part in parts.items() if part is not None}
-        same_everywhere(
-            self.comm, "Checkpointer.load_latest: the names of parts", [f"'{name}'" for name in sorted(parts)]
-        )
+        names = [f"'{name}'" for name in sorted(parts)]
+        same_everywhere(self.comm, "Checkpointer.load_latest: the names of parts", names)
         for name, part in parts.items():
             if not run_state.has_state(part):
                 raise TypeError(f"Checkpointer.load_latest: {name} must have load_state_dict, got {described(part)}")
@@ -204,12 +202,17 @@ class _Writing:
         self._path = path
         self._write = write
         self._error: BaseException | None = None
+        self._pieces = 0
         self._thread = threading.Thread(target=self._run, name=f"saves {path.name}")
         self._thread.start()
 
     def finish(self) -> None:
         """Waits until the file is on the disk; raises the error if it could not be written."""
-        self._thread.join()
+        while self._thread.is_alive():
+            pieces = self._pieces
+            self._thread.join(0.1)
+            if self._pieces > pieces:
+                files.on_progress()
         error, self._error = self._error, None
         if error is not None:
             atexit.unregister(self._fail)
@@ -217,12 +220,16 @@ class _Writing:
 
     def _run(self) -> None:
         try:
-            self._write()
+            with on_progress(self._count):
+                self._write()
         except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
             atexit.register(self._fail)
             # Warns at once, because the next call may be far away.
             warnings.warn(f"the checkpoint {self._path} could not be saved: {error}", RuntimeWarning, stacklevel=2)
+
+    def _count(self) -> None:
+        self._pieces += 1
 
     def _fail(self) -> None:
         """The program has come to its end without asking for the error: exit code 0 would say that all is saved."""

@@ -17,16 +17,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
-from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
+from sorix_dist.parallel.comm_hooks import Matrix, PowerSGD, matrices_in
 
-RANK = 4
-"""The rank of PowerSGD's factors."""
+RANK = 4  # the rank of PowerSGD's factors
 METHODS = "exact", "fp16", "PowerSGD", "LocalSGD"
-SHORT = 64 << 10
-"""Bytes up to which MPI's own all-reduce sums between hosts, by recursive doubling."""
-
-AGREEMENT = 128
-"""Bytes by which a rank agrees with the others."""
+SHORT = 64 << 10  # bytes up to which MPI's own all-reduce sums between hosts, by recursive doubling
+AGREEMENT = 128  # bytes by which a rank agrees with the others
 
 
 class Link(NamedTuple):

@@ -27,10 +27,8 @@ from sorix_dist.nn import Module
 from sorix_dist.train.step_code import PACKAGE, is_users
 
 NUMBERS = frozenset((bool, int, float, complex, str, bytes, type(None)))
-MOST = 1000
-"""Objects that are looked at; a step that names more is not captured."""
-SMALL = 1000
-"""Elements of NumPy arrays, which count by their values, because Python code may read these unseen."""
+MOST = 1000  # objects that are looked at; a step that names more is not captured
+SMALL = 1000  # elements of NumPy arrays, which count by their values, because Python code may read these unseen
 _DEPTH = 20
 _CONTAINERS = (list, tuple, dict, deque, set, frozenset, UserList, Mapping)
 _VALUES: tuple[Any, ...] = (int, float, complex, str, bytes, BaseException)  # classes whose objects have a value

@@ -23,8 +23,8 @@ from sorix_dist.nn import Module
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel.agreement import SharedMemoryConsensus
 from sorix_dist.parallel.coordinator import Coordinator
-from sorix_dist.parallel.hosts_agreement import MessageConsensus
-from sorix_dist.parallel.local import LocalConsensus
+from sorix_dist.parallel.hosts import MessageConsensus
+from sorix_dist.parallel.selection import LocalConsensus
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import CompiledStep
 from sorix_dist.utils.data import loader
@@ -32,14 +32,12 @@ from sorix_dist.utils.data import loader
 if TYPE_CHECKING:
     from sorix_dist.train.timeline import Timeline
 
-END = -1
-"""In place of an operation: a walk has ended."""
+END = -1  # in place of an operation: a walk has ended
 
 started: dict[int, Timeline] = {}
 """By thread, the timelines that have begun; a paused one is notified of the ends of steps only."""
 
-recording: dict[int, Timeline] = {}
-"""By thread, the timelines that take spans now."""
+recording: dict[int, Timeline] = {}  # by thread, the timelines that take spans now
 
 _lock = Lock()
 _originals: dict[tuple[Any, str], Any] = {}

@@ -162,11 +162,7 @@ def evaluate(
 
 
 def predict(
-    model: Module,
-    loader: DataLoader,
-    *,
-    everywhere: bool = False,
-    step: Callable[[Module, Any], Any] | None = None,
+    model: Module, loader: DataLoader, *, everywhere: bool = False, step: Callable[[Module, Any], Any] | None = None
 ) -> Array | None:
     """The outputs of a model for all samples, in the order of the data set, not the loader's. A call of all ranks.
 

@@ -17,9 +17,8 @@ import numpy as np
 from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.ring import PIECE, SHORTEST, RingExchange
 from sorix_dist.comm.world import Solo
-from sorix_dist.parallel.comm_hooks import PowerSGD
+from sorix_dist.parallel.comm_hooks import PowerSGD, matrices_in
 from sorix_dist.parallel.float16 import Half
-from sorix_dist.parallel.power_sgd import matrices_in
 from sorix_dist.train.cost_model import RANK, Machine, Step
 
 

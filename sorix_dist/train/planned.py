@@ -23,9 +23,8 @@ import numpy as np
 
 from sorix_dist.core.flat import Flat
 from sorix_dist.core.op import marker
-from sorix_dist.parallel.comm_hooks import weight_matrices
+from sorix_dist.parallel.comm_hooks import Matrix, weight_matrices
 from sorix_dist.parallel.coordinator import Coordinator
-from sorix_dist.parallel.power_sgd import Matrix
 from sorix_dist.parallel.reducers import Bucket
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.cost_model import Border, PerRows, Step
@@ -36,13 +35,9 @@ from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed
 
-SHARES = 1.0, 0.25, 1 / 16
-"""The shares of a batch's rows with which steps are measured in turns."""
-LEAST = 3
-"""Steps of each share, if there are as many batches."""
-
-MOST = 300
-"""Steps that are measured."""
+SHARES = 1.0, 0.25, 1 / 16  # the shares of a batch's rows with which steps are measured in turns
+LEAST = 3  # steps of each share, if there are as many batches
+MOST = 300  # steps that are measured
 
 
 class Enough(BaseException):

@@ -22,12 +22,9 @@ from sorix_dist.parallel.consistency import on_first_rank
 from sorix_dist.parallel.world import world
 from sorix_dist.train.timeline import REST, RankTimes, Span, Timeline, Wait
 
-ROUNDS = 30
-"""Messages there and back by which the clocks of two hosts are compared."""
-SHOWN = 50_000
-"""Nanoseconds from which on a wait gets an arrow in the trace."""
-LAYERS = 20
-"""The layers that the table shows."""
+ROUNDS = 30  # messages there and back by which the clocks of two hosts are compared
+SHOWN = 50_000  # nanoseconds from which on a wait gets an arrow in the trace
+LAYERS = 20  # the layers that the table shows
 KINDS = (
     *("loader", "forward", "evaluation", "backward", "agreement", "reduce", "waiting", "messages", "update"),
     *("zero_grad", "captured step", "checkpoint", REST),
@@ -242,10 +239,8 @@ def table(ranks: Sequence[RankTimes]) -> str:
     products = sum(rank.products for rank in ranks)
     of = f"{len(ranks)} ranks" if len(ranks) > 1 else "1 rank"
     first = ranks[0]
-    steps = (
-        f"{first.steps} of {first.steps + first.passed} steps, {of}" if first.passed else f"{first.steps} steps of {of}"
-    )
-    lines = [f"{steps}: {wall / count * 1e3:.3f} ms a step, products of matrices {products / wall:.0%}"]
+    steps = f"{first.steps} of {first.steps + first.passed} steps," if first.passed else f"{first.steps} steps of"
+    lines = [f"{steps} {of}: {wall / count * 1e3:.3f} ms a step, products of matrices {products / wall:.0%}"]
     lines += ["", f"  {'':14} {'ms a step':>10} {'share':>6}" + ("   most" if len(ranks) > 1 else "")]
     for kind in KINDS:
         own = [rank.kinds.get(kind, 0.0) / rank.steps for rank in ranks]

@@ -23,10 +23,8 @@ from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.train.profile import profile
 from sorix_dist.watchdog.launcher import detect
 
-WARM = 3
-"""Steps that are not measured: they allocate buffers."""
-FUNCTIONS = 15
-"""The functions that are listed."""
+WARM = 3  # steps that are not measured: they allocate buffers
+FUNCTIONS = 15  # the functions that are listed
 
 
 def run_program(program: Sequence[str]) -> None:

@@ -22,11 +22,8 @@ from sorix_dist.utils.data.nested import tensors
 P = ParamSpec("P")
 T = TypeVar("T")
 
-INTERVAL = 10.0
-"""Seconds between two lines in a file, at least; in a long epoch, a twentieth of what it has taken."""
-
-ENOUGH = 1.0
-"""Seconds of an epoch from which on its waiting is shown: shorter ones are mostly starts."""
+INTERVAL = 10.0  # seconds between two lines in a file, at least; in a long epoch, a twentieth of what it has taken
+ENOUGH = 1.0  # seconds of an epoch from which on its waiting is shown: shorter ones are mostly starts
 
 COSTLY = 0.1
 """The share of their time that others wait for a rank, beyond its own waiting, from which on the line names it."""

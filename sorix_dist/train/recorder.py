@@ -20,8 +20,7 @@ from sorix_dist.parallel.world import communicator
 from sorix_dist.store.files import make_folders, write_whole
 
 RECORDS, TABLE, CONFIG, SUPERSEDED = "records.jsonl", "records.csv", "config.json", "superseded.jsonl"
-CSV_SECONDS = 30.0
-"""The maximal age of the CSV table during a run, in seconds."""
+CSV_SECONDS = 30.0  # the maximal age of the CSV table during a run, in seconds
 
 
 class Recorder:

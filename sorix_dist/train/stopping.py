@@ -17,9 +17,8 @@ from sorix_dist.core.capture import uncaptured
 from sorix_dist.parallel.world import communicator
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
-_listening: dict[int, list[Preemption]] = {}
-_replaced: dict[int, Any] = {}
-"""By signal: those that listen to it, and the handler before the first of them."""
+_listening: dict[int, list[Preemption]] = {}  # by signal, those that listen to it
+_replaced: dict[int, Any] = {}  # by signal, the handler before the first of them
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

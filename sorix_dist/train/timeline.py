@@ -20,30 +20,24 @@ from sorix_dist.core.op import marker
 from sorix_dist.nn import Module
 from sorix_dist.train import instrument
 
-MOST = 50_000
-"""Spans that a timeline takes; with the step that reaches it, it ends."""
+MOST = 50_000  # spans that a timeline takes; with the step that reaches it, it ends
 
 REST = "all else"
 """The kind of what no other span covers: the script's own Python, and functions of tensors outside of modules."""
 
-PAUSE = "not measured"
-"""The kind of the time in which the timeline paused."""
-
-OUTSIDE = "outside of modules"
-"""The layer of operations that no module has called."""
+PAUSE = "not measured"  # the kind of the time in which the timeline paused
+OUTSIDE = "outside of modules"  # the layer of operations that no module has called
 
 BURST, MOST_BURSTS = 16, 64
 """Steps in a burst, which is recorded as a whole or not at all; and the longest cycle: one burst of 64 is recorded."""
 
-LARGEST_SHARE = 0.025
-"""The share of a step's time that taking its spans may cost."""
+LARGEST_SHARE = 0.025  # the share of a step's time that taking its spans may cost
 
 SPAN_COST, NODE_COST, PAUSE_COST = 2_000, 300, 300_000
 """Nanoseconds that taking a span, taking an operation of a walk, and a pause cost, about: Python's caches of the
 attributes of the classes whose functions are replaced are filled again in some 100 steps."""
 
-LAYERED = ("forward", "evaluation", "backward")
-"""The kinds whose spans are named by layer."""
+LAYERED = ("forward", "evaluation", "backward")  # the kinds whose spans are named by layer
 
 
 class Span(NamedTuple):
@@ -55,8 +49,7 @@ class Span(NamedTuple):
     end: int
 
 
-Wait = tuple[int, int, int, int]
-"""The number of the step, start and end in nanoseconds, and the rank waited for."""
+Wait = tuple[int, int, int, int]  # the number of the step, start and end in nanoseconds, and the rank waited for
 
 
 @dataclass

@@ -26,13 +26,11 @@ _CALL_OF_A_NAME = re.compile(r"[\w.]*\b(\w+)\(\s*([A-Za-z_][\w.]*)\s*[,)]")
 class Site(NamedTuple):
     """A call in the user's program."""
 
-    where: str
-    """File and line, '' if only this package is on the stack."""
+    where: str  # file and line, '' if only this package is on the stack
     function: str
     argument: str
     """Last name of the called function, and its first argument if the source has a plain name there, else ''."""
-    code: CodeType | None
-    """A reference to the code object, whose identity is a key of the cache."""
+    code: CodeType | None  # a reference to the code object, whose identity is a key of the cache
 
 
 _NOWHERE = Site("", "", "", None)
@@ -75,8 +73,7 @@ def _called(code: CodeType, at: int) -> tuple[str, str]:
     return "", ""
 
 
-DUMP_SECONDS = 0.3
-"""Seconds that all processes together have to write."""
+DUMP_SECONDS = 0.3  # seconds that all processes together have to write
 
 
 def collect_stacks(files: dict[int, tuple[Process, int]]) -> dict[int, list[str]]:

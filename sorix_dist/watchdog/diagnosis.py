@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +13,11 @@ from sorix_dist.watchdog.status_page import STARTUP, State, Status
 PATIENCE = 0.3
 """Seconds that a rank must have waited for one that ended, or in a different collective: one of them may just be
 about to leave it."""
-OTHERS_FIRST = 2.0
-"""Seconds more in which another host, or the rank at fault itself, may report a better reason."""
+OTHERS_FIRST = 2.0  # seconds more in which another host, or the rank at fault itself, may report a better reason
 LAST_SECONDS = 5.0
 """Seconds beyond the time-out that ranks may take to end together: each uses up a core in the end of MPI."""
-FROZEN = 1.5
-"""Seconds that a rank must have been stopped while others were not."""
-
-_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")
-"""Signals by which a user, mpirun or a scheduler ends a job."""
+FROZEN = 1.5  # seconds that a rank must have been stopped while others were not
+_FROM_OUTSIDE = ("SIGTERM", "SIGINT", "SIGHUP")  # signals by which a user, mpirun or a scheduler ends a job
 
 
 @dataclass
@@ -29,18 +26,17 @@ class Observations:
 
     gone: dict[int, int | None] = field(default_factory=dict)
     """Ranks whose processes ended, the first one first, and their wait status, None if unknown."""
-    gone_for: float = 0.0
-    """Seconds since the first rank was gone."""
+    gone_for: float = 0.0  # seconds since the first rank was gone
     waited: dict[int, float] = field(default_factory=dict)
     """Seconds that each rank has been in its present collective, or in the start of MPI."""
+    idle: float = math.inf
+    """Seconds since a rank has gone on with long work of the package."""
     stopped: dict[int, float] = field(default_factory=dict)
     """Seconds that a rank's process was in the state T while not all were."""
-    over: dict[int, float] = field(default_factory=dict)
-    """Seconds since each rank's script was over."""
+    over: dict[int, float] = field(default_factory=dict)  # seconds since each rank's script was over
     may_come: frozenset[int] = frozenset()
     """Ranks whose program ran in a shell that still lives and may start another one."""
-    absent: frozenset[int] = frozenset()
-    """Ranks of this host whose processes ended before they imported the package."""
+    absent: frozenset[int] = frozenset()  # ranks of this host whose processes ended before they imported the package
     ends_by_kill: bool = False
     """Whether the launcher ends ranks by SIGKILL after a fault, so that other signals came from outside."""
 
@@ -237,10 +233,11 @@ def _never_imported(observed: Observations, waiting: Sequence[Status]) -> Fault 
 
 def _stays(statuses: Mapping[int, Status], observed: Observations, timeout: float, world_size: int) -> Fault | None:
     """A rank whose script is over and whose process stays, so that the others wait for it in the end of MPI."""
-    stay = [status for rank, status in statuses.items() if timeout and observed.over.get(rank, 0.0) >= timeout]
+    over = {rank: min(observed.over.get(rank, 0.0), observed.idle) for rank in statuses}
+    stay = [status for rank, status in statuses.items() if timeout and over[rank] >= timeout]
     late = [status for status in stay if status.state != State.ENDED]
     if not late and world_size == len(stay) + len(observed.gone):  # all scripts ended, and some processes stay
-        late = [status for status in stay if observed.over[status.rank] >= timeout + LAST_SECONDS]
+        late = [status for status in stay if over[status.rank] >= timeout + LAST_SECONDS]
     if not late:
         return None
     status = late[0]
@@ -258,10 +255,11 @@ def _late(
     timeout: float,
     world_size: int,
 ) -> Fault | None:
-    late = [status for status in waiting if timeout and observed.waited.get(status.rank, 0.0) >= timeout]
+    waited = {status.rank: min(observed.waited.get(status.rank, 0.0), observed.idle) for status in waiting}
+    late = [status for status in waiting if timeout and waited[status.rank] >= timeout]
     if not late:
         return None
-    status = min(late, key=lambda each: each.rank)
+    status = min(late, key=lambda each: (each.state == State.STARTING, each.rank))
     missing = [
         rank
         for rank, each in sorted(statuses.items())
@@ -269,11 +267,13 @@ def _late(
     ]
     missing += [rank for rank in range(world_size) if rank not in statuses]
     if not missing and status.state == State.RUNNING:  # a rank that is in another collective, further behind
-        missing = [each.rank for each in waiting if each.counts.get(status.key, status.count) < status.count]
+        starting = State.STARTING  # such as one that has replaced its program, by os.execv
+        behind = [each for each in waiting if each.counts.get(status.key, status.count) < status.count]
+        missing = sorted({each.rank for each in waiting if each.state == starting or each in behind})
     if missing:
         whom = " and ".join(f"rank {rank}" for rank in missing)
         whom = f"{whom} {'has' if len(missing) == 1 else 'have'} not arrived"
-    elif observed.waited[status.rank] < timeout + OTHERS_FIRST:
+    elif waited[status.rank] < timeout + OTHERS_FIRST:
         return None
     else:
         whom = "of the ranks here that have imported sorix_dist none is missing: one never came, or is on another host"

@@ -39,26 +39,16 @@ from sorix_dist.watchdog.process import (
 )
 from sorix_dist.watchdog.status_page import State, Status, StatusPages
 
-TICK = 0.1
-"""Seconds between two looks at the status pages; the guard sees the end of a process at once."""
-SAME_EVENT = 0.03
-"""Seconds in which the ends of several ranks count as one event."""
-STATES_TICK = 0.5
-"""Seconds between two looks at the states of the processes."""
-LONGEST_TICK = 1.0
-"""Seconds that count of a longer pause: the guard itself was stopped, as by Ctrl-Z."""
-DRAIN = 0.05
-"""Seconds for the launcher to forward what ranks have printed, so that the report comes last."""
-FORWARD = 0.2
-"""Seconds for the launcher to forward the report, before the ranks end and it with them."""
-GRACE = 3.0
-"""Seconds that ranks have to end by themselves after the report."""
-BACKUP = 4.0
-"""Seconds after which another process ends the ranks, if the guard has not."""
-F_SETSIG = 10
-"""Linux's number, which Python does not name."""
-LINES = 12
-"""Ranks, and frames of a stack, in a report."""
+TICK = 0.1  # seconds between two looks at the status pages; the guard sees the end of a process at once
+SAME_EVENT = 0.03  # seconds in which the ends of several ranks count as one event
+STATES_TICK = 0.5  # seconds between two looks at the states of the processes
+LONGEST_TICK = 1.0  # seconds that count of a longer pause: the guard itself was stopped, as by Ctrl-Z
+DRAIN = 0.05  # seconds for the launcher to forward what ranks have printed, so that the report comes last
+FORWARD = 0.2  # seconds for the launcher to forward the report, before the ranks end and it with them
+GRACE = 3.0  # seconds that ranks have to end by themselves after the report
+BACKUP = 4.0  # seconds after which another process ends the ranks, if the guard has not
+F_SETSIG = 10  # Linux's number, which Python does not name
+LINES = 12  # ranks, and frames of a stack, in a report
 
 
 def main(path: str) -> None:
@@ -105,22 +95,17 @@ class Guard:
         self.polled: set[int] = set()
         """Ranks without a descriptor that signals their end, for want of pidfds or of descriptors."""
         self.states_read = self.now = time.monotonic()
-        self.all_stopped = False
+        self.all_stopped, self.progress = False, 0
         self.reported_at: float | None = None
         self.shells: dict[int, tuple[int, int]] = {}
         """The processes between the launcher and a rank that is not its own child."""
-        self.outputs: set[str] = set()
-        """The pipes and terminals to which ranks write."""
-        self.backup = 0
-        """The process that ends the ranks if this one can't."""
+        self.outputs: set[str] = set()  # the pipes and terminals to which ranks write
+        self.backup = 0  # the process that ends the ranks if this one can't
 
     def run(self) -> None:
         """Return when no rank is left."""
         while self.look():
-            if self.pages.reported:
-                self.end_the_rest()
-            else:
-                self.report_fault()
+            self.end_the_rest() if self.pages.reported else self.report_fault()
         if self.backup:
             os.kill(self.backup, signal.SIGKILL)
         with open(os.devnull, "wb") as nowhere:
@@ -307,8 +292,11 @@ class Guard:
 
     def _count_time(self, passed: float) -> None:
         """Add `passed` seconds to those that ranks have waited, or are over."""
-        waited, over = self.observed.waited, self.observed.over
-        self.observed.gone_for += passed if self.observed.gone else 0.0
+        observed, progress = self.observed, self.pages.progress
+        observed.idle = observed.idle + passed if progress == self.progress else 0.0
+        self.progress = progress
+        waited, over = observed.waited, observed.over
+        observed.gone_for += passed if observed.gone else 0.0
         for rank in self.processes:
             status = self.pages.read(rank)
             if status is not None:
@@ -319,7 +307,7 @@ class Guard:
                 waited[rank] = waited.get(rank, 0.0) + passed if same else 0.0
                 # The end of MPI keeps Python's lock: a rank that is in there can't say that its script is over.
                 is_over = status.script_over or status.state == State.ENDED
-                stays = is_over and not waits and rank not in self.observed.gone
+                stays = is_over and not waits and rank not in observed.gone
                 over[rank] = over.get(rank, 0.0) + passed if stays else 0.0
 
     def _read_states(self, passed: float) -> None:

@@ -16,8 +16,7 @@ Environ = Mapping[str, str]
 _SLURM_NO_RANKS = 0xFFFFFFF0
 """Step numbers from here on are Slurm's own: batch script, extern, interactive and pending steps."""
 
-COMPLETION_FILE = "SORIX_DIST_COMPLETION"
-"""The variable that names the file of `report_completion`."""
+COMPLETION_FILE = "SORIX_DIST_COMPLETION"  # the variable that names the file of `report_completion`
 
 EXIT_PREEMPTED = 75
 """The exit code of a script that was preempted, saved its work and is to be started again (EX_TEMPFAIL of

@@ -31,10 +31,8 @@ LAUNCHER_FILES = "hydra_hwloc_xmlfile_*"
 LAUNCHER = "hydra_pmi_proxy"
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "prterun", "prted", "orted", "orterun")
 """Programs that only start ranks, and end with them."""
-TICK = 0.5
-"""Seconds between two looks."""
-GRACE = 3.0
-"""Seconds between SIGTERM and SIGKILL."""
+TICK = 0.5  # seconds between two looks
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 
 
 def mapped() -> set[str]:

@@ -5,6 +5,7 @@ A rank that waits inside MPI has released Python's lock. Only the start of MPI d
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 import resource
@@ -27,20 +28,13 @@ from sorix_dist.watchdog.status_page import StatusPages
 if TYPE_CHECKING:
     from sorix_dist.watchdog.watch import RankPage
 
-TICK = 0.5
-"""Seconds between two checks."""
-UNRESPONSIVE = 10
-"""Checks in a row without a heartbeat after which the guard is stopped or stuck."""
-STARTS = 20
-"""Guards that a rank starts at most: what ends each of them would end the next one too."""
-AFTER_GUARD = 5.0
-"""Seconds beyond the time-out that a rank leaves to the guard, whose report says more."""
-FRAMES = 12
-"""Frames of the stack in a report."""
-WRITE_SECONDS = 2.0
-"""Seconds that a report may take; the write blocks if nothing reads it."""
-START_SECONDS = 5.0
-"""Seconds that the start of a guard may take, and a connection to it."""
+TICK = 0.5  # seconds between two checks
+UNRESPONSIVE = 10  # checks in a row without a heartbeat after which the guard is stopped or stuck
+STARTS = 20  # guards that a rank starts at most: what ends each of them would end the next one too
+AFTER_GUARD = 5.0  # seconds beyond the time-out that a rank leaves to the guard, whose report says more
+FRAMES = 12  # frames of the stack in a report
+WRITE_SECONDS = 2.0  # seconds that a report may take; the write blocks if nothing reads it
+START_SECONDS = 5.0  # seconds that the start of a guard may take, and a connection to it
 
 
 class Monitor:
@@ -53,7 +47,7 @@ class Monitor:
         self._connected_to = 0
         self._connection: socket.socket | None = None
         self._heartbeat, self._missed = 0, 0
-        self._entered, self._waited = 0, 0.0
+        self._seen, self._waited = (0, 0), 0.0
 
     def start(self) -> None:
         """Check from now on, in threads: the start of a guard may block one of them."""
@@ -112,8 +106,8 @@ class Monitor:
 
     def _check_time(self, passed: float) -> None:
         page, timeout = self.page, self.pages.timeout
-        same = (page.is_ending or page.waits) and page.entered == self._entered
-        self._entered, self._waited = page.entered, self._waited + passed if same else 0.0
+        before, self._seen = self._seen, (page.entered, self.pages.progress)
+        self._waited = self._waited + passed if (page.is_ending or page.waits) and self._seen == before else 0.0
         if timeout and self._waited > timeout + AFTER_GUARD:
             try:
                 self._end_others(timeout)
@@ -122,10 +116,7 @@ class Monitor:
 
     def _end_others(self, timeout: float) -> None:
         """Report, and end the other ranks of this host: the guard has not."""
-        killer = threading.Timer(WRITE_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
-        killer.daemon = True
-        with suppress(RuntimeError):  # there can be no more threads
-            killer.start()
+        call_later(WRITE_SECONDS, os.kill, os.getpid(), signal.SIGKILL)
         with suppress(OSError):  # no descriptor is left
             for pid in children(os.getpid()):  # the launcher would wait for a guard that does not start, too
                 if _GUARD in " ".join(arguments(pid)):
@@ -146,6 +137,23 @@ class Monitor:
             pid, start = self.pages.owner(rank)
             if pid > 0 and rank != self.page.rank and lives(pid, start):
                 Process(pid, start).send(signal.SIGKILL)
+
+
+def call_later(seconds: float, function: Callable[..., object], *arguments: object) -> bool:
+    """Call a function in a thread after some seconds; return False if there can be no more threads.
+
+    `threading` would wait until the thread runs, for ever if it dies of lack of memory before.
+    """
+
+    def call() -> None:
+        time.sleep(seconds)
+        function(*arguments)
+
+    try:
+        _thread.start_new_thread(call, ())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _closed_first(connection: socket.socket) -> socket.socket:

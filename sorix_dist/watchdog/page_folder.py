@@ -11,8 +11,7 @@ from pathlib import Path
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.process import start_time
 
-FOLDERS = 8
-"""Names of the folder of status pages to try, since other users may occupy some."""
+FOLDERS = 8  # names of the folder of status pages to try, since other users may occupy some
 
 
 def directory() -> Path:

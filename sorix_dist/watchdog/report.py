@@ -14,18 +14,15 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
 from types import TracebackType
 
-from sorix_dist.watchdog import watch
+from sorix_dist.watchdog import monitor, watch
 from sorix_dist.watchdog.diagnosis import activity, step_of
 from sorix_dist.watchdog.status_page import State
 
-QUIET_SECONDS = 4.0
-"""Seconds that a rank that failed after another one waits silently to be ended by it."""
-REPORT_SECONDS = 3.0
-"""Seconds that a rank waits for the guard to print its report."""
-FLUSH_SECONDS = 2.0
-"""Seconds that flushing printed output may take; it blocks if nothing reads it."""
-ABORT_SECONDS = 2.0
-"""Seconds that MPI_Abort may take before this process ends itself."""
+CAUSE_SECONDS = 1.0  # seconds that a rank whose MPI failed waits for a report of another one's death
+QUIET_SECONDS = 4.0  # seconds that a rank that failed after another one waits silently to be ended by it
+REPORT_SECONDS = 3.0  # seconds that a rank waits for the guard to print its report
+FLUSH_SECONDS = 2.0  # seconds that flushing printed output may take; it blocks if nothing reads it
+ABORT_SECONDS = 2.0  # seconds that MPI_Abort may take before this process ends itself
 
 abort_all: Callable[[int], None] = lambda code: None  # noqa: E731
 """Ends all ranks with an exit code if it can reach them, else returns. `sorix_dist.comm` sets it."""
@@ -49,6 +46,8 @@ class FailureHook:
             self._previous(kind, error, trace)
             return
         code = 130 if issubclass(kind, KeyboardInterrupt) else 1
+        if kind.__module__ == "mpi4py.MPI":  # MPI may notice that another rank is gone before the guard does
+            _wait_for_report(CAUSE_SECONDS)
         try:
             self._report(self._text(kind, error, trace))
         except BaseException:  # noqa: BLE001 - the job ends all the same, with a shorter report
@@ -93,11 +92,15 @@ class FailureHook:
             return
         else:
             page.set(State.FAILED)
-            limit = time.monotonic() + REPORT_SECONDS
-            while not pages.reported and time.monotonic() < limit and pages.guarded():
-                time.sleep(0.01)
+            _wait_for_report(REPORT_SECONDS)
         if not pages.reported:
             _print(text)
+
+
+def _wait_for_report(seconds: float) -> None:
+    page, limit = watch.page(), time.monotonic() + seconds
+    while page is not None and not page.pages.reported and time.monotonic() < limit and page.pages.guarded():
+        time.sleep(0.01)
 
 
 def _print(text: str) -> None:
@@ -126,10 +129,7 @@ def end_all_ranks(code: int) -> None:
     """
     with suppress(Exception):
         watch.mark_reported()
-        timer = threading.Timer(ABORT_SECONDS, os._exit, (code,))
-        timer.daemon = True
-        with suppress(RuntimeError):  # there can be no more threads
-            timer.start()
+        monitor.call_later(ABORT_SECONDS, os._exit, code)
         abort_all(code)
     with suppress(Exception):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -144,8 +144,8 @@ def flush() -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # it may be None, closed, or anything that the program has put there
                 stream.flush()
+        flushed.set()
 
-    flushing = threading.Thread(target=flush_both, daemon=True)
-    with suppress(RuntimeError):  # there can be no more threads: a flush here could block for ever
-        flushing.start()
-        flushing.join(FLUSH_SECONDS)
+    flushed = threading.Event()
+    if monitor.call_later(0.0, flush_both):  # a flush here could block for ever
+        flushed.wait(FLUSH_SECONDS)

@@ -24,31 +24,25 @@ from typing import Any
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.process import lives, start_time
 
-PAGE = 4096
+PAGE = 8192
 WORD = 8
-CHANNELS = 40
-"""Communicators of a rank that have a channel at a time."""
-STARTUP = 1
-"""The key of collectives before the first communicator; later keys are random and larger."""
-DEPTH = 4
-"""Collectives of a communicator that are remembered, a power of two."""
+CHANNELS = 40  # communicators of a rank that have a channel at a time
+STARTUP = 1  # the key of collectives before the first communicator; later keys are random and larger
+DEPTH = 4  # collectives of a communicator that are remembered, a power of two
+LOCK_SECONDS = 10.0  # seconds that a process waits for another one that has locked the pages
+LONGEST = 1e9  # longer time-outs, in seconds, are cut to this
 
-LOCK_SECONDS = 10.0
-"""Seconds that a process waits for another one that has locked the pages."""
-
-LONGEST = 1e9
-"""Longer time-outs, in seconds, are cut to this."""
-
-_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS = range(7)  # words of the first page
-# Words of a rank's page; WAITED: nanoseconds that it has waited for others.
-PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
-_CLAIMED = 512
-"""The first byte, in the first page, of a bit for each rank whose page is claimed."""
+# Words of the first page.
+_GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS, _PROGRESS = range(8)
+# Words of a rank's page; WAITED: nanoseconds that it has waited for others; TEXT: the slot of its latest text.
+PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED, TEXT = range(11)
+_CLAIMED = 512  # the first byte, in the first page, of a bit for each rank whose page is claimed
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
 _TEXT = (_FIRST_CHANNEL + CHANNELS * _CHANNEL) * WORD
 _HEAD = struct.Struct("=IH")  # checksum, length
+_SLOT = (PAGE - _TEXT) // (DEPTH + 1)  # bytes of a text: one for each of the last collectives, and one for the rest
 
 
 class State(IntEnum):
@@ -56,13 +50,10 @@ class State(IntEnum):
 
     UNUSED = 0
     IMPORTED = 1
-    STARTING = 2
-    """It waits for all ranks in the start of MPI."""
+    STARTING = 2  # it waits for all ranks in the start of MPI
     RUNNING = 3
-    FAILED = 4
-    """It raised, and wrote its report to `StatusPages.last_words`."""
-    ENDED = 5
-    """Its script came to its end."""
+    FAILED = 4  # it raised, and wrote its report to `StatusPages.last_words`
+    ENDED = 5  # its script came to its end
 
 
 @dataclass(frozen=True)
@@ -74,22 +65,16 @@ class Status:
     state: State
     entered: int
     exited: int
-    step: int
-    """-1 if unknown."""
-    stack: int
-    """Its descriptor of the file to which SIGUSR2 makes it write its stack, -1 if there is none."""
-    key: int
-    count: int
-    signature: int
-    """Its last collective: of which communicator, its number there, and a hash of the call."""
-    counts: dict[int, int]
-    """Collectives entered, by communicator."""
-    text: tuple[str, str]
-    """Its last collective or operation in words, and the user's file and line."""
+    step: int  # -1 if unknown
+    stack: int  # its descriptor of the file to which SIGUSR2 makes it write its stack, -1 if there is none
+    key: int  # of the communicator of its last collective
+    count: int  # the number of that collective there
+    signature: int  # a hash of its call
+    counts: dict[int, int]  # collectives entered, by communicator
+    text: tuple[str, str]  # its last collective or operation in words, and the user's file and line
     refused: frozenset[int] = frozenset()
     """Communicators in which it makes no further calls, because a collective failed there."""
-    script_over: bool = False
-    """Whether its script is over, and its threads and atexit functions still run."""
+    script_over: bool = False  # whether its script is over, and its threads and atexit functions still run
 
     @property
     def waits(self) -> bool:
@@ -105,19 +90,15 @@ def _word(number: int) -> Any:
 class StatusPages:
     """The status pages of the ranks that one launcher process started on this host: one file for all of them."""
 
-    heartbeat = _word(_HEARTBEAT)
-    """Changes as long as the guard works."""
-    world_size = _word(_WORLD_SIZE)
-    """The number of ranks if all are on this host, else 0."""
-    other_hosts = _word(_OTHER_HOSTS)
-    """Not 0 if some ranks are known to be on other hosts."""
-    reported = _word(_REPORTED)
-    """Not 0 once the fault that ends the job has been reported."""
+    heartbeat = _word(_HEARTBEAT)  # changes as long as the guard works
+    world_size = _word(_WORLD_SIZE)  # the number of ranks if all are on this host, else 0
+    other_hosts = _word(_OTHER_HOSTS)  # not 0 if some ranks are known to be on other hosts
+    progress = _word(_PROGRESS)  # changes as long as a rank goes on with long work, such as a file
+    reported = _word(_REPORTED)  # not 0 once the fault that ends the job has been reported
 
     def __init__(self, path: Path, file: int, ranks: int) -> None:
         self.path = path
-        self.shared = file >= 0
-        """Whether other processes can read them."""
+        self.shared = file >= 0  # whether other processes can read them
         self.ranks = ranks
         self.file = file
         self.identity = os.fstat(file)[1:3] if self.shared else ()
@@ -254,16 +235,20 @@ class StatusPages:
         at = self.at(rank)
         return self.words[at + PID], self.words[at + START]
 
-    def text_at(self, rank: int) -> int:
-        """The number of the first byte of a rank's text, which `pack_text` makes."""
-        return (1 + rank) * PAGE + _TEXT
+    def text_at(self, rank: int, slot: int) -> int:
+        """The number of the first byte of one of a rank's texts, which `pack_text` makes."""
+        return (1 + rank) * PAGE + _TEXT + slot * _SLOT
+
+    def calls(self, rank: int, entered: int) -> list[tuple[str, str]]:
+        """The texts of a rank's collective number `entered`, of any communicator, and of those before, newest first."""
+        return [self._text(rank, (entered - ago) % DEPTH) for ago in range(DEPTH)]
 
     def read(self, rank: int) -> Status | None:
         """The page of `rank`, None if no process has claimed it."""
         if not self._is_claimed(rank):
             return None
         at = self.at(rank)
-        words = self.words[at : at + PAGE // WORD].tolist()
+        words = self.words[at : at + _TEXT // WORD].tolist()
         if words[PID] == 0:
             return None
         channels = range(_FIRST_CHANNEL, _FIRST_CHANNEL + CHANNELS * _CHANNEL, _CHANNEL)
@@ -285,16 +270,16 @@ class StatusPages:
             count=count,
             signature=signature,
             counts={abs(each): entered for each, entered in used},
-            text=self._text(rank),
+            text=self._text(rank, words[TEXT]),
             refused=frozenset(-each for each, _ in used if each < 0),
             script_over=words[SCRIPT_OVER] != 0,
         )
 
-    def _text(self, rank: int) -> tuple[str, str]:
-        start = self.text_at(rank)
+    def _text(self, rank: int, slot: int) -> tuple[str, str]:
+        start = self.text_at(rank, slot)
         for _ in range(100):  # the rank may be writing it
             checksum, size = _HEAD.unpack_from(self.memory, start)
-            body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, PAGE - _TEXT - _HEAD.size)]
+            body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, _SLOT - _HEAD.size)]
             if len(body) == size and zlib.crc32(body) == checksum:
                 what, _, where = body.decode(errors="replace").partition("\n")
                 return what, where
@@ -316,7 +301,7 @@ class StatusPages:
 @lru_cache(maxsize=1024)
 def pack_text(what: str, where: str) -> bytes:
     """An operation and where the user called it, with a checksum. Of a long file name, the end is kept."""
-    room = PAGE - _TEXT - _HEAD.size
+    room = _SLOT - _HEAD.size
     where_bytes = where.encode(errors="replace")[-room // 2 :]
     body = what.encode(errors="replace")[: room - len(where_bytes) - 1] + b"\n" + where_bytes
     return _HEAD.pack(zlib.crc32(body), len(body)) + body

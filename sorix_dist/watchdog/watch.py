@@ -27,11 +27,8 @@ from sorix_dist.watchdog.page_folder import path_for, remove_stale
 from sorix_dist.watchdog.process import launcher_pid, lives
 from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text
 
-MOST_RANKS = 4096
-"""Pages where the launcher does not say how many ranks there are; unused ones take no memory."""
-
-TIMEOUT = 300.0
-"""Seconds that a rank may be late unless the program says otherwise."""
+MOST_RANKS = 4096  # pages where the launcher does not say how many ranks there are; unused ones take no memory
+TIMEOUT = 300.0  # seconds that a rank may be late unless the program says otherwise
 
 
 class CollectiveMismatch(RuntimeError):
@@ -46,11 +43,10 @@ class RankPage:
         self.rank = rank
         self.words = pages.words
         self.at = pages.at(rank)
-        self._text_at = pages.text_at(rank)
+        self._texts = [pages.text_at(rank, slot) for slot in range(DEPTH + 1)]
         self.pid = os.getpid()
         self.entered = self.waited = 0
-        self.counts_steps = True
-        """Whether the package numbers the steps, because the program does not."""
+        self.counts_steps = True  # whether the package numbers the steps, because the program does not
         self.free_channels = list(range(layout.CHANNELS))
         pages.claim(rank, self.pid)
 
@@ -72,10 +68,15 @@ class RankPage:
             self.words[self.at + layout.SCRIPT_OVER] = over = True
         return over and self.words[self.at + layout.STATE] == State.RUNNING
 
-    def say(self, what: str, where: str) -> None:
-        """Publish the operation of this rank, and the user's line that called it."""
-        blob, at = pack_text(what, where), self._text_at
+    def say(self, what: str, where: str, collective: bool = False) -> None:
+        """Publish the operation of this rank, and the user's line that called it.
+
+        The text of the next collective stays while this rank makes the ones that follow.
+        """
+        slot = (self.entered + 1) % DEPTH if collective else DEPTH
+        blob, at = pack_text(what, where), self._texts[slot]
         self.pages.memory[at : at + len(blob)] = blob
+        self.words[self.at + layout.TEXT] = slot
 
     def enable_stack_dump(self) -> None:
         """Make SIGUSR2 write the main thread's stack to a file in memory, even while it is inside MPI."""
@@ -96,10 +97,8 @@ class Channel:
     def __init__(self, page: RankPage | None, key: int) -> None:
         self.page = page
         self.count = 0
-        self.at = -1
-        """The number of its first word in the pages, -1 if it has none."""
-        self.refused: str | None = None
-        """Why this rank makes no further calls in this communicator."""
+        self.at = -1  # the number of its first word in the pages, -1 if it has none
+        self.refused: str | None = None  # why this rank makes no further calls in this communicator
         _channels.add(self)
         if page is None:
             return
@@ -156,8 +155,7 @@ def _free(page: RankPage, number: int) -> None:
 
 _page: RankPage | None = None
 _startup: Channel | None = None
-_parent: tuple[StatusPages, int] | None = None
-"""Pages and number of the rank that started this process."""
+_parent: tuple[StatusPages, int] | None = None  # pages and number of the rank that started this process
 
 
 def page() -> RankPage | None:
@@ -289,6 +287,12 @@ def add_waiting(nanoseconds: int) -> None:
     """Add to the time that this rank has waited for others."""
     if _page is not None:
         _page.waited = _page.words[_page.at + layout.WAITED] = _page.waited + nanoseconds
+
+
+def works() -> None:
+    """This rank goes on with long work of the package, such as a file: ranks that wait for it do so patiently."""
+    if _page is not None and not _page.waits:
+        _page.pages.progress += 1
 
 
 def mark_reported() -> None:

@@ -1,5 +1,6 @@
 """`python -m tests.benchmarks.local_sgd`: the samples per second of LocalSGD on four hosts over 1 Gbit/s, exact and
-with fp16_compress, and of one process alone, in alternating turns. All hosts share the cores of this machine."""
+with fp16_compress, without and with overlap, and of one process alone, in alternating turns. All hosts share the cores
+of this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.clusters.service import PYTHON, Machine, expect, main, need_packages,
 WORKERS, EVERY, SUMS, TURNS = 4, 16, 6, 5
 
 
-def train(workers: int, hook: str) -> list[float]:
+def train(workers: int, method: str) -> list[float]:
     """Seconds of each 16 batches, with one sum of weights in them if there are several workers."""
     sx.init(threads=1, virtual_shards=WORKERS if workers > 1 else None)
     sx.manual_seed(0)
@@ -33,8 +34,9 @@ def train(workers: int, hook: str) -> list[float]:
     if workers == 1:
         model = sx.DistributedDataParallel(model)
     optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    compress = sx.comm_hooks.fp16_compress if hook == "fp16" else None
-    local = sx.LocalSGD(model, optimizer, every=EVERY, hook=compress) if workers > 1 else None
+    hook = sx.comm_hooks.fp16_compress if "fp16" in method else None
+    overlap = "overlap" in method
+    local = sx.LocalSGD(model, optimizer, every=EVERY, hook=hook, overlap=overlap) if workers > 1 else None
 
     def step(x: sx.Tensor, y: sx.Tensor) -> None:
         optimizer.zero_grad()
@@ -54,19 +56,20 @@ def train(workers: int, hook: str) -> list[float]:
 
 
 def check() -> None:
-    """Measures both in turns, and prints the ratio."""
+    """Measures all in turns, and prints the ratios."""
     need_root("a host that is a network namespace")
     need_packages(PACKAGES)
     script = ["-m", "tests.benchmarks.local_sgd"]
-    found: dict[str, list[float]] = {"one process": [], "LocalSGD, 4 hosts": [], "LocalSGD, 4 hosts, fp16": []}
+    methods = ["LocalSGD", "LocalSGD, overlap", "LocalSGD, fp16", "LocalSGD, fp16, overlap"]
+    found: dict[str, list[float]] = {name: [] for name in ["one process", *methods]}
     rows = WORKLOADS["W1"].rows * EVERY
     with Machine() as machine, Network(machine, WORKERS) as network:
         network.wait()
         network.limit()
         for _ in range(TURNS):
             for name in found:
-                workers, hook = (1 if name == "one process" else WORKERS), name.rpartition(", ")[2]
-                words = [*script, str(workers), hook]
+                workers = 1 if name == "one process" else WORKERS
+                words = [*script, str(workers), name]
                 command = [PYTHON, *words] if workers == 1 else network.command((1,) * WORKERS, *words)
                 batch = rows * workers
                 said = machine.run(*command, limit=120).stdout

@@ -245,7 +245,7 @@ def test_transpose_is_pytorchs_with_two_and_numpys_with_all_axes() -> None:
     assert x.mT.shape == x.swapaxes(1, 2).shape == (2, 4, 3)
     assert m.t().shape == sx.t(m).shape == (3, 2)
     assert sx.movedim(x, 0, -1).shape == (3, 4, 2)
-    with pytest.raises(ValueError, match="at most two dimensions"):
+    with pytest.raises(RuntimeError, match="at most two dimensions"):
         x.t()
     with pytest.raises(IndexError, match=r"transpose: dim must be in \[-2, 2\)"):
         m.transpose(0, 2)
@@ -317,7 +317,7 @@ def test_cat_and_stack() -> None:
         (lambda: sx.cat([x, counting(2, 3)]), ValueError, r"cat: .*\[\(2, 2\), \(2, 3\)\]"),
         (lambda: sx.cat([x, counting(2)]), ValueError, "cat: "),
         (lambda: sx.cat([Tensor(1.0)]), ValueError, "at least one dimension"),
-        (lambda: sx.cat(x), TypeError, "cat: tensors must be a list or tuple of tensors, got Tensor"),
+        (lambda: sx.cat(x), TypeError, "cat: the type of tensors must be tuple or list, got Tensor"),
         (lambda: sx.stack([x, y]), ValueError, "stack: tensors must all have the same shape"),
         (lambda: sx.cat([x], dim=2), IndexError, "cat: dim"),
     ):

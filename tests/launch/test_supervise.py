@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sorix_dist.launch import supervise as module
+from sorix_dist.launch import run as module
 from sorix_dist.launch.command import Command
-from sorix_dist.launch.supervise import run_on_hosts, supervise
+from sorix_dist.launch.run import run_on_hosts, supervise
 from tests.support.jobs import LIMIT, ROOT, announced, job, survivors
 
 BARE = "import os, pathlib, sys, time; attempt = int(os.environ['SORIX_DIST_ATTEMPT'])\n"
@@ -144,7 +144,7 @@ def test_a_job_that_was_asked_to_end_is_not_started_again(tmp_path: Path, script
     begin = f"import os, signal, sys, time\n{script}\nos.write(1, b'%d\\n' % os.getpid())\ntime.sleep(60)"
     driver = (
         "import pathlib, sys\nfrom sorix_dist.launch.command import Command\n"
-        "from sorix_dist.launch.supervise import supervise\n"
+        "from sorix_dist.launch.run import supervise\n"
         "start = lambda attempt, env: Command((sys.executable, '-c', sys.argv[1]), env)\n"
         "sys.exit(supervise(start, pathlib.Path(sys.argv[2]), max_restarts=3, newest_steps=lambda _: {}, say=print))"
     )

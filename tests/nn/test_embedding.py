@@ -63,9 +63,9 @@ def test_bad_input_is_named() -> None:
             layer(index)
     with pytest.raises(TypeError, match="integers, got dtype float64"):
         layer(np.array([1.0]))
-    with pytest.raises(ValueError, match="num_embeddings must be an integer >= 1"):
+    with pytest.raises(ValueError, match="num_embeddings must be >= 1"):
         nn.Embedding(0, 2)
-    with pytest.raises(ValueError, match="embedding_dim must be an integer >= 1"):
+    with pytest.raises(ValueError, match="embedding_dim must be >= 1"):
         nn.Embedding(2, 0)
     with pytest.raises(ValueError, match=r"padding_idx must be in \[-3, 3\), got 3"):
         nn.Embedding(3, 2, padding_idx=3)

@@ -37,7 +37,7 @@ def test_the_variance_of_the_first_weights(init: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": 0}, "Linear: features must be an integer >= 1, got 0"),
+        ({"features": 0}, "Linear: features must be >= 1, got 0"),
         ({"neurons": 2.5}, "Linear: neurons must be an integer >= 1, got 2.5"),
         ({"init": "zeros"}, "init must be 'he' or 'xavier', got 'zeros'"),
         ({"device": "abacus"}, "device must be 'cpu', got 'abacus'"),

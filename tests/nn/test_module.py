@@ -257,7 +257,7 @@ def test_train_and_eval_reach_every_child() -> None:
     assert not any(m.training for m in model.modules())
     model[0].train()
     assert [m.training for m in model] == [True, False]
-    with pytest.raises(ValueError, match="mode must be True or False, got 'yes'"):
+    with pytest.raises(TypeError, match="mode must be True or False, got str 'yes'"):
         model.train("yes")  # type: ignore[arg-type]
 
 

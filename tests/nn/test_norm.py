@@ -249,9 +249,9 @@ def test_dtypes_and_no_rows(make: Any, shape: tuple[int, ...], dtype: Any) -> No
 X = np.zeros((4, 3), np.float32)
 IMAGES = np.zeros((4, 3, 2, 2), np.float32)
 ERRORS: list[tuple[Any, type[Exception], str]] = [
-    (lambda: BatchNorm1d(0), ValueError, "num_features must be an integer >= 1, got 0"),
+    (lambda: BatchNorm1d(0), ValueError, "num_features must be >= 1, got 0"),
     (lambda: BatchNorm1d(3, eps=0), ValueError, "eps must be > 0"),
-    (lambda: BatchNorm1d(3, momentum=2), ValueError, r"momentum must be in \[0, 1\] or None, got 2"),
+    (lambda: BatchNorm1d(3, momentum=2), ValueError, r"momentum must be in \[0, 1\], got 2"),
     (lambda: BatchNorm1d(4)(X), ValueError, r"shape \(N, C\) or \(N, C, L\) with C = 4, got shape \(4, 3\)"),
     (lambda: BatchNorm2d(3)(X), ValueError, r"shape \(N, C, H, W\) with C = 3, got shape \(4, 3\)"),
     (lambda: BatchNorm1d(3)(X.astype(int)), TypeError, "input must be of floating point dtype, got int64"),
@@ -260,7 +260,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: LayerNorm(()), ValueError, "normalized_shape must hold integers >= 1"),
     (lambda: LayerNorm(4)(X), ValueError, r"must end in the dimensions normalized_shape \(4,\), got shape \(4, 3\)"),
     (lambda: norm.layer_norm(X, 3, np.ones(2)), ValueError, r"weight must have shape \(3,\), got shape \(2,\)"),
-    (lambda: GroupNorm(2, 3), ValueError, "num_groups must be >= 1 and divide num_channels 3, got 2"),
+    (lambda: GroupNorm(2, 3), ValueError, "num_groups must divide num_channels 3, got 2"),
     (lambda: GroupNorm(3, 6)(IMAGES), ValueError, r"input must have shape \(N, 6, \.\.\.\)"),
     (lambda: norm.group_norm(IMAGES, 2), ValueError, "num_groups must be >= 1 and divide 3 channels, got 2"),
 ]

@@ -165,9 +165,9 @@ def test_bad_input_is_named(layer: Any) -> None:
         assert str(shape) in str(raised.value)
     with pytest.raises(ValueError, match=r"h_0 must have shape \(1, 2, 4\), got shape \(1, 2, 5\)"):
         rnn(np.zeros((2, 5, 3)), start(layer, 1, 2, 5))
-    with pytest.raises(ValueError, match="hidden_size must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="hidden_size must be >= 1, got 0"):
         layer(3, 0)
-    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 1\], got 1.2"):
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got 1.2"):
         layer(3, 4, dropout=1.2)
     if layer is nn.LSTM:
         with pytest.raises(ValueError, match=r"hx must be a pair \(h_0, c_0\)"):

@@ -280,7 +280,7 @@ def test_no_parameters(kind: Any, none: Any) -> None:
 def test_rates(kind: Any, name: str, bad: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be (>= 0|finite), got {bad}"):
         kind([nn.Parameter(np.ones(2))], **{name: bad})
-    with pytest.raises(TypeError, match=f"{name} must be a number, got '0.1'"):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got str '0.1'"):
         kind([nn.Parameter(np.ones(2))], **{name: "0.1"})
 
 
@@ -319,7 +319,7 @@ def test_options(kind: Any, options: dict[str, Any], message: str) -> None:
 )
 def test_a_switch_is_true_or_false(kind: Any, name: str) -> None:
     for bad in ("no", None, 2):
-        with pytest.raises(TypeError, match=f"{name} must be True or False, got {bad!r}"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got .*{bad or ''}"):
             kind([nn.Parameter(np.ones(2))], momentum=0.9, **{name: bad}) if kind is optim.SGD else kind(
                 [nn.Parameter(np.ones(2))], **{name: bad}
             )

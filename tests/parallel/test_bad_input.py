@@ -248,12 +248,12 @@ def test_backward_of_many_elements():
 def test_batches_and_data_sets():
     data = Dataset(np.zeros((4, 2)), np.zeros(4, int))
     for size in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got"):
+        with pytest.raises(ValueError, match=r"batch_size must be (an integer )?>= 1, got"):
             DataLoader(data, batch_size=size)
     with pytest.raises(ValueError, match="seed must be an integer >= 0 or None, got -1"):
         DataLoader(data, seed=-1)
     for epoch in (-1, "a", 1.5):
-        with pytest.raises(ValueError, match="epoch must be an integer >= 0, got"):
+        with pytest.raises(ValueError, match=r"epoch must be (an integer )?>= 0, got"):
             DataLoader(data).set_epoch(epoch)
     with pytest.raises(ValueError, match="dataset must have at least one sample"):
         DataLoader(Dataset(np.zeros((0, 2))))

@@ -60,6 +60,10 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "an option": lambda x: F.smooth_l1_loss(x * 0, x, beta=x.shape[0] / 16),
     "a label smoothing": lambda x: F.cross_entropy(x, (x[:, 0] > 0).long(), label_smoothing=x.shape[0] / 16),
     "a probability": lambda x: F.dropout(x * 0 + 1, x.shape[0] / 16).mean() + 1,
+    "a tensor of a list": lambda x: sx.tensor([x.shape[0], 1]).sum(),
+    "beside a constant": lambda x: (sx.ones(2) * x.shape[0])[0],
+    "a count kept by hand": lambda x: counted(x),
+    "a count in one place": lambda x: counted(x, 1)[1],
     "the p of a norm": lambda x: x.norm(p=x.shape[0] / 3),
 }
 REFUSED: dict[str, Callable[[Any], Any]] = {
@@ -67,7 +71,6 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "np.arange": lambda x: np.arange(x.shape[0]).size,
     "an array": lambda x: np.array(x.shape)[0],
     "np.prod": lambda x: np.prod(x.shape),
-    "a tensor of a list": lambda x: sx.tensor([x.shape[0], 1]).sum(),  # a sum over the ranks may follow, or may not
 }
 
 
@@ -77,6 +80,16 @@ def accumulated(x: Any) -> Any:
     total = sx.zeros(1, dtype=sx.float64)
     total += x.square().sum()
     return total
+
+
+@sx.no_grad()
+def counted(x: Any, at: Any = ...) -> Any:
+    """A count that is kept in a tensor by hand."""
+    total = sx.zeros(2)
+    for _ in range(2):
+        total[at] += x.shape[0]
+        total /= sx.tensor(2.0)
+    return total if at == 1 else total.mean()
 
 
 def gradients(rows: int, divisor: Callable[[Any], Any]) -> Any:
@@ -154,9 +167,194 @@ def test_counts_of_this_rank_in_a_list_are_summed_by_all_reduce(length: Callable
         assert [run_threads(work, ranks)[-1] for ranks in (1, 2, 3)] == [[5, 7]] * 3
 
 
+def in_one_tensor(counts: Any, hits: Any, y: Any) -> None:
+    counts[0] += hits.sum().item()
+    counts[1] += y.size(0)
+
+
+def in_one_tensor_backwards(counts: Any, hits: Any, y: Any) -> None:
+    counts[1] += y.size(0)
+    counts[0] += hits.sum().item()
+
+
+def as_a_list(counts: Any, hits: Any, y: Any) -> None:
+    counts += sx.tensor([hits.sum().item(), y.size(0)])
+
+
+def as_numbers_times_rows(counts: Any, hits: Any, y: Any) -> None:
+    counts.add_(sx.tensor([hits.double().mean().item() * y.size(0), y.size(0)]))
+
+
+def rows_alone(counts: Any, hits: Any, y: Any) -> None:
+    counts[:] += y.shape[0] * sx.tensor([5 / 7, 1.0])
+
+
+def as_it_is_set(counts: Any, hits: Any, y: Any) -> None:
+    counts[0] = hits.sum().item()
+    counts[1] = y.size(0)
+
+
+def as_sums(counts: Any, hits: Any, y: Any) -> None:
+    counts[0] += hits.sum()
+    counts[1] += y.size(0)
+
+
+def as_a_list_of_a_sum(counts: Any, hits: Any, y: Any) -> None:
+    counts += sx.tensor([hits.sum(), y.size(0)])
+
+
+def as_a_share(counts: Any, hits: Any, y: Any) -> None:
+    """As PyTorch's ImageNet example counts."""
+    share = hits.double().sum(0, keepdim=True).mul_(1.0 / y.size(0))
+    counts += sx.tensor([share[0].item() * y.size(0), y.size(0)])
+
+
+KNOWN = [rows_alone, as_sums, as_a_list_of_a_sum]
+COUNTED = [*KNOWN, in_one_tensor, in_one_tensor_backwards, as_a_list, as_numbers_times_rows, as_it_is_set, as_a_share]
+
+
+def count(add: Callable[[Any, Any, Any], None], summed: bool) -> Any:
+    with sx.no_grad():
+        counts = sx.zeros(2, dtype=sx.float64)
+        for x, y in DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7):
+            add(counts, x < 5, y)
+        if summed:
+            sx.all_reduce(counts)
+        share = counts[0] / counts[1]
+        return [*counts.tolist(), share.item(), (share * sx.ones(2)).sum().item()]
+
+
+@pytest.mark.parametrize("add", COUNTED)
+def test_counts_start_anew_when_they_are_overwritten(add: Callable[[Any, Any, Any], None]):
+    @sx.no_grad()
+    def work(anew: bool) -> list[Any]:
+        counts, found = sx.zeros(2, dtype=sx.float64), []
+        for x, y in DataLoader(Dataset(np.arange(14.0) % 7, np.arange(14)), batch_size=7):
+            add(counts, x < 5, y)
+            sx.all_reduce(counts)
+            found += counts.tolist()
+            if anew:
+                counts.zero_()
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ranks in (1, 2):
+            assert run_threads(work, ranks, (True,)) == [pytest.approx([5, 7, 5, 7])] * ranks
+        if add is not as_it_is_set:
+            with pytest.raises(RuntimeError, match=r"would count it 2 times|follows from this rank's rows alone"):
+                run_threads(work, 2, (False,))
+
+
+@pytest.mark.parametrize("add", COUNTED)
+def test_counts_that_are_kept_by_hand(add: Callable[[Any, Any, Any], None]):
+    """In a sum over ranks they are this rank's, beside other tensors those of the global batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that item() is this rank's
+        for ranks in (1, 2, 3, 8):
+            for found in run_threads(count, ranks, (add, True)):
+                assert found == pytest.approx([5, 7, 5 / 7, 10 / 7])
+
+
+@pytest.mark.parametrize("add", COUNTED)
+@pytest.mark.parametrize("shards", [None, 4])
+def test_counts_without_a_sum_are_right_or_refused(add: Callable[[Any, Any, Any], None], shards: int | None):
+    def work() -> Any:
+        sx.init(virtual_shards=shards)
+        with sx.no_grad():
+            counts = sx.zeros(2, dtype=sx.float64)
+            ((x, y),) = DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7)
+            add(counts, x < 5, y)
+            try:
+                scaled = (x * (counts[0] / counts[1])).sum()
+            except RuntimeError as error:
+                assert "follows from this rank's rows alone" in str(error)  # noqa: PT017
+                return None
+            return sx.global_value(scaled).item()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ranks in (1, 2, 3):
+            found = run_threads(work, ranks)
+            known = ranks == 1 or shards is not None or add in KNOWN
+            assert found == ([pytest.approx(15)] * ranks if known else [None] * ranks)
+
+
+@pytest.mark.parametrize("add", COUNTED)
+def test_a_sum_of_counts_in_reproducible_mode_is_right_or_refused(add: Callable[[Any, Any, Any], None]):
+    def work() -> Any:
+        sx.init(virtual_shards=4)
+        try:
+            return count(add, True)
+        except RuntimeError as error:
+            assert "would count it" in str(error)  # noqa: PT017
+            return None
+
+    assert run_threads(work, 1) == [pytest.approx([5, 7, 5 / 7, 10 / 7])]
+    found = run_threads(work, 3)
+    assert found == [pytest.approx([5, 7, 5 / 7, 10 / 7]) if add in (rows_alone, as_numbers_times_rows) else None] * 3
+
+
+def written_in_forward(x: Any) -> Any:
+    scale = sx.zeros(3, dtype=sx.float64)
+    with sx.no_grad():
+        scale[1] = x.shape[0]
+        scale += x.shape[0]
+    return scale
+
+
 @pytest.mark.parametrize(
-    "make", [lambda x: sx.tensor(x.shape[0]), lambda x: x.max(), lambda x: sx.replicated(sx.ones(2))]
+    "scale",
+    [
+        written_in_forward,
+        lambda x: sx.ones(3, dtype=sx.float64) / x.shape[0],
+        lambda x: sx.tensor([1.0, 2.0, x.shape[0]]),
+        lambda x: sx.maximum(sx.arange(3).double() * 10, sx.tensor(x.shape[0])),
+    ],
 )
+def test_a_number_of_the_batch_in_a_forward_counts_all_rows(scale: Callable[[Any], Any]):
+    class Scaled(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * scale(x)
+
+    def work(shards: int | None) -> list[Any]:
+        sx.init(virtual_shards=shards)
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(Scaled(4, 3).double())
+        data = Dataset(np.random.default_rng(0).standard_normal((7, 4)), np.arange(7) % 3)
+        for x, y in DataLoader(data, batch_size=7):
+            F.cross_entropy(model(x), y).backward()
+        return [p.grad.numpy().copy() for p in model.parameters()]
+
+    wanted = run_threads(work, 1, (None,))[0]
+    for ranks, shards in ((2, None), (3, None), (1, 4), (3, 4)):
+        for found in run_threads(work, ranks, (shards,)):
+            for one, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: float(x.shape[0]),
+        lambda x: np.array([float(x.shape[0])]),
+        lambda x: sx.tensor(math.sqrt(x.shape[0]) ** 2),
+    ],
+)
+def test_a_sum_over_ranks_of_a_plain_number_of_the_batch_warns(make: Callable[[Any], Any]):
+    def work() -> None:
+        ((x, _),) = DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7)
+        sx.all_reduce(make(x))
+
+    for ranks in (1, 2):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run_threads(work, ranks)
+        found = ["has become a plain number in tests" in str(w.message) for w in said]
+        assert found == [True] * (ranks - 1)
+
+
+@pytest.mark.parametrize("make", [lambda x: x.max(), lambda x: sx.replicated(sx.ones(2))])
 def test_a_sum_of_what_all_ranks_have_alike_is_refused(make: Callable[[Any], Any]):
     def work() -> list[Any]:
         ((x, _),) = DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7)

@@ -13,8 +13,7 @@ from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.parallel import world
-from sorix_dist.parallel.comm_hooks import Half, PowerSGD, TopK, fp16_compress
-from sorix_dist.parallel.power_sgd import Matrix
+from sorix_dist.parallel.comm_hooks import Half, Matrix, PowerSGD, TopK, fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.exactness import assert_same, data, gradients, network

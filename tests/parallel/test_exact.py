@@ -8,7 +8,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.parallel.comm_hooks import HookReducer, fp16_compress
-from sorix_dist.parallel.hosts_reducer import HostsReducer
+from sorix_dist.parallel.hosts import HostsReducer
 from tests.support.parallel import exactness
 
 

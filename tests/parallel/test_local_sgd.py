@@ -6,6 +6,7 @@ import copy
 import hashlib
 import warnings
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -62,30 +63,42 @@ def trained(make, inner, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None
     return weights(model)
 
 
-def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None):
+def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=None, clip=None, overlap=False):
     """The same by as many models and optimizers in one process, in plain Python."""
     anchor = network() if model is None else model()
     models = [copy.deepcopy(anchor) for _ in range(WORKERS)]
     optimizers = [INNER[inner](m.parameters()) for m in models]
     x, y = data(rows)
     seen, since, momentum = np.zeros(WORKERS), 0, [np.zeros(p.shape) for p in anchor.parameters()]
+    under_way = None  # the drifts of each parameter by worker, and their mean
 
-    def average():
-        shares = seen / seen.sum()
+    def begin():
         drifts = [
-            sum(c * (a.numpy() - p.numpy()) for c, p in zip(shares, ps, strict=True))
+            [a.numpy() - p.numpy() for p in ps]
             for a, *ps in zip(anchor.parameters(), *(m.parameters() for m in models), strict=True)
         ]
-        for i, (a, drift) in enumerate(zip(anchor.parameters(), drifts, strict=True)):
+        return drifts, [sum(c * d for c, d in zip(seen / seen.sum(), ds, strict=True)) for ds in drifts]
+
+    def finish(drifts, means):
+        for i, (a, *ps) in enumerate(zip(anchor.parameters(), *(m.parameters() for m in models), strict=True)):
+            before = a.numpy().copy()
             if outer is None:
-                a.data = a.numpy() - drift
+                a.data = before - means[i]
             else:  # Nesterov's momentum, as in PyTorch's SGD
                 lr, mu = outer
-                momentum[i] = mu * momentum[i] + drift
-                a.data = a.numpy() - lr * (drift + mu * momentum[i])
-        for m in models:
-            for p, a in zip(m.parameters(), anchor.parameters(), strict=True):
-                p.data = a.numpy().copy()
+                momentum[i] = mu * momentum[i] + means[i]
+                a.data = before - lr * (means[i] + mu * momentum[i])
+            for p, drift in zip(ps, drifts[i], strict=True):
+                p.data = p.numpy() + (a.numpy() - before) + drift
+
+    def average():
+        nonlocal under_way
+        if under_way is not None:
+            finish(*under_way)
+        under_way = begin()
+        if not overlap:
+            finish(*under_way)
+            under_way = None
 
     for _ in range(epochs):
         for first in range(0, rows, batch):
@@ -106,6 +119,8 @@ def simulated(inner, every, outer=None, epochs=2, batch=BATCH, rows=ROWS, model=
                 seen[:], since = 0, 0
     if since:
         average()
+    if under_way is not None:
+        finish(*under_way)
     return weights(anchor)
 
 
@@ -132,18 +147,27 @@ def test_local_sgd_is_that_of_separate_models(inner, every):
     assert_close(found, simulated(inner, every))
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_rounded_sums_have_the_same_bits_on_any_ranks_and_lose_nothing_for_long(every, monkeypatch):
+@pytest.mark.parametrize(
+    ("inner", "every", "outer"), [("momentum", 1, None), ("SGD", 3, None), ("AdamW", 2, (0.7, 0.9))]
+)
+def test_with_overlap_each_mean_comes_a_round_later(inner, every, outer):
+    make = sx.LocalSGD if outer is None else sx.DiLoCo
+    found = on_all_shapes(trained, lambda m, o: make(m, o, every, overlap=True), inner)
+    assert_close(found, simulated(inner, every, outer, overlap=True))
+
+
+@pytest.mark.parametrize(("every", "overlap"), [(1, False), (3, False), (2, True)])
+def test_rounded_sums_have_the_same_bits_on_any_ranks_and_lose_nothing_for_long(every, overlap, monkeypatch):
     """Blocks of 8 numbers, so that each of the ranks has several in its slice."""
     monkeypatch.setattr(float16, "SIZE", 8)
 
     def rounded(m, o):
-        return sx.LocalSGD(m, o, every, hook=fp16_compress)
+        return sx.LocalSGD(m, o, every, hook=fp16_compress, overlap=overlap)
 
     shapes = [*SHAPES, (4, 4), (3, 3), (2, 2)]
     found = [run_threads(lambda: trained(rounded, "momentum"), size, hosts=hosts) for size, hosts in shapes]
     assert len({hashed(state) for of_ranks in found for state in of_ranks}) == 1
-    exact = simulated("momentum", every)
+    exact = simulated("momentum", every, overlap=overlap)
     assert_close(found[0][0], exact, 1e-3)
     assert any(not np.array_equal(found[0][0][name], exact[name]) for name in exact)
 
@@ -248,6 +272,8 @@ def test_random_numbers_and_buffers_do_not_depend_on_ranks():
     assert found["3.calls"] == 8
     again = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 3), "AdamW", model=model)
     assert hashed(found) == hashed(again)
+    late = on_all_shapes(trained, lambda m, o: sx.LocalSGD(m, o, 3, overlap=True), "AdamW", model=model)
+    assert late["3.calls"] == 8
 
 
 # -- what the loop shows, and what it refuses
@@ -292,6 +318,41 @@ def test_outside_of_the_loop_the_model_is_that_of_the_last_sum():
 
     for size in (1, 3):
         run_threads(work, size)
+
+
+@pytest.mark.parametrize(("size", "hosts"), [(1, 1), (3, 2)])
+def test_with_a_sum_under_way_all_else_works(size, hosts):
+    def work(end):
+        model, optimizer, local, loader = setup(make=lambda m, o: sx.DiLoCo(m, o, 2, overlap=True))
+        shown = []
+        for batch in loader:
+            step(model, optimizer, local, batch)
+            total = np.ones(9)
+            sx.all_reduce(total)
+            assert (total == size).all()
+            sx.barrier()
+            sx.evaluate(model, loader, nn.CrossEntropyLoss())
+            sx.assert_replicas_equal(model)
+            shown.append(hashed(weights(model)))
+        assert shown[0] == shown[1] == shown[2] != shown[3]
+        step(model, optimizer, local, next(iter(loader)))
+        end(local)
+        with pytest.raises(RuntimeError, match="was unwrapped") if end is not sx.DiLoCo.synchronise else nullcontext():
+            local.synchronise()
+        return weights(model)
+
+    def left(local):
+        """By break, and then goes on from a checkpoint."""
+        state = local.state_dict()
+        next(local.workers(*next(iter(DataLoader(Dataset(*data()), batch_size=BATCH)))))
+        with pytest.raises(RuntimeError, match="left early"):
+            local.synchronise()
+        local.load_state_dict(state)
+        local.unwrap()
+
+    all_ends = (sx.DiLoCo.synchronise, sx.DiLoCo.unwrap, left)
+    ends = [run_threads(work, size, (end,), hosts=hosts) for end in all_ends]
+    assert len({hashed(state) for of_ranks in ends for state in of_ranks}) == 1
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(2, 1), (4, 2)])
@@ -513,12 +574,14 @@ def stepped(model):
         (TypeError, r"give model.unwrap\(\)", lambda m, o: sx.LocalSGD(sx.DistributedDataParallel(m), o, 2)),
         (TypeError, r"model must be a Module", lambda m, o: sx.LocalSGD(o, m, 2)),
         (TypeError, r"optimizer must be an Optimizer", lambda m, o: sx.LocalSGD(m, 0.1, 2)),
-        (ValueError, r"every must be an integer >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
+        (ValueError, r"every must be >= 1, got 0", lambda m, o: sx.LocalSGD(m, o, 0)),
         (ValueError, r"of the model alone", lambda m, o: sx.LocalSGD(m, INNER["SGD"](network().parameters()), 2)),
         (ValueError, r"of the model alone", lambda m, o: sx.DiLoCo(m, o, 2, INNER["SGD"](network().parameters()))),
         (ValueError, r"another optimizer than the inner one", lambda m, o: sx.DiLoCo(m, o, 2, o)),
         (ValueError, r"hook must be None or .*fp16_compress, got <", lambda m, o: sx.LocalSGD(m, o, 2, hook=TopK(0.1))),
         (ValueError, r"hook=None.*fp16_c", lambda m, o: sx.LocalSGD(m, o, 2, hook=(None, fp16_compress)[sx.rank()])),
+        (ValueError, r"overlap=False.*overlap=True", lambda m, o: sx.LocalSGD(m, o, 2, overlap=sx.rank() > 0)),
+        (TypeError, r"overlap must be True or False, got .*no", lambda m, o: sx.LocalSGD(m, o, 2, overlap="no")),
         (ValueError, r"must have parameters", lambda m, o: sx.LocalSGD(nn.Tanh(), o, 2)),
         (ValueError, r"on every rank.*every=2.*every=3", lambda m, o: sx.LocalSGD(m, o, 2 + sx.rank())),
         (ValueError, r"on every rank.*lr=0.1.*lr=1.1", lambda m, o: sx.LocalSGD(m, of_rate(m, 0.1 + sx.rank()), 2)),
@@ -566,9 +629,11 @@ def test_what_differs_between_ranks_is_found_at_the_next_sum():
     on_all_ranks(batch, RuntimeError, r"rank 1 has batch 3 of epoch 0")
 
 
-def test_weights_that_are_not_finite_are_named_and_not_mixed():
+@pytest.mark.parametrize("overlap", [False, True])
+def test_weights_that_are_not_finite_are_named_and_not_mixed(overlap):
     def work():
-        model, optimizer, local, loader = setup(inner="SGD")
+        model, optimizer, local, loader = setup(inner="SGD", make=lambda m, o: sx.LocalSGD(m, o, 2, overlap=overlap))
+        start = hashed(weights(model))
         try:
             for xb, yb in loader:
                 for x, y in local.workers(xb, yb):
@@ -577,6 +642,7 @@ def test_weights_that_are_not_finite_are_named_and_not_mixed():
                     (loss * (np.inf if sx.rank() == 1 else 1)).backward()
                     optimizer.step()
         finally:
+            assert hashed(weights(model)) == start
             with pytest.raises(RuntimeError, match="a sum has failed"):
                 local.synchronise()
 
@@ -625,6 +691,7 @@ def resumed(folder, stops, make, ranks_of_run):
         lambda m, o: sx.LocalSGD(m, o, 5),
         lambda m, o: sx.DiLoCo(m, o, every=5),
         lambda m, o: sx.LocalSGD(m, o, 5, hook=fp16_compress),  # with what rounding has taken so far
+        lambda m, o: sx.DiLoCo(m, o, every=2, hook=fp16_compress, overlap=True),  # and with a sum under way
     ],
 )
 def test_resume_on_another_number_of_ranks(make, tmp_path):
@@ -660,6 +727,7 @@ def test_a_state_that_does_not_fit(tmp_path):
 
     momentum = INNER["momentum"]
     refuses(r"of 4 workers.*this run has 8", lambda m: sx.LocalSGD(m, momentum(m.parameters()), 3), workers=8)
+    refuses(r"that of overlap=False", lambda m: sx.LocalSGD(m, momentum(m.parameters()), 3, overlap=True))
     refuses(r"that of LocalSGD", lambda m: sx.DiLoCo(m, momentum(m.parameters()), 3))
     refuses(r"'optimizer.0..*' must be", lambda m: sx.LocalSGD(m, INNER["AdamW"](m.parameters()), 3))
     refuses(
@@ -684,21 +752,32 @@ def test_evaluation_is_of_the_averaged_model():
 
 @needs_mpirun
 def test_the_same_bits_under_mpi(tmp_path):
+    """Also as if every rank were on a host of its own, with sums in many pieces, and one under way at the end."""
     script = tmp_path / "train.py"
     script.write_text(
+        "import sys\n"
         "import sorix_dist as sx\n"
-        "from tests.parallel.test_local_sgd import hashed, trained\n"
-        "found = hashed(trained(lambda m, o: sx.DiLoCo(m, o, every=3), 'AdamW'))\n"
-        "sx.print(found, sx.size())\n"
+        "from sorix_dist.comm import mpi\n"
+        "from sorix_dist.parallel import tree_reducers\n"
+        "if sys.argv[1:]:\n"
+        "    tree_reducers.PIECE = 64\n"
+        "    mpi.locate = lambda host_of, rank: (rank, len(host_of), 0, 1)\n"
+        "from tests.parallel.test_local_sgd import hashed, setup, step, trained\n"
+        "for overlap in (False, True):\n"
+        "    found = hashed(trained(lambda m, o: sx.DiLoCo(m, o, every=3, overlap=overlap), 'AdamW'))\n"
+        "    sx.print(found, sx.size())\n"
         "import atexit\n"
+        "model, optimizer, late, loader = setup(make=lambda m, o: sx.LocalSGD(m, o, every=1, overlap=True))\n"
+        "step(model, optimizer, late, next(iter(loader)))\n"
         "model = sx.nn.Linear(2, 2)\n"
         "local = sx.LocalSGD(model, sx.optim.SGD(model.parameters()), every=3)\n"
         "local.synchronise()\n"  # with no other frame on the stack
         "atexit.register(local.synchronise)\n"  # with none at all
     )
-    wanted = hashed(on_all_shapes(trained, lambda m, o: sx.DiLoCo(m, o, every=3), "AdamW"))
-    for ranks in (2, 3):
-        ended = run_ranks(ranks, str(script), limit=60)
+    makes = [lambda m, o, overlap=overlap: sx.DiLoCo(m, o, every=3, overlap=overlap) for overlap in (False, True)]
+    wanted = [hashed(on_all_shapes(trained, make, "AdamW")) for make in makes]
+    for ranks, *far in ((2,), (3, "far")):
+        ended = run_ranks(ranks, str(script), *far, limit=60)
         assert ended.code == 0, ended.err
-        assert ended.out.split() == [wanted, str(ranks)]
+        assert ended.out.split() == [wanted[0], str(ranks), wanted[1], str(ranks)]
         assert "Traceback" not in ended.err

@@ -85,14 +85,19 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run_threads(lambda: (outputs() > 0).sum().item(), ranks)
-    assert any("sx.global_value(x).item() is the whole" in str(w.message) for w in said) == (ranks > 1)
+    assert any("item() of a sum over rows is this rank's part" in str(w.message) for w in said) == (ranks > 1)
 
 
 @pytest.mark.parametrize(
     ("number", "warning"),
     [
         (lambda: float(outputs().detach().mean()), "float() of a mean over rows"),
+        (lambda: outputs().detach().mean(0).tolist(), "tolist() of a mean over rows"),
+        (lambda: outputs().sum(0).numpy(), "numpy() of a sum over rows"),
+        (lambda: np.asarray(outputs().sum(0)), "NumPy's array of a sum over rows"),
         (lambda: len((x := outputs())[x > 0]), "len() of what a mask has selected"),
+        (lambda: (x := outputs()).topk(len(x))[0].sum(), "positions among the 3 rows of all ranks"),
+        (lambda: (x := outputs(), i := sx.randperm(x.shape[0]), *(i[n : n + 1] for n in range(len(x)))), "positions"),
     ],
 )
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -104,7 +109,7 @@ def test_a_plain_number_of_this_ranks_rows_is_said(number, warning, ranks):
 
 
 def test_numbers_of_a_batch_are_plain_to_python():
-    """Those of this rank, also in NumPy, in arithmetic, where they are kept, and beside tensors of no batch."""
+    """Those of this rank, also in NumPy, in arithmetic and where they are kept; tensors of them count all rows."""
 
     def work():
         x = outputs()
@@ -128,7 +133,7 @@ def test_numbers_of_a_batch_are_plain_to_python():
         )
 
     def wanted(n):
-        return n, n, [*range(n)], (n / 2, n * 2), 2 * n, math.ceil(n / 2), -n // 2, divmod(n + 1, 2), round(n / 3)
+        return n, n, [*range(n)], (n / 2, n * 2), 6, math.ceil(n / 2), -n // 2, divmod(n + 1, 2), round(n / 3)
 
     for ranks in (1, 2):
         assert run_threads(work, ranks) == [wanted(n) for n in ((3,) if ranks == 1 else (1, 2))]

@@ -57,7 +57,7 @@ def test_one_copy_per_host(size, hosts, storage):
 
 @pytest.mark.parametrize("check", exactness.CHECKS, ids=lambda check: check.__name__)
 def test_replicated_is_the_same(check, monkeypatch):
-    monkeypatch.setitem(sx.DistributedDataParallel.__init__.__kwdefaults__, "storage", "replicated")
+    monkeypatch.setitem(sx.DistributedDataParallel.__init__.__wrapped__.__kwdefaults__, "storage", "replicated")
     for rows in (2, 17):
         run_threads(check, 3, args=(rows,))
 

@@ -11,7 +11,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import Checked, Comm, MpiComm, deferred_free
+from sorix_dist.comm import Checked, Comm, MpiComm, shared_memory
 from sorix_dist.comm.checked import signature
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.status_page import DEPTH
@@ -48,9 +48,9 @@ def test_nothing(world: Comm) -> None:
     gc.collect()
     assert not any(communicator() for communicator in communicators)
     assert page is None or len(page.free_channels) >= free
-    assert deferred_free._unused  # what is left of the last one, at least
+    assert shared_memory._unused  # what is left of the last one, at least
     new = MpiComm()  # for which all ranks come together
-    assert not deferred_free._unused
+    assert not shared_memory._unused
     assert new.size == world.size
 
 
@@ -64,12 +64,12 @@ def test_memory_that_somebody_still_uses(world: Comm) -> None:
     gc.collect()
     earlier = MpiComm()
     if world.rank:
-        assert deferred_free._unused
+        assert shared_memory._unused
     else:
         assert np.isfinite(weights).all()
         del weights
     new = MpiComm()
-    assert not deferred_free._unused
+    assert not shared_memory._unused
     assert earlier.size == new.size == world.size
 
 

@@ -85,7 +85,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "normalize: std must be above 0, got 0.0": lambda: normalize(np.ones((2, 3)), 0, 0),
     r"normalize: mean must have shape \(\) or \(3,\), got \(2,\)": lambda: normalize(np.ones((2, 3)), [0, 0], 1),
     "one_hot: labels must be integers, got float64": lambda: one_hot(np.ones(2), 3),
-    "one_hot: num_classes must be an integer >= 1, got 0": lambda: one_hot(np.zeros(2, int), 0),
+    "one_hot: num_classes must be >= 1, got 0": lambda: one_hot(np.zeros(2, int), 0),
     r"columns must be a list of names, got 'age'; write \['age'\]": lambda: read_table(TABLE, columns="age"),
     r"target must be the name of a column, got ndarray of shape \(2,\)": lambda: read_table(TABLE, np.ones(2)),  # type: ignore[arg-type]
     "source must be a table with columns, got NoneType": lambda: read_table(None),

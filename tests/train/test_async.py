@@ -13,6 +13,8 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.comm.threads import run_threads
+from sorix_dist.parallel import consistency
 from tests.support.train.faults import Counting, Slow, fails
 from tests.support.train.saving import Part, saved
 
@@ -20,6 +22,29 @@ from tests.support.train.saving import Part, saved
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_ranks_that_wait_for_a_slow_disk_learn_that_it_goes_on(
+    folder: Path, async_save: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consistency, "NEWS_SECONDS", 0.05)
+
+    def train() -> tuple[int, float]:
+        comm, messages = sx.comm.current(), []
+        broadcast = comm.broadcast_object
+        comm.broadcast_object = lambda value: messages.append(value) or broadcast(value)
+        checkpointer = sx.Checkpointer(folder, async_save=async_save)
+        checkpointer.folder.files = Slow()
+        checkpointer.save(1, value=np.ones(10))
+        checkpointer.wait()
+        saved = checkpointer.load_latest()
+        return len(messages), saved["value"].sum()
+
+    first, *others = run_threads(train, 3)
+    assert others == [first] * 2
+    assert first[0] > 2 + async_save  # calls that tell the result
+    assert first[1] == 10
 
 
 def test_a_thread_saves_what_was_there(folder: Path) -> None:

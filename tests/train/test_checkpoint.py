@@ -100,13 +100,13 @@ def test_parts_may_be_left_out_or_lacking(folder: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, -1, True, 2.0, None])
 def test_keep(keep: Any, folder: Path) -> None:
-    with pytest.raises(ValueError, match="keep must be an integer >= 1"):
+    with pytest.raises(ValueError, match=r"keep must be (an integer )?>= 1"):
         sx.Checkpointer(folder, keep)
 
 
 @pytest.mark.parametrize("step", [-1, 1.0, True, None, "1"])
 def test_step(step: Any, folder: Path) -> None:
-    with pytest.raises(ValueError, match="step must be an integer >= 0"):
+    with pytest.raises(ValueError, match=r"step must be (an integer )?>= 0"):
         sx.Checkpointer(folder).save(step)
     assert not folder.exists()
 

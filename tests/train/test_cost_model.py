@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from sorix_dist.parallel.power_sgd import Matrix, PowerSGD, matrices_in
+from sorix_dist.parallel.comm_hooks import Matrix, PowerSGD, matrices_in
 from sorix_dist.train.cost_model import (
     METHODS,
     Border,

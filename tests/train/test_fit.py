@@ -140,7 +140,7 @@ def test_wrong_arguments() -> None:
         run(1, early_stopping=sx.EarlyStopping("accuracy"))
     for wrong, message in (
         ({"mode": "best"}, "mode must be 'min' or 'max', got 'best'"),
-        ({"patience": 0}, "patience must be an integer >= 1, got 0"),
+        ({"patience": 0}, "patience must be >= 1, got 0"),
         ({"min_delta": -1.0}, "min_delta must be a number >= 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import CollectiveMismatch, run_threads
-from sorix_dist.train.metrics import means
+from sorix_dist.train.metrics import base
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.launching import needs_mpirun, run_ranks
 from tests.support.train import metric_checks
@@ -40,18 +40,18 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(st.lists(finite, max_size=30))
 def test_sums_are_exact(values: list[float]) -> None:
-    assert means.exact_sum(np.array(values, np.float64)) == sum(map(Fraction, values), Fraction(0))
+    assert base.exact_sum(np.array(values, np.float64)) == sum(map(Fraction, values), Fraction(0))
 
 
 @given(st.lists(st.tuples(finite, finite), max_size=20))
 def test_sums_of_products_are_exact(pairs: list[tuple[float, float]]) -> None:
     wanted = sum((Fraction(a) * Fraction(b) for a, b in pairs), Fraction(0))
-    assert means.exact_dot(*np.array(pairs, np.float64).reshape(-1, 2).T) == wanted
+    assert base.exact_dot(*np.array(pairs, np.float64).reshape(-1, 2).T) == wanted
 
 
 def test_products_of_usual_numbers_are_exact() -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 999)) * 10.0 ** np.random.default_rng(1).integers(-99, 99, 999)
-    assert means.exact_dot(a, b) == sum((Fraction(x) * Fraction(y) for x, y in zip(a, b)), Fraction(0))
+    assert base.exact_dot(a, b) == sum((Fraction(x) * Fraction(y) for x, y in zip(a, b)), Fraction(0))
 
 
 @given(st.lists(st.tuples(finite, st.one_of(st.integers(0, 2**63), st.floats(0, 1e300))), max_size=12), st.randoms())
@@ -88,7 +88,7 @@ def test_arrays_of_every_dtype(dtype: str) -> None:
 
 def test_a_million_large_numbers_lose_nothing() -> None:
     value = math.nextafter(1.0, 0)  # a mantissa of ones
-    assert means.exact_sum(np.full(1 << 20, value)) == Fraction(value) * (1 << 20)
+    assert base.exact_sum(np.full(1 << 20, value)) == Fraction(value) * (1 << 20)
 
 
 def test_infinities_and_nan() -> None:
@@ -240,9 +240,9 @@ def test_bad_samples(metric: Any, found: Any, target: Any, error: Any, message: 
 
 def test_bad_options() -> None:
     for k in (0, 1.5, True, None):
-        with pytest.raises(ValueError, match="top_k must be an integer >= 1, got"):
+        with pytest.raises(ValueError, match=r"top_k must be (an integer )?>= 1, got"):
             Accuracy(top_k=k)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_classes must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be >= 1, got 0"):
         ConfusionMatrix(0)
     with pytest.raises(ValueError, match="ignore_index must be an integer or None, got 'a'"):
         Accuracy(ignore_index="a")  # type: ignore[arg-type]

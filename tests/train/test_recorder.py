@@ -112,7 +112,7 @@ def test_wrong_values(tmp_path: Path) -> None:
     recorder = sx.Recorder(tmp_path)
     with pytest.raises(TypeError, match="loss must be a number or a text, got list"):
         recorder.log(1, loss=[1.0])
-    with pytest.raises(ValueError, match="step must be an integer >= 0, got -1"):
+    with pytest.raises(ValueError, match="step must be >= 0, got -1"):
         recorder.log(-1, loss=1.0)
     assert not (tmp_path / "records.jsonl").exists()
 

@@ -161,7 +161,7 @@ def test_weighted_draws() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1, 2], 0), "num_samples must be an integer >= 1, got 0"),
+        (([1, 2], 0), "num_samples must be >= 1, got 0"),
         (([[1, 2]], 1), "weights must be a vector of finite numbers >= 0"),
         (([1, -2], 1), "weights must be a vector of finite numbers >= 0"),
         (([1, np.nan], 1), "weights must be a vector of finite numbers >= 0"),

@@ -233,7 +233,7 @@ def test_batch_size_per_rank() -> None:
             assert DataLoader(data, batch_size_per_rank=4, shard=False).batch_size == 4
     with pytest.raises(ValueError, match="exclude each other, got batch_size=4 and batch_size_per_rank=2"):
         DataLoader(data, 4, batch_size_per_rank=2)
-    with pytest.raises(ValueError, match="batch_size_per_rank must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size_per_rank must be >= 1, got 0"):
         DataLoader(data, batch_size_per_rank=0)
     with place(0, 6), pytest.raises(ValueError, match="at most the data set's length 20 with drop_last, got 24"):
         len(DataLoader(data, batch_size_per_rank=4, drop_last=True))
@@ -287,9 +287,9 @@ def test_bad_samplers() -> None:
         DistributedSampler(data, 2)
     with pytest.raises(ValueError, match="rank must be less than num_replicas, got rank 2 of 2"):
         DistributedSampler(data, 2, 2)
-    with pytest.raises(ValueError, match="num_replicas must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_replicas must be >= 1, got 0"):
         DistributedSampler(data, 0, 0)
-    with pytest.raises(ValueError, match="epoch must be an integer >= 0, got -1"):
+    with pytest.raises(ValueError, match="epoch must be >= 0, got -1"):
         DistributedSampler(data).set_epoch(-1)
 
 

@@ -234,9 +234,9 @@ def test_a_script_ends_although_a_fetch_does_not(tmp_path: Any) -> None:
 
 def test_bad_numbers() -> None:
     for workers in (-1, 1.5, True, None):
-        with pytest.raises(ValueError, match="num_workers must be an integer >= 0, got"):
+        with pytest.raises(ValueError, match=r"num_workers must be (an integer )?>= 0, got"):
             DataLoader(Uneven(), num_workers=workers)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="prefetch_factor must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="prefetch_factor must be >= 1, got 0"):
         DataLoader(Uneven(), num_workers=1, prefetch_factor=0)
 
 

@@ -125,6 +125,7 @@ def test_a_rank_that_stays_after_its_end() -> None:
     ended, stays = status(0, 3, state=State.ENDED, script_over=True), status(1, 3, script_over=True)
     assert "the script of rank 1 (pid 101) ended 300 s ago" in str(fault_of(ended, stays, over={0: LONG, 1: LONG}))
     assert fault_of(ended, stays, over={0: LONG, 1: 1.0}) is None
+    assert fault_of(ended, stays, over={0: LONG, 1: LONG}, idle=1.0) is None
     assert fault_of(ended, status(1, 3), over={0: LONG}) is None  # it works on at the end
 
 
@@ -147,6 +148,9 @@ def test_a_rank_that_is_late() -> None:
     assert "rank 0 has waited 5 s" in what
     assert what.endswith("rank 1 has not arrived")
     assert fault_of(*rows, timeout=0.0) is None
+    assert fault_of(*rows, timeout=5.0, idle=1.0) is None  # rank 1 saves a file, say
+    again = status(0, 0, state=State.STARTING), status(1, 4, waits=True)
+    assert str(fault_of(*again, timeout=5.0)).endswith("at train.py:9; rank 0 has not arrived")
     nobody = status(0, 1, state=State.STARTING), status(1, 1, state=State.STARTING)
     assert "on another host" in str(fault_of(*nobody, timeout=5.0))
     assert fault_of(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
@@ -253,9 +254,8 @@ def dropout2d(
 
 
 def check_dropout(name: str, p: float) -> None:
-    """ValueError, for the function or layer `name`, unless p is a probability."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"{name}: p must be a probability in [0, 1], got {p!r}")
+    """TypeError or ValueError, for the function or layer `name`, unless p is a probability."""
+    in_range(f"{name}: p", p, 0, 1, closed=True)
 
 
 def _dropped(name: str, input: Any, p: float, training: bool, draws: Draws | None, dims: int | None) -> Tensor:

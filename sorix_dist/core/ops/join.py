@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.batch_numbers import of_all
+from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.axes import along, axis_of, parts_along, refused
@@ -118,13 +118,14 @@ def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int |
     if place is None or place.axis != at:
         split_size_or_sections = of_all(split_size_or_sections)
     if isinstance(split_size_or_sections, tuple | list):
-        sizes = [int(n) for n in split_size_or_sections]
+        sizes = [n if is_of_batch(n) else int(n) for n in split_size_or_sections]
         if any(n < 0 for n in sizes) or sum(sizes) != length:
             raise ValueError(f"split: sections must add up to the size {length} of dim {at}, got {sizes}")
     else:
-        size = int(split_size_or_sections)
+        size = split_size_or_sections
         if place is not None and place.axis == at and place.outer > 1 and place.held == size * place.outer:
             return chunk(tensor, place.outer, at)  # all rows, then all rows again
+        size = int(size)
         if size < 1:
             raise ValueError(f"split: split_size must be at least 1, got {size}")
         sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
@@ -201,7 +202,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
 def _several(name: str, tensors: Any) -> list[Any]:
     """The tensors as a list, checked; arrays and numbers among them are taken as tensors."""
     if not isinstance(tensors, list | tuple):
-        raise TypeError(f"{name}: tensors must be a list or tuple of tensors, got {type(tensors).__name__}")
+        raise TypeError(f"{name}: the type of tensors must be tuple or list, got {type(tensors).__name__}")
     if not tensors:
         raise ValueError(f"{name}: tensors must hold at least one tensor, got none")
     return [x if isinstance(x, Tensor | np.ndarray) else Tensor(as_operand(x)) for x in tensors]

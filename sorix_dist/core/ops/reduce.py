@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import host
 from sorix_dist.core.graph import add_up
 from sorix_dist.core.op import op
@@ -308,7 +309,7 @@ def cumsum(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 @_widened
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Any:
     """The p-norm of the elements, along `dim` if given: (sum |x|^p)^(1/p); p may be "fro" (2), inf or -inf."""
-    axes = axes_of("norm", input, dim, axis, empty_is_all=True)
+    axes, p = axes_of("norm", input, dim, axis, empty_is_all=True), of_all(p)
     if p in ("fro", 2, None):
         place = shard_of(input)
         if place is None or not (axes is None or place.axis in axes):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.batch_numbers import of_all
+from sorix_dist.core.batch_numbers import here, of_all, sized
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
-from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
-from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, linear_place, whole
+from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of, tagged
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, beside, collective, linear_place, whole
 from sorix_dist.core.tensor import Tensor, shape_of
 
 # -- where the rows of a batch are afterwards
@@ -160,7 +160,7 @@ def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
 
 def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
-    sizes, was, place = sizes_of("reshape", shape), shape_of(input), shard_of(input)
+    sizes, was, place = _sizes_that_fit(input, _unpacked(shape)), shape_of(input), shard_of(input)
     full = _without_unknown(was, sizes, place)
     if place is None or sizes.count(-1) != 1:
         return reshape_to(input, shape=full)
@@ -172,12 +172,26 @@ def reshape(input: Any, *shape: Any) -> Any:
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """Sizes that were given as `2, 3` or `(2, 3)`; TypeError (for the function `name`) unless they are integers."""
-    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = tuple(sizes[0])
+    sizes = _unpacked(sizes)
     try:
-        return tuple(n.__index__() for n in sizes)
+        return tuple(here(n).__index__() for n in sizes)
     except AttributeError:
         raise TypeError(f"{name}: sizes must be integers, got {sizes}") from None
+
+
+def _sizes_that_fit(input: Any, sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """The sizes of a reshape. For what has the rows of all ranks x.shape[0] is their number, if that fits."""
+    own = sizes_of("reshape", sizes)
+    if shard_of(input) is not None or all(getattr(n, "everywhere", None) is None for n in sizes):
+        return own
+    everywhere, count = sizes_of("reshape", of_all(sizes)), prod(shape_of(input))
+    first, second = (everywhere, own) if getattr(input, "place", None) is REPLICATE else (own, everywhere)
+    fits = count % max(1, abs(prod(first))) == 0 if -1 in first else count == prod(first)
+    return first if fits else second
+
+
+def _unpacked(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
 
 
 def _without_unknown(was: tuple[int, ...], shape: tuple[int, ...], place: Shard | None = None) -> tuple[int, ...]:
@@ -215,9 +229,9 @@ def swapaxes(input: Any, dim0: int, dim1: int) -> Any:
 
 
 def t(input: Any) -> Any:
-    """A matrix transposed; vectors and 0-d tensors as they are. ValueError for more dimensions."""
+    """A matrix transposed; vectors and 0-d tensors as they are. RuntimeError for more dimensions."""
     if len(shape_of(input)) > 2:
-        raise ValueError(f"t: input must have at most two dimensions, got shape {shape_of(input)}")
+        raise RuntimeError(f"t: input must have at most two dimensions, got shape {shape_of(input)}")
     return transpose(input)
 
 
@@ -282,23 +296,46 @@ def unsqueeze(input: Any, dim: Any = None, *, axis: Any = None) -> Any:
 
 def expand(input: Any, *sizes: Any) -> Any:
     """Dimensions of size 1 repeated, without a copy; -1 keeps a size, new dimensions come in front."""
-    place = shard_of(input)
+    place, sizes = shard_of(input), _unpacked(sizes)
     if place is not None and place.batch.known is not None and not place.group.isolated:
         sizes = of_all(sizes)
-    wanted, shape = sizes_of("expand", sizes), shape_of(input)
+    own, rows = sized(sizes) if place is None else (sizes, None)
+    wanted, shape = sizes_of("expand", tuple(own)), shape_of(input)
     extra = len(wanted) - len(shape)
     if extra < 0:
         raise ValueError(f"expand: sizes must have at least {len(shape)} entries for shape {shape}, got {wanted}")
+    if rows is not None:
+        return _expand_to_rows(input, wanted, rows)
     global_shape = (*wanted[:extra], *extents(input))  # the global number of rows means this rank's rows
     full = tuple(shape[i - extra] if i >= extra and n in (-1, global_shape[i]) else n for i, n in enumerate(wanted))
-    if any(n < 0 for n in full) or any(n not in (1, m) for n, m in zip(shape, full[extra:], strict=True)):
+    return _expanded(input, full, wanted)
+
+
+def _expanded(input: Any, full: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
+    shape = shape_of(input)
+    pairs = zip(shape, full[len(full) - len(shape) :], strict=True)
+    if any(n < 0 for n in full) or any(n not in (1, m) for n, m in pairs):
         raise ValueError(f"expand: sizes must fit the shape {shape} where that is not 1, got {wanted}")
     return expand_to(input, shape=full)
 
 
+def _expand_to_rows(input: Any, wanted: tuple[int, ...], rows: Shard) -> Any:
+    """What every rank has alike, repeated for each row of a batch: it becomes rows."""
+    input, at = whole(input, "expand"), len(wanted) - rows.axis
+    input = beside(input, rows, at)
+    if shard_of(input) is None and rows.group.ordered and getattr(input, "origin", None) is not None:
+        input = collective().spread(input, rows, at, len(wanted))
+    shape = (1,) * (len(wanted) - len(shape_of(input))) + shape_of(input)
+    full = tuple(m if n == -1 else n for n, m in zip(wanted, shape, strict=True))
+    return tagged(_expanded(bare(input), full, wanted), rows)
+
+
 def expand_as(input: Any, other: Any) -> Any:
     """Repeated to the shape of `other`."""
-    return expand(input, *shape_of(other))
+    place, rows, shape = shard_of(input), shard_of(other), shape_of(other)
+    if rows is None or (place is not None and len(shape) - rows.axis == len(shape_of(input)) - place.axis):
+        return expand(input, *shape)
+    return _expand_to_rows(input, shape, rows)
 
 
 def broadcast_to(input: Any, size: Any) -> Any:
@@ -308,21 +345,29 @@ def broadcast_to(input: Any, size: Any) -> Any:
 
 def repeat(input: Any, *sizes: Any) -> Any:
     """The tensor set side by side with itself: `sizes` says how often along each dimension; new ones come in front."""
-    times = sizes_of("repeat", sizes)
+    sizes, place = _unpacked(sizes), shard_of(input)
+    if place is not None and place.batch.known is not None and not place.group.isolated:
+        sizes = of_all(sizes)
+    own, lead = sized(sizes) if place is None else (sizes, None)
+    times = sizes_of("repeat", tuple(own))
     shape: tuple[int, ...] = shape_of(input)
     if len(times) < len(shape):
         raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
     if any(n < 0 for n in times):
         raise ValueError(f"repeat: sizes must not be negative, got {times}")
-    place, extra = shard_of(input), len(times) - len(shape)
+    extra = len(times) - len(shape)
     if place is not None:  # all rows, then all rows again
         axis = place.axis + extra
         rows = place.batch.at(axis, place.outer * times[axis], place.inner)
         return tagged(repeat(bare(input), times), rows)
     shape = (1,) * extra + shape
     pairs = reshape_to(input, shape=tuple(n for size in shape for n in (1, size)))
-    wide = expand_to(pairs, shape=tuple(n for both in zip(times, shape, strict=True) for n in both))
-    return reshape_to(wide, shape=tuple(n * size for n, size in zip(times, shape, strict=True)))
+    full = tuple(n for both in zip(times, shape, strict=True) for n in both)
+    joined = tuple(n * size for n, size in zip(times, shape, strict=True))
+    if lead is None:
+        return reshape_to(expand_to(pairs, shape=full), shape=joined)
+    wide = bare(_expand_to_rows(pairs, full, lead.moved(2 * lead.axis)))
+    return with_rows(wide, joined, lead.batch.at(lead.axis, lead.outer, lead.inner * shape[lead.axis]))
 
 
 def flip(input: Any, *dims: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core.arguments import in_range, one_of
 from sorix_dist.core.capture import host, listening, recorders
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
@@ -178,21 +179,18 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
 
 # -- options and reductions
 
-_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "label_smoothing": (lambda share: 0 <= share <= 1, "in [0, 1]"),
-    "beta": (lambda distance: distance >= 0, ">= 0"),
-    "delta": (lambda distance: distance > 0, "> 0"),
+_BOUNDS: dict[str, dict[str, Any]] = {  # as `in_range` takes them
+    "label_smoothing": {"low": 0, "high": 1, "closed": True},
+    "beta": {"low": 0, "closed": True},
+    "delta": {"low": 0, "above": True, "closed": True},
 }
 
 
 def check_options(owner: str, reduction: str, reductions: Sequence[str] = REDUCTIONS, **numbers: float) -> None:
-    """ValueError, for the function or layer `owner`, for an option that makes no sense."""
-    if reduction not in reductions:
-        raise ValueError(f"{owner}: reduction must be one of {', '.join(map(repr, reductions))}, got {reduction!r}")
+    """TypeError or ValueError, for the function or layer `owner`, for an option that makes no sense."""
+    one_of(f"{owner}: reduction", reduction, *reductions)
     for name, number in numbers.items():
-        fits, bounds = _BOUNDS[name]
-        if not fits(number):
-            raise ValueError(f"{owner}: {name} must be {bounds}, got {number}")
+        in_range(f"{owner}: {name}", number, **_BOUNDS[name])
 
 
 def reduced(owner: str, losses: Tensor, reduction: str) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import at_least
+from sorix_dist.core.arguments import at_least, in_range
 from sorix_dist.core.arrange import scatter, unflatten
 from sorix_dist.core.create import zeros
 from sorix_dist.core.ops import conv, pool
@@ -204,11 +204,13 @@ def interpolate(
     if len(numbers) != len(axes):
         raise ValueError(f"interpolate: size or scale_factor must be one number or {len(axes)}, got {given!r}")
     if mode == "area":
-        counts = [int(k) if scale_factor is None else floor(n * k) for n, k in zip(x.shape[2:], numbers, strict=True)]
+        counts = [k if scale_factor is None else floor(n * k) for n, k in zip(x.shape[2:], numbers, strict=True)]
         return adaptive_avg_pool1d(x, counts) if x.ndim == 3 else adaptive_avg_pool2d(x, counts)
     for axis, number in zip(axes, numbers, strict=True):
         length = x.shape[axis]
-        count = int(number) if scale_factor is None else floor(length * number)
+        if scale_factor is not None:
+            in_range("interpolate: scale_factor", number, 0, above=True)
+        count = number if scale_factor is None else floor(length * number)
         at_least(1, "interpolate", size=count)
         scale = length / count if scale_factor is None or recompute_scale_factor else 1 / number
         if mode.startswith("nearest"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import in_range
+from sorix_dist.core.arguments import as_bool, as_list, as_number, in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.flat import BLOCK, changing_gradients, gradients
 from sorix_dist.core.keywords import missing_from
@@ -35,15 +35,14 @@ def clip_grad_norm_(
     infinity; the factor is max_norm / (norm + 1e-6), as in PyTorch. Parameters without a gradient do not count.
     RuntimeError, with all gradients as they were, if `error_if_nonfinite` and the norm is NaN or infinite.
     """
-    return _clip_norm(_tensors(parameters), float(max_norm), float(norm_type), error_if_nonfinite)
+    max_norm, norm_type = as_number("max_norm", max_norm), as_number("norm_type", norm_type)
+    return _clip_norm(_tensors(parameters), max_norm, norm_type, as_bool("error_if_nonfinite", error_if_nonfinite))
 
 
 @host
 def _clip_norm(given: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     in_range("max_norm", max_norm, 0, closed=True)
-    in_range("norm_type", norm_type, 0, closed=True)
-    if norm_type == 0:
-        raise ValueError("norm_type must be > 0, got 0")
+    in_range("norm_type", norm_type, 0, closed=True, above=True)
     _refuse_pending("clip_grad_norm_", given)
     found = gradients(given)
     total = _norm(found, norm_type)
@@ -60,7 +59,7 @@ def _clip_norm(given: list[Tensor], max_norm: float, norm_type: float, error_if_
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Limits every element of the gradients, in place, to [-clip_value, clip_value]."""
-    _clip_value(_tensors(parameters), float(clip_value))
+    _clip_value(_tensors(parameters), as_number("clip_value", clip_value))
 
 
 @host
@@ -99,7 +98,7 @@ def _power_sum(block: Array, p: float) -> float:
 
 
 def _tensors(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    given = [parameters] if isinstance(parameters, Tensor) else as_list("parameters", parameters, "tensors")
     for i, parameter in enumerate(given):
         if not isinstance(parameter, Tensor):
             raise TypeError(f"parameters must hold tensors, got {type(parameter).__name__} at {i}")
@@ -108,7 +107,7 @@ def _tensors(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
     """All elements of the parameters, in order, as one vector, which a backward can go through."""
-    vectors = [reshape(parameter, -1) for parameter in parameters]
+    vectors = [reshape(parameter, -1) for parameter in _tensors(parameters)]
     if not vectors:
         raise ValueError("parameters must hold at least one tensor, got none")
     return cat(vectors)
@@ -116,7 +115,7 @@ def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
 
 def vector_to_parameters(vec: Any, parameters: Iterable[Tensor]) -> None:
     """Copies the elements of a vector into the parameters, in order; ValueError unless there are as many."""
-    given = list(parameters)
+    given = _tensors(parameters)
     values = np.asarray(vec)
     count = sum(parameter.array.size for parameter in given)
     if values.shape != (count,):

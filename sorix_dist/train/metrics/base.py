@@ -1,17 +1,23 @@
-"""The base class of metrics: counts of this rank, one collective that sums them, and a state to resume from."""
+"""The base class of metrics: counts of this rank, one collective that sums them, and a state to resume from. And exact
+means: neither the order of the samples nor the rank that adds them matters."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import reduce
+from itertools import chain
 from operator import add
 from typing import Any, cast
 
 import numpy as np
 
 from sorix_dist.comm import Comm
+from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_state
+from sorix_dist.core.tensor import Array, as_array
 from sorix_dist.parallel.world import communicator
 
 
@@ -113,3 +119,164 @@ def _parsed(name: str, plain: Any, like: Any) -> Any:
     if counts.shape != like.shape or counts.dtype.kind != "i" or (counts < 0).any():
         raise ValueError(f"load_state_dict: {name} must be integers >= 0 of shape {like.shape}, got {counts}")
     return counts.astype(like.dtype)
+
+
+def exact_sum(values: Array) -> Fraction:
+    """The sum of finite numbers without any rounding.
+
+    `math.fsum` rounds once (Shewchuk 1997); what its result lacks is the next term, until nothing is missing.
+    """
+    numbers = values.ravel().tolist()
+    if values.dtype.kind in "iub":
+        return Fraction(sum(numbers))
+    terms: list[float] = []
+    try:
+        while rest := math.fsum(chain(numbers, (-term for term in terms))):
+            terms.append(rest)
+    except OverflowError:
+        return sum(map(Fraction, numbers), Fraction())
+    return sum(map(Fraction, terms), Fraction())
+
+
+def exact_dot(first: Array, second: Array) -> Fraction:
+    """The sum of the products of finite numbers without any rounding.
+
+    A product of two float64 is the rounded one and its error (Dekker 1971), unless it leaves the range of float64.
+    """
+    a, b = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
+    sizes = np.abs(np.concatenate([a, b]))
+    if "i" in first.dtype.kind + second.dtype.kind or ((sizes > 1e120) | ((sizes < 1e-120) & (sizes > 0))).any():
+        pairs = zip(first.ravel().tolist(), second.ravel().tolist())
+        return sum((Fraction(x) * Fraction(y) for x, y in pairs), Fraction())
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return exact_sum(np.concatenate([product, error]))
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """Two numbers of 26 bits whose sum is x (Veltkamp's splitting)."""
+    scaled = x * 134217729.0  # 2**27 + 1
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+class Mean(Metric):
+    """The mean of all values, weighted: `mean.update(loss.item(), len(yb))` or `mean.update(loss_of_each_sample)`.
+
+    `compute()` is the exact mean of the values and weights, rounded once to a float64. Its bits do not depend on the
+    order, the ranks or the groups of the updates. So the mean of values per sample has the same bits on any number of
+    ranks. `loss.item()` rounds differently on each number of ranks, and so does a mean of it. Before the backward it is
+    the mean over this rank's rows, afterwards that over the global batch; both give the same mean.
+    NaN without values, or if all weights are 0.
+    """
+
+    def _nothing(self) -> dict[str, Any]:
+        return {"total": Fraction(), "weight": Fraction(), "odd": 0.0}  # odd: the sum of infinities and NaN
+
+    def update(self, value: Any, weight: Any = 1) -> None:
+        """Adds a number of this weight, or every element of a tensor or array, with this weight each.
+
+        weight: a finite number >= 0, or an array of them of the shape of value; ValueError otherwise. Values of weight
+        0 are ignored, also NaN such as the mean loss of no rows.
+        """
+        values, weights = _numbers("value", value), _numbers("weight", weight)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError(f"weight must be finite and >= 0, got {weight!r}")
+        if weights.ndim and weights.shape != values.shape:
+            raise ValueError(
+                f"weight must be a number or have the shape of value, got shapes {weights.shape} and {values.shape}"
+            )
+        if weights.ndim:
+            counted = weights > 0
+            values, weights = values[counted], weights[counted]
+        elif not weights:
+            return
+        self.seen["weight"] += exact_sum(weights) if weights.ndim else Fraction(weights.item()) * values.size
+        if not (finite := np.isfinite(values)).all():
+            self.seen["odd"] = sum(values[~finite].ravel().tolist(), self.seen["odd"])
+            values, weights = values[finite], weights[finite] if weights.ndim else weights
+        if weights.ndim:
+            self.seen["total"] += exact_dot(values, weights)
+        else:
+            self.seen["total"] += exact_sum(values) * Fraction(weights.item())
+
+    def _answer(self, seen: dict[str, Any]) -> float:
+        if not seen["weight"]:
+            return math.nan
+        return float(seen["odd"] or seen["total"] / seen["weight"])
+
+
+class MSE(Mean):
+    """The mean squared error of predictions."""
+
+    def update(self, found: Any, target: Any) -> None:  # type: ignore[override]
+        """Adds predictions and targets: numbers of one shape, such as (N,) or (N, d)."""
+        predicted, wanted = _same_shape(found, target)
+        super().update((predicted - wanted) ** 2)
+
+
+class MAE(Mean):
+    """The mean absolute error of predictions."""
+
+    def update(self, found: Any, target: Any) -> None:  # type: ignore[override]
+        """Adds predictions and targets: numbers of one shape, such as (N,) or (N, d)."""
+        predicted, wanted = _same_shape(found, target)
+        super().update(np.abs(predicted - wanted))
+
+
+class R2(Metric):
+    """The coefficient of determination, 1 - sum((y - f)²) / sum((y - mean of y)²), of one number a sample.
+
+    1.0 is perfect; predicting the mean of the targets gives 0.0. If all targets are equal it is 1.0 for perfect
+    predictions and 0.0 for others, as in scikit-learn's r2_score; NaN for fewer than two samples.
+    """
+
+    def _nothing(self) -> dict[str, Any]:
+        return {"error": Fraction(), "total": Fraction(), "squares": Fraction(), "samples": 0, "odd": 0.0}
+
+    def update(self, found: Any, target: Any) -> None:
+        """Adds predictions and targets, both of shape (N,) or (N, 1)."""
+        predicted, wanted = _same_shape(found, target)
+        if wanted.ndim > 1 and wanted.size != len(wanted):
+            raise ValueError(f"R2 takes one number a sample, got shape {wanted.shape}: use one R2 for each column")
+        errors = (predicted - wanted) ** 2
+        if not (np.isfinite(errors).all() and np.isfinite(wanted).all()):
+            self.seen["odd"] += math.nan
+            return
+        self.seen["error"] += exact_sum(errors)
+        self.seen["total"] += exact_sum(wanted)
+        self.seen["squares"] += exact_dot(wanted, wanted)
+        self.seen["samples"] += wanted.size
+
+    def _answer(self, seen: dict[str, Any]) -> float:
+        if seen["odd"] or seen["samples"] < 2:
+            return math.nan
+        spread = seen["squares"] - seen["total"] ** 2 / seen["samples"]
+        return float(1 - seen["error"] / spread) if spread else float(not seen["error"])
+
+
+def _numbers(name: str, value: Any) -> Array:
+    """`value` as an array; Python's floats stay float64."""
+    if isinstance(value, float | int) and not isinstance(value, np.generic):
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf":
+            return array
+    try:
+        return as_array(value, np.float64 if isinstance(value, list | tuple) else None)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, or a tensor or array of numbers, got {value!r}") from error
+
+
+def _same_shape(found: Any, target: Any) -> tuple[Array, Array]:
+    """Predictions and targets in float64. Shapes (N) and (N, 1) are refused: their difference would be a matrix."""
+    predicted, wanted = (
+        np.asarray(x.visible if isinstance(x, Tensor) else _numbers(name, x), np.float64)
+        for name, x in (("predictions", found), ("target", target))
+    )
+    if predicted.shape != wanted.shape:
+        raise ValueError(
+            f"predictions and target must have the same shape, got {predicted.shape} and {wanted.shape}"
+            + ("; `.squeeze(1)` removes the axis of length 1" if predicted.size == wanted.size else "")
+        )
+    return predicted, wanted

@@ -11,7 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_int, described, int_or_none
 from sorix_dist.core.tensor import Array, as_array
-from sorix_dist.train.metrics.base import Metric
+from sorix_dist.train.metrics.base import Mean, Metric
 from sorix_dist.utils.data.tables import missing_rows
 
 Average = Literal["macro", "micro", "weighted"]
@@ -223,6 +223,33 @@ class AUROC(Metric):
             return _area(scores[:, 0], labels == 1)
         areas = [_area(column, labels == label) for label, column in enumerate(scores.T)]
         return math.fsum(areas) / len(areas)
+
+
+class Perplexity(Mean):
+    """The exponential of the mean cross-entropy of the target tokens, the usual measure of language models.
+
+    ignore_index: a label that does not count, such as padding.
+    """
+
+    options = ("ignore_index",)
+
+    def __init__(self, ignore_index: int | None = None, *, comm: Any = None) -> None:
+        self.ignore_index = int_or_none("ignore_index", ignore_index)
+        super().__init__(comm)
+
+    def update(self, found: Any, target: Any) -> None:  # type: ignore[override]
+        """Adds tokens: logits (N, C) or (N, C, ...) with the classes in axis 1, and target (N) or (N, ...)."""
+        logits, wanted, counted = logits_and_labels(found, target, self.ignore_index)
+        check_labels("target", wanted, counted, logits.shape[1])
+        exact = logits.astype(np.float64)
+        peak = exact.max(axis=1, keepdims=True)
+        scale = np.log(np.exp(exact - peak).sum(axis=1)) + peak[:, 0]
+        own = np.take_along_axis(exact, np.expand_dims(np.where(counted, wanted, 0), 1), 1)[:, 0]
+        super().update((scale - own)[counted])
+
+    def _answer(self, seen: dict[str, Any]) -> float:
+        mean = super()._answer(seen)
+        return math.exp(mean) if mean < 709 else mean * math.inf
 
 
 def _area(scores: Array, is_class: Array) -> float:

@@ -2,14 +2,7 @@
 
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.utils.data.augment import SampleRandom, normalize, one_hot
-from sorix_dist.utils.data.dataset import (
-    ConcatDataset,
-    Dataset,
-    IterableDataset,
-    Subset,
-    TensorDataset,
-    random_split,
-)
+from sorix_dist.utils.data.dataset import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
 from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.loader import DataLoader
 from sorix_dist.utils.data.nested import collate as default_collate

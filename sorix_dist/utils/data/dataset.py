@@ -46,8 +46,10 @@ class Dataset:
             raise ValueError("X and y must have one entry per sample, got a single number")
         if self.y is not None and len(self.X) != len(self.y):
             raise ValueError(f"X and y must have the same length, got {len(self.X)} and {len(self.y)}")
-        self.transform = transform and as_function("transform", transform, "a sample")
-        self.target_transform = target_transform and as_function("target_transform", target_transform, "a target")
+        self.transform = None if transform is None else as_function("transform", transform, "a sample")
+        if target_transform is not None:
+            as_function("target_transform", target_transform, "a target")
+        self.target_transform = target_transform
 
     def __len__(self) -> int:
         return len(self.X)

@@ -25,8 +25,7 @@ from sorix_dist.utils.data.sampler import BatchSampler, Indices, LengthBucketSam
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-Ranks = tuple[int, int, int | None]
-"""Rank, number of ranks, and the pieces of a batch: see `shard_bounds`."""
+Ranks = tuple[int, int, int | None]  # rank, number of ranks, and the pieces of a batch: see `shard_bounds`
 
 _END: Any = object()
 

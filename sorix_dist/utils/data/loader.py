@@ -102,7 +102,7 @@ class DataLoader:
             as_function("collate_fn", collate_fn, "a list of samples")
         self._per_rank = batch_size_per_rank is not None
         self.dataset = dataset
-        self.sampler = _order(dataset, sampler, as_bool("shuffle", shuffle or False), seed)
+        self.sampler = _order(dataset, sampler, as_bool("shuffle", False if shuffle is None else shuffle), seed)
         self.drop_last, self.shard = as_bool("drop_last", drop_last), as_bool("shard", shard)
         self.num_workers = as_int("num_workers", num_workers, 0)
         self.prefetch_factor = as_int("prefetch_factor", 2 if prefetch_factor is None else prefetch_factor, 1)
@@ -243,9 +243,7 @@ class DataLoader:
         if border:
             different -= {"batch_size", "drop_last"}
         if different:
-            changes = ", ".join(
-                f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in own if name in different
-            )
+            changes = ", ".join(f"{n} is {own[n]!r} and was {state_dict[n]!r}" for n in own if n in different)
             if "batch_size" in different and self._per_rank:
                 changes += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
             elif "batch_size" in different:

@@ -35,6 +35,36 @@ def eye(n: int) -> Any:
 # -- numbers of the batch
 
 
+@trained("x", "w", rows=8)
+def repeated_for_each_row(model, x, w):
+    u, n, one = model(x), x.shape[0], sx.ones(1, 2, dtype=sx.float64)
+    mean = u.mean(0, keepdim=True)
+    near = (mean.expand(n, -1) - u).square() + (u.max(0)[0].expand_as(u) - u).abs() + mean.repeat(n, 1) * w[:, None]
+    pairs = u.unsqueeze(1).repeat(1, n, 1) - u.unsqueeze(0).repeat(n, 1, 1)
+    squares = (u @ u.T).diag().unsqueeze(0).expand_as(u @ u.T)
+    distances = squares + squares.t() - 2 * u @ u.T + w[None].expand_as(u @ u.T).sum()
+    pair_by_pair = u.repeat_interleave(n, 0) - u.repeat(n, 1)
+    return (
+        near.mean() + pairs.abs().mean() + distances.mean() + pair_by_pair.square().mean()
+        + one.expand(n, -1).sum() * u.mean() + one.repeat(n, 3).sum() * u.square().mean()
+    )  # fmt: skip
+
+
+@trained("x", "z")
+def halves_of_two_views(model, x, z):
+    u, n = sx.cat([model(x), model(z)]), x.shape[0]
+    kernel, (first, second) = (u @ u.T).tanh(), u.split([n, n])
+    between = kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean() + kernel[n:].sum()
+    return between + (first * second).mean() + (u[:n] - u.split(n)[1]).square().mean() + sx.diag(kernel, n).sum()
+
+
+@trained("x", "z", rows=8)
+def numbers_of_the_batch_as_arguments(model, x, z):
+    u, n = model(x), x.shape[0]
+    value = u.add(z[:, :2], alpha=n).square().mean() + u[:, 0].norm(p=n) + u.norm(p=n / 2)
+    return value + u.max(0)[0].sum() * u[:, 0].sort()[0].view(n, -1).mean() + sx.addmm(u, z, z.T @ u, alpha=n).mean()
+
+
 @trained("x", "z")
 def coral(model, x, z):
     def covariance(a):
@@ -240,8 +270,8 @@ def one_by_one(right, rows):
     return sx.all_reduce(right) / sx.all_reduce(rows)
 
 
-ALREADY = "is the number for the global batch on every rank already"
-counted(numbers, in_one_tensor, reproducible="arrays of it would differ on every number of ranks")
+ALREADY = "for the global batch on every rank already"
+counted(numbers, in_one_tensor, reproducible=ALREADY)
 counted(lengths, in_one_tensor, reproducible=ALREADY)
 counted(numbers, one_by_one)
 counted(lengths, one_by_one)

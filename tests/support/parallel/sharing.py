@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist.comm import deferred_free
+from sorix_dist.comm import shared_memory
 from sorix_dist.utils.data import DataLoader, Dataset
 
 
@@ -68,7 +68,7 @@ def structures_keep_their_form() -> None:
 
 def a_view_keeps_the_memory() -> None:
     """Under MPI, whose windows all ranks free together."""
-    ranks, live = sx.parallel.world(), deferred_free.live
+    ranks, live = sx.parallel.world(), shared_memory.live
     gc.collect()
     sx.host_shared(lambda: np.zeros(1))
     before = len(live)

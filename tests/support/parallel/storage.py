@@ -9,7 +9,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import deferred_free
+from sorix_dist.comm import shared_memory
 from sorix_dist.utils.data.sampler import shard_bounds
 from tests.support.parallel.exactness import assert_same, data, gradients, network
 
@@ -157,8 +157,8 @@ def gives_memory_back():
         nn.CrossEntropyLoss()(model(sx.tensor(np.ones((2, 300), np.float32))), np.zeros(2, int)).backward()
         optimizer.step()
         first = model.module.W.data if first is None else first
-        assert sum(deferred_free.live.values()) < 80 << 20
-    assert len(deferred_free.live) < 12 * 4
+        assert sum(shared_memory.live.values()) < 80 << 20
+    assert len(shared_memory.live) < 12 * 4
     assert np.isfinite(first).all()
 
 

@@ -7,6 +7,7 @@ from tests.watchdog.faults.case import Case
 BEGIN = """
 import os, resource, signal, sys, threading, time
 import numpy as np
+from sorix_dist.store.files import Disk
 from sorix_dist.utils.data import DataLoader, Dataset
 
 sx.init(timeout=3)
@@ -112,7 +113,7 @@ for step in range(6):
     saved.save(step, array=array)
     assert saved.load_latest()["step"] == step
 """,
-    "what is no file among the checkpoints": BEGIN
+    "what is no file among the checkpoints, and a slow disk": BEGIN
     + """
 saved.save(1, array=np.ones(3))
 if rank == 0:
@@ -125,5 +126,14 @@ if rank == 0:
     open(text, "w").write("no checkpoint")
 sx.barrier()
 assert saved.load_latest()["step"] == 1
+
+class Slow(Disk):
+    def write(self, file, part, at):
+        time.sleep(0.4)
+        return super().write(file, part[:1 << 16], at)
+
+slow = sx.Checkpointer(folder, async_save=True)
+slow.folder.files = Slow()
+slow.save(6, array=np.ones(10 << 13))  # takes longer than a rank may be late, and is not ended
 """,
 }

@@ -12,13 +12,13 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import ring, run_threads
 from sorix_dist.nn import functional as F
-from sorix_dist.parallel import coordinator, hosts_reducer
+from sorix_dist.parallel import coordinator, hosts
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.exactness import TOLERANCE, assert_same, data, gradients, network
 
 ROWS = 6  # of a batch
-SENDERS = {coordinator.__file__, hosts_reducer.__file__, ring.__file__}
+SENDERS = {coordinator.__file__, hosts.__file__, ring.__file__}
 SENDING = {"<lambda>", "send_complete", "_announce", "_send"}
 SENDING |= {"send", "_advance", "_start_pieces", "_pass_on", "_take", "_add"}
 
