@@ -36,8 +36,8 @@ the script (known with --checkpoint, and on several hosts if rank 0 is on this o
 has saved its work; 124 after --timeout; 128 + the number of the signal that ended it."""
 
 OPTIONS = (
-    *("--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts"),
-)
+    "--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts",
+)  # fmt: skip
 """The options that a job script can pass on."""
 
 
