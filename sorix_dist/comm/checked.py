@@ -182,7 +182,7 @@ class Checked:
         name = signature(site.argument) if site.function == "all_reduce" and what.startswith("all_reduce") else 0
         self._latest = f"{what} at {site.where}" if site.where else what
         if self._page is not None:
-            self._page.say(what, site.where)
+            self._page.say(what, site.where, collective=True)
         try:
             count = self.channel.enter(mine, name)
             if not self._by_memory:
@@ -191,12 +191,12 @@ class Checked:
                         return self._compare_by_message(count, mine, carried, meanwhile)  # type: ignore[return-value]
                     self._compare_by_message(count, mine, _NOTHING, meanwhile)
                 return collective(*arguments)
-            self._compare(count, mine, name)
+            self._compare(count, name)
             began = perf_counter_ns()
             result = collective(*arguments)
             waited(began)  # on one host a message takes little else
             # Two ranks that entered at the same moment may not have seen each other.
-            self._compare(count, mine, name)
+            self._compare(count, name)
             return result
         except BaseException as error:
             in_step = isinstance(error, SharedMemoryFull) or (collective is _raise and error is arguments[0])
@@ -206,40 +206,52 @@ class Checked:
         finally:
             self.channel.leave()
 
-    def _compare(self, count: int, mine: int, name: int) -> None:
-        """Raise CollectiveMismatch if another rank's collective number `count` is a different one."""
-        page = self._page
+    def _compare(self, count: int, name: int) -> None:
+        """Raise CollectiveMismatch if another rank's collective `count`, or its latest one where it is behind, is
+        a different one."""
+        page, here = self._page, self.channel.at
         assert page is not None
-        words, slot = page.words, count % DEPTH
+        words = page.words
         for rank, at in self._others:
             reached = words[at + layout.COUNT]
-            if reached < count:
-                if reached <= count - DEPTH:
-                    self._wait_for(page, at, count)
-            elif words[at + slot + layout.SIGNATURES] != mine:
-                self._confirm(page, rank, at, count, mine)
-            elif name and words[at + slot + layout.NAMES] != name:
+            if reached < count - DEPTH + 2:
+                reached = self._wait_for(page, at, count)
+            shared = count if reached > count else reached
+            slot = shared % DEPTH
+            if words[at + slot + layout.SIGNATURES] != words[here + slot + layout.SIGNATURES]:
+                self._confirm(page, rank, at, shared)
+            elif name and shared == count and words[at + slot + layout.NAMES] != name:
                 self._confirm_order(page, rank, at, count)
 
-    def _wait_for(self, page: RankPage, at: int, count: int) -> None:
-        """Wait for a rank so far behind that it could not compare its calls with this one's any more."""
-        while page.words[at + layout.COUNT] <= count - DEPTH and not self._is_closed(page, at):
+    def _wait_for(self, page: RankPage, at: int, count: int) -> int:
+        """Wait for a rank so far behind that this one's next call could replace one that it has not compared; return
+        the number of its latest collective."""
+        while (reached := page.words[at + layout.COUNT]) < count - DEPTH + 2 and not self._is_closed(page, at):
             time.sleep(0.0005)
+        return reached
 
     def _is_closed(self, page: RankPage, at: int) -> bool:
         """Whether another rank has freed this communicator: its channel may belong to a later one."""
         return page.words[at + layout.KEY] != page.words[self.channel.at + layout.KEY]
 
-    def _confirm(self, page: RankPage, rank: int, at: int, count: int, mine: int) -> None:
+    def _confirm(self, page: RankPage, rank: int, at: int, count: int) -> None:
         """Raise if the other rank's collective `count` is still a different one after a moment."""
         time.sleep(SETTLED)
-        reached = page.words[at + layout.COUNT]
-        same = page.words[at + count % DEPTH + layout.SIGNATURES] == mine
-        if same or self._is_closed(page, at) or reached >= count + DEPTH:
-            return
-        status = page.pages.read(self._page_of[rank])
-        theirs = " at ".join(filter(None, status.text)) if status is not None and reached == count else "something else"
-        raise self._mismatch(count, rank, theirs)
+        here, slot = self.channel.at, count % DEPTH + layout.SIGNATURES
+        if page.words[at + slot] != page.words[here + slot] and not self._is_closed(page, at):
+            mine = self._latest if count == self.channel.count else self._collective(page, page.rank, here, count)
+            raise self._mismatch(mine, count, rank, self._collective(page, self._page_of[rank], at, count))
+
+    def _collective(self, page: RankPage, number: int, at: int, count: int) -> str:
+        """A description of a rank's collective `count`, from its page."""
+        status = page.pages.read(number)
+        if status is None:
+            return "something else"
+        hashed, ahead = page.words[at + count % DEPTH + layout.SIGNATURES], page.words[at + layout.COUNT] - count
+        texts = [text for text in page.pages.calls(number, status.entered - ahead) if signature(text[0]) == hashed]
+        if not texts and not ahead:  # it has no text of its own, such as a window's barrier
+            texts = [status.text]
+        return " at ".join(filter(None, texts[0])) if texts else "something else"
 
     def _confirm_order(self, page: RankPage, rank: int, at: int, count: int) -> None:
         """Raise if this collective and the previous one are swapped on the other rank."""
@@ -273,16 +285,16 @@ class Checked:
         if differing.any():
             texts = self.inner.gather_objects(self._latest)
             other = int(differing.argmax()) if not differing[self.rank] else 0
-            raise self._mismatch(count, other, texts[other])
+            raise self._mismatch(self._latest, count, other, texts[other])
         result = np.empty((self.size, *carried.shape), carried.dtype)
         result.reshape(self.size, carried.size).view(np.uint8)[:] = received[:, HEAD:end]
         return result
 
-    def _mismatch(self, count: int, rank: int, theirs: str) -> CollectiveMismatch:
+    def _mismatch(self, mine: str, count: int, rank: int, theirs: str) -> CollectiveMismatch:
         if theirs != _GOODBYE:
             theirs = f"calls {theirs}"
         return CollectiveMismatch(
-            f"{self._latest} is collective {count} of rank {self.rank}, but rank {rank} {theirs}: {_RULE}"
+            f"{mine} is collective {count} of rank {self.rank}, but rank {rank} {theirs}: {_RULE}"
         )
 
 

@@ -111,6 +111,8 @@ class BatchInt(BatchNumber):
     shard: Shard | None
 
     def __index__(self) -> int:
+        if self.shard is not None:
+            self.shard.group.measured = self.own, self.everywhere
         return self.own
 
     def __bool__(self) -> bool:
@@ -265,11 +267,38 @@ def _total(place: Shard) -> int | None:
 
 def warn_of_own_length(place: Any) -> None:
     """Warns of the length of what a mask has selected of this rank's rows."""
-    if isinstance(place, Shard) and place.batch.parent is not None and not place.group.single:
+    if not isinstance(place, Shard) or place.group.single:
+        return
+    if place.batch.parent is None:
+        place.group.measured = place.held, place.total
+    else:
         place.group.warn(
             "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
             "[docs: own-numbers]"
         )
+
+
+def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
+    """Warns of positions in what has the rows of all ranks, if they may follow from this rank's number of rows."""
+    group = current_group()
+    if group.measured is None or group.single:
+        return
+    own, total = group.measured
+    if own != total and any(n == total and _may_follow(part, own) for n, part in zip(shape, parts, strict=False)):
+        group.warn(
+            f"positions among the {total} rows of all ranks, after len(x) or range(x.shape[0]) has given this rank's "
+            f"number of rows, {own}: if they follow from it, use sx.global_rows(x) [docs: own-numbers]"
+        )
+
+
+def _may_follow(part: Any, own: int) -> bool:
+    """Whether a part of an index is that of the first rows, or of the last ones of a loop over this rank's rows."""
+    if not isinstance(part, slice):
+        return isinstance(part, int) and own > 1 and part == own - 1
+    start, stop = part.start or 0, part.stop
+    if not isinstance(start, int) or not isinstance(stop, int):
+        return stop is None and start == own - 1 > 0
+    return start == 0 or start < own <= stop
 
 
 def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
@@ -289,16 +318,31 @@ def _warn_of_own_branch(own: float) -> None:
     )
 
 
-def warn_of_own_mean(x: Any) -> None:
-    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
-    place = x.place
-    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
+def refuse_one_of_many(tensor: Any) -> None:
+    """ValueError for the only row of this rank if there are others."""
+    place = tensor.place
+    if isinstance(place, Shard):
+        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
+        if one and place.total != 1:
+            raise ValueError(
+                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
+                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
+            )
+
+
+def warn_of_part(tensor: Any, what: str) -> None:
+    """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
+    rank's."""
+    place = tensor.place
+    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "shown"):
         return
-    if place.group.parts > 1 and not place.group.isolated:
-        place.group.warn(
-            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
-            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
-        )
+    if place.over == SUM:
+        found = "a sum over rows is this rank's part of the sum"
+    elif tensor.origin is None and what != "item()":
+        found = "a mean over rows is that over this rank's rows"
+    else:
+        return
+    place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")
 
 
 # -- as arguments of functions

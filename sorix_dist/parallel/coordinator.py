@@ -44,7 +44,8 @@ class Coordinator(Sync):
     """Takes the gradients of a backward from the tape, makes the ranks agree, reduces, and commits.
 
     group: the ranks; shards: the virtual shards in reproducible mode, else None; pending: whether there are gradients
-    that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`.
+    that are not summed over the ranks yet; rows: of the latest batch; accumulation: a running `accumulate`; steps: how
+    many have been synchronised.
     """
 
     def __init__(self, comm: Comm) -> None:
@@ -64,7 +65,7 @@ class Coordinator(Sync):
         self.rows = NO_ROWS
         self._losses: list[Tensor] = []  # their global values come with the next sum
         self._walks = 0  # backwards that are running; more than one if a hook calls backward
-        self._steps = 0  # that have been synchronised
+        self.steps = 0
         self._updates = 0  # of parameters by optimizers
         # Since the last agreement:
         self._backwards = 0
@@ -121,7 +122,7 @@ class Coordinator(Sync):
             raise RuntimeError("reproducible mode: a hook of a backward must not call backward itself")
         factor = 1.0 if self.accumulation is None else self.accumulation.add(place)
         if not self._walks:
-            watch.begins("backward", self._steps + 1)
+            watch.begins("backward", self.steps + 1)
             collect_criteria(self._criteria)
             if not self.pending:
                 self._begin()
@@ -190,7 +191,7 @@ class Coordinator(Sync):
         self._optimizers[id(optimizer)] = optimizer
         self._updates += 1
         self._options = (31 * self._options + digest) % _PRIME  # other orders of two optimizers give other digests
-        watch.begins("optimizer.step", self._steps)
+        watch.begins("optimizer.step", self.steps)
 
     # -- agree, reduce, commit
 
@@ -220,9 +221,9 @@ class Coordinator(Sync):
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
         self.pending, self._backwards, self._options = False, 0, 0
-        self._steps += 1
+        self.steps += 1
         if differing is not None:
-            raise self._different(differing, self._steps)
+            raise self._different(differing, self.steps)
         self._optimizers.clear()
         if expected:
             require_equal_numbers(self.comm, expected, sums[len(losses) :])
@@ -240,7 +241,7 @@ class Coordinator(Sync):
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
-            leave_out(self.comm, [bucket for bucket, _ in summed], self._steps)
+            leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
             return
         written = False
         for bucket, _ in summed:
@@ -256,7 +257,7 @@ class Coordinator(Sync):
         differing = self.consensus.fence(action, self._options + digest, everywhere)
         if differing is not None:
             self._options = 0  # reported once
-            raise self._different(differing, self._steps + 1)
+            raise self._different(differing, self.steps + 1)
 
     def _different(self, fingerprints: list[StepFingerprint], step: int) -> RuntimeError:
         optimizers, self._optimizers = self._optimizers, {}

@@ -87,11 +87,9 @@ class DistributedDataParallel(Module):
             self._buckets.append(Bucket(self, self._coordinator, flat, names, nonfinite))
             self._coordinator.add(self._buckets[-1], shared=storage == "shared")
         self._share_buffers()
-        sharded = self._coordinator.shards is not None
         self._editing = False
-        self._forward = (
-            ShardedForward(self._coordinator) if sharded else BatchForward(self._coordinator, tagged=comm is None)
-        )
+        owner = self._coordinator
+        self._forward = ShardedForward(owner) if owner.shards is not None else BatchForward(owner, tagged=comm is None)
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""

@@ -182,7 +182,9 @@ class LocalSGD:
         digest = crc32(f"{self._since} of {self.every}".encode(), self._history)
         for bucket in self._workers.buckets:
             digest = crc32(np.ascontiguousarray(bucket.flat.data).data, digest)
+        self._coordinator.steps = self.batches
         self._coordinator.before_step(digest, self)
+        self._coordinator.steps -= 1  # until the sum is complete
         leaves = [(leaf, leaf.hooks) for bucket in self._workers.buckets for leaf in bucket.leaves]
         for leaf, _ in leaves:
             leaf.hooks = None  # they are functions of gradients

@@ -1,17 +1,113 @@
-"""How ranks agree and reduce: selected by whether they share a host, and by hooks and virtual shards."""
+"""How ranks agree and reduce: selected by whether they share a host, and by hooks and virtual shards. One rank does so
+without messages and without shared memory."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from sorix_dist.comm import Comm
-from sorix_dist.core.flat import Flat
-from sorix_dist.parallel.agreement import Consensus, SharedMemoryConsensus
+from sorix_dist.core.flat import Flat, gradients
+from sorix_dist.core.memory import PRIVATE
+from sorix_dist.parallel.agreement import (
+    Agreement,
+    Consensus,
+    Fields,
+    Meanwhile,
+    SharedMemoryConsensus,
+    StepFingerprint,
+)
 from sorix_dist.parallel.comm_hooks import Hook, HookReducer, fp16_compress, is_exchanged
 from sorix_dist.parallel.hosts import HostsReducer, MessageConsensus, Peers
-from sorix_dist.parallel.local import LocalConsensus, LocalReducer
-from sorix_dist.parallel.reducers import Reducer
+from sorix_dist.parallel.reducers import GradientBuffer, Reducer, first_not_finite, is_finite
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
+
+
+class LocalConsensus:
+    """One rank agrees with itself."""
+
+    def agree(
+        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
+    ) -> Agreement:
+        return None, numbers, values, True
+
+    def commit(self, fine: bool) -> bool:
+        return fine
+
+    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
+        return None
+
+
+class LocalReducer(Reducer):
+    """One rank: a backward writes directly into `grad`, unless it must be staged: by `stage`, or because there is a
+    gradient already, which a failed backward must not change."""
+
+    def __init__(self, flat: Flat) -> None:
+        super().__init__(flat)
+        self.buffers = []  # or the staging buffer
+        self._staging: GradientBuffer | None = None
+        self._whole = False  # whether there is a gradient of every parameter
+
+    def stage(self) -> None:
+        if self.buffers:
+            return
+        if self._staging is None:
+            self.total = PRIVATE.zeros(self.flat.size, self.flat.dtype)
+            flags = memoryview(bytearray(len(self.leaves)))
+            self._staging = GradientBuffer(self.flat, self.leaves, self.total, flags)
+        self._staging.begin()
+        self._staging.select()
+        self.buffers = [self._staging]
+
+    def begin_backward(self, last: bool) -> None:
+        if True in [leaf.total.written for leaf in self.leaves]:
+            self.stage()
+
+    def end_backward(self) -> bool:
+        if self.buffers:
+            reached = super().end_backward()
+            if not reached:
+                self._show_total()
+            return reached
+        written = [leaf.total.written for leaf in self.leaves]
+        self._whole = False not in written
+        return True in written
+
+    def reset(self) -> None:
+        if self.buffers:
+            super().reset()
+            self._show_total()
+            return
+        for leaf in self.leaves:
+            leaf.zero()
+
+    def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
+        if self.buffers:
+            self.used = bytes(self.buffers[0].flags)
+
+    def is_finite(self) -> bool:
+        if self.buffers:
+            return super().is_finite()
+        if self._whole:
+            return is_finite(self.flat.grad)
+        return all(is_finite(array) for array in gradients(self.flat.parameters))
+
+    def first_not_finite(self) -> tuple[int, str] | None:
+        if self.buffers:
+            return super().first_not_finite()
+        return first_not_finite([p.grad.array if p.grad is not None else np.zeros(0) for p in self.flat.parameters])
+
+    def commit(self, scale: float) -> bool:
+        if self.buffers:
+            self._show_total()
+            super().commit(scale)
+        return False
+
+    def _show_total(self) -> None:
+        self.buffers = []
+        for leaf in self.leaves:
+            leaf.local = leaf.total
 
 
 def consensus_of(comm: Comm) -> Consensus:

@@ -199,12 +199,10 @@ class CompiledStep:
         self._refuse(reason)
 
     def _refuse(self, reason: str) -> None:
-        said, self.reason = self.reason is not None, reason
-        if said:
-            return
-        warnings.warn(
-            f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]", RuntimeWarning, stacklevel=4
-        )
+        before, self.reason = self.reason, reason
+        if before is None:
+            text = f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _recorded(self, recorder: Recorder, args: Any, options: Any) -> Any:
         """The result of the step, whose calls a recorder writes."""

@@ -24,7 +24,7 @@ from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel.agreement import SharedMemoryConsensus
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.hosts import MessageConsensus
-from sorix_dist.parallel.local import LocalConsensus
+from sorix_dist.parallel.selection import LocalConsensus
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import CompiledStep
 from sorix_dist.utils.data import loader

@@ -18,6 +18,7 @@ from sorix_dist.watchdog import monitor, watch
 from sorix_dist.watchdog.diagnosis import activity, step_of
 from sorix_dist.watchdog.status_page import State
 
+CAUSE_SECONDS = 1.0  # seconds that a rank whose MPI failed waits for a report of another one's death
 QUIET_SECONDS = 4.0  # seconds that a rank that failed after another one waits silently to be ended by it
 REPORT_SECONDS = 3.0  # seconds that a rank waits for the guard to print its report
 FLUSH_SECONDS = 2.0  # seconds that flushing printed output may take; it blocks if nothing reads it
@@ -45,6 +46,8 @@ class FailureHook:
             self._previous(kind, error, trace)
             return
         code = 130 if issubclass(kind, KeyboardInterrupt) else 1
+        if kind.__module__ == "mpi4py.MPI":  # MPI may notice that another rank is gone before the guard does
+            _wait_for_report(CAUSE_SECONDS)
         try:
             self._report(self._text(kind, error, trace))
         except BaseException:  # noqa: BLE001 - the job ends all the same, with a shorter report
@@ -89,11 +92,15 @@ class FailureHook:
             return
         else:
             page.set(State.FAILED)
-            limit = time.monotonic() + REPORT_SECONDS
-            while not pages.reported and time.monotonic() < limit and pages.guarded():
-                time.sleep(0.01)
+            _wait_for_report(REPORT_SECONDS)
         if not pages.reported:
             _print(text)
+
+
+def _wait_for_report(seconds: float) -> None:
+    page, limit = watch.page(), time.monotonic() + seconds
+    while page is not None and not page.pages.reported and time.monotonic() < limit and page.pages.guarded():
+        time.sleep(0.01)
 
 
 def _print(text: str) -> None:

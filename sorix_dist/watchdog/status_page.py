@@ -24,7 +24,7 @@ from typing import Any
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.process import lives, start_time
 
-PAGE = 4096
+PAGE = 8192
 WORD = 8
 CHANNELS = 40  # communicators of a rank that have a channel at a time
 STARTUP = 1  # the key of collectives before the first communicator; later keys are random and larger
@@ -34,14 +34,15 @@ LONGEST = 1e9  # longer time-outs, in seconds, are cut to this
 
 # Words of the first page.
 _GUARD, _GUARD_START, _TIMEOUT, _REPORTED, _HEARTBEAT, _WORLD_SIZE, _OTHER_HOSTS, _PROGRESS = range(8)
-# Words of a rank's page; WAITED: nanoseconds that it has waited for others.
-PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED = range(10)
+# Words of a rank's page; WAITED: nanoseconds that it has waited for others; TEXT: the slot of its latest text.
+PID, START, STATE, ENTERED, EXITED, CURRENT, STEP, STACK, SCRIPT_OVER, WAITED, TEXT = range(11)
 _CLAIMED = 512  # the first byte, in the first page, of a bit for each rank whose page is claimed
 _FIRST_CHANNEL = 16
 KEY, COUNT, SIGNATURES, NAMES = 0, 1, 2, 2 + DEPTH  # words of a channel
 _CHANNEL = 2 + 2 * DEPTH
 _TEXT = (_FIRST_CHANNEL + CHANNELS * _CHANNEL) * WORD
 _HEAD = struct.Struct("=IH")  # checksum, length
+_SLOT = (PAGE - _TEXT) // (DEPTH + 1)  # bytes of a text: one for each of the last collectives, and one for the rest
 
 
 class State(IntEnum):
@@ -66,9 +67,9 @@ class Status:
     exited: int
     step: int  # -1 if unknown
     stack: int  # its descriptor of the file to which SIGUSR2 makes it write its stack, -1 if there is none
-    key: int
-    count: int
-    signature: int  # its last collective: of which communicator, its number there, and a hash of the call
+    key: int  # of the communicator of its last collective
+    count: int  # the number of that collective there
+    signature: int  # a hash of its call
     counts: dict[int, int]  # collectives entered, by communicator
     text: tuple[str, str]  # its last collective or operation in words, and the user's file and line
     refused: frozenset[int] = frozenset()
@@ -234,16 +235,20 @@ class StatusPages:
         at = self.at(rank)
         return self.words[at + PID], self.words[at + START]
 
-    def text_at(self, rank: int) -> int:
-        """The number of the first byte of a rank's text, which `pack_text` makes."""
-        return (1 + rank) * PAGE + _TEXT
+    def text_at(self, rank: int, slot: int) -> int:
+        """The number of the first byte of one of a rank's texts, which `pack_text` makes."""
+        return (1 + rank) * PAGE + _TEXT + slot * _SLOT
+
+    def calls(self, rank: int, entered: int) -> list[tuple[str, str]]:
+        """The texts of a rank's collective number `entered`, of any communicator, and of those before, newest first."""
+        return [self._text(rank, (entered - ago) % DEPTH) for ago in range(DEPTH)]
 
     def read(self, rank: int) -> Status | None:
         """The page of `rank`, None if no process has claimed it."""
         if not self._is_claimed(rank):
             return None
         at = self.at(rank)
-        words = self.words[at : at + PAGE // WORD].tolist()
+        words = self.words[at : at + _TEXT // WORD].tolist()
         if words[PID] == 0:
             return None
         channels = range(_FIRST_CHANNEL, _FIRST_CHANNEL + CHANNELS * _CHANNEL, _CHANNEL)
@@ -265,16 +270,16 @@ class StatusPages:
             count=count,
             signature=signature,
             counts={abs(each): entered for each, entered in used},
-            text=self._text(rank),
+            text=self._text(rank, words[TEXT]),
             refused=frozenset(-each for each, _ in used if each < 0),
             script_over=words[SCRIPT_OVER] != 0,
         )
 
-    def _text(self, rank: int) -> tuple[str, str]:
-        start = self.text_at(rank)
+    def _text(self, rank: int, slot: int) -> tuple[str, str]:
+        start = self.text_at(rank, slot)
         for _ in range(100):  # the rank may be writing it
             checksum, size = _HEAD.unpack_from(self.memory, start)
-            body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, PAGE - _TEXT - _HEAD.size)]
+            body = self.memory[start + _HEAD.size : start + _HEAD.size + min(size, _SLOT - _HEAD.size)]
             if len(body) == size and zlib.crc32(body) == checksum:
                 what, _, where = body.decode(errors="replace").partition("\n")
                 return what, where
@@ -296,7 +301,7 @@ class StatusPages:
 @lru_cache(maxsize=1024)
 def pack_text(what: str, where: str) -> bytes:
     """An operation and where the user called it, with a checksum. Of a long file name, the end is kept."""
-    room = PAGE - _TEXT - _HEAD.size
+    room = _SLOT - _HEAD.size
     where_bytes = where.encode(errors="replace")[-room // 2 :]
     body = what.encode(errors="replace")[: room - len(where_bytes) - 1] + b"\n" + where_bytes
     return _HEAD.pack(zlib.crc32(body), len(body)) + body

@@ -43,7 +43,7 @@ class RankPage:
         self.rank = rank
         self.words = pages.words
         self.at = pages.at(rank)
-        self._text_at = pages.text_at(rank)
+        self._texts = [pages.text_at(rank, slot) for slot in range(DEPTH + 1)]
         self.pid = os.getpid()
         self.entered = self.waited = 0
         self.counts_steps = True  # whether the package numbers the steps, because the program does not
@@ -68,10 +68,15 @@ class RankPage:
             self.words[self.at + layout.SCRIPT_OVER] = over = True
         return over and self.words[self.at + layout.STATE] == State.RUNNING
 
-    def say(self, what: str, where: str) -> None:
-        """Publish the operation of this rank, and the user's line that called it."""
-        blob, at = pack_text(what, where), self._text_at
+    def say(self, what: str, where: str, collective: bool = False) -> None:
+        """Publish the operation of this rank, and the user's line that called it.
+
+        The text of the next collective stays while this rank makes the ones that follow.
+        """
+        slot = (self.entered + 1) % DEPTH if collective else DEPTH
+        blob, at = pack_text(what, where), self._texts[slot]
         self.pages.memory[at : at + len(blob)] = blob
+        self.words[self.at + layout.TEXT] = slot
 
     def enable_stack_dump(self) -> None:
         """Make SIGUSR2 write the main thread's stack to a file in memory, even while it is inside MPI."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sorix_dist.comm import Checked, CollectiveMismatch, Comm, current, run_threads
+from sorix_dist.comm import Checked, CollectiveMismatch, Comm, RankFailed, current, run_threads
+from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.call_site import call_site
+from sorix_dist.watchdog.status_page import StatusPages
+from sorix_dist.watchdog.watch import RankPage
 from tests.support.comm.contract import CHECKS
 
 
@@ -123,6 +127,34 @@ def test_a_wrong_argument_on_one_rank_is_a_call_that_others_see() -> None:
             comm.all_reduce(np.ones(3))
 
     run_threads(rank, 3, timeout=60)
+
+
+@pytest.fixture
+def in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are threads compare their calls in status pages, as those of one host do."""
+    pages = StatusPages.join(tmp_path / "pages", 3)
+    own = [RankPage(pages, rank) for rank in range(3)]
+    monkeypatch.setattr(watch, "page", lambda: own[current().rank])
+
+
+@pytest.mark.usefixtures("in_memory")
+@pytest.mark.parametrize("further", ["", "UUUU"])
+def test_a_call_of_a_rank_that_has_gone_on_is_named(further: str) -> None:
+    """Their own calls equal its later ones, which must not replace the one that was different."""
+
+    def rank() -> None:
+        comm = Checked(current())
+        if comm.rank == 1:
+            for dtype in "O" + further:
+                with pytest.raises(TypeError):
+                    comm.all_reduce(np.ones(3, dtype))
+            comm.barrier()
+        time.sleep(0.1)
+        with pytest.raises(CollectiveMismatch, match=r"rank 1 calls a call with a wrong .*'\|O'.* at .*py:\d"):
+            comm.all_reduce(np.ones(3, further[:1] or "f8"))
+
+    with pytest.raises(RankFailed):
+        run_threads(rank, 3, timeout=20)
 
 
 def test_who_has_ended_is_named_at_the_next_collective() -> None:

@@ -230,4 +230,4 @@ def test_without_shared_memory_the_import_warns_and_goes_on(tmp_path: Path) -> N
     ended = run_command([*private, f"{full}{sys.executable} -c 'import sorix_dist'"], env=environ)
     assert ended.code == 0
     assert "RuntimeWarning: ranks that die will be noticed late" in ended.err
-    assert "has 0 KB left, and 4 KB are needed for each rank" in ended.err
+    assert "has 0 KB left, and 8 KB are needed for each rank" in ended.err

@@ -172,7 +172,7 @@ COMMANDS: dict[str, Command] = {
             (r"need \d+ MB of shared memory more, and /dev/shm has 0 MB left: .* --shm-size=2g", *says),
             needs_root=True,
         )
-        for size, says in (("8k", ("/dev/shm.* KB left, and 4 KB are needed for each rank",)), ("100k", ()))
+        for size, says in (("8k", ("/dev/shm.* KB left, and 8 KB are needed for each rank",)), ("100k", ()))
     },
     "shared memory that is full at the first window": Command(
         BEGIN + "sx.comm.current().window(1 << 24)",
