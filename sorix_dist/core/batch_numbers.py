@@ -87,10 +87,10 @@ class BatchNumber:
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Arrays hold this rank's data, so an integer beside an array is this rank's as well."""
         numbers = method == "__call__" and not options
-        if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
+        if not numbers or any(isinstance(x, np.ndarray) and x.ndim for x in inputs):
             plain = [float(x) if isinstance(x, BatchFloat) else here(x) for x in inputs]
             return getattr(function, method)(*plain, **options)
-        plain = [x.item() if isinstance(x, np.generic) else x for x in inputs]
+        plain = [x.item() if isinstance(x, np.generic | np.ndarray) else x for x in inputs]
         return _of_several(lambda *values: function(*values).item(), *plain)
 
     def __reduce__(self) -> Any:
