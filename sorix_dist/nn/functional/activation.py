@@ -162,7 +162,8 @@ def log_softmax(x: Any, dim: int | None = None) -> Tensor:
 
 def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """max(0, x) + min(0, alpha * (exp(x / alpha) - 1)) (Barron 2017)."""
-    return ops.elu(_tensor(x) / alpha, alpha=1.0) * alpha
+    x = _tensor(x)
+    return relu(x) + (x.clamp(max=0) / alpha).expm1() * alpha
 
 
 def tanhshrink(x: Any) -> Tensor:
