@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import functions as f
-from sorix_dist.core.arguments import one_of
+from sorix_dist.core.arguments import as_int, one_of
 from sorix_dist.core.batch_numbers import is_just, is_of_batch, of_all
 from sorix_dist.core.create import full_like, zeros_like
 from sorix_dist.core.op import as_operand
@@ -118,7 +118,8 @@ def cartesian_prod(*tensors: Any) -> Any:
 def combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any:
     """All combinations of `r` elements of a vector, as rows."""
     choose = combinations_with_replacement if with_replacement else _combinations
-    chosen = np.array(list(choose(range(len(input)), r)), np.int64).reshape(-1, r)
+    as_int("combinations: r", r, 0)
+    chosen = np.array(list(choose(range(len(input)), r)), np.int64).reshape((-1, r) if r else 0)
     return take_index(_tensor(input), index=chosen)
 
 

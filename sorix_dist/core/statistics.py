@@ -63,12 +63,12 @@ def logit(input: Any, eps: float | None = None) -> Any:
     return f.log(f.div(x, f.sub(1, x)))
 
 
-def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
-    """Replaces NaN and infinities by numbers; of infinities by default the largest and lowest of the dtype."""
+def nan_to_num(input: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
+    """Replaces NaN and infinities by numbers: by default 0, and the largest and lowest of the dtype."""
     if input.numpy().dtype.kind != "f":
         return input.clone()
     limits = np.finfo(input.numpy().dtype)
-    x = f.where(f.isnan(input), nan, input)
+    x = f.where(f.isnan(input), 0.0 if nan is None else nan, input)
     x = f.where(x == math.inf, float(limits.max if posinf is None else posinf), x)
     return f.where(x == -math.inf, float(limits.min if neginf is None else neginf), x)
 
