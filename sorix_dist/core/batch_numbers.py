@@ -342,7 +342,7 @@ def warn_of_part(tensor: Any, what: str) -> None:
     """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
     rank's."""
     place = tensor.place
-    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "shown"):
+    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
         return
     if place.over == SUM:
         found = "a sum over rows is this rank's part of the sum"

@@ -180,9 +180,10 @@ def _ended(statuses: Mapping[int, Status], observed: Observations, waiting: Sequ
             continue
         for status in waiting:
             if observed.waited.get(status.rank, 0.0) >= PATIENCE and _missed(gone, status):
+                failed = " after a collective had failed on it" * (status.key in gone.refused)
                 return Fault(
-                    f"rank {gone.rank} (pid {gone.pid}) has ended (its script came to its end, or sys.exit) while "
-                    f"rank {status.rank} waits for it {activity(status)}",
+                    f"rank {gone.rank} (pid {gone.pid}) has ended (its script came to its end, or sys.exit){failed} "
+                    f"while rank {status.rank} waits for it {activity(status)}",
                     (gone.rank,),
                 )
     return None

@@ -83,8 +83,9 @@ def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     assert fault_of(status(0, 3, waits=True), ended, waited={0: 1.0}) is None  # rank 1 has done its part
     assert fault_of(status(0, 4), ended) is None
     assert fault_of(status(0, 4, waits=True, key=8, counts={7: 3, 8: 1}), ended, waited={0: 1.0}) is None  # other group
-    other = status(1, 3, state=State.ENDED, signature=2)  # and was told so, but went on
-    assert "rank 1 (pid 101) has ended" in str(fault_of(status(0, 3, waits=True), other, waited={0: 1.0}))
+    other = status(1, 3, state=State.ENDED, signature=2, refused=frozenset({7}))  # and was told so, but went on
+    what = str(fault_of(status(0, 3, waits=True), other, waited={0: 1.0}))
+    assert "rank 1 (pid 101) has ended (its script came to its end, or sys.exit) after a collective had failed" in what
     ended_early = status(1, 0, state=State.ENDED, counts={})
     assert "rank 1" in str(fault_of(status(0, 0, state=State.STARTING), ended_early))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arrange import broadcast_tensors
 from sorix_dist.core.ops.activation import relu
@@ -26,7 +26,7 @@ __all__ = [
 
 def _tensors(first: Any, *others: Any) -> list[Tensor]:
     """The inputs as tensors, arrays among the others in the dtype of the first."""
-    x = first if isinstance(first, Tensor) else Tensor(first)
+    x = as_tensor(first)
     kind = x.array.dtype if x.array.dtype.kind == "f" else None
     return [x, *(y if isinstance(y, Tensor) else Tensor(np.asarray(y, kind)) for y in others)]
 
