@@ -157,6 +157,9 @@ def test_a_rank_that_is_late() -> None:
     nobody = status(0, 1, state=State.STARTING), status(1, 1, state=State.STARTING)
     assert "on another host" in str(fault_of(*nobody, timeout=5.0))
     assert fault_of(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
+    all_here = diagnose({row.rank: row for row in nobody}, Observations(waited={0: LONG, 1: LONG}), 5.0, world_size=2)
+    assert all_here is not None
+    assert all_here.what.endswith("no rank is missing: the machine is too busy for them, or messages are lost")
     behind = status(0, 4, waits=True), status(1, 3, waits=True, key=8, counts={7: 3, 8: 1})
     assert str(fault_of(*behind, timeout=5.0)).endswith("rank 1 has not arrived")
 
