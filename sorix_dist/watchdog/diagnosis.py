@@ -276,6 +276,8 @@ def _late(
         whom = f"{whom} {'has' if len(missing) == 1 else 'have'} not arrived"
     elif waited[status.rank] < timeout + OTHERS_FIRST:
         return None
+    elif world_size == len(statuses):
+        whom = "no rank is missing: the machine is too busy for them, or messages are lost"
     else:
         whom = "of the ranks here that have imported sorix_dist none is missing: one never came, or is on another host"
     what = f"rank {status.rank} has waited {timeout:g} s (init(timeout=)) {activity(status)}; {whom}"
