@@ -113,7 +113,7 @@ def given_options(arguments: Any) -> list[str]:
 
 def main(arguments: Any) -> int:
     """Runs the script and returns its exit code."""
-    job = Job(arguments)
+    job = ScriptOnHosts(arguments)
     if arguments.dry_run:
         print(job.start(job.hosts, {}))
         return 0
@@ -141,7 +141,7 @@ def main(arguments: Any) -> int:
         return 130
 
 
-class Job:
+class ScriptOnHosts:
     """A script and where it runs, from the arguments of the command line; LaunchError if they make no sense."""
 
     def __init__(self, arguments: Any) -> None:

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -60,22 +61,22 @@ class BatchNumber:
     __trunc__ = __int__
 
     def __neg__(self) -> Any:
-        return _of_one(operator.neg, self)
+        return _of_several(operator.neg, self)
 
     def __pos__(self) -> Any:
         return self
 
     def __abs__(self) -> Any:
-        return _of_one(abs, self)
+        return _of_several(abs, self)
 
     def __round__(self, digits: Any = None) -> Any:
-        return _of_one(lambda x: round(x, digits), self)
+        return _of_several(lambda x: round(x, digits), self)
 
     def __floor__(self) -> Any:
-        return _of_one(math.floor, self)
+        return _of_several(math.floor, self)
 
     def __ceil__(self) -> Any:
-        return _of_one(math.ceil, self)
+        return _of_several(math.ceil, self)
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -85,13 +86,12 @@ class BatchNumber:
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Arrays hold this rank's data, so an integer beside an array is this rank's as well."""
-        numbers = method == "__call__" and len(inputs) < 3 and not options
-        if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
+        numbers = method == "__call__" and not options
+        if not numbers or any(isinstance(x, np.ndarray) and x.ndim for x in inputs):
             plain = [float(x) if isinstance(x, BatchFloat) else here(x) for x in inputs]
             return getattr(function, method)(*plain, **options)
-        plain = [x.item() if isinstance(x, np.generic) else x for x in inputs]
-        apply = lambda *values: function(*values).item()  # noqa: E731
-        return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
+        plain = [x.item() if isinstance(x, np.generic | np.ndarray) else x for x in inputs]
+        return _of_several(lambda *values: function(*values).item(), *plain)
 
     def __reduce__(self) -> Any:
         if self.summed:
@@ -132,6 +132,12 @@ class BatchInt(BatchNumber):
     def __format__(self, form: str) -> str:
         return format(float(self) if form[-1:] in (*"eEfFgG%",) else self.own, form)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else an int has, as bit_length(), where the number is the same on every rank."""
+        if name.startswith("__") or not hasattr(int, name):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(int(self), name)
+
     def __call__(self) -> BatchInt:
         """The number itself, for `x.numel()`."""
         return self
@@ -142,6 +148,10 @@ Integral.register(BatchInt)
 
 class WholeInt(BatchInt, int):
     """That of a single process, which has all rows: an int, as np.random.permutation(x.shape[0]) demands."""
+
+    def __init__(self, value: Any = 0) -> None:
+        self.own = self.everywhere = int.__int__(self)
+        self.shard, self.summed, self.share = None, False, False
 
 
 class BatchFloat(BatchNumber, float):
@@ -160,6 +170,8 @@ def number(
     here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False, share: bool = False
 ) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
+    if here.__class__ is bool and everywhere is not None:
+        return bool(everywhere)
     integer = (lambda: WholeInt(here)) if here == everywhere and current_group().single else BatchInt
     made: Any = integer() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
     made.own, made.everywhere, made.shard, made.summed, made.share = here, everywhere, shard, summed, share
@@ -169,31 +181,27 @@ def number(
 # -- arithmetic
 
 
-def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
-    if not (isinstance(x, int | float | BatchNumber) and isinstance(y, int | float | BatchNumber)):
+def _of_several(function: Callable[..., Any], *numbers: Any) -> Any:
+    if not all(isinstance(n, int | float | BatchNumber) for n in numbers):
         return NotImplemented
-    totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
+    totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in numbers]
     everywhere = None if None in totals else function(*totals)
-    summed, share = (any(getattr(n, flag, False) for n in (x, y)) for flag in ("summed", "share"))
-    own = [total if share and total is not None else here(n) for n, total in zip((x, y), totals, strict=True)]
+    summed, share = (any(getattr(n, flag, False) for n in numbers) for flag in ("summed", "share"))
+    own = [total if share and total is not None else here(n) for n, total in zip(numbers, totals, strict=True)]
     try:
         return number(function(*own), everywhere, None, summed, share)
     except ZeroDivisionError:  # on a rank without rows
         return number(math.nan, everywhere, None, summed, share)
 
 
-def _of_one(function: Callable[..., float], x: BatchNumber) -> Any:
-    return number(function(x.own), None if x.everywhere is None else function(x.everywhere), None, x.summed, x.share)
-
-
 def _bind(name: str) -> None:
     function = getattr(operator, name)
 
-    def method(self: BatchNumber, other: Any) -> Any:
-        return _of_both(function, self, other)
+    def method(self: BatchNumber, other: Any, *modulo: int) -> Any:
+        return _of_several(partial(pow, mod=modulo[0]) if modulo else function, self, other)
 
     def reflected(self: BatchNumber, other: Any) -> Any:
-        return _of_both(function, other, self)
+        return _of_several(function, other, self)
 
     for kind in (BatchInt, BatchFloat):
         setattr(kind, f"__{name.strip('_')}__", method)
@@ -334,7 +342,7 @@ def warn_of_part(tensor: Any, what: str) -> None:
     """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
     rank's."""
     place = tensor.place
-    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "shown"):
+    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
         return
     if place.over == SUM:
         found = "a sum over rows is this rank's part of the sum"

@@ -45,13 +45,14 @@ class Tensor:
 
     # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
     # operation made it. place: its placement. shown: what users see of a Partial, if not what follows from the array.
-    __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
+    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown")
 
     array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
     shown: Array | float
+    complete: bool  # set if `shown` is that of the global batch
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)
@@ -186,8 +187,7 @@ class Tensor:
         array = np.asarray(assigned(value, self.place, summing_group(self.origin)))
         if array.shape != self.array.shape:
             raise ValueError(f"grad must have the shape {self.array.shape} of its tensor, got {array.shape}")
-        if self.leaf is None:
-            self.leaf = Leaf(self.array.shape, self.array.dtype)
+        self.leaf = self.leaf or Leaf(self.array.shape, self.array.dtype)
         total = self.leaf.total
         if total.shown is not None:
             refuse_frozen(total.shown)
@@ -203,8 +203,7 @@ class Tensor:
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Hook:
         """Calls `hook` with the gradient of this tensor whenever a backward has completed it; of a parameter, with what
-        one backward adds. What it returns, if not None, takes the gradient's place. `remove()` of the result ends it.
-        """
+        one backward adds. What it returns, if not None, replaces the gradient. `remove()` of the result ends it."""
         if self.origin is None:
             raise RuntimeError("register_hook on a tensor that does not require grad")
         changed()
@@ -222,6 +221,8 @@ class Tensor:
         detached.place = self.place
         if hasattr(self, "shown"):
             detached.shown = self.shown
+            if hasattr(self, "complete"):
+                detached.complete = True
             if recorders and (recorder := listening()) is not None:
                 recorder.line(f"{recorder.of(recorder.checked(self))}.detach()", detached)
         return detached
@@ -292,7 +293,7 @@ class Tensor:
         batch_numbers.refuse_one_of_many(self)
         batch_numbers.warn_of_part(self, said)
         value = self.visible.item()
-        return value if hasattr(self, "shown") else batch_numbers.number_of_part(value, self.place)
+        return value if hasattr(self, "complete") else batch_numbers.number_of_part(value, self.place)
 
     def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
         """The array itself, or a copy, of `dtype` if given; `force` is ignored."""

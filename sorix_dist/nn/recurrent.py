@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, is_integer, one_of, parameter_dtype
 from sorix_dist.core.capture import host
@@ -105,7 +105,7 @@ class _Recurrent(Module):
 
     def _run(self, input: Any, given: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The outputs in the layout of the input, and each final state, (layers * directions, N, H)."""
-        x = input if isinstance(input, Tensor) else Tensor(input)
+        x = as_tensor(input)
         unbatched = x.ndim == 2
         x = rows_along(type(self).__name__, x, (0,) if self._turned(x) else (1,))
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or not x.shape[1 if self._turned(x) else 0]:
@@ -254,7 +254,7 @@ class _Cell(Module):
         return self._step(input, None if hx is None else [hx])[0]
 
     def _step(self, input: Any, states: Any) -> list[Tensor]:
-        x = input if isinstance(input, Tensor) else Tensor(input)
+        x = as_tensor(input)
         name, expected = type(self).__name__, (*x.shape[:-1], self.hidden_size)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(f"{name}: input must have shape (N, {self.input_size}), got shape {tuple(x.shape)}")

@@ -340,7 +340,7 @@ def expand_as(input: Any, other: Any) -> Any:
 
 def broadcast_to(input: Any, size: Any) -> Any:
     """Repeated to the shape `size`, without a copy."""
-    return expand(input, *size)
+    return expand(input, size)
 
 
 def repeat(input: Any, *sizes: Any) -> Any:

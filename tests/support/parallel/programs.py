@@ -577,3 +577,22 @@ def gradients_by_hand(kit):
         w.grad = w.grad + x[:, :2].sum(0)
         optimizer.step()
     return [w.detach().numpy()]
+
+
+@program("follows from this rank's rows alone", reproducible="")
+def number_of_a_mean_and_a_constant(kit):
+    def loss(model, x, w):
+        return (model(x) / (w.mean() + 1e-8).item()).square().mean()
+
+    return kit.train(kit.wrap(mlp()), loss, "x", "w")
+
+
+@program()
+def numbers_after_a_backward(kit):
+    model, total, found = kit.wrap(mlp()), 0.0, []
+    for (x,) in kit.loader("x"):
+        loss = model(x).square().mean() + 0.1 * sum(p.square().sum() for p in model.parameters())
+        loss.backward()
+        total = total + loss.detach()
+        found += [loss.item(), (loss.detach() * 2 + 1).item(), (total / 2).item()]
+    return found
