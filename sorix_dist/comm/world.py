@@ -19,7 +19,7 @@ from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each,
 from sorix_dist.comm.checked import Checked
 from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Started, Window, Wire
-from sorix_dist.comm.reduction import OneByOne
+from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.runtime import running_mpi, start_mpi
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut
 from sorix_dist.watchdog import report, watch
@@ -223,7 +223,7 @@ class Solo:
         return array.copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return OneByOne(self, pieces)
+        return one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

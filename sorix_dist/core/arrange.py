@@ -102,7 +102,9 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, outpu
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
     """The coordinates of a grid over vectors, one tensor for each; "xy" exchanges the first two dimensions."""
     one_of("meshgrid: indexing", indexing, "ij", "xy")
-    vectors = [f.reshape(x, -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)]
+    vectors = [
+        f.reshape(whole(x, "meshgrid"), -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)
+    ]
     sizes = tuple(len(v) for v in vectors)
     shapes = [tuple(n if i == k else 1 for i in range(len(sizes))) for k, n in enumerate(sizes)]
     grids = [f.broadcast_to(f.reshape(v, shape), sizes) for v, shape in zip(vectors, shapes, strict=True)]

@@ -45,6 +45,12 @@ def all_reduce(x: T, op: Op = "sum") -> T:
         if isinstance(x.place, Partial) and x.place.group.ordered and x.place.over == SUM:
             return x  # the sum is complete on every rank
         if isinstance(x.place, Partial):
+            mean = x.place.over != SUM and not x.place.alike and not hasattr(x, "complete")
+            if op == "sum" and mean and not x.place.group.single:
+                x.place.group.warn(
+                    "all_reduce of a mean over rows adds up the ranks' own means, whose mean is another number where "
+                    "shards are uneven: sx.global_value(x) is the mean over the global batch [docs: own-numbers]"
+                )
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
         elif x.place is REPLICATE and op == "sum":
             _refuse_global()

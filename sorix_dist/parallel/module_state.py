@@ -76,6 +76,8 @@ class Numbers:
         self.modules = [*module.modules()]
         self.before = self._read()
         self.after: list[dict[str, Any]] = []
+        lists = [(m, k, v) for m in self.modules for k, v in m.__dict__.items() if v.__class__ in (list, dict)]
+        self.lists = [(m, k, v, len(v)) for m, k, v in lists]
 
     def _read(self) -> list[dict[str, Any]]:
         return [{k: v for k, v in m.__dict__.items() if v.__class__ in (int, float, bool, str)} for m in self.modules]
@@ -91,7 +93,7 @@ class Numbers:
                 module.__dict__.update(before)
 
     def compare(self, group: Group) -> None:
-        """Warns of an attribute that is not the same after the forwards of all shards."""
+        """Warns of an attribute that is not the same after the forwards of all shards, and of a list that grows."""
         now, before = self._read(), self.after
         for module, ours, theirs in zip(self.modules, now, before, strict=bool(before)):
             for name in ours.keys() & theirs.keys():
@@ -102,3 +104,9 @@ class Numbers:
                         "computes something else on every number of ranks"
                     )
         self.after = now
+        for module, name, found, length in self.lists:
+            if getattr(module, name, None) is found and len(found) > length:
+                group.warn(
+                    f"reproducible mode: the forward adds to {type(module).__name__}.{name} for each virtual shard of "
+                    "this rank: what a later forward computes from it depends on the number of ranks"
+                )

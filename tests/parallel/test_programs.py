@@ -96,6 +96,7 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: outputs().sum(0).numpy(), "numpy() of a sum over rows"),
         (lambda: np.asarray(outputs().sum(0)), "NumPy's array of a sum over rows"),
         (lambda: len((x := outputs())[x > 0]), "len() of what a mask has selected"),
+        (lambda: sx.all_reduce(outputs().square().mean().detach()), "all_reduce of a mean over rows"),
         (lambda: (x := outputs()).topk(len(x))[0].sum(), "positions among the 3 rows of all ranks"),
         (lambda: (x := outputs(), i := sx.randperm(x.shape[0]), *(i[n : n + 1] for n in range(len(x)))), "positions"),
     ],

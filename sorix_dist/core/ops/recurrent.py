@@ -86,13 +86,9 @@ class _Steps:
 
 def _joined(w_state: Array, w_input: Array, *biases: Array | None) -> Array:
     """The weights of the rows of steps, by gate: (gates, H, H + 1 + I)."""
-    joined = np.concatenate((w_state, _column(w_state, *biases), w_input), axis=1)
+    bias = sum((b for b in biases if b is not None), np.zeros(len(w_state), w_state.dtype))
+    joined = np.concatenate((w_state, bias[:, None], w_input), axis=1)
     return joined.reshape(-1, w_state.shape[1], joined.shape[1])
-
-
-def _column(w: Array, *biases: Array | None) -> Any:
-    """The sum of the biases of the rows of a weight, (rows, 1)."""
-    return sum((b[:, None] for b in biases if b is not None), np.zeros((len(w), 1), w.dtype))
 
 
 def _in_blocks(w: Array, rows: int) -> Array:
@@ -241,12 +237,11 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
     """
     count, size, half = len(x), w_state.shape[1], np.array(0.5, x.dtype)
     steps = _Steps(x, h, reverse)
-    weights = _joined(w_state, w_input, b_input, b_state)[:2] * half
     gates = np.empty((count, 2, *h.shape), x.dtype)
-    product = steps.product(weights, gates)
+    product = steps.product(_joined(w_state, w_input, b_input, b_state)[:2] * half, gates)
     # r stands between what n takes from the state, `inner`, and what it takes from the input.
-    of_state = np.concatenate((w_state, _column(w_state, b_state)), axis=1)[2 * size :]
-    of_input = np.concatenate((_column(w_input, b_input), w_input), axis=1)[2 * size :]
+    of_state = _joined(w_state, w_input, b_state)[2, :, : size + 1]
+    of_input = _joined(w_state, w_input, b_input)[2, :, size:]
     n = np.matmul(steps.flat[:, size:], of_input.T).reshape(count, *h.shape)
     inner, blocks, spare = np.empty_like(n), _in_blocks(of_state.T, len(h)), np.empty(h.shape, x.dtype)
     products = _by_block(inner, blocks)
