@@ -121,7 +121,7 @@ def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
         raise ValueError(f"init: timeout must be a finite number of seconds above 0 (1e9: no limit), got {timeout!r}")
     if threads != "auto" and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise ValueError(f"init: threads must be 'auto' or an int of 1 or more, got {threads!r}")
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:  # an array has no single answer to `in`
         raise ValueError(f"init: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if comm is not None and backend == "solo":
         raise ValueError("init: comm and backend='solo' exclude each other")
