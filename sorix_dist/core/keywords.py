@@ -10,6 +10,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
 
+from sorix_dist.core.arguments import explained
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.ops.elementwise import cast, mul, rounded_quotient
 
@@ -72,9 +73,7 @@ def publish(module: dict[str, Any], names: Sequence[str]) -> None:
     """Gives a module's public functions PyTorch's keywords, and their place in it as their origin."""
     for name in names:
         plain = module[name]
-        function = with_torch_keywords(plain)
-        if function is plain:
-            continue
+        function = explained(with_torch_keywords(plain))
         module[name] = function
         function.__signature__ = signature(function)  # type: ignore[attr-defined]
         del function.__wrapped__  # type: ignore[attr-defined]

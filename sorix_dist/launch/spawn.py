@@ -110,7 +110,7 @@ def run(
 def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
     _check_call("run", fn, args)
     _check_num_proc("run", num_proc)
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"run: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
         raise ValueError(f"run: timeout must be a number of seconds above 0, or None, got {timeout!r}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from sorix_dist.comm.protocol import Op
 from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
@@ -27,8 +28,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     A Python number gives a new number; ranks may mix integers and floats.
     """
     if not isinstance(x, Tensor | np.ndarray):
-        if op not in _OF_NUMBERS:
-            raise ValueError(f"all_reduce: op must be one of {', '.join(_OF_NUMBERS)}, got {op!r}")
+        one_of("all_reduce: op", op, *_OF_NUMBERS)
         if not isinstance(x, Real | np.generic):
             raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
         if op == "sum" and getattr(x, "everywhere", None) is not None:  # a number that follows from the batch

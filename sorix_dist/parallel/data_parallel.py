@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import int_or_none
+from sorix_dist.core.arguments import int_or_none, one_of
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
@@ -63,10 +63,8 @@ class DistributedDataParallel(Module):
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"module must be a Module, got {type(module).__name__}")
-        if nonfinite not in get_args(NonFinite):
-            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, get_args(NonFinite)))}, got {nonfinite!r}")
-        if storage not in get_args(Storage):
-            raise ValueError(f"storage must be one of {', '.join(map(repr, get_args(Storage)))}, got {storage!r}")
+        one_of("nonfinite", nonfinite, *get_args(NonFinite))
+        one_of("storage", storage, *get_args(Storage))
         self.module = module
         self.check_every, self.batches = int_or_none("check_every", check_every, 1), 0
         self.comm: Comm = communicator(comm)

@@ -377,9 +377,10 @@ def test_no_message_crosses_ranks_between_two_sums(size, hosts):
     run_threads(work, size, hosts=hosts)
 
 
-def test_a_captured_step_of_a_worker():
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_captured_step_of_a_worker(overlap):
     def work(compiled):
-        model, optimizer, local, loader = setup()
+        model, optimizer, local, loader = setup(make=lambda m, o: sx.LocalSGD(m, o, 2, overlap=overlap))
 
         def one(x, y):
             optimizer.zero_grad()

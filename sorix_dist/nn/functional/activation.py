@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.ops import activation as ops
 from sorix_dist.core.ops.choose import clamp, where
 from sorix_dist.core.ops.elementwise import sign
@@ -100,8 +101,7 @@ def gelu(x: Any, approximate: str = "tanh") -> Tensor:
     approximate: "tanh" for the usual approximation, off by less than 5e-4; "none" (PyTorch's default) for the exact
     function, which needs SciPy (ImportError without).
     """
-    if approximate not in ("tanh", "none"):
-        raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
+    one_of("gelu: approximate", approximate, "tanh", "none")
     return ops.gelu_by_tanh(x) if approximate == "tanh" else ops.gelu_by_erf(x)
 
 

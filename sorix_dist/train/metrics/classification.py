@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int, described, int_or_none
+from sorix_dist.core.arguments import as_int, described, int_or_none, one_of
 from sorix_dist.core.tensor import Array, as_array
 from sorix_dist.train.metrics.base import Mean, Metric
 from sorix_dist.utils.data.tables import missing_rows
@@ -142,10 +142,7 @@ class PerClass(ConfusionMatrix):
         *,
         comm: Any = None,
     ) -> None:
-        if average is not None and average not in get_args(Average):
-            raise ValueError(
-                f"average must be one of {', '.join(map(repr, get_args(Average)))} or None, got {average!r}"
-            )
+        one_of("average", average, *get_args(Average), None)
         self.average = average
         super().__init__(num_classes, ignore_index, comm=comm)
 
