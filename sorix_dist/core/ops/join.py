@@ -166,10 +166,10 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
 
     mode: "constant" (of `value`), "reflect" (without the edge), "replicate" (the edge) or "circular".
     """
-    widths = [n if isinstance(n, float) else int(n) for n in as_list("pad: pad", pad, "integers")]
-    shape = shape_of(input)
-    if any(isinstance(n, float) for n in widths):
-        raise ValueError(f"pad: pad must hold integers, got {widths}")
+    given, shape = as_list("pad: pad", pad, "integers"), shape_of(input)
+    if any(isinstance(n, float) for n in given):
+        raise ValueError(f"pad: pad must hold integers, got {given}")
+    widths = [int(n) for n in given]
     if len(widths) % 2 or len(widths) > 2 * len(shape):
         raise ValueError(f"pad: pad must hold at most {len(shape)} pairs for shape {shape}, got {widths}")
     if mode != "constant" and mode not in MODES:
