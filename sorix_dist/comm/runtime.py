@@ -76,6 +76,13 @@ def _check_shared_memory(launch: Launch | None, vendor: str) -> None:
     """Warn if messages will not fit into this host's shared memory: MPI ends without naming that."""
     if launch is None or launch.local_size is None or launch.local_size == 1:
         return
+    if vendor == "MPICH" and sys.platform == "linux" and not os.access(SHARED_MEMORY, os.W_OK):
+        warnings.warn(
+            f"MPICH needs {SHARED_MEMORY}, and this process may not write there: mount it again as root (mount -o "
+            f"remount,rw {SHARED_MEMORY}), or use Open MPI [docs: shared-memory]",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     try:
         check_free(MPICH_BYTES * launch.local_size if vendor == "MPICH" else OPEN_MPI_BYTES, free_bytes(SHARED_MEMORY))
     except SharedMemoryFull as error:

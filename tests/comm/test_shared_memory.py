@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sorix_dist.comm import shared_memory
+from sorix_dist.comm import runtime, shared_memory
 from sorix_dist.comm.shared_memory import CACHE_LINE, SpinBarrier, check_free, free_bytes
 
 
@@ -79,3 +83,12 @@ def test_free_bytes(tmp_path: object) -> None:
     assert free is not None
     assert free > 0
     assert free_bytes(f"{tmp_path}/nothing") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, MPICH uses other memory")
+def test_mpich_without_a_folder_of_shared_memory_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "SHARED_MEMORY", str(tmp_path / "none"))
+    launch: Any = SimpleNamespace(local_size=2)
+    with pytest.warns(RuntimeWarning, match=r"MPICH needs .*none, and this process may not write there"):
+        runtime._check_shared_memory(launch, "MPICH")
+    runtime._check_shared_memory(launch, "Open MPI")  # it goes on without
