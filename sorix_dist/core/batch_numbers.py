@@ -11,7 +11,10 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from dis import get_instructions, hasjabs, hasjrel, stack_effect
+from functools import lru_cache
 from numbers import Integral
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -263,13 +266,37 @@ def _total(place: Shard) -> int | None:
     return place.total if place.batch.known is not None or place.group.single else None
 
 
-def warn_of_own_length(place: Any) -> None:
-    """Warns of the length of what a mask has selected of this rank's rows."""
-    if isinstance(place, Shard) and place.batch.parent is not None and not place.group.single:
+def warn_of_own_length(place: Any, caller: FrameType) -> None:
+    """Warns of the length of what a mask has selected of this rank's rows, and of arithmetic with that of its rows."""
+    if not isinstance(place, Shard) or place.axis or place.group.single:
+        return
+    if place.batch.parent is not None:
         place.group.warn(
             "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
             "[docs: own-numbers]"
         )
+    elif place.batch.known is not None and place.held != place.total and _is_operand(caller.f_code, caller.f_lasti):
+        place.group.warn(
+            f"len() counts this rank's rows, {place.held} of the {place.total} of the global batch: x.size(0) counts "
+            "all of them beside losses and tensors of the batch, and sx.global_rows(x) everywhere [docs: own-numbers]"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _is_operand(code: CodeType, at: int) -> bool:
+    """Whether the instruction at `at` computes an operand of arithmetic, and not an argument, an index or a variable.
+    It follows the height of the stack up to the instruction that takes the operand from it."""
+    height = 1
+    for now in get_instructions(code):
+        if now.offset <= at:
+            continue
+        if now.opname == "BINARY_OP" and height <= 2:
+            return True
+        collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
+        height += stack_effect(now.opcode, now.arg)
+        if collects or height < 1 or now.opcode in hasjrel or now.opcode in hasjabs:
+            return False
+    return False
 
 
 def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
@@ -287,18 +314,6 @@ def _warn_of_own_branch(own: float) -> None:
         f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
         "itself, or sx.global_value(x).item() [docs: own-numbers]"
     )
-
-
-def warn_of_own_mean(x: Any) -> None:
-    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
-    place = x.place
-    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
-        return
-    if place.group.parts > 1 and not place.group.isolated:
-        place.group.warn(
-            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
-            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
-        )
 
 
 # -- as arguments of functions

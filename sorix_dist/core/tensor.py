@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -307,7 +308,7 @@ class Tensor:
     def __len__(self) -> int:
         if not self.array.ndim:
             raise TypeError("len() of a 0-d tensor")
-        batch_numbers.warn_of_own_length(self.place)
+        batch_numbers.warn_of_own_length(self.place, sys._getframe(1))
         return len(self.array)
 
     def __bool__(self) -> bool:
@@ -315,7 +316,6 @@ class Tensor:
         return bool(self.visible)
 
     def __float__(self) -> float:
-        batch_numbers.warn_of_own_mean(self)
         return float(self.item())
 
     def __int__(self) -> int:
