@@ -149,12 +149,20 @@ class BatchFloat(BatchNumber, float):
     """A float. As text, in comparisons, beside arrays and for `math` it is the number in the global batch."""
 
     def __repr__(self) -> str:
-        return repr(float(self))
+        return repr(self._shown())
 
     __str__ = __repr__
 
     def __format__(self, form: str) -> str:
-        return format(float(self), form)
+        return format(self._shown(), form)
+
+    def _shown(self) -> float:
+        if self.everywhere is None:
+            current_group().warn(
+                "text shows a number of this rank's rows alone, as item() of a loss is before its backward(): item() "
+                "after it, and sx.global_value(x).item(), are numbers of the global batch [docs: own-numbers]"
+            )
+        return float(self)
 
 
 def number(
@@ -314,6 +322,18 @@ def _warn_of_own_branch(own: float) -> None:
         f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
         "itself, or sx.global_value(x).item() [docs: own-numbers]"
     )
+
+
+def warn_of_own_mean(x: Any) -> None:
+    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
+    place = x.place
+    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
+        return
+    if place.group.parts > 1 and not place.group.isolated:
+        place.group.warn(
+            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
+            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
+        )
 
 
 # -- as arguments of functions

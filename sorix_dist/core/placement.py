@@ -349,7 +349,7 @@ def cotangent_of(place: Placement, group: Group | None) -> Placement:
 
 
 def refuse_one_of_many(tensor: Tensor) -> None:
-    """ValueError for the only row of this rank if there are others; a warning of this rank's part of a sum or mean."""
+    """ValueError for the only row of this rank if there are others; a warning of this rank's part of a sum."""
     place = tensor.place
     if isinstance(place, Shard):
         one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
@@ -358,15 +358,10 @@ def refuse_one_of_many(tensor: Tensor) -> None:
                 f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
                 "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
             )
-    elif isinstance(place, Partial) and place.group.parts > 1 and not hasattr(tensor, "shown"):
-        if place.group.isolated and place.over != SUM:
-            return
+    elif isinstance(place, Partial) and place.over == SUM and place.group.parts > 1 and not hasattr(tensor, "shown"):
         place.group.warn(
             "item() of a sum over rows is this rank's part of the sum: sx.global_value(x).item() is the whole "
             "[docs: own-numbers]"
-            if place.over == SUM
-            else "item() or float() of a mean over rows is that over this rank's rows: that of a loss after its "
-            "backward(), or of sx.global_value(x), is that over the global batch [docs: own-numbers]"
         )
 
 

@@ -316,6 +316,7 @@ class Tensor:
         return bool(self.visible)
 
     def __float__(self) -> float:
+        batch_numbers.warn_of_own_mean(self)
         return float(self.item())
 
     def __int__(self) -> int:
