@@ -61,7 +61,7 @@ def main() -> None:
             optimizer.step()
             reconstruction.update(pixels)
             divergence.update(kl)
-        sx.print(f"epoch {epoch + 1:2d}  reconstruction {reconstruction.compute():.3f}  KL {divergence.compute():.3f}")
+        sx.print(f"epoch {epoch + 1:2d}  reconstruction {reconstruction.compute():.1f}  KL {divergence.compute():.1f}")
 
 
 if __name__ == "__main__":

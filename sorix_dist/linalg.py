@@ -1,8 +1,8 @@
-"""Linear algebra: norms, systems of equations, inverses."""
+"""Linear algebra: norms, systems of equations, inverses, determinants."""
 
-from sorix_dist.core.algebra import det, inv, matrix_norm, solve, vector_norm
+from sorix_dist.core.algebra import cholesky, det, inv, matrix_norm, slogdet, solve, vector_norm
 from sorix_dist.core.algebra import linalg_norm as norm
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.functions import matmul
 
-__all__ = ["det", "diagonal", "inv", "matmul", "matrix_norm", "norm", "solve", "vector_norm"]
+__all__ = ["cholesky", "det", "diagonal", "inv", "matmul", "matrix_norm", "norm", "slogdet", "solve", "vector_norm"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int
+from sorix_dist.core.arguments import as_int, one_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 from sorix_dist.train import metrics as _collected
@@ -99,8 +99,7 @@ def _scores(
 ) -> Any:
     """Precision, recall or F1 of one class or of several, each computed from counts."""
     targets, predictions = (y.ravel() for y in _pair(y_true, y_pred))
-    if average not in ("binary", "macro", "weighted", None):
-        raise ValueError(f"average must be 'binary', 'macro', 'weighted' or None, got {average!r}")
+    one_of("average", average, "binary", "macro", "weighted", None)
     classes = [pos_label] if average == "binary" else np.unique(targets) if labels is None else labels
 
     def quotient(right: Any, count: Any) -> float:

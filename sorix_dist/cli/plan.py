@@ -91,17 +91,17 @@ def main(arguments: Any) -> int:
         path = Path(folder, "measured.json")
         if code := _measure(arguments, path):
             return code
-        plan = Plan(arguments, *figures(json.loads(path.read_text(encoding="utf-8"))))
+        found = Predictions(arguments, *figures(json.loads(path.read_text(encoding="utf-8"))))
     if arguments.json:
-        arguments.json.write_text(json.dumps(plan.record(), indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
     if arguments.output:
         try:
-            draw(plan.panels(), arguments.output, ["ms a step"], "hosts")
+            draw(found.panels(), arguments.output, ["ms a step"], "hosts")
         except (ValueError, ImportError) as error:
             raise LaunchError(str(error)) from error
-    print("\n".join(plan.lines()))
+    print("\n".join(found.lines()))
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    print("\n" + as_text(plan.panels(), width, axis_name="hosts"))
+    print("\n" + as_text(found.panels(), width, axis_name="hosts"))
     return 0
 
 
@@ -122,7 +122,7 @@ def figures(measured: dict[str, Any]) -> tuple[Step, Machine]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Predictions:
     """Predictions for a step, whose figures are those of one rank here."""
 
     options: Any

@@ -36,8 +36,8 @@ the script (known with --checkpoint, and on several hosts if rank 0 is on this o
 has saved its work; 124 after --timeout; 128 + the number of the signal that ended it."""
 
 OPTIONS = (
-    *("--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts"),
-)
+    "--threads", "--bind", "--env", "--log-dir", "--tee", "--profile", "--timeout", "--checkpoint", "--max-restarts",
+)  # fmt: skip
 """The options that a job script can pass on."""
 
 
@@ -113,7 +113,7 @@ def given_options(arguments: Any) -> list[str]:
 
 def main(arguments: Any) -> int:
     """Runs the script and returns its exit code."""
-    job = Job(arguments)
+    job = ScriptOnHosts(arguments)
     if arguments.dry_run:
         print(job.start(job.hosts, {}))
         return 0
@@ -141,7 +141,7 @@ def main(arguments: Any) -> int:
         return 130
 
 
-class Job:
+class ScriptOnHosts:
     """A script and where it runs, from the arguments of the command line; LaunchError if they make no sense."""
 
     def __init__(self, arguments: Any) -> None:

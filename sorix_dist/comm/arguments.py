@@ -39,7 +39,7 @@ def check_one_each(call: str, array: object, size: int) -> None:
 
 def check_op(call: str, op: object) -> None:
     """Raise ValueError unless `op` is a known reduction."""
-    if op not in OPS:
+    if not isinstance(op, str) or op not in OPS:
         raise ValueError(f"{call}: op must be one of {', '.join(map(repr, OPS))}, got {op!r}")
 
 

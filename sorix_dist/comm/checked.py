@@ -103,7 +103,8 @@ class Checked:
         return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return CheckedStarted(self.inner.start_pieces(pieces), partial(self._call, f"sum in {pieces.count} pieces"))
+        advance, finish = self.inner.start_pieces(pieces)
+        return Started(advance, partial(self._call, f"sum in {pieces.count} pieces", finish))
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self._check(check_array, "broadcast", array, written=True)
@@ -308,14 +309,6 @@ class CheckedExchange:
     def sum(self, array: Array, out: Array, start_over: bool = False, agreed: bool = False) -> None:
         what = _text("exchange", array.dtype, array.shape)
         self._call(what, self._sum, array, out, start_over, agreed=agreed)
-
-
-class CheckedStarted:
-    """The messages `inner`, whose end is a collective of a `Checked` communicator."""
-
-    def __init__(self, inner: Started, call: Callable[..., None]) -> None:
-        self.advance = inner.advance
-        self.finish = partial(call, inner.finish)
 
 
 class WatchedWindow:

@@ -15,7 +15,7 @@ import numpy as np
 from sorix_dist.comm import ring, runtime
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
-from sorix_dist.comm.reduction import OneByOne
+from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
     CACHE_LINE,
@@ -30,7 +30,7 @@ from sorix_dist.comm.shared_memory import (
     free_unused,
     locate,
 )
-from sorix_dist.comm.waiting import MessageSequence, first_of, under_way, wait_patiently
+from sorix_dist.comm.waiting import first_of, message_sequence, under_way, wait_patiently
 from sorix_dist.watchdog import report, watch
 
 if TYPE_CHECKING:
@@ -175,21 +175,19 @@ class MpiComm:
 
     def _swap(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         """Sends each rank its bytes and receives its own, in messages to all ranks in turn."""
-
-        def steps() -> Iterator[Any]:
-            with under_way() as requests:
-                for start in range(0, sent[0].size, ring.PIECE):
-                    piece = slice(start, start + ring.PIECE)
-                    self._start([each[piece] for each in sent], [each[piece] for each in received], requests, tag=0)
-                    yield from first_of(requests, 2 * ring.UNDER_WAY)
-                yield from first_of(requests, 0)
-
-        MessageSequence(steps()).finish()
+        with under_way() as requests:
+            for start in range(0, sent[0].size, ring.PIECE):
+                piece = slice(start, start + ring.PIECE)
+                self._start([each[piece] for each in sent], [each[piece] for each in received], requests, tag=0)
+                for request in first_of(requests, 2 * ring.UNDER_WAY):
+                    wait_patiently(request)
+            for request in first_of(requests, 0):
+                wait_patiently(request)
 
     def start_pieces(self, pieces: Pieces) -> Started:
         if self.hosts == 1:
-            return OneByOne(self, pieces)
-        return MessageSequence(self._exchange(pieces, next(self._pairs_of_tags)))
+            return one_by_one(self, pieces)
+        return message_sequence(self._exchange(pieces, next(self._pairs_of_tags)))
 
     def _exchange(self, pieces: Pieces, tag: int) -> Iterator[Any]:
         """The steps of `start_pieces`, with two tags of its own, because other calls may come in between."""

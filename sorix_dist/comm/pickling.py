@@ -23,9 +23,7 @@ def dumps(value: Any) -> bytes:
     def named(code: CodeType) -> Any:
         make, arguments = reduce_code(code)
         file = code.co_filename
-        arguments = tuple(
-            file if isinstance(argument, str) and argument == _NAMELESS else argument for argument in arguments
-        )
+        arguments = tuple(file if isinstance(each, str) and each == _NAMELESS else each for each in arguments)
         source = linecache.cache.get(file)
         in_a_file = source is None or len(source) == 1 or source[1] is not None
         return (make, arguments) if in_a_file else (_with_source, (make, arguments, file, source))

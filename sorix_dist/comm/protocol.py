@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,14 +92,15 @@ class Pieces(Protocol):
         """Take what the ranks have combined, stacked in rank order."""
 
 
-class Started(Protocol):
-    """Messages that travel while this rank does something else."""
+class Started(NamedTuple):
+    """Messages that travel while this rank does something else.
 
-    def advance(self) -> None:
-        """Does what can be done without waiting. Not a collective."""
+    advance: does what can be done without waiting, and is no collective; finish: waits for the end, a call of all
+    ranks.
+    """
 
-    def finish(self) -> None:
-        """Waits for the end. A call of all ranks."""
+    advance: Callable[[], None]
+    finish: Callable[[], None]
 
 
 class Comm(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Started, Window, Wire
-from sorix_dist.comm.reduction import OneByOne, combined, write
+from sorix_dist.comm.reduction import combined, one_by_one, write
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.waiting import waited
@@ -237,7 +237,7 @@ class ThreadComm:
         return all_sent[:, self.rank].copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return OneByOne(self, pieces)
+        return one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

@@ -14,6 +14,7 @@ from threading import get_ident
 from time import perf_counter, perf_counter_ns, sleep
 from typing import Any
 
+from sorix_dist.comm.protocol import Started
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 
@@ -80,24 +81,22 @@ def first_of(under_way: deque[Any], most: int) -> Iterator[Any]:
         under_way.popleft()
 
 
-class MessageSequence:
+def message_sequence(steps: Iterator[Any]) -> Started:
     """Messages that a generator sends and receives: it yields each request of mpi4py that it needs to be complete."""
+    awaited = next(steps, None)
 
-    def __init__(self, steps: Iterator[Any]) -> None:
-        self._steps = steps
-        self._awaited: Any = None
-        self._complete = False
+    def advance() -> None:
+        nonlocal awaited
+        while awaited is not None and awaited.Test():
+            awaited = next(steps, None)
 
-    def advance(self) -> None:
-        while not self._complete and (self._awaited is None or self._awaited.Test()):
-            self._awaited = next(self._steps, None)
-            self._complete = self._awaited is None
+    def finish() -> None:
+        nonlocal awaited
+        while awaited is not None:
+            wait_patiently(awaited)
+            awaited = next(steps, None)
 
-    def finish(self) -> None:
-        self.advance()
-        while not self._complete:
-            wait_patiently(self._awaited)
-            self.advance()
+    return Started(advance, finish)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each,
 from sorix_dist.comm.checked import Checked
 from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Started, Window, Wire
-from sorix_dist.comm.reduction import OneByOne
+from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.runtime import running_mpi, start_mpi
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut
 from sorix_dist.watchdog import report, watch
@@ -121,7 +121,7 @@ def _checked(timeout: Any, threads: Any, comm: Any, backend: Any) -> _Options:
         raise ValueError(f"init: timeout must be a finite number of seconds above 0 (1e9: no limit), got {timeout!r}")
     if threads != "auto" and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise ValueError(f"init: threads must be 'auto' or an int of 1 or more, got {threads!r}")
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:  # an array has no single answer to `in`
         raise ValueError(f"init: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if comm is not None and backend == "solo":
         raise ValueError("init: comm and backend='solo' exclude each other")
@@ -223,7 +223,7 @@ class Solo:
         return array.copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return OneByOne(self, pieces)
+        return one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         check_array("broadcast", array, written=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sorix_dist.core import functions as f
 from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.batch_numbers import is_just
+from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import half_in_float32
@@ -194,6 +195,63 @@ def det(A: Any) -> Any:
     """The determinants of square matrices (..., n, n); the gradient needs an inverse."""
     _square("det", A)
     return determinant(A)
+
+
+@op(promote="float", rule=rules.gathers)
+def log_determinant(a: Any) -> Any:
+    """The logarithms of the absolute values of the determinants of square matrices."""
+
+    def to_a(g: Any, out: Any) -> Any:
+        turned = like_input(
+            solve_systems, np.swapaxes(a, -1, -2), np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
+        )
+        return np.expand_dims(np.expand_dims(g, -1), -1) * turned
+
+    return np.asarray(np.linalg.slogdet(a)[1], a.dtype), (to_a,)
+
+
+class SignAndLogarithm(NamedTuple):
+    """What slogdet returns."""
+
+    sign: Any
+    logabsdet: Any
+
+
+def slogdet(A: Any) -> SignAndLogarithm:
+    """(sign, logabsdet): the signs of the determinants of square matrices (..., n, n), and the logarithms of their
+    absolute values, which neither overflow nor underflow."""
+    _square("slogdet", A)
+    A = rules.whole(A, "slogdet")
+    return SignAndLogarithm(Tensor(_signs(A)), log_determinant(A))
+
+
+@host
+def _signs(a: Any) -> Any:
+    return np.asarray(np.linalg.slogdet(np.asarray(a))[0])
+
+
+@op(promote="float", rule=rules.gathers)
+def cholesky_factor(a: Any) -> Any:
+    """The lower triangular matrices x with x @ x.T = a, for symmetric positive definite ones."""
+    x = np.linalg.cholesky(a)
+
+    def to_a(g: Any, out: Any) -> Any:
+        turned, count = np.swapaxes(x, -1, -2), x.shape[-1]
+        half = np.matmul(turned, g) * (np.tri(count, dtype=x.dtype) - np.eye(count, dtype=x.dtype) / 2)
+        once = like_input(solve_systems, turned, half)
+        both = like_input(solve_systems, turned, np.swapaxes(once, -1, -2))
+        return (both + np.swapaxes(both, -1, -2)) / 2
+
+    return x, (to_a,)
+
+
+def cholesky(A: Any) -> Any:
+    """The lower triangular L with L @ L.T = A, for symmetric positive definite matrices (..., n, n).
+
+    numpy.linalg.LinAlgError for others. Gradients: Murray, "Differentiation of the Cholesky decomposition" (2016).
+    """
+    _square("cholesky", A)
+    return cholesky_factor(A)
 
 
 inverse = inv

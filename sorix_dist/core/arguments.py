@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from math import inf
@@ -173,25 +173,63 @@ def require_methods(name: str, value: Any, *methods: str, kind: str = "") -> Non
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function, or a constructor, that first checks its arguments annotated `bool` or `float` (or that or None)."""
-    its = signature(function)
-    kinds = {name: str(p.annotation) for name, p in its.parameters.items() if p.kind in (1, 3)}  # no *args, **options
+    check = _check_of(function, strict=True)
+
+    @wraps(function)
+    def call(*inputs: Any, **options: Any) -> Any:
+        check(inputs, options)
+        return function(*inputs, **options)
+
+    return call
+
+
+def explained(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose errors of Python's and NumPy's own name the argument, if one is not what its annotation says.
+
+    A call that does not fail costs nothing more.
+    """
+    check = _check_of(function, strict=False)
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
         try:
-            given = its.bind(*inputs, **options).arguments
-        except TypeError:  # the call itself says it better
             return function(*inputs, **options)
-        owner = type(inputs[0]).__name__ if "self" in given else function.__name__
-        for name, value in given.items():
-            kind = kinds.get(name)
-            if kind == "bool":
-                as_bool(f"{owner}: {name}", value)
-            elif kind == "float" or (kind == "float | None" and value is not None):
-                in_range(f"{owner}: {name}", value, -inf, closed=True)
-        return function(*inputs, **options)
+        except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            if " must " in str(error) and ", got " in str(error):  # our own
+                raise
+            try:
+                check(inputs, options)
+            except (TypeError, ValueError) as better:
+                raise better from error
+            raise
 
     return call
+
+
+def _check_of(function: Callable[..., Any], strict: bool) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
+    """What checks the arguments of a call, given by position and by keyword; not `strict`: tensors may be numbers."""
+    its = signature(function)
+    kinds = {name: str(p.annotation) for name, p in its.parameters.items() if p.kind in (1, 3)}  # no *args, **options
+
+    def check(inputs: Sequence[Any], options: Mapping[str, Any]) -> None:
+        try:
+            given = its.bind(*inputs, **options).arguments
+        except TypeError:  # the call itself says it better
+            return
+        owner = type(inputs[0]).__name__ if "self" in given else function.__name__
+        for name, value in given.items():
+            kind, _, _ = kinds.get(name, "").partition(" | None")
+            argument = f"{owner}: {name}"
+            if value is None and kind != kinds.get(name, ""):
+                continue
+            if kind == "bool":
+                as_bool(argument, value)
+            elif kind == "float":
+                in_range(argument, value if strict else as_number(argument, value), -inf, closed=True)
+            elif kind == "int" and not strict and not is_integer(value):
+                raise TypeError(f"{argument} must be an integer, got {described(value)}")
+
+    return check
 
 
 def described(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import functions as f
-from sorix_dist.core.arguments import one_of
+from sorix_dist.core.arguments import as_int, one_of
 from sorix_dist.core.batch_numbers import is_just, is_of_batch, of_all
 from sorix_dist.core.create import full_like, zeros_like
 from sorix_dist.core.op import as_operand
@@ -102,7 +102,9 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, outpu
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
     """The coordinates of a grid over vectors, one tensor for each; "xy" exchanges the first two dimensions."""
     one_of("meshgrid: indexing", indexing, "ij", "xy")
-    vectors = [f.reshape(x, -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)]
+    vectors = [
+        f.reshape(whole(x, "meshgrid"), -1) for x in (tensors[0] if isinstance(tensors[0], list | tuple) else tensors)
+    ]
     sizes = tuple(len(v) for v in vectors)
     shapes = [tuple(n if i == k else 1 for i in range(len(sizes))) for k, n in enumerate(sizes)]
     grids = [f.broadcast_to(f.reshape(v, shape), sizes) for v, shape in zip(vectors, shapes, strict=True)]
@@ -118,7 +120,8 @@ def cartesian_prod(*tensors: Any) -> Any:
 def combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any:
     """All combinations of `r` elements of a vector, as rows."""
     choose = combinations_with_replacement if with_replacement else _combinations
-    chosen = np.array(list(choose(range(len(input)), r)), np.int64).reshape(-1, r)
+    as_int("combinations: r", r, 0)
+    chosen = np.array(list(choose(range(len(input)), r)), np.int64).reshape((-1, r) if r else 0)
     return take_index(_tensor(input), index=chosen)
 
 

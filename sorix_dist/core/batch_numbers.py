@@ -11,10 +11,8 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dis import get_instructions, hasjabs, hasjrel, stack_effect
-from functools import lru_cache
+from functools import partial
 from numbers import Integral
-from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -63,22 +61,22 @@ class BatchNumber:
     __trunc__ = __int__
 
     def __neg__(self) -> Any:
-        return _of_one(operator.neg, self)
+        return _of_several(operator.neg, self)
 
     def __pos__(self) -> Any:
         return self
 
     def __abs__(self) -> Any:
-        return _of_one(abs, self)
+        return _of_several(abs, self)
 
     def __round__(self, digits: Any = None) -> Any:
-        return _of_one(lambda x: round(x, digits), self)
+        return _of_several(lambda x: round(x, digits), self)
 
     def __floor__(self) -> Any:
-        return _of_one(math.floor, self)
+        return _of_several(math.floor, self)
 
     def __ceil__(self) -> Any:
-        return _of_one(math.ceil, self)
+        return _of_several(math.ceil, self)
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -88,13 +86,12 @@ class BatchNumber:
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Arrays hold this rank's data, so an integer beside an array is this rank's as well."""
-        numbers = method == "__call__" and len(inputs) < 3 and not options
-        if not numbers or any(isinstance(x, np.ndarray) for x in inputs):
+        numbers = method == "__call__" and not options
+        if not numbers or any(isinstance(x, np.ndarray) and x.ndim for x in inputs):
             plain = [float(x) if isinstance(x, BatchFloat) else here(x) for x in inputs]
             return getattr(function, method)(*plain, **options)
-        plain = [x.item() if isinstance(x, np.generic) else x for x in inputs]
-        apply = lambda *values: function(*values).item()  # noqa: E731
-        return _of_one(apply, self) if len(plain) == 1 else _of_both(apply, *plain)
+        plain = [x.item() if isinstance(x, np.generic | np.ndarray) else x for x in inputs]
+        return _of_several(lambda *values: function(*values).item(), *plain)
 
     def __reduce__(self) -> Any:
         if self.summed:
@@ -114,6 +111,8 @@ class BatchInt(BatchNumber):
     shard: Shard | None
 
     def __index__(self) -> int:
+        if self.shard is not None:
+            self.shard.group.measured = self.own, self.everywhere
         return self.own
 
     def __bool__(self) -> bool:
@@ -133,6 +132,12 @@ class BatchInt(BatchNumber):
     def __format__(self, form: str) -> str:
         return format(float(self) if form[-1:] in (*"eEfFgG%",) else self.own, form)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else an int has, as bit_length(), where the number is the same on every rank."""
+        if name.startswith("__") or not hasattr(int, name):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(int(self), name)
+
     def __call__(self) -> BatchInt:
         """The number itself, for `x.numel()`."""
         return self
@@ -143,6 +148,10 @@ Integral.register(BatchInt)
 
 class WholeInt(BatchInt, int):
     """That of a single process, which has all rows: an int, as np.random.permutation(x.shape[0]) demands."""
+
+    def __init__(self, value: Any = 0) -> None:
+        self.own = self.everywhere = int.__int__(self)
+        self.shard, self.summed, self.share = None, False, False
 
 
 class BatchFloat(BatchNumber, float):
@@ -169,6 +178,8 @@ def number(
     here: Any, everywhere: float | None, shard: Shard | None = None, summed: bool = False, share: bool = False
 ) -> Any:
     """A number that is `here` on this rank, and `everywhere` in the global batch."""
+    if here.__class__ is bool and everywhere is not None:
+        return bool(everywhere)
     integer = (lambda: WholeInt(here)) if here == everywhere and current_group().single else BatchInt
     made: Any = integer() if isinstance(here, int) else BatchFloat(here if everywhere is None else everywhere)
     made.own, made.everywhere, made.shard, made.summed, made.share = here, everywhere, shard, summed, share
@@ -178,31 +189,27 @@ def number(
 # -- arithmetic
 
 
-def _of_both(function: Callable[..., Any], x: Any, y: Any) -> Any:
-    if not (isinstance(x, int | float | BatchNumber) and isinstance(y, int | float | BatchNumber)):
+def _of_several(function: Callable[..., Any], *numbers: Any) -> Any:
+    if not all(isinstance(n, int | float | BatchNumber) for n in numbers):
         return NotImplemented
-    totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in (x, y)]
+    totals = [n.everywhere if isinstance(n, BatchNumber) else n for n in numbers]
     everywhere = None if None in totals else function(*totals)
-    summed, share = (any(getattr(n, flag, False) for n in (x, y)) for flag in ("summed", "share"))
-    own = [total if share and total is not None else here(n) for n, total in zip((x, y), totals, strict=True)]
+    summed, share = (any(getattr(n, flag, False) for n in numbers) for flag in ("summed", "share"))
+    own = [total if share and total is not None else here(n) for n, total in zip(numbers, totals, strict=True)]
     try:
         return number(function(*own), everywhere, None, summed, share)
     except ZeroDivisionError:  # on a rank without rows
         return number(math.nan, everywhere, None, summed, share)
 
 
-def _of_one(function: Callable[..., float], x: BatchNumber) -> Any:
-    return number(function(x.own), None if x.everywhere is None else function(x.everywhere), None, x.summed, x.share)
-
-
 def _bind(name: str) -> None:
     function = getattr(operator, name)
 
-    def method(self: BatchNumber, other: Any) -> Any:
-        return _of_both(function, self, other)
+    def method(self: BatchNumber, other: Any, *modulo: int) -> Any:
+        return _of_several(partial(pow, mod=modulo[0]) if modulo else function, self, other)
 
     def reflected(self: BatchNumber, other: Any) -> Any:
-        return _of_both(function, other, self)
+        return _of_several(function, other, self)
 
     for kind in (BatchInt, BatchFloat):
         setattr(kind, f"__{name.strip('_')}__", method)
@@ -274,66 +281,11 @@ def _total(place: Shard) -> int | None:
     return place.total if place.batch.known is not None or place.group.single else None
 
 
-def warn_of_own_length(place: Any, caller: FrameType) -> None:
-    """Warns of the length of what a mask has selected of this rank's rows, and of arithmetic with that of its rows."""
-    if not isinstance(place, Shard) or place.axis or place.group.single:
-        return
-    if place.batch.parent is not None:
-        place.group.warn(
-            "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
-            "[docs: own-numbers]"
-        )
-    elif place.batch.known is not None and place.held != place.total and _is_operand(caller.f_code, caller.f_lasti):
-        place.group.warn(
-            f"len() counts this rank's rows, {place.held} of the {place.total} of the global batch: x.size(0) counts "
-            "all of them beside losses and tensors of the batch, and sx.global_rows(x) everywhere [docs: own-numbers]"
-        )
-
-
-@lru_cache(maxsize=1024)
-def _is_operand(code: CodeType, at: int) -> bool:
-    """Whether the instruction at `at` computes an operand of arithmetic, and not an argument, an index or a variable.
-    It follows the height of the stack up to the instruction that takes the operand from it."""
-    height = 1
-    for now in get_instructions(code):
-        if now.offset <= at:
-            continue
-        if now.opname == "BINARY_OP" and height <= 2:
-            return True
-        collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
-        height += stack_effect(now.opcode, now.arg)
-        if collects or height < 1 or now.opcode in hasjrel or now.opcode in hasjabs:
-            return False
-    return False
-
-
-def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
-    """Warns of a sum over rows that is divided by the number of rows of this rank, unless that is x.shape[0]."""
-    own = place.over == SUM and isinstance(divisor, int | float) and divisor == place.held
-    if own and not place.group.single and not of_batch.get():
-        place.group.warn(
-            f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean over "
-            "the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
-        )
-
-
 def _warn_of_own_branch(own: float) -> None:
     current_group().warn(
         f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
         "itself, or sx.global_value(x).item() [docs: own-numbers]"
     )
-
-
-def warn_of_own_mean(x: Any) -> None:
-    """Warns that float() of a mean over rows without a gradient, such as a statistic, is this rank's."""
-    place = x.place
-    if not isinstance(place, Partial) or place.over == SUM or x.origin is not None or hasattr(x, "shown"):
-        return
-    if place.group.parts > 1 and not place.group.isolated:
-        place.group.warn(
-            "float() of a mean over rows is that over this rank's rows: use the tensor itself, or "
-            "float(sx.global_value(x)), which is that over the global batch [docs: own-numbers]"
-        )
 
 
 # -- as arguments of functions

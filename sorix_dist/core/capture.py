@@ -23,7 +23,7 @@ from sorix_dist.core.placement import Batch, Group, Partial, Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-recorders: dict[int, Recorder] = {}
+recorders: dict[int, StepRecorder] = {}
 """The recorder of each thread that has one. Callers test it for emptiness first, which costs almost nothing."""
 
 _version = 0
@@ -43,7 +43,7 @@ def changed() -> None:
     _version += 1
 
 
-def listening() -> Recorder | None:
+def listening() -> StepRecorder | None:
     """The recorder of this thread, unless it is paused."""
     found = recorders.get(get_ident()) if recorders else None
     return None if found is None or found.paused else found
@@ -86,7 +86,7 @@ def uncaptured(function: Function) -> Function:
 class RecordedRule:
     """A rule of an operation that writes a line when a walk calls it."""
 
-    def __init__(self, recorder: Recorder, rule: Callable[..., Any], expression: str) -> None:
+    def __init__(self, recorder: StepRecorder, rule: Callable[..., Any], expression: str) -> None:
         self.recorder, self.rule, self.expression = recorder, rule, expression
 
     def __call__(self, gradient: Any, out: Any) -> Any:
@@ -96,7 +96,7 @@ class RecordedRule:
         return part
 
 
-class Recorder:
+class StepRecorder:
     """The lines of one step, and by name the objects that they mention.
 
     lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of

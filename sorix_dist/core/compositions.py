@@ -13,6 +13,7 @@ import numpy as np
 
 from sorix_dist.core import algebra, arrange, create, methods, random, statistics
 from sorix_dist.core.algebra import *  # noqa: F403
+from sorix_dist.core.arguments import explained
 from sorix_dist.core.arrange import *  # noqa: F403
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.capture import uncaptured
@@ -23,6 +24,8 @@ from sorix_dist.core.statistics import *  # noqa: F403
 from sorix_dist.core.tensor import Tensor
 
 __all__ = [*algebra.__all__, *arrange.__all__, *statistics.__all__]
+for _name in __all__:
+    globals()[_name] = explained(globals()[_name])
 
 for _methods in (algebra.METHODS, arrange.METHODS, statistics.METHODS):
     for _name, _function in _methods.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = [
     "DType", "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16",
-    "int32", "int64", "long", "short", "uint8", "finfo", "iinfo",
+    "int32", "int64", "int8", "long", "short", "uint8", "finfo", "iinfo",
 ]  # fmt: skip
 
 
@@ -128,9 +128,9 @@ def _rank(dtype: DTypeOf) -> builtins.int:
 
 
 float16, float32, float64 = DType(np.float16), DType(np.float32), DType(np.float64)
-int16, int32, int64, uint8 = DType(np.int16), DType(np.int32), DType(np.int64), DType(np.uint8)
+int8, int16, int32, int64, uint8 = map(DType, (np.int8, np.int16, np.int32, np.int64, np.uint8))
 bool_ = DType(np.bool_)
-_NAMED = {named.dtype: named for named in (float16, float32, float64, int16, int32, int64, uint8, bool_)}
+_NAMED = {named.dtype: named for named in (float16, float32, float64, int8, int16, int32, int64, uint8, bool_)}
 
 
 def name_of(dtype: np.dtype[Any]) -> DType:

@@ -45,6 +45,18 @@ def _all_like_input(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
     return [_like_input(function) for function in functions]
 
 
+def where(condition: Any, x: Any = None, y: Any = None) -> Any:
+    """Elements of x where the condition, of bools, is true, of y elsewhere; all three broadcast.
+
+    Without x and y the indices of the elements that are not 0, a vector for each dimension.
+    """
+    if x is None and y is None:
+        from sorix_dist.core.statistics import nonzero  # which needs this module
+
+        return nonzero(condition, as_tuple=True)
+    return choose.where(condition, x, y)
+
+
 def _arg(function: Callable[..., Any]) -> Callable[..., Any]:
     """argmax or argmin with sorix's defaults."""
 
@@ -68,7 +80,7 @@ transpose, permute, movedim, t = shape.swapaxes, shape.permute, shape.movedim, s
 repeat, broadcast_to, flip, roll, clone = shape.repeat, shape.broadcast_to, shape.flip, shape.roll, shape.clone
 
 # choice and order
-where, masked_fill, gather, take_along_dim = choose.where, choose.masked_fill, indexing.gather, indexing.take_along_dim
+masked_fill, gather, take_along_dim = choose.masked_fill, indexing.gather, indexing.take_along_dim
 index_select, masked_select = indexing.index_select, indexing.masked_select
 scatter_add, one_hot, diag = indexing.scatter_add, indexing.one_hot, indexing.diag
 sort, argsort, topk = choose.sort, choose.argsort, choose.topk

@@ -60,6 +60,12 @@ def part_of(answer: Any, place: Any, group: Group | None) -> Any:
     return bare(answer)
 
 
+def assigned(value: Any, place: Any, group: Group | None) -> Any:
+    """The array that a value is which a program assigns to the `grad` of a tensor of placement `place`."""
+    value = part_of(value, place, group) if isinstance(place, Shard) or group is not None else whole(value)
+    return value.array if isinstance(value, Tensor) else value
+
+
 def _alike(answer: Tensor, group: Group) -> bool:
     """Whether every rank has the same array: otherwise each has computed a part, without placements."""
     mean = group.reduce(answer.array, "a gradient") / group.parts

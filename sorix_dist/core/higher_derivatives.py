@@ -16,6 +16,8 @@ from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Tensor
 from sorix_dist.core.walk import gradient_of, walk
 
+THROUGH_CHECKPOINT = "checkpoint: there are no second derivatives through it; call the function without"
+
 
 @contextmanager
 def restoring_shard() -> Iterator[None]:
@@ -69,7 +71,8 @@ def rules_on_tensors(node: Node, gradient: Tensor) -> list[Rule | None]:
     assert node.rules is not None
     if node.op.composite is None:
         return [None if r is None else _rule_on_tensors(node, i, r) for i, r in enumerate(node.rules)]  # type: ignore[misc]
-    assert node.saved is not None
+    if node.saved is None:
+        raise RuntimeError(THROUGH_CHECKPOINT)
     # Fresh nodes in front of the inputs: the inner walk ends there, and its results are recorded onto the inputs.
     from sorix_dist.core.ops.shape import alias
 

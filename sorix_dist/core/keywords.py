@@ -10,6 +10,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
 
+from sorix_dist.core.arguments import explained
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.ops.elementwise import cast, mul, rounded_quotient
 
@@ -17,6 +18,7 @@ _PLACES = {"input": 0, "self": 0, "tensors": 0, "other": 1, "exponent": 1, "dims
            "shape": 1, "size": 1}  # fmt: skip
 _OF_A_SIZE = {"zeros", "ones", "empty", "rand", "randn"}
 _WITH_A_DTYPE = {"sum", "mean", "prod", "cumsum", "softmax", "log_softmax", "softmin"}
+_OF_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # PyTorch takes them everywhere
 _MEANINGLESS = {"memory_format", "layout", "pin_memory", "non_blocking", "inplace"}  # promises that save nothing here
 
 
@@ -26,7 +28,9 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
     own = {p.name for p in kinds if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
     name: str = function.__name__
     several = any(p.kind is Parameter.VAR_POSITIONAL for p in kinds)
-    if name == "backward" or ("input" in own and not several and name not in _WITH_A_DTYPE):
+    innermost = signature(function).parameters
+    numpys = {key: its for key, its in _OF_NUMPY.items() if its in innermost and key not in innermost}
+    if name == "backward" or ("input" in own and not several and not numpys and name not in _WITH_A_DTYPE):
         return function  # it takes PyTorch's keywords by itself
 
     @wraps(function)
@@ -37,7 +41,9 @@ def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*inputs, **options)
         operands = list(inputs)
         for key in [key for key in options if key not in own]:
-            if key in _MEANINGLESS:
+            if key in numpys and numpys[key] not in options:
+                options[numpys[key]] = options.pop(key)
+            elif key in _MEANINGLESS:
                 del options[key]
             elif key in _PLACES:
                 at = 0 if key == "size" and name in _OF_A_SIZE else _PLACES[key]
@@ -67,9 +73,7 @@ def publish(module: dict[str, Any], names: Sequence[str]) -> None:
     """Gives a module's public functions PyTorch's keywords, and their place in it as their origin."""
     for name in names:
         plain = module[name]
-        function = with_torch_keywords(plain)
-        if function is plain:
-            continue
+        function = explained(with_torch_keywords(plain))
         module[name] = function
         function.__signature__ = signature(function)  # type: ignore[attr-defined]
         del function.__wrapped__  # type: ignore[attr-defined]

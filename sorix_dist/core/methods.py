@@ -120,10 +120,11 @@ def _become(self: Tensor, value: Tensor) -> Tensor:
     """Writes into a part of a sum: what it is across ranks and what it shows follow."""
     np.copyto(self.array, value.array, casting="same_kind")
     self.place = value.place
-    if hasattr(value, "shown"):
-        self.shown = value.shown
-    elif hasattr(self, "shown"):
-        del self.shown
+    for name in ("shown", "complete"):
+        if hasattr(value, name):
+            setattr(self, name, getattr(value, name))
+        elif hasattr(self, name):
+            delattr(self, name)
     return self
 
 

@@ -163,6 +163,8 @@ def _operation(
             shown = [x.shows() if isinstance(x, Tensor) else x for x in inputs]
             shown = promoted(shown, to_float) if mixed and promote is not None else shown
             result.shown = np.asarray(function(*shown, **options)[0])
+            if not any(map(_is_part, inputs)):
+                result.complete = True
         if not (needed and differentiable and recording.get()):
             result.origin = None
             return result
@@ -185,6 +187,11 @@ def _is_alike(x: Any) -> bool:
     if isinstance(x, Tensor):
         return x.place is REPLICATE or (x.place is None and x.array.size == 1 and x.array.ndim < 2)  # no rows
     return x.__class__ in _NUMBERS
+
+
+def _is_part(x: Any) -> bool:
+    """Whether an operand shows this rank's part of a sum."""
+    return isinstance(x, Tensor) and x.place.__class__ is Partial and not hasattr(x, "complete")
 
 
 def _is_shown(x: Any) -> bool:

@@ -46,6 +46,7 @@ class Group:
     ordered: reproducible mode, outside of a forward. A sum over rows is complete at once, in one order for any number
         of ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
     isolated: reproducible mode, inside of a forward. Virtual shards are computed without collectives between them.
+    measured: this rank's number of rows and that of the batch, if the program has asked for the former as an integer.
     """
 
     rank = 0
@@ -55,6 +56,7 @@ class Group:
     single = True
     ordered = False
     isolated = False
+    measured: tuple[int, float | None] | None = None
 
     def reduce(self, array: Array, what: str) -> Array:
         """The sum over all terms of a Partial, a new array, the same on every rank. A call of all ranks."""
@@ -346,23 +348,6 @@ def cotangent_of(place: Placement, group: Group | None) -> Placement:
         return place
     parted = group is not None and group.parts > 1 and not isinstance(place, Partial)
     return Partial(group, None, 1.0, 0) if group is not None and parted else None
-
-
-def refuse_one_of_many(tensor: Tensor) -> None:
-    """ValueError for the only row of this rank if there are others; a warning of this rank's part of a sum."""
-    place = tensor.place
-    if isinstance(place, Shard):
-        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
-        if one and place.total != 1:
-            raise ValueError(
-                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
-                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
-            )
-    elif isinstance(place, Partial) and place.over == SUM and place.group.parts > 1 and not hasattr(tensor, "shown"):
-        place.group.warn(
-            "item() of a sum over rows is this rank's part of the sum: sx.global_value(x).item() is the whole "
-            "[docs: own-numbers]"
-        )
 
 
 computing: dict[int, Batch | None] = {}  # by thread, the batch that a wrapped model is computing

@@ -13,6 +13,7 @@ from sorix_dist.core import functions as f
 from sorix_dist.core import random
 from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arguments import raise_for_device
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import randn_like
 from sorix_dist.core.dtype import as_dtype
@@ -63,12 +64,12 @@ def logit(input: Any, eps: float | None = None) -> Any:
     return f.log(f.div(x, f.sub(1, x)))
 
 
-def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
-    """Replaces NaN and infinities by numbers; of infinities by default the largest and lowest of the dtype."""
+def nan_to_num(input: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
+    """Replaces NaN and infinities by numbers: by default 0, and the largest and lowest of the dtype."""
     if input.numpy().dtype.kind != "f":
         return input.clone()
     limits = np.finfo(input.numpy().dtype)
-    x = f.where(f.isnan(input), nan, input)
+    x = f.where(f.isnan(input), 0.0 if nan is None else nan, input)
     x = f.where(x == math.inf, float(limits.max if posinf is None else posinf), x)
     return f.where(x == -math.inf, float(limits.min if neginf is None else neginf), x)
 
@@ -233,7 +234,7 @@ def bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bo
 
 def multinomial(input: Any, num_samples: int, replacement: bool = False) -> Tensor:
     """`num_samples` indices drawn by the weights in a vector, or in each row of a matrix."""
-    weights = _all(input, "multinomial").astype(np.float64)
+    weights, num_samples = _all(input, "multinomial").astype(np.float64), of_all(num_samples)
     rows = np.atleast_2d(weights)
     if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise ValueError("multinomial: input must hold finite weights >= 0 with a positive sum in each row")
@@ -241,7 +242,8 @@ def multinomial(input: Any, num_samples: int, replacement: bool = False) -> Tens
         raise ValueError(f"multinomial: {num_samples} samples without replacement need that many weights above 0")
     chances, generator = rows / rows.sum(1, keepdims=True), random.generator()
     drawn = [generator.choice(len(row), num_samples, replacement, row) for row in chances]
-    return Tensor(np.array(drawn, np.int64).reshape(*weights.shape[:-1], num_samples))
+    found = Tensor(np.array(drawn, np.int64).reshape(*weights.shape[:-1], num_samples))
+    return found if shard_of(input) is None else tagged(found, REPLICATE)
 
 
 def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = None, device: Any = "cpu") -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sorix_dist.core import batch_numbers
+from sorix_dist.core import batch_numbers, own_numbers
 from sorix_dist.core.arguments import CPU, raise_for_device
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.capture import changed, listening, outside, recorders
@@ -18,7 +17,7 @@ from sorix_dist.core.graph import Hook as Hook
 from sorix_dist.core.graph import Leaf, Node, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, refuse_one_of_many
+from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, tagged
 
 
 class Size(tuple[int, ...]):
@@ -44,16 +43,16 @@ class Tensor:
     such as a pandas frame.
     """
 
-    # array: the numbers. origin: the operation or the leaf that its gradient goes to (None: no gradient). leaf: the
-    # gradient of a tensor that no operation made. place: its placement. shown: of a Partial, what users see as its
-    # value, if that does not follow from `array`; unset elsewhere.
-    __slots__ = ("__weakref__", "array", "leaf", "origin", "place", "shown")
+    # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
+    # operation made it. place: its placement. shown: what users see of a Partial, if not what follows from the array.
+    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown")
 
     array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
     shown: Array | float
+    complete: bool  # set if `shown` is that of the global batch
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)
@@ -182,14 +181,13 @@ class Tensor:
         if recorders:
             outside("an assignment to `grad` can't be captured: use zero_grad()")
         if value is None:
-            if self.leaf is not None:
-                self.leaf.zero()
-            return
-        array = value.array if isinstance(value, Tensor) else np.asarray(value)
+            return self.leaf.zero() if self.leaf is not None else None
+        from sorix_dist.core.gradients import assigned
+
+        array = np.asarray(assigned(value, self.place, summing_group(self.origin)))
         if array.shape != self.array.shape:
             raise ValueError(f"grad must have the shape {self.array.shape} of its tensor, got {array.shape}")
-        if self.leaf is None:
-            self.leaf = Leaf(self.array.shape, self.array.dtype)
+        self.leaf = self.leaf or Leaf(self.array.shape, self.array.dtype)
         total = self.leaf.total
         if total.shown is not None:
             refuse_frozen(total.shown)
@@ -205,8 +203,7 @@ class Tensor:
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Hook:
         """Calls `hook` with the gradient of this tensor whenever a backward has completed it; of a parameter, with what
-        one backward adds. What it returns, if not None, takes the gradient's place. `remove()` of the result ends it.
-        """
+        one backward adds. What it returns, if not None, replaces the gradient. `remove()` of the result ends it."""
         if self.origin is None:
             raise RuntimeError("register_hook on a tensor that does not require grad")
         changed()
@@ -224,6 +221,8 @@ class Tensor:
         detached.place = self.place
         if hasattr(self, "shown"):
             detached.shown = self.shown
+            if hasattr(self, "complete"):
+                detached.complete = True
             if recorders and (recorder := listening()) is not None:
                 recorder.line(f"{recorder.of(recorder.checked(self))}.detach()", detached)
         return detached
@@ -284,40 +283,46 @@ class Tensor:
 
     def item(self) -> Any:
         """The only element as a Python number; ValueError if there are others."""
+        return self._number("item()")
+
+    def _number(self, said: str) -> Any:
         if self.array.size != 1:
             raise ValueError(
                 f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
             )
-        refuse_one_of_many(self)
+        own_numbers.refuse_one_of_many(self)
+        own_numbers.warn_of_part(self, said)
         value = self.visible.item()
-        return value if hasattr(self, "shown") else batch_numbers.number_of_part(value, self.place)
+        return value if hasattr(self, "complete") else batch_numbers.number_of_part(value, self.place)
 
     def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
         """The array itself, or a copy, of `dtype` if given; `force` is ignored."""
+        own_numbers.warn_of_part(self, "numpy()")
         return self.visible.astype(self.visible.dtype if dtype is None else as_dtype(dtype), copy=copy)
 
     numpy = to_numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
+        own_numbers.warn_of_part(self, "tolist()")
         return self.visible.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        own_numbers.warn_of_part(self, "NumPy's array")
         return np.array(self.visible, dtype=dtype, copy=copy)
 
     def __len__(self) -> int:
         if not self.array.ndim:
             raise TypeError("len() of a 0-d tensor")
-        batch_numbers.warn_of_own_length(self.place, sys._getframe(1))
+        own_numbers.warn_of_own_length(self.place)
         return len(self.array)
 
     def __bool__(self) -> bool:
-        refuse_one_of_many(self)
+        own_numbers.refuse_one_of_many(self)
         return bool(self.visible)
 
     def __float__(self) -> float:
-        batch_numbers.warn_of_own_mean(self)
-        return float(self.item())
+        return float(self._number("float()"))
 
     def __int__(self) -> int:
         return int(self.item())
@@ -337,8 +342,6 @@ class Tensor:
         if self.array.dtype.kind not in "iub" or self.array.size != 1:
             raise TypeError(f"only one integer can be an index, got shape {self.array.shape} of {self.array.dtype}")
         return int(self.item())
-
-    # -- how it is printed
 
     def __format__(self, spec: str) -> str:
         return format(self.item() if spec and self.array.size == 1 else str(self), spec)
@@ -372,8 +375,7 @@ class Gradient(Tensor):
 
 
 def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array | None, place: Placement) -> Tensor:
-    tensor = kind.of(array)
-    tensor.place = place
+    tensor = tagged(kind.of(array), place)
     if trained is not None:
         tensor.requires_grad_(True).requires_grad_(trained)
     if grad is not None:
@@ -388,9 +390,7 @@ def as_array(data: Any, dtype: Any = None, name: str = "data") -> Array:
         data = data.visible if isinstance(data, Tensor) else data.of_all()
     array = np.asarray(data, dtype=wanted)
     if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name} must be real numbers or bools, got {type(data).__name__} that NumPy reads as {array.dtype}"
-        )
+        raise TypeError(f"{name} must be real numbers or bools, got {type(data).__name__}, to NumPy {array.dtype}")
     from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
 

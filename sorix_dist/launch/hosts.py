@@ -130,7 +130,7 @@ def silent(hosts: Iterable[Host], environ: Mapping[str, str], limit: float = 15.
         return {host: reason for host, reason in zip(hosts, reasons) if reason}
 
 
-def ask(name: str, environ: Mapping[str, str]) -> list[str]:
+def probe(name: str, environ: Mapping[str, str]) -> list[str]:
     """The command that runs `true` on a host, reached as mpirun reaches it."""
     if environ.get("SLURM_JOB_ID"):
         return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "true"]
@@ -144,7 +144,7 @@ def ask(name: str, environ: Mapping[str, str]) -> list[str]:
 def _reason(name: str, environ: Mapping[str, str], limit: float) -> str:
     if name in (*HERE, socket.gethostname(), socket.gethostname().partition(".")[0]):
         return ""
-    argv = ask(name, environ)
+    argv = probe(name, environ)
     try:
         answer = subprocess.run(
             argv, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
@@ -163,6 +163,6 @@ def check_answers(hosts: Iterable[Host], environ: Mapping[str, str]) -> None:
     """LaunchError if a host does not answer."""
     for host, reason in silent(hosts, environ).items():
         raise LaunchError(
-            f"host {host.name!r} does not answer ({reason}); `{shlex.join(ask(host.name, environ))}` must work "
+            f"host {host.name!r} does not answer ({reason}); `{shlex.join(probe(host.name, environ))}` must work "
             "without a password, or leave the host out"
         )

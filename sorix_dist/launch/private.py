@@ -41,7 +41,7 @@ class PrivateFolder:
     @classmethod
     def make(cls) -> PrivateFolder:
         """A new folder; LaunchError if other users could exchange it."""
-        _check_place(Path(tempfile.gettempdir()))
+        _check_is_safe(Path(tempfile.gettempdir()))
         return cls(Path(tempfile.mkdtemp(prefix="sorix_dist-")))
 
     def open(self, name: str, flags: int) -> int:
@@ -97,7 +97,7 @@ class PrivateFolder:
         os.close(self._folder)
 
 
-def _check_place(folder: Path) -> None:
+def _check_is_safe(folder: Path) -> None:
     """LaunchError if other users can rename entries of a folder, or of one above it."""
     for each in (real := folder.resolve(), *real.parents):
         about = os.stat(each)

@@ -275,10 +275,8 @@ def supervise(
     before = newest_steps(checkpoint) if max_restarts else {}
     for attempt in range(max_restarts + 1):
         mark = checkpoint / f"{PRIVATE}{secrets.token_hex(8)}"
-        remaining = None if limit is None else max(0.0, limit - (time.monotonic() - began))
-        ended = run(
-            start(attempt, {COMPLETION_FILE: str(mark), ATTEMPT: str(attempt)}), limit=remaining, ending=WARNING
-        )
+        rest = None if limit is None else max(0.0, limit - (time.monotonic() - began))
+        ended = run(start(attempt, {COMPLETION_FILE: str(mark), ATTEMPT: str(attempt)}), limit=rest, ending=WARNING)
         completed = is_complete(mark)
         mark.unlink(missing_ok=True)
         if completed and ended.code == 0:

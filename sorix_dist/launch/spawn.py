@@ -89,7 +89,7 @@ def run(
             return run_threads(whole, num_proc, args, timeout=1e9 if timeout is None else timeout)
         except SystemExit as ended:  # of a rank: it must not end this program too
             raise RankError(f"a rank ended by sys.exit({ended.code!r})") from ended
-    _check_place(num_proc)
+    _check_can_start(num_proc)
     call = dumps_call(fn, tuple(args), dict(kwargs or {}))
     environ = on_this_host(os.environ | live_environment() | dict(env or {}))
     folder = PrivateFolder.make()
@@ -108,9 +108,9 @@ def run(
 
 
 def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: Any) -> None:
-    check_call("run", fn, args)
-    check_num_proc("run", num_proc)
-    if backend not in BACKENDS:
+    _check_call("run", fn, args)
+    _check_num_proc("run", num_proc)
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"run: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
         raise ValueError(f"run: timeout must be a number of seconds above 0, or None, got {timeout!r}")
@@ -121,7 +121,7 @@ def _check(fn: Any, args: Any, num_proc: Any, backend: Any, timeout: Any, env: A
             raise TypeError(f"run: env must map names to strings, got {name!r}: {value!r}")
 
 
-def check_call(caller: str, fn: Any, args: Any) -> None:
+def _check_call(caller: str, fn: Any, args: Any) -> None:
     """TypeError unless `fn` is a function and `args` a sequence of its arguments."""
     if not callable(fn):
         raise TypeError(f"{caller}: fn must be a function, got {type(fn).__name__}")
@@ -129,7 +129,7 @@ def check_call(caller: str, fn: Any, args: Any) -> None:
         raise TypeError(f"{caller}: args must be a tuple of the function's arguments, such as (x,), got {args!r}")
 
 
-def check_num_proc(caller: str, num_proc: Any) -> None:
+def _check_num_proc(caller: str, num_proc: Any) -> None:
     """ValueError unless this host could run `num_proc` ranks."""
     if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
         raise ValueError(f"{caller}: num_proc must be a whole number of at least 1, got {num_proc!r}")
@@ -141,7 +141,7 @@ def check_num_proc(caller: str, num_proc: Any) -> None:
         )
 
 
-def _check_place(num_proc: int) -> None:
+def _check_can_start(num_proc: int) -> None:
     """LaunchError in a process that is a rank itself, and without mpi4py."""
     launch, mpi = detect(os.environ), running_mpi()
     if launch is not None or (mpi is not None and mpi.COMM_WORLD.size > 1):
@@ -227,8 +227,8 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: st
         raise _raised(rank, num_proc, pickled, line) from RemoteTraceback(text)
     missing = _missing(folder, num_proc)
     if missing:
-        said = _BANNER.split(printed)[0].strip() or _BANNER.sub("", printed).strip()
-        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{said}")
+        cause = _BANNER.split(printed)[0].strip() or _BANNER.sub("", printed).strip()
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{cause}")
     return [folder.read(f"result-{rank}") for rank in range(num_proc)]
 
 
@@ -252,6 +252,8 @@ def _missing(folder: PrivateFolder, num_proc: int) -> str:
     return f"there is no result of rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" if ranks else ""
 
 
+# -- ranks that stay alive from one call to the next, such as the cells of a notebook
+
 PAUSE = 0.01  # seconds between two looks into the folder of calls and results
 
 
@@ -265,7 +267,7 @@ class Pool:
     """
 
     def __init__(self, num_proc: int = 2, *, env: Mapping[str, str] | None = None) -> None:
-        check_num_proc("Pool", num_proc)
+        _check_num_proc("Pool", num_proc)
         self.num_proc, self._env = num_proc, env
         self._ranks: _Ranks | None = None
         atexit.register(self.close)
@@ -282,7 +284,7 @@ class Pool:
 
         timeout: seconds after which all ranks are ended, with TimeoutError; None for no limit.
         """
-        check_call("Pool.run", fn, args)
+        _check_call("Pool.run", fn, args)
         call = dumps_call(fn, tuple(args), dict(kwargs or {}))
         if self._ranks is None:
             self._ranks = _Ranks(self.num_proc, self._env)

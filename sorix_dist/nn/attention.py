@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, parameter_dtype, unsupported
 from sorix_dist.core.ops.attention import attention, attention_and_weights, self_attention
@@ -136,7 +136,7 @@ class MultiheadAttention(Module):
 
     def _batch_first(self, name: str, x: Any) -> Tensor:
         """An input as (N, L, features)."""
-        x = x if isinstance(x, Tensor) else Tensor(x)
+        x = as_tensor(x)
         width = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}[name]
         if x.array.ndim not in (2, 3) or x.array.shape[-1] != width:
             form = "(N, L, {0})" if self.batch_first else "(L, N, {0})"
@@ -239,7 +239,7 @@ class _TransformerLayer(Module):
 
     def _turned(self, x: Any) -> Tensor:
         """Transposes between the layout of the inputs and (N, L, d_model)."""
-        x = x if isinstance(x, Tensor) else Tensor(x)
+        x = as_tensor(x)
         return x if self.batch_first or x.ndim != 3 else swapaxes(x, 0, 1)
 
     def _added(self, x: Tensor, norm: Module, part: Callable[[Tensor], Tensor]) -> Tensor:

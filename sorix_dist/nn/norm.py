@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import CPU, as_bool, at_least, in_range, is_integer, parameter_dtype, unsupported
 from sorix_dist.core.capture import host
 from sorix_dist.core.ops import norm
@@ -174,7 +174,7 @@ class InstanceNorm2d(Module):
         self.weight, self.bias = _scale_and_shift((num_features,), affine, bias, parameter_dtype(device, dtype))
 
     def forward(self, x: Any) -> Tensor:
-        x = x if isinstance(x, Tensor) else Tensor(x)
+        x = as_tensor(x)
         missing = self.shape.count(",") + 1 - x.ndim
         batch = x.unsqueeze(0) if missing == 1 else x
         if missing not in (0, 1) or batch.shape[1] != self.num_features:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import at_least, is_integer, one_of, parameter_dtype
 from sorix_dist.core.capture import host
@@ -31,6 +31,22 @@ def _zeros(shape: tuple[int, ...], kind: Any) -> Any:
 
 def _array(x: Any) -> Any:
     return x.array if isinstance(x, Tensor) else np.asarray(x)
+
+
+_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"  # in the operation's order
+
+
+def _make_weights(module: Any, gates: int, features: int, bias: bool, kind: Any, end: str = "") -> None:
+    """Sets weights and biases, uniform within 1 / sqrt(hidden_size). end: that of their names."""
+    rows, bound = gates * module.hidden_size, 1 / np.sqrt(module.hidden_size)
+    shapes = (rows, features), (rows, module.hidden_size), (rows,), (rows,)
+    for name, shape in list(zip(_WEIGHTS, shapes, strict=True))[: 4 if bias else 2]:
+        setattr(module, name + end, Parameter(rng.generator().uniform(-bound, bound, shape).astype(kind)))
+
+
+def _weights_of(module: Module, end: str = "") -> list[Any]:
+    """The weights and biases, None for those that there are not."""
+    return [getattr(module, name + end, None) for name in _WEIGHTS]
 
 
 class _Recurrent(Module):
@@ -64,30 +80,18 @@ class _Recurrent(Module):
         self.input_size, self.hidden_size, self.num_layers = int(input_size), int(hidden_size), int(num_layers)
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.dropout = Dropout(dropout)
-        bound = 1 / np.sqrt(hidden_size)
-        rows = self.gates * self.hidden_size
         for layer in range(self.num_layers):
             features = self.input_size if layer == 0 else self.hidden_size * self._directions
-            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features), "weight_hh": (rows, self.hidden_size)}
-            if bias:
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
             for direction in range(self._directions):
-                for kind_of, shape in shapes.items():
-                    values = rng.generator().uniform(-bound, bound, shape).astype(kind)
-                    setattr(self, self._name(kind_of, layer, direction), Parameter(values))
+                _make_weights(self, self.gates, features, bias, kind, self._end(layer, direction))
 
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
     @staticmethod
-    def _name(kind: str, layer: int, direction: int) -> str:
-        return f"{kind}_l{layer}{'_reverse' if direction else ''}"
-
-    def _parameters_of(self, layer: int, direction: int) -> list[Any]:
-        """Weights and biases (None without) of a layer and direction, in the operation's order."""
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return [getattr(self, self._name(kind, layer, direction), None) for kind in kinds]
+    def _end(layer: int, direction: int) -> str:
+        return f"_l{layer}{'_reverse' if direction else ''}"
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Any]:
         """The output of the last layer at every step, laid out as the input, and h_n, the hidden states after
@@ -101,7 +105,7 @@ class _Recurrent(Module):
 
     def _run(self, input: Any, given: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The outputs in the layout of the input, and each final state, (layers * directions, N, H)."""
-        x = input if isinstance(input, Tensor) else Tensor(input)
+        x = as_tensor(input)
         unbatched = x.ndim == 2
         x = rows_along(type(self).__name__, x, (0,) if self._turned(x) else (1,))
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or not x.shape[1 if self._turned(x) else 0]:
@@ -126,7 +130,7 @@ class _Recurrent(Module):
             outputs = []
             for direction in range(self._directions):
                 states = [start[len(finals)] for start in starts]
-                output, final = self._layer(x, states, self._parameters_of(layer, direction), bool(direction))
+                output, final = self._layer(x, states, _weights_of(self, self._end(layer, direction)), bool(direction))
                 outputs.append(output)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else cat(outputs, dim=2)
@@ -242,18 +246,15 @@ class _Cell(Module):
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = "cpu", dtype: Any = None
     ) -> None:
         at_least(1, type(self).__name__, input_size=input_size, hidden_size=hidden_size)
-        kind, rows = parameter_dtype(device, dtype), self.layer.gates * hidden_size
+        kind = parameter_dtype(device, dtype)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
-        bound = 1 / np.sqrt(hidden_size)
-        for name, shape in (shapes | ({"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {})).items():
-            setattr(self, name, Parameter(rng.generator().uniform(-bound, bound, shape).astype(kind)))
+        _make_weights(self, self.layer.gates, input_size, bias, kind)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._step(input, None if hx is None else [hx])[0]
 
     def _step(self, input: Any, states: Any) -> list[Tensor]:
-        x = input if isinstance(input, Tensor) else Tensor(input)
+        x = as_tensor(input)
         name, expected = type(self).__name__, (*x.shape[:-1], self.hidden_size)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(f"{name}: input must have shape (N, {self.input_size}), got shape {tuple(x.shape)}")
@@ -264,7 +265,7 @@ class _Cell(Module):
                 raise ValueError(f"{name}: {which} must have shape {expected}, got shape {tuple(np.shape(state))}")
         if x.ndim == 1:
             x, states = unsqueeze(x, 0), [unsqueeze(state, 0) for state in states]
-        weights = [getattr(self, name, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        weights = _weights_of(self)
         kind = common_dtype([x.array, weights[0].array, *map(_array, states)])  # type: ignore[union-attr]
         x = unsqueeze(x if x.array.dtype == kind else cast(x, kind), 0)
         _, new = self.layer._layer(self, x, list(states), weights, False)  # type: ignore[arg-type]

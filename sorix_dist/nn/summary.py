@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor, no_grad
+from sorix_dist.core import Tensor, as_tensor, no_grad
 from sorix_dist.nn.attention import MultiheadAttention
 from sorix_dist.nn.conv import ConvTranspose2d
 from sorix_dist.nn.layers import Embedding
@@ -83,7 +83,7 @@ def summary(model: Module, inputs: Any, *more: Any, dtype: Any = np.float32) -> 
     layers = {id(module): _layer(name, module, counted) for name, module in model.named_modules()}
     try:
         with evaluation(model), _traced(model, layers), no_grad():
-            model(*(x if isinstance(x, Tensor) else Tensor(x) for x in (inputs, *more)))
+            model(*(as_tensor(x) for x in (inputs, *more)))
     except Exception as error:
         zeros = "" if given is inputs else f" and {np.dtype(dtype)}; for tokens, give dtype=np.int64"
         error.add_note(f"raised in summary's forward of inputs of shape {tuple(np.shape(inputs))}{zeros}")

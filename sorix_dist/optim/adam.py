@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.arguments import in_range, two_numbers
+from sorix_dist.core.memory import scalar
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.optimizer import Group, Optimizer, descent
 from sorix_dist.optim.state import Buffers, Scratch
@@ -20,8 +21,8 @@ from sorix_dist.optim.state import Buffers, Scratch
 
 def average_into(average: Array, value: Array, decay: float, spare: Array) -> None:
     """average = decay average + (1 - decay) value, in place; `value` may be `spare`."""
-    np.multiply(value, 1 - decay, out=spare)
-    average *= decay
+    np.multiply(value, scalar(1 - decay, value.dtype), spare)
+    average *= scalar(decay, average.dtype)
     average += spare
 
 

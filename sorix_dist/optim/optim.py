@@ -1,4 +1,4 @@
-"""Optimizers with a rate for each number of a parameter, and the names of all optimizers: see `sgd` and `adam`."""
+"""SGDMomentum, optimizers with a rate for each number of a parameter, and the names of all: see `sgd` and `adam`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.optim import lr_scheduler
 from sorix_dist.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, average_into
 from sorix_dist.optim.optimizer import Group, Optimizer, descent
-from sorix_dist.optim.sgd import SGD, SGDMomentum
+from sorix_dist.optim.sgd import SGD
 from sorix_dist.optim.state import Buffers, Scratch
 
 __all__ = [
     "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
     "SGDMomentum", "lr_scheduler",
 ]  # fmt: skip
+
+
+class SGDMomentum(SGD):
+    """SGD with a momentum of 0.9 by default."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, lr, momentum, weight_decay=weight_decay)
 
 
 class Adagrad(Optimizer):

@@ -79,12 +79,3 @@ class SGD(Optimizer):
             lr *= momentum
         np.multiply(momentum_buffer, scalar(lr, dtype), spare)
         data -= spare
-
-
-class SGDMomentum(SGD):
-    """SGD with a momentum of 0.9 by default."""
-
-    def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(params, lr, momentum, weight_decay=weight_decay)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from sorix_dist.comm.protocol import Op
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
@@ -27,8 +28,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     A Python number gives a new number; ranks may mix integers and floats.
     """
     if not isinstance(x, Tensor | np.ndarray):
-        if op not in _OF_NUMBERS:
-            raise ValueError(f"all_reduce: op must be one of {', '.join(_OF_NUMBERS)}, got {op!r}")
+        one_of("all_reduce: op", op, *_OF_NUMBERS)
         if not isinstance(x, Real | np.generic):
             raise TypeError(f"all_reduce: x must be a tensor, an array or a number, got {type(x).__name__}")
         if op == "sum" and getattr(x, "everywhere", None) is not None:  # a number that follows from the batch
@@ -45,6 +45,12 @@ def all_reduce(x: T, op: Op = "sum") -> T:
         if isinstance(x.place, Partial) and x.place.group.ordered and x.place.over == SUM:
             return x  # the sum is complete on every rank
         if isinstance(x.place, Partial):
+            mean = x.place.over != SUM and not x.place.alike and not hasattr(x, "complete")
+            if op == "sum" and mean and not x.place.group.single:
+                x.place.group.warn(
+                    "all_reduce of a mean over rows adds up the ranks' own means, whose mean is another number where "
+                    "shards are uneven: sx.global_value(x) is the mean over the global batch [docs: own-numbers]"
+                )
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
         elif x.place is REPLICATE and op == "sum":
             _refuse_global()
@@ -125,7 +131,7 @@ def all_gather(x: Any) -> list[Any]:
 def global_value(x: Any) -> Tensor:
     """The value of a tensor in the global batch, the same on every rank: the rows of all ranks, or the mean or sum
     over all of them. It is differentiable, and a call of all ranks."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     if isinstance(x.place, Shard | Partial) and isinstance(x.place.group, OfWorker):
         raise RuntimeError(
             "global_value: in the loop over workers of LocalSGD there is only the value of one worker, because no "
@@ -146,7 +152,7 @@ def global_rows(x: Any) -> int:
 
 def replicated(x: Any) -> Tensor:
     """Marks x as the same on every rank, not rows of a batch; so is what is computed from it alone."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     if isinstance(x.place, Shard | Partial) and not x.place.group.single:
         raise RuntimeError(
             "replicated: x follows from the rows of a batch, so each rank has others, or a part of a sum: "

@@ -249,7 +249,7 @@ class Coordinator(Sync):
         if written:
             self.fence("backward")
         for i, loss in enumerate(losses):
-            loss.shown = sums[i]
+            loss.shown, loss.complete = sums[i], True
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers

@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import int_or_none
+from sorix_dist.core.arguments import int_or_none, one_of
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
@@ -63,10 +63,8 @@ class DistributedDataParallel(Module):
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"module must be a Module, got {type(module).__name__}")
-        if nonfinite not in get_args(NonFinite):
-            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, get_args(NonFinite)))}, got {nonfinite!r}")
-        if storage not in get_args(Storage):
-            raise ValueError(f"storage must be one of {', '.join(map(repr, get_args(Storage)))}, got {storage!r}")
+        one_of("nonfinite", nonfinite, *get_args(NonFinite))
+        one_of("storage", storage, *get_args(Storage))
         self.module = module
         self.check_every, self.batches = int_or_none("check_every", check_every, 1), 0
         self.comm: Comm = communicator(comm)
@@ -87,11 +85,9 @@ class DistributedDataParallel(Module):
             self._buckets.append(Bucket(self, self._coordinator, flat, names, nonfinite))
             self._coordinator.add(self._buckets[-1], shared=storage == "shared")
         self._share_buffers()
-        sharded = self._coordinator.shards is not None
         self._editing = False
-        self._forward = (
-            ShardedForward(self._coordinator) if sharded else BatchForward(self._coordinator, tagged=comm is None)
-        )
+        owner = self._coordinator
+        self._forward = ShardedForward(owner) if owner.shards is not None else BatchForward(owner, tagged=comm is None)
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""

@@ -21,7 +21,7 @@ from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
 from sorix_dist.parallel.coordinator import Coordinator, coordinator_of
 from sorix_dist.parallel.groups import InOrder
-from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
+from sorix_dist.parallel.module_state import Numbers, buffers_of
 from sorix_dist.parallel.world import current_group
 from sorix_dist.utils.data.nested import entries, map_arrays, map_tensors
 
@@ -180,11 +180,6 @@ def batch_of(value: Any, group: InOrder) -> Batch:
     return batch
 
 
-def buffer_places(module: Module) -> list[tuple[Module, str]]:
-    """The buffers of a model, each as its module and attribute."""
-    return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
-
-
 class ShardedForward:
     """Computes a loader's batch in reproducible mode: virtual shard by virtual shard.
 
@@ -202,7 +197,8 @@ class ShardedForward:
         batch = batch_of((inputs, options), self.group)
         _begin_batch(self.coordinator, batch)
         rows = batch.rows
-        buffers = _buffers_of(module) if module.training else None
+        buffers = buffers_of(module) if module.training else None
+        numbers = Numbers(module)
         results = []
         draws = _repeated_draws()
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
@@ -211,6 +207,7 @@ class ShardedForward:
             part = _part(start, stop, rows.total, group, shard)
             if buffers is not None:
                 buffers.restore()
+            numbers.restore()
             token = current_shard.set((shard, True))
             try:
                 cut_inputs, cut_options = map_tensors((inputs, options), lambda x, part=part: self._cut(x, rows, part))  # type: ignore[misc]
@@ -219,6 +216,7 @@ class ShardedForward:
                 current_shard.reset(token)
             if buffers is not None:
                 buffers.keep()
+            numbers.compare(self.group)
         _draw_again(None)
         if buffers is not None:
             buffers.combine(self.shards, rows.total)
@@ -321,44 +319,3 @@ def _draw_again(draws: RepeatedDraws | None, first: bool = False) -> None:
     if draws is not None:
         draws.next(first)
     repeated_draws.set(draws)
-
-
-@host
-def _buffers_of(module: Module) -> _Buffers:
-    return _Buffers(module)
-
-
-class _Buffers:
-    """The buffers of a model. Every shard starts with the same values; the new value of a buffer is the mean over the
-    shards, weighted by their rows."""
-
-    def __init__(self, module: Module) -> None:
-        self.places = buffer_places(module)
-        self.before = [getattr(m, name) for m, name in self.places]
-        self.values = [tensor.array.copy() for tensor in self.before]
-        self.after: list[list[Array]] = []
-
-    @host
-    def restore(self) -> None:
-        for (module, name), tensor, value in zip(self.places, self.before, self.values, strict=True):
-            if getattr(module, name) is not tensor:
-                setattr(module, name, tensor)
-            np.copyto(tensor.array, value)
-
-    @host
-    def keep(self) -> None:
-        self.after.append([getattr(module, name).array.copy() for module, name in self.places])
-
-    @host
-    def combine(self, shards: VirtualShards, total: int) -> None:
-        if not self.places:
-            return
-        self.restore()
-        for tensor, *values in zip(self.before, *self.after, strict=True):
-            if tensor.array.dtype.kind != "f":
-                np.copyto(tensor.array, values[0])  # a count of batches
-                continue
-            bounds = [shards.rows(shard, total) for shard in shards.owned]
-            weights = [(stop - start) / max(1, total) for start, stop in bounds]
-            parts = np.array([v * np.asarray(w, v.dtype) for v, w in zip(values, weights, strict=True)])
-            np.copyto(tensor.array, sum_rows(shards.table(np.ascontiguousarray(parts))))

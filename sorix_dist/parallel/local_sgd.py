@@ -25,6 +25,7 @@ from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.forward import batch_of
 from sorix_dist.parallel.groups import InOrder
+from sorix_dist.parallel.module_state import Numbers
 from sorix_dist.parallel.worker_rows import check_batch, rows_of_worker
 from sorix_dist.parallel.workers import Workers
 from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
@@ -124,17 +125,19 @@ class LocalSGD:
         self._refuse_broken(name)
         check_batch(name, batch)
         rows, options = batch_of(batch, self._group).rows, self._options()
-        shown = self._workers.begin_batch()
+        shown, numbers = self._workers.begin_batch(), Numbers(self.model)
         self._broken = True  # until the loop ends
         try:
             for worker in self._shards.owned:
                 start, stop = self._shards.rows(worker, rows.total)
                 if start == stop:
                     continue
+                numbers.restore()
                 own = rows_of_worker(batch, start - rows.start, stop - rows.start, self._workers.sync.group)
                 with self._workers.turn(worker, self.batches, shown):
                     yield own if len(own) > 1 else own[0]
                     self._check_turn(name, worker, options)
+                    numbers.compare(self._group)
         finally:
             self._workers.end_batch(shown, self.batches + 1)
         self._broken = False

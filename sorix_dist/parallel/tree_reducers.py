@@ -18,8 +18,8 @@ from sorix_dist.parallel.comm_hooks import used_on_any_rank
 from sorix_dist.parallel.float16 import HalfBlocks, whole_blocks
 from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedTotal, gradient_windows
+from sorix_dist.parallel.virtual_shards import Additions, VirtualShards, blocks, subtrees
 from sorix_dist.parallel.virtual_shards import Node as TreeNode
-from sorix_dist.parallel.virtual_shards import Plan, VirtualShards, blocks, subtrees
 
 
 class ShardReducer(Reducer):
@@ -59,16 +59,16 @@ class SharedTreeReducer(ShardReducer):
         self.all_flags = [flags for flags, _ in windows]
         self.arrays = {(i, i + 1): array for i, (_, array) in enumerate(windows)}
         self.shared_total = SharedTotal(flat, memory)
-        self._plans: dict[bool, Sequence[Plan]] = {}
+        self._additions: dict[bool, Sequence[Additions]] = {}
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         self.used = used_by_any([*self.all_flags, self._common.flags])
         self.total, own = self.shared_total.array(overwrite), self.shared_total.own
-        if overwrite not in self._plans:
+        if overwrite not in self._additions:
             root = 0, self.shards.count
-            self._plans[overwrite] = blocks(self.total, own.start, own.stop, BLOCK, self.arrays, root)
-        for plan in self._plans[overwrite]:
-            plan.run()
+            self._additions[overwrite] = blocks(self.total, own.start, own.stop, BLOCK, self.arrays, root)
+        for additions in self._additions[overwrite]:
+            additions.run()
         self._add_common(self.total[own], own.start, own.stop)
 
     def is_finite(self) -> bool:
@@ -102,13 +102,13 @@ class MessageTreeReducer(ShardReducer):
         self.count = len(self._pieces)
         # By piece, for every rank this rank's subtrees; those with fewer subtrees send zeros as well.
         self._sent = [np.zeros((size, most, each.stop - each.start), flat.dtype) for each in self._pieces]
-        self._plans: list[list[Plan]] = [[] for _ in self._pieces]
+        self._additions: list[list[Additions]] = [[] for _ in self._pieces]
         spare: dict[int, Array] = {}
         for (i, piece), r in product(enumerate(self._pieces), range(size)):
             start, stop = (min(r * length + at, flat.size) for at in (piece.start, piece.stop))
             parts = {(shard, shard + 1): array[start:stop] for shard, (_, array) in zip(own, windows)}
             for node, out in zip(self._nodes[shards.comm.rank], self._sent[i][r]):
-                self._plans[i].append(Plan(parts, node, out[: stop - start], spare))
+                self._additions[i].append(Additions(parts, node, out[: stop - start], spare))
 
     def used_digest(self) -> int:
         return crc32(used_by_any([buffer.flags for buffer in self.buffers]))
@@ -124,8 +124,8 @@ class MessageTreeReducer(ShardReducer):
         return self._message(piece)
 
     def _sum_own(self, piece: int) -> None:
-        for plan in self._plans[piece]:
-            plan.run()
+        for additions in self._additions[piece]:
+            additions.run()
 
     def _message(self, piece: int) -> Array:
         sent, half = self._sent[piece], self._half
@@ -136,7 +136,7 @@ class MessageTreeReducer(ShardReducer):
             received = self._decoded(received, piece)[:, np.newaxis]
         parts = {node: received[r, k] for r, nodes in enumerate(self._nodes) for k, node in enumerate(nodes)}
         total = np.empty(received.shape[2:], received.dtype)
-        Plan(parts, (0, self.shards.count), total, {}).run()
+        Additions(parts, (0, self.shards.count), total, {}).run()
         if self._half is None:
             return total
         self._half.round(total)

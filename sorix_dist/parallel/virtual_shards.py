@@ -87,7 +87,7 @@ def halves(node: Node) -> tuple[Node, Node]:
     return (low, middle), (middle, high)
 
 
-class Plan:
+class Additions:
     """The additions that make one node of some known ones, on arrays of one length.
 
     parts: the arrays of known nodes; target: the node to compute; total: the array for its sum; spare: scratch arrays
@@ -124,10 +124,10 @@ class Plan:
 
 def blocks(
     total: Array, start: int, stop: int, length: int, parts: Mapping[Node, Array], target: Node
-) -> Sequence[Plan]:
-    """Plans for the elements start to stop - 1 in blocks of `length`, so that a block stays in the cache."""
+) -> Sequence[Additions]:
+    """Additions of the elements start to stop - 1 in blocks of `length`, so that a block stays in the cache."""
     spare: dict[int, Array] = {}
     return [
-        Plan({node: part[at:end] for node, part in parts.items()}, target, total[at:end], spare)
+        Additions({node: part[at:end] for node, part in parts.items()}, target, total[at:end], spare)
         for at, end in ((at, min(at + length, stop)) for at in range(start, stop, length))
     ]

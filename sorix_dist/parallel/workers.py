@@ -24,8 +24,8 @@ from sorix_dist.optim.saved_state import Snapshot
 from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.float16 import HalfBlocks
-from sorix_dist.parallel.forward import buffer_places
 from sorix_dist.parallel.groups import OfWorker
+from sorix_dist.parallel.module_state import buffer_places
 from sorix_dist.parallel.reducers import Bucket, GradientBuffer
 from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, ShardReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards

@@ -238,7 +238,7 @@ def _read_header(file: Any, size: int) -> tuple[list[_Entry], str]:
         text = metadata["text"]
         if not isinstance(text, str):
             raise DamagedFile(f"its text is a {type(text).__name__}")
-        digests = json.loads(metadata["digests"], object_pairs_hook=_without_repetition)
+        digests = json.loads(metadata["digests"], object_pairs_hook=_unique_names)
         undigested = [name for name in entries if not isinstance(digests[name], str)]
         if undigested:
             raise DamagedFile(f"the array {undigested[0]!r} has no digest")
@@ -248,9 +248,7 @@ def _read_header(file: Any, size: int) -> tuple[list[_Entry], str]:
 def _parsed(header: bytearray) -> dict[str, Any]:
     if _count_values(header) > VALUES_LIMIT:
         raise DamagedFile(f"its header has more than {VALUES_LIMIT} values")
-    entries = json.loads(
-        header.decode(), object_pairs_hook=_without_repetition, parse_float=_refuse, parse_constant=_refuse
-    )
+    entries = json.loads(header.decode(), object_pairs_hook=_unique_names, parse_float=_refuse, parse_constant=_refuse)
     if not isinstance(entries, dict):
         raise DamagedFile(f"its header is a {type(entries).__name__}")
     return entries
@@ -348,7 +346,7 @@ def _count_values(header: bytearray) -> int:
     return 1 + sum(header.count(mark) for mark in (b",", b"[", b"{"))
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise DamagedFile("two entries of its header have one name")

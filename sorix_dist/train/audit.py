@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.batch_numbers import BatchNumber
-from sorix_dist.core.capture import NOTHING, PLAIN, Recorder
+from sorix_dist.core.capture import NOTHING, PLAIN, StepRecorder
 from sorix_dist.core.placement import Partial
 
 _VARIABLE = re.compile(r"\b[tr]\d+\b")
 
 
-class Audit(Recorder):
+class Audit(StepRecorder):
     """Records a run of the step, and runs each line of its program as soon as the step has come to it.
 
     Lines that do more than compute (collectives, deposits, optimizers) run in the step only; the program goes on with
     what they gave. difference: the first line that gives other bits, or None.
     """
 
-    def __init__(self, program: Recorder, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
+    def __init__(self, program: StepRecorder, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
         super().__init__(arguments, staying)
         self.difference: str | None = None
         self._expected = zip(program.lines, forgotten(program.lines), strict=True)
@@ -57,7 +57,7 @@ def forgotten(lines: Sequence[str]) -> list[list[str]]:
     return [[name for name in of_line if last[name] == i] for i, of_line in enumerate(names)]
 
 
-def difference_of(one: Recorder, other: Recorder) -> str | None:
+def difference_of(one: StepRecorder, other: StepRecorder) -> str | None:
     """How the second of two recordings differs from the first, None if it does not."""
     for line, now, where in zip(one.lines, other.lines, other.wheres):
         if line != now:

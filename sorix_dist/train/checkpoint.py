@@ -87,9 +87,8 @@ class Checkpointer:
         differ from those of an uninterrupted run.
         """
         parts = {name: part for name, part in parts.items() if part is not None}
-        same_everywhere(
-            self.comm, "Checkpointer.load_latest: the names of parts", [f"'{name}'" for name in sorted(parts)]
-        )
+        names = [f"'{name}'" for name in sorted(parts)]
+        same_everywhere(self.comm, "Checkpointer.load_latest: the names of parts", names)
         for name, part in parts.items():
             if not run_state.has_state(part):
                 raise TypeError(f"Checkpointer.load_latest: {name} must have load_state_dict, got {described(part)}")

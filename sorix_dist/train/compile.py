@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
-from sorix_dist.core.capture import Recorder, recorders, version
+from sorix_dist.core.capture import StepRecorder, recorders, version
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulation import abandon
@@ -179,7 +179,7 @@ class CompiledStep:
             self._give_up(entry, f"an argument is a tensor that the step names, too ({_line_of(self.step)})")
         if entry.given_up:
             return self.step(*args, **options)
-        recorder = Recorder(_named(values), _staying(entry.named))
+        recorder = StepRecorder(_named(values), _staying(entry.named))
         result = self._recorded(recorder, args, options)
         before, entry.recorder = entry.recorder, recorder
         entry.recordings += 1
@@ -199,14 +199,12 @@ class CompiledStep:
         self._refuse(reason)
 
     def _refuse(self, reason: str) -> None:
-        said, self.reason = self.reason is not None, reason
-        if said:
-            return
-        warnings.warn(
-            f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]", RuntimeWarning, stacklevel=4
-        )
+        before, self.reason = self.reason, reason
+        if before is None:
+            text = f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
-    def _recorded(self, recorder: Recorder, args: Any, options: Any) -> Any:
+    def _recorded(self, recorder: StepRecorder, args: Any, options: Any) -> Any:
         """The result of the step, whose calls a recorder writes."""
         before = self._left_alone(args, options)
         recorders[get_ident()] = recorder
@@ -263,7 +261,7 @@ class _Entry:
     def __init__(self, named: list[Any], alive: list[Any]) -> None:
         self.named = named
         self.alive = alive  # so that no other objects get their ids
-        self.recorder: Recorder | None = None
+        self.recorder: StepRecorder | None = None
         self.recordings = self.runs = 0
         self.program: Callable[..., Any] | None = None
         self.given_up = False
@@ -331,7 +329,7 @@ def _line_of(step: Any) -> str:
     return type(step).__name__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _check(recorder: Recorder, result: Any) -> None:
+def _check(recorder: StepRecorder, result: Any) -> None:
     """Refuses results that a program can't give: numbers that were read from somewhere, and graphs."""
     recorder.checked(result)
     if isinstance(result, float | int) and not isinstance(result, bool):
@@ -348,7 +346,7 @@ def _check(recorder: Recorder, result: Any) -> None:
 _LINE = re.compile(r":\d+\)$")
 
 
-def _text(recorder: Recorder, count: int) -> str:
+def _text(recorder: StepRecorder, count: int) -> str:
     """The program: the lines of a recording, which forget what no later one needs."""
     text = [f"def step({', '.join(f'a{i}' for i in range(count))}):"]
     indent = "    "
@@ -373,7 +371,7 @@ def _text(recorder: Recorder, count: int) -> str:
     return "\n".join(text) + "\n"
 
 
-def _assembled(recorder: Recorder, count: int, name: str) -> Callable[..., Any]:
+def _assembled(recorder: StepRecorder, count: int, name: str) -> Callable[..., Any]:
     """The program as a function, whose source tracebacks and profilers can show."""
     source = _text(recorder, count)
     file = f"<captured {name} {id(recorder):x}>"

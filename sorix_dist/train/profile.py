@@ -239,10 +239,8 @@ def table(ranks: Sequence[RankTimes]) -> str:
     products = sum(rank.products for rank in ranks)
     of = f"{len(ranks)} ranks" if len(ranks) > 1 else "1 rank"
     first = ranks[0]
-    steps = (
-        f"{first.steps} of {first.steps + first.passed} steps, {of}" if first.passed else f"{first.steps} steps of {of}"
-    )
-    lines = [f"{steps}: {wall / count * 1e3:.3f} ms a step, products of matrices {products / wall:.0%}"]
+    steps = f"{first.steps} of {first.steps + first.passed} steps," if first.passed else f"{first.steps} steps of"
+    lines = [f"{steps} {of}: {wall / count * 1e3:.3f} ms a step, products of matrices {products / wall:.0%}"]
     lines += ["", f"  {'':14} {'ms a step':>10} {'share':>6}" + ("   most" if len(ranks) > 1 else "")]
     for kind in KINDS:
         own = [rank.kinds.get(kind, 0.0) / rank.steps for rank in ranks]

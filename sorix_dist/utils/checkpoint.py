@@ -8,6 +8,7 @@ from typing import Any
 
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.graph import Node, recording
+from sorix_dist.core.higher_derivatives import THROUGH_CHECKPOINT
 from sorix_dist.core.op import marker
 from sorix_dist.core.random import MaskReplay, generator, replayed_masks
 from sorix_dist.utils.data.nested import tensors
@@ -84,7 +85,7 @@ class _Deferred:
 
     @property
     def __code__(self) -> Any:  # higher derivatives read it
-        raise RuntimeError("checkpoint: there are no second derivatives through it; call the function without")
+        raise RuntimeError(THROUGH_CHECKPOINT)
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -180,9 +180,10 @@ def _ended(statuses: Mapping[int, Status], observed: Observations, waiting: Sequ
             continue
         for status in waiting:
             if observed.waited.get(status.rank, 0.0) >= PATIENCE and _missed(gone, status):
+                failed = " after a collective had failed on it" * (status.key in gone.refused)
                 return Fault(
-                    f"rank {gone.rank} (pid {gone.pid}) has ended (its script came to its end, or sys.exit) while "
-                    f"rank {status.rank} waits for it {activity(status)}",
+                    f"rank {gone.rank} (pid {gone.pid}) has ended (its script came to its end, or sys.exit){failed} "
+                    f"while rank {status.rank} waits for it {activity(status)}",
                     (gone.rank,),
                 )
     return None
@@ -275,6 +276,8 @@ def _late(
         whom = f"{whom} {'has' if len(missing) == 1 else 'have'} not arrived"
     elif waited[status.rank] < timeout + OTHERS_FIRST:
         return None
+    elif world_size == len(statuses):
+        whom = "no rank is missing: the machine is too busy for them, or messages are lost"
     else:
         whom = "of the ranks here that have imported sorix_dist none is missing: one never came, or is on another host"
     what = f"rank {status.rank} has waited {timeout:g} s (init(timeout=)) {activity(status)}; {whom}"

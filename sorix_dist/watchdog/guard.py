@@ -354,7 +354,8 @@ class Guard:
             }
         )
         lines = [f"{fault.what}; ending all ranks (host {platform.node()})"]
-        for rank, status in list(statuses.items())[:LINES]:
+        for rank in sorted(sorted(statuses, key=lambda rank: rank not in fault.ranks)[:LINES]):
+            status = statuses[rank]
             gone = "is gone, " if rank in self.observed.gone else ""
             end = "has ended, " if status.state == State.ENDED else gone
             now = user_frame(frames.get(rank, []))

@@ -84,8 +84,10 @@ METHODS = {  # the optimizer, and the method
     "PowerSGD(rank=16)": ("SGD", "PowerSGD"),
     "LocalSGD": ("SGD", "LocalSGD"),
     "LocalSGD, fp16": ("SGD", "LocalSGD"),
+    "LocalSGD, overlap": ("SGD", "LocalSGD"),
     "exact, AdamW": ("AdamW", "exact"),
     "DiLoCo, AdamW": ("AdamW", "DiLoCo"),
+    "DiLoCo, AdamW, overlap": ("AdamW", "DiLoCo"),
 }
 
 
@@ -118,12 +120,14 @@ def trained(task: Task, name: str, seed: int, options: argparse.Namespace) -> fl
         optimizer.step()
 
     workers: sx.LocalSGD | None = None
+    overlap = "overlap" in name
     if method == "LocalSGD":
-        workers = sx.LocalSGD(model, optimizer, options.every, hook=fp16_compress if "fp16" in name else None)
+        hook = fp16_compress if "fp16" in name else None
+        workers = sx.LocalSGD(model, optimizer, options.every, hook=hook, overlap=overlap)
     elif method == "DiLoCo":
         rate, momentum = options.outer
         outer = optim.SGD(model.parameters(), lr=rate, momentum=momentum, nesterov=momentum > 0)
-        workers = sx.DiLoCo(model, optimizer, options.every, outer)
+        workers = sx.DiLoCo(model, optimizer, options.every, outer, overlap=overlap)
     for epoch in range(epochs):
         for xb, yb in loader:
             if workers is not None:

@@ -15,7 +15,7 @@ TOP = (  # noqa: SIM905 (a list of words)
     """
     Tensor tensor no_grad is_grad_enabled set_grad_enabled device Size manual_seed save load
     autograd nn optim utils cuda
-    float32 float64 float16 int32 int64 int16 uint8 bool_ float double half int long short byte bool
+    float32 float64 float16 int32 int64 int16 int8 uint8 bool_ float double half int long short byte bool
     zeros ones empty full eye diag arange linspace logspace rand randn randint randperm zeros_like ones_like empty_like
     full_like as_tensor from_numpy cat stack reshape transpose squeeze unsqueeze flatten t unbind split chunk repeat
     permute where gather add sub mul div matmul pow sin cos tanh exp log sqrt abs absolute sign round floor ceil clamp

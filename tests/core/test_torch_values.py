@@ -60,6 +60,16 @@ def test_gradients(name: str) -> None:
 
 # An expression, its values and its dtype.
 VALUES: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    "celu of a negative alpha": (lambda: F.celu(T([-INF, 2.0]), -1.0), [-INF, 2], "float32"),
+    "leaky_relu of infinity": (lambda: F.leaky_relu(T([INF, -1.0]), 0.0), [INF, 0], "float32"),
+    "nan_to_num(nan=None)": (lambda: T([NAN, 1.0]).nan_to_num(nan=None), [0, 1], "float32"),
+    "cosine_similarity of half": (lambda: F.cosine_similarity(T([[3]]), T([[2.0]]).half()), [1], "float16"),
+    "axis": (lambda: sx.amax(T([[1.0, 3.0], [2.0, 0.0]]), axis=1, keepdims=True), [[3], [2]], "float32"),
+    "axis of a method": (lambda: T([[1.0, 3.0], [2.0, 0.0]]).argsort(axis=1), [[0, 1], [1, 0]], "int64"),
+    "where of a condition": (lambda: sx.where(T([[0, 2], [3, 0]]))[1], [1, 0], "int64"),
+    "combinations of nothing": (lambda: sx.combinations(T([1.0, 2.0]), 0), [], "float32"),
+    "int8": (lambda: sx.zeros(1, dtype=sx.int8), [0], "int8"),
+    "dim of a tensor": (lambda: sx.ones(2, 3).sum(T([1])), [3, 3], "float32"),
     "uint8 all": (lambda: BYTES.all(), 1, "uint8"),
     "uint8 any": (lambda: BYTES.any(0), 1, "uint8"),
     "amax over ()": (lambda: T([1.0, 3.0]).amax(()), 3, "float32"),
@@ -167,6 +177,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "Softmax of four dims": (lambda: sx.nn.LogSoftmax()(sx.ones(1, 1, 1, 1)), ValueError, "takes 1 by default"),
     "index of bytes": (lambda: INTEGERS[BYTES], IndexError, "mask in PyTorch"),
     "instance_norm(x, mean)": (lambda: F.instance_norm(sx.ones(1, 1, 2), T([0.0])), ValueError, "running_mean"),
+    "dim of an array": (lambda: sx.ones(2, 3).sum(np.array([1])), TypeError, "sum: dim must be an integer, got array"),
     "NLLLoss(None, True)": (
         lambda: sx.nn.NLLLoss(None, True)(T([[0.0]]), T([0])),
         ValueError,

@@ -11,10 +11,10 @@ from sorix_dist.launch import LaunchError
 from sorix_dist.launch.hosts import (
     Host,
     allocated,
-    ask,
     check_answers,
     named,
     parse_hosts,
+    probe,
     read_hostfile,
     silent,
     slots,
@@ -113,10 +113,10 @@ def test_the_hosts_of_every_schedulers_job(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_host_is_asked_as_mpirun_would() -> None:
-    assert ask("b", {}) == ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "b", "true"]
-    assert ask("b", {"PRTE_MCA_plm_ssh_agent": "/x/agent -q : rsh"}) == ["/x/agent", "-q", "b", "true"]
-    assert ask("b", {"HYDRA_LAUNCHER_EXEC": "/usr/bin/ssh"})[:2] == ["/usr/bin/ssh", "-o"]
-    assert ask("b", {"SLURM_JOB_ID": "1"}) == ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=b", "true"]
+    assert probe("b", {}) == ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "b", "true"]
+    assert probe("b", {"PRTE_MCA_plm_ssh_agent": "/x/agent -q : rsh"}) == ["/x/agent", "-q", "b", "true"]
+    assert probe("b", {"HYDRA_LAUNCHER_EXEC": "/usr/bin/ssh"})[:2] == ["/usr/bin/ssh", "-o"]
+    assert probe("b", {"SLURM_JOB_ID": "1"}) == ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=b", "true"]
 
 
 def test_hosts_that_do_not_answer_are_told_apart(tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "CrossEntropyLoss: weight must be real numbers": lambda: nn.CrossEntropyLoss("heavy"),
     "label_smoothing must be a number, got str": lambda: F.cross_entropy(W, [0, 1, 2], label_smoothing="x"),  # type: ignore[arg-type]
     "dropout: p must be a number, got None": lambda: F.dropout(W, None),  # type: ignore[arg-type]
+    "layer_norm: eps must be a number, got NoneType": lambda: F.layer_norm(W, (3,), eps=None),  # type: ignore[arg-type]
+    "glu: dim must be an integer, got float 2.5": lambda: F.glu(W, 2.5),  # type: ignore[arg-type]
+    "elu: alpha must be a number, got str 'x'": lambda: F.elu(W, "x"),  # type: ignore[arg-type]
+    "sum: keepdim must be True or False, got float 2.5": lambda: sx.sum(W, 0, keepdim=2.5),  # type: ignore[arg-type]
+    "isclose: rtol must be a number, got list": lambda: sx.isclose(W, W, []),  # type: ignore[arg-type]
+    "topk: k must be an integer, got NoneType": lambda: sx.topk(W, None),  # type: ignore[arg-type]
     "gain must be a number, got NoneType": lambda: nn.init.orthogonal_(W, None),  # type: ignore[arg-type]
     "xavier_normal_: gain must be >= 0, got -1": lambda: nn.init.xavier_normal_(W, -1),
     "normal_: mean must be a number, got str '0'": lambda: nn.init.normal_(W, "0"),

@@ -10,6 +10,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.core import Tensor
+from sorix_dist.core.ops import recurrent
 from tests.support.core.sharded import sharded
 
 RNG = np.random.default_rng(0)
@@ -122,6 +123,25 @@ def test_dropout_between_layers_belongs_to_the_rows_of_the_batch(layer: Any) -> 
     sx.manual_seed(3)
     rnn = layer(3, 4, num_layers=2, dropout=0.5, dtype="float64")
     assert not np.allclose(rnn(x)[0].numpy(), rnn.eval()(x)[0].numpy())
+
+
+@LAYERS
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_no_cache_holds(layer: Any, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs are multiplied with them for all steps, not in each."""
+    rnn, x = layer(3, 4, bidirectional=True, bias=bias, dtype="float64"), RNG.standard_normal((5, 2, 3))
+
+    def run() -> list[Any]:
+        rnn.zero_grad()
+        leaf = Tensor(x, requires_grad=True)
+        results = rnn(leaf)
+        results[0].square().sum().backward()
+        return [*states_of(results), leaf.grad.numpy(), *(p.grad.numpy().copy() for p in rnn.parameters())]
+
+    results = run()
+    monkeypatch.setattr(recurrent, "_SECOND_CACHE", 0)
+    for one, other in zip(results, run(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 @LAYERS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import statistics
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,9 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "math.log of a float": lambda x: math.log(float(x.shape[0])),
     "np.sqrt": lambda x: np.sqrt(x.shape[0]),
     "np.maximum": lambda x: np.maximum(x.shape[0], 1),
+    "np.clip": lambda x: np.clip(100, 1, x.shape[0]),
+    "np.less": lambda x: 2.0 if np.less(x.shape[0], 4) else 1.0,
+    "a power's rest": lambda x: pow(x.shape[0], 2, 30),
     "a NumPy number": lambda x: np.float64(0.5) * x.shape[0],
     "float times": lambda x: 2.0 * x.shape[0],
     "a share of one": lambda x: 1 / (1.0 / x.shape[0]),
@@ -71,6 +76,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "np.arange": lambda x: np.arange(x.shape[0]).size,
     "an array": lambda x: np.array(x.shape)[0],
     "np.prod": lambda x: np.prod(x.shape),
+    "bit_length": lambda x: x.shape[0].bit_length(),
 }
 
 
@@ -141,6 +147,13 @@ def test_a_branch_on_what_only_this_rank_knows_warns(ranks: int):
         warnings.simplefilter("always")
         run_threads(work, ranks)
     assert any("a branch on 1.0, which follows from this rank's rows" in str(w.message) for w in said) == (ranks > 1)
+
+
+def test_of_one_process_a_number_is_an_int():
+    ((x, _),) = DataLoader(Dataset(np.ones((6, 4)), np.arange(6)), batch_size=6)
+    n = x.shape[0]
+    assert isinstance(n, int)
+    assert (statistics.mean([n, n]), np.isclose(n, 6), json.dumps(n), n.bit_length()) == (6, True, "6", 3)
 
 
 def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():

@@ -255,10 +255,12 @@ def test_random_numbers_and_buffers_do_not_depend_on_ranks():
     class Noisy(nn.Module):
         def __init__(self):
             self.register_buffer("calls", sx.tensor(0))
+            self.steps = 0
 
         def forward(self, x):
             self.calls += 1
-            return F.dropout(x, 0.2, self.training) + 0.1 * sx.randn(*x.shape) + 0.1 * sx.rand_like(x)
+            self.steps += 1
+            return F.dropout(x, 0.2, self.training) * 0.9**self.steps + 0.1 * sx.randn(*x.shape) + 0.1 * sx.rand_like(x)
 
     def model():
         return network(nn.BatchNorm1d(6), nn.Dropout(0.4), Noisy())
@@ -375,9 +377,10 @@ def test_no_message_crosses_ranks_between_two_sums(size, hosts):
     run_threads(work, size, hosts=hosts)
 
 
-def test_a_captured_step_of_a_worker():
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_captured_step_of_a_worker(overlap):
     def work(compiled):
-        model, optimizer, local, loader = setup()
+        model, optimizer, local, loader = setup(make=lambda m, o: sx.LocalSGD(m, o, 2, overlap=overlap))
 
         def one(x, y):
             optimizer.zero_grad()

@@ -65,5 +65,5 @@ def test_what_is_finite(dtype: str) -> None:
 
 
 def test_bad_choice() -> None:
-    with pytest.raises(ValueError, match="nonfinite must be one of 'raise', 'skip', 'allow', got 'ignore'"):
+    with pytest.raises(ValueError, match="nonfinite must be 'raise', 'skip' or 'allow', got 'ignore'"):
         sx.DistributedDataParallel(sx.nn.Linear(2, 2), nonfinite="ignore")  # type: ignore[arg-type]

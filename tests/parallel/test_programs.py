@@ -85,7 +85,7 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run_threads(lambda: (outputs() > 0).sum().item(), ranks)
-    assert any("sx.global_value(x).item() is the whole" in str(w.message) for w in said) == (ranks > 1)
+    assert any("item() of a sum over rows is this rank's part" in str(w.message) for w in said) == (ranks > 1)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,13 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: f"{0 + outputs().mean().item():.3f}", "text shows a number of this rank's rows alone"),
         (lambda: 5.0 * len(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: len(outputs()) + math.sqrt(4), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: outputs().detach().mean(0).tolist(), "tolist() of a mean over rows"),
+        (lambda: outputs().sum(0).numpy(), "numpy() of a sum over rows"),
+        (lambda: np.asarray(outputs().sum(0)), "NumPy's array of a sum over rows"),
         (lambda: len((x := outputs())[x > 0]), "len() of what a mask has selected"),
+        (lambda: sx.all_reduce(outputs().square().mean().detach()), "all_reduce of a mean over rows"),
+        (lambda: (x := outputs()).topk(len(x))[0].sum(), "positions among the 3 rows of all ranks"),
+        (lambda: (x := outputs(), i := sx.randperm(x.shape[0]), *(i[n : n + 1] for n in range(len(x)))), "positions"),
     ],
 )
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -7,6 +7,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn
+from sorix_dist.comm import run_threads
 from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.everywhere import on_all_ranks
@@ -113,3 +114,28 @@ def test_a_loader_that_shares_nothing_out():
             model(xb)
 
     on_all_ranks(work, RuntimeError, "a batch must come from a DataLoader")
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (lambda model, x: model.found.append(x.sum()), "adds to Stateful.found for each virtual shard"),
+        (lambda model, x: setattr(model, "rows", len(x)), "sets Stateful.rows to . for one virtual shard"),
+    ],
+)
+def test_state_that_depends_on_virtual_shards_is_said(change, warning):
+    class Stateful(nn.Module):
+        def __init__(self):
+            self.net, self.found, self.rows = network(), [], 0
+
+        def forward(self, x):
+            change(self, x)
+            return self.net(x)
+
+    def work():
+        sx.init(virtual_shards=8)
+        for xb, _ in DataLoader(Dataset(*data(20)), batch_size=20):
+            sx.DistributedDataParallel(Stateful())(xb)
+
+    with pytest.warns(RuntimeWarning, match=warning):
+        run_threads(work, 2)

@@ -107,7 +107,7 @@ def test_a_change_by_hand_where_each_rank_has_a_copy():
 
 
 def test_wrong_storage():
-    with pytest.raises(ValueError, match="storage must be one of 'shared', 'replicated', got 'private'"):
+    with pytest.raises(ValueError, match="storage must be 'shared' or 'replicated', got 'private'"):
         sx.DistributedDataParallel(nn.Linear(2, 2), storage="private")
     on_all_ranks(
         lambda: sx.DistributedDataParallel(nn.Linear(2, 2), storage=["shared", "replicated"][sx.rank()]),

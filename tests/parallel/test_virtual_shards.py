@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sorix_dist.parallel.virtual_shards import Plan, blocks, halves, subtrees, sum_rows
+from sorix_dist.parallel.virtual_shards import Additions, blocks, halves, subtrees, sum_rows
 from sorix_dist.utils.data import shard_bounds
 
 counts = st.sampled_from([1, 2, 4, 8, 16, 32])
@@ -91,7 +91,7 @@ def test_blocks_leave_other_elements_alone(count, start, more, seed):
 def test_a_plan_can_be_run_again_with_other_numbers(count, seed):
     rows = rows_of(count, 9, seed, np.float64)
     total = np.empty(9)
-    plan = Plan({(i, i + 1): row for i, row in enumerate(rows)}, (0, count), total, {})
+    plan = Additions({(i, i + 1): row for i, row in enumerate(rows)}, (0, count), total, {})
     for again in range(2):
         rows[...] = rows_of(count, 9, seed + again, np.float64)
         plan.run()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sorix_dist.watchdog.diagnosis import FROZEN, OTHERS_FIRST, PATIENCE, Observations, diagnose, ending
+from sorix_dist.watchdog.diagnosis import FROZEN, OTHERS_FIRST, PATIENCE, Fault, Observations, diagnose, ending
+from sorix_dist.watchdog.guard import Guard
 from sorix_dist.watchdog.status_page import State, Status
 
 LONG = 1000.0
@@ -83,8 +85,9 @@ def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     assert fault_of(status(0, 3, waits=True), ended, waited={0: 1.0}) is None  # rank 1 has done its part
     assert fault_of(status(0, 4), ended) is None
     assert fault_of(status(0, 4, waits=True, key=8, counts={7: 3, 8: 1}), ended, waited={0: 1.0}) is None  # other group
-    other = status(1, 3, state=State.ENDED, signature=2)  # and was told so, but went on
-    assert "rank 1 (pid 101) has ended" in str(fault_of(status(0, 3, waits=True), other, waited={0: 1.0}))
+    other = status(1, 3, state=State.ENDED, signature=2, refused=frozenset({7}))  # and was told so, but went on
+    what = str(fault_of(status(0, 3, waits=True), other, waited={0: 1.0}))
+    assert "rank 1 (pid 101) has ended (its script came to its end, or sys.exit) after a collective had failed" in what
     ended_early = status(1, 0, state=State.ENDED, counts={})
     assert "rank 1" in str(fault_of(status(0, 0, state=State.STARTING), ended_early))
 
@@ -154,5 +157,16 @@ def test_a_rank_that_is_late() -> None:
     nobody = status(0, 1, state=State.STARTING), status(1, 1, state=State.STARTING)
     assert "on another host" in str(fault_of(*nobody, timeout=5.0))
     assert fault_of(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
+    all_here = diagnose({row.rank: row for row in nobody}, Observations(waited={0: LONG, 1: LONG}), 5.0, world_size=2)
+    assert all_here is not None
+    assert all_here.what.endswith("no rank is missing: the machine is too busy for them, or messages are lost")
     behind = status(0, 4, waits=True), status(1, 3, waits=True, key=8, counts={7: 3, 8: 1})
     assert str(fault_of(*behind, timeout=5.0)).endswith("rank 1 has not arrived")
+
+
+def test_a_report_of_many_ranks_lists_those_at_fault() -> None:
+    guard: Any = SimpleNamespace(observed=Observations(), processes={})
+    rows = {rank: status(rank, 4, waits=rank != 29) for rank in range(32)}
+    _, *lines = Guard._report(guard, Fault("rank 29 has not arrived", (29,)), rows).splitlines()
+    assert [line.split()[1].rstrip(":") for line in lines] == [*map(str, range(11)), "29", "20"]
+    assert "  rank 29: step 4, last seen in all_reduce at train.py:9" in lines

@@ -63,7 +63,8 @@ def _zeros(dtype: np.dtype[Any]) -> Array:
 @op(promote="float")
 def leaky_relu(x: Any, *, slope: float) -> Any:
     """x where x > 0, slope * x elsewhere."""
-    y = (np.maximum if slope <= 1 else np.minimum)(x, x * slope)
+    # 0 times infinity is NaN, which a maximum spreads.
+    y = (np.maximum if slope <= 1 else np.minimum)(x, x * slope) if slope else np.where(x > 0, x, x * slope)
     return y, (lambda g, out: np.where(x > 0, g, g * slope),)
 
 

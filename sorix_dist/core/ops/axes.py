@@ -27,7 +27,7 @@ def axis_of(name: str, input: Any, dim: Any, more: int = 0) -> int:
     count = len(shape) + more
     try:
         axis = None if isinstance(dim, bool) else dim.__index__()
-    except AttributeError:
+    except (AttributeError, TypeError):
         axis = None
     if axis is None:
         raise TypeError(f"{name}: dim must be an integer, got {dim!r}")
@@ -47,7 +47,7 @@ def axes_of(name: str, input: Any, dim: Any, axis: Any = None, empty_is_all: boo
         dim = axis
     elif axis is not None:
         raise TypeError(f"{name}: dim and axis mean the same; only one can be given, got dim={dim!r}, axis={axis!r}")
-    if dim is None or (empty_is_all and dim in ((), [])):
+    if dim is None or (empty_is_all and isinstance(dim, tuple | list) and not dim):
         return None
     axes = tuple([axis_of(name, input, d) for d in (dim if isinstance(dim, tuple | list) else (dim,))])
     if len(axes) > 1 and len(set(axes)) < len(axes):

@@ -63,7 +63,7 @@ def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> No
     C / groups, H, W, N) into y (groups, O / groups, H', W', N)."""
     groups, outputs, high, wide, count = y.shape
     taps = down.count * right.count
-    if down.step == right.step == 1 < taps and taps * outputs <= 2 * x.shape[1]:
+    if down.step == right.step == 1 < taps and taps * outputs < x.shape[1]:
         _convolve_by_taps(x, kernels, y, down, right)
         return
     matrix = kernels.reshape(groups, 1, outputs, -1)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import OF_NUMPY, op
 
@@ -289,8 +290,7 @@ def logaddexp(x: Any, y: Any) -> Any:
 @op(promote="common")
 def rounded_quotient(x: Any, y: Any, *, mode: str) -> Any:
     """x / y rounded down ("floor") or towards 0 ("trunc"), in the dtype of both; the gradient is 0."""
-    if mode not in ("floor", "trunc"):
-        raise ValueError(f"div: rounding_mode must be None, 'floor' or 'trunc', got {mode!r}")
+    one_of("div: rounding_mode", mode, None, "floor", "trunc")
     check_divisor("div", x, y)
     down = np.floor_divide(x, y)
     if mode == "trunc":

@@ -221,8 +221,7 @@ def _sum_made_whole(x: Any) -> Any:
     if not isinstance(place, Partial):
         return x
     # After its backward a loss shows the global value at no cost.
-    after_backward = hasattr(x, "shown") and place.factor == place.factor
-    return x.visible if after_backward else whole(x.detach(), _NAME)
+    return x.visible if hasattr(x, "complete") else whole(x.detach(), _NAME)
 
 
 def _aligned(target: Tensor, x: Any, shape: tuple[int, ...], place: Any, key: Any) -> Any:

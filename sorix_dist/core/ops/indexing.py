@@ -23,7 +23,8 @@ from sorix_dist.core.ops.index_parts import (
     with_numbers,
 )
 from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
-from sorix_dist.core.placement import Shard, shard_of, tagged
+from sorix_dist.core.own_numbers import warn_of_own_positions
+from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
@@ -75,6 +76,8 @@ def _names_each_once(index: Any) -> bool:
 def index(input: Any, key: Any) -> Any:
     """`input[key]` as NumPy indexes; tensors in the key stand for their arrays."""
     parts, place = key if isinstance(key, tuple) else (key,), shard_of(input)
+    if place is None and getattr(input, "place", None) is REPLICATE:
+        warn_of_own_positions(shape_of(input), parts)
     if any(map(is_of_batch, parts)):
         key = parts = with_numbers(place, of_each_axis([*parts], len(shape_of(input))))
     if place is not None and any(map(is_mask, parts)):

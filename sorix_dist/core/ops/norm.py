@@ -65,7 +65,7 @@ def _channel_sums(x: Array, y: Array | None = None) -> Array:
         return np.asarray(np.sum(x if y is None else x * y, axis=_over_channels(x)[0], dtype=np.float64))
     channels, high = turned.shape[:2]
     rows = turned.reshape(channels * high, math.prod(turned.shape[2:]))
-    sums = row_sums(rows) if other is None else np.einsum("ij,ij->i", rows, other.reshape(rows.shape))
+    sums = row_sums(rows) if other is None else np.vecdot(rows, other.reshape(rows.shape))
     return np.asarray(sums.reshape(channels, high).sum(axis=1, dtype=np.float64))
 
 

@@ -1,13 +1,14 @@
-"""Recurrent layers over whole sequences, each as one operation: one large product for the inputs of all steps,
-then a loop over the steps. Weights have PyTorch's layout, (gates * H, features), and its order of gates.
+"""Recurrent layers over whole sequences, each as one operation: a loop over the steps with one product of the state and
+the input, then one product over all steps for the gradients of the weights. Weights have PyTorch's layout,
+(gates * H, features), and its order of gates.
 
-Gates have the shape (gates, T, N, H), so that each lies together in memory; their gradients (T, N, gates * H), so that
+Gates have the shape (T, gates, N, H), so that each lies together in memory; their gradients (T, N, gates * H), so that
 a product with them is one of matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,50 +21,85 @@ from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.join import stack
 from sorix_dist.core.ops.matrix import column_sums, linear
 from sorix_dist.core.ops.shape import transpose
-from sorix_dist.core.ops.windows import pieces
+from sorix_dist.core.ops.windows import SMALL
 from sorix_dist.core.tensor import Array
 
+_SECOND_CACHE = 1 << 18  # numbers
 
-def _order(count: int, reverse: bool) -> Sequence[int]:
+
+def _order(count: int, reverse: bool) -> range:
     """The steps of a sequence in the order in which they are read."""
     return range(count - 1, -1, -1) if reverse else range(count)
 
 
-def _states(count: int, first: Array, reverse: bool, dtype: Any) -> tuple[Array, Array]:
-    """Memory for the states (count, N, H) that steps end with, and as a view of it those that they start from, which
-    begin with `first`."""
-    memory = np.empty((count + 1, *first.shape), dtype)
-    memory[count if reverse else 0] = first
-    return (memory[:-1], memory[1:]) if reverse else (memory[1:], memory[:-1])
+class _Steps:
+    """What the steps of a sequence start from and end with.
+
+    rows: (T, N, H + 1 + I), the state before each step, a one for the bias, and the input; flat: as one matrix; ends:
+    (T, N, H), the states after each step, in the rows of the next one.
+    """
+
+    def __init__(self, x: Array, h: Array, reverse: bool) -> None:
+        (count, n, inputs), self.size = x.shape, h.shape[1]
+        width = self.size + 1 + inputs
+        memory = np.empty((count + 1, n, width), x.dtype)
+        self.rows, after = (memory[1:], memory[:-1]) if reverse else (memory[:-1], memory[1:])
+        self.flat, self.ends = self.rows.reshape(count * n, width), after[..., : self.size]
+        self.rows[-1 if reverse else 0, :, : self.size] = h
+        self.rows[..., self.size] = 1
+        self.rows[..., self.size + 1 :] = x
+
+    def product(self, weights: Array, out: Array) -> Callable[[int], Any]:
+        """A function that writes a step's rows @ weights^T to its part of `out`, (T, gates, N, H).
+
+        weights: (gates, H, H + 1 + I). The inputs are multiplied with the state unless the weights, which each step
+        reads, are too large for it.
+        """
+        rows, n, turned = self.rows, out.shape[2], weights.swapaxes(1, 2)
+        if weights.size <= _SECOND_CACHE:
+            blocks = _in_blocks(turned, n)
+            products = _by_block(out, blocks)
+            return lambda t: np.matmul(rows[t], blocks, out=products[t])
+        of_inputs = np.matmul(self.flat[:, self.size :], turned[:, self.size :]).reshape(out.swapaxes(0, 1).shape)
+        blocks, of_state = _in_blocks(turned[:, : self.size], n), np.empty(out.shape[1:], out.dtype)
+        view = _by_block(of_state, blocks)
+
+        def product(t: int) -> None:
+            np.matmul(rows[t, :, : self.size], blocks, out=view)
+            np.add(of_state, of_inputs[:, t], out=out[t])
+
+        return product
+
+    def rules(self, slopes: Callable[[Array], Array]) -> tuple[Callable[[Array, Any], Any], ...]:
+        """The rules of the weights and biases, from the gradients (T * N, gates * H) of what they are added to."""
+
+        def to_bias(gradient: Array, out: Any) -> Any:
+            return column_sums(slopes(gradient), out)
+
+        return (
+            lambda g, out: np.matmul(slopes(g).T, self.flat[:, self.size + 1 :], out=out),
+            lambda g, out: np.matmul(slopes(g).T, self.flat[:, : self.size], out=out),
+            to_bias,
+            to_bias,
+        )
 
 
-def _rows(sequence: Array) -> Array:
-    """(T, N, features) as (T * N, features)."""
-    return sequence.reshape(sequence.shape[0] * sequence.shape[1], sequence.shape[2])
-
-
-def _by_gate(w: Array, factors: Array) -> Array:
-    """A weight (gates * H, features), times a factor for each gate, as (gates, features, H)."""
-    scaled: Array = w.reshape(len(factors), -1, w.shape[1]) * factors
-    return scaled.swapaxes(1, 2)
-
-
-def _from_input(x: Array, w: Array, biases: Sequence[Array | None], factors: Array) -> tuple[Array, Array]:
-    """x @ w^T plus the biases, times a factor for each gate, of all steps by one product: (gates, T, N, H); and the
-    rows of x."""
-    rows = _rows(x)
-    gates = np.matmul(rows, _by_gate(w, factors))
-    given = [bias for bias in biases if bias is not None]
-    if given:
-        gates += sum(given[1:], given[0]).reshape(len(factors), 1, -1) * factors
-    return gates.reshape(len(factors), *x.shape[:2], gates.shape[2]), rows
+def _joined(w_state: Array, w_input: Array, *biases: Array | None) -> Array:
+    """The weights of the rows of steps, by gate: (gates, H, H + 1 + I)."""
+    bias = sum((b for b in biases if b is not None), np.zeros(len(w_state), w_state.dtype))
+    joined = np.concatenate((w_state, bias[:, None], w_input), axis=1)
+    return joined.reshape(-1, w_state.shape[1], joined.shape[1])
 
 
 def _in_blocks(w: Array, rows: int) -> Array:
-    """A matrix (..., K, H) as blocks of columns (..., blocks, K, H / blocks): OpenBLAS computes a small product of
-    matrices that lie together in memory without copying them first, in half the time."""
-    count = pieces(w, rows, 32)
-    return np.ascontiguousarray(w.reshape(*w.shape[:-1], count, w.shape[-1] // count).swapaxes(-2, -3))
+    """A matrix (..., K, H) as blocks of columns (..., blocks, K, H / blocks), for products with so many rows.
+
+    OpenBLAS computes a small product without copying its matrices first, in half the time; 64 columns are fastest.
+    """
+    height, length = w.shape[-2:]
+    widths = (length // n for n in range(1, length // 32 + 1) if length % n == 0)
+    width = next((width for width in widths if width <= 64 and width * height * rows <= SMALL), length)
+    return np.ascontiguousarray(w.reshape(*w.shape[:-1], length // width, width).swapaxes(-2, -3))
 
 
 def _by_block(product: Array, blocks: Array) -> Array:
@@ -104,71 +140,73 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
     or None.
     reverse: the last step comes first; states stay at their places, and the cell state is in front of them.
     """
-    count, size = len(x), w_state.shape[1]
-    # A logistic function is a tanh of half the argument, so that one call serves all gates.
-    half = np.array([0.5, 0.5, 1, 0.5], x.dtype).reshape(4, 1, 1)
-    rest = 1 - half
-    gates, rows = _from_input(x, w_input, (b_input, b_state), half)
-    from_state = _in_blocks(_by_gate(w_state, half), len(h))
-    memory = np.empty((count + 2, *h.shape), x.dtype)
-    value, started = (memory[:-1], memory[2:]) if reverse else (memory[1:], memory[:-2])
-    outputs = value[1:] if reverse else value[:-1]
-    started[-1 if reverse else 0] = h
-    cells, cells_before = _states(count, c, reverse, x.dtype)
-    # The gates of one step are computed together in memory: in `gates` they are far apart, which takes twice the time.
-    a, spare = np.empty((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
-    product = _by_block(a, from_state)
+    count, half = len(x), np.array(0.5, x.dtype)
+    steps = _Steps(x, h, reverse)
+    # A logistic function is a tanh of half the argument, so that one call serves all gates, in the order o, i, f, g.
+    weights = _joined(w_state, w_input, b_input, b_state)[[3, 0, 1, 2]]
+    weights[:3] *= half
+    gates = np.empty((count, 4, *h.shape), x.dtype)
+    product = steps.product(weights, gates)
+    cells = np.empty((count + 1, *h.shape), x.dtype)
+    cells, cells_before = (cells[:-1], cells[1:]) if reverse else (cells[1:], cells[:-1])
+    cells_before[-1 if reverse else 0] = c
+    curved, spare = np.empty_like(cells), np.empty(h.shape, x.dtype)  # tanh of the cells
     for t in _order(count, reverse):
-        of_step, cell = gates[:, t], cells[t]
-        np.matmul(started[t], from_state, out=product)
-        a += of_step
+        product(t)
+        a, cell = gates[t], cells[t]
         np.tanh(a, out=a)
-        a *= half
-        i, f, g, o = np.add(a, rest, out=of_step)
+        logistics = a[:3]
+        logistics *= half
+        logistics += half
+        o, i, f, g = a
         np.multiply(f, cells_before[t], out=cell)
         cell += np.multiply(i, g, out=spare)
-        np.multiply(o, np.tanh(cell, out=spare), out=outputs[t])
+        np.multiply(o, np.tanh(cell, out=curved[t]), out=steps.ends[t])
+    value = np.empty((count + 1, *h.shape), x.dtype)
+    outputs = value[1:] if reverse else value[:-1]
+    outputs[...] = steps.ends
     value[0 if reverse else count] = cells[0 if reverse else count - 1]
 
     @memoize_last
     def back(gradient: Array) -> tuple[Array, Array, Array]:
         """The gradients of the gates before their functions, (T * N, 4 * H), and of h and c before the first step."""
         of_outputs, of_cell = (gradient[1:], gradient[0]) if reverse else (gradient[:-1], gradient[-1])
-        i, f, g, o = gates
-        curved = np.tanh(cells)
-        factors = np.subtract(1, gates)
-        factors *= gates
-        np.subtract(1, np.square(g, out=factors[2]), out=factors[2])
-        for factor, other in zip(factors, (g, cells_before, i, curved), strict=True):
-            factor *= other
-        through = np.square(curved, out=curved)
-        np.subtract(1, through, out=through)
-        through *= o
-        slopes = np.empty((count, len(h), 4 * size), x.dtype)
-        by_gate = slopes.reshape(count, len(h), 4, size).transpose(0, 2, 1, 3)
+        o, i, f, g = gates.swapaxes(0, 1)
+        # What those of c, for i, f and g, and of h, for o, are multiplied by.
+        factors = np.empty_like(gates)
+        of_i, of_f, of_g, of_o = factors.swapaxes(0, 1)
+        np.subtract(1, gates[:, 1:3], out=factors[:, :2])
+        np.multiply(i, g, out=of_g)
+        of_i *= of_g
+        of_g *= g
+        np.subtract(i, of_g, out=of_g)
+        of_f *= f
+        of_f *= cells_before
+        np.subtract(1, o, out=of_o)
+        of_o *= outputs
+        through = np.multiply(outputs, curved)
+        np.subtract(o, through, out=through)
+        slopes = np.empty((count, len(h), 4 * steps.size), x.dtype)
+        by_gate = slopes.reshape(count, len(h), 4, steps.size).swapaxes(1, 2)
+        states, spare = np.zeros((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
+        to_c, copies, to_h = states[0], states[1:3], states[3]
+        to_c[...] = of_cell
         w = _in_blocks(w_state, len(h))
-        to_h, to_c, spare = np.zeros(h.shape, x.dtype), np.array(of_cell), np.empty(h.shape, x.dtype)
         product = _by_block(to_h, w)
         for t in reversed(_order(count, reverse)):
             to_h += of_outputs[t]
             to_c += np.multiply(to_h, through[t], out=spare)
-            np.multiply(factors[:3, t], to_c, out=by_gate[t, :3])
-            np.multiply(factors[3, t], to_h, out=by_gate[t, 3])
+            copies[...] = to_c
+            np.multiply(factors[t], states, out=by_gate[t])
             to_c *= f[t]
             np.matmul(slopes[t], w, out=product)
-        return _rows(slopes), to_h, to_c
-
-    def to_bias(gradient: Any, out: Any) -> Any:
-        return column_sums(back(gradient)[0], out)
+        return slopes.reshape(-1, 4 * steps.size), to_h, to_c
 
     return value, (
         lambda g, out: np.matmul(back(g)[0], w_input).reshape(x.shape),
         lambda g, out: back(g)[1],
         lambda g, out: back(g)[2],
-        lambda g, out: np.matmul(back(g)[0].T, rows, out=out),
-        lambda g, out: np.matmul(back(g)[0].T, _rows(started), out=out),
-        to_bias,
-        to_bias,
+        *steps.rules(lambda g: back(g)[0]),
     )
 
 
@@ -197,71 +235,71 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
     r = s(r + r'); z = s(z + z'); n = tanh(n + r * n'); h = (1 - z) * n + z * h (Cho et al. 2014, in the form that
     cuDNN and PyTorch compute). Arguments as for `lstm`, with 3 in the place of 4.
     """
-    count, size = len(x), w_state.shape[1]
-    half = np.array([0.5, 0.5, 1], x.dtype).reshape(3, 1, 1)
-    gates, rows = _from_input(x, w_input, (b_input,), half)
-    from_state = _in_blocks(_by_gate(w_state, half), len(h))
-    b_inner: Any = 0
-    if b_state is not None:
-        gates[:2] += (b_state[: 2 * size] * half[0, 0]).reshape(2, 1, 1, size)
-        b_inner = b_state[2 * size :]
-    value, started = _states(count, h, reverse, x.dtype)
-    inner = np.empty((count, *h.shape), x.dtype)  # n'
-    a, spare = np.empty((3, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
-    both, from_h, product = a[:2], a[2], _by_block(a, from_state)
+    count, size, half = len(x), w_state.shape[1], np.array(0.5, x.dtype)
+    steps = _Steps(x, h, reverse)
+    gates = np.empty((count, 2, *h.shape), x.dtype)
+    product = steps.product(_joined(w_state, w_input, b_input, b_state)[:2] * half, gates)
+    # r stands between what n takes from the state, `inner`, and what it takes from the input.
+    of_state = _joined(w_state, w_input, b_state)[2, :, : size + 1]
+    of_input = _joined(w_state, w_input, b_input)[2, :, size:]
+    n = np.matmul(steps.flat[:, size:], of_input.T).reshape(count, *h.shape)
+    inner, blocks, spare = np.empty_like(n), _in_blocks(of_state.T, len(h)), np.empty(h.shape, x.dtype)
+    products = _by_block(inner, blocks)
     for t in _order(count, reverse):
-        n, y, of_step = gates[2, t], value[t], gates[:2, t]
-        np.matmul(started[t], from_state, out=product)
-        both += of_step
+        product(t)
+        row, both, new = steps.rows[t], gates[t], n[t]
+        np.matmul(row[:, : size + 1], blocks, out=products[t])
         np.tanh(both, out=both)
-        both *= 0.5
-        r, z = np.add(both, 0.5, out=of_step)
-        n += np.multiply(r, np.add(from_h, b_inner, out=inner[t]), out=spare)
-        np.tanh(n, out=n)
-        np.subtract(started[t], n, out=y)
-        y *= z
-        y += n
+        both *= half
+        both += half
+        r, z = both
+        new += np.multiply(r, inner[t], out=spare)
+        np.tanh(new, out=new)
+        np.subtract(row[:, :size], new, out=spare)
+        spare *= z
+        np.add(spare, new, out=steps.ends[t])
 
     @memoize_last
     def back(gradient: Array) -> tuple[Array, Array]:
         """The gradients of n', r, z and n before their functions, (T * N, 4 * H), and of h before the first step."""
-        r, z, n = gates
-        factors = np.empty((4, *value.shape), x.dtype)
-        np.subtract(1, r, out=factors[1])
-        np.subtract(1, z, out=factors[2])
-        np.multiply(factors[2], 1 - np.square(n), out=factors[3])
-        np.multiply(factors[3], r, out=factors[0])
-        factors[1] *= factors[0]
-        factors[1] *= inner
-        factors[2] *= z
-        factors[2] *= started - n
+        r, z = gates.swapaxes(0, 1)
+        factors = np.empty((count, 4, *h.shape), x.dtype)
+        of_inner, of_r, of_z, of_n = factors.swapaxes(0, 1)
+        np.subtract(1, gates, out=factors[:, 1:3])
+        np.multiply(of_z, 1 - np.square(n), out=of_n)
+        np.multiply(of_n, r, out=of_inner)
+        of_r *= of_inner
+        of_r *= inner
+        of_z *= z
+        of_z *= steps.rows[..., :size] - n
         slopes = np.empty((count, len(h), 4 * size), x.dtype)
-        by_gate = slopes.reshape(count, len(h), 4, size).transpose(0, 2, 1, 3)
+        by_gate = slopes.reshape(count, len(h), 4, size).swapaxes(1, 2)
         w = _in_blocks(np.concatenate((w_state[2 * size :], w_state[: 2 * size])), len(h))
         to_h, spare = np.zeros(h.shape, x.dtype), np.empty(h.shape, x.dtype)
         product = _by_block(spare, w)
         for t in reversed(_order(count, reverse)):
             to_h += gradient[t]
-            np.multiply(factors[:, t], to_h, out=by_gate[t])
+            np.multiply(factors[t], to_h, out=by_gate[t])
             to_h *= z[t]
             np.matmul(slopes[t, :, : 3 * size], w, out=product)
             to_h += spare
-        return _rows(slopes), to_h
+        return slopes.reshape(-1, 4 * size), to_h
 
     def to_w_state(g: Any, out: Any) -> Any:
-        slopes, out = back(g)[0], np.empty_like(w_state) if out is None else out
-        np.matmul(slopes[:, size : 3 * size].T, _rows(started), out=out[: 2 * size])
-        np.matmul(slopes[:, :size].T, _rows(started), out=out[2 * size :])
+        (slopes, _), states = back(g), steps.flat[:, :size]
+        out = np.empty_like(w_state) if out is None else out
+        np.matmul(slopes[:, size : 3 * size].T, states, out=out[: 2 * size])
+        np.matmul(slopes[:, :size].T, states, out=out[2 * size :])
         return out
 
     def to_b_state(g: Any, out: Any) -> Any:
         sums = column_sums(back(g)[0])
         return np.concatenate((sums[size : 3 * size], sums[:size]), out=out)
 
-    return value, (
+    return steps.ends.copy(), (
         lambda g, out: np.matmul(back(g)[0][:, size:], w_input).reshape(x.shape),
         lambda g, out: back(g)[1],
-        lambda g, out: np.matmul(back(g)[0][:, size:].T, rows, out=out),
+        lambda g, out: np.matmul(back(g)[0][:, size:].T, steps.flat[:, size + 1 :], out=out),
         to_w_state,
         lambda g, out: column_sums(back(g)[0][:, size:], out),
         to_b_state,
@@ -288,19 +326,17 @@ def rnn(
 ) -> Any:
     """The states of an Elman layer after every step, (T, N, H): h = f(x_t @ w_input^T + b_input + h @ w_state^T +
     b_state) with f "tanh" or "relu" (Elman 1990). Other arguments as for `lstm`, with 1 in the place of 4."""
-    count = len(x)
-    (from_input,), rows = _from_input(x, w_input, (b_input, b_state), np.ones((1, 1, 1), x.dtype))
-    value, started = _states(count, h, reverse, x.dtype)
-    from_h, zero = np.empty(h.shape, x.dtype), np.zeros((), x.dtype)
-    from_state = _in_blocks(w_state.T, len(h))
-    product = _by_block(from_h, from_state)
+    count, zero = len(x), np.zeros((), x.dtype)
+    steps = _Steps(x, h, reverse)
+    product = steps.product(_joined(w_state, w_input, b_input, b_state), steps.ends[:, None])
     for t in _order(count, reverse):
-        np.matmul(started[t], from_state, out=product)
-        a = np.add(from_input[t], from_h, out=value[t])
+        product(t)
+        a = steps.ends[t]
         if nonlinearity == "tanh":
             np.tanh(a, out=a)
         else:
             np.maximum(a, zero, out=a)
+    value = steps.ends.copy()
 
     @memoize_last
     def back(gradient: Array) -> tuple[Array, Array]:
@@ -312,16 +348,10 @@ def rnn(
             to_h += gradient[t]
             slopes[t] *= to_h
             np.matmul(slopes[t], w, out=product)
-        return _rows(slopes), to_h
-
-    def to_bias(gradient: Any, out: Any) -> Any:
-        return column_sums(back(gradient)[0], out)
+        return slopes.reshape(-1, steps.size), to_h
 
     return value, (
         lambda g, out: np.matmul(back(g)[0], w_input).reshape(x.shape),
         lambda g, out: back(g)[1],
-        lambda g, out: np.matmul(back(g)[0].T, rows, out=out),
-        lambda g, out: np.matmul(back(g)[0].T, _rows(started), out=out),
-        to_bias,
-        to_bias,
+        *steps.rules(lambda g: back(g)[0]),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.batch_numbers import of_all, sized
+from sorix_dist.core.batch_numbers import here, of_all, sized
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of, tagged
@@ -174,7 +174,7 @@ def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """Sizes that were given as `2, 3` or `(2, 3)`; TypeError (for the function `name`) unless they are integers."""
     sizes = _unpacked(sizes)
     try:
-        return tuple(n.__index__() for n in sizes)
+        return tuple(here(n).__index__() for n in sizes)
     except AttributeError:
         raise TypeError(f"{name}: sizes must be integers, got {sizes}") from None
 
@@ -340,7 +340,7 @@ def expand_as(input: Any, other: Any) -> Any:
 
 def broadcast_to(input: Any, size: Any) -> Any:
     """Repeated to the shape `size`, without a copy."""
-    return expand(input, *size)
+    return expand(input, size)
 
 
 def repeat(input: Any, *sizes: Any) -> Any:

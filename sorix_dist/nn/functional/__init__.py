@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.capture import host
 from sorix_dist.core.keywords import missing_from, publish
 from sorix_dist.core.ops import matrix
@@ -36,7 +36,7 @@ __all__ = [
 def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     """input (..., in) @ weight.T + bias, as in PyTorch: weight (out, in) or (in,), bias (out,); nn.Linear's W is the
     transpose, (in, out)."""
-    weight = weight if isinstance(weight, Tensor) else Tensor(weight)
+    weight = as_tensor(weight)
     if weight.ndim == 2:
         return matrix.linear(input, transpose(weight, 0, 1), bias)
     product = matrix.matmul(input, weight)
@@ -96,7 +96,7 @@ def instance_norm(
 def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
     """x / sqrt(mean(x²) + eps) over the last dimensions `normalized_shape`, times weight of that shape (Zhang and
     Sennrich 2019). eps: the smallest number that changes 1 in the input's dtype, if None."""
-    x = input if isinstance(input, Tensor) else Tensor(input)
+    x = as_tensor(input)
     tail = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not tail or tuple(x.shape[-len(tail) :]) != tail:
         raise ValueError(f"rms_norm: input must end in the dimensions {tail}, got shape {tuple(x.shape)}")

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.ops import activation as ops
 from sorix_dist.core.ops.choose import clamp, where
 from sorix_dist.core.ops.elementwise import sign
@@ -23,10 +24,6 @@ __all__ = [
 
 # Constants of SELU (Klambauer et al. 2017, appendix A1).
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
-
-
-def _tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else Tensor(x)
 
 
 def relu(x: Any, inplace: bool = False) -> Tensor:
@@ -46,9 +43,9 @@ def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> T
 
 def prelu(x: Any, weight: Any) -> Tensor:
     """x where x > 0, weight * x elsewhere (He et al. 2015). weight: one number, or one for each channel (axis 1)."""
-    x = _tensor(x)
+    x = as_tensor(x)
     channels = x.shape[1] if x.ndim > 1 else 1
-    weight = _tensor(weight)
+    weight = as_tensor(weight)
     if weight.array.size not in (1, channels):
         raise ValueError(f"prelu: weight must have 1 element or {channels}, one per channel, got {weight.array.size}")
     shape = (1, -1, *(1 for _ in x.shape[2:])) if weight.array.size > 1 else (1,) * x.ndim
@@ -62,12 +59,12 @@ def sigmoid(x: Any) -> Tensor:
 
 def logsigmoid(x: Any) -> Tensor:
     """log(1 / (1 + exp(-x))), exact for any x."""
-    return -softplus(-_tensor(x), threshold=inf)
+    return -softplus(-as_tensor(x), threshold=inf)
 
 
 def hardsigmoid(x: Any, inplace: bool = False) -> Tensor:
     """min(max(x + 3, 0), 6) / 6."""
-    return relu6(_tensor(x) + 3) / 6
+    return relu6(as_tensor(x) + 3) / 6
 
 
 def tanh(x: Any) -> Tensor:
@@ -77,7 +74,7 @@ def tanh(x: Any) -> Tensor:
 
 def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """x between `min_val` and `max_val`, those numbers beyond; the gradient on both bounds is 0."""
-    x = _tensor(x)
+    x = as_tensor(x)
     bounded: Tensor = clamp(x.detach(), min_val, max_val)
     inside: Tensor = where((x > min_val) & (x < max_val), x, bounded.astype(x.dtype))
     return inside
@@ -90,12 +87,12 @@ def silu(x: Any, inplace: bool = False) -> Tensor:
 
 def mish(x: Any, inplace: bool = False) -> Tensor:
     """x * tanh(softplus(x)) (Misra 2020)."""
-    return ops.tanh(softplus(x)) * _tensor(x)
+    return ops.tanh(softplus(x)) * as_tensor(x)
 
 
 def hardswish(x: Any, inplace: bool = False) -> Tensor:
     """x * hardsigmoid(x) (Howard et al. 2019)."""
-    return hardsigmoid(x) * _tensor(x)
+    return hardsigmoid(x) * as_tensor(x)
 
 
 def gelu(x: Any, approximate: str = "tanh") -> Tensor:
@@ -104,8 +101,7 @@ def gelu(x: Any, approximate: str = "tanh") -> Tensor:
     approximate: "tanh" for the usual approximation, off by less than 5e-4; "none" (PyTorch's default) for the exact
     function, which needs SciPy (ImportError without).
     """
-    if approximate not in ("tanh", "none"):
-        raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
+    one_of("gelu: approximate", approximate, "tanh", "none")
     return ops.gelu_by_tanh(x) if approximate == "tanh" else ops.gelu_by_erf(x)
 
 
@@ -128,13 +124,13 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
 
 def softsign(x: Any) -> Tensor:
     """x / (1 + |x|)."""
-    x = _tensor(x)
+    x = as_tensor(x)
     return x / (x.abs() + 1)
 
 
 def glu(x: Any, dim: int = -1) -> Tensor:
     """The first half of x along `dim`, times the sigmoid of the second (Dauphin et al. 2017)."""
-    x = _tensor(x)
+    x = as_tensor(x)
     if x.shape[dim] % 2:
         raise ValueError(f"glu: x must have an even number of elements along dim {dim}, got shape {tuple(x.shape)}")
     value, gate = x.chunk(2, dim)
@@ -162,7 +158,8 @@ def log_softmax(x: Any, dim: int | None = None) -> Tensor:
 
 def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """max(0, x) + min(0, alpha * (exp(x / alpha) - 1)) (Barron 2017)."""
-    return ops.elu(_tensor(x) / alpha, alpha=1.0) * alpha
+    x = as_tensor(x)
+    return relu(x) + (x.clamp(max=0) / alpha).expm1() * alpha
 
 
 def tanhshrink(x: Any) -> Tensor:
@@ -177,21 +174,21 @@ def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
 
 def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
     """x moved by `lambd` towards 0, and 0 where |x| <= lambd."""
-    x = _tensor(x)
+    x = as_tensor(x)
     return where(_within(x, lambd), 0.0, x - sign(x) * lambd)
 
 
 def _within(x: Any, bound: float) -> Tensor:
-    x = _tensor(x)
-    flags: Tensor = (x >= -bound) & (_tensor(x) <= bound)
+    x = as_tensor(x)
+    flags: Tensor = (x >= -bound) & (as_tensor(x) <= bound)
     return flags
 
 
 def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """`value` where x <= threshold, x elsewhere."""
-    return where(_tensor(x) <= threshold, value, x)
+    return where(as_tensor(x) <= threshold, value, x)
 
 
 def softmin(x: Any, dim: int | None = None) -> Tensor:
     """softmax of -x along `dim`."""
-    return ops.softmax(-_tensor(x), _given("softmin", x, dim))
+    return ops.softmax(-as_tensor(x), _given("softmin", x, dim))

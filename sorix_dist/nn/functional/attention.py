@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import name_of
 from sorix_dist.core.ops.activation import dropout
@@ -41,7 +41,7 @@ def scaled_dot_product_attention(
     dropout_p: the probability that a weight is dropped (there is no training switch here); scale: 1 / sqrt(E)
     unless given; draws: a layer's count of dropout masks. ValueError names what does not fit.
     """
-    q, k, v = (x if isinstance(x, Tensor) else Tensor(x) for x in (query, key, value))
+    q, k, v = (as_tensor(x) for x in (query, key, value))
     scores_shape(*map(extents, (q, k, v)))
     q, k, v, attn_mask = beside_queries("scaled_dot_product_attention", (q, k, v, attn_mask))
     shape = scores_shape(q.shape, k.shape, v.shape)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arrange import broadcast_tensors
 from sorix_dist.core.ops.activation import relu
 from sorix_dist.core.ops.choose import minimum, where
@@ -25,7 +26,7 @@ __all__ = [
 
 def _tensors(first: Any, *others: Any) -> list[Tensor]:
     """The inputs as tensors, arrays among the others in the dtype of the first."""
-    x = first if isinstance(first, Tensor) else Tensor(first)
+    x = as_tensor(first)
     kind = x.array.dtype if x.array.dtype.kind == "f" else None
     return [x, *(y if isinstance(y, Tensor) else Tensor(np.asarray(y, kind)) for y in others)]
 
@@ -38,7 +39,7 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
 
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """x1 · x2 / (max(|x1|, eps) max(|x2|, eps)) along `dim`; x1 and x2 broadcast."""
-    x, y = _tensors(x1, x2)
+    x, y = in_one_dtype(*_tensors(x1, x2), to_float=True)
     at = dim if dim < 0 else dim - max(x.ndim, y.ndim)
     if len({extents(each)[at:][:1] for each in (x, y)}) > 1:  # then one is repeated along `dim`
         x, y = broadcast_tensors(x, y)

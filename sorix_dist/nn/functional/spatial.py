@@ -15,7 +15,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, in_range
 from sorix_dist.core.arrange import scatter, unflatten
-from sorix_dist.core.create import zeros
+from sorix_dist.core.create import as_tensor, zeros
 from sorix_dist.core.ops import conv, pool
 from sorix_dist.core.ops.elementwise import add, half_in_float32
 from sorix_dist.core.ops.indexing import index_select, take
@@ -41,7 +41,7 @@ def _also_unbatched(ndim: int) -> Callable[[Function], Function]:
         def batched(input: Any, *arguments: Any, **options: Any) -> Any:
             if len(shape_of(input)) != ndim - 1:
                 return function(input, *arguments, **options)
-            sample = input if isinstance(input, Tensor) else Tensor(input)
+            sample = as_tensor(input)
             answer: Any = function(sample.unsqueeze(0), *arguments, **options)
             return tuple(x.squeeze(0) for x in answer) if isinstance(answer, tuple) else answer.squeeze(0)
 
@@ -67,7 +67,7 @@ def conv3d(
 
     input: (N, C, D, H, W); weight: (O, C / groups, kD, kH, kW); bias: (O,). Returns (N, O, D', H', W').
     """
-    x, w = (t if isinstance(t, Tensor) else Tensor(t) for t in (input, weight))
+    x, w = (as_tensor(t) for t in (input, weight))
     if not x.ndim == w.ndim == 5:
         raise ValueError(f"conv3d: input and weight must have 5 dimensions, got {tuple(x.shape)} and {tuple(w.shape)}")
     step, *steps = per_axis("conv3d", "stride", stride, 1, 3)
@@ -102,7 +102,7 @@ def max_unpool2d(
     input, indices: (..., C, H, W); returns (..., C, H', W'), H' = (H - 1) stride - 2 padding + kernel_size, or the last
     two numbers of `output_size`: several sizes pool to the same.
     """
-    x = input if isinstance(input, Tensor) else Tensor(input)
+    x = as_tensor(input)
     given = kernel_size, kernel_size if stride is None else stride, padding
     numbers = zip(x.shape[-2:], *(per_axis("max_unpool2d", "a size", n, 0, 2) for n in given), strict=True)
     size = tuple(output_size or [(n - 1) * step - 2 * around + k for n, k, step, around in numbers])[-2:]
@@ -186,7 +186,7 @@ def interpolate(
     (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`; "bicubic" the four next to it. Positions
     are those of PyTorch's `interpolate`.
     """
-    x = input if isinstance(input, Tensor) else Tensor(input)
+    x = as_tensor(input)
     axes = range(2, x.ndim)
     linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
     if mode in (linear, "bicubic") and x.array.dtype.kind != "f":
@@ -244,7 +244,7 @@ def _cubic(share: Any) -> dict[int, Any]:
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
     """(..., C r², H, W) as (..., C, H r, W r), where r is `upscale_factor` (Shi et al. 2016)."""
-    x = input if isinstance(input, Tensor) else Tensor(input)
+    x = as_tensor(input)
     at_least(1, "pixel_shuffle", upscale_factor=upscale_factor)
     r = upscale_factor
     if x.ndim < 3 or x.shape[-3] % (r * r):

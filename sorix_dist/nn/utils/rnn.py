@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.ops.join import pad, stack
 
@@ -15,7 +15,7 @@ __all__ = ["pad_sequence"]
 def pad_sequence(sequences: Sequence[Any], batch_first: bool = False, padding_value: float = 0.0) -> Tensor:
     """Sequences (T_i, ...) as one tensor (T, N, ...), or (N, T, ...) with `batch_first`: each with `padding_value` up
     to the longest. ValueError for sequences whose other dimensions differ."""
-    given = [x if isinstance(x, Tensor) else Tensor(x) for x in sequences]
+    given = [as_tensor(x) for x in sequences]
     if not given or any(x.ndim == 0 or x.shape[1:] != given[0].shape[1:] for x in given):
         shapes = ", ".join(str(tuple(x.shape)) for x in given[:8]) or "none"
         raise ValueError(f"pad_sequence: sequences must differ in their first dimension only, got shapes {shapes}")

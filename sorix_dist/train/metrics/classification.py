@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int, described, int_or_none
+from sorix_dist.core.arguments import as_int, described, int_or_none, one_of
 from sorix_dist.core.tensor import Array, as_array
 from sorix_dist.train.metrics.base import Mean, Metric
 from sorix_dist.utils.data.tables import missing_rows
@@ -41,7 +41,7 @@ class Accuracy(Metric):
                 raise ValueError(f"target must not be missing, got a missing value in row {missing[0]}")
             names = sorted({*np.ravel(found).tolist(), *np.ravel(target).tolist()}, key=str)
             found, target = (_numbered(labels, names) for labels in (found, target))
-        found, wanted, counted = logits_or_labels(found, target, self.ignore_index)
+        found, wanted, counted = _logits_or_labels(found, target, self.ignore_index)
         if found.shape == wanted.shape:
             if self.top_k > 1:
                 raise ValueError(f"top_k={self.top_k} needs logits, got labels of shape {found.shape}")
@@ -50,7 +50,7 @@ class Accuracy(Metric):
             classes = found.shape[1]
             if self.top_k > classes:
                 raise ValueError(f"top_k must be at most the number of classes {classes}, got {self.top_k}")
-            check_labels("target", wanted, counted, classes)
+            _check_labels("target", wanted, counted, classes)
             right = _among_largest(found, np.where(counted, wanted, 0), self.top_k)
         self.seen["counts"] += (int(np.count_nonzero(right & counted)), int(np.count_nonzero(counted)))
 
@@ -96,13 +96,13 @@ class ConfusionMatrix(Metric):
         """Counts samples: logits (N, C) or (N, C, ...), or predicted labels, and target (N) or (N, ...)."""
         if self.names is not None:
             found, target = (_numbered(labels, self.names) for labels in (found, target))
-        found, wanted, counted = logits_or_labels(found, target, self.ignore_index)
+        found, wanted, counted = _logits_or_labels(found, target, self.ignore_index)
         if found.shape != wanted.shape:
             if found.shape[1] != self.num_classes:
                 raise ValueError(f"logits must have {self.num_classes} classes in axis 1, got shape {found.shape}")
             found = found.argmax(axis=1)
-        check_labels("target", wanted, counted, self.num_classes)
-        check_labels("the predicted label", found, counted, self.num_classes)
+        _check_labels("target", wanted, counted, self.num_classes)
+        _check_labels("the predicted label", found, counted, self.num_classes)
         pairs = wanted[counted].astype(np.int64) * self.num_classes + found[counted].astype(np.int64)
         shape = self.seen["counts"].shape
         self.seen["counts"] += np.bincount(pairs, minlength=self.num_classes**2).reshape(shape)
@@ -142,10 +142,7 @@ class PerClass(ConfusionMatrix):
         *,
         comm: Any = None,
     ) -> None:
-        if average is not None and average not in get_args(Average):
-            raise ValueError(
-                f"average must be one of {', '.join(map(repr, get_args(Average)))} or None, got {average!r}"
-            )
+        one_of("average", average, *get_args(Average), None)
         self.average = average
         super().__init__(num_classes, ignore_index, comm=comm)
 
@@ -201,7 +198,7 @@ class AUROC(Metric):
                 f"scores must be (N) or (N, C), and target (N), got shapes {scores.shape} and {labels.shape}"
             )
         classes = scores.shape[1] if scores.ndim == 2 else 2
-        check_labels("target", labels, np.ones(labels.shape, bool), classes)
+        _check_labels("target", labels, np.ones(labels.shape, bool), classes)
         if np.isnan(scores).any():
             raise ValueError("scores must be numbers that can be ordered, got NaN")
         if scores.ndim == 1:
@@ -239,8 +236,8 @@ class Perplexity(Mean):
 
     def update(self, found: Any, target: Any) -> None:  # type: ignore[override]
         """Adds tokens: logits (N, C) or (N, C, ...) with the classes in axis 1, and target (N) or (N, ...)."""
-        logits, wanted, counted = logits_and_labels(found, target, self.ignore_index)
-        check_labels("target", wanted, counted, logits.shape[1])
+        logits, wanted, counted = _logits_and_labels(found, target, self.ignore_index)
+        _check_labels("target", wanted, counted, logits.shape[1])
         exact = logits.astype(np.float64)
         peak = exact.max(axis=1, keepdims=True)
         scale = np.log(np.exp(exact - peak).sum(axis=1)) + peak[:, 0]
@@ -275,7 +272,7 @@ def _shares(counts: Array) -> tuple[Array, Array, Array]:
     )
 
 
-def logits_or_labels(found: Any, target: Any, ignore_index: int | None) -> tuple[Array, Array, Array]:
+def _logits_or_labels(found: Any, target: Any, ignore_index: int | None) -> tuple[Array, Array, Array]:
     """Logits or predicted labels, integer labels of shapes that fit, and which of them count."""
     found, target = as_array(found, name="predictions"), _labels(target)
     if found.shape == target.shape:
@@ -289,9 +286,9 @@ def logits_or_labels(found: Any, target: Any, ignore_index: int | None) -> tuple
     return found, target, np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
 
 
-def logits_and_labels(found: Any, target: Any, ignore_index: int | None) -> tuple[Array, Array, Array]:
-    """As `logits_or_labels`, without the labels."""
-    logits, wanted, counted = logits_or_labels(found, target, ignore_index)
+def _logits_and_labels(found: Any, target: Any, ignore_index: int | None) -> tuple[Array, Array, Array]:
+    """As `_logits_or_labels`, without the labels."""
+    logits, wanted, counted = _logits_or_labels(found, target, ignore_index)
     if logits.shape == wanted.shape:
         raise ValueError(f"logits must have an axis of classes, got the target's shape {wanted.shape}")
     return logits, wanted, counted
@@ -336,7 +333,7 @@ def _among_largest(logits: Array, labels: Array, k: int) -> Array:
     return right
 
 
-def check_labels(name: str, labels: Array, counted: Array, classes: int) -> None:
+def _check_labels(name: str, labels: Array, counted: Array, classes: int) -> None:
     """IndexError if a label is out of range."""
     wrong = counted & ((labels < 0) | (labels >= classes))
     if wrong.any():

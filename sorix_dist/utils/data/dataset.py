@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_function, described, is_integer
 from sorix_dist.core.placement import current_group
@@ -92,7 +92,7 @@ class TensorDataset:
         if not tensors or any(array.ndim == 0 or len(array) != len(self.arrays[0]) for array in self.arrays):
             shapes = ", ".join(str(array.shape) for array in self.arrays) or "none"
             raise ValueError(f"TensorDataset: tensors must have the same length, got shapes {shapes}")
-        self.tensors = tuple(each if isinstance(each, Tensor) else Tensor(each) for each in tensors)
+        self.tensors = tuple(as_tensor(each) for each in tensors)
 
     def __len__(self) -> int:
         return len(self.arrays[0])

@@ -243,9 +243,7 @@ class DataLoader:
         if border:
             different -= {"batch_size", "drop_last"}
         if different:
-            changes = ", ".join(
-                f"{name} is {own[name]!r} and was {state_dict[name]!r}" for name in own if name in different
-            )
+            changes = ", ".join(f"{n} is {own[n]!r} and was {state_dict[n]!r}" for n in own if n in different)
             if "batch_size" in different and self._per_rank:
                 changes += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
             elif "batch_size" in different:

@@ -19,6 +19,18 @@ def quotient(x: np.ndarray, y: np.ndarray, mode: str) -> np.ndarray:
     return (np.floor if mode == "floor" else np.trunc)(x / y)
 
 
+def factor_of_squares(x, cholesky=algebra.cholesky):
+    return cholesky(np.matmul(x, np.swapaxes(x, -1, -2)))
+
+
+def factor_of_squares_by_numpy(x: np.ndarray) -> np.ndarray:
+    return factor_of_squares(x, np.linalg.cholesky)
+
+
+def logarithm_by_numpy(x: np.ndarray) -> np.ndarray:
+    return np.linalg.slogdet(x)[1]
+
+
 ROWS = [
     Row(s.asin, np.arcsin, ELEMENTWISE, between=(-0.9, 0.9)),
     Row(s.acos, np.arccos, ELEMENTWISE, between=(-0.9, 0.9)),
@@ -44,4 +56,8 @@ ROWS = [
         between=((1, 2), (-2, 2)), tolerance=1e-9, lacks=MATRICES),
     Row(algebra.inv, np.linalg.inv, [((3, 3),), ((2, 2, 2),)], covers="solve_systems", tolerance=1e-8),
     Row(algebra.determinant, np.linalg.det, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)], tolerance=1e-9, lacks=MATRICES),
+    Row(algebra.log_determinant, logarithm_by_numpy, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)], tolerance=1e-8,
+        lacks=MATRICES),
+    Row(factor_of_squares, factor_of_squares_by_numpy, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)],
+        covers="cholesky_factor", tolerance=1e-9, lacks=MATRICES),
 ]  # fmt: skip

@@ -62,6 +62,9 @@ def halves_of_two_views(model, x, z):
 def numbers_of_the_batch_as_arguments(model, x, z):
     u, n = model(x), x.shape[0]
     value = u.add(z[:, :2], alpha=n).square().mean() + u[:, 0].norm(p=n) + u.norm(p=n / 2)
+    rows, columns = sx.meshgrid(sx.arange(n), sx.arange(n))
+    value = value + (u @ u.T * (rows < columns).double()).mean()
+    value = value + u[sx.multinomial(z[:, 0].exp(), n, replacement=True)].square().mean()
     return value + u.max(0)[0].sum() * u[:, 0].sort()[0].view(n, -1).mean() + sx.addmm(u, z, z.T @ u, alpha=n).mean()
 
 

@@ -528,3 +528,71 @@ def new_tensors_of_numbers_of_the_batch(kit):
         return (error * places).square().mean() + (model(x) * numbers).mean()
 
     return kit.train(kit.wrap(mlp()), loss, "x", "w", rows=8)
+
+
+class PowerIteration(nn.Module):
+    """Assigns the vector of a power iteration to a buffer that it has multiplied its weights with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Parameter(sx.randn(4, 3))
+        self.register_buffer("u", sx.ones(4))
+
+    def forward(self, x: Any) -> Any:
+        v = F.normalize(self.W.T @ self.u, dim=0)
+        u = F.normalize(self.W @ v, dim=0)
+        self.u = u.detach()
+        return x @ (self.W / (u @ self.W @ v)).T
+
+
+@program()
+def assigned_buffer(kit):
+    return kit.train(kit.wrap(PowerIteration()), lambda model, x: (model(x) - x[:, :1]).square().mean(), "x")
+
+
+class CountsSteps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.steps = nn.Linear(3, 2), 0
+
+    def forward(self, x: Any) -> Any:
+        self.steps += 1
+        return self.layer(x) * 0.5**self.steps
+
+
+@program()
+def steps_counted_in_python(kit):
+    model = kit.wrap(CountsSteps())
+    for (x,) in kit.loader("x"):
+        model(x).square().mean().backward()
+    return [p.grad.numpy() for p in model.parameters()]
+
+
+@program()
+def gradients_by_hand(kit):
+    w = zeros(2).requires_grad_()
+    optimizer = optim.SGD([w], lr=0.1, momentum=0.9)
+    for x, t in kit.loader("x", "t"):
+        w.grad = (x[:, :2] * t[:, None]).mean(0)
+        w.grad = w.grad + x[:, :2].sum(0)
+        optimizer.step()
+    return [w.detach().numpy()]
+
+
+@program("follows from this rank's rows alone", reproducible="")
+def number_of_a_mean_and_a_constant(kit):
+    def loss(model, x, w):
+        return (model(x) / (w.mean() + 1e-8).item()).square().mean()
+
+    return kit.train(kit.wrap(mlp()), loss, "x", "w")
+
+
+@program()
+def numbers_after_a_backward(kit):
+    model, total, found = kit.wrap(mlp()), 0.0, []
+    for (x,) in kit.loader("x"):
+        loss = model(x).square().mean() + 0.1 * sum(p.square().sum() for p in model.parameters())
+        loss.backward()
+        total = total + loss.detach()
+        found += [loss.item(), (loss.detach() * 2 + 1).item(), (total / 2).item()]
+    return found

@@ -1,0 +1,112 @@
+"""What the forward of a model changes in its modules, where reproducible mode runs it for each virtual shard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core import Tensor
+from sorix_dist.core.capture import host
+from sorix_dist.core.placement import Group
+from sorix_dist.core.tensor import Array
+from sorix_dist.nn import Module
+from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
+
+
+def buffer_places(module: Module) -> list[tuple[Module, str]]:
+    """The buffers of a model, each as its module and attribute."""
+    return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
+
+
+@host
+def buffers_of(module: Module) -> Buffers:
+    """The buffers of a model, before its forward."""
+    return Buffers(module)
+
+
+class Buffers:
+    """The buffers of a model. Every shard starts with the same values; the new value of a buffer is the mean over the
+    shards, weighted by their rows."""
+
+    def __init__(self, module: Module) -> None:
+        self.places = buffer_places(module)
+        self.before = [getattr(m, name) for m, name in self.places]
+        self.values = [tensor.array.copy() for tensor in self.before]
+        self.after: list[list[Array]] = []
+
+    @host
+    def restore(self) -> None:
+        for (module, name), tensor, value in zip(self.places, self.before, self.values, strict=True):
+            if getattr(module, name) is not tensor:
+                setattr(module, name, tensor)
+            np.copyto(tensor.array, value)
+
+    @host
+    def keep(self) -> None:
+        now = [getattr(module, name) for module, name in self.places]
+        self.after.append([tensor.array.copy() for tensor in now])
+        self.assigned = [tensor is not old for tensor, old in zip(now, self.before, strict=True)]
+
+    @host
+    def combine(self, shards: VirtualShards, total: int) -> None:
+        if not self.places:
+            return
+        self.restore()
+        bounds = [shards.rows(shard, total) for shard in shards.owned]
+        weights = [(stop - start) / max(1, total) for start, stop in bounds]
+        for (module, name), tensor, new, *values in zip(
+            self.places, self.before, self.assigned, *self.after, strict=True
+        ):
+            mean = values[0]  # a count of batches
+            if tensor.array.dtype.kind == "f":
+                parts = np.array([v * np.asarray(w, v.dtype) for v, w in zip(values, weights, strict=True)])
+                mean = sum_rows(shards.table(np.ascontiguousarray(parts)))
+            if new:  # the backward needs the numbers that the forward read
+                setattr(module, name, Tensor(mean))
+            else:
+                np.copyto(tensor.array, mean)
+
+
+class Numbers:
+    """The plain attributes of a model's modules, such as a count of steps. Every shard starts with the same values, so
+    that a forward counts once for each batch."""
+
+    def __init__(self, module: Module) -> None:
+        self.modules = [*module.modules()]
+        self.before = self._read()
+        self.after: list[dict[str, Any]] = []
+        lists = [(m, k, v) for m in self.modules for k, v in m.__dict__.items() if v.__class__ in (list, dict)]
+        self.lists = [(m, k, v, len(v)) for m, k, v in lists]
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [{k: v for k, v in m.__dict__.items() if v.__class__ in (int, float, bool, str)} for m in self.modules]
+
+    def restore(self) -> None:
+        """Sets what the forward of another shard has changed."""
+        if not self.after:
+            return
+        for module, before, after in zip(self.modules, self.before, self.after, strict=True):
+            if before != after:
+                for name in after.keys() - before.keys():
+                    delattr(module, name)
+                module.__dict__.update(before)
+
+    def compare(self, group: Group) -> None:
+        """Warns of an attribute that is not the same after the forwards of all shards, and of a list that grows."""
+        now, before = self._read(), self.after
+        for module, ours, theirs in zip(self.modules, now, before, strict=bool(before)):
+            for name in ours.keys() & theirs.keys():
+                if ours[name] != theirs[name]:
+                    group.warn(
+                        f"reproducible mode: the forward sets {type(module).__name__}.{name} to {theirs[name]} for one "
+                        f"virtual shard of a batch and to {ours[name]} for another: a later forward that reads it "
+                        "computes something else on every number of ranks"
+                    )
+        self.after = now
+        for module, name, found, length in self.lists:
+            if getattr(module, name, None) is found and len(found) > length:
+                group.warn(
+                    f"reproducible mode: the forward adds to {type(module).__name__}.{name} for each virtual shard of "
+                    "this rank: what a later forward computes from it depends on the number of ranks"
+                )
