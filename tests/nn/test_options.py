@@ -99,6 +99,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "sum: keepdim must be True or False, got float 2.5": lambda: sx.sum(W, 0, keepdim=2.5),  # type: ignore[arg-type]
     "isclose: rtol must be a number, got list": lambda: sx.isclose(W, W, []),  # type: ignore[arg-type]
     "topk: k must be an integer, got NoneType": lambda: sx.topk(W, None),  # type: ignore[arg-type]
+    "unfold: dilation must be an integer >= 1 or two of them": lambda: F.unfold(sx.ones(1, 1, 4, 4), 2, -1),
+    "pad: pad must be a list of integers, got int": lambda: F.pad(W, 1),  # type: ignore[arg-type]
+    r"pad: pad must hold integers, got \[1.5, 0\]": lambda: F.pad(W, (1.5, 0)),  # type: ignore[arg-type]
+    r"conv1d: bias must have shape \(1,\), got shape \(\)": lambda: F.conv1d(sx.ones(1, 1, 3), sx.ones(1, 1, 2), 1.0),
     "gain must be a number, got NoneType": lambda: nn.init.orthogonal_(W, None),  # type: ignore[arg-type]
     "xavier_normal_: gain must be >= 0, got -1": lambda: nn.init.xavier_normal_(W, -1),
     "normal_: mean must be a number, got str '0'": lambda: nn.init.normal_(W, "0"),

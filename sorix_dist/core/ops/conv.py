@@ -196,8 +196,8 @@ def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str
             f"{name}: input must have {expected} channels for weight of shape {tuple(weight.shape)} and "
             f"groups={groups}, got {input.shape[1]} in shape {tuple(input.shape)}"
         )
-    if bias is not None and tuple(bias.shape) != (outputs,):
-        raise ValueError(f"{name}: bias must have shape ({outputs},), got shape {tuple(bias.shape)}")
+    if bias is not None and tuple(np.shape(bias)) != (outputs,):
+        raise ValueError(f"{name}: bias must have shape ({outputs},), got shape {tuple(np.shape(bias))}")
 
 
 def _padding(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:

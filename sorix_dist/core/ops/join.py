@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import as_list
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
@@ -165,8 +166,10 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
 
     mode: "constant" (of `value`), "reflect" (without the edge), "replicate" (the edge) or "circular".
     """
-    widths = [int(n) for n in pad]
-    shape = shape_of(input)
+    given, shape = as_list("pad: pad", pad, "integers"), shape_of(input)
+    if any(isinstance(n, float) for n in given):
+        raise ValueError(f"pad: pad must hold integers, got {given}")
+    widths = [int(n) for n in given]
     if len(widths) % 2 or len(widths) > 2 * len(shape):
         raise ValueError(f"pad: pad must hold at most {len(shape)} pairs for shape {shape}, got {widths}")
     if mode != "constant" and mode not in MODES:

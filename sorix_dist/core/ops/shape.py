@@ -351,6 +351,8 @@ def repeat(input: Any, *sizes: Any) -> Any:
     own, lead = sized(sizes) if place is None else (sizes, None)
     times = sizes_of("repeat", tuple(own))
     shape: tuple[int, ...] = shape_of(input)
+    if isinstance(input, np.ndarray):  # as in sorix and np.tile
+        times = (1,) * (len(shape) - len(times)) + tuple(times)
     if len(times) < len(shape):
         raise ValueError(f"repeat: sizes must have at least {len(shape)} entries for shape {shape}, got {times}")
     if any(n < 0 for n in times):

@@ -21,7 +21,7 @@ from sorix_dist.core.ops.elementwise import add, half_in_float32
 from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten, squeeze, unsqueeze
-from sorix_dist.core.ops.windows import per_axis, single
+from sorix_dist.core.ops.windows import pair, per_axis, single
 from sorix_dist.core.tensor import shape_of
 
 __all__ = [
@@ -259,8 +259,8 @@ def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
 @_also_unbatched(4)
 def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """The windows of images (N, C, H, W) as columns (N, C * kH * kW, windows)."""
-    pairs = [(n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, dilation, padding, stride)]
-    (kernel, spacing, around, step) = pairs
+    kernel, spacing = pair("unfold", "kernel_size", kernel_size, 1), pair("unfold", "dilation", dilation, 1)
+    around, step = pair("unfold", "padding", padding, 0), pair("unfold", "stride", stride, 1)
     padded = pad(input, (around[1], around[1], around[0], around[0]))
     sizes = shape_of(padded)[2:]
     places = []

@@ -91,6 +91,8 @@ ROWS = [
     "u.repeat(2, 1)",
     "u.repeat(1, 2)",
     "sx.meshgrid(u.mean(0), v.mean(0), indexing='ij')",
+    "sx.cartesian_prod(u[:, 0], v[:, 1])",
+    "sx.meshgrid(u[:, 0], v[:, 1], indexing='ij')",
     "sx.zeros_like(u).scatter(1, t[:, None], u)",
     "sx.zeros(3, 4, dtype=sx.float64).scatter_add(0, t[:, None] * sx.ones(1, 4, dtype=sx.int64), u)",
     "sx.zeros_like(u).scatter_add(1, t[:, None], u[:, :1])",
@@ -392,7 +394,6 @@ SEQUENCES = [
     "F.cross_entropy(u.transpose(0, 1).reshape(-1, 4), (words % 4).T.reshape(-1))",
 ]
 REFUSED = [
-    "sx.meshgrid(u[:, 0], v[:, 1], indexing='ij')",
     "u.index_fill(0, sx.tensor([0]), 0.5)",
     "u.index_select(0, sx.tensor([0]))",
     "u.take(sx.tensor([0, 3]))",
@@ -400,7 +401,6 @@ REFUSED = [
     "u.select(0, 0)",
     "u.diff(dim=0)",
     "u.unflatten(0, (2, -1))",
-    "sx.cartesian_prod(u[:, 0], v[:, 1])",
     "sx.combinations(u[:, 0])",
     "u.flipud()",
     "u.roll(1, 0)",
