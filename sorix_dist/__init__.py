@@ -41,6 +41,7 @@ from sorix_dist.train.stopping import EarlyStopping, Preemption
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
 newaxis = None
+accelerator = cuda
 
 __all__ = [
     "__version__",

@@ -48,6 +48,8 @@ def raise_for_device(device: object) -> None:
     """Raises for every device but "cpu"; `device` may name one, be a device object, or None for wherever it is."""
     if device is None:
         return
+    if type(device) is int:
+        raise ValueError(f"device must be 'cpu', got {device}; a tensor of a size, as Tensor(2, 3), is sx.empty(2, 3)")
     kind = str(device).partition(":")[0]
     if kind in ("cuda", "gpu"):
         raise RuntimeError(f"device {device!s} is not available: sorix_dist computes on the CPU")

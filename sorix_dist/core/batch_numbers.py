@@ -158,12 +158,20 @@ class BatchFloat(BatchNumber, float):
     """A float. As text, in comparisons, beside arrays and for `math` it is the number in the global batch."""
 
     def __repr__(self) -> str:
-        return repr(float(self))
+        return repr(self._shown())
 
     __str__ = __repr__
 
     def __format__(self, form: str) -> str:
-        return format(float(self), form)
+        return format(self._shown(), form)
+
+    def _shown(self) -> float:
+        if self.everywhere is None:
+            current_group().warn(
+                "text shows a number of this rank's rows alone, as item() of a loss is before its backward(): item() "
+                "after it, and sx.global_value(x).item(), are numbers of the global batch [docs: own-numbers]"
+            )
+        return float(self)
 
 
 def number(
@@ -273,84 +281,11 @@ def _total(place: Shard) -> int | None:
     return place.total if place.batch.known is not None or place.group.single else None
 
 
-def warn_of_own_length(place: Any) -> None:
-    """Warns of the length of what a mask has selected of this rank's rows."""
-    if not isinstance(place, Shard) or place.group.single:
-        return
-    if place.batch.parent is None:
-        place.group.measured = place.held, place.total
-    else:
-        place.group.warn(
-            "len() of what a mask has selected counts this rank's rows: mask.sum() is the number in the global batch "
-            "[docs: own-numbers]"
-        )
-
-
-def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
-    """Warns of positions in what has the rows of all ranks, if they may follow from this rank's number of rows."""
-    group = current_group()
-    if group.measured is None or group.single:
-        return
-    own, total = group.measured
-    if own != total and any(n == total and _may_follow(part, own) for n, part in zip(shape, parts, strict=False)):
-        group.warn(
-            f"positions among the {total} rows of all ranks, after len(x) or range(x.shape[0]) has given this rank's "
-            f"number of rows, {own}: if they follow from it, use sx.global_rows(x) [docs: own-numbers]"
-        )
-
-
-def _may_follow(part: Any, own: int) -> bool:
-    """Whether a part of an index is that of the first rows, or of the last ones of a loop over this rank's rows."""
-    if not isinstance(part, slice):
-        return isinstance(part, int) and own > 1 and part == own - 1
-    start, stop = part.start or 0, part.stop
-    if not isinstance(start, int) or not isinstance(stop, int):
-        return stop is None and start == own - 1 > 0
-    return start == 0 or start < own <= stop
-
-
-def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
-    """Warns of a sum over rows that is divided by the number of rows of this rank, unless that is x.shape[0]."""
-    own = place.over == SUM and isinstance(divisor, int | float) and divisor == place.held
-    if own and not place.group.single and not of_batch.get():
-        place.group.warn(
-            f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean over "
-            "the global batch is .mean(); its number of rows is sx.global_rows(xb) [docs: own-numbers]"
-        )
-
-
 def _warn_of_own_branch(own: float) -> None:
     current_group().warn(
         f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
         "itself, or sx.global_value(x).item() [docs: own-numbers]"
     )
-
-
-def refuse_one_of_many(tensor: Any) -> None:
-    """ValueError for the only row of this rank if there are others."""
-    place = tensor.place
-    if isinstance(place, Shard):
-        one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
-        if one and place.total != 1:
-            raise ValueError(
-                f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
-                "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
-            )
-
-
-def warn_of_part(tensor: Any, what: str) -> None:
-    """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
-    rank's."""
-    place = tensor.place
-    if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
-        return
-    if place.over == SUM:
-        found = "a sum over rows is this rank's part of the sum"
-    elif tensor.origin is None and what != "item()":
-        found = "a mean over rows is that over this rank's rows"
-    else:
-        return
-    place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")
 
 
 # -- as arguments of functions

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.batch_numbers import warn_of_own_divisor
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
+from sorix_dist.core.own_numbers import warn_of_own_divisor
 from sorix_dist.core.placement import REPLICATE, Partial, Placement, Shard, shard_of, tagged
 from sorix_dist.core.tensor import Tensor, shape_of
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sorix_dist.core import batch_numbers
+from sorix_dist.core import batch_numbers, own_numbers
 from sorix_dist.core.arguments import CPU, raise_for_device
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.capture import changed, listening, outside, recorders
@@ -290,35 +290,35 @@ class Tensor:
             raise ValueError(
                 f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
             )
-        batch_numbers.refuse_one_of_many(self)
-        batch_numbers.warn_of_part(self, said)
+        own_numbers.refuse_one_of_many(self)
+        own_numbers.warn_of_part(self, said)
         value = self.visible.item()
         return value if hasattr(self, "complete") else batch_numbers.number_of_part(value, self.place)
 
     def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
         """The array itself, or a copy, of `dtype` if given; `force` is ignored."""
-        batch_numbers.warn_of_part(self, "numpy()")
+        own_numbers.warn_of_part(self, "numpy()")
         return self.visible.astype(self.visible.dtype if dtype is None else as_dtype(dtype), copy=copy)
 
     numpy = to_numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
-        batch_numbers.warn_of_part(self, "tolist()")
+        own_numbers.warn_of_part(self, "tolist()")
         return self.visible.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        batch_numbers.warn_of_part(self, "NumPy's array")
+        own_numbers.warn_of_part(self, "NumPy's array")
         return np.array(self.visible, dtype=dtype, copy=copy)
 
     def __len__(self) -> int:
         if not self.array.ndim:
             raise TypeError("len() of a 0-d tensor")
-        batch_numbers.warn_of_own_length(self.place)
+        own_numbers.warn_of_own_length(self.place)
         return len(self.array)
 
     def __bool__(self) -> bool:
-        batch_numbers.refuse_one_of_many(self)
+        own_numbers.refuse_one_of_many(self)
         return bool(self.visible)
 
     def __float__(self) -> float:

@@ -15,6 +15,10 @@ def device_count() -> int:
     return 0
 
 
+def current_accelerator(check_available: bool = False) -> None:
+    """None: tensors are on the CPU."""
+
+
 def manual_seed(seed: int) -> None:
     """Nothing: `sx.manual_seed` starts all random numbers."""
 

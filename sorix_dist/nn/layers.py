@@ -47,7 +47,7 @@ class Linear(Module):
         features: int | None = None,
         neurons: int | None = None,
         bias: bool = True,
-        init: str = "he",
+        init: str | None = "he",
         device: Any = "cpu",
         dtype: Any = None,
         *,
@@ -61,7 +61,7 @@ class Linear(Module):
         }
         at_least(1, "Linear", **sizes)
         features, neurons = sizes.values()
-        fan = {"he": features, "xavier": features + neurons}.get(str(init))
+        fan = {"he": features, "xavier": features + neurons}.get(init or "he")
         if fan is None:
             raise ValueError(f"Invalid initialization method: init must be 'he' or 'xavier', got {init!r}")
         weights = rng.generator().standard_normal((features, neurons), dtype=np.float32)

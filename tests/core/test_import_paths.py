@@ -53,3 +53,5 @@ def test_the_function_tensor_stays_a_function_after_its_module_is_imported() -> 
 def test_there_is_no_gpu() -> None:
     assert sx.cuda.is_available() is False
     assert sx.cuda.device_count() == 0
+    assert not sx.accelerator.is_available()
+    assert sx.accelerator.current_accelerator() is None

@@ -134,6 +134,8 @@ def test_devices() -> None:
     assert Tensor([1.0], device=device("cpu")).device == "cpu"
     with pytest.raises(ValueError, match="device must be 'cpu', got 'abacus'"):
         device("abacus")
+    with pytest.raises(ValueError, match=r"a tensor of a size, as Tensor\(2, 3\), is sx.empty\(2, 3\)"):
+        Tensor(2, 3)  # type: ignore[arg-type]
 
 
 # -- printing

@@ -25,6 +25,7 @@ def test_the_same_seed_gives_the_same_weights_in_any_dtype() -> None:
     single = nn.Linear(30, 20)
     sx.manual_seed(1)
     assert np.array_equal(nn.Linear(30, 20, dtype=sx.float64).W.array, single.W.array)
+    assert nn.Linear(30, 20, True, None, None).b is not None  # as a subclass passes PyTorch's device and dtype on
 
 
 @pytest.mark.parametrize("init", ["he", "xavier"])

@@ -92,6 +92,9 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
     ("number", "warning"),
     [
         (lambda: float(outputs().detach().mean()), "float() of a mean over rows"),
+        (lambda: f"{0 + outputs().mean().item():.3f}", "text shows a number of this rank's rows alone"),
+        (lambda: 5.0 * len(outputs()), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: len(outputs()) + math.sqrt(4), "len() counts this rank's rows, 1 of the 3"),
         (lambda: outputs().detach().mean(0).tolist(), "tolist() of a mean over rows"),
         (lambda: outputs().sum(0).numpy(), "numpy() of a sum over rows"),
         (lambda: np.asarray(outputs().sum(0)), "NumPy's array of a sum over rows"),

@@ -127,7 +127,10 @@ class _Pair(NamedTuple):
 
 
 def test_data_sets_and_batches_of_ones_own() -> None:
-    class Squares:
+    class Squares(Dataset):
+        def __init__(self) -> None:
+            super().__init__()
+
         def __len__(self) -> int:
             return 5
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
-from sorix_dist.core.batch_numbers import is_of_batch, of_all, warn_of_own_positions
+from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
@@ -23,6 +23,7 @@ from sorix_dist.core.ops.index_parts import (
     with_numbers,
 )
 from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
+from sorix_dist.core.own_numbers import warn_of_own_positions
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of

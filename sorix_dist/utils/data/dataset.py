@@ -35,11 +35,13 @@ class Dataset:
 
     def __init__(
         self,
-        X: Any,
+        X: Any = None,
         y: Any = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
     ) -> None:
+        if X is None and type(self).__getitem__ is not Dataset.__getitem__:
+            return  # PyTorch's super().__init__()
         self.X = numbers("X", X)
         self.y = None if y is None else numbers("y", y)
         if self.X.ndim == 0 or (self.y is not None and self.y.ndim == 0):
