@@ -184,10 +184,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def explained(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose errors of Python's and NumPy's own name the argument, if one is not what its annotation says.
-
-    A call that does not fail costs nothing more.
-    """
+    """A function whose errors of Python's and NumPy's own name the argument, if one is not what its annotation says."""
     check = _check_of(function, strict=False)
 
     @wraps(function)

@@ -139,8 +139,10 @@ def in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_memory")
 @pytest.mark.parametrize("further", ["", "UUUU"])
-def test_a_call_of_a_rank_that_has_gone_on_is_named(further: str) -> None:
+def test_a_call_of_a_rank_that_has_gone_on_is_named(further: str, tmp_path: Path) -> None:
     """Their own calls equal its later ones, which must not replace the one that was different."""
+
+    gone_on = tmp_path / "gone on"
 
     def rank() -> None:
         comm = Checked(current())
@@ -148,8 +150,10 @@ def test_a_call_of_a_rank_that_has_gone_on_is_named(further: str) -> None:
             for dtype in "O" + further:
                 with pytest.raises(TypeError):
                     comm.all_reduce(np.ones(3, dtype))
+            gone_on.touch()
             comm.barrier()
-        time.sleep(0.1)
+        while not gone_on.exists():
+            time.sleep(0.01)
         with pytest.raises(CollectiveMismatch, match=r"rank 1 calls a call with a wrong .*'\|O'.* at .*py:\d"):
             comm.all_reduce(np.ones(3, further[:1] or "f8"))
 
