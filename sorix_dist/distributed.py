@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from sorix_dist.comm import world as comm_world
 from sorix_dist.core import Tensor
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.parallel import collectives
@@ -46,7 +47,8 @@ def init_process_group(
     RuntimeError if `rank` or `world_size` are given, and are not those of this process.
     """
     seconds = getattr(timeout, "total_seconds", lambda: timeout)()
-    init(**{} if seconds is None else {"timeout": seconds})
+    if seconds is not None or not comm_world.is_initialized():  # sx.init(virtual_shards=) may stand before it
+        init(**{} if seconds is None else {"timeout": seconds})
     for name, given, own in (("rank", rank, _rank()), ("world_size", world_size, size())):
         if given not in (-1, own):
             raise RuntimeError(

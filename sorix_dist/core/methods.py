@@ -315,7 +315,7 @@ _METHODS: _Table = {
     "clamp_": clamp_, "__setitem__": setitem,
     "__iadd__": _augmented(add_), "__isub__": _augmented(sub_),
     "__imul__": _augmented(mul_), "__itruediv__": _augmented(div_),
-    "astype": astype, "to": to, "cpu": cpu, "cuda": cuda, "gpu": cuda,
+    "astype": astype, "type": astype, "to": to, "cpu": cpu, "cuda": cuda, "gpu": cuda,
     **{name: _converter(getattr(types, name))
        for name in ("half", "float", "double", "short", "int", "long", "byte", "bool")},
 }  # fmt: skip

@@ -105,7 +105,10 @@ class BatchForward:
                 return tagged(fresh, batch.at(0))
 
             inputs, options = map_arrays((inputs, options), tag)
-        return _compute(batch, module, inputs, options)
+        outputs = _compute(batch, module, inputs, options)
+        if batch is None and alike:  # a hidden state, which the next call gets, is no rows either
+            outputs = map_tensors(outputs, lambda x: x if x.place or x.leaf else tagged(x, REPLICATE))
+        return outputs
 
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
@@ -143,7 +146,7 @@ class BatchForward:
         if self.watched >= _WATCHED or len(everywhere) == 1:
             return
         self.watched += 1
-        if count > 1 and len({tuple(row[:2]) for row in everywhere}) == 1:
+        if count and len({tuple(row[:2]) for row in everywhere}) == 1:
             self.coordinator.group.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "

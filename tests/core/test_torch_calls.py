@@ -97,6 +97,7 @@ def test_a_keyword_after_too_few_operands_is_refused() -> None:
 
 def test_to_copies_if_told() -> None:
     assert X.to(sx.float32) is X
+    assert X.type(sx.float64).dtype == "float64"
     copy = X.to("cpu", sx.float32, False, True)
     assert not np.shares_memory(copy.numpy(), X.numpy())
     assert not np.shares_memory(X.to(copy=True).numpy(), X.numpy())

@@ -71,6 +71,10 @@ def test_the_mean_of_a_global_loss_is_the_loss() -> None:
     assert run_threads(train, 3, timeout=60) == pytest.approx([whole] * 3, rel=1e-6)
 
 
+def test_the_group_may_follow_init() -> None:
+    assert run_threads(lambda: (sx.init(virtual_shards=4), dist.init_process_group("gloo"), sx.size())[2], 2) == [2, 2]
+
+
 def test_wrong_calls_name_what_helps() -> None:
     for call, words in [
         (lambda: dist.init_process_group("gloo", world_size=4), "world_size is 1 here, got 4; .*sorix-dist run -n 4"),

@@ -403,6 +403,27 @@ def test_identical_rows_are_warned_of_once():
     assert all(re.search("the same 6 rows.*count 3 times.*DataLoader", str(w.message)) for w in found)
 
 
+def test_a_single_row_that_all_ranks_have_is_warned_of():
+    assert len(warned(2, lambda rank: [np.ones((1, 4), np.float32)])) == 1
+
+
+def test_what_follows_from_replicated_inputs_is_replicated():
+    """Also where it is an input of the next call, as a hidden state is."""
+
+    def work():
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(nn.Linear(3, 3).double())
+        hidden = sx.replicated(np.ones((1, 3)))
+        for _ in range(3):
+            hidden = model(hidden)
+        loss = hidden.square().sum()
+        loss.backward()
+        return loss.item(), model.module.W.grad.sum().item()
+
+    (alone,) = run_threads(work, 1)
+    np.testing.assert_allclose(run_threads(work, 3), [alone] * 3, rtol=1e-10)
+
+
 def test_no_other_rows_are_warned_of():
     numbers = np.random.default_rng(0)
     rows = numbers.standard_normal((6, 4)).astype(np.float32)

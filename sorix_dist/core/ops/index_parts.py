@@ -8,6 +8,7 @@ of the batch when rows are written to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ def with_numbers(place: Shard | None, parts: list[Any]) -> tuple[Any, ...]:
         found.append(of_all(part) if place is None or axis != place.axis else part)
         axis += _covers(part)
     return tuple(found)
+
+
+def numbers_of(parts: Iterable[Any]) -> list[Any]:
+    """The parts of an index with arrays for ranges, as in `x[range(len(x)), t]`."""
+    return [np.arange(part.start, part.stop, part.step) if isinstance(part, range) else part for part in parts]
 
 
 def is_mask(part: Any) -> bool:
@@ -182,7 +188,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
         target.array[key_of(key)] = _array(_sum_made_whole(value))
         _follow(target, value)
         return
-    parts = tuple(of_each_axis([*parts], target.array.ndim))
+    parts = tuple(of_each_axis(numbers_of(parts), target.array.ndim))
     if _pairs_with_own_rows(target, parts):
         target.place = place = place or shard_of(parts[1])
         shape = (place.held, *target.array.shape[2:])
@@ -280,7 +286,7 @@ def _rows_of_mask(target: Tensor, parts: tuple[Any, ...]) -> Shard | None:
 
 
 def _pairs_with_own_rows(target: Tensor, parts: tuple[Any, ...]) -> bool:
-    """Whether an index pairs the numbers of this rank's rows with others, as in `y[arange(len(t)), t]`."""
+    """Whether an index pairs the numbers of this rank's rows with others, as in `y[range(len(t)), t]`."""
     first = parts[0] if parts else None
     if len(parts) != 2 or not all(isinstance(part, Tensor | np.ndarray) for part in parts):
         return False

@@ -17,6 +17,7 @@ from sorix_dist.core.ops.index_parts import (
     is_mask,
     key_of,
     names_rows_of_all,
+    numbers_of,
     of_each_axis,
     rows_in_index,
     with_masks_of_rows,
@@ -80,6 +81,8 @@ def index(input: Any, key: Any) -> Any:
         warn_of_own_positions(shape_of(input), parts)
     if any(map(is_of_batch, parts)):
         key = parts = with_numbers(place, of_each_axis([*parts], len(shape_of(input))))
+    if place is not None:
+        key = parts = tuple(numbers_of(parts))
     if place is not None and any(map(is_mask, parts)):
         key = parts = tuple(with_masks_of_rows(place, of_each_axis([*parts], len(shape_of(input)))))
     pairs = place is not None and len(parts) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in parts)

@@ -374,7 +374,7 @@ def focal(d, x, t):
 @case(net(3))
 def focal_by_index(d, x, t):
     p = d(x).softmax(1)
-    chosen = p[np.arange(len(x)), t]
+    chosen = p[range(len(x)), t]
     return (-((1 - chosen) ** 2) * chosen.log()).mean()
 
 

@@ -204,7 +204,7 @@ def rows_written(kit):
         y[:, 1] += w
         y[:, 2:].copy_(sx.global_value(z)[:, :1])
         one_hot = zeros(len(t), 3)
-        one_hot[sx.arange(len(t)), t] = 1.0
+        one_hot[range(len(t)), t] = 1.0
         own = zeros(len(t), 2)
         own[:, 0] = w
         own[w > 1] = z[w > 1][:, :2]
