@@ -201,6 +201,14 @@ class DistributedDataParallel(Module):
         for flat in flats:
             flat.close(keep=True)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if "module" in vars(self) and hasattr(self.module, name):
+                raise AttributeError(f"{error}; the wrapped model has it: model.module.{name}") from None
+            raise
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a wrapped model can't be copied or pickled, because its gradients belong to all ranks: take model.module"

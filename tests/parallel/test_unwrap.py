@@ -263,3 +263,11 @@ def test_under_mpi(tmp_path, size):
     assert ended.out == alone.out
     assert alone.out.startswith("sum ")
     assert alone.out.endswith(" 12\n")
+
+
+def test_an_attribute_of_the_wrapped_model_is_named():
+    model = sx.DistributedDataParallel(nn.Linear(2, 1))
+    with pytest.raises(AttributeError, match=r"no attribute 'in_features'; the wrapped model has it: model\.module\."):
+        _ = model.in_features
+    with pytest.raises(AttributeError, match=r"no attribute 'decode'$"):
+        _ = model.decode
