@@ -44,12 +44,12 @@ def convolved(pixels: int, depth: int, outputs: int, *, first: bool = False) -> 
 
 
 def recurrent(rows: int, steps: int, inputs: int, units: int, gates: int) -> list[Product]:
-    """Of a recurrent layer with so many gates, the first of its model: the inputs of all steps at once, the states
-    step by step, and the gradients of the weights over all steps."""
-    h, w, g = _numbers(rows, units), _numbers(units, gates * units), _numbers(rows, gates * units)
+    """Of a recurrent layer with so many gates, the first of its model: state, 1 (for the bias) and input step by step,
+    and the gradients of the weights over all steps."""
+    joined, w = _numbers(rows, units + 1 + inputs), _numbers(units + 1 + inputs, gates * units)
+    each = [_product(joined, w, steps), _product(_numbers(rows, gates * units), w[:units].T, steps)]
     states, gradients = _numbers(rows * steps, units), _numbers(rows * steps, gates * units)
-    each = [_product(h, w, steps), _product(g, w.T, steps)]
-    return [*dense(rows * steps, inputs, gates * units, first=True), *each, _product(states.T, gradients)]
+    return [*each, _product(_numbers(rows * steps, inputs).T, gradients), _product(states.T, gradients)]
 
 
 def attended(heads: int, length: int, width: int) -> list[Product]:

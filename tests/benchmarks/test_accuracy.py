@@ -11,9 +11,9 @@ from tests.benchmarks import accuracy
 
 @pytest.mark.parametrize("name", accuracy.METHODS)
 def test_each_method_learns(name, monkeypatch, capsys):
-    arguments = ["digits", "--seeds", "1", "--epochs", "6", "--ranks", "2", "--every", "4", "--methods", name]
+    arguments = ["digits", "--seeds", "1", "--epochs", "10", "--ranks", "2", "--every", "4", "--methods", name]
     monkeypatch.setattr(sys, "argv", ["accuracy", *arguments])
     accuracy.main()
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith(f"| {name} | ")
-    assert float(row.split(" | ")[1]) > 60  # 10 by chance; DiLoCo begins slowly
+    assert float(row.split(" | ")[1]) > 60  # 10 by chance; DiLoCo begins slowly, with overlap more so
