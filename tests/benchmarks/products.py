@@ -45,9 +45,10 @@ def convolved(pixels: int, depth: int, outputs: int, *, first: bool = False) -> 
 
 def recurrent(rows: int, steps: int, inputs: int, units: int, gates: int) -> list[Product]:
     """Of a recurrent layer with so many gates, the first of its model: state, 1 (for the bias) and input step by step,
-    and the gradients of the weights over all steps."""
-    joined, w = _numbers(rows, units + 1 + inputs), _numbers(units + 1 + inputs, gates * units)
-    each = [_product(joined, w, steps), _product(_numbers(rows, gates * units), w[:units].T, steps)]
+    with weights in blocks of 64 columns, and the gradients of the weights over all steps."""
+    joined, w = units + 1 + inputs, gates * units
+    forward = _product(_numbers(rows, joined), _numbers(w // 64, joined, 64), steps)
+    each = [forward, _product(_numbers(rows, w), _numbers(units // 64, w, 64), steps)]
     states, gradients = _numbers(rows * steps, units), _numbers(rows * steps, gates * units)
     return [*each, _product(_numbers(rows * steps, inputs).T, gradients), _product(states.T, gradients)]
 
