@@ -113,6 +113,8 @@ def all_gather(x: Any) -> list[Any]:
     if not isinstance(x, Tensor):
         with current_group().warns_of_sums():
             return world().gather_objects(x)
+    if isinstance(x.place, Tally) and x.place.own is not None:
+        x = Tensor.of(x.place.own)
     group, place = current_group(), x.place
     if isinstance(place, Partial) or not x.ndim:
         return [Tensor(part) for part in world().all_gather(np.array(x.visible))]

@@ -269,6 +269,21 @@ def test_counts_that_are_kept_by_hand(add: Callable[[Any, Any, Any], None]):
                 assert found == pytest.approx([5, 7, 5 / 7, 10 / 7])
 
 
+def test_gathered_counts_are_those_of_each_rank():
+    def work() -> Any:
+        ((x, _),) = DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7)
+        found = [sx.all_gather(sx.tensor(size)) for size in (x.shape[0], [x.shape[0]], [x.shape[0], 1])]
+        own = sx.tensor([(x < 5).sum().item()])
+        with pytest.raises(RuntimeError, match="follows from this rank's rows alone"):
+            sx.global_value(own)
+        return [[each.tolist() for each in sizes] for sizes in found], sx.global_value(sx.tensor(x.shape[0])).item()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for found in run_threads(work, 2):
+            assert found == ([[3, 4], [[3], [4]], [[3, 1], [4, 1]]], 7)
+
+
 @pytest.mark.parametrize("add", COUNTED)
 @pytest.mark.parametrize("shards", [None, 4])
 def test_counts_without_a_sum_are_right_or_refused(add: Callable[[Any, Any, Any], None], shards: int | None):

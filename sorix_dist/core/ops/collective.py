@@ -20,8 +20,9 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import cast_to
-from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Shard, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Shard, Tally, shard_of, tagged
 from sorix_dist.core.rules import bare, beside_constant, given
+from sorix_dist.core.tally import of_everyone
 from sorix_dist.core.tensor import Array, Tensor
 
 # -- the operations: placements are given by the functions below
@@ -142,7 +143,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
         if x.origin is not None:
             _expect(place)
     else:
-        return bare(x)  # type: ignore[no-any-return]
+        return of_everyone(x) if isinstance(place, Tally) else bare(x)  # type: ignore[no-any-return]
     return tagged(bare(x) if group.single or group.ordered else summed(x, group, name), REPLICATE)
 
 
