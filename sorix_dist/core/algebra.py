@@ -15,6 +15,7 @@ from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import like_input, op
+from sorix_dist.core.ops import reduce
 from sorix_dist.core.ops.elementwise import half_in_float32
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.tensor import Tensor, shape_of
@@ -222,12 +223,14 @@ def slogdet(A: Any) -> SignAndLogarithm:
     absolute values, which neither overflow nor underflow."""
     _square("slogdet", A)
     A = rules.whole(A, "slogdet")
-    return SignAndLogarithm(Tensor(_signs(A)), log_determinant(A))
+    no_slope = reduce.sum(A, (-2, -1)) * 0  # a sign has a gradient, which is zero
+    logarithm = log_determinant(A)
+    return SignAndLogarithm(no_slope + Tensor(_signs(A, logarithm.array.dtype)), logarithm)
 
 
 @host
-def _signs(a: Any) -> Any:
-    return np.asarray(np.linalg.slogdet(np.asarray(a))[0])
+def _signs(a: Any, dtype: Any) -> Any:
+    return np.asarray(np.linalg.slogdet(np.asarray(a))[0], dtype)
 
 
 @op(promote="float", rule=rules.gathers)
