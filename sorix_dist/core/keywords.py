@@ -84,7 +84,8 @@ _NUMPY = "numpy.{0}(x.numpy()), without a gradient"
 _PADDED = "sx.nn.utils.rnn.pad_sequence: recurrent layers compute the padding too, which a mask leaves out of a loss"
 _PRECISION = "dtype=: there is no mixed precision"
 _INSTEAD = {
-    **{name: _NUMPY.format(f"linalg.{name}") for name in ("svd", "qr", "eigh", "eig", "cholesky", "pinv", "lstsq")},
+    **{name: _NUMPY.format(f"linalg.{name}") for name in ("svd", "qr", "eigh", "eig", "pinv", "lstsq")},
+    **{name: f"linalg.{name}" for name in ("cholesky", "slogdet", "det", "inv", "solve")},
     **{name: _NUMPY.format(name) for name in ("quantile", "histogram", "fft", "cov", "corrcoef", "gcd", "lcm")},
     **dict.fromkeys(("pack_padded_sequence", "pad_packed_sequence", "pack_sequence"), _PADDED),
     **dict.fromkeys(("amp", "autocast", "GradScaler"), _PRECISION),
