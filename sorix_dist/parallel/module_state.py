@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, version
 from sorix_dist.core.placement import Group
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn import Module
@@ -44,6 +44,8 @@ class Buffers:
 
     @host
     def keep(self) -> None:
+        if not self.places:
+            return
         now = [getattr(module, name) for module, name in self.places]
         self.after.append([tensor.array.copy() for tensor in now])
         self.assigned = [tensor is not old for tensor, old in zip(now, self.before, strict=True)]
@@ -76,6 +78,7 @@ class Numbers:
         self.modules = [*module.modules()]
         self.before = self._read()
         self.after: list[dict[str, Any]] = []
+        self._version = version()  # which each assignment to an attribute of a module changes
         lists = [(m, k, v) for m in self.modules for k, v in m.__dict__.items() if v.__class__ in (list, dict)]
         self.lists = [(m, k, v, len(v)) for m, k, v in lists]
 
@@ -84,18 +87,19 @@ class Numbers:
 
     def restore(self) -> None:
         """Sets what the forward of another shard has changed."""
-        if not self.after:
+        if not self.after or self._version == version():
             return
         for module, before, after in zip(self.modules, self.before, self.after, strict=True):
             if before != after:
                 for name in after.keys() - before.keys():
                     delattr(module, name)
                 module.__dict__.update(before)
+        self._version = version()
 
     def compare(self, group: Group) -> None:
         """Warns of an attribute that is not the same after the forwards of all shards, and of a list that grows."""
-        now, before = self._read(), self.after
-        for module, ours, theirs in zip(self.modules, now, before, strict=bool(before)):
+        now, before = self.before if self._version == version() else self._read(), self.after
+        for module, ours, theirs in zip(self.modules, now, before) if now is not before else ():
             for name in ours.keys() & theirs.keys():
                 if ours[name] != theirs[name]:
                     group.warn(
