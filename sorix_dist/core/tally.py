@@ -35,7 +35,7 @@ def is_counted(inputs: Sequence[Any]) -> bool:
 
 def of_everyone(x: Any) -> Any:
     """An operand as its numbers in the global batch; RuntimeError if they are unknown."""
-    if not is_tally(x) or not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or x.place.__class__ is not Tally:
         return of_all(x)
     return tagged(Tensor.of(x.array), REPLICATE) if _is_known(x) else number(x.array.flat[0].item(), None).of_all()
 
@@ -67,7 +67,8 @@ def of_sum(x: Any, name: str) -> Any:
 
 
 def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
-    """Applies an operation to operands of which one is a Tally or a number. Beside constants the result is a Tally."""
+    """Applies an operation where an operand is a Tally or a number of the batch. Without rows, sums or gradients among
+    the operands, the result is a Tally."""
     counted = is_counted(inputs)
     if current_group().single or counted:
         convert = of_everyone if counted or all(map(_is_known, inputs)) else here
@@ -78,16 +79,11 @@ def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[s
             of_batch.reset(token)
     if recorders:
         outside("numbers that follow from a batch, as counts that are kept by hand, can't be captured on several ranks")
-    return _twice(lambda operands: apply(*operands, **options), inputs)
+    return tally_of(inputs, lambda operands: apply(*operands, **options))
 
 
-def tally_of(numbers: Sequence[Any], make: Callable[[Any], Tensor]) -> Tensor:
-    """The tensor that `make` makes of a list in which a number follows from the batch."""
-    return _twice(lambda found: make([*found]), numbers)
-
-
-def _twice(make: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any]) -> Tensor:
-    """The Tally that follows from operands, with this rank's numbers and with those of the global batch."""
+def tally_of(inputs: Sequence[Any], make: Callable[[list[Any]], Tensor]) -> Tensor:
+    """What `make` makes of operands, once of this rank's numbers and once of those of the global batch."""
     own = [*map(_own, inputs)]
     unknown = any(mine is None is not x for mine, x in zip(own, inputs, strict=True))
     known = all(map(_is_known, inputs))
