@@ -14,7 +14,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.parallel import collectives
 from sorix_dist.parallel.collectives import barrier
-from sorix_dist.parallel.world import current_group, init, size, world
+from sorix_dist.parallel.world import init, size, world
 from sorix_dist.parallel.world import rank as _rank
 
 __all__ = [
@@ -126,8 +126,7 @@ def all_gather_object(object_list: list[Any], obj: Any, group: Any = None) -> No
     """Puts every rank's object into a list, in rank order. Objects are pickled."""
     _only_all(group)
     _count("object_list", object_list)
-    with current_group().warns_of_sums():
-        object_list[:] = world().gather_objects(obj)
+    object_list[:] = collectives.gather_objects(obj)
 
 
 def broadcast_object_list(object_list: list[Any], src: int = 0, group: Any = None) -> None:

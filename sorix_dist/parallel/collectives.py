@@ -111,8 +111,7 @@ def all_gather(x: Any) -> list[Any]:
     if isinstance(x, np.ndarray):
         return list(world().all_gather(np.ascontiguousarray(x)))
     if not isinstance(x, Tensor):
-        with current_group().warns_of_sums():
-            return world().gather_objects(x)
+        return gather_objects(x)
     if isinstance(x.place, Tally) and x.place.own is not None:
         x = Tensor.of(x.place.own)
     group, place = current_group(), x.place
@@ -128,6 +127,12 @@ def all_gather(x: Any) -> list[Any]:
         raise ValueError("all_gather: the batch must be an axis of its own, got one that is merged with others")
     whole = replicated_by_all(x)
     return [take(whole, index=part) for part in parts_along(axis, counts)]
+
+
+def gather_objects(x: Any) -> list[Any]:
+    """Every rank's x, which is pickled, as a list in rank order."""
+    with current_group().warns_of_sums():
+        return world().gather_objects(x)
 
 
 def global_value(x: Any) -> Tensor:
