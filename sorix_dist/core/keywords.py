@@ -73,7 +73,7 @@ def publish(module: dict[str, Any], names: Sequence[str]) -> None:
     """Gives a module's public functions PyTorch's keywords, and their place in it as their origin."""
     for name in names:
         plain = module[name]
-        function = explained(with_torch_keywords(plain))
+        function = explained(with_torch_keywords(plain), plain)
         module[name] = function
         function.__signature__ = signature(function)  # type: ignore[attr-defined]
         del function.__wrapped__  # type: ignore[attr-defined]
