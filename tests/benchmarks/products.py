@@ -44,8 +44,8 @@ def convolved(pixels: int, depth: int, outputs: int, *, first: bool = False) -> 
 
 
 def recurrent(rows: int, steps: int, inputs: int, units: int, gates: int) -> list[Product]:
-    """Of a recurrent layer with so many gates, the first of its model: state, 1 (for the bias) and input step by step,
-    with weights in blocks of 64 columns, and the gradients of the weights over all steps."""
+    """The products of a recurrent layer that comes first in its model. Each step multiplies [state, 1, input] by the
+    weights, in blocks of 64 columns; the gradients of the weights are one product over all steps."""
     joined, w = units + 1 + inputs, gates * units
     forward = _product(_numbers(rows, joined), _numbers(w // 64, joined, 64), steps)
     each = [forward, _product(_numbers(rows, w), _numbers(units // 64, w, 64), steps)]

@@ -154,10 +154,10 @@ def test_a_rank_that_is_late() -> None:
     assert fault_of(*rows, timeout=5.0, idle=1.0) is None  # rank 1 saves a file, say
     again = status(0, 0, state=State.STARTING), status(1, 4, waits=True)
     assert str(fault_of(*again, timeout=5.0)).endswith("at train.py:9; rank 0 has not arrived")
-    nobody = status(0, 1, state=State.STARTING), status(1, 1, state=State.STARTING)
-    assert "on another host" in str(fault_of(*nobody, timeout=5.0))
-    assert fault_of(*nobody, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
-    all_here = diagnose({row.rank: row for row in nobody}, Observations(waited={0: LONG, 1: LONG}), 5.0, world_size=2)
+    starting = status(0, 1, state=State.STARTING), status(1, 1, state=State.STARTING)
+    assert "on another host" in str(fault_of(*starting, timeout=5.0))
+    assert fault_of(*starting, timeout=5.0, waited={0: 6.0, 1: 6.0}) is None  # the other host speaks first
+    all_here = diagnose({row.rank: row for row in starting}, Observations(waited={0: LONG, 1: LONG}), 5.0, world_size=2)
     assert all_here is not None
     assert all_here.what.endswith("no rank is missing: the machine is too busy for them, or messages are lost")
     behind = status(0, 4, waits=True), status(1, 3, waits=True, key=8, counts={7: 3, 8: 1})

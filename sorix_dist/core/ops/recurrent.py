@@ -92,7 +92,7 @@ def _joined(w_state: Array, w_input: Array, *biases: Array | None) -> Array:
 
 
 def _in_blocks(w: Array, rows: int) -> Array:
-    """A matrix (..., K, H) as blocks of columns (..., blocks, K, H / blocks), for products with so many rows.
+    """A matrix (..., K, H) cut into blocks of columns (..., blocks, K, H / blocks), for a product with `rows` rows.
 
     OpenBLAS computes a small product without copying its matrices first, in half the time; 64 columns are fastest.
     """
