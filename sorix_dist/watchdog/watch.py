@@ -64,7 +64,8 @@ class RankPage:
     def is_ending(self) -> bool:
         """Whether this rank's script is over, and its threads and atexit functions still run."""
         over = bool(self.words[self.at + layout.SCRIPT_OVER])
-        if not over and not threading.main_thread().is_alive():
+        executors_end = getattr(threading, "_SHUTTING_DOWN", False)  # Python waits for their tasks in the main thread
+        if not over and (executors_end or not threading.main_thread().is_alive()):
             self.words[self.at + layout.SCRIPT_OVER] = over = True
         return over and self.words[self.at + layout.STATE] == State.RUNNING
 
