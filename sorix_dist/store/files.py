@@ -112,8 +112,8 @@ def _copy_permissions(before: os.stat_result, descriptor: int) -> None:
 
 
 def check_is_file(caller: str, path: Path) -> None:
-    """IsADirectoryError or FileExistsError, beginning with `caller`, if there is something else than a file at `path`: to
-    open a pipe may take for ever, and a device may have no end."""
+    """IsADirectoryError or FileExistsError, in the name of `caller`, if `path` is no file: to open a pipe may take for
+    ever, and a device may have no end."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"{caller}: path is a folder", str(path))
     if path.exists() and not path.is_file():

@@ -90,12 +90,12 @@ def test_goes_on_after_a_restart_without_doubles(tmp_path: Path) -> None:
 def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sx.Recorder(tmp_path).log(1, loss=1.0)
     os.mkfifo(tmp_path / "superseded.jsonl")
-    with pytest.raises(FileExistsError, match="Recorder: path is a pipe or a device, not a file.*superseded"):
+    with pytest.raises(FileExistsError, match=r"Recorder: path is a pipe or a device, not a file.*superseded"):
         sx.Recorder(tmp_path).log(1, loss=2.0)
     assert steps(tmp_path) == [1]
     (tmp_path / "records.jsonl").unlink()
     (tmp_path / "records.jsonl").symlink_to("superseded.jsonl")
-    with pytest.raises(FileExistsError, match="Recorder: path is a pipe or a device, not a file.*records"):
+    with pytest.raises(FileExistsError, match=r"Recorder: path is a pipe or a device, not a file.*records"):
         sx.Recorder(tmp_path).log(2, loss=2.0)
     assert main(["plot", str(tmp_path)]) != 0
     assert "path is a pipe or a device, not a file" in capsys.readouterr().err
