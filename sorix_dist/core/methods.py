@@ -128,10 +128,16 @@ def _become(self: Tensor, value: Tensor) -> Tensor:
     return self
 
 
-def _rewritten(self: Tensor, value: Tensor) -> Tensor:
-    if not np.can_cast(value.array.dtype, self.array.dtype, "same_kind"):
+def fitting(self: Tensor, value: Tensor) -> Tensor:
+    """`value`; TypeError if it is of a higher kind (bool, integer, float) than the tensor that it is written to."""
+    first, second = ("biuf".index(x.array.dtype.kind) for x in (value, self))
+    if first > max(second, 2 if second else 0):  # any integer fits any other
         raise TypeError(f"a result of {value.array.dtype} can't be written to a tensor of {self.array.dtype}")
-    tally.write(self, ..., value)
+    return value
+
+
+def _rewritten(self: Tensor, value: Tensor) -> Tensor:
+    tally.write(self, ..., fitting(self, value))
     return self
 
 

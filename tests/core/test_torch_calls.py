@@ -62,6 +62,8 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], list[float]]] = {
     "uniform_": (lambda x: x.uniform_(2, 2), [2, 2, 2]),
     "normal_": (lambda x: x.normal_(3, 0), [3, 3, 3]),
     "bernoulli_": (lambda x: x.bernoulli_(1.0), [1, 1, 1]),
+    "div_ rounded": (lambda x: x.div_(3, rounding_mode="floor"), [0, -1, 1]),
+    "gt_": (lambda x: x.gt_(0), [1, 0, 1]),
 }
 
 
@@ -77,6 +79,15 @@ def test_changes_in_place(name: str) -> None:
         change(parameter)
     with sx.no_grad():
         change(parameter)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.sqrt_(), lambda x: x.div_(2), lambda x: x.lerp_(X[0, 0], 0.5)])
+def test_a_change_in_place_does_not_cut_a_result_to_integers(change: Callable[[Any], Any]) -> None:
+    x = sx.tensor([4, 9])
+    with pytest.raises(TypeError):
+        change(x)
+    assert x.tolist() == [4, 9]
+    assert x.pow_(2).bitwise_and_(3).tolist() == [0, 1]
 
 
 def test_new_tensors_like_another() -> None:
