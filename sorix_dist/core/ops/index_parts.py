@@ -218,7 +218,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
 
 
 def _array(x: Any) -> Any:
-    return x.array if isinstance(x, Tensor) else x
+    return rules.bare(x).array if isinstance(x, Tensor) else x
 
 
 def _sum_made_whole(x: Any) -> Any:
