@@ -273,7 +273,7 @@ class Tensor:
         """Whether the elements are of a type that can have gradients."""
         return bool(self.array.dtype.kind == "f")
 
-    def contiguous(self) -> Self:
+    def contiguous(self, memory_format: Any = None) -> Self:
         """This tensor; operations take any memory layout."""
         return self
 

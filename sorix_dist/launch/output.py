@@ -121,7 +121,8 @@ def _as_seen(line: bytes) -> str:
 
 _RANK = "r=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}"
 _FILE = (
-    f'{_RANK}; mkdir -p "$1" && f="$1/rank-$r.log" && : >>"$f" || exit 1; shift; '
+    f'{_RANK}; mkdir -p "$1" && f="$1/rank-$r.log" || exit 1; '
+    'if [ -p "$f" ]; then echo "$f is a pipe, not a file" >&2; exit 1; fi; : >>"$f" || exit 1; shift; '
     '[ ! -s "$f" ] || echo "---- started again at $(date "+%Y-%m-%d %H:%M:%S")" >>"$f"; '
 )
 _TO_FILE = _FILE + 'exec "$@" >>"$f" 2>&1'

@@ -68,10 +68,10 @@ class FlatState:
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int, group: Any) -> list[tuple[int, list[Block]]]:
         """Counts an update, with the options of `group`, of every parameter that has a gradient. Returns the blocks
-        that this process must update, with their counts."""
+        that this process must update, with their counts. `syncs()` comes right before it."""
         self._before = self._count
         digest = self._digest(self._options_of(group)) + 31 * self._count
-        for sync in self.syncs():
+        for sync in self._syncs[1]:
             sync.before_step(digest, self)
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, the differences of their counts are constant, so the blocks stay valid.
