@@ -102,6 +102,28 @@ def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
     return _drawn(self, _by_row(self, random.uniform_by_row, random.generator().random) < p)
 
 
+def random_(self: Tensor, *bounds: int) -> Tensor:
+    """Integers drawn uniformly from [0, to) or, with two bounds, [from, to), in place."""
+    low, high = bounds if len(bounds) == 2 else (0, *bounds)
+    return _drawn(self, low + np.floor(_by_row(self, random.uniform_by_row, random.generator().random) * (high - low)))
+
+
+def _reshaping(name: str) -> Callable[..., Tensor]:
+    plain = getattr(Tensor, name)
+
+    def method(self: Tensor, *dims: Any) -> Tensor:
+        methods.target(self)
+        if self.leaf is not None:
+            raise RuntimeError(f"{name}_ can't change the shape of a trained tensor; use {name}")
+        turned = plain(self.detach(), *dims)
+        self.array, self.place = turned.array, turned.place
+        return self
+
+    method.__name__ = method.__qualname__ = f"{name}_"
+    method.__doc__ = f"`{name}` of this tensor itself, which shares the memory; returns it."
+    return method
+
+
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A method that makes a tensor of this one's dtype, unless another is given."""
 
@@ -122,7 +144,8 @@ def is_contiguous(self: Tensor) -> bool:
 METHODS: dict[str, Callable[..., Any]] = {
     **{f"{name}_": _changing(name) for name in _CHANGING},
     **{f"{name}_": _scaled(name) for name in ("add", "sub")},
-    **{f.__name__: f for f in (div_, uniform_, normal_, bernoulli_)},
+    **{f"{name}_": _reshaping(name) for name in ("squeeze", "swapaxes", "t", "transpose", "unsqueeze")},
+    **{f.__name__: f for f in (div_, uniform_, normal_, bernoulli_, random_)},
     **{
         f"new_{make.__name__}": _new(make)
         for make in (create.zeros, create.ones, create.empty, create.full, create.tensor)
@@ -133,6 +156,11 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ndimension": lambda self: self.array.ndim,
     "element_size": lambda self: self.array.itemsize,
     "is_contiguous": is_contiguous,
+    "stride": lambda self, dim=None: tuple(n // self.array.itemsize for n in self.array.strides)[
+        slice(None) if dim is None else dim
+    ],
+    "data_ptr": lambda self: self.array.ctypes.data,
+    **dict.fromkeys(("pin_memory", "share_memory_"), methods.cpu),
 }
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, with_torch_keywords(_method))

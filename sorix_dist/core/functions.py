@@ -18,7 +18,7 @@ from sorix_dist.core.keywords import publish
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Tensor, array_of
 
 
 def _like_input(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +36,7 @@ def _like_input(function: Callable[..., Any]) -> Callable[..., Any]:
         answer = function(*inputs, **options)
         if isinstance(answer, tuple):
             return type(answer)(*map(np.asarray, answer))
-        return answer.array if isinstance(answer, Tensor) else answer
+        return array_of(answer)
 
     return maths
 

@@ -16,7 +16,7 @@ from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.own_numbers import warn_of_own_divisor
 from sorix_dist.core.placement import REPLICATE, Partial, Placement, Shard, shard_of, tagged
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 Apply = Callable[..., Tensor]
 Inputs = tuple[Any, ...]
@@ -156,7 +156,7 @@ def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     if len(partials) < len(inputs):
         if any(x.array.dtype.kind != "f" for x in inputs if isinstance(placement_of(x), Partial)):
             return sums_made_whole(apply, inputs, options)  # integers can't be divided by the number of ranks
-        kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in inputs])
+        kind = common_dtype([*map(array_of, inputs)])
         return apply(*(collective().as_part(x, place.group, kind) for x in inputs), **options)
     for other in partials[1:]:
         if other.group is not place.group:
@@ -197,7 +197,7 @@ def beside_constant(place: Partial, constant: Any) -> Partial:
         return place
     if constant.__class__ in (float, int):
         return place.beside(float(constant))
-    return place.beside(_checksum(constant.array if isinstance(constant, Tensor) else np.asarray(constant)))
+    return place.beside(_checksum(np.asarray(array_of(constant))))
 
 
 @host
@@ -339,7 +339,7 @@ def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> No
     """RuntimeError for arange(len(x)) as targets of similarities between this rank's rows and those of all ranks."""
     if place.group.single or place.batch.known is None or not place.pairs:
         return
-    labels = target.array if isinstance(target, Tensor) else np.asarray(target)
+    labels = np.asarray(array_of(target))
     own = labels.shape == (place.held,) and shape_of(scores)[1:] == (place.total,) and 0 < place.held < place.total
     if own and labels.dtype.kind in "iu" and np.array_equal(labels, np.arange(place.held)):
         raise RuntimeError(

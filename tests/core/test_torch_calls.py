@@ -143,7 +143,7 @@ def test_memory_is_shared_by_dlpack() -> None:
     ("name", "words"),
     [
         ("svd", r"numpy\.linalg\.svd\(x\.numpy\(\)\)"), ("sofmax", "softmax"), ("autocast", "no mixed precision"),
-        ("backends", "nothing to set"), ("zzz", "has no 'zzz'$"),
+        ("set_num_threads", "sx.init"), ("zzz", "has no 'zzz'$"),
     ],
 )  # fmt: skip
 def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
@@ -160,11 +160,38 @@ def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
         ("from sorix_dist.nn import SyncBatchNorm", "BatchNorm2d"),
         ("from sorix_dist.optim.lr_scheduler import StepLRR", "there is StepLR"),
         ("from sorix_dist.cuda import amp", "no mixed precision"),
+        ("from sorix_dist.cuda.amp import autocast", "no mixed precision"),
+        ("from sorix_dist.utils.tensorboard import SummaryWriter", r"sx.Recorder\(tensorboard=True\)"),
+        ("from sorix_dist.distributed.elastic.multiprocessing.errors import record", "sorix-dist run"),
+        ("import sorix_dist.distributed.nothing", "No module named 'sorix_dist.distributed.nothing'"),
+        ("from sorix_dist.autograd import Variable", "the tensor itself"),
     ],
 )
 def test_imports_of_missing_names_tell_the_nearest(line: str, words: str) -> None:
     with pytest.raises(ImportError, match=words):
         exec(line)
+
+
+def test_switches_of_gpu_libraries_have_no_effect() -> None:
+    import sorix_dist.backends.cudnn as cudnn
+
+    cudnn.benchmark = cudnn.deterministic = sx.backends.cuda.matmul.allow_tf32 = True
+    assert sx.backends.mps.is_available() is sx.cuda.is_bf16_supported() is False
+    assert sx.cuda.max_memory_allocated() == 0
+    sx.cuda.empty_cache()
+    with pytest.raises(RuntimeError, match="cuda is not available"):
+        sx.cuda.set_device(0)
+    assert str(sx.device("cuda", 1)) == "cuda:1"
+    assert nn.Linear(2, 2).to(memory_format=sx.channels_last)(X.contiguous(memory_format=sx.contiguous_format)).ndim
+
+
+def test_shapes_change_in_place() -> None:
+    x = sx.ones(3, 2)
+    assert x.unsqueeze_(0).transpose_(1, 2).shape == (1, 2, 3)
+    assert x.squeeze_().t_().stride() == (2, 1)
+    assert set(x.random_(5, 7).flatten().tolist()) <= {5, 6}
+    with sx.no_grad(), pytest.raises(RuntimeError, match="unsqueeze_ can't change the shape of a trained tensor"):
+        nn.Linear(2, 2).W.unsqueeze_(0)
 
 
 def test_layers_have_torchs_names_where_the_layout_is_the_same() -> None:

@@ -27,7 +27,7 @@ from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
 from sorix_dist.core.own_numbers import warn_of_own_positions
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
-from sorix_dist.core.tensor import Array, Tensor, shape_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 
 
 def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -106,7 +106,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
         if mask and place is not None and axis == place.axis:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
-        own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
+        own, other = (np.asarray(array_of(part)) for part in key)
         first = place.rows.start if rows is not None and shard_of(key[0]) is not None else 0
         if own.shape == other.shape == (place.held,) and np.array_equal(own - first, np.arange(place.held)):
             return tagged(take(bare(input), index=(own - first, other)), place)
@@ -207,7 +207,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
     (input, mask), place = aligned_operands("masked_select", rules.whole_sums((input, mask), "masked_select"))
-    flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
+    flags = np.asarray(array_of(mask))
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
@@ -260,7 +260,7 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
 @host
 def _indices(name: str, index: Any, limit: int) -> Array:
     """The index as integers in range; TypeError or IndexError (for the function `name`) otherwise."""
-    array = index.array if isinstance(index, Tensor) else np.asarray(index)
+    array = np.asarray(array_of(index))
     if array.dtype.kind not in "iu":
         if array.size:
             raise TypeError(f"{name}: indices must be integers, got dtype {array.dtype}")
