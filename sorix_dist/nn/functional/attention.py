@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import name_of
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.ops.activation import dropout
 from sorix_dist.core.ops.attention import attention, beside_queries
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -77,9 +79,10 @@ def scale_of(query: tuple[int, ...], scale: float | None = None) -> float:
 
 
 @host
+@lru_cache(maxsize=4)
 def causal_bias(length: int, keys: int, dtype: Any) -> Array:
-    """-inf where key j > query i, (length, keys)."""
-    return np.triu(np.full((length, keys), -np.inf, dtype), 1)
+    """-inf where key j > query i, (length, keys); read-only."""
+    return read_only(np.triu(np.full((length, keys), -np.inf, dtype), 1))
 
 
 def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: bool = True) -> Any:
