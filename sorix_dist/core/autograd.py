@@ -102,7 +102,7 @@ def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
     if rule is None or local.written:
         leaf.deposit(gradient if rule is None else rule(gradient, None))
         return
-    array = local.array if local.array is not None else local.place(leaf)
+    array = local.array if local.array is not None else local.allocated(leaf)
     part = rule(gradient, array)
     if part is not array:
         np.copyto(array, fit(part, leaf))

@@ -258,7 +258,7 @@ class Function:
     def _tag(cls, outputs: tuple[Any, ...], inputs: tuple[Any, ...]) -> None:
         """Tags outputs that came by NumPy as rows where they have as many as the inputs. A call of all ranks."""
         rows = next((place for x in inputs if (place := shard_of(x)) is not None), None)
-        if rows is None or (rows.group.single and not rows.group.ordered):
+        if rows is None or rows.group.has_all:
             return
         for output in outputs:
             if isinstance(output, Tensor) and output.place is None:

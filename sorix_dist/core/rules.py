@@ -295,7 +295,7 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     length = shape[-at]
     # Of rows that a mask has selected the ranks ask each other, whatever each holds of them: all must come here.
     of_all = (lead.batch.known is not None or not lead.group.isolated) and length == lead.total
-    if length == lead.held and (not of_all or (lead.group.single and not lead.group.ordered)):
+    if length == lead.held and (not of_all or lead.group.has_all):
         if lead.group.ordered and getattr(x, "origin", None) is not None and length != lead.total:
             raise RuntimeError(
                 f"reproducible mode: a tensor that has the {length} rows of this rank but is none of them, such as one "
@@ -325,10 +325,9 @@ def align(x: Any, like: Any, name: str) -> Any:
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
         _refuse_own_numbers(name, like, x, lead)
-        several = lead.group.ordered or not lead.group.single
-        if several and lead.batch.known is not None and shape[lead.axis] == lead.total:
+        if not lead.group.has_all and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and (place.group.ordered or not place.group.single):
+    elif isinstance(place, Shard) and lead is None and not place.group.has_all:
         others = shape_of(like)
         if place.axis < len(others) and others[place.axis] == place.total:
             return whole(x, name)

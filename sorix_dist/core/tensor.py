@@ -191,7 +191,7 @@ class Tensor:
         total = self.leaf.total
         if total.shown is not None:
             refuse_frozen(total.shown)
-        np.copyto(total.place(self.leaf), array, casting="same_kind")
+        np.copyto(total.allocated(self.leaf), array, casting="same_kind")
         total.written = True
         self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None
 

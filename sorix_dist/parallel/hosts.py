@@ -172,7 +172,7 @@ class HostsReducer(Reducer):
             if self._late[i].written:
                 self.withdrawn = True
                 self._waiting.add(i)
-                self.leaves[i].deposit(self._late[i].place(self.leaves[i]))
+                self.leaves[i].deposit(self._late[i].allocated(self.leaves[i]))
                 self._late[i].written = False
         self._diverted = len(self.leaves)
 

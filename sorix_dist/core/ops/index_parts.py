@@ -236,7 +236,7 @@ def _aligned(target: Tensor, x: Any, shape: tuple[int, ...], place: Any, key: An
         if rows is not None and (len(x.shape) - rows.axis != at or not rows.like(place)):
             x = whole(x, _NAME)
         return beside(x, place, at)
-    if rows is None or (rows.group.single and not rows.group.ordered):
+    if rows is None or rows.group.has_all:
         return x
     return x if _becomes_rows(target, rows, len(x.shape) - rows.axis, len(shape), key) else _of_all(x, shape)
 
@@ -296,5 +296,4 @@ def _pairs_with_own_rows(target: Tensor, parts: tuple[Any, ...]) -> bool:
 
 def _looks_up_rows(place: Shard, parts: tuple[Any, ...]) -> bool:
     """Whether an index has integers that are rows of a batch: they name positions, of other rows on every split."""
-    several = place.group.ordered or not place.group.single
-    return several and any(shard_of(part) is not None and not is_mask(part) for part in parts)
+    return not place.group.has_all and any(shard_of(part) is not None and not is_mask(part) for part in parts)
