@@ -80,7 +80,8 @@ def test_a_rank_that_died_before_mpi_is_named_before_those_that_its_launcher_end
     rows = status(0, 0), status(1, 0, state=State.IMPORTED, counts={}), status(2, 0, state=State.IMPORTED, counts={})
     assert fault_of(*rows, gone={1: None}) is None
     assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None, 2: 15, 0: 15}))
-    assert "rank 2 (pid 102) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 0, 2: 15}, gone_for=PATIENCE))
+    what = fault_of(*rows, gone={1: 0, 2: 15}, gone_for=PATIENCE)
+    assert "rank 2 (pid 102) was ended from outside by SIGTERM" in str(what)
 
 
 def test_a_rank_that_ended_while_another_waits_for_it() -> None:
