@@ -221,10 +221,10 @@ def _refuse_to_move(leaf: Leaf) -> None:
         )
 
 
-def _move_gradient(leaf: Leaf, place: Array | None) -> None:
-    """Moves the gradient of a leaf to `place`, or to private memory in the leaf's dtype."""
+def _move_gradient(leaf: Leaf, array: Array | None) -> None:
+    """Moves the gradient of a leaf to `array`, or to private memory in the leaf's dtype."""
     before = leaf.total
-    leaf.local = leaf.total = Accumulator(place)
+    leaf.local = leaf.total = Accumulator(array)
     if before.written and before.array is not None:
         np.copyto(leaf.total.allocated(leaf), before.array)
         leaf.total.written = True

@@ -151,25 +151,25 @@ def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool)
     """The gradients; those of Replicates are summed over the ranks, None if no rank has one. A call of all ranks."""
     from sorix_dist.core.ops.collective import summed
 
-    places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
+    replicates = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
     if group.ordered or group.isolated:
-        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in places):
+        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in replicates):
             raise RuntimeError(_OF_WEIGHTS)
         return parts
-    if not places:
+    if not replicates:
         return parts
-    used = np.array([parts[i] is not None for i in places], np.float64)
+    used = np.array([parts[i] is not None for i in replicates], np.float64)
     if create:
         used = group.reduce(used, "autograd.grad")
-        for i, flag in zip(places, used.tolist(), strict=True):
+        for i, flag in zip(replicates, used.tolist(), strict=True):
             if flag:
                 part = parts[i]
                 if part is None:  # other ranks differentiate through theirs: this rank takes part with zeros
                     part = Tensor(np.zeros(ins[i].shape, ins[i].array.dtype), requires_grad=True)
                 parts[i] = summed(part, group, "autograd.grad")
         return parts
-    for kind in dict.fromkeys(ins[i].array.dtype for i in places):  # one message for each dtype
-        same = [i for i in places if ins[i].array.dtype == kind]
+    for kind in dict.fromkeys(ins[i].array.dtype for i in replicates):  # one message for each dtype
+        same = [i for i in replicates if ins[i].array.dtype == kind]
         flags = np.array([parts[i] is not None for i in same], kind)
         flat = [np.zeros(ins[i].array.size, kind) if parts[i] is None else np.ravel(parts[i]) for i in same]
         total = group.reduce(np.concatenate([flags, *flat]), "autograd.grad")
@@ -280,13 +280,13 @@ class Function:
             return output
         answers: list[Any] = []  # the last incoming gradient, and what the backward returned for it
 
-        def of_input(place: int) -> Callable[[Any, Any], Any]:
+        def of_input(i: int) -> Callable[[Any, Any], Any]:
             def rule(g: Any, out: Any) -> Any:
                 if not answers or answers[0] is not g:
                     answers[:] = [g, cls._gradients(ctx, index, outputs, g, places, group)]
-                part = answers[1][place]
+                part = answers[1][i]
                 if part is None:
-                    edge = edges[place]
+                    edge = edges[i]
                     assert edge is not None
                     part = Tensor(np.zeros(edge.shape, edge.dtype))
                 return part if isinstance(g, Tensor) else as_array(part)
@@ -301,10 +301,10 @@ class Function:
         places = [x.place if isinstance(x, Tensor) else None for x in inputs]
         found = [p.group for p in (output.place, *places) if isinstance(p, Shard | Partial)]
         group = found[0] if found else None if sync is None else sync.group
-        about = Op(cls.__name__, (), None, True, cls.forward, cls.apply)
+        operation = Op(cls.__name__, (), None, True, cls.forward, cls.apply)
         result = Tensor.of(output.array)
         result.place = output.place
-        result.origin = recorded(about, rules, edges, sync, output.array)
+        result.origin = recorded(operation, rules, edges, sync, output.array)
         return result
 
     @classmethod

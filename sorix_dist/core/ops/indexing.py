@@ -56,7 +56,7 @@ def take(x: Any, *, index: Any) -> Any:
 def scatter_add_to(x: Any, *, index: Any, shape: Any, last: bool = False) -> Any:
     """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`.
 
-    last: the last of several elements for one place counts, and each gets the gradient of the place, as in PyTorch.
+    last: the last of several elements for one index counts, and each gets the gradient there, as in PyTorch.
     """
     zeros = np.zeros(shape, x.dtype)
     if last or _names_each_once(index):
@@ -171,7 +171,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
 
 def scattered(name: str, input: Any, dim: int, index: Any, src: Any, *, last: bool = False) -> Any:
     """Zeros in the shape of `input` with the elements of `src` where `gather` with the same `dim` and `index` would
-    read: their sum, or only the `last` for one place. name: that of the function, for errors."""
+    read: their sum, or only the `last` for one index. name: that of the function, for errors."""
     input, index, src = _of_each_row(name, input, dim, index, src)
     rows = shard_of(input) or shard_of(src)
     if rows is not None and shard_of(input) is None:
@@ -246,12 +246,12 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
         raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")
     above, below = max(diagonal, 0), max(-diagonal, 0)
     if len(shape) == 1:
-        places = np.arange(shape[0])
+        indices = np.arange(shape[0])
         size = shape[0] + above + below
-        result = scatter_add_to(input, index=(places + below, places + above), shape=(size, size))
+        result = scatter_add_to(input, index=(indices + below, indices + above), shape=(size, size))
     else:
-        places = np.arange(max(0, min(shape[0] - below, shape[1] - above)))
-        result = take(input, index=(places + below, places + above))
+        indices = np.arange(max(0, min(shape[0] - below, shape[1] - above)))
+        result = take(input, index=(indices + below, indices + above))
     if dtype is not None:
         result = cast(result, dtype)
     return result.detach().requires_grad_() if requires_grad else result
