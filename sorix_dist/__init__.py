@@ -13,7 +13,7 @@ from sorix_dist import comm
 
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, core, cuda, distributed, linalg, metrics, nn, optim, utils
+from sorix_dist import autograd, backends, core, cuda, distributed, linalg, metrics, nn, optim, utils
 from sorix_dist import parallel as _ranks
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
@@ -25,7 +25,7 @@ from sorix_dist.core.arguments import device
 from sorix_dist.core.compositions import *  # noqa: F403
 from sorix_dist.core.dtype import *  # noqa: F403
 from sorix_dist.core.functions import *  # noqa: F403
-from sorix_dist.core.keywords import missing_from
+from sorix_dist.core.keywords import MissingModules, missing_from
 from sorix_dist.core.random import Generator, manual_seed
 from sorix_dist.launch.spawn import Pool, run
 from sorix_dist.nn.summary import summary
@@ -40,13 +40,13 @@ from sorix_dist.train.recorder import Recorder
 from sorix_dist.train.stopping import EarlyStopping, Preemption
 from sorix_dist.watchdog.launcher import EXIT_PREEMPTED
 
-newaxis = None
+newaxis = channels_last = contiguous_format = preserve_format = None
 accelerator = cuda
 
 __all__ = [
     "__version__",
     # modules
-    "autograd", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
+    "autograd", "backends", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
     *_ranks.__all__, "Pool", "print", "run",
     # training
@@ -59,3 +59,4 @@ __all__ = [
 ]  # fmt: skip
 
 __getattr__ = missing_from(__name__, globals())
+_sys.meta_path.append(MissingModules)

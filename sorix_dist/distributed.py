@@ -20,8 +20,11 @@ from sorix_dist.parallel.world import rank as _rank
 __all__ = [
     "ReduceOp", "all_gather", "all_gather_object", "all_reduce", "barrier", "broadcast", "broadcast_object_list",
     "destroy_process_group", "get_backend", "get_rank", "get_world_size", "init_process_group", "is_available",
-    "is_initialized",
+    "is_initialized", "reduce",
 ]  # fmt: skip
+
+
+__path__: list[str] = []  # so that an import of torch.distributed's modules says what there is instead
 
 
 class ReduceOp(Enum):
@@ -106,6 +109,11 @@ def all_reduce(tensor: Any, op: ReduceOp = ReduceOp.SUM, group: Any = None, asyn
         collectives.average(tensor)
     else:
         collectives.all_reduce(tensor, op.value)
+
+
+def reduce(tensor: Any, dst: int = 0, op: ReduceOp = ReduceOp.SUM, group: Any = None, async_op: bool = False) -> None:
+    """`all_reduce`: not only rank `dst` gets the result."""
+    all_reduce(tensor, op, group, async_op)
 
 
 def broadcast(tensor: Any, src: int = 0, group: Any = None, async_op: bool = False) -> None:

@@ -15,6 +15,7 @@ from sorix_dist.core.arguments import as_path, raise_for_device
 from sorix_dist.nn import torch_state
 from sorix_dist.parallel import DistributedDataParallel
 from sorix_dist.store import tensorfile
+from sorix_dist.store.files import check_is_file
 from sorix_dist.store.packing import is_whole, pack, unpack
 
 
@@ -43,10 +44,7 @@ def save(obj: Any, f: Any) -> None:
         f.write(tensorfile.dump(arrays, text))
         return
     target = Path(os.path.realpath(as_path("save: f", f)))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "save: path is a folder", str(target))
-    if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "save: path is a pipe or a device, not a file", str(target))
+    check_is_file("save", target)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(target.parent))
     tensorfile.write(target, arrays, text)

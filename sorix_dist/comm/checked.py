@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
 from sorix_dist.comm.reduction import combined, write
-from sorix_dist.comm.waiting import waited
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.call_site import call_site
 from sorix_dist.watchdog.status_page import DEPTH, State
-from sorix_dist.watchdog.watch import Channel, CollectiveMismatch, RankPage
+from sorix_dist.watchdog.watch import Channel, CollectiveMismatch, RankPage, waited
 
 T = TypeVar("T")
 
@@ -319,28 +318,17 @@ class WatchedWindow:
         self.parts: list[NDArray[np.uint8]] = inner.parts
         self.local_rank = inner.local_rank
         self.sync = inner.sync
+        self.barrier: Callable[[], None] = partial(channel.call, _BARRIER, inner.barrier)
         self._channel = channel
-
-    def barrier(self) -> None:
-        if not self.parts:
-            self.inner.barrier()  # raises: it is closed
-        self._call(_BARRIER, self.inner.barrier)
 
     def close(self) -> None:
         if not self.parts:
             return
         self.parts = []
-        self._call(_CLOSE, self.inner.close)
-
-    def _call(self, signature: int, collective: Callable[[], None]) -> None:
         try:
-            self._channel.enter(signature)
-            collective()
-        except BaseException as error:
-            self._channel.refuse(error)
-            raise
+            self._channel.call(_CLOSE, self.inner.close)
         finally:
-            self._channel.leave()
+            self.barrier = self.inner.barrier  # raises: it is closed
 
 
 def agreed(comm: Comm) -> Comm:

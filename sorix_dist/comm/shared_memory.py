@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.protocol import SharedMemoryFull
-from sorix_dist.comm.waiting import waited
+from sorix_dist.watchdog.watch import waited
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = "/dev/shm"  # the folder of MPI's shared windows on Linux
 CACHE_LINE = 64
-SPINS = 1000  # reads of a counter before a rank that has a core of its own yields it
+BRIEF = 20  # reads of a counter, about a microsecond, that do not count as waiting: to count them takes nearly as long
+SPINS = 1000  # further reads before a rank that has a core of its own yields it
 YIELDS = 1000  # reads between which it yields the core, before it sleeps instead
 SLEEP = 50e-6  # seconds between two further reads
 _yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
@@ -119,6 +120,9 @@ class SpinBarrier:
         self._inside = False
 
     def _wait_for(self, other: memoryview, count: int, rank: int) -> None:
+        for _ in range(BRIEF):
+            if other[0] >= count:
+                return
         began, reads = perf_counter_ns(), 0
         for _ in range(self._spins):  # reads as often as possible: each is a delay of the step
             if other[0] >= count:

@@ -21,9 +21,8 @@ from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFail
 from sorix_dist.comm.reduction import combined, one_by_one, write
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
-from sorix_dist.comm.waiting import waited
 from sorix_dist.comm.world import using
-from sorix_dist.watchdog.watch import CollectiveMismatch
+from sorix_dist.watchdog.watch import CollectiveMismatch, waited
 
 ENDING = 2.0  # seconds that ranks have to end after an interrupt or a time-out
 

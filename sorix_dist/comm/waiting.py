@@ -10,34 +10,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import get_ident
-from time import perf_counter, perf_counter_ns, sleep
+from time import perf_counter, sleep
 from typing import Any
 
 from sorix_dist.comm.protocol import Started
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 
-UNKNOWN = -1  # stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it
-
 AWAKE, NAP, LONGEST = 50e-6, 50e-6, 1e-3
 """Seconds that a rank waits for a message from another host without sleeping, and that it then sleeps at a time, at
 least and at most: a sixteenth of what it has waited. The system receives meanwhile. Inside of MPI, and by waking up
 often, it would take the core from ranks and threads that compute."""
 
-listeners: dict[int, Callable[[int, int, int], None]] = {}
-"""By thread, a function that gets the start and the end of each wait in nanoseconds, and the rank waited for."""
-
-
 _interrupted: list[Any] = []
-
-
-def waited(since: int, rank: int = UNKNOWN) -> None:
-    """This rank has waited for another one since `since`, by `perf_counter_ns`."""
-    now = perf_counter_ns()
-    watch.add_waiting(now - since)
-    if listeners and (listener := listeners.get(get_ident())) is not None:
-        listener(since, now, rank)
 
 
 def waited_on_this_host(ranks: int) -> dict[int, float]:

@@ -18,7 +18,7 @@ from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops import reduce
 from sorix_dist.core.ops.elementwise import half_in_float32
 from sorix_dist.core.ops.shape import extents
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 # -- products
 
@@ -103,7 +103,7 @@ addr = _added(
 
 def in_one_dtype(*operands: Any, to_float: bool = False) -> list[Any]:
     """The tensors and arrays in the dtype of all together, so that no part of a composition is computed in another."""
-    kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in operands])
+    kind = common_dtype([*map(array_of, operands)])
     kind = np.dtype(np.float32) if kind is None or (to_float and kind.kind != "f") else kind
     numbers = [x if isinstance(x, Tensor) else Tensor(np.asarray(x, kind)) for x in operands]
     return [x if x.array.dtype == kind else x.astype(kind) for x in numbers]
@@ -178,18 +178,17 @@ def inv(A: Any) -> Any:
     return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=A.numpy().dtype))
 
 
+def _times_inverse(g: Any, a: Any) -> Any:
+    """Numbers, one for each matrix of a stack, times the transposed inverses of the matrices."""
+    identity = np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
+    return np.expand_dims(np.expand_dims(g, -1), -1) * like_input(solve_systems, np.swapaxes(a, -1, -2), identity)
+
+
 @op(promote="float", rule=rules.gathers)
 def determinant(a: Any) -> Any:
     """The determinants of square matrices."""
     value = np.asarray(np.linalg.det(a), a.dtype)
-
-    def to_a(g: Any, out: Any) -> Any:
-        turned = like_input(
-            solve_systems, np.swapaxes(a, -1, -2), np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
-        )
-        return np.expand_dims(np.expand_dims(g * value, -1), -1) * turned
-
-    return value, (to_a,)
+    return value, (lambda g, out: _times_inverse(g * value, a),)
 
 
 def det(A: Any) -> Any:
@@ -201,14 +200,7 @@ def det(A: Any) -> Any:
 @op(promote="float", rule=rules.gathers)
 def log_determinant(a: Any) -> Any:
     """The logarithms of the absolute values of the determinants of square matrices."""
-
-    def to_a(g: Any, out: Any) -> Any:
-        turned = like_input(
-            solve_systems, np.swapaxes(a, -1, -2), np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
-        )
-        return np.expand_dims(np.expand_dims(g, -1), -1) * turned
-
-    return np.asarray(np.linalg.slogdet(a)[1], a.dtype), (to_a,)
+    return np.asarray(np.linalg.slogdet(a)[1], a.dtype), (lambda g, out: _times_inverse(g, a),)
 
 
 class SignAndLogarithm(NamedTuple):

@@ -21,12 +21,13 @@ class device:  # noqa: N801 (PyTorch's name)
 
     __slots__ = ("index", "type")
 
-    def __init__(self, type: str | device) -> None:
-        name, _, index = str(type).partition(":")
-        if name not in ("cpu", "cuda", "gpu") or (index and not index.isdigit()):
+    def __init__(self, type: str | device, index: int | None = None) -> None:
+        name, _, number = str(type).partition(":")
+        number = number if index is None else str(index)
+        if name not in ("cpu", "cuda", "gpu") or (number and not number.isdigit()):
             raise ValueError(f"device must be 'cpu', got {type!r}")
         self.type = name
-        self.index = int(index) if index else None
+        self.index = int(number) if number else None
 
     def __str__(self) -> str:
         return self.type if self.index is None else f"{self.type}:{self.index}"

@@ -18,7 +18,7 @@ from sorix_dist.core.arrange import *  # noqa: F403
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.keywords import with_torch_keywords
-from sorix_dist.core.ops.elementwise import mul
+from sorix_dist.core.ops.elementwise import mul, rounded_quotient
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.statistics import *  # noqa: F403
 from sorix_dist.core.tensor import Tensor
@@ -33,10 +33,13 @@ for _methods in (algebra.METHODS, arrange.METHODS, statistics.METHODS):
 
 
 _CHANGING = (
-    "abs", "addcdiv", "addcmul", "ceil", "cos", "erf", "exp", "floor", "floor_divide", "index_add",
-    "index_copy", "index_fill", "lerp", "log", "logical_not", "masked_fill", "nan_to_num", "neg", "pow", "reciprocal",
-    "relu", "remainder", "round", "rsqrt", "scatter", "scatter_add", "sigmoid", "sign", "sin", "sqrt", "square", "tanh",
-    "tril", "triu", "trunc",
+    "abs", "acos", "acosh", "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "asin", "asinh", "atan", "atan2",
+    "atanh", "baddbmm", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp_max", "clamp_min",
+    "cos", "cosh", "cumprod", "cumsum", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor",
+    "floor_divide", "fmod", "frac", "ge", "gt", "hypot", "index_add", "index_copy", "index_fill", "le", "lerp", "log",
+    "log10", "log1p", "log2", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt", "masked_fill",
+    "nan_to_num", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "scatter", "scatter_add",
+    "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "tril", "triu", "trunc", "xlogy",
 )  # fmt: skip
 
 
@@ -44,7 +47,7 @@ def _changing(name: str) -> Callable[..., Tensor]:
     plain = getattr(Tensor, name)
 
     def method(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        return methods.copy_(self, plain(self, *arguments, **options))
+        return methods.copy_(self, methods.fitting(self, plain(self, *arguments, **options)))
 
     method.__name__ = method.__qualname__ = f"{name}_"
     method.__doc__ = f"`{name}` in place; returns this tensor."
@@ -60,6 +63,13 @@ def _scaled(name: str) -> Callable[..., Tensor]:
     method.__name__ = method.__qualname__ = f"{name}_"
     method.__doc__ = f"self {'+' if name == 'add' else '-'} alpha * other, in place; returns this tensor."
     return method
+
+
+def div_(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """`div` in place; returns this tensor."""
+    if rounding_mode is None:
+        return methods.div_(self, other)
+    return methods.copy_(self, methods.fitting(self, rounded_quotient(self, other, mode=rounding_mode)))
 
 
 def _drawn(self: Tensor, numbers: Any) -> Tensor:
@@ -92,6 +102,28 @@ def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
     return _drawn(self, _by_row(self, random.uniform_by_row, random.generator().random) < p)
 
 
+def random_(self: Tensor, *bounds: int) -> Tensor:
+    """Integers drawn uniformly from [0, to) or, with two bounds, [from, to), in place."""
+    low, high = bounds if len(bounds) == 2 else (0, *bounds)
+    return _drawn(self, low + np.floor(_by_row(self, random.uniform_by_row, random.generator().random) * (high - low)))
+
+
+def _reshaping(name: str) -> Callable[..., Tensor]:
+    plain = getattr(Tensor, name)
+
+    def method(self: Tensor, *dims: Any) -> Tensor:
+        methods.target(self)
+        if self.leaf is not None:
+            raise RuntimeError(f"{name}_ can't change the shape of a trained tensor; use {name}")
+        turned = plain(self.detach(), *dims)
+        self.array, self.place = turned.array, turned.place
+        return self
+
+    method.__name__ = method.__qualname__ = f"{name}_"
+    method.__doc__ = f"`{name}` of this tensor itself, which shares the memory; returns it."
+    return method
+
+
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A method that makes a tensor of this one's dtype, unless another is given."""
 
@@ -112,7 +144,8 @@ def is_contiguous(self: Tensor) -> bool:
 METHODS: dict[str, Callable[..., Any]] = {
     **{f"{name}_": _changing(name) for name in _CHANGING},
     **{f"{name}_": _scaled(name) for name in ("add", "sub")},
-    **{f.__name__: f for f in (uniform_, normal_, bernoulli_)},
+    **{f"{name}_": _reshaping(name) for name in ("squeeze", "swapaxes", "t", "transpose", "unsqueeze")},
+    **{f.__name__: f for f in (div_, uniform_, normal_, bernoulli_, random_)},
     **{
         f"new_{make.__name__}": _new(make)
         for make in (create.zeros, create.ones, create.empty, create.full, create.tensor)
@@ -123,6 +156,11 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ndimension": lambda self: self.array.ndim,
     "element_size": lambda self: self.array.itemsize,
     "is_contiguous": is_contiguous,
+    "stride": lambda self, dim=None: tuple(n // self.array.itemsize for n in self.array.strides)[
+        slice(None) if dim is None else dim
+    ],
+    "data_ptr": lambda self: self.array.ctypes.data,
+    **dict.fromkeys(("pin_memory", "share_memory_"), methods.cpu),
 }
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, with_torch_keywords(_method))

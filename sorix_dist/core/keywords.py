@@ -86,12 +86,24 @@ _PRECISION = "dtype=: there is no mixed precision"
 _INSTEAD = {
     **{name: _NUMPY.format(f"linalg.{name}") for name in ("svd", "qr", "eigh", "eig", "pinv", "lstsq")},
     **{name: f"linalg.{name}" for name in ("cholesky", "slogdet", "det", "inv", "solve")},
-    **{name: _NUMPY.format(name) for name in ("quantile", "histogram", "fft", "cov", "corrcoef", "gcd", "lcm")},
+    **{name: _NUMPY.format(name) for name in ("quantile", "histogram", "cov", "corrcoef", "gcd", "lcm")},
+    "fft": _NUMPY.format("fft.fft"),
     **dict.fromkeys(("pack_padded_sequence", "pad_packed_sequence", "pack_sequence"), _PADDED),
     **dict.fromkeys(("amp", "autocast", "GradScaler"), _PRECISION),
     **dict.fromkeys(("DataParallel", "parallel"), "sx.DistributedDataParallel"),
     "new_group": "DistributedDataParallel(model, comm=) with a communicator of mpi4py",
-    "backends": "nothing to set: NumPy computes on the CPU", "set_num_threads": "sx.init(threads=)",
+    "set_num_threads": "sx.init(threads=)", "set_default_dtype": "dtype=, or double() of a module",
+    "get_default_dtype": "sx.float32, the dtype of layers unless told", "set_printoptions": "numpy.set_printoptions",
+    **dict.fromkeys(("seed", "initial_seed", "random"), "sx.manual_seed(seed)"),
+    **dict.fromkeys(("get_rng_state", "set_rng_state"), "sx.Checkpointer, which saves how far random numbers came"),
+    **dict.fromkeys(("detect_anomaly", "set_detect_anomaly"), "nothing to switch on: a NaN in a gradient raises"),
+    **dict.fromkeys(("current_device", "get_device_name", "get_device_properties", "xpu"), "the CPU"),
+    "bfloat16": "float16, float32, float64: NumPy has no other floats", "Variable": "the tensor itself",
+    **dict.fromkeys(("multiprocessing", "elastic"), "sx.run(), or `sorix-dist run -n 4 SCRIPT`, which start ranks"),
+    "tensorboard": "sx.Recorder(tensorboard=True)", "profiler": "sx.profile", "fsdp": "sx.DistributedDataParallel",
+    "modules": "sx.nn", "testing": "numpy.testing", "version": "sx.__version__", "hub": "sx.load(path)",
+    "onnx": "sx.to_torch_state(model), for an export by PyTorch", "vmap": "broadcasting", "func": "sx.autograd.grad",
+    "dataloader": "sx.utils.data", "ZeroRedundancyOptimizer": "any optimizer", "special": "sx.erf and its kin",
     "use_deterministic_algorithms": "sx.init(virtual_shards=8), for the same bits on any number of ranks",
     "jit": "the model itself: there is nothing to compile", "nanmedian": "median", "kthvalue": "sort", "mode": "unique",
     "concatenate_": "cat", "complex64": "two tensors, for the real and the imaginary part",
@@ -123,3 +135,14 @@ def missing_from(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
         raise error(f"module {module!r} has no {name!r}{f'; there is {near}' if near else ''}")
 
     return missing
+
+
+class MissingModules:
+    """The last finder of modules: it says what there is instead of a module of PyTorch that this package lacks."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """ModuleNotFoundError for a known module of PyTorch; None for any other name."""
+        parent, _, last = name.rpartition(".")
+        if name.startswith("sorix_dist.") and last in _INSTEAD:
+            raise ModuleNotFoundError(f"module {parent!r} has no {last!r}; there is {_INSTEAD[last]}", name=name)

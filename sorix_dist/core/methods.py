@@ -23,7 +23,7 @@ from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.index_parts import assign, written
 from sorix_dist.core.placement import Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, array_of
 
 
 def astype(self: Tensor, dtype: Any) -> Tensor:
@@ -81,7 +81,7 @@ def _converter(kind: types.DType) -> Callable[[Tensor], Tensor]:
 _REFUSED = "In-place operations are not allowed on a tensor that requires grad"
 
 
-def _target(tensor: Tensor, *others: Any) -> Array:
+def target(tensor: Tensor, *others: Any) -> Array:
     """The array to write to; RuntimeError where a recorded graph could miss the change.
 
     A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
@@ -128,16 +128,22 @@ def _become(self: Tensor, value: Tensor) -> Tensor:
     return self
 
 
-def _rewritten(self: Tensor, value: Tensor) -> Tensor:
-    if not np.can_cast(value.array.dtype, self.array.dtype, "same_kind"):
+def fitting(self: Tensor, value: Tensor) -> Tensor:
+    """`value`; TypeError if it is of a higher kind (bool, integer, float) than the tensor that it is written to."""
+    first, second = ("biuf".index(x.array.dtype.kind) for x in (value, self))
+    if first > max(second, 2 if second else 0):  # any integer fits any other
         raise TypeError(f"a result of {value.array.dtype} can't be written to a tensor of {self.array.dtype}")
-    tally.write(self, ..., value)
+    return value
+
+
+def _rewritten(self: Tensor, value: Tensor) -> Tensor:
+    tally.write(self, ..., fitting(self, value))
     return self
 
 
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
-        array = _target(self, other)
+        array = target(self, other)
         if isinstance(self.place, Partial):
             return _become(self, OF_NUMPY[ufunc](self.detach(), other))
         if (counted := _counted(self, other)) is not None:
@@ -154,7 +160,7 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
-    array = _target(self, value)
+    array = target(self, value)
     if (counted := _counted(self, value)) is not None:
         tally.write(self, ..., *counted)
     else:
@@ -169,7 +175,7 @@ def zero_(self: Tensor) -> Tensor:
 
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
-    array = _target(self, src)
+    array = target(self, src)
     if (counted := _counted(self, src)) is not None:
         tally.write(self, ..., *counted)
     else:
@@ -181,7 +187,7 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """Elements below `min` and above `max` become those, in place; returns this tensor."""
     if min is None and max is None:
         raise ValueError("clamp_: at least one of min and max must be given, got None for both")
-    array = _target(self, min, max)
+    array = target(self, min, max)
     if (counted := _counted(self, min, max)) is not None:
         return _rewritten(self, choose.clamp(self, *counted))
     if min is not None:
@@ -263,7 +269,7 @@ def _iterate(self: Tensor) -> Any:
 def _contains(self: Tensor, value: Any) -> bool:
     if recorders:
         outside("`in` reads the numbers of a tensor inside of the step")
-    return bool(np.any(whole(self, "in").array == getattr(value, "array", value)))
+    return bool(np.any(whole(self, "in").array == array_of(value)))
 
 
 _Table = dict[str, Callable[..., Any]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.keywords import missing_from
 
 
@@ -10,9 +13,15 @@ def is_available(verbose: bool = False) -> bool:
     return False
 
 
-def device_count() -> int:
+is_initialized = is_bf16_supported = is_available
+
+
+def device_count(device: Any = None) -> int:
     """0: tensors are on the CPU."""
     return 0
+
+
+memory_allocated = max_memory_allocated = memory_reserved = max_memory_reserved = device_count
 
 
 def current_accelerator(check_available: bool = False) -> None:
@@ -23,6 +32,17 @@ def manual_seed(seed: int) -> None:
     """Nothing: `sx.manual_seed` starts all random numbers."""
 
 
+def empty_cache(device: Any = None) -> None:
+    """Nothing: there is no GPU, whose work or memory this could be about."""
+
+
 manual_seed_all = manual_seed
+ipc_collect = reset_peak_memory_stats = synchronize = empty_cache
+
+
+def set_device(device: Any) -> None:
+    """RuntimeError: there is no GPU to choose."""
+    raise_for_device("cuda")
+
 
 __getattr__ = missing_from(__name__, globals())

@@ -30,7 +30,9 @@ def is_live() -> bool:
 
     if LIVE in os.environ or type(sys.stdout).__module__.startswith("ipykernel"):
         return True
-    return sys.stdout.isatty() and detect(os.environ) is None  # Open MPI gives ranks terminals that lead into files
+    at_terminal = getattr(sys.stdout, "isatty", None)  # a program may have put anything there, or nothing
+    # Open MPI gives ranks terminals that lead into files.
+    return at_terminal is not None and at_terminal() and detect(os.environ) is None
 
 
 def live_environment() -> dict[str, str]:
@@ -98,8 +100,7 @@ class Output:
     def _write(self, line: str, end: str) -> None:
         """Writes over the unfinished line that is shown."""
         clear = f"\r{' ' * self._unfinished}\r" if self._unfinished else ""
-        sys.stdout.write(f"{clear}{line}{end}")
-        sys.stdout.flush()
+        print(f"{clear}{line}", end=end, flush=hasattr(sys.stdout, "flush"))
         self._unfinished = 0 if end else len(line)
 
     def __enter__(self) -> Output:
@@ -121,7 +122,8 @@ def _as_seen(line: bytes) -> str:
 
 _RANK = "r=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}"
 _FILE = (
-    f'{_RANK}; mkdir -p "$1" && f="$1/rank-$r.log" && : >>"$f" || exit 1; shift; '
+    f'{_RANK}; mkdir -p "$1" && f="$1/rank-$r.log" || exit 1; '
+    'if [ -p "$f" ]; then echo "$f is a pipe, not a file" >&2; exit 1; fi; : >>"$f" || exit 1; shift; '
     '[ ! -s "$f" ] || echo "---- started again at $(date "+%Y-%m-%d %H:%M:%S")" >>"$f"; '
 )
 _TO_FILE = _FILE + 'exec "$@" >>"$f" 2>&1'

@@ -20,27 +20,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Activation(FunctionLayer):
-    def __init__(self, inplace: bool = False) -> None:  # inplace is ignored
-        pass
-
-
-class ReLU(_Activation):
-    """max(x, 0)."""
+class ReLU(FunctionLayer):
+    function = staticmethod(F.relu)
 
     def forward(self, x: Any) -> Tensor:
         return relu(x)
 
 
-class ReLU6(_Activation):
+class ReLU6(FunctionLayer):
     function = staticmethod(F.relu6)
 
 
-class LeakyReLU(_Activation):
-    function, _options = staticmethod(F.leaky_relu), ("negative_slope",)
-
-    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
-        self.negative_slope = negative_slope
+class LeakyReLU(FunctionLayer):
+    function = staticmethod(F.leaky_relu)
 
 
 class PReLU(Module):
@@ -60,85 +52,71 @@ class PReLU(Module):
         return f"num_parameters={self.weight.array.size}"
 
 
-class Sigmoid(_Activation):
+class Sigmoid(FunctionLayer):
     function = staticmethod(F.sigmoid)
 
 
-class LogSigmoid(_Activation):
+class LogSigmoid(FunctionLayer):
     function = staticmethod(F.logsigmoid)
 
 
-class Hardsigmoid(_Activation):
+class Hardsigmoid(FunctionLayer):
     function = staticmethod(F.hardsigmoid)
 
 
-class Tanh(_Activation):
+class Tanh(FunctionLayer):
     function = staticmethod(F.tanh)
 
 
-class Hardtanh(_Activation):
-    function, _options = staticmethod(F.hardtanh), ("min_val", "max_val")
-
-    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
-        self.min_val, self.max_val = min_val, max_val
+class Hardtanh(FunctionLayer):
+    function = staticmethod(F.hardtanh)
 
 
-class SiLU(_Activation):
+class SiLU(FunctionLayer):
     function = staticmethod(F.silu)
 
 
-class Mish(_Activation):
+class Mish(FunctionLayer):
     function = staticmethod(F.mish)
 
 
-class Hardswish(_Activation):
+class Hardswish(FunctionLayer):
     function = staticmethod(F.hardswish)
 
 
-class GELU(_Activation):
-    function, _options = staticmethod(F.gelu), ("approximate",)
+class GELU(FunctionLayer):
+    function = staticmethod(F.gelu)
 
-    def __init__(self, approximate: str = "tanh") -> None:
-        one_of("GELU: approximate", approximate, "tanh", "none")
-        self.approximate = approximate
-
-
-class ELU(_Activation):
-    function, _options = staticmethod(F.elu), ("alpha",)
-
-    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
-        self.alpha = alpha
+    def _complete(self) -> None:
+        one_of("GELU: approximate", self.approximate, "tanh", "none")
 
 
-class SELU(_Activation):
+class ELU(FunctionLayer):
+    function = staticmethod(F.elu)
+
+
+class SELU(FunctionLayer):
     function = staticmethod(F.selu)
 
 
-class Softplus(_Activation):
-    function, _options = staticmethod(F.softplus), ("beta", "threshold")
+class Softplus(FunctionLayer):
+    function = staticmethod(F.softplus)
 
-    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
-        in_range("Softplus: beta", beta, 0, above=True)
-        self.beta, self.threshold = beta, threshold
+    def _complete(self) -> None:
+        in_range("Softplus: beta", self.beta, 0, above=True)
 
 
-class Softsign(_Activation):
+class Softsign(FunctionLayer):
     function = staticmethod(F.softsign)
 
 
-class GLU(_Activation):
-    function, _options = staticmethod(F.glu), ("dim",)
-
-    def __init__(self, dim: int = -1) -> None:
-        self.dim = dim
+class GLU(FunctionLayer):
+    function = staticmethod(F.glu)
 
 
-class Softmax(_Activation):
-    function, _options = staticmethod(F.softmax), ("dim",)
-
-    def __init__(self, dim: int | None = None) -> None:
-        self.dim = dim
+class Softmax(FunctionLayer):
+    function = staticmethod(F.softmax)
 
 
-class LogSoftmax(Softmax):
+class LogSoftmax(FunctionLayer):
     function = staticmethod(F.log_softmax)

@@ -105,9 +105,9 @@ class _Convolution(Module):
                     f"at most {size - spare} for an input of shape {tuple(x.shape)}"
                 )
         mode: Any = MODES[self.padding_mode]
-        places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(sizes, around, strict=True)]
+        indices = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(sizes, around, strict=True)]
         lead = [slice(None)] * (np.ndim(x) - self.dims)
-        return take(x, index=(*lead, *np.ix_(*places))), 0
+        return take(x, index=(*lead, *np.ix_(*indices))), 0
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -201,8 +201,7 @@ class MaxPool2d(FunctionLayer):
     """
 
     function: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool2d)
-    _options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    _in_repr = _options[:-1]
+    _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def __init__(
         self,
@@ -244,20 +243,11 @@ class AvgPool1d(FunctionLayer):
     """
 
     function = staticmethod(F.avg_pool1d)
-    _options: ClassVar[tuple[str, ...]] = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
     _in_repr = ("kernel_size", "stride", "padding")
+    stride: Any
 
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-    ) -> None:
-        self.kernel_size, self.padding, self.ceil_mode = kernel_size, padding, ceil_mode
-        self.stride = kernel_size if stride is None else stride
-        self.count_include_pad = count_include_pad
+    def _complete(self) -> None:
+        self.stride = self.kernel_size if self.stride is None else self.stride
 
 
 class AvgPool2d(AvgPool1d):
@@ -267,32 +257,15 @@ class AvgPool2d(AvgPool1d):
     """
 
     function = staticmethod(F.avg_pool2d)
-    _options = (*AvgPool1d._options, "divisor_override")
-
-    def __init__(
-        self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad)
-        self.divisor_override = divisor_override
 
 
 class AdaptiveAvgPool2d(FunctionLayer):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
 
     function = staticmethod(F.adaptive_avg_pool2d)
-    _options = ("output_size",)
-
-    def __init__(self, output_size: Any) -> None:
-        self.output_size = output_size
 
 
-class AdaptiveAvgPool1d(AdaptiveAvgPool2d):
+class AdaptiveAvgPool1d(FunctionLayer):
     """The means of output_size windows that cover each sequence."""
 
     function = staticmethod(F.adaptive_avg_pool1d)

@@ -208,7 +208,7 @@ class Identity(Module):
 class Flatten(FunctionLayer):
     """Joins the dimensions from `start_dim` to `end_dim` into one; by default all but the batch."""
 
-    function, _options = staticmethod(flatten), ("start_dim", "end_dim")
+    function = staticmethod(flatten)
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         self.start_dim, self.end_dim = start_dim, end_dim
@@ -226,30 +226,14 @@ class Unflatten(FunctionLayer):
 class PixelShuffle(FunctionLayer):
     """(N, C r², H, W) as (N, C, H r, W r), where r is `upscale_factor` (Shi et al. 2016)."""
 
-    function, _options = staticmethod(F.pixel_shuffle), ("upscale_factor",)
-
-    def __init__(self, upscale_factor: int) -> None:
-        self.upscale_factor = upscale_factor
+    function = staticmethod(F.pixel_shuffle)
 
 
 class Upsample(FunctionLayer):
     """Sequences, images or volumes in another size; arguments as for `F.interpolate`."""
 
-    function, _options = staticmethod(F.interpolate), (
-        "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor",
-    )  # fmt: skip
+    function = staticmethod(F.interpolate)
     _in_repr = ("size", "scale_factor", "mode")
-
-    def __init__(
-        self,
-        size: Any = None,
-        scale_factor: Any = None,
-        mode: str = "nearest",
-        align_corners: bool | None = None,
-        recompute_scale_factor: bool | None = None,
-    ) -> None:
-        self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
-        self.recompute_scale_factor = recompute_scale_factor
 
 
 class ZeroPad2d(FunctionLayer):

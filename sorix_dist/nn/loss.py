@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -31,18 +32,14 @@ class _Loss(FunctionLayer):
 
     _hook: Callable[[Any], None]
 
-    _options: ClassVar[tuple[str, ...]] = ("reduction",)
+    inputs = 2
     _of_rows: ClassVar[tuple[str, ...]] = ()  # arrays that may belong to this rank's rows
 
     reductions: ClassVar[tuple[str, ...]] = F.REDUCTIONS
 
-    def __init__(self, reduction: str = "mean") -> None:
-        self._set(reduction)
-
-    def _set(self, reduction: str, **numbers: float) -> None:
-        F.check_options(type(self).__name__, reduction, self.reductions, **numbers)
-        self.reduction = reduction
-        vars(self).update(numbers)
+    def _complete(self) -> None:
+        numbers = {name: getattr(self, name) for name in F.BOUNDS if name in self._options}
+        F.check_options(type(self).__name__, self.reduction, self.reductions, **numbers)
 
     def _weights(self, name: str, value: Any) -> None:
         """Makes factors for classes a buffer: `double()` and its like convert it, states have it."""
@@ -50,7 +47,8 @@ class _Loss(FunctionLayer):
         self.register_buffer(name, None if value is None else as_array(value, name=f"{type(self).__name__}: {name}"))
 
     def forward(self, *inputs: Any) -> Tensor:
-        return self.function(*inputs, **{name: getattr(self, name) for name in self._options})
+        options = dict(zip(self._options, map(partial(getattr, self), self._options)))  # without a call of Python's
+        return self.function(*inputs, **options)
 
     def extra_repr(self) -> str:
         return ""
@@ -100,8 +98,7 @@ class CrossEntropyLoss(_Loss):
     batch; of no rows (an empty shard), or where nothing counts, it is 0.
     """
 
-    weight: Tensor | None
-    label_smoothing: float
+    function = staticmethod(F.cross_entropy)
 
     def __init__(
         self,
@@ -111,28 +108,18 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        self._set(reduction, label_smoothing=label_smoothing)
+        self.reduction, self.label_smoothing, self.one_hot = reduction, label_smoothing, one_hot
+        self._complete()
         self._weights("weight", weight)
-        self.one_hot = one_hot
         self.ignore_index = int_or_none("CrossEntropyLoss: ignore_index", ignore_index)
-
-    def forward(self, y_pred: Any, y_real: Any) -> Tensor:  # type: ignore[override]
-        return F.cross_entropy(
-            y_pred,
-            y_real,
-            self.weight,
-            one_hot=self.one_hot,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-        )
 
 
 class NLLLoss(_Loss):
-    function, _options = staticmethod(F.nll_loss), ("weight", "ignore_index", "reduction")
+    function = staticmethod(F.nll_loss)
 
     def __init__(self, weight: Any = None, ignore_index: int | None = None, reduction: str = "mean") -> None:
-        super().__init__(reduction)
+        self.reduction = reduction
+        self._complete()
         self._weights("weight", weight)
         self.ignore_index = int_or_none("NLLLoss: ignore_index", ignore_index)
 
@@ -146,78 +133,47 @@ class L1Loss(_Loss):
 
 
 class SmoothL1Loss(_Loss):
-    function, _options = staticmethod(F.smooth_l1_loss), ("reduction", "beta")
-
-    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
-        self._set(reduction, beta=beta)
+    function = staticmethod(F.smooth_l1_loss)
 
 
 class HuberLoss(_Loss):
-    function, _options = staticmethod(F.huber_loss), ("reduction", "delta")
-
-    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
-        self._set(reduction, delta=delta)
+    function = staticmethod(F.huber_loss)
 
 
 class BCELoss(_Loss):
     """The cross-entropy of probabilities of yes in [0, 1]; BCEWithLogitsLoss is exact and takes raw scores."""
 
-    function, _options = staticmethod(F.binary_cross_entropy), ("weight", "reduction")
+    function = staticmethod(F.binary_cross_entropy)
     _of_rows = ("weight",)
-
-    def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.weight = weight
 
 
 class BCEWithLogitsLoss(_Loss):
     """The cross-entropy of yes and no from raw scores; pos_weight: factors for what is yes."""
 
     function = staticmethod(F.binary_cross_entropy_with_logits)
-    _options = ("weight", "reduction", "pos_weight")
     _of_rows = ("weight",)
 
     def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
-        super().__init__(reduction)
-        self.weight = weight
+        self.weight, self.reduction = weight, reduction
+        self._complete()
         self._weights("pos_weight", pos_weight)
 
 
 class KLDivLoss(_Loss):
-    function, _options = staticmethod(F.kl_div), ("reduction", "log_target")
-    reductions = (*F.REDUCTIONS, "batchmean")
-
-    def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
-        super().__init__(reduction)
-        self.log_target = log_target
+    function, reductions = staticmethod(F.kl_div), (*F.REDUCTIONS, "batchmean")
 
 
 class TripletMarginLoss(_Loss):
-    function = staticmethod(distance.triplet_margin_loss)
-    _options = ("margin", "p", "eps", "swap", "reduction")
-
-    def __init__(
-        self, margin: float = 1.0, p: float = 2.0, eps: float = 1e-6, swap: bool = False, reduction: str = "mean"
-    ) -> None:
-        super().__init__(reduction)
-        self.margin, self.p, self.eps, self.swap = margin, p, eps, swap
+    function, inputs = staticmethod(distance.triplet_margin_loss), 3
 
 
 class MarginRankingLoss(_Loss):
-    function, _options = staticmethod(distance.margin_ranking_loss), ("margin", "reduction")
-
-    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.margin = margin
+    function, inputs = staticmethod(distance.margin_ranking_loss), 3
 
 
-class CosineEmbeddingLoss(MarginRankingLoss):
-    function = staticmethod(distance.cosine_embedding_loss)
+class CosineEmbeddingLoss(_Loss):
+    function, inputs = staticmethod(distance.cosine_embedding_loss), 3
 
 
 class GaussianNLLLoss(_Loss):
-    function, _options = staticmethod(distance.gaussian_nll_loss), ("full", "eps", "reduction")
-
-    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.full, self.eps = full, eps
+    function, inputs = staticmethod(distance.gaussian_nll_loss), 3

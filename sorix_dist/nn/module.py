@@ -328,11 +328,13 @@ class Module:
         """This module, whose parameters are on the CPU."""
         return self
 
-    def to(self, *wanted: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> Self:
+    def to(self, *wanted: Any, device: Any = None, dtype: Any = None, **without_effect: Any) -> Self:
         """This module, converted to a floating point dtype if one is given, such as `to(sx.float64)`.
 
-        The device can only be "cpu", else RuntimeError or ValueError; `non_blocking` is ignored.
+        The device can only be "cpu", else RuntimeError or ValueError; non_blocking and memory_format are ignored.
         """
+        if unknown := without_effect.keys() - {"memory_format", "non_blocking"}:
+            raise TypeError(f"Module.to() got an unexpected keyword argument {min(unknown)!r}")
         for entry in wanted:
             if isinstance(entry, str | DType | np.dtype | type) and names_dtype(entry):
                 dtype = entry

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+import inspect
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from itertools import count
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_list
@@ -16,24 +17,58 @@ __all__ = ["Module", "ModuleDict", "ModuleList", "ParameterList", "Sequential"]
 
 
 class FunctionLayer(Module):
-    """A function as a layer: of the input, and of the attributes that `_options` names, in this order.
+    """A function as a layer, which is called with the function's first parameters. The others are options: arguments of
+    the constructor, with the same defaults, and attributes of the layer.
 
-    A subclass without a docstring has that of its function.
+    A subclass may have a constructor of its own, and without a docstring it has that of the function.
+    inputs: the number of the first parameters.
     """
 
-    function: ClassVar[Callable[..., Tensor]]
+    function: ClassVar[Callable[..., Any]]
+    inputs: ClassVar[int] = 1
     _options: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
+        if "function" in vars(cls):
+            options = [*inspect.signature(cls.function).parameters.values()][cls.inputs :]
+            if "_options" not in vars(cls):
+                cls._options = tuple(option.name for option in options if option.name != "inplace")
+            if cls.__doc__ is None:
+                cls.__doc__ = cls.function.__doc__
+            if cls.__init__ is object.__init__ or hasattr(cls.__init__, "__signature__"):
+                cls.__init__ = _constructor(options)  # type: ignore[method-assign]
         super().__init_subclass__()
-        if cls.__doc__ is None and "function" in vars(cls):
-            cls.__doc__ = cls.function.__doc__
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *options: Any, **named: Any) -> None: ...
+
+    def _complete(self) -> None:
+        """Completes the options, and raises for those that make no sense."""
 
     def forward(self, x: Any) -> Tensor:
         return self.function(x, *[getattr(self, name) for name in self._options])
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr or self._options)
+
+
+def _constructor(options: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """The constructor of a layer with these options; `inplace` is ignored."""
+    own = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *options])
+
+    def __init__(self: FunctionLayer, *values: Any, **named: Any) -> None:
+        try:
+            given = own.bind(self, *values, **named)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        given.apply_defaults()
+        for name in self._options:
+            setattr(self, name, given.arguments[name])
+        self._complete()
+
+    __init__.__signature__ = own  # type: ignore[attr-defined]
+    return __init__
 
 
 class _Named(Module):

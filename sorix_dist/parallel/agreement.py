@@ -109,18 +109,19 @@ class SharedMemoryConsensus:
     def agree(
         self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
-        now, sums, count = self._next, [], min(len(values), MOST_VALUES)
-        own = now.floats[self._own]
-        for i in range(count):
-            own[-i] = values[i]
+        rows, floats, sums = self._next.all, self._next.floats, []
+        carried = values if len(values) <= MOST_VALUES else []
+        own = floats[self._own]
+        for i, value in enumerate(carried):
+            own[-i] = value
         same = self._compare(packed(fingerprint, numbers, used))
-        for i in range(count):
+        for i in range(len(carried)):
             total = 0.0
-            for row in now.floats:
+            for row in floats:
                 total += row[-i]
             sums.append(total)
-        found = (None, numbers, sums, True) if same else merged(now.all, sums)
-        return found if len(values) == count else with_many_values(found, values, self.comm)
+        found = (None, numbers, sums, True) if same else merged(rows, sums)
+        return found if carried is values else with_many_values(found, values, self.comm)
 
     def commit(self, fine: bool) -> bool:
         return self._compare(b"\0" if fine else b"\1") and fine

@@ -15,6 +15,7 @@ from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import replicated as replicated_by_all
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.placement import REPLICATE, SUM, Batch, Partial, Rows, Shard, Tally, tagged
+from sorix_dist.core.tensor import array_of
 from sorix_dist.parallel.groups import OfWorker
 from sorix_dist.parallel.world import current_group, world
 
@@ -54,7 +55,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
         elif x.place is REPLICATE and op == "sum":
             _refuse_global()
-    world().all_reduce(_memory(cast(Any, x)), op)
+    world().all_reduce(array_of(x), op)
     return x
 
 
@@ -96,7 +97,7 @@ def broadcast(x: T, root: int = 0) -> T:
     """Sends rank `root`'s values to all ranks, in place for a tensor or array; returns them."""
     if not isinstance(x, Tensor | np.ndarray):
         return cast(T, world().broadcast_object(x, root))
-    array = _memory(x)
+    array = array_of(x)
     world().broadcast(array, root)
     return x
 
@@ -172,7 +173,3 @@ def replicated(x: Any) -> Tensor:
 def barrier() -> None:
     """Returns when every rank has called it."""
     world().barrier()
-
-
-def _memory(x: Tensor | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return x.array if isinstance(x, Tensor) else x

@@ -14,7 +14,7 @@ from sorix_dist.nn import Module
 from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
 
 
-def buffer_places(module: Module) -> list[tuple[Module, str]]:
+def owned_buffers(module: Module) -> list[tuple[Module, str]]:
     """The buffers of a model, each as its module and attribute."""
     return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
 
@@ -30,35 +30,35 @@ class Buffers:
     shards, weighted by their rows."""
 
     def __init__(self, module: Module) -> None:
-        self.places = buffer_places(module)
-        self.before = [getattr(m, name) for m, name in self.places]
+        self.buffers = owned_buffers(module)
+        self.before = [getattr(m, name) for m, name in self.buffers]
         self.values = [tensor.array.copy() for tensor in self.before]
         self.after: list[list[Array]] = []
 
     @host
     def restore(self) -> None:
-        for (module, name), tensor, value in zip(self.places, self.before, self.values, strict=True):
+        for (module, name), tensor, value in zip(self.buffers, self.before, self.values, strict=True):
             if getattr(module, name) is not tensor:
                 setattr(module, name, tensor)
             np.copyto(tensor.array, value)
 
     @host
     def keep(self) -> None:
-        if not self.places:
+        if not self.buffers:
             return
-        now = [getattr(module, name) for module, name in self.places]
+        now = [getattr(module, name) for module, name in self.buffers]
         self.after.append([tensor.array.copy() for tensor in now])
         self.assigned = [tensor is not old for tensor, old in zip(now, self.before, strict=True)]
 
     @host
     def combine(self, shards: VirtualShards, total: int) -> None:
-        if not self.places:
+        if not self.buffers:
             return
         self.restore()
         bounds = [shards.rows(shard, total) for shard in shards.owned]
         weights = [(stop - start) / max(1, total) for start, stop in bounds]
         for (module, name), tensor, new, *values in zip(
-            self.places, self.before, self.assigned, *self.after, strict=True
+            self.buffers, self.before, self.assigned, *self.after, strict=True
         ):
             mean = values[0]  # a count of batches
             if tensor.array.dtype.kind == "f":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -110,6 +111,15 @@ def _copy_permissions(before: os.stat_result, descriptor: int) -> None:
         os.fchmod(descriptor, mode)
 
 
+def check_is_file(caller: str, path: Path) -> None:
+    """IsADirectoryError or FileExistsError, in the name of `caller`, if `path` is no file: to open a pipe may take for
+    ever, and a device may have no end."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{caller}: path is a folder", str(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, f"{caller}: path is a pipe or a device, not a file", str(path))
+
+
 def make_folders(folder: Path, disk: Disk = DISK) -> None:
     """Makes a folder and its missing parents; returns when they are on the disk."""
     if folder.is_dir():
@@ -118,7 +128,7 @@ def make_folders(folder: Path, disk: Disk = DISK) -> None:
     with suppress(FileExistsError):
         disk.make_folder(folder)
     if not folder.is_dir():
-        raise NotADirectoryError(20, "there is a file where a folder is wanted", str(folder))
+        raise NotADirectoryError(errno.ENOTDIR, "there is a file where a folder is wanted", str(folder))
     disk.flush_folder(folder.parent)
 
 

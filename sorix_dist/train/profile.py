@@ -15,12 +15,13 @@ from typing import Any, Self
 import numpy as np
 
 from sorix_dist.comm import Comm, is_initialized
-from sorix_dist.comm.waiting import UNKNOWN, comparison
+from sorix_dist.comm.waiting import comparison
 from sorix_dist.core.arguments import as_int, as_path
 from sorix_dist.nn import Module
 from sorix_dist.parallel.consistency import on_first_rank
 from sorix_dist.parallel.world import world
 from sorix_dist.train.timeline import REST, RankTimes, Span, Timeline, Wait
+from sorix_dist.watchdog.watch import UNKNOWN
 
 ROUNDS = 30  # messages there and back by which the clocks of two hosts are compared
 SHOWN = 50_000  # nanoseconds from which on a wait gets an arrow in the trace

@@ -17,7 +17,7 @@ import numpy as np
 
 from sorix_dist.core.arguments import as_int, as_path, described
 from sorix_dist.parallel.world import communicator
-from sorix_dist.store.files import make_folders, write_whole
+from sorix_dist.store.files import check_is_file, make_folders, write_whole
 
 RECORDS, TABLE, CONFIG, SUPERSEDED = "records.jsonl", "records.csv", "config.json", "superseded.jsonl"
 CSV_SECONDS = 30.0  # the maximal age of the CSV table during a run, in seconds
@@ -107,7 +107,8 @@ class Recorder:
         earlier = [line for line, record in lines if record["step"] < step]
         dropped = [line for line, record in lines if record["step"] >= step]
         if dropped:
-            with open(self.directory / SUPERSEDED, "a", encoding="utf-8") as file:
+            check_is_file("Recorder", superseded := self.directory / SUPERSEDED)
+            with open(superseded, "a", encoding="utf-8") as file:
                 file.writelines(dropped)
         if dropped or (path.exists() and path.stat().st_size != sum(len(line.encode()) for line in earlier)):
             write_whole(path, [(0, "".join(earlier).encode())])
@@ -136,6 +137,7 @@ def read_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The whole lines of a file of records; the last one may have been cut by a crash of the machine."""
+    check_is_file("Recorder", path)
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):

@@ -15,10 +15,10 @@ from threading import get_ident
 from time import perf_counter_ns as clock
 from typing import NamedTuple
 
-from sorix_dist.comm.waiting import listeners
 from sorix_dist.core.op import marker
 from sorix_dist.nn import Module
 from sorix_dist.train import instrument
+from sorix_dist.watchdog.watch import listeners
 
 MOST = 50_000  # spans that a timeline takes; with the step that reaches it, it ends
 

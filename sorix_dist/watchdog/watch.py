@@ -15,8 +15,9 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import perf_counter_ns
 
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog import status_page as layout
@@ -29,6 +30,10 @@ from sorix_dist.watchdog.status_page import DEPTH, State, StatusPages, pack_text
 
 MOST_RANKS = 4096  # pages where the launcher does not say how many ranks there are; unused ones take no memory
 TIMEOUT = 300.0  # seconds that a rank may be late unless the program says otherwise
+
+UNKNOWN = -1  # stands for the rank that was waited for in a message: only a comparison of all ranks' clocks shows it
+listeners: dict[int, Callable[[int, int, int], None]] = {}
+"""By thread, a function that gets the start and the end of each wait in nanoseconds, and the rank waited for."""
 
 
 class CollectiveMismatch(RuntimeError):
@@ -64,7 +69,8 @@ class RankPage:
     def is_ending(self) -> bool:
         """Whether this rank's script is over, and its threads and atexit functions still run."""
         over = bool(self.words[self.at + layout.SCRIPT_OVER])
-        if not over and not threading.main_thread().is_alive():
+        executors_end = getattr(threading, "_SHUTTING_DOWN", False)  # Python waits for their tasks in the main thread
+        if not over and (executors_end or not threading.main_thread().is_alive()):
             self.words[self.at + layout.SCRIPT_OVER] = over = True
         return over and self.words[self.at + layout.STATE] == State.RUNNING
 
@@ -139,6 +145,19 @@ class Channel:
         page = self.page
         if page is not None:
             self._words[page.at + layout.EXITED] = page.entered
+
+    def call(self, signature: int, collective: Callable[[], None]) -> None:
+        """Make the next collective, which other ranks need not compare at once."""
+        try:
+            self.enter(signature)
+            collective()
+        except BaseException as error:
+            self.refuse(error)
+            raise
+        finally:
+            page = self.page
+            if page is not None:  # as in `leave`, without a call
+                self._words[page.at + layout.EXITED] = page.entered
 
     def refuse(self, error: BaseException) -> None:
         """A collective failed on this rank with `error`: the others may be inside it, or have gone on."""
@@ -283,10 +302,13 @@ def begins(doing: str, number: int) -> None:
         _page.say(doing, call_site(_INSIDE).where)
 
 
-def add_waiting(nanoseconds: int) -> None:
-    """Add to the time that this rank has waited for others."""
-    if _page is not None:
-        _page.waited = _page.words[_page.at + layout.WAITED] = _page.waited + nanoseconds
+def waited(since: int, rank: int = UNKNOWN) -> None:
+    """This rank has waited for another one since `since`, by `perf_counter_ns`."""
+    now, page = perf_counter_ns(), _page
+    if page is not None:
+        page.waited = page.words[page.at + layout.WAITED] = page.waited + now - since
+    if listeners and (listener := listeners.get(threading.get_ident())) is not None:
+        listener(since, now, rank)
 
 
 def works() -> None:

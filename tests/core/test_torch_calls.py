@@ -62,6 +62,8 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], list[float]]] = {
     "uniform_": (lambda x: x.uniform_(2, 2), [2, 2, 2]),
     "normal_": (lambda x: x.normal_(3, 0), [3, 3, 3]),
     "bernoulli_": (lambda x: x.bernoulli_(1.0), [1, 1, 1]),
+    "div_ rounded": (lambda x: x.div_(3, rounding_mode="floor"), [0, -1, 1]),
+    "gt_": (lambda x: x.gt_(0), [1, 0, 1]),
 }
 
 
@@ -77,6 +79,15 @@ def test_changes_in_place(name: str) -> None:
         change(parameter)
     with sx.no_grad():
         change(parameter)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.sqrt_(), lambda x: x.div_(2), lambda x: x.lerp_(X[0, 0], 0.5)])
+def test_a_change_in_place_does_not_cut_a_result_to_integers(change: Callable[[Any], Any]) -> None:
+    x = sx.tensor([4, 9])
+    with pytest.raises(TypeError):
+        change(x)
+    assert x.tolist() == [4, 9]
+    assert x.pow_(2).bitwise_and_(3).tolist() == [0, 1]
 
 
 def test_new_tensors_like_another() -> None:
@@ -132,7 +143,7 @@ def test_memory_is_shared_by_dlpack() -> None:
     ("name", "words"),
     [
         ("svd", r"numpy\.linalg\.svd\(x\.numpy\(\)\)"), ("sofmax", "softmax"), ("autocast", "no mixed precision"),
-        ("backends", "nothing to set"), ("zzz", "has no 'zzz'$"),
+        ("set_num_threads", "sx.init"), ("zzz", "has no 'zzz'$"),
     ],
 )  # fmt: skip
 def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
@@ -149,11 +160,38 @@ def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
         ("from sorix_dist.nn import SyncBatchNorm", "BatchNorm2d"),
         ("from sorix_dist.optim.lr_scheduler import StepLRR", "there is StepLR"),
         ("from sorix_dist.cuda import amp", "no mixed precision"),
+        ("from sorix_dist.cuda.amp import autocast", "no mixed precision"),
+        ("from sorix_dist.utils.tensorboard import SummaryWriter", r"sx.Recorder\(tensorboard=True\)"),
+        ("from sorix_dist.distributed.elastic.multiprocessing.errors import record", "sorix-dist run"),
+        ("import sorix_dist.distributed.nothing", "No module named 'sorix_dist.distributed.nothing'"),
+        ("from sorix_dist.autograd import Variable", "the tensor itself"),
     ],
 )
 def test_imports_of_missing_names_tell_the_nearest(line: str, words: str) -> None:
     with pytest.raises(ImportError, match=words):
         exec(line)
+
+
+def test_switches_of_gpu_libraries_have_no_effect() -> None:
+    import sorix_dist.backends.cudnn as cudnn
+
+    cudnn.benchmark = cudnn.deterministic = sx.backends.cuda.matmul.allow_tf32 = True
+    assert sx.backends.mps.is_available() is sx.cuda.is_bf16_supported() is False
+    assert sx.cuda.max_memory_allocated() == 0
+    sx.cuda.empty_cache()
+    with pytest.raises(RuntimeError, match="cuda is not available"):
+        sx.cuda.set_device(0)
+    assert str(sx.device("cuda", 1)) == "cuda:1"
+    assert nn.Linear(2, 2).to(memory_format=sx.channels_last)(X.contiguous(memory_format=sx.contiguous_format)).ndim
+
+
+def test_shapes_change_in_place() -> None:
+    x = sx.ones(3, 2)
+    assert x.unsqueeze_(0).transpose_(1, 2).shape == (1, 2, 3)
+    assert x.squeeze_().t_().stride() == (2, 1)
+    assert set(x.random_(5, 7).flatten().tolist()) <= {5, 6}
+    with sx.no_grad(), pytest.raises(RuntimeError, match="unsqueeze_ can't change the shape of a trained tensor"):
+        nn.Linear(2, 2).W.unsqueeze_(0)
 
 
 def test_layers_have_torchs_names_where_the_layout_is_the_same() -> None:

@@ -97,9 +97,12 @@ def test_lines_that_come_in_pieces_are_shown_whole(tmp_path: Path) -> None:
     assert (tmp_path / "rank-0.log").read_text() == "ab\nc"
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_or_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, output = finished(logged([sys.executable, "-c", "print('ran')"], tmp_path / "file"))
     assert code == 1
     assert "file" in output
     assert "ran" not in output
+    os.mkfifo(tmp_path / "rank-0.log")
+    code, output = finished(logged([sys.executable, "-c", "print('ran')"], tmp_path))
+    assert (code, output) == (1, f"{tmp_path}/rank-0.log is a pipe, not a file\n")

@@ -131,6 +131,26 @@ def test_samples(operation: Any) -> None:
             TALLY["passed"] += 1
 
 
+CHANGES = [o for o in OPERATIONS if o.inplace_variant is not None and hasattr(sx.Tensor, f"{o.name}_")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("operation", CHANGES, ids=lambda o: f"{o.name} {o.variant_test_name}".strip())
+def test_changes_in_place(operation: Any) -> None:
+    """What PyTorch refuses is refused, and nothing else is written in silence."""
+    for kind in KINDS:
+        dtype = getattr(torch, kind)
+        samples = operation.sample_inputs("cpu", dtype) if operation.supports_dtype(dtype, "cpu") else ()
+        for _, sample in zip(range(MOST), samples, strict=False):
+            mine, *arguments = (translated(x, []) for x in (sample.input, *sample.args))
+            options = {name: translated(x, []) for name, x in sample.kwargs.items()}
+            try:
+                getattr(mine, f"{operation.name}_")(*arguments, **options)
+            except (TypeError, ValueError, OverflowError, ZeroDivisionError, RuntimeError):
+                continue
+            compare(mine, operation.inplace_variant(sample.input.clone(), *sample.args, **sample.kwargs), [])
+
+
 def test_most_samples_pass() -> None:
     """Of those that test_samples ran, at least 95 of 100 are not refused."""
     assert TALLY["passed"] >= 0.95 * sum(TALLY.values()), TALLY

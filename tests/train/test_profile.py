@@ -13,11 +13,11 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
-from sorix_dist.comm.waiting import UNKNOWN
 from sorix_dist.train import instrument, timeline
 from sorix_dist.train.profile import RankClock, _add_waits, _compared, table_of_file
 from sorix_dist.train.timeline import RankTimes
 from sorix_dist.utils.data import DataLoader, Dataset
+from sorix_dist.watchdog.watch import UNKNOWN
 
 X = np.linspace(-1, 1, 64 * 8, dtype=np.float32).reshape(64, 8)
 Y = (X[:, 0] > 0).astype(np.int64)

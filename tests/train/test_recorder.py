@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -84,6 +85,20 @@ def test_goes_on_after_a_restart_without_doubles(tmp_path: Path) -> None:
     with sx.Recorder(tmp_path) as later:
         later.log(10, loss=3.0)
     assert steps(tmp_path)[-2:] == [9, 10]
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sx.Recorder(tmp_path).log(1, loss=1.0)
+    os.mkfifo(tmp_path / "superseded.jsonl")
+    with pytest.raises(FileExistsError, match=r"Recorder: path is a pipe or a device, not a file.*superseded"):
+        sx.Recorder(tmp_path).log(1, loss=2.0)
+    assert steps(tmp_path) == [1]
+    (tmp_path / "records.jsonl").unlink()
+    (tmp_path / "records.jsonl").symlink_to("superseded.jsonl")
+    with pytest.raises(FileExistsError, match=r"Recorder: path is a pipe or a device, not a file.*records"):
+        sx.Recorder(tmp_path).log(2, loss=2.0)
+    assert main(["plot", str(tmp_path)]) != 0
+    assert "path is a pipe or a device, not a file" in capsys.readouterr().err
 
 
 def test_a_cut_line_alone(tmp_path: Path) -> None:

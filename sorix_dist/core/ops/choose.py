@@ -15,7 +15,7 @@ from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
-from sorix_dist.core.tensor import Array, Tensor, shape_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 
 
 @op(promote="common", rule=rules.choosing, called="where")
@@ -41,7 +41,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 def _array(x: Any) -> Any:
-    return x.array if isinstance(x, Tensor) else np.asarray(x)
+    return np.asarray(array_of(x))
 
 
 def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:
@@ -140,16 +140,10 @@ def extreme_over(x: Any, *, axis: Any, keepdims: Any, largest: bool) -> Any:
     return y, (to_x,)
 
 
-@op(differentiable=False, rule=along_axis(None), called="argmax")
-def place_of_largest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
-    """The index along `axis` (None: in the flattened input) of the first largest element."""
-    return np.argmax(x, axis=axis, keepdims=keepdims), ()
-
-
-@op(differentiable=False, rule=along_axis(None), called="argmin")
-def place_of_smallest(x: Any, *, axis: int | None, keepdims: Any) -> Any:
-    """The index along `axis` (None: in the flattened input) of the first smallest element."""
-    return np.argmin(x, axis=axis, keepdims=keepdims), ()
+@op(differentiable=False, rule=along_axis(None), called="argmax or argmin")
+def extreme_index(x: Any, *, axis: int | None, keepdims: Any, largest: bool) -> Any:
+    """The index along `axis` (None: in the flattened input) of the first largest (or smallest) element."""
+    return (np.argmax if largest else np.argmin)(x, axis=axis, keepdims=keepdims), ()
 
 
 @op(differentiable=False, rule=along_axis(False), called="argsort")
@@ -191,14 +185,14 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None,
 
 def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """The index of the first largest element along `dim` (or `axis`), else in the flattened input."""
-    at = _place("argmax", input, axis if dim is None else dim)
-    return place_of_largest(input, axis=at, keepdims=keepdim or keepdims)
+    at = _axis("argmax", input, axis if dim is None else dim)
+    return extreme_index(input, axis=at, keepdims=keepdim or keepdims, largest=True)
 
 
 def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """The index of the first smallest element along `dim` (or `axis`), else in the flattened input."""
-    at = _place("argmin", input, axis if dim is None else dim)
-    return place_of_smallest(input, axis=at, keepdims=keepdim or keepdims)
+    at = _axis("argmin", input, axis if dim is None else dim)
+    return extreme_index(input, axis=at, keepdims=keepdim or keepdims, largest=False)
 
 
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
@@ -229,22 +223,22 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
 
 def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
     """Implements `max` and `min`."""
-    of_all, of_two, place = (amax, maximum, place_of_largest) if name == "max" else (amin, minimum, place_of_smallest)
+    of_all, of_two, largest = (amax, maximum, True) if name == "max" else (amin, minimum, False)
     if isinstance(dim, Tensor | np.ndarray):
         return of_two(input, dim)
     if dim is None:
         return of_all(input, None, keepdim)
-    at = _place(name, input, dim)
+    at = _axis(name, input, dim)
+    order = extreme_index(input, axis=at, keepdims=at is not None, largest=largest)
     if at is None:  # a 0-d input
-        return ValuesAndIndices(reshape(input, ()), place(input, axis=None, keepdims=False))
-    order = place(input, axis=at, keepdims=True)
+        return ValuesAndIndices(reshape(input, ()), order)
     values = gather(input, at, order)
     if keepdim:
         return ValuesAndIndices(values, order)
     return ValuesAndIndices(squeeze(values, at), squeeze(order, at))
 
 
-def _place(name: str, input: Any, dim: Any) -> int | None:
+def _axis(name: str, input: Any, dim: Any) -> int | None:
     axes = None if dim is None else (axis_of(name, input, dim),)
     _refuse_empty(name, input, axes)
     return axes[0] if axes is not None and len(shape_of(input)) else None

@@ -124,7 +124,7 @@ def replicated(x: Tensor, name: str = "") -> Tensor:
         return x
     if isinstance(place, Shard):
         group = place.group
-        if group.single and not group.ordered:  # reproducible mode needs the same nodes as on several ranks
+        if group.has_all:
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(

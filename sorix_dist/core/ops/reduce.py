@@ -195,19 +195,6 @@ def cumulative_sum(x: Any, *, axis: int) -> Any:
     return np.cumsum(x, axis=axis, dtype=kind), (lambda g, out: np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis),)
 
 
-@op(rule=along_axis(None), called="norm")
-def euclidean_norm(x: Any, *, axis: Any, keepdims: Any) -> Any:
-    """The square root of the sum of squares along `axis` (None: of everything); its gradient at 0 is 0."""
-    shape, ones = x.shape, _with_ones(x, axis)
-    y = np.sqrt(add_up(x * x, axis, keepdims))
-
-    def to_x(g: Any, out: Any) -> Any:
-        safe = np.where(y == 0, 1, y)
-        return np.broadcast_to(np.reshape(g / safe, ones), shape) * x
-
-    return y, (to_x,)
-
-
 def sum(X: Any, axis: Any = None, keepdims: Any = False, *, dim: Any = None, keepdim: bool = False) -> Any:
     """The sum of the elements, along `axis` (or `dim`) if given."""
     return sum_over(X, axis=axes_of("sum", X, dim, axis, empty_is_all=True), keepdims=keepdims or keepdim)
@@ -311,10 +298,7 @@ def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, *, axis
     """The p-norm of the elements, along `dim` if given: (sum |x|^p)^(1/p); p may be "fro" (2), inf or -inf."""
     axes, p = axes_of("norm", input, dim, axis, empty_is_all=True), of_all(p)
     if p in ("fro", 2, None):
-        place = shard_of(input)
-        if place is None or not (axes is None or place.axis in axes):
-            return euclidean_norm(input, axis=axes, keepdims=keepdim)
-        return root(whole(sum_over(square(input), axis=axes, keepdims=keepdim)))
+        return root(sum_over(square(input), axis=axes, keepdims=keepdim))
     if not isinstance(p, int | float):
         raise ValueError(f"norm: p must be a number, inf or 'fro', got {p!r}")
     sizes = absolute(input)

@@ -179,7 +179,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
 
 # -- options and reductions
 
-_BOUNDS: dict[str, dict[str, Any]] = {  # as `in_range` takes them
+BOUNDS: dict[str, dict[str, Any]] = {  # as `in_range` takes them
     "label_smoothing": {"low": 0, "high": 1, "closed": True},
     "beta": {"low": 0, "closed": True},
     "delta": {"low": 0, "above": True, "closed": True},
@@ -190,7 +190,7 @@ def check_options(owner: str, reduction: str, reductions: Sequence[str] = REDUCT
     """TypeError or ValueError, for the function or layer `owner`, for an option that makes no sense."""
     one_of(f"{owner}: reduction", reduction, *reductions)
     for name, number in numbers.items():
-        in_range(f"{owner}: {name}", number, **_BOUNDS[name])
+        in_range(f"{owner}: {name}", number, **BOUNDS[name])
 
 
 def reduced(owner: str, losses: Tensor, reduction: str) -> Tensor:
@@ -254,7 +254,7 @@ def class_indices(
 
 def _is_of_one_sample(place: Any) -> bool:
     """Whether the only axis of scores is that of classes: not one of rows that several ranks hold."""
-    return place is None or (place.group.single and not place.group.ordered)
+    return place is None or place.group.has_all
 
 
 def _of_one_sample(

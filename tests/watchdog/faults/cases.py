@@ -218,12 +218,18 @@ if rank == 2:
         seconds=20,  # the ranks wait for it in the end of MPI
         bare=False,
     ),
-    "a thread that does not end": Case(
-        BEGIN + "sx.all_reduce(a)\nif rank == 2: threading.Thread(target=time.sleep, args=(60,)).start()",
-        (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "a thread that is no daemon", "in _shutdown"),
-        long=True,
-        seconds=20,
-    ),
+    **{
+        f"{name} that does not end": Case(
+            BEGIN + f"from concurrent.futures import *\nsx.all_reduce(a)\nif rank == 2: {begin}",
+            (r"the script of rank 2 \(pid \d+\) ended 3 s ago", "a thread that is no daemon", f"in {waits}"),
+            long=True,
+            seconds=20,
+        )
+        for name, begin, waits in (
+            ("a thread", "threading.Thread(target=time.sleep, args=(60,)).start()", "_shutdown"),
+            ("a task of an executor", "ThreadPoolExecutor(1).submit(time.sleep, 60)", "_python_exit"),
+        )
+    },
     "a rank never calls init": Case(
         "import os, time\nif int(os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))) == 2:\n"
         "    time.sleep(60)\nsx.init(timeout=2)  # here\nsx.barrier()",
