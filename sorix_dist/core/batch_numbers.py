@@ -199,7 +199,7 @@ def _of_several(function: Callable[..., Any], *numbers: Any) -> Any:
     try:
         return number(function(*own), everywhere, None, summed, share)
     except ZeroDivisionError:  # on a rank without rows
-        return number(math.nan, everywhere, None, summed, share)
+        return number(everywhere if isinstance(everywhere, int) else math.nan, everywhere, None, summed, share)
 
 
 def _bind(name: str) -> None:

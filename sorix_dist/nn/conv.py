@@ -106,9 +106,9 @@ class _Convolution(Module):
                     f"at most {size - spare} for an input of shape {tuple(x.shape)}"
                 )
         mode: Any = MODES[self.padding_mode]
-        places = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(sizes, around, strict=True)]
+        indices = [np.pad(np.arange(n), s, mode=mode) for n, s in zip(sizes, around, strict=True)]
         lead = [slice(None)] * (np.ndim(x) - self.dims)
-        return take(x, index=(*lead, *np.ix_(*places))), 0
+        return take(x, index=(*lead, *np.ix_(*indices))), 0
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

@@ -74,7 +74,7 @@ class CompiledStep:
         self._state = Fingerprint()
         self._states: dict[Any, int] = {}  # a number for each state of what the step reads
         self._number = self._seen = -1
-        self._last: tuple[_Entry, Any, Any] | None = None  # the latest call that needs no key if it is repeated
+        self._last: tuple[_Entry, Any, Any, Any] | None = None  # the latest call that needs no key if it is repeated
         self._mode = os.environ.get("SORIX_DIST_COMPILE", "")
         if self._mode not in ("", "audit", "off"):
             raise ValueError(f"SORIX_DIST_COMPILE must be 'audit', 'off' or unset, got {self._mode!r}")
@@ -119,8 +119,8 @@ class CompiledStep:
                 self._give_up(entry, refusal if _LINE.search(refusal) else f"{refusal} ({_line_of(self.step)})")
         if entry.program is None:
             return self._record(entry, values, args, options)
-        if not (options or self._state.changeable or self._state.arrays) and (form := form_of(args)) is not None:
-            self._last = entry, form, self._around()
+        if self._reads and not (options or self._state.arrays) and (form := form_of(args)) is not None:
+            self._last = entry, form, self._around(), self._reads.changing(self._named)
         return self._run(entry, values, args, options)
 
     def _run(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
@@ -143,9 +143,9 @@ class CompiledStep:
         """The entry of the last call if this one is like it, which is found sooner than by a key; else None."""
         if self._last is None or self._reads is None:
             return None
-        entry, form, around = self._last
+        entry, form, around, (changing, state) = self._last
         like = form_of(args) == form and self._around() == around and self._reads.gives(self._named)
-        return entry if like else None
+        return entry if like and (not changing or self._reads.state(changing).leaves == state.leaves) else None
 
     def _key(self, args: Any, options: Any) -> tuple[Any, Fingerprint, list[Any]]:
         """What a program of this call depends on, the fingerprint of its arguments, and their tensors and arrays."""

@@ -73,6 +73,11 @@ class Reads:
         found.refusal = found.refusal or self.refusal
         return found
 
+    def changing(self, named: list[Any]) -> tuple[list[Any], Fingerprint]:
+        """What of `now` can change and stay the same object, such as a dict of options, and its state."""
+        found = [x for x in named if self.state([x]).changeable]
+        return found, self.state(found)
+
     def each(self) -> dict[str, Any]:
         """The state of each source by its name, the numbers of arrays and the states of generators with it."""
         drawn = random.getstate(), repr(np.random.get_state())  # noqa: NPY002
@@ -127,7 +132,7 @@ class Reads:
         elif is_ours(x.__class__):
             self._visit(x.__class__)
         elif (entries := inside(x)) is not None:
-            if is_data(x):
+            if is_users(type(x).__module__):
                 self._visit(type(x))
             for value in entries:
                 self._visit(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -341,6 +343,36 @@ def test_objects_of_the_closure_that_stay_for_many_calls():
         np.testing.assert_array_equal(step(x, y).numpy(), (layer(x) + y).numpy())
     assert replays(step) > 40
     assert step.reason is None
+
+
+OPTIONS = [
+    argparse.Namespace(factor=1.0, other=[1]),
+    types.SimpleNamespace(factor=1.0),
+    type("Options", (), {})(),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: type(options).__name__)
+def test_options_that_change_cost_no_key_while_they_stay(options: Any, monkeypatch: pytest.MonkeyPatch):
+    options.factor = 1.0
+    model, optimizer = beginning()
+
+    def step(x: Any, y: Any) -> Any:
+        loss = F.cross_entropy(model(x), y) * options.factor
+        optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    captured, keys = sx.compile(step), []
+    key_of = captured._key
+    monkeypatch.setattr(captured, "_key", lambda *args: keys.append(args) or key_of(*args))
+    losses = [captured(*CASES[0]).item() for _ in range(6)]
+    known = len(keys)
+    losses += [captured(*CASES[0]).item() for _ in range(6)]
+    assert (known, len({*losses}), replays(captured)) == (len(keys), 1, 10)
+    options.factor = 2.0
+    assert captured(*CASES[0]).item() == 2 * losses[0]
+    assert len(keys) > known
 
 
 def test_tensors_of_the_closure():

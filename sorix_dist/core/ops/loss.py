@@ -19,7 +19,7 @@ from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import column_sums
 from sorix_dist.core.ops.reduce import divided_rule, sum_divided, sum_over
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, array_of
 
 # -- classes
 
@@ -122,7 +122,7 @@ def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
 
 
 def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
-    counted = np.asarray(getattr(target, "array", target)).any(axis=1)
+    counted = np.asarray(array_of(target)).any(axis=1)
     product = mul(log_softmax_along(_cleared(logits, counted), axis=1), target)
     return neg(sum_over(product, axis=1, keepdims=False))
 

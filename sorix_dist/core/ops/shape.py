@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -13,9 +11,10 @@ from sorix_dist.core import rules
 from sorix_dist.core.batch_numbers import here, of_all, sized
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
+from sorix_dist.core.ops.reshaped import mixed, named_by_number, reshape_rule, reshaped_rows
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, beside, collective, linear_place, whole
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import shape_of
 
 # -- where the rows of a batch are afterwards
 
@@ -24,73 +23,6 @@ def permute_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The dimensions in the order `axes`: the rows' moves with them."""
     place = inputs[0].place
     return place.moved(options["axes"].index(place.axis)) if isinstance(place, Shard) else linear_place(place)
-
-
-def reshape_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """Another shape: rows stay rows if their axis does, or is merged with others or split off again."""
-    x, place = inputs[0], inputs[0].place
-    if not isinstance(place, Shard):
-        return linear_place(place)
-    found = reshaped_rows(place, x.array.shape, options["shape"])
-    return apply(mixed(x, options["shape"]), **options) if found is None else found
-
-
-def mixed(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """RuntimeError on several ranks: a reshape mixes rows. On one rank the tensor without its placement."""
-    place = x.place
-    assert isinstance(place, Shard)
-    if not place.group.single:
-        raise RuntimeError(
-            f"reshape: {tuple(x.array.shape)}, {place.batch.held} of {place.rows.total} rows along axis {place.axis}, "
-            f"does not become {tuple(shape)} row by row. Say -1 for the axis of the batch, or take "
-            "sx.global_value(x), which has the rows of all ranks"
-        )
-    return bare(x)  # type: ignore[no-any-return]
-
-
-def reshaped_rows(
-    place: Shard, before: tuple[int, ...], after: Sequence[int], unknown: int | None = None
-) -> Shard | None:
-    """The placement of rows after a reshape; None if they are mixed, or if it is ambiguous.
-
-    unknown: the axis of -1, whose length in `after` does not matter. A rank with a single row can't distinguish it from
-    other dimensions of 1 and has to guess; where the guess would be wrong, ranks with more rows answer None.
-    """
-    front = prod(before[: place.axis]) * place.outer
-    behind = prod(before[place.axis + 1 :]) * place.inner
-    after = tuple(after)
-    found = _axis_of_rows(front, behind, place.batch.held, after, unknown)
-    if found is None:
-        return None
-    axis, outer, inner = found
-    if place.batch.held != 1 and not place.group.single:
-        of_one = (*after[:axis], outer * inner, *after[axis + 1 :])
-        if _axis_of_rows(front, behind, 1, of_one, unknown) != found:
-            return None
-    return place.batch.at(axis, outer, inner)
-
-
-@lru_cache(maxsize=256)
-def _axis_of_rows(
-    front: int, behind: int, rows: int, after: tuple[int, ...], unknown: int | None
-) -> tuple[int, int, int] | None:
-    """(axis, outer, inner) of rows after a reshape that have `front` elements in front of them and `behind` behind.
-
-    An axis with A elements in front and B behind can contain them if A divides `front` and B divides `behind`, and its
-    length fits (or is -1). Of several such axes, the one that merges the rows with the fewest others.
-    """
-    found = []
-    for axis, length in enumerate(after):
-        left, right = prod(after[:axis]), prod(after[axis + 1 :])
-        if left and right and not front % left and not behind % right:
-            outer, inner = front // left, behind // right
-            by_length = length == outer * rows * inner and (unknown is None or outer == inner == 1)
-            if axis == unknown or by_length:
-                found.append((inner, axis != unknown, outer, axis))
-    if not found:
-        return None
-    inner, _, outer, axis = min(found)
-    return axis, outer, inner
 
 
 def expand_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -160,7 +92,10 @@ def roll_over(x: Any, *, shift: Any, axis: Any) -> Any:
 
 def reshape(input: Any, *shape: Any) -> Any:
     """The elements of `input` in another shape; one entry may be -1, also when there are no elements."""
-    sizes, was, place = _sizes_that_fit(input, _unpacked(shape)), shape_of(input), shard_of(input)
+    was, place = shape_of(input), shard_of(input)
+    if place is not None and (named := named_by_number(input, _unpacked(shape))) is not None:
+        return with_rows(input, *named)
+    sizes = _sizes_that_fit(input, _unpacked(shape))
     full = _without_unknown(was, sizes, place)
     if place is None or sizes.count(-1) != 1:
         return reshape_to(input, shape=full)

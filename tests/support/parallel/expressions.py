@@ -257,6 +257,9 @@ ROWS = [
     "u.view(-1, 2, 2)",
     "u.reshape(-1)",
     "u.reshape(-1, 2)",
+    "u.view(x.shape[0] * 2, -1).softmax(1)",
+    "u.view(x.shape[0], u.numel() // x.size(0)).std(1)",
+    "sx.cat([u, v]).view(2, x.shape[0], -1).std(0)",
     "u[:, :1].squeeze()",
     "u.squeeze(0)",
     "u.reshape(-1, 2, 2).permute(1, 0, 2).sum((0, 1))",
@@ -352,6 +355,8 @@ IMAGES = [
 SEQUENCES = [
     "u.transpose(0, 1)",
     "u.transpose(0, 1).mean(1)",
+    "u.transpose(0, 1).contiguous().view(5, u.shape[0] * 2, 2).transpose(0, 1).softmax(1)",
+    "u.permute(2, 1, 0).reshape(4, 5 * u.shape[0]).tanh().view(4, 5, u.shape[0]).std(1)",
     "u.transpose(0, 1).reshape(-1, 4)",
     "u.transpose(0, 1).reshape(-1, 4).softmax(-1)",
     "u.transpose(0, 1).reshape(-1, 4).softmax(0)",
@@ -394,6 +399,8 @@ SEQUENCES = [
     "F.cross_entropy(u.transpose(0, 1).reshape(-1, 4), (words % 4).T.reshape(-1))",
 ]
 REFUSED = [
+    "u.view(x.shape[0] // 2, 2, 4).mean(1)",
+    "u.view(x.shape[0] // 2, -1, 4).mean(1)",
     "u.index_fill(0, sx.tensor([0]), 0.5)",
     "u.index_select(0, sx.tensor([0]))",
     "u.take(sx.tensor([0, 3]))",
