@@ -12,6 +12,7 @@ from sorix_dist.cli import doctor, job, plan, plot, profile, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.launch import LaunchError
 from sorix_dist.watchdog.launcher import detect
+from sorix_dist.watchdog.process import fill_standard_streams
 
 SUBCOMMANDS = (run, job, doctor, plan, plot, profile)
 STARTING_RANKS = ("run", "profile", "plan")
@@ -29,6 +30,8 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carries out one command line (by default this process's); returns the exit code, 2 for a wrong one."""
+    fill_standard_streams()  # mpirun needs them too
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     try:
         arguments = parser().parse_args(argv)
         if arguments.subcommand in STARTING_RANKS:

@@ -18,7 +18,7 @@ from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops import reduce
 from sorix_dist.core.ops.elementwise import half_in_float32
 from sorix_dist.core.ops.shape import extents
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 # -- products
 
@@ -103,7 +103,7 @@ addr = _added(
 
 def in_one_dtype(*operands: Any, to_float: bool = False) -> list[Any]:
     """The tensors and arrays in the dtype of all together, so that no part of a composition is computed in another."""
-    kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in operands])
+    kind = common_dtype([*map(array_of, operands)])
     kind = np.dtype(np.float32) if kind is None or (to_float and kind.kind != "f") else kind
     numbers = [x if isinstance(x, Tensor) else Tensor(np.asarray(x, kind)) for x in operands]
     return [x if x.array.dtype == kind else x.astype(kind) for x in numbers]

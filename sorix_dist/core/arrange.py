@@ -1,4 +1,4 @@
-"""PyTorch's functions that arrange elements anew: joined, repeated, cut out, and written to places by index."""
+"""PyTorch's functions that arrange elements anew: joined, repeated, cut out, and written by index."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from sorix_dist.core.tensor import Tensor, as_array, shape_of
 
 
 def _along(name: str, input: Any, dim: int, index: Any = None) -> tuple[Any, int]:
-    """The input as a tensor, and `dim` counted from 0, along which places are named: those of rows of a batch only by
-    an index that follows from the batch."""
+    """The input as a tensor, and `dim` counted from 0. If rows of a batch lie along it, the index must follow from the
+    batch."""
     at, place = axis_of(name, input, dim), shard_of(input)
     return (rows_named_by(index, input, name) if place is not None and place.axis == at else _tensor(input)), at
 
@@ -92,8 +92,8 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, outpu
     times = as_array(whole(repeats))
     if times.ndim and times.size > 1:
         input, at = _along("repeat_interleave", input, dim)
-        places = np.repeat(np.arange(shape_of(input)[at]), times)
-        return take_index(_tensor(input), index=along(at, places))
+        indices = np.repeat(np.arange(shape_of(input)[at]), times)
+        return take_index(_tensor(input), index=along(at, indices))
     wide, shape = f.unsqueeze(input, at + 1), shape_of(input)
     full = (*shape[: at + 1], int(times.item()), *shape[at + 1 :])
     return f.flatten(_tensor(wide).expand(full), at, at + 1)
@@ -175,8 +175,8 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     others = [i for i in range(len(shape_of(input))) if i not in (first, second)]
     matrices = f.permute(_tensor(input), *others, first, second)
     rows, columns = shape_of(matrices)[-2:]
-    places = np.arange(max(0, min(rows + min(offset, 0), columns - max(offset, 0))))
-    return take_index(matrices, index=(..., places - min(offset, 0), places + max(offset, 0)))
+    indices = np.arange(max(0, min(rows + min(offset, 0), columns - max(offset, 0))))
+    return take_index(matrices, index=(..., indices - min(offset, 0), indices + max(offset, 0)))
 
 
 def fliplr(input: Any) -> Any:
@@ -219,8 +219,8 @@ def sliding_windows(input: Any, dimension: int, size: int, step: int) -> Any:
     length = shape_of(input)[at]
     if not (0 <= size <= length and step > 0):
         raise ValueError(f"unfold: size must be in [0, {length}] and step positive, got {size} and {step}")
-    places = np.arange(0, length - size + 1, step)[:, None] + np.arange(size)
-    return f.movedim(take_index(_tensor(input), index=along(at, places)), at + 1, -1)
+    indices = np.arange(0, length - size + 1, step)[:, None] + np.arange(size)
+    return f.movedim(take_index(_tensor(input), index=along(at, indices)), at + 1, -1)
 
 
 def take(input: Any, index: Any) -> Any:
@@ -240,13 +240,13 @@ def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = np.int64, 
     return tagged(found, REPLICATE) if is_of_batch(row) else found
 
 
-# -- written to places
+# -- written by index
 
 
 def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Any:
-    """`input` with `src`, a tensor or a number, at the places where `gather` with these arguments would read.
+    """`input` with `src`, a tensor or a number, where `gather` with these arguments would read.
 
-    reduce: "add" adds there. Of several elements for one place the last counts; each gets the place's gradient.
+    reduce: "add" adds there. Of several elements for one index the last counts; each gets the gradient at that index.
     """
     src = value if src is None else src
     one_of("scatter: reduce", reduce, None, "add")
@@ -259,13 +259,13 @@ def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = N
 
 
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Any:
-    """`input` with the slices of alpha * `source` added at the places along `dim` that a vector names."""
+    """`input` with the slices of alpha * `source` added at the indices along `dim` in a vector."""
     input, at = _along("index_add", input, dim, index)
     return input + _spread("index_add", input, at, index, source if is_just(alpha, 1) else source * alpha)
 
 
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
-    """`input` with the slices of `source` in the places along `dim` that a vector names; of several the last counts."""
+    """`input` with the slices of `source` at the indices along `dim` in a vector; of several the last counts."""
     input, at = _along("index_copy", input, dim, index)
     return index_fill(input, at, index, 0) + _spread("index_copy", input, at, index, source, last=True)
 
@@ -282,7 +282,7 @@ def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
 
 
 def _spread(name: str, input: Any, at: int, index: Any, source: Any, last: bool = False) -> Any:
-    """Zeros of the shape of `input` with the slices of `source`, or the `last` for one place, along the axis `at`."""
+    """Zeros of the shape of `input` with the slices of `source`, or the `last` for one index, along the axis `at`."""
     shape, place, source = shape_of(input), shard_of(input), _tensor(source)
     if place is None:
         source = whole(source, name)
@@ -291,11 +291,11 @@ def _spread(name: str, input: Any, at: int, index: Any, source: Any, last: bool 
     if not shape:
         flat = as_array(index).reshape(-1)
         return scatter_add_to(f.reshape(source, 1), index=flat, shape=(1,), last=last).reshape(())
-    places = as_array(whole(index)).reshape(-1)
-    expected = (*shape[:at], len(places), *shape[at + 1 :])
+    indices = as_array(whole(index)).reshape(-1)
+    expected = (*shape[:at], len(indices), *shape[at + 1 :])
     if shape_of(source) != expected:
         raise ValueError(f"{name}: source must have shape {expected}, got {shape_of(source)}")
-    spread = scatter_add_to(bare(source), index=along(at, places), shape=shape, last=last)
+    spread = scatter_add_to(bare(source), index=along(at, indices), shape=shape, last=last)
     return spread if place is None else tagged(spread, place)
 
 

@@ -10,7 +10,7 @@ from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, fit, recording, through
 from sorix_dist.core.higher_derivatives import backward_on_tensors
 from sorix_dist.core.placement import Partial, Shard
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, array_of
 from sorix_dist.core.walk import gradient_of, walk
 
 
@@ -102,7 +102,7 @@ def _deposit(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
     if rule is None or local.written:
         leaf.deposit(gradient if rule is None else rule(gradient, None))
         return
-    array = local.array if local.array is not None else local.place(leaf)
+    array = local.array if local.array is not None else local.allocated(leaf)
     part = rule(gradient, array)
     if part is not array:
         np.copyto(array, fit(part, leaf))
@@ -122,7 +122,7 @@ def seed_of(tensor: Tensor, gradient: Any) -> Any:
                 "reduce it to a scalar by mean() or sum(), or pass `gradient`"
             )
         return np.array(1, array.dtype, ndmin=array.ndim)
-    given = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
+    given = np.asarray(array_of(gradient))
     if given.shape != array.shape:
         raise ValueError(f"gradient must have the shape {array.shape} of its tensor, got shape {given.shape}")
     return given.astype(array.dtype, copy=False)

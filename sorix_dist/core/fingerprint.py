@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.core.graph import Described
 from sorix_dist.core.random import Draws
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Tensor, array_of
 
 _FEW = 16  # numbers of an array that are shown
 
@@ -36,7 +36,7 @@ def as_text(value: Any) -> str | None:
 
 def array_as_text(value: Tensor | np.ndarray[Any, Any]) -> str:
     """The numbers of an array, or their count and a digest if there are more than 16."""
-    array = value.array if isinstance(value, Tensor) else value
+    array = array_of(value)
     numbers = np.asarray(array, np.float64).ravel().tolist()
     text = str(as_text(numbers))
     return text if len(numbers) <= _FEW else f"{len(numbers)} numbers with the digest {crc32(text.encode()):08x}"

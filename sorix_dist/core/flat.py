@@ -221,12 +221,12 @@ def _refuse_to_move(leaf: Leaf) -> None:
         )
 
 
-def _move_gradient(leaf: Leaf, place: Array | None) -> None:
-    """Moves the gradient of a leaf to `place`, or to private memory in the leaf's dtype."""
+def _move_gradient(leaf: Leaf, array: Array | None) -> None:
+    """Moves the gradient of a leaf to `array`, or to private memory in the leaf's dtype."""
     before = leaf.total
-    leaf.local = leaf.total = Accumulator(place)
+    leaf.local = leaf.total = Accumulator(array)
     if before.written and before.array is not None:
-        np.copyto(leaf.total.place(leaf), before.array)
+        np.copyto(leaf.total.allocated(leaf), before.array)
         leaf.total.written = True
 
 
@@ -273,7 +273,7 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
     arrays, flat = [], []
     for parameter, leaf in _with_gradient(parameters):
         if leaf.flat is None:
-            arrays.append(leaf.total.place(leaf).reshape(-1))
+            arrays.append(leaf.total.allocated(leaf).reshape(-1))
         else:
             flat.append(parameter)
     return arrays + [run.flat.grad[run.start : run.stop] for run in runs(flat, range(len(flat)), lambda *_: True)]
@@ -288,7 +288,7 @@ def changing_gradients(parameters: Iterable[Tensor], action: str, *numbers: floa
         if leaf.view is not None and leaf.view.origin is not None:
             leaf.view = None  # a `grad` made with create_graph would have the old numbers
         if leaf.flat is None:
-            own.append(leaf.total.place(leaf).reshape(-1))
+            own.append(leaf.total.allocated(leaf).reshape(-1))
             continue
         flat, start = leaf.flat, leaf.flat.start_of(parameter)
         memories[id(flat.memory)] = flat.memory

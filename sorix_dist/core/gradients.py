@@ -19,7 +19,7 @@ from sorix_dist.core.higher_derivatives import gradients_to, restoring_shard
 from sorix_dist.core.op import Op, current_shard, recorded
 from sorix_dist.core.placement import Deferred, Group, Partial, Shard, cotangent_of, shard_of, tagged
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums
-from sorix_dist.core.tensor import Tensor, as_array
+from sorix_dist.core.tensor import Tensor, array_of, as_array
 
 
 def placed(gradient: Tensor, place: Any, group: Group | None) -> Tensor:
@@ -37,7 +37,7 @@ def hook_on_arrays(hook: Callable[[Tensor], Any], place: Any, group: Group | Non
         if answer is None:
             return None
         answer = part_of(answer, place, group)
-        array = answer.array if isinstance(answer, Tensor) else np.asarray(answer)
+        array = np.asarray(array_of(answer))
         if array.shape != gradient.shape:
             raise ValueError(f"a hook must return a gradient of shape {gradient.shape}, got {array.shape}")
         return answer if isinstance(gradient, Tensor) else array.astype(gradient.dtype, copy=False)
@@ -64,7 +64,7 @@ def part_of(answer: Any, place: Any, group: Group | None) -> Any:
 def assigned(value: Any, place: Any, group: Group | None) -> Any:
     """The array that a value is which a program assigns to the `grad` of a tensor of placement `place`."""
     value = part_of(value, place, group) if isinstance(place, Shard) or group is not None else whole(value)
-    return value.array if isinstance(value, Tensor) else value
+    return array_of(value)
 
 
 def _alike(answer: Tensor, group: Group) -> bool:
@@ -154,25 +154,25 @@ def _over_ranks(ins: list[Tensor], parts: list[Any], group: Group, create: bool)
     """The gradients; those of Replicates are summed over the ranks, None if no rank has one. A call of all ranks."""
     from sorix_dist.core.ops.collective import summed
 
-    places = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
+    replicates = [i for i, tensor in enumerate(ins) if not isinstance(tensor.place, Shard | Partial)]
     if group.ordered or group.isolated:
-        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in places):
+        if any((leaf := ins[i].leaf) is not None and leaf.sync is not None for i in replicates):
             raise RuntimeError(_OF_WEIGHTS)
         return parts
-    if not places:
+    if not replicates:
         return parts
-    used = np.array([parts[i] is not None for i in places], np.float64)
+    used = np.array([parts[i] is not None for i in replicates], np.float64)
     if create:
         used = group.reduce(used, "autograd.grad")
-        for i, flag in zip(places, used.tolist(), strict=True):
+        for i, flag in zip(replicates, used.tolist(), strict=True):
             if flag:
                 part = parts[i]
                 if part is None:  # other ranks differentiate through theirs: this rank takes part with zeros
                     part = Tensor(np.zeros(ins[i].shape, ins[i].array.dtype), requires_grad=True)
                 parts[i] = summed(part, group, "autograd.grad")
         return parts
-    for kind in dict.fromkeys(ins[i].array.dtype for i in places):  # one message for each dtype
-        same = [i for i in places if ins[i].array.dtype == kind]
+    for kind in dict.fromkeys(ins[i].array.dtype for i in replicates):  # one message for each dtype
+        same = [i for i in replicates if ins[i].array.dtype == kind]
         flags = np.array([parts[i] is not None for i in same], kind)
         flat = [np.zeros(ins[i].array.size, kind) if parts[i] is None else np.ravel(parts[i]) for i in same]
         total = group.reduce(np.concatenate([flags, *flat]), "autograd.grad")
@@ -261,7 +261,7 @@ class Function:
     def _tag(cls, outputs: tuple[Any, ...], inputs: tuple[Any, ...]) -> None:
         """Tags outputs that came by NumPy as rows where they have as many as the inputs. A call of all ranks."""
         rows = next((place for x in inputs if (place := shard_of(x)) is not None), None)
-        if rows is None or (rows.group.single and not rows.group.ordered):
+        if rows is None or rows.group.has_all:
             return
         for output in outputs:
             if isinstance(output, Tensor) and output.place is None:
@@ -283,13 +283,13 @@ class Function:
             return output
         answers: list[Any] = []  # the last incoming gradient, and what the backward returned for it
 
-        def of_input(place: int) -> Callable[[Any, Any], Any]:
+        def of_input(i: int) -> Callable[[Any, Any], Any]:
             def rule(g: Any, out: Any) -> Any:
                 if not answers or answers[0] is not g:
                     answers[:] = [g, cls._gradients(ctx, index, outputs, g, places, group)]
-                part = answers[1][place]
+                part = answers[1][i]
                 if part is None:
-                    edge = edges[place]
+                    edge = edges[i]
                     assert edge is not None
                     part = Tensor(np.zeros(edge.shape, edge.dtype))
                 return part if isinstance(g, Tensor) else as_array(part)
@@ -304,10 +304,10 @@ class Function:
         places = [x.place if isinstance(x, Tensor) else None for x in inputs]
         found = [p.group for p in (output.place, *places) if isinstance(p, Shard | Partial)]
         group = found[0] if found else None if sync is None else sync.group
-        about = Op(cls.__name__, (), None, True, cls.forward, cls.apply)
+        operation = Op(cls.__name__, (), None, True, cls.forward, cls.apply)
         result = Tensor.of(output.array)
         result.place = output.place
-        result.origin = recorded(about, rules, edges, sync, output.array)
+        result.origin = recorded(operation, rules, edges, sync, output.array)
         return result
 
     @classmethod

@@ -159,7 +159,7 @@ class Accumulator:
         self.shown = array if array is None or not frozen else read_only(array)
         self.written = False
 
-    def place(self, leaf: Leaf) -> Array:
+    def allocated(self, leaf: Leaf) -> Array:
         """The array of this accumulator, allocated at first use."""
         if self.array is None:
             self.array = self.shown = np.empty(leaf.shape, leaf.dtype)
@@ -167,7 +167,7 @@ class Accumulator:
 
     def show(self, leaf: Leaf) -> Array:
         """The view that users get."""
-        array = self.place(leaf)
+        array = self.allocated(leaf)
         return array if self.shown is None else self.shown
 
 
@@ -202,13 +202,12 @@ class Leaf:
 
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""
-        part = fit(part, self)
-        local = self.local
-        place = local.place(self)
+        part, local = fit(part, self), self.local
+        array = local.allocated(self)
         if local.written:
-            place += part
+            array += part
         else:
-            np.copyto(place, part)
+            np.copyto(array, part)
             local.written = True
 
 

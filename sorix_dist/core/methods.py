@@ -23,7 +23,7 @@ from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.index_parts import assign, written
 from sorix_dist.core.placement import Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, array_of
 
 
 def astype(self: Tensor, dtype: Any) -> Tensor:
@@ -269,7 +269,7 @@ def _iterate(self: Tensor) -> Any:
 def _contains(self: Tensor, value: Any) -> bool:
     if recorders:
         outside("`in` reads the numbers of a tensor inside of the step")
-    return bool(np.any(whole(self, "in").array == getattr(value, "array", value)))
+    return bool(np.any(whole(self, "in").array == array_of(value)))
 
 
 _Table = dict[str, Callable[..., Any]]

@@ -23,7 +23,7 @@ from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Tensor, array_of
 
 _OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
@@ -181,7 +181,7 @@ def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
 
 
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
-    index = indices.array if isinstance(indices, Tensor) else np.asarray(indices)
+    index = np.asarray(array_of(indices))
     if axis is None:
         return indexing.take(shapes.reshape(a, -1), index=index)
     return indexing.take(a, index=along(axis_of("take", a, axis), index))
@@ -273,11 +273,10 @@ OF_NUMPY |= {
     np.argmin: lambda a, axis=None, keepdims=False: choose.argmin(a, axis, keepdims),
     np.all: _extreme(reduce.all),
     np.any: _extreme(reduce.any),
+    np.unstack: lambda x, *, axis=0: join.unbind(x, axis),
+    np.astype: lambda x, dtype: _as(dtype, x),
 }
 OF_NUMPY |= {np.amax: OF_NUMPY[np.max], np.amin: OF_NUMPY[np.min]}
-if hasattr(np, "unstack"):  # NumPy 2.1
-    OF_NUMPY[np.unstack] = lambda x, *, axis=0: join.unbind(x, axis)
-    OF_NUMPY[np.astype] = lambda x, dtype: _as(dtype, x)
 
 setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
 setattr(Tensor, "__array_function__", array_function)  # noqa: B010

@@ -79,12 +79,12 @@ def op(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Tensor]:
-        about = _operation(function, composite, differentiable, promote, rule)
-        REGISTRY[about.name] = about
-        about.apply.__name__ = called or about.name
+        operation = _operation(function, composite, differentiable, promote, rule)
+        REGISTRY[operation.name] = operation
+        operation.apply.__name__ = called or operation.name
         if numpy is not None:
-            OF_NUMPY[numpy] = about.apply
-        return about.apply
+            OF_NUMPY[numpy] = operation.apply
+        return operation.apply
 
     return register
 
@@ -107,20 +107,19 @@ def _operation(
         place: Any = None
         for x in inputs:
             if isinstance(x, Tensor):
-                array, edge = x.array, x.origin
-                found = array.dtype
-                if found is not dtype:
-                    mixed = mixed or dtype is not None or found.kind != "f"
-                    dtype = found
+                array, edge, its_place = x.array, x.origin, x.place
+                its_dtype = array.dtype
+                if its_dtype is not dtype:
+                    mixed = mixed or dtype is not None or its_dtype.kind != "f"
+                    dtype = its_dtype
                 arrays.append(array)
                 edges.append(edge)
-                found = x.place
-                if found is not None:
-                    if found.__class__ is Shard:
+                if its_place is not None:
+                    if its_place.__class__ is Shard:
                         placed = True
-                    elif found is REPLICATE:
-                        place = found if all(map(_is_alike, inputs)) else None
-                    elif found.__class__ is Partial:
+                    elif its_place is REPLICATE:
+                        place = REPLICATE if all(map(_is_alike, inputs)) else None
+                    elif its_place.__class__ is Partial:
                         placed = sums = True
                     else:
                         return tallied(apply, inputs, options)
@@ -153,7 +152,7 @@ def _operation(
         value, rules = function(*arrays, **options)
         array = value if type(value) is np.ndarray else np.asarray(value)
         if recorders and (recorder := listening()) is not None:
-            rules = recorder.operation(about.name, function, given, arrays, to_float, options, value, array, rules)
+            rules = recorder.operation(operation.name, function, given, arrays, to_float, options, value, array, rules)
         result = _new(Tensor)  # as Tensor.of does, without the call
         result.array = array
         result.leaf = None
@@ -171,15 +170,15 @@ def _operation(
         if None in edges:
             rules = [None if edge is None else rule for edge, rule in zip(edges, rules, strict=True)]
         saved = None if composite is None else (inputs, options)
-        result.origin = Node(about, next(_count), rules, edges, sync, array, id(value), saved)
+        result.origin = Node(operation, next(_count), rules, edges, sync, array, id(value), saved)
         if sharding:
             in_shard(result.origin)
         return result
 
     parameters = signature(function).parameters.values()
     inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-    about = Op(function.__name__, inputs, composite, differentiable, function, update_wrapper(apply, function))
-    return about
+    operation = Op(function.__name__, inputs, composite, differentiable, function, update_wrapper(apply, function))
+    return operation
 
 
 def _is_alike(x: Any) -> bool:
@@ -203,9 +202,11 @@ def marker() -> int:
     return next(_count)
 
 
-def recorded(about: Op, rules: Sequence[Any], edges: list[Node | Leaf | None], sync: Sync | None, array: Array) -> Node:
+def recorded(
+    operation: Op, rules: Sequence[Any], edges: list[Node | Leaf | None], sync: Sync | None, array: Array
+) -> Node:
     """The node of an operation that was not made by `op`, whose rules are closures over what they need."""
-    node = Node(about, next(_count), rules, edges, sync, array, id(array), None)
+    node = Node(operation, next(_count), rules, edges, sync, array, id(array), None)
     if sharding:
         in_shard(node)
     return node

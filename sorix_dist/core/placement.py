@@ -58,6 +58,12 @@ class Group:
     isolated = False
     measured: tuple[int, float | None] | None = None
 
+    @property
+    def has_all(self) -> bool:
+        """Whether this process has all rows, and may use them as they are. Reproducible mode takes the same operations
+        on one rank as on several."""
+        return self.single and not self.ordered
+
     def reduce(self, array: Array, what: str) -> Array:
         """The sum over all terms of a Partial, a new array, the same on every rank. A call of all ranks."""
         return np.array(array)
@@ -185,7 +191,7 @@ class Batch:
             return True
         if self.held != other.held:
             return False
-        if self.group.single and not self.group.ordered and other.group is self.group:
+        if self.group.has_all and other.group is self.group:
             return True  # one process has all rows of both, and adds what has one length
         if self.parent is not None or other.parent is not None:
             return self.parent is not None and other.parent is not None and self.parent.like(other.parent)

@@ -17,7 +17,7 @@ from sorix_dist.core.deferred import deferred, refuse, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.own_numbers import warn_of_own_divisor
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Placement, Shard, shard_of, tagged
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 Apply = Callable[..., Tensor]
 Inputs = tuple[Any, ...]
@@ -47,7 +47,7 @@ def bare(x: Any) -> Any:
 
 def whole(x: Any, name: str = "") -> Any:
     """An operand as a Replicate: the sum over all ranks, or the rows of all ranks."""
-    return collective().replicated(x, name) if isinstance(placement_of(x), Shard | Partial | Deferred) else x
+    return collective().to_replicate(x, name) if isinstance(placement_of(x), Shard | Partial | Deferred) else x
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
@@ -114,9 +114,7 @@ def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The rule of operations that are not linear: Partials are summed over the ranks first."""
-    if waits(inputs):
-        return deferred(apply, inputs, options)
-    return apply(*whole_sums(inputs, apply.__name__), **options)
+    return deferred(apply, inputs, options) if waits(inputs) else apply(*whole_sums(inputs, apply.__name__), **options)
 
 
 # -- element by element
@@ -163,7 +161,7 @@ def additive(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     if len(partials) < len(inputs):
         if any(x.array.dtype.kind != "f" for x in inputs if isinstance(placement_of(x), Partial)):
             return sums_made_whole(apply, inputs, options)  # integers can't be divided by the number of ranks
-        kind = common_dtype([x.array if isinstance(x, Tensor) else x for x in inputs])
+        kind = common_dtype([*map(array_of, inputs)])
         return apply(*(collective().as_part(x, place.group, kind) for x in inputs), **options)
     for other in partials[1:]:
         if other.group is not place.group:
@@ -204,7 +202,7 @@ def beside_constant(place: Partial, constant: Any) -> Partial:
         return place
     if constant.__class__ in (float, int):
         return place.beside(float(constant))
-    return place.beside(_checksum(constant.array if isinstance(constant, Tensor) else np.asarray(constant)))
+    return place.beside(_checksum(np.asarray(array_of(constant))))
 
 
 @host
@@ -302,7 +300,7 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     length = shape[-at]
     # Of rows that a mask has selected the ranks ask each other, whatever each holds of them: all must come here.
     of_all = (lead.batch.known is not None or not lead.group.isolated) and length == lead.total
-    if length == lead.held and (not of_all or (lead.group.single and not lead.group.ordered)):
+    if length == lead.held and (not of_all or lead.group.has_all):
         if lead.group.ordered and getattr(x, "origin", None) is not None and length != lead.total:
             raise RuntimeError(
                 f"reproducible mode: a tensor that has the {length} rows of this rank but is none of them, such as one "
@@ -332,10 +330,9 @@ def align(x: Any, like: Any, name: str) -> Any:
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
         _refuse_own_numbers(name, like, x, lead)
-        several = lead.group.ordered or not lead.group.single
-        if several and lead.batch.known is not None and shape[lead.axis] == lead.total:
+        if not lead.group.has_all and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
-    elif isinstance(place, Shard) and lead is None and (place.group.ordered or not place.group.single):
+    elif isinstance(place, Shard) and lead is None and not place.group.has_all:
         others = shape_of(like)
         if place.axis < len(others) and others[place.axis] == place.total:
             return whole(x, name)
@@ -346,7 +343,7 @@ def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> No
     """RuntimeError for arange(len(x)) as targets of similarities between this rank's rows and those of all ranks."""
     if place.group.single or place.batch.known is None or not place.pairs:
         return
-    labels = target.array if isinstance(target, Tensor) else np.asarray(target)
+    labels = np.asarray(array_of(target))
     own = labels.shape == (place.held,) and shape_of(scores)[1:] == (place.total,) and 0 < place.held < place.total
     if own and labels.dtype.kind in "iu" and np.array_equal(labels, np.arange(place.held)):
         raise RuntimeError(
@@ -378,17 +375,6 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
         return applied(apply, (inputs[0], *others), inputs, options, place)
 
     return rule
-
-
-def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """The rule of losses per row: scores (N, classes), and operands aligned with them, give one number per row."""
-    place = placement_of(inputs[0])
-    if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
-        return place
-    operands, place = aligned_operands(apply.__name__, whole_sums(inputs, apply.__name__))
-    if place is None or place.axis != 0:
-        return gathers(apply, tuple(operands), options)
-    return applied(apply, operands, inputs, options, place)
 
 
 def linear_place(place: Any) -> Placement:

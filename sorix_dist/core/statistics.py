@@ -116,11 +116,11 @@ def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
         return ValuesAndIndices(input.clone(), f.tensor(0))
     if not shape[at]:
         raise IndexError(f"median: there must be an element to choose along dim {at}, got shape {shape}")
-    place = f.argsort(input, at).select(at, (shape[at] - 1) // 2)
+    index = f.argsort(input, at).select(at, (shape[at] - 1) // 2)
     missing = f.isnan(input)
-    place = f.unsqueeze(f.where(missing.any(at), missing.byte().argmax(at), place), at)
-    values = f.gather(input, at, place)
-    return ValuesAndIndices(*((values, place) if keepdim else (values.squeeze(at), place.squeeze(at))))
+    index = f.unsqueeze(f.where(missing.any(at), missing.byte().argmax(at), index), at)
+    values = f.gather(input, at, index)
+    return ValuesAndIndices(*((values, index) if keepdim else (values.squeeze(at), index.squeeze(at))))
 
 
 def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> tuple[Any, Any]:
@@ -218,10 +218,10 @@ def searchsorted(
         )
     if sorter is not None:
         sequences = np.take_along_axis(sequences, _all(sorter, "searchsorted"), -1)
-    places = np.empty(wanted.shape, np.int32 if out_int32 else np.int64)
+    indices = np.empty(wanted.shape, np.int32 if out_int32 else np.int64)
     for row in np.ndindex(sequences.shape[:-1]):
-        places[row] = np.searchsorted(sequences[row], wanted[row], side or ("right" if right else "left"))  # type: ignore[call-overload]
-    return Tensor(places)
+        indices[row] = np.searchsorted(sequences[row], wanted[row], side or ("right" if right else "left"))  # type: ignore[call-overload]
+    return Tensor(indices)
 
 
 def bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.deferred import deferred
 from sorix_dist.core.placement import REPLICATE, SUM, Array, Deferred, Partial, Tally, current_group, tagged
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Tensor, array_of
 
 
 def is_tally(x: Any) -> bool:
@@ -106,17 +106,17 @@ def write(target: Tensor, key: Any, value: Any) -> None:
     if key is ... or (key.__class__ is slice and key == slice(None)):
         target.place = REPLICATE if getattr(value, "place", None) is REPLICATE else None
         if not is_tally(value):
-            target.array[key] = value.array if isinstance(value, Tensor) else value
+            target.array[key] = array_of(value)
             return
     own: Array | None = None
     base, mine = _own(target), _own(value)
     if base is not None and mine is not None:
         own = np.array(base.array)
-        own[key] = mine.array if isinstance(mine, Tensor) else mine
+        own[key] = array_of(mine)
     known = _is_known(target) and _is_known(value)
     if known:
         value = of_everyone(value)
-        target.array[key] = value.array if isinstance(value, Tensor) else value
+        target.array[key] = array_of(value)
     elif own is None:
         of_everyone(value)
         of_everyone(target)

@@ -116,7 +116,7 @@ class Tensor:
             from sorix_dist.core.ops.collective import as_data  # made of operations
 
             value = as_data(self, value)
-        array, leaf = value.array if isinstance(value, Tensor) else np.asarray(value), self.leaf
+        array, leaf = np.asarray(array_of(value)), self.leaf
         if leaf is not None and leaf.flat is not None:
             if array.shape != self.array.shape:
                 raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
@@ -191,7 +191,7 @@ class Tensor:
         total = self.leaf.total
         if total.shown is not None:
             refuse_frozen(total.shown)
-        np.copyto(total.place(self.leaf), array, casting="same_kind")
+        np.copyto(total.allocated(self.leaf), array, casting="same_kind")
         total.written = True
         self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None
 
@@ -258,16 +258,12 @@ class Tensor:
         return batch_numbers.count_of(self.array.shape, self.place)
 
     size_prop = numel
+    size = shape  # which may be called: `size()` is the shape, `size(dim)` one entry of it
 
     @property
     def device(self) -> Device:
         """Where the numbers are: always the CPU."""
         return CPU
-
-    @property
-    def size(self) -> Size:
-        """The shape, which may be called: `size()` is the shape, `size(dim)` one entry of it."""
-        return self.shape
 
     def is_floating_point(self) -> bool:
         """Whether the elements are of a type that can have gradients."""
@@ -285,13 +281,13 @@ class Tensor:
         """The only element as a Python number; ValueError if there are others."""
         return self._number("item()")
 
-    def _number(self, said: str) -> Any:
+    def _number(self, call: str) -> Any:
         if self.array.size != 1:
             raise ValueError(
                 f"can only convert an array of size 1 to a Python scalar, got shape {self.array.shape}; use tolist()"
             )
         own_numbers.refuse_one_of_many(self)
-        own_numbers.warn_of_part(self, said)
+        own_numbers.warn_of_part(self, call)
         value = self.visible.item()
         return value if hasattr(self, "complete") else batch_numbers.number_of_part(value, self.place)
 
@@ -378,8 +374,7 @@ def _rebuilt(kind: type[Tensor], array: Array, trained: bool | None, grad: Array
     tensor = tagged(kind.of(array), place)
     if trained is not None:
         tensor.requires_grad_(True).requires_grad_(trained)
-    if grad is not None:
-        tensor.grad = grad
+    tensor.grad = grad
     return tensor
 
 
@@ -393,6 +388,11 @@ def as_array(data: Any, dtype: Any = None, name: str = "data") -> Array:
         raise TypeError(f"{name} must be real numbers or bools, got {type(data).__name__}, to NumPy {array.dtype}")
     from_python = isinstance(data, float | int | list | tuple) and not isinstance(data, np.generic)
     return array.astype(np.float32) if wanted is None and from_python and array.dtype == np.float64 else array
+
+
+def array_of(x: Any) -> Any:
+    """The array of a tensor; anything else as it is."""
+    return x.array if isinstance(x, Tensor) else x
 
 
 def shape_of(input: Any) -> tuple[int, ...]:

@@ -30,7 +30,9 @@ def is_live() -> bool:
 
     if LIVE in os.environ or type(sys.stdout).__module__.startswith("ipykernel"):
         return True
-    return sys.stdout.isatty() and detect(os.environ) is None  # Open MPI gives ranks terminals that lead into files
+    at_terminal = getattr(sys.stdout, "isatty", None)  # a program may have put anything there, or nothing
+    # Open MPI gives ranks terminals that lead into files.
+    return at_terminal is not None and at_terminal() and detect(os.environ) is None
 
 
 def live_environment() -> dict[str, str]:
@@ -98,8 +100,7 @@ class Output:
     def _write(self, line: str, end: str) -> None:
         """Writes over the unfinished line that is shown."""
         clear = f"\r{' ' * self._unfinished}\r" if self._unfinished else ""
-        sys.stdout.write(f"{clear}{line}{end}")
-        sys.stdout.flush()
+        print(f"{clear}{line}", end=end, flush=hasattr(sys.stdout, "flush"))
         self._unfinished = 0 if end else len(line)
 
     def __enter__(self) -> Output:

@@ -123,11 +123,7 @@ def main(path: str) -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:
         fn, args, kwargs = folder.read("call")
-        result = fn(*args, **kwargs)
-        try:
-            data = dumps_result(result)
-        except Exception as error:
-            raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
+        data = dumps_result(fn(*args, **kwargs))
     except BaseException as error:  # noqa: BLE001 - the caller raises it
         flush()
         folder.write(f"failure-{rank}", dumps(_described(error)))
@@ -137,12 +133,15 @@ def main(path: str) -> None:
 
 
 def dumps_result(result: Any) -> bytes:
-    """The pickle of a result. Figures of pyplot are closed: an open one would be shown wherever it is unpickled, by a
-    notebook for each rank, beside the result."""
+    """The pickle of a result; TypeError if it has none. Figures of pyplot are closed: an open one would be shown where
+    it is unpickled, by a notebook for each rank, beside the result."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close("all")
-    return dumps(result)
+    try:
+        return dumps(result)
+    except Exception as error:
+        raise TypeError(f"the result, of type {type(result).__name__}, cannot be pickled: {error}") from error
 
 
 def _described(error: BaseException) -> tuple[float, bytes | None, str, str]:

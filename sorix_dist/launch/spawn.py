@@ -26,10 +26,10 @@ from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
+from sorix_dist.launch.ask import PYTHON
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
-from sorix_dist.launch.run import PYTHON
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.process import kill_with_descendants
@@ -229,7 +229,15 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: st
     if missing:
         cause = _BANNER.split(printed)[0].strip() or _BANNER.sub("", printed).strip()
         raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{cause}")
-    return [folder.read(f"result-{rank}") for rank in range(num_proc)]
+    return [_result(folder, rank) for rank in range(num_proc)]
+
+
+def _result(folder: PrivateFolder, rank: int) -> Any:
+    try:
+        return folder.read(f"result-{rank}")
+    except Exception as error:
+        error.add_note(f"while the result of rank {rank} was unpickled")
+        raise
 
 
 def _raised(rank: int, num_proc: int, pickled: bytes | None, line: str) -> Exception:
@@ -271,6 +279,7 @@ class Pool:
         self.num_proc, self._env = num_proc, env
         self._ranks: _Ranks | None = None
         atexit.register(self.close)
+        os.register_at_fork(after_in_child=self._forget)
 
     def run(
         self,
@@ -300,6 +309,10 @@ class Pool:
         if self._ranks is not None:
             self._ranks.finish()
             self._ranks = None
+
+    def _forget(self) -> None:
+        """This process was forked: the ranks are its parent's."""
+        self._ranks = None
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import checked, in_range, one_of
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, array_of
 
 
 @checked
@@ -152,7 +152,7 @@ def _deviation(name: str, std: float) -> float:
 
 
 def _array(t: Tensor) -> Array:
-    array = t.array if isinstance(t, Tensor) else t
+    array = array_of(t)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"t must be a Tensor, got {type(t).__name__}")
     return array

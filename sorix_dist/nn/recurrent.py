@@ -17,6 +17,7 @@ from sorix_dist.core.ops.recurrent import gru, lstm, rnn
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
+from sorix_dist.core.tensor import array_of
 from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
@@ -30,7 +31,7 @@ def _zeros(shape: tuple[int, ...], kind: Any) -> Any:
 
 
 def _array(x: Any) -> Any:
-    return x.array if isinstance(x, Tensor) else np.asarray(x)
+    return np.asarray(array_of(x))
 
 
 _WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"  # in the operation's order

@@ -51,21 +51,21 @@ class GroupState(FlatState):
     def load(self, entries: Sequence[dict[str, Any] | None], names: tuple[str, ...]) -> None:
         """Loads entries that were checked. A call of all ranks that share the parameters."""
         self.buffers = {name: arrays for name, arrays in self.buffers.items() if name in names}
-        self._lay(names, "optimizer.load_state_dict")
+        self._allocate(names, "optimizer.load_state_dict")
         self._fence("optimizer.load_state_dict")
         for i, entry in enumerate(entries):
             self.steps[i] = 0 if entry is None else int(entry["step"])
         self._count = weighted(self.steps)
         for name in names:
-            for view, (kind, _), entry in zip(self._views(name), self._places, entries, strict=True):
+            for view, (kind, _), entry in zip(self._views(name), self._offsets, entries, strict=True):
                 if self._kinds[kind][0].writes:
                     np.copyto(view, 0 if entry is None else np.asarray(entry[name]), casting="same_kind")
         self._fence("optimizer.load_state_dict")
-        self._cut_for, self._runs = None, []
+        self._blocks_for, self._runs = None, []
 
     def snapshot(self, names: tuple[str, ...]) -> Snapshot:
         """Copies of the step counts and of the buffers, among them those of `names`."""
-        self._lay(names, "optimizer.step")
+        self._allocate(names, "optimizer.step")
         flat = {f"{name}.{k}": array for name, arrays in self.buffers.items() for k, array in enumerate(arrays)}
         return {"steps": self.steps.copy(), **{name: array.copy() for name, array in flat.items()}}
 
@@ -74,7 +74,7 @@ class GroupState(FlatState):
         steps = saved["steps"]
         further = steps - self.steps
         if np.ptp(further):
-            self._cut_for = None  # other parameters have equal counts
+            self._blocks_for = None  # other parameters have equal counts
         self._runs = [(before + int(further[0]), blocks) for before, blocks in self._runs]
         self.steps[:] = steps
         self._count = weighted(steps)

@@ -39,12 +39,12 @@ class FlatState:
         self._kinds: list[tuple[ParameterMemory, np.dtype[Any]]] = []
         self._last: tuple[tuple[Any, ...], int] = (), 0  # the digested options, and the digest
         self.memories: list[ParameterMemory] = []  # of the parameters, without duplicates
-        self._places: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
+        self._offsets: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
         self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
-        self._cut_for: Any = None  # the state that the blocks of `_runs` were cut for
+        self._blocks_for: Any = None  # the state that the blocks of `_runs` were cut for
         self._used = np.zeros(len(params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []  # with the count of updates, less that of advances
-        self._lay((), "optimizer.step")
+        self._allocate((), "optimizer.step")
 
     @property
     def steps(self) -> Array:
@@ -64,7 +64,7 @@ class FlatState:
 
     def __getstate__(self) -> dict[str, Any]:
         # The blocks are views of the parameters' memory, which a copy does not share.
-        return {**self.__dict__, "_cut_for": None, "_runs": [], "_syncs": (-1, []), "_kinds": [], "memories": []}
+        return {**self.__dict__, "_blocks_for": None, "_runs": [], "_syncs": (-1, []), "_kinds": [], "memories": []}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int, group: Any) -> list[tuple[int, list[Block]]]:
         """Counts an update, with the options of `group`, of every parameter that has a gradient. Returns the blocks
@@ -75,10 +75,10 @@ class FlatState:
             sync.before_step(digest, self)
         used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
         # While the same parameters are used, the differences of their counts are constant, so the blocks stay valid.
-        if (flat.version(), names, used) != self._cut_for:
-            self._lay(names, "optimizer.step")
-            self._cut(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
-            self._cut_for = (flat.version(), names, used)
+        if (flat.version(), names, used) != self._blocks_for:
+            self._allocate(names, "optimizer.step")
+            self._make_blocks(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
+            self._blocks_for = (flat.version(), names, used)
             self._steps, self._used = self.steps, np.array(used, np.int64)
             self._per_step = weighted(self._used)
         self._advances = advances = self._advances + 1
@@ -104,24 +104,24 @@ class FlatState:
         for memory in self.memories:
             memory.fence(action, everywhere=everywhere)
 
-    def _lay(self, names: tuple[str, ...], action: str) -> None:
+    def _allocate(self, names: tuple[str, ...], action: str) -> None:
         """Flattens parameters without flat storage, and allocates missing buffers. A call with one `action` of all
         ranks that share the parameters."""
-        unplaced = [p for p in self.params if flat.leaf_of(p).flat is None]
-        if unplaced:
-            flat.flatten(unplaced)
+        unflattened = [p for p in self.params if flat.leaf_of(p).flat is None]
+        if unflattened:
+            flat.flatten(unflattened)
         kind_of = [(flat.flat_of(p).memory, p.array.dtype) for p in self.params]
         kinds = list(dict.fromkeys(kind_of))
         known = {name: self._views(name) for name in self.buffers}
         same = kinds == self._kinds
-        self._kinds, self._places, sizes = kinds, [(0, 0)] * len(kind_of), []
+        self._kinds, self._offsets, sizes = kinds, [(0, 0)] * len(kind_of), []
         self.memories = list(dict.fromkeys(memory for memory, _ in kinds))
         for number, kind in enumerate(kinds):
             members = [i for i, r in enumerate(kind_of) if r == kind]
             starts, size = flat.layout(self.params[i] for i in members)
             sizes.append(size)
             for i, start in zip(members, starts, strict=True):
-                self._places[i] = number, start
+                self._offsets[i] = number, start
         missing = [name for name in dict.fromkeys((*self.buffers, *names)) if name not in self.buffers or not same]
         if missing:
             self._fence(action, everywhere=True)
@@ -134,14 +134,14 @@ class FlatState:
     def _views(self, name: str) -> list[Array]:
         return [
             self.buffers[name][kind][start : start + p.array.size].reshape(p.array.shape)
-            for p, (kind, start) in zip(self.params, self._places, strict=True)
+            for p, (kind, start) in zip(self.params, self._offsets, strict=True)
         ]
 
-    def _cut(self, names: tuple[str, ...], used: list[int], scratch_arrays: int) -> None:
+    def _make_blocks(self, names: tuple[str, ...], used: list[int], scratch_arrays: int) -> None:
         def joined(before: int, i: int) -> bool:
-            kind, start = self._places[before]
+            kind, start = self._offsets[before]
             return (
-                self._places[i] == (kind, start + flat.padded_size(self.params[before]))
+                self._offsets[i] == (kind, start + flat.padded_size(self.params[before]))
                 and self.steps[before] == self.steps[i]
             )
 
@@ -153,7 +153,7 @@ class FlatState:
             dtype, own = run.flat.dtype, flat.within(run.start, run.stop, run.flat.own)
             if dtype not in spare:
                 spare[dtype] = tuple(np.empty(flat.BLOCK, dtype) for _ in range(scratch_arrays))
-            kind, first = self._places[run.first]
+            kind, first = self._offsets[run.first]
             shift = first - run.start
             blocks = []
             for start in range(own.start, own.stop, flat.BLOCK):

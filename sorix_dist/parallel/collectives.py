@@ -12,9 +12,10 @@ from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
-from sorix_dist.core.ops.collective import replicated as replicated_by_all
+from sorix_dist.core.ops.collective import to_replicate
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.placement import REPLICATE, SUM, Batch, Partial, Rows, Shard, Tally, tagged
+from sorix_dist.core.tensor import array_of
 from sorix_dist.parallel.groups import OfWorker
 from sorix_dist.parallel.world import current_group, world
 
@@ -54,7 +55,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
         elif x.place is REPLICATE and op == "sum":
             _refuse_global()
-    world().all_reduce(_memory(cast(Any, x)), op)
+    world().all_reduce(array_of(x), op)
     return x
 
 
@@ -96,7 +97,7 @@ def broadcast(x: T, root: int = 0) -> T:
     """Sends rank `root`'s values to all ranks, in place for a tensor or array; returns them."""
     if not isinstance(x, Tensor | np.ndarray):
         return cast(T, world().broadcast_object(x, root))
-    array = _memory(x)
+    array = array_of(x)
     world().broadcast(array, root)
     return x
 
@@ -125,7 +126,7 @@ def all_gather(x: Any) -> list[Any]:
         x = tagged(Tensor.of(x.array, x.origin), place)
     if place.outer != 1 or place.inner != 1:
         raise ValueError("all_gather: the batch must be an axis of its own, got one that is merged with others")
-    whole = replicated_by_all(x)
+    whole = to_replicate(x)
     return [take(whole, index=part) for part in parts_along(axis, counts)]
 
 
@@ -144,7 +145,7 @@ def global_value(x: Any) -> Tensor:
             "global_value: in the loop over workers of LocalSGD there is only the value of one worker, because no "
             "message is sent between two sums: add it to an sx.metrics.Mean, which sums at compute()"
         )
-    return replicated_by_all(x)
+    return to_replicate(x)
 
 
 def global_rows(x: Any) -> int:
@@ -172,7 +173,3 @@ def replicated(x: Any) -> Tensor:
 def barrier() -> None:
     """Returns when every rank has called it."""
     world().barrier()
-
-
-def _memory(x: Tensor | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return x.array if isinstance(x, Tensor) else x

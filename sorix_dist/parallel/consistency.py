@@ -100,13 +100,13 @@ def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
 
     The result is pickled, so it should be small. Files that `work` reads or writes may take longer than the time-out.
     """
-    result, error, told = None, None, monotonic()
+    result, error, last_news = None, None, monotonic()
 
     def progress() -> None:  # ranks of other hosts learn of it by messages alone
-        nonlocal told
-        if monotonic() - told > NEWS_SECONDS:
+        nonlocal last_news
+        if monotonic() - last_news > NEWS_SECONDS:
             comm.broadcast_object((False, None, None))
-            told = monotonic()
+            last_news = monotonic()
 
     if comm.rank == 0:
         with on_progress(progress):

@@ -18,7 +18,7 @@ from sorix_dist.core.ops.shape import reshape_to
 from sorix_dist.core.placement import REPLICATE, Batch, Deferred, Group, Partial, Rows, Shard, computing, tagged
 from sorix_dist.core.random import RepeatedDraws, repeated_draws
 from sorix_dist.core.rules import bare
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, array_of
 from sorix_dist.nn import Module
 from sorix_dist.parallel.coordinator import Coordinator, coordinator_of
 from sorix_dist.parallel.groups import InOrder
@@ -158,7 +158,7 @@ class BatchForward:
     def _checksum(self, array: Any) -> int:
         if self.watched >= _WATCHED:
             return 0
-        values = np.ascontiguousarray(getattr(array, "array", array)).reshape(-1).view(np.uint8)
+        values = np.ascontiguousarray(array_of(array)).reshape(-1).view(np.uint8)
         return zlib.crc32(values[:: max(1, values.size // _SAMPLE)].tobytes())
 
 

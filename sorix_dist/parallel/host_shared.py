@@ -90,7 +90,7 @@ class _Plan:
     def of(cls, made: Any) -> _Plan:
         specs: list[_Spec] = []
 
-        def place(array: Any) -> Array:
+        def laid_out(array: Any) -> Array:
             if isinstance(array, Tensor) or array.dtype.hasobject:
                 kind = "a Tensor" if isinstance(array, Tensor) else f"an array of {array.dtype}"
                 raise TypeError(f"host_shared: make must return arrays of numbers, got {kind}")
@@ -98,7 +98,7 @@ class _Plan:
             specs.append(_Spec(start, array.shape, array.dtype))
             return np.array(len(specs) - 1)
 
-        structure = map_arrays(made, place)
+        structure = map_arrays(made, laid_out)
         if not specs:
             raise TypeError(
                 f"host_shared: make must return an array, or a tuple, list or dict of arrays, got {type(made).__name__}"
@@ -106,7 +106,7 @@ class _Plan:
         return cls(structure, tuple(specs))
 
     def fill(self, block: Array, made: Any) -> None:
-        """Copies the arrays into their places."""
+        """Copies the arrays to their offsets."""
         specs = iter(self.specs)
 
         def copy(array: Array) -> Array:

@@ -172,7 +172,7 @@ class HostsReducer(Reducer):
             if self._late[i].written:
                 self.withdrawn = True
                 self._waiting.add(i)
-                self.leaves[i].deposit(self._late[i].place(self.leaves[i]))
+                self.leaves[i].deposit(self._late[i].allocated(self.leaves[i]))
                 self._late[i].written = False
         self._diverted = len(self.leaves)
 
@@ -236,17 +236,17 @@ class MessageConsensus:
     def _gather(
         self, fingerprint: Fields, numbers: list[int], values: list[float], used: int, meanwhile: Meanwhile = None
     ) -> Agreement:
-        sent, places = packed(fingerprint, numbers, used), [-i for i in range(min(len(values), MOST_VALUES))]
+        sent, slots = packed(fingerprint, numbers, used), [-i for i in range(min(len(values), MOST_VALUES))]
         for size in (_SHORT_ROW, ROW):
             row = np.zeros(size, np.uint8)
-            if COMPARED + len(sent) + 8 * max(len(places) - 1, 0) <= size:
+            if COMPARED + len(sent) + 8 * max(len(slots) - 1, 0) <= size:
                 row[COMPARED : COMPARED + len(sent)] = np.frombuffer(sent, np.uint8)
-                row.view(np.float64)[places] = values[:MOST_VALUES]
+                row.view(np.float64)[slots] = values[:MOST_VALUES]
             else:
                 row[:] = _LONGER
             rows = self.comm.all_gather(row, meanwhile)
             if (rows[:, COMPARED] != _LONGER).all():
                 break
-        sums = [sum(column) for column in rows.view(np.float64)[:, places].T.tolist()]
+        sums = [sum(column) for column in rows.view(np.float64)[:, slots].T.tolist()]
         found = merged([each.data[COMPARED:] for each in rows], sums)
-        return found if len(values) == len(places) else with_many_values(found, values, self.comm)
+        return found if len(values) == len(slots) else with_many_values(found, values, self.comm)

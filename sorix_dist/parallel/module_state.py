@@ -14,7 +14,7 @@ from sorix_dist.nn import Module
 from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
 
 
-def buffer_places(module: Module) -> list[tuple[Module, str]]:
+def owned_buffers(module: Module) -> list[tuple[Module, str]]:
     """The buffers of a model, each as its module and attribute."""
     return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
 
@@ -30,35 +30,35 @@ class Buffers:
     shards, weighted by their rows."""
 
     def __init__(self, module: Module) -> None:
-        self.places = buffer_places(module)
-        self.before = [getattr(m, name) for m, name in self.places]
+        self.buffers = owned_buffers(module)
+        self.before = [getattr(m, name) for m, name in self.buffers]
         self.values = [tensor.array.copy() for tensor in self.before]
         self.after: list[list[Array]] = []
 
     @host
     def restore(self) -> None:
-        for (module, name), tensor, value in zip(self.places, self.before, self.values, strict=True):
+        for (module, name), tensor, value in zip(self.buffers, self.before, self.values, strict=True):
             if getattr(module, name) is not tensor:
                 setattr(module, name, tensor)
             np.copyto(tensor.array, value)
 
     @host
     def keep(self) -> None:
-        if not self.places:
+        if not self.buffers:
             return
-        now = [getattr(module, name) for module, name in self.places]
+        now = [getattr(module, name) for module, name in self.buffers]
         self.after.append([tensor.array.copy() for tensor in now])
         self.assigned = [tensor is not old for tensor, old in zip(now, self.before, strict=True)]
 
     @host
     def combine(self, shards: VirtualShards, total: int) -> None:
-        if not self.places:
+        if not self.buffers:
             return
         self.restore()
         bounds = [shards.rows(shard, total) for shard in shards.owned]
         weights = [(stop - start) / max(1, total) for start, stop in bounds]
         for (module, name), tensor, new, *values in zip(
-            self.places, self.before, self.assigned, *self.after, strict=True
+            self.buffers, self.before, self.assigned, *self.after, strict=True
         ):
             mean = values[0]  # a count of batches
             if tensor.array.dtype.kind == "f":
@@ -75,12 +75,21 @@ class Numbers:
     that a forward counts once for each batch."""
 
     def __init__(self, module: Module) -> None:
-        self.modules = [*module.modules()]
-        self.before = self._read()
+        self.module = module
+        self._version = -1
+        self.begin()
+
+    def begin(self) -> None:
+        """Remembers the values with which a batch begins."""
+        if self._version != version():  # which each assignment to an attribute of a module changes
+            self._version = version()
+            self.modules = [*self.module.modules()]
+            self.before = self._read()
+            values = [(m, k, v) for m in self.modules for k, v in m.__dict__.items()]
+            self._places = [(m, k) for m, k, v in values if v.__class__ in (list, dict)]
+            self._lists = [v for _, _, v in values if v.__class__ in (list, dict)]
+        self._lengths = [*map(len, self._lists)]
         self.after: list[dict[str, Any]] = []
-        self._version = version()  # which each assignment to an attribute of a module changes
-        lists = [(m, k, v) for m in self.modules for k, v in m.__dict__.items() if v.__class__ in (list, dict)]
-        self.lists = [(m, k, v, len(v)) for m, k, v in lists]
 
     def _read(self) -> list[dict[str, Any]]:
         return [{k: v for k, v in m.__dict__.items() if v.__class__ in (int, float, bool, str)} for m in self.modules]
@@ -108,7 +117,9 @@ class Numbers:
                         "computes something else on every number of ranks"
                     )
         self.after = now
-        for module, name, found, length in self.lists:
+        if [*map(len, self._lists)] == self._lengths:
+            return
+        for (module, name), found, length in zip(self._places, self._lists, self._lengths, strict=True):
             if getattr(module, name, None) is found and len(found) > length:
                 group.warn(
                     f"reproducible mode: the forward adds to {type(module).__name__}.{name} for each virtual shard of "

@@ -76,8 +76,8 @@ def gradient_windows(flat: Flat, memory: SharedMemory, own: int) -> list[tuple[m
     head = -(-count // ALIGNMENT) * ALIGNMENT
     size = flat.size * flat.dtype.itemsize
     length = head + -(-size // ALIGNMENT) * ALIGNMENT
-    places = [place for part in memory.parts(own * length) for place in part.reshape(-1, length)]
-    return [(place.data[:count], place[head : head + size].view(flat.dtype)) for place in places]
+    windows = [window for part in memory.parts(own * length) for window in part.reshape(-1, length)]
+    return [(window.data[:count], window[head : head + size].view(flat.dtype)) for window in windows]
 
 
 class SharedMemoryReducer(Reducer):

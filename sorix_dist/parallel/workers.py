@@ -25,7 +25,7 @@ from sorix_dist.parallel.comm_hooks import fp16_compress
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.float16 import HalfBlocks
 from sorix_dist.parallel.groups import OfWorker
-from sorix_dist.parallel.module_state import buffer_places
+from sorix_dist.parallel.module_state import owned_buffers
 from sorix_dist.parallel.reducers import Bucket, GradientBuffer
 from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, ShardReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
@@ -122,7 +122,7 @@ class Workers:
         # With overlap, by bucket: during a sum, what each worker has moved; then the weights from which it goes on.
         late = self.buckets if overlap else []
         self._starts = {w: [np.zeros_like(bucket.flat.data) for bucket in late] for w in self.shards.owned}
-        self._places = buffer_places(model)
+        self._owned_buffers = owned_buffers(model)
         self._show([coordinator.comm.broadcast_object(value) for value in self.values()])
         self._draws = [x for module in model.modules() for x in vars(module).values() if isinstance(x, Draws)]
         self.initial = optimizer.snapshot()
@@ -159,7 +159,7 @@ class Workers:
 
     def values(self) -> list[Array]:
         """Copies of the model's buffers, such as batch norm's running statistics."""
-        return [getattr(module, name).array.copy() for module, name in self._places]
+        return [getattr(module, name).array.copy() for module, name in self._owned_buffers]
 
     def begin_batch(self) -> list[Array]:
         """Remembers the weights of the last sum, and returns the buffers that the model shows outside of turns."""
@@ -246,7 +246,7 @@ class Workers:
         return bucket.reducer.of_shard(worker)
 
     def _show(self, values: list[Array]) -> None:
-        for (module, name), value in zip(self._places, values, strict=True):
+        for (module, name), value in zip(self._owned_buffers, values, strict=True):
             np.copyto(getattr(module, name).array, value)
 
     def _number_masks(self, batches: int, worker: int) -> None:
@@ -326,7 +326,7 @@ class Workers:
 
     def average_buffers(self, shares: Array) -> None:
         """Makes the model's buffers the means over all workers; integers, which count batches, the largest."""
-        if not self._places:
+        if not self._owned_buffers:
             return
         shown = self.values()
         parts = [self._buffers.get(worker, shown) for worker in self.shards.owned]
@@ -390,5 +390,5 @@ class Workers:
                     np.copyto(self._buffer(bucket, worker).array, own[f"weights.{i}"])
                 for i, start in enumerate(self._starts[worker]):
                     np.copyto(start, own[f"starts.{i}"])
-                self._buffers[worker] = [own[f"buffers.{i}"] for i in range(len(self._places))]
+                self._buffers[worker] = [own[f"buffers.{i}"] for i in range(len(self._owned_buffers))]
                 self.moved.add(worker)

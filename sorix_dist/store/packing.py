@@ -16,6 +16,7 @@ import numpy as np
 from sorix_dist import nn
 from sorix_dist.core import Tensor
 from sorix_dist.core.random import Draws
+from sorix_dist.core.tensor import array_of
 from sorix_dist.store.tensorfile import DTYPES, Array
 
 DEPTH = 100  # levels of nesting
@@ -109,7 +110,7 @@ class _Packer:
             raise TypeError(
                 f"save: {path} is a {type(value).__name__}, which would come back as a Parameter; save its data"
             )
-        array = _plain(value.array if isinstance(value, Tensor) else value, path)
+        array = _plain(array_of(value), path)
         unique = self.unique(name or "value")
         self.arrays[unique] = array
         if isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and id(value) in self.parameters):

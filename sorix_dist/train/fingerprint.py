@@ -89,7 +89,8 @@ class Fingerprint:
         self.alive.append(x)
         package = kind.__module__
         if is_ours(kind):
-            if not isinstance(x, Module | type):  # what a step may read, such as a scheduler's epoch
+            # What a step may read, such as a scheduler's epoch; a captured step is followed as a function.
+            if not isinstance(x, Module | type) and getattr(x, "__wrapped__", None) is None:
                 own = [*self._own(x)]
                 if self._names is None:
                     own = [(n, v) for n, v in own if v.__class__ in NUMBERS and v is not None and n[0] != "_"]

@@ -116,7 +116,7 @@ def listen(steps: Steps) -> None:
 
     def synchronised(self: Coordinator, scale: float) -> None:
         steps.sent += sum(
-            leaf.local.place(leaf).nbytes for bucket in self.buckets for leaf in bucket.leaves if leaf.local.written
+            leaf.local.allocated(leaf).nbytes for bucket in self.buckets for leaf in bucket.leaves if leaf.local.written
         )
         steps.flats = [bucket.flat for bucket in self.buckets]
         synchronise(self, scale)

@@ -124,7 +124,7 @@ def counts(parts: Mapping[str, Any]) -> dict[str, Any]:
         "random": rng.state(),
         "calls": functional_draws().calls,
         "draws": {
-            name: {place: [draws.number, draws.calls] for place, draws in _draws(part)} for name, part in parts.items()
+            name: {layer: [draws.number, draws.calls] for layer, draws in _draws(part)} for name, part in parts.items()
         },
     }
 
@@ -143,9 +143,9 @@ def restore_counts(parts: Mapping[str, Any], counted: Mapping[str, Any]) -> None
     functional_draws().calls = counted["calls"]
     for name, part in parts.items():
         known = counted["draws"].get(name, {})
-        for place, draws in _draws(part):
-            if place in known:
-                draws.number, draws.calls = known[place]
+        for layer, draws in _draws(part):
+            if layer in known:
+                draws.number, draws.calls = known[layer]
 
 
 def cpu() -> str:

@@ -123,7 +123,8 @@ def _died(
             continue
         # A rank may leave before MPI starts if no other rank waits for it. After a signal, launchers end all ranks.
         harmless = not waiting or _another_may_come(status, observed)
-        if status.state == State.IMPORTED and harmless and not (wait_status and wait_status & 0x7F):
+        signals = map(_signal_name, observed.gone.values() if wait_status is None else [wait_status])
+        if status.state == State.IMPORTED and harmless and not any(signals):
             continue
         unknown = wait_status is None and observed.ends_by_kill
         if unknown or _signal_name(wait_status) in _FROM_OUTSIDE:

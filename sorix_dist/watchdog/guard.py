@@ -261,6 +261,7 @@ class Guard:
             process.close()
 
     def _find_new(self) -> None:
+        dead = list[tuple[bool, int]]()
         for rank in range(self.pages.ranks):
             pid, start = self.pages.owner(rank)
             known = self.processes.get(rank)
@@ -280,7 +281,10 @@ class Guard:
             elif process.alive():
                 self.polled.add(rank)
             else:
-                self._note_end(rank)
+                status = self.pages.read(rank)
+                dead.append((status is not None and is_waiting(status), rank))
+        for _, rank in sorted(dead):  # before this guard began: one that waited is not likely to be the first
+            self._note_end(rank)
 
     def _find_shell(self, rank: int, pid: int) -> None:
         shell = pid

@@ -120,7 +120,9 @@ class Launchers:
             time.sleep(TICK)
             passed += TICK
         if not self.nearest.alive():
-            remove_launcher_files(since=seconds(self.nearest.start) - 1)
+            since = seconds(self.nearest.start) - 1
+            remove_launcher_files(since)
+            remove_sessions(since)
 
     def _holders(self, ranks_outputs: set[str]) -> dict[int, int]:
         """Processes that ranks started and that keep an output of theirs open, for whose end the launcher waits, and

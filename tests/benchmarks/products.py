@@ -45,12 +45,11 @@ def convolved(pixels: int, depth: int, outputs: int, *, first: bool = False) -> 
 
 def recurrent(rows: int, steps: int, inputs: int, units: int, gates: int) -> list[Product]:
     """The products of a recurrent layer that comes first in its model. Each step multiplies [state, 1, input] by the
-    weights, in blocks of 64 columns; the gradients of the weights are one product over all steps."""
+    weights, in blocks of 64 columns; the gradients of weights and biases are one product over all steps."""
     joined, w = units + 1 + inputs, gates * units
     forward = _product(_numbers(rows, joined), _numbers(w // 64, joined, 64), steps)
     each = [forward, _product(_numbers(rows, w), _numbers(units // 64, w, 64), steps)]
-    states, gradients = _numbers(rows * steps, units), _numbers(rows * steps, gates * units)
-    return [*each, _product(_numbers(rows * steps, inputs).T, gradients), _product(states.T, gradients)]
+    return [*each, _product(_numbers(rows * steps, joined).T, _numbers(rows * steps, w))]
 
 
 def attended(heads: int, length: int, width: int) -> list[Product]:

@@ -62,7 +62,12 @@ def test_ranks_stay_and_remember() -> None:
         assert [count for _, count in first] == [2, 2]
         assert pool.run(recall, kwargs={"factor": 2}) == [10, 11]
         assert pool.run(os.getpid) == [pid for pid, _ in first]
+        if (child := os.fork()) == 0:  # its end is not the end of the ranks
+            pool.close()
+            os._exit(0)
+        os.waitpid(child, 0)
         pids = pool.run(os.getpid)
+        assert pids == [pid for pid, _ in first]
     assert gone(pids)
     assert pool.run(sx.rank) == [0, 1]  # ranks that are started anew
     pool.close()

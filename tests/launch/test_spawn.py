@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,11 @@ class Picky(Exception):
         super().__init__(one)
 
 
+class Unreadable:
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("one",)
+
+
 def test_exceptions_that_cannot_travel_come_as_text() -> None:
     def picky() -> None:
         raise Picky("first", "second")
@@ -139,6 +145,9 @@ def test_exceptions_that_cannot_travel_come_as_text() -> None:
         sx.run(lambda: sys.exit(3), num_proc=1)
     with pytest.raises(TypeError, match="the result, of type generator, cannot be pickled"):
         sx.run(lambda: (number for number in range(3)), num_proc=1)
+    with pytest.raises(ValueError, match="invalid literal for int") as broken:
+        sx.run(Unreadable, num_proc=1)
+    assert broken.value.__notes__ == ["while the result of rank 0 was unpickled"]
 
 
 def test_a_figure_is_a_result_that_opens_no_window() -> None:
@@ -370,6 +379,12 @@ def test_names_what_cannot_be_sent() -> None:
     exec("def first():\n    return second()\n\ndef second():\n    return [data for _ in range(2)]", space)
     with pytest.raises(TypeError, match=r"^'second' uses the global 'data' \(lock\), which can't be sent to the ranks"):
         sx.run(space["first"], num_proc=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=len)])
+def test_a_program_without_a_usable_output(stream: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert sx.run(print, ("lost",), num_proc=1) == [None]
 
 
 def test_unfinished_lines_on_a_terminal() -> None:

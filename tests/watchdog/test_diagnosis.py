@@ -76,6 +76,14 @@ def test_a_signal_to_all_ranks_is_no_ranks_fault() -> None:
     assert "rank 1 (pid 101) was ended from outside by SIGTERM" in str(fault_of(*rows, gone={1: 15, 0: 9, 2: 9}))
 
 
+def test_a_rank_that_died_before_mpi_is_named_before_those_that_its_launcher_ended() -> None:
+    rows = status(0, 0), status(1, 0, state=State.IMPORTED, counts={}), status(2, 0, state=State.IMPORTED, counts={})
+    assert fault_of(*rows, gone={1: None}) is None
+    assert "rank 1 (pid 101) died without a word" in str(fault_of(*rows, gone={1: None, 2: 15, 0: 15}))
+    what = fault_of(*rows, gone={1: 0, 2: 15}, gone_for=PATIENCE)
+    assert "rank 2 (pid 102) was ended from outside by SIGTERM" in str(what)
+
+
 def test_a_rank_that_ended_while_another_waits_for_it() -> None:
     ended = status(1, 3, state=State.ENDED)
     what = str(fault_of(status(0, 4, waits=True), ended))

@@ -15,7 +15,7 @@ from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
-from sorix_dist.core.tensor import Array, Tensor, shape_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 
 
 @op(promote="common", rule=rules.choosing, called="where")
@@ -41,7 +41,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 def _array(x: Any) -> Any:
-    return x.array if isinstance(x, Tensor) else np.asarray(x)
+    return np.asarray(array_of(x))
 
 
 def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:

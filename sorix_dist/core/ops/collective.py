@@ -126,14 +126,14 @@ def first_of(*parts: Any, count: int) -> Any:
 # -- from one placement to another
 
 
-def replicated(x: Tensor, name: str = "") -> Tensor:
+def to_replicate(x: Tensor, name: str = "") -> Tensor:
     """Converts to a Replicate: the sum of a Partial over all ranks, or the rows of all ranks."""
     place = x.place
     if place is REPLICATE:
         return x
     if isinstance(place, Shard):
         group = place.group
-        if group.single and not group.ordered:  # reproducible mode needs the same nodes as on several ranks
+        if group.has_all:
             return bare(x)  # type: ignore[no-any-return]
         if not place.batch.in_order:
             raise RuntimeError(

@@ -14,6 +14,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import one_of
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import OF_NUMPY, op
+from sorix_dist.core.tensor import array_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -231,7 +232,7 @@ def half_in_float32(function: Function) -> Function:
     """Makes a function compute in float32 for float16, whose sums and products have too few digits."""
 
     def widened(x: Any) -> Any:
-        half = getattr(getattr(x, "array", x), "dtype", None) == np.float16
+        half = getattr(array_of(x), "dtype", None) == np.float16
         return cast(x, np.float32) if half else x
 
     @wraps(function)

@@ -18,10 +18,10 @@ from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.ops.axes import refused
-from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, array_of
 
 
 def names_rows_of_all(place: Shard, parts: list[Any]) -> bool:
@@ -52,7 +52,7 @@ def numbers_of(parts: Iterable[Any]) -> list[Any]:
 
 def is_mask(part: Any) -> bool:
     """Whether a part of an index is an array of bools."""
-    return getattr(getattr(part, "array", part), "dtype", None) == np.bool_
+    return getattr(array_of(part), "dtype", None) == np.bool_
 
 
 def _covers(part: Any) -> int:
@@ -159,7 +159,7 @@ def written(target: Tensor, x: Any) -> Any:
     """The array, or the number, that an operand is for a write into the whole of `target`."""
     if not isinstance(x, Tensor | np.ndarray):
         return of_all(x)
-    array = _array(_aligned(target, of_everyone(x), target.array.shape, target.place, ...))
+    array = array_of(_aligned(target, of_everyone(x), target.array.shape, target.place, ...))
     _follow(target, x)
     return array
 
@@ -185,14 +185,14 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
             target.place = of_everyone(target).place
     placed = place is not None or shard_of(value) is not None or any(shard_of(part) is not None for part in parts)
     if not placed:
-        target.array[key_of(key)] = _array(_sum_made_whole(value))
+        target.array[key_of(key)] = array_of(_sum_made_whole(value))
         _follow(target, value)
         return
     parts = tuple(of_each_axis(numbers_of(parts), target.array.ndim))
     if _pairs_with_own_rows(target, parts):
         target.place = place = place or shard_of(parts[1])
         shape = (place.held, *target.array.shape[2:])
-        target.array[key_of(parts)] = _array(_aligned(target, value, shape, place, ...))
+        target.array[key_of(parts)] = array_of(_aligned(target, value, shape, place, ...))
         return
     if place is None:
         place = _rows_of_mask(target, parts)
@@ -210,21 +210,17 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
     elif isinstance(value, Tensor | np.ndarray):
         value = _aligned(target, value, target.array[key].shape, rows, key)
     try:
-        target.array[key] = _array(value)
+        target.array[key] = array_of(value)
     except ValueError as error:
         hint = "the rows of all ranks are written here: use sx.global_rows(x) where the index follows from len(x)"
         raise ValueError(f"{error}; {hint}" if shard_of(target) is None else str(error)) from None
     _follow(target, value)
 
 
-def _array(x: Any) -> Any:
-    return rules.bare(x).array if isinstance(x, Tensor) else x
-
-
 def _sum_made_whole(x: Any) -> Any:
     """A sum over rows as that over the global batch, since no target is a part of such a sum."""
     place = getattr(x, "place", None)
-    if not isinstance(place, Partial):
+    if not isinstance(place, Partial | Deferred):
         return x
     # After its backward a loss shows the global value at no cost.
     return x.visible if hasattr(x, "complete") else whole(x.detach(), _NAME)
@@ -240,7 +236,7 @@ def _aligned(target: Tensor, x: Any, shape: tuple[int, ...], place: Any, key: An
         if rows is not None and (len(x.shape) - rows.axis != at or not rows.like(place)):
             x = whole(x, _NAME)
         return beside(x, place, at)
-    if rows is None or (rows.group.single and not rows.group.ordered):
+    if rows is None or rows.group.has_all:
         return x
     return x if _becomes_rows(target, rows, len(x.shape) - rows.axis, len(shape), key) else _of_all(x, shape)
 
@@ -293,12 +289,11 @@ def _pairs_with_own_rows(target: Tensor, parts: tuple[Any, ...]) -> bool:
     rows = shard_of(target) or shard_of(parts[1])
     if rows is None or rows.axis or shard_of(first) is not None or target.leaf is not None:
         return False
-    own, other = (np.asarray(_array(part)) for part in parts)
+    own, other = (np.asarray(array_of(part)) for part in parts)
     fits = own.shape == other.shape == (rows.held,) == target.array.shape[:1] and own.dtype.kind in "iu"
     return on_every_rank(rows, fits and np.array_equal(own, np.arange(rows.held)))
 
 
 def _looks_up_rows(place: Shard, parts: tuple[Any, ...]) -> bool:
     """Whether an index has integers that are rows of a batch: they name positions, of other rows on every split."""
-    several = place.group.ordered or not place.group.single
-    return several and any(shard_of(part) is not None and not is_mask(part) for part in parts)
+    return not place.group.has_all and any(shard_of(part) is not None and not is_mask(part) for part in parts)

@@ -27,7 +27,7 @@ from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
 from sorix_dist.core.own_numbers import warn_of_own_positions
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
-from sorix_dist.core.tensor import Array, Tensor, shape_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 
 
 def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -56,7 +56,7 @@ def take(x: Any, *, index: Any) -> Any:
 def scatter_add_to(x: Any, *, index: Any, shape: Any, last: bool = False) -> Any:
     """Zeros of `shape` with the elements of x added at a NumPy index: the transpose of `take`.
 
-    last: the last of several elements for one place counts, and each gets the gradient of the place, as in PyTorch.
+    last: the last of several elements for one index counts, and each gets the gradient there, as in PyTorch.
     """
     zeros = np.zeros(shape, x.dtype)
     if last or _names_each_once(index):
@@ -106,7 +106,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
         if mask and place is not None and axis == place.axis:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
-        own, other = (part.array if isinstance(part, Tensor) else np.asarray(part) for part in key)
+        own, other = (np.asarray(array_of(part)) for part in key)
         first = place.rows.start if rows is not None and shard_of(key[0]) is not None else 0
         if own.shape == other.shape == (place.held,) and np.array_equal(own - first, np.arange(place.held)):
             return tagged(take(bare(input), index=(own - first, other)), place)
@@ -171,7 +171,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
 
 def scattered(name: str, input: Any, dim: int, index: Any, src: Any, *, last: bool = False) -> Any:
     """Zeros in the shape of `input` with the elements of `src` where `gather` with the same `dim` and `index` would
-    read: their sum, or only the `last` for one place. name: that of the function, for errors."""
+    read: their sum, or only the `last` for one index. name: that of the function, for errors."""
     input, index, src = _of_each_row(name, input, dim, index, src)
     rows = shard_of(input) or shard_of(src)
     if rows is not None and shard_of(input) is None:
@@ -207,7 +207,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
     (input, mask), place = aligned_operands("masked_select", rules.whole_sums((input, mask), "masked_select"))
-    flags = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
+    flags = np.asarray(array_of(mask))
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
@@ -246,12 +246,12 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
         raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")
     above, below = max(diagonal, 0), max(-diagonal, 0)
     if len(shape) == 1:
-        places = np.arange(shape[0])
+        indices = np.arange(shape[0])
         size = shape[0] + above + below
-        result = scatter_add_to(input, index=(places + below, places + above), shape=(size, size))
+        result = scatter_add_to(input, index=(indices + below, indices + above), shape=(size, size))
     else:
-        places = np.arange(max(0, min(shape[0] - below, shape[1] - above)))
-        result = take(input, index=(places + below, places + above))
+        indices = np.arange(max(0, min(shape[0] - below, shape[1] - above)))
+        result = take(input, index=(indices + below, indices + above))
     if dtype is not None:
         result = cast(result, dtype)
     return result.detach().requires_grad_() if requires_grad else result
@@ -260,7 +260,7 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
 @host
 def _indices(name: str, index: Any, limit: int) -> Array:
     """The index as integers in range; TypeError or IndexError (for the function `name`) otherwise."""
-    array = index.array if isinstance(index, Tensor) else np.asarray(index)
+    array = np.asarray(array_of(index))
     if array.dtype.kind not in "iu":
         if array.size:
             raise TypeError(f"{name}: indices must be integers, got dtype {array.dtype}")

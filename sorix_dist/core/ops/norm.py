@@ -19,7 +19,7 @@ from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
 from sorix_dist.core.placement import SINGLE, Group, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
-from sorix_dist.core.tensor import Array, Tensor, shape_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 
 
 def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -77,7 +77,7 @@ def _scaled(x: Tensor, weight: Any, bias: Any, shape: tuple[int, ...]) -> Tensor
 def _check(name: str, input: Any, numbers: dict[str, Any], shape: tuple[int, ...], flat: bool = False) -> None:
     """Raises unless input is of floating point dtype, and each of `numbers` None or of `shape` (if `flat`, of as
     many numbers)."""
-    if (input.array if isinstance(input, Tensor) else input).dtype.kind != "f":
+    if array_of(input).dtype.kind != "f":
         raise TypeError(f"{name}: input must be of floating point dtype, got {input.dtype}")
     for argument, value in numbers.items():
         given = shape if value is None else shape_of(value)
@@ -164,7 +164,7 @@ def batch_norm(
         raise ValueError(f"batch_norm: input must have shape (N, C, ...), got shape {shape}")
     numbers = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     _check("batch_norm", input, numbers, (shape[1],), flat=True)
-    means, variances = (getattr(value, "array", value) for value in (running_mean, running_var))
+    means, variances = (array_of(value) for value in (running_mean, running_var))
     if not training:
         if means is None or variances is None:
             raise ValueError("batch_norm: running_mean and running_var must be given unless training, got None")

@@ -8,7 +8,7 @@ a product with them is one of matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,24 +71,35 @@ class _Steps:
         return product
 
     def rules(self, slopes: Callable[[Array], Array]) -> tuple[Callable[[Array, Any], Any], ...]:
-        """The rules of the weights and biases, from the gradients (T * N, gates * H) of what they are added to."""
+        """The rules of the weights and biases, from the gradients (T * N, gates * H) of what they are added to.
 
-        def to_bias(gradient: Array, out: Any) -> Any:
-            return column_sums(slopes(gradient), out)
+        One product with the rows gives the gradients of all of them.
+        """
+        product = memoize_last(lambda gradient: np.matmul(slopes(gradient).T, self.flat))
 
-        return (
-            lambda g, out: np.matmul(slopes(g).T, self.flat[:, self.size + 1 :], out=out),
-            lambda g, out: np.matmul(slopes(g).T, self.flat[:, : self.size], out=out),
-            to_bias,
-            to_bias,
-        )
+        def columns(part: Any) -> Callable[[Array, Any], Any]:
+            def rule(gradient: Array, out: Any) -> Any:
+                found = product(gradient)[:, part]
+                if out is None:
+                    return found.copy()
+                out[...] = found
+                return out
+
+            return rule
+
+        to_bias = columns(self.size)
+        return columns(slice(self.size + 1, None)), columns(slice(self.size)), to_bias, to_bias
 
 
-def _joined(w_state: Array, w_input: Array, *biases: Array | None) -> Array:
-    """The weights of the rows of steps, by gate: (gates, H, H + 1 + I)."""
+def _joined(gates: Sequence[int], w_state: Array, w_input: Array, *biases: Array | None) -> Array:
+    """The weights of the rows of steps for some gates, in this order: (gates, H, H + 1 + I)."""
+    size = w_state.shape[1]
     bias = sum((b for b in biases if b is not None), np.zeros(len(w_state), w_state.dtype))
-    joined = np.concatenate((w_state, bias[:, None], w_input), axis=1)
-    return joined.reshape(-1, w_state.shape[1], joined.shape[1])
+    joined = np.empty((len(gates), size, size + 1 + w_input.shape[1]), w_state.dtype)
+    for gate, weights in zip(gates, joined, strict=True):
+        own = slice(gate * size, (gate + 1) * size)
+        np.concatenate((w_state[own], bias[own, None], w_input[own]), axis=1, out=weights)
+    return joined
 
 
 def _in_blocks(w: Array, rows: int) -> Array:
@@ -143,7 +154,7 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
     count, half = len(x), np.array(0.5, x.dtype)
     steps = _Steps(x, h, reverse)
     # A logistic function is a tanh of half the argument, so that one call serves all gates, in the order o, i, f, g.
-    weights = _joined(w_state, w_input, b_input, b_state)[[3, 0, 1, 2]]
+    weights = _joined((3, 0, 1, 2), w_state, w_input, b_input, b_state)
     weights[:3] *= half
     gates = np.empty((count, 4, *h.shape), x.dtype)
     product = steps.product(weights, gates)
@@ -238,10 +249,10 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
     count, size, half = len(x), w_state.shape[1], np.array(0.5, x.dtype)
     steps = _Steps(x, h, reverse)
     gates = np.empty((count, 2, *h.shape), x.dtype)
-    product = steps.product(_joined(w_state, w_input, b_input, b_state)[:2] * half, gates)
+    product = steps.product(_joined((0, 1), w_state, w_input, b_input, b_state) * half, gates)
     # r stands between what n takes from the state, `inner`, and what it takes from the input.
-    of_state = _joined(w_state, w_input, b_state)[2, :, : size + 1]
-    of_input = _joined(w_state, w_input, b_input)[2, :, size:]
+    of_state = _joined((2,), w_state, w_input, b_state)[0, :, : size + 1]
+    of_input = _joined((2,), w_state, w_input, b_input)[0, :, size:]
     n = np.matmul(steps.flat[:, size:], of_input.T).reshape(count, *h.shape)
     inner, blocks, spare = np.empty_like(n), _in_blocks(of_state.T, len(h)), np.empty(h.shape, x.dtype)
     products = _by_block(inner, blocks)
@@ -292,16 +303,20 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
         np.matmul(slopes[:, :size].T, states, out=out[2 * size :])
         return out
 
+    sums = memoize_last(lambda gradient: column_sums(back(gradient)[0]))
+
+    def to_b_input(g: Any, out: Any) -> Any:
+        return np.concatenate((sums(g)[size:],), out=out)
+
     def to_b_state(g: Any, out: Any) -> Any:
-        sums = column_sums(back(g)[0])
-        return np.concatenate((sums[size : 3 * size], sums[:size]), out=out)
+        return np.concatenate((sums(g)[size : 3 * size], sums(g)[:size]), out=out)
 
     return steps.ends.copy(), (
         lambda g, out: np.matmul(back(g)[0][:, size:], w_input).reshape(x.shape),
         lambda g, out: back(g)[1],
         lambda g, out: np.matmul(back(g)[0][:, size:].T, steps.flat[:, size + 1 :], out=out),
         to_w_state,
-        lambda g, out: column_sums(back(g)[0][:, size:], out),
+        to_b_input,
         to_b_state,
     )
 
@@ -328,7 +343,7 @@ def rnn(
     b_state) with f "tanh" or "relu" (Elman 1990). Other arguments as for `lstm`, with 1 in the place of 4."""
     count, zero = len(x), np.zeros((), x.dtype)
     steps = _Steps(x, h, reverse)
-    product = steps.product(_joined(w_state, w_input, b_input, b_state), steps.ends[:, None])
+    product = steps.product(_joined((0,), w_state, w_input, b_input, b_state), steps.ends[:, None])
     for t in _order(count, reverse):
         product(t)
         a = steps.ends[t]

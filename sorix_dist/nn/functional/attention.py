@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import name_of
+from sorix_dist.core.memory import read_only
 from sorix_dist.core.ops.activation import dropout
 from sorix_dist.core.ops.attention import attention, beside_queries
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -18,7 +20,7 @@ from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.random import Draws
 from sorix_dist.core.rules import beside, whole
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, array_of
 
 
 @half_in_float32
@@ -77,9 +79,10 @@ def scale_of(query: tuple[int, ...], scale: float | None = None) -> float:
 
 
 @host
+@lru_cache(maxsize=4)
 def causal_bias(length: int, keys: int, dtype: Any) -> Array:
-    """-inf where key j > query i, (length, keys)."""
-    return np.triu(np.full((length, keys), -np.inf, dtype), 1)
+    """-inf where key j > query i, (length, keys); read-only."""
+    return read_only(np.triu(np.full((length, keys), -np.inf, dtype), 1))
 
 
 def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: bool = True) -> Any:
@@ -87,7 +90,7 @@ def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: b
     if mask is None:
         return None
     mask = mask if shard_of(mask) is not None else whole(mask, name)
-    array = mask.array if isinstance(mask, Tensor) else np.asarray(mask)
+    array = np.asarray(array_of(mask))
     if not broadcasts_to(array.shape, shape):
         raise ValueError(f"{name} must broadcast to the shape {tuple(shape)} of the scores, got shape {array.shape}")
     if array.dtype.kind == "b":

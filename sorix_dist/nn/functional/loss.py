@@ -254,7 +254,7 @@ def class_indices(
 
 def _is_of_one_sample(place: Any) -> bool:
     """Whether the only axis of scores is that of classes: not one of rows that several ranks hold."""
-    return place is None or (place.group.single and not place.group.ordered)
+    return place is None or place.group.has_all
 
 
 def _of_one_sample(

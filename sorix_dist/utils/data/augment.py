@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_function, as_int, described, is_integer
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, array_of
 from sorix_dist.utils.data.nested import map_arrays
 
 _GOLDEN, _MIX1, _MIX2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -118,7 +117,7 @@ class BatchTransform:
             self.random = False
 
     def __call__(self, batch: Any, seed: int, epoch: int, indices: Array) -> Any:
-        arrays = map_arrays(batch, lambda x: x.array if isinstance(x, Tensor) else x)
+        arrays = map_arrays(batch, array_of)
         options = {"draw": SampleRandom(seed, epoch, indices)} if self.random else {}
         try:
             made = self.function(*(arrays if isinstance(arrays, tuple) else (arrays,)), **options)

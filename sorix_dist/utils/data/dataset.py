@@ -9,11 +9,11 @@ from zlib import crc32
 
 import numpy as np
 
-from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core import as_tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_function, described, is_integer
 from sorix_dist.core.placement import current_group
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, array_of
 from sorix_dist.utils.data.nested import map_arrays, stacked
 from sorix_dist.utils.data.tables import numbers
 
@@ -243,7 +243,7 @@ def reader(dataset: Any) -> Reader | None:
 
 def dataset_digest(dataset: Any) -> int | None:
     """The digest of a data set; None for one that makes its samples itself, or reads them from elsewhere."""
-    array = dataset.array if isinstance(dataset, Tensor) else dataset
+    array = array_of(dataset)
     if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
         return Dataset(array).digest()
     return dataset.digest() if matches_override(type(dataset), "digest", "__getitem__") else None
@@ -288,7 +288,7 @@ def _transformed(values: Array, indices: Array, function: Callable[[Any], Any] |
         if streams is not None:
             streams.begin(index)
         try:
-            results.append(np.asarray(map_arrays(function(value), lambda x: x.array if isinstance(x, Tensor) else x)))
+            results.append(np.asarray(map_arrays(function(value), array_of)))
         except Exception as error:
             error.add_note(f"raised by the transform of sample {index} of the data set")
             raise

@@ -17,6 +17,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.placement import Batch, Rows, current_group, tagged
+from sorix_dist.core.tensor import array_of
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import dataset_digest, reader
 from sorix_dist.utils.data.nested import collate, map_arrays, tensors
@@ -187,7 +188,7 @@ class Indexed:
 
         def pad(entry: Any) -> Any:
             nonlocal found
-            array = entry.array if isinstance(entry, Tensor) else entry
+            array = array_of(entry)
             if array.ndim == 0 or len(array) != length:
                 return entry
             found = True
