@@ -141,4 +141,5 @@ def maxima(x: Array, axis: int = -1) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     at = rows.argmax(axis=1)
     at += np.arange(0, rows.size, rows.shape[1])
-    return rows.take(at).reshape(*x.shape[:-1], 1)
+    largest: Array = rows.take(at)
+    return largest.reshape(*x.shape[:-1], 1)
