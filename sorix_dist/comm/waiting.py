@@ -17,9 +17,10 @@ from sorix_dist.comm.protocol import Started
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 
-AWAKE, NAP = 50e-6, 50e-6
-"""Seconds that a rank waits for a message from another host without sleeping, and that it then sleeps at a time. The
-system receives meanwhile. Inside of MPI it would take the core from ranks and threads that compute."""
+AWAKE, NAP, LONGEST = 50e-6, 50e-6, 1e-3
+"""Seconds that a rank waits for a message from another host without sleeping, and that it then sleeps at a time, at
+least and at most: a sixteenth of what it has waited. The system receives meanwhile. Inside of MPI, and by waking up
+often, it would take the core from ranks and threads that compute."""
 
 _interrupted: list[Any] = []
 
@@ -50,10 +51,10 @@ def wait_patiently(request: Any, meanwhile: Callable[[], None] | None = None) ->
         while not request.Test():
             if meanwhile is not None:
                 meanwhile()
-            if perf_counter() - since < AWAKE:
+            if (so_far := perf_counter() - since) < AWAKE:
                 os.sched_yield()
             else:
-                sleep(NAP)
+                sleep(min(max(NAP, so_far / 16), LONGEST))
     except BaseException:  # of a signal handler: MPI goes on to use the request's memory
         _interrupted.append(request)
         raise

@@ -26,10 +26,10 @@ from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
+from sorix_dist.launch.ask import PYTHON
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
-from sorix_dist.launch.run import PYTHON
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.process import kill_with_descendants

@@ -75,12 +75,21 @@ class Numbers:
     that a forward counts once for each batch."""
 
     def __init__(self, module: Module) -> None:
-        self.modules = [*module.modules()]
-        self.before = self._read()
+        self.module = module
+        self._version = -1
+        self.begin()
+
+    def begin(self) -> None:
+        """Remembers the values with which a batch begins."""
+        if self._version != version():  # which each assignment to an attribute of a module changes
+            self._version = version()
+            self.modules = [*self.module.modules()]
+            self.before = self._read()
+            values = [(m, k, v) for m in self.modules for k, v in m.__dict__.items()]
+            self._places = [(m, k) for m, k, v in values if v.__class__ in (list, dict)]
+            self._lists = [v for _, _, v in values if v.__class__ in (list, dict)]
+        self._lengths = [*map(len, self._lists)]
         self.after: list[dict[str, Any]] = []
-        self._version = version()  # which each assignment to an attribute of a module changes
-        lists = [(m, k, v) for m in self.modules for k, v in m.__dict__.items() if v.__class__ in (list, dict)]
-        self.lists = [(m, k, v, len(v)) for m, k, v in lists]
 
     def _read(self) -> list[dict[str, Any]]:
         return [{k: v for k, v in m.__dict__.items() if v.__class__ in (int, float, bool, str)} for m in self.modules]
@@ -108,7 +117,9 @@ class Numbers:
                         "computes something else on every number of ranks"
                     )
         self.after = now
-        for module, name, found, length in self.lists:
+        if [*map(len, self._lists)] == self._lengths:
+            return
+        for (module, name), found, length in zip(self._places, self._lists, self._lengths, strict=True):
             if getattr(module, name, None) is found and len(found) > length:
                 group.warn(
                     f"reproducible mode: the forward adds to {type(module).__name__}.{name} for each virtual shard of "

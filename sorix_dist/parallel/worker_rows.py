@@ -37,8 +37,9 @@ def rows_of_worker(batch: tuple[Any, ...], start: int, stop: int, group: Any) ->
         place = x.place
         if not isinstance(place, Shard):
             return x
-        part = place.part(x.array, start, stop, place.batch.held)
-        return tagged(Tensor.of(part, None), own.at(place.axis, place.outer, place.inner))
+        held = place.batch.held
+        rows = x.array if stop - start == held else place.part(x.array, start, stop, held)
+        return tagged(Tensor.of(rows, None), own.at(place.axis, place.outer, place.inner))
 
     result: tuple[Any, ...] = map_arrays(batch, cut)
     return result

@@ -13,7 +13,7 @@ from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of
+from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of, maxima
 from sorix_dist.core.ops.elementwise import add, erf, mul
 from sorix_dist.core.ops.shape import reshape, squeeze
 from sorix_dist.core.placement import Shard, shard_of
@@ -183,7 +183,7 @@ def gelu_by_erf(x: Any) -> Any:
 @op(promote="float", rule=along_axis(False), called="softmax")
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
-    y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
+    y = np.exp(x - maxima(x, axis))
     y = y / y.sum(axis=axis, keepdims=True)
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
@@ -191,7 +191,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
 @op(promote="float", rule=along_axis(False), called="log_softmax")
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
-    y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
+    y = x - maxima(x, axis)
     with np.errstate(divide="ignore"):  # an axis without elements
         y = y - np.log(np.exp(y).sum(axis=axis, keepdims=True))
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
@@ -200,7 +200,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
 @op(promote="float", rule=along_axis(False), called="logsumexp")
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
-    highest = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    highest = maxima(x, axis)
     highest = np.where(np.isfinite(highest), highest, 0)
     with np.errstate(divide="ignore"):
         y = np.log(np.exp(x - highest).sum(axis=axis, keepdims=True)) + highest
