@@ -110,7 +110,6 @@ _INSTEAD = {
     "sparse": "sx.nn.Embedding, or dense tensors", "masked_scatter": "where", "scatter_reduce": "scatter_add, amax",
     "index_put": "where, scatter_add", "einops": "reshape, permute", "Parameter": "nn.Parameter",
     "SyncBatchNorm": "BatchNorm2d, whose statistics are those of the global batch",
-    "Transformer": "TransformerEncoder, TransformerDecoder; its mask of n tokens is sx.full((n, n), -math.inf).triu(1)",
     "LBFGS": "Adam, or scipy.optimize.minimize", "ASGD": "SGD, and swa_utils.AveragedModel",
     "CTCLoss": "no loss of alignments", "EmbeddingBag": "Embedding, and a mean over its rows",
     "SubsetRandomSampler": "Subset(dataset, indices) with DataLoader(shuffle=True)",

@@ -273,11 +273,10 @@ OF_NUMPY |= {
     np.argmin: lambda a, axis=None, keepdims=False: choose.argmin(a, axis, keepdims),
     np.all: _extreme(reduce.all),
     np.any: _extreme(reduce.any),
+    np.unstack: lambda x, *, axis=0: join.unbind(x, axis),
+    np.astype: lambda x, dtype: _as(dtype, x),
 }
 OF_NUMPY |= {np.amax: OF_NUMPY[np.max], np.amin: OF_NUMPY[np.min]}
-if hasattr(np, "unstack"):  # NumPy 2.1
-    OF_NUMPY[np.unstack] = lambda x, *, axis=0: join.unbind(x, axis)
-    OF_NUMPY[np.astype] = lambda x, dtype: _as(dtype, x)
 
 setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
 setattr(Tensor, "__array_function__", array_function)  # noqa: B010

@@ -44,7 +44,7 @@ def bare(x: Any) -> Any:
 
 def whole(x: Any, name: str = "") -> Any:
     """An operand as a Replicate: the sum over all ranks, or the rows of all ranks."""
-    return collective().replicated(x, name) if isinstance(placement_of(x), Shard | Partial) else x
+    return collective().to_replicate(x, name) if isinstance(placement_of(x), Shard | Partial) else x
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:

@@ -15,8 +15,9 @@ from sorix_dist.nn.net import FunctionLayer
 from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
-    "ELU", "GELU", "GLU", "SELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "LogSoftmax",
-    "Mish", "PReLU", "ReLU", "ReLU6", "SiLU", "Sigmoid", "Softmax", "Softplus", "Softsign", "Tanh",
+    "CELU", "ELU", "GELU", "GLU", "SELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU",
+    "LogSigmoid", "LogSoftmax", "Mish", "PReLU", "ReLU", "ReLU6", "SiLU", "Sigmoid", "Softmax", "Softmax2d", "Softmin",
+    "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink", "Threshold",
 ]  # fmt: skip
 
 
@@ -120,3 +121,34 @@ class Softmax(FunctionLayer):
 
 class LogSoftmax(FunctionLayer):
     function = staticmethod(F.log_softmax)
+
+
+class Softmin(FunctionLayer):
+    function = staticmethod(F.softmin)
+
+
+class Softmax2d(Module):
+    """softmax over the channels of images (N, C, H, W) or (C, H, W)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return F.softmax(x, -3)
+
+
+class CELU(FunctionLayer):
+    function = staticmethod(F.celu)
+
+
+class Hardshrink(FunctionLayer):
+    function = staticmethod(F.hardshrink)
+
+
+class Softshrink(FunctionLayer):
+    function = staticmethod(F.softshrink)
+
+
+class Tanhshrink(FunctionLayer):
+    function = staticmethod(F.tanhshrink)
+
+
+class Threshold(FunctionLayer):
+    function = staticmethod(F.threshold)

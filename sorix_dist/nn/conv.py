@@ -22,8 +22,9 @@ from sorix_dist.nn.net import FunctionLayer
 from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
-    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d",
-    "ConvTranspose1d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d", "MaxUnpool2d",
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d",
+    "AvgPool1d", "AvgPool2d", "AvgPool3d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
+    "LocalResponseNorm", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "Unfold",
 ]  # fmt: skip
 
 
@@ -223,9 +224,16 @@ class MaxPool1d(MaxPool2d):
     function = staticmethod(F.max_pool1d)
 
 
+class MaxPool3d(MaxPool2d):
+    """The maximum of each window of volumes (N, C, D, H, W); arguments as for MaxPool2d, one integer or three each."""
+
+    function = staticmethod(F.max_pool3d)
+
+
 class MaxUnpool2d(FunctionLayer):
     """Puts the elements of images where MaxPool2d with `return_indices` found them: `layer(x, indices)`."""
 
+    unpool = staticmethod(F.max_unpool2d)
     _options = _in_repr = ("kernel_size", "stride", "padding")
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
@@ -233,7 +241,13 @@ class MaxUnpool2d(FunctionLayer):
         self.stride = kernel_size if stride is None else stride
 
     def forward(self, x: Any, indices: Any = None, output_size: Any = None) -> Tensor:
-        return F.max_unpool2d(x, indices, self.kernel_size, self.stride, self.padding, output_size)
+        return self.unpool(x, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool1d(MaxUnpool2d):
+    """MaxUnpool2d for sequences and MaxPool1d."""
+
+    unpool = staticmethod(F.max_unpool1d)
 
 
 class AvgPool1d(FunctionLayer):
@@ -259,6 +273,12 @@ class AvgPool2d(AvgPool1d):
     function = staticmethod(F.avg_pool2d)
 
 
+class AvgPool3d(AvgPool1d):
+    """The mean of each window of volumes (N, C, D, H, W); options as for AvgPool1d, one integer or three."""
+
+    function = staticmethod(F.avg_pool3d)
+
+
 class AdaptiveAvgPool2d(FunctionLayer):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
 
@@ -269,3 +289,23 @@ class AdaptiveAvgPool1d(FunctionLayer):
     """The means of output_size windows that cover each sequence."""
 
     function = staticmethod(F.adaptive_avg_pool1d)
+
+
+class AdaptiveAvgPool3d(FunctionLayer):
+    function = staticmethod(F.adaptive_avg_pool3d)
+
+
+class AdaptiveMaxPool1d(FunctionLayer):
+    function = staticmethod(F.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(FunctionLayer):
+    function = staticmethod(F.adaptive_max_pool2d)
+
+
+class LocalResponseNorm(FunctionLayer):
+    function = staticmethod(F.local_response_norm)
+
+
+class Unfold(FunctionLayer):
+    function = staticmethod(F.unfold)

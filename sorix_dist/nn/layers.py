@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -27,8 +27,12 @@ from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [
-    "BatchNorm1d", "Dropout", "Dropout2d", "Embedding", "Flatten", "Identity", "LeakyReLU", "Linear", "PixelShuffle",
-    "ReLU", "Sigmoid", "Tanh", "Unflatten", "Upsample", "ZeroPad2d",
+    "BatchNorm1d", "ChannelShuffle", "CosineSimilarity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Embedding",
+    "Flatten", "Identity", "LeakyReLU", "Linear", "PairwiseDistance", "PixelShuffle", "PixelUnshuffle", "ReLU",
+    "Sigmoid", "Tanh", "Unflatten", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d",
+    "CircularPad1d", "CircularPad2d", "CircularPad3d", "ConstantPad1d", "ConstantPad2d", "ConstantPad3d",
+    "ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d", "ReplicationPad1d", "ReplicationPad2d",
+    "ReplicationPad3d", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d",
 ]  # fmt: skip
 
 
@@ -188,8 +192,22 @@ class Dropout(Module):
 class Dropout2d(Dropout):
     """In training, zeroes whole channels of inputs (N, C, ...) with probability p; else as Dropout."""
 
+    function = staticmethod(dropout2d)
+
     def forward(self, x: Any) -> Tensor:
-        return dropout2d(x, self.p, self.training, draws=self.draws)
+        return self.function(x, self.p, self.training, draws=self.draws)
+
+
+class Dropout1d(Dropout2d):
+    """Dropout2d for sequences (N, C, L) or (C, L)."""
+
+    function = staticmethod(F.dropout1d)
+
+
+class Dropout3d(Dropout2d):
+    """Dropout2d for volumes (N, C, D, H, W) or (C, D, H, W)."""
+
+    function = staticmethod(F.dropout3d)
 
 
 # -- shapes
@@ -236,12 +254,65 @@ class Upsample(FunctionLayer):
     _in_repr = ("size", "scale_factor", "mode")
 
 
-class ZeroPad2d(FunctionLayer):
-    """A border of zeros around the last two dimensions; padding: one width, or (left, right, top, bottom)."""
+class UpsamplingNearest2d(Upsample):
+    """Upsample with the nearest pixels."""
 
-    function, _options = staticmethod(pad), ("padding",)
+    def __init__(self, size: Any = None, scale_factor: Any = None) -> None:
+        super().__init__(size, scale_factor)
 
-    def __init__(self, padding: int | Sequence[int]) -> None:
-        self.padding = (padding,) * 4 if is_integer(padding) else tuple(as_list("padding", padding, "integers"))
-        if len(self.padding) != 4:
-            raise ValueError(f"ZeroPad2d: padding must be one integer or four, got {padding!r}")
+
+class UpsamplingBilinear2d(Upsample):
+    """Upsample between the four nearest pixels, with aligned corners."""
+
+    def __init__(self, size: Any = None, scale_factor: Any = None) -> None:
+        super().__init__(size, scale_factor, "bilinear", True)
+
+
+class PixelUnshuffle(FunctionLayer):
+    function = staticmethod(F.pixel_unshuffle)
+
+
+class ChannelShuffle(FunctionLayer):
+    function = staticmethod(F.channel_shuffle)
+
+
+class CosineSimilarity(FunctionLayer):
+    function, inputs = staticmethod(F.cosine_similarity), 2
+
+
+class PairwiseDistance(FunctionLayer):
+    function, inputs = staticmethod(F.pairwise_distance), 2
+
+
+class _Pad(FunctionLayer):
+    """A border around the last dimensions; padding: one width, or (before, after) for each, the last one first."""
+
+    _options, _in_repr = ("padding", "mode", "value"), ("padding",)
+    mode: ClassVar[str]
+    dims: ClassVar[int]
+
+    def __init__(self, padding: int | Sequence[int], value: float = 0.0) -> None:
+        name, count = type(self).__name__, 2 * self.dims
+        if value != 0 and not name.startswith("Constant"):
+            raise TypeError(f"{name} takes no value")
+        one = is_integer(padding)
+        self.padding: Any = (padding,) * count if one else tuple(as_list("padding", padding, "integers"))
+        if len(self.padding) != count:
+            raise ValueError(f"{name}: padding must be one integer or {count}, got {padding!r}")
+        self.value = value
+
+    def forward(self, x: Any) -> Tensor:
+        return pad(x, self.padding, self.mode, self.value)  # type: ignore[no-any-return]
+
+
+def _pads(kind: str, mode: str) -> tuple[type[_Pad], ...]:
+    """The layers of one, two and three dimensions."""
+    common = {"mode": mode, "__doc__": _Pad.__doc__, "__module__": __name__}
+    return tuple(type(f"{kind}Pad{dims}d", (_Pad,), {**common, "dims": dims}) for dims in (1, 2, 3))
+
+
+ConstantPad1d, ConstantPad2d, ConstantPad3d = _pads("Constant", "constant")
+ZeroPad1d, ZeroPad2d, ZeroPad3d = _pads("Zero", "constant")
+ReflectionPad1d, ReflectionPad2d, ReflectionPad3d = _pads("Reflection", "reflect")
+ReplicationPad1d, ReplicationPad2d, ReplicationPad3d = _pads("Replication", "replicate")
+CircularPad1d, CircularPad2d, CircularPad3d = _pads("Circular", "circular")

@@ -20,8 +20,9 @@ from sorix_dist.nn.module import options_of
 from sorix_dist.nn.net import FunctionLayer
 
 __all__ = [
-    "BCELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss", "HuberLoss",
-    "KLDivLoss", "L1Loss", "MSELoss", "MarginRankingLoss", "NLLLoss", "SmoothL1Loss", "TripletMarginLoss",
+    "BCELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss",
+    "HingeEmbeddingLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "MarginRankingLoss",
+    "MultiLabelSoftMarginLoss", "NLLLoss", "PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss", "TripletMarginLoss",
 ]  # fmt: skip
 
 
@@ -177,3 +178,23 @@ class CosineEmbeddingLoss(_Loss):
 
 class GaussianNLLLoss(_Loss):
     function, inputs = staticmethod(distance.gaussian_nll_loss), 3
+
+
+class SoftMarginLoss(_Loss):
+    function = staticmethod(distance.soft_margin_loss)
+
+
+class HingeEmbeddingLoss(_Loss):
+    function = staticmethod(distance.hinge_embedding_loss)
+
+
+class PoissonNLLLoss(_Loss):
+    function = staticmethod(distance.poisson_nll_loss)
+
+
+class MultiLabelSoftMarginLoss(_Loss):
+    function = staticmethod(distance.multilabel_soft_margin_loss)
+
+    def _complete(self) -> None:
+        super()._complete()
+        self._weights("weight", self.__dict__.pop("weight"))

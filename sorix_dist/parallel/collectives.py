@@ -12,7 +12,7 @@ from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.ops.axes import parts_along
-from sorix_dist.core.ops.collective import replicated as replicated_by_all
+from sorix_dist.core.ops.collective import to_replicate
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.placement import REPLICATE, SUM, Batch, Partial, Rows, Shard, Tally, tagged
 from sorix_dist.core.tensor import array_of
@@ -126,7 +126,7 @@ def all_gather(x: Any) -> list[Any]:
         x = tagged(Tensor.of(x.array, x.origin), place)
     if place.outer != 1 or place.inner != 1:
         raise ValueError("all_gather: the batch must be an axis of its own, got one that is merged with others")
-    whole = replicated_by_all(x)
+    whole = to_replicate(x)
     return [take(whole, index=part) for part in parts_along(axis, counts)]
 
 
@@ -145,7 +145,7 @@ def global_value(x: Any) -> Tensor:
             "global_value: in the loop over workers of LocalSGD there is only the value of one worker, because no "
             "message is sent between two sums: add it to an sx.metrics.Mean, which sums at compute()"
         )
-    return replicated_by_all(x)
+    return to_replicate(x)
 
 
 def global_rows(x: Any) -> int:

@@ -255,7 +255,7 @@ REDUCTIONS = {
     "sum and numbers of another dtype": [lambda x: x.sum(0) + np.float32([0.1, 0.2, 0.3]), [N3], ["0"]],
     "sum of integers and a number": [lambda i: i.sum() + 0.5, [("N",)], ["0"], {"integers": (0,)}],
     "sum of integers and one": [lambda i: 1 - i.sum(0), [N3], ["0"], {"integers": (0,)}],
-    "global value": [collective.replicated, [N3], ["0"], {"covers": ("among_all", "cut_rows")}],
+    "global value": [collective.to_replicate, [N3], ["0"], {"covers": ("among_all", "cut_rows")}],
 }  # fmt: skip
 PRODUCTS = {
     "matrix, vector": [lambda x, v: x @ v, [N3, (3,)], ["0", ""]],

@@ -77,7 +77,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "clamp": lambda x: x.clamp(-0.8, 0.9),
     "clone": lambda x: x.clone(),
     "transpose": lambda x: x.T,
-    "whole": collective.replicated,
+    "whole": collective.to_replicate,
     "sum": lambda x: x.sum(),
     "mean": lambda x: x.mean(),
     "var": lambda x: x.var(unbiased=False),

@@ -30,6 +30,7 @@ def made_for(name: str) -> tuple[Any, ...]:
         "d_model": 4, "nhead": 2, "input_size": 3, "hidden_size": 4, "num_groups": 1, "num_channels": 2, "features": 2,
         "neurons": 3, "num_embeddings": 3, "embedding_dim": 2, "normalized_shape": 3, "output_size": 2,
         "upscale_factor": 2, "dim": 1, "unflattened_size": (2, 3), "padding": 1,
+        "size": 3, "downscale_factor": 2, "groups": 2, "threshold": 0.1, "value": 0.2,
     }  # fmt: skip
     parameters = inspect.signature(getattr(nn, name)).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -11,6 +11,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 
 VECTOR, SEQUENCE, SIGNAL, IMAGE = (0, 4), (0, 5, 4), (0, 4, 9), (0, 4, 9, 9)
+VOLUME = (0, 4, 5, 5, 5)
 LAYERS = {
     "Embedding": (lambda: nn.Embedding(7, 4), (0, 5)),
     "Flatten": (nn.Flatten, IMAGE),
@@ -18,21 +19,44 @@ LAYERS = {
     "Linear": (lambda: nn.Linear(4, 3), VECTOR),
     "Dropout": (nn.Dropout, VECTOR),
     **{name: (lambda name=name: getattr(nn, name)(dim=1), VECTOR) for name in ("Softmax", "LogSoftmax")},
-    **{name: (getattr(nn, name), VECTOR) for name in nn.activation.__all__ if "max" not in name},
+    **{
+        name: (getattr(nn, name), VECTOR)
+        for name in nn.activation.__all__
+        if not any(word in name for word in ("max", "min", "Threshold"))
+    },
+    "Threshold": (lambda: nn.Threshold(0.1, 2.0), VECTOR),
+    "Softmin": (lambda: nn.Softmin(1), VECTOR),
+    "Softmax2d": (nn.Softmax2d, IMAGE),
     "PixelShuffle": (lambda: nn.PixelShuffle(2), IMAGE),
+    "PixelUnshuffle": (lambda: nn.PixelUnshuffle(3), IMAGE),
+    "ChannelShuffle": (lambda: nn.ChannelShuffle(2), IMAGE),
+    "LocalResponseNorm": (lambda: nn.LocalResponseNorm(2), IMAGE),
+    **{
+        f"{kind}Pad{dims}d": (lambda kind=kind, dims=dims: getattr(nn, f"{kind}Pad{dims}d")(1), shape)
+        for kind in ("Circular", "Constant", "Reflection", "Replication", "Zero")
+        for dims, shape in ((1, SIGNAL), (2, IMAGE), (3, VOLUME))
+    },
+    "Unfold": (lambda: nn.Unfold(2), IMAGE),
+    "UpsamplingNearest2d": (lambda: nn.UpsamplingNearest2d(5), IMAGE),
+    "UpsamplingBilinear2d": (lambda: nn.UpsamplingBilinear2d(5), IMAGE),
+    "AdaptiveMaxPool1d": (lambda: nn.AdaptiveMaxPool1d(2), SIGNAL),
+    "AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(2), IMAGE),
+    "MaxPool3d": (lambda: nn.MaxPool3d(2), VOLUME),
+    "AvgPool3d": (lambda: nn.AvgPool3d(2), VOLUME),
+    "AdaptiveAvgPool3d": (lambda: nn.AdaptiveAvgPool3d(2), VOLUME),
     "Unflatten": (lambda: nn.Unflatten(1, (2, 2)), IMAGE),
     "Upsample": (lambda: nn.Upsample(scale_factor=2), IMAGE),
-    "ZeroPad2d": (lambda: nn.ZeroPad2d(1), IMAGE),
     "Conv1d": (lambda: nn.Conv1d(4, 6, 3), SIGNAL),
     "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), IMAGE),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 2, 3), IMAGE),
-    "Conv3d": (lambda: nn.Conv3d(4, 6, 3, padding=1), (0, 4, 5, 5, 5)),
+    "Conv3d": (lambda: nn.Conv3d(4, 6, 3, padding=1), VOLUME),
     "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 2, 3), SIGNAL),
     "AvgPool1d": (lambda: nn.AvgPool1d(2), SIGNAL),
     "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(2), SIGNAL),
     "MaxPool1d": (lambda: nn.MaxPool1d(2), SIGNAL),
     "MaxPool2d": (lambda: nn.MaxPool2d(2), IMAGE),
-    "MaxUnpool2d": (lambda: _Unpooled(), IMAGE),
+    "MaxUnpool1d": (lambda: _Unpooled(nn.MaxUnpool1d, nn.MaxPool1d), SIGNAL),
+    "MaxUnpool2d": (lambda: _Unpooled(nn.MaxUnpool2d, nn.MaxPool2d), IMAGE),
     "AvgPool2d": (lambda: nn.AvgPool2d(2), IMAGE),
     "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d(2), IMAGE),
     "GroupNorm": (lambda: nn.GroupNorm(2, 4), IMAGE),
@@ -44,16 +68,21 @@ LAYERS = {
     "InstanceNorm2d": (lambda: nn.InstanceNorm2d(4, affine=True), IMAGE),
     "InstanceNorm3d": (lambda: nn.InstanceNorm3d(4), (0, 4, 3, 3, 3)),
     "RMSNorm": (lambda: nn.RMSNorm(4), VECTOR),
+    "Dropout1d": (nn.Dropout1d, SIGNAL),
     "Dropout2d": (nn.Dropout2d, IMAGE),
+    "Dropout3d": (nn.Dropout3d, VOLUME),
+    "CosineSimilarity": (lambda: _WithItself(nn.CosineSimilarity()), VECTOR),
+    "PairwiseDistance": (lambda: _WithItself(nn.PairwiseDistance()), VECTOR),
+    "Transformer": (lambda: _WithItself(nn.Transformer(4, 2, 1, 1, 8, batch_first=True)), SEQUENCE),
     "LSTM": (lambda: nn.LSTM(4, 3, batch_first=True), SEQUENCE),
     "GRU": (lambda: nn.GRU(4, 3, batch_first=True), SEQUENCE),
     "RNN": (lambda: nn.RNN(4, 3, batch_first=True), SEQUENCE),
     **{name: (lambda name=name: getattr(nn, name)(4, 3), VECTOR) for name in ("RNNCell", "GRUCell", "LSTMCell")},
     "MultiheadAttention": (lambda: _SelfAttention(), SEQUENCE),
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SEQUENCE),
-    "TransformerDecoderLayer": (lambda: _Decoded(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True)), SEQUENCE),
+    "TransformerDecoderLayer": (lambda: _WithItself(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True)), SEQUENCE),
     "TransformerDecoder": (
-        lambda: _Decoded(nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True), 2)),
+        lambda: _WithItself(nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, batch_first=True), 2)),
         SEQUENCE,
     ),
     "TransformerEncoder": (
@@ -71,6 +100,9 @@ LOSSES = {
     ),
 }
 OTHER_LOSSES = {
+    **dict.fromkeys(
+        ("HingeEmbeddingLoss", "MultiLabelSoftMarginLoss", "PoissonNLLLoss", "SoftMarginLoss"), (VECTOR, VECTOR)
+    ),
     "CosineEmbeddingLoss": (VECTOR, VECTOR, (0,)),
     "GaussianNLLLoss": (VECTOR, VECTOR, VECTOR),
     "MarginRankingLoss": (VECTOR, VECTOR, VECTOR),
@@ -98,16 +130,19 @@ class _SelfAttention(nn.Module):
 
 
 class _Unpooled(nn.Module):
-    def forward(self, x):
-        return nn.MaxUnpool2d(2)(*nn.MaxPool2d(2, return_indices=True)(x))
-
-
-class _Decoded(nn.Module):
-    def __init__(self, decoder: nn.Module) -> None:
-        self.decoder = decoder
+    def __init__(self, unpool, pool):
+        self.unpool, self.pool = unpool(2), pool(2, return_indices=True)
 
     def forward(self, x):
-        return self.decoder(x, x)
+        return self.unpool(*self.pool(x))
+
+
+class _WithItself(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, x)
 
 
 def test_every_layer_is_here():

@@ -217,6 +217,7 @@ def interrupted(at):
                 raise Interrupt
         return follow
 
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 reports instructions only if a frame asked before settrace
     sys.settrace(follow)
     try:
         yield came

@@ -19,7 +19,7 @@ modules = pytest.importorskip("torch.testing._internal.common_modules")
 
 # What the page for those who come from PyTorch says is not supported, by the words of the error.
 REFUSED = ("track_running_stats must be False", "add_bias_kv must be False",
-           "add_zero_attn must be False", "proj_size must be 0")  # fmt: skip
+           "add_zero_attn must be False", "return_indices must be False", "proj_size must be 0")  # fmt: skip
 TAKEN_OUT = {"TransformerEncoder": "its argument is a layer; test_weights builds both"}
 INFOS = [m for m in modules.module_db if hasattr(nn, m.name.split(".")[1]) and m.name.split(".")[1] not in TAKEN_OUT]
 

@@ -18,7 +18,7 @@ class PySorixDist(PythonPackage):
 
     depends_on("python@3.11:", type=("build", "run"))
     depends_on("py-hatchling@1.21:", type="build")
-    depends_on("py-numpy@2:", type=("build", "run"))
+    depends_on("py-numpy@2.1:", type=("build", "run"))
     depends_on("py-cloudpickle@3:", type=("build", "run"))
     depends_on("py-threadpoolctl@3.2:", type=("build", "run"))
     depends_on("py-tqdm@4.66:", type=("build", "run"))

@@ -117,7 +117,7 @@ def first_of(*parts: Any, count: int) -> Any:
 # -- from one placement to another
 
 
-def replicated(x: Tensor, name: str = "") -> Tensor:
+def to_replicate(x: Tensor, name: str = "") -> Tensor:
     """Converts to a Replicate: the sum of a Partial over all ranks, or the rows of all ranks."""
     place = x.place
     if place is REPLICATE:

@@ -20,17 +20,18 @@ from sorix_dist.core.ops.shape import swapaxes as transpose
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import array_of
-from sorix_dist.nn.functional import activation, distance, loss, spatial
+from sorix_dist.nn.functional import activation, distance, loss, resize, spatial
 from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
 from sorix_dist.nn.functional.distance import *  # noqa: F403
 from sorix_dist.nn.functional.loss import *  # noqa: F403
+from sorix_dist.nn.functional.resize import *  # noqa: F403
 from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
     "batch_norm", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
     "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention",
-    *activation.__all__, *distance.__all__, *loss.__all__, *spatial.__all__,
+    *activation.__all__, *distance.__all__, *loss.__all__, *resize.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 

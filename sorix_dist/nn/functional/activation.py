@@ -12,14 +12,15 @@ import numpy as np
 
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
+from sorix_dist.core.create import rand_like
 from sorix_dist.core.ops import activation as ops
 from sorix_dist.core.ops.choose import clamp, where
-from sorix_dist.core.ops.elementwise import sign
+from sorix_dist.core.ops.elementwise import log, sign
 
 __all__ = [
     "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
     "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
-    "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
+    "gumbel_softmax", "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
 ]  # fmt: skip
 
 # Constants of SELU (Klambauer et al. 2017, appendix A1).
@@ -192,3 +193,16 @@ def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> 
 def softmin(x: Any, dim: int | None = None) -> Tensor:
     """softmax of -x along `dim`."""
     return ops.softmax(-as_tensor(x), _given("softmin", x, dim))
+
+
+def gumbel_softmax(
+    logits: Any, tau: float = 1.0, hard: bool = False, *, eps: float | None = None, dim: int = -1
+) -> Tensor:
+    """softmax of (logits + g) / tau along `dim`, with noise g from Gumbel's distribution; eps has no meaning.
+
+    hard: 1 for the largest and 0 for others, with the gradient of the softmax (Jang et al. 2017).
+    """
+    x = as_tensor(logits)
+    noise: Tensor = log(-log(rand_like(x)))
+    soft = ops.softmax((x - noise) / tau, dim)
+    return soft if not hard else (soft == soft.amax(dim, keepdim=True)).astype(x.dtype) - soft.detach() + soft

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from math import log, pi
+from math import inf, log, pi
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,15 @@ import numpy as np
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arrange import broadcast_tensors
-from sorix_dist.core.ops.activation import relu
 from sorix_dist.core.ops.choose import minimum, where
 from sorix_dist.core.ops.shape import extents
+from sorix_dist.nn.functional.activation import softplus
 from sorix_dist.nn.functional.loss import reduced
 
 __all__ = [
-    "cosine_embedding_loss", "cosine_similarity", "gaussian_nll_loss", "margin_ranking_loss", "normalize",
-    "pairwise_distance", "triplet_margin_loss",
+    "cosine_embedding_loss", "cosine_similarity", "gaussian_nll_loss", "hinge_embedding_loss", "margin_ranking_loss",
+    "multilabel_soft_margin_loss", "normalize", "pairwise_distance", "poisson_nll_loss", "soft_margin_loss",
+    "triplet_margin_loss",
 ]  # fmt: skip
 
 
@@ -71,14 +72,14 @@ def triplet_margin_loss(
     negative_distance = pairwise_distance(a, far, p, eps)
     if swap:
         negative_distance = minimum(negative_distance, pairwise_distance(close, far, p, eps))
-    losses = relu(pairwise_distance(a, close, p, eps) - negative_distance + margin)
+    losses = (pairwise_distance(a, close, p, eps) - negative_distance + margin).clamp(0)
     return reduced("triplet_margin_loss", losses, reduction)
 
 
 def margin_ranking_loss(input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: str = "mean") -> Tensor:
     """max(-target * (input1 - input2) + margin, 0); target: 1 where input1 should be larger, -1 where input2 should."""
     x, y, sign = _tensors(input1, input2, target)
-    return reduced("margin_ranking_loss", relu(-sign * (x - y) + margin), reduction)
+    return reduced("margin_ranking_loss", (-sign * (x - y) + margin).clamp(0), reduction)
 
 
 def cosine_embedding_loss(
@@ -91,7 +92,7 @@ def cosine_embedding_loss(
     x, y, label = _tensors(input1, input2, target)
     lengths = ((x * x).sum(-1) + 1e-12) * ((y * y).sum(-1) + 1e-12)
     cosine = (x * y).sum(-1) / lengths.sqrt()
-    losses = where(label == 1, 1 - cosine, where(label == -1, relu(cosine - margin), 0.0))
+    losses = where(label == 1, 1 - cosine, where(label == -1, (cosine - margin).clamp(0), 0.0))
     return reduced("cosine_embedding_loss", losses, reduction)
 
 
@@ -111,3 +112,39 @@ def gaussian_nll_loss(
     variance = variance + (variance.clamp(eps) - variance).detach()  # a gradient where it is clamped, too
     losses = (variance.log() + (x - y).square() / variance) * 0.5
     return reduced("gaussian_nll_loss", losses + 0.5 * log(2 * pi) if full else losses, reduction)
+
+
+def soft_margin_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """log(1 + exp(-target * input)); target: 1 or -1."""
+    x, sign = _tensors(input, target)
+    return reduced("soft_margin_loss", softplus(-sign * x, threshold=inf), reduction)
+
+
+def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, reduction: str = "mean") -> Tensor:
+    """input where target is 1, max(margin - input, 0) where it is -1."""
+    x, label = _tensors(input, target)
+    losses = where(label != 1, (margin - x).clamp(0), 0.0) + where(label != -1, x, 0.0)
+    return reduced("hinge_embedding_loss", losses, reduction)
+
+
+def multilabel_soft_margin_loss(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Tensor:
+    """The mean over classes, the last dimension, of the cross-entropy of yes (1) and no (0) from raw scores."""
+    x, y = _tensors(input, target)
+    losses = softplus(x, threshold=inf) - y * x
+    losses = losses if weight is None else losses * as_tensor(weight).astype(x.dtype)
+    return reduced("multilabel_soft_margin_loss", losses.mean(-1), reduction)
+
+
+def poisson_nll_loss(
+    input: Any, target: Any, log_input: bool = True, full: bool = False, *, eps: float = 1e-8, reduction: str = "mean"
+) -> Tensor:
+    """exp(input) - target * input or, if not `log_input`, input - target * log(input + eps).
+
+    full: adds Stirling's formula for log(target!), where target > 1.
+    """
+    x, y = _tensors(input, target)
+    losses = x.exp() - y * x if log_input else x - y * (x + eps).log()
+    if full:
+        count = where(y > 1, y, 1.0)
+        losses = losses + where(y > 1, count * count.log() - count + (count * (2 * pi)).log() * 0.5, 0.0)
+    return reduced("poisson_nll_loss", losses, reduction)

@@ -1,33 +1,32 @@
-"""Convolution, pooling and resizing of sequences (N, C, L), images (N, C, H, W) and volumes (N, C, D, H, W).
+"""Convolution and pooling of sequences (N, C, L), images (N, C, H, W) and volumes (N, C, D, H, W).
 
 Each function also takes one sample without the batch dimension N, and then returns one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce, wraps
-from math import floor
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import at_least, in_range
+from sorix_dist.core.arguments import as_int, at_least, unsupported
 from sorix_dist.core.arrange import scatter, unflatten
 from sorix_dist.core.create import as_tensor, zeros
-from sorix_dist.core.ops import conv, pool
-from sorix_dist.core.ops.elementwise import add, half_in_float32
-from sorix_dist.core.ops.indexing import index_select, take
+from sorix_dist.core.ops import activation, conv, pool
+from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import pad
-from sorix_dist.core.ops.shape import flatten, squeeze, unsqueeze
+from sorix_dist.core.ops.shape import flatten, reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.ops.windows import pair, per_axis, single
 from sorix_dist.core.tensor import shape_of
 
 __all__ = [
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "interpolate", "max_pool1d", "max_pool2d", "max_unpool1d", "max_unpool2d",
-    "pixel_shuffle", "unfold",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "channel_shuffle", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "dropout1d", "dropout3d", "local_response_norm", "max_pool1d",
+    "max_pool2d", "max_pool3d", "max_unpool1d", "max_unpool2d", "pixel_shuffle", "pixel_unshuffle", "unfold",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -57,6 +56,8 @@ max_pool1d = _also_unbatched(3)(pool.max_pool1d)
 max_pool2d = _also_unbatched(4)(pool.max_pool2d)
 avg_pool2d = _also_unbatched(4)(pool.avg_pool2d)
 adaptive_avg_pool2d = _also_unbatched(4)(pool.adaptive_avg_pool2d)
+dropout1d = _also_unbatched(3)(activation.dropout2d)
+dropout3d = _also_unbatched(5)(activation.dropout2d)
 
 
 @_also_unbatched(5)
@@ -167,79 +168,146 @@ def adaptive_avg_pool1d(input: Any, output_size: Any) -> Tensor:
     return squeeze(pool.adaptive_avg_pool2d(unsqueeze(input, -1), size), -1)
 
 
-# -- other sizes
+# -- volumes, plane by plane and then along the depth
 
 
-@half_in_float32
-def interpolate(
-    input: Any,
-    size: int | Sequence[int] | None = None,
-    scale_factor: float | Sequence[float] | None = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-) -> Tensor:
-    """Sequences, images or volumes (N, C, ...) in another size: `size`, or `scale_factor` times theirs, rounded down.
+def _needs_floats(name: str, input: Any) -> None:
+    """TypeError for an input of integers or bools."""
+    if not as_tensor(input).is_floating_point():
+        raise TypeError(f"{name}: input must hold floats, got {as_tensor(input).dtype}")
 
-    mode: "nearest" takes the pixel below i * scale, "nearest-exact" that below (i + 0.5) * scale, "area" the mean of
-    windows. "linear", "bilinear" or "trilinear" (for one, two or three axes) weights the two next to
-    (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`; "bicubic" the four next to it. Positions
-    are those of PyTorch's `interpolate`.
-    """
+
+def _of_volumes(input: Any, planes: Callable[[Any], Any], lines: Callable[[Any], Any]) -> Tensor:
     x = as_tensor(input)
-    axes = range(2, x.ndim)
-    linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
-    if mode in (linear, "bicubic") and x.array.dtype.kind != "f":
-        raise TypeError(f"interpolate: mode {mode!r} needs floats, got {x.dtype}")
-    others = {3: ("area",), 4: ("area", "bicubic")}.get(x.ndim, ())
-    if linear is None or mode not in ("nearest", "nearest-exact", linear, *others):
-        raise ValueError(
-            f"interpolate: mode must be 'nearest', or 'linear', 'bilinear' or 'trilinear' for input with 3, 4 or 5 "
-            f"dimensions, 'area' for 3 or 4, or 'bicubic' for 4, got {mode!r} for shape {tuple(x.shape)}"
-        )
-    if (size is None) == (scale_factor is None):
-        raise ValueError("interpolate: give either size or scale_factor")
-    given: Any = size if scale_factor is None else scale_factor
-    numbers = list(given) if isinstance(given, tuple | list) else [given] * len(axes)
-    if len(numbers) != len(axes):
-        raise ValueError(f"interpolate: size or scale_factor must be one number or {len(axes)}, got {given!r}")
-    if mode == "area":
-        counts = [k if scale_factor is None else floor(n * k) for n, k in zip(x.shape[2:], numbers, strict=True)]
-        return adaptive_avg_pool1d(x, counts) if x.ndim == 3 else adaptive_avg_pool2d(x, counts)
-    for axis, number in zip(axes, numbers, strict=True):
-        length = x.shape[axis]
-        if scale_factor is not None:
-            in_range("interpolate: scale_factor", number, 0, above=True)
-        count = number if scale_factor is None else floor(length * number)
-        at_least(1, "interpolate", size=count)
-        scale = length / count if scale_factor is None or recompute_scale_factor else 1 / number
-        if mode.startswith("nearest"):
-            shift = 0.5 if mode == "nearest-exact" else 0.0
-            x = index_select(x, axis, np.minimum(np.floor((np.arange(count) + shift) * scale).astype(int), length - 1))
-            continue
-        if align_corners:
-            places = np.arange(count) * ((length - 1) / max(1, count - 1))
-        else:
-            places = (np.arange(count) + 0.5) * scale - 0.5
-            places = places if mode == "bicubic" else np.maximum(places, 0)
-        low = np.floor(places).astype(int)
-        share = (places - low).reshape(-1, *(1 for _ in x.shape[axis + 1 :])).astype(x.array.dtype)
-        weights = _cubic(share) if mode == "bicubic" else {0: 1 - share, 1: share}
-        near = (index_select(x, axis, np.clip(low + i, 0, length - 1)) * w for i, w in weights.items())
-        x = reduce(add, near)
-    return x
+    if x.ndim != 5:
+        raise ValueError(f"a pooling of volumes takes shapes (N, C, D, H, W) or (C, D, H, W), got {tuple(x.shape)}")
+    batch, channels, depth, *plane = x.shape
+    y = planes(reshape(x, (batch, channels * depth, *plane)))
+    height, width = y.shape[2:]
+    y = lines(flatten(swapaxes(reshape(y, (batch, channels, depth, height * width)), 2, 3), 1, 2))
+    y = swapaxes(reshape(y, (batch, channels, height * width, y.shape[2])), 2, 3)
+    return reshape(y, (*y.shape[:3], height, width))
 
 
-def _cubic(share: Any) -> dict[int, Any]:
-    """The weights of the pixels at -1, 0, 1 and 2 for a place between 0 and 1 (Keys 1981, with a = -0.75)."""
+def _by_depth(name: str, **numbers: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers of windows along the depth, and those in the planes."""
+    numbers["stride"] = numbers["kernel_size"] if numbers["stride"] is None else numbers["stride"]
+    split = {key: per_axis(name, key, n, key != "padding", 3) for key, n in numbers.items()}
+    return {key: n[0] for key, n in split.items()}, {key: n[1:] for key, n in split.items()}
 
-    def within(x: Any) -> Any:
-        return (1.25 * x - 2.25) * x * x + 1
 
-    def beyond(x: Any) -> Any:
-        return ((-0.75 * x + 3.75) * x - 6) * x + 3
+@_also_unbatched(5)
+def max_pool3d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """The maximum of each window of volumes (N, C, D, H, W); options as for `max_pool2d`, one integer or three."""
+    unsupported("max_pool3d", return_indices=return_indices)
+    of_depth, of_plane = _by_depth(
+        "max_pool3d", kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
+    )
+    return _of_volumes(
+        input,
+        lambda x: pool.max_pool2d(x, **of_plane, ceil_mode=ceil_mode),
+        lambda x: pool.max_pool1d(x, **of_depth, ceil_mode=ceil_mode),
+    )
 
-    return {-1: beyond(1 + share), 0: within(share), 1: within(1 - share), 2: beyond(2 - share)}
+
+@_also_unbatched(5)
+def avg_pool3d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window of volumes (N, C, D, H, W); options as for `avg_pool2d`, one integer or three."""
+    _needs_floats("avg_pool3d", input)
+    of_depth, of_plane = _by_depth("avg_pool3d", kernel_size=kernel_size, stride=stride, padding=padding)
+    column: dict[str, Any] = {key: (n, int(key != "padding")) for key, n in of_depth.items()}
+    options: Any = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    sums = None if divisor_override is None else 1
+    return _of_volumes(
+        input,
+        lambda x: pool.avg_pool2d(x, **of_plane, **options, divisor_override=sums),
+        lambda x: squeeze(
+            pool.avg_pool2d(unsqueeze(x, -1), **column, **options, divisor_override=divisor_override), -1
+        ),
+    )
+
+
+@_also_unbatched(5)
+def adaptive_avg_pool3d(input: Any, output_size: Any) -> Tensor:
+    """The means of output_size windows, an integer or three (None: as in the input), that cover the volume."""
+    depth, *plane = output_size if isinstance(output_size, tuple | list) else (output_size,) * 3
+    depth = shape_of(input)[2] if depth is None else depth
+    return _of_volumes(
+        input, lambda x: pool.adaptive_avg_pool2d(x, tuple(plane)), lambda x: adaptive_avg_pool1d(x, depth)
+    )
+
+
+@_also_unbatched(4)
+def adaptive_max_pool2d(input: Any, output_size: Any, return_indices: bool = False) -> Tensor:
+    """The maxima of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
+    unsupported("adaptive_max_pool2d", return_indices=return_indices)
+    x = as_tensor(input)
+    wanted = output_size if isinstance(output_size, tuple | list) else (output_size,) * 2
+    places = []
+    for length, given in zip(x.shape[2:], wanted, strict=True):
+        count = length if given is None else as_int("adaptive_max_pool2d: output_size", given, 1)
+        starts, ends = np.arange(count) * length // count, -(-np.arange(1, count + 1) * length // count)
+        reach = np.arange((ends - starts).max())
+        places.append(np.minimum(starts[:, None] + reach, ends[:, None] - 1))
+    rows, columns = places
+    windows = take(x, index=(slice(None), slice(None), rows[:, None, :, None], columns[:, None]))
+    largest: Tensor = flatten(windows, 4, 5).max(-1).values
+    return largest
+
+
+@_also_unbatched(3)
+def adaptive_max_pool1d(input: Any, output_size: Any, return_indices: bool = False) -> Tensor:
+    """The maxima of output_size windows that cover each sequence of input (N, C, L)."""
+    size = single("adaptive_max_pool1d", "output_size", output_size, 1), 1
+    return squeeze(adaptive_max_pool2d(unsqueeze(input, -1), size, return_indices), -1)
+
+
+# -- channels
+
+
+def local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """x / (k + alpha * mean(x²))^beta, with the mean over `size` neighbouring channels of (N, C, ...), zeros beyond the
+    first and the last (Krizhevsky et al. 2012)."""
+    x = as_tensor(input)
+    _needs_floats("local_response_norm", x)
+    squares = unsqueeze(flatten(x * x, 2), 1) if x.ndim > 2 else unsqueeze(unsqueeze(x * x, 1), -1)
+    near = pool.avg_pool2d(pad(squares, (0, 0, size // 2, (size - 1) // 2)), (size, 1), 1)
+    return x / (reshape(near, x.shape) * alpha + k) ** beta
+
+
+def channel_shuffle(input: Any, groups: int) -> Tensor:
+    """(N, C, ...) with the channels of `groups` groups in turn (Zhang et al. 2018)."""
+    x = as_tensor(input)
+    return flatten(swapaxes(unflatten(x, 1, (groups, -1)), 1, 2), 1, 2)
+
+
+def pixel_unshuffle(input: Any, downscale_factor: int) -> Tensor:
+    """(..., C, H r, W r) as (..., C r², H, W), where r is `downscale_factor`: the inverse of `pixel_shuffle`."""
+    x, r = as_tensor(input), downscale_factor
+    at_least(1, "pixel_unshuffle", downscale_factor=r)
+    if x.ndim < 3 or x.shape[-2] % r or x.shape[-1] % r:
+        raise ValueError(f"pixel_unshuffle: input must have shape (..., C, H * {r}, W * {r}), got {tuple(x.shape)}")
+    *lead, channels, height, width = x.shape
+    n = len(lead)
+    split = x.reshape(*lead, channels, height // r, r, width // r, r)
+    mixed = split.permute(*range(n), n, n + 2, n + 4, n + 1, n + 3)
+    return mixed.reshape(*lead, channels * r * r, height // r, width // r)
 
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:

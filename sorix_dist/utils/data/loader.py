@@ -299,7 +299,10 @@ class DataLoader:
 def _asked_by_a_loop(caller: FrameType) -> bool:
     """Whether the caller runs a `for` loop over the loader, also through enumerate or zip, rather than `next`. Only the
     bytecode instruction of the caller shows the difference."""
-    return opname[caller.f_code.co_code[caller.f_lasti]] == "FOR_ITER"
+    code, at = caller.f_code.co_code, caller.f_lasti
+    while opname[code[at]] == "CACHE":  # which follows it: there Python 3.12 is, once a loop over a generator is warm
+        at -= 2
+    return opname[code[at]] == "FOR_ITER"
 
 
 def _say_ignored(options: Mapping[str, Any]) -> None:

@@ -98,7 +98,7 @@ class Rank(Group):
 
     def whole(self, x: Tensor) -> Array:
         """The global value of a tensor, by collectives that every rank walks."""
-        return np.array(collective.replicated(x).array)
+        return np.array(collective.to_replicate(x).array)
 
 
 class OrderedRank(Rank):
