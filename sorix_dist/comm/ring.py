@@ -209,7 +209,7 @@ def _scale(message: Array) -> Array:
 
 
 def piece_size(nbytes: float, ranks: int) -> float:
-    """Bytes of numbers in a message: each rank starts one to four, or none of a very short array, or more of `PIECE`."""
+    """Bytes of numbers in a message. Each rank starts one to four, more of `PIECE`, and not every one of `SHORTEST`."""
     each = nbytes / ranks
     return min(max(each / 4, min(SHORT, each), SHORTEST), PIECE)
 
