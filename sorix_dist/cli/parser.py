@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sorix_dist.launch import LaunchError
-from sorix_dist.launch.run import PYTHON
+from sorix_dist.launch.ask import PYTHON
 
 
 class Parser(argparse.ArgumentParser):

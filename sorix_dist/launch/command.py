@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from sorix_dist.launch import LaunchError
+from sorix_dist.launch.ask import ask
 from sorix_dist.launch.hosts import HERE, Host, named, slots
 from sorix_dist.watchdog.launcher import tasks_of_job
 
@@ -133,25 +133,15 @@ def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:
 @functools.cache
 def flavour(mpirun: Path) -> Flavour:
     """The MPI that a launcher belongs to, by its --version; LaunchError if it is unknown."""
-    try:
-        answer = subprocess.run(
-            [mpirun, "--version"],
-            env=os.environ | _reachable(mpirun, os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{mpirun} --version failed: {error}") from error
-    text = answer.stdout + answer.stderr
+    answer = ask([str(mpirun), "--version"], os.environ | _reachable(mpirun, os.environ), 60.0)
+    text = answer.out + answer.err
     if version := re.search(r"\(Open MPI\) (\d+)\.", text):
         return "openmpi5" if int(version[1]) >= 5 else "openmpi4"
     if "Intel(R) MPI Library" in text:  # before MPICH: Intel's launcher is a Hydra too
         return "intel"
     if "HYDRA" in text:
         return "mpich"
-    line = text.partition("\n")[0].strip()
+    line = answer.why if answer.code is None else text.partition("\n")[0].strip()
     raise LaunchError(f"{mpirun} is not the launcher of Open MPI, MPICH or Intel MPI; --version says {line!r}")
 
 

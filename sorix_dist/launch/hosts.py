@@ -6,12 +6,12 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sorix_dist.launch import LaunchError
+from sorix_dist.launch.ask import ask
 from sorix_dist.watchdog.launcher import tasks_by_node
 
 HERE = ("localhost", "127.0.0.1", "::1")
@@ -106,15 +106,13 @@ def allocated(environ: Mapping[str, str]) -> tuple[Host, ...]:
         if environ.get("PE_HOSTFILE"):  # "a 2 queue@a UNDEFINED", a line a host
             lines = Path(environ["PE_HOSTFILE"]).read_text(encoding="utf-8").splitlines()
             return tuple(Host(line.split()[0], int(line.split()[1])) for line in lines if line.strip())
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+    except (OSError, ValueError, IndexError, LaunchError):
         return ()
     return ()
 
 
 def _slurm(nodes: str, tasks: str) -> tuple[Host, ...]:
-    names = subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=30
-    ).stdout.split()
+    names = ask(["scontrol", "show", "hostnames", nodes], os.environ, 30.0).out.split()
     counts = tasks_by_node(tasks)
     counts += [1] * (len(names) - len(counts))
     return tuple(map(Host, names, counts))
@@ -146,17 +144,13 @@ def _reason(name: str, environ: Mapping[str, str], limit: float) -> str:
         return ""
     argv = probe(name, environ)
     try:
-        answer = subprocess.run(
-            argv, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
-        )
-    except FileNotFoundError:
-        return f"{argv[0]} is not installed"
-    except OSError as error:
-        return f"{argv[0]}: {error.strerror}"
-    except subprocess.TimeoutExpired:
+        answer = ask(argv, {**os.environ, **environ}, limit)
+    except LaunchError as error:
+        return str(error)
+    if answer.code is None:
         return f"no answer in {limit:g} s"
-    lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-    return "" if answer.returncode == 0 else (lines[-1] if lines else f"{argv[0]} ended with code {answer.returncode}")
+    lines = (answer.err.strip() or answer.out.strip()).splitlines()
+    return "" if answer.code == 0 else (lines[-1] if lines else f"{argv[0]} ended with code {answer.code}")
 
 
 def check_answers(hosts: Iterable[Host], environ: Mapping[str, str]) -> None:

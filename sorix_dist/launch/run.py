@@ -1,10 +1,9 @@
-"""Runs a command: in the foreground, as a shell does; again after a crash; or for its answer."""
+"""Runs a command in the foreground, as a shell does, and again after a crash."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -184,57 +183,6 @@ def _end_with_parent() -> None:
     """Asks Linux to send this process SIGTERM when its parent dies; other systems can't."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-# -- for the answer
-
-PYTHON = (sys.executable, "-P")
-"""This interpreter, for a program in its arguments; it does not import a json.py of the current folder."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The output of a command, and its exit code: None if it was killed at the time limit."""
-
-    code: int | None
-    out: str
-    err: str
-
-    @property
-    def why(self) -> str:
-        """Why it failed, in a line."""
-        if self.code is None:
-            return "it hangs"
-        lines = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip(" =-*")]
-        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Mismatch): ", line)]
-        return (raised or lines[::-1] or [f"code {self.code}"])[0]
-
-
-def ask(argv: Sequence[str], environ: Mapping[str, str], limit: float) -> Answer:
-    """Runs a command; kills it and its descendants after `limit` seconds. LaunchError if it can't be started."""
-    try:
-        process = subprocess.Popen(
-            argv,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise LaunchError(f"{argv[0]} could not be started: {error.strerror}") from error
-    with process:
-        try:
-            out, err = process.communicate(timeout=limit)
-            return Answer(process.returncode, out, err)
-        except BaseException as error:
-            kill_with_descendants(process.pid)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            out, err = process.communicate()
-            return Answer(None, out, err)
 
 
 # -- again after a crash

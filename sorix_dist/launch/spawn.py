@@ -26,10 +26,10 @@ from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
+from sorix_dist.launch.ask import PYTHON
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
-from sorix_dist.launch.run import PYTHON
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.process import kill_with_descendants
@@ -97,7 +97,8 @@ def run(
     began = leftovers.now()
     try:
         folder.write("call", call)
-        start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(sys.path)], num_proc, environ)
+        path = [entry for entry in sys.path if isinstance(entry, str)]  # as Python's import, which passes over a Path
+        start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(path)], num_proc, environ)
         with Output([folder.pipe(f"output-{rank}") for rank in range(num_proc)]) as output:
             code = _run(start.argv, environ | start.env, output, folder, timeout)
             return _results(folder, num_proc, code, output.unprefixed)

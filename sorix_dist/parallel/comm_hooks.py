@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from sorix_dist.comm import Comm, Exchange, agreed
+from sorix_dist.core.arguments import as_int, in_range
 from sorix_dist.core.flat import BLOCK, Flat
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
@@ -74,8 +75,7 @@ class TopK:
     """
 
     def __init__(self, share: float = 0.01) -> None:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise ValueError(f"TopK: share must be a number above 0 and below 1, got {share!r}")
+        in_range("TopK: share", share, 0, 1, above=True)
         self.share = float(share)
         self._unsent: WeakKeyDictionary[Comm, dict[np.dtype[Any], Array]] = WeakKeyDictionary()
 
@@ -151,10 +151,7 @@ class PowerSGD:
     """
 
     def __init__(self, rank: int = 4, start: int = 0) -> None:
-        for name, value, least in (("rank", rank, 1), ("start", start, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"PowerSGD: {name} must be an int of {least} or more, got {value!r}")
-        self.rank, self.start = rank, start
+        self.rank, self.start = as_int("PowerSGD: rank", rank, 1), as_int("PowerSGD: start", start, 0)
         self._states: WeakKeyDictionary[Comm, dict[tuple[np.dtype[Any], int], LowRankSum]] = WeakKeyDictionary()
 
     def describe(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm import Comm
+from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.tensor import Array
 from sorix_dist.utils.data.sampler import shard_bounds
 
@@ -21,7 +22,7 @@ def check_virtual_shards(count: Any, size: int) -> None:
     """ValueError unless `count` is None or a power of two that is at least the number of ranks."""
     if count is None:
         return
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count & (count - 1):
+    if not is_integer(count) or count < 1 or count & (count - 1):
         raise ValueError(f"init: virtual_shards must be a power of two such as 8, or None, got {count!r}")
     if count < size:
         raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from sorix_dist.cli.parser import Parser, check_output, positive
 from sorix_dist.launch import LaunchError
-from sorix_dist.launch.run import ask
+from sorix_dist.launch.ask import ask
 from tests.benchmarks import hosts, run
 from tests.benchmarks.compare import contest, table
 from tests.benchmarks.compare.contestants import Interpreters

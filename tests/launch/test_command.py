@@ -64,7 +64,7 @@ def test_an_unknown_launcher_is_an_error_that_quotes_it(tmp_path: Path, text: st
 
 
 def test_a_launcher_that_cannot_be_executed_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="nowhere --version failed"):
+    with pytest.raises(LaunchError, match="nowhere could not be started: No such file"):
         flavour(tmp_path / "nowhere")
 
 

@@ -137,4 +137,5 @@ def test_hosts_that_do_not_answer_are_told_apart(tmp_path: Path) -> None:
     check_answers(hosts[:2], environ)
     with pytest.raises(LaunchError, match=r"host 'lost' does not answer \(ssh: .*No route\); `.*agent lost true` must"):
         check_answers(hosts[:3], environ)
-    assert silent([Host("b")], {"HYDRA_LAUNCHER_EXEC": "/nowhere/ssh"}) == {Host("b"): "/nowhere/ssh is not installed"}
+    missing = "/nowhere/ssh could not be started: No such file or directory"
+    assert silent([Host("b")], {"HYDRA_LAUNCHER_EXEC": "/nowhere/ssh"}) == {Host("b"): missing}

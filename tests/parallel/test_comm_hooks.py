@@ -405,10 +405,10 @@ def test_powersgd_recovers_from_gradients_that_overflow(spike, size, hosts):
 
 def test_what_is_refused():
     for rank in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="PowerSGD: rank must be an int of 1 or more, got"):
+        with pytest.raises(ValueError, match=r"PowerSGD: rank must be (an integer )?>= 1, got"):
             PowerSGD(rank)
     for share in (0, 1, 1.0, -0.1, True, "1%", float("nan")):
-        with pytest.raises(ValueError, match="TopK: share must be a number above 0 and below 1, got"):
+        with pytest.raises((TypeError, ValueError), match=r"TopK: share must be (a number|in \(0, 1\)), got"):
             TopK(share)
 
     def reproducible():

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sorix_dist.launch.ask import ask
 from sorix_dist.launch.command import Command, command
-from sorix_dist.launch.run import ask
 from tests.benchmarks import peers
 
 OURS = "sorix_dist"
