@@ -97,7 +97,8 @@ def run(
     began = leftovers.now()
     try:
         folder.write("call", call)
-        start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(sys.path)], num_proc, environ)
+        path = [entry for entry in sys.path if isinstance(entry, str)]  # as Python's import, which passes over a Path
+        start = _start([*PYTHON, "-c", _RANK, str(folder.path), json.dumps(path)], num_proc, environ)
         with Output([folder.pipe(f"output-{rank}") for rank in range(num_proc)]) as output:
             code = _run(start.argv, environ | start.env, output, folder, timeout)
             return _results(folder, num_proc, code, output.unprefixed)

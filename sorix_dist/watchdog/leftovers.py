@@ -97,7 +97,7 @@ class Launchers:
 
         After a fault, end the launchers too if they stay, as they do where they have lost another host.
         """
-        passed = 0.0
+        passed, before = 0.0, time.monotonic()
         while passed < patience + 3 * GRACE and (left := [each for each in self.all if each.alive()]):
             holders = self._holders(ranks_outputs)
             stopped = [launcher for launcher in left if state(launcher.pid) == "T"]
@@ -105,20 +105,23 @@ class Launchers:
             if not (holders or stopped or useless):
                 break
             if passed >= patience:
-                for pid, descriptor in holders.items():
+                for pid, descriptor in list(holders.items())[:1]:
+                    more = f" and {len(holders) - 1} more" * (len(holders) > 1)
                     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
                     with suppress(OSError), open(os.open(f"/proc/{pid}/fd/{descriptor}", flags), "w") as file:
                         file.write(
-                            f"all ranks of this host have ended, but process {pid}, which one of them has started, "
-                            "keeps their output open; ending it\n"
+                            f"all ranks of this host have ended, but process {pid}{more}, which one of them has "
+                            "started, keeps their output open; ending it\n"
                         )
+                for pid in holders:
                     Process(pid, start_time(pid)).send(signal.SIGKILL)
                 for launcher in useless:
                     launcher.send(signal.SIGTERM if passed < patience + GRACE else signal.SIGKILL)
                 for launcher in stopped:
                     launcher.send(signal.SIGCONT)
             time.sleep(TICK)
-            passed += TICK
+            now = time.monotonic()
+            passed, before = passed + min(now - before, 2 * TICK), now  # less if it was stopped
         if not self.nearest.alive():
             since = seconds(self.nearest.start) - 1
             remove_launcher_files(since)

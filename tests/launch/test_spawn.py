@@ -86,11 +86,13 @@ def test_results_come_in_rank_order(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=needs_mpirun)])
-def test_ranks_are_other_processes_with_variables_of_their_own(num_proc: int) -> None:
+def test_ranks_are_other_processes_with_variables_of_their_own(num_proc: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = list(sys.path)
+    monkeypatch.setattr(sys, "path", [*paths, Path("beside")])
     found = sx.run(lambda: (os.getpid(), os.environ["MINE"], sys.path), num_proc=num_proc, env={"MINE": "x y"})
     assert len({os.getpid(), *(pid for pid, _, _ in found)}) == num_proc + 1
     assert [value for _, value, _ in found] == ["x y"] * num_proc
-    assert all(path == sys.path for _, _, path in found)
+    assert all(path == paths for _, _, path in found)
     assert "MINE" not in os.environ
 
 

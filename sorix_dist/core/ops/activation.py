@@ -13,14 +13,14 @@ from sorix_dist.core.arguments import in_range
 from sorix_dist.core.capture import host
 from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of
+from sorix_dist.core.ops.axes import along_axis, axes_of, axis_of, maxima
 from sorix_dist.core.ops.elementwise import add, erf, mul
 from sorix_dist.core.ops.shape import reshape, squeeze
 from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
-_BLOCK = 1 << 15  # elements: some arrays of this size stay in a core's cache during several passes
+_BLOCK = 1 << 16  # elements: some arrays of this size stay in a core's cache during several passes
 _FEW = 1 << 10  # elements, whose operation takes less than its call
 
 
@@ -40,11 +40,11 @@ def relu(x: Any) -> Any:
 def _positive_part(x: Any) -> Any:
     if x.dtype.kind != "f":
         return np.maximum(x, 0)
-    # NumPy compares numbers with as many zeros three times as fast as with a single one.
-    if _FEW < x.size <= _BLOCK and x.flags.c_contiguous:
-        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
-    if x.size <= 4 * _BLOCK:
+    if x.size <= _FEW:
         return np.maximum(x, scalar(0, x.dtype))
+    # NumPy compares numbers with as many zeros three times as fast as with a single one.
+    if x.size <= _BLOCK and x.flags.c_contiguous:
+        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
@@ -140,20 +140,19 @@ def gelu_by_tanh(x: Any) -> Any:
         c *= 0.5
 
     def to_x(g: Any, out: Any) -> Any:
-        # (1 + t + (1 - t^2) * x * scale * (1 + 3 cubic x^2)) / 2
+        # (1 + t) * (1 + (1 - t) * x * scale * (1 + 3 cubic x^2)) / 2
         incoming, gradient, spare = g.reshape(-1), np.empty_like(flat), np.empty_like(flat[:_BLOCK])
+        one = scalar(1, flat.dtype)
         for part in _blocks(flat.size):
             a, b, c = flat[part], t[part], gradient[part]
             d = spare[: len(a)]
-            np.multiply(b, b, out=d)
-            np.subtract(1, d, out=d)
             np.multiply(a, a, out=c)
             c *= 3 * _GELU_SCALE * _GELU_CUBIC
             c += _GELU_SCALE
             c *= a
-            c *= d
-            c += b
-            c += 1
+            c *= np.subtract(one, b, out=d)
+            c += one
+            c *= np.add(b, one, out=d)
             c *= incoming[part]
             c *= 0.5
         return gradient.reshape(shape)
@@ -183,7 +182,7 @@ def gelu_by_erf(x: Any) -> Any:
 @op(promote="float", rule=along_axis(False), called="softmax")
 def softmax_along(x: Any, *, axis: int) -> Any:
     """exp(x) divided by its sum along `axis`."""
-    y = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
+    y = np.exp(x - maxima(x, axis))
     y = y / y.sum(axis=axis, keepdims=True)
     return y, (lambda g, out: y * (g - np.sum(g * y, axis=axis, keepdims=True)),)
 
@@ -191,7 +190,7 @@ def softmax_along(x: Any, *, axis: int) -> Any:
 @op(promote="float", rule=along_axis(False), called="log_softmax")
 def log_softmax_along(x: Any, *, axis: int) -> Any:
     """x minus the logarithm of the sum of exp(x) along `axis`."""
-    y = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
+    y = x - maxima(x, axis)
     with np.errstate(divide="ignore"):  # an axis without elements
         y = y - np.log(np.exp(y).sum(axis=axis, keepdims=True))
     return y, (lambda g, out: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),)
@@ -200,7 +199,7 @@ def log_softmax_along(x: Any, *, axis: int) -> Any:
 @op(promote="float", rule=along_axis(False), called="logsumexp")
 def log_sum_exp_along(x: Any, *, axis: int) -> Any:
     """log(sum(exp(x))) along `axis`, which stays with length 1; -inf where all x are."""
-    highest = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    highest = maxima(x, axis)
     highest = np.where(np.isfinite(highest), highest, 0)
     with np.errstate(divide="ignore"):
         y = np.log(np.exp(x - highest).sum(axis=axis, keepdims=True)) + highest

@@ -14,6 +14,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
+from sorix_dist.core.ops.axes import maxima
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
 from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.matrix import matmul, row_sums
@@ -81,10 +82,10 @@ def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) 
     to_scores = memoize_last(lambda g: _to_scores(g, y, v, weights, dropped))
 
     def to_q(g: Any, out: Any) -> Any:
-        return np.matmul(to_scores(g), k) * scale
+        return np.matmul(to_scores(g), k * scale)
 
     def to_k(g: Any, out: Any) -> Any:
-        return np.matmul(np.swapaxes(to_scores(g), -1, -2), q) * scale
+        return np.matmul(np.swapaxes(to_scores(g), -1, -2), q * scale)
 
     def to_v(g: Any, out: Any) -> Any:
         return np.matmul(np.swapaxes(used, -1, -2), g)
@@ -107,27 +108,27 @@ def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: floa
     The result, (N, L, E), has the heads side by side.
     """
     n, length, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    inside = (n, length, heads, width // heads)
     q, k, v = _parts(qkv, heads)
     weights = _weights(q, k, bias, scale)
     used = weights if dropped is None else weights * dropped
-    y = np.matmul(used, v)
 
-    def by_head(g: Any) -> Any:
-        return g.reshape(inside).transpose(0, 2, 1, 3)
+    def by_head(x: Any) -> Any:
+        return x.reshape(n, length, heads, width // heads).transpose(0, 2, 1, 3)
 
-    to_scores = memoize_last(lambda g: _to_scores(by_head(g), y, v, weights, dropped))
+    y = np.empty((n, length, width), qkv.dtype)
+    np.matmul(used, v, out=by_head(y))
+    to_scores = memoize_last(lambda g: _to_scores(by_head(g), by_head(y), v, weights, dropped))
 
     def to_qkv(g: Any, out: Any) -> Any:
         gradient = np.empty(qkv.shape, qkv.dtype) if out is None else out
         to_q, to_k, to_v = _parts(gradient, heads)
         scores = to_scores(g)
-        np.multiply(np.matmul(scores, k), scale, out=to_q)
-        np.multiply(np.matmul(np.swapaxes(scores, -1, -2), q), scale, out=to_k)
+        np.matmul(scores, k * scale, out=to_q)
+        np.matmul(np.swapaxes(scores, -1, -2), q * scale, out=to_k)
         np.matmul(np.swapaxes(used, -1, -2), by_head(g), out=to_v)
         return gradient
 
-    return y.transpose(0, 2, 1, 3).reshape(n, length, width), (to_qkv, lambda g, out: to_scores(g), None)
+    return y, (to_qkv, lambda g, out: to_scores(g), None)
 
 
 def _parts(qkv: Array, heads: int) -> Array:
@@ -139,7 +140,7 @@ def _parts(qkv: Array, heads: int) -> Array:
 
 def _highest(scores: Array) -> Array:
     """The largest score of each query, 0 where it sees no key."""
-    highest: Array = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    highest = maxima(scores)
     highest[highest == -np.inf] = 0
     return highest
 
@@ -167,6 +168,6 @@ def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | No
     scores: Array = np.matmul(g, np.swapaxes(v, -1, -2))
     if dropped is not None:
         scores *= dropped
-    scores -= np.einsum("...i,...i->...", g, y)[..., None]
+    scores -= np.vecdot(g, y)[..., None]
     scores *= weights
     return scores

@@ -10,7 +10,7 @@ import numpy as np
 
 from sorix_dist.core.placement import Shard
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, Rule, gathers, linear_place, whole
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
 def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -131,3 +131,15 @@ def refused(x: Tensor, what: str) -> Tensor:
         )
     gathered: Tensor = whole(x)
     return gathered
+
+
+def maxima(x: Array, axis: int = -1) -> Array:
+    """The largest elements of floats along `axis`, which stays with length 1; -inf if it has length 0."""
+    if axis % x.ndim != x.ndim - 1 or not x.size:
+        return np.asarray(x.max(axis=axis, keepdims=True, initial=-np.inf))
+    # NumPy finds where a row is largest in a third of the time in which it finds the largest number.
+    rows = x.reshape(-1, x.shape[-1])
+    at = rows.argmax(axis=1)
+    at += np.arange(0, rows.size, rows.shape[1])
+    largest: Array = rows.take(at)
+    return largest.reshape(*x.shape[:-1], 1)

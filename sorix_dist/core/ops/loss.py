@@ -14,6 +14,7 @@ import numpy as np
 from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
+from sorix_dist.core.ops.axes import maxima
 from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import column_sums
@@ -84,7 +85,7 @@ def _softmax_parts(logits: Any, target: Any) -> tuple[Any, Any, Any, Any]:
     """
     rows, classes = logits.shape
     if classes > _FEW:
-        exps = np.subtract(logits, logits.max(axis=1, keepdims=True), order="C")
+        exps = np.subtract(logits, maxima(logits), order="C")
         at_target = target + _multiples(classes, rows)
     else:
         exps = logits.T.copy()
@@ -156,7 +157,7 @@ def cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
 
     logits, target: (N, C). A row whose targets are all 0 gives 0 whatever its logits are.
     """
-    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    shifted = logits - maxima(logits)
     exps = np.exp(shifted)
     sums = exps.sum(axis=1, keepdims=True)
     missing = np.log(sums) - shifted
