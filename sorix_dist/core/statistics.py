@@ -50,7 +50,8 @@ def _of_two(name: str, chosen: Callable[[Any, Any], Any], meaning: str) -> Calla
         x, y = in_one_dtype(input, other)
         return f.where(f.logical_or(chosen(x, y), f.isnan(y)), x, y)
 
-    function.__name__, function.__doc__ = name, meaning
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = meaning
     return function
 
 
