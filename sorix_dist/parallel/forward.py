@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from threading import get_ident
 from typing import Any
 
@@ -24,7 +25,7 @@ from sorix_dist.parallel.coordinator import Coordinator, coordinator_of
 from sorix_dist.parallel.groups import InOrder
 from sorix_dist.parallel.module_state import Numbers, buffers_of
 from sorix_dist.parallel.world import current_group
-from sorix_dist.utils.data.nested import entries, map_arrays, map_tensors
+from sorix_dist.utils.data.nested import entries, like, like_dict, map_arrays, map_tensors
 
 _WATCHED = 3  # untagged batches whose bytes are compared between the ranks, to warn of equal ones
 _SAMPLE = 4096  # bytes of a batch that are compared
@@ -250,11 +251,10 @@ class ShardedForward:
         first = results[0]
         if isinstance(first, Tensor):
             return self._joined_tensors(results, batch)
-        if isinstance(first, tuple | list):
-            items = [self._joined(list(column), batch) for column in zip(*results, strict=True)]
-            return first._make(items) if hasattr(first, "_make") else type(first)(items)
+        if isinstance(first, tuple | list | deque):
+            return like(first, [self._joined(list(column), batch) for column in zip(*results, strict=True)])
         if isinstance(first, dict):
-            return {key: self._joined([result[key] for result in results], batch) for key in first}
+            return like_dict(first, {key: self._joined([result[key] for result in results], batch) for key in first})
         found = [[*entries(result)] for result in results]
         if not found[0]:
             return first

@@ -7,6 +7,7 @@ ranks the model is wrapped and the columns are this rank's rows, from a loader o
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -571,6 +572,20 @@ class Out:
     n: int = 0
 
 
+class Output(OrderedDict):
+    """A dict whose entries are attributes as well."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Slotted:
+    __slots__ = ("y",)
+
+    def __init__(self, y):
+        self.y = y
+
+
 def container(name):
     class Container(nn.Module):
         def __init__(self):
@@ -585,6 +600,8 @@ def container(name):
                 return SimpleNamespace(y=y, aux=[y.mean()])
             if name == "generator":
                 return (part for part in (y, y.tanh()))
+            if name == "output":
+                return Output(y=Slotted(y), parts=deque([y.mean(), y.tanh()]))
             return {"a": [y, (y,)]}
 
     return Container
@@ -599,6 +616,12 @@ def out_dataclass(d, x):
 def out_namespace(d, x):
     o = d(x)
     return o.y.square().mean().sqrt() + o.aux[0]
+
+
+@case(container("output"))
+def out_of_own_types(d, x):
+    o = d(x)
+    return o.y.y.square().mean().sqrt() + o.parts[0] + o.parts[1].square().mean()
 
 
 @case(container("generator"), reproducible="no forward")
