@@ -278,8 +278,10 @@ class StepRecorder:
             return self._of_batch(x)
         if isinstance(x, Shard):
             return f"{self._of_batch(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
-        if isinstance(x, Partial) and not {id(x.over), id(x.factor), *map(id, x.alike)}.isdisjoint(self._known):
-            parts = (x.group, x.over, x.factor, x.held, x.alike)
+        if isinstance(x, Partial) and not {id(x.denominator), id(x.factor), *map(id, x.constants)}.isdisjoint(
+            self._known
+        ):
+            parts = (x.group, x.denominator, x.factor, x.held, x.constants)
             return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
         if is_tensor(x):
             return self._of_tensor(x)

@@ -265,7 +265,7 @@ class ShardedForward:
         if isinstance(place, Partial):
             bounds = tuple(self.shards.rows(shard, batch.rows.total) for shard in self.shards.owned)
             total = summed_parts(*parts, batch=batch, bounds=bounds)
-            return tagged(total, batch.partial(place.over))
+            return tagged(total, batch.partial(place.denominator))
         if not isinstance(place, Shard):
             return first_of(*parts, count=self.shards.count)
         places = [result.place for result in results]
