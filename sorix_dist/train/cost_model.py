@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
+from sorix_dist.comm.ring import UNDER_WAY, piece_size
 from sorix_dist.parallel.comm_hooks import Matrix, PowerSGD, matrices_in
 
 RANK = 4  # the rank of PowerSGD's factors
@@ -151,7 +151,7 @@ def pipelined_ring(nbytes: float, hosts: int, link: Link, machine: Machine, codi
     """
     if hosts == 1:
         return Ring(0.0, 0.0, 0.0)
-    piece = min(max(nbytes / (4 * hosts), SHORTEST), PIECE, nbytes)
+    piece = min(piece_size(nbytes, hosts), nbytes)
     per_rank = nbytes / piece / hosts
     window = max(2, UNDER_WAY // hosts)
     share = 2 * (hosts - 1) / hosts

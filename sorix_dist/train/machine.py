@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.comm.blas import usable_cores
-from sorix_dist.comm.ring import PIECE, SHORTEST, RingExchange
+from sorix_dist.comm.ring import PIECE, RingExchange, piece_size
 from sorix_dist.comm.world import Solo
 from sorix_dist.parallel.comm_hooks import PowerSGD, matrices_in
 from sorix_dist.parallel.float16 import Half
@@ -101,7 +101,7 @@ def _message(nbytes: int) -> tuple[float, int]:
         for ring, array in zip(rings, arrays):
             ring.sum(array, array)
 
-    piece = min(max(nbytes // 8, SHORTEST), PIECE)
+    piece = math.ceil(piece_size(nbytes, 2))
     return _least(sums) / (2 * math.ceil(nbytes / piece)) + _through_the_system(piece), piece
 
 
