@@ -16,11 +16,11 @@ from sorix_dist.train.cost_model import (
     Machine,
     PerRows,
     Step,
+    binomial_tree,
     exchange_of_slices,
     overlapped,
     pipelined_ring,
     predict,
-    binomial_tree,
     ring,
 )
 
