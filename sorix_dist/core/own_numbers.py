@@ -10,7 +10,7 @@ from types import CodeType
 from typing import Any
 
 from sorix_dist.core.batch_numbers import of_batch
-from sorix_dist.core.placement import SUM, Partial, Shard, current_group
+from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group
 
 
 def warn_of_own_length(place: Any) -> None:
@@ -85,6 +85,8 @@ def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
 def refuse_one_of_many(tensor: Any) -> None:
     """ValueError for the only row of this rank if there are others."""
     place = tensor.place
+    if isinstance(place, Deferred):
+        place.group.reduce(tensor.array, "the number of a tensor")
     if isinstance(place, Shard):
         one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
         if one and place.total != 1:
@@ -98,6 +100,8 @@ def warn_of_part(tensor: Any, what: str) -> None:
     """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
     rank's."""
     place = tensor.place
+    if isinstance(place, Deferred):
+        place.group.reduce(tensor.array, what)
     if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
         return
     if place.over == SUM:

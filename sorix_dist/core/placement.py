@@ -331,7 +331,19 @@ class Tally:
         return f"Tally(known={self.known})"
 
 
-Placement = Shard | Partial | Tally | _Replicate | None
+class Deferred:
+    """An operation that waits for the end of a forward in reproducible mode; see `core.deferred`.
+
+    batch: the virtual shard's; apply, inputs, options: what is computed then of the operands' sums over all shards.
+    """
+
+    __slots__ = ("apply", "batch", "group", "inputs", "options")
+
+    def __init__(self, batch: Batch, apply: Callable[..., Tensor], inputs: tuple[Any, ...], options: Any) -> None:
+        self.batch, self.group, self.apply, self.inputs, self.options = batch, batch.group, apply, inputs, options
+
+
+Placement = Shard | Partial | Tally | Deferred | _Replicate | None
 
 
 def shard_of(x: Any) -> Shard | None:
@@ -342,6 +354,8 @@ def shard_of(x: Any) -> Shard | None:
 
 def tagged(tensor: Tensor, place: Placement) -> Tensor:
     """Sets the placement of a tensor, and returns it."""
+    if tensor.place.__class__ is Deferred:
+        tensor.place.group.reduce(tensor.array, "this operation")
     tensor.place = place
     if tensor.leaf is not None and tensor.origin is tensor.leaf:
         tensor.leaf.sharded = isinstance(place, Shard)

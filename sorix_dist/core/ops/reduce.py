@@ -11,6 +11,7 @@ import numpy as np
 
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import host
+from sorix_dist.core.deferred import deferred
 from sorix_dist.core.graph import add_up
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
@@ -19,7 +20,7 @@ from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, cast, half_in_float32, mul, power, root, sign, square, sub
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
-from sorix_dist.core.placement import SUM, Shard, shard_of, tagged
+from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
@@ -141,8 +142,19 @@ def weighted_mean(x: Any, weights: Array) -> Any:
 
     x: values times weights.
     """
-    held, total = _sum(weights), global_sum(weights, x)
+    held, place = _sum(weights), shard_of(x)
+    if place is not None and place.group.isolated and not place.group.single:
+        parts = sum_divided(x, divisor=1, held=1, over=SUM), Tensor.of(np.asarray(held))
+        return deferred(_quotient, tuple(tagged(part, place.batch.partial(SUM)) for part in parts), {})
+    total = global_sum(weights, x)
     return sum_divided(x, divisor=total, held=held, over=total)
+
+
+def _quotient(x: Tensor, weight: Tensor) -> Tensor:
+    """A sum divided by that of its weights; 0 if that is 0."""
+    over = float(weight.array)
+    mean: Tensor = mul(x, 1 / over if over else 0.0)
+    return tagged(mean, Partial(x.place.group, over, 1.0, x.place.held) if isinstance(x.place, Partial) else None)
 
 
 @host
