@@ -74,7 +74,7 @@ def _may_follow(part: Any, own: int) -> bool:
 
 def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
     """Warns of a sum over rows that is divided by the number of rows of this rank, unless that is x.shape[0]."""
-    own = place.over == SUM and isinstance(divisor, int | float) and divisor == place.held
+    own = place.denominator == SUM and isinstance(divisor, int | float) and divisor == place.held
     if own and not place.group.single and not of_batch.get():
         place.group.warn(
             f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean over "
@@ -104,7 +104,7 @@ def warn_of_part(tensor: Any, what: str) -> None:
         place.group.reduce(tensor.array, what)
     if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
         return
-    if place.over == SUM:
+    if place.denominator == SUM:
         found = "a sum over rows is this rank's part of the sum"
     elif tensor.origin is None and what != "item()":
         found = "a mean over rows is that over this rank's rows"

@@ -60,7 +60,7 @@ def _own(x: Any) -> Any:
 def of_sum(x: Any, name: str) -> Any:
     """A sum over rows as a Tally of this rank's part and of the whole. A call of all ranks; other operands stay."""
     place = x.place if isinstance(x, Tensor) else None
-    if not isinstance(place, Partial) or place.over != SUM or place.group.parts == 1 or hasattr(x, "complete"):
+    if not isinstance(place, Partial) or place.denominator != SUM or place.group.parts == 1 or hasattr(x, "complete"):
         return x
     if place.group.isolated or place.factor != 1:
         return x

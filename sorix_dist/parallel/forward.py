@@ -269,7 +269,7 @@ class ShardedForward:
         if isinstance(place, Partial):
             bounds = tuple(self.shards.rows(shard, batch.rows.total) for shard in self.shards.owned)
             total = summed_parts(*parts, batch=batch, bounds=bounds)
-            return tagged(total, batch.partial(place.over))
+            return tagged(total, batch.partial(place.denominator))
         if not isinstance(place, Shard):
             if isinstance(origin := parts[0].origin, Leaf) and origin.sync is not None:
                 return parts[0]  # a parameter

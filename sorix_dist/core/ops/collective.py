@@ -158,7 +158,7 @@ def to_replicate(x: Tensor, name: str = "") -> Tensor:
 
 @host
 def _expect(place: Partial) -> None:
-    for number in place.alike:
+    for number in place.constants:
         place.group.expect(number)
 
 
