@@ -40,6 +40,8 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return rules.sums_made_whole(apply, inputs, options)
     shards = [p for x in inputs if isinstance(p := placement_of(x), Shard)]
     alike = all(p.axis == lead.axis and p.inner == lead.inner and lead.batch.like(p.batch) for p in shards)
+    if any(p.batch.parent is not None and p.batch is not lead.batch for p in shards):
+        alike = rules.on_every_rank(lead, alike)  # of what two masks select, some ranks may have as much of both
     if not new and axis == lead.axis:
         if alike and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)

@@ -260,6 +260,7 @@ ROWS = [
     "u.view(x.shape[0] * 2, -1).softmax(1)",
     "u.view(x.shape[0], u.numel() // x.size(0)).std(1)",
     "sx.cat([u, v]).view(2, x.shape[0], -1).std(0)",
+    "sx.cat([u[w > 1], v[w <= 1]]) * 2",
     "u[:, :1].squeeze()",
     "u.squeeze(0)",
     "u.reshape(-1, 2, 2).permute(1, 0, 2).sum((0, 1))",
