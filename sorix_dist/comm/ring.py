@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,8 +16,9 @@ PIECE = 60 << 10
 """Bytes of numbers per message. Open MPI gives a message of up to 64 KB to the kernel at once, which sends it while
 this rank computes; of a longer one, the first bytes must be answered before the others go."""
 
-SHORTEST = 2 << 10
-"""Bytes of numbers in a message of an array that is too short to keep all ranks busy with longer ones."""
+SHORTEST, SHORT = 2 << 10, 16 << 10
+"""Bytes of numbers in a message of a short array: at least, and up to where each rank starts only one. A message costs
+a rank some 30 us, the time of 4 KB at 1 Gbit/s."""
 
 UNDER_WAY = 64  # pieces that are in the ring at once: this many messages may be stored at a rank that does not receive
 RECEIVES = 16  # messages for which a rank provides memory in advance
@@ -122,8 +124,8 @@ class RingExchange:
     def _cut(self) -> None:
         array, rank, size = self._array, self.comm.rank, self.comm.size
         self._itemsize = self.wire.itemsize or array.itemsize
-        nbytes = min(max(array.size * self._itemsize // (4 * size), SHORTEST), PIECE)
-        self._pieces = pieces = _cut(array.size, nbytes // self._itemsize)
+        nbytes = piece_size(array.size * self._itemsize, size)
+        self._pieces = pieces = _cut(array.size, max(1, math.ceil(nbytes / self._itemsize)))
         # Every sum but those that start here, and every total but those that are complete here.
         starting, ending = (len(range(first % size, len(pieces), size)) for first in (rank, rank + 1))
         self._expected = 2 * len(pieces) - starting - ending
@@ -204,6 +206,12 @@ def _words(message: Array) -> Array:
 
 def _scale(message: Array) -> Array:
     return message[24:32].view(np.float64)
+
+
+def piece_size(nbytes: float, ranks: int) -> float:
+    """Bytes of numbers in a message. Each rank starts one to four, more of `PIECE`, and not every one of `SHORTEST`."""
+    each = nbytes / ranks
+    return min(max(each / 4, min(SHORT, each), SHORTEST), PIECE)
 
 
 @lru_cache(maxsize=64)

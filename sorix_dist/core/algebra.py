@@ -220,6 +220,12 @@ def slogdet(A: Any) -> SignAndLogarithm:
     return SignAndLogarithm(no_slope + Tensor(_signs(A, logarithm.array.dtype)), logarithm)
 
 
+def logdet(A: Any) -> Any:
+    """The logarithms of the determinants of square matrices (..., n, n); NaN for negative ones."""
+    sign, logarithm = slogdet(A)
+    return f.where(sign < 0, math.nan, logarithm)
+
+
 @host
 def _signs(a: Any, dtype: Any) -> Any:
     return np.asarray(np.linalg.slogdet(np.asarray(a))[0], dtype)
@@ -257,6 +263,12 @@ def vector_norm(x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False) 
     return f.norm(x, ord, dim, keepdim)
 
 
+def cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: Any = None) -> Any:
+    """The p-norms of the differences of all pairs of rows: (..., n, d) and (..., m, d) give (..., n, m); compute_mode
+    has no meaning here."""
+    return f.norm(f.sub(f.unsqueeze(x1, -2), f.unsqueeze(x2, -3)), p, -1)
+
+
 def matrix_norm(A: Any, ord: Any = "fro", dim: tuple[int, int] = (-2, -1), keepdim: bool = False) -> Any:
     """The norm of matrices in two dimensions: "fro", 1, -1 (of columns' sums), inf or -inf (of rows' sums)."""
     if ord == "fro":
@@ -285,7 +297,10 @@ def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False)
 
 
 __all__ = [
-    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "det", "dot", "inner", "inverse",
-    "kron", "mm", "mv", "tensordot", "trace", "vdot",
+    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "det", "dot", "inner",
+    "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
 ]  # fmt: skip
-METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name != "tensordot"}
+_FUNCTIONS = "cdist", "tensordot"  # and no methods
+METHODS: dict[str, Callable[..., Any]] = {
+    name: globals()[name] for name in __all__ if name not in ("cdist", "tensordot")
+}

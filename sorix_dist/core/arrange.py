@@ -134,6 +134,22 @@ def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     return tuple(tagged(f.broadcast_to(bare(x), shape), rows) for x in parts)
 
 
+def rot90(input: Any, k: int = 1, dims: Sequence[int] = (0, 1)) -> Any:
+    """The tensor turned `k` times by 90 degrees, from the first of two dimensions to the second."""
+    first, second = dims
+    if k % 2 == 0:
+        return f.flip(input, first, second) if k % 4 else f.clone(input)
+    turned = f.transpose(input, first, second)
+    return f.flip(turned, first if k % 4 == 1 else second)
+
+
+def diag_embed(input: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+    """Matrices in two new dimensions, with the last dimension of `input` on a diagonal and zeros elsewhere."""
+    square = f.where(f.eye(shape_of(input)[-1], dtype="bool"), f.unsqueeze(input, -1), f.zeros((), dtype=input.dtype))
+    above, below = max(offset, 0), max(-offset, 0)
+    return f.movedim(f.pad(square, (above, below, below, above)), (-2, -1), (dim1, dim2))
+
+
 # -- cut out
 
 
@@ -306,11 +322,12 @@ row_stack = vstack
 
 __all__ = [
     "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "cartesian_prod", "column_stack", "combinations",
-    "concat", "concatenate", "diagonal", "diff", "dstack", "fliplr", "flipud", "hstack", "index_add", "index_copy",
-    "index_fill", "meshgrid", "moveaxis", "narrow", "ravel", "repeat_interleave", "row_stack", "scatter", "select",
-    "swapaxes", "swapdims", "take", "tensor_split", "tile", "tril_indices", "triu_indices", "unflatten", "vstack",
+    "concat", "concatenate", "diag_embed", "diagonal", "diff", "dstack", "fliplr", "flipud", "hstack", "index_add",
+    "index_copy", "index_fill", "meshgrid", "moveaxis", "narrow", "ravel", "repeat_interleave", "rot90",
+    "row_stack", "scatter", "select", "swapaxes", "swapdims", "take", "tensor_split", "tile", "tril_indices",
+    "triu_indices", "unflatten", "vstack",
 ]  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
     tile, repeat_interleave, ravel, unflatten, narrow, select, diagonal, fliplr, flipud, tensor_split, diff, take,
-    scatter, index_add, index_copy, index_fill,
+    scatter, index_add, index_copy, index_fill, rot90, diag_embed,
 )} | {"moveaxis": f.movedim, "swapdims": f.transpose, "unfold": sliding_windows}  # fmt: skip

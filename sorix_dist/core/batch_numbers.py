@@ -267,13 +267,13 @@ def count_of(shape: tuple[int, ...], place: Any) -> BatchInt:
 def number_of_part(value: Any, place: Any) -> Any:
     """The number that a Partial shows, which is this rank's. In a forward of reproducible mode it is that of a virtual
     shard, the same on any number of ranks."""
-    if isinstance(place, Partial) and place.group.ordered and not place.group.single and place.over == SUM:
+    if isinstance(place, Partial) and place.group.ordered and not place.group.single and place.denominator == SUM:
         return number(value, value, None, True)
     if isinstance(place, Tally):
         own = place.own.item() if place.known and place.own is not None else value
         return number(own, value if place.known else None, None, place.own is None)
     own = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
-    share = own and place.over == SUM and bool(place.alike)
+    share = own and place.denominator == SUM and bool(place.constants)
     return number(value, None, share=share) if own and value.__class__ in (int, float) else value
 
 

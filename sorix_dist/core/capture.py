@@ -112,7 +112,6 @@ class StepRecorder:
         self.tagged: list[Any] = []
         self._named: dict[int, str] = {}
         self._known: dict[int, str] = {}
-        self._batches: list[tuple[Batch, str]] = []
         self._given: dict[Any, str] = {}  # NumPy arrays among the arguments, by where their numbers are
         self._of_arguments: set[int] = set()
         self._alive: list[Any] = []  # so that no two objects have one id
@@ -133,7 +132,7 @@ class StepRecorder:
             batch: Batch | None = place.batch
             expression = f"{name}.place.batch"
             while batch is not None:
-                self._batches.append((batch, expression))
+                self._know(batch, self._known.get(id(batch), expression))
                 batch, expression = batch.parent, f"{expression}.parent"
 
     # -- lines
@@ -228,7 +227,6 @@ class StepRecorder:
         self._known.clear()
         self._named.clear()
         self._alive.clear()
-        self._batches.clear()
         self._staying = {}
 
     def refuse(self, reason: str) -> None:
@@ -256,7 +254,7 @@ class StepRecorder:
             self._know(result, expression)
             self._know(result.array, f"{expression}.array")
         elif isinstance(result, Batch):
-            self._batches.append((result, expression))
+            self._know(result, self._known.get(id(result), expression))
         elif not isinstance(result, PLAIN):
             self._know(result, expression)
 
@@ -275,11 +273,13 @@ class StepRecorder:
         if isinstance(x, slice):
             return f"slice({self.of(x.start)}, {self.of(x.stop)}, {self.of(x.step)})"
         if isinstance(x, Batch):
-            return self._of_batch(x)
+            self.refuse("rows were selected by their values, or are no argument of the step")
         if isinstance(x, Shard):
-            return f"{self._of_batch(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
-        if isinstance(x, Partial) and not {id(x.over), id(x.factor), *map(id, x.alike)}.isdisjoint(self._known):
-            parts = (x.group, x.over, x.factor, x.held, x.alike)
+            return f"{self.of(x.batch)}.at({x.axis}, {x.outer}, {x.inner})"
+        if isinstance(x, Partial) and not {id(x.denominator), id(x.factor), *map(id, x.constants)}.isdisjoint(
+            self._known
+        ):
+            parts = (x.group, x.denominator, x.factor, x.held, x.constants)
             return f"{self.name('Partial', Partial)}({', '.join(map(self.of, parts))})"
         if is_tensor(x):
             return self._of_tensor(x)
@@ -291,13 +291,6 @@ class StepRecorder:
                 "as a buffer of a module, or make it by a function of sorix_dist"
             )
         return self.constant(x, self._staying.get(id(x)) or type(x).__name__.lower())
-
-    def _of_batch(self, batch: Batch) -> str:
-        for known, expression in self._batches:
-            if known is batch:
-                return expression
-        self.refuse("rows were selected by their values, or are no argument of the step")
-        return self.constant(batch, "batch")
 
     def _of_tensor(self, x: Any) -> str:
         if id(x) in self._staying or (x.leaf is not None and x.origin is x.leaf):

@@ -101,6 +101,7 @@ _INSTEAD = {
     "bfloat16": "float16, float32, float64: NumPy has no other floats", "Variable": "the tensor itself",
     **dict.fromkeys(("multiprocessing", "elastic"), "sx.run(), or `sorix-dist run -n 4 SCRIPT`, which start ranks"),
     "tensorboard": "sx.Recorder(tensorboard=True)", "profiler": "sx.profile", "fsdp": "sx.DistributedDataParallel",
+    "distributions": "sx.normal, multinomial, bernoulli, and losses such as F.gaussian_nll_loss",
     "modules": "sx.nn", "testing": "numpy.testing", "version": "sx.__version__", "hub": "sx.load(path)",
     "onnx": "sx.to_torch_state(model), for an export by PyTorch", "vmap": "broadcasting", "func": "sx.autograd.grad",
     "dataloader": "sx.utils.data", "ZeroRedundancyOptimizer": "any optimizer", "special": "sx.erf and its kin",

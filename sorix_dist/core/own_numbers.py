@@ -10,7 +10,7 @@ from types import CodeType
 from typing import Any
 
 from sorix_dist.core.batch_numbers import of_batch
-from sorix_dist.core.placement import SUM, Partial, Shard, current_group
+from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group
 
 
 def warn_of_own_length(place: Any) -> None:
@@ -74,7 +74,7 @@ def _may_follow(part: Any, own: int) -> bool:
 
 def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
     """Warns of a sum over rows that is divided by the number of rows of this rank, unless that is x.shape[0]."""
-    own = place.over == SUM and isinstance(divisor, int | float) and divisor == place.held
+    own = place.denominator == SUM and isinstance(divisor, int | float) and divisor == place.held
     if own and not place.group.single and not of_batch.get():
         place.group.warn(
             f"a sum over the rows of all ranks is divided by {divisor}, the number of rows of this rank. The mean over "
@@ -85,6 +85,8 @@ def warn_of_own_divisor(place: Partial, divisor: Any) -> None:
 def refuse_one_of_many(tensor: Any) -> None:
     """ValueError for the only row of this rank if there are others."""
     place = tensor.place
+    if isinstance(place, Deferred):
+        place.group.reduce(tensor.array, "the number of a tensor")
     if isinstance(place, Shard):
         one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
         if one and place.total != 1:
@@ -98,9 +100,11 @@ def warn_of_part(tensor: Any, what: str) -> None:
     """Warns that what Python gets of a sum over rows, or of a mean without a gradient such as a statistic, is this
     rank's."""
     place = tensor.place
+    if isinstance(place, Deferred):
+        place.group.reduce(tensor.array, what)
     if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
         return
-    if place.over == SUM:
+    if place.denominator == SUM:
         found = "a sum over rows is this rank's part of the sum"
     elif tensor.origin is None and what != "item()":
         found = "a mean over rows is that over this rank's rows"

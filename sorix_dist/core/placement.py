@@ -146,12 +146,12 @@ class Batch:
             found = self._places[key] = Shard(self, axis, 1, 1, pairs=True)
         return found
 
-    def partial(self, over: float | None, factor: float = 1.0) -> Partial:
+    def partial(self, denominator: float | None, factor: float = 1.0) -> Partial:
         """The placement of a sum over these rows; see Partial."""
-        key = over, factor
+        key = denominator, factor
         found: Partial | None = self._places.get(key)
         if found is None:
-            found = self._places[key] = Partial(self.group, over, factor, self.held)
+            found = self._places[key] = Partial(self.group, denominator, factor, self.held)
         return found
 
     def selected(self, counts: Array | int) -> Batch:
@@ -267,39 +267,41 @@ SUM = -1.0  # the denominator of a Partial that is a plain sum; see Partial
 class Partial:
     """The global value is the sum of the arrays of all ranks of a group.
 
-    over: the denominator of a mean: the number of rows of the global batch, or the sum of their weights; `accumulate`
-        weights a micro-batch by it. SUM for a sum, None for a value without rows (a penalty on weights), NaN if there
-        is no single denominator.
+    denominator: of a mean: the number of rows of the global batch, or the sum of their weights, by which `accumulate`
+        weights a micro-batch. SUM for a sum, None for a value without rows (a penalty on weights), NaN if there is no
+        single one.
     factor: users see the array times this, so that a mean shows the mean over this rank's rows.
     held: this rank's number of rows.
-    alike: the factors and divisors so far, which must be the same on every rank.
+    constants: the factors and divisors so far, which must be the same on every rank.
     """
 
-    __slots__ = ("alike", "factor", "group", "held", "over")
+    __slots__ = ("constants", "denominator", "factor", "group", "held")
 
     def __init__(
-        self, group: Group, over: float | None, factor: float, held: int, alike: tuple[float, ...] = ()
+        self, group: Group, denominator: float | None, factor: float, held: int, constants: tuple[float, ...] = ()
     ) -> None:
-        self.group, self.over, self.factor, self.held, self.alike = group, over, factor, held, alike
+        self.group, self.denominator, self.factor = group, denominator, factor
+        self.held, self.constants = held, constants
 
     def beside(self, number: float) -> Partial:
         """The placement of a product or quotient with a number that must be the same on every rank."""
-        return Partial(self.group, self.over, self.factor, self.held, (*self.alike, number))
+        return Partial(self.group, self.denominator, self.factor, self.held, (*self.constants, number))
 
     def shown_like(self, other: Partial) -> bool:
         """Whether both have the same group, denominator and factor."""
-        return (self.group, self.over, self.factor) == (other.group, other.over, other.factor)
+        return (self.group, self.denominator, self.factor) == (other.group, other.denominator, other.factor)
 
     def joined(self, other: Partial) -> Partial:
         """The placement of the sum of two of one group."""
-        if other is self or (other.over is None and other.factor == self.factor and not other.alike):
+        if other is self or (other.denominator is None and other.factor == self.factor and not other.constants):
             return self
-        over = other.over if self.over is None else self.over if other.over in (None, self.over) else nan
+        one = other.denominator in (None, self.denominator)
+        denominator = other.denominator if self.denominator is None else self.denominator if one else nan
         factor = self.factor if self.factor == other.factor else nan
-        return Partial(self.group, over, factor, max(self.held, other.held), self.alike + other.alike)
+        return Partial(self.group, denominator, factor, max(self.held, other.held), self.constants + other.constants)
 
     def __repr__(self) -> str:
-        return f"Partial(over={self.over})"
+        return f"Partial(denominator={self.denominator})"
 
 
 class _Replicate:
@@ -331,7 +333,19 @@ class Tally:
         return f"Tally(known={self.known})"
 
 
-Placement = Shard | Partial | Tally | _Replicate | None
+class Deferred:
+    """An operation that waits for the end of a forward in reproducible mode; see `core.deferred`.
+
+    batch: the virtual shard's; apply, inputs, options: what is computed then of the operands' sums over all shards.
+    """
+
+    __slots__ = ("apply", "batch", "group", "inputs", "options")
+
+    def __init__(self, batch: Batch, apply: Callable[..., Tensor], inputs: tuple[Any, ...], options: Any) -> None:
+        self.batch, self.group, self.apply, self.inputs, self.options = batch, batch.group, apply, inputs, options
+
+
+Placement = Shard | Partial | Tally | Deferred | _Replicate | None
 
 
 def shard_of(x: Any) -> Shard | None:
@@ -342,6 +356,8 @@ def shard_of(x: Any) -> Shard | None:
 
 def tagged(tensor: Tensor, place: Placement) -> Tensor:
     """Sets the placement of a tensor, and returns it."""
+    if tensor.place.__class__ is Deferred:
+        tensor.place.group.reduce(tensor.array, "this operation")
     tensor.place = place
     if tensor.leaf is not None and tensor.origin is tensor.leaf:
         tensor.leaf.sharded = isinstance(place, Shard)

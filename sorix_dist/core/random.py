@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.capture import outside, uncaptured
-from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard
+from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard, computing
 from sorix_dist.core.tensor import Array
 
 
@@ -220,16 +221,20 @@ class Draws:
     def calls(self, value: int) -> None:
         self._before, self._since = int(value), {}
 
-    def next(self, shard: int) -> int:
-        """The number of this mask among those of `shard`."""
+    def next(self, shard: int | None) -> int:
+        """The number of this mask among those of a virtual shard, or among those of all (None: not in a forward)."""
         replay = replayed_masks.get()
         if replay is not None and replay.again is not None:
             return next(replay.again)
-        since = self._since.get(shard, 0)
-        self._since[shard] = since + 1
+        if shard is None:
+            number = self.calls
+            self.calls = number + 1
+        else:
+            number = self._before + self._since.get(shard, 0)
+            self._since[shard] = number + 1 - self._before
         if replay is not None:
-            replay.numbers.append(self._before + since)
-        return self._before + since
+            replay.numbers.append(number)
+        return number
 
 
 class MaskReplay:
@@ -257,10 +262,14 @@ def words_by_row(shape: tuple[int, ...], draws: Draws, place: Shard | None, per_
     counter's upper words are the numbers of the layer and of its call.
     """
     if place is None or place.axis >= len(shape):
+        within = computing.get(get_ident())
         count = shape[0] if shape else 1
         place = Batch(Rows(0, count, count), SINGLE).at(0)
         shape = shape or (1,)
-    call, rows = draws.next(place.batch.shard), place.rows
+    else:
+        within = place.batch
+    call = draws.next(within.shard if within is not None and within.group.isolated else None)
+    rows = place.rows
     steps = -(-int(np.prod(shape[place.axis + 1 :])) // per_step)
     key = np.array([seed().value, 0], np.uint64)
     blocks = []

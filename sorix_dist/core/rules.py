@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import host
+from sorix_dist.core.deferred import deferred, refuse, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.own_numbers import warn_of_own_divisor
-from sorix_dist.core.placement import REPLICATE, Partial, Placement, Shard, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Placement, Shard, shard_of, tagged
 from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 Apply = Callable[..., Tensor]
@@ -39,17 +40,19 @@ def placement_of(x: Any) -> Any:
 
 def bare(x: Any) -> Any:
     """An operand without its placement, for operations whose caller sets that of the result."""
+    if isinstance(x, Tensor) and isinstance(x.place, Deferred):
+        refuse(x.place, x.array, "this operation")
     return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) and x.place is not None else x
 
 
 def whole(x: Any, name: str = "") -> Any:
     """An operand as a Replicate: the sum over all ranks, or the rows of all ranks."""
-    return collective().to_replicate(x, name) if isinstance(placement_of(x), Shard | Partial) else x
+    return collective().to_replicate(x, name) if isinstance(placement_of(x), Shard | Partial | Deferred) else x
 
 
 def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
     """The operands, with Partials replaced by their sums over the ranks."""
-    return [whole(x, name) if isinstance(placement_of(x), Partial) else x for x in inputs]
+    return [whole(x, name) if isinstance(placement_of(x), Partial | Deferred) else x for x in inputs]
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
@@ -98,6 +101,8 @@ def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Opti
 def gathers(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The rule of operations without one: their inputs are gathered. Integers that follow, such as those of argsort,
     are numbers of rows of the global batch."""
+    if waits(inputs):
+        return deferred(apply, inputs, options)
     result = apply(*(whole(x, apply.__name__) for x in inputs), **options)
     return tagged(result, REPLICATE) if result.array.dtype.kind in "iu" and result.place is None else result
 
@@ -109,7 +114,7 @@ def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:
 
 def sums_made_whole(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The rule of operations that are not linear: Partials are summed over the ranks first."""
-    return apply(*whole_sums(inputs, apply.__name__), **options)
+    return deferred(apply, inputs, options) if waits(inputs) else apply(*whole_sums(inputs, apply.__name__), **options)
 
 
 # -- element by element
@@ -348,16 +353,6 @@ def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> No
         )
 
 
-def as_data(target: Tensor, value: Tensor) -> Tensor:
-    """A value for the `data` of a tensor: a sum over rows is that of the global batch, and rows stay rows, but for a
-    parameter, which takes the rows of all ranks."""
-    if isinstance(value.place, Shard) and target.leaf is None:
-        target.place = value.place
-        return value
-    found: Tensor = whole(value.detach(), "an assignment to `data`")
-    return found
-
-
 # -- layers
 
 
@@ -380,17 +375,6 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
         return applied(apply, (inputs[0], *others), inputs, options, place)
 
     return rule
-
-
-def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """The rule of losses per row: scores (N, classes), and operands aligned with them, give one number per row."""
-    place = placement_of(inputs[0])
-    if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
-        return place
-    operands, place = aligned_operands(apply.__name__, whole_sums(inputs, apply.__name__))
-    if place is None or place.axis != 0:
-        return gathers(apply, tuple(operands), options)
-    return applied(apply, operands, inputs, options, place)
 
 
 def linear_place(place: Any) -> Placement:

@@ -45,6 +45,40 @@ def lerp(input: Any, end: Any, weight: Any) -> Any:
     return f.add(input, f.mul(f.sub(end, input), weight))
 
 
+def _of_two(name: str, chosen: Callable[[Any, Any], Any], meaning: str) -> Callable[[Any, Any], Any]:
+    def function(input: Any, other: Any) -> Any:
+        x, y = in_one_dtype(input, other)
+        return f.where(f.logical_or(chosen(x, y), f.isnan(y)), x, y)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = meaning
+    return function
+
+
+fmax = _of_two("fmax", f.ge, "The larger of two elements, or the one that is no NaN.")
+fmin = _of_two("fmin", f.le, "The smaller of two elements, or the one that is no NaN.")
+
+
+def clamp_min(input: Any, min: Any) -> Any:
+    """Elements below `min` become that."""
+    return f.clamp(input, min)
+
+
+def clamp_max(input: Any, max: Any) -> Any:
+    """Elements above `max` become that."""
+    return f.clamp(input, max=max)
+
+
+def deg2rad(input: Any) -> Any:
+    """Degrees in radians."""
+    return f.mul(input, math.pi / 180)
+
+
+def rad2deg(input: Any) -> Any:
+    """Radians in degrees."""
+    return f.mul(input, 180 / math.pi)
+
+
 def frac(input: Any) -> Any:
     """The fractional part, with the sign of the number."""
     return f.sub(input, trunc(input))
@@ -273,10 +307,12 @@ def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = 
 
 argwhere = nonzero
 _ALSO_METHODS: tuple[Callable[..., Any], ...] = (
+    fmax, fmin, deg2rad, rad2deg,
     lerp, frac, xlogy, logit, nan_to_num, isclose, float_power, cumprod, median, aminmax, nansum, nanmean,
     count_nonzero, dist, nonzero, unique, bincount, multinomial,
 )  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in _ALSO_METHODS} | {"argwhere": nonzero}
 __all__ = [
-    *METHODS, "bucketize", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
+    *METHODS, "bucketize", "clamp_max", "clamp_min", "isin", "normal", "randint_like", "searchsorted", "std_mean",
+    "var_mean",
 ]  # fmt: skip

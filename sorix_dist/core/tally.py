@@ -13,7 +13,8 @@ import numpy as np
 
 from sorix_dist.core.batch_numbers import BatchNumber, here, number, of_all, of_batch
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.placement import REPLICATE, SUM, Array, Partial, Tally, current_group, tagged
+from sorix_dist.core.deferred import deferred
+from sorix_dist.core.placement import REPLICATE, SUM, Array, Deferred, Partial, Tally, current_group, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Tensor, array_of
 
@@ -59,7 +60,7 @@ def _own(x: Any) -> Any:
 def of_sum(x: Any, name: str) -> Any:
     """A sum over rows as a Tally of this rank's part and of the whole. A call of all ranks; other operands stay."""
     place = x.place if isinstance(x, Tensor) else None
-    if not isinstance(place, Partial) or place.over != SUM or place.group.parts == 1 or hasattr(x, "complete"):
+    if not isinstance(place, Partial) or place.denominator != SUM or place.group.parts == 1 or hasattr(x, "complete"):
         return x
     if place.group.isolated or place.factor != 1:
         return x
@@ -68,7 +69,9 @@ def of_sum(x: Any, name: str) -> Any:
 
 def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """Applies an operation where an operand is a Tally or a number of the batch. Without rows, sums or gradients among
-    the operands, the result is a Tally."""
+    the operands, the result is a Tally. Where one waits for the end of a forward, the operation does."""
+    if any(isinstance(x, Tensor) and x.place.__class__ is Deferred for x in inputs):
+        return deferred(apply, inputs, options)
     counted = is_counted(inputs)
     if current_group().single or counted:
         convert = of_everyone if counted or all(map(_is_known, inputs)) else here

@@ -113,7 +113,7 @@ class Tensor:
         if recorders:
             outside("an assignment to `data` can't be captured")
         if isinstance(value, Tensor) and value.place is not None:
-            from sorix_dist.core.rules import as_data  # made of operations
+            from sorix_dist.core.ops.collective import as_data  # made of operations
 
             value = as_data(self, value)
         array, leaf = np.asarray(array_of(value)), self.leaf

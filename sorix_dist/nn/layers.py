@@ -276,19 +276,12 @@ class ChannelShuffle(FunctionLayer):
     function = staticmethod(F.channel_shuffle)
 
 
-class _OfTwo(FunctionLayer):
-    inputs = 2
-
-    def forward(self, *inputs: Any) -> Tensor:
-        return self.function(*inputs, *[getattr(self, name) for name in self._options])  # type: ignore[no-any-return]
+class CosineSimilarity(FunctionLayer):
+    function, inputs = staticmethod(F.cosine_similarity), 2
 
 
-class CosineSimilarity(_OfTwo):
-    function = staticmethod(F.cosine_similarity)
-
-
-class PairwiseDistance(_OfTwo):
-    function = staticmethod(F.pairwise_distance)
+class PairwiseDistance(FunctionLayer):
+    function, inputs = staticmethod(F.pairwise_distance), 2
 
 
 class _Pad(FunctionLayer):

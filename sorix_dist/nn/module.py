@@ -14,7 +14,7 @@ from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, na
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import convert, zero_gradients
 from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.placement import Partial
+from sorix_dist.core.placement import Deferred, Partial
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Hook, as_array
 from sorix_dist.nn.parameter import Parameter, Parameters, is_trained
@@ -86,7 +86,7 @@ class Module:
                         f"buffer '{name}' must be a Tensor or None, got {type(value).__name__}; "
                         "assign to its `data` to change the numbers"
                     )
-                value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial) else value
+                value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial | Deferred) else value
             elif is_trained(self.__dict__.get(name)) and not is_trained(value):
                 raise TypeError(
                     f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "

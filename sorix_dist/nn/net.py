@@ -46,8 +46,8 @@ class FunctionLayer(Module):
     def _complete(self) -> None:
         """Completes the options, and raises for those that make no sense."""
 
-    def forward(self, x: Any) -> Tensor:
-        return self.function(x, *[getattr(self, name) for name in self._options])
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.function(*inputs, *[getattr(self, name) for name in self._options], **options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr or self._options)

@@ -45,15 +45,15 @@ class Accumulation:
     def add(self, place: Placement) -> float:
         """Counts the loss of a backward, by its placement; returns the factor on its gradient."""
         self.check()
-        over = place.over if isinstance(place, Partial) else None
-        if over is None:
+        denominator = place.denominator if isinstance(place, Partial) else None
+        if denominator is None:
             raise RuntimeError(_NO_DENOMINATOR.format("one that is the same on every rank"))
-        if over != over:
+        if denominator != denominator:
             raise RuntimeError(_NO_DENOMINATOR.format("the sum of several with different ones"))
-        sums = over == SUM
+        sums = denominator == SUM
         if self._sums not in (None, sums):
             raise RuntimeError(_NO_DENOMINATOR.format("a sum in one piece and a mean in another"))
-        value = 1.0 if sums else over or _NOTHING
+        value = 1.0 if sums else denominator or _NOTHING
         if self._piece not in (None, value):
             raise RuntimeError(_NO_DENOMINATOR.format(f"{self._piece:g} and {value:g} in one piece"))
         if self._piece is None:

@@ -43,10 +43,10 @@ def all_reduce(x: T, op: Op = "sum") -> T:
     if isinstance(x, Tensor):
         if isinstance(place, Tally):
             return cast(T, _sum_of_tally(x, place, op))
-        if isinstance(x.place, Partial) and x.place.group.ordered and x.place.over == SUM:
+        if isinstance(x.place, Partial) and x.place.group.ordered and x.place.denominator == SUM:
             return x  # the sum is complete on every rank
         if isinstance(x.place, Partial):
-            mean = x.place.over != SUM and not x.place.alike and not hasattr(x, "complete")
+            mean = x.place.denominator != SUM and not x.place.constants and not hasattr(x, "complete")
             if op == "sum" and mean and not x.place.group.single:
                 x.place.group.warn(
                     "all_reduce of a mean over rows adds up the ranks' own means, whose mean is another number where "

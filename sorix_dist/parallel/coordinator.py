@@ -160,7 +160,7 @@ class Coordinator(Sync):
                     group.expect(loss.array.item())
                 else:
                     self._losses.append(loss)
-            for number in place.alike:
+            for number in place.constants:
                 group.expect(number)
         elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
             group.expect(loss.array.item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from threading import get_ident
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import host, listening, outside, recorders
+from sorix_dist.core.graph import Leaf
 from sorix_dist.core.op import current_shard
 from sorix_dist.core.ops.collective import first_of, in_row_order, summed_parts, take_rows
 from sorix_dist.core.ops.join import concatenate
 from sorix_dist.core.ops.shape import reshape_to
-from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Rows, Shard, computing, tagged
+from sorix_dist.core.placement import REPLICATE, Batch, Deferred, Group, Partial, Rows, Shard, computing, tagged
 from sorix_dist.core.random import RepeatedDraws, repeated_draws
 from sorix_dist.core.rules import bare
 from sorix_dist.core.tensor import Array, array_of
@@ -23,7 +25,7 @@ from sorix_dist.parallel.coordinator import Coordinator, coordinator_of
 from sorix_dist.parallel.groups import InOrder
 from sorix_dist.parallel.module_state import Numbers, buffers_of
 from sorix_dist.parallel.world import current_group
-from sorix_dist.utils.data.nested import entries, map_arrays, map_tensors
+from sorix_dist.utils.data.nested import entries, like, like_dict, map_arrays, map_tensors
 
 _WATCHED = 3  # untagged batches whose bytes are compared between the ranks, to warn of equal ones
 _SAMPLE = 4096  # bytes of a batch that are compared
@@ -202,7 +204,8 @@ class ShardedForward:
         rows = batch.rows
         buffers = buffers_of(module) if module.training else None
         numbers = Numbers(module)
-        results = []
+        results: list[Any] = []
+        self._computed: dict[tuple[int, ...], Tensor] = {}
         draws = _repeated_draws()
         for group, shard in zip(self.group.within, self.shards.owned, strict=True):
             _draw_again(draws, shard == self.shards.owned[0])
@@ -248,11 +251,10 @@ class ShardedForward:
         first = results[0]
         if isinstance(first, Tensor):
             return self._joined_tensors(results, batch)
-        if isinstance(first, tuple | list):
-            items = [self._joined(list(column), batch) for column in zip(*results, strict=True)]
-            return first._make(items) if hasattr(first, "_make") else type(first)(items)
+        if isinstance(first, tuple | list | deque):
+            return like(first, [self._joined(list(column), batch) for column in zip(*results, strict=True)])
         if isinstance(first, dict):
-            return {key: self._joined([result[key] for result in results], batch) for key in first}
+            return like_dict(first, {key: self._joined([result[key] for result in results], batch) for key in first})
         found = [[*entries(result)] for result in results]
         if not found[0]:
             return first
@@ -261,12 +263,16 @@ class ShardedForward:
 
     def _joined_tensors(self, results: list[Tensor], batch: Batch) -> Tensor:
         place = results[0].place
-        parts = [bare(result) for result in results]
+        if isinstance(place, Deferred):
+            return self._deferred(results, batch)
+        parts: list[Tensor] = [bare(result) for result in results]
         if isinstance(place, Partial):
             bounds = tuple(self.shards.rows(shard, batch.rows.total) for shard in self.shards.owned)
             total = summed_parts(*parts, batch=batch, bounds=bounds)
-            return tagged(total, batch.partial(place.over))
+            return tagged(total, batch.partial(place.denominator))
         if not isinstance(place, Shard):
+            if isinstance(origin := parts[0].origin, Leaf) and origin.sync is not None:
+                return parts[0]  # a parameter
             return first_of(*parts, count=self.shards.count)
         places = [result.place for result in results]
         shards = [p for p in places if isinstance(p, Shard) and p.batch.known is not None]
@@ -285,6 +291,28 @@ class ShardedForward:
         whole = concatenate(*opened, axis=axis + 1) if len(opened) > 1 else opened[0]
         shard = batch.at(axis, place.outer, place.inner)
         return tagged(reshape_to(whole, shape=(*shape[:axis], shard.held, *shape[axis + 1 :])), shard)
+
+    def _deferred(self, results: list[Tensor], batch: Batch) -> Tensor:
+        """What the forward could not compute of one shard alone; see `core.deferred`."""
+        key = tuple(map(id, results))
+        if key not in self._computed:
+            waiting = [place for result in results if isinstance(place := result.place, Deferred)]
+            if len(waiting) < len(results) or len({place.apply for place in waiting}) > 1:
+                raise RuntimeError(
+                    "reproducible mode: the forward has computed something else of one virtual shard than of another, "
+                    "after sums over its rows: a branch must not depend on which rows the shard has"
+                )
+            operands = [
+                self._joined_tensors(list(column), batch) if isinstance(column[0], Tensor) else column[0]
+                for column in zip(*(place.inputs for place in waiting), strict=True)
+            ]
+            value = waiting[0].apply(*operands, **waiting[0].options)
+            if (origin := results[0].origin) is None:
+                value = value.detach()
+            elif origin.hooks and value.origin is not None:
+                value.origin.hooks = [*(value.origin.hooks or ()), *origin.hooks]
+            self._computed[key] = value
+        return self._computed[key]
 
 
 def evaluated(module: Module, *inputs: Any) -> Any:

@@ -86,7 +86,7 @@ class Numbers:
             self.modules = [*self.module.modules()]
             self.before = self._read()
             values = [(m, k, v) for m in self.modules for k, v in m.__dict__.items()]
-            self._places = [(m, k) for m, k, v in values if v.__class__ in (list, dict)]
+            self._owners = [(m, k) for m, k, v in values if v.__class__ in (list, dict)]
             self._lists = [v for _, _, v in values if v.__class__ in (list, dict)]
         self._lengths = [*map(len, self._lists)]
         self.after: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ class Numbers:
         self.after = now
         if [*map(len, self._lists)] == self._lengths:
             return
-        for (module, name), found, length in zip(self._places, self._lists, self._lengths, strict=True):
+        for (module, name), found, length in zip(self._owners, self._lists, self._lengths, strict=True):
             if getattr(module, name, None) is found and len(found) > length:
                 group.warn(
                     f"reproducible mode: the forward adds to {type(module).__name__}.{name} for each virtual shard of "

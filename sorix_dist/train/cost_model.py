@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from sorix_dist.comm.ring import PIECE, SHORTEST, UNDER_WAY
+from sorix_dist.comm.ring import UNDER_WAY, piece_size
 from sorix_dist.parallel.comm_hooks import Matrix, PowerSGD, matrices_in
 
 RANK = 4  # the rank of PowerSGD's factors
 METHODS = "exact", "fp16", "PowerSGD", "LocalSGD"
-SHORT = 64 << 10  # bytes up to which MPI's own all-reduce sums between hosts, by recursive doubling
+SHORT = 64 << 10  # bytes up to which MPI's own all-reduce sums between hosts
 AGREEMENT = 128  # bytes by which a rank agrees with the others
 
 
@@ -93,7 +93,8 @@ class Machine:
 
     message, message_byte: seconds that a rank works for a message between hosts, and for a byte of it; core_memory,
     host_memory: bytes per second that one rank, and all ranks of a host together, read and write when they add arrays;
-    fp16, powersgd: seconds in which one rank encodes and decodes all gradients; crowding: ranks that share a core.
+    fp16, powersgd: seconds in which one rank encodes and decodes all gradients; crowding: ranks that share a core;
+    wakeup: seconds after which a rank that waits for a message notices it.
     """
 
     message: float
@@ -103,10 +104,14 @@ class Machine:
     fp16: float
     powersgd: float
     crowding: float = 1.0
+    wakeup: float = 0.0
 
 
-def recursive_doubling(nbytes: float, hosts: int, link: Link) -> float:
-    """Seconds of an all-reduce of a short array: log2(p) (alpha + n beta), Thakur et al. 2005."""
+def binomial_tree(nbytes: float, hosts: int, link: Link) -> float:
+    """Seconds of a broadcast of a short array, or of its sum at one rank: log2(p) (alpha + n beta), Thakur et al. 2005.
+
+    An all-reduce takes both: so do Open MPI's, which need not wait inside of MPI.
+    """
     return math.ceil(math.log2(hosts)) * (link.latency + nbytes * link.byte)
 
 
@@ -151,7 +156,7 @@ def pipelined_ring(nbytes: float, hosts: int, link: Link, machine: Machine, codi
     """
     if hosts == 1:
         return Ring(0.0, 0.0, 0.0)
-    piece = min(max(nbytes / (4 * hosts), SHORTEST), PIECE, nbytes)
+    piece = min(piece_size(nbytes, hosts), nbytes)
     per_rank = nbytes / piece / hosts
     window = max(2, UNDER_WAY // hosts)
     share = 2 * (hosts - 1) / hosts
@@ -185,6 +190,7 @@ def predict(step: Step, layout: Layout, link: Link, machine: Machine, method: st
     if layout.ranks == 1:
         return step.alone(step.rows)
     rows = math.ceil(step.rows / layout.ranks)
+    link = link._replace(latency=link.latency + machine.wakeup)
     crowding, nbytes = machine.crowding, step.nbytes
     forward, backward = (times.of(rows) * crowding for times in (step.forward, step.backward))
     compute = forward + backward + step.rest * crowding
@@ -227,8 +233,8 @@ def _powersgd_sums(step: Step, layout: Layout, link: Link, machine: Machine) -> 
     left, right = (step.itemsize * numbers for numbers in max(sent, key=sum))
     shared = link._replace(byte=link.byte * local)
     seconds = sum(_summed(nbytes, hosts, shared, machine) for nbytes in (left, right) if nbytes)
-    if right:  # a binomial tree broadcasts in the time of recursive doubling; a long array goes in pieces
-        broadcast = min(recursive_doubling(left, hosts, shared), ring(left, hosts, shared))
+    if right:  # a long array is broadcast in pieces
+        broadcast = min(binomial_tree(left, hosts, shared), ring(left, hosts, shared))
         seconds += broadcast + _work(left, hosts, machine)
     return seconds
 
@@ -237,9 +243,9 @@ def _summed(nbytes: int, hosts: int, link: Link, machine: Machine) -> float:
     """Seconds of an all-reduce after the backward."""
     if nbytes > SHORT:
         return pipelined_ring(nbytes, hosts, link, machine).seconds
-    return recursive_doubling(nbytes, hosts, link) + _work(nbytes, hosts, machine)
+    return 2 * (binomial_tree(nbytes, hosts, link) + _work(nbytes, hosts, machine))
 
 
 def _work(nbytes: int, hosts: int, machine: Machine) -> float:
-    """Seconds that a rank works on the messages of a short sum or of a broadcast."""
+    """Seconds that a rank works on the messages of a binomial tree."""
     return math.ceil(math.log2(hosts)) * (machine.message + nbytes * machine.message_byte) * machine.crowding

@@ -8,18 +8,21 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from time import perf_counter
+from time import perf_counter, sleep
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.comm.blas import usable_cores
-from sorix_dist.comm.ring import PIECE, SHORTEST, RingExchange
+from sorix_dist.comm.ring import RingExchange, piece_size
+from sorix_dist.comm.waiting import NAP
 from sorix_dist.comm.world import Solo
 from sorix_dist.parallel.comm_hooks import PowerSGD, matrices_in
 from sorix_dist.parallel.float16 import Half
 from sorix_dist.train.cost_model import RANK, Machine, Step
+
+FEW = 4  # hosts for which the encoding of a message is measured
 
 
 def measure_machine(step: Step) -> Machine:
@@ -30,7 +33,7 @@ def measure_machine(step: Step) -> Machine:
     message = max(short[0] - short[1] * byte, 1e-6)
     core, host = _memory(min(max(nbytes, 1 << 20), 32 << 20))
     gradients = np.random.default_rng(0).standard_normal(max(nbytes // step.itemsize, 1)).astype(np.float32)
-    piece = gradients[: PIECE // 2]
+    piece = gradients[: math.ceil(piece_size(2 * gradients.size, FEW) / 2)]
     half, body = Half(), np.empty(2 * piece.size, np.uint8)
 
     def code() -> None:
@@ -39,7 +42,9 @@ def measure_machine(step: Step) -> Machine:
     whole = slice(0, gradients.size)
     hook, comm = PowerSGD(RANK).of_matrices(matrices_in(step.matrices, whole)), Solo()
     fp16 = _least(code) * gradients.size / piece.size
-    return Machine(message, byte, core, max(core, host), fp16, _least(lambda: hook(comm, gradients)))
+    powersgd = _least(lambda: hook(comm, gradients))
+    wakeup = _least(lambda: sleep(NAP)) / 2  # on average
+    return Machine(message, byte, core, max(core, host), fp16, powersgd, wakeup=wakeup)
 
 
 def _least(work: Callable[[], object]) -> float:
@@ -101,7 +106,7 @@ def _message(nbytes: int) -> tuple[float, int]:
         for ring, array in zip(rings, arrays):
             ring.sum(array, array)
 
-    piece = min(max(nbytes // 8, SHORTEST), PIECE)
+    piece = math.ceil(piece_size(nbytes, 2))
     return _least(sums) / (2 * math.ceil(nbytes / piece)) + _through_the_system(piece), piece
 
 

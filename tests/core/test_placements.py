@@ -42,7 +42,7 @@ BY_FUNCTIONS = {
     "select", "take", "scatter_add_to", "expand_to", "reshape_to", "table_rows", "sum_of_rows", "sum_divided",
     "flip_over", "roll_over", "cross_entropy_of_classes", "cross_entropy_rows", "negative_likelihood_rows",
     "batch_norm_of_rows", "all_reduced", "among_all", "cut_rows", "shared_out", "spread_rows", "sum_in_order",
-    "take_rows", "put_rows", "summed_parts", "first_of", "in_row_order",
+    "take_rows", "put_rows", "summed_parts", "for_each_shard", "first_of", "in_row_order",
 }  # fmt: skip
 OF_REPRODUCIBLE_MODE = {
     "spread_rows",
@@ -50,6 +50,7 @@ OF_REPRODUCIBLE_MODE = {
     "take_rows",
     "put_rows",
     "summed_parts",
+    "for_each_shard",
     "first_of",
     "in_row_order",
 }

@@ -28,7 +28,7 @@ def by_shards(layer: Any, shape: tuple[int, ...], split: tuple[int, ...], virtua
     for shard, count in enumerate(split):
         own = layer if virtual else cloudpickle.loads(at_first)
         each = shape[0] // sum(split)
-        input = sharded(ones(count * each, *shape[1:]), start, sum(split), each=each, shard=shard if virtual else 0)
+        input = sharded(ones(count * each, *shape[1:]), start, sum(split), each=each, shard=shard if virtual else None)
         parts.append([own(input).array for _ in range(2)])
         start += count
     return [np.concatenate(calls) for calls in zip(*parts, strict=True)]

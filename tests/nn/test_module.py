@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from typing import Any
 
@@ -441,3 +442,19 @@ def test_there_is_no_gpu() -> None:
             call()
     with pytest.raises(ValueError, match="Linear: neurons must be an integer >= 1, got None"):
         nn.Linear(3)
+
+
+def test_the_options_of_a_layer_are_those_of_its_function() -> None:
+    assert str(inspect.signature(nn.HuberLoss)) == "(reduction: 'str' = 'mean', delta: 'float' = 1.0)"
+    assert nn.TripletMarginLoss(0.5, reduction="sum").margin == 0.5
+    assert repr(nn.AvgPool1d(3, padding=1)) == "AvgPool1d(kernel_size=3, stride=3, padding=1)"
+    with pytest.raises(TypeError, match="AvgPool2d: missing a required argument: 'kernel_size'"):
+        nn.AvgPool2d()
+    with pytest.raises(TypeError, match="Softmax: got an unexpected keyword argument 'axis'"):
+        nn.Softmax(axis=1)
+
+    class Leaky(nn.LeakyReLU):
+        def __init__(self) -> None:
+            super().__init__(0.5)
+
+    assert Leaky()(np.float32([-1, 1])).tolist() == [-0.5, 1]

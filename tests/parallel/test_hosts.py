@@ -28,6 +28,7 @@ def short_messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """So that a gradient takes several, some of which hold the end of one and the beginning of the next."""
     monkeypatch.setattr(ring, "PIECE", 72)
     monkeypatch.setattr(ring, "SHORTEST", 72)
+    monkeypatch.setattr(ring, "SHORT", 72)
     monkeypatch.setattr(ring, "UNDER_WAY", request.param)
 
 

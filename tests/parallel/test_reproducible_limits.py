@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 import sorix_dist as sx
@@ -38,13 +37,17 @@ class Inside(nn.Module):
 
 
 NEED_ALL_ROWS = {
-    "a root of a mean": lambda s: s.square().mean().sqrt(),
+    "rows beside a root of a mean": lambda s: s / s.square().mean().sqrt(),
+    "a number of a root": lambda s: s.square().mean().sqrt().item(),
+    "a branch on a root": lambda s: s if s.square().mean().sqrt() > 0.5 else -s,
+    "rows of a table of sums": lambda s: s.square().mean(0).sqrt()[s.argmax(1)],
+    "a write of a root": lambda s: sx.zeros(4).copy_(s.square().mean(0).sqrt().detach()),
+    "a gradient of a root": lambda s: sx.autograd.grad(s.square().mean().sqrt(), s),
     "rows less their mean": lambda s: s - s.mean(axis=0),
     "a variance": lambda s: s.var(axis=0),
     "pairs": lambda s: s @ s.T,
     "a maximum": lambda s: s.amax(0),
     "sorted rows": lambda s: s.sort(dim=0).values,
-    "class weights": lambda s: F.cross_entropy(s, np.zeros(len(s), int), np.arange(1.0, 5)),
 }
 
 

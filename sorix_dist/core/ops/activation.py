@@ -20,7 +20,7 @@ from sorix_dist.core.placement import Shard, shard_of
 from sorix_dist.core.random import Draws, functional_draws, words_by_row
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
-_BLOCK = 1 << 15  # elements: some arrays of this size stay in a core's cache during several passes
+_BLOCK = 1 << 16  # elements: some arrays of this size stay in a core's cache during several passes
 _FEW = 1 << 10  # elements, whose operation takes less than its call
 
 
@@ -40,11 +40,11 @@ def relu(x: Any) -> Any:
 def _positive_part(x: Any) -> Any:
     if x.dtype.kind != "f":
         return np.maximum(x, 0)
-    # NumPy compares numbers with as many zeros three times as fast as with a single one.
-    if _FEW < x.size <= _BLOCK and x.flags.c_contiguous:
-        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
-    if x.size <= 4 * _BLOCK:
+    if x.size <= _FEW:
         return np.maximum(x, scalar(0, x.dtype))
+    # NumPy compares numbers with as many zeros three times as fast as with a single one.
+    if x.size <= _BLOCK and x.flags.c_contiguous:
+        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
@@ -140,20 +140,19 @@ def gelu_by_tanh(x: Any) -> Any:
         c *= 0.5
 
     def to_x(g: Any, out: Any) -> Any:
-        # (1 + t + (1 - t^2) * x * scale * (1 + 3 cubic x^2)) / 2
+        # (1 + t) * (1 + (1 - t) * x * scale * (1 + 3 cubic x^2)) / 2
         incoming, gradient, spare = g.reshape(-1), np.empty_like(flat), np.empty_like(flat[:_BLOCK])
+        one = scalar(1, flat.dtype)
         for part in _blocks(flat.size):
             a, b, c = flat[part], t[part], gradient[part]
             d = spare[: len(a)]
-            np.multiply(b, b, out=d)
-            np.subtract(1, d, out=d)
             np.multiply(a, a, out=c)
             c *= 3 * _GELU_SCALE * _GELU_CUBIC
             c += _GELU_SCALE
             c *= a
-            c *= d
-            c += b
-            c += 1
+            c *= np.subtract(one, b, out=d)
+            c += one
+            c *= np.add(b, one, out=d)
             c *= incoming[part]
             c *= 0.5
         return gradient.reshape(shape)

@@ -18,10 +18,10 @@ import numpy as np
 
 from sorix_dist.core.capture import host
 from sorix_dist.core.graph import Node, Sync
-from sorix_dist.core.op import like_input, op
+from sorix_dist.core.op import like_input, memoize_last, op
 from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Shard, Tally, shard_of, tagged
-from sorix_dist.core.rules import bare, beside_constant, given
+from sorix_dist.core.rules import bare, beside_constant, given, whole
 from sorix_dist.core.tally import of_everyone
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -105,7 +105,16 @@ def summed_parts(*parts: Any, batch: Batch, bounds: tuple[Any, ...]) -> Any:
     """The sum over the virtual shards of all ranks, in one order; `parts` are this rank's, for the rows in `bounds`."""
     of = dict(zip(bounds, parts, strict=True))
     value = batch.group.add_up(lambda rows: np.asarray(of[rows.start, rows.stop]), batch.rows)
-    return value, ((lambda g, out: g),) * len(parts)
+    each = memoize_last(lambda g: for_each_shard(g, batch=batch, bounds=bounds))
+    rules = (lambda g, out, i=i: each(g)[i] if isinstance(g, Tensor) else g for i in range(len(parts)))
+    return value, tuple(rules)
+
+
+@op(rule=given)
+def for_each_shard(x: Any, *, batch: Batch, bounds: tuple[Any, ...]) -> Any:
+    """x once for each virtual shard of this rank, along a new first axis: the transpose of `summed_parts`."""
+    value = np.broadcast_to(x, (len(bounds), *x.shape))
+    return value, (lambda g, out: like_input(summed_parts, *g, batch=batch, bounds=bounds),)
 
 
 @op(rule=given)
@@ -149,7 +158,7 @@ def to_replicate(x: Tensor, name: str = "") -> Tensor:
 
 @host
 def _expect(place: Partial) -> None:
-    for number in place.alike:
+    for number in place.constants:
         place.group.expect(number)
 
 
@@ -189,6 +198,16 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
     part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
     part = Tensor.of(part.array, part.origin) if part is operand else part
     return tagged(part, beside_constant(Partial(group, None, float(group.parts), 0), operand))
+
+
+def as_data(target: Tensor, value: Tensor) -> Tensor:
+    """A value for the `data` of a tensor: a sum over rows is that of the global batch, and rows stay rows, but for a
+    parameter, which takes the rows of all ranks."""
+    if isinstance(value.place, Shard) and target.leaf is None:
+        target.place = value.place
+        return value
+    found: Tensor = whole(value.detach(), "an assignment to `data`")
+    return found
 
 
 def spread(x: Tensor, lead: Shard, at: int, ndim: int) -> Tensor:

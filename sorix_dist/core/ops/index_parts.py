@@ -18,7 +18,7 @@ from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.ops.axes import refused
-from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
 from sorix_dist.core.tensor import Array, Tensor, array_of
@@ -220,7 +220,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
 def _sum_made_whole(x: Any) -> Any:
     """A sum over rows as that over the global batch, since no target is a part of such a sum."""
     place = getattr(x, "place", None)
-    if not isinstance(place, Partial):
+    if not isinstance(place, Partial | Deferred):
         return x
     # After its backward a loss shows the global value at no cost.
     return x.visible if hasattr(x, "complete") else whole(x.detach(), _NAME)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import rules
 from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
@@ -20,7 +19,31 @@ from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import column_sums
 from sorix_dist.core.ops.reduce import divided_rule, sum_divided, sum_over
+from sorix_dist.core.placement import Shard
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    aligned_operands,
+    applied,
+    gathers,
+    placement_of,
+    whole_sums,
+)
 from sorix_dist.core.tensor import Array, array_of
+
+
+def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
+    """The rule of losses per row: scores (N, classes), and operands aligned with them, give one number per row."""
+    place = placement_of(inputs[0])
+    if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
+        return place
+    operands, place = aligned_operands(apply.__name__, whole_sums(inputs, apply.__name__))
+    if place is None or place.axis != 0:
+        return gathers(apply, tuple(operands), options)
+    return applied(apply, operands, inputs, options, place)
+
 
 # -- classes
 
@@ -98,7 +121,7 @@ def _cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     return loss if scale is None else mul(loss, scale)
 
 
-@op(composite=_cross_entropy_rows, rule=rules.of_each_row, called="cross_entropy")
+@op(composite=_cross_entropy_rows, rule=of_each_row, called="cross_entropy")
 def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
     """log(sum(exp(logits))) - logits[target] of every row, times the row's `scale` (N numbers, or None for 1).
 
@@ -128,7 +151,7 @@ def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
     return neg(sum_over(product, axis=1, keepdims=False))
 
 
-@op(composite=_cross_entropy_of_probabilities, rule=rules.of_each_row, called="cross_entropy")
+@op(composite=_cross_entropy_of_probabilities, rule=of_each_row, called="cross_entropy")
 def cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
     """The sum over classes of target * (log(sum(exp(logits))) - logits), of every row.
 
@@ -162,7 +185,7 @@ def _negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     return chosen if scale is None else np.where(scale != 0, mul(chosen, scale), 0)
 
 
-@op(composite=_negative_likelihood_rows, rule=rules.of_each_row, called="nll_loss")
+@op(composite=_negative_likelihood_rows, rule=of_each_row, called="nll_loss")
 def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
     """-likely[target] of every row, times the row's `scale` (N numbers, or None for 1).
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import host
+from sorix_dist.core.deferred import deferred
 from sorix_dist.core.graph import add_up
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
@@ -19,7 +20,7 @@ from sorix_dist.core.ops.elementwise import abs as absolute
 from sorix_dist.core.ops.elementwise import add, cast, half_in_float32, mul, power, root, sign, square, sub
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
-from sorix_dist.core.placement import SUM, Shard, shard_of, tagged
+from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
@@ -57,14 +58,14 @@ def divided_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     x, place = inputs[0], inputs[0].place
     if place.__class__ is not Shard:
         return linear_place(place)
-    divisor, held, over = options["divisor"], options["held"], options.get("over")
-    if over is None:
-        over = (place.batch.known or place.rows).total
+    divisor, held, denominator = options["divisor"], options["held"], options.get("denominator")
+    if denominator is None:
+        denominator = (place.batch.known or place.rows).total
     if place.group.ordered:
-        return _summed_in_order(x, tuple(range(x.array.ndim)), False, divisor, over)
+        return _summed_in_order(x, tuple(range(x.array.ndim)), False, divisor, denominator)
     if divisor.__class__ is float:
-        return place.batch.partial(over, _ratio(divisor, held))
-    return place.batch.partial(over, divisor / held if held else 0.0)
+        return place.batch.partial(denominator, _ratio(divisor, held))
+    return place.batch.partial(denominator, divisor / held if held else 0.0)
 
 
 @host
@@ -72,13 +73,15 @@ def _ratio(divisor: float, held: float) -> float:
     return divisor / held if held else 0.0
 
 
-def _summed_in_order(x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None, over: float) -> Tensor:
+def _summed_in_order(
+    x: Tensor, axes: tuple[int, ...], keepdims: Any, divisor: float | None, denominator: float
+) -> Tensor:
     shape, place = x.array.shape, x.place
     assert isinstance(place, Shard)
     total = collective().add_up(x, with_ones(shape, axes), divisor)
     if not keepdims:
         total = reshape_to(total, shape=tuple(n for i, n in enumerate(shape) if i not in axes))
-    return tagged(total, place.batch.partial(over))
+    return tagged(total, place.batch.partial(denominator))
 
 
 def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
@@ -113,10 +116,10 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
 
 
 @op(rule=divided_rule, called="mean")
-def sum_divided(x: Any, *, divisor: float, held: float, over: float | None = None) -> Any:
+def sum_divided(x: Any, *, divisor: float, held: float, denominator: float | None = None) -> Any:
     """The sum of all elements divided by `divisor`, 0 if that is 0; `held` is this rank's share of the divisor.
 
-    over: the denominator if it is not the same for every row; see `core.placement.Partial`.
+    denominator: see `core.placement.Partial`; needed if not every row counts the same.
     """
     shape, ones = x.shape, (1,) * x.ndim
     scale = 1 / divisor if divisor else 0.0
@@ -141,8 +144,21 @@ def weighted_mean(x: Any, weights: Array) -> Any:
 
     x: values times weights.
     """
-    held, total = _sum(weights), global_sum(weights, x)
-    return sum_divided(x, divisor=total, held=held, over=total)
+    held, place = _sum(weights), shard_of(x)
+    if place is not None and place.group.isolated and not place.group.single:
+        parts = sum_divided(x, divisor=1, held=1, denominator=SUM), Tensor.of(np.asarray(held))
+        return deferred(_quotient, tuple(tagged(part, place.batch.partial(SUM)) for part in parts), {})
+    total = global_sum(weights, x)
+    return sum_divided(x, divisor=total, held=held, denominator=total)
+
+
+def _quotient(x: Tensor, weight: Tensor) -> Tensor:
+    """A sum divided by that of its weights; 0 if that is 0."""
+    denominator = float(weight.array)
+    mean: Tensor = mul(x, 1 / denominator if denominator else 0.0)
+    return tagged(
+        mean, Partial(x.place.group, denominator, 1.0, x.place.held) if isinstance(x.place, Partial) else None
+    )
 
 
 @host

@@ -86,7 +86,7 @@ def named_by_number(x: Tensor, sizes: tuple[Any, ...]) -> tuple[tuple[int, ...],
     place, before = x.place, x.array.shape
     assert isinstance(place, Shard)
     rows = place.batch.known
-    if (place.group.single and not place.group.ordered) or rows is None or sizes.count(-1) > 1:
+    if place.group.has_all or rows is None or sizes.count(-1) > 1:
         return None  # one process has all rows
     front = prod(before[: place.axis]) * place.outer
     behind = prod(before[place.axis + 1 :]) * place.inner

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,11 @@ def _fields(value: Any) -> dict[str, Any] | None:
     if isinstance(value, type):
         return None
     plain = is_dataclass(value) or isinstance(value, SimpleNamespace)
-    if plain or (type(value).__module__ not in _LIBRARIES and hasattr(value, "__dict__") and not callable(value)):
-        fields = getattr(value, "__dict__", None)
-        if fields is None:  # a dataclass with slots
-            fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
-        return dict(fields)
+    if plain or (type(value).__module__ not in _LIBRARIES and not callable(value)):
+        slots = (vars(base).get("__slots__", ()) for base in type(value).__mro__)
+        names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+        found = {name: getattr(value, name) for name in names if name[:2] != "__" and hasattr(value, name)}
+        return getattr(value, "__dict__", {}) | found
     return None
 
 
@@ -34,11 +35,10 @@ def map_arrays(value: Any, function: Callable[[Any], Any]) -> Any:
     """A copy of `value` with `function` applied to every tensor and array in it. Everything else stays."""
     if isinstance(value, Tensor | np.ndarray):
         return function(value)
-    if isinstance(value, tuple | list):
-        items = [map_arrays(entry, function) for entry in value]
-        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    if isinstance(value, tuple | list | deque):
+        return like(value, [map_arrays(entry, function) for entry in value])
     if isinstance(value, dict):
-        return {key: map_arrays(entry, function) for key, entry in value.items()}
+        return like_dict(value, {key: map_arrays(entry, function) for key, entry in value.items()})
     fields = _fields(value)
     if not fields:
         return value
@@ -51,6 +51,21 @@ def map_arrays(value: Any, function: Callable[[Any], Any]) -> Any:
     return made
 
 
+def like(value: Any, items: Iterable[Any]) -> Any:
+    """A sequence of the same type with other items."""
+    return value._make(items) if hasattr(value, "_make") else type(value)(items)
+
+
+def like_dict(value: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """A dict of the same type with other items."""
+    if type(value) is dict:
+        return items
+    made = copy.copy(value)
+    for key, item in items.items():
+        made[key] = item
+    return made
+
+
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """A copy of `value` with `function` applied to every tensor in it."""
     return map_arrays(value, lambda x: function(x) if isinstance(x, Tensor) else x)
@@ -60,7 +75,7 @@ def entries(value: Any) -> Iterator[Any]:
     """The tensors and arrays in `value`."""
     if isinstance(value, Tensor | np.ndarray):
         yield value
-    elif isinstance(value, tuple | list | dict):
+    elif isinstance(value, tuple | list | deque | dict):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from entries(entry)
     elif fields := _fields(value):
@@ -77,9 +92,10 @@ def collate(samples: list[Any]) -> Any:
     """Stacks samples (arrays, numbers, tensors, or tuples and dicts of them) along a new first axis."""
     first = samples[0]
     if isinstance(first, tuple | list):
-        return tuple(collate(list(column)) for column in zip(*samples, strict=True))
+        columns = [collate(list(column)) for column in zip(*samples, strict=True)]
+        return like(first, columns) if hasattr(first, "_make") else tuple(columns)
     if isinstance(first, dict):
-        return {key: collate([sample[key] for sample in samples]) for key in first}
+        return like_dict(first, {key: collate([sample[key] for sample in samples]) for key in first})
     if isinstance(first, Tensor):
         return Tensor(stacked([sample.array for sample in samples]))
     if isinstance(first, str):

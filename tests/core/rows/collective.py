@@ -111,6 +111,8 @@ ROWS = [
     Row(collective.sum_in_order, summed, [((0, 3),)], options={"shard": NO_BATCH, "shape": (1, 3), "over": 1}),
     Row(collective.summed_parts, lambda x, y, batch, bounds: x + y, [((3,), (3,)), ((), ()), ((0, 2), (0, 2))],
         options={"batch": ALL.batch, "bounds": ((0, 2), (2, 4))}),
+    Row(collective.for_each_shard, lambda x, batch, bounds: np.stack([x, x]), [((3,),), ((),), ((0, 2),)],
+        options={"batch": ALL.batch, "bounds": ((0, 2), (2, 4))}),
     Row(collective.in_row_order, lambda x: x, [((2, 3),), ((0, 3),), ((2, 3, 4),)], lacks=LACKS),
     Row(of_the_same, lambda x: x, ELEMENTWISE, covers="first_of"),
 ]  # fmt: skip

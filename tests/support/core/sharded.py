@@ -48,11 +48,16 @@ def sharded(
     *,
     axis: int = 0,
     each: int = 1,
-    shard: int = 0,
+    shard: int | None = None,
     trained: bool = False,
 ) -> Tensor:
-    """A tensor whose axis holds rows of a batch of `total`, from `start` on, `each` elements for one of them."""
+    """A tensor whose axis holds rows of a batch of `total`, from `start` on, `each` elements for one of them.
+
+    shard: the virtual shard of reproducible mode that is being computed, if any.
+    """
     array = np.asarray(input)
     rows = Rows(start, start + array.shape[axis] // each, total)
-    batch = Batch(rows, OneOfTwo() if group is None else group, shard)
+    group = OneOfTwo() if group is None else group
+    group.isolated = shard is not None
+    batch = Batch(rows, group, shard or 0)
     return tagged(Tensor(array, requires_grad=trained), batch.at(axis, inner=each))

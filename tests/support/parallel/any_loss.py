@@ -7,6 +7,7 @@ ranks the model is wrapped and the columns are this rank's rows, from a loader o
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -571,6 +572,20 @@ class Out:
     n: int = 0
 
 
+class Output(OrderedDict):
+    """A dict whose entries are attributes as well."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Slotted:
+    __slots__ = ("y",)
+
+    def __init__(self, y):
+        self.y = y
+
+
 def container(name):
     class Container(nn.Module):
         def __init__(self):
@@ -585,6 +600,8 @@ def container(name):
                 return SimpleNamespace(y=y, aux=[y.mean()])
             if name == "generator":
                 return (part for part in (y, y.tanh()))
+            if name == "output":
+                return Output(y=Slotted(y), parts=deque([y.mean(), y.tanh()]))
             return {"a": [y, (y,)]}
 
     return Container
@@ -599,6 +616,12 @@ def out_dataclass(d, x):
 def out_namespace(d, x):
     o = d(x)
     return o.y.square().mean().sqrt() + o.aux[0]
+
+
+@case(container("output"))
+def out_of_own_types(d, x):
+    o = d(x)
+    return o.y.y.square().mean().sqrt() + o.parts[0] + o.parts[1].square().mean()
 
 
 @case(container("generator"), reproducible="no forward")
@@ -823,10 +846,46 @@ class MoE(nn.Module):
         return out, (hard * gate.mean(0)).sum() * 2
 
 
-@case(MoE, reproducible="no forward")
+@case(MoE)
 def mixture_of_experts(d, x):
     out, balance = d(x)
     return out.square().mean() + 0.1 * balance
+
+
+class LossInside(nn.Module):
+    """Returns its loss, as language models do: a mean over tokens that count, and the root of another mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 4)
+
+    def forward(self, words, tokens, w):
+        logits = self.head(F.dropout(self.embed(words), 0.2) @ F.dropout(self.head.W, 0.5))
+        loss = F.cross_entropy(logits.view(-1, logits.size(-1)), tokens.view(-1), ignore_index=-100)
+        weighted = (logits.square().mean((1, 2)) * w).sum() / w.sum()
+        return logits, loss + 0.1 * weighted.sqrt() + weighted.detach() * self.head.b.square().sum().exp()
+
+
+@case(LossInside)
+def loss_of_forward(d, words, tokens, w):
+    return d(words, tokens, w)[1]
+
+
+class MeanInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()()
+
+    def forward(self, x):
+        return self.net(x).square().mean()
+
+
+@case(MeanInside, untagged=False)
+def penalty_of_forward(d, x):
+    x = x.requires_grad_()
+    loss = d(F.dropout(x, 0.3)).sqrt()
+    (g,) = grad(loss, x, create_graph=True)
+    return F.dropout(g.square(), 0.5).mean() + loss
 
 
 class Deq(nn.Module):
