@@ -16,12 +16,15 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sorix_dist.watchdog.diagnosis import activity, step_of
+from sorix_dist.watchdog.leftovers import Launchers
+from sorix_dist.watchdog.page_folder import launcher_of
 from sorix_dist.watchdog.process import Process, arguments, children, lives
 from sorix_dist.watchdog.status_page import StatusPages
 
@@ -133,10 +136,27 @@ class Monitor:
             with suppress(OSError):  # it is closed
                 os.write(2, text.encode(errors="replace"))
             time.sleep(WRITE_SECONDS / 10)  # for the launcher to forward it
-        for rank in range(self.pages.ranks if self.pages.shared else 0):  # the launcher would wait for a stopped rank
+        if not self.pages.shared:
+            return
+        self._release_launchers()
+        for rank in range(self.pages.ranks):  # the launcher would wait for a stopped rank
             pid, start = self.pages.owner(rank)
             if pid > 0 and rank != self.page.rank and lives(pid, start):
                 Process(pid, start).send(signal.SIGKILL)
+        time.sleep(WRITE_SECONDS / 10)  # Open MPI's launcher hangs at times if all its ranks end at one moment
+
+    def _release_launchers(self) -> None:
+        """Fork a process that ends the launchers if they outlast the ranks, as the guard would."""
+        with suppress(OSError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python 3.12: the child must not use what other threads may lock
+            if os.fork():
+                return
+            try:
+                os.setsid()
+                os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+                Launchers(*launcher_of(self.pages.path)).release(set(), True, WRITE_SECONDS / 2)
+            finally:
+                os._exit(0)
 
 
 def call_later(seconds: float, function: Callable[..., object], *arguments: object) -> bool:
