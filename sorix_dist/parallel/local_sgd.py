@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
+from sorix_dist.comm.blas import ask_for_long_slices
 from sorix_dist.core.arguments import as_bool, as_int, as_state
 from sorix_dist.core.capture import outside
 from sorix_dist.core.fingerprint import as_text
@@ -107,6 +108,7 @@ class LocalSGD:
         self.batches = 0
         self._count_from_here()
         self._workers.begin_round()
+        ask_for_long_slices()
 
     def _count_from_here(self) -> None:
         self._since = 0  # batches since the last sum

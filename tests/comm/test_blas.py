@@ -7,6 +7,8 @@ import re
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -187,3 +189,18 @@ def test_other_kernels_on_a_rank_are_refused_in_reproducible_mode(variable: str,
         ended.err
     )
     assert run_ranks(2, "-W", "ignore", "-c", script.replace("virtual_shards=8", "")).code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone takes the wish")
+def test_long_slices_leave_policy_and_priority() -> None:
+    def ask() -> tuple[bool, str]:
+        return blas.ask_for_long_slices(), Path("/proc/thread-self/sched").read_text()
+
+    def found(name: str, text: str) -> str:
+        return next((line.split()[-1] for line in text.splitlines() if line.split()[:1] == [name]), "")
+
+    before = Path("/proc/thread-self/sched").read_text()
+    agreed, after = ThreadPoolExecutor(1).submit(ask).result()  # it counts for one thread
+    assert [found(name, after) for name in ("policy", "prio")] == [found(name, before) for name in ("policy", "prio")]
+    if agreed and found("se.slice", before):  # Linux 6.12 and later show it, earlier ones ignore the wish
+        assert int(found("se.slice", after)) == 20_000_000
