@@ -162,3 +162,11 @@ def test_flatten_keeps_the_batch() -> None:
     assert nn.Flatten()(x).shape == (0, 12)
     assert nn.Flatten(0, 1)(np.zeros((2, 3, 4))).shape == (6, 4)
     assert nn.Identity()(x) is x
+
+
+@pytest.mark.parametrize(("function", "value"), [(F.softmax, 1.0), (F.log_softmax, 0.0), (F.softmin, 1.0)])
+def test_a_number_without_dimensions(function: Any, value: float) -> None:
+    x = Tensor(1.5, requires_grad=True)
+    result = function(x, dim=0)
+    result.backward()
+    assert (result.item(), result.shape, x.grad.item()) == (value, (), 0.0)

@@ -31,8 +31,9 @@ LEFT_OUT = {
     "all": "of bytes it is a bool here", "any": "of bytes it is a bool here",
     "nn.functional.softmin": "-x of bytes wraps around in PyTorch also where they are cast first",
     **dict.fromkeys(("sort", "argsort", "topk"), "equal elements have any order; test_tensor compares others"),
-    **dict.fromkeys(("bernoulli", "multinomial", "nn.functional.dropout", "nn.functional.dropout2d", "normal",
-                     "rand_like", "randint", "randint_like", "randn", "randn_like"), "random"),
+    **dict.fromkeys(("bernoulli", "multinomial", "nn.functional.dropout", "nn.functional.dropout2d",
+                     "nn.functional.dropout3d", "normal", "rand_like", "randint", "randint_like", "randn",
+                     "randn_like"), "random"),
     **dict.fromkeys((o.name for o in methods.op_db if "empty" in o.name), "whatever is in memory"),
 }  # fmt: skip
 

@@ -135,7 +135,7 @@ def refused(x: Tensor, what: str) -> Tensor:
 
 def maxima(x: Array, axis: int = -1) -> Array:
     """The largest elements of floats along `axis`, which stays with length 1; -inf if it has length 0."""
-    if axis % x.ndim != x.ndim - 1 or not x.size:
+    if not x.size or x.ndim == 0 or axis % x.ndim != x.ndim - 1:
         return np.asarray(x.max(axis=axis, keepdims=True, initial=-np.inf))
     # NumPy finds where a row is largest in a third of the time in which it finds the largest number.
     rows = x.reshape(-1, x.shape[-1])
