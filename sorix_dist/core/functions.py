@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import isfunction
 from typing import Any
 
 import numpy as np
@@ -141,9 +140,27 @@ def is_tensor(obj: Any) -> bool:
     return isinstance(obj, Tensor)
 
 
-__all__ = [*create.__all__]
-__all__ += [
-    name for name, each in globals().items()
-    if isfunction(each) and name[0] != "_" and each.__module__.startswith((f"{__package__}.ops", __name__))
+__all__ = [
+    *create.__all__,
+    # shape
+    "cat", "stack", "reshape", "transpose", "squeeze", "unsqueeze", "flatten", "t", "unbind", "split", "chunk",
+    "repeat", "permute", "movedim", "broadcast_to", "flip", "roll", "pad", "clone",
+    # choice and order
+    "where", "gather", "take_along_dim", "index_select", "masked_select", "masked_fill", "scatter_add", "diag",
+    "one_hot", "tril", "triu", "sort", "argsort", "topk",
+    # mathematics
+    "add", "sub", "mul", "div", "matmul", "pow", "remainder", "floor_divide", "neg", "sin", "cos", "tan",
+    "atan", "tanh", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "square",
+    "abs", "absolute", "sign", "round", "floor", "ceil", "clamp", "maximum", "minimum", "sigmoid", "relu",
+    "softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "prod", "cumsum", "norm", "max", "min",
+    "amax", "amin", "argmax", "argmin", "all", "any", "outer", "einsum",
+    "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "exp2", "erf", "erfc", "trunc", "fix", "atan2", "fmod",
+    "hypot", "logaddexp", "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift",
+    "bitwise_right_shift", "arcsin", "arccos", "arctan", "arctan2", "arcsinh", "arccosh", "arctanh", "multiply",
+    "divide", "true_divide", "subtract", "negative", "positive", "clip",
+    # questions
+    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and",
+    "logical_or", "logical_xor", "equal", "allclose", "greater", "greater_equal", "less", "less_equal", "not_equal",
+    "is_tensor", "is_floating_point", "numel",
 ]  # fmt: skip
 publish(globals(), __all__)
