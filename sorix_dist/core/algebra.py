@@ -301,6 +301,4 @@ __all__ = [
     "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
 ]  # fmt: skip
 _FUNCTIONS = "cdist", "tensordot"  # and no methods
-METHODS: dict[str, Callable[..., Any]] = {
-    name: globals()[name] for name in __all__ if name not in ("cdist", "tensordot")
-}
+METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}
