@@ -6,13 +6,12 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar
 
-import numpy as np
-
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import at_least, parameter_dtype
 from sorix_dist.core.ops.shape import swapaxes
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.attention import MultiheadAttention
+from sorix_dist.nn.functional.attention import causal_bias
 from sorix_dist.nn.layers import Dropout, Linear
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.net import ModuleList
@@ -209,18 +208,9 @@ class Transformer(Module):
         dtype: Any = None,
     ) -> None:
         options: Any = (
-            d_model,
-            nhead,
-            dim_feedforward,
-            dropout,
-            activation,
-            layer_norm_eps,
-            batch_first,
-            norm_first,
-            bias,
-            device,
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias, device,
             dtype,
-        )
+        )  # fmt: skip
 
         def norm() -> LayerNorm:
             return LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
@@ -255,4 +245,4 @@ class Transformer(Module):
     def generate_square_subsequent_mask(sz: int, device: Any = "cpu", dtype: Any = None) -> Tensor:
         """The mask (sz, sz) by which each position sees itself and those before it: -inf above the diagonal."""
         kind = parameter_dtype(device, dtype)
-        return Tensor(np.triu(np.full((sz, sz), -np.inf, kind), 1))
+        return Tensor(causal_bias(sz, sz, kind).copy())
