@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import get_ident
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.graph import Leaf, no_grad, recording
-from sorix_dist.core.placement import Deferred, Partial, Shard, computing
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.placement import Deferred, Partial, Shard, computing, refuse_value
+from sorix_dist.core.tensor import Tensor
 
 
 def waits(inputs: Sequence[Any]) -> bool:
@@ -36,15 +36,9 @@ def deferred(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[
         example = apply(*bare, **options).array
     ours = batch is not None and all(p.group is batch.group and getattr(p, "batch", batch) is batch for p in sums)
     if batch is None or not ours or example.dtype.kind != "f" or any(isinstance(p, Shard) for p in places):
-        refuse(sums[0], example, apply.__name__)
+        refuse_value(sums[0], example, apply.__name__)
     result = Tensor.of(np.full_like(example, np.nan))
     result.place = Deferred(batch, apply, tuple(inputs), options)
     if recording.get() and any(x.origin is not None for x in tensors):
         result.origin = Leaf(example.shape, example.dtype)  # it only says that there is a gradient
     return result
-
-
-def refuse(place: Deferred | Partial, array: Array, name: str) -> NoReturn:
-    """RuntimeError: `name` needs a number now that is known after the forward."""
-    place.group.reduce(array, name)
-    raise AssertionError(f"{place} is not that of a virtual shard")

@@ -13,11 +13,10 @@ import numpy as np
 
 from sorix_dist.core.autograd import seed_of
 from sorix_dist.core.capture import listening, recorders
-from sorix_dist.core.deferred import refuse
 from sorix_dist.core.graph import Leaf, Node, enable_grad, is_grad_enabled, joined, no_grad
 from sorix_dist.core.higher_derivatives import gradients_to, restoring_shard
 from sorix_dist.core.op import Op, current_shard, recorded
-from sorix_dist.core.placement import Deferred, Group, Partial, Shard, cotangent_of, shard_of, tagged
+from sorix_dist.core.placement import Deferred, Group, Partial, Shard, cotangent_of, refuse_value, shard_of, tagged
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums
 from sorix_dist.core.tensor import Tensor, array_of, as_array
 
@@ -106,7 +105,7 @@ def grad(
             if tensor.origin is None:
                 raise RuntimeError(f"{what}[{i}] does not require grad")
             if isinstance(tensor.place, Deferred):
-                refuse(tensor.place, tensor.array, "autograd.grad")
+                refuse_value(tensor.place, tensor.array, "autograd.grad")
     starts = []
     group = _group_of(outs)
     for tensor, g in zip(outs, grad_outputs, strict=True):

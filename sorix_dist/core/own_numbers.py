@@ -10,7 +10,7 @@ from types import CodeType
 from typing import Any
 
 from sorix_dist.core.batch_numbers import of_batch
-from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group
+from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group, refuse_value
 
 
 def warn_of_own_length(place: Any) -> None:
@@ -86,7 +86,7 @@ def refuse_one_of_many(tensor: Any) -> None:
     """ValueError for the only row of this rank if there are others."""
     place = tensor.place
     if isinstance(place, Deferred):
-        place.group.reduce(tensor.array, "the number of a tensor")
+        refuse_value(place, tensor.array, "the number of a tensor")
     if isinstance(place, Shard):
         one = tensor.array.size == 1 and not place.group.single and place.batch.known is not None
         if one and place.total != 1:
@@ -101,7 +101,7 @@ def warn_of_part(tensor: Any, what: str) -> None:
     rank's."""
     place = tensor.place
     if isinstance(place, Deferred):
-        place.group.reduce(tensor.array, what)
+        refuse_value(place, tensor.array, what)
     if not isinstance(place, Partial) or place.group.parts == 1 or place.group.isolated or hasattr(tensor, "complete"):
         return
     if place.denominator == SUM:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -345,6 +345,12 @@ class Deferred:
         self.batch, self.group, self.apply, self.inputs, self.options = batch, batch.group, apply, inputs, options
 
 
+def refuse_value(place: Deferred | Partial, array: Array, name: str) -> NoReturn:
+    """RuntimeError: `name` needs a number in a forward that is known after it."""
+    place.group.reduce(array, name)
+    raise AssertionError(f"{place} is not that of a virtual shard")
+
+
 Placement = Shard | Partial | Tally | Deferred | _Replicate | None
 
 
@@ -357,7 +363,7 @@ def shard_of(x: Any) -> Shard | None:
 def tagged(tensor: Tensor, place: Placement) -> Tensor:
     """Sets the placement of a tensor, and returns it."""
     if tensor.place.__class__ is Deferred:
-        tensor.place.group.reduce(tensor.array, "this operation")
+        refuse_value(tensor.place, tensor.array, "this operation")
     tensor.place = place
     if tensor.leaf is not None and tensor.origin is tensor.leaf:
         tensor.leaf.sharded = isinstance(place, Shard)

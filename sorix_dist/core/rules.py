@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import host
-from sorix_dist.core.deferred import deferred, refuse, waits
+from sorix_dist.core.deferred import deferred, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.own_numbers import warn_of_own_divisor
-from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Placement, Shard, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Placement, Shard, refuse_value, shard_of, tagged
 from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 Apply = Callable[..., Tensor]
@@ -41,7 +41,7 @@ def placement_of(x: Any) -> Any:
 def bare(x: Any) -> Any:
     """An operand without its placement, for operations whose caller sets that of the result."""
     if isinstance(x, Tensor) and isinstance(x.place, Deferred):
-        refuse(x.place, x.array, "this operation")
+        refuse_value(x.place, x.array, "this operation")
     return Tensor.of(x.array, x.origin) if isinstance(x, Tensor) and x.place is not None else x
 
 
