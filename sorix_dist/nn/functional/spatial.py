@@ -154,11 +154,15 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """The mean of each window of sequences (N, C, L); options as for `avg_pool2d`."""
-    name = "avg_pool1d"
+    options = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    return _means_along("avg_pool1d", input, kernel_size, stride, padding, **options)
+
+
+def _means_along(name: str, input: Any, kernel_size: Any, stride: Any, padding: Any, **options: Any) -> Tensor:
     window = single(name, "kernel_size", kernel_size, 1), 1
     steps = None if stride is None else (single(name, "stride", stride, 1), 1)
     around = single(name, "padding", padding, 0), 0
-    return squeeze(pool.avg_pool2d(unsqueeze(input, -1), window, steps, around, ceil_mode, count_include_pad), -1)
+    return squeeze(pool.avg_pool2d(unsqueeze(input, -1), window, steps, around, **options), -1)
 
 
 @_also_unbatched(3)
@@ -231,15 +235,12 @@ def avg_pool3d(
     """The mean of each window of volumes (N, C, D, H, W); options as for `avg_pool2d`, one integer or three."""
     _needs_floats("avg_pool3d", input)
     of_depth, of_plane = _by_depth("avg_pool3d", kernel_size=kernel_size, stride=stride, padding=padding)
-    column: dict[str, Any] = {key: (n, int(key != "padding")) for key, n in of_depth.items()}
     options: Any = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
     sums = None if divisor_override is None else 1
     return _of_volumes(
         input,
         lambda x: pool.avg_pool2d(x, **of_plane, **options, divisor_override=sums),
-        lambda x: squeeze(
-            pool.avg_pool2d(unsqueeze(x, -1), **column, **options, divisor_override=divisor_override), -1
-        ),
+        lambda x: _means_along("avg_pool3d", x, **of_depth, **options, divisor_override=divisor_override),
     )
 
 
