@@ -74,7 +74,7 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     x, w, b = inputs
     place = getattr(x, "place", None)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not place.group.ordered:
-        if getattr(w, "place", None) is getattr(b, "place", None) is None:
+        if getattr(w, "place", None) is getattr(b, "place", None) is None:  # parameters, as nearly always
             return place
         of_w, of_b = rules.placement_of(w), rules.placement_of(b)
         if of_w is of_b is None:

@@ -78,17 +78,18 @@ class _Steps:
         product = memoize_last(lambda gradient: np.matmul(slopes(gradient).T, self.flat))
 
         def columns(part: Any) -> Callable[[Array, Any], Any]:
-            def rule(gradient: Array, out: Any) -> Any:
-                found = product(gradient)[:, part]
-                if out is None:
-                    return found.copy()
-                out[...] = found
-                return out
-
-            return rule
+            return lambda gradient, out: _copied(product(gradient)[:, part], out)
 
         to_bias = columns(self.size)
         return columns(slice(self.size + 1, None)), columns(slice(self.size)), to_bias, to_bias
+
+
+def _copied(part: Array, out: Array | None) -> Array:
+    """A copy of a part of an array, in `out` if given."""
+    if out is None:
+        return part.copy()
+    out[...] = part
+    return out
 
 
 def _joined(gates: Sequence[int], w_state: Array, w_input: Array, *biases: Array | None) -> Array:
@@ -305,9 +306,6 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
 
     sums = memoize_last(lambda gradient: column_sums(back(gradient)[0]))
 
-    def to_b_input(g: Any, out: Any) -> Any:
-        return np.concatenate((sums(g)[size:],), out=out)
-
     def to_b_state(g: Any, out: Any) -> Any:
         return np.concatenate((sums(g)[size : 3 * size], sums(g)[:size]), out=out)
 
@@ -316,7 +314,7 @@ def gru(x: Any, h: Any, w_input: Any, w_state: Any, b_input: Any, b_state: Any, 
         lambda g, out: back(g)[1],
         lambda g, out: np.matmul(back(g)[0][:, size:].T, steps.flat[:, size + 1 :], out=out),
         to_w_state,
-        to_b_input,
+        lambda g, out: _copied(sums(g)[size:], out),
         to_b_state,
     )
 
