@@ -340,7 +340,7 @@ class Tensor:
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item() if spec and self.array.size == 1 else str(self), spec)
+        return format(self.item() if not self.array.ndim or (spec and self.array.size == 1) else str(self), spec)
 
     def __repr__(self) -> str:
         text = np.array2string(self.visible, separator=", ", prefix="tensor(")
