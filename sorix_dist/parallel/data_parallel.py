@@ -220,8 +220,8 @@ class DistributedDataParallel(Module):
     def named_buffers(self, *how: Any, **named: Any) -> Iterator[tuple[str, Tensor]]:
         return self.module.named_buffers(*how, **named)
 
-    def state_dict(self, *, prefix: str = "") -> dict[str, Tensor]:
-        return self.module.state_dict(prefix=prefix)
+    def state_dict(self, **how: Any) -> dict[str, Tensor]:
+        return self.module.state_dict(**how)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """As for a bare model; a call of all ranks, which then have what rank 0 has loaded."""
