@@ -181,10 +181,9 @@ def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
 
 
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
-    index = np.asarray(array_of(indices))
     if axis is None:
-        return indexing.take(shapes.reshape(a, -1), index=index)
-    return indexing.take(a, index=along(axis_of("take", a, axis), index))
+        return indexing.index(shapes.reshape(a, -1), indices)
+    return indexing.index(a, along(axis_of("take", a, axis), indices))
 
 
 def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
