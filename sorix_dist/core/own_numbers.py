@@ -61,11 +61,14 @@ def _divides_or_weighs(code: CodeType, name: str) -> bool:
     `loss.item() * n`. Other arithmetic, such as `n * heads` and `n - 1`, is mostly for lengths and indices."""
     inner = (c for c in code.co_consts if isinstance(c, CodeType) and name in c.co_freevars)
     steps = [step for function in (code, *inner) for step in get_instructions(function)]
-    for before, now, after in zip(steps, steps[1:], steps[2:], strict=False):
-        if now.opname.startswith("LOAD_") and _names(now.argval)[-1] == name and after.opname == "BINARY_OP":
-            if after.argrepr in ("/", "/=") or (after.argrepr == "*" and before.opname == "CALL"):
-                return True
-    return False
+    uses = zip(steps, steps[1:], steps[2:], strict=False)
+    return any(
+        now.opname.startswith("LOAD_")
+        and _names(now.argval)[-1] == name
+        and after.opname == "BINARY_OP"
+        and (after.argrepr in ("/", "/=") or (after.argrepr == "*" and before.opname == "CALL"))
+        for before, now, after in uses
+    )
 
 
 def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
