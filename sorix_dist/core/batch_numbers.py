@@ -300,11 +300,13 @@ def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None
     """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
     if _COUNTING.isdisjoint(caller.f_code.co_names):
         return
-    steps, line = get_instructions(caller.f_code), caller.f_lineno
-    here_called = {step.argval for step in steps if step.positions and step.positions.lineno == line} & _COUNTING
-    if here_called:
+    steps = [step for step in get_instructions(caller.f_code) if step.positions]
+    # The instructions that find a function begin where its call begins.
+    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
+    called = {s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in _COUNTING}
+    if called:
         raise RuntimeError(
-            f"math.{min(here_called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
+            f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
             "in the global batch: give it sx.global_rows(x) [docs: own-numbers]"
         )
 
