@@ -106,11 +106,10 @@ class OfShard(Group):
     """Reproducible mode, inside of a forward: one virtual shard of a batch. Sums over all shards follow when the
     forward has computed every shard."""
 
-    isolated = True
-
     def __init__(self, count: int, warn: Callable[[str], None]) -> None:
         self.parts = count
         self.single = count == 1
+        self.isolated = not self.single
         self._warn = warn
 
     def warn(self, message: str) -> None:
