@@ -34,19 +34,41 @@ def warn_of_own_length(place: Any) -> None:
 
 @lru_cache(maxsize=1024)
 def _is_operand(code: CodeType, at: int) -> bool:
-    """Whether the instruction at `at` computes an operand of arithmetic, and not an argument, an index or a variable.
-    It follows the height of the stack up to the instruction that takes the operand from it."""
+    """Whether the instruction at `at` computes an operand of arithmetic, or a variable that counts as one below; and
+    not an argument or an index. It follows the height of the stack up to the instruction that takes the operand."""
     height = 1
     for now in get_instructions(code):
         if now.offset <= at:
             continue
         if now.opname == "BINARY_OP" and height <= 2:
             return True
+        if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
+            return _divides_or_weighs(code, _names(now.argval)[0])
         collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
         height += stack_effect(now.opcode, now.arg)
         if collects or height < 1 or now.opcode in hasjrel or now.opcode in hasjabs:
             return False
     return False
+
+
+def _names(argument: Any) -> tuple[Any, ...]:
+    """The variables of an instruction; one of Python 3.13 may load or store two."""
+    return argument if isinstance(argument, tuple) and argument else (argument,)
+
+
+def _divides_or_weighs(code: CodeType, name: str) -> bool:
+    """Whether a variable divides something, as in `x.sum() / n`, or is a factor of what a call returns, as in
+    `loss.item() * n`. Other arithmetic, such as `n * heads` and `n - 1`, is mostly for lengths and indices."""
+    inner = (c for c in code.co_consts if isinstance(c, CodeType) and name in c.co_freevars)
+    steps = [step for function in (code, *inner) for step in get_instructions(function)]
+    uses = zip(steps, steps[1:], steps[2:], strict=False)
+    return any(
+        now.opname.startswith("LOAD_")
+        and _names(now.argval)[-1] == name
+        and after.opname == "BINARY_OP"
+        and (after.argrepr in ("/", "/=") or (after.argrepr == "*" and before.opname == "CALL"))
+        for before, now, after in uses
+    )
 
 
 def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
