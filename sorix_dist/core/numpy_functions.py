@@ -23,7 +23,7 @@ from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Tensor, array_of
+from sorix_dist.core.tensor import Tensor
 
 _OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
