@@ -23,7 +23,7 @@ from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Tensor, array_of
+from sorix_dist.core.tensor import Tensor
 
 _OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
@@ -181,10 +181,9 @@ def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
 
 
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
-    index = np.asarray(array_of(indices))
     if axis is None:
-        return indexing.take(shapes.reshape(a, -1), index=index)
-    return indexing.take(a, index=along(axis_of("take", a, axis), index))
+        return indexing.index(shapes.reshape(a, -1), indices)
+    return indexing.index(a, along(axis_of("take", a, axis), indices))
 
 
 def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:

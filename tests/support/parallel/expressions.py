@@ -2,6 +2,17 @@
 of other columns, by what the model makes of its rows."""
 
 ROWS = [
+    "u - (u.T @ v)[t]",
+    "u - (u.T @ v).index_select(0, t)",
+    "u - (u.T @ v).gather(0, t[:, None].expand(-1, 4))",
+    "u - np.take(u.T @ v, t, axis=0)",
+    "u - np.take(d.module[2].W, t, axis=0)",
+    "u[:, 0] - d.module[2].W[t, (t > 0).long()]",
+    "u - d.module[2].W[t[:, None], np.array([3, 0, 0, 2])]",
+    "u[:, 0] - d.module[2].W[t, 1] * d.module[2].W[1, t]",
+    "u[sx.arange(x.shape[0]), (t > 0).long()]",
+    "u[sx.randperm(x.shape[0]), (t > 0).long()]",
+    "u[[*range(len(t))], (t > 0).long()]",
     "(lambda a, b: a * b)(*sx.broadcast_tensors(u[:, None], v[None]))",
     "(lambda a, b: a * b)(*sx.broadcast_tensors(u, v.mean(0)))",
     "F.cosine_similarity(u[:, :1], v, dim=1)",

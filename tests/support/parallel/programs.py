@@ -383,6 +383,20 @@ def hook_on_what_all_ranks_compute(kit):
 
 
 @program()
+def order_of_hooks(kit):
+    """That in which one process calls them, so that they may draw numbers."""
+    model, norms = kit.wrap(mlp()), []
+
+    def noisy(g: Any) -> Any:
+        norms.append(g.norm().item())
+        return g + 0.1 * sx.randn_like(g)
+
+    for parameter in model.parameters():
+        parameter.register_hook(noisy)
+    return [*kit.train(model, lambda model, x: model(x).square().mean(), "x"), *norms]
+
+
+@program()
 def gradients_kept(kit):
     model = kit.wrap(mlp())
     optimizer, found = optim.SGD(model.parameters(), lr=0.1), []
