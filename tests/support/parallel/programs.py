@@ -234,6 +234,14 @@ def outputs_of_each_time(kit):
 
 # -- NumPy's functions, tests of Python, numbers
 
+
+def written(write: Callable[..., Any], size: tuple[int, ...], *operands: Any) -> Any:
+    """What NumPy writes of operands into zeros."""
+    array = np.zeros(size)
+    write(array, *operands)
+    return array
+
+
 WITH_NUMPY: dict[str, Callable[..., Any]] = {
     "median": lambda o, x, w, t: ((o - 1) * (w > np.median(w))).square().mean(),
     "percentile": lambda o, x, w, t: (o / np.percentile(w, 80)).square().mean(),
@@ -243,6 +251,13 @@ WITH_NUMPY: dict[str, Callable[..., Any]] = {
     "bincount": lambda o, x, w, t: (o * sx.tensor(1.0 / (np.bincount(t, minlength=3) + 1))[t]).mean(),
     "ufunc": lambda o, x, w, t: (o * np.cbrt(w.mean()) * np.add.reduce(w.detach())).mean(),
     "by_row": lambda o, x, w, t: (o * np.nan_to_num(w)).mean(),
+    "by_row_and_sum": lambda o, x, w, t: (o * np.cbrt(w).mean() * np.isclose(w, t).sum()).square().mean(),
+    "where": lambda o, x, w, t: (o * np.where(w > 0.6)[0].sum()).mean(),
+    "add_at": lambda o, x, w, t: (o * sx.tensor(written(np.add.at, (3,), t, w))[t]).mean(),
+    "put": lambda o, x, w, t: (o * written(np.put, (3,), t, w).sum()).mean(),
+    "out": lambda o, x, w, t: (o * written(lambda a: np.matmul(x.T, x, out=a), (3, 3)).sum()).mean(),
+    "copyto": lambda o, x, w, t: (o * written(np.copyto, (3,), x.mean(0)).sum()).mean(),
+    "copyto_rows": lambda o, x, w, t: (o * written(np.copyto, w.shape, w)).mean(),
     "contains": lambda o, x, w, t: o.square().mean() if 2 in t else o.abs().mean(),
     "allclose": lambda o, x, w, t: o.square().mean() if sx.allclose(t, 0 * t) else o.abs().mean(),
     "equal": lambda o, x, w, t: o.square().mean() if sx.equal(t, 0 * t) else o.abs().mean(),
