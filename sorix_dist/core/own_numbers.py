@@ -39,7 +39,7 @@ def _is_operand(code: CodeType, at: int) -> bool:
     height = 1
     for now in _after(code, at):
         if now.opname == "BINARY_OP" and height <= 2:
-            return True
+            return now.argrepr != "[]"  # Python 3.14 indexes by this instruction
         if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
             return _divides_or_weighs(code, _names(now.argval)[0])
         collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
