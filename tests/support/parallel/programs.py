@@ -6,6 +6,7 @@ A program is a function of a Kit, which wraps models and makes loaders; it retur
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -595,6 +596,24 @@ def steps_counted_in_python(kit):
     for (x,) in kit.loader("x"):
         model(x).square().mean().backward()
     return [p.grad.numpy() for p in model.parameters()]
+
+
+class OwnStreams(nn.Module):
+    """A layer that draws from streams of its own, once for each batch."""
+
+    def __init__(self) -> None:
+        self.body = mlp()
+        self.of_numpy, self.of_python = np.random.default_rng(0), random.Random(0)
+        self.old, self.ours = np.random.RandomState(0), sx.Generator().manual_seed(0)
+
+    def forward(self, x: Any) -> Any:
+        drawn = self.of_numpy.random() + self.of_python.random() + self.old.rand() + sx.rand(1, generator=self.ours)
+        return self.body(x) * drawn if self.of_numpy.random() < 0.7 else self.body(2 * x)
+
+
+@program()
+def own_streams(kit):
+    return kit.train(kit.wrap(OwnStreams()), lambda model, x: model(x).square().mean(), "x")
 
 
 @program()
