@@ -237,7 +237,8 @@ def _bind_comparison(name: str) -> None:
                 _warn_of_own_branch(self.own)
             return own
         whole = function(self.everywhere, other.everywhere if isinstance(other, BatchNumber) else other)
-        if isinstance(self, BatchInt) and own != whole:  # as long as an array of this rank, or as the batch
+        # It is as long as an array of this rank, whose length is a plain integer, and as the batch.
+        if isinstance(self, BatchInt) and own != whole and not isinstance(other, BatchNumber):
             return name == "eq" if name in ("eq", "ne") else whole
         return whole
 

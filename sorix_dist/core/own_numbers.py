@@ -34,12 +34,15 @@ def warn_of_own_length(place: Any) -> None:
 
 @lru_cache(maxsize=1024)
 def _is_operand(code: CodeType, at: int) -> bool:
-    """Whether the instruction at `at` computes an operand of arithmetic, or a variable that counts as one below; and
-    not an argument or an index. It follows the height of the stack up to the instruction that takes the operand."""
+    """Whether the instruction at `at` computes an operand of arithmetic or of `<`, or a variable that counts as one
+    below; and not an argument or an index. It follows the height of the stack up to the instruction that takes the
+    operand."""
     height = 1
     for now in _after(code, at):
         if now.opname == "BINARY_OP" and height <= 2:
             return now.argrepr != "[]"  # Python 3.14 indexes by this instruction
+        if now.opname == "COMPARE_OP" and height <= 2:
+            return "<" in now.argrepr or ">" in now.argrepr
         if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
             return _divides_or_weighs(code, _names(now.argval)[0])
         collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
@@ -146,7 +149,7 @@ def warn_of_part(tensor: Any, what: str) -> None:
         return
     if place.denominator == SUM:
         found = "a sum over rows is this rank's part of the sum"
-    elif tensor.origin is None and what != "item()":
+    elif what != "item()":
         found = "a mean over rows is that over this rank's rows"
     elif what == "item()" and _is_kept((caller := sys._getframe(3)).f_code, caller.f_lasti):  # of item(), _number()
         found = "a mean over rows, kept in a list before its backward(), is that over this rank's rows"

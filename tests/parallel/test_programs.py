@@ -134,6 +134,8 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: f"{0 + outputs().mean().item():.3f}", "text shows a number of this rank's rows alone"),
         (lambda: 5.0 * len(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: len(outputs()) + math.sqrt(4), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: len(outputs()) < 2, "len() counts this rank's rows, 1 of the 3"),
+        (lambda: float(outputs().mean()), "float() of a mean over rows"),
         (lambda: [half(x) for x in [[1]] * 50 + [outputs()]], "len() counts this rank's rows, 1 of the 3"),
         (lambda: [].append(outputs().mean().item()), "item() of a mean over rows, kept in a list"),
         (lambda: [x.mean().item() for x in [outputs()]], "item() of a mean over rows, kept in a list"),

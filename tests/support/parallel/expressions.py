@@ -23,6 +23,8 @@ ROWS = [
     "F.cosine_similarity(u[:, None], v[None], dim=-1)",
     "F.cosine_similarity(u[:, None], sx.global_value(v)[None], dim=-1)",
     "u.gather(1, sx.multinomial(u.detach().softmax(1), 1))",
+    "F.embedding(sx.multinomial(u.detach().softmax(1), 2), d.module[2].W)[:, 1] * u",
+    "F.embedding(sx.multinomial(u.detach().softmax(1), 5, True), d.module[2].W).sum(1) * u",
     "u * sx.bernoulli(u.detach().sigmoid())",
     "u * sx.zeros_like(x[:, :1]).normal_()",
     "u + sx.empty_like(x[:, :1]).uniform_(-1, 2)",
