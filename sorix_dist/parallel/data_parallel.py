@@ -182,8 +182,8 @@ class DistributedDataParallel(Module):
 
     @contextmanager
     def edit(self) -> Iterator[None]:
-        """A context in which parameters may be changed, entered by all ranks. Each rank changes a private copy; at the
-        end rank 0's parameters and buffers are broadcast. An exception restores the parameters. No graph is recorded."""
+        """A context in which parameters may be changed, and no graph is recorded; entered by all ranks. Each rank
+        changes a private copy; at the end rank 0's parameters and buffers are broadcast. An exception restores them."""
         flats = [bucket.flat for bucket in self._buckets]
         copies = [flat.open() for flat in flats]
         self._editing = True
