@@ -12,8 +12,10 @@ import operator
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from dis import get_instructions
 from functools import partial
 from numbers import Integral
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,8 @@ class BatchInt(BatchNumber):
     def __index__(self) -> int:
         if self.shard is not None:
             self.shard.group.measured = self.own, self.everywhere
+        if self.own != self.everywhere:
+            _refuse_count(self.own, self.everywhere, sys._getframe(1))  # a function of `math` has no frame
         return self.own
 
     def __bool__(self) -> bool:
@@ -241,7 +245,8 @@ def _bind_comparison(name: str) -> None:
                 _warn_of_own_branch(self.own)
             return own
         whole = function(self.everywhere, other.everywhere if isinstance(other, BatchNumber) else other)
-        if isinstance(self, BatchInt) and own != whole:  # as long as an array of this rank, or as the batch
+        # It is as long as an array of this rank, whose length is a plain integer, and as the batch.
+        if isinstance(self, BatchInt) and own != whole and not isinstance(other, BatchNumber):
             return name == "eq" if name in ("eq", "ne") else whole
         return whole
 
@@ -295,6 +300,24 @@ def _warn_of_own_branch(own: float) -> None:
         f"a branch on {own}, which follows from this rank's rows alone, may differ on every rank: compare the tensor "
         "itself, or sx.global_value(x).item() [docs: own-numbers]"
     )
+
+
+_COUNTING = frozenset(("comb", "factorial", "gcd", "isqrt", "lcm", "perm"))  # functions of `math` that take integers
+
+
+def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None:
+    """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
+    if _COUNTING.isdisjoint(caller.f_code.co_names):
+        return
+    steps = [step for step in get_instructions(caller.f_code) if step.positions]
+    # The instructions that find a function begin where its call begins.
+    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
+    called = {s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in _COUNTING}
+    if called:
+        raise RuntimeError(
+            f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
+            "in the global batch: give it sx.global_rows(x) [docs: own-numbers]"
+        )
 
 
 # -- as arguments of functions

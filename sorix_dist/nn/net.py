@@ -20,21 +20,24 @@ class FunctionLayer(Module):
     """A function as a layer, which is called with the function's first parameters. The others are options: arguments of
     the constructor, with the same defaults, and attributes of the layer.
 
-    A subclass may have a constructor of its own, and without a docstring it has that of the function.
-    inputs: the number of the first parameters.
+    A subclass names both: `class Softmax(FunctionLayer, function=F.softmax)`. It may have a constructor of its own, and
+    without a docstring it has that of the function. inputs: the number of the first parameters.
     """
 
     function: ClassVar[Callable[..., Any]]
     inputs: ClassVar[int] = 1
     _options: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls) -> None:
-        if "function" in vars(cls):
-            options = [*inspect.signature(cls.function).parameters.values()][cls.inputs :]
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, inputs: int | None = None) -> None:
+        if inputs is not None:
+            cls.inputs = inputs
+        if function is not None:
+            cls.function = staticmethod(function)
+            options = [*inspect.signature(function).parameters.values()][cls.inputs :]
             if "_options" not in vars(cls):
                 cls._options = tuple(option.name for option in options if option.name != "inplace")
             if cls.__doc__ is None:
-                cls.__doc__ = cls.function.__doc__
+                cls.__doc__ = function.__doc__
             if cls.__init__ is object.__init__ or hasattr(cls.__init__, "__signature__"):
                 cls.__init__ = _constructor(cls, options)  # type: ignore[method-assign]
         super().__init_subclass__()
