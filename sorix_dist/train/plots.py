@@ -41,9 +41,8 @@ def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
     FileNotFoundError for a folder without records; ValueError for a name that no run has, or if there is no number yet.
     """
     panels: Panels = {}
-    runs = [folder for run in runs for folder in _folders(Path(run))]
-    labels = _labels(runs)
-    for run, label in zip(runs, labels, strict=True):
+    folders = [folder for run in runs for folder in _folders(Path(run))]
+    for run, label in zip(folders, _labels(folders), strict=True):
         found: dict[str, tuple[list[int], list[float]]] = {}
         for record in read_records(run):
             for name, value in record.items():
