@@ -10,8 +10,8 @@ import pytest
 import sorix_dist as sx
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.core import Tensor
+from sorix_dist.core.ops import blocks, pool, windows
 from sorix_dist.core.ops import conv as ops
-from sorix_dist.core.ops import pool, windows
 from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
 from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Dropout, Dropout2d, Linear, Module, ReLU, Sequential
@@ -89,16 +89,19 @@ def test_rows_do_not_depend_on_each_other(make: Any, inside: Any, outside: Any) 
     ((7, 6), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
 ])  # fmt: skip
 @pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("in_blocks", [True, False])
 @pytest.mark.parametrize("tile", [1, 3_000, 1 << 14, 1 << 30])
 def test_tiles_of_any_size_compute_the_same(
-    tile: int, by_rows: bool, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-    monkeypatch: pytest.MonkeyPatch,
+    tile: int, in_blocks: bool, by_rows: bool, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any,
+    groups: int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(windows, "TILE", tile)
     monkeypatch.setattr(windows, "MOST", tile)
     monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
-    monkeypatch.setattr(ops, "NARROW", 1)  # products of some columns each
-    monkeypatch.setattr(windows, "SMALL", tile)
+    monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
+    monkeypatch.setattr(blocks, "NARROW", 1)  # products of some columns each
+    monkeypatch.setattr(blocks, "SMALL", tile)
+    monkeypatch.setattr(blocks, "FLAT", 12)
     places = geometry("", size, kernel, stride, padding, dilation)
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(s) for s in ((5, 4, *size), (6, 4 // groups, *kernel), (6,)))
