@@ -99,6 +99,7 @@ def test_tiles_of_any_size_compute_the_same(
     monkeypatch.setattr(windows, "MOST", tile)
     monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
     monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
+    monkeypatch.setattr(blocks, "one_thread", lambda: True)
     monkeypatch.setattr(blocks, "NARROW", 1)  # products of some columns each
     monkeypatch.setattr(blocks, "SMALL", tile)
     monkeypatch.setattr(blocks, "FLAT", 12)
@@ -113,6 +114,24 @@ def test_tiles_of_any_size_compute_the_same(
     ):
         got = operation(*inputs, places=places, groups=groups).array
         np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("in_blocks", [True, False])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [
+    (16, 144, 2048), (64, 576, 512), (48, 288, 192), (37, 331, 97), (64, 1200, 512), (3, 5, 7), (1, 1, 1), (96, 27, 64),
+])  # fmt: skip
+def test_products_in_blocks_are_the_products(
+    rows: int, depth: int, columns: int, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
+    monkeypatch.setattr(blocks, "one_thread", lambda: True)
+    rng = np.random.default_rng(0)
+    matrix, matrices = rng.standard_normal((2, 1, rows, depth)), rng.standard_normal((2, 3, depth, columns))
+    out = np.empty((2, rows, 3, columns)).swapaxes(1, 2)
+    blocks.multiply(matrix, matrices, out)
+    np.testing.assert_allclose(out, matrix @ matrices, rtol=1e-11, atol=1e-11)
+    got, expected = blocks.multiply_transposed(matrices, out), (matrices @ out.swapaxes(2, 3)).sum(axis=1)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), [

@@ -7,22 +7,34 @@ product. Only OpenBLAS's kernels for AVX-512 can do without; with others, whole 
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import ThreadpoolController
 
 from sorix_dist.core.tensor import Array
 
 SMALL = 1_000_000  # multiplications of a product, at most
 FLAT = 1_200  # numbers in the result, at most, if the right operand is a transposed one
+CACHED = 600_000  # numbers in a matrix whose blocks are multiplied by several blocks of the other one, at most
 NARROW = 64  # columns or, of a transposed product, pixels of a block, at least
 
 
 @cache
+def _libraries() -> list[Any]:
+    """The BLAS of this process, if it has kernels that multiply without copying."""
+    found = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    return [library for library in found if library.architecture in ("SkylakeX", "Cooperlake", "SapphireRapids")]
+
+
 def without_copies() -> bool:
-    """Whether NumPy's BLAS has kernels that multiply without copying."""
-    kernels = {library.get("architecture") for library in threadpool_info()}
-    return not kernels.isdisjoint({"SkylakeX", "Cooperlake", "SapphireRapids"})
+    """Whether small products are multiplied without copying."""
+    return bool(_libraries())
+
+
+def one_thread() -> bool:
+    """Whether BLAS uses one thread: several share a whole product, but not a small one."""
+    return all(library.num_threads == 1 for library in _libraries())
 
 
 @lru_cache(maxsize=1024)
@@ -37,18 +49,21 @@ def _length(count: int, each: int) -> int:
     return length if length >= NARROW else count
 
 
-def _cut(matrices: Array, length: int) -> Array:
-    """Matrices (groups, products, rows, columns) as a view (groups, products, blocks, rows, length)."""
-    return matrices.reshape(*matrices.shape[:3], -1, length).swapaxes(2, 3)
-
-
 def multiply(matrix: Array, matrices: Array, out: Array) -> None:
     """Writes matrix (groups, 1, rows, depth) times matrices (groups, products, depth, columns) to `out`."""
-    length = _length(matrices.shape[3], matrix.shape[2] * matrix.shape[3])
-    if length == matrices.shape[3]:
+    rows, depth = matrix.shape[2:]
+    columns, high = matrices.shape[3], rows
+    length = _length(columns, rows * depth)
+    if rows * depth * length > SMALL and depth * columns <= CACHED and one_thread():
+        high = _divisor(rows, SMALL // (NARROW * depth))
+        length = _length(columns, high * depth) if high >= 8 else columns
+    if length == columns:
         np.matmul(matrix, matrices, out=out)
-    else:
-        np.matmul(matrix[:, :, None], _cut(matrices, length), out=_cut(out, length))
+        return
+    left = matrix.reshape(len(matrix), 1, 1, rows // high, high, depth)
+    right = matrices.reshape(*matrices.shape[:3], columns // length, length).swapaxes(2, 3)[:, :, :, None]
+    results = out.reshape(*out.shape[:2], rows // high, high, columns // length, length).transpose(0, 1, 4, 2, 3, 5)
+    np.matmul(left, right, out=results)
 
 
 def multiply_transposed(matrices: Array, others: Array) -> Array:
@@ -58,11 +73,13 @@ def multiply_transposed(matrices: Array, others: Array) -> Array:
     columns = others.shape[2]
     wide = _divisor(columns, 32)
     high = _divisor(rows, FLAT // wide)
-    if not without_copies() or 2 * high * wide < min(FLAT, rows * columns):
+    few = products * rows * columns * pixels <= SMALL or 2 * high * wide < min(FLAT, rows * columns)
+    if few or not (without_copies() and one_thread()):
         # In this order, not transposed: a product is faster if its columns are few.
         return np.asarray(np.matmul(matrices, others.swapaxes(2, 3)).sum(axis=1))
     length = _length(pixels, high * wide)
-    left = matrices.reshape(groups, products, rows // high, 1, high, -1, length).transpose(0, 1, 5, 2, 3, 4, 6)
-    right = others.reshape(groups, products, 1, columns // wide, wide, -1, length).transpose(0, 1, 5, 2, 3, 6, 4)
+    cut = pixels // length
+    left = matrices.reshape(groups, products, rows // high, 1, high, cut, length).transpose(0, 1, 5, 2, 3, 4, 6)
+    right = others.reshape(groups, products, 1, columns // wide, wide, cut, length).transpose(0, 1, 5, 2, 3, 6, 4)
     sums: Array = np.matmul(left, right).sum(axis=(1, 2))
     return sums.swapaxes(2, 3).reshape(groups, rows, columns)
