@@ -45,7 +45,8 @@ class Group:
     single: one process has all rows, so nothing needs to be refused.
     ordered: reproducible mode, outside of a forward. A sum over rows is complete at once, in one order for any number
         of ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
-    isolated: reproducible mode, inside of a forward. Virtual shards are computed without collectives between them.
+    isolated: reproducible mode, inside of a forward. Several virtual shards are computed without collectives between
+        them.
     measured: this rank's number of rows and that of the batch, if the program has asked for the former as an integer.
     """
 
