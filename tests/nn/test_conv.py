@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import sorix_dist as sx
 from sorix_dist.comm.threads import run_threads
@@ -99,7 +100,7 @@ def test_tiles_of_any_size_compute_the_same(
     monkeypatch.setattr(windows, "MOST", tile)
     monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
     monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
-    monkeypatch.setattr(blocks, "one_thread", lambda: True)
+    monkeypatch.setattr(blocks, "one_thread", lambda: in_blocks)
     monkeypatch.setattr(blocks, "NARROW", 1)  # products of some columns each
     monkeypatch.setattr(blocks, "SMALL", tile)
     monkeypatch.setattr(blocks, "FLAT", 12)
@@ -116,6 +117,15 @@ def test_tiles_of_any_size_compute_the_same(
         np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
 
 
+def test_products_are_cut_where_the_kernels_are_for_avx512() -> None:
+    before = [(library["architecture"], library["num_threads"]) for library in threadpool_info()]
+    wide = [threads for kernel, threads in before if kernel in ("SkylakeX", "Cooperlake", "SapphireRapids")]
+    assert blocks.without_copies() == bool(wide)
+    with threadpool_limits(1):
+        assert blocks.one_thread() == bool(wide)
+    assert blocks.one_thread() == (wide[:1] == [1])
+
+
 @pytest.mark.parametrize("in_blocks", [True, False])
 @pytest.mark.parametrize(("rows", "depth", "columns"), [
     (16, 144, 2048), (64, 576, 512), (48, 288, 192), (37, 331, 97), (64, 1200, 512), (3, 5, 7), (1, 1, 1), (96, 27, 64),
@@ -124,7 +134,7 @@ def test_products_in_blocks_are_the_products(
     rows: int, depth: int, columns: int, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
-    monkeypatch.setattr(blocks, "one_thread", lambda: True)
+    monkeypatch.setattr(blocks, "one_thread", lambda: in_blocks)
     rng = np.random.default_rng(0)
     matrix, matrices = rng.standard_normal((2, 1, rows, depth)), rng.standard_normal((2, 3, depth, columns))
     out = np.empty((2, rows, 3, columns)).swapaxes(1, 2)

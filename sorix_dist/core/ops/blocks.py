@@ -6,11 +6,13 @@ product. Only OpenBLAS's kernels for AVX-512 can do without; with others, whole 
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from sorix_dist.core.tensor import Array
 
@@ -21,20 +23,30 @@ NARROW = 64  # columns or, of a transposed product, pixels of a block, at least
 
 
 @cache
-def _libraries() -> list[Any]:
-    """The BLAS of this process, if it has kernels that multiply without copying."""
-    found = ThreadpoolController().select(internal_api="openblas").lib_controllers
-    return [library for library in found if library.architecture in ("SkylakeX", "Cooperlake", "SapphireRapids")]
+def _threads() -> Callable[[], int] | None:
+    """What tells the number of OpenBLAS's threads, if its kernels are those that multiply without copying."""
+    maps = Path("/proc/self/maps")  # where Linux lists the libraries of this process
+    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines()] if maps.exists() else []
+    paths = {line[5] for line in lines if len(line) == 6 and "openblas" in Path(line[5]).name}
+    for library in (ctypes.CDLL(path) for path in sorted(paths) if Path(path).exists()):
+        for name in ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}"):
+            kernel: Any = getattr(library, name.format("get_corename"), None)
+            threads: Any = getattr(library, name.format("get_num_threads"), None)
+            if kernel is not None and threads is not None:
+                kernel.restype = ctypes.c_char_p
+                return threads if kernel() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids") else None
+    return None
 
 
 def without_copies() -> bool:
     """Whether small products are multiplied without copying."""
-    return bool(_libraries())
+    return _threads() is not None
 
 
 def one_thread() -> bool:
     """Whether BLAS uses one thread: several share a whole product, but not a small one."""
-    return all(library.num_threads == 1 for library in _libraries())
+    threads = _threads()
+    return threads is not None and threads() == 1
 
 
 @lru_cache(maxsize=1024)
@@ -74,7 +86,7 @@ def multiply_transposed(matrices: Array, others: Array) -> Array:
     wide = _divisor(columns, 32)
     high = _divisor(rows, FLAT // wide)
     few = products * rows * columns * pixels <= SMALL or 2 * high * wide < min(FLAT, rows * columns)
-    if few or not (without_copies() and one_thread()):
+    if few or not one_thread():
         # In this order, not transposed: a product is faster if its columns are few.
         return np.asarray(np.matmul(matrices, others.swapaxes(2, 3)).sum(axis=1))
     length = _length(pixels, high * wide)
