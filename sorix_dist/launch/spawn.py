@@ -25,8 +25,7 @@ from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
-from sorix_dist.launch.ask import PYTHON
+from sorix_dist.launch import PYTHON, LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.command import Command, command, on_this_host
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
