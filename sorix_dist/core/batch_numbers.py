@@ -237,7 +237,8 @@ def _bind_comparison(name: str) -> None:
                 _warn_of_own_branch(self.own)
             return own
         whole = function(self.everywhere, other.everywhere if isinstance(other, BatchNumber) else other)
-        if isinstance(self, BatchInt) and own != whole:  # as long as an array of this rank, or as the batch
+        # It is as long as an array of this rank, whose length is a plain integer, and as the batch.
+        if isinstance(self, BatchInt) and own != whole and not isinstance(other, BatchNumber):
             return name == "eq" if name in ("eq", "ne") else whole
         return whole
 
@@ -300,11 +301,13 @@ def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None
     """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
     if _COUNTING.isdisjoint(caller.f_code.co_names):
         return
-    steps, line = get_instructions(caller.f_code), caller.f_lineno
-    here_called = {step.argval for step in steps if step.positions and step.positions.lineno == line} & _COUNTING
-    if here_called:
+    steps = [step for step in get_instructions(caller.f_code) if step.positions]
+    # The instructions that find a function begin where its call begins.
+    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
+    called = {s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in _COUNTING}
+    if called:
         raise RuntimeError(
-            f"math.{min(here_called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
+            f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
             "in the global batch: give it sx.global_rows(x) [docs: own-numbers]"
         )
 

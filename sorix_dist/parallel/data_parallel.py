@@ -16,6 +16,7 @@ from sorix_dist.core.arguments import int_or_none, one_of
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import recording
+from sorix_dist.core.random import global_streams
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
 from sorix_dist.parallel.accumulation import Piece, accumulate, no_sync
@@ -88,6 +89,7 @@ class DistributedDataParallel(Module):
         self._editing = False
         owner = self._coordinator
         self._forward = ShardedForward(owner) if owner.shards is not None else BatchForward(owner, tagged=comm is None)
+        self._watched = owner.group.single and owner.shards is None  # whether a forward was seen to draw no numbers
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""
@@ -118,7 +120,18 @@ class DistributedDataParallel(Module):
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)
-        return self._forward.run(self.module, inputs, options)
+        if self._watched:
+            return self._forward.run(self.module, inputs, options)
+        before, self._watched = global_streams(), True
+        result = self._forward.run(self.module, inputs, options)
+        for name, state in global_streams().items():
+            if state != before[name]:
+                self._coordinator.group.warn(
+                    f"the forward draws from the global stream of `{name}`, which all ranks have to seed alike, and "
+                    "which differs from that of one process for rows and in reproducible mode: draw by sx.rand and "
+                    "sx.randn_like, or from a generator that is an attribute of the module"
+                )
+        return result
 
     # -- when gradients are synchronised, and how
 

@@ -166,6 +166,16 @@ def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
     assert run_threads(work, 3)[1] == (2, [0, 1], 8.0, "2 2", 1, True, [0, 0])
 
 
+def test_lengths_of_two_batches_are_compared_as_those_of_all_rows():
+    """Of 3 and 4 rows, each of two ranks or one of them has 2."""
+
+    def work() -> Any:
+        x, z = (next(iter(DataLoader(Dataset(np.ones((n, 2))), batch_size=n))) for n in (3, 4))
+        return x.shape[0] == z.shape[0], x.shape[0] != z.shape[0], x.shape == z.shape, x.shape == x.shape
+
+    assert run_threads(work, 2) == [(False, True, False, True)] * 2
+
+
 @pytest.mark.parametrize("length", [len, lambda x: x.shape[0]])
 def test_counts_of_this_rank_in_a_list_are_summed_by_all_reduce(length: Callable[[Any], Any]):
     def work() -> list[float]:

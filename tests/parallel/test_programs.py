@@ -109,6 +109,11 @@ def test_lengths_in_variables_that_serve_as_lengths_are_not_said():
     assert not [w for w in said if "len()" in str(w.message)]
 
 
+def half(x):
+    """With a call of len() that Python 3.11 makes faster after some calls."""
+    return 0.5 * len(x)
+
+
 @pytest.mark.parametrize("number", [float, bool, lambda x: x.item(), lambda x: f"{x:.3f}"])
 def test_one_row_on_each_rank_is_no_number(number):
     on_all_ranks(lambda: number(outputs()), ValueError, "one of the 3 rows of the batch")
@@ -129,6 +134,11 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: f"{0 + outputs().mean().item():.3f}", "text shows a number of this rank's rows alone"),
         (lambda: 5.0 * len(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: len(outputs()) + math.sqrt(4), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: len(outputs()) < 2, "len() counts this rank's rows, 1 of the 3"),
+        (lambda: float(outputs().mean()), "float() of a mean over rows"),
+        (lambda: [half(x) for x in [[1]] * 50 + [outputs()]], "len() counts this rank's rows, 1 of the 3"),
+        (lambda: [].append(outputs().mean().item()), "item() of a mean over rows, kept in a list"),
+        (lambda: [x.mean().item() for x in [outputs()]], "item() of a mean over rows, kept in a list"),
         (lambda: divided_by_a_variable(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: weighted_by_a_variable(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: weighted_in_a_nested_function(outputs()), "len() counts this rank's rows, 1 of the 3"),

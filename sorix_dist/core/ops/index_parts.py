@@ -38,8 +38,8 @@ def with_numbers(place: Shard | None, parts: list[Any]) -> tuple[Any, ...]:
 
 
 def numbers_of(parts: Iterable[Any]) -> list[Any]:
-    """The parts of an index with arrays for ranges, as in `x[range(len(x)), t]`."""
-    return [np.arange(part.start, part.stop, part.step) if isinstance(part, range) else part for part in parts]
+    """The parts of an index with arrays for ranges and lists, as in `x[range(len(x)), t]`."""
+    return [_of_list([*part]) if isinstance(part, range | list) else part for part in parts]
 
 
 def is_mask(part: Any) -> bool:
