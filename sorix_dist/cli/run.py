@@ -30,8 +30,6 @@ from sorix_dist.launch.run import run, run_on_hosts, supervise
 from sorix_dist.store.checkpoint_folder import newest_steps
 from sorix_dist.watchdog.launcher import tasks_of_job
 
-MOST_PER_CORE = 32  # ranks for each usable core of this host: more are a mistake that would only fill its memory
-
 EPILOG = """\
 exit codes: the script's own; 2 for a wrong command line; 70 if all seemed well but rank 0 did not reach the end of
 the script (known with --checkpoint, and on several hosts if rank 0 is on this one); 75 if the script was preempted and
@@ -167,12 +165,6 @@ class ScriptOnHosts:
         elif arguments.hostfile is not None:
             self.hosts = read_hostfile(arguments.hostfile)
         self.ranks: int = arguments.ranks or (slots(self.hosts) if self.hosts else default_ranks())
-        most = MOST_PER_CORE * usable_cores()
-        if self.ranks > most and not self.hosts and not hosts_from_outside(os.environ):
-            raise LaunchError(
-                f"-n must be at most {most} on this host, {MOST_PER_CORE} for each of its {usable_cores()} usable "
-                f"cores, got {self.ranks}; more ranks than cores are not faster. --hosts names other hosts"
-            )
 
     def start(self, hosts: Sequence[Host], env: Mapping[str, str]) -> Command:
         """The command, on those of the hosts that remain."""

@@ -47,7 +47,7 @@ class BatchNumber:
     def __float__(self) -> float:
         if self.everywhere is None:
             return float(self.own)
-        current_group().note_copy()
+        _note_copy()
         return float(self.everywhere)
 
     def __int__(self) -> int:
@@ -58,7 +58,7 @@ class BatchNumber:
                 "for this rank's rows [docs: own-numbers]"
             )
         if self.everywhere is not None:
-            current_group().note_copy()
+            _note_copy()
         return int(self.own)
 
     __trunc__ = __int__
@@ -135,7 +135,8 @@ class BatchInt(BatchNumber):
         return repr(self.own)
 
     def __format__(self, form: str) -> str:
-        return format(float(self) if form[-1:] in (*"eEfFgG%",) else self.own, form)
+        whole = self.own if self.everywhere is None else self.everywhere
+        return format(whole if form[-1:] in (*"eEfFgG%",) else self.own, form)
 
     def __getattr__(self, name: str) -> Any:
         """What else an int has, as bit_length(), where the number is the same on every rank."""
@@ -176,7 +177,14 @@ class BatchFloat(BatchNumber, float):
                 "text shows a number of this rank's rows alone, as item() of a loss is before its backward(): item() "
                 "after it, and sx.global_value(x).item(), are numbers of the global batch [docs: own-numbers]"
             )
-        return float(self)
+        return float.__float__(self)
+
+
+def _note_copy() -> None:
+    """Notes that a caller of float() or int() has a plain number of the global batch from here on. Text is none, and
+    what this package converts itself, such as a Recorder, is not the user's."""
+    if not sys._getframe(2).f_globals.get("__name__", "").startswith("sorix_dist."):
+        current_group().note_copy()
 
 
 def number(

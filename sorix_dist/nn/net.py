@@ -39,7 +39,7 @@ class FunctionLayer(Module):
             if cls.__doc__ is None:
                 cls.__doc__ = function.__doc__
             if cls.__init__ is object.__init__ or hasattr(cls.__init__, "__signature__"):
-                cls.__init__ = _constructor(options)  # type: ignore[method-assign]
+                cls.__init__ = _constructor(cls, options)  # type: ignore[method-assign]
         super().__init_subclass__()
 
     if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class FunctionLayer(Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr or self._options)
 
 
-def _constructor(options: Sequence[inspect.Parameter]) -> Callable[..., None]:
-    """The constructor of a layer with these options; `inplace` is ignored."""
+def _constructor(cls: type, options: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """The constructor of a layer class with these options; `inplace` is ignored."""
     own = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *options])
 
     def __init__(self: FunctionLayer, *values: Any, **named: Any) -> None:
@@ -71,6 +71,7 @@ def _constructor(options: Sequence[inspect.Parameter]) -> Callable[..., None]:
         self._complete()
 
     __init__.__signature__ = own  # type: ignore[attr-defined]
+    __init__.__module__, __init__.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
     return __init__
 
 

@@ -15,7 +15,7 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import int_or_none, one_of
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
-from sorix_dist.core.graph import recording
+from sorix_dist.core.graph import no_grad, recording
 from sorix_dist.core.random import global_streams
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
@@ -195,13 +195,14 @@ class DistributedDataParallel(Module):
 
     @contextmanager
     def edit(self) -> Iterator[None]:
-        """A context in which parameters may be changed, entered by all ranks. Each rank changes a private copy; at the
-        end rank 0's parameters and buffers are broadcast. An exception restores the parameters."""
+        """A context in which parameters may be changed, and no graph is recorded; entered by all ranks. Each rank
+        changes a private copy; at the end rank 0's parameters and buffers are broadcast. An exception restores them."""
         flats = [bucket.flat for bucket in self._buckets]
         copies = [flat.open() for flat in flats]
         self._editing = True
         try:
-            yield
+            with no_grad():
+                yield
             for copy in copies:
                 self.comm.broadcast(copy)
             self._share_buffers()

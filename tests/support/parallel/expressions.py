@@ -3,6 +3,9 @@ of other columns, by what the model makes of its rows."""
 
 ROWS = [
     "u - (u.T @ v)[t]",
+    "F.cross_entropy(u, t, weight=F.one_hot(t, 4).sum(0).double())",
+    "F.nll_loss(u.log_softmax(1), t, v.exp().mean(0).detach(), reduction='none')",
+    "F.batch_norm(u, v.mean(0).detach(), v.var(0).detach())",
     "u - (u.T @ v).index_select(0, t)",
     "u - (u.T @ v).gather(0, t[:, None].expand(-1, 4))",
     "u - np.take(u.T @ v, t, axis=0)",
