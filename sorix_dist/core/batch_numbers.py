@@ -363,4 +363,4 @@ def sized(size: Iterable[Any]) -> tuple[list[Any], Shard | None]:
     axis = found[0]
     rows: Shard = size[axis].shard
     own = [*size[: axis + 1], *map(of_all, size[axis + 1 :])]
-    return own, rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)
+    return own, rows.moved(axis) if len(found) == 1 else rows.batch.at(axis, pairs=True)

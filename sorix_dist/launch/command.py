@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from sorix_dist.comm.blas import usable_cores
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import ask
+from sorix_dist.launch import LaunchError, ask
 from sorix_dist.launch.hosts import HERE, Host, named, slots
 from sorix_dist.watchdog.launcher import tasks_of_job
 

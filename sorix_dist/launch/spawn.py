@@ -24,8 +24,7 @@ from typing import Any, Self, TypeVar
 from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
-from sorix_dist.launch.ask import PYTHON
+from sorix_dist.launch import PYTHON, LaunchError, RankError, RemoteTraceback
 from sorix_dist.launch.command import Command, command, on_this_host, too_many
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
@@ -44,8 +43,8 @@ _BANNER = re.compile(r"^(?:={20,}|-{20,})$", re.MULTILINE)
 
 LEAVE = 5.0  # seconds that ranks have to end after the last of them has returned its result
 
-# While the package is imported, the standard library comes first: a json.py in the caller's folder is not the one that
-# it means, and the caller may have had its own before that folder came into its path.
+# While the package is imported, the standard library comes first, so that it does not import a json.py of the caller's
+# folder. The caller may have imported the package before that folder came into its path.
 _RANK = """
 import json, os, sys
 path, library = json.loads(sys.argv[2]), os.path.dirname(os.__file__)

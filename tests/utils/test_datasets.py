@@ -251,7 +251,7 @@ def test_pytorch_options() -> None:
         list(DataLoader(data, 4, pin_memory=True, persistent_workers=True, num_workers=1))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run_threads(lambda: [len(DataLoader(data, 4, pin_memory=True)), list(DataLoader(data, 4, pin_memory=True))], 3)
+        run_threads(lambda: [list(loader) for loader in [DataLoader(data, 4, pin_memory=True)] * 2], 3)
     assert [Path(warning.filename).name for warning in said] == [Path(__file__).name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

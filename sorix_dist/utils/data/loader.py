@@ -170,6 +170,7 @@ class DataLoader:
         ranks = self._ranks()
         if self._ignored:
             current_group().warn(self._ignored)  # here, where the ranks are known: one of them says it
+            self._ignored = ""
         epoch, first = self.epoch, self._first
         looking = not _asked_by_a_loop(sys._getframe(1))
         if not looking:
