@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.arguments import as_int, one_of
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
 from sorix_dist.train import metrics as _collected
@@ -229,3 +230,6 @@ def find_optimal_threshold(
     if best[1] == -np.inf:
         raise RuntimeError(f"metric_fn failed for all {n_thresholds - 1} thresholds, first as above") from failure
     return best
+
+
+__getattr__ = missing_from(__name__, globals())

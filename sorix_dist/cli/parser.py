@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import PYTHON
+from sorix_dist.launch import PYTHON, LaunchError
 
 
 class Parser(argparse.ArgumentParser):

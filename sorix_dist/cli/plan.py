@@ -22,6 +22,7 @@ from sorix_dist.train.plots import Curve, Panels, as_text, draw
 
 HOSTS = [1 << power for power in range(11)]  # the rows of the table
 SECONDS = 4.0  # how long steps are measured
+LOG = ["ms a step"]  # the panels with a logarithmic axis
 
 
 class _Options(argparse.Action):
@@ -96,12 +97,12 @@ def main(arguments: Any) -> int:
         arguments.json.write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
     if arguments.output:
         try:
-            draw(found.panels(), arguments.output, ["ms a step"], "hosts")
+            draw(found.panels(), arguments.output, LOG, "hosts")
         except (ValueError, ImportError) as error:
             raise LaunchError(str(error)) from error
     print("\n".join(found.lines()))
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    print("\n" + as_text(found.panels(), width, axis_name="hosts"))
+    print("\n" + as_text(found.panels(), width, axis_name="hosts", log=LOG))
     return 0
 
 
@@ -169,7 +170,7 @@ class Predictions:
             f"{machine.message_byte * 1e12:.0f} us/MB; memory of a host {memory / 1e9:.0f} GB/s"
         )
         batch = f"{step.rows} rows in all" if options.scaling == "strong" else f"{step.rows} rows on each rank"
-        ranks = f"{options.ranks_per_host} rank{'s' * (options.ranks_per_host > 1)}"
+        ranks = _counted(options.ranks_per_host, "rank")
         link = f"{options.link * 8e-9:g} Gbit/s, {options.latency * 1e6:g} us"
         yield f"predicted: {ranks} a host, {link}, {batch}: ms a step (efficiency)"
         yield ""
@@ -195,8 +196,9 @@ class Predictions:
         ranks = self.options.hosts * self.options.ranks_per_host
         rows = self._step(Layout(self.options.hosts, self.options.ranks_per_host)).rows
         yield (
-            f"{self.options.hosts} hosts, {ranks} ranks: exact {_short(exact * 1e3)} ms a step, {rows / exact:,.0f} "
-            f"rows/s; best is {best}, {_short(times[best] * 1e3)} ms. Exact sums are fastest on {most} hosts."
+            f"{_counted(self.options.hosts, 'host')}, {_counted(ranks, 'rank')}: exact {_short(exact * 1e3)} ms a "
+            f"step, {rows / exact:,.0f} rows/s; best is {best}, {_short(times[best] * 1e3)} ms. Exact sums are fastest "
+            f"on {_counted(most, 'host')}."
         )
         if ranks > rows:
             yield f"{ranks - rows} ranks have no row of a batch of {rows}: give a larger batch, or fewer ranks."
@@ -233,3 +235,7 @@ class Predictions:
 def _short(number: float) -> str:
     """Three digits, or all before the point."""
     return f"{number:,.0f}" if number >= 999.5 else f"{number:.3g}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number > 1)}"

@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         help="draw the curves of recorded runs",
         description="Draw loss, accuracy, throughput and whatever else runs have recorded with sx.Recorder.",
     )
-    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="a recorder's folder, such as runs/digits")
+    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="a recorder's folder, or a folder of them")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="a PNG, PDF or SVG instead of the terminal")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="what to draw (default: everything)")
     parser.add_argument("--log", nargs="+", default=[], metavar="NAME", help="draw these on a logarithmic axis")

@@ -15,9 +15,17 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.common import (
+    check_array,
+    check_nbytes,
+    check_one_each,
+    check_op,
+    check_root,
+    check_split,
+    combined,
+    write,
+)
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
-from sorix_dist.comm.reduction import combined, write
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 from sorix_dist.watchdog.call_site import call_site

@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sorix_dist.comm import ring, runtime
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.common import (
+    check_array,
+    check_nbytes,
+    check_one_each,
+    check_op,
+    check_root,
+    check_split,
+    one_by_one,
+)
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
-from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
     CACHE_LINE,

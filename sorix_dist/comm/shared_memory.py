@@ -29,7 +29,7 @@ BRIEF = 20  # reads of a counter, about a microsecond, that do not count as wait
 SPINS = 1000  # further reads before a rank that has a core of its own yields it
 YIELDS = 1000  # reads between which it yields the core, before it sleeps instead
 SLEEP = 50e-6  # seconds between two further reads
-_yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
+yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # macOS has none
 
 
 def locate(host_of: Sequence[int], rank: int) -> tuple[int, int, int, int]:
@@ -133,7 +133,7 @@ class SpinBarrier:
                 if reads > YIELDS:
                     time.sleep(SLEEP)
                 else:
-                    _yield_core()
+                    yield_core()
         waited(began, rank)
 
 

@@ -15,10 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
+from sorix_dist.comm.common import (
+    check_array,
+    check_nbytes,
+    check_one_each,
+    check_op,
+    check_root,
+    check_split,
+    combined,
+    one_by_one,
+    write,
+)
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Started, Window, Wire
-from sorix_dist.comm.reduction import combined, one_by_one, write
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut, locate
 from sorix_dist.comm.world import using

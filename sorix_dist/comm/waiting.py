@@ -6,7 +6,6 @@ in a thread gets every single wait, for the profile.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 from sorix_dist.comm.protocol import Started
+from sorix_dist.comm.shared_memory import yield_core
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
 
@@ -52,7 +52,7 @@ def wait_patiently(request: Any, meanwhile: Callable[[], None] | None = None) ->
             if meanwhile is not None:
                 meanwhile()
             if (so_far := perf_counter() - since) < AWAKE:
-                os.sched_yield()
+                yield_core()
             else:
                 sleep(min(max(NAP, so_far / 16), LONGEST))
     except BaseException:  # of a signal handler: MPI goes on to use the request's memory

@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from sorix_dist.comm import blas, mismatch
-from sorix_dist.comm.arguments import check_array, check_nbytes, check_one_each, check_op, check_root, check_split
 from sorix_dist.comm.checked import Checked
+from sorix_dist.comm.common import (
+    check_array,
+    check_nbytes,
+    check_one_each,
+    check_op,
+    check_root,
+    check_split,
+    one_by_one,
+)
 from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Started, Window, Wire
-from sorix_dist.comm.reduction import one_by_one
 from sorix_dist.comm.runtime import running_mpi, start_mpi
 from sorix_dist.comm.shared_memory import SharedWindow, block_size, cut
 from sorix_dist.watchdog import report, watch

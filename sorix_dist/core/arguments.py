@@ -297,6 +297,13 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, Number) or hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
+def check_names(name: str, missing: Sequence[str], unknown: Sequence[str]) -> None:
+    """ValueError with the names that an argument lacks, and those in it that are unknown, if there are any."""
+    wrong = [f"lacks {missing}"] * bool(missing) + [f"has unknown {unknown}"] * bool(unknown)
+    if wrong:
+        raise ValueError(f"{name} {' and '.join(wrong)}")
+
+
 def described(value: Any) -> str:
     """What an argument is, in an error: its type, and the shape of an array or a short value."""
     if isinstance(value, type):

@@ -9,6 +9,7 @@ import numpy as np
 from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, fit, recording, through
 from sorix_dist.core.higher_derivatives import backward_on_tensors
+from sorix_dist.core.op import marker
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.tensor import Array, Tensor, array_of
 from sorix_dist.core.walk import gradient_of, walk
@@ -76,7 +77,9 @@ def _backward(tensor: Tensor, seed: Any, keep: bool, at_node: Visitor | None, st
     hooked: dict[Leaf, Any] = {}  # sums for the hooks of leaves
 
     def add(leaf: Leaf, rule: Rule | None, gradient: Any) -> None:
-        # If other ranks add to the gradient, the reducer calls the hooks with the total.
+        if leaf.hooks and not leaf.local.written:
+            leaf.turn = marker()
+        # If other ranks add to the gradient, the reducer calls the hooks with the total, in the same order.
         if leaf.hooks and leaf.local is leaf.total:
             if recorders:
                 outside("a hook of a parameter can't be captured")

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from dis import get_instructions
 from functools import partial
 from numbers import Integral
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -44,7 +47,7 @@ class BatchNumber:
     def __float__(self) -> float:
         if self.everywhere is None:
             return float(self.own)
-        current_group().note_copy()
+        _note_copy()
         return float(self.everywhere)
 
     def __int__(self) -> int:
@@ -55,7 +58,7 @@ class BatchNumber:
                 "for this rank's rows [docs: own-numbers]"
             )
         if self.everywhere is not None:
-            current_group().note_copy()
+            _note_copy()
         return int(self.own)
 
     __trunc__ = __int__
@@ -113,6 +116,8 @@ class BatchInt(BatchNumber):
     def __index__(self) -> int:
         if self.shard is not None:
             self.shard.group.measured = self.own, self.everywhere
+        if self.own != self.everywhere:
+            _refuse_count(self.own, self.everywhere, sys._getframe(1))  # a function of `math` has no frame
         return self.own
 
     def __bool__(self) -> bool:
@@ -130,7 +135,8 @@ class BatchInt(BatchNumber):
         return repr(self.own)
 
     def __format__(self, form: str) -> str:
-        return format(float(self) if form[-1:] in (*"eEfFgG%",) else self.own, form)
+        whole = self.own if self.everywhere is None else self.everywhere
+        return format(whole if form[-1:] in (*"eEfFgG%",) else self.own, form)
 
     def __getattr__(self, name: str) -> Any:
         """What else an int has, as bit_length(), where the number is the same on every rank."""
@@ -171,7 +177,14 @@ class BatchFloat(BatchNumber, float):
                 "text shows a number of this rank's rows alone, as item() of a loss is before its backward(): item() "
                 "after it, and sx.global_value(x).item(), are numbers of the global batch [docs: own-numbers]"
             )
-        return float(self)
+        return float.__float__(self)
+
+
+def _note_copy() -> None:
+    """Notes that a caller of float() or int() has a plain number of the global batch from here on. Text is none, and
+    what this package converts itself, such as a Recorder, is not the user's."""
+    if not sys._getframe(2).f_globals.get("__name__", "").startswith("sorix_dist."):
+        current_group().note_copy()
 
 
 def number(
@@ -232,7 +245,8 @@ def _bind_comparison(name: str) -> None:
                 _warn_of_own_branch(self.own)
             return own
         whole = function(self.everywhere, other.everywhere if isinstance(other, BatchNumber) else other)
-        if isinstance(self, BatchInt) and own != whole:  # as long as an array of this rank, or as the batch
+        # It is as long as an array of this rank, whose length is a plain integer, and as the batch.
+        if isinstance(self, BatchInt) and own != whole and not isinstance(other, BatchNumber):
             return name == "eq" if name in ("eq", "ne") else whole
         return whole
 
@@ -288,6 +302,24 @@ def _warn_of_own_branch(own: float) -> None:
     )
 
 
+_COUNTING = frozenset(("comb", "factorial", "gcd", "isqrt", "lcm", "perm"))  # functions of `math` that take integers
+
+
+def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None:
+    """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
+    if _COUNTING.isdisjoint(caller.f_code.co_names):
+        return
+    steps = [step for step in get_instructions(caller.f_code) if step.positions]
+    # The instructions that find a function begin where its call begins.
+    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
+    called = {s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in _COUNTING}
+    if called:
+        raise RuntimeError(
+            f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
+            "in the global batch: give it sx.global_rows(x) [docs: own-numbers]"
+        )
+
+
 # -- as arguments of functions
 
 
@@ -331,4 +363,4 @@ def sized(size: Iterable[Any]) -> tuple[list[Any], Shard | None]:
     axis = found[0]
     rows: Shard = size[axis].shard
     own = [*size[: axis + 1], *map(of_all, size[axis + 1 :])]
-    return own, rows.moved(axis) if len(found) == 1 else rows.batch.paired(axis)
+    return own, rows.moved(axis) if len(found) == 1 else rows.batch.at(axis, pairs=True)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sorix_dist.core.dtype import promoted
 from sorix_dist.core.placement import Batch, Group, Partial, Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -145,7 +146,7 @@ class StepRecorder:
         if self.paused:
             return rules
         if any(before is not after for before, after in zip(given, arrays, strict=True)):
-            promote = self.name("promoted", _promoted())
+            promote = self.name("promoted", promoted)
             self.line(f"{promote}([{', '.join(map(self.of, given))}], {to_float})", list(arrays))
         number = len(self.lines)
         values = [*map(self.of, arrays), *(f"{key}={self.of(option)}" for key, option in options.items())]
@@ -366,9 +367,3 @@ def _maker(kind: Any) -> Callable[[Any, Any], Any]:
 
 def is_tensor(x: Any) -> bool:
     return hasattr(x, "place") and hasattr(x, "array") and hasattr(x, "origin")
-
-
-def _promoted() -> Callable[..., Any]:
-    from sorix_dist.core.dtype import promoted
-
-    return promoted

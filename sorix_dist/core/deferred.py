@@ -20,7 +20,7 @@ from sorix_dist.core.tensor import Tensor
 def waits(inputs: Sequence[Any]) -> bool:
     """Whether an operation on these operands waits: one is a sum over a virtual shard, and none has rows."""
     places = [x.place for x in inputs if isinstance(x, Tensor)]
-    partial = any(isinstance(p, Partial) and p.group.isolated and not p.group.single for p in places)
+    partial = any(isinstance(p, Partial) and p.group.isolated for p in places)
     return partial and not any(isinstance(p, Shard) for p in places)
 
 

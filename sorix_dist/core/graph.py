@@ -178,7 +178,7 @@ class Leaf:
     the local gradients of several processes into the total.
     """
 
-    __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "view")
+    __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "turn", "view")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -189,6 +189,7 @@ class Leaf:
         self.sharded = False  # whether it is rows of a batch, whose gradients are not summed over ranks
         self.view: Any = None  # the Tensor of the total, `grad`
         self.hooks: list[Callable[[Any], Any]] | None = None  # called with a gradient before it is added
+        self.turn = 0  # numbers the leaves with hooks in the order in which a backward first reaches them
         self.name = ""  # of the parameter in its module
 
     def zero(self) -> None:

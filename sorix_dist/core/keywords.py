@@ -92,7 +92,7 @@ def publish(module: dict[str, Any], names: Sequence[str]) -> None:
 
 _NUMPY = "numpy.{0}(x.numpy()), without a gradient"
 _PADDED = "sx.nn.utils.rnn.pad_sequence: recurrent layers compute the padding too, which a mask leaves out of a loss"
-_PRECISION = "dtype=: there is no mixed precision"
+_PRECISION = "no mixed precision: leave autocast and GradScaler out"
 _INSTEAD = {
     **{name: _NUMPY.format(f"linalg.{name}") for name in ("svd", "qr", "eigh", "eig", "pinv", "lstsq")},
     **{name: f"linalg.{name}" for name in ("cholesky", "slogdet", "det", "inv", "solve")},

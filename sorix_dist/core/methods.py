@@ -13,7 +13,7 @@ from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.graph import Node, recording
+from sorix_dist.core.graph import Leaf, Node, recording
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.op import OF_NUMPY
@@ -79,6 +79,7 @@ def _converter(kind: types.DType) -> Callable[[Tensor], Tensor]:
 
 
 _REFUSED = "In-place operations are not allowed on a tensor that requires grad"
+_LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
 
 
 def target(tensor: Tensor, *others: Any) -> Array:
@@ -203,7 +204,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
         raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")
     if recording.get():
         if self.origin is not None:
-            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+            raise RuntimeError(_LEAF)
         if isinstance(value, Tensor) and value.origin is not None:
             raise RuntimeError("a tensor that requires grad can't be assigned: use where(), cat() or stack()")
     refuse_frozen(self.array)
@@ -213,9 +214,12 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
 
 
 def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Any]:
-    """`x += y` and the like: in place inside no_grad(), where updates by hand are written so; else a new tensor."""
+    """`x += y` and the like: in place inside no_grad(), where updates by hand are written so; else a new tensor. What
+    is trained is refused as in PyTorch: in a loop over parameters the new tensor would be lost, and nothing trained."""
 
     def operator(self: Tensor, other: Any) -> Any:
+        if recording.get() and isinstance(self.origin, Leaf):
+            raise RuntimeError(f"{_LEAF[:-1]}: do it inside no_grad(), of a wrapped model inside `with model.edit():`")
         if recording.get() or isinstance(self.origin, Node) or isinstance(self.place, Partial):
             return NotImplemented
         if self.leaf is None and shard_of(self) is None and shard_of(other) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,19 +21,19 @@ from sorix_dist.core.ops import choose, indexing, join, matrix, reduce
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
-from sorix_dist.core.placement import Partial, Shard
-from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Tensor, array_of
+from sorix_dist.core.placement import REPLICATE, Array, Partial, Shard, current_group, shard_of
+from sorix_dist.core.rules import on_every_rank, whole
+from sorix_dist.core.tensor import Tensor
 
 _OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
+_AT_PLACES = {np.put, np.put_along_axis}  # and ufunc.at: they write at positions
 _SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast}
-# What NumPy computes for each row, or says of an array: this rank's rows are enough.
+# What NumPy says of an array, or makes of it as `.numpy()` does: this rank's rows are enough.
 _OF_EACH_ROW = {
-    np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr,
-    np.array_str, np.result_type, np.can_cast, np.min_scalar_type, np.common_type, np.may_share_memory,
-    np.shares_memory, np.iscomplexobj, np.isrealobj, np.isclose, np.nan_to_num, np.real_if_close, np.imag, np.copy,
-    np.isneginf, np.isposinf, np.iscomplex, np.isreal, np.angle, np.sinc, np.i0,
+    np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr, np.array_str, np.copy,
+    np.result_type, np.can_cast, np.min_scalar_type, np.common_type, np.may_share_memory, np.shares_memory,
+    np.iscomplexobj, np.isrealobj,
 }  # fmt: skip
 # What to use instead of NumPy functions whose arguments or answers are not those of the operation.
 _INSTEAD = {
@@ -45,27 +45,50 @@ _INSTEAD = {
 
 def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
     """Implements a NumPy ufunc, or one of its methods, for tensors."""
-    out = options.get("out", ())
-    if method == "__call__" and ufunc in OF_NUMPY and not out:
+    out, called = options.get("out", ()), method == "__call__"
+    if called and ufunc in OF_NUMPY and not out:
         return OF_NUMPY[ufunc](*inputs, **options)
-    name = f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
+    name = f"numpy.{ufunc.__name__}" + ("" if called else f".{method}")
     if any(isinstance(target, Tensor) for target in out):
         raise TypeError(f"{name}(out=) can't write into a tensor; write into its `data`")
+    if called and ufunc in OF_NUMPY and ufunc.nout == len(options) == 1:
+        return _into(name, out[0], OF_NUMPY[ufunc](*inputs))
     writes = method == "at" or bool(out)
-    return _on_arrays(name, getattr(ufunc, method), inputs, options, writes, by_row=method == "__call__")
+    by_row = bool(out) or _has_arrays(inputs[method == "at" :])
+    return _on_arrays(name, getattr(ufunc, method), inputs, options, writes, by_row)
 
 
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Implements another NumPy function for tensors."""
     if function in _OF_SHAPES:
         return function(*_arrays(args, "", ()), **kwargs)
-    out = kwargs.get("out") is not None
-    if function in OF_NUMPY and not out:
-        kwargs.pop("out", None)
-        return OF_NUMPY[function](*args, **kwargs)
     name = f"{function.__module__}.{function.__name__}"
-    writes = out or function in _WRITES
-    return _on_arrays(name, function, args, kwargs, writes, by_row=function in _OF_EACH_ROW)
+    out = kwargs.get("out")
+    if function is np.copyto and len(args) == 2 and not kwargs and isinstance(args[0], np.ndarray):
+        return _into(name, *args)
+    if function in OF_NUMPY:
+        made = OF_NUMPY[function](*args, **{key: x for key, x in kwargs.items() if key != "out"})
+        return made if out is None else _into(name, out, made)
+    writes = out is not None or function in _WRITES
+    by_row = function in _OF_EACH_ROW or (writes and not (function in _AT_PLACES and not _has_arrays(args[1:])))
+    return _on_arrays(name, function, args, kwargs, writes, by_row)
+
+
+def _has_arrays(operands: Any) -> bool:
+    """Whether there are NumPy's arrays among operands: beside them tensors count as this rank's rows."""
+    return any((isinstance(x, np.ndarray) and x.ndim) or (isinstance(x, tuple) and _has_arrays(x)) for x in operands)
+
+
+def _into(name: str, out: Array, result: Tensor) -> Array:
+    """Writes the result of an operation into an array: this rank's rows if it is as long, else those of all ranks."""
+    if recorders:
+        outside(f"{name} writes into an array inside of the step")
+    if recording.get() and result.origin is not None:
+        _refuse(name, True)
+    rows = shard_of(result)
+    own = rows is not None and on_every_rank(rows, out.shape == result.array.shape)
+    np.copyto(out, (result if own else whole(result.detach(), name)).array, casting="same_kind")
+    return out
 
 
 def _on_arrays(
@@ -73,16 +96,24 @@ def _on_arrays(
 ) -> Any:
     """The function on the tensors' arrays; RuntimeError if a gradient would be lost, before anything is written.
 
-    Sums over rows are those of the global batch. Unless the function works `by_row`, or writes, it gets all rows.
+    Sums over rows are those of the global batch. Unless the function works `by_row`, it gets all rows.
     """
     if recorders and function not in _SHAPES:
         outside(f"{name} reads the numbers of a tensor inside of the step")
-    wanted = Partial if by_row or writes else Partial | Shard
     recorded = recording.get() and any(tensor.origin is not None for tensor in _tensors((args, options)))
-    if not (recorded and writes):
-        result = function(*_arrays(args, name, wanted), **_arrays(options, name, wanted))
-        if not (recorded and _holds_floats(result)):
-            return result
+    if recorded and writes:
+        _refuse(name, writes)
+    place = getattr(args[0], "place", None) if writes and args else None
+    if place not in (None, REPLICATE) and not (by_row and isinstance(place, Shard)) and not current_group().single:
+        raise RuntimeError(f"{name} can't write at positions of {place}: write into sx.global_value(x)")
+    wanted = Partial if by_row else Partial | Shard
+    result = function(*_arrays(args, name, wanted), **_arrays(options, name, wanted))
+    if recorded and _holds_floats(result):
+        _refuse(name, writes)
+    return result
+
+
+def _refuse(name: str, writes: bool) -> NoReturn:
     instead = f"use sorix_dist.{_INSTEAD[name]}, or " if name in _INSTEAD else ""
     raise RuntimeError(
         f"{name}{'' if not writes else ', which writes into an array,'} would lose the gradient of a tensor that "
@@ -181,10 +212,9 @@ def _sizes(ary: Any, sections: Any, axis: int, equal: bool) -> list[int]:
 
 
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
-    index = np.asarray(array_of(indices))
     if axis is None:
-        return indexing.take(shapes.reshape(a, -1), index=index)
-    return indexing.take(a, index=along(axis_of("take", a, axis), index))
+        return indexing.index(shapes.reshape(a, -1), indices)
+    return indexing.index(a, along(axis_of("take", a, axis), indices))
 
 
 def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
@@ -235,7 +265,7 @@ OF_NUMPY |= {
     np.array_split: _split(equal=False),
     # choice
     np.where: lambda condition, *branches: (
-        choose.where(_condition(condition), *branches) if branches else np.nonzero(np.asarray(condition))
+        choose.where(_condition(condition), *branches) if branches else np.nonzero(condition)
     ),
     np.clip: lambda a, a_min=None, a_max=None, *, min=None, max=None: choose.clamp(
         a, min if a_min is None else a_min, max if a_max is None else a_max

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dis import get_instructions, hasjabs, hasjrel, stack_effect
+from dis import Instruction, get_instructions, hasjabs, hasjrel, stack_effect
 from functools import lru_cache
 from types import CodeType
 from typing import Any
@@ -34,19 +34,62 @@ def warn_of_own_length(place: Any) -> None:
 
 @lru_cache(maxsize=1024)
 def _is_operand(code: CodeType, at: int) -> bool:
-    """Whether the instruction at `at` computes an operand of arithmetic, and not an argument, an index or a variable.
-    It follows the height of the stack up to the instruction that takes the operand from it."""
+    """Whether the instruction at `at` computes an operand of arithmetic or of `<`, or a variable that counts as one
+    below; and not an argument or an index. It follows the height of the stack up to the instruction that takes the
+    operand."""
     height = 1
-    for now in get_instructions(code):
-        if now.offset <= at:
-            continue
+    for now in _after(code, at):
         if now.opname == "BINARY_OP" and height <= 2:
-            return True
+            return now.argrepr != "[]"  # Python 3.14 indexes by this instruction
+        if now.opname == "COMPARE_OP" and height <= 2:
+            return "<" in now.argrepr or ">" in now.argrepr
+        if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
+            return _divides_or_weighs(code, _names(now.argval)[0])
         collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
         height += stack_effect(now.opcode, now.arg)
         if collects or height < 1 or now.opcode in hasjrel or now.opcode in hasjabs:
             return False
     return False
+
+
+def _names(argument: Any) -> tuple[Any, ...]:
+    """The variables of an instruction; one of Python 3.13 may load or store two."""
+    return argument if isinstance(argument, tuple) and argument else (argument,)
+
+
+def _divides_or_weighs(code: CodeType, name: str) -> bool:
+    """Whether a variable divides something, as in `x.sum() / n`, or is a factor of what a call returns, as in
+    `loss.item() * n`. Other arithmetic, such as `n * heads` and `n - 1`, is mostly for lengths and indices."""
+    inner = (c for c in code.co_consts if isinstance(c, CodeType) and name in c.co_freevars)
+    steps = [step for function in (code, *inner) for step in get_instructions(function)]
+    uses = zip(steps, steps[1:], steps[2:], strict=False)
+    return any(
+        now.opname.startswith("LOAD_")
+        and _names(now.argval)[-1] == name
+        and after.opname == "BINARY_OP"
+        and (after.argrepr in ("/", "/=") or (after.argrepr == "*" and before.opname == "CALL"))
+        for before, now, after in uses
+    )
+
+
+@lru_cache(maxsize=1024)
+def _is_kept(code: CodeType, at: int) -> bool:
+    """Whether what the call at `at` returns goes into a list, of which NumPy's mean would be a plain number."""
+    now = next(i for i in _after(code, at) if i.opname != "PRECALL")
+    if (now.opname, now.arg) != ("CALL", 1):
+        return now.opname == "LIST_APPEND"
+    line = now.positions and now.positions.lineno
+    return any(
+        i.argval == "append" and i.positions and i.positions.lineno == line and i.offset < at
+        for i in get_instructions(code)
+    )
+
+
+def _after(code: CodeType, at: int) -> list[Instruction]:
+    """The instructions after the call at `at`, whose offset may be that of PRECALL in Python 3.11."""
+    instructions = [*get_instructions(code)]
+    here = max(i for i, now in enumerate(instructions) if now.offset <= at)
+    return instructions[here + 1 + (instructions[here].opname == "PRECALL") :]
 
 
 def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
@@ -106,8 +149,10 @@ def warn_of_part(tensor: Any, what: str) -> None:
         return
     if place.denominator == SUM:
         found = "a sum over rows is this rank's part of the sum"
-    elif tensor.origin is None and what != "item()":
+    elif what != "item()":
         found = "a mean over rows is that over this rank's rows"
+    elif what == "item()" and _is_kept((caller := sys._getframe(3)).f_code, caller.f_lasti):  # of item(), _number()
+        found = "a mean over rows, kept in a list before its backward(), is that over this rank's rows"
     else:
         return
     place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")

@@ -45,7 +45,8 @@ class Group:
     single: one process has all rows, so nothing needs to be refused.
     ordered: reproducible mode, outside of a forward. A sum over rows is complete at once, in one order for any number
         of ranks, so a Partial, and a cotangent of a Replicate, is the whole sum.
-    isolated: reproducible mode, inside of a forward. Virtual shards are computed without collectives between them.
+    isolated: reproducible mode, inside of a forward. Several virtual shards are computed without collectives between
+        them.
     measured: this rank's number of rows and that of the batch, if the program has asked for the former as an integer.
     """
 
@@ -130,20 +131,12 @@ class Batch:
             self.known = Rows(before, before + self.held, total)
         return self.known
 
-    def at(self, axis: int, outer: int = 1, inner: int = 1) -> Shard:
-        """The placement of these rows along `axis`."""
-        key = axis, outer, inner
+    def at(self, axis: int, outer: int = 1, inner: int = 1, pairs: bool = False) -> Shard:
+        """The placement of these rows along `axis`; see Shard."""
+        key = axis, outer, inner, pairs
         found: Shard | None = self._places.get(key)
         if found is None:
-            found = self._places[key] = Shard(self, axis, outer, inner)
-        return found
-
-    def paired(self, axis: int) -> Shard:
-        """The placement of pairs of these rows, along `axis`, with the rows of all ranks."""
-        key = "pairs", axis
-        found: Shard | None = self._places.get(key)
-        if found is None:
-            found = self._places[key] = Shard(self, axis, 1, 1, pairs=True)
+            found = self._places[key] = Shard(self, *key)
         return found
 
     def partial(self, denominator: float | None, factor: float = 1.0) -> Partial:
@@ -209,7 +202,7 @@ class Shard:
 
     __slots__ = ("axis", "batch", "group", "inner", "outer", "pairs")
 
-    def __init__(self, batch: Batch, axis: int, outer: int, inner: int, pairs: bool = False) -> None:
+    def __init__(self, batch: Batch, axis: int, outer: int, inner: int, pairs: bool) -> None:
         self.batch, self.axis, self.outer, self.inner, self.pairs = batch, axis, outer, inner, pairs
         self.group = batch.group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -110,6 +111,34 @@ def generator(given: Any = None) -> np.random.Generator:
     if repeated is not None:
         repeated.begin_again()
     return seed().generator
+
+
+STREAMS = Generator, np.random.Generator, np.random.RandomState, random.Random  # those that a program makes
+
+
+def stream_state(stream: Any) -> Any:
+    """How far one of STREAMS was read."""
+    stream = stream.stream if isinstance(stream, Generator) else stream
+    if isinstance(stream, np.random.Generator):
+        return stream.bit_generator.state
+    return stream.getstate() if isinstance(stream, random.Random) else stream.get_state()
+
+
+def set_stream_state(stream: Any, state: Any) -> None:
+    """Sets one of STREAMS back to where it was."""
+    stream = stream.stream if isinstance(stream, Generator) else stream
+    if isinstance(stream, np.random.Generator):
+        stream.bit_generator.state = state
+    elif isinstance(stream, random.Random):
+        stream.setstate(state)
+    else:
+        stream.set_state(state)
+
+
+def global_streams() -> dict[str, Any]:
+    """The states of the random numbers that every part of a program shares."""
+    kind, key, *rest = np.random.get_state()  # noqa: NPY002 - the user's stream, only read
+    return {"random": random.getstate(), "numpy.random": (kind, np.asarray(key).tobytes(), *rest)}
 
 
 class RepeatedDraws:

@@ -261,7 +261,8 @@ def aligned_operands(name: str, inputs: Sequence[Any]) -> tuple[list[Any], Shard
         if lead.group.ordered and isinstance(x, Tensor) and x.origin is not None and not isinstance(x.place, Shard):
             x = collective().spread(x, lead, at, ndim)
         changed.append(x)
-    return changed, lead.batch.paired(ndim - at) if pairs and lead.outer == lead.inner == 1 else lead.moved(ndim - at)
+    pairs = pairs and lead.outer == lead.inner == 1
+    return changed, lead.batch.at(ndim - at, pairs=True) if pairs else lead.moved(ndim - at)
 
 
 def _extent(x: Any, at: int, held: int) -> int:

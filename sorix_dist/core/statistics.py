@@ -20,7 +20,7 @@ from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.axes import axis_of
 from sorix_dist.core.ops.choose import ValuesAndIndices
 from sorix_dist.core.ops.elementwise import trunc
-from sorix_dist.core.placement import REPLICATE, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
@@ -268,16 +268,34 @@ def bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bo
 
 def multinomial(input: Any, num_samples: int, replacement: bool = False) -> Tensor:
     """`num_samples` indices drawn by the weights in a vector, or in each row of a matrix."""
-    weights, num_samples = _all(input, "multinomial").astype(np.float64), of_all(num_samples)
+    place, num_samples = shard_of(input), of_all(num_samples)
+    if place is not None and (place.axis or len(shape_of(input)) == 1):
+        place = None  # one draw among all rows
+    weights = (_all(input, "multinomial") if place is None else np.asarray(input.array)).astype(np.float64)
     rows = np.atleast_2d(weights)
     if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise ValueError("multinomial: input must hold finite weights >= 0 with a positive sum in each row")
     if not replacement and num_samples > (rows > 0).sum(1).min(initial=num_samples):
         raise ValueError(f"multinomial: {num_samples} samples without replacement need that many weights above 0")
-    chances, generator = rows / rows.sum(1, keepdims=True), random.generator()
+    chances = rows / rows.sum(1, keepdims=True)
+    if place is not None:
+        return tagged(Tensor.of(_drawn_by_row(chances, num_samples, replacement, place)), place)
+    generator = random.generator()
     drawn = [generator.choice(len(row), num_samples, replacement, row) for row in chances]
     found = Tensor(np.array(drawn, np.int64).reshape(*weights.shape[:-1], num_samples))
     return found if shard_of(input) is None else tagged(found, REPLICATE)
+
+
+def _drawn_by_row(chances: Array, count: int, replacement: bool, place: Shard) -> Array:
+    """`count` indices for each row: where the distribution passes a number, or, without replacement, the first of
+    exponential times (Efraimidis and Spirakis 2006)."""
+    if replacement:
+        passed = np.cumsum(chances, axis=1)
+        passed /= passed[:, -1:]
+        return np.asarray((passed[:, None] <= random.uniform_by_row((len(chances), count), place)[..., None]).sum(2))
+    with np.errstate(divide="ignore"):
+        times = -np.log1p(-random.uniform_by_row(chances.shape, place)) / chances
+    return np.argsort(times, axis=1)[:, :count]
 
 
 def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = None, device: Any = "cpu") -> Tensor:

@@ -100,9 +100,9 @@ def walk(
 _UNSYNCHRONISED = (
     "the backward reaches {name} of shape {shape}, which requires a gradient and is synchronised by "
     "no wrapper: each rank would get a part of it. Wrap the module that it belongs to in DistributedDataParallel (a "
-    "criterion with parameters too; after layers of a wrapped model were replaced, wrap what its unwrap() gives), or "
-    "let every rank compute all rows (sx.replicated(x)); autograd.grad sums over the ranks by itself "
-    "[docs: unsynchronised]"
+    "criterion with parameters too, a tensor of your own as nn.Parameter of a Module; after layers of a wrapped model "
+    "were replaced, wrap what its unwrap() gives), or let every rank compute all rows (sx.replicated(x)); "
+    "autograd.grad sums over the ranks by itself [docs: unsynchronised]"
 )
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import ask
+from sorix_dist.comm.blas import usable_cores
+from sorix_dist.launch import LaunchError, ask
 from sorix_dist.launch.hosts import HERE, Host, named, slots
 from sorix_dist.watchdog.launcher import tasks_of_job
 
@@ -39,6 +39,8 @@ SCHEDULERS = ("SLURM_", "PBS_", "LSB_", "PE_", "FLUX_", "COBALT_")
 """Prefixes of the variables by which mpirun detects a scheduler's job."""
 
 MAPPING = "PRTE_MCA_rmaps_default_mapping_policy"  # how Open MPI 5 places ranks, where the command line does not say it
+
+MOST_PER_CORE = 8  # ranks for each usable core: more are a mistake that would only fill the memory
 
 OPEN_MPI_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl")
 
@@ -78,7 +80,7 @@ def command(
     environ: the environment of the command, by default this process's. Only `env` overrides a variable that is set.
     root: whether it will run as root, by default whether this process does.
     Raises ValueError if ranks < 1, the program is empty or the binding is unknown, LaunchError if there is no
-    usable mpirun or there are more ranks than slots.
+    usable mpirun or there are more ranks than slots, or by default far more than cores.
     """
     if ranks < 1:
         raise ValueError(f"ranks must be at least 1, got {ranks}")
@@ -100,7 +102,9 @@ def command(
         root = hasattr(os, "geteuid") and os.geteuid() == 0
     kind = flavour(mpirun)
     one_host = all(host.name in HERE for host in hosts) if hosts else not hosts_from_outside(environ)
-    if not one_host and not hosts:
+    if not hosts and one_host and (reason := too_many(ranks)):
+        raise LaunchError(f"the number of ranks must be {reason}; --hosts localhost:{ranks} starts them nevertheless")
+    if not hosts and not one_host:
         _check_slots(kind, ranks, environ)
     settings = _settings(kind, environ, root, one_host) | _pinning(kind, bind, cores)
     added = {name: value for name, value in settings.items() if name not in environ} | env
@@ -114,6 +118,17 @@ def command(
         # That variable, usually ":oversubscribe" for a small machine, would put all ranks on the first host.
         options = ["--map-by", "slot", *options]
     return Command((str(mpirun), *options, *_placed(kind, ranks, hosts, _guarded(program))), added)
+
+
+def too_many(ranks: int) -> str:
+    """How many ranks this host can run, if these are more; else an empty text."""
+    cores = usable_cores()
+    if ranks <= MOST_PER_CORE * cores:
+        return ""
+    return (
+        f"at most {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of the {cores} usable cores, got {ranks}: "
+        "more ranks are not faster than one for each core"
+    )
 
 
 def find_mpirun(environ: Mapping[str, str] | None = None) -> Path:

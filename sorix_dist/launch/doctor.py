@@ -23,8 +23,7 @@ from typing import Literal
 
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.blas import VARIABLES, usable_cores
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import PYTHON, Answer, ask
+from sorix_dist.launch import PYTHON, Answer, LaunchError, ask
 from sorix_dist.launch.command import command, find_mpirun, flavour, on_this_host
 from sorix_dist.watchdog import leftovers
 from sorix_dist.watchdog.launcher import detect, tasks_of_job

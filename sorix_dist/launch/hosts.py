@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import ask
+from sorix_dist.launch import LaunchError, ask
 from sorix_dist.watchdog.launcher import tasks_by_node
 
 HERE = ("localhost", "127.0.0.1", "::1")

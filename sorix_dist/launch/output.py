@@ -24,8 +24,8 @@ PREFIX = len("[10] ")
 
 
 def is_live() -> bool:
-    """Whether what this process prints may return to the start of its line: on a terminal, in a notebook, or in a rank
-    that was started there by `sx.run` or `sorix-dist run`."""
+    """Whether this process may write over a line that it has printed: on a terminal, in a notebook, or in a rank that
+    was started there by `sx.run` or `sorix-dist run`."""
     from sorix_dist.watchdog.launcher import detect  # as a program, this file finds no package
 
     if LIVE in os.environ or type(sys.stdout).__module__.startswith("ipykernel"):

@@ -1,8 +1,9 @@
 """A folder through which a caller and its ranks exchange function, results and output; only their user can read it.
 
 It holds `call` (from the caller), `output-R` (a pipe), `result-R` or `failure-R` (from rank R), and `caller`, which is
-locked while the caller lives. All files are opened relative to the folder's descriptor. Its path could be exchanged by
-a user who may rename it, and a pickle read from there would run that user's code. `main` is a rank's side of it.
+locked while the caller lives. All files are opened relative to the folder's descriptor: a user who may rename the
+folder could put another one at its path, and a pickle read from there would run that user's code. `main` is a rank's
+side of it.
 """
 
 from __future__ import annotations

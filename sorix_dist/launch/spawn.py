@@ -21,13 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sorix_dist.comm.blas import usable_cores
 from sorix_dist.comm.pickling import dumps, dumps_call
 from sorix_dist.comm.runtime import running_mpi
 from sorix_dist.comm.threads import run_threads
-from sorix_dist.launch import LaunchError, RankError, RemoteTraceback
-from sorix_dist.launch.ask import PYTHON
-from sorix_dist.launch.command import Command, command, on_this_host
+from sorix_dist.launch import PYTHON, LaunchError, RankError, RemoteTraceback
+from sorix_dist.launch.command import Command, command, on_this_host, too_many
 from sorix_dist.launch.output import Output, live_environment
 from sorix_dist.launch.private import FOLDERS, PrivateFolder, dumps_result
 from sorix_dist.watchdog import leftovers
@@ -38,7 +36,6 @@ Result = TypeVar("Result")
 
 BACKENDS = ("mpi", "threads")
 
-MOST_PER_CORE = 8  # ranks for each usable core: more are a mistake that would only fill the memory
 GRACE = 2.0  # seconds that the launcher has to end its ranks before they are killed
 
 _BANNER = re.compile(r"^(?:={20,}|-{20,})$", re.MULTILINE)
@@ -46,8 +43,8 @@ _BANNER = re.compile(r"^(?:={20,}|-{20,})$", re.MULTILINE)
 
 LEAVE = 5.0  # seconds that ranks have to end after the last of them has returned its result
 
-# While the package is imported, the standard library comes first: a json.py in the caller's folder is not the one that
-# it means, and the caller may have had its own before that folder came into its path.
+# While the package is imported, the standard library comes first, so that it does not import a json.py of the caller's
+# folder. The caller may have imported the package before that folder came into its path.
 _RANK = """
 import json, os, sys
 path, library = json.loads(sys.argv[2]), os.path.dirname(os.__file__)
@@ -127,19 +124,16 @@ def _check_call(caller: str, fn: Any, args: Any) -> None:
     if not callable(fn):
         raise TypeError(f"{caller}: fn must be a function, got {type(fn).__name__}")
     if not isinstance(args, Sequence) or isinstance(args, str):
-        raise TypeError(f"{caller}: args must be a tuple of the function's arguments, such as (x,), got {args!r}")
+        hint = f"; num_proc={args} is the number of ranks" if isinstance(args, int) else ""
+        raise TypeError(f"{caller}: args must be a tuple of the function's arguments, such as (x,), got {args!r}{hint}")
 
 
 def _check_num_proc(caller: str, num_proc: Any) -> None:
     """ValueError unless this host could run `num_proc` ranks."""
     if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
         raise ValueError(f"{caller}: num_proc must be a whole number of at least 1, got {num_proc!r}")
-    cores = usable_cores()
-    if num_proc > MOST_PER_CORE * cores:
-        raise ValueError(
-            f"{caller}: num_proc must be at most {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of the {cores} "
-            f"usable cores, got {num_proc}: more ranks are not faster than one for each core"
-        )
+    if reason := too_many(num_proc):
+        raise ValueError(f"{caller}: num_proc must be {reason}")
 
 
 def _check_can_start(num_proc: int) -> None:
@@ -229,7 +223,8 @@ def _results(folder: PrivateFolder, num_proc: int, code: int | None, printed: st
     missing = _missing(folder, num_proc)
     if missing:
         cause = _BANNER.split(printed)[0].strip() or _BANNER.sub("", printed).strip()
-        raise RankError(f"run: the launcher ended with code {code}, but {missing}; it printed:\n{cause}")
+        told = f"; it printed:\n{cause}" if cause else ""
+        raise RankError(f"run: the launcher ended with code {code}, but {missing}{told}")
     return [_result(folder, rank) for rank in range(num_proc)]
 
 

@@ -21,19 +21,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-class ReLU(FunctionLayer):
-    function = staticmethod(F.relu)
-
+class ReLU(FunctionLayer, function=F.relu):
     def forward(self, x: Any) -> Tensor:
         return relu(x)
 
 
-class ReLU6(FunctionLayer):
-    function = staticmethod(F.relu6)
+class ReLU6(FunctionLayer, function=F.relu6): ...
 
 
-class LeakyReLU(FunctionLayer):
-    function = staticmethod(F.leaky_relu)
+class LeakyReLU(FunctionLayer, function=F.leaky_relu): ...
 
 
 class PReLU(Module):
@@ -53,78 +49,59 @@ class PReLU(Module):
         return f"num_parameters={self.weight.array.size}"
 
 
-class Sigmoid(FunctionLayer):
-    function = staticmethod(F.sigmoid)
+class Sigmoid(FunctionLayer, function=F.sigmoid): ...
 
 
-class LogSigmoid(FunctionLayer):
-    function = staticmethod(F.logsigmoid)
+class LogSigmoid(FunctionLayer, function=F.logsigmoid): ...
 
 
-class Hardsigmoid(FunctionLayer):
-    function = staticmethod(F.hardsigmoid)
+class Hardsigmoid(FunctionLayer, function=F.hardsigmoid): ...
 
 
-class Tanh(FunctionLayer):
-    function = staticmethod(F.tanh)
+class Tanh(FunctionLayer, function=F.tanh): ...
 
 
-class Hardtanh(FunctionLayer):
-    function = staticmethod(F.hardtanh)
+class Hardtanh(FunctionLayer, function=F.hardtanh): ...
 
 
-class SiLU(FunctionLayer):
-    function = staticmethod(F.silu)
+class SiLU(FunctionLayer, function=F.silu): ...
 
 
-class Mish(FunctionLayer):
-    function = staticmethod(F.mish)
+class Mish(FunctionLayer, function=F.mish): ...
 
 
-class Hardswish(FunctionLayer):
-    function = staticmethod(F.hardswish)
+class Hardswish(FunctionLayer, function=F.hardswish): ...
 
 
-class GELU(FunctionLayer):
-    function = staticmethod(F.gelu)
-
+class GELU(FunctionLayer, function=F.gelu):
     def _complete(self) -> None:
         one_of("GELU: approximate", self.approximate, "tanh", "none")
 
 
-class ELU(FunctionLayer):
-    function = staticmethod(F.elu)
+class ELU(FunctionLayer, function=F.elu): ...
 
 
-class SELU(FunctionLayer):
-    function = staticmethod(F.selu)
+class SELU(FunctionLayer, function=F.selu): ...
 
 
-class Softplus(FunctionLayer):
-    function = staticmethod(F.softplus)
-
+class Softplus(FunctionLayer, function=F.softplus):
     def _complete(self) -> None:
         in_range("Softplus: beta", self.beta, 0, above=True)
 
 
-class Softsign(FunctionLayer):
-    function = staticmethod(F.softsign)
+class Softsign(FunctionLayer, function=F.softsign): ...
 
 
-class GLU(FunctionLayer):
-    function = staticmethod(F.glu)
+class GLU(FunctionLayer, function=F.glu): ...
 
 
-class Softmax(FunctionLayer):
-    function = staticmethod(F.softmax)
+class Softmax(FunctionLayer, function=F.softmax): ...
 
 
-class LogSoftmax(FunctionLayer):
-    function = staticmethod(F.log_softmax)
+class LogSoftmax(FunctionLayer, function=F.log_softmax): ...
 
 
-class Softmin(FunctionLayer):
-    function = staticmethod(F.softmin)
+class Softmin(FunctionLayer, function=F.softmin): ...
 
 
 class Softmax2d(Module):
@@ -134,21 +111,16 @@ class Softmax2d(Module):
         return F.softmax(x, -3)
 
 
-class CELU(FunctionLayer):
-    function = staticmethod(F.celu)
+class CELU(FunctionLayer, function=F.celu): ...
 
 
-class Hardshrink(FunctionLayer):
-    function = staticmethod(F.hardshrink)
+class Hardshrink(FunctionLayer, function=F.hardshrink): ...
 
 
-class Softshrink(FunctionLayer):
-    function = staticmethod(F.softshrink)
+class Softshrink(FunctionLayer, function=F.softshrink): ...
 
 
-class Tanhshrink(FunctionLayer):
-    function = staticmethod(F.tanhshrink)
+class Tanhshrink(FunctionLayer, function=F.tanhshrink): ...
 
 
-class Threshold(FunctionLayer):
-    function = staticmethod(F.threshold)
+class Threshold(FunctionLayer, function=F.threshold): ...

@@ -195,13 +195,12 @@ class ConvTranspose1d(ConvTranspose2d):
 # -- pooling
 
 
-class MaxPool2d(FunctionLayer):
+class MaxPool2d(FunctionLayer, function=F.max_pool2d):
     """The maximum of each window of images (N, C, H, W); stride: kernel_size if None.
 
     return_indices: also return where each maximum is, for MaxUnpool2d. It is the fifth argument, as in PyTorch.
     """
 
-    function: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool2d)
     _in_repr = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def __init__(
@@ -218,16 +217,12 @@ class MaxPool2d(FunctionLayer):
         self.stride = kernel_size if stride is None else stride
 
 
-class MaxPool1d(MaxPool2d):
+class MaxPool1d(MaxPool2d, function=F.max_pool1d):
     """The maximum of each window of sequences (N, C, L); arguments as for MaxPool2d, one integer each."""
 
-    function = staticmethod(F.max_pool1d)
 
-
-class MaxPool3d(MaxPool2d):
+class MaxPool3d(MaxPool2d, function=F.max_pool3d):
     """The maximum of each window of volumes (N, C, D, H, W); arguments as for MaxPool2d, one integer or three each."""
-
-    function = staticmethod(F.max_pool3d)
 
 
 class MaxUnpool2d(FunctionLayer):
@@ -250,13 +245,12 @@ class MaxUnpool1d(MaxUnpool2d):
     unpool = staticmethod(F.max_unpool1d)
 
 
-class AvgPool1d(FunctionLayer):
+class AvgPool1d(FunctionLayer, function=F.avg_pool1d):
     """The mean of each window of sequences (N, C, L); stride: kernel_size if None.
 
     count_include_pad: whether the zeros of the padding count.
     """
 
-    function = staticmethod(F.avg_pool1d)
     _in_repr = ("kernel_size", "stride", "padding")
     stride: Any
 
@@ -264,48 +258,35 @@ class AvgPool1d(FunctionLayer):
         self.stride = self.kernel_size if self.stride is None else self.stride
 
 
-class AvgPool2d(AvgPool1d):
+class AvgPool2d(AvgPool1d, function=F.avg_pool2d):
     """The mean of each window of images (N, C, H, W); stride: kernel_size if None.
 
     count_include_pad: whether the zeros of the padding count; divisor_override: what to divide the sums by.
     """
 
-    function = staticmethod(F.avg_pool2d)
 
-
-class AvgPool3d(AvgPool1d):
+class AvgPool3d(AvgPool1d, function=F.avg_pool3d):
     """The mean of each window of volumes (N, C, D, H, W); options as for AvgPool1d, one integer or three."""
 
-    function = staticmethod(F.avg_pool3d)
 
-
-class AdaptiveAvgPool2d(FunctionLayer):
+class AdaptiveAvgPool2d(FunctionLayer, function=F.adaptive_avg_pool2d):
     """The means of output_size windows, an integer or a pair (None: as in the input), that cover the image."""
 
-    function = staticmethod(F.adaptive_avg_pool2d)
 
-
-class AdaptiveAvgPool1d(FunctionLayer):
+class AdaptiveAvgPool1d(FunctionLayer, function=F.adaptive_avg_pool1d):
     """The means of output_size windows that cover each sequence."""
 
-    function = staticmethod(F.adaptive_avg_pool1d)
+
+class AdaptiveAvgPool3d(FunctionLayer, function=F.adaptive_avg_pool3d): ...
 
 
-class AdaptiveAvgPool3d(FunctionLayer):
-    function = staticmethod(F.adaptive_avg_pool3d)
+class AdaptiveMaxPool1d(FunctionLayer, function=F.adaptive_max_pool1d): ...
 
 
-class AdaptiveMaxPool1d(FunctionLayer):
-    function = staticmethod(F.adaptive_max_pool1d)
+class AdaptiveMaxPool2d(FunctionLayer, function=F.adaptive_max_pool2d): ...
 
 
-class AdaptiveMaxPool2d(FunctionLayer):
-    function = staticmethod(F.adaptive_max_pool2d)
+class LocalResponseNorm(FunctionLayer, function=F.local_response_norm): ...
 
 
-class LocalResponseNorm(FunctionLayer):
-    function = staticmethod(F.local_response_norm)
-
-
-class Unfold(FunctionLayer):
-    function = staticmethod(F.unfold)
+class Unfold(FunctionLayer, function=F.unfold): ...

@@ -14,6 +14,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import checked, in_range, one_of
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.tensor import Array, array_of
 
@@ -167,3 +168,6 @@ def _fill(t: Tensor, values: Any) -> Tensor:
     refuse_frozen(array)
     np.copyto(array, values, casting="same_kind")
     return t
+
+
+__getattr__ = missing_from(__name__, globals())

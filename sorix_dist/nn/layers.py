@@ -243,34 +243,29 @@ class Identity(Module):
         return x
 
 
-class Flatten(FunctionLayer):
+class Flatten(FunctionLayer, function=flatten):
     """Joins the dimensions from `start_dim` to `end_dim` into one; by default all but the batch."""
-
-    function = staticmethod(flatten)
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         self.start_dim, self.end_dim = start_dim, end_dim
 
 
-class Unflatten(FunctionLayer):
+class Unflatten(FunctionLayer, function=unflatten):
     """Splits the dimension `dim` into the dimensions `unflattened_size`."""
 
-    function, _options = staticmethod(unflatten), ("dim", "unflattened_size")
+    _options = ("dim", "unflattened_size")
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
         self.dim, self.unflattened_size = dim, tuple(as_list("unflattened_size", unflattened_size, "integers"))
 
 
-class PixelShuffle(FunctionLayer):
+class PixelShuffle(FunctionLayer, function=F.pixel_shuffle):
     """(N, C r², H, W) as (N, C, H r, W r), where r is `upscale_factor` (Shi et al. 2016)."""
 
-    function = staticmethod(F.pixel_shuffle)
 
-
-class Upsample(FunctionLayer):
+class Upsample(FunctionLayer, function=F.interpolate):
     """Sequences, images or volumes in another size; arguments as for `F.interpolate`."""
 
-    function = staticmethod(F.interpolate)
     _in_repr = ("size", "scale_factor", "mode")
 
 
@@ -288,20 +283,16 @@ class UpsamplingBilinear2d(Upsample):
         super().__init__(size, scale_factor, "bilinear", True)
 
 
-class PixelUnshuffle(FunctionLayer):
-    function = staticmethod(F.pixel_unshuffle)
+class PixelUnshuffle(FunctionLayer, function=F.pixel_unshuffle): ...
 
 
-class ChannelShuffle(FunctionLayer):
-    function = staticmethod(F.channel_shuffle)
+class ChannelShuffle(FunctionLayer, function=F.channel_shuffle): ...
 
 
-class CosineSimilarity(FunctionLayer):
-    function, inputs = staticmethod(F.cosine_similarity), 2
+class CosineSimilarity(FunctionLayer, function=F.cosine_similarity, inputs=2): ...
 
 
-class PairwiseDistance(FunctionLayer):
-    function, inputs = staticmethod(F.pairwise_distance), 2
+class PairwiseDistance(FunctionLayer, function=F.pairwise_distance, inputs=2): ...
 
 
 class _Pad(FunctionLayer):

@@ -90,7 +90,7 @@ class _Loss(FunctionLayer):
         return f"{type(self).__name__}({options})"
 
 
-class CrossEntropyLoss(_Loss):
+class CrossEntropyLoss(_Loss, function=F.cross_entropy):
     """The cross-entropy of raw scores (N, C) or (N, C, d...) against classes, by an exact log-sum-exp.
 
     Targets are class indices (N) or (N, d...), or probabilities of the scores' shape (floats, or `one_hot`).
@@ -98,8 +98,6 @@ class CrossEntropyLoss(_Loss):
     label_smoothing: this share of the target is spread evenly over the classes. The mean is that over the global
     batch; of no rows (an empty shard), or where nothing counts, it is 0.
     """
-
-    function = staticmethod(F.cross_entropy)
 
     def __init__(
         self,
@@ -115,9 +113,7 @@ class CrossEntropyLoss(_Loss):
         self.ignore_index = int_or_none("CrossEntropyLoss: ignore_index", ignore_index)
 
 
-class NLLLoss(_Loss):
-    function = staticmethod(F.nll_loss)
-
+class NLLLoss(_Loss, function=F.nll_loss):
     def __init__(self, weight: Any = None, ignore_index: int | None = None, reduction: str = "mean") -> None:
         self.reduction = reduction
         self._complete()
@@ -125,33 +121,27 @@ class NLLLoss(_Loss):
         self.ignore_index = int_or_none("NLLLoss: ignore_index", ignore_index)
 
 
-class MSELoss(_Loss):
-    function = staticmethod(F.mse_loss)
+class MSELoss(_Loss, function=F.mse_loss): ...
 
 
-class L1Loss(_Loss):
-    function = staticmethod(F.l1_loss)
+class L1Loss(_Loss, function=F.l1_loss): ...
 
 
-class SmoothL1Loss(_Loss):
-    function = staticmethod(F.smooth_l1_loss)
+class SmoothL1Loss(_Loss, function=F.smooth_l1_loss): ...
 
 
-class HuberLoss(_Loss):
-    function = staticmethod(F.huber_loss)
+class HuberLoss(_Loss, function=F.huber_loss): ...
 
 
-class BCELoss(_Loss):
+class BCELoss(_Loss, function=F.binary_cross_entropy):
     """The cross-entropy of probabilities of yes in [0, 1]; BCEWithLogitsLoss is exact and takes raw scores."""
 
-    function = staticmethod(F.binary_cross_entropy)
     _of_rows = ("weight",)
 
 
-class BCEWithLogitsLoss(_Loss):
+class BCEWithLogitsLoss(_Loss, function=F.binary_cross_entropy_with_logits):
     """The cross-entropy of yes and no from raw scores; pos_weight: factors for what is yes."""
 
-    function = staticmethod(F.binary_cross_entropy_with_logits)
     _of_rows = ("weight",)
 
     def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
@@ -160,41 +150,32 @@ class BCEWithLogitsLoss(_Loss):
         self._weights("pos_weight", pos_weight)
 
 
-class KLDivLoss(_Loss):
-    function, reductions = staticmethod(F.kl_div), (*F.REDUCTIONS, "batchmean")
+class KLDivLoss(_Loss, function=F.kl_div):
+    reductions = (*F.REDUCTIONS, "batchmean")
 
 
-class TripletMarginLoss(_Loss):
-    function, inputs = staticmethod(distance.triplet_margin_loss), 3
+class TripletMarginLoss(_Loss, function=distance.triplet_margin_loss, inputs=3): ...
 
 
-class MarginRankingLoss(_Loss):
-    function, inputs = staticmethod(distance.margin_ranking_loss), 3
+class MarginRankingLoss(_Loss, function=distance.margin_ranking_loss, inputs=3): ...
 
 
-class CosineEmbeddingLoss(_Loss):
-    function, inputs = staticmethod(distance.cosine_embedding_loss), 3
+class CosineEmbeddingLoss(_Loss, function=distance.cosine_embedding_loss, inputs=3): ...
 
 
-class GaussianNLLLoss(_Loss):
-    function, inputs = staticmethod(distance.gaussian_nll_loss), 3
+class GaussianNLLLoss(_Loss, function=distance.gaussian_nll_loss, inputs=3): ...
 
 
-class SoftMarginLoss(_Loss):
-    function = staticmethod(distance.soft_margin_loss)
+class SoftMarginLoss(_Loss, function=distance.soft_margin_loss): ...
 
 
-class HingeEmbeddingLoss(_Loss):
-    function = staticmethod(distance.hinge_embedding_loss)
+class HingeEmbeddingLoss(_Loss, function=distance.hinge_embedding_loss): ...
 
 
-class PoissonNLLLoss(_Loss):
-    function = staticmethod(distance.poisson_nll_loss)
+class PoissonNLLLoss(_Loss, function=distance.poisson_nll_loss): ...
 
 
-class MultiLabelSoftMarginLoss(_Loss):
-    function = staticmethod(distance.multilabel_soft_margin_loss)
-
+class MultiLabelSoftMarginLoss(_Loss, function=distance.multilabel_soft_margin_loss):
     def _complete(self) -> None:
         super()._complete()
         self._weights("weight", self.__dict__.pop("weight"))

@@ -8,7 +8,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import CPU, as_bool, as_function, as_state, checked, described, raise_for_device
+from sorix_dist.core.arguments import (
+    CPU,
+    as_bool,
+    as_function,
+    as_state,
+    check_names,
+    checked,
+    described,
+    raise_for_device,
+)
 from sorix_dist.core.capture import changed, host
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
@@ -250,8 +259,8 @@ class Module(Hooked):
         own = dict(self._saved())
         missing = [name for name in own if name not in state_dict]
         unknown = [name for name in state_dict if name not in own]
-        if strict and (missing or unknown):
-            raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
+        if strict:
+            check_names("load_state_dict: state_dict", missing, unknown)
         for name, tensor in own.items():
             if name not in state_dict:
                 continue

@@ -20,23 +20,26 @@ class FunctionLayer(Module):
     """A function as a layer, which is called with the function's first parameters. The others are options: arguments of
     the constructor, with the same defaults, and attributes of the layer.
 
-    A subclass may have a constructor of its own, and without a docstring it has that of the function.
-    inputs: the number of the first parameters.
+    A subclass names both: `class Softmax(FunctionLayer, function=F.softmax)`. It may have a constructor of its own, and
+    without a docstring it has that of the function. inputs: the number of the first parameters.
     """
 
     function: ClassVar[Callable[..., Any]]
     inputs: ClassVar[int] = 1
     _options: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls) -> None:
-        if "function" in vars(cls):
-            options = [*inspect.signature(cls.function).parameters.values()][cls.inputs :]
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, inputs: int | None = None) -> None:
+        if inputs is not None:
+            cls.inputs = inputs
+        if function is not None:
+            cls.function = staticmethod(function)
+            options = [*inspect.signature(function).parameters.values()][cls.inputs :]
             if "_options" not in vars(cls):
                 cls._options = tuple(option.name for option in options if option.name != "inplace")
             if cls.__doc__ is None:
-                cls.__doc__ = cls.function.__doc__
+                cls.__doc__ = function.__doc__
             if cls.__init__ is object.__init__ or hasattr(cls.__init__, "__signature__"):
-                cls.__init__ = _constructor(options)  # type: ignore[method-assign]
+                cls.__init__ = _constructor(cls, options)  # type: ignore[method-assign]
         super().__init_subclass__()
 
     if TYPE_CHECKING:
@@ -53,8 +56,8 @@ class FunctionLayer(Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._in_repr or self._options)
 
 
-def _constructor(options: Sequence[inspect.Parameter]) -> Callable[..., None]:
-    """The constructor of a layer with these options; `inplace` is ignored."""
+def _constructor(cls: type, options: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """The constructor of a layer class with these options; `inplace` is ignored."""
     own = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *options])
 
     def __init__(self: FunctionLayer, *values: Any, **named: Any) -> None:
@@ -68,6 +71,7 @@ def _constructor(options: Sequence[inspect.Parameter]) -> Callable[..., None]:
         self._complete()
 
     __init__.__signature__ = own  # type: ignore[attr-defined]
+    __init__.__module__, __init__.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
     return __init__
 
 

@@ -90,7 +90,8 @@ class Optimizer(SavedState):
         taken = {id(p) for g in self._groups for p in g["params"]}
         for i, p in enumerate(params):
             if not isinstance(p, Tensor):
-                raise TypeError(f"params must hold tensors, got {type(p).__name__} at {i}")
+                hint = "; model.parameters() gives those of a model" if hasattr(p, "parameters") else ""
+                raise TypeError(f"params must hold tensors, got {type(p).__name__} at {i}{hint}")
             if not p.is_leaf:
                 raise ValueError(f"params: tensor {i} is computed by an operation; only leaves can be optimized")
             if p.array.dtype.kind != "f":

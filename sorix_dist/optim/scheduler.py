@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import arguments
-from sorix_dist.core.arguments import as_int, as_list, as_number, as_state, at_least, checked, in_range, one_of
+from sorix_dist.core.arguments import (
+    as_int,
+    as_list,
+    as_number,
+    as_state,
+    at_least,
+    check_names,
+    checked,
+    in_range,
+    one_of,
+)
 from sorix_dist.core.capture import host, uncaptured
 from sorix_dist.optim.optimizer import Optimizer
 
@@ -170,8 +180,7 @@ class LRScheduler:
         own = self.state_dict().keys()
         as_state("load_state_dict", state_dict)
         missing, unknown = sorted(own - state_dict.keys()), sorted(state_dict.keys() - own)
-        if missing or unknown:
-            raise ValueError(f"load_state_dict: state_dict lacks {missing} and has unknown {unknown}")
+        check_names("load_state_dict: state_dict", missing, unknown)
         groups, lrs = self.optimizer.param_groups, state_dict["_last_lr"]
         if not len(lrs) == len(groups) == len(self._last_lr):
             raise ValueError(f"load_state_dict: state_dict must be of {len(groups)} parameter groups, got {len(lrs)}")

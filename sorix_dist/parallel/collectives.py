@@ -38,7 +38,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             current_group().warn_of_copy()
         return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
     place = x.place if isinstance(x, Tensor) else None
-    if (place is None or isinstance(place, Tally)) and op == "sum":
+    if op == "sum" and (place is None or (isinstance(place, Tally) and not place.known)):  # others refuse such a number
         current_group().warn_of_copy()
     if isinstance(x, Tensor):
         if isinstance(place, Tally):

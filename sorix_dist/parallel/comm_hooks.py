@@ -14,6 +14,7 @@ import numpy as np
 from sorix_dist.comm import Comm, Exchange, agreed
 from sorix_dist.core.arguments import as_int, in_range
 from sorix_dist.core.flat import BLOCK, Flat
+from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.float16 import Half, scale_of, scaled, size_of
@@ -354,3 +355,6 @@ class HookReducer(Reducer):
 
     def first_not_finite(self) -> tuple[int, str] | None:
         return self._wrong
+
+
+__getattr__ = missing_from(__name__, globals())

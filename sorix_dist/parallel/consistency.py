@@ -10,9 +10,11 @@ from itertools import zip_longest
 from threading import get_ident
 from time import monotonic
 from typing import TypeVar
+from zlib import crc32
 
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
+from sorix_dist.core import random as rng
 from sorix_dist.nn.module import Module, options_of
 from sorix_dist.store import files
 from sorix_dist.watchdog import watch
@@ -86,12 +88,16 @@ def describe_state(module: Module) -> list[str]:
 
 
 def describe_modules(module: Module) -> list[str]:
-    """One line for each module, of its class, and for each of its options."""
+    """One line for each module, of its class, and for each of its options and random streams."""
     lines = []
     for name, part in module.named_modules():
         where = f"module '{name}'" if name else "the model"
         what = f"{where} ({type(part).__name__})"
         lines += [what, *(f"{what} with {option} = {text}" for option, text in options_of(part).items())]
+        for option, stream in vars(part).items():
+            if isinstance(stream, rng.STREAMS):
+                state = crc32(repr(rng.stream_state(stream)).encode())
+                lines.append(f"{what} with {option} = a random stream whose state has the checksum {state}")
     return lines
 
 

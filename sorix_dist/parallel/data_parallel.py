@@ -15,7 +15,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import int_or_none, one_of
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
-from sorix_dist.core.graph import recording
+from sorix_dist.core.graph import no_grad, recording
+from sorix_dist.core.random import global_streams
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
 from sorix_dist.parallel.accumulation import Piece, accumulate, no_sync
@@ -88,6 +89,7 @@ class DistributedDataParallel(Module):
         self._editing = False
         owner = self._coordinator
         self._forward = ShardedForward(owner) if owner.shards is not None else BatchForward(owner, tagged=comm is None)
+        self._watched = owner.group.single and owner.shards is None  # whether a forward was seen to draw no numbers
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""
@@ -118,7 +120,18 @@ class DistributedDataParallel(Module):
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)
-        return self._forward.run(self.module, inputs, options)
+        if self._watched:
+            return self._forward.run(self.module, inputs, options)
+        before, self._watched = global_streams(), True
+        result = self._forward.run(self.module, inputs, options)
+        for name, state in global_streams().items():
+            if state != before[name]:
+                self._coordinator.group.warn(
+                    f"the forward draws from the global stream of `{name}`, which all ranks have to seed alike, and "
+                    "which differs from that of one process for rows and in reproducible mode: draw by sx.rand and "
+                    "sx.randn_like, or from a generator that is an attribute of the module"
+                )
+        return result
 
     # -- when gradients are synchronised, and how
 
@@ -182,13 +195,14 @@ class DistributedDataParallel(Module):
 
     @contextmanager
     def edit(self) -> Iterator[None]:
-        """A context in which parameters may be changed, entered by all ranks. Each rank changes a private copy; at the
-        end rank 0's parameters and buffers are broadcast. An exception restores the parameters."""
+        """A context in which parameters may be changed, and no graph is recorded; entered by all ranks. Each rank
+        changes a private copy; at the end rank 0's parameters and buffers are broadcast. An exception restores them."""
         flats = [bucket.flat for bucket in self._buckets]
         copies = [flat.open() for flat in flats]
         self._editing = True
         try:
-            yield
+            with no_grad():
+                yield
             for copy in copies:
                 self.comm.broadcast(copy)
             self._share_buffers()

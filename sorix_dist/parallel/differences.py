@@ -105,8 +105,9 @@ def require_equal_numbers(comm: Comm, numbers: list[float], sums: list[float]) -
             raise RuntimeError(
                 "a loss, or a number that it was multiplied with or divided by, must be the same on every rank, and is "
                 f"{', '.join(f'{n:.6g}' for n in everywhere)} on ranks 0 to {comm.size - 1} (in the backward at "
-                f"{call_site().where}): it is a rank's own, such as len(xb), or follows from rows that no loader has "
-                "tagged. Take the rows from a DataLoader, call the wrapped model instead of its module, or use "
+                f"{call_site().where}): it is a rank's own, such as len(xb) or what np.random draws if the ranks have "
+                "not seeded it alike, or follows from rows that no loader has tagged. Take the rows from a DataLoader, "
+                "call the wrapped model instead of its module, or use "
                 "sx.global_value(x) or sx.global_rows(xb); no gradient was added [docs: own-numbers]"
             )
 

@@ -171,12 +171,17 @@ def batch_of(value: Any, group: InOrder) -> Batch:
         shapes = [str(tuple(x.shape)) for x in entries(value)]
         raise RuntimeError(
             "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
-            f"{', '.join(shapes) or 'no array'} without that knowledge. Put preprocessing that changes the number "
-            "of rows into the data set or the model"
+            f"{', '.join(shapes) or 'no array'} without that knowledge. Put what changes the number of rows, and "
+            "products of a batch by @, into the data set or the model"
         )
     batch, shards = found[0].batch, group.shards
     rows = batch.rows
     held = shards.rows(shards.owned.start, rows.total)[0], shards.rows(shards.owned[-1], rows.total)[1]
+    if batch.parent is not None:
+        raise RuntimeError(
+            "reproducible mode: rows that a mask has selected can't be the inputs of a model, since its virtual shards "
+            "are those of whole batches: select among its outputs, or inside of it"
+        )
     if batch.group is not group or held != (rows.start, rows.stop):
         raise RuntimeError(
             f"reproducible mode: this rank must hold rows {held[0]} to {held[1]} of a batch of {rows.total} rows, "

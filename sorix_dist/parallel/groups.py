@@ -1,4 +1,4 @@
-"""Sums and gathers over ranks: the implementations of `core.placement.Group`."""
+"""Sums and gathers over ranks: the implementations of `core.placement.Group`; and the rows of a virtual worker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core.op import use_shards
-from sorix_dist.core.placement import Array, Group, Rows, current_group
+from sorix_dist.core.placement import REPLICATE, Array, Batch, Group, Rows, Shard, current_group, tagged
+from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.virtual_shards import VirtualShards
+from sorix_dist.utils.data.nested import entries, map_arrays
 from sorix_dist.watchdog.call_site import call_site
 
 
@@ -104,11 +106,10 @@ class OfShard(Group):
     """Reproducible mode, inside of a forward: one virtual shard of a batch. Sums over all shards follow when the
     forward has computed every shard."""
 
-    isolated = True
-
     def __init__(self, count: int, warn: Callable[[str], None]) -> None:
         self.parts = count
         self.single = count == 1
+        self.isolated = not self.single
         self._warn = warn
 
     def warn(self, message: str) -> None:
@@ -134,13 +135,49 @@ class OfShard(Group):
         )
 
 
-class OfWorker(Group):
-    """Local SGD: the rows of one virtual worker, which trains on them as a single process does."""
-
-
 def group_of(comm: Comm, count: int | None) -> Ranks:
     """The group of a communicator, made at the first call and then cached; count: of virtual shards, or None."""
     found: Ranks | None = comm.cache.get(Ranks)
     if found is None:
         found = comm.cache[Ranks] = Ranks(comm) if count is None else InOrder(comm, VirtualShards(comm, count))
     return found
+
+
+class OfWorker(Group):
+    """Local SGD: the rows of one virtual worker, which trains on them as a single process does."""
+
+
+def check_batch(name: str, batch: tuple[Any, ...]) -> None:
+    """RuntimeError for an argument that can't be cut into the rows of workers, and is not the same on every rank."""
+    first = None
+    for x in entries(batch):
+        place = x.place if isinstance(x, Tensor) else None
+        if place is REPLICATE:
+            continue
+        what = "is not rows of a loader's batch"
+        if isinstance(place, Shard):
+            first = first or place.batch
+            what = "requires a gradient" if x.origin is not None else ""
+            if place.batch.known is None or place.batch.known[:3] != first.known[:3]:  # type: ignore[index]
+                what = "is not all rows of one batch"
+        if what:
+            raise RuntimeError(
+                f"{name}: an argument of shape {tuple(x.shape)} {what}: put it into the data set, compute it inside of "
+                "the loop, or pass sx.replicated(x) if it is the same on every rank"
+            )
+
+
+def rows_of_worker(batch: tuple[Any, ...], start: int, stop: int, group: Any) -> tuple[Any, ...]:
+    """Rows start to stop - 1 of this rank's rows, as the batch of one worker."""
+    own = Batch(Rows(0, stop - start, stop - start), group)
+
+    def cut(x: Tensor) -> Tensor:
+        place = x.place
+        if not isinstance(place, Shard):
+            return x
+        held = place.batch.held
+        rows = x.array if stop - start == held else place.part(x.array, start, stop, held)
+        return tagged(Tensor.of(rows, None), own.at(place.axis, place.outer, place.inner))
+
+    result: tuple[Any, ...] = map_arrays(batch, cut)
+    return result

@@ -25,9 +25,8 @@ from sorix_dist.parallel.consistency import describe_modules, describe_state, sa
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.data_parallel import DistributedDataParallel
 from sorix_dist.parallel.forward import batch_of
-from sorix_dist.parallel.groups import InOrder
+from sorix_dist.parallel.groups import InOrder, check_batch, rows_of_worker
 from sorix_dist.parallel.module_state import Numbers
-from sorix_dist.parallel.worker_rows import check_batch, rows_of_worker
 from sorix_dist.parallel.workers import Workers
 from sorix_dist.parallel.world import agree_on_seed, virtual_shards, world
 

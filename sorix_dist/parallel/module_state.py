@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
+from sorix_dist.core import random as rng
 from sorix_dist.core.capture import host, version
 from sorix_dist.core.placement import Group
 from sorix_dist.core.tensor import Array
@@ -71,8 +72,8 @@ class Buffers:
 
 
 class Numbers:
-    """The plain attributes of a model's modules, such as a count of steps. Every shard starts with the same values, so
-    that a forward counts once for each batch."""
+    """The plain attributes of a model's modules, such as a count of steps, and the random streams. Every shard starts
+    with the same values, so that a forward counts, and draws, once for each batch."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -88,6 +89,8 @@ class Numbers:
             values = [(m, k, v) for m in self.modules for k, v in m.__dict__.items()]
             self._owners = [(m, k) for m, k, v in values if v.__class__ in (list, dict)]
             self._lists = [v for _, _, v in values if v.__class__ in (list, dict)]
+            self._streams = [v for _, _, v in values if isinstance(v, rng.STREAMS)]
+        self._read_before = [*map(rng.stream_state, self._streams)]
         self._lengths = [*map(len, self._lists)]
         self.after: list[dict[str, Any]] = []
 
@@ -96,6 +99,8 @@ class Numbers:
 
     def restore(self) -> None:
         """Sets what the forward of another shard has changed."""
+        for stream, state in zip(self._streams, self._read_before, strict=True):
+            rng.set_stream_state(stream, state)
         if not self.after or self._version == version():
             return
         for module, before, after in zip(self.modules, self.before, self.after, strict=True):

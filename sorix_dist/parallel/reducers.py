@@ -146,6 +146,12 @@ class Reducer:
                     leaf.total.written = True
             return False
         own = self.flat.own
+        hooked = [i for i, leaf in enumerate(self.leaves) if leaf.hooks and self.used[i]]
+        parts: dict[Leaf, Array] = {}
+        for i in sorted(hooked, key=lambda i: self.leaves[i].turn):
+            leaf, start = self.leaves[i], self.flat.starts[i]
+            total = self.total[start : start + prod(leaf.shape)].reshape(leaf.shape) * scale
+            parts[leaf] = through(leaf.hooks or [], total).reshape(-1)
         runs: list[tuple[int, int, bool]] = []
         for leaf, start, end, used in zip(
             self.leaves, self.flat.starts, [*self.flat.starts[1:], self.flat.size], self.used, strict=True
@@ -155,9 +161,8 @@ class Reducer:
             adding = leaf.total.written
             leaf.total.written = True
             if leaf.hooks:
-                shape, size = leaf.shape, prod(leaf.shape)
-                part = through(leaf.hooks, self.total[start : start + size].reshape(shape) * scale).reshape(-1)
-                here = within(start, start + size, own)
+                part = parts[leaf]
+                here = within(start, start + part.size, own)
                 _add(self.flat.grad[here], part[here.start - start : here.stop - start], adding, 1.0)
             elif runs and runs[-1][1] == start and runs[-1][2] == adding:
                 runs[-1] = (runs[-1][0], end, adding)

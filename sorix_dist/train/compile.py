@@ -37,14 +37,14 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
     call backward, clip, accumulate, and step optimizers and schedulers. It returns tensors, nested, or None. The result
     has the same bits. `print(step.source)` shows the latest program.
 
-    There is a program for each shape, dtype, placement and number among the arguments; each number and object that the
-    step, and the functions and methods that it calls, name (closure, globals, `self`, what lies in lists, dicts and
-    objects there); and each mode, number and array of the modules among these. Python code of the step runs in the
-    first calls only: what it prints is not repeated. What reads numbers of a tensor (`item()`, `if loss > 1:`), makes
-    arrays by NumPy, changes tensors in place, calls autograd.grad, counts calls or appends to a list, draws random
-    numbers of Python's or NumPy's, uses clocks or files, has an `except`, or names objects whose changes can't be seen
-    can't be captured: the step runs as it is, and a warning says the line once. So does one that returns a tensor that
-    backward() could be called on.
+    A program belongs to one combination of these: shapes, dtypes, placements and numbers of the arguments; numbers and
+    objects that the step and the functions that it calls refer to (closures, globals, `self`, and what these contain);
+    and modes, numbers and arrays of the modules among them. Python code of the step runs in the first calls only: what
+    it prints is not repeated. A step can't be captured if it reads numbers of a tensor (`item()`, `if loss > 1:`),
+    makes arrays by NumPy, changes tensors in place, calls autograd.grad, counts calls or appends to a list, draws
+    random numbers of Python's or NumPy's, uses clocks or files, has an `except`, refers to objects whose changes can't
+    be seen, or returns a tensor that backward() could be called on. It runs as it is then, and a warning names the line
+    once.
 
     The first three replays and every thousandth are audited: the step runs as it is, and its program computes the same
     beside it. RuntimeError names the first call that differs, or gives other bits. The environment variable

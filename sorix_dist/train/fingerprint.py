@@ -39,7 +39,7 @@ _BY_ID = (
     types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, operator.attrgetter,
     operator.itemgetter, operator.methodcaller,
 )  # fmt: skip
-_STEADY = ("numpy", "typing", "logging", "_collections")  # whose objects stay, or show it in the random numbers
+_STEADY = ("numpy", "typing", "logging", "_collections")  # their objects don't change; generators' states are compared
 
 
 class Fingerprint:

@@ -117,16 +117,10 @@ def _optimizer_step(function: Any) -> Any:
 
     @wraps(function)
     def step(optimizer: Optimizer, *inputs: Any, **options: Any) -> Any:
-        timeline = started.get(get_ident())
-        if timeline is not None and timeline.left > 1:  # it pauses: as little as can be
-            timeline.left -= 1
-            timeline.optimized = True
-            return function(optimizer, *inputs, **options)
-        if timeline is None:
-            return function(optimizer, *inputs, **options)
         result = timed(optimizer, *inputs, **options)
-        timeline.optimized = True
-        timeline.end_step()
+        if (timeline := started.get(get_ident())) is not None:
+            timeline.optimized = True
+            timeline.end_step()
         return result
 
     return step
@@ -142,10 +136,7 @@ def _captured_step(function: Any) -> Any:
         result = timed(*inputs, **options)
         timeline = started.get(get_ident())
         if timeline is not None and not timeline.optimized:
-            if timeline.left > 1:
-                timeline.left -= 1
-            else:
-                timeline.end_step()
+            timeline.end_step()
         return result
 
     return call

@@ -84,7 +84,7 @@ def fit(
     if checkpointer is not None and (saved := checkpointer.load_latest(**parts)):
         step, history = saved["step"], saved["history"]
         bar.load_state_dict(saved.get("logged", {"sums": {}}))  # earlier versions have not saved it
-        print(f"goes on from step {step}")
+        print(f"goes on from step {step}" + f", where all {epochs} epochs are done" * (loader.epoch >= epochs))
 
     while loader.epoch < epochs and not (early_stopping is not None and early_stopping.stopped):
         model.train()

@@ -2,8 +2,8 @@
 
 python -m sorix_dist.train.planned '{"path": "measured.json", "seconds": 6}' (SCRIPT | -m MODULE) [ARGUMENT ...]
 
-The script ends after these steps. They take turns with full batches and with the first rows of batches, so that what
-a step costs without any rows can be told. Checkpoints are neither read nor written, nothing is recorded.
+The script ends after these steps. Full batches and the first rows of batches take turns, which shows what a step costs
+without any rows. Checkpoints are neither read nor written, nothing is recorded.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sorix_dist.train.recorder import read_records
+from sorix_dist.train.recorder import RECORDS, read_records
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which colour-blind readers can distinguish."""
@@ -37,12 +37,12 @@ Panels = dict[str, list[Curve]]
 def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
     """The curves of runs by what they show: `loss` and `val_loss` belong to one panel, loss first, throughput last.
 
-    names: those wanted, all if empty. FileNotFoundError for a folder without records; ValueError for a name that no
-    run has, or if no run has a number yet.
+    runs: folders of recorders, or folders of such folders; names: the curves wanted, all if empty.
+    FileNotFoundError for a folder without records; ValueError for a name that no run has, or if there is no number yet.
     """
     panels: Panels = {}
-    labels = _labels([Path(run) for run in runs])
-    for run, label in zip(runs, labels, strict=True):
+    folders = [folder for run in runs for folder in _folders(Path(run))]
+    for run, label in zip(folders, _labels(folders), strict=True):
         found: dict[str, tuple[list[int], list[float]]] = {}
         for record in read_records(run):
             for name, value in record.items():
@@ -60,6 +60,12 @@ def curves(runs: Sequence[str | Path], names: Sequence[str] = ()) -> Panels:
     if missing:
         raise ValueError(f"no run has {missing[0]!r}; there is {', '.join(curves(runs))}")
     return {name: panels[name] for name in sorted(panels, key=_rank_of_panel)}
+
+
+def _folders(run: Path) -> list[Path]:
+    """The folder, or those in it that have records, if it has none itself."""
+    below = sorted(path.parent for path in run.glob(f"*/{RECORDS}"))
+    return below if below and not (run / RECORDS).exists() else [run]
 
 
 def draw(panels: Panels, path: str | Path, log: Sequence[str] = (), axis_name: str = STEP) -> None:

@@ -88,7 +88,7 @@ def _each(do: Callable[[Any, Any], None], parts: Mapping[str, Any], states: Mapp
         try:
             do(part, states[name])
         except Exception as error:
-            error.add_note(f"while the checkpoint's {name} was loaded")
+            error.add_note(f"while the checkpoint's {name} was loaded; a changed run needs a folder of its own")
             raise
 
 

@@ -131,6 +131,9 @@ class Timeline:
 
     def end_step(self) -> None:
         """A step has ended."""
+        if self.left > 1:
+            self.left -= 1
+            return
         if self.warmup:
             self.warmup -= 1
             for forgotten in (self.spans, self.waits, self.nodes):

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist.cli.parser import Parser, check_output, positive
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import ask
+from sorix_dist.launch import LaunchError, ask
 from tests.benchmarks import hosts, run
 from tests.benchmarks.compare import contest, table
 from tests.benchmarks.compare.contestants import Interpreters

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist._version import __version__
-from sorix_dist.launch import LaunchError
-from sorix_dist.launch.ask import PYTHON, ask
+from sorix_dist.launch import PYTHON, LaunchError, ask
 from sorix_dist.launch.command import Command, command
 from tests.benchmarks.measure import summaries
 from tests.benchmarks.workloads import WORKLOADS

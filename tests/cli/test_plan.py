@@ -60,6 +60,7 @@ def test_predictions_for_a_script(script: Path, capfd: pytest.CaptureFixture[str
     assert "one rank here, 128 rows: " in printed
     assert "32 ranks a host, 10 Gbit/s, 20 us, 128 rows in all" in printed
     assert "16 hosts, 512 ranks: exact " in printed
+    assert not re.search(r"\b1 (hosts|ranks)\b", printed)
     assert "384 ranks have no row of a batch of 128" in printed
     table = re.findall(r"^[> ] +(\d+) +(\d+) .* (\w+)$", printed, re.MULTILINE)
     assert [(int(hosts), int(ranks)) for hosts, ranks, _ in table] == [(1 << k, 32 << k) for k in range(11)]

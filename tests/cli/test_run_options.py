@@ -246,6 +246,7 @@ class TestErrors:
                 ["--hosts", "a:2,b:2", "-n", "5", "--dry-run"],
                 "5 ranks are more than the 4 slots of a:2,b:2: give a host",
             ),
+            (["-n", "100000"], "the number of ranks must be at most "),
             (["--hosts", "a", "--hostfile", "f"], "argument --hostfile: not allowed with argument --hosts"),
             (["--checkpoint", "train.py"], "--checkpoint 'train.py': File exists"),
         ],

@@ -260,6 +260,7 @@ def interrupted(seconds: float) -> list[str]:
         while True:
             time.sleep(seconds)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
     pressed = threading.Timer(0.5, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
     pressed.start()
     with pytest.raises(KeyboardInterrupt) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -400,9 +401,9 @@ def test_no_assignment_where_a_gradient_would_be_lost() -> None:
 
 def test_plus_equals_makes_a_new_tensor_while_recording() -> None:
     x = Tensor([1.0], requires_grad=True)
-    y = x
+    computed = y = x * 1
     y += 1
-    assert y is not x
+    assert y is not computed
     y *= 3
     y.backward()
     assert x.grad.item() == 3
@@ -410,6 +411,15 @@ def test_plus_equals_makes_a_new_tensor_while_recording() -> None:
     for _ in range(3):
         total += x.sum()
     assert total.requires_grad
+
+
+@pytest.mark.parametrize("change", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
+def test_plus_equals_of_what_is_trained_is_refused_as_a_loop_over_parameters_would_lose_it(change: Any) -> None:
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"a leaf Variable that requires grad .* inside no_grad\(\), .*model.edit"):
+        change(w, 2.0)
+    with no_grad():
+        assert change(w, 2.0) is w
 
 
 def test_updates_by_hand_inside_no_grad_reach_the_weights() -> None:

@@ -25,11 +25,13 @@ def test_every_function_and_class_is_listed():
 
 
 def test_entries_can_be_found():
-    """Functions are where they say that they are: those that a table makes too, and below decorators."""
+    """Functions and constructors are where they say that they are: also those of a table, and below decorators."""
     for page, (_, modules) in reference.PAGES.items():
         for module in modules.values():
             for name in reference.listed(page, module):
-                for thing in (getattr(module, name), inspect.unwrap(getattr(module, name))):
+                found = getattr(module, name)
+                made = [found.__init__] if inspect.isfunction(getattr(found, "__init__", None)) else []
+                for thing in (found, inspect.unwrap(found), *made):
                     module_of_its_own = importlib.import_module(thing.__module__)
                     assert callable(operator.attrgetter(thing.__qualname__)(module_of_its_own)), name
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from sorix_dist.comm.blas import VARIABLES
-from sorix_dist.launch import doctor
-from sorix_dist.launch.ask import ask
+from sorix_dist.launch import ask, doctor
 from sorix_dist.launch.doctor import Finding
 from sorix_dist.watchdog import leftovers
 from tests.launch.test_command import VERSIONS, launcher

@@ -306,6 +306,7 @@ def test_an_allocation_does_not_send_ranks_elsewhere(monkeypatch: pytest.MonkeyP
     [
         ({"fn": 3}, TypeError, "fn must be a function, got int"),
         ({"args": 0.1}, TypeError, "args must be a tuple of the function's arguments, .*got 0.1"),
+        ({"args": 3}, TypeError, r"such as \(x,\), got 3; num_proc=3 is the number of ranks"),
         ({"args": "ab"}, TypeError, "args must be a tuple of the function's arguments, .*got 'ab'"),
         ({"num_proc": 0}, ValueError, "num_proc must be a whole number of at least 1, got 0"),
         ({"num_proc": 2.0}, ValueError, "num_proc must be .* got 2.0"),

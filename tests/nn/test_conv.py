@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import sorix_dist as sx
 from sorix_dist.comm.threads import run_threads
 from sorix_dist.core import Tensor
+from sorix_dist.core.ops import blocks, pool, windows
 from sorix_dist.core.ops import conv as ops
-from sorix_dist.core.ops import pool, windows
 from sorix_dist.core.ops.windows import geometry
 from sorix_dist.core.random import manual_seed
 from sorix_dist.nn import BatchNorm2d, CrossEntropyLoss, Dropout, Dropout2d, Linear, Module, ReLU, Sequential
@@ -89,16 +90,20 @@ def test_rows_do_not_depend_on_each_other(make: Any, inside: Any, outside: Any) 
     ((7, 6), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
 ])  # fmt: skip
 @pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("in_blocks", [True, False])
 @pytest.mark.parametrize("tile", [1, 3_000, 1 << 14, 1 << 30])
 def test_tiles_of_any_size_compute_the_same(
-    tile: int, by_rows: bool, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-    monkeypatch: pytest.MonkeyPatch,
+    tile: int, in_blocks: bool, by_rows: bool, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any,
+    groups: int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(windows, "TILE", tile)
     monkeypatch.setattr(windows, "MOST", tile)
     monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
-    monkeypatch.setattr(ops, "NARROW", 1)  # products of some columns each
-    monkeypatch.setattr(windows, "SMALL", tile)
+    monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
+    monkeypatch.setattr(blocks, "one_thread", lambda: in_blocks)
+    monkeypatch.setattr(blocks, "NARROW", 1)  # products of some columns each
+    monkeypatch.setattr(blocks, "SMALL", tile)
+    monkeypatch.setattr(blocks, "FLAT", 12)
     places = geometry("", size, kernel, stride, padding, dilation)
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(s) for s in ((5, 4, *size), (6, 4 // groups, *kernel), (6,)))
@@ -110,6 +115,33 @@ def test_tiles_of_any_size_compute_the_same(
     ):
         got = operation(*inputs, places=places, groups=groups).array
         np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
+
+
+def test_products_are_cut_where_the_kernels_are_for_avx512() -> None:
+    before = [(library["architecture"], library["num_threads"]) for library in threadpool_info()]
+    wide = [threads for kernel, threads in before if kernel in ("SkylakeX", "Cooperlake", "SapphireRapids")]
+    assert blocks.without_copies() == bool(wide)
+    with threadpool_limits(1):
+        assert blocks.one_thread() == bool(wide)
+    assert blocks.one_thread() == (wide[:1] == [1])
+
+
+@pytest.mark.parametrize("in_blocks", [True, False])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [
+    (16, 144, 2048), (64, 576, 512), (48, 288, 192), (37, 331, 97), (64, 1200, 512), (3, 5, 7), (1, 1, 1), (96, 27, 64),
+])  # fmt: skip
+def test_products_in_blocks_are_the_products(
+    rows: int, depth: int, columns: int, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
+    monkeypatch.setattr(blocks, "one_thread", lambda: in_blocks)
+    rng = np.random.default_rng(0)
+    matrix, matrices = rng.standard_normal((2, 1, rows, depth)), rng.standard_normal((2, 3, depth, columns))
+    out = np.empty((2, rows, 3, columns)).swapaxes(1, 2)
+    blocks.multiply(matrix, matrices, out)
+    np.testing.assert_allclose(out, matrix @ matrices, rtol=1e-11, atol=1e-11)
+    got, expected = blocks.multiply_transposed(matrices, out), (matrices @ out.swapaxes(2, 3)).sum(axis=1)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), [

@@ -142,6 +142,8 @@ def test_missing_and_unknown_names() -> None:
     wrong = {"W": np.zeros((2, 1)), "B": state["b"], "c": 1}
     with pytest.raises(ValueError, match=r"lacks \['b'\] and has unknown \['B', 'c'\]"):
         model.load_state_dict(wrong)
+    with pytest.raises(ValueError, match=r"state_dict lacks \['b'\]$"):
+        model.load_state_dict({"W": state["W"]})
     assert np.array_equal(model.W.data, before)
     keys = model.load_state_dict(wrong, strict=False)
     assert keys.missing_keys == ["b"]

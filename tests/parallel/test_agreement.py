@@ -12,6 +12,7 @@ import pytest
 import sorix_dist as sx
 from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
+from sorix_dist.nn import functional as F
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.launching import needs_mpirun, run_ranks
 from tests.support.parallel.everywhere import on_all_ranks
@@ -228,6 +229,18 @@ def test_criteria_that_differ(kind, size, hosts, mode, joined):
         error, message = with_module
     said = on_all_ranks(work, error, message, size, hosts)
     assert len(set(said)) == 1
+
+
+@pytest.mark.parametrize("mode", [{}, {"virtual_shards": 4}])
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda x, *rest: F.nll_loss(x.log_softmax(1), *rest)])
+def test_class_weights_of_a_function_that_differ(loss, mode):
+    def work():
+        sx.init(**mode)
+        model = sx.DistributedDataParallel(network())
+        xb, yb = next(iter(DataLoader(Dataset(*data(24)), batch_size=7)))
+        loss(model(xb), yb, sx.tensor([1.0, 2, 1, 1 + odd()])).backward()
+
+    on_all_ranks(work, RuntimeError, "must be the same on every rank, and is 12, 16 on ranks 0 to 1", 2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CRITERIA if "weights" in kind])

@@ -125,6 +125,11 @@ def made_after(count):
         ),
         (lambda: Own(act=nn.functional.relu), lambda: Own(act=nn.functional.gelu), r"act = relu, .*act = gelu"),
         (lambda: Own(sizes=[(1, 2), 3]), lambda: Own(sizes=[(1, 2), 4]), r"sizes = \(\(1, 2\), 3\), .*, 4\)"),
+        (
+            lambda: Own(drawn=np.random.default_rng(0)),
+            lambda: Own(drawn=np.random.default_rng(1)),
+            r"drawn = a random stream whose state has the checksum \d+, .*drawn = a random stream",
+        ),
         (lambda: Own(mode="a", skip=True), lambda: Own(mode="a", skip=False), r"skip = True, .*skip = False"),
         (
             lambda: Own(),

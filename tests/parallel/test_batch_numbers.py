@@ -7,13 +7,14 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist import nn
+from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.core import batch_numbers
 from sorix_dist.nn import functional as F
@@ -164,6 +165,16 @@ def test_as_an_index_or_a_length_and_beside_arrays_a_number_is_this_ranks():
             return np.zeros(n).size, [*range(n)], array.sum(), f"{n} {n:d}", {n: 1}[2], n == 2 < 3 * n, [0] * n
 
     assert run_threads(work, 3)[1] == (2, [0, 1], 8.0, "2 2", 1, True, [0, 0])
+
+
+def test_lengths_of_two_batches_are_compared_as_those_of_all_rows():
+    """Of 3 and 4 rows, each of two ranks or one of them has 2."""
+
+    def work() -> Any:
+        x, z = (next(iter(DataLoader(Dataset(np.ones((n, 2))), batch_size=n))) for n in (3, 4))
+        return x.shape[0] == z.shape[0], x.shape[0] != z.shape[0], x.shape == z.shape, x.shape == x.shape
+
+    assert run_threads(work, 2) == [(False, True, False, True)] * 2
 
 
 @pytest.mark.parametrize("length", [len, lambda x: x.shape[0]])
@@ -380,6 +391,31 @@ def test_a_sum_over_ranks_of_a_plain_number_of_the_batch_warns(make: Callable[[A
             run_threads(work, ranks)
         found = ["has become a plain number in tests" in str(w.message) for w in said]
         assert found == [True] * (ranks - 1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda n, _: f"{n} {n:.2f} {n / 3} {n / 3:.2f}",
+        lambda n, folder: sx.Recorder(folder).log(step=1, rows=n, loss=n / 3),
+        lambda n, _: optim.lr_scheduler.ReduceLROnPlateau(optim.SGD([sx.zeros(1, requires_grad=True)])).step(n / 3),
+        lambda n, _: n / 3 < 2,
+    ],
+    ids=["text", "Recorder", "ReduceLROnPlateau", "comparison"],
+)
+def test_a_sum_over_ranks_after_a_number_of_the_batch_was_shown_does_not_warn(use: Callable[..., Any], tmp_path: Path):
+    def work() -> list[int]:
+        ((x, _),) = DataLoader(Dataset(np.arange(7.0), np.arange(7)), batch_size=7)
+        use(x.size(0), tmp_path)
+        plain = sx.all_reduce(np.ones(1))
+        counts, rows = sx.zeros(1), float(x.size(0))
+        with sx.no_grad():
+            counts += (x < 5).sum()
+        return [int(plain[0]), int(sx.all_reduce(counts).item()), int(rows)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_threads(work, 2) == [[2, 5, 7]] * 2
 
 
 @pytest.mark.parametrize("make", [lambda x: x.max(), lambda x: sx.replicated(sx.ones(2))])

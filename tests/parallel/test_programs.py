@@ -75,6 +75,45 @@ def outputs():
     return sx.DistributedDataParallel(nn.Linear(3, 1).double())(x)[:, 0]
 
 
+def divided_by_a_variable(x):
+    n = len(x)
+    return (x > 0).sum().pow(1.0) / n
+
+
+def weighted_by_a_variable(x):
+    n = len(x)
+    loss, total = x.square().mean(), 0.0
+    total += loss.item() * n
+    return total
+
+
+def weighted_in_a_nested_function(x):
+    n = len(x)
+
+    def mean():
+        return x.square().mean() / n
+
+    return mean()
+
+
+def as_length(x):
+    n = len(x)
+    ones = np.ones(n * 2)
+    return x.reshape(n, -1)[..., None], ones[: n - 1], [*range(n)], n // 2, n == 3
+
+
+def test_lengths_in_variables_that_serve_as_lengths_are_not_said():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_threads(lambda: as_length(outputs()) and None, 3)
+    assert not [w for w in said if "len()" in str(w.message)]
+
+
+def half(x):
+    """With a call of len() that Python 3.11 makes faster after some calls."""
+    return 0.5 * len(x)
+
+
 @pytest.mark.parametrize("number", [float, bool, lambda x: x.item(), lambda x: f"{x:.3f}"])
 def test_one_row_on_each_rank_is_no_number(number):
     on_all_ranks(lambda: number(outputs()), ValueError, "one of the 3 rows of the batch")
@@ -95,6 +134,14 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: f"{0 + outputs().mean().item():.3f}", "text shows a number of this rank's rows alone"),
         (lambda: 5.0 * len(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: len(outputs()) + math.sqrt(4), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: len(outputs()) < 2, "len() counts this rank's rows, 1 of the 3"),
+        (lambda: float(outputs().mean()), "float() of a mean over rows"),
+        (lambda: [half(x) for x in [[1]] * 50 + [outputs()]], "len() counts this rank's rows, 1 of the 3"),
+        (lambda: [].append(outputs().mean().item()), "item() of a mean over rows, kept in a list"),
+        (lambda: [x.mean().item() for x in [outputs()]], "item() of a mean over rows, kept in a list"),
+        (lambda: divided_by_a_variable(outputs()), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: weighted_by_a_variable(outputs()), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: weighted_in_a_nested_function(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: outputs().detach().mean(0).tolist(), "tolist() of a mean over rows"),
         (lambda: outputs().sum(0).numpy(), "numpy() of a sum over rows"),
         (lambda: np.asarray(outputs().sum(0)), "NumPy's array of a sum over rows"),
@@ -154,6 +201,27 @@ def test_numbers_of_a_batch_beside_its_tensors():
     for ranks in (1, 2, 3):
         for found in run_threads(lambda: [*work()], ranks):
             np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted"),
+    [
+        (lambda x: math.comb(x.shape[0], 2), 3),
+        (lambda x: math.factorial(x.size(0)), 6),
+        (lambda x: math.isqrt(x.numel() + 1), 2),
+    ],
+)
+def test_functions_of_integers_count_all_rows_or_are_refused(count, wanted):
+    assert run_threads(lambda: count(outputs()), 1) == [wanted]
+    on_all_ranks(lambda: count(outputs()), RuntimeError, "give it sx.global_rows")
+
+
+def test_functions_of_integers_beside_a_length():
+    def work():
+        n = outputs().shape[0]
+        return [math.comb(i, 2) for i in range(n)], np.zeros(n).size
+
+    assert run_threads(work, 3) == [([0], 1)] * 3
 
 
 def test_int_of_a_share_of_the_batch():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 
 import sorix_dist as sx
@@ -124,6 +127,8 @@ def test_a_loader_that_shares_nothing_out():
     [
         (lambda model, x: model.found.append(x.sum()), "adds to Stateful.found for each virtual shard"),
         (lambda model, x: setattr(model, "rows", len(x)), "sets Stateful.rows to . for one virtual shard"),
+        (lambda model, x: random.random(), "draws from the global stream of `random`"),
+        (lambda model, x: np.random.rand(), "draws from the global stream of `numpy.random`"),  # noqa: NPY002
     ],
 )
 def test_state_that_depends_on_virtual_shards_is_said(change, warning):

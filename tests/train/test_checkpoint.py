@@ -95,7 +95,7 @@ def test_parts_may_be_left_out_or_lacking(folder: Path) -> None:
         checkpointer.load_latest(best=3)
     with pytest.raises(ValueError, match="must have shape") as caught:
         checkpointer.load_latest(model=nn.Linear(3, 1))
-    assert "while the checkpoint's model was loaded" in caught.value.__notes__
+    assert "while the checkpoint's model was loaded; a changed run needs a folder of its own" in caught.value.__notes__
 
 
 @pytest.mark.parametrize("keep", [0, -1, True, 2.0, None])

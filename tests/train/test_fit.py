@@ -68,6 +68,8 @@ def test_goes_on_after_a_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     assert without_speed(run(4, tmp_path / "stopped")) == without_speed(straight)
     assert capsys.readouterr().out.startswith("goes on from step 10\n")
+    assert without_speed(run(4, tmp_path / "stopped")) == without_speed(straight)
+    assert capsys.readouterr().out == "goes on from step 20, where all 4 epochs are done\n"
     for name in ("straight", "stopped"):
         assert [record["step"] for record in read_records(tmp_path / name)] == [5, 10, 15, 20]
 

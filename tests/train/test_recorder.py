@@ -155,6 +155,7 @@ def runs(tmp_path: Path) -> list[str]:
 
 def test_text_curves(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert list(curves(runs)) == ["loss", "samples_per_second"]
+    assert curves([Path(runs[0]).parent]) == curves(sorted(runs))  # the folder of both
     assert main(["plot", *runs, "--metrics", "loss"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "loss"
@@ -204,14 +205,14 @@ def test_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_nothing_to_plot(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plot", str(tmp_path)]) == 2
+    assert main(["plot", str(tmp_path / "none")]) == 2
     assert main(["plot", *runs, "--metrics", "los"]) == 2
     assert main(["plot", *runs, "--log", "los"]) == 2
     assert main(["plot", *runs, "-o", str(tmp_path)]) == 2
     (tmp_path / "records.jsonl").write_text('{"step": 1, "note": "begun"}\n')
     assert main(["plot", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"sorix-dist plot: error: there are no records of a run: {tmp_path / 'records.jsonl'}",
+        f"sorix-dist plot: error: there are no records of a run: {tmp_path / 'none/records.jsonl'}",
         "sorix-dist plot: error: no run has 'los'; there is loss, samples_per_second",
         "sorix-dist plot: error: --log: there is no panel 'los'; there is loss, samples_per_second",
         f"sorix-dist plot: error: a picture must be a .png, .pdf or .svg file, got {str(tmp_path)!r}",

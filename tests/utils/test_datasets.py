@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
+from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -247,7 +248,11 @@ def test_data_sets_of_hugging_face(kind: str) -> None:
 def test_pytorch_options() -> None:
     data = Dataset(X, Y)
     with pytest.warns(RuntimeWarning, match="persistent_workers, pin_memory has no effect"):
-        DataLoader(data, 4, pin_memory=True, persistent_workers=True, num_workers=1)
+        list(DataLoader(data, 4, pin_memory=True, persistent_workers=True, num_workers=1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_threads(lambda: [list(loader) for loader in [DataLoader(data, 4, pin_memory=True)] * 2], 3)
+    assert [Path(warning.filename).name for warning in said] == [Path(__file__).name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loader = DataLoader(data, 4, shuffle=None, pin_memory=False, timeout=0, prefetch_factor=None, generator=3)

@@ -43,10 +43,8 @@ def beside_queries(name: str, inputs: Sequence[Any]) -> list[Any]:
         return [whole(x, name) for x in (queries, *others)]
     at = len(shape_of(queries)) - lead.axis
     for i, x in enumerate(others):
-        place, has_rows = (
-            placement_of(x),
-            at > 2 or i > 1,
-        )  # the second last dimension of keys and values is none of queries
+        # The second last dimension of keys and values is none of queries.
+        place, has_rows = placement_of(x), at > 2 or i > 1
         if place is not None and not (has_rows and len(shape_of(x)) - place.axis == at and lead.like(place)):
             x = whole(x, name)
         others[i] = beside(x, lead, at) if has_rows else x

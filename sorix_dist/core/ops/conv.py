@@ -17,9 +17,10 @@ from sorix_dist.core import rules
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops import windows
+from sorix_dist.core.ops.blocks import multiply, multiply_transposed
 from sorix_dist.core.ops.matrix import row_sums
 from sorix_dist.core.ops.shape import squeeze, unsqueeze
-from sorix_dist.core.ops.windows import NARROW, Geometry, Pair, Scratch, Taps, Tile, geometry, pair, single
+from sorix_dist.core.ops.windows import Geometry, Pair, Scratch, Taps, Tile, geometry, pair, single
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 Result = tuple[Array, tuple[Rule, ...]]
@@ -70,10 +71,11 @@ def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> No
     dense = y.strides[3] == count * y.itemsize
     for tile, matrices in _unfolded(x, down, right, (high, wide), groups * outputs):
         if tile.by_rows and dense:
-            pieces = windows.pieces(matrices, outputs, NARROW)
-            np.matmul(matrix[:, :, None], windows.cut(matrices, pieces), out=windows.cut(tile.matrices(y), pieces))
+            multiply(matrix, matrices, tile.matrices(y))
         else:
-            tile.of(y)[...] = tile.pixels(np.matmul(matrix, matrices))
+            product = np.empty((groups, matrices.shape[1], outputs, matrices.shape[3]), y.dtype)
+            multiply(matrix, matrices, product)
+            tile.of(y)[...] = tile.pixels(product)
 
 
 def _convolve_by_taps(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> None:
@@ -102,8 +104,7 @@ def _to_kernel(x: Any, g: Any, out: Array | None, places: Geometry, groups: int)
     total = np.zeros((groups, each * prod(places.kernel), outputs // groups), dtype)
     taps, pixels = _taps(places), _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
     for tile, matrices in _unfolded(pixels, *taps, places.output, outputs):
-        # In this order, not transposed: a product is faster if its columns are few.
-        total += np.matmul(matrices, tile.matrices(image).swapaxes(2, 3)).sum(axis=1)
+        total += multiply_transposed(matrices, tile.matrices(image))
     _groups(w, groups)[...] = total.reshape(groups, *places.kernel, each, -1).transpose(0, 4, 3, 1, 2)
     return w
 
@@ -123,6 +124,7 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
     dtype = np.result_type(x, w)
     y = np.empty((len(w), *places.output, len(x)), dtype)
+    x = windows.batch_innermost(x).transpose(3, 0, 1, 2)  # copied once, also for the gradient to w
     image = _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
     down, right = _taps(places)
     _convolve(image, _groups(w, groups).transpose(0, 1, 3, 4, 2), _groups(y, groups), down, right)

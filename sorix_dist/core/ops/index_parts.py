@@ -8,7 +8,7 @@ of the batch when rows are written to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,27 +27,19 @@ from sorix_dist.core.tensor import Array, Tensor, array_of
 def names_rows_of_all(place: Shard, parts: list[Any]) -> bool:
     """Whether what an index holds for the axis of the rows are numbers that follow from the batch, such as those of
     argsort(x): they are numbers of rows of the global batch."""
-    axis = 0
-    for part in parts:
-        covers = _covers(part)
-        if axis <= place.axis < axis + covers:
-            return isinstance(part, Tensor) and part.place is not None and part.array.dtype.kind in "iu"
-        axis += covers
-    return False
+    part = next((part for part, axis, end in _with_axes(parts) if axis <= place.axis < end), None)
+    return isinstance(part, Tensor) and part.place is not None and part.array.dtype.kind in "iu"
 
 
 def with_numbers(place: Shard | None, parts: list[Any]) -> tuple[Any, ...]:
     """The parts of an index with the numbers of the global batch, except along the axis of this rank's rows."""
-    axis, found = 0, []
-    for part in parts:
-        found.append(of_all(part) if place is None or axis != place.axis else part)
-        axis += _covers(part)
-    return tuple(found)
+    rows = None if place is None else place.axis
+    return tuple(part if axis == rows else of_all(part) for part, axis, _ in _with_axes(parts))
 
 
 def numbers_of(parts: Iterable[Any]) -> list[Any]:
-    """The parts of an index with arrays for ranges, as in `x[range(len(x)), t]`."""
-    return [np.arange(part.start, part.stop, part.step) if isinstance(part, range) else part for part in parts]
+    """The parts of an index with arrays for ranges and lists, as in `x[range(len(x)), t]`."""
+    return [_of_list([*part]) if isinstance(part, range | list) else part for part in parts]
 
 
 def is_mask(part: Any) -> bool:
@@ -60,6 +52,14 @@ def _covers(part: Any) -> int:
     return part.ndim if is_mask(part) else int(part is not None and part is not Ellipsis)
 
 
+def _with_axes(parts: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
+    """Each part of an index with the range of the input's dimensions that it covers."""
+    end = 0
+    for part in parts:
+        axis, end = end, end + _covers(part)
+        yield part, axis, end
+
+
 def of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
     """The parts of an index with a slice for each of the `ndim` dimensions that it leaves out."""
     dots = next((i for i, p in enumerate(parts) if p is Ellipsis), len(parts))
@@ -69,13 +69,10 @@ def of_each_axis(parts: list[Any], ndim: int) -> list[Any]:
 
 def with_masks_of_rows(place: Shard, parts: list[Any]) -> list[Any]:
     """The parts of an index, one for each axis or more, with this rank's part of masks over the rows of all ranks."""
-    axis, found = 0, []
-    for part in parts:
-        covers = _covers(part)
-        if is_mask(part) and axis <= place.axis < axis + covers and shard_of(part) is None:
-            part = rules.rows_beside(part, place, covers + axis - place.axis)
-        axis += covers
-        found.append(part)
+    found = []
+    for part, axis, end in _with_axes(parts):
+        of_all_rows = is_mask(part) and axis <= place.axis < end and shard_of(part) is None
+        found.append(rules.rows_beside(part, place, end - place.axis) if of_all_rows else part)
     return found
 
 
@@ -86,12 +83,11 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
     dims = max((1 if is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
-    axis, after = 0, 0 if together or not arrays else dims  # axes of the input and of the result so far
-    for i, part in enumerate(parts):
+    after = 0 if together or not arrays else dims  # axes of the result so far
+    for i, (part, axis, end) in enumerate(_with_axes(parts)):
         if together and i == advanced[0]:
             first, after = after, after + dims
-        covers = _covers(part)
-        if axis <= place.axis < axis + covers:
+        if axis <= place.axis < end:
             if isinstance(part, slice):
                 return _sliced_rows(place, part, after)
             if not is_mask(part) or len(arrays) > 1 or part.shape[place.axis - axis] != place.held:
@@ -100,7 +96,6 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
             if axis == place.axis and place.outer == 1:
                 each = part.reshape(place.batch.held, part.size // max(1, place.batch.held)).sum(axis=1)
             return place.batch.selected(each).at(first if together else 0)
-        axis += covers
         after += part is None or isinstance(part, slice)
     return None
 
@@ -270,14 +265,12 @@ def _becomes_rows(target: Tensor, rows: Shard, at: int, ndim: int, key: Any) -> 
 
 def _rows_of_mask(target: Tensor, parts: tuple[Any, ...]) -> Shard | None:
     """The placement of a target of no placement that has this rank's rows, by a mask over them in the index."""
-    axis = 0
-    for part in parts:
+    for part, axis, _ in _with_axes(parts):
         rows = shard_of(part)
         if rows is not None and is_mask(part):
             at = axis + rows.axis
             fits = target.leaf is None and at < target.array.ndim and target.array.shape[at] == rows.held
             return rows.moved(at) if on_every_rank(rows, fits) else None
-        axis += part.ndim if is_mask(part) else int(part is not None)
     return None
 
 

@@ -27,6 +27,7 @@ from sorix_dist.core.ops.shape import expand, expand_to, extents, reshape
 from sorix_dist.core.own_numbers import warn_of_own_positions
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
+from sorix_dist.core.tally import of_everyone
 from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 
 
@@ -94,23 +95,23 @@ def index(input: Any, key: Any) -> Any:
 def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     """`input[key]` where a tensor in the key is rows of a batch."""
     arrays = [part for part in key if isinstance(part, Tensor | np.ndarray | list)]
-    chosen = next((part for part in arrays if isinstance(part, Tensor) and part.place is not None), None)
+    chosen = next((part for part in arrays if shard_of(part) is not None), None)
     rows, place = shard_of(chosen), shard_of(input)
-    if chosen is not None and rows is not None and len(arrays) == 1 and not any(map(is_integer, key)):
-        parts = of_each_axis([*key], len(shape_of(input)))
+    parts = of_each_axis([*key], len(shape_of(input)))
+    masks = any(map(is_mask, arrays))
+    if rows is not None and place is None and not masks and not (rows.group.ordered and input.requires_grad):
+        return _looked_up(_table(input, "indexing"), parts)
+    if masks and rows is not None and len(arrays) == 1 and not any(map(is_integer, key)):
         axis = next(i for i, part in enumerate(parts) if part is chosen) + rows.axis
-        mask = chosen.array.dtype == np.bool_
-        ordered = rows.group.ordered and input.requires_grad
-        if place is None and not mask and not ordered:  # each row looks up in what is the same everywhere
-            return tagged(take(input, index=key_of(key)), rows.moved(axis))
-        if mask and place is not None and axis == place.axis:
+        if place is not None and axis == place.axis:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
-        own, other = (np.asarray(array_of(part)) for part in key)
-        first = place.rows.start if rows is not None and shard_of(key[0]) is not None else 0
-        if own.shape == other.shape == (place.held,) and np.array_equal(own - first, np.arange(place.held)):
-            return tagged(take(bare(input), index=(own - first, other)), place)
-    if place is not None and names_rows_of_all(place, of_each_axis([*key], len(shape_of(input)))):
+        other = np.asarray(array_of(key[1]))
+        if place.batch.known is not None and other.shape == (place.total,):
+            other = other[place.rows.start : place.rows.stop]
+        if other.shape == (place.held,) and _numbers_each(place, key[0]):
+            return tagged(take(bare(input), index=(np.arange(place.held), other)), place)
+    if place is not None and names_rows_of_all(place, parts):
         return index(whole(input, "indexing"), key)
     return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
 
@@ -128,6 +129,32 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     return result if rows is None else tagged(result, rows)
 
 
+def _numbers_each(place: Shard, numbers: Any) -> bool:
+    """Whether an index along the rows holds their numbers in order, on this rank or in the global batch."""
+    array, rows = np.asarray(array_of(numbers)), shard_of(numbers)
+    if rows is not None:
+        return rules.on_every_rank(rows, np.array_equal(array - place.rows.start, np.arange(place.held)))
+    of_all = place.batch.known is not None and array.shape == (place.total,)
+    return np.array_equal(array, np.arange(place.total if of_all else place.held))
+
+
+def _looked_up(table: Any, parts: list[Any]) -> Any:
+    """`table[parts]` for integers that are rows of a batch, beside others: each row looks up for itself."""
+    at = [i for i, part in enumerate(parts) if part is not None and not isinstance(part, slice)]
+    integers = rules.whole_sums(numbers_of(parts[i] for i in at), "indexing")
+    operands, lead = aligned_operands("indexing", integers)
+    for i, operand in zip(at, operands, strict=True):
+        parts[i] = operand
+    result = take(table, index=key_of(tuple(parts)))
+    first = at[0] if at[-1] - at[0] < len(at) else 0  # indices that are apart come first in the result
+    return result if lead is None else tagged(result, lead.moved(first + lead.axis))
+
+
+def _table(x: Any, name: str) -> Any:
+    """What rows look up in: numbers of the global batch, complete."""
+    return x if shard_of(x) is not None else whole(of_everyone(x), name)
+
+
 def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ...]:
     """The operands of a lookup along `dim`: as they are if each row of a batch looks up in itself, or in a Replicate;
     else with the rows of all ranks."""
@@ -137,6 +164,7 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     rows = [p for other in others if (p := shard_of(other)) is not None]
     if place is None and not rows:
         return (input, *others)
+    input = _table(input, name)
     fits = all(p.axis == rows[0].axis and p.like(rows[0]) for p in rows)
     if place is not None:
         fits = fits and place.axis != at and all(p.axis == place.axis and p.like(place) for p in rows)
@@ -191,7 +219,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
     at, rows = axis_of("index_select", input, dim), shard_of(index)
     place = shard_of(input)
     if rows is not None and place is None and not rows.group.ordered:
-        return tagged(index_select(input, at, bare(index)), rows.moved(at))
+        return tagged(index_select(_table(input, "index_select"), at, bare(index)), rows.moved(at))
     if place is not None and place.axis == at:
         input = rows_named_by(index, input, "index_select")
     index = whole(index, "index_select")

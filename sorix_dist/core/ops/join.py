@@ -120,6 +120,8 @@ def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int |
     length, place = (shape_of(tensor) or (0,))[at], shard_of(tensor)
     if place is None or place.axis != at:
         split_size_or_sections = of_all(split_size_or_sections)
+    elif place.outer == 1:
+        tensor = refused(tensor, "split")
     if isinstance(split_size_or_sections, tuple | list):
         sizes = [n if is_of_batch(n) else int(n) for n in split_size_or_sections]
         if any(n < 0 for n in sizes) or sum(sizes) != length:
@@ -132,8 +134,6 @@ def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int |
         if size < 1:
             raise ValueError(f"split: split_size must be at least 1, got {size}")
         sizes = [min(size, length - start) for start in range(0, length, size)] or [0]
-    if place is not None and place.axis == at and place.outer == 1:
-        tensor = refused(tensor, "split")
     return tuple(take(tensor, index=key) for key in parts_along(at, sizes))
 
 

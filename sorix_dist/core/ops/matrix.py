@@ -65,7 +65,7 @@ def _paired(product: Tensor, a: Shard, b: Shard) -> Tensor:
     """Marks the product of each row with the rows of all ranks as pairs."""
     place = shard_of(product)
     if place is not None and place.outer == place.inner == 1 and a.batch.like(b.batch):
-        product.place = place.batch.paired(place.axis)
+        product.place = place.batch.at(place.axis, pairs=True)
     return product
 
 

@@ -164,7 +164,7 @@ def batch_norm(
         raise ValueError(f"batch_norm: input must have shape (N, C, ...), got shape {shape}")
     numbers = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     _check("batch_norm", input, numbers, (shape[1],), flat=True)
-    means, variances = (array_of(value) for value in (running_mean, running_var))
+    means, variances = (array_of(rules.whole(value, "batch_norm")) for value in (running_mean, running_var))
     if not training:
         if means is None or variances is None:
             raise ValueError("batch_norm: running_mean and running_var must be given unless training, got None")

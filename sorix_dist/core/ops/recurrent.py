@@ -16,12 +16,12 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.activation import logistic, relu, tanh
+from sorix_dist.core.ops.blocks import SMALL
 from sorix_dist.core.ops.elementwise import add, mul, sub
 from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.join import stack
 from sorix_dist.core.ops.matrix import column_sums, linear
 from sorix_dist.core.ops.shape import transpose
-from sorix_dist.core.ops.windows import SMALL
 from sorix_dist.core.tensor import Array
 
 _SECOND_CACHE = 1 << 18  # numbers

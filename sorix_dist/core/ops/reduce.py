@@ -145,7 +145,7 @@ def weighted_mean(x: Any, weights: Array) -> Any:
     x: values times weights.
     """
     held, place = _sum(weights), shard_of(x)
-    if place is not None and place.group.isolated and not place.group.single:
+    if place is not None and place.group.isolated:
         parts = sum_divided(x, divisor=1, held=1, denominator=SUM), Tensor.of(np.asarray(held))
         return deferred(_quotient, tuple(tagged(part, place.batch.partial(SUM)) for part in parts), {})
     total = global_sum(weights, x)

@@ -10,8 +10,16 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.batch_numbers import here, of_all, sized
 from sorix_dist.core.op import op
-from sorix_dist.core.ops.axes import axes_of, axis_of, mixes_rows, refused
-from sorix_dist.core.ops.reshaped import mixed, named_by_number, reshape_rule, reshaped_rows
+from sorix_dist.core.ops.axes import (
+    axes_of,
+    axis_of,
+    mixed,
+    mixes_rows,
+    named_by_number,
+    refused,
+    reshape_rule,
+    reshaped_rows,
+)
 from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, beside, collective, linear_place, whole
 from sorix_dist.core.tensor import shape_of

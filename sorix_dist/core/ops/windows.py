@@ -140,8 +140,6 @@ def pad(x: Array, geometry: Geometry, fill: float = 0.0) -> Array:
 TILE = 1 << 20  # bytes that are copied and computed at a time, so that they stay in the cache
 MOST = 16 * TILE  # where rows are so long that a few of them take more
 WIDE = 128  # numbers in a row of a tile, at least, so that copies and products are long
-NARROW = 64  # columns of a small product, at least
-SMALL = 1_000_000  # multiplications of a product that OpenBLAS computes without copying its operands first
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,21 +253,6 @@ def columns(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> 
     if tile.by_rows:  # a view, if neither the kernel's rows are spaced
         return overlapping.reshape(groups, high, height, wide * count)
     return overlapping.transpose(0, 2, 3, 1, 4).reshape(groups, 1, height, high * wide * count)
-
-
-def pieces(matrices: Array, other: int, least: int) -> int:
-    """How often to cut the columns of `matrices` so that a product with a matrix of `other` rows is SMALL.
-
-    1 if parts of `least` columns are still too large.
-    """
-    height, length = matrices.shape[-2:]
-    fits = SMALL // max(1, other * height)
-    return next((n for n in range(1, length // least + 1) if length % n == 0 and length // n <= fits), 1)
-
-
-def cut(matrices: Array, count: int) -> Array:
-    """Matrices (groups, products, rows, columns) as a view (groups, products, count, rows, columns / count)."""
-    return matrices.reshape(*matrices.shape[:3], count, -1).swapaxes(2, 3)
 
 
 def _copied(x: Array, down: Taps, right: Taps, tile: Tile, scratch: Scratch) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -112,11 +112,8 @@ def _of_bools(mask: Array, sees: bool, dtype: Any) -> Array:
 
 def together(*biases: Any) -> Any:
     """The sum of those biases that are not None."""
-    total = None
-    for bias in biases:
-        if bias is not None:
-            total = bias if total is None else add(total, bias)
-    return total
+    given = [bias for bias in biases if bias is not None]
+    return reduce(add, given) if given else None
 
 
 @host

@@ -17,6 +17,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import in_range, one_of
 from sorix_dist.core.capture import host, listening, recorders
+from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import loss as ops
 from sorix_dist.core.ops.axes import broadcasts_to
@@ -306,12 +307,14 @@ def _check_probabilities(values: Array) -> None:
 
 @host
 def _class_weights(name: str, weight: Any, logits: Any) -> Array:
-    """The weight of each class in the dtype of the logits (1 for None), checked."""
-    scores = _array(logits)
+    """The weight of each class in the dtype of the logits (1 for None), checked; the same on every rank."""
+    scores, rows = _array(logits), shard_of(logits)
     expected = scores.shape[1:2]
-    weights = np.ones(expected) if weight is None else _array(weight)
+    weights = np.ones(expected) if weight is None else _array(whole(weight, name))
     if weights.shape != expected:
         raise ValueError(f"{name}: weight must have one entry per class, shape {expected}, got shape {weights.shape}")
+    if weight is not None and rows is not None and recording.get() and logits.requires_grad:
+        rows.group.expect(float(weights @ np.arange(1, len(weights) + 1)))
     return weights.astype(scores.dtype)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import random
 import threading
 import warnings
 from collections import deque
@@ -149,7 +148,7 @@ class Indexed:
                 samples = [self._padded(*entry, longest) for entry in zip(samples, wanted.tolist(), strict=True)]
             return (self.collator.function or collate)(samples)
 
-        before = _global_streams() if self.several and not self.checked and rows.stop > rows.start else None
+        before = rng.global_streams() if self.several and not self.checked and rows.stop > rows.start else None
         try:
             batch = self.collator.batch(rows, indices, gather, self.seed)
         except Exception as error:
@@ -160,9 +159,9 @@ class Indexed:
             self._warn_of_global_streams(before)
         return batch
 
-    def _warn_of_global_streams(self, before: tuple[Any, Any]) -> None:
-        for name, then, now in zip(("random", "numpy.random"), before, _global_streams(), strict=True):
-            if then != now:
+    def _warn_of_global_streams(self, before: dict[str, Any]) -> None:
+        for name, now in rng.global_streams().items():
+            if before[name] != now:
                 warnings.warn(
                     f"DataLoader: {type(self.dataset).__name__} draws from the global stream of `{name}` for a "
                     "batch, so that the samples depend on the number of ranks; sx.rand and its kin draw from a "
@@ -260,12 +259,6 @@ class Streamed:
             error.add_note(f"raised by the data set for sample number {number} of the stream, in epoch {epoch}")
             raise
         return block
-
-
-def _global_streams() -> tuple[Any, Any]:
-    """The states of the random numbers that every part of a program shares."""
-    kind, key, *rest = np.random.get_state()  # noqa: NPY002 - the user's stream, only read
-    return random.getstate(), (kind, np.asarray(key).tobytes(), *rest)
 
 
 def _name(rows: Rows) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dis import opname
@@ -78,7 +77,7 @@ class DataLoader:
         prefetch_factor: int | None = None,
         **without_effect: Any,
     ) -> None:
-        _say_ignored(without_effect)
+        self._ignored = _ignored(without_effect)
         if batch_size is not None and batch_size_per_rank is not None:
             raise ValueError(
                 "batch_size and batch_size_per_rank exclude each other, "
@@ -169,6 +168,9 @@ class DataLoader:
             self.set_epoch(self.sampler.wanted_epoch)
             self.sampler.wanted_epoch = None
         ranks = self._ranks()
+        if self._ignored:
+            current_group().warn(self._ignored)  # here, where the ranks are known: one of them says it
+            self._ignored = ""
         epoch, first = self.epoch, self._first
         looking = not _asked_by_a_loop(sys._getframe(1))
         if not looking:
@@ -305,17 +307,13 @@ def _asked_by_a_loop(caller: FrameType) -> bool:
     return opname[code[at]] == "FOR_ITER"
 
 
-def _say_ignored(options: Mapping[str, Any]) -> None:
+def _ignored(options: Mapping[str, Any]) -> str:
+    """The warning of options without effect, an empty text if none is given; TypeError for an unknown one."""
     unknown = sorted(options.keys() - _WITHOUT_EFFECT)
     if unknown:
         raise TypeError(f"DataLoader got an unexpected keyword argument {unknown[0]!r}")
-    given = sorted(name for name, value in options.items() if value)
-    if given:
-        warnings.warn(
-            f"DataLoader: {', '.join(given)} has no effect: workers are threads, and data stay in the CPU's memory",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    given = ", ".join(sorted(name for name, value in options.items() if value))
+    return f"DataLoader: {given} has no effect: workers are threads, and data stay in the CPU's memory" if given else ""
 
 
 def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:

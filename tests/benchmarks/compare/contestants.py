@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sorix_dist.launch.ask import ask
+from sorix_dist.launch import ask
 from sorix_dist.launch.command import Command, command
 from tests.benchmarks import peers
 

@@ -6,6 +6,7 @@ A program is a function of a Kit, which wraps models and makes loaders; it retur
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -234,6 +235,14 @@ def outputs_of_each_time(kit):
 
 # -- NumPy's functions, tests of Python, numbers
 
+
+def written(write: Callable[..., Any], size: tuple[int, ...], *operands: Any) -> Any:
+    """What NumPy writes of operands into zeros."""
+    array = np.zeros(size)
+    write(array, *operands)
+    return array
+
+
 WITH_NUMPY: dict[str, Callable[..., Any]] = {
     "median": lambda o, x, w, t: ((o - 1) * (w > np.median(w))).square().mean(),
     "percentile": lambda o, x, w, t: (o / np.percentile(w, 80)).square().mean(),
@@ -243,6 +252,13 @@ WITH_NUMPY: dict[str, Callable[..., Any]] = {
     "bincount": lambda o, x, w, t: (o * sx.tensor(1.0 / (np.bincount(t, minlength=3) + 1))[t]).mean(),
     "ufunc": lambda o, x, w, t: (o * np.cbrt(w.mean()) * np.add.reduce(w.detach())).mean(),
     "by_row": lambda o, x, w, t: (o * np.nan_to_num(w)).mean(),
+    "by_row_and_sum": lambda o, x, w, t: (o * np.cbrt(w).mean() * np.isclose(w, t).sum()).square().mean(),
+    "where": lambda o, x, w, t: (o * np.where(w > 0.6)[0].sum()).mean(),
+    "add_at": lambda o, x, w, t: (o * sx.tensor(written(np.add.at, (3,), t, w))[t]).mean(),
+    "put": lambda o, x, w, t: (o * written(np.put, (3,), t, w).sum()).mean(),
+    "out": lambda o, x, w, t: (o * written(lambda a: np.matmul(x.T, x, out=a), (3, 3)).sum()).mean(),
+    "copyto": lambda o, x, w, t: (o * written(np.copyto, (3,), x.mean(0)).sum()).mean(),
+    "copyto_rows": lambda o, x, w, t: (o * written(np.copyto, w.shape, w)).mean(),
     "contains": lambda o, x, w, t: o.square().mean() if 2 in t else o.abs().mean(),
     "allclose": lambda o, x, w, t: o.square().mean() if sx.allclose(t, 0 * t) else o.abs().mean(),
     "equal": lambda o, x, w, t: o.square().mean() if sx.equal(t, 0 * t) else o.abs().mean(),
@@ -380,6 +396,20 @@ def hook_on_what_all_ranks_compute(kit):
         return 3 * root.exp() + mean.square().sum()
 
     return kit.train(kit.wrap(mlp()), loss, "x")
+
+
+@program()
+def order_of_hooks(kit):
+    """That in which one process calls them, so that they may draw numbers."""
+    model, norms = kit.wrap(mlp()), []
+
+    def noisy(g: Any) -> Any:
+        norms.append(g.norm().item())
+        return g + 0.1 * sx.randn_like(g)
+
+    for parameter in model.parameters():
+        parameter.register_hook(noisy)
+    return [*kit.train(model, lambda model, x: model(x).square().mean(), "x"), *norms]
 
 
 @program()
@@ -566,6 +596,24 @@ def steps_counted_in_python(kit):
     for (x,) in kit.loader("x"):
         model(x).square().mean().backward()
     return [p.grad.numpy() for p in model.parameters()]
+
+
+class OwnStreams(nn.Module):
+    """A layer that draws from streams of its own, once for each batch."""
+
+    def __init__(self) -> None:
+        self.body = mlp()
+        self.of_numpy, self.of_python = np.random.default_rng(0), random.Random(0)
+        self.old, self.ours = np.random.RandomState(0), sx.Generator().manual_seed(0)
+
+    def forward(self, x: Any) -> Any:
+        drawn = self.of_numpy.random() + self.of_python.random() + self.old.rand() + sx.rand(1, generator=self.ours)
+        return self.body(x) * drawn if self.of_numpy.random() < 0.7 else self.body(2 * x)
+
+
+@program()
+def own_streams(kit):
+    return kit.train(kit.wrap(OwnStreams()), lambda model, x: model(x).square().mean(), "x")
 
 
 @program()

@@ -47,6 +47,10 @@ def edits(storage="shared"):
     with model.edit():
         module[0].W.data[...] = 5
     assert (module[0].W.data == 5).all()
+    with model.edit():
+        for parameter in model.parameters():
+            parameter -= sx.ones_like(parameter)
+    assert (module[0].W.data == 4).all()
 
 
 def loads():

@@ -1,0 +1,97 @@
+"""Products of matrices in blocks that are SMALL, so that OpenBLAS multiplies them without copying its operands first.
+
+Where one side of a product is short, such as the few channels of a convolution, these copies take as long as the
+product. Only OpenBLAS's kernels for AVX-512 can do without; with others, whole products are faster.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.tensor import Array
+
+SMALL = 1_000_000  # multiplications of a product, at most
+FLAT = 1_200  # numbers in the result, at most, if the right operand is a transposed one
+CACHED = 600_000  # numbers in a matrix whose blocks are multiplied by several blocks of the other one, at most
+NARROW = 64  # columns or, of a transposed product, pixels of a block, at least
+
+
+@cache
+def _threads() -> Callable[[], int] | None:
+    """What tells the number of OpenBLAS's threads, if its kernels are those that multiply without copying."""
+    maps = Path("/proc/self/maps")  # where Linux lists the libraries of this process
+    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines()] if maps.exists() else []
+    paths = {line[5] for line in lines if len(line) == 6 and "openblas" in Path(line[5]).name}
+    for library in (ctypes.CDLL(path) for path in sorted(paths) if Path(path).exists()):
+        for name in ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}"):
+            kernel: Any = getattr(library, name.format("get_corename"), None)
+            threads: Any = getattr(library, name.format("get_num_threads"), None)
+            if kernel is not None and threads is not None:
+                kernel.restype = ctypes.c_char_p
+                return threads if kernel() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids") else None
+    return None
+
+
+def without_copies() -> bool:
+    """Whether small products are multiplied without copying."""
+    return _threads() is not None
+
+
+def one_thread() -> bool:
+    """Whether BLAS uses one thread: several share a whole product, but not a small one."""
+    threads = _threads()
+    return threads is not None and threads() == 1
+
+
+@lru_cache(maxsize=1024)
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` that is not larger than `most`, but for 1."""
+    return next(n for n in range(max(1, min(count, most)), 0, -1) if count % n == 0)
+
+
+def _length(count: int, each: int) -> int:
+    """Into blocks of how many of `count` columns to cut a product with `each` multiplications a column."""
+    length = _divisor(count, SMALL // each) if each and count and without_copies() else count
+    return length if length >= NARROW else count
+
+
+def multiply(matrix: Array, matrices: Array, out: Array) -> None:
+    """Writes matrix (groups, 1, rows, depth) times matrices (groups, products, depth, columns) to `out`."""
+    rows, depth = matrix.shape[2:]
+    columns, high = matrices.shape[3], rows
+    length = _length(columns, rows * depth)
+    if rows * depth * length > SMALL and depth * columns <= CACHED and one_thread():
+        high = _divisor(rows, SMALL // (NARROW * depth))
+        length = _length(columns, high * depth) if high >= 8 else columns
+    if length == columns:
+        np.matmul(matrix, matrices, out=out)
+        return
+    left = matrix.reshape(len(matrix), 1, 1, rows // high, high, depth)
+    right = matrices.reshape(*matrices.shape[:3], columns // length, length).swapaxes(2, 3)[:, :, :, None]
+    results = out.reshape(*out.shape[:2], rows // high, high, columns // length, length).transpose(0, 1, 4, 2, 3, 5)
+    np.matmul(left, right, out=results)
+
+
+def multiply_transposed(matrices: Array, others: Array) -> Array:
+    """The sums of all products of matrices (groups, products, rows, pixels) and the transposes of others (groups,
+    products, columns, pixels), (groups, rows, columns)."""
+    groups, products, rows, pixels = matrices.shape
+    columns = others.shape[2]
+    wide = _divisor(columns, 32)
+    high = _divisor(rows, FLAT // wide)
+    few = products * rows * columns * pixels <= SMALL or 2 * high * wide < min(FLAT, rows * columns)
+    if few or not one_thread():
+        # In this order, not transposed: a product is faster if its columns are few.
+        return np.asarray(np.matmul(matrices, others.swapaxes(2, 3)).sum(axis=1))
+    length = _length(pixels, high * wide)
+    cut = pixels // length
+    left = matrices.reshape(groups, products, rows // high, 1, high, cut, length).transpose(0, 1, 5, 2, 3, 4, 6)
+    right = others.reshape(groups, products, 1, columns // wide, wide, cut, length).transpose(0, 1, 5, 2, 3, 6, 4)
+    sums: Array = np.matmul(left, right).sum(axis=(1, 2))
+    return sums.swapaxes(2, 3).reshape(groups, rows, columns)
