@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from math import inf
-from numbers import Real
+from numbers import Number, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.exceptions import AxisError
 
 from sorix_dist.core.dtype import or_float32
 
@@ -174,62 +176,125 @@ def require_methods(name: str, value: Any, *methods: str, kind: str = "") -> Non
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function, or a constructor, that first checks its arguments annotated `bool` or `float` (or that or None)."""
-    check = _check_of(function, strict=True)
+    its = signature(function)
+    kinds = {p.name: str(p.annotation).partition(" | None") for p in its.parameters.values()}
+    kinds = {name: kind for name, kind in kinds.items() if kind[0] in ("bool", "float")}
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
-        check(inputs, options)
+        try:
+            given = its.bind(*inputs, **options).arguments
+        except TypeError:  # the call itself says it better
+            given = {}
+        owner = type(inputs[0]).__name__ if "self" in given else function.__name__
+        for name in kinds.keys() & given.keys():
+            kind, optional, _ = kinds[name]
+            if given[name] is not None or not optional:
+                _check(f"{owner}: {name}", kind, given[name])
         return function(*inputs, **options)
 
     return call
 
 
-def explained(function: Callable[..., Any], by_position: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """Wraps a function so that an argument of the wrong type gets an error that names it, instead of Python's or
-    NumPy's own message. by_position: what computes the same in calls without keywords, if that is faster."""
-    by_position = by_position or function
-    check = _check_of(function, strict=False)
+EXPLAINED = TypeError, ValueError, AttributeError, IndexError, OverflowError
+"""The errors of Python and NumPy that a wrong argument causes."""
+
+
+def explained(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """Wraps a function so that errors of wrong arguments name the function and what it was given; see `explain`."""
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
         try:
-            return function(*inputs, **options) if options else by_position(*inputs)
-        except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            if " must " in str(error) and ", got " in str(error):  # our own
-                raise
-            try:
-                check(inputs, options)
-            except (TypeError, ValueError) as better:
-                raise better from error
+            return function(*inputs, **options)
+        except EXPLAINED as error:
+            explain(error, function, name or function.__name__, inputs, options)
             raise
 
     return call
 
 
-def _check_of(function: Callable[..., Any], strict: bool) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
-    """What checks the arguments of a call, given by position and by keyword; not `strict`: tensors may be numbers."""
+def explain(
+    error: Exception, function: Callable[..., Any], name: str, inputs: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    """Raises another error in place of one that a call has caused, unless that names the function: one that says what
+    an argument must be, if the annotations or the names of the parameters show that; else the same words with the
+    function's name and what it was given."""
+    said = str(error)
+    if re.match(rf"(\w+\.)?{re.escape(name)}\b(?!\(\))", said):
+        return
     its = signature(function)
-    kinds = {name: str(p.annotation) for name, p in its.parameters.items() if p.kind in (1, 3)}  # no *args, **options
+    try:
+        given: Mapping[str, Any] = its.bind(*inputs, **options).arguments
+    except TypeError:  # PyTorch's keywords, or too few arguments
+        given = {f"argument {i}": value for i, value in enumerate(inputs, 1)} | dict(options)
+    for argument, value in given.items():
+        parameter = its.parameters.get(argument)
+        if parameter is not None and not (value is None and parameter.default is None):
+            several = parameter.kind is parameter.VAR_POSITIONAL
+            value = value[0] if several and len(value) == 1 else value
+            kind, optional, _ = str(parameter.annotation).partition(" | None")
+            if kind not in ("bool", "float", "int", "str"):
+                kind = _KINDS.get(argument, "several" if several else kind)
+            if value is not None or not optional:
+                try:
+                    _check(f"{name}: {argument}", kind, value, lenient=True)
+                except (TypeError, ValueError) as better:
+                    raise better from error
+    own = next((kind for kind in (AxisError, *EXPLAINED) if type(error) is kind is not AttributeError), TypeError)
+    if own is TypeError and isinstance(error, ValueError):
+        own = ValueError
+    said = re.sub(r"^[\w.<>]+\(\) ", "", said)  # Python's name of a wrapper
+    if ", got " not in said:
+        said += "; got " + (
+            ", ".join(f"{argument} {described(value)}" for argument, value in given.items()) or "nothing"
+        )
+    raise own(f"{name}: {said}") from error
 
-    def check(inputs: Sequence[Any], options: Mapping[str, Any]) -> None:
-        try:
-            given = its.bind(*inputs, **options).arguments
-        except TypeError:  # the call itself says it better
-            return
-        owner = type(inputs[0]).__name__ if "self" in given else function.__name__
-        for name, value in given.items():
-            kind, _, _ = kinds.get(name, "").partition(" | None")
-            argument = f"{owner}: {name}"
-            if value is None and kind != kinds.get(name, ""):
-                continue
-            if kind == "bool":
-                as_bool(argument, value)
-            elif kind == "float":
-                in_range(argument, value if strict else as_number(argument, value), -inf, closed=True)
-            elif kind == "int" and not strict and not is_integer(value):
-                raise TypeError(f"{argument} must be an integer, got {described(value)}")
 
-    return check
+_INTEGERS = "an integer or a tuple of integers"
+_KINDS = {
+    **dict.fromkeys(("dim", "dims", "dim0", "dim1", "dim2", "axis", "size", "sizes", "shape", "shifts"), _INTEGERS),
+    **dict.fromkeys(("stride", "dilation", "kernel_size", "output_size", "output_padding"), _INTEGERS),
+    **dict.fromkeys(("dtype", "device", "generator", "p", "ord", "obj", "compute_mode"), "anything"),
+}
+"""What parameters of these names are if their annotation says less."""
+
+
+def _check(argument: str, kind: str, value: Any, *, lenient: bool = False) -> None:
+    """TypeError or ValueError, with the argument's name, unless the value is what an annotation `kind` or an entry of
+    `_KINDS` says; lenient: tensors of one element are numbers, and all annotations are looked at."""
+    if kind == "bool":
+        as_bool(argument, value)
+    elif kind == "float":
+        in_range(argument, as_number(argument, value) if lenient else value, -inf, closed=True)
+    elif not lenient:
+        return
+    elif kind == "int":
+        if not is_integer(value):
+            raise TypeError(f"{argument} must be an integer, got {described(value)}")
+    elif kind == "str":
+        if not isinstance(value, str):
+            raise TypeError(f"{argument} must be a text, got {described(value)}")
+    elif kind == _INTEGERS:
+        if not all(hasattr(each, "__index__") for each in (value if isinstance(value, list | tuple) else (value,))):
+            raise TypeError(f"{argument} must be {_INTEGERS}, got {described(value)}")
+    elif kind.startswith("Sequence"):
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            raise TypeError(f"{argument} must be a list, got {described(value)}")
+    elif kind in ("Any", "Tensor", "Array | Tensor") and not _is_numeric(value):
+        raise TypeError(f"{argument} must be a tensor, an array or numbers, got {described(value)}")
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a value is an array, a number, or a list of those."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_numeric, value))
+    if isinstance(value, type):
+        return False
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf"
+    return isinstance(value, Number) or hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
 def check_names(name: str, missing: Sequence[str], unknown: Sequence[str]) -> None:

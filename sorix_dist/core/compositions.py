@@ -25,11 +25,11 @@ from sorix_dist.core.tensor import Tensor
 
 __all__ = [*algebra.__all__, *arrange.__all__, *statistics.__all__]
 for _name in __all__:
-    globals()[_name] = explained(globals()[_name])
+    globals()[_name] = explained(globals()[_name], _name)
 
 for _methods in (algebra.METHODS, arrange.METHODS, statistics.METHODS):
     for _name, _function in _methods.items():
-        setattr(Tensor, _name, with_torch_keywords(_function))
+        setattr(Tensor, _name, with_torch_keywords(_function, _name))
 
 
 _CHANGING = (
@@ -163,4 +163,4 @@ METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("pin_memory", "share_memory_"), methods.cpu),
 }
 for _name, _method in METHODS.items():
-    setattr(Tensor, _name, with_torch_keywords(_method))
+    setattr(Tensor, _name, with_torch_keywords(_method, _name))

@@ -19,9 +19,10 @@ from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.tensor import Tensor, array_of
+from sorix_dist.core.typed import LikeInput
 
 
-def _like_input(function: Callable[..., Any]) -> Callable[..., Any]:
+def _like_input(function: Callable[..., Any]) -> LikeInput:
     """The function, with an array as answer if no tensor was given."""
 
     @wraps(function)
@@ -41,7 +42,7 @@ def _like_input(function: Callable[..., Any]) -> Callable[..., Any]:
     return maths
 
 
-def _all_like_input(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
+def _all_like_input(*functions: Callable[..., Any]) -> list[LikeInput]:
     return [_like_input(function) for function in functions]
 
 
@@ -57,7 +58,7 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     return choose.where(condition, x, y)
 
 
-def _arg(function: Callable[..., Any]) -> Callable[..., Any]:
+def _arg(function: Callable[..., Any]) -> LikeInput:
     """argmax or argmin with sorix's defaults."""
 
     def arg(X: Any, axis: Any = 1, dim: Any = None, keepdims: bool = True, *, keepdim: bool | None = None) -> Any:
@@ -73,16 +74,22 @@ def _arg(function: Callable[..., Any]) -> Callable[..., Any]:
     return _like_input(arg)
 
 
+def _alike(*functions: Any) -> tuple[LikeInput, ...]:
+    """The functions, which give a tensor for tensors by themselves."""
+    return functions
+
+
 # shape
-cat, stack, split, chunk, unbind, pad = join.cat, join.stack, join.split, join.chunk, join.unbind, join.pad
-reshape, flatten, squeeze, unsqueeze = shape.reshape, shape.flatten, shape.squeeze, shape.unsqueeze
-transpose, permute, movedim, t = shape.swapaxes, shape.permute, shape.movedim, shape.t
-repeat, broadcast_to, flip, roll, clone = shape.repeat, shape.broadcast_to, shape.flip, shape.roll, shape.clone
+cat, stack, pad, clone = _alike(join.cat, join.stack, join.pad, shape.clone)
+split, chunk, unbind = join.split, join.chunk, join.unbind
+reshape, flatten, squeeze, unsqueeze = _alike(shape.reshape, shape.flatten, shape.squeeze, shape.unsqueeze)
+transpose, permute, movedim, t = _alike(shape.swapaxes, shape.permute, shape.movedim, shape.t)
+repeat, broadcast_to, flip, roll = _alike(shape.repeat, shape.broadcast_to, shape.flip, shape.roll)
 
 # choice and order
-masked_fill, gather, take_along_dim = choose.masked_fill, indexing.gather, indexing.take_along_dim
-index_select, masked_select = indexing.index_select, indexing.masked_select
-scatter_add, one_hot, diag = indexing.scatter_add, indexing.one_hot, indexing.diag
+masked_fill, gather, take_along_dim = _alike(choose.masked_fill, indexing.gather, indexing.take_along_dim)
+index_select, masked_select = _alike(indexing.index_select, indexing.masked_select)
+scatter_add, one_hot, diag = _alike(indexing.scatter_add, indexing.one_hot, indexing.diag)
 sort, argsort, topk = choose.sort, choose.argsort, choose.topk
 tril, triu = _all_like_input(choose.tril, choose.triu)
 

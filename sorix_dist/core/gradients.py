@@ -82,7 +82,7 @@ def grad(
     grad_outputs: Any = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
-    *,
+    only_inputs: bool = True,
     allow_unused: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `outputs` to `inputs`, as a tuple; no `grad` is touched.
@@ -90,8 +90,10 @@ def grad(
     If the outputs follow from rows of a batch that several ranks share, or from a wrapped model, every rank must call
     this: gradients to a Replicate are those of the global batch, gradients to rows those of this rank's rows.
     RuntimeError if an input does not require a gradient, was not used (unless `allow_unused`: then None), or is a
-    parameter of a wrapped model in reproducible mode.
+    parameter of a wrapped model in reproducible mode. only_inputs: PyTorch's, can only be True.
     """
+    if only_inputs is not True:
+        raise ValueError(f"grad: only_inputs must be True: call backward() to change `grad`, got {only_inputs!r}")
     if recorders and (recorder := listening()) is not None:
         recorder.refuse("autograd.grad")
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)

@@ -10,7 +10,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
 
-from sorix_dist.core.arguments import explained
+from sorix_dist.core.arguments import EXPLAINED, explain, explained
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.ops.elementwise import cast, mul, rounded_quotient
 
@@ -22,21 +22,31 @@ _OF_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # PyTorch takes them everywh
 _MEANINGLESS = {"memory_format", "layout", "pin_memory", "non_blocking", "inplace"}  # promises that save nothing here
 
 
-def with_torch_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which also takes PyTorch's keywords: `input=`, `other=`, `dims=`, `dtype=`, `alpha=`, …"""
+def with_torch_keywords(function: Callable[..., Any], known_as: str = "") -> Callable[..., Any]:
+    """The function, which also takes PyTorch's keywords: `input=`, `other=`, `dims=`, `dtype=`, `alpha=`, … Errors of
+    wrong arguments name it, as `known_as` if that is given, and what it was given."""
     kinds = list(signature(function, follow_wrapped=False).parameters.values())
     own = {p.name for p in kinds if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
     name: str = function.__name__
     several = any(p.kind is Parameter.VAR_POSITIONAL for p in kinds)
     innermost = signature(function).parameters
     numpys = {key: its for key, its in _OF_NUMPY.items() if its in innermost and key not in innermost}
-    if name == "backward" or ("input" in own and not several and not numpys and name not in _WITH_A_DTYPE):
-        return function  # it takes PyTorch's keywords by itself
+    if name == "backward":
+        return function
+    if "input" in own and not several and not numpys and name not in _WITH_A_DTYPE:
+        return explained(function, known_as)  # it takes PyTorch's keywords by itself
 
     @wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
-        if not options:
-            return function(*inputs)
+        try:
+            if not options:
+                return function(*inputs)
+            return translated(inputs, options)
+        except EXPLAINED as error:
+            explain(error, function, known_as or name, inputs, options)
+            raise
+
+    def translated(inputs: Sequence[Any], options: dict[str, Any]) -> Any:
         if options.keys() <= own:
             return function(*inputs, **options)
         operands = list(inputs)
@@ -73,7 +83,7 @@ def publish(module: dict[str, Any], names: Sequence[str]) -> None:
     """Gives a module's public functions PyTorch's keywords, and their place in it as their origin."""
     for name in names:
         plain = module[name]
-        function = explained(with_torch_keywords(plain), plain)
+        function = with_torch_keywords(plain, name)
         module[name] = function
         function.__signature__ = signature(function)  # type: ignore[attr-defined]
         del function.__wrapped__  # type: ignore[attr-defined]

@@ -26,7 +26,8 @@ _FROZEN = (
     "the memory of this tensor is read-only, because a wrapped model's parameters and gradients are those of all ranks "
     "of a host: load them by `model.load_state_dict` of the wrapped model, change parameters inside "
     '`with model.edit():`, gradients by hooks and clip_grad_*, or wrap the model with storage="replicated". '
-    "Between two sums of LocalSGD call its synchronise() first"
+    "Between two sums of LocalSGD call its synchronise() first. A tensor of `state_dict()` is a copy: give the changed "
+    "state to `load_state_dict`"
 )
 
 

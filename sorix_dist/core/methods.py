@@ -337,7 +337,7 @@ for _name, _function in _BOTH_SIDES.items():
 for _name, _function in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _function)
 for _name, _function in _METHODS.items():
-    setattr(Tensor, _name, with_torch_keywords(_function))
+    setattr(Tensor, _name, _function if _name.startswith("__") else with_torch_keywords(_function, _name))
 setattr(Tensor, "backward", autograd.backward)  # noqa: B010 (mypy)
 setattr(Tensor, "is_cuda", False)  # noqa: B010
 setattr(Tensor, "grad_fn", property(lambda self: None if self.is_leaf else self.origin, doc="What made it."))  # noqa: B010

@@ -324,13 +324,21 @@ def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = 
 
 
 argwhere = nonzero
-_ALSO_METHODS: tuple[Callable[..., Any], ...] = (
-    fmax, fmin, deg2rad, rad2deg,
-    lerp, frac, xlogy, logit, nan_to_num, isclose, float_power, cumprod, median, aminmax, nansum, nanmean,
-    count_nonzero, dist, nonzero, unique, bincount, multinomial,
-)  # fmt: skip
-METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in _ALSO_METHODS} | {"argwhere": nonzero}
 __all__ = [
-    *METHODS, "bucketize", "clamp_max", "clamp_min", "isin", "normal", "randint_like", "searchsorted", "std_mean",
-    "var_mean",
+    "aminmax", "argwhere", "bincount", "bucketize", "clamp_max", "clamp_min", "count_nonzero", "cumprod", "deg2rad",
+    "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "lerp", "logit", "median", "multinomial",
+    "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted", "std_mean",
+    "unique", "var_mean", "xlogy",
 ]  # fmt: skip
+_FUNCTIONS = (
+    "bucketize",
+    "clamp_max",
+    "clamp_min",
+    "isin",
+    "normal",
+    "randint_like",
+    "searchsorted",
+    "std_mean",
+    "var_mean",
+)
+METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}

@@ -19,6 +19,11 @@ from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, tagged
 
+if TYPE_CHECKING:
+    from sorix_dist.core.typed import Bound
+else:
+    Bound = object
+
 
 class Size(tuple[int, ...]):
     """The shape of a tensor."""
@@ -35,7 +40,7 @@ class Size(tuple[int, ...]):
         return math.prod(self)
 
 
-class Tensor:
+class Tensor(Bound):
     """An array with a gradient: `data` are the numbers, `grad` is the sum of the last backwards.
 
     `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
@@ -340,7 +345,7 @@ class Tensor:
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item() if spec and self.array.size == 1 else str(self), spec)
+        return format(self.item() if not self.array.ndim or (spec and self.array.size == 1) else str(self), spec)
 
     def __repr__(self) -> str:
         text = np.array2string(self.visible, separator=", ", prefix="tensor(")
@@ -349,13 +354,6 @@ class Tensor:
         return f"tensor({text}{dtype}{', requires_grad=True' if self.requires_grad else ''})"
 
     __hash__ = object.__hash__
-
-    if TYPE_CHECKING:  # bound by core/methods.py
-        _bound: Any = None
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = __matmul__ = _bound
-        __getitem__ = __gt__ = __ge__ = __lt__ = __le__ = __and__ = __or__ = _bound
-
-        def __getattr__(self, name: str) -> Any: ...
 
 
 class Gradient(Tensor):

@@ -10,9 +10,19 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from sorix_dist.core import Tensor
+from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import CPU, as_list, at_least, int_or_none, is_integer, parameter_dtype, unsupported
+from sorix_dist.core.arguments import (
+    CPU,
+    as_bool,
+    as_list,
+    at_least,
+    described,
+    int_or_none,
+    is_integer,
+    parameter_dtype,
+    unsupported,
+)
 from sorix_dist.core.arrange import unflatten
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import check_dropout, dropout, dropout2d
@@ -138,6 +148,16 @@ class Embedding(Module):
         if self.padding_idx is not None:
             weights[self.padding_idx] = 0
         self.W = Parameter(weights.astype(kind, copy=False))
+
+    @classmethod
+    def from_pretrained(cls, embeddings: Any, freeze: bool = True, **options: Any) -> Self:
+        """An Embedding whose W is a copy of `embeddings`, (num_embeddings, embedding_dim); `freeze`: not trained."""
+        given = as_tensor(embeddings)
+        if given.ndim != 2:
+            raise ValueError(f"from_pretrained: embeddings must have two dimensions, got {described(embeddings)}")
+        made = cls(*given.array.shape, dtype=given.dtype, **options)
+        made.W = Parameter(given.array.copy(), requires_grad=not as_bool("from_pretrained: freeze", freeze))
+        return made
 
     def forward(self, x: Any) -> Tensor:
         """x: integers of any shape; the result has the features as one more dimension."""

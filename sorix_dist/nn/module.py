@@ -8,7 +8,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import CPU, as_bool, as_function, as_state, check_names, checked, raise_for_device
+from sorix_dist.core.arguments import (
+    CPU,
+    as_bool,
+    as_function,
+    as_state,
+    check_names,
+    checked,
+    described,
+    raise_for_device,
+)
 from sorix_dist.core.capture import changed, host
 from sorix_dist.core.dtype import DType, as_dtype, float16, float32, float64, names_dtype
 from sorix_dist.core.fingerprint import as_text
@@ -16,12 +25,13 @@ from sorix_dist.core.flat import convert, zero_gradients
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Deferred, Partial
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Hook, as_array
+from sorix_dist.core.tensor import as_array
+from sorix_dist.nn.hooks import Hooked
 from sorix_dist.nn.parameter import Parameter, Parameters, is_trained
 from sorix_dist.nn.torch_state import TRANSPOSED, IncompatibleKeys, in_own_names, own_name
 
 
-class Module:
+class Module(Hooked):
     """A layer, or a model of layers. A subclass defines `forward`.
 
     A module owns the modules and parameters in its attributes, also in lists, tuples and dicts. Parameters are
@@ -31,52 +41,12 @@ class Module:
 
     training = True
     device: Any = CPU
-    _hooks: tuple[list[Any], list[Any]] | None = None  # called before and after forward
     _in_repr: ClassVar[tuple[str, ...]] = ()  # the attributes that `extra_repr` shows
     torch_names: ClassVar[Mapping[str, tuple[str, str]]] = {}  # where PyTorch's names or layouts differ
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("sorix_dist.") and "__init__" in vars(cls):
             cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Computes the output of the module; subclasses define it."""
-        raise NotImplementedError("You must implement forward in the subclass.")
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if not inputs and options.keys() == {"input"}:  # PyTorch's name of what layers take
-            inputs, options = (options["input"],), {}
-        if self._hooks is None:
-            return self.forward(*inputs, **options)
-        before, after = self._hooks
-        for hook in before:
-            if (changed := hook(self, inputs)) is not None:
-                inputs = changed if isinstance(changed, tuple) else (changed,)
-        output = self.forward(*inputs, **options)
-        for hook in after:
-            if (changed := hook(self, inputs, output)) is not None:
-                output = changed
-        return output
-
-    def register_forward_pre_hook(self, hook: Callable[[Self, tuple[Any, ...]], Any]) -> Hook:
-        """Calls `hook(module, inputs)` before each forward; its result, if not None, replaces the inputs.
-
-        `remove()` of the returned handle unregisters the hook.
-        """
-        return self._register(0, hook)
-
-    def register_forward_hook(self, hook: Callable[[Self, tuple[Any, ...], Any], Any]) -> Hook:
-        """Calls `hook(module, inputs, output)` after each forward; its result, if not None, replaces the output.
-
-        `remove()` of the returned handle unregisters the hook.
-        """
-        return self._register(1, hook)
-
-    def _register(self, when: int, hook: Callable[..., Any]) -> Hook:
-        hooks: Any = self.__dict__.setdefault("_hooks", ([], []))  # no new value of an attribute
-        hooks[when].append(hook)
-        changed()
-        return Hook(hooks[when], hook)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is not None:
@@ -87,11 +57,13 @@ class Module:
                         "assign to its `data` to change the numbers"
                     )
                 value = whole(value, f"buffer '{name}'") if isinstance(value.place, Partial | Deferred) else value
-            elif is_trained(self.__dict__.get(name)) and not is_trained(value):
+            elif is_trained(old := self.__dict__.get(name)) and not is_trained(value):
                 raise TypeError(
                     f"parameter '{name}' must be a Parameter or None, got {type(value).__name__}; "
                     "assign to its `data` to change the numbers, or delete it first"
                 )
+            elif isinstance(old, Module) and not isinstance(value, Module):
+                raise TypeError(f"module '{name}' must be a Module or None, got {described(value)}; delete it first")
         name = own_name(self, name) if value is None or isinstance(value, Tensor) else name
         if isinstance(value, Parameter) and name in self.torch_names:
             value.torch_transposed = self.torch_names[name][1] == TRANSPOSED
@@ -119,8 +91,8 @@ class Module:
             if name not in ("_buffers", "_hooks"):
                 yield from _entries(name, value)
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each once, with dotted names."""
+    def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names: each once, or under each of its names."""
         seen: set[int] = set()
 
         def walk(module: Module, name: str) -> Iterator[tuple[str, Module]]:
@@ -130,7 +102,9 @@ class Module:
             yield name, module
             for child_name, child in module.children_and_state():
                 if isinstance(child, Module):
-                    yield from walk(child, f"{name}.{child_name}" if name else child_name)
+                    yield from walk(child, _dotted(name, child_name))
+            if not remove_duplicate:
+                seen.remove(id(module))  # it only must not contain itself
 
         yield from walk(self, prefix)
 
@@ -169,40 +143,48 @@ class Module:
         """The names of this module's own buffers, and whether they are persistent."""
         return self.__dict__.get("_buffers", {})
 
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor, bool, bool]]:
+    def _named_tensors(self, recurse: bool = True) -> Iterator[tuple[str, Tensor, bool, bool]]:
         """Every parameter and buffer below, under each of its names: (name, tensor, is a parameter, is saved)."""
         found: dict[str, Tensor] = {}
-        for prefix, module in self.named_modules():
+        for prefix, module in self.named_modules(remove_duplicate=False) if recurse else [("", self)]:
             buffers = module._own_buffers()
             for own, value in module.children_and_state():
                 if isinstance(value, Tensor) and (own in buffers or is_trained(value)):
-                    name = f"{prefix}.{own}" if prefix else own
+                    name = _dotted(prefix, own)
                     if found.setdefault(name, value) is not value:
                         raise ValueError(f"{type(self).__name__} has two tensors of the name '{name}'")
                     yield name, value, own not in buffers, buffers.get(own, True)
 
-    def _each_once(self, trained: bool) -> Iterator[tuple[str, Tensor]]:
+    def _named(self, trained: bool, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
-        for name, tensor, parameter, _ in self._named_tensors():
+        for name, tensor, parameter, _ in self._named_tensors(recurse):
             if parameter == trained and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield name, tensor
+                if remove_duplicate:
+                    seen.add(id(tensor))
+                yield _dotted(prefix, name), tensor
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters with dotted names; one that several layers share appears once, by its first name."""
-        return self._each_once(trained=True)
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The parameters with dotted names that begin with `prefix`; not `recurse`: this module's own.
 
-    def parameters(self) -> list[Tensor]:
-        """The parameters, without duplicates."""
-        return Parameters(parameter for _, parameter in self.named_parameters())
+        One that several layers share appears once, by its first name, unless not `remove_duplicate`.
+        """
+        return self._named(True, prefix, recurse, remove_duplicate)
 
-    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The buffers, tensors of the state that are not trained, with dotted names."""
-        return self._each_once(trained=False)
+    def parameters(self, recurse: bool = True) -> list[Tensor]:
+        """The parameters, without duplicates; not `recurse`: this module's own."""
+        return Parameters(parameter for _, parameter in self.named_parameters(recurse=recurse))
 
-    def buffers(self) -> Iterator[Tensor]:
-        """The tensors that are state but are not trained."""
-        return (buffer for _, buffer in self.named_buffers())
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The buffers, tensors of the state that are not trained, as `named_parameters` gives the parameters."""
+        return self._named(False, prefix, recurse, remove_duplicate)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """The tensors that are state but are not trained; not `recurse`: this module's own."""
+        return (buffer for _, buffer in self.named_buffers(recurse=recurse))
 
     def get_parameter(self, target: str) -> Tensor:
         """The parameter of a dotted name; AttributeError if there is none."""
@@ -247,9 +229,13 @@ class Module:
     def _saved(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, tensor) for name, tensor, _, saved in self._named_tensors() if saved)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name."""
-        return {name: Tensor(tensor.array.copy()) for name, tensor in self._saved()}
+    def state_dict(self, *, prefix: str = "") -> dict[str, Tensor]:
+        """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name.
+
+        prefix: what the names begin with. In PyTorch these tensors are the module's own, and writing to them changes
+        it: here they are read-only, for `load_state_dict` to take a changed state.
+        """
+        return {prefix + name: _read_only(tensor.array) for name, tensor in self._saved()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies values (tensors or arrays) into the parameters and buffers of the same names.
@@ -373,6 +359,16 @@ class Module:
         if not modules and "\n" not in "".join(lines):
             return f"{type(self).__name__}({''.join(lines)})"
         return "\n".join([f"{type(self).__name__}(", *lines]).replace("\n", "\n  ") + "\n)"
+
+
+def _dotted(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _read_only(array: Any) -> Tensor:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return Tensor.of(copy)
 
 
 def options_of(module: Module) -> dict[str, str]:

@@ -87,8 +87,29 @@ class _Named(Module):
     def _add(self, name: str, module: Module) -> None:
         if not isinstance(module, Module):
             raise TypeError(f"{type(self).__name__} holds modules, got {type(module).__name__} {module!r}")
+        self.__dict__.pop(name, None)
         self._layers[name] = module
         changed()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Module) or name in self.__dict__.get("_layers", ()):
+            self._add(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._layers:
+            self.pop(name)
+        else:
+            super().__delattr__(name)
+
+    def pop(self, key: Any) -> Module:
+        """Removes a module, and returns it."""
+        changed()
+        return self._layers.pop(key)
+
+    def __delitem__(self, key: Any) -> None:
+        self.pop(key)
 
     def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
         for name, value in super().children_and_state():
@@ -121,8 +142,23 @@ class _Row(_Named):
         """Adds a module before the one at `index`; those that follow are numbered anew."""
         layers = list(self)
         layers.insert(index, module)
-        _Row.__init__(self, layers)
+        _Named.__init__(self, layers)
         return self
+
+    def pop(self, key: int | slice | str = -1) -> Any:
+        """Removes the module at an index, or those of a slice, and returns it; those that follow are numbered anew."""
+        gone = self[key]
+        for name in gone._layers if isinstance(key, slice) else [self._name(key)]:
+            super().pop(name)
+        if all(name.isdigit() for name in self._layers):
+            _Named.__init__(self, list(self))
+        return gone
+
+    def __add__(self, other: Iterable[Module]) -> Self:
+        return self._of({str(i): module for i, module in enumerate([*self, *other])})
+
+    def __iadd__(self, other: Iterable[Module]) -> Self:
+        return self.extend(other)
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self._layers.values())
@@ -190,9 +226,10 @@ class ModuleDict(_Named):
         for name, module in _as_dict(modules).items():
             self._add(name, module)
 
-    def pop(self, name: str) -> Module:
-        """Removes the module of a name and returns it."""
-        return self._layers.pop(name)
+    def clear(self) -> None:
+        """Removes all modules."""
+        self._layers.clear()
+        changed()
 
     def keys(self) -> KeysView[str]:
         """The names."""
@@ -217,10 +254,6 @@ class ModuleDict(_Named):
 
     def __setitem__(self, name: str, module: Module) -> None:
         self._add(name, module)
-
-    def __delitem__(self, name: str) -> None:
-        del self._layers[name]
-        changed()
 
 
 class ParameterList(Module):

@@ -18,7 +18,8 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=requires_grad, dtype=dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        made, arguments, state = super().__reduce__()
+        made, (kind, array, trained, _, place), state = super().__reduce__()
+        arguments = kind, array, trained, None, place  # a copy has no gradient, as in PyTorch
         transposed = getattr(self, "torch_transposed", None)
         return made, arguments, state if transposed is None else (state, {"torch_transposed": transposed})
 

@@ -100,7 +100,7 @@ def as_numpy(value: Any) -> Array:
 
 def _names(model: Module) -> Iterator[tuple[str, str, str]]:
     """The tensors that PyTorch names or lays out otherwise: our dotted name, PyTorch's, and the layout."""
-    for prefix, module in model.named_modules():
+    for prefix, module in model.named_modules(remove_duplicate=False):
         dotted = f"{prefix}." if prefix else ""
         for own, (theirs, layout) in module.torch_names.items():
             yield dotted + own, dotted + theirs, layout

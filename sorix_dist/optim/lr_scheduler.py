@@ -10,13 +10,15 @@ from typing import Any
 from sorix_dist.core.arguments import as_function, as_int, at_least, in_range, one_of
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.optim.scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR, as_epochs
+from sorix_dist.optim.scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR, as_epochs
 
 __all__ = [
-    "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LRScheduler",
-    "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau",
-    "SequentialLR", "StepLR",
+    "ChainedScheduler", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR",
+    "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR", "PolynomialLR",
+    "ReduceLROnPlateau", "SequentialLR", "StepLR",
 ]  # fmt: skip
+
+_LRScheduler = LRScheduler  # PyTorch's older name, which schedulers of users derive from
 
 
 class StepLR(LRScheduler):

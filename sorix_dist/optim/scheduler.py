@@ -37,15 +37,20 @@ class LRScheduler:
     The rates of the groups at the start are saved as `base_lrs`, and in the groups as "initial_lr". Making a
     scheduler sets the rates of epoch 0, each `step()` those of the next. With `last_epoch` it continues with an
     optimizer that was stepped and saved in an earlier run, with the rates of the epoch after that.
-    Rates are computed from the epoch alone, so rounding does not add up. If another scheduler of the same optimizer,
+    It may define PyTorch's `get_lr()` instead, from `last_epoch`, `base_lrs` and the groups. With `lrs_at`
+    rates are computed from the epoch alone, so rounding does not add up. If another scheduler of the same optimizer,
     or the user, has changed the rate of a group since, that change stays.
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ("optimizer",)
     absolute: ClassVar[bool] = False  # whether rates that others have set are overwritten
+    by_get_lr: ClassVar[bool] = False  # whether a user's subclass gives the rates in `get_lr`, as in PyTorch
 
     def __init_subclass__(cls) -> None:
-        if cls.__module__.startswith("sorix_dist.") and "__init__" in vars(cls):
+        if not cls.__module__.startswith("sorix_dist."):
+            cls.by_get_lr = cls.by_get_lr or "get_lr" in vars(cls)
+            cls.absolute = cls.absolute or cls.by_get_lr
+        elif "__init__" in vars(cls):
             cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
@@ -90,7 +95,7 @@ class LRScheduler:
 
     def lrs_at(self, epoch: int) -> list[float]:
         """The learning rate of each group in an epoch, from 0."""
-        raise NotImplementedError(f"{type(self).__name__} must implement lrs_at")
+        raise NotImplementedError(f"{type(self).__name__} must implement lrs_at or get_lr")
 
     def momenta_at(self, epoch: int) -> list[float] | None:
         """The momentum (or betas[0]) of each group in an epoch; None if the schedule leaves it as it is."""
@@ -118,7 +123,9 @@ class LRScheduler:
         if epoch is not None:
             in_range("step: epoch", epoch, 0)
         next_epoch = self.last_epoch + 1 if epoch is None else epoch
-        lrs = self.lrs_at(next_epoch)
+        if self.by_get_lr:
+            self.last_epoch = next_epoch
+        lrs = list(self.get_lr()) if self.by_get_lr else self.lrs_at(next_epoch)
         if epoch is None and not self.absolute:
             before = self.base_lrs if self.last_epoch == -1 else self.lrs_at(self.last_epoch)
             for i, group in enumerate(groups):
@@ -254,30 +261,66 @@ class ReduceLROnPlateau(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
 
-class SequentialLR(LRScheduler):
-    """Schedulers of one optimizer: at each of the epochs `milestones` the next starts, at its epoch 0."""
+class _Several(LRScheduler):
+    """Schedulers of one optimizer."""
 
     not_saved = ("optimizer", "schedulers")
+    schedulers: list[LRScheduler]
+
+    def _checked(self, schedulers: Sequence[LRScheduler]) -> list[LRScheduler]:
+        schedulers = as_list("schedulers", schedulers, "schedulers")
+        for i, scheduler in enumerate(schedulers):
+            if isinstance(scheduler, ReduceLROnPlateau):
+                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it separately")
+            if not isinstance(scheduler, LRScheduler):
+                raise TypeError(f"schedulers[{i}] must be a scheduler, got {arguments.described(scheduler)}")
+            if scheduler.optimizer is not self.optimizer:
+                raise ValueError(f"schedulers[{i}] belongs to another optimizer")
+        return schedulers
+
+    @uncaptured
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
+
+    @uncaptured
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.check_state_dict(state_dict)
+        groups = self.optimizer.param_groups
+        options = ("lr", "momentum", "betas")
+        before: list[dict[str, Any]] = [{name: group[name] for name in options if name in group} for group in groups]
+        for scheduler, its_state in zip(self.schedulers, state_dict["schedulers"], strict=True):
+            scheduler.load_state_dict(its_state)
+        for group, values in zip(groups, before, strict=True):
+            group.update(values)  # the sequence decides which scheduler is in force
+        super().load_state_dict(state_dict)
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved = as_state("load_state_dict", state_dict).get("schedulers", ())
+        if len(saved) != len(self.schedulers):
+            raise ValueError(
+                f"load_state_dict: state_dict must be of {len(self.schedulers)} schedulers, got {len(saved)}"
+            )
+        for scheduler, its_state in zip(self.schedulers, saved, strict=True):
+            scheduler.check_state_dict(its_state)
+        super().check_state_dict(state_dict)
+
+
+class SequentialLR(_Several):
+    """Schedulers of one optimizer: at each of the epochs `milestones` the next starts, at its epoch 0."""
+
     absolute = True
 
     def __init__(
         self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
     ) -> None:
         self._attach(optimizer)
-        schedulers, milestones = as_list("schedulers", schedulers, "schedulers"), as_epochs("milestones", milestones)
+        schedulers, milestones = self._checked(schedulers), as_epochs("milestones", milestones)
         if not schedulers or len(milestones) != len(schedulers) - 1:
             raise ValueError(
                 f"milestones must be one less than schedulers, got {len(milestones)} for {len(schedulers)}"
             )
         if milestones != sorted(milestones):
             raise ValueError(f"milestones must increase, got {milestones}")
-        for i, scheduler in enumerate(schedulers):
-            if isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(f"schedulers[{i}] is a ReduceLROnPlateau, which needs a metric: step it separately")
-            if not isinstance(scheduler, LRScheduler):
-                raise TypeError(f"schedulers[{i}] must be a scheduler, got {arguments.described(scheduler)}")
-            if scheduler.optimizer is not optimizer:
-                raise ValueError(f"schedulers[{i}] belongs to another optimizer")
         self.schedulers, self.milestones = schedulers, milestones
         for group in optimizer.param_groups if last_epoch == -1 else ():
             group["lr"] = group["initial_lr"]  # the schedulers changed it when they were made
@@ -306,28 +349,29 @@ class SequentialLR(LRScheduler):
         (scheduler.step if scheduler is self.schedulers[0] else scheduler.take_over)(its_epoch)
         self._last_lr = scheduler.get_last_lr()
 
-    @uncaptured
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
+
+class ChainedScheduler(_Several):
+    """Schedulers of one optimizer that all step together: the changes of each are kept by the others.
+
+    optimizer: that of the schedulers, if None.
+    """
+
+    def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
+        first = next(iter(as_list("schedulers", schedulers, "schedulers")), None)
+        self._attach(optimizer or getattr(first, "optimizer", None))  # type: ignore[arg-type]
+        self.schedulers = self._checked(schedulers)
+        self.last_epoch = self.schedulers[0].last_epoch
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    @host
+    def step(self, epoch: int | None = None) -> None:
+        """Sets the rates of the next epoch, or of `epoch`."""
+        for scheduler in self.schedulers:
+            scheduler.step(epoch)
+        self.last_epoch = self.schedulers[0].last_epoch
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     @uncaptured
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.check_state_dict(state_dict)
-        groups = self.optimizer.param_groups
-        options = ("lr", "momentum", "betas")
-        before: list[dict[str, Any]] = [{name: group[name] for name in options if name in group} for group in groups]
-        for scheduler, its_state in zip(self.schedulers, state_dict["schedulers"], strict=True):
-            scheduler.load_state_dict(its_state)
-        for group, values in zip(groups, before, strict=True):
-            group.update(values)  # the sequence decides which scheduler is in force
-        super().load_state_dict(state_dict)
-
-    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved = as_state("load_state_dict", state_dict).get("schedulers", ())
-        if len(saved) != len(self.schedulers):
-            raise ValueError(
-                f"load_state_dict: state_dict must be of {len(self.schedulers)} schedulers, got {len(saved)}"
-            )
-        for scheduler, its_state in zip(self.schedulers, saved, strict=True):
-            scheduler.check_state_dict(its_state)
-        super().check_state_dict(state_dict)
+    def get_lr(self) -> list[float]:
+        """The learning rate of each group."""
+        return self.get_last_lr()

@@ -228,14 +228,14 @@ class DistributedDataParallel(Module):
             "a wrapped model can't be copied or pickled, because its gradients belong to all ranks: take model.module"
         )
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return self.module.named_parameters()
+    def named_parameters(self, *how: Any, **named: Any) -> Iterator[tuple[str, Tensor]]:
+        return self.module.named_parameters(*how, **named)
 
-    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        return self.module.named_buffers()
+    def named_buffers(self, *how: Any, **named: Any) -> Iterator[tuple[str, Tensor]]:
+        return self.module.named_buffers(*how, **named)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.module.state_dict()
+    def state_dict(self, **how: Any) -> dict[str, Tensor]:
+        return self.module.state_dict(**how)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """As for a bare model; a call of all ranks, which then have what rank 0 has loaded."""

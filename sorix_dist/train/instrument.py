@@ -19,7 +19,7 @@ from sorix_dist.core.capture import listening
 from sorix_dist.core.graph import recording as tracked
 from sorix_dist.core.op import marker
 from sorix_dist.core.ops import matrix
-from sorix_dist.nn import Module
+from sorix_dist.nn.hooks import Hooked
 from sorix_dist.optim.optimizer import Optimizer
 from sorix_dist.parallel.agreement import SharedMemoryConsensus
 from sorix_dist.parallel.coordinator import Coordinator
@@ -190,7 +190,7 @@ STEPS: list[tuple[Any, str, Callable[[Any], Any]]] = [
 """What is replaced while a timeline has begun."""
 
 SPANS: list[tuple[Any, str, Callable[[Any], Any]]] = [
-    (Module, "__call__", _module_call),
+    (Hooked, "__call__", _module_call),
     (Tensor, "backward", _timed("backward")),
     (autograd, "_backward", _walk),
     (Coordinator, "synchronise", _synchronise),

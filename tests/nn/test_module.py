@@ -110,8 +110,8 @@ def test_a_state_is_a_snapshot_of_tensors() -> None:
     assert np.array_equal(state["W"], before)
     assert type(state["W"]) is Tensor
     assert not state["W"].requires_grad
-    state["W"].data[...] = -1
-    assert (model.W.data == 9).all()
+    with pytest.raises(ValueError, match="read-only"):  # in PyTorch it would change the module
+        state["W"].data[...] = -1
 
 
 def test_loading_copies_so_that_the_optimizer_goes_on() -> None:
@@ -417,6 +417,45 @@ def test_a_list_of_parameters() -> None:
     assert len(model.scales) == 3
     assert [p.shape for p in model.scales] == [(2,), (4,), (1,)]
     assert all(p.requires_grad for p in model.scales)
+
+
+class Transition(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.fc = nn.Linear(2, 3)
+
+
+def test_attributes_of_a_row_are_its_layers() -> None:
+    row = Transition()
+    row.add_module("act", nn.ReLU())
+    assert [name for name, _ in row.named_children()] == ["flat", "fc", "act"]
+    assert row(X).shape == (3, 3)
+    del row.flat
+    row.fc = nn.Linear(2, 1)
+    assert row(X).shape == (3, 1)
+    assert list(row.state_dict()) == ["fc.W", "fc.b"]
+    with pytest.raises(TypeError, match="Transition holds modules, got int 3"):
+        row.fc = 3
+
+
+def test_a_layer_of_two_names_is_saved_under_each() -> None:
+    model = nn.ModuleDict({"fc": nn.Linear(2, 2)})
+    model.row = nn.Sequential(model["fc"], nn.ReLU())
+    assert list(model.state_dict()) == ["fc.W", "fc.b", "row.0.W", "row.0.b"]
+    assert [name for name, _ in model.named_parameters()] == ["fc.W", "fc.b"]
+    assert list(sx.to_torch_state(model)) == ["fc.weight", "fc.bias", "row.0.weight", "row.0.bias"]
+    model.fc.model = model  # a circle ends
+    assert list(model.state_dict()) == ["fc.W", "fc.b", "row.0.W", "row.0.b"]
+
+
+def test_a_module_is_only_replaced_by_a_module() -> None:
+    block = nn.TransformerEncoderLayer(2, 1, 2)
+    with pytest.raises(TypeError, match="module 'linear1' must be a Module or None, got Parameter of shape"):
+        block.linear1 = nn.Parameter(np.ones(2, np.float32))
+    del block.linear1
+    block.linear1 = 3
+    assert "linear1.W" not in block.state_dict()
 
 
 def test_forward_hooks() -> None:

@@ -98,6 +98,17 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "glu: dim must be an integer, got float 2.5": lambda: F.glu(W, 2.5),  # type: ignore[arg-type]
     "elu: alpha must be a number, got str 'x'": lambda: F.elu(W, "x"),  # type: ignore[arg-type]
     "sum: keepdim must be True or False, got float 2.5": lambda: sx.sum(W, 0, keepdim=2.5),  # type: ignore[arg-type]
+    "mul: y must be a tensor, an array or numbers, got str 'x'": lambda: sx.mul(W, "x"),
+    "mul: y must be a tensor, an array or numbers, got None": lambda: W.mul(None),
+    "exp: x must be a tensor, an array or numbers, got dict": lambda: sx.exp({}),
+    "clip: min must be a tensor, an array or numbers, got str 'x'": lambda: sx.clip(W, "x"),
+    "relu: x must be a tensor, an array or numbers, got None": lambda: F.relu(None),
+    "linear: weight must be a tensor, an array or numbers, got": lambda: F.linear(W, object()),
+    r"view: cannot reshape .* size 9 into shape \(2,2\); got input Tensor of shape .*\(\[3, 3\]\), shape tuple": (
+        lambda: W.view(2, 2)
+    ),
+    "vector_norm: x must be a tensor, an array or numbers, got str 'x'": lambda: sx.linalg.vector_norm("x"),
+    "inv: takes 1 positional argument but 2 were given; got argument 1 Tensor of shape": lambda: sx.linalg.inv(W, W),  # type: ignore[call-arg]
     "isclose: rtol must be a number, got list": lambda: sx.isclose(W, W, []),  # type: ignore[arg-type]
     "topk: k must be an integer, got NoneType": lambda: sx.topk(W, None),  # type: ignore[arg-type]
     "unfold: dilation must be an integer >= 1 or two of them": lambda: F.unfold(sx.ones(1, 1, 4, 4), 2, -1),

@@ -343,10 +343,10 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
             raise TypeError(f"dataset must have {method}, or __iter__ alone, got {described(dataset)}")
     if sampler is None:
         return Sampler(len(dataset), shuffle, seed)
-    if not isinstance(sampler, Sampler):
+    if not isinstance(sampler, Sampler) or not hasattr(sampler, "length"):
         raise TypeError(
             f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}: a subclass of Sampler "
-            "defines order(epoch), which returns indices"
+            "calls super().__init__(len(dataset)) and defines order(epoch), which returns indices, instead of __iter__"
         )
     if shuffle or seed is not None:
         raise ValueError("sampler excludes shuffle and seed, got both")

@@ -1,0 +1,223 @@
+"""What scripts do with modules, states, hooks and schedulers: the same lines with PyTorch and here give the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sorix_dist as sx
+
+torch = pytest.importorskip("torch")
+
+IDIOMS: dict[str, Callable[[Any], Any]] = {}
+
+
+def idiom(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    IDIOMS[function.__name__] = function
+    return function
+
+
+def net(T: Any) -> Any:
+    """A model that holds its buffers, a persistent one and another, and layers."""
+
+    class Net(T.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = T.nn.Linear(3, 4, bias=False), T.nn.Linear(4, 2, bias=False)
+            self.register_buffer("seen", T.zeros(2))
+            self.register_buffer("cache", T.ones(1), persistent=False)
+            self.scale = T.nn.Parameter(T.ones(2))
+
+        def forward(self, x: Any, scale: float = 1.0) -> Any:
+            return self.last(self.first(x)) * self.scale * scale
+
+    return Net()
+
+
+def names(tensors: Any) -> list[str]:
+    """Without the layers' weights, which are W here."""
+    return sorted(name.replace(".W", ".weight") for name, _ in tensors)
+
+
+def kinds(modules: Any) -> list[str]:
+    return [type(module).__name__ for module in modules]
+
+
+@idiom
+def attributes_of_a_sequential(T: Any) -> Any:
+    class Transition(T.nn.Sequential):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.act = T.nn.Flatten(), T.nn.ReLU()
+
+    made = Transition()
+    made.add_module("late", T.nn.Tanh())
+    del made.flat
+    return names(made.named_children()), len(made), made(-T.ones(1, 2)).tolist()
+
+
+@idiom
+def attributes_of_a_dict(T: Any) -> Any:
+    made = T.nn.ModuleDict({"a": T.nn.ReLU()})
+    made.add_module("b", T.nn.Tanh())
+    made.c = T.nn.Identity()
+    before = list(made), kinds(made.values())
+    made.pop("a")
+    made.clear()
+    return before, len(made)
+
+
+@idiom
+def a_list_as_a_list(T: Any) -> Any:
+    made = T.nn.ModuleList([T.nn.ReLU() for _ in range(3)])
+    made.append(T.nn.Tanh())
+    made.insert(0, T.nn.Identity())
+    made += [T.nn.ELU()]
+    longer = made + T.nn.ModuleList([T.nn.Sigmoid()])
+    del made[1]
+    last, _ = made.pop(-1), made.__delitem__(slice(0, 1))
+    return kinds(made), kinds(longer), kinds([last]), names(made.named_children())
+
+
+@idiom
+def a_row_without_its_head(T: Any) -> Any:
+    made = T.nn.Sequential(T.nn.ReLU(), T.nn.Tanh(), T.nn.ELU())
+    del made[1]
+    cut = made.pop(-1)
+    return kinds(made + T.nn.Sequential(cut, cut)), names(made.named_children())
+
+
+@idiom
+def a_layer_of_two_names(T: Any) -> Any:
+    made = T.nn.ModuleDict({"conv": T.nn.Conv1d(1, 1, 1)})
+    made.row = T.nn.Sequential(made["conv"], T.nn.ReLU())
+    modules = names(made.named_modules()), names(made.named_modules(remove_duplicate=False))
+    made.load_state_dict({name: T.zeros(tuple(value.shape)) for name, value in made.state_dict().items()})
+    return sorted(made.state_dict()), modules, len(list(made.parameters())), made["conv"].bias.tolist()
+
+
+@idiom
+def own_tensors_and_prefixes(T: Any) -> Any:
+    model = net(T)
+    return (
+        names(model.named_parameters(recurse=False)), names(model.named_parameters("net")),
+        names(model.named_buffers(prefix="net")), names(model.state_dict(prefix="net.").items()),
+        len(list(model.parameters(recurse=False))), len(list(model.buffers(recurse=False))),
+    )  # fmt: skip
+
+
+@idiom
+def refused_attributes(T: Any) -> Any:
+    model = net(T)
+    for name, value in (("first", 3), ("first", T.zeros(1)), ("scale", T.zeros(2)), ("seen", 3)):
+        with pytest.raises(TypeError):
+            setattr(model, name, value)
+    model.first = None
+    return names(model.named_children())
+
+
+@idiom
+def hooks_with_keywords(T: Any) -> Any:
+    model, seen = net(T).eval(), []
+    for each in model.parameters():
+        T.nn.init.ones_(each)
+    before = model.register_forward_pre_hook(lambda m, a, k: (a, {"scale": 2 * k["scale"]}), with_kwargs=True)
+    model.register_forward_hook(lambda m, a, k, out: seen.append(k), with_kwargs=True)
+    model.register_forward_hook(lambda m, a, out: seen.append("first"), prepend=True)
+    doubled = model(T.ones(1, 3), scale=3.0).tolist()
+    before.remove()
+    return doubled, model(T.ones(1, 3), scale=3.0).tolist(), seen
+
+
+@idiom
+def copies_have_no_gradient(T: Any) -> Any:
+    model = net(T)
+    model(T.ones(1, 3)).sum().backward()
+    return [parameter.grad for parameter in copy.deepcopy(model).parameters()]
+
+
+@idiom
+def pretrained_vectors(T: Any) -> Any:
+    vectors = T.arange(6.0).view(3, 2)
+    frozen, free = T.nn.Embedding.from_pretrained(vectors), T.nn.Embedding.from_pretrained(vectors, freeze=False)
+    return frozen(T.tensor([1])).tolist(), [next(iter(e.parameters())).requires_grad for e in (frozen, free)]
+
+
+@idiom
+def gradients_with_all_options(T: Any) -> Any:
+    x = T.ones(2, requires_grad=True)
+    found = T.autograd.grad(
+        outputs=(x * 2).sum(), inputs=[x], retain_graph=True, create_graph=True, only_inputs=True, allow_unused=True
+    )
+    return [g.tolist() for g in found]
+
+
+@idiom
+def numbers_in_texts(T: Any) -> Any:
+    return f"{T.tensor(3)} {T.tensor(2.5)} {T.tensor(2.0):.2f} {T.tensor(True)}"
+
+
+def rates(T: Any, make: Callable[[Any, Any], Any]) -> list[float]:
+    optimizer = T.optim.SGD(T.nn.Linear(1, 1).parameters(), lr=1.0)
+    scheduler, found = make(T.optim.lr_scheduler, optimizer), []
+    for _ in range(8):
+        found.append(round(optimizer.param_groups[0]["lr"], 12))
+        optimizer.step()
+        scheduler.step()
+    return [*found, *(round(lr, 12) for lr in scheduler.get_last_lr())]
+
+
+@idiom
+def chained_schedulers(T: Any) -> Any:
+    return rates(
+        T, lambda s, o: s.ChainedScheduler([s.ConstantLR(o, factor=0.1, total_iters=2), s.ExponentialLR(o, gamma=0.9)])
+    )
+
+
+@idiom
+def schedulers_of_users(T: Any) -> Any:
+    base = T.optim.lr_scheduler._LRScheduler
+
+    class WarmUp(base):  # type: ignore[misc, valid-type]
+        def __init__(self, optimizer: Any, steps: int, last_epoch: int = -1) -> None:
+            self.steps = steps
+            super().__init__(optimizer, last_epoch)
+
+        def get_lr(self) -> list[float]:
+            return [lr * min(1.0, (self.last_epoch + 1) / self.steps) for lr in self.base_lrs]
+
+    class Recursive(base):  # type: ignore[misc, valid-type]
+        def get_lr(self) -> list[float]:
+            return [g["lr"] * (0.5 if self.last_epoch else 1.0) for g in self.optimizer.param_groups]
+
+    class Clipped(T.optim.lr_scheduler.ExponentialLR):  # type: ignore[misc]
+        def get_lr(self) -> list[float]:
+            return [max(0.6, lr) for lr in super().get_lr()]
+
+    return [
+        rates(T, lambda s, o: WarmUp(o, 4)), rates(T, lambda s, o: Recursive(o)),
+        rates(T, lambda s, o: Clipped(o, gamma=0.9)),
+        rates(T, lambda s, o: s.SequentialLR(o, [WarmUp(o, 3), s.ExponentialLR(o, 0.5)], milestones=[3])),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("idiom", IDIOMS.values(), ids=IDIOMS.keys())
+def test_idioms(idiom: Any) -> None:
+    assert idiom(sx) == idiom(torch)
+
+
+def test_states_that_are_changed_in_place() -> None:
+    """PyTorch changes the module, as averages of weights want it; a copy here must not swallow that."""
+    model = net(sx)
+    state = model.state_dict()
+    with sx.no_grad(), pytest.raises(RuntimeError, match=r"`state_dict\(\)` is a copy: give the changed state to"):
+        state["seen"].mul_(2)
+    with pytest.raises(ValueError, match="read-only"):
+        state["seen"].data[...] = 1
+    state["seen"] = state["seen"] + 1
+    model.load_state_dict(state)
+    assert np.array_equal(model.seen.data, [1, 1])
