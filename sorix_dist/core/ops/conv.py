@@ -124,7 +124,6 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     kW), plus b of shape (O,) or None: (N, O, *places.output)."""
     dtype = np.result_type(x, w)
     y = np.empty((len(w), *places.output, len(x)), dtype)
-    x = windows.batch_innermost(x).transpose(3, 0, 1, 2)  # copied once, also for the gradient to w
     image = _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
     down, right = _taps(places)
     _convolve(image, _groups(w, groups).transpose(0, 1, 3, 4, 2), _groups(y, groups), down, right)
