@@ -89,7 +89,7 @@ class DistributedDataParallel(Module):
         self._editing = False
         owner = self._coordinator
         self._forward = ShardedForward(owner) if owner.shards is not None else BatchForward(owner, tagged=comm is None)
-        self._watched = owner.group.single and owner.shards is None  # whether a forward was seen to draw no numbers
+        self._forward.streams_checked = owner.group.single and owner.shards is None
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""
@@ -120,9 +120,9 @@ class DistributedDataParallel(Module):
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)
-        if self._watched:
+        if self._forward.streams_checked:
             return self._forward.run(self.module, inputs, options)
-        before, self._watched = global_streams(), True
+        before, self._forward.streams_checked = global_streams(), True
         result = self._forward.run(self.module, inputs, options)
         for name, state in global_streams().items():
             if state != before[name]:
