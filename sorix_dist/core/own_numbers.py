@@ -74,7 +74,7 @@ def _divides_or_weighs(code: CodeType, name: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_kept(code: CodeType, at: int) -> bool:
-    """Whether what the call at `at` returns goes into a list, of which NumPy's mean would be a plain number."""
+    """Whether the result of the call at `at` is appended to a list. The mean of such a list is a plain number."""
     now = next(i for i in _after(code, at) if i.opname != "PRECALL")
     if (now.opname, now.arg) != ("CALL", 1):
         return now.opname == "LIST_APPEND"

@@ -1,4 +1,4 @@
-"""What type checkers are told of functions and methods that are made by other functions."""
+"""What type checkers are told of functions and methods that are made by other functions. No body here ever runs."""
 
 from __future__ import annotations
 
