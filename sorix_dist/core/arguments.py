@@ -241,9 +241,9 @@ def explain(
                     _check(f"{name}: {argument}", kind, value, lenient=True)
                 except (TypeError, ValueError) as better:
                     raise better from error
-    own = next((kind for kind in (AxisError, *EXPLAINED) if type(error) is kind is not AttributeError), TypeError)
-    if own is TypeError and isinstance(error, ValueError):
-        own = ValueError
+    # Of the same type, but for one of another library, whose constructor is unknown, and AttributeError.
+    same = (AxisError, TypeError, ValueError, IndexError, OverflowError)
+    own = type(error) if type(error) in same else ValueError if isinstance(error, ValueError) else TypeError
     said = re.sub(r"^[\w.<>]+\(\) ", "", said)  # Python's name of a wrapper
     if ", got " not in said:
         said += "; got " + (
