@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import ring, runtime
-from sorix_dist.comm.common import (
-    check_array,
-    check_nbytes,
-    check_one_each,
-    check_op,
-    check_root,
-    check_split,
-    one_by_one,
-)
+from sorix_dist.comm import common, ring, runtime
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
@@ -99,8 +90,8 @@ class MpiComm:
         deferred_free(self, (self._number, 0), self.size, free)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        check_array("all_reduce", array, written=True)
-        check_op("all_reduce", op)
+        common.check_array("all_reduce", array, written=True)
+        common.check_op("all_reduce", op)
         operation = {"sum": self._mpi.SUM, "max": self._mpi.MAX, "min": self._mpi.MIN}[op]
         flat = array.reshape(-1)
         if flat.dtype == np.bool_:
@@ -149,7 +140,7 @@ class MpiComm:
             self._comm.Allreduce(self._mpi.IN_PLACE, array, operation)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        check_array("all_gather", array, written=False)
+        common.check_array("all_gather", array, written=False)
         result = np.empty((self.size, *array.shape), array.dtype)
         own, rows = array.reshape(-1).view(np.uint8), _bytes(result)
         if self._is_short_and_far(array) or (meanwhile is not None and self.hosts > 1):
@@ -166,7 +157,7 @@ class MpiComm:
         return result
 
     def all_to_all(self, array: Array) -> Array:
-        check_one_each("all_to_all", array, self.size)
+        common.check_one_each("all_to_all", array, self.size)
         result = np.empty(array.shape, array.dtype)
         sent, received = _bytes(array), _bytes(result)
         if self._is_far(array):
@@ -193,7 +184,7 @@ class MpiComm:
 
     def start_pieces(self, pieces: Pieces) -> Started:
         if self.hosts == 1:
-            return one_by_one(self, pieces)
+            return common.one_by_one(self, pieces)
         return message_sequence(self._exchange(pieces, next(self._pairs_of_tags)))
 
     def _exchange(self, pieces: Pieces, tag: int) -> Iterator[Any]:
@@ -236,8 +227,8 @@ class MpiComm:
         return self.hosts > 1 and array.nbytes <= SHORT
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        check_array("broadcast", array, written=True)
-        check_root("broadcast", root, self.size)
+        common.check_array("broadcast", array, written=True)
+        common.check_root("broadcast", root, self.size)
         for piece in _pieces(array.reshape(-1).view(np.uint8)):
             if self._is_short_and_far(piece):
                 wait_patiently(self._comm.Ibcast(piece, root))
@@ -245,7 +236,7 @@ class MpiComm:
                 self._comm.Bcast(piece, root)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        check_root("broadcast_object", root, self.size)
+        common.check_root("broadcast_object", root, self.size)
         return self._comm.bcast(value, root)
 
     def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
@@ -253,14 +244,14 @@ class MpiComm:
         return values
 
     def split(self, color: int, key: int = 0) -> Comm:
-        check_split(color, key)
+        common.check_split(color, key)
         part = self._comm.Split(color, key)
         result = MpiComm(part)
         part.Free()
         return result
 
     def window(self, nbytes: int) -> Window:
-        check_nbytes(nbytes)
+        common.check_nbytes(nbytes)
         free_unused(self._comm)
         # One segment, allocated by the first rank, so that all ranks compute the same parts.
         asked = self._local.allgather((nbytes, free_bytes(SHARED_MEMORY)))

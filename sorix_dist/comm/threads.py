@@ -15,17 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm.common import (
-    check_array,
-    check_nbytes,
-    check_one_each,
-    check_op,
-    check_root,
-    check_split,
-    combined,
-    one_by_one,
-    write,
-)
+from sorix_dist.comm import common
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Started, Window, Wire
 from sorix_dist.comm.ring import RingExchange
@@ -224,32 +214,32 @@ class ThreadComm:
         return self._world.combine(self.rank, call, given, combine)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        check_array("all_reduce", array, written=True)
-        check_op("all_reduce", op)
+        common.check_array("all_reduce", array, written=True)
+        common.check_op("all_reduce", op)
 
         def combine(arrays: list[Array]) -> None:
-            total = combined(arrays, op)
+            total = common.combined(arrays, op)
             for each in arrays:
-                write(total, each)
+                common.write(total, each)
 
         self._combine(f"all_reduce({op!r}) of {array.dtype} {array.shape}", array, combine)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        check_array("all_gather", array, written=False)
+        common.check_array("all_gather", array, written=False)
         stacked: Array = self._combine(f"all_gather of {array.dtype} {array.shape}", array, np.stack)
         return stacked.copy()
 
     def all_to_all(self, array: Array) -> Array:
-        check_one_each("all_to_all", array, self.size)
+        common.check_one_each("all_to_all", array, self.size)
         all_sent: Array = self._combine(f"all_to_all of {array.dtype} {array.shape}", array, np.stack)
         return all_sent[:, self.rank].copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return one_by_one(self, pieces)
+        return common.one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        check_array("broadcast", array, written=True)
-        check_root("broadcast", root, self.size)
+        common.check_array("broadcast", array, written=True)
+        common.check_root("broadcast", root, self.size)
 
         def combine(arrays: list[Array]) -> None:
             for each in arrays:
@@ -259,7 +249,7 @@ class ThreadComm:
         self._combine(f"broadcast(root={root}) of {array.dtype} {array.shape}", array, combine)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        check_root("broadcast_object", root, self.size)
+        common.check_root("broadcast_object", root, self.size)
         sent = pickle.dumps(value) if self.rank == root else b""
         received: bytes = self._combine(f"broadcast_object(root={root})", sent, lambda values: values[root])
         return value if self.rank == root else pickle.loads(received)
@@ -269,7 +259,7 @@ class ThreadComm:
         return [pickle.loads(each) for each in values]
 
     def split(self, color: int, key: int = 0) -> Comm:
-        check_split(color, key)
+        common.check_split(color, key)
         return self._split("split", color, key)
 
     def _split(self, call: str, color: int, key: int) -> ThreadComm:
@@ -283,7 +273,7 @@ class ThreadComm:
         return ThreadComm(part, part.members.index(self._world.members[self.rank]))
 
     def window(self, nbytes: int) -> Window:
-        check_nbytes(nbytes)
+        common.check_nbytes(nbytes)
         local = self._split("window", self.host, 0)
         parts = local._combine("window", nbytes, lambda sizes: cut(np.zeros(block_size(sizes), np.uint8), sizes))
         return SharedWindow(list(parts), local.rank, barrier=local.barrier, free=local.barrier)

@@ -14,17 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from sorix_dist.comm import blas, mismatch
+from sorix_dist.comm import blas, common, mismatch
 from sorix_dist.comm.checked import Checked
-from sorix_dist.comm.common import (
-    check_array,
-    check_nbytes,
-    check_one_each,
-    check_op,
-    check_root,
-    check_split,
-    one_by_one,
-)
 from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Started, Window, Wire
 from sorix_dist.comm.runtime import running_mpi, start_mpi
@@ -218,37 +209,37 @@ class Solo:
         self.cache: dict[Any, Any] = {}
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        check_array("all_reduce", array, written=True)
-        check_op("all_reduce", op)
+        common.check_array("all_reduce", array, written=True)
+        common.check_op("all_reduce", op)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        check_array("all_gather", array, written=False)
+        common.check_array("all_gather", array, written=False)
         return array[np.newaxis].copy()
 
     def all_to_all(self, array: Array) -> Array:
-        check_one_each("all_to_all", array, self.size)
+        common.check_one_each("all_to_all", array, self.size)
         return array.copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return one_by_one(self, pieces)
+        return common.one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        check_array("broadcast", array, written=True)
-        check_root("broadcast", root, self.size)
+        common.check_array("broadcast", array, written=True)
+        common.check_root("broadcast", root, self.size)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        check_root("broadcast_object", root, self.size)
+        common.check_root("broadcast_object", root, self.size)
         return value
 
     def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
         return [value]
 
     def split(self, color: int, key: int = 0) -> Comm:
-        check_split(color, key)
+        common.check_split(color, key)
         return Solo()
 
     def window(self, nbytes: int) -> Window:
-        check_nbytes(nbytes)
+        common.check_nbytes(nbytes)
         block = np.zeros(block_size([nbytes]), np.uint8)
         return SharedWindow(cut(block, [nbytes]), 0, barrier=lambda: None, free=lambda: None)
 
