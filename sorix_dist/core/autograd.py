@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import listening, outside, recorders
-from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, fit, recording, through
+from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, editing, fit, recording, through
 from sorix_dist.core.higher_derivatives import backward_on_tensors
 from sorix_dist.core.op import marker
 from sorix_dist.core.placement import Partial, Shard
@@ -29,6 +29,9 @@ def backward(
     origin = tensor.origin
     if origin is None:
         raise RuntimeError("backward() on a tensor that does not require grad")
+    if (edit := editing.get()) is not None:
+        with edit.settled():
+            return backward(tensor, gradient, retain_graph, create_graph)
     sync = origin.sync
     recorder = listening() if recorders else None
     if recorder is None:

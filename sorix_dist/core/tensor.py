@@ -14,7 +14,7 @@ from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
-from sorix_dist.core.graph import Leaf, Node, summing_group
+from sorix_dist.core.graph import Leaf, Node, editing, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, tagged
@@ -109,8 +109,8 @@ class Tensor(Bound):
     @property
     def data(self) -> Array:
         """The array itself. Assigning copies into the memory of a parameter; that of a wrapped model is read-only
-        outside of its `edit()`."""
-        return self.visible
+        outside of its `edit()`. In an optimizer with a `step` of its own, a tensor without history, as in PyTorch."""
+        return self.visible if editing.get() is None else self.detach()  # type: ignore[return-value]
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -193,7 +193,7 @@ class Tensor(Bound):
         total = self.leaf.total
         if total.shown is not None:
             refuse_frozen(total.shown)
-        np.copyto(total.allocated(self.leaf), array, casting="same_kind")
+        np.copyto(total.show(self.leaf), array, casting="same_kind")
         total.written = True
         self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None
 
