@@ -323,6 +323,8 @@ def counted(x):
     [
         (lambda m, x: sx.DistributedDataParallel(Unfed())(3, "a"), RuntimeError, "hold no tensor with rows of a batch"),
         (lambda m, x: m(x) * sx.ones(7, 1), ValueError, r"axis 0 of shape \(7, 1\) does not fit a batch of 10 rows"),
+        (lambda m, x: sx.cat([x, -x])[:10], RuntimeError, "along axis 0 lie the rows of this rank only"),
+        (lambda m, x: sx.cat([x, -x])[-10:], RuntimeError, "along axis 0 lie the rows of this rank only"),
         (lambda m, x: sx.all_gather(x.reshape(-1)), ValueError, "all_gather: the batch must be an axis of its own"),
         (lambda m, x: sx.replicated(x), RuntimeError, "replicated: x follows from the rows of a batch"),
         (lambda m, x: sx.all_reduce(counted(x)), RuntimeError, "all_reduce: x has a number for the global batch"),
