@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.expected import beside_rows, is_parameter
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.elementwise import add, mul
@@ -36,10 +37,15 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return rules.partial_product(apply, inputs, options)
     (x, y), (a, b) = inputs, map(rules.placement_of, inputs)
     lead = a or b
-    if lead is None or in_order(lead):
-        return gathers(apply, inputs, options) if lead else None
+    if lead is None:
+        return None
     dims_x, dims_y = len(shape_of(x)), len(shape_of(y))
     x_contracted, y_contracted = a and a.axis == dims_x - 1, b and b.axis == dims_y - 2
+    at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
+    if at <= 2 and not (x_contracted or y_contracted):
+        beside_rows(lead, y if lead is a else x)
+    if in_order(lead):
+        return gathers(apply, inputs, options)
     if x_contracted and not b:
         return applied(apply, (x, rows_beside(y, a, 2)), inputs, options, a.batch.partial(SUM))
     if y_contracted and not a:
@@ -50,7 +56,6 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return apply(whole(x, apply.__name__), y, **options)
     if a and b and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
         return _paired(apply(x, whole(y, apply.__name__), **options), a, b)
-    at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
     if (
         at > 2
         and rules.one_row(lead)
@@ -74,10 +79,12 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     x, w, b = inputs
     place = getattr(x, "place", None)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not place.group.ordered:
-        if getattr(w, "place", None) is getattr(b, "place", None) is None:  # parameters, as nearly always
+        if is_parameter(w) and (b is None or is_parameter(b)):
             return place
         of_w, of_b = rules.placement_of(w), rules.placement_of(b)
         if of_w is of_b is None:
+            beside_rows(place, w)
+            beside_rows(place, b)
             return place
         if not (isinstance(of_w, Shard) or isinstance(of_b, Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
@@ -278,6 +285,9 @@ def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
         return tensors
     first, lead = found
     letter = first[lead.axis]
+    for term, x in zip(terms, tensors, strict=True):
+        if letter not in term:
+            beside_rows(lead, x)
     if in_order(lead) or first.count(letter) > 1 or rules.one_row(lead):
         return [whole(x, "einsum") for x in tensors]
     aligned = []
