@@ -17,7 +17,6 @@ from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.utils.data.nested import entries, map_arrays
 from sorix_dist.watchdog.call_site import call_site
 
-
 _MOST_COMPARED = 256  # numbers between two backwards
 
 

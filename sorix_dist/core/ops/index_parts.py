@@ -17,8 +17,8 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
-from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.expected import beside_rows
+from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
