@@ -98,7 +98,7 @@ def _operation(
     rule: Rule,
 ) -> Op:
     """The operation that runs `function` on the arrays of tensors and records it: the hot path of the tape."""
-    to_float = promote == "float"
+    to_float, by_element = promote == "float", rule is elementwise  # options of others may be a rank's own
 
     def apply(*inputs: Any, **options: Any) -> Tensor:
         arrays: list[Any] = []
@@ -143,7 +143,7 @@ def _operation(
                 if isinstance(x, BatchNumber):
                     number = of_all if is_counted(inputs) else here
                     return apply(*inputs, **{name: number(x) for name, x in options.items()})
-                if placed and isinstance(x, float) and (rows := first_shard(inputs)) is not None:
+                if by_element and placed and isinstance(x, float) and (rows := first_shard(inputs)) is not None:
                     beside_rows(rows, x)
         if placed:
             place = rule(apply, inputs, options)
