@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core.capture import host
 from sorix_dist.core.graph import recording
 from sorix_dist.core.placement import Group, Partial, Shard
-from sorix_dist.core.tensor import Tensor, array_of
+from sorix_dist.core.tensor import Tensor, ndarray_of
 
 _WEIGHTS = np.arange(1.0, 1025.0)  # of the elements of an array that are compared
 _SPELLED = 8  # characters of a number that a program spells out, at most
@@ -25,7 +25,7 @@ def beside_sum(place: Partial, constant: Any) -> Partial:
     if getattr(constant, "origin", None) is not None:
         _compare(group, constant.array)
         return place
-    return place.beside(_checksum(array_of(constant)))
+    return place.beside(_checksum(ndarray_of(constant)))
 
 
 def beside_rows(rows: Shard, constant: Any) -> None:
@@ -51,7 +51,7 @@ def is_parameter(x: Any) -> bool:
 
 @host
 def _compare(group: Group, constant: Any) -> None:
-    if np.asarray(constant).dtype.kind in "fiub":
+    if ndarray_of(constant).dtype.kind in "fiub":
         group.compare(_checksum(constant))
 
 
