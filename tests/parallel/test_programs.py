@@ -231,7 +231,6 @@ def test_functions_of_integers_count_all_rows_or_are_refused(count, wanted):
         lambda x: np.random.default_rng(0).uniform(size=(x.shape[0], 3)),
         lambda x: np.random.randn(*x.shape),  # noqa: NPY002
         lambda x: np.random.randint(0, 5, x.size(0)),  # noqa: NPY002
-        lambda x: np.random.default_rng(0).integers(x.shape[0], 9),
         lambda x: np.random.rand(x.shape[0], 1) < 0.5,  # noqa: NPY002
     ],
 )
