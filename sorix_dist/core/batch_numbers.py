@@ -12,7 +12,6 @@ import operator
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dis import get_instructions
 from functools import partial
 from numbers import Integral
 from types import FrameType
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.calling_code import called
 from sorix_dist.core.placement import SUM, Partial, Shard, Tally, current_group
 
 
@@ -307,15 +307,9 @@ _COUNTING = frozenset(("comb", "factorial", "gcd", "isqrt", "lcm", "perm"))  # f
 
 def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None:
     """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
-    if _COUNTING.isdisjoint(caller.f_code.co_names):
-        return
-    steps = [step for step in get_instructions(caller.f_code) if step.positions]
-    # The instructions that find a function begin where its call begins.
-    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
-    called = {s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in _COUNTING}
-    if called:
+    if name := called(caller, _COUNTING):
         raise RuntimeError(
-            f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
+            f"math.{name} would count with {own}, which follows from this rank's rows and is {everywhere} "
             "in the global batch: give it sx.global_rows(x) [docs: own-numbers]"
         )
 

@@ -18,7 +18,7 @@ from sorix_dist.core.higher_derivatives import gradients_to, restoring_shard
 from sorix_dist.core.op import Op, current_shard, recorded
 from sorix_dist.core.placement import Deferred, Group, Partial, Shard, cotangent_of, refuse_value, shard_of, tagged
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums
-from sorix_dist.core.tensor import Tensor, array_of, as_array
+from sorix_dist.core.tensor import Tensor, array_of, as_array, ndarray_of
 
 
 def placed(gradient: Tensor, place: Any, group: Group | None) -> Tensor:
@@ -36,7 +36,7 @@ def hook_on_arrays(hook: Callable[[Tensor], Any], place: Any, group: Group | Non
         if answer is None:
             return None
         answer = part_of(answer, place, group)
-        array = np.asarray(array_of(answer))
+        array = ndarray_of(answer)
         if array.shape != gradient.shape:
             raise ValueError(f"a hook must return a gradient of shape {gradient.shape}, got {array.shape}")
         return answer if isinstance(gradient, Tensor) else array.astype(gradient.dtype, copy=False)

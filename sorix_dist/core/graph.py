@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
+from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +81,16 @@ class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded."""
     return recording.get()
+
+
+class Edit(Protocol):
+    """Copies of the parameters that all ranks share, while a method of a user's optimizer changes them."""
+
+    def settled(self) -> AbstractContextManager[None]:
+        """A context in which the parameters are those of all ranks again, with the changes so far."""
+
+
+editing: ContextVar[Edit | None] = ContextVar("editing", default=None)  # of the method that is running
 
 
 # A rule takes the gradient of an operation's result to that of one input. It may write into `out` (the

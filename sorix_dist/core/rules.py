@@ -17,7 +17,7 @@ from sorix_dist.core.deferred import deferred, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.own_numbers import warn_of_own_divisor
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Placement, Shard, refuse_value, shard_of, tagged
-from sorix_dist.core.tensor import Tensor, array_of, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, ndarray_of, shape_of
 
 Apply = Callable[..., Tensor]
 Inputs = tuple[Any, ...]
@@ -202,7 +202,7 @@ def beside_constant(place: Partial, constant: Any) -> Partial:
         return place
     if constant.__class__ in (float, int):
         return place.beside(float(constant))
-    return place.beside(_checksum(np.asarray(array_of(constant))))
+    return place.beside(_checksum(ndarray_of(constant)))
 
 
 @host
@@ -344,7 +344,7 @@ def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> No
     """RuntimeError for arange(len(x)) as targets of similarities between this rank's rows and those of all ranks."""
     if place.group.single or place.batch.known is None or not place.pairs:
         return
-    labels = np.asarray(array_of(target))
+    labels = ndarray_of(target)
     own = labels.shape == (place.held,) and shape_of(scores)[1:] == (place.total,) and 0 < place.held < place.total
     if own and labels.dtype.kind in "iu" and np.array_equal(labels, np.arange(place.held)):
         raise RuntimeError(

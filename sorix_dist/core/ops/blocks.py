@@ -6,14 +6,12 @@ product. Only OpenBLAS's kernels for AVX-512 can do without; with others, whole 
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sorix_dist._blas import kernels, libraries
 from sorix_dist.core.tensor import Array
 
 SMALL = 1_000_000  # multiplications of a product, at most
@@ -25,30 +23,21 @@ NARROW = 64  # columns or, of a transposed product, pixels of a block, at least
 
 
 @cache
-def _threads() -> Callable[[], int] | None:
-    """What tells the number of OpenBLAS's threads, if its kernels are those that multiply without copying."""
-    maps = Path("/proc/self/maps")  # where Linux lists the libraries of this process
-    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines()] if maps.exists() else []
-    paths = {line[5] for line in lines if len(line) == 6 and "openblas" in Path(line[5]).name}
-    for library in (ctypes.CDLL(path) for path in sorted(paths) if Path(path).exists()):
-        for name in ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}"):
-            kernel: Any = getattr(library, name.format("get_corename"), None)
-            threads: Any = getattr(library, name.format("get_num_threads"), None)
-            if kernel is not None and threads is not None:
-                kernel.restype = ctypes.c_char_p
-                return threads if kernel() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids") else None
-    return None
+def _openblas() -> Any | None:
+    """NumPy's OpenBLAS, if its kernels are those that multiply without copying."""
+    library = next((each for each in libraries() if each.internal_api == "openblas"), None)
+    return library if library and kernels(library) in ("SkylakeX", "Cooperlake", "SapphireRapids") else None
 
 
 def without_copies() -> bool:
     """Whether small products are multiplied without copying."""
-    return _threads() is not None
+    return _openblas() is not None
 
 
 def one_thread() -> bool:
-    """Whether BLAS uses one thread: several share a whole product, but not a small one."""
-    threads = _threads()
-    return threads is not None and threads() == 1
+    """Whether this OpenBLAS uses one thread: several share a whole product, but not a small one."""
+    library = _openblas()
+    return library is not None and library.num_threads == 1
 
 
 @lru_cache(maxsize=1024)

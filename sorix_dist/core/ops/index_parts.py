@@ -21,7 +21,7 @@ from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
-from sorix_dist.core.tensor import Array, Tensor, array_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, ndarray_of
 
 
 def names_rows_of_all(place: Shard, parts: list[Any]) -> bool:
@@ -282,7 +282,7 @@ def _pairs_with_own_rows(target: Tensor, parts: tuple[Any, ...]) -> bool:
     rows = shard_of(target) or shard_of(parts[1])
     if rows is None or rows.axis or shard_of(first) is not None or target.leaf is not None:
         return False
-    own, other = (np.asarray(array_of(part)) for part in parts)
+    own, other = (ndarray_of(part) for part in parts)
     fits = own.shape == other.shape == (rows.held,) == target.array.shape[:1] and own.dtype.kind in "iu"
     return on_every_rank(rows, fits and np.array_equal(own, np.arange(rows.held)))
 
