@@ -74,7 +74,6 @@ class BatchForward:
         self.coordinator = coordinator
         self.tagged = tagged
         self.watched = 0
-        self.streams_checked = False  # whether a forward was looked at for draws from streams that all code shares
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results, which know their rows."""
@@ -202,7 +201,6 @@ class ShardedForward:
         assert coordinator.shards is not None
         assert isinstance(coordinator.group, InOrder)
         self.coordinator, self.shards, self.group = coordinator, coordinator.shards, coordinator.group
-        self.streams_checked = False
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results for all virtual shards of this rank, joined."""

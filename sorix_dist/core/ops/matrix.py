@@ -12,6 +12,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.expected import beside_rows, is_parameter
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
+from sorix_dist.core.ops.blocks import FLAT, SMALL, TURNED, without_copies
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.reduce import sum_over
@@ -186,9 +187,12 @@ def times_transposed(g: Array, w: Array) -> Array:
     """g @ w.T for g of shape (rows, out) and w of shape (in, out).
 
     BLAS copies its left factor first. If that is by far the smaller one, w @ g.T and a copy of the transposed result,
-    in strips that stay in the cache, is several per cent faster with OpenBLAS.
+    in strips that stay in the cache, is several per cent faster with OpenBLAS. A small product is 15 % faster with a
+    copy of w.T, with which it needs no other copies.
     """
     rows, inputs = len(g), len(w)
+    if w.size <= TURNED and rows * inputs > FLAT and rows * w.size <= SMALL and without_copies():
+        return dot(g, np.ascontiguousarray(w.T))  # type: ignore[no-any-return]
     if 4 * rows > inputs or w.shape[1] < _LONG:
         return dot(g, w.T)  # type: ignore[no-any-return]
     turned = dot(w, g.T)
