@@ -107,6 +107,12 @@ def gathers(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     return tagged(result, REPLICATE) if result.array.dtype.kind in "iu" and result.place is None else result
 
 
+def gathers_and_cuts(apply: Apply, inputs: Inputs, options: Options, rows: Shard | None) -> Answer:
+    """As `gathers`; if the result has rows, these stay this rank's."""
+    result: Any = gathers(apply, inputs, options)
+    return result if rows is None else collective().rows_of(result, rows)  # type: ignore[no-any-return]
+
+
 def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The rule of operations whose callers set the placement of the result."""
     return None
@@ -354,18 +360,18 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
 
     def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         place = placement_of(inputs[0])
-        fits = isinstance(place, Shard) and place.axis == axis and not in_order(place)
+        fits = isinstance(place, Shard) and place.axis == axis
         others = whole_sums(inputs[1:], apply.__name__)
         for i, other in enumerate(others, 1):
             theirs = placement_of(other)
             if isinstance(theirs, Shard):
                 fits = fits and i in states and len(shape_of(other)) - theirs.axis == at and place.like(theirs)
-            elif fits and i in states:
-                others[i - 1] = beside(other, place, at)
-            elif fits:
+            elif fits and i not in states:
                 beside_rows(place, other)
-        if not fits:
-            return gathers(apply, inputs, options)
+            elif fits and not in_order(place):
+                others[i - 1] = beside(other, place, at)
+        if not fits or in_order(place):
+            return gathers_and_cuts(apply, inputs, options, place if fits else None)
         return applied(apply, (inputs[0], *others), inputs, options, place)
 
     return rule

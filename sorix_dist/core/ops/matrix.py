@@ -28,7 +28,18 @@ from sorix_dist.core.ops.shape import (
     with_rows,
 )
 from sorix_dist.core.placement import SUM, Shard, shard_of
-from sorix_dist.core.rules import Answer, Apply, Inputs, Options, applied, gathers, in_order, rows_beside, whole
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    applied,
+    gathers,
+    gathers_and_cuts,
+    in_order,
+    rows_beside,
+    whole,
+)
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -46,7 +57,8 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     if at <= 2 and not (x_contracted or y_contracted):
         beside_rows(lead, y if lead is a else x)
     if in_order(lead):
-        return gathers(apply, inputs, options)
+        each_row = not ((a and b) or x_contracted or y_contracted)
+        return gathers_and_cuts(apply, inputs, options, lead.moved(max(dims_x, dims_y) - at) if each_row else None)
     if x_contracted and not b:
         return applied(apply, (x, rows_beside(y, a, 2)), inputs, options, a.batch.partial(SUM))
     if y_contracted and not a:
@@ -89,7 +101,8 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
             return place
         if not (isinstance(of_w, Shard) or isinstance(of_b, Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
-    return gathers(apply, inputs, options)
+    of_x_alone = place.__class__ is Shard and not any(isinstance(rules.placement_of(each), Shard) for each in (w, b))
+    return gathers_and_cuts(apply, inputs, options, place if of_x_alone and place.axis < x.array.ndim - 1 else None)
 
 
 dot = np.ndarray.dot
@@ -238,6 +251,7 @@ def einsum(equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     tensors = [x if isinstance(x, Tensor) else Tensor(as_operand(x)) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
+    cut = _rows_in_order(terms, tensors, result)
     tensors = _align_rows(terms, tensors)
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
@@ -253,7 +267,8 @@ def einsum(equation: str, *operands: Any) -> Any:
         term, value = _summed(term, value, other + later)
         term, value = _product(term, value, other, tensor, later)
     order = tuple(term.index(letter) for letter in result)
-    return permute_to(value, axes=order) if len(operands) > 1 or order != tuple(range(len(order))) else clone(value)
+    value = permute_to(value, axes=order) if len(operands) > 1 or order != tuple(range(len(order))) else clone(value)
+    return value if cut is None else rules.collective().rows_of(value, cut)
 
 
 def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
@@ -279,6 +294,15 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
     if (letters and not letters.isalpha()) or len(set(right)) < len(right) or not set(right) <= set(letters):
         raise ValueError(f"einsum: the result of {equation!r} must name letters of the operands, each once")
     return terms, right
+
+
+def _rows_in_order(terms: list[str], tensors: list[Tensor], result: str) -> Shard | None:
+    """The rows of a result whose operands are gathered in reproducible mode."""
+    for term, x in zip(terms, tensors, strict=True):
+        rows = shard_of(x)
+        if rows is not None and in_order(rows) and term[rows.axis] in result and term.count(term[rows.axis]) == 1:
+            return rows.moved(result.index(term[rows.axis]))
+    return None
 
 
 def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
