@@ -101,8 +101,9 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
             return place
         if not (isinstance(of_w, Shard) or isinstance(of_b, Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
-    of_x_alone = place.__class__ is Shard and not any(isinstance(rules.placement_of(each), Shard) for each in (w, b))
-    return gathers_and_cuts(apply, inputs, options, place if of_x_alone and place.axis < x.array.ndim - 1 else None)
+    stays = isinstance(place, Shard) and place.axis < x.array.ndim - 1
+    stays = stays and not any(isinstance(rules.placement_of(each), Shard) for each in (w, b))
+    return gathers_and_cuts(apply, inputs, options, place if stays else None)
 
 
 dot = np.ndarray.dot
