@@ -15,7 +15,13 @@ from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.accumulation import Accumulation
 from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
-from sorix_dist.parallel.differences import different_steps, leave_out, require_equal_numbers, unequal_reduction
+from sorix_dist.parallel.differences import (
+    different_steps,
+    leave_out,
+    require_equal_lines,
+    require_equal_numbers,
+    unequal_reduction,
+)
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts import peers_of, sender
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket
@@ -175,7 +181,8 @@ class Coordinator(Sync):
     def backward_failed(self) -> None:
         if self.shards is not None:
             self._select(None)
-        self._losses, self.group.expected, self._walks, self._current = [], [], 0, None
+        self._losses, self._walks, self._current = [], 0, None
+        self.group.expected, self.group.compared = [], []
         if self.accumulation is not None:
             self.accumulation.failed = True
         for bucket in self.buckets:
@@ -199,12 +206,15 @@ class Coordinator(Sync):
         """Adds to `grad` the sum over the ranks, times `scale`, of all buckets that the backward of any rank has
         reached. A call of all ranks, which agree on their fingerprints before anything is added."""
         losses, expected, values = self._losses, self.group.expected, []
+        compared, self.group.compared = self.group.compared, []
         if losses:
             self._losses, values = [], [loss.array.item() for loss in losses]
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
         by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
+        for _, number in compared:
+            used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None
         several_hosts = self.comm.hosts > 1
         for bucket in buckets:
@@ -227,6 +237,8 @@ class Coordinator(Sync):
         self._optimizers.clear()
         if expected:
             require_equal_numbers(self.comm, expected, sums[len(losses) :])
+        if not same_used:
+            require_equal_lines(self.comm, compared)
         summed = []
         for key in keys:
             if key not in by_key:

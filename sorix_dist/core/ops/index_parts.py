@@ -17,6 +17,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
@@ -83,6 +84,9 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
     dims = max((1 if is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
+    for part, axis, end in _with_axes(parts):
+        if isinstance(part, np.ndarray | np.integer) and not axis <= place.axis < end:
+            beside_rows(place, part)
     after = 0 if together or not arrays else dims  # axes of the result so far
     for i, (part, axis, end) in enumerate(_with_axes(parts)):
         if together and i == advanced[0]:

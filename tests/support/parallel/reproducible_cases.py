@@ -118,6 +118,8 @@ def _input_penalty(model: nn.Module, x: Any) -> Any:
     return (g - 1).square().mean()
 
 
+ROTATION = np.linalg.qr(np.random.default_rng(4).standard_normal((FEATURES, FEATURES)))[0]
+
 Loss = Callable[[list[nn.Module], Any, Any], Any]
 
 
@@ -153,6 +155,12 @@ CASES = {
     "tokens": Situation((Tokens,), lambda m, x, y: F.cross_entropy(m[0](x), _for_tokens(x), ignore_index=IGNORED)),
     "scaled": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x / 16), y)),
     "attribute, input, hook and parameter": Situation((Counting,), _root_and_penalty),
+    "projected": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x @ ROTATION), y)),
+    "projected, linear": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](F.linear(x, sx.tensor(ROTATION))), y)),
+    "projected scores": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x) @ ROTATION[:CLASSES, :CLASSES], y)),
+    "projected from the left": Situation((net,), lambda m, x, y: F.cross_entropy((ROTATION[:4, :4] @ m[0](x).T).T, y)),
+    "projected, einsum": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](sx.einsum("bi,ji", x, ROTATION)), y)),
+    "smoothed": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](F.avg_pool1d(x[:, None], 3, 1, 1)[:, 0]), y)),
     "images": Situation((Images,), lambda m, x, y: F.cross_entropy(m[0](sx.cat([x, x], 1).reshape(-1, 1, 4, 4)), y)),
     "columns": Situation((lambda: net(7),), lambda m, x, y: F.cross_entropy(m[0](x[:, :-1]), y)),
     "sum by hand": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum() * 0.02),
