@@ -11,7 +11,7 @@ from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, editing, fit, recor
 from sorix_dist.core.higher_derivatives import backward_on_tensors
 from sorix_dist.core.op import marker
 from sorix_dist.core.placement import Partial, Shard
-from sorix_dist.core.tensor import Array, Tensor, array_of
+from sorix_dist.core.tensor import Array, Tensor, ndarray_of
 from sorix_dist.core.walk import gradient_of, walk
 
 
@@ -128,7 +128,7 @@ def seed_of(tensor: Tensor, gradient: Any) -> Any:
                 "reduce it to a scalar by mean() or sum(), or pass `gradient`"
             )
         return np.array(1, array.dtype, ndmin=array.ndim)
-    given = np.asarray(array_of(gradient))
+    given = ndarray_of(gradient)
     if given.shape != array.shape:
         raise ValueError(f"gradient must have the shape {array.shape} of its tensor, got shape {given.shape}")
     return given.astype(array.dtype, copy=False)

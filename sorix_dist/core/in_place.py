@@ -20,9 +20,9 @@ from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.op import OF_NUMPY, as_operand
 from sorix_dist.core.ops import choose, indexing
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.index_parts import assign, written
+from sorix_dist.core.ops.index_parts import assign, become_whole, written
 from sorix_dist.core.ops.shape import reshape
-from sorix_dist.core.placement import REPLICATE, Partial, Shard, shard_of
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import bare, on_every_rank, whole
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -31,7 +31,14 @@ _LEAF = "a leaf Variable that requires grad is being used in an in-place operati
 
 
 def target(tensor: Tensor) -> Array:
-    """The array to write to, where no gradient follows; RuntimeError where a recorded graph could miss the change.
+    """The array to write to, of a sum over rows that over all ranks; RuntimeError as `check_target`."""
+    check_target(tensor)
+    become_whole(tensor)
+    return tensor.array
+
+
+def check_target(tensor: Tensor) -> None:
+    """RuntimeError where a recorded graph could miss a change in place that no gradient follows.
 
     A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
     """
@@ -42,7 +49,6 @@ def target(tensor: Tensor) -> Array:
     refuse_frozen(tensor.array)
     if recorders:
         outside("a change of a tensor in place can't be captured")
-    return tensor.array
 
 
 def follows(self: Tensor, *others: Any) -> bool:
@@ -154,12 +160,12 @@ def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         if follows(self, other):
             return become(self, OF_NUMPY[ufunc](self, other))
-        array = target(self)
-        if isinstance(self.place, Partial):
+        check_target(self)
+        if isinstance(self.place, Partial | Deferred):
             return _become(self, OF_NUMPY[ufunc](self.detach(), other))
         if (counted := _counted(self, other)) is not None:
             return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
-        ufunc(array, _number(self, other), out=array, casting="same_kind")
+        ufunc(self.array, _number(self, other), out=self.array, casting="same_kind")
         return self
 
     method.__doc__ = f"numpy.{ufunc.__name__} of this tensor and another operand, in place; returns this tensor."

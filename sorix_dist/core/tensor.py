@@ -43,9 +43,8 @@ class Size(tuple[int, ...]):
 class Tensor(Bound):
     """An array with a gradient: `data` are the numbers, `grad` is the sum of the last backwards.
 
-    `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
-    integers int64, or float32 too where a gradient is required), a Tensor, or anything that NumPy understands,
-    such as a pandas frame.
+    `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32, integers int64,
+    or float32 too where a gradient is required), a Tensor, or anything that NumPy understands, such as a pandas frame.
     """
 
     # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
@@ -121,7 +120,7 @@ class Tensor(Bound):
             from sorix_dist.core.ops.collective import as_data  # made of operations
 
             value = as_data(self, value)
-        array, leaf = np.asarray(array_of(value)), self.leaf
+        array, leaf = ndarray_of(value), self.leaf
         if leaf is not None and leaf.flat is not None:
             if array.shape != self.array.shape:
                 raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
@@ -150,9 +149,7 @@ class Tensor(Bound):
                 raise RuntimeError("only leaf tensors can stop requiring a gradient; use detach() on a computed one")
             return
         if value and self.array.dtype.kind != "f":
-            raise RuntimeError(
-                f"only tensors of floating point dtype can require gradients, got {name_of(self.array.dtype)}"
-            )
+            raise RuntimeError(f"only floating point tensors can require gradients, got {name_of(self.array.dtype)}")
         if value and self.leaf is None:
             self.leaf = Leaf(self.array.shape, self.array.dtype)
             self.leaf.sharded = isinstance(self.place, Shard)
@@ -215,10 +212,9 @@ class Tensor(Bound):
         from sorix_dist.core.gradients import hook_on_arrays
 
         on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
-        if self.origin.hooks is None:
-            self.origin.hooks = []
-        self.origin.hooks.append(on_gradient)
-        return Hook(self.origin.hooks, on_gradient)
+        hooks = self.origin.hooks = self.origin.hooks or []
+        hooks.append(on_gradient)
+        return Hook(hooks, on_gradient)
 
     def detach(self) -> Tensor:
         """A tensor with the same memory and no history."""
@@ -391,6 +387,11 @@ def as_array(data: Any, dtype: Any = None, name: str = "data") -> Array:
 def array_of(x: Any) -> Any:
     """The array of a tensor; anything else as it is."""
     return x.array if isinstance(x, Tensor) else x
+
+
+def ndarray_of(x: Any) -> Array:
+    """The array of a tensor, or what NumPy makes an array of."""
+    return x.array if isinstance(x, Tensor) else np.asarray(x)
 
 
 def shape_of(input: Any) -> tuple[int, ...]:

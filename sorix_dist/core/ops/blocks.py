@@ -16,6 +16,8 @@ from sorix_dist.core.tensor import Array
 
 SMALL = 1_000_000  # multiplications of a product, at most
 FLAT = 1_200  # numbers in the result, at most, if the right operand is a transposed one
+TURNED = 1 << 12  # numbers in a transposed matrix that is copied first, at most
+LONG = 1_024  # pixels of a block of a transposed product, if there are as many
 CACHED = 600_000  # numbers in a matrix whose blocks are multiplied by several blocks of the other one, at most
 NARROW = 64  # columns or, of a transposed product, pixels of a block, at least
 
@@ -67,13 +69,33 @@ def multiply(matrix: Array, matrices: Array, out: Array) -> None:
     np.matmul(left, right, out=results)
 
 
+def product(left: Array, right: Array, out: Array | None = None) -> Array:
+    """left (..., rows, depth) @ right (..., depth, columns), in `out` if given.
+
+    It gains where each matrix has some 100 rows: those slightly too large are cut into blocks of rows, and a small
+    transposed one is copied, which takes less than the copies of the product do.
+    """
+    (rows, depth), columns = left.shape[-2:], right.shape[-1]
+    size, turned = rows * depth * columns, right.strides[-1] > right.strides[-2]
+    if not 0 < size <= 4 * SMALL or left.itemsize != 4 or (turned and depth * columns > TURNED) or not one_thread():
+        return np.matmul(left, right, out=out)
+    right = np.ascontiguousarray(right) if turned else right
+    high = _divisor(rows, SMALL // (depth * columns)) if size > SMALL else rows
+    if high == rows or high < 16:
+        return np.matmul(left, right, out=out)
+    cut = (rows // high, high)
+    place = None if out is None else out.reshape(*out.shape[:-2], *cut, columns)
+    made = np.matmul(left.reshape(*left.shape[:-2], *cut, depth), right[..., None, :, :], out=place)
+    return made.reshape(*made.shape[:-3], rows, columns) if out is None else out
+
+
 def multiply_transposed(matrices: Array, others: Array) -> Array:
     """The sums of all products of matrices (groups, products, rows, pixels) and the transposes of others (groups,
     products, columns, pixels), (groups, rows, columns)."""
     groups, products, rows, pixels = matrices.shape
     columns = others.shape[2]
     wide = _divisor(columns, 32)
-    high = _divisor(rows, FLAT // wide)
+    high = _divisor(rows, min(FLAT // wide, SMALL // (wide * max(1, min(pixels, LONG)))))
     few = products * rows * columns * pixels <= SMALL or 2 * high * wide < min(FLAT, rows * columns)
     if few or not one_thread():
         # In this order, not transposed: a product is faster if its columns are few.
