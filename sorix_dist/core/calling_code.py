@@ -32,16 +32,24 @@ def is_kept_in_a_list(caller: FrameType) -> bool:
     return _is_kept_in_a_list(caller.f_code, caller.f_lasti)
 
 
+def is_shown(caller: FrameType) -> bool:
+    """Whether the result is formatted by `%`, alone or in a tuple."""
+    return _is_shown(caller.f_code, caller.f_lasti)
+
+
+def is_argument(caller: FrameType, names: frozenset[str]) -> bool:
+    """Whether the result, or a variable that takes it, stands among the arguments of one of these functions."""
+    return not names.isdisjoint(caller.f_code.co_names) and _is_argument(caller.f_code, caller.f_lasti, names)
+
+
 def called(caller: FrameType, names: frozenset[str]) -> str | None:
     """Which of these functions, which have no frame since they are written in C, the caller is calling."""
     if names.isdisjoint(caller.f_code.co_names):
         return None
     steps = [step for step in get_instructions(caller.f_code) if step.positions]
     # The instructions that find a function begin where its call begins.
-    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
-    return min(
-        (s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in names), default=None
-    )
+    begins = {_begin(step) for step in steps if step.offset == caller.f_lasti}
+    return min((step.argval for step in steps if _begin(step) in begins and step.argval in names), default=None)
 
 
 def _instruction(caller: FrameType) -> str:
@@ -100,6 +108,43 @@ def _is_kept_in_a_list(code: CodeType, at: int) -> bool:
         i.argval == "append" and i.positions and i.positions.lineno == line and i.offset < at
         for i in get_instructions(code)
     )
+
+
+@lru_cache(maxsize=1024)
+def _is_shown(code: CodeType, at: int) -> bool:
+    height = 1
+    for now in _after(code, at):
+        if now.opname == "BINARY_OP":
+            return now.argrepr in ("%", "%=") and height == 1
+        if now.opname == "BUILD_TUPLE" and (now.arg or 0) >= height:
+            height = 1
+            continue
+        height += stack_effect(now.opcode, now.arg)
+        if height < 1 or now.opcode in hasjrel or now.opcode in hasjabs:
+            return False
+    return False
+
+
+@lru_cache(maxsize=1024)
+def _is_argument(code: CodeType, at: int, names: frozenset[str]) -> bool:
+    steps = [step for step in get_instructions(code) if step.positions and None not in step.positions]
+    begins = {_begin(step) for step in steps if step.argval in names}
+    ranges = [(_begin(step), _end(step)) for step in steps if "CALL" in step.opname and _begin(step) in begins]
+    result = [step for step in steps if step.offset == at]
+    stored = next(iter(_after(code, at)), None)
+    if stored is not None and stored.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
+        name = _variables(stored.argval)[0]
+        result = [s for s in steps if s.opname.startswith("LOAD_") and name in _variables(s.argval)]
+    return any(begin < _begin(step) and _end(step) < end for step in result for begin, end in ranges)
+
+
+def _begin(step: Instruction) -> Any:
+    """The line and the column where the source of an instruction begins."""
+    return step.positions and (step.positions.lineno, step.positions.col_offset)
+
+
+def _end(step: Instruction) -> Any:
+    return step.positions and (step.positions.end_lineno, step.positions.end_col_offset)
 
 
 def _after(code: CodeType, at: int) -> list[Instruction]:

@@ -32,9 +32,14 @@ def hook_on_arrays(hook: Callable[[Tensor], Any], place: Any, group: Group | Non
     """A user's hook as a function of the gradient that a walk has, an array, or a tensor for higher derivatives."""
 
     def on_gradient(gradient: Any) -> Any:
-        answer = hook(placed(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient), place, group))
-        if answer is None:
+        given = placed(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient), place, group)
+        before = given.array
+        if isinstance(given.place, Partial) and before.base is not None:
+            given.array = before.copy()  # a hook may write to it, but not to a view of what others have a part of
+        answer = hook(given)
+        if answer is None and given.array is before:
             return None
+        answer = given if answer is None else answer
         answer = part_of(answer, place, group)
         array = ndarray_of(answer)
         if array.shape != gradient.shape:

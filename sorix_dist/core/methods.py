@@ -20,8 +20,8 @@ from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.index_parts import assign, written
-from sorix_dist.core.placement import Partial, Shard, shard_of
+from sorix_dist.core.ops.index_parts import assign, become_whole, written
+from sorix_dist.core.placement import Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, array_of
 
@@ -83,7 +83,14 @@ _LEAF = "a leaf Variable that requires grad is being used in an in-place operati
 
 
 def target(tensor: Tensor, *others: Any) -> Array:
-    """The array to write to; RuntimeError where a recorded graph could miss the change.
+    """The array to write to, of a sum over rows that over all ranks; RuntimeError as `check_target`."""
+    check_target(tensor, *others)
+    become_whole(tensor)
+    return tensor.array
+
+
+def check_target(tensor: Tensor, *others: Any) -> None:
+    """RuntimeError where a recorded graph could miss a change in place.
 
     A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
     """
@@ -97,7 +104,6 @@ def target(tensor: Tensor, *others: Any) -> Array:
     refuse_frozen(tensor.array)
     if recorders:
         outside("a change of a tensor in place can't be captured")
-    return tensor.array
 
 
 def _number(self: Tensor, x: Any) -> Any:
@@ -144,12 +150,12 @@ def _rewritten(self: Tensor, value: Tensor) -> Tensor:
 
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
-        array = target(self, other)
-        if isinstance(self.place, Partial):
+        check_target(self, other)
+        if isinstance(self.place, Partial | Deferred):
             return _become(self, OF_NUMPY[ufunc](self.detach(), other))
         if (counted := _counted(self, other)) is not None:
             return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
-        ufunc(array, _number(self, other), out=array, casting="same_kind")
+        ufunc(self.array, _number(self, other), out=self.array, casting="same_kind")
         return self
 
     method.__doc__ = f"numpy.{ufunc.__name__} of this tensor and another operand, in place; returns this tensor."

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from sorix_dist.core.batch_numbers import of_batch
-from sorix_dist.core.calling_code import is_kept_in_a_list, is_operand
+from sorix_dist.core.batch_numbers import DRAWING, of_batch, others_draw
+from sorix_dist.core.calling_code import is_argument, is_kept_in_a_list, is_operand, is_shown
 from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group, refuse_value
 
 
@@ -22,7 +22,12 @@ def warn_of_own_length(place: Any) -> None:
         )
         return
     place.group.measured = place.held, place.total
-    if place.held != place.total and is_operand(sys._getframe(2)):  # len() has no frame
+    if place.held == place.total:
+        return
+    caller = sys._getframe(2)  # len() has no frame
+    if is_argument(caller, DRAWING):
+        place.group.warn(f"len(): {others_draw(place.held, place.total)}")
+    if is_operand(caller):
         place.group.warn(
             f"len() counts this rank's rows, {place.held} of the {place.total} of the global batch: x.size(0) counts "
             "all of them beside losses and tensors of the batch, and sx.global_rows(x) everywhere [docs: own-numbers]"
@@ -88,8 +93,8 @@ def warn_of_part(tensor: Any, what: str) -> None:
         found = "a sum over rows is this rank's part of the sum"
     elif what != "item()":
         found = "a mean over rows is that over this rank's rows"
-    elif what == "item()" and is_kept_in_a_list(sys._getframe(3)):  # beyond _number() and item()
-        found = "a mean over rows, kept in a list before its backward(), is that over this rank's rows"
+    elif is_kept_in_a_list(caller := sys._getframe(3)) or is_shown(caller):  # beyond _number() and item()
+        found = "a mean over rows, kept in a list or shown before its backward(), is that over this rank's rows"
     else:
         return
     place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")

@@ -171,8 +171,8 @@ def batch_of(value: Any, group: InOrder) -> Batch:
         shapes = [str(tuple(x.shape)) for x in entries(value)]
         raise RuntimeError(
             "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
-            f"{', '.join(shapes) or 'no array'} without that knowledge. Put what changes the number of rows, and "
-            "products of a batch by @, into the data set or the model"
+            f"{', '.join(shapes) or 'no array'} without that knowledge. Put what changes the number of rows into the "
+            "data set or the model"
         )
     batch, shards = found[0].batch, group.shards
     rows = batch.rows

@@ -87,6 +87,32 @@ def test_kept_in_a_list(code: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
+        ("'%.4f' % x.item()", True), ("'%d %.4f' % (1, x.item())", True), ("'%.4f %d' % (x.item(), 1)", True),
+        ("form = '%.4f'\nform % (2 * x.item())", False), ("x.item() % 2", False), ("abs(x.item())", False),
+        ("(1, x.item())", False), ("v = x.item()", False),
+    ],
+)  # fmt: skip
+def test_shown(code: str, expected: bool) -> None:
+    assert answer(calling_code.is_shown, code) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("math.hypot(len(x), 3)", True), ("math.hypot(*(len(x), 3))", True), ("abs(math.hypot(len(x), 3))", True),
+        ("n = len(x)\nmath.hypot(n, 3)", True), ("n = len(x)\nmath.hypot(*(\n  n,\n  3,\n))", True),
+        ("math.hypot(*[n for n in (len(x), 3)])", True), ("math.hypot(1, 2) + len(x)", False),
+        ("n = len(x)\nmath.hypot(1, 2)\nabs(n)", False), ("abs(len(x)), math.hypot(1, 2)", False),
+    ],
+)  # fmt: skip
+def test_an_argument(code: str, expected: bool) -> None:
+    names = frozenset(("hypot", "normal"))
+    assert answer(lambda caller: calling_code.is_argument(caller, names), code) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
         ("for _ in x: pass", True), ("for _, _ in enumerate(x): pass", True),
         ("for _ in zip(x, range(40)): pass", True),
         ("[v for v in x]", True), ("next(x)", False), ("next(iter(x))", False), ("list(x)", False),

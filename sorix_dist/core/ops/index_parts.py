@@ -3,7 +3,7 @@ which of the written numbers belong to this rank's rows.
 
 A target that is rows of a batch takes this rank's rows. One that is the same on every rank, such as a memory bank,
 takes the rows of all ranks. A target that a program made for the rows of this rank, as `zeros(len(x), 3)`, becomes rows
-of the batch when rows are written to it.
+of the batch when rows are written to it. One that is a sum over rows becomes the sum over all ranks.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.ops.axes import refused
-from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
 from sorix_dist.core.tensor import Array, Tensor, array_of, ndarray_of
@@ -83,6 +84,9 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
     dims = max((1 if is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
+    for part, axis, end in _with_axes(parts):
+        if isinstance(part, np.ndarray | np.integer) and not axis <= place.axis < end:
+            beside_rows(place, part)
     after = 0 if together or not arrays else dims  # axes of the result so far
     for i, (part, axis, end) in enumerate(_with_axes(parts)):
         if together and i == advanced[0]:
@@ -120,6 +124,8 @@ def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard
             return None
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
+    if max(part.stop or 0, -(part.start or 0)) > length * place.outer:  # beyond the rows of this rank
+        return None
     start, stop, _ = part.indices(length * place.outer)
     if not length or start % length or stop % length or stop <= start:
         return None
@@ -165,8 +171,29 @@ def _follow(target: Tensor, x: Any) -> None:
         target.place = REPLICATE
 
 
+def become_whole(target: Tensor) -> None:
+    """Makes a target that is a sum over this rank's rows the sum over those of all ranks, a call of all ranks: what is
+    written is no part of a sum. RuntimeError for a view of such a sum, since the sum would stay a part of one."""
+    place = target.place
+    if isinstance(place, Deferred):
+        refuse_value(place, target.array, _NAME)
+    if not isinstance(place, Partial) or place.group.parts == 1:
+        return
+    if target.array.base is not None:
+        raise RuntimeError(
+            f"{_NAME} can't write to a view of a sum over rows, of which each rank has a part: take it of "
+            "sx.global_value(x), which has the sum over all ranks"
+        )
+    target.array = np.array(array_of(_sum_made_whole(target)))
+    target.place = REPLICATE
+    for name in ("shown", "complete"):
+        if hasattr(target, name):
+            delattr(target, name)
+
+
 def assign(target: Tensor, key: Any, value: Any) -> None:
     """target[key] = value."""
+    become_whole(target)
     parts = key if isinstance(key, tuple) else (key,)
     place: Any = shard_of(target)
     if place is None and target.leaf is None:
@@ -213,7 +240,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
 
 
 def _sum_made_whole(x: Any) -> Any:
-    """A sum over rows as that over the global batch, since no target is a part of such a sum."""
+    """A sum over rows as that over the global batch."""
     place = getattr(x, "place", None)
     if not isinstance(place, Partial | Deferred):
         return x
