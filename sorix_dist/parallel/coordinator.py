@@ -242,26 +242,26 @@ class Coordinator(Sync):
         summed = []
         for key in keys:
             if key not in by_key:
-                number = key >> _MODE_BITS
-                known = number in {bucket.number for bucket in by_key.values()}
-                raise unequal_reduction(self.comm.rank, number, known)
+                number, known = key >> _MODE_BITS, {bucket.number for bucket in by_key.values()}
+                raise unequal_reduction(self.comm.rank, number, number in known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
-        start_over = several_hosts and sums[-1] > 0
-        # The ranks agree: from here on gradients are mixed.
+        if self._reduced(summed, scale, same_used, several_hosts and sums[-1] > 0):
+            for i, loss in enumerate(losses):
+                loss.shown, loss.complete = sums[i], True
+
+    def _reduced(self, summed: list[tuple[Bucket, bool]], scale: float, same_used: bool, start_over: bool) -> bool:
+        """Sums the gradients of buckets, with whether the sum overwrites `grad`, and commits the sums if all ranks find
+        them finite; returns whether they did. The ranks have agreed: from here on gradients are mixed."""
         fine = True
         for bucket, overwrite in summed:
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
             leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
-            return
-        written = False
-        for bucket, _ in summed:
-            written = bucket.reducer.commit(scale) or written
-        if written:
+            return False
+        if True in [bucket.reducer.commit(scale) for bucket, _ in summed]:
             self.fence("backward")
-        for i, loss in enumerate(losses):
-            loss.shown, loss.complete = sums[i], True
+        return True
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers

@@ -181,8 +181,6 @@ class Reducer:
 def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
     if adding:
         grad += part if scale == 1 else part * scale
-    elif scale == 1:
-        np.copyto(grad, part)
     else:
         np.multiply(part, scale, out=grad)
 

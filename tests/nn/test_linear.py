@@ -9,7 +9,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn
-from sorix_dist.core.ops import matrix
+from sorix_dist.core.ops import blocks, matrix
 
 
 @pytest.mark.parametrize("dtype", [None, sx.float32, "float64", np.float64])
@@ -33,11 +33,13 @@ def test_the_same_seed_gives_the_same_weights_in_any_dtype() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [
     (64, 64, 64), (64, 64, 10), (200, 50, 1), (3, 64, 64), (300, 60, 64), (40, 500, 520), (0, 64, 64), (64, 0, 3),
+    (64, 256, 256), (48, 400, 304), (512, 32, 513), (32, 320, 1000),
 ])  # fmt: skip
 def test_the_product_with_transposed_weights_is_the_product(
     rows: int, inputs: int, outputs: int, dtype: Any, without_copies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matrix, "without_copies", lambda: without_copies)
+    for module, name in ((matrix, "without_copies"), (matrix, "one_thread"), (blocks, "one_thread")):
+        monkeypatch.setattr(module, name, lambda: without_copies)
     rng = np.random.default_rng(0)
     g, w = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, outputs), (inputs, outputs)))
     eps = 10 * np.sqrt(outputs) * np.finfo(dtype).eps

@@ -104,5 +104,10 @@ def multiply_transposed(matrices: Array, others: Array) -> Array:
     cut = pixels // length
     left = matrices.reshape(groups, products, rows // high, 1, high, cut, length).transpose(0, 1, 5, 2, 3, 4, 6)
     right = others.reshape(groups, products, 1, columns // wide, wide, cut, length).transpose(0, 1, 5, 2, 3, 6, 4)
+    if products == cut == 1:
+        result = np.empty((groups, rows, columns), left.dtype)
+        place = result.reshape(groups, rows // high, high, columns // wide, wide).swapaxes(2, 3)
+        np.matmul(left[:, 0, 0], right[:, 0, 0], out=place)
+        return result
     sums: Array = np.matmul(left, right).sum(axis=(1, 2))
     return sums.swapaxes(2, 3).reshape(groups, rows, columns)

@@ -12,7 +12,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.expected import beside_rows, is_parameter
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
-from sorix_dist.core.ops.blocks import FLAT, SMALL, TURNED, without_copies
+from sorix_dist.core.ops.blocks import CACHED, FLAT, SMALL, TURNED, multiply_transposed, one_thread, without_copies
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.reduce import sum_over
@@ -200,14 +200,18 @@ _LONG, _STRIP = 512, 32  # numbers
 def times_transposed(g: Array, w: Array) -> Array:
     """g @ w.T for g of shape (rows, out) and w of shape (in, out).
 
-    BLAS copies its left factor first. If that is by far the smaller one, w @ g.T and a copy of the transposed result,
-    in strips that stay in the cache, is several per cent faster with OpenBLAS. A small product is 15 % faster with a
-    copy of w.T, with which it needs no other copies.
+    BLAS copies both factors first, which takes long where g has few rows. A small product needs no other copy than one
+    of w.T (15 % faster), and blocks of larger ones none (5 to 20 %). With other kernels of OpenBLAS than those for
+    AVX-512, or a larger w, w @ g.T is several per cent faster, and a copy of the transposed result, in strips that stay
+    in the cache.
     """
-    rows, inputs = len(g), len(w)
+    (rows, outputs), inputs = g.shape, len(w)
     if w.size <= TURNED and rows * inputs > FLAT and rows * w.size <= SMALL and without_copies():
         return dot(g, np.ascontiguousarray(w.T))  # type: ignore[no-any-return]
-    if 4 * rows > inputs or w.shape[1] < _LONG:
+    fits = rows <= _LONG <= 2 * outputs < 4 * _LONG and w.size <= CACHED and rows * w.size > SMALL
+    if fits and rows % 16 == inputs % 16 == 0 and w.itemsize == 4 and w.flags.c_contiguous and one_thread():
+        return multiply_transposed(g[None, None], w[None, None])[0]  # type: ignore[no-any-return]
+    if 4 * rows > inputs or outputs < _LONG:
         return dot(g, w.T)  # type: ignore[no-any-return]
     turned = dot(w, g.T)
     product: Array = np.empty((rows, inputs), turned.dtype)
