@@ -231,11 +231,6 @@ class Shard:
         rows = self.batch.whole.known
         return rows is not None and rows.epoch >= 0
 
-    @property
-    def spread_evenly(self) -> bool:
-        """Whether each rank has at least two rows, since a loader has shared them out."""
-        return self.of_loader and self.batch.parent is None and self.total >= 2 * self.group.size
-
     def like(self, other: Shard) -> bool:
         """Whether both have the same rows, and the same `outer` and `inner`."""
         return (self.outer, self.inner) == (other.outer, other.inner) and self.batch.like(other.batch)
