@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dis import get_instructions
 from functools import partial
 from numbers import Integral
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -302,6 +302,14 @@ def _warn_of_own_branch(own: float) -> None:
     )
 
 
+def called_at(code: CodeType, at: int) -> set[Any]:
+    """The names in the expression of a function, such as `math.log`, that the instruction at `at` calls."""
+    steps = [step for step in get_instructions(code) if step.positions]
+    # The instructions that find a function begin where its call begins.
+    begins = {step.positions[0::2] for step in steps if step.offset == at and step.positions}
+    return {step.argval for step in steps if step.positions and step.positions[0::2] in begins}
+
+
 _COUNTING = frozenset(("comb", "factorial", "gcd", "isqrt", "lcm", "perm"))  # functions of `math` that take integers
 
 
@@ -309,10 +317,7 @@ def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None
     """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
     if _COUNTING.isdisjoint(caller.f_code.co_names):
         return
-    steps = [step for step in get_instructions(caller.f_code) if step.positions]
-    # The instructions that find a function begin where its call begins.
-    begins = {step.positions[0::2] for step in steps if step.offset == caller.f_lasti and step.positions}
-    called = {s.argval for s in steps if s.positions and s.positions[0::2] in begins and s.argval in _COUNTING}
+    called = called_at(caller.f_code, caller.f_lasti) & _COUNTING
     if called:
         raise RuntimeError(
             f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "

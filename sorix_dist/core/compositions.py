@@ -116,8 +116,8 @@ def _reshaping(name: str) -> Callable[..., Tensor]:
         if self.leaf is not None:
             raise RuntimeError(f"{name}_ can't change the shape of a trained tensor; use {name}")
         turned = plain(self.detach(), *dims)
-        self.array, self.place = turned.array, turned.place
-        return self
+        self.array = turned.array
+        return methods.be_as(self, turned)
 
     method.__name__ = method.__qualname__ = f"{name}_"
     method.__doc__ = f"`{name}` of this tensor itself, which shares the memory; returns it."

@@ -20,7 +20,7 @@ from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.index_parts import assign, written
+from sorix_dist.core.ops.index_parts import assign, put, written
 from sorix_dist.core.placement import Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, array_of
@@ -120,6 +120,11 @@ def _counted(self: Tensor, *others: Any) -> tuple[Any, ...] | None:
 def _become(self: Tensor, value: Tensor) -> Tensor:
     """Writes into a part of a sum: what it is across ranks and what it shows follow."""
     np.copyto(self.array, value.array, casting="same_kind")
+    return be_as(self, value)
+
+
+def be_as(self: Tensor, value: Tensor) -> Tensor:
+    """Marks a tensor whose array is that of `value` as what that is across ranks, and lets it show the same."""
     self.place = value.place
     for name in ("shown", "complete"):
         if hasattr(value, name):
@@ -161,11 +166,11 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
-    array = target(self, value)
+    target(self, value)
     if (counted := _counted(self, value)) is not None:
         tally.write(self, ..., *counted)
     else:
-        np.copyto(array, _number(self, value), casting="unsafe")
+        put(self, written(self, value))
     return self
 
 
@@ -176,11 +181,11 @@ def zero_(self: Tensor) -> Tensor:
 
 def copy_(self: Tensor, src: Any) -> Tensor:
     """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
-    array = target(self, src)
+    target(self, src)
     if (counted := _counted(self, src)) is not None:
         tally.write(self, ..., *counted)
     else:
-        np.copyto(array, np.asarray(written(self, src)), casting="unsafe")
+        put(self, written(self, src))
     return self
 
 
@@ -191,6 +196,8 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     array = target(self, min, max)
     if (counted := _counted(self, min, max)) is not None:
         return _rewritten(self, choose.clamp(self, *counted))
+    if isinstance(self.place, Partial):
+        return copy_(self, fitting(self, choose.clamp(self.detach(), min, max)))
     if min is not None:
         np.maximum(array, _number(self, min), out=array, casting="same_kind")
     if max is not None:

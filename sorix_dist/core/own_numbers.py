@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from sorix_dist.core.batch_numbers import of_batch
+from sorix_dist.core.batch_numbers import called_at, of_batch
 from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group, refuse_value
 
 
@@ -32,17 +32,29 @@ def warn_of_own_length(place: Any) -> None:
         )
 
 
+_OF_NUMBERS = frozenset(("exp", "log", "log10", "log1p", "log2", "pow", "sqrt"))
+_THAT_KEEP = frozenset(("abs", "float", "int", "max", "min", "round"))
+
+
 @lru_cache(maxsize=1024)
 def _is_operand(code: CodeType, at: int) -> bool:
-    """Whether the instruction at `at` computes an operand of arithmetic or of `<`, or a variable that counts as one
-    below; and not an argument or an index. It follows the height of the stack up to the instruction that takes the
-    operand."""
-    height = 1
-    for now in _after(code, at):
+    """Whether the instruction at `at` computes an operand of arithmetic, of `<` or of a function such as `math.log`, or
+    a variable that counts as one below; and not another argument or an index. It follows the height of the stack up to
+    the instruction that takes the operand."""
+    height, steps = 1, iter(_after(code, at))
+    for now in steps:
         if now.opname == "BINARY_OP" and height <= 2:
             return now.argrepr != "[]"  # Python 3.14 indexes by this instruction
         if now.opname == "COMPARE_OP" and height <= 2:
             return "<" in now.argrepr or ">" in now.argrepr
+        if now.opname in ("CALL", "PRECALL") and (now.arg or 0) >= height:
+            called = called_at(code, now.offset)
+            if not called & _THAT_KEEP:
+                return bool(called & _OF_NUMBERS)
+            height = 1  # of the result
+            if now.opname == "PRECALL":  # of Python 3.11, before CALL
+                next(steps)
+            continue
         if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
             return _divides_or_weighs(code, _names(now.argval)[0])
         collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height

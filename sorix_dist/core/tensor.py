@@ -111,6 +111,7 @@ class Tensor(Bound):
     def data(self) -> Array:
         """The array itself. Assigning copies into the memory of a parameter; that of a wrapped model is read-only
         outside of its `edit()`."""
+        own_numbers.warn_of_part(self, "data")
         return self.visible
 
     @data.setter

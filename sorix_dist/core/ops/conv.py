@@ -185,9 +185,9 @@ def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str
     """Raises ValueError naming the argument of convolution `name` that does not fit the others."""
     count = len(dims.split(", "))
     if len(shape_of(input)) != count:
-        raise ValueError(f"{name}: input must have shape ({dims}), got shape {tuple(np.shape(input))}")
+        raise ValueError(f"{name}: input must have shape ({dims}), got shape {tuple(shape_of(input))}")
     if len(shape_of(weight)) != count:
-        raise ValueError(f"{name}: weight must have {count} dimensions, got shape {tuple(np.shape(weight))}")
+        raise ValueError(f"{name}: weight must have {count} dimensions, got shape {tuple(shape_of(weight))}")
     first, second = weight.shape[:2]
     if not isinstance(groups, int | np.integer) or groups < 1 or first % groups:
         raise ValueError(f"{name}: groups must be >= 1 and divide weight's {first} channels, got {groups!r}")
@@ -197,8 +197,8 @@ def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str
             f"{name}: input must have {expected} channels for weight of shape {tuple(weight.shape)} and "
             f"groups={groups}, got {input.shape[1]} in shape {tuple(input.shape)}"
         )
-    if bias is not None and tuple(np.shape(bias)) != (outputs,):
-        raise ValueError(f"{name}: bias must have shape ({outputs},), got shape {tuple(np.shape(bias))}")
+    if bias is not None and tuple(shape_of(bias)) != (outputs,):
+        raise ValueError(f"{name}: bias must have shape ({outputs},), got shape {tuple(shape_of(bias))}")
 
 
 def _padding(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:

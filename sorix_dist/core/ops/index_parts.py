@@ -18,7 +18,7 @@ from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.ops.axes import refused
-from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
 from sorix_dist.core.tensor import Array, Tensor, array_of
@@ -159,6 +159,22 @@ def written(target: Tensor, x: Any) -> Any:
     return array
 
 
+def put(target: Tensor, value: Any) -> None:
+    """Writes an array or a number, the same on every rank unless the target is rows, into the whole of a target."""
+    place = target.place
+    if not isinstance(place, Partial):
+        np.copyto(target.array, value, casting="unsafe")
+        return
+    if place.group.isolated:
+        refuse_value(place, target.array, _NAME)
+    # One term of the sum is the value and the others are 0, so views of the target have the right sum, too.
+    first = place.group.parts == 1 or place.group.rank == 0
+    target.shown, target.complete = np.empty_like(target.array), True
+    np.copyto(target.shown, value, casting="unsafe")
+    np.copyto(target.array, target.shown if first else 0, casting="unsafe")
+    target.place = Partial(place.group, None, 1.0, 0)
+
+
 def _follow(target: Tensor, x: Any) -> None:
     """Marks a target that a number of the batch is written to: beside it, x.shape[0] counts as in the global batch."""
     if target.place is None and target.leaf is None and isinstance(x, Tensor) and x.place is not None:
@@ -167,6 +183,11 @@ def _follow(target: Tensor, x: Any) -> None:
 
 def assign(target: Tensor, key: Any, value: Any) -> None:
     """target[key] = value."""
+    if isinstance(target.place, Partial):
+        sums = Tensor.of(np.array(whole(target.detach(), _NAME).array))
+        assign(sums, key, of_everyone(value))
+        put(target, whole(sums, _NAME).array)
+        return
     parts = key if isinstance(key, tuple) else (key,)
     place: Any = shard_of(target)
     if place is None and target.leaf is None:

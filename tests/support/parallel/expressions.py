@@ -138,6 +138,9 @@ ROWS = [
     "sx.concat([u, v], 1)",
     "sx.hstack([u[:, 0], v[:, 1]])",
     "sx.cat([u, sx.ones(1, 4, dtype=sx.float64)])",
+    "u * np.shape(x)[0] / np.size(x)",
+    "u * np.size(x, 0) / np.ndim(x)",
+    "u - (lambda y: (np.place(y, y > 0, 0.5), np.putmask(y, y < 0, v.detach()), y)[2])(v.detach().clone())",
     "sx.atleast_3d(u)",
     "u.swapaxes(0, 1)",
     "u.moveaxis(0, 1)",
@@ -415,6 +418,32 @@ SEQUENCES = [
     "F.cross_entropy(u.transpose(1, 2), words % 4)",
     "F.cross_entropy(u.transpose(0, 1).reshape(-1, 4), (words % 4).T.reshape(-1))",
 ]
+# Statistics, or what they are made of, after a change in place.
+_CHANGES = [
+    "'clamp_', 1", "'clip_', 0, 2", "'clamp_min_', 1", "'abs_'", "'neg_'", "'pow_', 2", "'square_'", "'sign_'",
+    "'round_'", "'relu_'", "'fill_', 3", "'zero_'", "'copy_', sx.arange(4)", "'copy_', v.mean(0).detach()",
+    "'masked_fill_', x.mean() > 9, 2", "'index_fill_', 0, sx.tensor([0, 1]), 2", "'random_', 5", "'bernoulli_'",
+    "'__setitem__', 0, 3", "'__setitem__', [0, 2], sx.tensor([1, 5])",
+    "'__setitem__', slice(None, 2), t.sum()", "'__setitem__', ..., 5", "'add_', 2", "'mul_', 3",
+]  # fmt: skip
+IN_PLACE = [
+    *(
+        f"u - changed({statistic}, {change})"
+        for statistic in ("v.mean(0)", "v.sum(0)", "v.var(0)", "(v > 0).sum(0)")
+        for change in _CHANGES
+    ),
+    *(f"u - changed(v.mean(0), {change})" for change in ("'sigmoid_'", "'exp_'", "'lerp_', w.mean(), 0.3")),
+    "u - changed(v.mean(0), '__setitem__', v.detach().mean(0) > 0, -1.0)",
+    "u - changed(v.mean(0), 'clamp_', v.detach().mean())",
+    "u - changed(v.mean(0), 'unsqueeze_', 0)",
+    "u - changed(v.var(0), 'sqrt_')",
+    "u - (lambda m: (m[:2].fill_(3.0), m)[1])(v.mean(0).detach().clone())",
+    "u - (lambda m: (m.reshape(2, 2)[0].zero_(), m)[1])(v.sum(0).detach().clone())",
+    "u - (lambda m: (m.T.__setitem__(1, 2.0), m)[1])(v.var(0).detach())",
+    "u - (lambda m: (m.clamp_(0.2).add_(1.0).mul_(v.detach().mean()), m)[1])(v.mean(0).detach())",
+    "u - (lambda m: (setattr(m, 'data', m * 2), m)[1])(v.mean(0).detach())",
+]
+
 REFUSED = [
     "u.view(x.shape[0] // 2, 2, 4).mean(1)",
     "u.view(x.shape[0] // 2, -1, 4).mean(1)",
@@ -433,4 +462,7 @@ REFUSED = [
     "list(u.unbind(0))",
     "F.glu(u, 0)",
     "u.unfold(0, 1, 1)",
+    "np.fill_diagonal(u.detach(), 1.0)",
+    "np.place(u.detach(), u.detach() > 0, [1.0, 2.0])",
+    "np.putmask(u.detach(), u.detach() > 0, [1.0, 2.0])",
 ]
