@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import autograd, tally
+from sorix_dist.core import autograd, changes, tally
 from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
@@ -97,6 +97,7 @@ def target(tensor: Tensor, *others: Any) -> Array:
     refuse_frozen(tensor.array)
     if recorders:
         outside("a change of a tensor in place can't be captured")
+    changes.note(tensor.array)
     return tensor.array
 
 
@@ -217,6 +218,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
     refuse_frozen(self.array)
     if recorders:
         outside("an assignment to elements of a tensor can't be captured")
+    changes.note(self.array)
     assign(self, key, value)
 
 

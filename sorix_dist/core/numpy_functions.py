@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sorix_dist.core import arrange
+from sorix_dist.core import arrange, changes
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
 from sorix_dist.core.graph import recording
@@ -120,6 +120,8 @@ def _on_arrays(
         raise RuntimeError(
             f"{name} can't write at positions of rows or sums of a batch, {place}: write into sx.global_value(x)"
         )
+    if writes and args and isinstance(args[0], Tensor):
+        changes.note(args[0].array)
     wanted = Partial if by_row else Partial | Shard
     result = function(*_arrays(args, name, wanted), **_arrays(options, name, wanted))
     if recorded and _holds_floats(result):
