@@ -116,7 +116,8 @@ def _on_arrays(
     if recorded and writes:
         _refuse(name, writes)
     place = getattr(args[0], "place", None) if writes and args else None
-    if place not in (None, REPLICATE) and not (by_row and isinstance(place, Shard)) and not current_group().single:
+    has_all = getattr(place, "group", current_group()).has_all
+    if place not in (None, REPLICATE) and not (by_row and isinstance(place, Shard)) and not has_all:
         raise RuntimeError(
             f"{name} can't write at positions of rows or sums of a batch, {place}: write into sx.global_value(x)"
         )

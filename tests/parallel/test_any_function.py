@@ -206,6 +206,22 @@ def test_a_constant_that_happens_to_be_as_long_as_this_ranks_rows(join: Callable
     on_all_ranks(lambda: beside_a_constant(True, sx.tensor(constant), join), RuntimeError, "sx.replicated", 2)
 
 
+def written_in_reproducible_mode(write: Callable[[Any], Any]) -> None:
+    sx.init(virtual_shards=4)
+    ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+    write(x)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "write",
+    [lambda x: np.put(x, [0], 1.0), lambda x: np.add.at(x, [0], 1.0), lambda x: np.fill_diagonal(x, 1.0),
+     lambda x: np.copyto(x.mean(0), 1.0)],
+)  # fmt: skip
+def test_numpys_writes_at_positions_in_reproducible_mode(write: Callable[[Any], Any], ranks: int):
+    on_all_ranks(lambda: written_in_reproducible_mode(write), RuntimeError, "can't write at positions", ranks)
+
+
 # -- modules
 
 
