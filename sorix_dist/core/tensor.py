@@ -39,6 +39,12 @@ class Size(tuple[int, ...]):
         """The number of elements of a tensor of this shape."""
         return math.prod(self)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """np.prod(x.shape) is a number of the batch; other functions get integers of this rank's rows."""
+        if function is np.prod and len(args) == 1 and not kwargs:
+            return self.numel()
+        return function(*(tuple(map(int, x)) if isinstance(x, Size) else x for x in args), **kwargs)
+
 
 class Tensor(Bound):
     """An array with a gradient: `data` are the numbers, `grad` is the sum of the last backwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -204,6 +205,21 @@ def test_a_constant_that_happens_to_be_as_long_as_this_ranks_rows(join: Callable
         for found in run_threads(beside_a_constant, 2, args=(measures, known(constant), join)):
             np.testing.assert_array_equal(found, wanted)
     on_all_ranks(lambda: beside_a_constant(True, sx.tensor(constant), join), RuntimeError, "sx.replicated", 2)
+
+
+def products() -> Any:
+    ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+    return x.T @ x + sx.eye(3, dtype=sx.float64)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [sx.linalg.inv, sx.nan_to_num, lambda x: sx.diff(x, dim=0), lambda x: sx.cumprod(x, 0), sx.median, sx.var],
+)
+def test_functions_of_sums_over_rows_say_nothing(function: Callable[[Any], Any]):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*own-numbers")
+        run_threads(lambda: [function(products())], 2)
 
 
 def written_in_reproducible_mode(write: Callable[[Any], Any]) -> None:

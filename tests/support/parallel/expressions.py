@@ -140,6 +140,7 @@ ROWS = [
     "sx.cat([u, sx.ones(1, 4, dtype=sx.float64)])",
     "u * np.shape(x)[0] / np.size(x)",
     "u * np.size(x, 0) / np.ndim(x)",
+    "u / np.prod(x.shape) + u / np.prod(u.shape[1:])",
     "u - (lambda y: (np.place(y, y > 0, 0.5), np.putmask(y, y < 0, v.detach()), y)[2])(v.detach().clone())",
     "sx.atleast_3d(u)",
     "u.swapaxes(0, 1)",
