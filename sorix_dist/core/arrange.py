@@ -208,7 +208,7 @@ def flipud(input: Any) -> Any:
 def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
     """Cut along `dim` into a number of parts, the first ones longer by 1 where needed, or before the given indices."""
     input, at = _along("tensor_split", input, dim)
-    parts = np.array_split(np.arange(shape_of(input)[at]), as_array(indices_or_sections).tolist(), 0)
+    parts = np.array_split(np.arange(shape_of(input)[at]), as_array(whole(indices_or_sections)).tolist(), 0)
     return f.split(input, [len(part) for part in parts], at)
 
 

@@ -127,11 +127,11 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     at, place = axis_of("cumprod", input, dim), shard_of(input)
     kind = as_dtype(dtype) if dtype is not None else array_of(input).dtype
     x = input.astype(kind if kind.kind == "f" or dtype is not None else np.int64)
-    x = whole(x, "cumprod") if place is not None and place.axis == at else x
+    x = whole(x, "cumprod") if place is None or place.axis == at else x
     if not shape_of(x) or not x.shape[at]:
         return x.clone()
     if not x.requires_grad and place is None:
-        return Tensor(np.cumprod(x.numpy(), at, dtype=array_of(x).dtype))
+        return Tensor(np.cumprod(x.array, at, dtype=array_of(x).dtype))
     return f.stack(list(accumulate(f.unbind(x, at), f.mul)), at)
 
 

@@ -163,6 +163,7 @@ def max_pool2d(
     rounded up with `ceil_mode`. The padding never is the maximum. Of equal maxima the first gets the gradient.
     With `return_indices` also returns where in its image each maximum is, row * W + column.
     """
+    input = rows_along("max_pool2d", input, (0,))
     places = _places("max_pool2d", shape_of(input), kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pooled(input, places, return_indices)
 
@@ -182,6 +183,7 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """The maximum of each window of sequences (N, C, L); options as for `max_pool2d`."""
+    input = rows_along("max_pool1d", input, (0,))
     name, shape = "max_pool1d", shape_of(input)
     if len(shape) != 3:
         raise ValueError(f"{name}: input must have shape (N, C, L), got shape {tuple(shape)}")
@@ -213,6 +215,7 @@ def avg_pool2d(
     Shapes and windows are those of `max_pool2d`.
     divisor_override: what the sums are divided by instead of the size of the window.
     """
+    input = rows_along("avg_pool2d", input, (0,))
     places = _places("avg_pool2d", shape_of(input), kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override is None:
         return average_pool(input, places=places, divisor=_window_sizes(places, count_include_pad))
