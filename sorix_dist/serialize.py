@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sorix_dist import nn
+from sorix_dist.comm import current, is_initialized
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_path, raise_for_device
 from sorix_dist.nn import torch_state
@@ -24,7 +25,8 @@ def save(obj: Any, f: Any) -> None:
 
     obj: tensors, arrays, numbers, strings and None in nested dicts, lists and tuples; a model of only this package's
     layers, which is saved whole; or an object with a `state_dict()`, such as an optimizer, whose state dict is saved. A
-    model with other classes is saved that way too, with a RuntimeWarning. A wrapped model counts as its model.
+    model with other classes is saved that way too, with a RuntimeWarning on rank 0. A wrapped model counts as its
+    model.
     f: a path, or a file object that is open for writing bytes.
     Only values of tensors are saved, not whether they require a gradient. Subclasses of dict, list and tuple are loaded
     as these. TypeError names the place of any other value. An existing file keeps its permissions; FileExistsError if
@@ -32,7 +34,8 @@ def save(obj: Any, f: Any) -> None:
     """
     obj = obj.module if isinstance(obj, DistributedDataParallel) else obj
     state_dict = None if is_whole(obj) else getattr(obj, "state_dict", None)
-    if callable(state_dict) and isinstance(obj, nn.Module):
+    first = not is_initialized() or current().rank == 0
+    if callable(state_dict) and isinstance(obj, nn.Module) and first:
         warnings.warn(
             f"save: {type(obj).__name__} has a class that is not the package's, so only its state_dict() is saved, "
             "without its other attributes; load gives that dict back, for load_state_dict",

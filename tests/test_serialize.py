@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,14 @@ def test_a_model_with_a_class_of_its_own(path: Path) -> None:
     assert list(back) == list(model.state_dict())
     other.load_state_dict(back)
     assert all(np.array_equal(p.data, q.data) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_ranks_say_once_what_is_not_saved(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        sx.run(lambda: sx.save(_Own(), tmp_path / f"{sx.rank()}.sx"), num_proc=3, backend="threads")
+    assert sum("_Own has a class" in str(each.message) for each in said) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.sx", "1.sx", "2.sx"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sorix_dist import _blas
 from sorix_dist.watchdog.launcher import detect
 
 if TYPE_CHECKING:
@@ -134,12 +135,9 @@ def limit(threads: int) -> None:
 
 def libraries() -> list[tuple[str, int]]:
     """Each loaded BLAS: its name with version and kernel, and its number of threads."""
-    from threadpoolctl import threadpool_info
-
     return [
-        (f"{each['internal_api']} {each['version']}, kernel {each.get('architecture', 'unknown')}", each["num_threads"])
-        for each in threadpool_info()
-        if each["user_api"] == "blas"
+        (f"{each.internal_api} {each.version}, kernel {_blas.kernels(each)}", each.num_threads)
+        for each in _blas.libraries()
     ]
 
 
@@ -184,6 +182,4 @@ def _set(environ: MutableMapping[str, str], threads: int) -> None:
     for name in VARIABLES:  # for a BLAS that is loaded later, and for child processes of this rank
         environ[name] = _set_here[name] = str(threads)
     if "numpy" in sys.modules:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(limits=threads, user_api="blas")
+        _blas.limit_threads(threads)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sorix_dist.comm import common
+from sorix_dist.comm import reduction, validation
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
 from sorix_dist.watchdog import status_page as layout
 from sorix_dist.watchdog import watch
@@ -83,21 +83,21 @@ class Checked:
         return view
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        self._check(common.check_array, "all_reduce", array, written=True)
-        self._check(common.check_op, "all_reduce", op)
+        self._check(validation.check_array, "all_reduce", array, written=True)
+        self._check(validation.check_op, "all_reduce", op)
         text = _text("all_reduce", array.dtype, array.shape, op)
         everywhere = self._call(text, self.inner.all_reduce, array, op, carried=array)
         if everywhere is not None:
-            common.write(common.combined(everywhere, op), array)
+            reduction.write(reduction.combined(everywhere, op), array)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        self._check(common.check_array, "all_gather", array, written=False)
+        self._check(validation.check_array, "all_gather", array, written=False)
         gather = partial(self.inner.all_gather, meanwhile=meanwhile)
         text = _text("all_gather", array.dtype, array.shape)
         return self._call(text, gather, array, meanwhile=meanwhile, carried=array)
 
     def all_to_all(self, array: Array) -> Array:
-        self._check(common.check_one_each, "all_to_all", array, self.size)
+        self._check(validation.check_one_each, "all_to_all", array, self.size)
         return self._call(_text("all_to_all", array.dtype, array.shape), self.inner.all_to_all, array)
 
     def start_pieces(self, pieces: Pieces) -> Started:
@@ -105,23 +105,23 @@ class Checked:
         return Started(advance, partial(self._call, f"sum in {pieces.count} pieces", finish))
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        self._check(common.check_array, "broadcast", array, written=True)
-        self._check(common.check_root, "broadcast", root, self.size)
+        self._check(validation.check_array, "broadcast", array, written=True)
+        self._check(validation.check_root, "broadcast", root, self.size)
         self._call(_text("broadcast", array.dtype, array.shape, root), self.inner.broadcast, array, root)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        self._check(common.check_root, "broadcast_object", root, self.size)
+        self._check(validation.check_root, "broadcast_object", root, self.size)
         return self._call(f"broadcast_object(root={root})", self.inner.broadcast_object, value, root)
 
     def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
         return self._call(what, self.inner.gather_objects, value)
 
     def split(self, color: int, key: int = 0) -> Comm:
-        self._check(common.check_split, color, key)
+        self._check(validation.check_split, color, key)
         return Checked(self._call("split", self.inner.split, color, key))
 
     def window(self, nbytes: int) -> Window:
-        self._check(common.check_nbytes, nbytes)
+        self._check(validation.check_nbytes, nbytes)
         return WatchedWindow(self._call("window", self.inner.window, nbytes), self.channel)
 
     def exchange(self, wire: Wire | None = None) -> Exchange | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorix_dist.comm import common, ring, runtime
+from sorix_dist.comm import reduction, ring, runtime, validation
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, SharedMemoryFull, Started, Window, Wire
 from sorix_dist.comm.ring import RingExchange
 from sorix_dist.comm.shared_memory import (
@@ -90,8 +90,8 @@ class MpiComm:
         deferred_free(self, (self._number, 0), self.size, free)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        common.check_array("all_reduce", array, written=True)
-        common.check_op("all_reduce", op)
+        validation.check_array("all_reduce", array, written=True)
+        validation.check_op("all_reduce", op)
         operation = {"sum": self._mpi.SUM, "max": self._mpi.MAX, "min": self._mpi.MIN}[op]
         flat = array.reshape(-1)
         if flat.dtype == np.bool_:
@@ -140,7 +140,7 @@ class MpiComm:
             self._comm.Allreduce(self._mpi.IN_PLACE, array, operation)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        common.check_array("all_gather", array, written=False)
+        validation.check_array("all_gather", array, written=False)
         result = np.empty((self.size, *array.shape), array.dtype)
         own, rows = array.reshape(-1).view(np.uint8), _bytes(result)
         if self._is_short_and_far(array) or (meanwhile is not None and self.hosts > 1):
@@ -157,7 +157,7 @@ class MpiComm:
         return result
 
     def all_to_all(self, array: Array) -> Array:
-        common.check_one_each("all_to_all", array, self.size)
+        validation.check_one_each("all_to_all", array, self.size)
         result = np.empty(array.shape, array.dtype)
         sent, received = _bytes(array), _bytes(result)
         if self._is_far(array):
@@ -184,7 +184,7 @@ class MpiComm:
 
     def start_pieces(self, pieces: Pieces) -> Started:
         if self.hosts == 1:
-            return common.one_by_one(self, pieces)
+            return reduction.one_by_one(self, pieces)
         return message_sequence(self._exchange(pieces, next(self._pairs_of_tags)))
 
     def _exchange(self, pieces: Pieces, tag: int) -> Iterator[Any]:
@@ -227,8 +227,8 @@ class MpiComm:
         return self.hosts > 1 and array.nbytes <= SHORT
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        common.check_array("broadcast", array, written=True)
-        common.check_root("broadcast", root, self.size)
+        validation.check_array("broadcast", array, written=True)
+        validation.check_root("broadcast", root, self.size)
         for piece in _pieces(array.reshape(-1).view(np.uint8)):
             if self._is_short_and_far(piece):
                 wait_patiently(self._comm.Ibcast(piece, root))
@@ -236,7 +236,7 @@ class MpiComm:
                 self._comm.Bcast(piece, root)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        common.check_root("broadcast_object", root, self.size)
+        validation.check_root("broadcast_object", root, self.size)
         return self._comm.bcast(value, root)
 
     def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
@@ -244,14 +244,14 @@ class MpiComm:
         return values
 
     def split(self, color: int, key: int = 0) -> Comm:
-        common.check_split(color, key)
+        validation.check_split(color, key)
         part = self._comm.Split(color, key)
         result = MpiComm(part)
         part.Free()
         return result
 
     def window(self, nbytes: int) -> Window:
-        common.check_nbytes(nbytes)
+        validation.check_nbytes(nbytes)
         free_unused(self._comm)
         # One segment, allocated by the first rank, so that all ranks compute the same parts.
         asked = self._local.allgather((nbytes, free_bytes(SHARED_MEMORY)))

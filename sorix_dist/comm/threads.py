@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.comm import common
+from sorix_dist.comm import reduction, validation
 from sorix_dist.comm.pickling import dumps_call
 from sorix_dist.comm.protocol import Array, Comm, Exchange, Op, Pieces, RankFailed, Started, Window, Wire
 from sorix_dist.comm.ring import RingExchange
@@ -214,32 +214,32 @@ class ThreadComm:
         return self._world.combine(self.rank, call, given, combine)
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        common.check_array("all_reduce", array, written=True)
-        common.check_op("all_reduce", op)
+        validation.check_array("all_reduce", array, written=True)
+        validation.check_op("all_reduce", op)
 
         def combine(arrays: list[Array]) -> None:
-            total = common.combined(arrays, op)
+            total = reduction.combined(arrays, op)
             for each in arrays:
-                common.write(total, each)
+                reduction.write(total, each)
 
         self._combine(f"all_reduce({op!r}) of {array.dtype} {array.shape}", array, combine)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        common.check_array("all_gather", array, written=False)
+        validation.check_array("all_gather", array, written=False)
         stacked: Array = self._combine(f"all_gather of {array.dtype} {array.shape}", array, np.stack)
         return stacked.copy()
 
     def all_to_all(self, array: Array) -> Array:
-        common.check_one_each("all_to_all", array, self.size)
+        validation.check_one_each("all_to_all", array, self.size)
         all_sent: Array = self._combine(f"all_to_all of {array.dtype} {array.shape}", array, np.stack)
         return all_sent[:, self.rank].copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return common.one_by_one(self, pieces)
+        return reduction.one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        common.check_array("broadcast", array, written=True)
-        common.check_root("broadcast", root, self.size)
+        validation.check_array("broadcast", array, written=True)
+        validation.check_root("broadcast", root, self.size)
 
         def combine(arrays: list[Array]) -> None:
             for each in arrays:
@@ -249,7 +249,7 @@ class ThreadComm:
         self._combine(f"broadcast(root={root}) of {array.dtype} {array.shape}", array, combine)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        common.check_root("broadcast_object", root, self.size)
+        validation.check_root("broadcast_object", root, self.size)
         sent = pickle.dumps(value) if self.rank == root else b""
         received: bytes = self._combine(f"broadcast_object(root={root})", sent, lambda values: values[root])
         return value if self.rank == root else pickle.loads(received)
@@ -259,7 +259,7 @@ class ThreadComm:
         return [pickle.loads(each) for each in values]
 
     def split(self, color: int, key: int = 0) -> Comm:
-        common.check_split(color, key)
+        validation.check_split(color, key)
         return self._split("split", color, key)
 
     def _split(self, call: str, color: int, key: int) -> ThreadComm:
@@ -273,7 +273,7 @@ class ThreadComm:
         return ThreadComm(part, part.members.index(self._world.members[self.rank]))
 
     def window(self, nbytes: int) -> Window:
-        common.check_nbytes(nbytes)
+        validation.check_nbytes(nbytes)
         local = self._split("window", self.host, 0)
         parts = local._combine("window", nbytes, lambda sizes: cut(np.zeros(block_size(sizes), np.uint8), sizes))
         return SharedWindow(list(parts), local.rank, barrier=local.barrier, free=local.barrier)

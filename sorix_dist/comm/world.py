@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from sorix_dist.comm import blas, common, mismatch
+from sorix_dist.comm import blas, mismatch, reduction, validation
 from sorix_dist.comm.checked import Checked
 from sorix_dist.comm.mpi import MpiComm
 from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Started, Window, Wire
@@ -209,37 +209,37 @@ class Solo:
         self.cache: dict[Any, Any] = {}
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        common.check_array("all_reduce", array, written=True)
-        common.check_op("all_reduce", op)
+        validation.check_array("all_reduce", array, written=True)
+        validation.check_op("all_reduce", op)
 
     def all_gather(self, array: Array, meanwhile: Callable[[], None] | None = None) -> Array:
-        common.check_array("all_gather", array, written=False)
+        validation.check_array("all_gather", array, written=False)
         return array[np.newaxis].copy()
 
     def all_to_all(self, array: Array) -> Array:
-        common.check_one_each("all_to_all", array, self.size)
+        validation.check_one_each("all_to_all", array, self.size)
         return array.copy()
 
     def start_pieces(self, pieces: Pieces) -> Started:
-        return common.one_by_one(self, pieces)
+        return reduction.one_by_one(self, pieces)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        common.check_array("broadcast", array, written=True)
-        common.check_root("broadcast", root, self.size)
+        validation.check_array("broadcast", array, written=True)
+        validation.check_root("broadcast", root, self.size)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        common.check_root("broadcast_object", root, self.size)
+        validation.check_root("broadcast_object", root, self.size)
         return value
 
     def gather_objects(self, value: Any, what: str = "gather_objects") -> list[Any]:
         return [value]
 
     def split(self, color: int, key: int = 0) -> Comm:
-        common.check_split(color, key)
+        validation.check_split(color, key)
         return Solo()
 
     def window(self, nbytes: int) -> Window:
-        common.check_nbytes(nbytes)
+        validation.check_nbytes(nbytes)
         block = np.zeros(block_size([nbytes]), np.uint8)
         return SharedWindow(cut(block, [nbytes]), 0, barrier=lambda: None, free=lambda: None)
 

@@ -12,10 +12,8 @@ from sorix_dist.core import functions as f
 from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.batch_numbers import is_just
-from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import like_input, op
-from sorix_dist.core.ops import reduce
 from sorix_dist.core.ops.elementwise import half_in_float32
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.tensor import Tensor, array_of, shape_of
@@ -198,9 +196,9 @@ def det(A: Any) -> Any:
 
 
 @op(promote="float", rule=rules.gathers)
-def log_determinant(a: Any) -> Any:
-    """The logarithms of the absolute values of the determinants of square matrices."""
-    return np.asarray(np.linalg.slogdet(a)[1], a.dtype), (lambda g, out: _times_inverse(g, a),)
+def sign_and_logarithm(a: Any) -> Any:
+    """The signs of the determinants of square matrices, and the logarithms of their absolute values, (..., 2)."""
+    return np.stack(np.linalg.slogdet(a), -1), (lambda g, out: _times_inverse(g[..., 1], a),)
 
 
 class SignAndLogarithm(NamedTuple):
@@ -214,21 +212,14 @@ def slogdet(A: Any) -> SignAndLogarithm:
     """(sign, logabsdet): the signs of the determinants of square matrices (..., n, n), and the logarithms of their
     absolute values, which neither overflow nor underflow."""
     _square("slogdet", A)
-    A = rules.whole(A, "slogdet")
-    no_slope = reduce.sum(A, (-2, -1)) * 0  # a sign has a gradient, which is zero
-    logarithm = log_determinant(A)
-    return SignAndLogarithm(no_slope + Tensor(_signs(A, logarithm.array.dtype)), logarithm)
+    both = sign_and_logarithm(rules.whole(A, "slogdet"))
+    return SignAndLogarithm(both[..., 0], both[..., 1])
 
 
 def logdet(A: Any) -> Any:
     """The logarithms of the determinants of square matrices (..., n, n); NaN for negative ones."""
     sign, logarithm = slogdet(A)
     return f.where(sign < 0, math.nan, logarithm)
-
-
-@host
-def _signs(a: Any, dtype: Any) -> Any:
-    return np.asarray(np.linalg.slogdet(np.asarray(a))[0], dtype)
 
 
 @op(promote="float", rule=rules.gathers)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import listening, outside, recorders
-from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, fit, recording, through
+from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, editing, fit, recording, through
 from sorix_dist.core.higher_derivatives import backward_on_tensors
 from sorix_dist.core.op import marker
 from sorix_dist.core.placement import Partial, Shard
-from sorix_dist.core.tensor import Array, Tensor, array_of
+from sorix_dist.core.tensor import Array, Tensor, ndarray_of
 from sorix_dist.core.walk import gradient_of, walk
 
 
@@ -29,6 +29,9 @@ def backward(
     origin = tensor.origin
     if origin is None:
         raise RuntimeError("backward() on a tensor that does not require grad")
+    if (edit := editing.get()) is not None:
+        with edit.settled():
+            return backward(tensor, gradient, retain_graph, create_graph)
     sync = origin.sync
     recorder = listening() if recorders else None
     if recorder is None:
@@ -125,7 +128,7 @@ def seed_of(tensor: Tensor, gradient: Any) -> Any:
                 "reduce it to a scalar by mean() or sum(), or pass `gradient`"
             )
         return np.array(1, array.dtype, ndmin=array.ndim)
-    given = np.asarray(array_of(gradient))
+    given = ndarray_of(gradient)
     if given.shape != array.shape:
         raise ValueError(f"gradient must have the shape {array.shape} of its tensor, got shape {given.shape}")
     return given.astype(array.dtype, copy=False)

@@ -12,14 +12,14 @@ import operator
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dis import get_instructions
 from functools import partial
 from numbers import Integral
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.calling_code import called
 from sorix_dist.core.placement import SUM, Partial, Shard, Tally, current_group
 
 
@@ -117,7 +117,7 @@ class BatchInt(BatchNumber):
         if self.shard is not None:
             self.shard.group.measured = self.own, self.everywhere
         if self.own != self.everywhere:
-            _refuse_count(self.own, self.everywhere, sys._getframe(1))  # a function of `math` has no frame
+            _refuse_call(self.own, self.everywhere, sys._getframe(1))  # functions written in C have no frames
         return self.own
 
     def __bool__(self) -> bool:
@@ -302,27 +302,51 @@ def _warn_of_own_branch(own: float) -> None:
     )
 
 
-def called_at(code: CodeType, at: int) -> set[Any]:
-    """The names in the expression of a function, such as `math.log`, that the instruction at `at` calls."""
-    steps = [step for step in get_instructions(code) if step.positions]
-    # The instructions that find a function begin where its call begins.
-    begins = {step.positions[0::2] for step in steps if step.offset == at and step.positions}
-    return {step.argval for step in steps if step.positions and step.positions[0::2] in begins}
-
-
 _COUNTING = frozenset(("comb", "factorial", "gcd", "isqrt", "lcm", "perm"))  # functions of `math` that take integers
+DRAWING = frozenset(
+    [
+        "beta",
+        "binomial",
+        "choice",
+        "exponential",
+        "gamma",
+        "integers",
+        "laplace",
+        "multivariate_normal",
+        "normal",
+        "permutation",
+        "poisson",
+        "rand",
+        "randint",
+        "randn",
+        "random",
+        "random_sample",
+        "standard_normal",
+        "uniform",
+    ]
+)
+"""Functions of NumPy that draw random numbers."""
 
 
-def _refuse_count(own: int, everywhere: float | None, caller: FrameType) -> None:
-    """RuntimeError for this rank's number as the argument of such a function, which would count with it."""
-    if _COUNTING.isdisjoint(caller.f_code.co_names):
-        return
-    called = called_at(caller.f_code, caller.f_lasti) & _COUNTING
-    if called:
+def _refuse_call(own: int, everywhere: float | None, caller: FrameType) -> None:
+    """RuntimeError for this rank's number as the argument of a function that counts with it, or draws as many random
+    numbers."""
+    if name := called(caller, _COUNTING):
         raise RuntimeError(
-            f"math.{min(called)} would count with {own}, which follows from this rank's rows and is {everywhere} "
+            f"math.{name} would count with {own}, which follows from this rank's rows and is {everywhere} "
             "in the global batch: give it sx.global_rows(x) [docs: own-numbers]"
         )
+    if name := called(caller, DRAWING):
+        raise RuntimeError(f"{name}: {others_draw(own, everywhere)}")
+
+
+def others_draw(own: int, everywhere: float | None) -> str:
+    """The text on random numbers that NumPy draws for the rows of this rank."""
+    return (
+        f"random numbers for the {own} rows of this rank, of {everywhere} in the global batch, would be others on "
+        "every number of ranks: sx.randn_like(x), sx.randn(x.shape[0], 3), sx.rand and sx.randint draw by the row's "
+        "number in the global batch [docs: own-numbers]"
+    )
 
 
 # -- as arguments of functions

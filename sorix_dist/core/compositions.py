@@ -112,7 +112,7 @@ def _reshaping(name: str) -> Callable[..., Tensor]:
     plain = getattr(Tensor, name)
 
     def method(self: Tensor, *dims: Any) -> Tensor:
-        methods.target(self)
+        methods.check_target(self)
         if self.leaf is not None:
             raise RuntimeError(f"{name}_ can't change the shape of a trained tensor; use {name}")
         turned = plain(self.detach(), *dims)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.graph import Accumulator, Leaf, Sync
+from sorix_dist.core.graph import Accumulator, Leaf, Sync, editing
 from sorix_dist.core.memory import ALIGNMENT, PRIVATE, ParameterMemory, digest_of
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -145,6 +145,12 @@ class Flat:
         self.edited = self.data.copy()
         self._show(self.edited)
         return self.edited
+
+    def show_gradients(self, array: Array) -> None:
+        """Makes the parameters' gradients views of a writeable copy of `grad`, or of `grad` itself again."""
+        for parameter, view in zip(self.parameters, self.views(array), strict=True):
+            view.flags.writeable = not self.frozen or array is not self.grad
+            leaf_of(parameter).total.shown = view
 
     def close(self, keep: bool) -> None:
         """Makes the parameters views of `data` again; `keep`: with the values in the copy of the process that writes. A
@@ -283,6 +289,11 @@ def gradients(parameters: Iterable[Tensor]) -> list[Array]:
 def changing_gradients(parameters: Iterable[Tensor], action: str, *numbers: float) -> Iterator[list[Array]]:
     """A context that gives this process's slices of the existing gradients, to be changed: one-dimensional arrays
     without padding. A call, with the same numbers, of all processes that share them; they also leave it together."""
+    edit = editing.get()
+    if edit is not None:
+        with edit.settled(), changing_gradients(parameters, action, *numbers) as own:
+            yield own
+        return
     own, memories = [], {}
     for parameter, leaf in _with_gradient(parameters):
         if leaf.view is not None and leaf.view.origin is not None:

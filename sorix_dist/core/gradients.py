@@ -18,7 +18,7 @@ from sorix_dist.core.higher_derivatives import gradients_to, restoring_shard
 from sorix_dist.core.op import Op, current_shard, recorded
 from sorix_dist.core.placement import Deferred, Group, Partial, Shard, cotangent_of, refuse_value, shard_of, tagged
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums
-from sorix_dist.core.tensor import Tensor, array_of, as_array
+from sorix_dist.core.tensor import Tensor, array_of, as_array, ndarray_of
 
 
 def placed(gradient: Tensor, place: Any, group: Group | None) -> Tensor:
@@ -32,11 +32,16 @@ def hook_on_arrays(hook: Callable[[Tensor], Any], place: Any, group: Group | Non
     """A user's hook as a function of the gradient that a walk has, an array, or a tensor for higher derivatives."""
 
     def on_gradient(gradient: Any) -> Any:
-        answer = hook(placed(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient), place, group))
-        if answer is None:
+        given = placed(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient), place, group)
+        before = given.array
+        if isinstance(given.place, Partial) and before.base is not None:
+            given.array = before.copy()  # a hook may write to it, but not to a view of what others have a part of
+        answer = hook(given)
+        if answer is None and given.array is before:
             return None
+        answer = given if answer is None else answer
         answer = part_of(answer, place, group)
-        array = np.asarray(array_of(answer))
+        array = ndarray_of(answer)
         if array.shape != gradient.shape:
             raise ValueError(f"a hook must return a gradient of shape {gradient.shape}, got {array.shape}")
         return answer if isinstance(gradient, Tensor) else array.astype(gradient.dtype, copy=False)

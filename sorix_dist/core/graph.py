@@ -3,9 +3,8 @@ record."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
+from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +14,7 @@ from sorix_dist.core.capture import changed, host
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Group, Partial, Placement, Shard
+from sorix_dist.core.sums import sum_in_blocks
 
 if TYPE_CHECKING:
     from sorix_dist.core.flat import Flat
@@ -81,6 +81,16 @@ class set_grad_enabled(_Recording):  # noqa: N801 (PyTorch's name)
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded."""
     return recording.get()
+
+
+class Edit(Protocol):
+    """Copies of the parameters that all ranks share, while a method of a user's optimizer changes them."""
+
+    def settled(self) -> AbstractContextManager[None]:
+        """A context in which the parameters are those of all ranks again, with the changes so far."""
+
+
+editing: ContextVar[Edit | None] = ContextVar("editing", default=None)  # of the method that is running
 
 
 # A rule takes the gradient of an operation's result to that of one input. It may write into `out` (the
@@ -263,8 +273,8 @@ class Hook:
 def through(hooks: list[Callable[[Any], Any]], gradient: Any) -> Any:
     """Applies hooks to a gradient in order; a hook that returns None does not change it."""
     for hook in list(hooks):
-        changed = hook(gradient)
-        gradient = gradient if changed is None else changed
+        answer = hook(gradient)
+        gradient = gradient if answer is None else answer
     return gradient
 
 
@@ -282,35 +292,6 @@ def fitted(gradient: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         trailing = gradient.shape[extra:]
         stretched = tuple(i + extra for i, (a, b) in enumerate(zip(trailing, shape, strict=True)) if a != b)
         axes = (*range(extra), *stretched)
-        total = add_up(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
+        total = sum_in_blocks(gradient, axes) if isinstance(gradient, np.ndarray) else gradient.sum(axis=axes)
         gradient = total.reshape(shape)
     return gradient if gradient.dtype == dtype else gradient.astype(dtype)
-
-
-BLOCK = 512
-_LONG = 2 * BLOCK
-_sum: Any = np.add.reduce  # np.sum, without a microsecond of Python
-
-
-def add_up(x: Array, axis: tuple[int, ...] | int | None = None, keepdims: bool = False) -> Array:
-    """np.sum of an array of floats in its own dtype, where float32 has many terms by blocks of BLOCK terms.
-
-    NumPy adds pairwise along the dimension that lies together in memory, and one by one along the others; there the
-    error of the sum grows with the number of terms, and that of blocks with its root.
-    """
-    if x.dtype != np.float32 or x.size <= _LONG:
-        return np.asarray(_sum(x, axis=axis, keepdims=keepdims))
-    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    reduced = tuple(a % x.ndim for a in axes)
-    one_by_one = [a for a in reduced if a != x.ndim - 1 or not x.flags.c_contiguous]
-    terms = math.prod(x.shape[a] for a in one_by_one)
-    if terms <= _LONG or (x.flags.c_contiguous and len(reduced) == x.ndim):
-        return np.asarray(_sum(x, axis=axis, keepdims=keepdims))
-    longest = max(one_by_one, key=x.shape.__getitem__)
-    if len(reduced) > 1:
-        return add_up(add_up(x, longest, keepdims=True), reduced, keepdims)
-    length, before = x.shape[longest], (slice(None),) * longest
-    whole = length // BLOCK * BLOCK
-    blocks = x[*before, :whole].reshape(*x.shape[:longest], -1, BLOCK, *x.shape[longest + 1 :])
-    total = add_up(np.sum(blocks, axis=longest + 1), longest, keepdims)
-    return total if whole == length else total + np.sum(x[*before, whole:], axis=longest, keepdims=keepdims)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dis import opname
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
 
 from sorix_dist.core.arguments import EXPLAINED, explain, explained
 from sorix_dist.core.batch_numbers import is_just
+from sorix_dist.core.calling_code import is_import
 from sorix_dist.core.ops.elementwise import cast, mul, rounded_quotient
 
 _PLACES = {"input": 0, "self": 0, "tensors": 0, "other": 1, "exponent": 1, "dims": 1, "sizes": 1, "repeats": 1,
@@ -139,9 +139,9 @@ def missing_from(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
         near = _INSTEAD.get(name) or ", ".join(get_close_matches(name, [n for n in names if n[0] != "_"], 3, 0.6))
         if name.startswith("__"):
             near = ""
-        caller = sys._getframe(1)
-        imported = opname[caller.f_code.co_code[caller.f_lasti]] == "IMPORT_FROM"
-        error = ImportError if imported else AttributeError  # an import drops an AttributeError's message
+        error = (
+            ImportError if is_import(sys._getframe(1)) else AttributeError
+        )  # an import drops an AttributeError's message
         raise error(f"module {module!r} has no {name!r}{f'; there is {near}' if near else ''}")
 
     return missing

@@ -13,7 +13,7 @@ from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.graph import Leaf, Node, recording
+from sorix_dist.core.graph import Leaf, Node, editing, recording
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.op import OF_NUMPY
@@ -21,7 +21,7 @@ from sorix_dist.core.ops import activation, choose, indexing, join, matrix, redu
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.index_parts import assign, put, written
-from sorix_dist.core.placement import Partial, Shard, shard_of
+from sorix_dist.core.placement import Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor, array_of
 
@@ -83,7 +83,13 @@ _LEAF = "a leaf Variable that requires grad is being used in an in-place operati
 
 
 def target(tensor: Tensor, *others: Any) -> Array:
-    """The array to write to; RuntimeError where a recorded graph could miss the change.
+    """The array to write to; RuntimeError as `check_target`."""
+    check_target(tensor, *others)
+    return tensor.array
+
+
+def check_target(tensor: Tensor, *others: Any) -> None:
+    """RuntimeError where a recorded graph could miss a change in place.
 
     A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
     """
@@ -98,7 +104,6 @@ def target(tensor: Tensor, *others: Any) -> Array:
     if recorders:
         outside("a change of a tensor in place can't be captured")
     changes.note(tensor.array)
-    return tensor.array
 
 
 def _number(self: Tensor, x: Any) -> Any:
@@ -150,12 +155,12 @@ def _rewritten(self: Tensor, value: Tensor) -> Tensor:
 
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
-        array = target(self, other)
-        if isinstance(self.place, Partial):
+        check_target(self, other)
+        if isinstance(self.place, Partial | Deferred):
             return _become(self, OF_NUMPY[ufunc](self.detach(), other))
         if (counted := _counted(self, other)) is not None:
             return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
-        ufunc(array, _number(self, other), out=array, casting="same_kind")
+        ufunc(self.array, _number(self, other), out=self.array, casting="same_kind")
         return self
 
     method.__doc__ = f"numpy.{ufunc.__name__} of this tensor and another operand, in place; returns this tensor."
@@ -223,13 +228,15 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
 
 
 def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Any]:
-    """`x += y` and the like: in place inside no_grad(), where updates by hand are written so; else a new tensor. What
-    is trained is refused as in PyTorch: in a loop over parameters the new tensor would be lost, and nothing trained."""
+    """`x += y` and the like: in place inside no_grad(), where updates by hand are written so, and in users' optimizers;
+    else a new tensor. What is trained is refused as in PyTorch: in a loop over parameters the new tensor would be lost,
+    and nothing trained."""
 
     def operator(self: Tensor, other: Any) -> Any:
         if recording.get() and isinstance(self.origin, Leaf):
             raise RuntimeError(f"{_LEAF[:-1]}: do it inside no_grad(), of a wrapped model inside `with model.edit():`")
-        if recording.get() or isinstance(self.origin, Node) or isinstance(self.place, Partial):
+        by_value = recording.get() and editing.get() is None
+        if by_value or isinstance(self.origin, Node) or isinstance(self.place, Partial):
             return NotImplemented
         if self.leaf is None and shard_of(self) is None and shard_of(other) is not None:
             return NotImplemented  # which decides whether the result is rows
@@ -348,7 +355,8 @@ for _name, _function in _OPERATORS.items():
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, _function if _name.startswith("__") else with_torch_keywords(_function, _name))
 setattr(Tensor, "backward", autograd.backward)  # noqa: B010 (mypy)
-setattr(Tensor, "is_cuda", False)  # noqa: B010
+for _name in ("is_cuda", "is_sparse", "is_quantized"):
+    setattr(Tensor, _name, False)
 setattr(Tensor, "grad_fn", property(lambda self: None if self.is_leaf else self.origin, doc="What made it."))  # noqa: B010
 setattr(Tensor, "T", property(shape.transpose, doc="The dimensions reversed."))  # noqa: B010
 setattr(Tensor, "mT", property(lambda self: shape.swapaxes(self, -1, -2), doc="The last two exchanged."))  # noqa: B010

@@ -29,9 +29,10 @@ import numpy as np
 from sorix_dist.core.batch_numbers import BatchNumber, here, of_all
 from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.dtype import promoted
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.graph import Leaf, Node, Sync, joined, recording
 from sorix_dist.core.placement import REPLICATE, Partial, Shard
-from sorix_dist.core.rules import Rule, elementwise
+from sorix_dist.core.rules import Rule, elementwise, first_shard
 from sorix_dist.core.tally import is_counted, tallied
 from sorix_dist.core.tensor import Array, Tensor, as_array
 
@@ -97,7 +98,7 @@ def _operation(
     rule: Rule,
 ) -> Op:
     """The operation that runs `function` on the arrays of tensors and records it: the hot path of the tape."""
-    to_float = promote == "float"
+    to_float, by_element = promote == "float", rule is elementwise  # options of others may be a rank's own
 
     def apply(*inputs: Any, **options: Any) -> Tensor:
         arrays: list[Any] = []
@@ -142,6 +143,8 @@ def _operation(
                 if isinstance(x, BatchNumber):
                     number = of_all if is_counted(inputs) else here
                     return apply(*inputs, **{name: number(x) for name, x in options.items()})
+                if by_element and placed and isinstance(x, float) and (rows := first_shard(inputs)) is not None:
+                    beside_rows(rows, x)
         if placed:
             place = rule(apply, inputs, options)
             if place.__class__ is Tensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dis import Instruction, get_instructions, hasjabs, hasjrel, stack_effect
-from functools import lru_cache
-from types import CodeType
 from typing import Any
 
-from sorix_dist.core.batch_numbers import called_at, of_batch
+from sorix_dist.core.batch_numbers import DRAWING, of_batch, others_draw
+from sorix_dist.core.calling_code import is_argument, is_kept_in_a_list, is_operand, is_shown
 from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group, refuse_value
 
 
@@ -24,84 +22,16 @@ def warn_of_own_length(place: Any) -> None:
         )
         return
     place.group.measured = place.held, place.total
+    if place.held == place.total:
+        return
     caller = sys._getframe(2)  # len() has no frame
-    if place.held != place.total and _is_operand(caller.f_code, caller.f_lasti):
+    if is_argument(caller, DRAWING):
+        place.group.warn(f"len(): {others_draw(place.held, place.total)}")
+    if is_operand(caller):
         place.group.warn(
             f"len() counts this rank's rows, {place.held} of the {place.total} of the global batch: x.size(0) counts "
             "all of them beside losses and tensors of the batch, and sx.global_rows(x) everywhere [docs: own-numbers]"
         )
-
-
-_OF_NUMBERS = frozenset(("exp", "log", "log10", "log1p", "log2", "pow", "sqrt"))
-_THAT_KEEP = frozenset(("abs", "float", "int", "max", "min", "round"))
-
-
-@lru_cache(maxsize=1024)
-def _is_operand(code: CodeType, at: int) -> bool:
-    """Whether the instruction at `at` computes an operand of arithmetic, of `<` or of a function such as `math.log`, or
-    a variable that counts as one below; and not another argument or an index. It follows the height of the stack up to
-    the instruction that takes the operand."""
-    height, steps = 1, iter(_after(code, at))
-    for now in steps:
-        if now.opname == "BINARY_OP" and height <= 2:
-            return now.argrepr != "[]"  # Python 3.14 indexes by this instruction
-        if now.opname == "COMPARE_OP" and height <= 2:
-            return "<" in now.argrepr or ">" in now.argrepr
-        if now.opname in ("CALL", "PRECALL") and (now.arg or 0) >= height:
-            called = called_at(code, now.offset)
-            if not called & _THAT_KEEP:
-                return bool(called & _OF_NUMBERS)
-            height = 1  # of the result
-            if now.opname == "PRECALL":  # of Python 3.11, before CALL
-                next(steps)
-            continue
-        if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
-            return _divides_or_weighs(code, _names(now.argval)[0])
-        collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height
-        height += stack_effect(now.opcode, now.arg)
-        if collects or height < 1 or now.opcode in hasjrel or now.opcode in hasjabs:
-            return False
-    return False
-
-
-def _names(argument: Any) -> tuple[Any, ...]:
-    """The variables of an instruction; one of Python 3.13 may load or store two."""
-    return argument if isinstance(argument, tuple) and argument else (argument,)
-
-
-def _divides_or_weighs(code: CodeType, name: str) -> bool:
-    """Whether a variable divides something, as in `x.sum() / n`, or is a factor of what a call returns, as in
-    `loss.item() * n`. Other arithmetic, such as `n * heads` and `n - 1`, is mostly for lengths and indices."""
-    inner = (c for c in code.co_consts if isinstance(c, CodeType) and name in c.co_freevars)
-    steps = [step for function in (code, *inner) for step in get_instructions(function)]
-    uses = zip(steps, steps[1:], steps[2:], strict=False)
-    return any(
-        now.opname.startswith("LOAD_")
-        and _names(now.argval)[-1] == name
-        and after.opname == "BINARY_OP"
-        and (after.argrepr in ("/", "/=") or (after.argrepr == "*" and before.opname == "CALL"))
-        for before, now, after in uses
-    )
-
-
-@lru_cache(maxsize=1024)
-def _is_kept(code: CodeType, at: int) -> bool:
-    """Whether the result of the call at `at` is appended to a list. The mean of such a list is a plain number."""
-    now = next(i for i in _after(code, at) if i.opname != "PRECALL")
-    if (now.opname, now.arg) != ("CALL", 1):
-        return now.opname == "LIST_APPEND"
-    line = now.positions and now.positions.lineno
-    return any(
-        i.argval == "append" and i.positions and i.positions.lineno == line and i.offset < at
-        for i in get_instructions(code)
-    )
-
-
-def _after(code: CodeType, at: int) -> list[Instruction]:
-    """The instructions after the call at `at`, whose offset may be that of PRECALL in Python 3.11."""
-    instructions = [*get_instructions(code)]
-    here = max(i for i, now in enumerate(instructions) if now.offset <= at)
-    return instructions[here + 1 + (instructions[here].opname == "PRECALL") :]
 
 
 def warn_of_own_positions(shape: tuple[int, ...], parts: Iterable[Any]) -> None:
@@ -163,8 +93,8 @@ def warn_of_part(tensor: Any, what: str) -> None:
         found = "a sum over rows is this rank's part of the sum"
     elif what != "item()":
         found = "a mean over rows is that over this rank's rows"
-    elif what == "item()" and _is_kept((caller := sys._getframe(3)).f_code, caller.f_lasti):  # of item(), _number()
-        found = "a mean over rows, kept in a list before its backward(), is that over this rank's rows"
+    elif is_kept_in_a_list(caller := sys._getframe(3)) or is_shown(caller):  # beyond _number() and item()
+        found = "a mean over rows, kept in a list or shown before its backward(), is that over this rank's rows"
     else:
         return
     place.group.warn(f"{what} of {found}: sx.global_value(x) is that over the global batch [docs: own-numbers]")

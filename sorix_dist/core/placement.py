@@ -84,6 +84,9 @@ class Group:
     def expect(self, number: float) -> None:
         """Records a number that must be the same on every rank, because a gradient depends on it."""
 
+    def compare(self, number: float) -> None:
+        """Records a number that must be the same on every rank which comes to this line of the program."""
+
     def note_copy(self) -> None:
         """Notes the line that makes a plain number of one of the global batch, as float(x.shape[0]) does."""
 
@@ -221,6 +224,12 @@ class Shard:
         """The length of the axis over all ranks."""
         batch = self.batch
         return self.outer * (batch.known or batch.rows).total * self.inner
+
+    @property
+    def spread_evenly(self) -> bool:
+        """Whether each rank has at least two rows, since a loader has shared them out."""
+        rows = self.batch.known
+        return rows is not None and rows.epoch >= 0 and rows.total >= 2 * self.group.size
 
     def like(self, other: Shard) -> bool:
         """Whether both have the same rows, and the same `outer` and `inner`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import get_ident
 from typing import Any
@@ -135,8 +136,16 @@ def set_stream_state(stream: Any, state: Any) -> None:
         stream.set_state(state)
 
 
-def global_streams() -> dict[str, Any]:
-    """The states of the random numbers that every part of a program shares."""
+@contextmanager
+def global_draws() -> Iterator[list[str]]:
+    """A context whose list names, at its end, those streams that it has drawn from and every part of a program shares:
+    "random" and "numpy.random"."""
+    before, drawn = _global_streams(), list[str]()
+    yield drawn
+    drawn += [name for name, state in _global_streams().items() if state != before[name]]
+
+
+def _global_streams() -> dict[str, Any]:
     kind, key, *rest = np.random.get_state()  # noqa: NPY002 - the user's stream, only read
     return {"random": random.getstate(), "numpy.random": (kind, np.asarray(key).tobytes(), *rest)}
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.capture import host
 from sorix_dist.core.deferred import deferred, waits
 from sorix_dist.core.dtype import common_dtype
+from sorix_dist.core.expected import beside_rows, beside_sum
 from sorix_dist.core.own_numbers import warn_of_own_divisor
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Placement, Shard, refuse_value, shard_of, tagged
-from sorix_dist.core.tensor import Tensor, array_of, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, ndarray_of, shape_of
 
 Apply = Callable[..., Tensor]
 Inputs = tuple[Any, ...]
@@ -107,6 +107,12 @@ def gathers(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     return tagged(result, REPLICATE) if result.array.dtype.kind in "iu" and result.place is None else result
 
 
+def gathers_and_cuts(apply: Apply, inputs: Inputs, options: Options, rows: Shard | None) -> Answer:
+    """As `gathers`; if the result has rows, these stay this rank's."""
+    result: Any = gathers(apply, inputs, options)
+    return result if rows is None else collective().rows_of(result, rows)  # type: ignore[no-any-return]
+
+
 def given(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The rule of operations whose callers set the placement of the result."""
     return None
@@ -190,26 +196,10 @@ def partial_product(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     x, y = inputs
     first, second = placement_of(x), placement_of(y)
     if second is None:
-        return beside_constant(first, y)
+        return beside_sum(first, y)
     if first is None:
-        return beside_constant(second, x)
+        return beside_sum(second, x)
     return sums_made_whole(apply, inputs, options)
-
-
-def beside_constant(place: Partial, constant: Any) -> Partial:
-    """The placement of a product or quotient with a constant, which must be the same on every rank."""
-    if place.group.parts == 1 or place.group.isolated or getattr(constant, "origin", None) is not None:
-        return place
-    if constant.__class__ in (float, int):
-        return place.beside(float(constant))
-    return place.beside(_checksum(np.asarray(array_of(constant))))
-
-
-@host
-def _checksum(array: Any) -> float:
-    """A number that depends on those of an array, and on their order."""
-    numbers = np.ravel(array)
-    return float(numbers @ np.arange(1.0, len(numbers) + 1))
 
 
 def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -217,14 +207,17 @@ def quotient(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     first, second = map(placement_of, inputs)
     if isinstance(first, Partial) and not isinstance(second, Shard | Partial):
         warn_of_own_divisor(first, inputs[1])
-        return beside_constant(first, inputs[1])
+        return beside_sum(first, inputs[1])
     return sums_made_whole(apply, inputs, options) if has_partial(inputs) else _aligned(apply, inputs, options)
 
 
 def _aligned(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The answer for an element-wise operation with at least one Shard."""
-    if len(inputs) == 2 and inputs[1].__class__ in (float, int):
-        return placement_of(inputs[0])  # type: ignore[no-any-return]
+    if len(inputs) == 2 and (kind := inputs[1].__class__) in (float, int):
+        rows: Shard = placement_of(inputs[0])
+        if kind is float and not rows.group.single:
+            beside_rows(rows, inputs[1])
+        return rows
     operands, place = aligned_operands(apply.__name__, inputs)
     return applied(apply, operands, inputs, options, place)
 
@@ -321,7 +314,11 @@ def beside(x: Any, lead: Shard, at: int) -> Any:
     if x is None or shard_of(x) is not None:
         return x
     shape = shape_of(x)
-    return rows_beside(x, lead, at) if len(shape) >= at and shape[-at] != 1 else x
+    if len(shape) >= at and shape[-at] != 1:
+        return rows_beside(x, lead, at)
+    if len(shape) < at or lead.spread_evenly:  # else it may be the only row of this rank
+        beside_rows(lead, x)
+    return x
 
 
 def align(x: Any, like: Any, name: str) -> Any:
@@ -344,7 +341,7 @@ def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> No
     """RuntimeError for arange(len(x)) as targets of similarities between this rank's rows and those of all ranks."""
     if place.group.single or place.batch.known is None or not place.pairs:
         return
-    labels = np.asarray(array_of(target))
+    labels = ndarray_of(target)
     own = labels.shape == (place.held,) and shape_of(scores)[1:] == (place.total,) and 0 < place.held < place.total
     if own and labels.dtype.kind in "iu" and np.array_equal(labels, np.arange(place.held)):
         raise RuntimeError(
@@ -363,16 +360,18 @@ def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
 
     def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         place = placement_of(inputs[0])
-        fits = isinstance(place, Shard) and place.axis == axis and not in_order(place)
+        fits = isinstance(place, Shard) and place.axis == axis
         others = whole_sums(inputs[1:], apply.__name__)
         for i, other in enumerate(others, 1):
             theirs = placement_of(other)
             if isinstance(theirs, Shard):
                 fits = fits and i in states and len(shape_of(other)) - theirs.axis == at and place.like(theirs)
-            elif fits and i in states:
+            elif fits and i not in states:
+                beside_rows(place, other)
+            elif fits and not in_order(place):
                 others[i - 1] = beside(other, place, at)
-        if not fits:
-            return gathers(apply, inputs, options)
+        if not fits or in_order(place):
+            return gathers_and_cuts(apply, inputs, options, place if fits else None)
         return applied(apply, (inputs[0], *others), inputs, options, place)
 
     return rule

@@ -96,8 +96,8 @@ def tally_of(inputs: Sequence[Any], make: Callable[[list[Any]], Tensor]) -> Tens
     if not known:
         assert mine is not None
         return tagged(Tensor.of(mine), Tally(mine, False))
-    bare = [Tensor.of(x.array) if isinstance(x, Tensor) else of_all(x) for x in inputs]
-    return tagged(make(bare), Tally(mine, True))
+    global_ones = [Tensor.of(x.array) if isinstance(x, Tensor) else of_all(x) for x in inputs]
+    return tagged(make(global_ones), Tally(mine, True))
 
 
 def write(target: Tensor, key: Any, value: Any) -> None:

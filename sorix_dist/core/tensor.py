@@ -14,7 +14,7 @@ from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
-from sorix_dist.core.graph import Leaf, Node, summing_group
+from sorix_dist.core.graph import Leaf, Node, editing, summing_group
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, tagged
@@ -49,9 +49,8 @@ class Size(tuple[int, ...]):
 class Tensor(Bound):
     """An array with a gradient: `data` are the numbers, `grad` is the sum of the last backwards.
 
-    `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32,
-    integers int64, or float32 too where a gradient is required), a Tensor, or anything that NumPy understands,
-    such as a pandas frame.
+    `data` may be an ndarray (kept as it is, not copied), a number, nested lists (floats become float32, integers int64,
+    or float32 too where a gradient is required), a Tensor, or anything that NumPy understands, such as a pandas frame.
     """
 
     # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
@@ -116,9 +115,10 @@ class Tensor(Bound):
     @property
     def data(self) -> Array:
         """The array itself. Assigning copies into the memory of a parameter; that of a wrapped model is read-only
-        outside of its `edit()`."""
-        own_numbers.warn_of_part(self, "data")
-        return self.visible
+        outside of its `edit()`. In an optimizer with a `step` of its own, a tensor without history, as in PyTorch."""
+        if editing.get() is None:
+            own_numbers.warn_of_part(self, "data")
+        return self.visible if editing.get() is None else self.detach()  # type: ignore[return-value]
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -128,7 +128,7 @@ class Tensor(Bound):
             from sorix_dist.core.ops.collective import as_data  # made of operations
 
             value = as_data(self, value)
-        array, leaf = np.asarray(array_of(value)), self.leaf
+        array, leaf = ndarray_of(value), self.leaf
         if leaf is not None and leaf.flat is not None:
             if array.shape != self.array.shape:
                 raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
@@ -157,9 +157,7 @@ class Tensor(Bound):
                 raise RuntimeError("only leaf tensors can stop requiring a gradient; use detach() on a computed one")
             return
         if value and self.array.dtype.kind != "f":
-            raise RuntimeError(
-                f"only tensors of floating point dtype can require gradients, got {name_of(self.array.dtype)}"
-            )
+            raise RuntimeError(f"only floating point tensors can require gradients, got {name_of(self.array.dtype)}")
         if value and self.leaf is None:
             self.leaf = Leaf(self.array.shape, self.array.dtype)
             self.leaf.sharded = isinstance(self.place, Shard)
@@ -203,7 +201,7 @@ class Tensor(Bound):
         total = self.leaf.total
         if total.shown is not None:
             refuse_frozen(total.shown)
-        np.copyto(total.allocated(self.leaf), array, casting="same_kind")
+        np.copyto(total.show(self.leaf), array, casting="same_kind")
         total.written = True
         self.leaf.view = value if isinstance(value, Tensor) and value.origin is not None else None
 
@@ -222,10 +220,9 @@ class Tensor(Bound):
         from sorix_dist.core.gradients import hook_on_arrays
 
         on_gradient = hook_on_arrays(hook, self.place, summing_group(self.origin))
-        if self.origin.hooks is None:
-            self.origin.hooks = []
-        self.origin.hooks.append(on_gradient)
-        return Hook(self.origin.hooks, on_gradient)
+        hooks = self.origin.hooks = self.origin.hooks or []
+        hooks.append(on_gradient)
+        return Hook(hooks, on_gradient)
 
     def detach(self) -> Tensor:
         """A tensor with the same memory and no history."""
@@ -398,6 +395,11 @@ def as_array(data: Any, dtype: Any = None, name: str = "data") -> Array:
 def array_of(x: Any) -> Any:
     """The array of a tensor; anything else as it is."""
     return x.array if isinstance(x, Tensor) else x
+
+
+def ndarray_of(x: Any) -> Array:
+    """The array of a tensor, or what NumPy makes an array of."""
+    return x.array if isinstance(x, Tensor) else np.asarray(x)
 
 
 def shape_of(input: Any) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from sorix_dist import _blas
 from sorix_dist.comm import mismatch
 from sorix_dist.comm.blas import VARIABLES, usable_cores
 from sorix_dist.launch import PYTHON, Answer, LaunchError, ask
@@ -84,14 +85,13 @@ def python() -> Finding:
 def numpy() -> Finding:
     """NumPy, its BLAS, and whether the BLAS has more threads than there are cores."""
     import numpy as np
-    from threadpoolctl import threadpool_info
 
-    blas = next((each for each in threadpool_info() if each["user_api"] == "blas"), None)
+    blas = next(iter(_blas.libraries()), None)
     if blas is None:
         return Finding("NumPy", "warning", f"{np.__version__}, BLAS unknown: its threads cannot be limited")
-    kernel, threads, cores = blas.get("architecture", "unknown"), blas["num_threads"], usable_cores()
-    text = f"{np.__version__}, {blas['internal_api']} {blas['version']}, {kernel} kernel, {threads} threads"
-    data = {"version": np.__version__, "blas": blas["internal_api"], "blas_version": blas["version"]}
+    kernel, threads, cores = _blas.kernels(blas), blas.num_threads, usable_cores()
+    text = f"{np.__version__}, {blas.internal_api} {blas.version}, {kernel} kernel, {threads} threads"
+    data = {"version": np.__version__, "blas": blas.internal_api, "blas_version": blas.version}
     data |= {"kernel": kernel, "threads": threads}
     variable = next((name for name in VARIABLES if os.environ.get(name)), None)
     if threads > cores and variable is not None:  # without a variable the package cuts them to the cores

@@ -17,7 +17,7 @@ from sorix_dist.core.ops.recurrent import gru, lstm, rnn
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
-from sorix_dist.core.tensor import array_of, shape_of
+from sorix_dist.core.tensor import ndarray_of, shape_of
 from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
@@ -28,10 +28,6 @@ __all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
 @host
 def _zeros(shape: tuple[int, ...], kind: Any) -> Any:
     return np.zeros(shape, kind)
-
-
-def _array(x: Any) -> Any:
-    return np.asarray(array_of(x))
 
 
 _WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"  # in the operation's order
@@ -121,7 +117,7 @@ class _Recurrent(Module):
         if given is not None and rows is not None and rows.axis == 1:
             given = tuple(beside(state, rows, 2) for state in given)
         starts = self._starts(given, x.shape[1], unbatched)
-        kind = common_dtype([x.array, self.weight_ih_l0.array, *map(_array, starts)])
+        kind = common_dtype([x.array, self.weight_ih_l0.array, *map(ndarray_of, starts)])
         x = x if x.array.dtype == kind else cast(x, kind)
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
@@ -267,7 +263,7 @@ class _Cell(Module):
         if x.ndim == 1:
             x, states = unsqueeze(x, 0), [unsqueeze(state, 0) for state in states]
         weights = _weights_of(self)
-        kind = common_dtype([x.array, weights[0].array, *map(_array, states)])  # type: ignore[union-attr]
+        kind = common_dtype([x.array, weights[0].array, *map(ndarray_of, states)])  # type: ignore[union-attr]
         x = unsqueeze(x if x.array.dtype == kind else cast(x, kind), 0)
         _, new = self.layer._layer(self, x, list(states), weights, False)  # type: ignore[arg-type]
         return new if len(expected) == 2 else [squeeze(state, 0) for state in new]

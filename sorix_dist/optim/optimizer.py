@@ -5,6 +5,7 @@ Parameters that are neighbours in memory are updated as one slice, in blocks tha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -12,21 +13,27 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sorix_dist.core import Tensor, enable_grad
-from sorix_dist.core.arguments import as_bool, as_function, as_list, described, in_range
-from sorix_dist.core.capture import listening, outside, recorders, uncaptured
+from sorix_dist.core.arguments import as_bool, as_function, as_list, in_range
+from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.flat import leaf_of, zero_gradients
+from sorix_dist.core.graph import editing
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
+from sorix_dist.optim.custom import in_one_edit
+from sorix_dist.optim.groups import ParameterGroups
 from sorix_dist.optim.saved_state import Group, GroupState, SavedState
-from sorix_dist.optim.state import Buffers, Scratch
+from sorix_dist.optim.state import Buffers, Scratch, refuse_pending
 
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
-_NOTES = ("name", "initial_lr")  # other keys that a group may have: its name, and the note of schedulers
 
 
-class Optimizer(SavedState):
+class Optimizer(ParameterGroups, SavedState):
     """Base of the optimizers. A subclass names its options and their bounds, and updates a slice in `update`.
+
+    Or it is written as for PyTorch: it calls `super().__init__(params, defaults)`, with a dict of options, keeps what
+    it remembers of a parameter in `self.state[p]`, and changes the parameters of `param_groups` in a `step()` of its
+    own, inside no_grad(). Every rank computes all of such a step, and the ranks compare the result.
 
     params: parameters, or dicts with a list `params` and other options (parameter groups). The groups
     are open: `optimizer.param_groups[0]["lr"] = 0.01` takes effect at the next step.
@@ -36,20 +43,28 @@ class Optimizer(SavedState):
     scratch_arrays: ClassVar[int] = 1  # how many spare arrays `update` needs
     bounds: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})  # of its options, as `in_range` takes them
 
+    def __init_subclass__(cls) -> None:
+        if cls.step is not Optimizer.step and not cls.__module__.startswith("sorix_dist."):
+            in_one_edit(cls)
+
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Mapping[str, Any] = 1e-3,
         weight_decay: float = 0.0,
         *,
         ignored: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> None:
+        defaults = options.pop("defaults", lr)  # a dict if the class is written as for PyTorch
         if unknown := sorted(ignored.keys() - _IGNORED):
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument '{unknown[0]}'")
-        self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
-        self._groups: list[Group] = []
-        self._states: list[GroupState] = []
+        if isinstance(defaults, Mapping):
+            self.defaults, self.state = dict(defaults), defaultdict(dict)
+        else:
+            self.defaults = {"lr": lr, "weight_decay": weight_decay, **options}
+        self._groups = []
+        self._flat: list[GroupState] = []
         if isinstance(params, Tensor | dict):
             raise TypeError(f"params must be a list of tensors or of groups, got a {type(params).__name__}")
         given = as_list("params", params, "tensors or of groups")
@@ -59,52 +74,11 @@ class Optimizer(SavedState):
         for group in groups:
             self.add_param_group(group)
 
-    @property
-    def param_groups(self) -> list[Group]:
-        """The groups of parameters with their options, which may be changed between steps."""
-        if recorders:
-            outside("options of an optimizer are read or set inside of the step: set them outside, or by a scheduler")
-        return self._groups
-
-    @uncaptured
-    def add_param_group(self, group: Group) -> None:
-        """Adds a dict with a list `params` and the options that differ from the optimizer's own."""
-        if not isinstance(group, dict):
-            raise TypeError(f"add_param_group: group must be a dict with a list 'params', got {described(group)}")
-        unknown = group.keys() - self.defaults.keys() - {"params", *_NOTES}
-        if unknown:
-            raise ValueError(f"param_groups: options must be among {sorted(self.defaults)}, got {sorted(unknown)}")
-        given = group.get("params", [])
-        if isinstance(given, set | frozenset):
-            raise TypeError("params must have an order, got a set: state is saved and loaded by position")
-        params = [given] if isinstance(given, Tensor) else as_list("params", given, "tensors")
-        if not params:
-            raise ValueError("optimizer got an empty parameter list")
-        self._check_parameters(params)
-        made = {**self.defaults, **group, "params": params}
-        self.check(made)
-        self._groups.append(made)
-        self._states.append(GroupState(params, type(self).__name__, tuple(self.defaults)))
-
-    def _check_parameters(self, params: list[Any]) -> None:
-        taken = {id(p) for g in self._groups for p in g["params"]}
-        for i, p in enumerate(params):
-            if not isinstance(p, Tensor):
-                hint = "; model.parameters() gives those of a model" if hasattr(p, "parameters") else ""
-                raise TypeError(f"params must hold tensors, got {type(p).__name__} at {i}{hint}")
-            if not p.is_leaf:
-                raise ValueError(f"params: tensor {i} is computed by an operation; only leaves can be optimized")
-            if p.array.dtype.kind != "f":
-                raise ValueError(f"params: tensor {i} must be of floating point dtype, got {p.array.dtype}")
-            if id(p) in taken:
-                raise ValueError(f"params: tensor {i} appears twice")
-            taken.add(id(p))
-
     # -- what a subclass defines
 
     def check(self, group: Group) -> None:
         """Raises for an option that makes no sense."""
-        for name, bounds in {"lr": (0,), "weight_decay": (0,), **self.bounds}.items():
+        for name, bounds in {"lr": (0,), "weight_decay": (0,), **self.bounds}.items() if self._tensors is None else ():
             in_range(name, group[name], *bounds)
         for name in _SWITCHES & group.keys():
             as_bool(name, group[name])
@@ -129,21 +103,21 @@ class Optimizer(SavedState):
             if closure is not None:
                 recorder.refuse("optimizer.step with a closure")
             return recorder.host(_step, (self, closure), {})
+        if (edit := editing.get()) is not None:
+            with edit.settled():
+                return Optimizer.step(self, closure)
+        if self._tensors is not None:
+            raise NotImplementedError(f"{type(self).__name__} must implement step, as it was given a dict of defaults")
         loss = None
         if closure is not None:
             with enable_grad():
                 loss = as_function("step: closure", closure, "no arguments")()
-        for state in self._states:
-            for sync in state.syncs():
-                if sync.pending:
-                    raise RuntimeError(
-                        "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
-                        "model.accumulate(...), or after a backward outside of model.no_sync()"
-                    )
+        for state in self._flat:
+            refuse_pending(state.syncs())
         # Other ranks with the same memory may read the parameters up to here, and again once all have moved.
         memories: dict[ParameterMemory, None] = {}
         plans = []
-        for group, state in zip(self._groups, self._states, strict=True):
+        for group, state in zip(self._groups, self._flat, strict=True):
             plans.append((group, state.advance(self.buffers(group), self.scratch_arrays, group)))
             for memory in state.memories:
                 memories[memory] = None

@@ -12,6 +12,7 @@ from sorix_dist.core.arguments import as_state
 from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.tensor import Array
 from sorix_dist.nn.torch_state import from_torch
+from sorix_dist.optim.custom import TensorState
 from sorix_dist.optim.state import FlatState, weighted
 
 _NEW = {"amsgrad", "maximize", "weight_decay"}  # what states of earlier versions lack, and of PyTorch's Rprop
@@ -88,9 +89,17 @@ class SavedState:
 
     defaults: dict[str, Any]
     _groups: list[Group]
-    _states: list[GroupState]
+    _flat: list[GroupState] | tuple[()]
+    _tensors: Any
     check: Callable[[Group], None]
     buffers: Callable[[Group], tuple[str, ...]]
+
+    @property
+    def _states(self) -> Sequence[Any]:
+        return self._flat if self._tensors is None else [TensorState(g["params"], self) for g in self._groups]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # which a user's, with defaults of its own, calls
+        vars(self).update(state)
 
     @uncaptured
     def state_dict(self) -> dict[str, Any]:
@@ -163,6 +172,8 @@ class SavedState:
             state.restore({name.removeprefix(prefix): a for name, a in saved.items() if name.startswith(prefix)})
 
     def _as_own(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        if self._tensors is not None:
+            return state_dict
         params = [parameter for group in self._groups for parameter in group["params"]]
         return from_torch(state_dict, params, {*self.defaults}, type(self).__name__)
 

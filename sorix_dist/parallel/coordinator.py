@@ -15,7 +15,13 @@ from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.accumulation import Accumulation
 from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
-from sorix_dist.parallel.differences import different_steps, leave_out, require_equal_numbers, unequal_reduction
+from sorix_dist.parallel.differences import (
+    different_steps,
+    leave_out,
+    require_equal_lines,
+    require_equal_numbers,
+    unequal_reduction,
+)
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts import peers_of, sender
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket
@@ -175,7 +181,8 @@ class Coordinator(Sync):
     def backward_failed(self) -> None:
         if self.shards is not None:
             self._select(None)
-        self._losses, self.group.expected, self._walks, self._current = [], [], 0, None
+        self._losses, self._walks, self._current = [], 0, None
+        self.group.expected, self.group.compared = [], []
         if self.accumulation is not None:
             self.accumulation.failed = True
         for bucket in self.buckets:
@@ -199,12 +206,15 @@ class Coordinator(Sync):
         """Adds to `grad` the sum over the ranks, times `scale`, of all buckets that the backward of any rank has
         reached. A call of all ranks, which agree on their fingerprints before anything is added."""
         losses, expected, values = self._losses, self.group.expected, []
+        compared, self.group.compared = self.group.compared, []
         if losses:
             self._losses, values = [], [loss.array.item() for loss in losses]
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
         by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
+        for _, number in compared:
+            used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None
         several_hosts = self.comm.hosts > 1
         for bucket in buckets:
@@ -227,29 +237,31 @@ class Coordinator(Sync):
         self._optimizers.clear()
         if expected:
             require_equal_numbers(self.comm, expected, sums[len(losses) :])
+        if not same_used:
+            require_equal_lines(self.comm, compared)
         summed = []
         for key in keys:
             if key not in by_key:
-                number = key >> _MODE_BITS
-                known = number in {bucket.number for bucket in by_key.values()}
-                raise unequal_reduction(self.comm.rank, number, known)
+                number, known = key >> _MODE_BITS, {bucket.number for bucket in by_key.values()}
+                raise unequal_reduction(self.comm.rank, number, number in known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
-        start_over = several_hosts and sums[-1] > 0
-        # The ranks agree: from here on gradients are mixed.
+        if self._reduced(summed, scale, same_used, several_hosts and sums[-1] > 0):
+            for i, loss in enumerate(losses):
+                loss.shown, loss.complete = sums[i], True
+
+    def _reduced(self, summed: list[tuple[Bucket, bool]], scale: float, same_used: bool, start_over: bool) -> bool:
+        """Sums the gradients of buckets, with whether the sum overwrites `grad`, and commits the sums if all ranks find
+        them finite; returns whether they did. The ranks have agreed: from here on gradients are mixed."""
         fine = True
         for bucket, overwrite in summed:
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
             leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
-            return
-        written = False
-        for bucket, _ in summed:
-            written = bucket.reducer.commit(scale) or written
-        if written:
+            return False
+        if True in [bucket.reducer.commit(scale) for bucket, _ in summed]:
             self.fence("backward")
-        for i, loss in enumerate(losses):
-            loss.shown, loss.complete = sums[i], True
+        return True
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """Waits for the ranks of this host; see `ParameterMemory.fence`. It also compares the options of optimizers

@@ -16,7 +16,6 @@ from sorix_dist.core.arguments import int_or_none, one_of
 from sorix_dist.core.capture import outside
 from sorix_dist.core.flat import flatten, leaf_of
 from sorix_dist.core.graph import no_grad, recording
-from sorix_dist.core.random import global_streams
 from sorix_dist.nn import Module
 from sorix_dist.nn.torch_state import IncompatibleKeys
 from sorix_dist.parallel.accumulation import Piece, accumulate, no_sync
@@ -24,6 +23,7 @@ from sorix_dist.parallel.comm_hooks import Hook, described
 from sorix_dist.parallel.consistency import describe_modules, describe_state, same_everywhere
 from sorix_dist.parallel.coordinator import coordinator_of
 from sorix_dist.parallel.forward import BatchForward, ShardedForward, shards_in
+from sorix_dist.parallel.module_state import GlobalDraws
 from sorix_dist.parallel.reducers import Bucket, NonFinite
 from sorix_dist.parallel.world import agree_on_seed, communicator
 
@@ -89,7 +89,7 @@ class DistributedDataParallel(Module):
         self._editing = False
         owner = self._coordinator
         self._forward = ShardedForward(owner) if owner.shards is not None else BatchForward(owner, tagged=comm is None)
-        self._forward.streams_checked = owner.group.single and owner.shards is None
+        self._global_draws = GlobalDraws(owner.group, wanted=owner.shards is not None or not owner.group.single)
 
     def _free(self, parameters: dict[str, Tensor]) -> None:
         """Releases parameters whose wrapper is gone; ValueError on every rank if a wrapper is still alive on one."""
@@ -120,18 +120,10 @@ class DistributedDataParallel(Module):
             self.batches += 1
             if self.batches % self.check_every == 0:
                 assert_replicas_equal(self)
-        if self._forward.streams_checked:
+        if self._global_draws.looked:
             return self._forward.run(self.module, inputs, options)
-        before, self._forward.streams_checked = global_streams(), True
-        result = self._forward.run(self.module, inputs, options)
-        for name, state in global_streams().items():
-            if state != before[name]:
-                self._coordinator.group.warn(
-                    f"the forward draws from the global stream of `{name}`, which all ranks have to seed alike, and "
-                    "which differs from that of one process for rows and in reproducible mode: draw by sx.rand and "
-                    "sx.randn_like, or from a generator that is an attribute of the module"
-                )
-        return result
+        with self._global_draws.look():
+            return self._forward.run(self.module, inputs, options)
 
     # -- when gradients are synchronised, and how
 

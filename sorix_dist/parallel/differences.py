@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from math import isfinite
+from math import isclose, isfinite
 from typing import NamedTuple
 
 from sorix_dist.comm import Comm
@@ -14,6 +14,7 @@ from sorix_dist.parallel.reducers import Bucket
 from sorix_dist.watchdog.call_site import call_site
 
 _TOLERANCE = 1e-8  # of the squares of numbers that must be the same: four digits
+_RELATIVE = 1e-6  # of numbers that are compared one by one; processors of several kinds may round differently
 
 
 class History(NamedTuple):
@@ -110,6 +111,25 @@ def require_equal_numbers(comm: Comm, numbers: list[float], sums: list[float]) -
                 "call the wrapped model instead of its module, or use "
                 "sx.global_value(x) or sx.global_rows(xb); no gradient was added [docs: own-numbers]"
             )
+
+
+def require_equal_lines(comm: Comm, numbers: list[tuple[str, float]]) -> None:
+    """RuntimeError on every rank if a number differs between ranks that all came to its line equally often; numbers:
+    those of this rank, with their lines. A call of all ranks."""
+    everywhere: list[list[tuple[str, float]]] = comm.gather_objects(numbers)
+    for where in dict.fromkeys(where for where, _ in everywhere[0]):
+        found = [[number for line, number in each if line == where] for each in everywhere]
+        if len({*map(len, found)}) > 1:
+            continue
+        for each in zip(*found, strict=True):
+            if not all(isclose(number, each[0], rel_tol=_RELATIVE) for number in each) and any(map(isfinite, each)):
+                raise RuntimeError(
+                    f"{where}: a number or an array beside rows of the batch must be the same on every rank. The "
+                    f"number, or the checksum of the array, is {', '.join(f'{n:.6g}' for n in each)} on ranks 0 to "
+                    f"{comm.size - 1}: it follows from this rank's rows, as x.numpy().mean() does, or from random "
+                    "numbers that the ranks have not seeded alike. Compute it from tensors, as x.mean(), or from "
+                    "sx.global_value(x).numpy(); no gradient was added [docs: own-numbers]"
+                )
 
 
 def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:

@@ -74,7 +74,6 @@ class BatchForward:
         self.coordinator = coordinator
         self.tagged = tagged
         self.watched = 0
-        self.streams_checked = False  # whether a forward was looked at for draws from streams that all code shares
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results, which know their rows."""
@@ -172,8 +171,8 @@ def batch_of(value: Any, group: InOrder) -> Batch:
         shapes = [str(tuple(x.shape)) for x in entries(value)]
         raise RuntimeError(
             "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
-            f"{', '.join(shapes) or 'no array'} without that knowledge. Put what changes the number of rows, and "
-            "products of a batch by @, into the data set or the model"
+            f"{', '.join(shapes) or 'no array'} without that knowledge. Put what changes the number of rows into the "
+            "data set or the model"
         )
     batch, shards = found[0].batch, group.shards
     rows = batch.rows
@@ -202,7 +201,6 @@ class ShardedForward:
         assert coordinator.shards is not None
         assert isinstance(coordinator.group, InOrder)
         self.coordinator, self.shards, self.group = coordinator, coordinator.shards, coordinator.group
-        self.streams_checked = False
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The module's results for all virtual shards of this rank, joined."""

@@ -17,6 +17,8 @@ from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.utils.data.nested import entries, map_arrays
 from sorix_dist.watchdog.call_site import call_site
 
+_MOST_COMPARED = 256  # numbers between two backwards
+
 
 class Ranks(Group):
     """The ranks of a communicator: a sum over rows is the all-reduce of every rank's partial sum."""
@@ -28,10 +30,15 @@ class Ranks(Group):
         self.single = comm.size == 1
         self._warned: set[tuple[str, str]] = set()
         self.expected: list[float] = []
+        self.compared: list[tuple[str, float]] = []  # lines and numbers
         self._copied = ""
 
     def expect(self, number: float) -> None:
         self.expected.append(number)
+
+    def compare(self, number: float) -> None:
+        if len(self.compared) < _MOST_COMPARED:
+            self.compared.append((call_site().where, number))
 
     def reduce(self, array: Array, what: str) -> Array:
         total = np.array(array, order="C")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,29 @@ from sorix_dist.parallel.virtual_shards import VirtualShards, sum_rows
 def owned_buffers(module: Module) -> list[tuple[Module, str]]:
     """The buffers of a model, each as its module and attribute."""
     return [(m, name) for m in module.modules() for name in m._own_buffers() if getattr(m, name) is not None]
+
+
+class GlobalDraws:
+    """Looks at one forward of a wrapped model, if `wanted`, for draws from random streams that all code shares.
+
+    It is no number of the wrapper, since captured steps take the numbers of modules for granted.
+    """
+
+    def __init__(self, group: Group, wanted: bool) -> None:
+        self.group, self.looked = group, not wanted
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """A context for the forward: warns of its draws."""
+        self.looked = True
+        with rng.global_draws() as drawn:
+            yield
+        for name in drawn:
+            self.group.warn(
+                f"the forward draws from the global stream of `{name}`, which all ranks have to seed alike, and which "
+                "differs from that of one process for rows and in reproducible mode: draw by sx.rand and "
+                "sx.randn_like, or from a generator that is an attribute of the module"
+            )
 
 
 @host

@@ -146,12 +146,7 @@ class Reducer:
                     leaf.total.written = True
             return False
         own = self.flat.own
-        hooked = [i for i, leaf in enumerate(self.leaves) if leaf.hooks and self.used[i]]
-        parts: dict[Leaf, Array] = {}
-        for i in sorted(hooked, key=lambda i: self.leaves[i].turn):
-            leaf, start = self.leaves[i], self.flat.starts[i]
-            total = self.total[start : start + prod(leaf.shape)].reshape(leaf.shape) * scale
-            parts[leaf] = through(leaf.hooks or [], total).reshape(-1)
+        parts = self._through_hooks(scale)
         runs: list[tuple[int, int, bool]] = []
         for leaf, start, end, used in zip(
             self.leaves, self.flat.starts, [*self.flat.starts[1:], self.flat.size], self.used, strict=True
@@ -160,8 +155,7 @@ class Reducer:
                 continue
             adding = leaf.total.written
             leaf.total.written = True
-            if leaf.hooks:
-                part = parts[leaf]
+            if (part := parts.get(leaf)) is not None:
                 here = within(start, start + part.size, own)
                 _add(self.flat.grad[here], part[here.start - start : here.stop - start], adding, 1.0)
             elif runs and runs[-1][1] == start and runs[-1][2] == adding:
@@ -173,12 +167,20 @@ class Reducer:
             _add(self.flat.grad[here], self.total[here], adding, scale)
         return self.flat.memory is not PRIVATE
 
+    def _through_hooks(self, scale: float) -> dict[Leaf, Array]:
+        """What the hooks of parameters make of their sums, in the order in which the backward has reached them."""
+        hooked = [i for i, leaf in enumerate(self.leaves) if leaf.hooks and self.used[i]]
+        parts: dict[Leaf, Array] = {}
+        for i in sorted(hooked, key=lambda i: self.leaves[i].turn):
+            leaf, start = self.leaves[i], self.flat.starts[i]
+            total = self.total[start : start + prod(leaf.shape)].reshape(leaf.shape) * scale
+            parts[leaf] = through(leaf.hooks or [], total).reshape(-1)
+        return parts
+
 
 def _add(grad: Array, part: Array, adding: bool, scale: float) -> None:
     if adding:
         grad += part if scale == 1 else part * scale
-    elif scale == 1:
-        np.copyto(grad, part)
     else:
         np.multiply(part, scale, out=grad)
 

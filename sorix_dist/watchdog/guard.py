@@ -17,7 +17,6 @@ import struct
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from sorix_dist.watchdog.call_site import collect_stacks, user_frame
 from sorix_dist.watchdog.diagnosis import Fault, Observations, activity, diagnose, is_waiting, step_of
@@ -31,6 +30,7 @@ from sorix_dist.watchdog.process import (
     end_status,
     environ,
     fill_standard_streams,
+    in_child,
     lives,
     outputs,
     parent,
@@ -176,24 +176,17 @@ class Guard:
     def _start_backup(self) -> None:
         """Fork a process that ends the ranks later. This one may be killed while they are stopped, or block in the
         write of a report that nothing reads. The backup closes what it inherits, so that nothing waits for it."""
-        guard = os.getpid()
-        with suppress(OSError):
-            self.backup = os.fork()
-            if not self.backup:
-                self._back_up(guard)
+        self.backup = in_child(self._back_up, os.getpid())
 
-    def _back_up(self, guard: int) -> NoReturn:
-        try:
-            for number in {*range(3), self.server.fileno(), *self.connections}:
-                with suppress(OSError):
-                    os.close(number)
-            time.sleep(BACKUP)
-            self._signal(signal.SIGKILL)
-            if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
-                os.kill(guard, signal.SIGKILL)
-            self.launchers.release(set(), True, GRACE)
-        finally:
-            os._exit(0)
+    def _back_up(self, guard: int) -> None:
+        for number in {*range(3), self.server.fileno(), *self.connections}:
+            with suppress(OSError):
+                os.close(number)
+        time.sleep(BACKUP)
+        self._signal(signal.SIGKILL)
+        if os.getppid() == guard:  # the launcher may wait for the end of what the guard writes to
+            os.kill(guard, signal.SIGKILL)
+        self.launchers.release(set(), True, GRACE)
 
     def end_the_rest(self) -> None:
         """End the ranks that are still there a while after the report."""

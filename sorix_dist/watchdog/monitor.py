@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 from sorix_dist.watchdog.diagnosis import activity, step_of
 from sorix_dist.watchdog.leftovers import Launchers
 from sorix_dist.watchdog.page_folder import launcher_of
-from sorix_dist.watchdog.process import Process, arguments, children, lives
+from sorix_dist.watchdog.process import Process, arguments, children, in_child, lives
 from sorix_dist.watchdog.status_page import StatusPages
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class Monitor:
             time.sleep(WRITE_SECONDS / 10)  # for the launcher to forward it
         if not self.pages.shared:
             return
-        self._release_launchers()
+        in_child(self._release_launchers)  # which must do it when this rank is gone
         for rank in range(self.pages.ranks):  # the launcher would wait for a stopped rank
             pid, start = self.pages.owner(rank)
             if pid > 0 and rank != self.page.rank and lives(pid, start):
@@ -146,17 +145,10 @@ class Monitor:
         time.sleep(WRITE_SECONDS / 10)  # Open MPI's launcher hangs at times if all its ranks end at one moment
 
     def _release_launchers(self) -> None:
-        """Fork a process that ends the launchers if they outlast the ranks, as the guard would."""
-        with suppress(OSError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python 3.12: the child must not use what other threads may lock
-            if os.fork():
-                return
-            try:
-                os.setsid()
-                os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-                Launchers(*launcher_of(self.pages.path)).release(set(), True, WRITE_SECONDS / 2)
-            finally:
-                os._exit(0)
+        """Ends the launchers if they outlast the ranks, as the guard would."""
+        os.setsid()
+        os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        Launchers(*launcher_of(self.pages.path)).release(set(), True, WRITE_SECONDS / 2)
 
 
 def call_later(seconds: float, function: Callable[..., object], *arguments: object) -> bool:

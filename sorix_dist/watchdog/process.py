@@ -7,6 +7,8 @@ import re
 import signal
 import stat
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,6 +57,19 @@ def fill_standard_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
+
+
+def in_child(work: Callable[..., None], *arguments: object) -> int:
+    """Does `work` in a fork of this process, which ends with it; returns its number, 0 if there can be none."""
+    with suppress(OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python 3.12: the child must not use what other threads may lock
+        if child := os.fork():
+            return child
+        try:
+            work(*arguments)
+        finally:
+            os._exit(0)
+    return 0
 
 
 def start_time(pid: int) -> int:

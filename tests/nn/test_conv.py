@@ -145,6 +145,36 @@ def test_products_in_blocks_are_the_products(
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("in_blocks", [True, False])
+@pytest.mark.parametrize("turned", ["left", "right", "neither"])
+@pytest.mark.parametrize(("stack", "others", "rows", "depth", "columns"), [
+    ((2, 3), (2, 3), 128, 64, 128), ((2,), (), 64, 32, 64), ((), (3, 1), 150, 130, 60), ((2, 1), (1, 2), 97, 90, 130),
+    ((2, 3), (3,), 256, 256, 256), ((0, 2), (0, 2), 5, 3, 2), ((2,), (2,), 0, 3, 2), ((2,), (2,), 4, 0, 2),
+    ((), (), 3, 5, 7),
+])  # fmt: skip
+def test_products_of_stacks_are_the_products(
+    stack: Any, others: Any, rows: int, depth: int, columns: int, turned: str, in_blocks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(blocks, "one_thread", lambda: in_blocks)
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal(s, np.float32) for s in ((*stack, rows, depth), (*others, depth, columns)))
+    if turned == "left":
+        left = np.ascontiguousarray(left.swapaxes(-1, -2)).swapaxes(-1, -2)
+    if turned == "right":
+        right = np.ascontiguousarray(right.swapaxes(-1, -2)).swapaxes(-1, -2)
+    expected = left.astype(float) @ right.astype(float)
+    out = np.empty((*expected.shape[:-1], 2, columns), np.float32)[..., 1, :]  # with gaps in memory
+    assert blocks.product(left, right, out) is out
+    for got in (out, blocks.product(left, right)):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    calls: list[Any] = []
+    monkeypatch.setattr(np, "matmul", lambda *given, **_: calls.append(given) or np.zeros((1, 1, 1)))
+    blocks.product(left, right, out)
+    cut = in_blocks and turned != "right" and (rows, depth) in ((128, 64), (150, 130))
+    assert (calls[0][0].ndim > left.ndim) == cut
+
+
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), [
     ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
     ((3, 2), (1, 1), ((3, 2), (0, 1)), (2, 1), 2),

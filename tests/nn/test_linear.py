@@ -9,6 +9,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn
+from sorix_dist.core.ops import blocks, matrix
 
 
 @pytest.mark.parametrize("dtype", [None, sx.float32, "float64", np.float64])
@@ -26,6 +27,26 @@ def test_the_same_seed_gives_the_same_weights_in_any_dtype() -> None:
     sx.manual_seed(1)
     assert np.array_equal(nn.Linear(30, 20, dtype=sx.float64).W.array, single.W.array)
     assert nn.Linear(30, 20, True, None, None).b is not None  # as a subclass passes PyTorch's device and dtype on
+
+
+@pytest.mark.parametrize("without_copies", [True, False])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [
+    (64, 64, 64), (64, 64, 10), (200, 50, 1), (3, 64, 64), (300, 60, 64), (40, 500, 520), (0, 64, 64), (64, 0, 3),
+    (64, 256, 256), (48, 400, 304), (512, 32, 513), (32, 320, 1000),
+])  # fmt: skip
+def test_the_product_with_transposed_weights_is_the_product(
+    rows: int, inputs: int, outputs: int, dtype: Any, without_copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((matrix, "without_copies"), (matrix, "one_thread"), (blocks, "one_thread")):
+        monkeypatch.setattr(module, name, lambda: without_copies)
+    rng = np.random.default_rng(0)
+    g, w = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, outputs), (inputs, outputs)))
+    eps = 10 * np.sqrt(outputs) * np.finfo(dtype).eps
+    for weights in (w, np.asfortranarray(w)):
+        got = matrix.times_transposed(g, weights)
+        assert (got.dtype, got.flags.c_contiguous) == (dtype, True)
+        np.testing.assert_allclose(got, g.astype(float) @ w.astype(float).T, rtol=eps, atol=10 * eps)
 
 
 @pytest.mark.parametrize("init", ["he", "xavier"])

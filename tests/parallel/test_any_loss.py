@@ -403,6 +403,73 @@ def test_buffers_of_statistics(how):
     same_on_any_number_of_ranks(work)
 
 
+CHANGED_SUMS = {
+    "clamp_": lambda x: x.mean(0).clamp_(min=0.1),
+    "clamp_ by another": lambda x: x.mean(0).clamp_(max=x.amin(0)),
+    "fill_": lambda x: x.sum(0).fill_(3.0),
+    "zero_": lambda x: x.sum(0).zero_(),
+    "copy_": lambda x: x.sum(0).copy_(x.mean(0)),
+    "copy_ of an array": lambda x: x.sum(0).copy_(np.arange(3)),
+    "exp_": lambda x: x.mean(0).exp_(),
+    "masked_fill_": lambda x: x.sum(0).masked_fill_(sx.tensor([True, False, True]), 1.0),
+    "an item": lambda x: written(x.sum(0), 0, 3.0),
+    "an item of a mean": lambda x: written(x.mean(0), 0, x.amax()),
+    "items by a mask": lambda x: x.sum(0) / written((x > 1).sum(0), (x > 1).sum(0) == 0, 1),
+    "all items": lambda x: written(x.sum(0), slice(None), 2.0),
+    "linear, then not": lambda x: x.sum(0).mul_(2).add_(x.mean(0)).clamp_(min=0),
+    "after a backward": lambda x: after_backward(x).clamp_(max=0.5),
+    "through views": lambda x: (s := x.sum(0), s.reshape(3, 1)[:2].clamp_(min=0), s.detach().add_(1))[0],
+}
+
+
+def written(x, key, value):
+    x[key] = value
+    return x
+
+
+def after_backward(x):
+    loss = (x.clone().requires_grad_() ** 2).mean()
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("name", CHANGED_SUMS)
+def test_a_sum_over_rows_that_is_written_to(name):
+    def work():
+        xb, _ = batch()
+        return sx.global_value(CHANGED_SUMS[name](xb)).numpy().reshape(-1).tolist()
+
+    same_on_any_number_of_ranks(work)
+
+
+HOOKS = {
+    "clamp_": lambda g: g.clamp_(max=0.05),
+    "clamp_ alone": lambda g: (g.clamp_(max=0.05), None)[1],
+    "mul_ alone": lambda g: (g.mul_(2.0), None)[1],
+    "an item": lambda g: (g.__setitem__(0, 1.0), None)[1],
+    "zero_": lambda g: g.zero_(),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_that_changes_its_gradient(name):
+    class Hooked(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            weights = self.layer.W * 1.0
+            weights.register_hook(HOOKS[name])
+            return x @ weights
+
+    def work():
+        d = model(Hooked)
+        d(batch()[0]).square().mean().backward()
+        return d.module.layer.W.grad.numpy().reshape(-1).tolist()
+
+    same_on_any_number_of_ranks(work)
+
+
 def test_gradients_to_inputs_and_parameters():
     def work():
         d = model()

@@ -301,6 +301,44 @@ def test_one_rank_evaluates_alone():
     assert run_threads(work, 3, timeout=20)[1] == (2, 3)
 
 
+class Unfed(nn.Module):
+    """Computes something of no rows."""
+
+    def __init__(self):
+        self.body = nn.Linear(4, 3)
+
+    def forward(self, *options):
+        return self.body(sx.ones(2, 4))
+
+
+def counted(x):
+    count = sx.zeros(1)
+    count += x.shape[0]
+    count += 5
+    return count
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda m, x: sx.DistributedDataParallel(Unfed())(3, "a"), RuntimeError, "hold no tensor with rows of a batch"),
+        (lambda m, x: m(x) * sx.ones(7, 1), ValueError, r"axis 0 of shape \(7, 1\) does not fit a batch of 10 rows"),
+        (lambda m, x: sx.cat([x, -x])[:10], RuntimeError, "along axis 0 lie the rows of this rank only"),
+        (lambda m, x: sx.cat([x, -x])[-10:], RuntimeError, "along axis 0 lie the rows of this rank only"),
+        (lambda m, x: sx.all_gather(x.reshape(-1)), ValueError, "all_gather: the batch must be an axis of its own"),
+        (lambda m, x: sx.replicated(x), RuntimeError, "replicated: x follows from the rows of a batch"),
+        (lambda m, x: sx.all_reduce(counted(x)), RuntimeError, "all_reduce: x has a number for the global batch"),
+    ],
+)
+def test_what_does_not_fit_a_batch(act, error, message):
+    def work():
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        for x in DataLoader(Dataset(np.ones((10, 4), np.float32)), batch_size=10):
+            act(model, x)
+
+    on_all_ranks(work, error, message)
+
+
 @pytest.mark.parametrize("value", [[1, 2], "a", None])
 def test_what_can_not_be_summed(value):
     on_all_ranks(

@@ -40,8 +40,10 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "float of a share": lambda x: float(x.shape[0] / 2),
     "round": lambda x: round(x.shape[0] * 1.1),
     "minus": lambda x: 0 - (-x.shape[0]),
+    "plus": lambda x: +x.shape[0],
     "abs": lambda x: abs(-x.shape[0]),
     "divmod": lambda x: divmod(x.shape[0], 2)[0],
+    "divmod of a number": lambda x: divmod(100, x.shape[0])[0],
     "bits": lambda x: (x.shape[0] & 0xFF) | 0,
     "shifted": lambda x: x.shape[0] << 1,
     "max": lambda x: max(1, x.shape[0]),
@@ -70,6 +72,8 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "beside a constant": lambda x: (sx.ones(2) * x.shape[0])[0],
     "a count kept by hand": lambda x: counted(x),
     "a count in one place": lambda x: counted(x, 1)[1],
+    "counts replaced by rows": lambda x: counts_of_rows(x).copy_(x[:, 0]).square().mean() + 1,
+    "counts less rows": lambda x: counts_of_rows(x).sub_(x[:, 0]).square().mean(),
     "the p of a norm": lambda x: x.norm(p=x.shape[0] / 3),
 }
 REFUSED: dict[str, Callable[[Any], Any]] = {
@@ -97,6 +101,13 @@ def counted(x: Any, at: Any = ...) -> Any:
         total[at] += x.shape[0]
         total /= sx.tensor(2.0)
     return total if at == 1 else total.mean()
+
+
+def counts_of_rows(x: Any) -> Any:
+    """A number for each row, to which the number of rows was added."""
+    counts = sx.zeros(x.shape[0], dtype=sx.float64)
+    counts.add_(x.shape[0])
+    return counts
 
 
 def gradients(rows: int, divisor: Callable[[Any], Any]) -> Any:

@@ -96,6 +96,11 @@ def weighted_in_a_nested_function(x):
     return mean()
 
 
+def noise_of_a_length(x):
+    n = len(x)
+    return x + np.random.rand(n, 3)  # noqa: NPY002 (what users write)
+
+
 def as_length(x):
     n = len(x)
     ones = np.ones(n * 2)
@@ -143,6 +148,9 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: [half(x) for x in [[1]] * 50 + [outputs()]], "len() counts this rank's rows, 1 of the 3"),
         (lambda: [].append(outputs().mean().item()), "item() of a mean over rows, kept in a list"),
         (lambda: [x.mean().item() for x in [outputs()]], "item() of a mean over rows, kept in a list"),
+        (lambda: "%.3f" % outputs().mean().item(), "item() of a mean over rows"),  # noqa: UP031
+        (lambda: np.random.default_rng(0).normal(size=(len(outputs()), 3)), "random numbers for the 1 rows of this"),
+        (lambda: noise_of_a_length(outputs()), "random numbers for the 1 rows of this"),
         (lambda: divided_by_a_variable(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: weighted_by_a_variable(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: weighted_in_a_nested_function(outputs()), "len() counts this rank's rows, 1 of the 3"),
@@ -218,6 +226,21 @@ def test_numbers_of_a_batch_beside_its_tensors():
 def test_functions_of_integers_count_all_rows_or_are_refused(count, wanted):
     assert run_threads(lambda: count(outputs()), 1) == [wanted]
     on_all_ranks(lambda: count(outputs()), RuntimeError, "give it sx.global_rows")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: np.random.default_rng(0).standard_normal(x.shape),
+        lambda x: np.random.default_rng(0).uniform(size=(x.shape[0], 3)),
+        lambda x: np.random.randn(*x.shape),  # noqa: NPY002
+        lambda x: np.random.randint(0, 5, x.size(0)),  # noqa: NPY002
+        lambda x: np.random.rand(x.shape[0], 1) < 0.5,  # noqa: NPY002
+    ],
+)
+def test_random_numbers_of_numpy_for_the_rows_of_one_rank_are_refused(draw):
+    on_all_ranks(lambda: draw(outputs()), RuntimeError, "random numbers for the 1 rows of this rank, of 3")
+    run_threads(lambda: draw(outputs()) is None, 1)
 
 
 def test_functions_of_integers_beside_a_length():

@@ -45,12 +45,17 @@ NEED_ALL_ROWS = {
     "a branch on a root": lambda s: s if s.square().mean().sqrt() > 0.5 else -s,
     "rows of a table of sums": lambda s: s.square().mean(0).sqrt()[s.argmax(1)],
     "a write of a root": lambda s: sx.zeros(4).copy_(s.square().mean(0).sqrt().detach()),
+    "a change of a mean": lambda s: s.detach().mean(0).clamp_(min=0),
+    "a change of a root": lambda s: s.detach().square().mean().sqrt().clamp_(min=0.1),
+    "an item of a root": lambda s: s.detach().square().mean(0).sqrt().__setitem__(0, 1.0),
     "a gradient of a root": lambda s: sx.autograd.grad(s.square().mean().sqrt(), s),
     "rows less their mean": lambda s: s - s.mean(axis=0),
     "a variance": lambda s: s.var(axis=0),
     "pairs": lambda s: s @ s.T,
     "a maximum": lambda s: s.amax(0),
     "sorted rows": lambda s: s.sort(dim=0).values,
+    "a mean of selected rows": lambda s: s[s.sum(1) > 0].mean(),
+    "selected rows beside a table": lambda s: (s[s.sum(1) > 0] * sx.ones(3, 1)).sum(),
 }
 
 
@@ -64,6 +69,58 @@ def test_what_needs_all_rows_inside_of_a_forward(name, size):
             model(xb)
 
     on_all_ranks(work, RuntimeError, "reproducible mode: .* needs the rows of the whole batch, but the forward", size)
+
+
+def beside_another_batch(model, xb, yb):
+    for other, _ in DataLoader(Dataset(*data(16)), batch_size=16):
+        model.module.forward = lambda x, y: x
+        model(xb, other)
+
+
+def with_a_backward_in_a_hook(model, xb, yb):
+    loss, other = model(xb).square().mean(), model(xb).mean()
+    loss.register_hook(lambda g: other.backward())
+    loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m, x, y: m(x[x.sum(1) > 0]), "rows that a mask has selected can't be the inputs of a model"),
+        (beside_another_batch, "all inputs must be rows of one batch, got rows of 20 and 16"),
+        (with_a_backward_in_a_hook, "a hook of a backward must not call backward itself"),
+    ],
+)
+def test_what_a_program_does_with_its_model(act, message):
+    on_all_ranks(reproducible(act), RuntimeError, f"reproducible mode: {message}")
+
+
+def another_for_each_shard():
+    seen = []
+
+    def of_rows(s):
+        seen.append(s)
+        mean = s.square().mean()
+        return mean.sqrt() if len(seen) % 2 else mean.log()
+
+    return of_rows
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lambda s: s[s.sum(1) > 0], "a model must not return rows that a mask has selected"),
+        (another_for_each_shard, "the forward has computed something else of one virtual shard than of another"),
+    ],
+)
+def test_what_a_model_returns(make, message):
+    def work():
+        sx.init(virtual_shards=8)
+        model = sx.DistributedDataParallel(Inside(make()))
+        for xb, _ in DataLoader(Dataset(*data(20)), batch_size=20):
+            model(xb)
+
+    on_all_ranks(work, RuntimeError, f"reproducible mode: {message}")
 
 
 def test_the_gradient_of_weights_as_part_of_a_loss():

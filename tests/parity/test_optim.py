@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sorix_dist as sx
 from sorix_dist import Tensor, nn, optim
+from tests.support.users_optimizers import trials, turn
 
 torch = pytest.importorskip("torch")
 
@@ -150,3 +152,27 @@ def test_clipping(max_norm: float, norm_type: float, dtype: str) -> None:
     torch.nn.utils.clip_grad_value_(theirs, 0.1)
     for own, its in list(zip(ours, theirs, strict=True))[1:]:
         np.testing.assert_allclose(own.grad.data, its.grad.numpy(), rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", trials(torch))
+def test_users_optimizers(name: str) -> None:
+    """One text, written for PyTorch: after six steps the same weights."""
+    numbers = np.random.default_rng(0)
+    x, y = numbers.standard_normal((23, 5)), numbers.standard_normal((23, 3))
+    starts = [numbers.standard_normal(shape) for shape in ((5, 7), (7,), (7, 3), (3,))]
+    found = []
+    for package in (torch, sx):
+        parameters = [package.tensor(start, dtype=package.float64, requires_grad=True) for start in starts]
+        make, how = trials(package)[name]
+        optimizer, inputs, labels = make(parameters), package.tensor(x), package.tensor(y)
+
+        def backward(package: Any = package, p: Any = parameters, inputs: Any = inputs, labels: Any = labels) -> Any:
+            loss = ((package.tanh(inputs @ p[0] + p[1]) @ p[2] + p[3] - labels) ** 2).mean()
+            loss.backward()
+            return loss
+
+        for _ in range(6):
+            turn(optimizer, how, backward)
+        found.append([p.detach().numpy() for p in parameters])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

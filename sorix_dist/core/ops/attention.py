@@ -15,6 +15,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.axes import maxima
+from sorix_dist.core.ops.blocks import product
 from sorix_dist.core.ops.elementwise import add, div, exp, mul, sub
 from sorix_dist.core.ops.indexing import index
 from sorix_dist.core.ops.matrix import matmul, row_sums
@@ -76,17 +77,17 @@ def attention(q: Any, k: Any, v: Any, bias: Any, dropped: Any, *, scale: float) 
     """
     weights = _weights(q, k, bias, scale)
     used = weights if dropped is None else weights * dropped
-    y = np.matmul(used, v)
+    y = product(used, v)
     to_scores = memoize_last(lambda g: _to_scores(g, y, v, weights, dropped))
 
     def to_q(g: Any, out: Any) -> Any:
-        return np.matmul(to_scores(g), k * scale)
+        return product(to_scores(g), k * scale)
 
     def to_k(g: Any, out: Any) -> Any:
-        return np.matmul(np.swapaxes(to_scores(g), -1, -2), q * scale)
+        return product(np.swapaxes(to_scores(g), -1, -2), q * scale)
 
     def to_v(g: Any, out: Any) -> Any:
-        return np.matmul(np.swapaxes(used, -1, -2), g)
+        return product(np.swapaxes(used, -1, -2), g)
 
     return y, (to_q, to_k, to_v, lambda g, out: to_scores(g), None)
 
@@ -114,16 +115,16 @@ def self_attention(qkv: Any, bias: Any, dropped: Any, *, heads: int, scale: floa
         return x.reshape(n, length, heads, width // heads).transpose(0, 2, 1, 3)
 
     y = np.empty((n, length, width), qkv.dtype)
-    np.matmul(used, v, out=by_head(y))
+    product(used, v, out=by_head(y))
     to_scores = memoize_last(lambda g: _to_scores(by_head(g), by_head(y), v, weights, dropped))
 
     def to_qkv(g: Any, out: Any) -> Any:
         gradient = np.empty(qkv.shape, qkv.dtype) if out is None else out
         to_q, to_k, to_v = _parts(gradient, heads)
         scores = to_scores(g)
-        np.matmul(scores, k * scale, out=to_q)
-        np.matmul(np.swapaxes(scores, -1, -2), q * scale, out=to_k)
-        np.matmul(np.swapaxes(used, -1, -2), by_head(g), out=to_v)
+        product(scores, k * scale, out=to_q)
+        product(np.swapaxes(scores, -1, -2), q * scale, out=to_k)
+        product(np.swapaxes(used, -1, -2), by_head(g), out=to_v)
         return gradient
 
     return y, (to_qkv, lambda g, out: to_scores(g), None)
@@ -144,7 +145,7 @@ def _highest(scores: Array) -> Array:
 
 
 def _weights(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
-    scores = np.matmul(q * scale, np.swapaxes(k, -1, -2))
+    scores = product(q * scale, np.swapaxes(k, -1, -2))
     if bias is not None:
         scores += bias
     scores -= _highest(scores)
@@ -163,7 +164,7 @@ def _sums(rows: Array) -> Array:
 def _to_scores(g: Array, y: Array, v: Array, weights: Array, dropped: Array | None) -> Array:
     """The gradient of the scores. That of a softmax is weights * (h - sum(weights * h)) for the gradient h of
     the weights, and this sum is that of g * y over the features, which are fewer."""
-    scores: Array = np.matmul(g, np.swapaxes(v, -1, -2))
+    scores: Array = product(g, np.swapaxes(v, -1, -2))
     if dropped is not None:
         scores *= dropped
     scores -= np.vecdot(g, y)[..., None]

@@ -6,47 +6,38 @@ product. Only OpenBLAS's kernels for AVX-512 can do without; with others, whole 
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sorix_dist._blas import kernels, libraries
 from sorix_dist.core.tensor import Array
 
 SMALL = 1_000_000  # multiplications of a product, at most
 FLAT = 1_200  # numbers in the result, at most, if the right operand is a transposed one
+TURNED = 1 << 12  # numbers in a transposed matrix that is copied first, at most
+LONG = 1_024  # pixels of a block of a transposed product, if there are as many
 CACHED = 600_000  # numbers in a matrix whose blocks are multiplied by several blocks of the other one, at most
 NARROW = 64  # columns or, of a transposed product, pixels of a block, at least
 
 
 @cache
-def _threads() -> Callable[[], int] | None:
-    """What tells the number of OpenBLAS's threads, if its kernels are those that multiply without copying."""
-    maps = Path("/proc/self/maps")  # where Linux lists the libraries of this process
-    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines()] if maps.exists() else []
-    paths = {line[5] for line in lines if len(line) == 6 and "openblas" in Path(line[5]).name}
-    for library in (ctypes.CDLL(path) for path in sorted(paths) if Path(path).exists()):
-        for name in ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}"):
-            kernel: Any = getattr(library, name.format("get_corename"), None)
-            threads: Any = getattr(library, name.format("get_num_threads"), None)
-            if kernel is not None and threads is not None:
-                kernel.restype = ctypes.c_char_p
-                return threads if kernel() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids") else None
-    return None
+def _openblas() -> Any | None:
+    """NumPy's OpenBLAS, if its kernels are those that multiply without copying."""
+    library = next((each for each in libraries() if each.internal_api == "openblas"), None)
+    return library if library and kernels(library) in ("SkylakeX", "Cooperlake", "SapphireRapids") else None
 
 
 def without_copies() -> bool:
     """Whether small products are multiplied without copying."""
-    return _threads() is not None
+    return _openblas() is not None
 
 
 def one_thread() -> bool:
-    """Whether BLAS uses one thread: several share a whole product, but not a small one."""
-    threads = _threads()
-    return threads is not None and threads() == 1
+    """Whether this OpenBLAS uses one thread: several share a whole product, but not a small one."""
+    library = _openblas()
+    return library is not None and library.num_threads == 1
 
 
 @lru_cache(maxsize=1024)
@@ -78,13 +69,33 @@ def multiply(matrix: Array, matrices: Array, out: Array) -> None:
     np.matmul(left, right, out=results)
 
 
+def product(left: Array, right: Array, out: Array | None = None) -> Array:
+    """left (..., rows, depth) @ right (..., depth, columns), in `out` if given.
+
+    It gains where each matrix has some 100 rows: those slightly too large are cut into blocks of rows, and a small
+    transposed one is copied, which takes less than the copies of the product do.
+    """
+    (rows, depth), columns = left.shape[-2:], right.shape[-1]
+    size, turned = rows * depth * columns, right.strides[-1] > right.strides[-2]
+    if not 0 < size <= 4 * SMALL or left.itemsize != 4 or (turned and depth * columns > TURNED) or not one_thread():
+        return np.matmul(left, right, out=out)
+    right = np.ascontiguousarray(right) if turned else right
+    high = _divisor(rows, SMALL // (depth * columns)) if size > SMALL else rows
+    if high == rows or high < 16:
+        return np.matmul(left, right, out=out)
+    cut = (rows // high, high)
+    place = None if out is None else out.reshape(*out.shape[:-2], *cut, columns)
+    made = np.matmul(left.reshape(*left.shape[:-2], *cut, depth), right[..., None, :, :], out=place)
+    return made.reshape(*made.shape[:-3], rows, columns) if out is None else out
+
+
 def multiply_transposed(matrices: Array, others: Array) -> Array:
     """The sums of all products of matrices (groups, products, rows, pixels) and the transposes of others (groups,
     products, columns, pixels), (groups, rows, columns)."""
     groups, products, rows, pixels = matrices.shape
     columns = others.shape[2]
     wide = _divisor(columns, 32)
-    high = _divisor(rows, FLAT // wide)
+    high = _divisor(rows, min(FLAT // wide, SMALL // (wide * max(1, min(pixels, LONG)))))
     few = products * rows * columns * pixels <= SMALL or 2 * high * wide < min(FLAT, rows * columns)
     if few or not one_thread():
         # In this order, not transposed: a product is faster if its columns are few.
@@ -93,5 +104,10 @@ def multiply_transposed(matrices: Array, others: Array) -> Array:
     cut = pixels // length
     left = matrices.reshape(groups, products, rows // high, 1, high, cut, length).transpose(0, 1, 5, 2, 3, 4, 6)
     right = others.reshape(groups, products, 1, columns // wide, wide, cut, length).transpose(0, 1, 5, 2, 3, 6, 4)
+    if products == cut == 1:
+        result = np.empty((groups, rows, columns), left.dtype)
+        place = result.reshape(groups, rows // high, high, columns // wide, wide).swapaxes(2, 3)
+        np.matmul(left[:, 0, 0], right[:, 0, 0], out=place)
+        return result
     sums: Array = np.matmul(left, right).sum(axis=(1, 2))
     return sums.swapaxes(2, 3).reshape(groups, rows, columns)

@@ -15,7 +15,7 @@ from sorix_dist.core.ops.indexing import gather
 from sorix_dist.core.ops.shape import extents, reshape, squeeze
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
-from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
+from sorix_dist.core.tensor import Array, Tensor, ndarray_of, shape_of
 
 
 @op(promote="common", rule=rules.choosing, called="where")
@@ -29,19 +29,15 @@ def select(x: Any, y: Any, *, condition: Any) -> Any:
 
 def where(condition: Any, x: Any, y: Any) -> Any:
     """Elements of x where the condition, of bools, is true, of y elsewhere; all three broadcast."""
-    if _array(condition).dtype != np.bool_:
-        raise TypeError(f"where: condition must hold bools, got {_array(condition).dtype}; compare it, as by != 0")
+    if ndarray_of(condition).dtype != np.bool_:
+        raise TypeError(f"where: condition must hold bools, got {ndarray_of(condition).dtype}; compare it, as by != 0")
     if isinstance(x, int | float) and isinstance(y, int | float):
         x = np.asarray(x, common_dtype((x, y)))
     if all(shard_of(operand) is None for operand in (condition, x, y)):
-        return select(x, y, condition=_array(whole(condition, "where")))
+        return select(x, y, condition=ndarray_of(whole(condition, "where")))
     operands, place = aligned_operands("where", whole_sums((condition, x, y), "where"))
     condition, x, y = map(bare, operands)
-    return tagged(select(x, y, condition=_array(condition)), place)
-
-
-def _array(x: Any) -> Any:
-    return np.asarray(array_of(x))
+    return tagged(select(x, y, condition=ndarray_of(condition)), place)
 
 
 def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:
@@ -90,12 +86,12 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     """`input` with `value` wherever `mask`, which broadcasts to it, is true; the dtype stays."""
-    flags = _array(mask)
+    flags = ndarray_of(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_fill: mask must hold bools, got dtype {flags.dtype}")
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
-    kind = _array(input).dtype
+    kind = ndarray_of(input).dtype
     filled = value.astype(kind) if isinstance(value, Tensor) else Tensor.of(np.asarray(value).astype(kind).reshape(()))
     return where(mask if isinstance(mask, Tensor) else flags, filled, input)
 
@@ -116,7 +112,7 @@ def _triangle(name: str, input: Any, mask: Callable[[int, int], Array]) -> Any:
         raise ValueError(f"{name}: input must have at least two dimensions, got shape {shape}")
     if place is not None and place.axis >= len(shape) - 2:  # rows of the batch are rows or columns of the matrix
         input = whole(input, name)
-    zero = False if _array(input).dtype == np.bool_ else 0
+    zero = False if ndarray_of(input).dtype == np.bool_ else 0
     return select(input, zero, condition=mask(*shape_of(input)[-2:]))
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.capture import host
+from sorix_dist.core.expected import beside_sum
 from sorix_dist.core.graph import Node, Sync
 from sorix_dist.core.op import like_input, memoize_last, op
 from sorix_dist.core.ops.elementwise import cast_to
 from sorix_dist.core.placement import REPLICATE, Batch, Group, Partial, Shard, Tally, shard_of, tagged
-from sorix_dist.core.rules import bare, beside_constant, given, whole
+from sorix_dist.core.rules import bare, given, whole
 from sorix_dist.core.tally import of_everyone
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -197,7 +198,7 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
         return operand
     part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
     part = Tensor.of(part.array, part.origin) if part is operand else part
-    return tagged(part, beside_constant(Partial(group, None, float(group.parts), 0), operand))
+    return tagged(part, beside_sum(Partial(group, None, float(group.parts), 0), operand))
 
 
 def as_data(target: Tensor, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ which of the written numbers belong to this rank's rows.
 
 A target that is rows of a batch takes this rank's rows. One that is the same on every rank, such as a memory bank,
 takes the rows of all ranks. A target that a program made for the rows of this rank, as `zeros(len(x), 3)`, becomes rows
-of the batch when rows are written to it.
+of the batch when rows are written to it. One that is a sum over rows becomes the sum over all ranks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
-from sorix_dist.core.tensor import Array, Tensor, array_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, ndarray_of
 
 
 def names_rows_of_all(place: Shard, parts: list[Any]) -> bool:
@@ -83,6 +84,9 @@ def rows_in_index(place: Shard, shape: tuple[int, ...], key: Any) -> Shard | Non
     advanced = [i for i, p in enumerate(parts) if isinstance(p, np.ndarray) or (arrays and is_integer(p))]
     together = bool(advanced) and advanced == list(range(advanced[0], advanced[-1] + 1))
     dims = max((1 if is_mask(parts[i]) else parts[i].ndim for i in arrays), default=0)
+    for part, axis, end in _with_axes(parts):
+        if isinstance(part, np.ndarray | np.integer) and not axis <= place.axis < end:
+            beside_rows(place, part)
     after = 0 if together or not arrays else dims  # axes of the result so far
     for i, (part, axis, end) in enumerate(_with_axes(parts)):
         if together and i == advanced[0]:
@@ -120,6 +124,8 @@ def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard
             return None
         outer = 1 if part.stop == 0 and part.start in (None, 0) and place.outer > 1 else place.outer - 1
         return place.batch.at(axis, outer, place.inner)
+    if max(part.stop or 0, -(part.start or 0)) > length * place.outer:  # beyond the rows of this rank
+        return None
     start, stop, _ = part.indices(length * place.outer)
     if not length or start % length or stop % length or stop <= start:
         return None
@@ -162,11 +168,11 @@ def written(target: Tensor, x: Any) -> Any:
 def put(target: Tensor, value: Any) -> None:
     """Writes an array or a number, the same on every rank unless the target is rows, into the whole of a target."""
     place = target.place
+    if isinstance(place, Deferred) or (isinstance(place, Partial) and place.group.isolated):
+        refuse_value(place, target.array, _NAME)
     if not isinstance(place, Partial):
         np.copyto(target.array, value, casting="unsafe")
         return
-    if place.group.isolated:
-        refuse_value(place, target.array, _NAME)
     # One term of the sum is the value and the others are 0, so views of the target have the right sum, too.
     first = place.group.parts == 1 or place.group.rank == 0
     target.shown, target.complete = np.empty_like(target.array), True
@@ -183,7 +189,7 @@ def _follow(target: Tensor, x: Any) -> None:
 
 def assign(target: Tensor, key: Any, value: Any) -> None:
     """target[key] = value."""
-    if isinstance(target.place, Partial):
+    if isinstance(target.place, Partial | Deferred):
         sums = Tensor.of(np.array(whole(target.detach(), _NAME).array))
         assign(sums, key, of_everyone(value))
         put(target, whole(sums, _NAME).array)
@@ -234,7 +240,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
 
 
 def _sum_made_whole(x: Any) -> Any:
-    """A sum over rows as that over the global batch, since no target is a part of such a sum."""
+    """A sum over rows as that over the global batch."""
     place = getattr(x, "place", None)
     if not isinstance(place, Partial | Deferred):
         return x
@@ -303,7 +309,7 @@ def _pairs_with_own_rows(target: Tensor, parts: tuple[Any, ...]) -> bool:
     rows = shard_of(target) or shard_of(parts[1])
     if rows is None or rows.axis or shard_of(first) is not None or target.leaf is not None:
         return False
-    own, other = (np.asarray(array_of(part)) for part in parts)
+    own, other = (ndarray_of(part) for part in parts)
     fits = own.shape == other.shape == (rows.held,) == target.array.shape[:1] and own.dtype.kind in "iu"
     return on_every_rank(rows, fits and np.array_equal(own, np.arange(rows.held)))
 

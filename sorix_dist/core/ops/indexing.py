@@ -28,7 +28,7 @@ from sorix_dist.core.own_numbers import warn_of_own_positions
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, aligned_operands, bare, beside, linear_place, whole
 from sorix_dist.core.tally import of_everyone
-from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
+from sorix_dist.core.tensor import Array, Tensor, ndarray_of, shape_of
 
 
 def take_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -106,7 +106,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
         if place is not None and axis == place.axis:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
-        other = np.asarray(array_of(key[1]))
+        other = ndarray_of(key[1])
         if place.batch.known is not None and other.shape == (place.total,):
             other = other[place.rows.start : place.rows.stop]
         if other.shape == (place.held,) and _numbers_each(place, key[0]):
@@ -131,7 +131,7 @@ def gather(input: Any, dim: int, index: Any) -> Any:
 
 def _numbers_each(place: Shard, numbers: Any) -> bool:
     """Whether an index along the rows holds their numbers in order, on this rank or in the global batch."""
-    array, rows = np.asarray(array_of(numbers)), shard_of(numbers)
+    array, rows = ndarray_of(numbers), shard_of(numbers)
     if rows is not None:
         return rules.on_every_rank(rows, np.array_equal(array - place.rows.start, np.arange(place.held)))
     of_all = place.batch.known is not None and array.shape == (place.total,)
@@ -235,7 +235,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 def masked_select(input: Any, mask: Any) -> Any:
     """The elements where `mask` is true, as a vector; both broadcast."""
     (input, mask), place = aligned_operands("masked_select", rules.whole_sums((input, mask), "masked_select"))
-    flags = np.asarray(array_of(mask))
+    flags = ndarray_of(mask)
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
@@ -289,7 +289,7 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
 @host
 def _indices(name: str, index: Any, limit: int) -> Array:
     """The index as integers in range; TypeError or IndexError (for the function `name`) otherwise."""
-    array = np.asarray(array_of(index))
+    array = ndarray_of(index)
     if array.dtype.kind not in "iu":
         if array.size:
             raise TypeError(f"{name}: indices must be integers, got dtype {array.dtype}")

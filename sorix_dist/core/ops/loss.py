@@ -31,7 +31,7 @@ from sorix_dist.core.rules import (
     placement_of,
     whole_sums,
 )
-from sorix_dist.core.tensor import Array, array_of
+from sorix_dist.core.tensor import Array, ndarray_of
 
 
 def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -146,7 +146,7 @@ def cross_entropy_rows(logits: Any, *, target: Any, scale: Any) -> Any:
 
 
 def _cross_entropy_of_probabilities(logits: Any, target: Any) -> Any:
-    counted = np.asarray(array_of(target)).any(axis=1)
+    counted = ndarray_of(target).any(axis=1)
     product = mul(log_softmax_along(_cleared(logits, counted), axis=1), target)
     return neg(sum_over(product, axis=1, keepdims=False))
 

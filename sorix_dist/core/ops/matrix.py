@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.expected import beside_rows, is_parameter
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
+from sorix_dist.core.ops.blocks import CACHED, FLAT, SMALL, TURNED, multiply_transposed, one_thread, without_copies
 from sorix_dist.core.ops.elementwise import add, mul
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.reduce import sum_over
@@ -26,7 +28,18 @@ from sorix_dist.core.ops.shape import (
     with_rows,
 )
 from sorix_dist.core.placement import SUM, Shard, shard_of
-from sorix_dist.core.rules import Answer, Apply, Inputs, Options, applied, gathers, in_order, rows_beside, whole
+from sorix_dist.core.rules import (
+    Answer,
+    Apply,
+    Inputs,
+    Options,
+    applied,
+    gathers,
+    gathers_and_cuts,
+    in_order,
+    rows_beside,
+    whole,
+)
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -36,10 +49,16 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return rules.partial_product(apply, inputs, options)
     (x, y), (a, b) = inputs, map(rules.placement_of, inputs)
     lead = a or b
-    if lead is None or in_order(lead):
-        return gathers(apply, inputs, options) if lead else None
+    if lead is None:
+        return None
     dims_x, dims_y = len(shape_of(x)), len(shape_of(y))
     x_contracted, y_contracted = a and a.axis == dims_x - 1, b and b.axis == dims_y - 2
+    at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
+    if at <= 2 and not (x_contracted or y_contracted):
+        beside_rows(lead, y if lead is a else x)
+    if in_order(lead):
+        each_row = not ((a and b) or x_contracted or y_contracted)
+        return gathers_and_cuts(apply, inputs, options, lead.moved(max(dims_x, dims_y) - at) if each_row else None)
     if x_contracted and not b:
         return applied(apply, (x, rows_beside(y, a, 2)), inputs, options, a.batch.partial(SUM))
     if y_contracted and not a:
@@ -50,7 +69,6 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return apply(whole(x, apply.__name__), y, **options)
     if a and b and not (a.axis - dims_x == b.axis - dims_y < -2 and a.like(b)):
         return _paired(apply(x, whole(y, apply.__name__), **options), a, b)
-    at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
     if (
         at > 2
         and rules.one_row(lead)
@@ -74,14 +92,18 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     x, w, b = inputs
     place = getattr(x, "place", None)
     if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not place.group.ordered:
-        if getattr(w, "place", None) is getattr(b, "place", None) is None:  # parameters, as nearly always
+        if is_parameter(w) and (b is None or is_parameter(b)):
             return place
         of_w, of_b = rules.placement_of(w), rules.placement_of(b)
         if of_w is of_b is None:
+            beside_rows(place, w)
+            beside_rows(place, b)
             return place
         if not (isinstance(of_w, Shard) or isinstance(of_b, Shard)):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
-    return gathers(apply, inputs, options)
+    stays = isinstance(place, Shard) and place.axis < x.array.ndim - 1
+    stays = stays and not any(isinstance(rules.placement_of(each), Shard) for each in (w, b))
+    return gathers_and_cuts(apply, inputs, options, place if stays else None)
 
 
 dot = np.ndarray.dot
@@ -178,11 +200,18 @@ _LONG, _STRIP = 512, 32  # numbers
 def times_transposed(g: Array, w: Array) -> Array:
     """g @ w.T for g of shape (rows, out) and w of shape (in, out).
 
-    BLAS copies its left factor first. If that is by far the smaller one, w @ g.T and a copy of the transposed result,
-    in strips that stay in the cache, is several per cent faster with OpenBLAS.
+    BLAS copies both factors first, which takes long where g has few rows. A small product needs no other copy than one
+    of w.T (15 % faster), and blocks of larger ones none (5 to 20 %). With other kernels of OpenBLAS than those for
+    AVX-512, or a larger w, w @ g.T is several per cent faster, and a copy of the transposed result, in strips that stay
+    in the cache.
     """
-    rows, inputs = len(g), len(w)
-    if 4 * rows > inputs or w.shape[1] < _LONG:
+    (rows, outputs), inputs = g.shape, len(w)
+    if w.size <= TURNED and rows * inputs > FLAT and rows * w.size <= SMALL and without_copies():
+        return dot(g, np.ascontiguousarray(w.T))  # type: ignore[no-any-return]
+    fits = rows <= _LONG <= 2 * outputs < 4 * _LONG and w.size <= CACHED and rows * w.size > SMALL
+    if fits and rows % 16 == inputs % 16 == 0 and w.itemsize == 4 and w.flags.c_contiguous and one_thread():
+        return multiply_transposed(g[None, None], w[None, None])[0]  # type: ignore[no-any-return]
+    if 4 * rows > inputs or outputs < _LONG:
         return dot(g, w.T)  # type: ignore[no-any-return]
     turned = dot(w, g.T)
     product: Array = np.empty((rows, inputs), turned.dtype)
@@ -227,6 +256,7 @@ def einsum(equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     tensors = [x if isinstance(x, Tensor) else Tensor(as_operand(x)) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
+    cut = _rows_in_order(terms, tensors, result)
     tensors = _align_rows(terms, tensors)
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
@@ -242,7 +272,8 @@ def einsum(equation: str, *operands: Any) -> Any:
         term, value = _summed(term, value, other + later)
         term, value = _product(term, value, other, tensor, later)
     order = tuple(term.index(letter) for letter in result)
-    return permute_to(value, axes=order) if len(operands) > 1 or order != tuple(range(len(order))) else clone(value)
+    value = permute_to(value, axes=order) if len(operands) > 1 or order != tuple(range(len(order))) else clone(value)
+    return value if cut is None else rules.collective().rows_of(value, cut)
 
 
 def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
@@ -270,6 +301,15 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
     return terms, right
 
 
+def _rows_in_order(terms: list[str], tensors: list[Tensor], result: str) -> Shard | None:
+    """The rows of a result whose operands are gathered in reproducible mode."""
+    for term, x in zip(terms, tensors, strict=True):
+        rows = shard_of(x)
+        if rows is not None and in_order(rows) and term[rows.axis] in result and term.count(term[rows.axis]) == 1:
+            return rows.moved(result.index(term[rows.axis]))
+    return None
+
+
 def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
     """The operands with rows along one letter only: that of the first operand that has rows. Rows along other letters
     are gathered; along that letter, each operand is cut to this rank's rows."""
@@ -278,6 +318,9 @@ def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
         return tensors
     first, lead = found
     letter = first[lead.axis]
+    for term, x in zip(terms, tensors, strict=True):
+        if letter not in term:
+            beside_rows(lead, x)
     if in_order(lead) or first.count(letter) > 1 or rules.one_row(lead):
         return [whole(x, "einsum") for x in tensors]
     aligned = []

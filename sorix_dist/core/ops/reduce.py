@@ -12,7 +12,6 @@ import numpy as np
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import host
 from sorix_dist.core.deferred import deferred
-from sorix_dist.core.graph import add_up
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
 from sorix_dist.core.ops.choose import amax, amin
@@ -22,6 +21,7 @@ from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
 from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
+from sorix_dist.core.sums import sum_in_blocks
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -95,7 +95,7 @@ def counts(x: Any, axes: tuple[int, ...] | None = None) -> tuple[int, int]:
 def sum_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
     """The sum along `axis` (None: over everything), in x's own dtype; of bools and integers in int64."""
     shape, ones = x.shape, _with_ones(x, axis)
-    value = add_up(x if x.dtype.kind == "f" else x.astype(np.int64), axis, keepdims)
+    value = sum_in_blocks(x if x.dtype.kind == "f" else x.astype(np.int64), axis, keepdims)
     return value, (lambda g, out: np.broadcast_to(np.reshape(g, ones), shape),)
 
 
@@ -109,7 +109,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
     if count is None:
         count = math.prod(n for n, k in zip(shape, ones, strict=True) if k == 1)
     half, integers = x.dtype == np.float16, x.dtype.kind != "f"
-    total = add_up(x.astype(np.float32) if half or integers else x, axis, keepdims)
+    total = sum_in_blocks(x.astype(np.float32) if half or integers else x, axis, keepdims)
     value = total / count if count else total * np.nan
     value = value.astype(np.float16) if half else value
     return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, ones), shape),)
@@ -130,7 +130,7 @@ def sum_divided(x: Any, *, divisor: float, held: float, denominator: float | Non
             return np.broadcast_to(np.reshape(each, ones), shape)
         return np.ndarray(shape, each.dtype, each, strides=(0,) * len(shape))  # the same in a tenth of the time
 
-    return add_up(x) * scale, (to_x,)
+    return sum_in_blocks(x) * scale, (to_x,)
 
 
 def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:

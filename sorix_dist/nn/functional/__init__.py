@@ -19,7 +19,7 @@ from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.ops.shape import swapaxes as transpose
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import rows_along, whole
-from sorix_dist.core.tensor import array_of, shape_of
+from sorix_dist.core.tensor import ndarray_of, shape_of
 from sorix_dist.nn.functional import activation, distance, loss, resize, spatial
 from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
@@ -52,7 +52,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     of range.
     """
     weight = whole(weight, "embedding") if shard_of(weight) is not None else weight
-    index = np.asarray(array_of(input))
+    index = ndarray_of(input)
     count = len(weight)
     _check_index(index, count)
     if padding_idx is not None:

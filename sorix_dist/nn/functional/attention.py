@@ -20,7 +20,7 @@ from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.random import Draws
 from sorix_dist.core.rules import beside, whole
-from sorix_dist.core.tensor import Array, array_of
+from sorix_dist.core.tensor import Array, ndarray_of
 
 
 @half_in_float32
@@ -90,7 +90,7 @@ def bias_of(name: str, mask: Any, shape: tuple[int, ...], dtype: Any, *, sees: b
     if mask is None:
         return None
     mask = mask if shard_of(mask) is not None else whole(mask, name)
-    array = np.asarray(array_of(mask))
+    array = ndarray_of(mask)
     if not broadcasts_to(array.shape, shape):
         raise ValueError(f"{name} must broadcast to the shape {tuple(shape)} of the scores, got shape {array.shape}")
     if array.dtype.kind == "b":

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -148,27 +149,23 @@ class Indexed:
                 samples = [self._padded(*entry, longest) for entry in zip(samples, wanted.tolist(), strict=True)]
             return (self.collator.function or collate)(samples)
 
-        before = rng.global_streams() if self.several and not self.checked and rows.stop > rows.start else None
+        looking = self.several and not self.checked and rows.stop > rows.start
         try:
-            batch = self.collator.batch(rows, indices, gather, self.seed)
+            with rng.global_draws() if looking else nullcontext(()) as drawn:
+                batch = self.collator.batch(rows, indices, gather, self.seed)
         except Exception as error:
             error.add_note(f"in {_name(rows)} of the data loader, whose samples are {_listed(indices.tolist())}")
             raise
-        if before is not None:
-            self.checked = True
-            self._warn_of_global_streams(before)
+        self.checked = self.checked or looking
+        for name in drawn:
+            warnings.warn(
+                f"DataLoader: {type(self.dataset).__name__} draws from the global stream of `{name}` for a batch, so "
+                "that the samples depend on the number of ranks; sx.rand and its kin draw from a stream of the "
+                "sample's own there",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return batch
-
-    def _warn_of_global_streams(self, before: dict[str, Any]) -> None:
-        for name, now in rng.global_streams().items():
-            if before[name] != now:
-                warnings.warn(
-                    f"DataLoader: {type(self.dataset).__name__} draws from the global stream of `{name}` for a "
-                    "batch, so that the samples depend on the number of ranks; sx.rand and its kin draw from a "
-                    "stream of the sample's own there",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
 
     def _sample(self, index: int) -> Any:
         if (streams := rng.sample_streams.get()) is not None:

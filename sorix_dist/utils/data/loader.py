@@ -6,12 +6,11 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dis import opname
-from types import FrameType
 from typing import Any
 
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_bool, as_function, as_int, as_state, described
+from sorix_dist.core.calling_code import is_loop
 from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
@@ -172,7 +171,7 @@ class DataLoader:
             current_group().warn(self._ignored)  # here, where the ranks are known: one of them says it
             self._ignored = ""
         epoch, first = self.epoch, self._first
-        looking = not _asked_by_a_loop(sys._getframe(1))
+        looking = not is_loop(sys._getframe(1))
         if not looking:
             self._count(epoch, first)
         self._yielded = (epoch, first)
@@ -296,15 +295,6 @@ class DataLoader:
         if self.sampler is None:
             return Streamed(self.dataset, self._collator, self.batch_size, self.drop_last)
         return Indexed(self.dataset, self._collator, self._batches(self.sampler))
-
-
-def _asked_by_a_loop(caller: FrameType) -> bool:
-    """Whether the caller runs a `for` loop over the loader, also through enumerate or zip, rather than `next`. Only the
-    bytecode instruction of the caller shows the difference."""
-    code, at = caller.f_code.co_code, caller.f_lasti
-    while opname[code[at]] == "CACHE":  # which follows it: there Python 3.12 is, once a loop over a generator is warm
-        at -= 2
-    return opname[code[at]] == "FOR_ITER"
 
 
 def _ignored(options: Mapping[str, Any]) -> str:

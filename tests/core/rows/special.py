@@ -27,8 +27,8 @@ def factor_of_squares_by_numpy(x: np.ndarray) -> np.ndarray:
     return factor_of_squares(x, np.linalg.cholesky)
 
 
-def logarithm_by_numpy(x: np.ndarray) -> np.ndarray:
-    return np.linalg.slogdet(x)[1]
+def signs_and_logarithms(x: np.ndarray) -> np.ndarray:
+    return np.stack(np.linalg.slogdet(x), -1)
 
 
 ROWS = [
@@ -56,7 +56,7 @@ ROWS = [
         between=((1, 2), (-2, 2)), tolerance=1e-9, lacks=MATRICES),
     Row(algebra.inv, np.linalg.inv, [((3, 3),), ((2, 2, 2),)], covers="solve_systems", tolerance=1e-8),
     Row(algebra.determinant, np.linalg.det, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)], tolerance=1e-9, lacks=MATRICES),
-    Row(algebra.log_determinant, logarithm_by_numpy, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)], tolerance=1e-8,
+    Row(algebra.sign_and_logarithm, signs_and_logarithms, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)], tolerance=1e-8,
         lacks=MATRICES),
     Row(factor_of_squares, factor_of_squares_by_numpy, [((3, 3),), ((2, 2, 2),), ((0, 2, 2),)],
         covers="cholesky_factor", tolerance=1e-9, lacks=MATRICES),

@@ -38,6 +38,23 @@ class WithLoss(nn.Module):
         return {"loss": F.cross_entropy(scores, y.numpy()), "scores": scores}
 
 
+class Counting(nn.Module):
+    """Counts its batches in an attribute that its first forward makes, and scales by one of its inputs and the count.
+    It returns a parameter beside its loss; a hook changes the gradient of a root, and a logarithm changes in place."""
+
+    def __init__(self) -> None:
+        self.net = net()
+
+    def forward(self, x: Any, scale: Any) -> Any:
+        self.batches = getattr(self, "batches", 0) + 1
+        scores = self.net(x) * scale / self.batches
+        root = scores.square().mean().sqrt()
+        root.register_hook(lambda g: 3 * g)
+        size = scores.detach().abs().mean().log()
+        size.mul_(0.5)
+        return root * size, self.net[0].W
+
+
 class Images(nn.Module):
     def __init__(self) -> None:
         self.conv = nn.Conv2d(1, 3, 2).double()
@@ -90,11 +107,18 @@ def _of_some_rows(scores: Any, x: Any, y: Any) -> Any:
     return F.cross_entropy(scores[mask], y.numpy()[mask], WEIGHTS) + scores[mask].mean()
 
 
+def _root_and_penalty(m: list[nn.Module], x: Any, y: Any) -> Any:
+    root, weights = m[0](x, sx.replicated(np.array([1.0, 2.0, 0.5, 1.5])))
+    return root + 0.01 * weights.square().sum()
+
+
 def _input_penalty(model: nn.Module, x: Any) -> Any:
     x = x.detach().requires_grad_()
     (g,) = sx.autograd.grad(model(x).square().sum(), x, create_graph=True)
     return (g - 1).square().mean()
 
+
+ROTATION = np.linalg.qr(np.random.default_rng(4).standard_normal((FEATURES, FEATURES)))[0]
 
 Loss = Callable[[list[nn.Module], Any, Any], Any]
 
@@ -130,6 +154,13 @@ CASES = {
     "experts": Situation((Experts,), lambda m, x, y: F.cross_entropy(m[0](x), y)),
     "tokens": Situation((Tokens,), lambda m, x, y: F.cross_entropy(m[0](x), _for_tokens(x), ignore_index=IGNORED)),
     "scaled": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x / 16), y)),
+    "attribute, input, hook and parameter": Situation((Counting,), _root_and_penalty),
+    "projected": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x @ ROTATION), y)),
+    "projected, linear": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](F.linear(x, sx.tensor(ROTATION))), y)),
+    "projected scores": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x) @ ROTATION[:CLASSES, :CLASSES], y)),
+    "projected from the left": Situation((net,), lambda m, x, y: F.cross_entropy((ROTATION[:4, :4] @ m[0](x).T).T, y)),
+    "projected, einsum": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](sx.einsum("bi,ji", x, ROTATION)), y)),
+    "smoothed": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](F.avg_pool1d(x[:, None], 3, 1, 1)[:, 0]), y)),
     "images": Situation((Images,), lambda m, x, y: F.cross_entropy(m[0](sx.cat([x, x], 1).reshape(-1, 1, 4, 4)), y)),
     "columns": Situation((lambda: net(7),), lambda m, x, y: F.cross_entropy(m[0](x[:, :-1]), y)),
     "sum by hand": Situation((net,), lambda m, x, y: (m[0](x) ** 2).sum() * 0.02),

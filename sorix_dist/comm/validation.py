@@ -1,15 +1,11 @@
-"""What all kinds of communicators share: checks of arguments, and collectives in terms of simpler ones."""
+"""Checks of the arguments of collectives, the same for all kinds of communicators."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
-
-from sorix_dist.comm.protocol import Array, Comm, Op, Pieces, Started
 
 OPS = ("sum", "max", "min")
 DTYPES = frozenset(np.dtype(code) for code in "?bhilqBHILQefd")
@@ -74,32 +70,3 @@ def as_int(call: str, name: str, value: Any) -> int:
         except TypeError:
             pass
     raise TypeError(f"{call}: {name} must be an int, got {type(value).__name__} {value!r}")
-
-
-# -- sums in the order of the ranks, and pieces one after the other
-
-_FUNCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-
-
-def combined(arrays: Sequence[Array], op: Op) -> Array:
-    """What `Comm.all_reduce` makes of these arrays, one of each rank; float16 in float32."""
-    wide = np.float32 if arrays[0].dtype == np.float16 else arrays[0].dtype
-    total: Array = reduce(_FUNCTIONS[op], arrays[1:], arrays[0].astype(wide))
-    return total
-
-
-def write(total: Array, array: Array) -> None:
-    """Overwrites an array by a total, which is rounded if that is wider."""
-    with np.errstate(over="ignore"):
-        array[...] = total
-
-
-def one_by_one(comm: Comm, pieces: Pieces) -> Started:
-    """`Comm.start_pieces` without anything under way: all pieces travel at the end, one after the other."""
-
-    def finish() -> None:
-        for piece in range(pieces.count):
-            received = comm.all_to_all(pieces.send(piece))
-            pieces.receive(piece, comm.all_gather(pieces.combine(piece, received)))
-
-    return Started(lambda: None, finish)

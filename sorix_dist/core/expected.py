@@ -1,0 +1,63 @@
+"""Numbers and arrays that stand beside a batch: gradients follow from them, so every rank must have the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sorix_dist.core.capture import host
+from sorix_dist.core.graph import recording
+from sorix_dist.core.placement import Group, Partial, Shard
+from sorix_dist.core.tensor import Tensor, ndarray_of
+
+_WEIGHTS = np.arange(1.0, 1025.0)  # of the elements of an array that are compared
+_SPELLED = 8  # characters of a number that a program spells out, at most
+
+
+def beside_sum(place: Partial, constant: Any) -> Partial:
+    """The placement of a sum over ranks times a Replicate, divided by one, or plus one."""
+    group = place.group
+    if group.parts == 1 or group.isolated:
+        return place
+    if constant.__class__ in (float, int):
+        return place.beside(float(constant))
+    if getattr(constant, "origin", None) is not None:
+        _compare(group, constant.array)
+        return place
+    return place.beside(_checksum(ndarray_of(constant)))
+
+
+def beside_rows(rows: Shard, constant: Any) -> None:
+    """Has the ranks compare a Replicate beside rows: an array, a tensor that is no parameter, or a number that was
+    computed. What NumPy makes of this rank's rows alone, such as their mean, differs."""
+    group = rows.group
+    if group.single or group.isolated or not recording.get():
+        return
+    if isinstance(constant, Tensor):
+        if constant.place is None and not is_parameter(constant):
+            _compare(group, constant.array)
+    elif isinstance(constant, np.ndarray | np.generic) or (
+        constant.__class__ is float and constant * 256 % 1 != 0 and len(repr(constant)) > _SPELLED
+    ):
+        _compare(group, constant)
+
+
+def is_parameter(x: Any) -> bool:
+    """Whether an operand is a Replicate that collects a gradient. The ranks have compared it when it was wrapped."""
+    origin = getattr(x, "origin", None)
+    return origin is not None and origin is x.leaf and x.place is None
+
+
+@host
+def _compare(group: Group, constant: Any) -> None:
+    if ndarray_of(constant).dtype.kind in "fiub":
+        group.compare(_checksum(constant))
+
+
+@host
+def _checksum(array: Any) -> float:
+    """A number that depends on those of an array, and on their order."""
+    numbers = np.ravel(array, order="K")
+    numbers = numbers[:: 1 + len(numbers) // len(_WEIGHTS)]
+    return float(numbers @ _WEIGHTS[: len(numbers)])
