@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.deferred import deferred, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.expected import beside_rows, beside_sum
@@ -85,7 +86,11 @@ def one_row(place: Shard) -> bool:
 def on_every_rank(rows: Shard, condition: bool) -> bool:
     """Whether a condition holds on every rank of these rows. A call of all ranks."""
     group = rows.group
-    return condition if group.isolated or group.single else group.counts(int(not condition))[1] == 0
+    if group.isolated or group.single:
+        return condition
+    if recorders:
+        outside("whether a tensor that len(x) or an index has made is rows of the batch is asked of all ranks")
+    return group.counts(int(not condition))[1] == 0
 
 
 def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Options, place: Placement) -> Answer:

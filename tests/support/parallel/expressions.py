@@ -459,9 +459,6 @@ IN_PLACE = [
     "u - changed(v.mean(0), 'clamp_', v.detach().mean())",
     "u - changed(v.mean(0), 'unsqueeze_', 0)",
     "u - changed(v.var(0), 'sqrt_')",
-    "u - (lambda m: (m[:2].fill_(3.0), m)[1])(v.mean(0).detach().clone())",
-    "u - (lambda m: (m.reshape(2, 2)[0].zero_(), m)[1])(v.sum(0).detach().clone())",
-    "u - (lambda m: (m.T.__setitem__(1, 2.0), m)[1])(v.var(0).detach())",
     "u - (lambda m: (m.clamp_(0.2).add_(1.0).mul_(v.detach().mean()), m)[1])(v.mean(0).detach())",
     "u - (lambda m: (setattr(m, 'data', m * 2), m)[1])(v.mean(0).detach())",
 ]
