@@ -23,7 +23,7 @@ from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.placement import REPLICATE, Array, Partial, Shard, current_group, shard_of
 from sorix_dist.core.rules import on_every_rank, whole
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Size, Tensor
 
 # Called often, and without a gradient to lose; lengths are numbers of the batch, as x.shape[0] is.
 _OF_SHAPES: dict[Any, Callable[..., Any]] = {
@@ -84,6 +84,13 @@ def _writes_at_positions(function: Any, args: Any, kwargs: Any) -> bool:
         values = [*args, *kwargs.values()][-1]
         return np.size(values) != 1 and np.shape(values) != np.shape(args[0])
     return function is np.fill_diagonal or (function in (np.put, np.put_along_axis) and not _has_arrays(args[1:]))
+
+
+def shape_function(self: Size, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """np.prod(x.shape) is a number of the batch; other functions of a shape get its integers."""
+    if function is np.prod and len(args) == 1 and not kwargs:
+        return self.numel()
+    return function(*(tuple(map(int, x)) if isinstance(x, Size) else x for x in args), **kwargs)
 
 
 def _has_arrays(operands: Any) -> bool:
@@ -327,3 +334,4 @@ OF_NUMPY |= {np.amax: OF_NUMPY[np.max], np.amin: OF_NUMPY[np.min]}
 
 setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
 setattr(Tensor, "__array_function__", array_function)  # noqa: B010
+setattr(Size, "__array_function__", shape_function)  # noqa: B010
