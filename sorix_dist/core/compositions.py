@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import algebra, arrange, create, methods, random, statistics
+from sorix_dist.core import algebra, arrange, create, in_place, methods, random, statistics
 from sorix_dist.core.algebra import *  # noqa: F403
 from sorix_dist.core.arguments import explained
 from sorix_dist.core.arrange import *  # noqa: F403
@@ -47,7 +47,9 @@ def _changing(name: str) -> Callable[..., Tensor]:
     plain = getattr(Tensor, name)
 
     def method(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        return methods.copy_(self, methods.fitting(self, plain(self, *arguments, **options)))
+        if in_place.follows(self, *arguments, *options.values()):
+            return in_place.become(self, plain(self, *arguments, **options))
+        return in_place.copy_(self, in_place.fitting(self, plain(self, *arguments, **options)))
 
     method.__name__ = method.__qualname__ = f"{name}_"
     method.__doc__ = f"`{name}` in place; returns this tensor."
@@ -55,7 +57,7 @@ def _changing(name: str) -> Callable[..., Tensor]:
 
 
 def _scaled(name: str) -> Callable[..., Tensor]:
-    plain = methods.add_ if name == "add" else methods.sub_
+    plain = in_place.add_ if name == "add" else in_place.sub_
 
     def method(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
         return plain(self, other if is_just(alpha, 1) else mul(other, alpha))
@@ -68,12 +70,14 @@ def _scaled(name: str) -> Callable[..., Tensor]:
 def div_(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """`div` in place; returns this tensor."""
     if rounding_mode is None:
-        return methods.div_(self, other)
-    return methods.copy_(self, methods.fitting(self, rounded_quotient(self, other, mode=rounding_mode)))
+        return in_place.div_(self, other)
+    if in_place.follows(self, other):
+        return in_place.become(self, rounded_quotient(self, other, mode=rounding_mode))
+    return in_place.copy_(self, in_place.fitting(self, rounded_quotient(self, other, mode=rounding_mode)))
 
 
 def _drawn(self: Tensor, numbers: Any) -> Tensor:
-    return methods.copy_(self, Tensor(np.asarray(numbers)))
+    return in_place.copy_(self, Tensor(np.asarray(numbers)))
 
 
 def _by_row(self: Tensor, by_row: Callable[..., Any], stream: Callable[..., Any]) -> Any:
@@ -112,7 +116,7 @@ def _reshaping(name: str) -> Callable[..., Tensor]:
     plain = getattr(Tensor, name)
 
     def method(self: Tensor, *dims: Any) -> Tensor:
-        methods.check_target(self)
+        in_place.check_target(self)
         if self.leaf is not None:
             raise RuntimeError(f"{name}_ can't change the shape of a trained tensor; use {name}")
         turned = plain(self.detach(), *dims)

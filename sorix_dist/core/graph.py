@@ -223,9 +223,15 @@ class Leaf:
 
 
 class Node:
-    """One recorded operation: its gradient rules, one per input, and the nodes or leaves of the inputs (`edges`)."""
+    """One recorded operation: its gradient rules, one per input, and the nodes or leaves of the inputs (`edges`).
 
-    __slots__ = ("dtype", "edges", "hooks", "number", "op", "result", "rules", "saved", "shape", "shard", "sync")
+    last: of an assignment in a loop, the axis and the largest index that was assigned to so far; unset for others.
+    """
+
+    __slots__ = (
+        "dtype", "edges", "hooks", "last", "number", "op", "result", "rules", "saved", "shape", "shard", "sync",
+    )  # fmt: skip
+    last: tuple[int, int] | None
 
     def __init__(
         self,

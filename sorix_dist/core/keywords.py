@@ -123,8 +123,6 @@ _INSTEAD = {
     "SyncBatchNorm": "BatchNorm2d, whose statistics are those of the global batch",
     "LBFGS": "Adam, or scipy.optimize.minimize", "ASGD": "SGD, and swa_utils.AveragedModel",
     "CTCLoss": "no loss of alignments", "EmbeddingBag": "Embedding, and a mean over its rows",
-    "SubsetRandomSampler": "Subset(dataset, indices) with DataLoader(shuffle=True)",
-    "RandomSampler": "DataLoader(shuffle=True)", "SequentialSampler": "DataLoader(shuffle=False)",
     "get_worker_info": "threads as workers, and each makes whole batches",
     "weight_norm": "a parametrization in your forward", "spectral_norm": "a parametrization in your forward",
 }  # fmt: skip

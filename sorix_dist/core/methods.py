@@ -8,22 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import autograd, tally
+from sorix_dist.core import autograd, in_place
 from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.graph import Leaf, Node, editing, recording
 from sorix_dist.core.keywords import with_torch_keywords
-from sorix_dist.core.memory import refuse_frozen
-from sorix_dist.core.op import OF_NUMPY
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.index_parts import assign, become_whole, written
-from sorix_dist.core.placement import Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Array, Tensor, array_of
+from sorix_dist.core.tensor import Tensor, array_of
 
 
 def astype(self: Tensor, dtype: Any) -> Tensor:
@@ -73,173 +68,6 @@ def _converter(kind: types.DType) -> Callable[[Tensor], Tensor]:
 
     method.__doc__ = f"The elements as {kind.name}."
     return method
-
-
-# -- in place
-
-
-_REFUSED = "In-place operations are not allowed on a tensor that requires grad"
-_LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
-
-
-def target(tensor: Tensor, *others: Any) -> Array:
-    """The array to write to, of a sum over rows that over all ranks; RuntimeError as `check_target`."""
-    check_target(tensor, *others)
-    become_whole(tensor)
-    return tensor.array
-
-
-def check_target(tensor: Tensor, *others: Any) -> None:
-    """RuntimeError where a recorded graph could miss a change in place.
-
-    A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
-    """
-    if isinstance(tensor.origin, Node):
-        raise RuntimeError(f"{_REFUSED}: it was computed, and a backward may need its numbers; use the plain operation")
-    if recording.get():
-        if tensor.origin is not None:
-            raise RuntimeError(f"{_REFUSED}; do it inside no_grad(), or use the plain operation")
-        if any(isinstance(x, Tensor) and x.origin is not None for x in others):
-            raise RuntimeError("In-place operations are not allowed with an operand that requires grad: detach() it")
-    refuse_frozen(tensor.array)
-    if recorders:
-        outside("a change of a tensor in place can't be captured")
-
-
-def _number(self: Tensor, x: Any) -> Any:
-    """An operand for NumPy. Numbers and 0-d tensors do not widen the result."""
-    array = written(self, x)
-    return array.item() if isinstance(array, np.ndarray | np.generic) and array.ndim == 0 else array
-
-
-def _counted(self: Tensor, *others: Any) -> tuple[Any, ...] | None:
-    """The operands of a write into counts that a program keeps by hand; None if it is none of them."""
-    if self.leaf is not None or isinstance(self.place, Shard | Partial):
-        return None
-    if tally.is_tally(self) and any(shard_of(x) is not None for x in others):
-        self.place = tally.of_everyone(self).place
-        return None
-    others = tuple(tally.of_sum(x, "a write in place") for x in others)
-    return others if any(map(tally.is_tally, (self, *others))) else None
-
-
-def _become(self: Tensor, value: Tensor) -> Tensor:
-    """Writes into a part of a sum: what it is across ranks and what it shows follow."""
-    np.copyto(self.array, value.array, casting="same_kind")
-    self.place = value.place
-    for name in ("shown", "complete"):
-        if hasattr(value, name):
-            setattr(self, name, getattr(value, name))
-        elif hasattr(self, name):
-            delattr(self, name)
-    return self
-
-
-def fitting(self: Tensor, value: Tensor) -> Tensor:
-    """`value`; TypeError if it is of a higher kind (bool, integer, float) than the tensor that it is written to."""
-    first, second = ("biuf".index(x.array.dtype.kind) for x in (value, self))
-    if first > max(second, 2 if second else 0):  # any integer fits any other
-        raise TypeError(f"a result of {value.array.dtype} can't be written to a tensor of {self.array.dtype}")
-    return value
-
-
-def _rewritten(self: Tensor, value: Tensor) -> Tensor:
-    tally.write(self, ..., fitting(self, value))
-    return self
-
-
-def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
-    def method(self: Tensor, other: Any) -> Tensor:
-        check_target(self, other)
-        if isinstance(self.place, Partial | Deferred):
-            return _become(self, OF_NUMPY[ufunc](self.detach(), other))
-        if (counted := _counted(self, other)) is not None:
-            return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
-        ufunc(self.array, _number(self, other), out=self.array, casting="same_kind")
-        return self
-
-    method.__doc__ = f"numpy.{ufunc.__name__} of this tensor and another operand, in place; returns this tensor."
-    return method
-
-
-add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.divide))
-
-
-def fill_(self: Tensor, value: Any) -> Tensor:
-    """Every element becomes `value`, in place; returns this tensor."""
-    array = target(self, value)
-    if (counted := _counted(self, value)) is not None:
-        tally.write(self, ..., *counted)
-    else:
-        np.copyto(array, _number(self, value), casting="unsafe")
-    return self
-
-
-def zero_(self: Tensor) -> Tensor:
-    """Every element becomes 0, in place; returns this tensor."""
-    return fill_(self, 0)
-
-
-def copy_(self: Tensor, src: Any) -> Tensor:
-    """The elements of `src`, which broadcasts and is cast, in place; returns this tensor."""
-    array = target(self, src)
-    if (counted := _counted(self, src)) is not None:
-        tally.write(self, ..., *counted)
-    else:
-        np.copyto(array, np.asarray(written(self, src)), casting="unsafe")
-    return self
-
-
-def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """Elements below `min` and above `max` become those, in place; returns this tensor."""
-    if min is None and max is None:
-        raise ValueError("clamp_: at least one of min and max must be given, got None for both")
-    array = target(self, min, max)
-    if (counted := _counted(self, min, max)) is not None:
-        return _rewritten(self, choose.clamp(self, *counted))
-    if min is not None:
-        np.maximum(array, _number(self, min), out=array, casting="same_kind")
-    if max is not None:
-        np.minimum(array, _number(self, max), out=array, casting="same_kind")
-    return self
-
-
-def setitem(self: Tensor, key: Any, value: Any) -> None:
-    """self[key] = value; RuntimeError where a gradient would be lost by it."""
-    if isinstance(self.origin, Node):
-        raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")
-    if recording.get():
-        if self.origin is not None:
-            raise RuntimeError(_LEAF)
-        if isinstance(value, Tensor) and value.origin is not None:
-            raise RuntimeError("a tensor that requires grad can't be assigned: use where(), cat() or stack()")
-    refuse_frozen(self.array)
-    if recorders:
-        outside("an assignment to elements of a tensor can't be captured")
-    assign(self, key, value)
-
-
-def _augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Any]:
-    """`x += y` and the like: in place inside no_grad(), where updates by hand are written so, and in users' optimizers;
-    else a new tensor. What is trained is refused as in PyTorch: in a loop over parameters the new tensor would be lost,
-    and nothing trained."""
-
-    def operator(self: Tensor, other: Any) -> Any:
-        if recording.get() and isinstance(self.origin, Leaf):
-            raise RuntimeError(f"{_LEAF[:-1]}: do it inside no_grad(), of a wrapped model inside `with model.edit():`")
-        by_value = recording.get() and editing.get() is None
-        if by_value or isinstance(self.origin, Node) or isinstance(self.place, Partial):
-            return NotImplemented
-        if self.leaf is None and shard_of(self) is None and shard_of(other) is not None:
-            return NotImplemented  # which decides whether the result is rows
-        try:
-            return method(self, other)
-        except (ValueError, TypeError):
-            if self.origin is not None:
-                raise
-            return NotImplemented  # the result has another shape or kind: a new tensor, then
-
-    return operator
 
 
 # -- operators and methods
@@ -329,10 +157,11 @@ _METHODS: _Table = {
     "positive": shape.alias,
     "clamp_min": lambda self, min: choose.clamp(self, min), "clamp_max": lambda self, max: choose.clamp(self, max=max),
     "arcsin": e.asin, "arccos": e.acos, "arctan": e.atan,
-    "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "fill_": fill_, "zero_": zero_, "copy_": copy_,
-    "clamp_": clamp_, "__setitem__": setitem,
-    "__iadd__": _augmented(add_), "__isub__": _augmented(sub_),
-    "__imul__": _augmented(mul_), "__itruediv__": _augmented(div_),
+    **{name: getattr(in_place, name)
+       for name in ("add_", "sub_", "mul_", "div_", "fill_", "zero_", "copy_", "clamp_")},
+    **{f"__i{name}__": in_place.augmented(getattr(in_place, f"{its}_"))
+       for name, its in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"))},
+    "__setitem__": in_place.setitem,
     "astype": astype, "type": astype, "to": to, "cpu": cpu, "cuda": cuda, "gpu": cuda,
     **{name: _converter(getattr(types, name))
        for name in ("half", "float", "double", "short", "int", "long", "byte", "bool")},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.deferred import deferred, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.expected import beside_rows, beside_sum
@@ -85,7 +86,11 @@ def one_row(place: Shard) -> bool:
 def on_every_rank(rows: Shard, condition: bool) -> bool:
     """Whether a condition holds on every rank of these rows. A call of all ranks."""
     group = rows.group
-    return condition if group.isolated or group.single else group.counts(int(not condition))[1] == 0
+    if group.isolated or group.single:
+        return condition
+    if recorders:
+        outside("whether a tensor that len(x) or an index has made is rows of the batch is asked of all ranks")
+    return group.counts(int(not condition))[1] == 0
 
 
 def applied(apply: Apply, operands: Sequence[Any], inputs: Inputs, options: Options, place: Placement) -> Answer:
@@ -316,7 +321,8 @@ def beside(x: Any, lead: Shard, at: int) -> Any:
     shape = shape_of(x)
     if len(shape) >= at and shape[-at] != 1:
         return rows_beside(x, lead, at)
-    if len(shape) < at or lead.spread_evenly:  # else it may be the only row of this rank
+    several_rows = lead.of_loader and lead.batch.parent is None and lead.total >= 2 * lead.group.size  # on each rank
+    if len(shape) < at or several_rows:  # else it may be the only row of this rank
         beside_rows(lead, x)
     return x
 

@@ -39,7 +39,7 @@ MOST = 40 if LONG else 3  # placements for one case of a row
 # Operations that public functions call with options of this rank's rows, or that are the collectives themselves: the
 # functions are what is tested, in the table of cases below.
 BY_FUNCTIONS = {
-    "select", "take", "scatter_add_to", "expand_to", "reshape_to", "table_rows", "sum_of_rows", "sum_divided",
+    "select", "take", "put", "scatter_add_to", "expand_to", "reshape_to", "table_rows", "sum_of_rows", "sum_divided",
     "flip_over", "roll_over", "cross_entropy_of_classes", "cross_entropy_rows", "negative_likelihood_rows",
     "batch_norm_of_rows", "all_reduced", "among_all", "cut_rows", "shared_out", "spread_rows", "sum_in_order",
     "take_rows", "put_rows", "summed_parts", "for_each_shard", "first_of", "in_row_order",
@@ -164,6 +164,50 @@ SHAPES = {
     "cut rows": [lambda x: sx.pad(x, (0, 0, -1, 0)), [N3], ["0"]],
     "tril": [lambda x: x.tril(), [("N", 3, 3)], ["0"], {"covers": ("select",)}],
     "tril of rows": [lambda x: x.triu(), [N3], ["0"]],
+}  # fmt: skip
+
+
+def assigned(key: Any, into: Any = sx.sin) -> Any:
+    """A function of x and y that assigns y to elements of what `into` makes of x."""
+
+    def function(x: Any, y: Any) -> Any:
+        z = into(x)
+        z[key(x) if callable(key) else key] = y
+        return z
+
+    return function
+
+
+def zeros_of_rows(x: Any) -> Any:
+    return sx.zeros(len(x), 3, dtype=x.dtype)
+
+
+ASSIGNMENTS = {
+    "all": [assigned(...), [N3, N3], ["0", "0"], {"covers": ("put",)}],
+    "all by all": [assigned(slice(None)), [N3, N3], ["0", ""]],
+    "rows to all": [assigned(slice(None)), [N3, N3], ["", "0"]],
+    "all by a row": [assigned(slice(None)), [N3, (3,)], ["0", ""]],
+    "a column": [assigned((slice(None), 1)), [N3, ("N",)], ["0", "0"]],
+    "a column of all": [assigned((..., 0)), [N3, ("N",)], ["0", ""]],
+    "a column of zeros": [assigned((slice(None), 1), zeros_of_rows), [N3, ("N",)], ["0", "0"]],
+    "columns by more": [assigned((slice(None), slice(1, 3))), [N3, (1, 1, 2)], ["0", ""]],
+    "a sum to a column": [assigned((slice(None), 1)), [N3, ()], ["0", "partial"]],
+    "a time in front": [assigned(1), [TN3, N3], ["1", "0"]],
+    "a time in the middle": [assigned((slice(None), 0)), [("N", 2, 3), N3], ["0", "0"]],
+    "a row": [assigned(0), [N3, (3,)], ["0", ""], {"refused": PLACES}],
+    "rows in between": [assigned(slice(1, 2)), [N3, (3,)], ["0", ""], {"refused": PLACES}],
+    "a mask of rows": [assigned(lambda x: x.detach().sum(1) > 0), [N3, (3,)], ["0", ""]],
+    "a mask of elements": [assigned(lambda x: x.detach() > 0), [N3, ()], ["0", ""]],
+    "an element of a sum": [assigned(1), [(3,), ()], ["partial", ""]],
+    "a sum to an element": [assigned(1), [(3,), ()], ["", "partial"]],
+    "a sum to a sum": [assigned(slice(1, 3)), [(3,), (2,)], ["partial", "partial"]],
+    "in place": [lambda x, y: sx.sin(x).mul_(y).add_(y, alpha=2).clamp_(min=-1), [N3, (3,)], ["0", ""]],
+    "rows in place": [lambda x, y: sx.sin(x).sub_(y), [N3, N3], ["0", "0"]],
+    "rows to all in place": [lambda x, y: sx.sin(x).add_(y), [N3, N3], ["", "0"]],
+    "a sum in place": [lambda x, y: sx.sin(x).add_(y), [(3,), (3,)], ["partial", "partial"]],
+    "filled": [lambda x, y: sx.sin(x).fill_(y), [N3, ()], ["0", "partial"]],
+    "copied": [lambda x, y: sx.sin(x).copy_(y), [N3, N3], ["0", "0"]],
+    "masked in place": [lambda x, y: sx.sin(x).masked_fill_(y.detach() > 0, 2.0), [N3, ("N", 1)], ["0", "0"]],
 }  # fmt: skip
 INDICES = {
     "all": [lambda x: x[:], [N3], ["0"], {"covers": ("take",)}],
@@ -422,6 +466,7 @@ LAYERS = {
 }  # fmt: skip
 GROUPS = {
     "shape": SHAPES, "index": INDICES, "choice": CHOICES, "reduction": REDUCTIONS, "product": PRODUCTS, "loss": LOSSES,
+    "assignment": ASSIGNMENTS,
     "layer": LAYERS, "composed": COMPOSED,
 }  # fmt: skip
 ALL = [case for kind, group in GROUPS.items() for case in cases(kind, group)]

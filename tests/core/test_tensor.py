@@ -362,13 +362,10 @@ def test_changes_in_place_keep_the_dtype() -> None:
 )  # fmt: skip
 def test_no_change_in_place_of_what_requires_grad(change: Any) -> None:
     x = matrix(True)
-    for tensor in (x, x * 2):
-        before = tensor.data.copy()
-        with pytest.raises(RuntimeError, match="In-place operations are not allowed"):
-            change(tensor)
-        np.testing.assert_array_equal(tensor.data, before)
+    before = x.data.copy()
     with pytest.raises(RuntimeError, match="In-place operations are not allowed"):
-        matrix().add_(x)
+        change(x)
+    np.testing.assert_array_equal(x.data, before)
     computed = x * 2
     with no_grad():
         change(x)
@@ -390,13 +387,83 @@ def test_no_assignment_where_a_gradient_would_be_lost() -> None:
         RuntimeError, match=r"a leaf Variable that requires grad is being used in an in-place operation\."
     ):
         x[0] = 1
-    with pytest.raises(RuntimeError, match="where"):
-        (x * 2)[0] = 1
-    with pytest.raises(RuntimeError, match="where"):
-        matrix()[0] = x[0]
+    computed = x * 2
+    with no_grad(), pytest.raises(RuntimeError, match="where"):
+        computed[0] = 1
+    with pytest.raises(RuntimeError, match="list of tensors would lose their gradients"):
+        matrix()[:, 0] = [x[0, 0], x[1, 0]]
+    with pytest.raises(RuntimeError, match="can't be written to a tensor of int64"):
+        Tensor([1, 2, 3])[0] = x[0, 0]
+    for whole, part in ((Tensor(np.zeros((2, 3))), lambda y: y[0]), (x * 2, lambda y: y.reshape(-1))):
+        with pytest.raises(RuntimeError, match=r"shares its numbers with another one, .* y\[t\] = x, or clone"):
+            part(whole)[:] = x.sum()
+        with pytest.raises(RuntimeError, match="shares its numbers"):
+            part(whole).mul_(x.sum())
+    kept = x * 2
+    kept.retain_grad()
+    with pytest.raises(RuntimeError, match=r"retain_grad\(\) knows"):
+        kept[0] = 1
     with no_grad():
         x[0] = 1
     assert x.tolist() == [[1, 1, 1], [3, 4, 5]]
+
+
+W = [1.0, 2.0, 3.0]
+
+
+def in_a_loop(w: Any) -> Any:
+    out = Tensor(np.zeros((3, 3)))
+    for t in range(3):
+        out[t] = w * (t + 1)
+    return out
+
+
+def backwards(w: Any) -> Any:
+    out = Tensor(np.zeros((3, 3)))
+    for t in (2, 1, 0):
+        out[:, t] = w[t] * w
+    return out
+
+
+def again(w: Any) -> Any:
+    out = Tensor(np.zeros((2, 3)))
+    out[0] = w * w
+    before = out * 1
+    out[0] = w
+    out[-1] += out[0]
+    return out + before
+
+
+ASSIGNED: dict[str, tuple[Any, Any, list[float]]] = {  # a function of w, its sum with w = 1, 2, 3, and the gradient
+    "in a loop": (in_a_loop, 36, [6, 6, 6]),
+    "backwards": (backwards, 36, [12, 12, 12]),
+    "again": (again, 26, [4, 6, 8]),
+    "a mask": (lambda w: changed(w * 2, "__setitem__", w.detach() > 1, 0.5), 3, [2, 0, 0]),
+    "mul_": (lambda w: changed(w * 2, "mul_", w), 28, [4, 8, 12]),
+    "add_ to zeros": (lambda w: changed(Tensor(np.zeros(3)), "add_", w, alpha=2), 12, [2, 2, 2]),
+    "masked_fill_": (lambda w: changed(w * w, "masked_fill_", w > 2, 1.0), 6, [2, 4, 0]),
+    "clamp_": (lambda w: changed(w * 1, "clamp_", max=2), 5, [1, 1, 0]),
+    "fill_": (lambda w: changed(w * 1, "fill_", w[1]), 6, [0, 3, 0]),
+    "copy_": (lambda w: changed(w * 1, "copy_", w[:1]), 3, [3, 0, 0]),
+    "sqrt_": (lambda w: changed(w * w, "sqrt_"), 6, [1, 1, 1]),
+    "div_": (lambda w: changed(w * w, "div_", w, rounding_mode="floor"), 6, [0, 0, 0]),
+}
+
+
+def changed(x: Tensor, method: str, *arguments: Any, **options: Any) -> Tensor:
+    getattr(x, method)(*arguments, **options)
+    return x
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+def test_changes_that_gradients_follow(name: str) -> None:
+    """Also where an operation before the change has read other numbers, which PyTorch refuses in its backward."""
+    function, total, gradient = ASSIGNED[name]
+    w = Tensor(np.array(W), requires_grad=True)
+    result = function(w).sum()
+    result.backward()
+    assert result.item() == total
+    assert w.grad.tolist() == gradient
 
 
 def test_plus_equals_makes_a_new_tensor_while_recording() -> None:

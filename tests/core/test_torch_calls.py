@@ -155,7 +155,6 @@ def test_missing_names_tell_the_nearest(name: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("from sorix_dist.utils.data import SubsetRandomSampler", r"Subset\(dataset, indices\)"),
         ("from sorix_dist.nn.utils.rnn import pack_padded_sequence", "pad_sequence"),
         ("from sorix_dist.nn import SyncBatchNorm", "BatchNorm2d"),
         ("from sorix_dist.optim.lr_scheduler import StepLRR", "there is StepLR"),

@@ -205,6 +205,52 @@ def schedulers_of_users(T: Any) -> Any:
     ]  # fmt: skip
 
 
+@idiom
+def orders_of_samples(T: Any) -> Any:
+    data = T.utils.data
+
+    class Halves(data.Sampler):  # type: ignore[misc]
+        def __init__(self, source: Any) -> None:
+            super().__init__()
+            self.source = source
+
+        def __iter__(self) -> Any:
+            half = len(self.source) // 2
+            return iter([*range(half, len(self.source)), *T.arange(half)])
+
+        def __len__(self) -> int:
+            return len(self.source)
+
+    class Pairs(data.BatchSampler):  # type: ignore[misc]
+        def __init__(self, sampler: Any) -> None:
+            self.sampler = sampler
+
+        def __iter__(self) -> Any:
+            one = None
+            for index in self.sampler:
+                if one is not None:
+                    yield [one, index]
+                one = index if one is None else None
+
+        def __len__(self) -> int:
+            return len(self.sampler) // 2
+
+    numbers = data.TensorDataset(T.arange(7))
+
+    def read(**options: Any) -> Any:
+        loader = data.DataLoader(numbers, **options)
+        return len(loader), [[batch.tolist() for (batch,) in loader] for _ in range(2)]
+
+    return [
+        read(sampler=Halves(numbers), batch_size=3), read(sampler=Halves(numbers), batch_size=3, drop_last=True),
+        read(batch_sampler=Pairs(Halves(numbers))), read(batch_sampler=data.BatchSampler(Halves(numbers), 2, False)),
+        read(batch_sampler=data.BatchSampler(data.SequentialSampler(numbers), 4, True)),
+        read(sampler=[4, 4, 1], batch_size=2), read(batch_sampler=[[0, 1, 2], [3]]),
+        len(data.RandomSampler(numbers)), sorted(data.RandomSampler(numbers)), sorted(data.SubsetRandomSampler([1, 5])),
+        len(data.RandomSampler(numbers, replacement=True, num_samples=20)),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("idiom", IDIOMS.values(), ids=IDIOMS.keys())
 def test_idioms(idiom: Any) -> None:
     assert idiom(sx) == idiom(torch)

@@ -49,6 +49,15 @@ DIFFERENTIABLE = """
     T.diag(v, -2); x.double(); x.clone(); x.contiguous(); x.detach() * x; x.float().double()
     x.to(T.float32).to(T.float64); ((x - x.mean(0)) / x.std(0)).tanh().sum(); (x @ m).softmax(-1) @ x
     (x.exp().sum(1, keepdim=True).log() - x).mean()
+    (x * 1).mul_(y).add_(v, alpha=2); (x * 2).clamp_(-1, 1); (x * y).masked_fill_(y > 0, 2.0); (x * 1).div_(p).sub_(1)
+    (x * 1).copy_(v); (x * 1).fill_(s); (x * 3).floor_().mul_(y); (x * 1).sigmoid_(); (x * y).lerp_(v, 0.3)
+    (p * 1).sqrt_(); (x * 1).addcmul_(y, v, value=0.5); (x * y).zero_(); T.zeros(3, 4).double().add_(x).mul_(x.detach())
+    put(x * 1, (slice(None), 1), s); put(T.zeros(3, 4).double(), 1, v); put(x * y, x > 0, v[0]); put(x * y, x > 0, 1.0)
+    put(put(T.zeros(3, 4).double(), 0, v), 2, x[1]); put(put(x * 1, 1, v * v), 0, x[2])
+    put(x * 1, (..., 0), x[:, 1] * s); put(put(put(T.zeros(3, 4).double(), 2, v), 0, x[1]), 2, y[0])
+    put(b * 1, (slice(None), slice(0, 2)), x[:2]); put(x * 1, T.tensor([2, 0]), y[1:] * y[:2])
+    put(x * 1, slice(1, None), m.t()[1:]); put(x.float(), 0, v * v)
+    put(x * 1, (k, k), v[:2]); put(x * y, (slice(None), [0, 3]), p[:, 1:3]); put(x * 1, 0, v[None]); put(b * y, ..., x)
 """
 OTHERS = """
     x == y; x != x; x < y; x <= 0; x > v; x >= x; (x > 0) & (y > 0); (x > 0) | (y > 0); ~(x > 0)
@@ -96,7 +105,12 @@ def evaluated(text: str, library: Any, requires_grad: bool = False) -> tuple[Any
         name: library.tensor(a, requires_grad=requires_grad and a.dtype == np.float64) for name, a in arrays().items()
     }
     floats = [t for t in given.values() if t.requires_grad]
-    return eval(text, {"T": library, **given}), floats
+    return eval(text, {"T": library, "put": put, **given}), floats
+
+
+def put(x: Any, key: Any, value: Any) -> Any:
+    x[key] = value
+    return x
 
 
 def plain(value: Any) -> Any:

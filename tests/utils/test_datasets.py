@@ -278,8 +278,8 @@ def test_pytorch_options() -> None:
     assert [y for _, yb in loader for y in yb.tolist()] == orders[0][:8]
     with pytest.raises(ValueError, match="batch_sampler excludes"):
         DataLoader(data, 4, batch_sampler=batches)
-    with pytest.raises(TypeError, match="batch_sampler must be a BatchSampler, got list"):
-        DataLoader(data, batch_sampler=[[1, 2]])
+    with pytest.raises(TypeError, match="batch_sampler must be a Sampler, or an object whose __iter__"):
+        DataLoader(data, batch_sampler=4)
 
 
 class Sequences:

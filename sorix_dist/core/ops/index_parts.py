@@ -8,7 +8,8 @@ of the batch when rows are written to it. One that is a sum over rows becomes th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.expected import beside_rows
+from sorix_dist.core.graph import recording
 from sorix_dist.core.ops.axes import refused
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of
 from sorix_dist.core.rules import beside, on_every_rank, whole
@@ -173,16 +175,16 @@ def _follow(target: Tensor, x: Any) -> None:
 
 def become_whole(target: Tensor) -> None:
     """Makes a target that is a sum over this rank's rows the sum over those of all ranks, a call of all ranks: what is
-    written is no part of a sum. RuntimeError for a view of such a sum, since the sum would stay a part of one."""
+    written is no part of a sum. RuntimeError if something else has the same memory, since that would stay a part."""
     place = target.place
     if isinstance(place, Deferred):
         refuse_value(place, target.array, _NAME)
     if not isinstance(place, Partial) or place.group.parts == 1:
         return
-    if target.array.base is not None:
+    if target.array.base is not None or sys.getrefcount(target.array) > 2:  # those of the tensor and of this call
         raise RuntimeError(
-            f"{_NAME} can't write to a view of a sum over rows, of which each rank has a part: take it of "
-            "sx.global_value(x), which has the sum over all ranks"
+            f"{_NAME} can't write to a sum over rows, of which each rank has a part, in memory that something else "
+            "has too, as after reshape(), detach() or numpy(): take sx.global_value(x), the sum over all ranks"
         )
     target.array = np.array(array_of(_sum_made_whole(target)))
     target.place = REPLICATE
@@ -191,15 +193,25 @@ def become_whole(target: Tensor) -> None:
             delattr(target, name)
 
 
-def assign(target: Tensor, key: Any, value: Any) -> None:
-    """target[key] = value."""
+Store = Callable[[Tensor, Any, Any], None]
+
+
+def _write(target: Tensor, index: Any, value: Any) -> None:
+    target.array[index] = array_of(value)
+
+
+def assign(target: Tensor, key: Any, value: Any, store: Store | None) -> None:
+    """target[key] = value. store: writes a value to a NumPy index of the target so that gradients follow; None to write
+    to the array."""
     become_whole(target)
     parts = key if isinstance(key, tuple) else (key,)
     place: Any = shard_of(target)
-    if place is None and target.leaf is None:
+    write_to = store or _write
+    if place is None and target.leaf is None and store is None:
         value = of_sum(value, _NAME)
     if is_tally(target) or is_tally(value):
-        if place is None and target.leaf is None and not any(shard_of(part) is not None for part in (*parts, value)):
+        alike = not any(shard_of(part) is not None for part in (*parts, value))
+        if place is None and target.leaf is None and store is None and alike:
             write(target, key_of(key), _sum_made_whole(value))
             return
         value = of_everyone(value)
@@ -207,14 +219,14 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
             target.place = of_everyone(target).place
     placed = place is not None or shard_of(value) is not None or any(shard_of(part) is not None for part in parts)
     if not placed:
-        target.array[key_of(key)] = array_of(_sum_made_whole(value))
+        write_to(target, key_of(key), _sum_made_whole(value))
         _follow(target, value)
         return
     parts = tuple(of_each_axis(numbers_of(parts), target.array.ndim))
     if _pairs_with_own_rows(target, parts):
         target.place = place = place or shard_of(parts[1])
         shape = (place.held, *target.array.shape[2:])
-        target.array[key_of(parts)] = array_of(_aligned(target, value, shape, place, ...))
+        write_to(target, key_of(parts), _aligned(target, value, shape, place, ...))
         return
     if place is None:
         place = _rows_of_mask(target, parts)
@@ -232,7 +244,7 @@ def assign(target: Tensor, key: Any, value: Any) -> None:
     elif isinstance(value, Tensor | np.ndarray):
         value = _aligned(target, value, target.array[key].shape, rows, key)
     try:
-        target.array[key] = array_of(value)
+        write_to(target, key, value)
     except ValueError as error:
         hint = "the rows of all ranks are written here: use sx.global_rows(x) where the index follows from len(x)"
         raise ValueError(f"{error}; {hint}" if shard_of(target) is None else str(error)) from None
@@ -245,19 +257,25 @@ def _sum_made_whole(x: Any) -> Any:
     if not isinstance(place, Partial | Deferred):
         return x
     # After its backward a loss shows the global value at no cost.
-    return x.visible if hasattr(x, "complete") else whole(x.detach(), _NAME)
+    return x.visible if hasattr(x, "complete") else whole(_followed(x), _NAME)
+
+
+def _followed(x: Tensor) -> Tensor:
+    return x if recording.get() else x.detach()
 
 
 def _aligned(target: Tensor, x: Any, shape: tuple[int, ...], place: Any, key: Any) -> Any:
     """An operand for a write into the region `key` of a target; shape, place: those of the region."""
     x = _sum_made_whole(x)
-    x = x.detach() if isinstance(x, Tensor) else x
+    x = _followed(x) if isinstance(x, Tensor) else x
     rows = shard_of(x)
     if isinstance(place, Shard):
         at = len(shape) - place.axis
         if rows is not None and (len(x.shape) - rows.axis != at or not rows.like(place)):
             x = whole(x, _NAME)
-        return beside(x, place, at)
+        x = beside(x, place, at)
+        alike = place.group.ordered and getattr(x, "origin", None) is not None and shard_of(x) is None
+        return rules.collective().spread(x, place, at, len(shape)) if alike else x
     if rows is None or rows.group.has_all:
         return x
     return x if _becomes_rows(target, rows, len(x.shape) - rows.axis, len(shape), key) else _of_all(x, shape)

@@ -67,6 +67,21 @@ def scatter_add_to(x: Any, *, index: Any, shape: Any, last: bool = False) -> Any
     return zeros, (lambda g, out: g[index],)
 
 
+@op(called="an assignment")
+def put(x: Any, value: Any, *, index: Any, apart: bool = False, own: bool = False) -> Any:
+    """x with `value` at a NumPy index.
+
+    apart: everything in x that has a gradient was put there at other indices, so all of the gradient passes to it, and
+    a loop over the elements of x is linear. own: nothing else has the array of x, which becomes that of the result.
+    """
+    whole = x if own else x.copy()
+    whole[index] = value
+    return whole, (
+        lambda g, out: g if apart else like_input(put, g, 0.0, index=index),
+        lambda g, out: like_input(take, g, index=index),
+    )
+
+
 def _names_each_once(index: Any) -> bool:
     """Whether an index can't name an element twice: slices, integers, and one array of bools."""
     parts = index if isinstance(index, tuple) else (index,)

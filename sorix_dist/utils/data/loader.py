@@ -15,6 +15,7 @@ from sorix_dist.core.placement import current_group
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import IterableDataset, dataset_digest, seed_of
 from sorix_dist.utils.data.fetch import Collator, Indexed, Ranks, Streamed, ahead
+from sorix_dist.utils.data.iterated import as_sampler
 from sorix_dist.utils.data.sampler import BatchSampler, LengthBucketSampler, Sampler
 
 
@@ -41,8 +42,8 @@ class DataLoader:
     batch_size: rows of a global batch, which the ranks share (default 16); or batch_size_per_rank: this number
         times the number of ranks.
     shuffle: a new order every epoch, the same on every rank; seed: None for the seed that all ranks share, also
-        `generator=`, as PyTorch has it; sampler: a Sampler instead of both; batch_sampler: a BatchSampler instead of
-        these, batch_size and drop_last.
+        `generator=`, as PyTorch has it; sampler: a Sampler, or what gives the indices of an epoch in a loop, instead of
+        both; batch_sampler: a BatchSampler, or what gives lists of indices, instead of these, batch_size and drop_last.
     collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
         row for each sample, None to find out by trying it on the first two.
     batch_transform: a function of the arrays of this rank's batch, `f(x, y)` or `f(x, y, draw)` (see `augment`), which
@@ -63,8 +64,8 @@ class DataLoader:
         shuffle: bool | None = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         *,
-        sampler: Sampler | None = None,
-        batch_sampler: BatchSampler | None = None,
+        sampler: Any = None,
+        batch_sampler: Any = None,
         batch_size_per_rank: int | None = None,
         batch_transform: Callable[..., Any] | None = None,
         one_row_per_sample: bool | None = None,
@@ -83,11 +84,13 @@ class DataLoader:
                 f"got batch_size={batch_size!r} and batch_size_per_rank={batch_size_per_rank!r}"
             )
         if batch_sampler is not None:
-            if not isinstance(batch_sampler, BatchSampler):
-                raise TypeError(f"batch_sampler must be a BatchSampler, got {type(batch_sampler).__name__}")
             if shuffle or drop_last or any(each is not None for each in (batch_size, batch_size_per_rank, sampler)):
                 raise ValueError("batch_sampler excludes batch_size, batch_size_per_rank, shuffle, sampler, drop_last")
-            sampler, batch_size, drop_last = batch_sampler.sampler, batch_sampler.batch_size, batch_sampler.drop_last
+            if isinstance(batch_sampler, BatchSampler) and not hasattr(batch_sampler, "__iter__"):
+                sampler, batch_size = batch_sampler.sampler, batch_sampler.batch_size
+                drop_last = batch_sampler.drop_last
+            else:
+                sampler = as_sampler("batch_sampler", batch_sampler, len(dataset), in_batches=True)
         if generator is not None:
             if seed is not None:
                 raise ValueError(f"seed and generator exclude each other, got {seed!r} and {generator!r}")
@@ -208,7 +211,7 @@ class DataLoader:
         loop that broke off it is the rest of that epoch: `set_epoch(loader.epoch)` drops it.
         """
         epoch, batches = self._yielded
-        return {"epoch": epoch, "batches": batches, **self._identity(epoch)}
+        return {"epoch": epoch, "batches": batches, **self._identity(epoch, batches)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next loop the rest of the epoch of the `state_dict()` call, each sample once.
@@ -231,32 +234,33 @@ class DataLoader:
         """Raises what `load_state_dict` would raise for this state, and changes nothing."""
         state_dict = as_state("load_state_dict", state_dict, "epoch", "batches")
         epoch = as_int("load_state_dict: epoch", state_dict["epoch"], 0)
-        own = self._identity(epoch)
-        as_state("load_state_dict", state_dict, *own.keys() - {"data"})
         batches = as_int("load_state_dict: batches", state_dict["batches"], 0)
+        seed = state_dict.get("seed") if self._takes_seed() else None
+        own = self._identity(epoch, batches, seed)
+        as_state("load_state_dict", state_dict, *own.keys() - {"data"})
         different = {name for name in own if name in state_dict and state_dict[name] != own[name]}
-        if self._takes_seed():
-            different.discard("seed")
         # Earlier versions saved no digest of the data; data of another length need no second reason.
         if "data" in different and (state_dict["data"] is None or "length" in different):
             different.discard("data")
         border = self._at_border(state_dict)
         if border:
-            different -= {"batch_size", "drop_last"}
+            different -= {"batch_size", "drop_last", "order"}
         if different:
             changes = ", ".join(f"{n} is {own[n]!r} and was {state_dict[n]!r}" for n in own if n in different)
             if "batch_size" in different and self._per_rank:
                 changes += f" (on another number of ranks, give batch_size={state_dict['batch_size']})"
             elif "batch_size" in different:
                 changes += " (it may change between two epochs only)"
+            if "order" in different and "seed" not in different:
+                changes += (
+                    " (an order that goes on follows from set_epoch, or is drawn by sx.randperm without a generator)"
+                )
             if "data" in different:
                 changes += " (a digest of some samples; to go on with other data, start an epoch of it with set_epoch)"
             raise ValueError(f"load_state_dict: this loader is not like the one whose state was saved: {changes}")
         most = None if self.sampler is None or border else self._batches(self.sampler).count(epoch)
         if most is not None and batches > most:
             raise ValueError(f"load_state_dict: batches must be at most {most}, got {batches}")
-        if self._takes_seed() and state_dict["seed"] is not None:
-            as_int("load_state_dict: seed", state_dict["seed"], 0)
 
     def _at_border(self, state_dict: Mapping[str, Any]) -> bool:
         """Whether a state was saved between two epochs, so that the batch size may change. Never if the batch size
@@ -265,6 +269,8 @@ class DataLoader:
             return False
         if state_dict["batches"] == 0 or self.sampler is None:
             return bool(state_dict["batches"] == 0)
+        if self.sampler.in_batches:
+            return bool(state_dict["batches"] == self.sampler.batches(state_dict["epoch"]))
         size = as_int("load_state_dict: batch_size", state_dict["batch_size"], 1)
         full, rest = divmod(self.sampler.count(state_dict["epoch"]), size)
         return bool(state_dict["batches"] == full + (rest > 0 and not state_dict["drop_last"]))
@@ -273,15 +279,17 @@ class DataLoader:
         """Whether the seed of a saved state replaces that of this loader: if the user has not chosen one."""
         return self.sampler is not None and self.sampler.seed is None and not rng.seed().chosen
 
-    def _identity(self, epoch: int) -> dict[str, Any]:
-        """The numbers that determine the order and the batches of an epoch."""
+    def _identity(self, epoch: int, batches: int, seed: int | None = None) -> dict[str, Any]:
+        """The numbers that determine the order and the batches of an epoch, with another seed if it is given."""
         self._ranks()  # the ranks agree on a seed
-        order = self.sampler
+        order = copy.copy(self.sampler)
+        if order is not None and seed is not None:
+            order.seed = as_int("load_state_dict: seed", seed, 0)
         shuffle = order is not None and order.shuffle
         return {
             "seed": order.seed_in_force() if order is not None and shuffle else None,
             "length": None if order is None else order.length,
-            **({"samples": order.count(epoch)} if order is not None and order.has_own_order else {}),
+            **({} if order is None else order.identity(epoch, batches > 0)),
             "batch_size": self.batch_size,
             "shuffle": shuffle,
             "drop_last": self.drop_last,
@@ -306,7 +314,7 @@ def _ignored(options: Mapping[str, Any]) -> str:
     return f"DataLoader: {given} has no effect: workers are threads, and data stay in the CPU's memory" if given else ""
 
 
-def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | None) -> Sampler | None:
+def _order(dataset: Any, sampler: Any, shuffle: bool, seed: int | None) -> Sampler | None:
     """The order of the samples of a data set, None for a stream."""
     if (hasattr(dataset, "columns") and hasattr(dataset, "to_numpy")) or type(dataset).__module__.startswith("pyarrow"):
         raise TypeError(
@@ -333,13 +341,9 @@ def _order(dataset: Any, sampler: Sampler | None, shuffle: bool, seed: int | Non
             raise TypeError(f"dataset must have {method}, or __iter__ alone, got {described(dataset)}")
     if sampler is None:
         return Sampler(len(dataset), shuffle, seed)
-    if not isinstance(sampler, Sampler) or not hasattr(sampler, "length"):
-        raise TypeError(
-            f"sampler must be a Sampler or DistributedSampler, got {type(sampler).__name__}: a subclass of Sampler "
-            "calls super().__init__(len(dataset)) and defines order(epoch), which returns indices, instead of __iter__"
-        )
+    order = as_sampler("sampler", sampler, len(dataset))
     if shuffle or seed is not None:
         raise ValueError("sampler excludes shuffle and seed, got both")
-    if sampler.length != len(dataset):
-        raise ValueError(f"sampler must be of the data set's length {len(dataset)}, got {sampler.length}")
-    return sampler
+    if order.length != len(dataset):
+        raise ValueError(f"sampler must be of the data set's length {len(dataset)}, got {order.length}")
+    return order

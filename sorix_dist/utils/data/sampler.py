@@ -41,15 +41,27 @@ class Sampler:
 
     length: the number of samples of the data set; shuffle: a new order every epoch; seed: None for the seed that all
     ranks share. A subclass may define another `order(epoch)`, which must give the same on every rank. An epoch is as
-    long as its order, which may leave samples out and repeat others.
+    long as its order, which may leave samples out and repeat others. Or it defines `__iter__`, as in PyTorch, with the
+    indices of the next epoch, and then needs none of the arguments.
     """
 
-    def __init__(self, length: int, shuffle: bool = False, seed: int | None = None) -> None:
+    in_batches = False  # whether the order comes with the batches that it is cut into
+    ends: Indices | None = None  # those of the batches of the last order, then
+
+    def __init__(self, length: Any = None, shuffle: bool = False, seed: int | None = None) -> None:
+        if self.is_iterated and not self.has_own_order:
+            return
         if as_int("Sampler: length", length, 0) < 1:
             raise ValueError(f"dataset must have at least one sample, got a data set of length {length}")
         self.length, self.shuffle = length, bool(shuffle)
         self.seed = int_or_none("seed", seed, 0)
         self.wanted_epoch: int | None = None
+
+    @property
+    def is_iterated(self) -> bool:
+        """Whether a user's subclass defines `__iter__`."""
+        its = getattr(type(self), "__iter__", None)
+        return its is not None and not its.__module__.startswith("sorix_dist.")
 
     def set_epoch(self, epoch: int) -> None:
         """Makes `epoch` the next epoch of this sampler's loader. Without this call, epochs count up by themselves."""
@@ -90,6 +102,14 @@ class Sampler:
     def count(self, epoch: int) -> int:
         """The number of samples of this epoch."""
         return len(self.checked_order(epoch)) if self.has_own_order else self.length
+
+    def batches(self, epoch: int) -> int:
+        """The number of batches of this epoch, if the order comes with them."""
+        return 0 if self.ends is None else len(self.ends)
+
+    def identity(self, epoch: int, started: bool) -> dict[str, Any]:
+        """What a saved state has of the order of this epoch, beside seed and length."""
+        return {"samples": self.count(epoch)} if self.has_own_order else {}
 
 
 class WeightedRandomSampler(Sampler):
@@ -173,11 +193,11 @@ class BatchSampler:
     padded or repeated. The last batch may be smaller; `drop_last` leaves it out then.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
-        if not isinstance(sampler, Sampler):
+    def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:
+        if not hasattr(sampler, "__iter__") and not isinstance(sampler, Sampler):
             raise TypeError(f"BatchSampler: sampler must be a Sampler, got {described(sampler)}")
         self.sampler, self.batch_size, self.drop_last = sampler, as_int("batch_size", batch_size, 1), drop_last
-        if drop_last and not sampler.has_own_order:
+        if drop_last and hasattr(sampler, "length") and not sampler.has_own_order:
             self._count(sampler.length)
 
     def __len__(self) -> int:
@@ -186,11 +206,13 @@ class BatchSampler:
 
     def count(self, epoch: int) -> int:
         """The number of global batches of this epoch."""
-        return self._count(self.sampler.count(epoch))
+        if not hasattr(self.sampler, "length"):  # one of a user's
+            return self._count(len(self.sampler))
+        return self.sampler.batches(epoch) if self.sampler.in_batches else self._count(self.sampler.count(epoch))
 
     def _count(self, samples: int) -> int:
         if self.drop_last and self.batch_size > samples:
-            whose = "an epoch's" if self.sampler.has_own_order else "the data set's"
+            whose = "an epoch's" if getattr(self.sampler, "has_own_order", True) else "the data set's"
             raise ValueError(
                 f"batch_size must be at most {whose} length {samples} with drop_last, got {self.batch_size}"
             )
@@ -203,8 +225,13 @@ class BatchSampler:
         """This rank's rows of each global batch of the epoch, from batch `first` on, and the indices of their samples.
         A rank may have no rows of a batch. See `shard_bounds` for `pieces`; contents: a digest of the data set."""
         order = self.sampler.checked_order(epoch)
-        identity = order_digest(len(order), crc32(order.tobytes()), self.batch_size, self.drop_last, contents)
-        for batch in range(first, self._count(len(order))):
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        ends = self.sampler.ends
+        cut = self.batch_size if ends is None else crc32(ends.tobytes())
+        identity = order_digest(len(order), crc32(order.tobytes()), cut, self.drop_last, contents)
+        for batch in range(first, self._count(len(order)) if ends is None else len(ends)):
+            if ends is None:
+                indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            else:
+                indices = order[ends[batch - 1] if batch else 0 : ends[batch]]
             start, stop = shard_bounds(len(indices), rank, size, pieces)
             yield Rows(start, stop, len(indices), epoch, batch, identity), indices[start:stop]
