@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from sorix_dist._version import __version__
-from sorix_dist.cli import doctor, job, plan, plot, profile, run
+from sorix_dist.cli import compare, doctor, job, plan, plot, profile, run
 from sorix_dist.cli.parser import Parser
 from sorix_dist.launch import LaunchError
 from sorix_dist.watchdog.launcher import detect
 from sorix_dist.watchdog.process import fill_standard_streams
 
-SUBCOMMANDS = (run, job, doctor, plan, plot, profile)
-STARTING_RANKS = ("run", "profile", "plan")
+SUBCOMMANDS = (run, compare, job, doctor, plan, plot, profile)
+STARTING_RANKS = ("run", "compare", "profile", "plan")
 
 
 def parser() -> Parser:

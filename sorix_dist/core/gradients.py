@@ -33,13 +33,14 @@ def hook_on_arrays(hook: Callable[[Tensor], Any], place: Any, group: Group | Non
 
     def on_gradient(gradient: Any) -> Any:
         given = placed(gradient if isinstance(gradient, Tensor) else Tensor.of(gradient), place, group)
-        before = given.array
-        if isinstance(given.place, Partial) and before.base is not None:
-            given.array = before.copy()  # a hook may write to it, but not to a view of what others have a part of
+        part = isinstance(given.place, Partial)
+        if part:
+            given.array = given.array.copy()  # the hook may write to it, which makes it a sum over the ranks
         answer = hook(given)
-        if answer is None and given.array is before:
-            return None
-        answer = given if answer is None else answer
+        if answer is None:
+            if not part:
+                return None
+            answer = given
         answer = part_of(answer, place, group)
         array = ndarray_of(answer)
         if array.shape != gradient.shape:

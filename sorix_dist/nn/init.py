@@ -16,6 +16,7 @@ from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import checked, in_range, one_of
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.memory import refuse_frozen
+from sorix_dist.core.ops.index_parts import become_whole
 from sorix_dist.core.tensor import Array, array_of
 
 
@@ -164,6 +165,8 @@ def _shape(t: Tensor) -> tuple[int, ...]:
 
 
 def _fill(t: Tensor, values: Any) -> Tensor:
+    if isinstance(t, Tensor):
+        become_whole(t)
     array = _array(t)
     refuse_frozen(array)
     np.copyto(array, values, casting="same_kind")

@@ -26,22 +26,16 @@ from sorix_dist.core.op import marker
 from sorix_dist.parallel.comm_hooks import Matrix, weight_matrices
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.reducers import Bucket
-from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.cost_model import Border, PerRows, Step
 from sorix_dist.train.machine import measure_machine
 from sorix_dist.train.profile import KINDS, times_of_file
-from sorix_dist.train.profiled import WARM, run_program
-from sorix_dist.train.recorder import Recorder
+from sorix_dist.train.profiled import WARM, Enough, leave_files, run_program
 from sorix_dist.train.timeline import REST, Timeline
 from sorix_dist.utils.data.fetch import Indexed
 
 SHARES = 1.0, 0.25, 1 / 16  # the shares of a batch's rows with which steps are measured in turns
 LEAST = 3  # steps of each share, if there are as many batches
 MOST = 300  # steps that are measured
-
-
-class Enough(BaseException):
-    """Ends the script. A script catches Exception, not this."""
 
 
 @dataclass
@@ -96,7 +90,7 @@ class Steps(Timeline):
 
 
 def listen(steps: Steps) -> None:
-    """Makes coordinators report backwards to `steps`, and the data loader cut batches. Files are left alone."""
+    """Makes coordinators report backwards to `steps`, and the data loader cut batches."""
     original, synchronise, tasks = Coordinator.before_backward, Coordinator.synchronise, Indexed.tasks
 
     def before_backward(self: Coordinator, place: Any) -> Any:
@@ -128,16 +122,10 @@ def listen(steps: Steps) -> None:
             count = max(1, round(len(indices) * SHARES[next(numbers) % len(SHARES)]))
             yield rows._replace(stop=rows.start + count, total=count), indices[:count]
 
-    def records_nothing(self: Recorder, directory: Any, *_: Any, **__: Any) -> None:
-        self.directory, self._file, self._events, self._writes = Path(directory), None, None, False
-
     replacements: list[tuple[type, str, Callable[..., Any]]] = [
         (Coordinator, "before_backward", before_backward),
         (Coordinator, "synchronise", synchronised),
         (Indexed, "tasks", cut_tasks),
-        (Checkpointer, "_save", lambda self, step, *_: self.directory / f"{step}"),
-        (Checkpointer, "_read", lambda self: None),
-        (Recorder, "__init__", records_nothing),
     ]
     for owner, name, replacement in replacements:
         setattr(owner, name, replacement)
@@ -247,6 +235,7 @@ def first_steps(seconds: float, *program: str) -> Steps:
     """The steps of a program that Python runs until enough is known."""
     steps = Steps(seconds=seconds)
     listen(steps)
+    leave_files()
     np.seterr(all="ignore")  # a loss of a part of a batch may divide by 0
     steps.start()
     try:

@@ -410,6 +410,7 @@ CHANGED_SUMS = {
     "zero_": lambda x: x.sum(0).zero_(),
     "copy_": lambda x: x.sum(0).copy_(x.mean(0)),
     "copy_ of an array": lambda x: x.sum(0).copy_(np.arange(3)),
+    "constant_": lambda x: nn.init.constant_(x.sum(0), 4.0),
     "exp_": lambda x: x.mean(0).exp_(),
     "masked_fill_": lambda x: x.sum(0).masked_fill_(sx.tensor([True, False, True]), 1.0),
     "an item": lambda x: written(x.sum(0), 0, 3.0),
@@ -441,12 +442,16 @@ def test_a_sum_over_rows_that_is_written_to(name):
     same_on_any_number_of_ranks(work)
 
 
-def test_a_view_of_a_sum_over_rows_is_not_written_to():
+@pytest.mark.parametrize("share", [lambda s: s.reshape(3, 1), lambda s: s.detach()])
+@pytest.mark.parametrize("which", [0, 1])
+def test_shared_memory_of_a_sum_over_rows_is_not_written_to(share, which):
     def work():
         xb, _ = batch()
-        xb.sum(0).reshape(3, 1).clamp_(min=0)
+        total = xb.sum(0)
+        both = total, share(total)
+        both[which].clamp_(min=0)
 
-    on_all_ranks(work, RuntimeError, "an in-place operation can't write to a view of a sum over rows")
+    on_all_ranks(work, RuntimeError, "in memory that something else has too")
 
 
 HOOKS = {

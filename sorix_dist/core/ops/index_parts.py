@@ -8,6 +8,7 @@ of the batch when rows are written to it. One that is a sum over rows becomes th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -174,16 +175,16 @@ def _follow(target: Tensor, x: Any) -> None:
 
 def become_whole(target: Tensor) -> None:
     """Makes a target that is a sum over this rank's rows the sum over those of all ranks, a call of all ranks: what is
-    written is no part of a sum. RuntimeError for a view of such a sum, since the sum would stay a part of one."""
+    written is no part of a sum. RuntimeError if something else has the same memory, since that would stay a part."""
     place = target.place
     if isinstance(place, Deferred):
         refuse_value(place, target.array, _NAME)
     if not isinstance(place, Partial) or place.group.parts == 1:
         return
-    if target.array.base is not None:
+    if target.array.base is not None or sys.getrefcount(target.array) > 2:  # those of the tensor and of this call
         raise RuntimeError(
-            f"{_NAME} can't write to a view of a sum over rows, of which each rank has a part: take it of "
-            "sx.global_value(x), which has the sum over all ranks"
+            f"{_NAME} can't write to a sum over rows, of which each rank has a part, in memory that something else "
+            "has too, as after reshape(), detach() or numpy(): take sx.global_value(x), the sum over all ranks"
         )
     target.array = np.array(array_of(_sum_made_whole(target)))
     target.place = REPLICATE

@@ -1085,7 +1085,7 @@ def checkpointing(d, x):
     again.backward(cut.grad)
 
 
-@case(untagged=False, reproducible="one process")
+@case(untagged=False)
 def checkpointing_by_layers(d, x):
     first, activation, last = bare(d)
     cut = first(x).detach().requires_grad_()
