@@ -226,10 +226,10 @@ class Shard:
         return self.outer * (batch.known or batch.rows).total * self.inner
 
     @property
-    def spread_evenly(self) -> bool:
-        """Whether each rank has at least two rows, since a loader has shared them out."""
-        rows = self.batch.known
-        return rows is not None and rows.epoch >= 0 and rows.total >= 2 * self.group.size
+    def of_loader(self) -> bool:
+        """Whether a loader has shared out the rows; else each rank has data of its own, and perhaps numbers too."""
+        rows = self.batch.whole.known
+        return rows is not None and rows.epoch >= 0
 
     def like(self, other: Shard) -> bool:
         """Whether both have the same rows, and the same `outer` and `inner`."""

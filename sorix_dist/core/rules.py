@@ -321,7 +321,8 @@ def beside(x: Any, lead: Shard, at: int) -> Any:
     shape = shape_of(x)
     if len(shape) >= at and shape[-at] != 1:
         return rows_beside(x, lead, at)
-    if len(shape) < at or lead.spread_evenly:  # else it may be the only row of this rank
+    several_rows = lead.of_loader and lead.batch.parent is None and lead.total >= 2 * lead.group.size  # on each rank
+    if len(shape) < at or several_rows:  # else it may be the only row of this rank
         beside_rows(lead, x)
     return x
 

@@ -122,3 +122,18 @@ def test_what_one_rank_computes_for_itself_is_not_compared():
 
     wanted = on(1, loss)[0]
     np.testing.assert_allclose(on(2, loss)[1][0], wanted[0], rtol=0, atol=1e-12)
+
+
+def test_ranks_with_data_of_their_own_have_numbers_of_their_own():
+    """As in reinforcement learning: the episodes of each rank, and their returns."""
+
+    def work() -> Any:
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(nn.Linear(4, 2).double())
+        rows = sx.tensor(np.random.default_rng(sx.rank()).standard_normal((3, 4)))
+        (model(rows) * (0.123456789 + sx.rank())).sum().backward()
+        return model.module.b.grad.numpy()
+
+    one, two = (np.full((1, 2), 3 * (0.123456789 + rank)) for rank in (0, 1))
+    for found in run_threads(work, 2):
+        np.testing.assert_allclose(found, one + two, rtol=1e-12)

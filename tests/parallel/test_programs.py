@@ -14,7 +14,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.support.parallel import in_place, papers  # noqa: F401 (they register programs)
+from tests.support.parallel import in_place, modules, papers  # noqa: F401 (they register programs)
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.programs import PROGRAMS, results
 

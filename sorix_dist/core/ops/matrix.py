@@ -91,19 +91,17 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows."""
     x, w, b = inputs
     place = getattr(x, "place", None)
-    if place.__class__ is Shard and place.axis < x.array.ndim - 1 and not place.group.ordered:
-        if is_parameter(w) and (b is None or is_parameter(b)):
-            return place
+    if place.__class__ is not Shard or place.axis == x.array.ndim - 1:
+        return gathers(apply, inputs, options)
+    if not (is_parameter(w) and (b is None or is_parameter(b))):
         of_w, of_b = rules.placement_of(w), rules.placement_of(b)
-        if of_w is of_b is None:
-            beside_rows(place, w)
-            beside_rows(place, b)
-            return place
-        if not (isinstance(of_w, Shard) or isinstance(of_b, Shard)):
+        if isinstance(of_w, Shard) or isinstance(of_b, Shard):
+            return gathers(apply, inputs, options)
+        if not (of_w is of_b is None):
             return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
-    stays = isinstance(place, Shard) and place.axis < x.array.ndim - 1
-    stays = stays and not any(isinstance(rules.placement_of(each), Shard) for each in (w, b))
-    return gathers_and_cuts(apply, inputs, options, place if stays else None)
+        beside_rows(place, w)
+        beside_rows(place, b)
+    return gathers_and_cuts(apply, inputs, options, place) if in_order(place) else place
 
 
 dot = np.ndarray.dot
