@@ -242,7 +242,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
     refuse_frozen(self.array)
     if recorders:
         outside("an assignment to elements of a tensor can't be captured")
-    if not isinstance(self.place, Partial):  # which becomes another array
+    if not isinstance(self.place, Partial) or self.place.group.parts == 1:  # else it becomes another array
         changes.note(self.array)
     assign(self, key, value, None)
 

@@ -222,6 +222,18 @@ def test_functions_of_sums_over_rows_say_nothing(function: Callable[[Any], Any])
         run_threads(lambda: [function(products())], 2)
 
 
+@pytest.mark.parametrize("change", [lambda m: m.__setitem__(0, 1.0), lambda m: m.mul_(2), lambda m: m.clamp_(0.0)])
+def test_a_sum_over_rows_that_a_backward_needs(change: Callable[[Any], Any]):
+    def work() -> None:
+        ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+        mean, weight = x.mean(0), sx.ones(3, dtype=sx.float64, requires_grad=True)
+        loss = (mean * weight).sum()
+        change(mean)
+        loss.backward()
+
+    on_all_ranks(work, RuntimeError, "changed in place after it", 1)
+
+
 def written_in_reproducible_mode(write: Callable[[Any], Any]) -> None:
     sx.init(virtual_shards=4)
     ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
