@@ -76,7 +76,7 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
     """beta * input + alpha * product. Integers stay integers, and the factors are cut to integers for them."""
 
     def added(input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-        kind = input.numpy().dtype
+        kind = array_of(input).dtype
         beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))
         value = product(first, second)
         value = value if is_just(alpha, 1) else f.mul(value, alpha)
@@ -181,7 +181,7 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
 
 def inv(A: Any) -> Any:
     """The inverses of square matrices (..., n, n); numpy.linalg.LinAlgError for a singular one."""
-    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=A.numpy().dtype))
+    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=array_of(A).dtype))
 
 
 def _times_inverse(g: Any, a: Any) -> Any:

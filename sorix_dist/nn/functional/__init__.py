@@ -21,8 +21,8 @@ from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.ops.shape import swapaxes as transpose
 from sorix_dist.core.ops.shape import unsqueeze
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import ndarray_of
+from sorix_dist.core.rules import rows_along, whole
+from sorix_dist.core.tensor import ndarray_of, shape_of
 from sorix_dist.nn.functional import activation, distance, loss, resize, spatial
 from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
@@ -147,7 +147,8 @@ def instance_norm(
     (Ulyanov et al. 2016). Running statistics are not supported; `momentum` has no meaning without them."""
     if running_mean is not None or running_var is not None or not use_input_stats:
         raise ValueError("instance_norm: running_mean and running_var must be None and use_input_stats True")
-    return group_norm(input, max(1, np.shape(input)[1]), weight, bias, eps)
+    input = rows_along("instance_norm", input, (0,))
+    return group_norm(input, max(1, shape_of(input)[1]), weight, bias, eps)
 
 
 def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
