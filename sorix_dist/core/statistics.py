@@ -337,8 +337,8 @@ argwhere = nonzero
 __all__ = [
     "aminmax", "argwhere", "bincount", "bucketize", "clamp_max", "clamp_min", "count_nonzero", "cumprod", "deg2rad",
     "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "isneginf", "isposinf", "lerp", "logit", "median",
-    "multinomial", "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted", "std_mean",
-    "unique", "var_mean", "xlogy",
+    "multinomial", "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted",
+    "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
     "bucketize",
