@@ -119,6 +119,14 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     return f.add(input, f.mul(f.div(tensor1, tensor2), value))
 
 
+def cross(input: Any, other: Any, dim: int = -1) -> Any:
+    """The vector products along a dimension of size 3; both broadcast."""
+    if {shape_of(x)[dim : dim + 1 or None] for x in (input, other)} != {(3,)}:
+        raise ValueError(f"cross: both must have 3 elements along dim {dim}, got {shape_of(input)}, {shape_of(other)}")
+    after, before = ([f.roll(x, by, dim) for x in (input, other)] for by in (-1, 1))
+    return f.sub(f.mul(after[0], before[1]), f.mul(before[0], after[1]))
+
+
 def trace(input: Any) -> Any:
     """The sum of the diagonal of a matrix."""
     if len(shape_of(input)) != 2:
@@ -288,8 +296,8 @@ def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False)
 
 
 __all__ = [
-    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "det", "dot", "inner",
-    "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
+    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "cross", "det", "dot",
+    "inner", "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
 ]  # fmt: skip
 _FUNCTIONS = "cdist", "tensordot"  # and no methods
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}

@@ -113,6 +113,16 @@ def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equa
     return Tensor(np.asarray(np.isclose(_all(input, "isclose"), _all(other, "isclose"), rtol, atol, equal_nan)))
 
 
+def isposinf(input: Any) -> Any:
+    """Where elements are infinite and positive."""
+    return f.logical_and(f.isinf(input), f.gt(input, 0))
+
+
+def isneginf(input: Any) -> Any:
+    """Where elements are infinite and negative."""
+    return f.logical_and(f.isinf(input), f.lt(input, 0))
+
+
 def float_power(input: Any, exponent: Any) -> Any:
     """input ** exponent in float64."""
     base, power = (x.double() if isinstance(x, Tensor) else x for x in (input, exponent))
@@ -326,9 +336,9 @@ def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = 
 argwhere = nonzero
 __all__ = [
     "aminmax", "argwhere", "bincount", "bucketize", "clamp_max", "clamp_min", "count_nonzero", "cumprod", "deg2rad",
-    "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "lerp", "logit", "median", "multinomial",
-    "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted", "std_mean",
-    "unique", "var_mean", "xlogy",
+    "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "isneginf", "isposinf", "lerp", "logit", "median",
+    "multinomial", "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted",
+    "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
     "bucketize",
