@@ -121,7 +121,7 @@ class Tensor(Bound):
 
             value = as_data(self, value)
         array, leaf = ndarray_of(value), self.leaf
-        if leaf is not None and leaf.flat is not None:
+        if isinstance(self, Gradient) or (leaf is not None and leaf.flat is not None):
             if array.shape != self.array.shape:
                 raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
             refuse_frozen(self.array)
