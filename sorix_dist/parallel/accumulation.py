@@ -119,8 +119,9 @@ def abandon(coordinator: Coordinator) -> None:
 def no_sync(coordinator: Coordinator) -> Iterator[None]:
     """See `DistributedDataParallel.no_sync`."""
     outside("no_sync can't be captured; accumulate can")
-    if any(leaf.hooks for bucket in coordinator.buckets for leaf in bucket.leaves):
-        current_group().warn(
+    group = current_group()
+    if not group.single and any(leaf.hooks for bucket in coordinator.buckets for leaf in bucket.leaves):
+        group.warn(
             "no_sync: on several ranks a hook of a parameter gets the sum of these backwards and of the first one "
             "after them at once, where one process calls it for each"
         )
