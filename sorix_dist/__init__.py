@@ -13,10 +13,11 @@ from sorix_dist import comm
 
 # isort: split
 # Before the functions below, because one of these modules has the name of a function: sx.tensor makes tensors.
-from sorix_dist import autograd, backends, core, cuda, distributed, linalg, metrics, nn, optim, utils
+from sorix_dist import amp, autograd, backends, core, cuda, distributed, linalg, metrics, nn, optim, utils
 from sorix_dist import parallel as _ranks
 from sorix_dist import tensor as _tensor_module  # noqa: F401
 from sorix_dist._version import __version__
+from sorix_dist.amp import GradScaler, autocast  # noqa: F401 (PyTorch's paths of them are amp and autocast)
 from sorix_dist.core import Size, Tensor, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from sorix_dist.core import compositions as _compositions
 from sorix_dist.core import dtype as _dtype
@@ -46,7 +47,7 @@ accelerator = cuda
 __all__ = [
     "__version__",
     # modules
-    "autograd", "backends", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
+    "amp", "autograd", "backends", "comm", "core", "cuda", "distributed", "linalg", "metrics", "nn", "optim", "utils",
     # ranks
     *_ranks.__all__, "Pool", "print", "run",
     # training

@@ -7,6 +7,7 @@ from math import inf as inf
 from math import nan as nan
 from math import pi as pi
 
+from sorix_dist import amp as amp
 from sorix_dist import autograd as autograd
 from sorix_dist import backends as backends
 from sorix_dist import comm as comm

@@ -76,7 +76,7 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
     """beta * input + alpha * product. Integers stay integers, and the factors are cut to integers for them."""
 
     def added(input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-        kind = input.numpy().dtype
+        kind = array_of(input).dtype
         beta, alpha = (beta, alpha) if kind.kind == "f" else (int(beta), int(alpha))
         value = product(first, second)
         value = value if is_just(alpha, 1) else f.mul(value, alpha)
@@ -117,6 +117,14 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     """input + value * tensor1 / tensor2."""
     input, tensor1, tensor2 = in_one_dtype(input, tensor1, tensor2)
     return f.add(input, f.mul(f.div(tensor1, tensor2), value))
+
+
+def cross(input: Any, other: Any, dim: int = -1) -> Any:
+    """The vector products along a dimension of size 3; both broadcast."""
+    if {shape_of(x)[dim : dim + 1 or None] for x in (input, other)} != {(3,)}:
+        raise ValueError(f"cross: both must have 3 elements along dim {dim}, got {shape_of(input)}, {shape_of(other)}")
+    after, before = ([f.roll(x, by, dim) for x in (input, other)] for by in (-1, 1))
+    return f.sub(f.mul(after[0], before[1]), f.mul(before[0], after[1]))
 
 
 def trace(input: Any) -> Any:
@@ -173,7 +181,7 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
 
 def inv(A: Any) -> Any:
     """The inverses of square matrices (..., n, n); numpy.linalg.LinAlgError for a singular one."""
-    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=A.numpy().dtype))
+    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=array_of(A).dtype))
 
 
 def _times_inverse(g: Any, a: Any) -> Any:
@@ -288,8 +296,8 @@ def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False)
 
 
 __all__ = [
-    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "det", "dot", "inner",
-    "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
+    "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "cross", "det", "dot",
+    "inner", "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
 ]  # fmt: skip
 _FUNCTIONS = "cdist", "tensordot"  # and no methods
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}

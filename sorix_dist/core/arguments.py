@@ -297,11 +297,15 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, Number) or hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
+class StateError(ValueError, RuntimeError):
+    """A state that does not fit. PyTorch raises a RuntimeError for it."""
+
+
 def check_names(name: str, missing: Sequence[str], unknown: Sequence[str]) -> None:
-    """ValueError with the names that an argument lacks, and those in it that are unknown, if there are any."""
+    """StateError with the names that an argument lacks, and those in it that are unknown, if there are any."""
     wrong = [f"lacks {missing}"] * bool(missing) + [f"has unknown {unknown}"] * bool(unknown)
     if wrong:
-        raise ValueError(f"{name} {' and '.join(wrong)}")
+        raise StateError(f"{name} {' and '.join(wrong)}")
 
 
 def described(value: Any) -> str:

@@ -19,7 +19,7 @@ from sorix_dist.core.ops.indexing import scatter_add_to, scattered
 from sorix_dist.core.ops.indexing import take as take_index
 from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
-from sorix_dist.core.tensor import Tensor, as_array, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, as_array, shape_of
 
 # -- joined and repeated
 
@@ -208,7 +208,7 @@ def flipud(input: Any) -> Any:
 def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
     """Cut along `dim` into a number of parts, the first ones longer by 1 where needed, or before the given indices."""
     input, at = _along("tensor_split", input, dim)
-    parts = np.array_split(np.arange(shape_of(input)[at]), as_array(indices_or_sections).tolist(), 0)
+    parts = np.array_split(np.arange(shape_of(input)[at]), as_array(whole(indices_or_sections)).tolist(), 0)
     return f.split(input, [len(part) for part in parts], at)
 
 
@@ -223,7 +223,7 @@ def diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any
     for _ in range(n):
         size = shape_of(input)[at]
         later, earlier = narrow(input, at, min(1, size), max(0, size - 1)), narrow(input, at, 0, max(0, size - 1))
-        input = later != earlier if input.numpy().dtype == np.bool_ else f.sub(later, earlier)
+        input = later != earlier if array_of(input).dtype == np.bool_ else f.sub(later, earlier)
     return input
 
 

@@ -22,8 +22,8 @@ def is_loop(caller: FrameType) -> bool:
 
 
 def is_operand(caller: FrameType) -> bool:
-    """Whether the result is an operand of arithmetic or of `<`, or a variable that counts as one further below; and not
-    an argument or an index."""
+    """Whether the result is an operand of arithmetic, of `<` or of a function such as `math.log`, or a variable that
+    counts as one further below; and not another argument or an index."""
     return _is_operand(caller.f_code, caller.f_lasti)
 
 
@@ -46,10 +46,15 @@ def called(caller: FrameType, names: frozenset[str]) -> str | None:
     """Which of these functions, which have no frame since they are written in C, the caller is calling."""
     if names.isdisjoint(caller.f_code.co_names):
         return None
-    steps = [step for step in get_instructions(caller.f_code) if step.positions]
+    return min(_called(caller.f_code, caller.f_lasti) & names, default=None)
+
+
+def _called(code: CodeType, at: int) -> set[Any]:
+    """The names in the expression of a function, such as `math.log`, that the instruction at `at` calls."""
+    steps = [step for step in get_instructions(code) if step.positions]
     # The instructions that find a function begin where its call begins.
-    begins = {_begin(step) for step in steps if step.offset == caller.f_lasti}
-    return min((step.argval for step in steps if _begin(step) in begins and step.argval in names), default=None)
+    begins = {_begin(step) for step in steps if step.offset == at}
+    return {step.argval for step in steps if _begin(step) in begins and isinstance(step.argval, str)}
 
 
 def _instruction(caller: FrameType) -> str:
@@ -60,15 +65,27 @@ def _instruction(caller: FrameType) -> str:
     return opname[code[at]]
 
 
+_OF_NUMBERS = frozenset(("exp", "log", "log10", "log1p", "log2", "pow", "sqrt"))
+_THAT_KEEP = frozenset(("abs", "float", "int", "max", "min", "round"))
+
+
 @lru_cache(maxsize=1024)
 def _is_operand(code: CodeType, at: int) -> bool:
     """Follows the height of the stack up to the instruction that takes the result."""
-    height = 1
-    for now in _after(code, at):
+    height, steps = 1, iter(_after(code, at))
+    for now in steps:
         if now.opname == "BINARY_OP" and height <= 2:
             return now.argrepr != "[]"  # Python 3.14 indexes by this instruction
         if now.opname == "COMPARE_OP" and height <= 2:
             return "<" in now.argrepr or ">" in now.argrepr
+        if now.opname in ("CALL", "PRECALL") and (now.arg or 0) >= height:
+            names = _called(code, now.offset)
+            if not names & _THAT_KEEP:
+                return bool(names & _OF_NUMBERS)
+            height = 1  # of the result
+            if now.opname == "PRECALL":  # of Python 3.11, before CALL
+                next(steps)
+            continue
         if height == 1 and now.opname.startswith(("STORE_FAST", "STORE_NAME", "STORE_DEREF")):
             return _divides_or_weighs(code, _variables(now.argval)[0])
         collects = now.opname.startswith("BUILD_") and (now.arg or 0) >= height

@@ -22,7 +22,7 @@ from sorix_dist.core.ops.shape import sizes_of
 from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tally import is_tally, of_sum, tally_of
-from sorix_dist.core.tensor import Array, Tensor, as_array
+from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
 
 __all__ = [
     "tensor", "as_tensor", "from_numpy", "from_dlpack", "zeros", "ones", "empty", "full", "eye", "arange", "linspace",
@@ -265,7 +265,7 @@ def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dty
 @host
 def bernoulli(input: Any, p: float | None = None) -> Tensor:
     """1 with the probability that each element of `input` says, or with `p`, else 0, in the dtype of `input`."""
-    chances = as_array(input) if p is None else np.full(np.shape(input), p)
+    chances = as_array(input) if p is None else np.full(shape_of(input), p)
     if chances.size and not (chances.min() >= 0 and chances.max() <= 1):
         raise ValueError(f"bernoulli: probabilities must be in [0, 1], got {chances.min()} to {chances.max()}")
     rows = shard_of(input)

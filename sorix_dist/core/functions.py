@@ -132,9 +132,9 @@ equal, allclose = e.equal, e.allclose
 greater, greater_equal, less, less_equal, not_equal = gt, ge, lt, le, ne
 
 
-def numel(input: Tensor) -> int:
-    """The number of elements."""
-    return input.array.size
+def numel(input: Tensor) -> Any:
+    """The number of elements, as `input.numel()`."""
+    return input.numel
 
 
 def is_floating_point(input: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import tally
+from sorix_dist.core import changes, tally
 from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.graph import Leaf, Node, editing, recording
@@ -34,6 +34,7 @@ def target(tensor: Tensor) -> Array:
     """The array to write to, of a sum over rows that over all ranks; RuntimeError as `check_target`."""
     check_target(tensor)
     become_whole(tensor)
+    changes.note(tensor.array)
     return tensor.array
 
 
@@ -161,6 +162,7 @@ def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
         if follows(self, other):
             return become(self, OF_NUMPY[ufunc](self, other))
         check_target(self)
+        changes.note(self.array)
         if isinstance(self.place, Partial | Deferred):
             return _become(self, OF_NUMPY[ufunc](self.detach(), other))
         if (counted := _counted(self, other)) is not None:
@@ -240,6 +242,8 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
     refuse_frozen(self.array)
     if recorders:
         outside("an assignment to elements of a tensor can't be captured")
+    if not isinstance(self.place, Partial) or self.place.group.parts == 1:  # else it becomes another array
+        changes.note(self.array)
     assign(self, key, value, None)
 
 

@@ -92,14 +92,12 @@ def publish(module: dict[str, Any], names: Sequence[str]) -> None:
 
 _NUMPY = "numpy.{0}(x.numpy()), without a gradient"
 _PADDED = "sx.nn.utils.rnn.pad_sequence: recurrent layers compute the padding too, which a mask leaves out of a loss"
-_PRECISION = "no mixed precision: leave autocast and GradScaler out"
 _INSTEAD = {
     **{name: _NUMPY.format(f"linalg.{name}") for name in ("svd", "qr", "eigh", "eig", "pinv", "lstsq")},
     **{name: f"linalg.{name}" for name in ("cholesky", "slogdet", "det", "inv", "solve")},
     **{name: _NUMPY.format(name) for name in ("quantile", "histogram", "cov", "corrcoef", "gcd", "lcm")},
     "fft": _NUMPY.format("fft.fft"),
     **dict.fromkeys(("pack_padded_sequence", "pad_packed_sequence", "pack_sequence"), _PADDED),
-    **dict.fromkeys(("amp", "autocast", "GradScaler"), _PRECISION),
     **dict.fromkeys(("DataParallel", "parallel"), "sx.DistributedDataParallel"),
     "new_group": "DistributedDataParallel(model, comm=) with a communicator of mpi4py",
     "set_num_threads": "sx.init(threads=)", "set_default_dtype": "dtype=, or double() of a module",
@@ -122,7 +120,7 @@ _INSTEAD = {
     "index_put": "where, scatter_add", "einops": "reshape, permute", "Parameter": "nn.Parameter",
     "SyncBatchNorm": "BatchNorm2d, whose statistics are those of the global batch",
     "LBFGS": "Adam, or scipy.optimize.minimize", "ASGD": "SGD, and swa_utils.AveragedModel",
-    "CTCLoss": "no loss of alignments", "EmbeddingBag": "Embedding, and a mean over its rows",
+    "CTCLoss": "no loss of alignments",
     "get_worker_info": "threads as workers, and each makes whole batches",
     "weight_norm": "a parametrization in your forward", "spectral_norm": "a parametrization in your forward",
 }  # fmt: skip

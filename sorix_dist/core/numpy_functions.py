@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sorix_dist.core import arrange
+from sorix_dist.core import arrange, changes
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import empty_like, full_like, ones_like, zeros_like
 from sorix_dist.core.graph import recording
@@ -23,12 +23,16 @@ from sorix_dist.core.ops import shape as shapes
 from sorix_dist.core.ops.axes import along, axis_of
 from sorix_dist.core.placement import REPLICATE, Array, Partial, Shard, current_group, shard_of
 from sorix_dist.core.rules import on_every_rank, whole
-from sorix_dist.core.tensor import Tensor
+from sorix_dist.core.tensor import Size, Tensor
 
-_OF_SHAPES = frozenset((np.shape, np.ndim, np.size))  # called often, and without a gradient to lose
+# Called often, and without a gradient to lose; lengths are numbers of the batch, as x.shape[0] is.
+_OF_SHAPES: dict[Any, Callable[..., Any]] = {
+    np.shape: lambda a: a.shape,
+    np.ndim: lambda a: a.ndim,
+    np.size: lambda a, axis=None: a.numel if axis is None else a.shape[axis],
+}
 _WRITES = {np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask}
-_AT_PLACES = {np.put, np.put_along_axis}  # and ufunc.at: they write at positions
-_SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast}
+_SHAPES = {np.result_type, np.can_cast}
 # What NumPy says of an array, or makes of it as `.numpy()` does: this rank's rows are enough.
 _OF_EACH_ROW = {
     np.save, np.savez, np.savez_compressed, np.savetxt, np.array2string, np.array_repr, np.array_str, np.copy,
@@ -61,7 +65,7 @@ def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **opti
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Implements another NumPy function for tensors."""
     if function in _OF_SHAPES:
-        return function(*_arrays(args, "", ()), **kwargs)
+        return _OF_SHAPES[function](*args, **kwargs)
     name = f"{function.__module__}.{function.__name__}"
     out = kwargs.get("out")
     if function is np.copyto and len(args) == 2 and not kwargs and isinstance(args[0], np.ndarray):
@@ -70,8 +74,23 @@ def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: A
         made = OF_NUMPY[function](*args, **{key: x for key, x in kwargs.items() if key != "out"})
         return made if out is None else _into(name, out, made)
     writes = out is not None or function in _WRITES
-    by_row = function in _OF_EACH_ROW or (writes and not (function in _AT_PLACES and not _has_arrays(args[1:])))
+    by_row = function in _OF_EACH_ROW or (writes and not _writes_at_positions(function, args, kwargs))
     return _on_arrays(name, function, args, kwargs, writes, by_row)
+
+
+def _writes_at_positions(function: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a function writes at positions in an array, or one value after the other where a mask is true."""
+    if function in (np.place, np.putmask):
+        values = [*args, *kwargs.values()][-1]
+        return np.size(values) != 1 and np.shape(values) != np.shape(args[0])
+    return function is np.fill_diagonal or (function in (np.put, np.put_along_axis) and not _has_arrays(args[1:]))
+
+
+def shape_function(self: Size, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """np.prod(x.shape) is a number of the batch; other functions of a shape get its integers."""
+    if function is np.prod and len(args) == 1 and not kwargs:
+        return self.numel()
+    return function(*(tuple(map(int, x)) if isinstance(x, Size) else x for x in args), **kwargs)
 
 
 def _has_arrays(operands: Any) -> bool:
@@ -104,8 +123,13 @@ def _on_arrays(
     if recorded and writes:
         _refuse(name, writes)
     place = getattr(args[0], "place", None) if writes and args else None
-    if place not in (None, REPLICATE) and not (by_row and isinstance(place, Shard)) and not current_group().single:
-        raise RuntimeError(f"{name} can't write at positions of {place}: write into sx.global_value(x)")
+    has_all = getattr(place, "group", current_group()).has_all
+    if place not in (None, REPLICATE) and not (by_row and isinstance(place, Shard)) and not has_all:
+        raise RuntimeError(
+            f"{name} can't write at positions of rows or sums of a batch, {place}: write into sx.global_value(x)"
+        )
+    if writes and args and isinstance(args[0], Tensor):
+        changes.note(args[0].array)
     wanted = Partial if by_row else Partial | Shard
     result = function(*_arrays(args, name, wanted), **_arrays(options, name, wanted))
     if recorded and _holds_floats(result):
@@ -310,3 +334,4 @@ OF_NUMPY |= {np.amax: OF_NUMPY[np.max], np.amin: OF_NUMPY[np.min]}
 
 setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010 (mypy)
 setattr(Tensor, "__array_function__", array_function)  # noqa: B010
+setattr(Size, "__array_function__", shape_function)  # noqa: B010

@@ -22,7 +22,7 @@ from sorix_dist.core.ops.choose import ValuesAndIndices
 from sorix_dist.core.ops.elementwise import trunc
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
+from sorix_dist.core.tensor import Array, Tensor, array_of, as_array, shape_of
 
 
 def _all(input: Any, name: str) -> Array:
@@ -100,9 +100,9 @@ def logit(input: Any, eps: float | None = None) -> Any:
 
 def nan_to_num(input: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
     """Replaces NaN and infinities by numbers: by default 0, and the largest and lowest of the dtype."""
-    if input.numpy().dtype.kind != "f":
+    if array_of(input).dtype.kind != "f":
         return input.clone()
-    limits = np.finfo(input.numpy().dtype)
+    limits = np.finfo(array_of(input).dtype)
     x = f.where(f.isnan(input), 0.0 if nan is None else nan, input)
     x = f.where(x == math.inf, float(limits.max if posinf is None else posinf), x)
     return f.where(x == -math.inf, float(limits.min if neginf is None else neginf), x)
@@ -111,6 +111,16 @@ def nan_to_num(input: Any, nan: float | None = None, posinf: float | None = None
 def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
     """Whether |input - other| <= atol + rtol * |other|, element by element."""
     return Tensor(np.asarray(np.isclose(_all(input, "isclose"), _all(other, "isclose"), rtol, atol, equal_nan)))
+
+
+def isposinf(input: Any) -> Any:
+    """Where elements are infinite and positive."""
+    return f.logical_and(f.isinf(input), f.gt(input, 0))
+
+
+def isneginf(input: Any) -> Any:
+    """Where elements are infinite and negative."""
+    return f.logical_and(f.isinf(input), f.lt(input, 0))
 
 
 def float_power(input: Any, exponent: Any) -> Any:
@@ -125,13 +135,13 @@ def float_power(input: Any, exponent: Any) -> Any:
 def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """The products of all elements up to each along `dim`; integers in int64."""
     at, place = axis_of("cumprod", input, dim), shard_of(input)
-    kind = as_dtype(dtype) if dtype is not None else input.numpy().dtype
+    kind = as_dtype(dtype) if dtype is not None else array_of(input).dtype
     x = input.astype(kind if kind.kind == "f" or dtype is not None else np.int64)
-    x = whole(x, "cumprod") if place is not None and place.axis == at else x
+    x = whole(x, "cumprod") if place is None or place.axis == at else x
     if not shape_of(x) or not x.shape[at]:
         return x.clone()
     if not x.requires_grad and place is None:
-        return Tensor(np.cumprod(x.numpy(), at, dtype=x.numpy().dtype))
+        return Tensor(np.cumprod(x.array, at, dtype=array_of(x).dtype))
     return f.stack(list(accumulate(f.unbind(x, at), f.mul)), at)
 
 
@@ -140,7 +150,7 @@ def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     if dim is None:
         x = whole(input, "median").reshape(-1)
         value = median(x.detach(), 0).values
-        if f.isnan(value).item() or x.numpy().dtype.kind != "f":
+        if f.isnan(value).item() or array_of(x).dtype.kind != "f":
             return value
         return f.amax(f.where(x == value, x, -math.inf))  # equal ones share the gradient
     at, place = axis_of("median", input, dim), shard_of(input)
@@ -303,7 +313,7 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = No
     shape = np.broadcast_shapes(shape_of(mean), shape_of(std)) if size is None else tuple(size)
     raise_for_device(device)
     kinds = [np.dtype(np.float32) if dtype is None else as_dtype(dtype)]
-    kinds += [x.numpy().dtype for x in (mean, std) if isinstance(x, Tensor)]
+    kinds += [array_of(x).dtype for x in (mean, std) if isinstance(x, Tensor)]
     if any(shard_of(x) is not None for x in (mean, std)):
         drawn: Any = randn_like(f.add(mean, std).detach())
     else:
@@ -326,9 +336,9 @@ def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = 
 argwhere = nonzero
 __all__ = [
     "aminmax", "argwhere", "bincount", "bucketize", "clamp_max", "clamp_min", "count_nonzero", "cumprod", "deg2rad",
-    "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "lerp", "logit", "median", "multinomial",
-    "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted", "std_mean",
-    "unique", "var_mean", "xlogy",
+    "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "isneginf", "isposinf", "lerp", "logit", "median",
+    "multinomial", "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted",
+    "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
     "bucketize",

@@ -110,7 +110,7 @@ class Tensor(Bound):
     def data(self) -> Array:
         """The array itself. Assigning copies into the memory of a parameter; that of a wrapped model is read-only
         outside of its `edit()`. In an optimizer with a `step` of its own, a tensor without history, as in PyTorch."""
-        return self.visible if editing.get() is None else self.detach()  # type: ignore[return-value]
+        return self._given_as("data") if editing.get() is None else self.detach()  # type: ignore[return-value]
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -121,7 +121,7 @@ class Tensor(Bound):
 
             value = as_data(self, value)
         array, leaf = ndarray_of(value), self.leaf
-        if leaf is not None and leaf.flat is not None:
+        if isinstance(self, Gradient) or (leaf is not None and leaf.flat is not None):
             if array.shape != self.array.shape:
                 raise ValueError(f"data must keep the shape {self.array.shape} of the parameter, got {array.shape}")
             refuse_frozen(self.array)
@@ -292,21 +292,22 @@ class Tensor(Bound):
         value = self.visible.item()
         return value if hasattr(self, "complete") else batch_numbers.number_of_part(value, self.place)
 
+    def _given_as(self, what: str) -> Array:
+        own_numbers.warn_of_part(self, what)
+        return self.visible
+
     def to_numpy(self, copy: bool = False, dtype: Any = None, force: bool = False) -> Array:
         """The array itself, or a copy, of `dtype` if given; `force` is ignored."""
-        own_numbers.warn_of_part(self, "numpy()")
-        return self.visible.astype(self.visible.dtype if dtype is None else as_dtype(dtype), copy=copy)
+        return self._given_as("numpy()").astype(self.array.dtype if dtype is None else as_dtype(dtype), copy=copy)
 
     numpy = to_numpy
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
-        own_numbers.warn_of_part(self, "tolist()")
-        return self.visible.tolist()
+        return self._given_as("tolist()").tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        own_numbers.warn_of_part(self, "NumPy's array")
-        return np.array(self.visible, dtype=dtype, copy=copy)
+        return np.array(self._given_as("NumPy's array"), dtype=dtype, copy=copy)
 
     def __len__(self) -> int:
         if not self.array.ndim:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
+from sorix_dist.core import changes
 from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.graph import Leaf, Node, Rule, Visitor, fit, through
 from sorix_dist.core.tensor import Tensor
@@ -31,6 +32,7 @@ def walk(
     """
     heap: list[tuple[int, Node]] = []
     pending: dict[Node, Any] = {}
+    changed = changes.last
     ours: set[Node] = set()  # their pending gradients are arrays of this walk
 
     def add_again(node: Node, part: Any) -> None:
@@ -70,6 +72,8 @@ def walk(
                 f"the graph was freed by an earlier backward (at '{node.op.apply.__name__}'): "
                 "give that one retain_graph=True to go through it a second time"
             )
+        if node.number < changed:
+            changes.refuse_changed(node)
         if on_tensors is not None:
             rules = on_tensors(node, gradient)
         edges = node.edges

@@ -13,6 +13,7 @@ from sorix_dist.core.ops.attention import attention, attention_and_weights, self
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
+from sorix_dist.core.tensor import shape_of
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.functional.attention import bias_of, causal_bias, drop_factors, scale_of, together
 from sorix_dist.nn.layers import Dropout, Linear
@@ -158,9 +159,9 @@ class MultiheadAttention(Module):
         if mask is None:
             return None
         n, _, _, keys = shape
-        if np.shape(mask) not in ((n, keys), (keys,)):
+        if shape_of(mask) not in ((n, keys), (keys,)):
             raise ValueError(
-                f"MultiheadAttention: key_padding_mask must have shape ({n}, {keys}), got shape {tuple(np.shape(mask))}"
+                f"MultiheadAttention: key_padding_mask must have shape ({n}, {keys}), got shape {tuple(shape_of(mask))}"
             )
         by_head = reshape(mask, (n, 1, 1, keys))
         return bias_of("MultiheadAttention: key_padding_mask", by_head, shape, kind, sees=False)
@@ -169,7 +170,7 @@ class MultiheadAttention(Module):
         n, heads, length, keys = shape
         if mask is None:
             return causal_bias(length, keys, kind) if is_causal else None
-        if np.shape(mask) == (n * heads, length, keys):
+        if shape_of(mask) == (n * heads, length, keys):
             mask = reshape(mask, shape)
         return bias_of("MultiheadAttention: attn_mask", mask, shape, kind, sees=False)
 

@@ -20,6 +20,7 @@ from sorix_dist.core.arguments import (
     described,
     int_or_none,
     is_integer,
+    one_of,
     parameter_dtype,
     unsupported,
 )
@@ -38,8 +39,8 @@ from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [
     "BatchNorm1d", "ChannelShuffle", "CosineSimilarity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Embedding",
-    "Flatten", "Identity", "LeakyReLU", "Linear", "PairwiseDistance", "PixelShuffle", "PixelUnshuffle", "ReLU",
-    "Sigmoid", "Tanh", "Unflatten", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d",
+    "EmbeddingBag", "Flatten", "Identity", "LeakyReLU", "Linear", "PairwiseDistance", "PixelShuffle", "PixelUnshuffle",
+    "ReLU", "Sigmoid", "Tanh", "Unflatten", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d",
     "CircularPad1d", "CircularPad2d", "CircularPad3d", "ConstantPad1d", "ConstantPad2d", "ConstantPad3d",
     "ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d", "ReplicationPad1d", "ReplicationPad2d",
     "ReplicationPad3d", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d",
@@ -166,6 +167,44 @@ class Embedding(Module):
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+
+class EmbeddingBag(Module):
+    """The mean, sum or max of rows of `W` for each bag of integers, see `functional.embedding_bag`."""
+
+    torch_names = MappingProxyType({"W": ("weight", SAME)})
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        _weight: Any = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:
+        unsupported("EmbeddingBag", max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq)
+        made = Embedding(num_embeddings, embedding_dim, padding_idx, device, dtype=dtype)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, made.padding_idx
+        one_of("EmbeddingBag: mode", mode, "mean", "sum", "max")
+        self.mode, self.include_last_offset = mode, as_bool("include_last_offset", include_last_offset)
+        self.W = made.W if _weight is None else Parameter(as_tensor(_weight).array.copy())
+
+    def forward(self, x: Any, offsets: Any = None, per_sample_weights: Any = None) -> Tensor:
+        """x: integers (B, L), or a vector with offsets (B,); the result is (B, embedding_dim)."""
+        return F.embedding_bag(
+            x, self.W, offsets, mode=self.mode, per_sample_weights=per_sample_weights, padding_idx=self.padding_idx,
+            include_last_offset=self.include_last_offset,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"
 
 
 # -- dropout: the mask of a row is the same on whichever rank the row is

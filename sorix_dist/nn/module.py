@@ -10,6 +10,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import (
     CPU,
+    StateError,
     as_bool,
     as_function,
     as_state,
@@ -240,8 +241,9 @@ class Module(Hooked):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies values (tensors or arrays) into the parameters and buffers of the same names.
 
-        Names and layouts may be PyTorch's, see `torch_state`. ValueError if names are missing or unknown (unless not
-        `strict`: then they are returned), or if a shape or dtype does not fit; nothing is changed then.
+        Names and layouts may be PyTorch's, see `torch_state`. StateError (a ValueError and a RuntimeError) if names are
+        missing or unknown (unless not `strict`: then they are returned), or if a shape or dtype does not fit; nothing
+        is changed then.
         """
         different = self.check_state_dict(state_dict, strict)
         state_dict = in_own_names(self, state_dict)
@@ -266,7 +268,7 @@ class Module(Hooked):
                 continue
             value, wanted = np.asarray(state_dict[name]), tensor.array
             if value.shape != wanted.shape or not np.can_cast(value.dtype, wanted.dtype, "same_kind"):
-                raise ValueError(
+                raise StateError(
                     f"load_state_dict: '{name}' must have shape {wanted.shape} and dtype {wanted.dtype}, "
                     f"got shape {value.shape} and dtype {value.dtype}"
                 )

@@ -13,7 +13,7 @@ from sorix_dist.core.capture import changed
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
 
-__all__ = ["Module", "ModuleDict", "ModuleList", "ParameterList", "Sequential"]
+__all__ = ["Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"]
 
 
 class FunctionLayer(Module):
@@ -291,3 +291,52 @@ class ParameterList(Module):
     def __setitem__(self, index: int, value: Any) -> None:
         self._values[index] = value if isinstance(value, Parameter) else Parameter(value)
         changed()
+
+
+class ParameterDict(Module):
+    """Parameters by name, in the order in which they were added; other tensors and arrays become parameters."""
+
+    def __init__(self, parameters: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        self._values: dict[str, Parameter] = {}
+        self.update(parameters)
+
+    def update(self, parameters: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+        """Adds parameters by name, or replaces them."""
+        for name, value in dict(parameters).items():
+            self[name] = value
+
+    def children_and_state(self) -> Iterator[tuple[str, Module | Tensor]]:
+        for name, value in super().children_and_state():
+            yield name.removeprefix("_values."), value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __getitem__(self, name: str) -> Parameter:
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._values[name] = value if isinstance(value, Parameter) else Parameter(value)
+        changed()
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
+        changed()
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+        return self._values.keys()
+
+    def values(self) -> Iterable[Parameter]:
+        """The parameters."""
+        return self._values.values()
+
+    def items(self) -> Iterable[tuple[str, Parameter]]:
+        """The names and parameters."""
+        return self._values.items()

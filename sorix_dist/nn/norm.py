@@ -12,6 +12,7 @@ from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import CPU, as_bool, at_least, in_range, is_integer, parameter_dtype, unsupported
 from sorix_dist.core.capture import host
 from sorix_dist.core.ops import norm
+from sorix_dist.core.tensor import shape_of
 from sorix_dist.nn import functional as F
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
@@ -81,7 +82,7 @@ class _BatchNorm(Module):
         return True
 
     def forward(self, x: Any) -> Tensor:
-        shape = tuple(np.shape(x))
+        shape = tuple(shape_of(x))
         if len(shape) not in self.shapes or shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: input must have shape {' or '.join(self.shapes.values())} with C = "
@@ -246,9 +247,9 @@ class GroupNorm(Module):
         self.weight, self.bias = _scale_and_shift((num_channels,), affine, bias, kind)
 
     def forward(self, x: Any) -> Tensor:
-        if np.ndim(x) < 2 or np.shape(x)[1] != self.num_channels:
+        if np.ndim(x) < 2 or shape_of(x)[1] != self.num_channels:
             raise ValueError(
-                f"GroupNorm: input must have shape (N, {self.num_channels}, ...), got shape {tuple(np.shape(x))}"
+                f"GroupNorm: input must have shape (N, {self.num_channels}, ...), got shape {tuple(shape_of(x))}"
             )
         return norm.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 

@@ -17,7 +17,7 @@ from sorix_dist.core.ops.recurrent import gru, lstm, rnn
 from sorix_dist.core.ops.shape import reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import beside, rows_along
-from sorix_dist.core.tensor import ndarray_of
+from sorix_dist.core.tensor import ndarray_of, shape_of
 from sorix_dist.nn.layers import Dropout
 from sorix_dist.nn.module import Module
 from sorix_dist.nn.parameter import Parameter
@@ -146,9 +146,9 @@ class _Recurrent(Module):
             return [Tensor.of(_zeros(shape, self.weight_ih_l0.array.dtype))] * len(self.states)
         expected = (shape[0], shape[2]) if unbatched else shape
         for name, state in zip(self.states, given, strict=True):
-            if np.shape(state) != expected:
+            if shape_of(state) != expected:
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must have shape {expected}, got shape {tuple(np.shape(state))}"
+                    f"{type(self).__name__}: {name} must have shape {expected}, got shape {tuple(shape_of(state))}"
                 )
         return [reshape(state, shape) if unbatched else state for state in given]
 
@@ -258,8 +258,8 @@ class _Cell(Module):
         if states is None:
             states = [np.zeros(expected, x.array.dtype)] * len(self.layer.states)
         for which, state in zip(self.layer.states, states, strict=True):
-            if np.shape(state) != expected:
-                raise ValueError(f"{name}: {which} must have shape {expected}, got shape {tuple(np.shape(state))}")
+            if shape_of(state) != expected:
+                raise ValueError(f"{name}: {which} must have shape {expected}, got shape {tuple(shape_of(state))}")
         if x.ndim == 1:
             x, states = unsqueeze(x, 0), [unsqueeze(state, 0) for state in states]
         weights = _weights_of(self)

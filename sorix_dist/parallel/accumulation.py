@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sorix_dist.core.capture import host, outside
-from sorix_dist.core.placement import SUM, Partial, Placement
+from sorix_dist.core.placement import SUM, Partial, Placement, current_group
 
 if TYPE_CHECKING:
     from sorix_dist.parallel.coordinator import Coordinator
@@ -119,6 +119,12 @@ def abandon(coordinator: Coordinator) -> None:
 def no_sync(coordinator: Coordinator) -> Iterator[None]:
     """See `DistributedDataParallel.no_sync`."""
     outside("no_sync can't be captured; accumulate can")
+    group = current_group()
+    if not group.single and any(leaf.hooks for bucket in coordinator.buckets for leaf in bucket.leaves):
+        group.warn(
+            "no_sync: on several ranks a hook of a parameter gets the sum of these backwards and of the first one "
+            "after them at once, where one process calls it for each"
+        )
     before, coordinator.synchronising = coordinator.synchronising, False
     try:
         yield

@@ -1,4 +1,5 @@
-"""The matrix products of training steps alone: the time below which no step can get with this BLAS."""
+"""The matrix products of training steps alone, as NumPy multiplies whole matrices; a step may multiply some in blocks,
+which is faster."""
 
 from __future__ import annotations
 

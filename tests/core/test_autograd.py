@@ -164,6 +164,40 @@ def test_what_backward_refuses() -> None:
     assert x.grad is None
 
 
+CHANGES: list[tuple[Any, Any, bool]] = [
+    (lambda x, b: x * b, lambda b: b.mul_(2), True),
+    (lambda x, b: x / b, lambda b: b.sqrt_(), True),
+    (lambda x, b: x * b.detach(), lambda b: b.zero_(), True),
+    (lambda x, b: x * b[:2], lambda b: b.add_(1), True),
+    (lambda x, b: (x[None] @ b[:, None]).sum(), lambda b: b.__setitem__(0, 5.0), True),
+    (lambda x, b: x.softmax(0) * b, lambda b: b.copy_(b * 2), True),
+    (lambda x, b: x * b, lambda b: np.put(b, [0], 5.0), True),
+    (lambda x, b: x * b, lambda b: b.detach().reshape(2, 1).fill_(5.0), True),
+    (lambda x, b: x.exp().tanh() * b.clone(), lambda b: b.mul_(2), False),
+    (lambda x, b: x + b, lambda b: b.mul_(2), False),
+    (lambda x, b: x * b[:1], lambda b: b[1:].zero_(), False),
+    (lambda x, b: x * b, lambda b: b.clone().mul_(2), False),
+    (lambda x, b: (b.mul_(2), x * b)[1], lambda b: None, False),
+]
+
+
+@pytest.mark.parametrize(("use", "change", "refused"), CHANGES)
+def test_changes_in_place_of_what_a_backward_needs(use: Any, change: Any, refused: bool) -> None:
+    x, b = needing(0.5, 2.0), Tensor(np.array([3.0, 7.0]))
+    with no_grad():
+        x.mul_(1.0)  # before the graph
+    (wanted,) = grad(use(x, Tensor(np.array([3.0, 7.0]))).sum(), x)
+    y = use(x, b).sum()
+    with no_grad():
+        change(b)
+    if refused:
+        with pytest.raises(RuntimeError, match=r"changed in place after it, .* use x\.clone\(\)"):
+            y.backward()
+        return
+    y.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), wanted.numpy())
+
+
 def test_gradients_add_up_until_they_are_forgotten() -> None:
     x = needing(1.0, 2.0)
     (x * 3).backward(Tensor([1.0, 10.0]))

@@ -466,6 +466,17 @@ def test_changes_that_gradients_follow(name: str) -> None:
     assert w.grad.tolist() == gradient
 
 
+def test_an_assignment_to_the_numbers_of_a_gradient() -> None:
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    (w * 3).sum().backward()
+    w.grad.data = w.grad.data * 2
+    assert w.grad.tolist() == [6, 6]
+    w.grad.data *= 2
+    assert w.grad.tolist() == [12, 12]
+    with pytest.raises(ValueError, match="must keep the shape"):
+        w.grad.data = np.ones(3)
+
+
 def test_plus_equals_makes_a_new_tensor_while_recording() -> None:
     x = Tensor([1.0], requires_grad=True)
     computed = y = x * 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,36 @@ def test_bad_input_is_named() -> None:
         nn.Embedding(3, 2, "cuda")  # sorix's third argument
     assert nn.Embedding(3, 2, 1).padding_idx == 1  # PyTorch's
     assert repr(nn.Embedding(3, 2, padding_idx=1)) == "Embedding(3, 2, padding_idx=1)"
+
+
+BAGS: list[tuple[dict[str, Any], list[float]]] = [  # options, and what bags of the rows 1, 2, 3 and 0, 0, 3 give
+    ({"mode": "sum"}, [6, 3]),
+    ({}, [2, 1]),
+    ({"mode": "max"}, [3, 3]),
+    ({"mode": "sum", "padding_idx": 3}, [3, 0]),
+    ({"padding_idx": 3}, [1.5, 0]),
+    ({"mode": "max", "padding_idx": 3}, [2, 0]),
+    ({"padding_idx": 0}, [2, 3]),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), BAGS)
+def test_bags(options: dict[str, Any], expected: list[float]) -> None:
+    layer = nn.EmbeddingBag(4, 1, _weight=np.arange(4.0).reshape(4, 1), **options)
+    assert layer(np.array([[1, 2, 3], [0, 0, 3]])).flatten().tolist() == expected
+    assert layer(np.array([1, 2, 3, 0, 0, 3]), np.array([0, 3])).flatten().tolist() == expected
+    assert layer(np.array([1, 2, 3]), np.array([0, 3])).flatten().tolist() == [expected[0], 0]
+
+
+def test_bad_bags() -> None:
+    layer = nn.EmbeddingBag(4, 1)
+    for inputs, message in (
+        ((np.array([1, 2]),), r"input must be \(B, L\), or a vector with offsets, got shape \(2,\)"),
+        ((np.array([1, 2]), np.array([1])), "offsets must start at 0 and rise to at most 2"),
+        ((np.array([1, 2]), np.array([0, 3])), "offsets must start at 0"),
+        ((np.array([[1, 2]]), None, np.ones((1, 2))), "per_sample_weights need mode \"sum\", got 'mean'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(*inputs)
+    with pytest.raises(ValueError, match="mode must be 'mean', 'sum' or 'max', got 'min'"):
+        nn.EmbeddingBag(4, 1, mode="min")

@@ -458,6 +458,55 @@ def test_a_module_is_only_replaced_by_a_module() -> None:
     assert "linear1.W" not in block.state_dict()
 
 
+def test_hooks_in_the_backward() -> None:
+    layer, seen = nn.Linear(1, 1, bias=False), []
+    layer.W.data[...] = 3.0
+    handle = layer.register_full_backward_hook(lambda module, given, out: seen.append((given, out)))
+    second = layer.register_full_backward_hook(lambda module, given, out: (given[0] * 10,))
+    x = sx.tensor([[2.0]], requires_grad=True)
+    (layer(x) * 5).sum().backward()
+    (given, out), *_ = seen
+    assert (given[0].item(), out[0].item(), x.grad.item(), layer.W.grad.item()) == (15, 5, 150, 10)
+    handle.remove()
+    second.remove()
+    layer(x).sum().backward()
+    assert x.grad.item() == 153
+    layer.register_full_backward_hook(lambda module, given, out: seen.append(given))
+    layer(sx.ones(1, 1)).sum().backward()
+    assert seen[1:] == [(None,)]
+    rnn = nn.RNN(1, 1)
+    rnn.register_full_backward_hook(lambda module, given, out: None)
+    with pytest.raises(TypeError, match="forward of RNN must return one tensor, got a tuple: use register_hook"):
+        rnn(sx.ones(1, 1, 1))
+
+
+def test_parameters_by_name() -> None:
+    made = nn.ParameterDict({"b": sx.ones(2)})
+    made["a"] = sx.zeros(1)
+    assert ([*made], len(made), "a" in made, [*made.state_dict()]) == (["b", "a"], 2, True, ["b", "a"])
+    del made["b"]
+    assert [*map(id, made.parameters())] == [id(made["a"])]
+
+
+def test_a_state_that_does_not_fit_is_an_error_of_both_kinds() -> None:
+    for kind in (RuntimeError, ValueError):
+        with pytest.raises(kind, match=r"lacks \['b'\]"):
+            nn.Linear(1, 1).load_state_dict({"W": np.ones((1, 1))})
+        with pytest.raises(kind, match="'W' must have shape"):
+            nn.Linear(1, 1).load_state_dict({"W": np.ones((1, 2)), "b": np.ones((1, 1))})
+
+
+def test_mixed_precision_changes_nothing_and_says_so() -> None:
+    scaler, w = sx.amp.GradScaler(), nn.Parameter(sx.ones(1))
+    optimizer = sx.optim.SGD([w], lr=0.5)
+    with pytest.warns(RuntimeWarning, match="autocast: arithmetic stays in the dtype of the model"), sx.autocast("cpu"):
+        loss = (w * w).sum()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert (w.item(), scaler.get_scale(), scaler.is_enabled()) == (0, 1, False)
+
+
 def test_forward_hooks() -> None:
     layer, seen = nn.Linear(2, 2), []
     first = layer.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -245,3 +247,19 @@ def test_no_sync(size):
             assert_same(gradients(model), gradients(alone))
 
     run_threads(work, size)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_hooks_of_parameters_under_no_sync_are_said_on_several_ranks(ranks):
+    def work():
+        model = sx.DistributedDataParallel(nn.Linear(3, 1))
+        with model.no_sync():
+            pass
+        model.module.W.register_hook(lambda gradient: gradient / (1 + gradient.norm()))
+        with model.no_sync():
+            pass
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_threads(work, ranks)
+    assert sum("no_sync: on several ranks a hook" in str(w.message) for w in said) == (ranks > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from sorix_dist.nn import functional as F
 from sorix_dist.utils.checkpoint import checkpoint
 from sorix_dist.utils.data import DataLoader
 from tests.support.parallel.any_loss import Columns
-from tests.support.parallel.expressions import IMAGES, REFUSED, ROWS, SEQUENCES
+from tests.support.parallel.everywhere import on_all_ranks
+from tests.support.parallel.expressions import IMAGES, IN_PLACE, REFUSED, ROWS, SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYOUTS = [(8, 2), (5, 3), (2, 3)]
@@ -70,6 +72,12 @@ def scaled(z: Any) -> Any:
     return y
 
 
+def changed(y: Any, method: str, *arguments: Any) -> Any:
+    y = y.detach().clone()
+    getattr(y, method)(*arguments)
+    return y
+
+
 def loss_of(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return sum(map(loss_of, value))
@@ -78,7 +86,7 @@ def loss_of(value: Any) -> Any:
 
 NAMES = {
     "sx": sx, "np": np, "nn": nn, "F": F, "checkpoint": checkpoint, "Sq": Squares, "SumRows": RowSums,
-    "iadd": added_in_place, "subm": centred, "mulT": scaled,
+    "iadd": added_in_place, "subm": centred, "mulT": scaled, "changed": changed,
 }  # fmt: skip
 
 
@@ -140,8 +148,11 @@ def assert_as_on_one_process(make: Made, column: str, expressions: list[str], ro
 @pytest.mark.parametrize(("rows", "ranks"), LAYOUTS)
 @pytest.mark.parametrize(
     ("make", "column", "expressions"),
-    [(net, "x", ROWS[::2]), (net, "x", ROWS[1::2]), (conv, "images", IMAGES), (dense, "seq", SEQUENCES)],
-    ids=["rows", "more rows", "images", "sequences"],
+    [
+        (net, "x", ROWS[::2]), (net, "x", ROWS[1::2]), (net, "x", IN_PLACE),
+        (conv, "images", IMAGES), (dense, "seq", SEQUENCES),
+    ],
+    ids=["rows", "more rows", "in place", "images", "sequences"],
 )  # fmt: skip
 def test_functions(make: Made, column: str, expressions: list[str], rows: int, ranks: int):
     assert_as_on_one_process(make, column, expressions, rows, ranks)
@@ -158,7 +169,7 @@ def bits(values: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("make", "column", "expressions"),
-    [(net, "x", ROWS), (conv, "images", IMAGES), (dense, "seq", SEQUENCES)],
+    [(net, "x", [*ROWS, *IN_PLACE]), (conv, "images", IMAGES), (dense, "seq", SEQUENCES)],
     ids=["rows", "images", "sequences"],
 )
 def test_reproducible_mode(make: Made, column: str, expressions: list[str]):
@@ -176,6 +187,67 @@ def test_what_means_something_else_on_every_split():
         for expression, error in found.items():
             assert isinstance(error, RuntimeError | ValueError), expression
             assert "rows" in str(error), expression
+
+
+def beside_a_constant(measures: bool, constant: Any, join: Callable[..., Any]) -> Any:
+    """Two rows on each of two ranks, joined with a constant of two rows."""
+    ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+    if measures:
+        len(x)
+    return sx.global_value(join([constant, x])).numpy()
+
+
+@pytest.mark.parametrize("join", [sx.cat, np.concatenate])
+def test_a_constant_that_happens_to_be_as_long_as_this_ranks_rows(join: Callable[..., Any]):
+    constant = np.arange(6.0).reshape(2, 3)
+    (wanted,) = run_threads(beside_a_constant, 1, args=(False, sx.tensor(constant), join))
+    for measures, known in (False, sx.tensor), (True, sx.replicated):
+        for found in run_threads(beside_a_constant, 2, args=(measures, known(constant), join)):
+            np.testing.assert_array_equal(found, wanted)
+    on_all_ranks(lambda: beside_a_constant(True, sx.tensor(constant), join), RuntimeError, "sx.replicated", 2)
+
+
+def products() -> Any:
+    ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+    return x.T @ x + sx.eye(3, dtype=sx.float64)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [sx.linalg.inv, sx.nan_to_num, lambda x: sx.diff(x, dim=0), lambda x: sx.cumprod(x, 0), sx.median, sx.var],
+)
+def test_functions_of_sums_over_rows_say_nothing(function: Callable[[Any], Any]):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*own-numbers")
+        run_threads(lambda: [function(products())], 2)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.__setitem__(0, 1.0), lambda m: m.mul_(2), lambda m: m.clamp_(0.0)])
+def test_a_sum_over_rows_that_a_backward_needs(change: Callable[[Any], Any]):
+    def work() -> None:
+        ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+        mean, weight = x.mean(0), sx.ones(3, dtype=sx.float64, requires_grad=True)
+        loss = (mean * weight).sum()
+        change(mean)
+        loss.backward()
+
+    on_all_ranks(work, RuntimeError, "changed in place after it", 1)
+
+
+def written_in_reproducible_mode(write: Callable[[Any], Any]) -> None:
+    sx.init(virtual_shards=4)
+    ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+    write(x)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "write",
+    [lambda x: np.put(x, [0], 1.0), lambda x: np.add.at(x, [0], 1.0), lambda x: np.fill_diagonal(x, 1.0),
+     lambda x: np.copyto(x.mean(0), 1.0)],
+)  # fmt: skip
+def test_numpys_writes_at_positions_in_reproducible_mode(write: Callable[[Any], Any], ranks: int):
+    on_all_ranks(lambda: written_in_reproducible_mode(write), RuntimeError, "can't write at positions", ranks)
 
 
 # -- modules

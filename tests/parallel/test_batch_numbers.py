@@ -25,6 +25,7 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "x.size(0) * 2": lambda x: x.size(0) * 2,
     "x.numel()": lambda x: x.numel(),
     "math.prod": lambda x: math.prod(x.shape),
+    "np.prod": lambda x: np.prod(x.shape),
     "math.sqrt": lambda x: math.sqrt(x.shape[0]),
     "math.log of a float": lambda x: math.log(float(x.shape[0])),
     "np.sqrt": lambda x: np.sqrt(x.shape[0]),
@@ -80,7 +81,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "int": lambda x: int(x.shape[0]),
     "np.arange": lambda x: np.arange(x.shape[0]).size,
     "an array": lambda x: np.array(x.shape)[0],
-    "np.prod": lambda x: np.prod(x.shape),
+    "np.cumprod": lambda x: np.cumprod(x.shape)[-1],
     "bit_length": lambda x: x.shape[0].bit_length(),
 }
 

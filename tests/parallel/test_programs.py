@@ -14,7 +14,7 @@ import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
-from tests.support.parallel import in_place, papers  # noqa: F401 (they register programs)
+from tests.support.parallel import in_place, modules, papers  # noqa: F401 (they register programs)
 from tests.support.parallel.everywhere import on_all_ranks
 from tests.support.parallel.programs import PROGRAMS, results
 
@@ -104,7 +104,8 @@ def noise_of_a_length(x):
 def as_length(x):
     n = len(x)
     ones = np.ones(n * 2)
-    return x.reshape(n, -1)[..., None], ones[: n - 1], [*range(n)], n // 2, n == 3
+    longest = max(len(x), 2), float(len(x)), [*range(max(len(x), 0))]
+    return x.reshape(n, -1)[..., None], ones[: n - 1], [*range(n)], n // 2, n == 3, longest
 
 
 def test_lengths_in_variables_that_serve_as_lengths_are_not_said():
@@ -139,6 +140,9 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: f"{0 + outputs().mean().item():.3f}", "text shows a number of this rank's rows alone"),
         (lambda: 5.0 * len(outputs()), "len() counts this rank's rows, 1 of the 3"),
         (lambda: len(outputs()) + math.sqrt(4), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: math.log(len(outputs())), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: 1 / max(float(len(outputs())), 1), "len() counts this rank's rows, 1 of the 3"),
+        (lambda: outputs().sum(0).data, "data of a sum over rows"),
         (lambda: len(outputs()) < 2, "len() counts this rank's rows, 1 of the 3"),
         (lambda: float(outputs().mean()), "float() of a mean over rows"),
         (lambda: [half(x) for x in [[1]] * 50 + [outputs()]], "len() counts this rank's rows, 1 of the 3"),

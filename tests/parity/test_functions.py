@@ -45,12 +45,13 @@ DIFFERENTIABLE = """
     T.nn.functional.adaptive_avg_pool2d(b, (2, 3)); T.nn.functional.prelu(x, v)
     T.nn.functional.interpolate(b, 7, mode='linear'); T.nn.functional.interpolate(b[None], scale_factor=2.0)
     T.nn.functional.interpolate(b[None], (5, 3), mode='bilinear', align_corners=True)
-    T.nn.functional.pairwise_distance(x, y)
+    T.nn.functional.pairwise_distance(x, y); T.cross(x[:, :3], y[:, 1:], dim=1)
+    T.linalg.cross(m, v[None, :3]); m.cross(m * m, -1); T.cross(x, y, 0)
 """
 OTHERS = """
     T.nonzero(x > 0); T.nonzero(x > 0, as_tuple=True)[1]; T.argwhere(i > 1); i.unique()
     T.unique(i, return_counts=True)[1]; T.unique(i, return_inverse=True)[1]; T.bincount(k); T.bincount(k, minlength=5)
-    T.isclose(x, x + 1e-9); T.isin(i, k); T.searchsorted(T.arange(4), i)
+    T.isposinf(x / 0); T.isneginf(x / 0); T.isclose(x, x + 1e-9); T.isin(i, k); T.searchsorted(T.arange(4), i)
     T.bucketize(x, T.tensor([-1.0, 0.0, 1.0]).double()); T.count_nonzero(i, dim=1); x.median(1)[1]
     T.tril_indices(3, 4); T.triu_indices(3, 3, 1); i.cumprod(1); i.byte().cumsum(0); i.byte().prod(); T.sign(i > 1)
     i.bool().tril(); i.bool().square(); i.bool() ** 2; i.byte() & k[0]; i.masked_fill(i > 1, 2.9)

@@ -205,6 +205,105 @@ def schedulers_of_users(T: Any) -> Any:
     ]  # fmt: skip
 
 
+def weights(T: Any, *shape: int) -> Any:
+    return T.tensor(np.random.default_rng(3).standard_normal(shape))
+
+
+def rounded(*tensors: Any) -> Any:
+    return [np.round(x.detach().numpy(), 10).tolist() for x in tensors]
+
+
+@idiom
+def bags_of_embeddings(T: Any) -> Any:
+    table, found = weights(T, 6, 3).requires_grad_(), []
+    rows, flat, starts = T.tensor([[1, 2, 2], [0, 5, 3]]), T.tensor([1, 2, 4, 5, 4, 3, 0]), T.tensor([0, 2, 2, 6])
+    bag = T.nn.functional.embedding_bag
+    for mode in ("sum", "mean", "max"):
+        for out in (
+            bag(rows, table, mode=mode), bag(flat, table, starts, mode=mode),
+            bag(rows, table, mode=mode, padding_idx=2),
+            bag(flat, table, starts, mode=mode, padding_idx=4), bag(flat, table, T.tensor([0, 7]), mode=mode),
+            bag(flat, table, T.tensor([0, 3, 7]), mode=mode, include_last_offset=True),
+        ):  # fmt: skip
+            table.grad = None
+            (out * out).sum().backward()
+            found += rounded(out, table.grad)
+    found += rounded(bag(flat, table, starts, mode="sum", per_sample_weights=weights(T, 7)))
+    layer = T.nn.EmbeddingBag(6, 3, mode="sum", _weight=weights(T, 6, 3))
+    return found + rounded(layer(rows), layer(flat, starts)), list(
+        T.nn.EmbeddingBag(4, 2, padding_idx=1)(rows % 4).shape
+    )
+
+
+@idiom
+def parameters_by_name(T: Any) -> Any:
+    made = T.nn.ParameterDict({"b": T.nn.Parameter(T.ones(2)), "a": T.zeros(1)})
+    made["c"] = T.ones(3)
+    made.update({"d": T.nn.Parameter(T.ones(1))})
+    del made["a"]
+    model = T.nn.Sequential(T.nn.Identity())
+    model.own = made
+    return list(made), len(made), "b" in made, [list(v.shape) for v in made.values()], sorted(model.state_dict())
+
+
+@idiom
+def mixed_precision_without_a_gpu(T: Any) -> Any:
+    scaler = T.amp.GradScaler("cuda", enabled=False)
+    w = T.ones(2, requires_grad=True)
+    optimizer = T.optim.SGD([w], lr=0.5)
+    for _ in range(2):
+        with T.autocast("cpu", enabled=False), T.amp.autocast(device_type="cpu", enabled=False):
+            loss = (w * w).sum()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    scaler.load_state_dict(scaler.state_dict())
+    return rounded(w), scaler.get_scale(), scaler.is_enabled()
+
+
+@idiom
+def hooks_in_the_backward(T: Any) -> Any:
+    seen: list[Any] = []
+
+    class Scaled(T.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = T.nn.Parameter(weights(T, 3))
+
+        def forward(self, x: Any, y: Any = None) -> Any:
+            return x * self.w if y is None else x * self.w + y * y
+
+    def note(module: Any, inputs: Any, outputs: Any) -> None:
+        seen.append([None if g is None else rounded(g) for g in (*inputs, *outputs)])
+
+    first, last = Scaled(), Scaled()
+    model = T.nn.Sequential(first, last)
+    handles = [first.register_full_backward_hook(note), last.register_full_backward_hook(note)]
+    handles.append(last.register_full_backward_hook(lambda module, given, out: (given[0] * 2,)))
+    x, y = weights(T, 2, 3), weights(T, 2, 3).requires_grad_()
+    model(x).square().sum().backward()
+    last(model(y).detach().requires_grad_()).sum().backward()
+    for handle in handles:
+        handle.remove()
+    two = Scaled()
+    two.register_full_backward_hook(note)
+    two(y, y * 2).sum().backward()
+    model(y).sum().backward()
+    with T.no_grad():
+        two(y)
+    return seen, rounded(first.w.grad, last.w.grad, y.grad)
+
+
+@idiom
+def states_that_do_not_fit(T: Any) -> Any:
+    model = T.nn.Conv1d(2, 2, 1)
+    for state in ({}, {**model.state_dict(), "more": T.ones(1)}, {**model.state_dict(), "bias": T.ones(3)}):
+        with pytest.raises(RuntimeError):
+            model.load_state_dict(state)
+    return True
+
+
 @idiom
 def orders_of_samples(T: Any) -> Any:
     data = T.utils.data

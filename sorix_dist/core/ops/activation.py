@@ -249,7 +249,7 @@ def dropout2d(
 ) -> Tensor:
     """In training, zeroes each channel of each row with probability p; input: (N, C, ...), else as `dropout`."""
     if np.ndim(input) < 2:
-        raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(np.shape(input))}")
+        raise ValueError(f"dropout2d: input must have shape (N, C, ...), got shape {tuple(shape_of(input))}")
     return _dropped("dropout2d", input, p, training, draws, 2)
 
 

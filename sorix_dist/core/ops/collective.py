@@ -208,6 +208,8 @@ def as_data(target: Tensor, value: Tensor) -> Tensor:
         target.place = value.place
         return value
     found: Tensor = whole(value.detach(), "an assignment to `data`")
+    if isinstance(target.place, Partial):
+        target.place = REPLICATE
     return found
 
 

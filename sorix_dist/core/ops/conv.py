@@ -181,13 +181,15 @@ def kernel_correlation(x: Array, y: Array, *, places: Geometry, groups: int) -> 
     )
 
 
-def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str, transposed: bool = False) -> None:
-    """Raises ValueError naming the argument of convolution `name` that does not fit the others."""
+def _checked(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str, transposed: bool = False) -> Any:
+    """The input, with all rows of a batch that lie along other axes than the first; ValueError naming the argument of
+    convolution `name` that does not fit the others."""
+    input = rules.rows_along(name, input, (0,))
     count = len(dims.split(", "))
     if len(shape_of(input)) != count:
-        raise ValueError(f"{name}: input must have shape ({dims}), got shape {tuple(np.shape(input))}")
+        raise ValueError(f"{name}: input must have shape ({dims}), got shape {tuple(shape_of(input))}")
     if len(shape_of(weight)) != count:
-        raise ValueError(f"{name}: weight must have {count} dimensions, got shape {tuple(np.shape(weight))}")
+        raise ValueError(f"{name}: weight must have {count} dimensions, got shape {tuple(shape_of(weight))}")
     first, second = weight.shape[:2]
     if not isinstance(groups, int | np.integer) or groups < 1 or first % groups:
         raise ValueError(f"{name}: groups must be >= 1 and divide weight's {first} channels, got {groups!r}")
@@ -197,8 +199,9 @@ def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, dims: str
             f"{name}: input must have {expected} channels for weight of shape {tuple(weight.shape)} and "
             f"groups={groups}, got {input.shape[1]} in shape {tuple(input.shape)}"
         )
-    if bias is not None and tuple(np.shape(bias)) != (outputs,):
-        raise ValueError(f"{name}: bias must have shape ({outputs},), got shape {tuple(np.shape(bias))}")
+    if bias is not None and tuple(shape_of(bias)) != (outputs,):
+        raise ValueError(f"{name}: bias must have shape ({outputs},), got shape {tuple(shape_of(bias))}")
+    return input
 
 
 def _padding(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
@@ -230,7 +233,7 @@ def conv2d(
     H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1. padding: zeros around the image, or
     "same" (as many windows as pixels, for stride 1), or "valid" (none). ValueError names what does not fit.
     """
-    _check("conv2d", input, weight, bias, groups, "N, C, H, W")
+    input = _checked("conv2d", input, weight, bias, groups, "N, C, H, W")
     steps, spacing = pair("conv2d", "stride", stride, 1), pair("conv2d", "dilation", dilation, 1)
     return _conv("conv2d", input, weight, bias, steps, padding, spacing, groups)
 
@@ -248,7 +251,7 @@ def conv1d(
 
     input: (N, C, L); weight: (O, C / groups, k); bias: (O,). Returns (N, O, L').
     """
-    _check("conv1d", input, weight, bias, groups, "N, C, L")
+    input = _checked("conv1d", input, weight, bias, groups, "N, C, L")
     # A sequence is an image of one column, so that a tile is a range of rows.
     steps, spacing = ((single("conv1d", n, v, 1), 1) for n, v in (("stride", stride), ("dilation", dilation)))
     pixels = padding if isinstance(padding, str) else (single("conv1d", "padding", padding, 0), 0)
@@ -282,7 +285,7 @@ def conv_transpose2d(
     the sizes that `conv2d` takes to H: it must be less than stride or dilation.
     """
     name = "conv_transpose2d"
-    _check(name, input, weight, bias, groups, "N, C, H, W", transposed=True)
+    input = _checked(name, input, weight, bias, groups, "N, C, H, W", transposed=True)
     kernel, count = tuple(weight.shape[2:]), tuple(input.shape[2:])
     steps, spacing = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
     around, extra = pair(name, "padding", padding, 0), pair(name, "output_padding", output_padding, 0)

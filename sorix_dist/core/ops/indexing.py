@@ -263,6 +263,7 @@ def masked_select(input: Any, mask: Any) -> Any:
 def one_hot(input: Any, num_classes: int = -1) -> Any:
     """Integers in [0, num_classes) as vectors of zeros with a 1 at that index (int64); -1: the largest one plus 1."""
     rows, num_classes = shard_of(input), of_all(num_classes)
+    input = whole(input, "one_hot") if rows is None else input
     if num_classes == -1:
         everywhere = np.asarray(whole(input, "one_hot"))
         if not everywhere.size:

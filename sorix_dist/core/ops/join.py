@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from sorix_dist.core.ops.indexing import index_select, take
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, align, applied, bare, gathers, placement_of, whole
-from sorix_dist.core.tensor import Tensor, shape_of
+from sorix_dist.core.tensor import Tensor, array_of, shape_of
 
 
 def pad_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
@@ -46,9 +47,14 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if alike and len(shards) == len(inputs):
             return lead.batch.at(axis, sum(p.outer for p in shards), lead.inner)
         others = [x for x in inputs if not isinstance(placement_of(x), Shard)]
-        # Constants with this rank's number of rows count as rows.
+        # Constants with this rank's number of rows count as rows, unless that happens to be their length.
         rows = [not _is_known_alike(x) and shape_of(x)[axis] == lead.batch.held * lead.inner for x in others]
-        if alike and not lead.group.isolated and not lead.group.counts(not all(rows))[1]:
+        if (
+            alike
+            and not lead.group.isolated
+            and not lead.group.counts(not all(rows))[1]
+            and _made_by_rank(lead, others)
+        ):
             result = lead.batch.at(axis, sum(p.outer for p in shards) + len(others), lead.inner)
             return tagged(apply(*map(bare, inputs), **options), result)
         return gathers(apply, inputs, options)
@@ -59,6 +65,21 @@ def concat_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         if not isinstance(placement_of(x), Shard):
             parts[i] = rules.rows_beside(x, lead, len(shape_of(x)) - lead.axis)
     return applied(apply, parts, inputs, options, lead.moved(lead.axis + (new and axis <= lead.axis)))
+
+
+def _made_by_rank(rows: Shard, others: list[Any]) -> bool:
+    """Whether constants as long as this rank's rows were made for them: the ranks have others, or the program has asked
+    for that length. RuntimeError if it has, but they look like any constant. A call of all ranks."""
+    digest = crc32(b"".join(np.asarray(array_of(x)).tobytes() for x in others))
+    differ = rows.group.counts(digest)[1] != digest * rows.group.size
+    if not rules.on_every_rank(rows, not differ) or rows.group.has_all:
+        return True
+    if rows.group.measured is not None and any(len(np.unique(array_of(x))) > 1 for x in others):
+        raise RuntimeError(
+            f"cat: a tensor beside rows of a batch is as long as the {rows.held} rows of this rank and the same on "
+            "every rank: wrap it in sx.replicated() if it is a constant, or make it with x.shape[0] if it is for rows"
+        )
+    return rows.group.measured is not None
 
 
 def _is_known_alike(x: Any) -> bool:

@@ -155,7 +155,7 @@ def outer(input: Any, vec2: Any) -> Any:
     """The products of each element of one vector with each of another: (n,), (m,) -> (n, m)."""
     for name, vector in (("input", input), ("vec2", vec2)):
         if np.ndim(vector) != 1:
-            raise ValueError(f"outer: {name} must be a vector, got shape {tuple(np.shape(vector))}")
+            raise ValueError(f"outer: {name} must be a vector, got shape {tuple(shape_of(vector))}")
     return mul(unsqueeze(input, 1), vec2)
 
 

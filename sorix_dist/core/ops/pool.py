@@ -18,7 +18,7 @@ from sorix_dist.core.ops.shape import squeeze, unsqueeze, with_rows
 from sorix_dist.core.ops.windows import TILE, Geometry, Pair, geometry, pad, pair, single
 from sorix_dist.core.placement import shard_of
 from sorix_dist.core.rules import rows_along
-from sorix_dist.core.tensor import Array, Tensor
+from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 Result = tuple[Array, tuple[Rule, ...]]
 
@@ -163,7 +163,8 @@ def max_pool2d(
     rounded up with `ceil_mode`. The padding never is the maximum. Of equal maxima the first gets the gradient.
     With `return_indices` also returns where in its image each maximum is, row * W + column.
     """
-    places = _places("max_pool2d", np.shape(input), kernel_size, stride, padding, dilation, ceil_mode)
+    input = rows_along("max_pool2d", input, (0,))
+    places = _places("max_pool2d", shape_of(input), kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pooled(input, places, return_indices)
 
 
@@ -182,7 +183,8 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """The maximum of each window of sequences (N, C, L); options as for `max_pool2d`."""
-    name, shape = "max_pool1d", np.shape(input)
+    input = rows_along("max_pool1d", input, (0,))
+    name, shape = "max_pool1d", shape_of(input)
     if len(shape) != 3:
         raise ValueError(f"{name}: input must have shape (N, C, L), got shape {tuple(shape)}")
     kernel, step, around, spacing = (
@@ -213,7 +215,8 @@ def avg_pool2d(
     Shapes and windows are those of `max_pool2d`.
     divisor_override: what the sums are divided by instead of the size of the window.
     """
-    places = _places("avg_pool2d", np.shape(input), kernel_size, stride, padding, 1, ceil_mode)
+    input = rows_along("avg_pool2d", input, (0,))
+    places = _places("avg_pool2d", shape_of(input), kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override is None:
         return average_pool(input, places=places, divisor=_window_sizes(places, count_include_pad))
     if not isinstance(divisor_override, int) or divisor_override == 0:
@@ -243,7 +246,7 @@ def adaptive_avg_pool2d(input: Any, output_size: Any) -> Tensor:
     an integer keeps the size.
     """
     input = rows_along("adaptive_avg_pool2d", input, (0, 1))
-    name, shape = "adaptive_avg_pool2d", tuple(np.shape(input))
+    name, shape = "adaptive_avg_pool2d", tuple(shape_of(input))
     if len(shape) != 4:
         raise ValueError(f"{name}: input must have shape (N, C, H, W), got shape {shape}")
     wanted = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)

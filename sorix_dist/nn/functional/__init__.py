@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, as_tensor
+from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import host
 from sorix_dist.core.keywords import missing_from, publish
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
-from sorix_dist.core.ops.elementwise import add
-from sorix_dist.core.ops.indexing import one_hot, table_rows
+from sorix_dist.core.ops.choose import where
+from sorix_dist.core.ops.elementwise import add, logical_and
+from sorix_dist.core.ops.indexing import one_hot, table_rows, take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
 from sorix_dist.core.ops.shape import swapaxes as transpose
+from sorix_dist.core.ops.shape import unsqueeze
 from sorix_dist.core.placement import shard_of, tagged
-from sorix_dist.core.rules import whole
-from sorix_dist.core.tensor import ndarray_of
+from sorix_dist.core.rules import rows_along, whole
+from sorix_dist.core.tensor import ndarray_of, shape_of
 from sorix_dist.nn.functional import activation, distance, loss, resize, spatial
 from sorix_dist.nn.functional.activation import *  # noqa: F403
 from sorix_dist.nn.functional.attention import scaled_dot_product_attention
@@ -29,7 +32,7 @@ from sorix_dist.nn.functional.resize import *  # noqa: F403
 from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "batch_norm", "dropout", "dropout2d", "embedding", "group_norm", "instance_norm", "layer_norm",
+    "batch_norm", "dropout", "dropout2d", "embedding", "embedding_bag", "group_norm", "instance_norm", "layer_norm",
     "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention",
     *activation.__all__, *distance.__all__, *loss.__all__, *resize.__all__, *spatial.__all__,
 ]  # fmt: skip
@@ -67,6 +70,58 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
 
 
+def embedding_bag(
+    input: Any,
+    weight: Any,
+    offsets: Any = None,
+    *,
+    mode: str = "mean",
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """The "sum", "mean" or "max" of the rows of `weight` that each bag of integers names, zeros for an empty bag.
+
+    input: bags of one length (B, L); or a vector of all bags, of which bag i starts at offsets[i], of all ranks' rows
+    (include_last_offset: the last one is the end). per_sample_weights: factors in the shape of `input`, for the sum.
+    padding_idx: integers that do not count.
+    """
+    one_of("embedding_bag: mode", mode, "mean", "sum", "max")
+    if per_sample_weights is not None and mode != "sum":
+        raise ValueError(f'embedding_bag: per_sample_weights need mode "sum", got {mode!r}')
+    input, factors = as_tensor(input), per_sample_weights
+    if (input.ndim, offsets is None) not in ((2, True), (1, False)):
+        raise ValueError(
+            f"embedding_bag: input must be (B, L), or a vector with offsets, got shape {tuple(input.shape)}"
+        )
+    counts = None if padding_idx is None else input != (padding_idx % len(weight))
+    if offsets is not None:
+        input, factors = whole(input, "embedding_bag"), whole(factors, "embedding_bag")
+        starts = np.asarray(whole(offsets, "embedding_bag"))
+        places, inside = _bags(starts[:-1] if include_last_offset else starts, len(input))
+        input, factors = take(input, index=places), None if factors is None else take(factors, index=places)
+        counts = as_tensor(inside) if counts is None else logical_and(take(counts, index=places), inside)
+    rows = embedding(input, weight, padding_idx)
+    rows = rows if factors is None else rows * unsqueeze(factors, -1)
+    if counts is None:
+        return rows.max(1).values if mode == "max" else rows.sum(1) if mode == "sum" else rows.mean(1)
+    number, counts = counts.sum(1, keepdim=True), unsqueeze(counts, -1)
+    if mode == "max":
+        return where(number > 0, where(counts, rows, -np.inf).max(1).values, 0.0)
+    total = where(counts, rows, 0.0).sum(1)
+    return total if mode == "sum" else total / number.clamp(min=1)
+
+
+def _bags(starts: Any, length: int) -> tuple[Any, Any]:
+    """For each bag of a vector the places of its entries, padded by 0, and which of them are inside."""
+    sizes = np.diff(starts, append=length)
+    if len(starts) and (starts[0] != 0 or (sizes < 0).any()):
+        raise ValueError(f"embedding_bag: offsets must start at 0 and rise to at most {length}, got {starts.tolist()}")
+    steps = np.arange(max(sizes, default=0))
+    inside = steps < sizes[:, None]
+    return np.where(inside, starts[:, None] + steps, 0), inside
+
+
 @host
 def _check_index(index: Any, count: int) -> None:
     """TypeError or IndexError unless an array holds integers in [0, count)."""
@@ -92,7 +147,8 @@ def instance_norm(
     (Ulyanov et al. 2016). Running statistics are not supported; `momentum` has no meaning without them."""
     if running_mean is not None or running_var is not None or not use_input_stats:
         raise ValueError("instance_norm: running_mean and running_var must be None and use_input_stats True")
-    return group_norm(input, max(1, np.shape(input)[1]), weight, bias, eps)
+    input = rows_along("instance_norm", input, (0,))
+    return group_norm(input, max(1, shape_of(input)[1]), weight, bias, eps)
 
 
 def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from sorix_dist.core.ops.reduce import batch_mean, sum_over, weighted_mean
 from sorix_dist.core.ops.shape import extents, flatten, squeeze, transpose, unsqueeze, with_rows
 from sorix_dist.core.placement import Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import align, beside, placement_of, whole
-from sorix_dist.core.tensor import Array
+from sorix_dist.core.tensor import Array, shape_of
 
 __all__ = [
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div", "l1_loss",
@@ -102,7 +102,7 @@ def nll_loss(
     """
     check_options("nll_loss", reduction)
     log_probabilities, target = _together("nll_loss", log_probabilities, target)
-    shape = np.shape(log_probabilities)
+    shape = shape_of(log_probabilities)
     if len(shape) == 1 and _is_of_one_sample(placement_of(log_probabilities)):
         return _of_one_sample(nll_loss, log_probabilities, target, weight, reduction, ignore_index=ignore_index)
     if weight is not None or ignore_index is not None:
@@ -269,7 +269,7 @@ def _of_one_sample(
 
 def _classes_last(scores: Any) -> Any:
     """Scores (N, C, d...) as rows (N * d..., C)."""
-    shape = np.shape(scores)
+    shape = shape_of(scores)
     if len(shape) == 2:
         return scores if isinstance(scores, Tensor) else Tensor(scores)
     return flatten(transpose(scores, (0, *range(2, len(shape)), 1)), 0, -2)
@@ -336,11 +336,11 @@ def _smoothed(
 def _of_probabilities(
     logits: Any, target: Any, weights: Array | None, one_hot: bool, smoothing: float, reduction: str
 ) -> Tensor:
-    shape = np.shape(logits)
-    if len(shape) < 2 or np.shape(target) != shape:
+    shape = shape_of(logits)
+    if len(shape) < 2 or shape_of(target) != shape:
         raise ValueError(
             f"cross_entropy: target must hold a probability for each class, in the shape {tuple(shape)} of logits, "
-            f"got shape {tuple(np.shape(target))}"
+            f"got shape {tuple(shape_of(target))}"
         )
     logits, target = (_classes_last(part) for part in _pair("cross_entropy", logits, target))
     scale = None

@@ -21,6 +21,7 @@ from sorix_dist.core.ops.elementwise import round as rounded
 from sorix_dist.core.ops.indexing import gather, index_select
 from sorix_dist.core.ops.matrix import matmul
 from sorix_dist.core.ops.shape import expand, flatten, reshape, swapaxes, unsqueeze
+from sorix_dist.core.rules import rows_along
 from sorix_dist.nn.functional import spatial
 from sorix_dist.nn.functional.activation import hardtanh
 
@@ -43,7 +44,7 @@ def interpolate(
     (i + 0.5) * scale - 0.5, or to i * (n - 1) / (n' - 1) with `align_corners`; "bicubic" the four next to it. Positions
     are those of PyTorch's `interpolate`.
     """
-    x = as_tensor(input)
+    x = rows_along("interpolate", as_tensor(input), (0, 1))
     axes = range(2, x.ndim)
     linear = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.ndim)
     if mode in (linear, "bicubic") and x.array.dtype.kind != "f":

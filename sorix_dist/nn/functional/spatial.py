@@ -20,6 +20,7 @@ from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten, reshape, squeeze, swapaxes, unsqueeze
 from sorix_dist.core.ops.windows import pair, per_axis, single
+from sorix_dist.core.rules import rows_along
 from sorix_dist.core.tensor import shape_of
 
 __all__ = [
@@ -68,7 +69,7 @@ def conv3d(
 
     input: (N, C, D, H, W); weight: (O, C / groups, kD, kH, kW); bias: (O,). Returns (N, O, D', H', W').
     """
-    x, w = (as_tensor(t) for t in (input, weight))
+    x, w = rows_along("conv3d", as_tensor(input), (0,)), as_tensor(weight)
     if not x.ndim == w.ndim == 5:
         raise ValueError(f"conv3d: input and weight must have 5 dimensions, got {tuple(x.shape)} and {tuple(w.shape)}")
     step, *steps = per_axis("conv3d", "stride", stride, 1, 3)
@@ -285,7 +286,7 @@ def adaptive_max_pool1d(input: Any, output_size: Any, return_indices: bool = Fal
 def local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """x / (k + alpha * mean(x²))^beta, with the mean over `size` neighbouring channels of (N, C, ...), zeros beyond the
     first and the last (Krizhevsky et al. 2012)."""
-    x = as_tensor(input)
+    x = rows_along("local_response_norm", as_tensor(input), (0,))
     _needs_floats("local_response_norm", x)
     squares = unsqueeze(flatten(x * x, 2), 1) if x.ndim > 2 else unsqueeze(unsqueeze(x * x, 1), -1)
     near = pool.avg_pool2d(pad(squares, (0, 0, size // 2, (size - 1) // 2)), (size, 1), 1)

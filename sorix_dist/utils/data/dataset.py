@@ -13,7 +13,7 @@ from sorix_dist.core import as_tensor
 from sorix_dist.core import random as rng
 from sorix_dist.core.arguments import as_function, described, is_integer
 from sorix_dist.core.placement import current_group
-from sorix_dist.core.tensor import Array, array_of
+from sorix_dist.core.tensor import Array, array_of, shape_of
 from sorix_dist.utils.data.nested import map_arrays, stacked
 from sorix_dist.utils.data.tables import numbers
 
@@ -68,7 +68,7 @@ class Dataset:
             self.X[index] = value
         else:
             x, y = value
-            self.X[index], self.y[index] = x, np.reshape(y, np.shape(self.y[index]))
+            self.X[index], self.y[index] = x, np.reshape(y, shape_of(self.y[index]))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(len={len(self)}, has_labels={getattr(self, 'y', None) is not None})"

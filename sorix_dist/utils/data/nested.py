@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.tensor import Array, as_array
+from sorix_dist.core.tensor import Array, as_array, shape_of
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
@@ -107,11 +107,11 @@ def collate(samples: list[Any]) -> Any:
 
 def stacked(arrays: Sequence[Any]) -> Array:
     """The arrays along a new first axis; ValueError if their shapes differ."""
-    shape = np.shape(arrays[0])
+    shape = shape_of(arrays[0])
     for number, array in enumerate(arrays):
-        if np.shape(array) != shape:
+        if shape_of(array) != shape:
             raise ValueError(
-                f"samples of one batch must have the same shape to be stacked, got {shape} and {np.shape(array)} "
+                f"samples of one batch must have the same shape to be stacked, got {shape} and {shape_of(array)} "
                 f"(number {number} of the batch): a collate_fn can pad them"
             )
     return np.stack(arrays)

@@ -138,6 +138,31 @@ ROWS = [
     "sx.concat([u, v], 1)",
     "sx.hstack([u[:, 0], v[:, 1]])",
     "sx.cat([u, sx.ones(1, 4, dtype=sx.float64)])",
+    "u * np.shape(x)[0] / np.size(x)",
+    "u * np.size(x, 0) / np.ndim(x)",
+    "u / np.prod(x.shape) + u / np.prod(u.shape[1:])",
+    "u / sx.numel(x)",
+    "u * v.detach().mean(0).cumprod(0)",
+    "u * F.one_hot((v > 0).sum(0), 12).sum(0)[:4]",
+    "u.tensor_split((t > 1).sum(0, keepdim=True), 1)[0].sum() + u.sum()",
+    "F.conv1d(u.T[None], sx.ones(2, 4, 2, dtype=sx.float64))",
+    "F.conv1d(u.T, sx.ones(2, 4, 2, dtype=sx.float64), padding=1, stride=2)",
+    "F.conv2d(u[None, None], sx.ones(1, 1, 2, 2, dtype=sx.float64))",
+    "F.conv_transpose2d(u.T[None, None], sx.ones(1, 1, 2, 2, dtype=sx.float64))",
+    "F.conv3d(u.T[None, None, None], sx.ones(1, 1, 1, 2, 2, dtype=sx.float64))",
+    "F.max_pool1d(u.T[None], 2)",
+    "F.max_pool1d(u[:, 0][None], 2)",
+    "F.avg_pool1d(u.T, 2, 1)",
+    "F.max_pool2d(u[None, None], 2)",
+    "F.avg_pool2d(u.T[None, None], 2, 1, padding=1, count_include_pad=False)",
+    "F.adaptive_avg_pool1d(u.T[None], 2)",
+    "F.interpolate(u.T[None], scale_factor=2)",
+    "F.interpolate(u[None, None], scale_factor=2, mode='bilinear')",
+    "F.instance_norm(u.T[None])",
+    "F.instance_norm(u[None])",
+    "F.local_response_norm(u.T, 2)",
+    "F.local_response_norm(u.T[None, None], 2)",
+    "u - (lambda y: (np.place(y, y > 0, 0.5), np.putmask(y, y < 0, v.detach()), y)[2])(v.detach().clone())",
     "sx.atleast_3d(u)",
     "u.swapaxes(0, 1)",
     "u.moveaxis(0, 1)",
@@ -415,6 +440,29 @@ SEQUENCES = [
     "F.cross_entropy(u.transpose(1, 2), words % 4)",
     "F.cross_entropy(u.transpose(0, 1).reshape(-1, 4), (words % 4).T.reshape(-1))",
 ]
+# Statistics, or what they are made of, after a change in place.
+_CHANGES = [
+    "'clamp_', 1", "'clip_', 0, 2", "'clamp_min_', 1", "'abs_'", "'neg_'", "'pow_', 2", "'square_'", "'sign_'",
+    "'round_'", "'relu_'", "'fill_', 3", "'zero_'", "'copy_', sx.arange(4)", "'copy_', v.mean(0).detach()",
+    "'masked_fill_', x.mean() > 9, 2", "'index_fill_', 0, sx.tensor([0, 1]), 2", "'random_', 5", "'bernoulli_'",
+    "'__setitem__', 0, 3", "'__setitem__', [0, 2], sx.tensor([1, 5])",
+    "'__setitem__', slice(None, 2), t.sum()", "'__setitem__', ..., 5", "'add_', 2", "'mul_', 3",
+]  # fmt: skip
+IN_PLACE = [
+    *(
+        f"u - changed({statistic}, {change})"
+        for statistic in ("v.mean(0)", "v.sum(0)", "v.var(0)", "(v > 0).sum(0)")
+        for change in _CHANGES
+    ),
+    *(f"u - changed(v.mean(0), {change})" for change in ("'sigmoid_'", "'exp_'", "'lerp_', w.mean(), 0.3")),
+    "u - changed(v.mean(0), '__setitem__', v.detach().mean(0) > 0, -1.0)",
+    "u - changed(v.mean(0), 'clamp_', v.detach().mean())",
+    "u - changed(v.mean(0), 'unsqueeze_', 0)",
+    "u - changed(v.var(0), 'sqrt_')",
+    "u - (lambda m: (m.clamp_(0.2).add_(1.0).mul_(v.detach().mean()), m)[1])(v.mean(0).detach())",
+    "u - (lambda m: (setattr(m, 'data', m * 2), m)[1])(v.mean(0).detach())",
+]
+
 REFUSED = [
     "u.view(x.shape[0] // 2, 2, 4).mean(1)",
     "u.view(x.shape[0] // 2, -1, 4).mean(1)",
@@ -433,4 +481,7 @@ REFUSED = [
     "list(u.unbind(0))",
     "F.glu(u, 0)",
     "u.unfold(0, 1, 1)",
+    "np.fill_diagonal(u.detach(), 1.0)",
+    "np.place(u.detach(), u.detach() > 0, [1.0, 2.0])",
+    "np.putmask(u.detach(), u.detach() > 0, [1.0, 2.0])",
 ]

@@ -113,7 +113,7 @@ def with_bank(kit: Kit, write: Callable[[Any, Any, Any], None], bank: Any) -> li
     def loss(model: Any, x: Any, i: Any) -> Any:
         nonlocal number
         z = model(x)
-        value = (z @ bank.T).exp().mean() + z.square().mean()
+        value = (z @ bank.T.clone()).exp().mean() + z.square().mean()
         write(bank, i, z.detach())
         number += 1
         return value
