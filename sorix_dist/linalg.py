@@ -1,6 +1,6 @@
 """Linear algebra: norms, systems of equations, inverses, determinants."""
 
-from sorix_dist.core.algebra import cholesky, cross, det, inv, matrix_norm, slogdet, solve, vector_norm
+from sorix_dist.core.algebra import cholesky, cross, det, inv, matrix_norm, matrix_power, slogdet, solve, vector_norm
 from sorix_dist.core.algebra import linalg_norm as norm
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.functions import matmul
@@ -14,6 +14,7 @@ __all__ = [
     "inv",
     "matmul",
     "matrix_norm",
+    "matrix_power",
     "norm",
     "slogdet",
     "solve",
