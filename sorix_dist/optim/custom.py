@@ -153,26 +153,32 @@ def in_one_edit(cls: type) -> None:
 def _edits(method: Callable[..., Any], takes_closure: bool) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        running = editing.get()
-        if running is not None:
-            if running.optimizer is self:  # type: ignore[attr-defined]
-                return method(self, *arguments, **options)
-            with running.settled():
-                return call(self, *arguments, **options)
-        if recorders:
-            outside(f"{type(self).__name__}, an optimizer with a step() of its own, can't be captured")
-        edit = CopyEdit(self)
-        if takes_closure:
-            arguments = tuple(map(_settled, arguments))
-            options = {name: _settled(value) for name, value in options.items()}
-        edit.begin()
-        token, done = editing.set(edit), False
-        try:
-            value = method(self, *arguments, **options)
-            done = True
-        finally:
-            editing.reset(token)
-            edit.end(keep=done)
-        return value
+        return _in_edit(method, takes_closure, self, arguments, options)
 
     return call
+
+
+def _in_edit(method: Any, takes_closure: bool, self: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Calls a method in an edit of its optimizer. It stands alone, since `call` is sent to other processes by value,
+    with all that it names."""
+    running = editing.get()
+    if running is not None:
+        if running.optimizer is self:  # type: ignore[attr-defined]
+            return method(self, *arguments, **options)
+        with running.settled():
+            return _in_edit(method, takes_closure, self, arguments, options)
+    if recorders:
+        outside(f"{type(self).__name__}, an optimizer with a step() of its own, can't be captured")
+    edit = CopyEdit(self)
+    if takes_closure:
+        arguments = tuple(map(_settled, arguments))
+        options = {name: _settled(value) for name, value in options.items()}
+    edit.begin()
+    token, done = editing.set(edit), False
+    try:
+        value = method(self, *arguments, **options)
+        done = True
+    finally:
+        editing.reset(token)
+        edit.end(keep=done)
+    return value
