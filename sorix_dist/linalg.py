@@ -7,18 +7,8 @@ from sorix_dist.core.functions import matmul
 from sorix_dist.core.keywords import missing_from, publish
 
 __all__ = [
-    "cholesky",
-    "cross",
-    "det",
-    "diagonal",
-    "inv",
-    "matmul",
-    "matrix_norm",
-    "norm",
-    "slogdet",
-    "solve",
-    "vector_norm",
-]
+    "cholesky", "cross", "det", "diagonal", "inv", "matmul", "matrix_norm", "norm", "slogdet", "solve", "vector_norm",
+]  # fmt: skip
 publish(globals(), __all__)
 
 __getattr__ = missing_from(__name__, globals())
