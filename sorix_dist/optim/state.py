@@ -172,8 +172,9 @@ def weighted(counts: Array) -> int:
 
 def refuse_pending(syncs: list[Sync]) -> None:
     """RuntimeError if there are gradients that are not summed over the ranks yet."""
-    if any([sync.pending for sync in syncs]):  # noqa: C419 (faster)
-        raise RuntimeError(
-            "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
-            "model.accumulate(...), or after a backward outside of model.no_sync()"
-        )
+    for sync in syncs:
+        if sync.pending:
+            raise RuntimeError(
+                "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
+                "model.accumulate(...), or after a backward outside of model.no_sync()"
+            )

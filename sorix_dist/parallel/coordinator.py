@@ -206,13 +206,14 @@ class Coordinator(Sync):
         """Adds to `grad` the sum over the ranks, times `scale`, of all buckets that the backward of any rank has
         reached. A call of all ranks, which agree on their fingerprints before anything is added."""
         losses, expected, values = self._losses, self.group.expected, []
-        compared, self.group.compared = self.group.compared, []
         if losses:
             self._losses, values = [], [loss.array.item() for loss in losses]
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
         by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
+        if compared := self.group.compared:
+            self.group.compared = []
         for _, number in compared:
             used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None

@@ -29,6 +29,7 @@ LAYERS: list[Any] = [
     ("Linear", (4, 4), {}, floats(5, 4)),
     ("Linear", (4, 3), {"bias": False}, floats(5, 4)),
     ("Embedding", (7, 7), {}, TOKENS),
+    ("EmbeddingBag", (7, 5), {"mode": "sum"}, TOKENS),
     ("BatchNorm1d", (4,), {}, floats(5, 4)),
     ("BatchNorm1d", (4,), {"momentum": None}, floats(5, 4)),
     ("BatchNorm1d", (4,), {"affine": False}, floats(5, 4)),
@@ -185,7 +186,7 @@ def test_transformers(kind: str) -> None:
 
 def test_layers_with_weights_are_all_here() -> None:
     """A layer of both libraries that has parameters or statistics has a row above."""
-    plain = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "Parameter"}
+    plain = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Parameter"}
     apart = {"MultiheadAttention", "Transformer", "TransformerEncoder", "TransformerDecoder", "TransformerDecoderLayer"}
     named = {row[0] for row in LAYERS} | plain | apart
     for name in set(nn.__all__) - named:
