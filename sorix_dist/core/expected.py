@@ -37,10 +37,16 @@ def beside_rows(rows: Shard, constant: Any) -> None:
     if isinstance(constant, Tensor):
         if constant.place is None and not is_parameter(constant):
             _compare(group, constant.array)
-    elif isinstance(constant, np.ndarray | np.generic) or (
-        constant.__class__ is float and constant * 256 % 1 != 0 and len(repr(constant)) > _SPELLED
-    ):
+    elif isinstance(constant, np.ndarray | np.generic) or (constant.__class__ is float and _is_computed(constant)):
         _compare(group, constant)
+
+
+def _is_computed(number: float) -> bool:
+    """Whether a number is likely to be computed, and not spelled out in the program: nan, as a mean of no rows is, or
+    one of many digits."""
+    if number * 256 % 1 == 0:  # as 0.5, and soon known
+        return False
+    return number != number or len(repr(number)) > _SPELLED
 
 
 def is_parameter(x: Any) -> bool:

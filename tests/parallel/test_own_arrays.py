@@ -43,6 +43,8 @@ LOSSES: dict[str, Any] = {
     "matrix": lambda m, x, y: ((m(x @ np.diag(x.numpy().var(0))) - y) ** 2).mean(),
     "einsum": lambda m, x, y: (m(sx.einsum("bi,ij->bj", x, np.diag(x.numpy().std(0)))) * y).mean(),
     "linear": lambda m, x, y: (m(F.linear(x, sx.tensor(np.diag(x.numpy().std(0))))) * y).mean(),
+    "layer norm": lambda m, x, y: (m(F.layer_norm(x, (4,), sx.tensor(x.numpy().std(0)))) - y).square().mean(),
+    "table": lambda m, x, y: (m(x + F.embedding(sx.argmax(y, 1), x.numpy()[:2])) - y).square().mean(),
     "threshold": lambda m, x, y: ((x > np.median(x.numpy())).to(x.dtype).mean(1, keepdims=True) * m(x)).mean(),
     "where": lambda m, x, y: (m(sx.where(x > 0, x, np.percentile(x.numpy(), 10))) - y).abs().mean(),
     "clip": lambda m, x, y: (m(x.clip(min=np.percentile(x.numpy(), 10))) - y).abs().mean(),
@@ -91,6 +93,11 @@ def test_what_follows_from_the_rows_of_one_rank_is_refused(name: str, virtual: i
 def test_the_line_and_the_numbers_are_named():
     with pytest.raises(RuntimeError, match=r"test_own_arrays\.py:\d+: a number .*, is [\d.]+, [\d.]+ on ranks 0 to 1:"):
         on(2, LOSSES["quotient"])
+
+
+def test_a_rank_without_rows_has_another_number():
+    with pytest.raises(RuntimeError, match="must be the same on every rank"):
+        on(ROWS + 1, LOSSES["float"])
 
 
 def test_one_process_has_all_rows():
