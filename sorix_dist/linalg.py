@@ -7,19 +7,9 @@ from sorix_dist.core.functions import matmul
 from sorix_dist.core.keywords import missing_from, publish
 
 __all__ = [
-    "cholesky",
-    "cross",
-    "det",
-    "diagonal",
-    "inv",
-    "matmul",
-    "matrix_norm",
-    "matrix_power",
-    "norm",
-    "slogdet",
-    "solve",
+    "cholesky", "cross", "det", "diagonal", "inv", "matmul", "matrix_norm", "matrix_power", "norm", "slogdet", "solve",
     "vector_norm",
-]
+]  # fmt: skip
 publish(globals(), __all__)
 
 __getattr__ = missing_from(__name__, globals())

@@ -303,28 +303,10 @@ def _warn_of_own_branch(own: float) -> None:
 
 
 _COUNTING = frozenset(("comb", "factorial", "gcd", "isqrt", "lcm", "perm"))  # functions of `math` that take integers
-DRAWING = frozenset(
-    [
-        "beta",
-        "binomial",
-        "choice",
-        "exponential",
-        "gamma",
-        "integers",
-        "laplace",
-        "multivariate_normal",
-        "normal",
-        "permutation",
-        "poisson",
-        "rand",
-        "randint",
-        "randn",
-        "random",
-        "random_sample",
-        "standard_normal",
-        "uniform",
-    ]
-)
+DRAWING = frozenset((
+    "beta", "binomial", "choice", "exponential", "gamma", "integers", "laplace", "multivariate_normal", "normal",
+    "permutation", "poisson", "rand", "randint", "randn", "random", "random_sample", "standard_normal", "uniform",
+))  # fmt: skip
 """Functions of NumPy that draw random numbers."""
 
 

@@ -135,9 +135,8 @@ def missing_from(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
         near = _INSTEAD.get(name) or ", ".join(get_close_matches(name, [n for n in names if n[0] != "_"], 3, 0.6))
         if name.startswith("__"):
             near = ""
-        error = (
-            ImportError if is_import(sys._getframe(1)) else AttributeError
-        )  # an import drops an AttributeError's message
+        # An import drops the message of an AttributeError.
+        error = ImportError if is_import(sys._getframe(1)) else AttributeError
         raise error(f"module {module!r} has no {name!r}{f'; there is {near}' if near else ''}")
 
     return missing

@@ -361,14 +361,6 @@ __all__ = [
     "randint_like", "searchsorted", "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
-    "bucketize",
-    "clamp_max",
-    "clamp_min",
-    "isin",
-    "normal",
-    "randint_like",
-    "searchsorted",
-    "std_mean",
-    "var_mean",
-)
+    "bucketize", "clamp_max", "clamp_min", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
+)  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}

@@ -6,6 +6,7 @@ from typing import Any
 
 from sorix_dist.core.arguments import raise_for_device
 from sorix_dist.core.keywords import missing_from
+from sorix_dist.cuda import amp as amp
 
 
 def is_available(verbose: bool = False) -> bool:

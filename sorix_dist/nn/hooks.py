@@ -20,11 +20,9 @@ class _Backward:
     """One call of a module with backward hooks: it collects the gradients that the hooks get."""
 
     def __init__(self, module: Any, hooks: list[Any], inputs: tuple[Any, ...]) -> None:
-        self.module, self.hooks, self.output = module, [*hooks], None
+        self.module, self.hooks, self.of_output = module, [*hooks], None
         self.inputs = tuple(alias(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs)
         self.followed = [i for i, (x, own) in enumerate(zip(inputs, self.inputs)) if x is not own]
-        for i in self.followed:
-            self.inputs[i].register_hook(partial(self._arrived, i))
         self.gradients: dict[int, Any] = {}
 
     def leaving(self, output: Any) -> Any:
@@ -35,12 +33,16 @@ class _Backward:
                 f"{type(output).__name__}: use register_hook of its tensors"
             )
         if output.requires_grad:
+            reached = _reached(output, {self.inputs[i].origin for i in self.followed})
+            self.followed = [i for i in self.followed if self.inputs[i].origin in reached]  # others get no gradient
+            for i in self.followed:
+                self.inputs[i].register_hook(partial(self._arrived, i))
             output = alias(output)
             output.register_hook(self._begin)
         return output
 
     def _begin(self, gradient: Any) -> None:
-        self.output, self.gradients = gradient, {}
+        self.of_output, self.gradients = gradient, {}
         if not self.followed:
             self._call()
 
@@ -51,16 +53,30 @@ class _Backward:
     def _call(self) -> dict[int, Any]:
         """Calls the hooks; the gradients that replace those to the inputs."""
         given = tuple(self.gradients.get(i) for i in range(len(self.inputs)))
-        changed = {}
+        replaced = {}
         for hook in self.hooks:
-            own = hook(self.module, given, (self.output,))
+            own = hook(self.module, given, (self.of_output,))
             if own is None:
                 continue
             given = own if isinstance(own, tuple) else (own,)
-            if len(self.followed) > 1:
-                raise RuntimeError("register_full_backward_hook: the gradients of several inputs can't be replaced")
-            changed = {i: given[i] for i in self.followed}
-        return changed
+            if len(given) != len(self.inputs) or len(self.followed) > 1:
+                raise RuntimeError(
+                    "register_full_backward_hook: a hook may return the gradient of a single input, got "
+                    f"{len(given)} for {len(self.inputs)} inputs: use register_hook of the inputs for others"
+                )
+            replaced = {i: given[i] for i in self.followed}
+        return replaced
+
+
+def _reached(output: Tensor, ends: set[Any]) -> set[Any]:
+    """The operations and leaves that the gradient of a tensor reaches, as far as these ends."""
+    found: set[Any] = set()
+    left: list[Any] = [output.origin]
+    while left:
+        if (origin := left.pop()) not in found:
+            found.add(origin)
+            left += () if origin in ends else getattr(origin, "edges", ())
+    return found
 
 
 class Hooked:

@@ -170,9 +170,13 @@ class Embedding(Module):
 
 
 class EmbeddingBag(Module):
-    """The mean, sum or max of rows of `W` for each bag of integers, see `functional.embedding_bag`."""
+    """The mean, sum or max of rows of `W` for each bag of integers, see `functional.embedding_bag`.
+
+    W is as an Embedding's, or `_weight`. The options of PyTorch that Embedding ignores or refuses are so here.
+    """
 
     torch_names = MappingProxyType({"W": ("weight", SAME)})
+    from_pretrained = vars(Embedding)["from_pretrained"]
 
     def __init__(
         self,
@@ -195,6 +199,8 @@ class EmbeddingBag(Module):
         one_of("EmbeddingBag: mode", mode, "mean", "sum", "max")
         self.mode, self.include_last_offset = mode, as_bool("include_last_offset", include_last_offset)
         self.W = made.W if _weight is None else Parameter(as_tensor(_weight).array.copy())
+        if self.W.array.shape != made.W.array.shape:
+            raise ValueError(f"EmbeddingBag: _weight must have shape {made.W.array.shape}, got {self.W.array.shape}")
 
     def forward(self, x: Any, offsets: Any = None, per_sample_weights: Any = None) -> Tensor:
         """x: integers (B, L), or a vector with offsets (B,); the result is (B, embedding_dim)."""

@@ -81,9 +81,9 @@ def differences(one: Sequence[Backward], several: Sequence[Backward]) -> Iterato
         for x, y in zip(a.losses, b.losses, strict=False):
             yield f"{where}: the loss is {x:.6g} on one process and {y:.6g} on several ranks", _distance([x], [y])
         largest = max((abs(x) for gradient in a.gradients.values() for x in gradient), default=0.0)
-        for name in a.gradients.keys() & b.gradients.keys():  # a model that is no longer used may be on one side only
-            distance = _distance(a.gradients[name], b.gradients[name], NOISE * largest)
-            yield f"{where}: the gradient of {name}", distance
+        for name, gradient in a.gradients.items():
+            if name in b.gradients:  # a model that is no longer used may be on one side only
+                yield f"{where}: the gradient of {name}", _distance(gradient, b.gradients[name], NOISE * largest)
 
 
 def _distance(one: list[float], several: list[float], least: float = 0.0) -> float:

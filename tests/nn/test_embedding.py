@@ -94,6 +94,9 @@ def test_bags(options: dict[str, Any], expected: list[float]) -> None:
     assert layer(np.array([[1, 2, 3], [0, 0, 3]])).flatten().tolist() == expected
     assert layer(np.array([1, 2, 3, 0, 0, 3]), np.array([0, 3])).flatten().tolist() == expected
     assert layer(np.array([1, 2, 3]), np.array([0, 3])).flatten().tolist() == [expected[0], 0]
+    none = np.zeros(0, int)
+    assert layer(none, np.array([0, 0])).tolist() == layer(none.reshape(2, 0)).tolist() == [[0], [0]]
+    assert layer(none, []).shape == (0, 1)
 
 
 def test_bad_bags() -> None:
@@ -102,9 +105,17 @@ def test_bad_bags() -> None:
         ((np.array([1, 2]),), r"input must be \(B, L\), or a vector with offsets, got shape \(2,\)"),
         ((np.array([1, 2]), np.array([1])), "offsets must start at 0 and rise to at most 2"),
         ((np.array([1, 2]), np.array([0, 3])), "offsets must start at 0"),
+        ((np.array([1, 2]), [0.0, 1.0]), r"offsets must be a vector of integers, got shape \(2,\) and dtype float64"),
+        ((np.array([1, 2]), [[0, 1]]), r"offsets must be a vector of integers, got shape \(1, 2\)"),
         ((np.array([[1, 2]]), None, np.ones((1, 2))), "per_sample_weights need mode \"sum\", got 'mean'"),
     ):
         with pytest.raises(ValueError, match=message):
             layer(*inputs)
     with pytest.raises(ValueError, match="mode must be 'mean', 'sum' or 'max', got 'min'"):
         nn.EmbeddingBag(4, 1, mode="min")
+    with pytest.raises(ValueError, match=r"_weight must have shape \(4, 1\), got \(4, 2\)"):
+        nn.EmbeddingBag(4, 1, _weight=np.ones((4, 2)))
+    summing = nn.EmbeddingBag.from_pretrained(np.ones((4, 1)), mode="sum")
+    for factors in (np.ones(2), np.ones((2, 3))):
+        with pytest.raises(ValueError, match=r"per_sample_weights must have the shape \(2, 2\) of input, got"):
+            summing(np.ones((2, 2), int), None, factors)

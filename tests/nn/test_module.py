@@ -474,6 +474,18 @@ def test_hooks_in_the_backward() -> None:
     layer.register_full_backward_hook(lambda module, given, out: seen.append(given))
     layer(sx.ones(1, 1)).sum().backward()
     assert seen[1:] == [(None,)]
+
+    class First(nn.Module):
+        def forward(self, x: Any, y: Any) -> Any:
+            return x * 3
+
+    first, y = First(), sx.tensor([[2.0]], requires_grad=True)
+    first.register_full_backward_hook(lambda module, given, out: seen.append(given))
+    first(x, y).sum().backward()
+    assert (seen[-1][0].item(), seen[-1][1]) == (3, None)
+    first.register_full_backward_hook(lambda module, given, out: given[:1])
+    with pytest.raises(RuntimeError, match="may return the gradient of a single input, got 1 for 2 inputs"):
+        first(x, y).sum().backward()
     rnn = nn.RNN(1, 1)
     rnn.register_full_backward_hook(lambda module, given, out: None)
     with pytest.raises(TypeError, match="forward of RNN must return one tensor, got a tuple: use register_hook"):
@@ -497,7 +509,7 @@ def test_a_state_that_does_not_fit_is_an_error_of_both_kinds() -> None:
 
 
 def test_mixed_precision_changes_nothing_and_says_so() -> None:
-    scaler, w = sx.amp.GradScaler(), nn.Parameter(sx.ones(1))
+    scaler, w = sx.cuda.amp.GradScaler(), nn.Parameter(sx.ones(1))
     optimizer = sx.optim.SGD([w], lr=0.5)
     with pytest.warns(RuntimeWarning, match="autocast: arithmetic stays in the dtype of the model"), sx.autocast("cpu"):
         loss = (w * w).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from pickle import loads
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
+from sorix_dist.comm.pickling import dumps
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.users_optimizers import trials, turn
 
@@ -216,6 +218,28 @@ def test_a_step_that_fails_changes_nothing() -> None:
     assert np.array_equal(weights(model), before)
     with pytest.raises(RuntimeError, match="read-only"), sx.no_grad():
         next(model.parameters()).add_(1.0)
+
+
+def test_a_class_of_a_notebook_is_sent_to_the_ranks() -> None:
+    space: dict[str, Any] = {"__name__": "__main__", "sx": sx}
+    exec(  # as a cell does
+        "class Descent(sx.optim.Optimizer):\n"
+        "    def __init__(self, params):\n"
+        "        super().__init__(params, {'lr': 0.1})\n"
+        "    def step(self):\n"
+        "        for p in self.param_groups[0]['params']:\n"
+        "            p.data -= 0.1 * p.grad\n",
+        space,
+    )
+    sent = loads(dumps(space["Descent"]))
+
+    def run() -> Any:
+        model = wrapped()
+        train(model, sent(model.parameters()), "step", epochs=1)
+        return weights(model)
+
+    one, (two, _) = run(), sx.run(run, num_proc=2, backend="threads")
+    np.testing.assert_allclose(two, one, rtol=1e-12)
 
 
 def test_without_a_step() -> None:

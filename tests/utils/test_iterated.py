@@ -142,6 +142,11 @@ def other_orders() -> None:
         model(x.float().reshape(-1, 1)).mean().backward()
 
 
+def test_lengths_of_batch_samplers() -> None:
+    for sampler in (RandomSampler(DATA), SequentialSampler(DATA), range(10), Sampler(10)):
+        assert [len(BatchSampler(sampler, 4, drop_last)) for drop_last in (True, False)] == [2, 3]
+
+
 def test_ranks_of_other_orders_are_refused() -> None:
     with pytest.raises(RuntimeError, match="order of its sampler"):
         sx.run(other_orders, num_proc=2, backend="threads")
@@ -153,8 +158,11 @@ def test_ranks_of_other_orders_are_refused() -> None:
         ({"sampler": 3}, TypeError, "sampler must be a Sampler, or an object whose __iter__"),
         ({"sampler": iter([1])}, TypeError, "sampler must be a Sampler"),
         ({"batch_sampler": "ab"}, TypeError, "batch_sampler must be"),
-        ({"sampler": [1, 10]}, ValueError, r"must name samples in \[0, 10\), got 10"),
+        ({"sampler": RandomSampler}, TypeError, "sampler must be a Sampler, or an object whose __iter__"),
+        ({"sampler": [1, 10]}, ValueError, r"the order of epoch 0 that list gives must name samples in \[0, 10\), got"),
+        ({"sampler": []}, ValueError, "the order of epoch 0 that list gives must be a vector of at least one index"),
         ({"sampler": [0.5]}, ValueError, "an index that list gives must be an integer"),
+        ({"batch_sampler": [1, 2]}, TypeError, "batch_sampler must give lists of indices, got an element of list"),
         ({"batch_sampler": [[1], []]}, ValueError, "list gives an empty batch, number 1"),
         ({"batch_sampler": [[1]], "batch_size": 3}, ValueError, "batch_sampler excludes batch_size"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import host
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.keywords import missing_from, publish
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
@@ -65,6 +66,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     rows = shard_of(input)
     if rows is None:
         return table_rows(weight, index=index, skip=padding_idx)
+    beside_rows(rows, weight)
     if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
         return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
     return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
@@ -97,12 +99,20 @@ def embedding_bag(
     counts = None if padding_idx is None else input != (padding_idx % len(weight))
     if offsets is not None:
         input, factors = whole(input, "embedding_bag"), whole(factors, "embedding_bag")
+    if factors is not None and (len(shape_of(factors)), shape_of(factors)[-1:]) != (input.ndim, input.array.shape[-1:]):
+        raise ValueError(
+            f"embedding_bag: per_sample_weights must have the shape {tuple(input.shape)} of input, got "
+            f"{tuple(shape_of(factors))}"
+        )
+    if offsets is not None:
         starts = np.asarray(whole(offsets, "embedding_bag"))
         places, inside = _bags(starts[:-1] if include_last_offset else starts, len(input))
         input, factors = take(input, index=places), None if factors is None else take(factors, index=places)
         counts = as_tensor(inside) if counts is None else logical_and(take(counts, index=places), inside)
     rows = embedding(input, weight, padding_idx)
     rows = rows if factors is None else rows * unsqueeze(factors, -1)
+    if not rows.array.shape[1]:
+        return rows.sum(1)
     if counts is None:
         return rows.max(1).values if mode == "max" else rows.sum(1) if mode == "sum" else rows.mean(1)
     number, counts = counts.sum(1, keepdim=True), unsqueeze(counts, -1)
@@ -114,8 +124,13 @@ def embedding_bag(
 
 def _bags(starts: Any, length: int) -> tuple[Any, Any]:
     """For each bag of a vector the places of its entries, padded by 0, and which of them are inside."""
+    if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
+        raise ValueError(
+            f"embedding_bag: offsets must be a vector of integers, got shape {starts.shape} and dtype {starts.dtype}"
+        )
+    starts = starts.astype(np.int64)
     sizes = np.diff(starts, append=length)
-    if len(starts) and (starts[0] != 0 or (sizes < 0).any()):
+    if starts.size and (starts[0] != 0 or (sizes < 0).any()):
         raise ValueError(f"embedding_bag: offsets must start at 0 and rise to at most {length}, got {starts.tolist()}")
     steps = np.arange(max(sizes, default=0))
     inside = steps < sizes[:, None]

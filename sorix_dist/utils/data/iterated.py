@@ -59,6 +59,8 @@ class IteratedSampler(Sampler):
         if len(given) == _MOST:
             raise ValueError(f"{self.name} gives {_MOST} indices and more: a sampler has to end after an epoch")
         if self.in_batches:
+            if any(isinstance(batch, str) or not hasattr(batch, "__iter__") for batch in given):
+                raise TypeError(f"batch_sampler must give lists of indices, got an element of {self.name} that is none")
             batches = [[*batch] for batch in given]
             if not all(batches):
                 raise ValueError(f"{self.name} gives an empty batch, number {batches.index([])} of the epoch")
@@ -69,7 +71,11 @@ class IteratedSampler(Sampler):
 
     @property
     def name(self) -> str:
+        """The class of what is looped over."""
         return type(self.source).__name__
+
+    def named_order(self, epoch: int) -> str:
+        return f"the order of epoch {epoch} that {self.name} gives"
 
     def _said(self, epoch: int) -> int | None:
         """The length that `source` claims, while the order of the epoch is not needed yet: to draw it changes some."""
@@ -98,7 +104,7 @@ def as_sampler(name: str, given: Any, length: int, in_batches: bool = False) -> 
     """
     if isinstance(given, Sampler) and hasattr(given, "length"):
         return given
-    if not hasattr(given, "__iter__") or isinstance(given, str | bytes | Iterator):
+    if not hasattr(given, "__iter__") or isinstance(given, str | bytes | type | Iterator):
         raise TypeError(
             f"{name} must be a Sampler, or an object whose __iter__ gives the indices of an epoch, got "
             f"{described(given)}: a subclass of Sampler calls super().__init__(len(dataset)) and defines order(epoch), "

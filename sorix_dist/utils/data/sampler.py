@@ -84,12 +84,16 @@ class Sampler:
         """Whether a subclass defines the order."""
         return type(self).order is not Sampler.order
 
+    def named_order(self, epoch: int) -> str:
+        """What gives the order of this epoch, for errors."""
+        return f"{type(self).__name__}.order({epoch})"
+
     def checked_order(self, epoch: int) -> Indices:
         """The order as an array; ValueError unless it names samples of the data set, at least one."""
         indices = np.asarray(self.order(epoch))
         if not self.has_own_order:
             return indices
-        what = f"{type(self).__name__}.order({epoch})"
+        what = self.named_order(epoch)
         if indices.ndim != 1 or not indices.size or indices.dtype.kind not in "iu":
             raise ValueError(
                 f"{what} must be a vector of at least one index, got shape {indices.shape} and dtype {indices.dtype}"
@@ -197,7 +201,8 @@ class BatchSampler:
         if not hasattr(sampler, "__iter__") and not isinstance(sampler, Sampler):
             raise TypeError(f"BatchSampler: sampler must be a Sampler, got {described(sampler)}")
         self.sampler, self.batch_size, self.drop_last = sampler, as_int("batch_size", batch_size, 1), drop_last
-        if drop_last and hasattr(sampler, "length") and not sampler.has_own_order:
+        self._looped_over = not (isinstance(sampler, Sampler) and hasattr(sampler, "length"))  # as PyTorch's are
+        if drop_last and not self._looped_over and not sampler.has_own_order:
             self._count(sampler.length)
 
     def __len__(self) -> int:
@@ -206,13 +211,13 @@ class BatchSampler:
 
     def count(self, epoch: int) -> int:
         """The number of global batches of this epoch."""
-        if not hasattr(self.sampler, "length"):  # one of a user's
+        if self._looped_over:
             return self._count(len(self.sampler))
         return self.sampler.batches(epoch) if self.sampler.in_batches else self._count(self.sampler.count(epoch))
 
     def _count(self, samples: int) -> int:
         if self.drop_last and self.batch_size > samples:
-            whose = "an epoch's" if getattr(self.sampler, "has_own_order", True) else "the data set's"
+            whose = "an epoch's" if self._looped_over or self.sampler.has_own_order else "the data set's"
             raise ValueError(
                 f"batch_size must be at most {whose} length {samples} with drop_last, got {self.batch_size}"
             )
