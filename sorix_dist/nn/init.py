@@ -117,9 +117,10 @@ def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
 
 def eye_(t: Tensor) -> Tensor:
     """Fills a matrix with the identity."""
-    if len(_shape(t)) != 2:
-        raise ValueError(f"eye_: t must be a matrix, got shape {_shape(t)}")
-    return _fill(t, np.eye(*_shape(t)))
+    shape = _shape(t)
+    if len(shape) != 2:
+        raise ValueError(f"eye_: t must be a matrix, got shape {shape}")
+    return _fill(t, np.eye(shape[0], shape[1]))
 
 
 @checked
@@ -131,7 +132,8 @@ def dirac_(t: Tensor, groups: int = 1) -> Tensor:
         raise ValueError(f"dirac_: t must be (out, in, *kernel) with out a multiple of {groups}, got shape {shape}")
     values, each = np.zeros(shape), shape[0] // groups
     for i in range(min(each, shape[1])):
-        values[(slice(i, None, each), i, *(n // 2 for n in shape[2:]))] = 1
+        place: Any = (slice(i, None, each), i, *(n // 2 for n in shape[2:]))
+        values[place] = 1
     return _fill(t, values)
 
 
