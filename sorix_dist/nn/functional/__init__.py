@@ -33,9 +33,9 @@ from sorix_dist.nn.functional.resize import *  # noqa: F403
 from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "batch_norm", "dropout", "dropout2d", "embedding", "embedding_bag", "group_norm", "instance_norm", "layer_norm",
-    "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention",
-    *activation.__all__, *distance.__all__, *loss.__all__, *resize.__all__, *spatial.__all__,
+    "batch_norm", "bilinear", "dropout", "dropout2d", "embedding", "embedding_bag", "group_norm", "instance_norm",
+    "layer_norm", "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention", *activation.__all__,
+    *distance.__all__, *loss.__all__, *resize.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 
@@ -46,6 +46,12 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     if weight.ndim == 2:
         return matrix.linear(input, transpose(weight, 0, 1), bias)
     product = matrix.matmul(input, weight)
+    return product if bias is None else add(product, bias)
+
+
+def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
+    """input1 (..., n), weight (out, n, m) and input2 (..., m) multiplied along n and m, plus bias (out,)."""
+    product: Tensor = matrix.einsum("...i,oij,...j->...o", input1, weight, input2)
     return product if bias is None else add(product, bias)
 
 
