@@ -49,7 +49,8 @@ class Tensor(Bound):
 
     # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
     # operation made it. place: its placement. shown: what users see of a Partial, if not what follows from the array.
-    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown")
+    # terms: the Partials that one of few elements was computed from.
+    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown", "terms")
 
     array: Array
     origin: Node | Leaf | None
@@ -57,6 +58,7 @@ class Tensor(Bound):
     place: Placement
     shown: Array | float
     complete: bool  # set if `shown` is that of the global batch
+    terms: list[Tensor]
 
     def __init__(self, data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> None:
         self.array = as_array(data, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from weakref import ReferenceType, ref
 
 from sorix_dist.comm import Comm
@@ -156,7 +157,7 @@ class Coordinator(Sync):
         for bucket in self.buckets:
             bucket.reducer.select(shard)
 
-    def after_backward(self, loss: Tensor) -> None:
+    def after_backward(self, loss: Tensor, terms: Sequence[Tensor] = ()) -> None:
         if self.shards is not None:
             self._select(None)
         place, group = loss.place, self.group
@@ -165,7 +166,7 @@ class Coordinator(Sync):
                 if place.group.ordered:
                     group.expect(loss.array.item())
                 else:
-                    self._losses.append(loss)
+                    self._losses += [loss, *terms]
             for number in place.constants:
                 group.expect(number)
         elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
@@ -228,7 +229,7 @@ class Coordinator(Sync):
         if several_hosts:
             values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
             meanwhile = sender(buckets)
-        rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
+        rows, digest = self.rows, self._options + sum(self._criteria) + len(values)
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
         self.pending, self._backwards, self._options = False, 0, 0
