@@ -82,7 +82,7 @@ def test_a_loss_of_many_terms():
         draw = np.random.default_rng(5)
         model = sx.DistributedDataParallel(nn.Linear(4, 2).double())
         x, y = next(iter(DataLoader(Dataset(draw.standard_normal((9, 4)), draw.standard_normal((9, 2))), batch_size=9)))
-        terms = [F.mse_loss(model(x), y) * k for k in range(1, 200)]
+        terms = [F.mse_loss(model(x) * k, y) for k in range(1, 200)]
         loss = sum(terms)
         loss.backward()
         return [loss.item(), terms[-1].item()]
