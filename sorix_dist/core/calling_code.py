@@ -46,15 +46,16 @@ def called(caller: FrameType, names: frozenset[str]) -> str | None:
     """Which of these functions, which have no frame since they are written in C, the caller is calling."""
     if names.isdisjoint(caller.f_code.co_names):
         return None
-    return min(_called(caller.f_code, caller.f_lasti) & names, default=None)
+    return next((name for name in reversed(_called(caller.f_code, caller.f_lasti)) if name in names), None)
 
 
-def _called(code: CodeType, at: int) -> set[Any]:
-    """The names in the expression of a function, such as `math.log`, that the instruction at `at` calls."""
+def _called(code: CodeType, at: int) -> list[str]:
+    """The names in the expression of a function, such as `math.log`, that the instruction at `at` calls, in order."""
     steps = [step for step in get_instructions(code) if step.positions]
     # The instructions that find a function begin where its call begins.
     begins = {_begin(step) for step in steps if step.offset == at}
-    return {step.argval for step in steps if _begin(step) in begins and isinstance(step.argval, str)}
+    found = (step.argval for step in steps if _begin(step) in begins and step.offset <= at)
+    return [name for name in found if isinstance(name, str)]
 
 
 def _instruction(caller: FrameType) -> str:
@@ -80,8 +81,8 @@ def _is_operand(code: CodeType, at: int) -> bool:
             return "<" in now.argrepr or ">" in now.argrepr
         if now.opname in ("CALL", "PRECALL") and (now.arg or 0) >= height:
             names = _called(code, now.offset)
-            if not names & _THAT_KEEP:
-                return bool(names & _OF_NUMBERS)
+            if _THAT_KEEP.isdisjoint(names):
+                return not _OF_NUMBERS.isdisjoint(names)
             height = 1  # of the result
             if now.opname == "PRECALL":  # of Python 3.11, before CALL
                 next(steps)

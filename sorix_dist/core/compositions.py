@@ -47,9 +47,7 @@ def _changing(name: str) -> Callable[..., Tensor]:
     plain = getattr(Tensor, name)
 
     def method(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if in_place.follows(self, *arguments, *options.values()):
-            return in_place.become(self, plain(self, *arguments, **options))
-        return in_place.copy_(self, in_place.fitting(self, plain(self, *arguments, **options)))
+        return in_place.apply_to(self, plain, *arguments, **options)
 
     method.__name__ = method.__qualname__ = f"{name}_"
     method.__doc__ = f"`{name}` in place; returns this tensor."
@@ -71,9 +69,7 @@ def div_(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tenso
     """`div` in place; returns this tensor."""
     if rounding_mode is None:
         return in_place.div_(self, other)
-    if in_place.follows(self, other):
-        return in_place.become(self, rounded_quotient(self, other, mode=rounding_mode))
-    return in_place.copy_(self, in_place.fitting(self, rounded_quotient(self, other, mode=rounding_mode)))
+    return in_place.apply_to(self, rounded_quotient, other, mode=rounding_mode)
 
 
 def _drawn(self: Tensor, numbers: Any) -> Tensor:

@@ -86,6 +86,8 @@ def is_grad_enabled() -> bool:
 class Edit(Protocol):
     """Copies of the parameters that all ranks share, while a method of a user's optimizer changes them."""
 
+    optimizer: Any
+
     def settled(self) -> AbstractContextManager[None]:
         """A context in which the parameters are those of all ranks again, with the changes so far."""
 

@@ -20,7 +20,7 @@ from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.op import OF_NUMPY, as_operand
 from sorix_dist.core.ops import choose, indexing
 from sorix_dist.core.ops.elementwise import cast
-from sorix_dist.core.ops.index_parts import assign, become_whole, written
+from sorix_dist.core.ops.index_parts import assign, become_whole, take_place, written
 from sorix_dist.core.ops.shape import reshape
 from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, shard_of
 from sorix_dist.core.rules import bare, on_every_rank, whole
@@ -74,7 +74,7 @@ def follows(self: Tensor, *others: Any) -> bool:
     return True
 
 
-def become(self: Tensor, value: Tensor) -> Tensor:
+def _become(self: Tensor, value: Tensor) -> Tensor:
     """Makes a tensor the result of an operation on it, in its shape and dtype; returns it."""
     place = value.place
     if isinstance(place, Shard) and not isinstance(self.place, Shard):
@@ -84,7 +84,15 @@ def become(self: Tensor, value: Tensor) -> Tensor:
         raise RuntimeError(f"a result of shape {value.array.shape} can't be written to one of {self.array.shape}")
     value = value if value.array.dtype == self.array.dtype else cast(value, self.array.dtype)
     self.array, self.origin = value.array, value.origin
-    return _shows(self, value)
+    take_place(self, value)
+    return self
+
+
+def apply_to(self: Tensor, plain: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+    """Makes a tensor the result of a plain operation on it; returns it."""
+    if follows(self, *arguments, *options.values()):
+        return _become(self, plain(self, *arguments, **options))
+    return copy_(self, _fitting(self, plain(self, *arguments, **options)))
 
 
 def _put(self: Tensor, index: Any, value: Any) -> None:
@@ -128,23 +136,7 @@ def _counted(self: Tensor, *others: Any) -> tuple[Any, ...] | None:
     return others if any(map(tally.is_tally, (self, *others))) else None
 
 
-def _become(self: Tensor, value: Tensor) -> Tensor:
-    """Writes into a part of a sum: what it is across ranks and what it shows follow."""
-    np.copyto(self.array, value.array, casting="same_kind")
-    return _shows(self, value)
-
-
-def _shows(self: Tensor, value: Tensor) -> Tensor:
-    self.place = value.place
-    for name in ("shown", "complete"):
-        if hasattr(value, name):
-            setattr(self, name, getattr(value, name))
-        elif hasattr(self, name):
-            delattr(self, name)
-    return self
-
-
-def fitting(self: Tensor, value: Tensor) -> Tensor:
+def _fitting(self: Tensor, value: Tensor) -> Tensor:
     """`value`; TypeError if it is of a higher kind (bool, integer, float) than the tensor that it is written to."""
     first, second = ("biuf".index(x.array.dtype.kind) for x in (value, self))
     if first > max(second, 2 if second else 0):  # any integer fits any other
@@ -153,18 +145,21 @@ def fitting(self: Tensor, value: Tensor) -> Tensor:
 
 
 def _rewritten(self: Tensor, value: Tensor) -> Tensor:
-    tally.write(self, ..., fitting(self, value))
+    tally.write(self, ..., _fitting(self, value))
     return self
 
 
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         if follows(self, other):
-            return become(self, OF_NUMPY[ufunc](self, other))
+            return _become(self, OF_NUMPY[ufunc](self, other))
         check_target(self)
         changes.note(self.array)
         if isinstance(self.place, Partial | Deferred):
-            return _become(self, OF_NUMPY[ufunc](self.detach(), other))
+            value = OF_NUMPY[ufunc](self.detach(), other)
+            np.copyto(self.array, value.array, casting="same_kind")
+            take_place(self, value)
+            return self
         if (counted := _counted(self, other)) is not None:
             return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
         ufunc(self.array, _number(self, other), out=self.array, casting="same_kind")
@@ -213,7 +208,7 @@ def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if min is None and max is None:
         raise ValueError("clamp_: at least one of min and max must be given, got None for both")
     if follows(self, min, max):
-        return become(self, choose.clamp(self, min, max))
+        return _become(self, choose.clamp(self, min, max))
     array = target(self)
     if (counted := _counted(self, min, max)) is not None:
         return _rewritten(self, choose.clamp(self, *counted))
@@ -233,7 +228,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
         as_operand(value)  # refuses tensors in it that require a gradient
     if follows(self, value):
         if isinstance(self.place, Partial):
-            become(self, whole(self, "an assignment"))
+            _become(self, whole(self, "an assignment"))
         return assign(self, key, value, _put)
     if isinstance(self.origin, Node):
         raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")

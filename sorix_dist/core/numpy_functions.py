@@ -90,7 +90,14 @@ def shape_function(self: Size, function: Any, types: Any, args: Any, kwargs: Any
     """np.prod(x.shape) is a number of the batch; other functions of a shape get its integers."""
     if function is np.prod and len(args) == 1 and not kwargs:
         return self.numel()
-    return function(*(tuple(map(int, x)) if isinstance(x, Size) else x for x in args), **kwargs)
+    return function(*_of_integers(args), **{name: _of_integers(x) for name, x in kwargs.items()})
+
+
+def _of_integers(x: Any) -> Any:
+    """An argument in which shapes are tuples of integers, also in lists and tuples."""
+    if isinstance(x, Size):
+        return tuple(map(int, x))
+    return type(x)(map(_of_integers, x)) if x.__class__ in (list, tuple) else x
 
 
 def _has_arrays(operands: Any) -> bool:

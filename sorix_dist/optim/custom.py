@@ -8,7 +8,7 @@ when the method ends, and in between where one calls a closure, `backward` or th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
@@ -21,7 +21,8 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.core.graph import Sync, editing
+from sorix_dist.core.graph import Leaf, Sync, editing
+from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.state import refuse_pending
 
@@ -36,8 +37,7 @@ class TensorState:
 
     def syncs(self) -> list[Sync]:
         """The `Sync` of these parameters' gradients."""
-        found = {id(sync): sync for p in self.params if (sync := leaf_of(p).sync) is not None}
-        return list(found.values())
+        return _syncs(map(leaf_of, self.params))
 
     def entries(self) -> list[dict[str, Any] | None]:
         """For each parameter a copy of its dict, or None if it has none."""
@@ -66,6 +66,10 @@ class TensorState:
     restore = snapshot
 
 
+def _syncs(leaves: Iterable[Leaf]) -> list[Sync]:
+    return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
+
+
 class CopyEdit:
     """Copies of the parameters and gradients of an optimizer that all ranks share; see the module."""
 
@@ -75,7 +79,7 @@ class CopyEdit:
     def begin(self) -> None:
         """Shows copies."""
         leaves = [leaf_of(p) for group in self.optimizer.param_groups for p in group["params"]]
-        self._syncs = list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
+        self._syncs = _syncs(leaves)
         refuse_pending(self._syncs)
         flats = {id(leaf.flat): leaf.flat for leaf in leaves if leaf.sync is not None and leaf.flat is not None}
         self._open: list[tuple[Flat, Array, Array]] = []
@@ -87,13 +91,15 @@ class CopyEdit:
     def end(self, keep: bool = True) -> None:
         """Shows the parameters that all ranks share again; `keep`: with what has changed. A call of all ranks then."""
         changed = []
+        memories: list[ParameterMemory] = []
         try:
             for flat, data, gradients in self._open:
                 changed += [(old, new, flat) for old, new in ((flat.data, data), (flat.grad, gradients))
                             if keep and not np.array_equal(old.view(np.uint64), new.view(np.uint64))]  # fmt: skip
             if changed:
                 self._agree([new for _, new, _ in changed])
-                for memory in {id(flat.memory): flat.memory for _, _, flat in changed}.values():
+                memories = list({id(flat.memory): flat.memory for _, _, flat in changed}.values())
+                for memory in memories:
                     memory.fence("optimizer.step")
                 for old, new, flat in changed:
                     if flat.memory.writes:
@@ -102,7 +108,7 @@ class CopyEdit:
             for flat, _, _ in self._open:
                 flat.close(keep=False)
                 flat.show_gradients(flat.grad)
-        for memory in {id(flat.memory): flat.memory for _, _, flat in changed}.values():
+        for memory in memories:
             memory.fence("optimizer.step")
 
     def _agree(self, values: list[Array]) -> None:
@@ -163,7 +169,7 @@ def _in_edit(method: Any, takes_closure: bool, self: Any, arguments: tuple[Any, 
     with all that it names."""
     running = editing.get()
     if running is not None:
-        if running.optimizer is self:  # type: ignore[attr-defined]
+        if running.optimizer is self:
             return method(self, *arguments, **options)
         with running.settled():
             return _in_edit(method, takes_closure, self, arguments, options)

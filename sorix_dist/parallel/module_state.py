@@ -25,7 +25,7 @@ def owned_buffers(module: Module) -> list[tuple[Module, str]]:
 class GlobalDraws:
     """Looks at one forward of a wrapped model, if `wanted`, for draws from random streams that all code shares.
 
-    It is no number of the wrapper, since captured steps take the numbers of modules for granted.
+    It stands beside the wrapper: a step would be captured anew when an attribute of a module changes.
     """
 
     def __init__(self, group: Group, wanted: bool) -> None:

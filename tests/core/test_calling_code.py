@@ -139,8 +139,9 @@ def test_an_import(code: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -
     [
         ("math.comb(x, 2)", "comb"), ("math.comb(5, x)", "comb"), ("math.gcd(x)", "gcd"), ("range(x)", None),
         ("math.gcd(4, 2) + range(9)[x]", None), ("math.gcd(len(range(x)), 2)", None),
+        ("math.gcd(4, 2).to_bytes(x, 'big')", "to_bytes"), ("math.gcd(4, x).to_bytes(2, 'big')", "gcd"),
     ],
 )  # fmt: skip
 def test_the_function_that_is_called(code: str, expected: str | None) -> None:
-    names = frozenset(("comb", "gcd"))
+    names = frozenset(("comb", "gcd", "to_bytes"))
     assert answer(lambda caller: calling_code.called(caller, names), code) == expected

@@ -300,6 +300,8 @@ def test_nothing_is_written_before_a_refusal() -> None:
 def test_questions_tests_and_printing_pass() -> None:
     x = needing()
     assert (np.shape(x), np.ndim(x), np.size(x)) == ((3, 3), 2, 9)
+    assert np.concatenate([x.shape, [1]]).tolist() == [3, 3, 1]
+    assert np.sum(a=x.shape) == np.hstack((x.shape, x.shape))[:2].sum() == 6
     assert np.allclose(x, X)
     assert np.array_equal(x, X)
     assert np.isclose(x, X).all()

@@ -21,7 +21,7 @@ from sorix_dist.core.capture import host, outside, recorders
 from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.graph import recording
 from sorix_dist.core.ops.axes import refused
-from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of
+from sorix_dist.core.placement import REPLICATE, Deferred, Partial, Shard, refuse_value, shard_of, tagged
 from sorix_dist.core.rules import beside, on_every_rank, whole
 from sorix_dist.core.tally import is_tally, of_everyone, of_sum, write
 from sorix_dist.core.tensor import Array, Tensor, array_of, ndarray_of
@@ -187,9 +187,16 @@ def become_whole(target: Tensor) -> None:
             "has too, as after reshape(), detach() or numpy(): take sx.global_value(x), the sum over all ranks"
         )
     target.array = np.array(array_of(_sum_made_whole(target)))
-    target.place = REPLICATE
+    take_place(target, tagged(Tensor.of(target.array), REPLICATE))
+
+
+def take_place(target: Tensor, value: Tensor) -> None:
+    """Gives a target the placement of the value that it has become, and what a sum shows after its backward."""
+    target.place = value.place
     for name in ("shown", "complete"):
-        if hasattr(target, name):
+        if hasattr(value, name):
+            setattr(target, name, getattr(value, name))
+        elif hasattr(target, name):
             delattr(target, name)
 
 

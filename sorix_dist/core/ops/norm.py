@@ -10,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.capture import host
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.collective import all_reduced
@@ -25,10 +26,12 @@ from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
 def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """A layer over the last `dims` dimensions of its first operand, each row for itself."""
     x, place = inputs[0], placement_of(inputs[0])
-    weights = [other for other in inputs[1:] if placement_of(other) is not None]
-    if isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"] and not (weights or in_order(place)):
-        return place
-    return gathers(apply, inputs, options)
+    alike = all(placement_of(other) is None for other in inputs[1:])
+    if not (alike and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"]):
+        return gathers(apply, inputs, options)
+    for other in inputs[1:]:
+        beside_rows(place, other)
+    return gathers(apply, inputs, options) if in_order(place) else place
 
 
 Result = tuple[Array, tuple[Rule, ...]]

@@ -10,6 +10,7 @@ import numpy as np
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
 from sorix_dist.core.capture import host
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.keywords import missing_from, publish
 from sorix_dist.core.ops import matrix
 from sorix_dist.core.ops.activation import dropout, dropout2d
@@ -65,6 +66,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     rows = shard_of(input)
     if rows is None:
         return table_rows(weight, index=index, skip=padding_idx)
+    beside_rows(rows, weight)
     if rows.group.ordered and isinstance(weight, Tensor) and weight.requires_grad:
         return table_rows(weight, index=whole(input, "embedding").array, skip=padding_idx)
     return tagged(table_rows(whole(weight, "embedding"), index=index, skip=padding_idx), rows)
