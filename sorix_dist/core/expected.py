@@ -36,9 +36,16 @@ def beside_rows(rows: Shard, constant: Any) -> None:
         return
     if isinstance(constant, Tensor):
         if constant.place is None and not is_parameter(constant):
-            _compare(group, constant.array)
+            _compare(group, constant.array, *_sizes(rows, constant.array))
     elif isinstance(constant, np.ndarray | np.generic) or (constant.__class__ is float and _is_computed(constant)):
-        _compare(group, constant)
+        _compare(group, constant, *_sizes(rows, constant))
+
+
+def _sizes(rows: Shard, constant: Any) -> tuple[Any, ...]:
+    """The shape of a constant and the lengths of the batch, for `Group.compare`, if a function of the user's made the
+    batch."""
+    lengths = rows.batch.whole.lengths
+    return (np.shape(constant), lengths, rows.held) if lengths else ()
 
 
 def _is_computed(number: float) -> bool:
@@ -56,9 +63,9 @@ def is_parameter(x: Any) -> bool:
 
 
 @host
-def _compare(group: Group, constant: Any) -> None:
+def _compare(group: Group, constant: Any, *sizes: Any) -> None:
     if ndarray_of(constant).dtype.kind in "fiub":
-        group.compare(_checksum(constant))
+        group.compare(_checksum(constant), *sizes)
 
 
 @host

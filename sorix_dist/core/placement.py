@@ -84,8 +84,10 @@ class Group:
     def expect(self, number: float) -> None:
         """Records a number that must be the same on every rank, because a gradient depends on it."""
 
-    def compare(self, number: float) -> None:
-        """Records a number that must be the same on every rank which comes to this line of the program."""
+    def compare(self, number: float, shape: Any = (), lengths: Any = (), held: int = 0) -> None:
+        """Records a number that must be the same on every rank which comes to this line of the program: that of an
+        array of this shape, beside `held` rows of a batch with these lengths. Where the lengths differ between ranks,
+        arrays of several shapes are not compared, unless they have a row for each of the rank's."""
 
     def note_copy(self) -> None:
         """Notes the line that makes a plain number of one of the global batch, as float(x.shape[0]) does."""
@@ -114,14 +116,16 @@ class Batch:
     """A global batch: its group, and this rank's rows of it.
 
     held: their number; shard: the number of their virtual shard, else 0; parent: the batch that they were selected
-    from; known: the rows, None while only their number is known.
+    from; known: the rows, None while only their number is known; lengths: the shapes of a row of what a user's function
+    made of the samples, such as sequences that it pads to the longest of this rank.
     """
 
-    __slots__ = ("_places", "_starts", "group", "held", "known", "parent", "shard")
+    __slots__ = ("_places", "_starts", "group", "held", "known", "lengths", "parent", "shard")
 
     def __init__(self, rows: Rows | int, group: Group = SINGLE, shard: int = 0, parent: Batch | None = None) -> None:
         self.group, self.shard, self.parent = group, shard, parent
         self._starts: Array | None = None
+        self.lengths: tuple[tuple[int, ...], ...] = ()
         self.known = rows if isinstance(rows, Rows) else None
         self.held = rows.stop - rows.start if isinstance(rows, Rows) else rows
         self._places: dict[Any, Any] = {}

@@ -214,7 +214,7 @@ class Coordinator(Sync):
         by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
         if compared := self.group.compared:
             self.group.compared = []
-        for _, number in compared:
+        for _, number, *_ in compared:
             used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None
         several_hosts = self.comm.hosts > 1

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sorix_dist.comm import Comm
 from sorix_dist.core.graph import Described
 from sorix_dist.parallel.agreement import ACTIONS, BACKWARD, StepFingerprint
+from sorix_dist.parallel.groups import Compared
 from sorix_dist.parallel.reducers import Bucket
 from sorix_dist.watchdog.call_site import call_site
 
@@ -113,16 +114,21 @@ def require_equal_numbers(comm: Comm, numbers: list[float], sums: list[float]) -
             )
 
 
-def require_equal_lines(comm: Comm, numbers: list[tuple[str, float]]) -> None:
+def require_equal_lines(comm: Comm, numbers: list[Compared]) -> None:
     """RuntimeError on every rank if a number differs between ranks that all came to its line equally often; numbers:
-    those of this rank, with their lines. A call of all ranks."""
-    everywhere: list[list[tuple[str, float]]] = comm.gather_objects(numbers)
-    for where in dict.fromkeys(where for where, _ in everywhere[0]):
-        found = [[number for line, number in each if line == where] for each in everywhere]
+    those of this rank, with their lines and what else `Group.compare` gets. A call of all ranks."""
+    everywhere: list[list[Compared]] = comm.gather_objects(numbers)
+    for where in dict.fromkeys(where for where, *_ in everywhere[0]):
+        found = [[entry for line, *entry in each if line == where] for each in everywhere]
         if len({*map(len, found)}) > 1:
             continue
-        for each in zip(*found, strict=True):
-            if not all(isclose(number, each[0], rel_tol=_RELATIVE) for number in each) and any(map(isfinite, each)):
+        for entries in zip(*found, strict=True):
+            each, shapes, lengths, held = zip(*entries, strict=True)
+            by_rows = len({*held}) > 1 and held in zip(*shapes, strict=False)
+            alike = shapes if len({*lengths}) > 1 and not by_rows else [()] * len(each)
+            first = dict(zip(reversed(alike), reversed(each), strict=True))
+            same = all(isclose(n, first[shape], rel_tol=_RELATIVE) for n, shape in zip(each, alike, strict=True))
+            if not same and any(map(isfinite, each)):
                 raise RuntimeError(
                     f"{where}: a number or an array beside rows of the batch must be the same on every rank. The "
                     f"number, or the checksum of the array, is {', '.join(f'{n:.6g}' for n in each)} on ranks 0 to "

@@ -17,6 +17,7 @@ from sorix_dist.parallel.virtual_shards import VirtualShards
 from sorix_dist.utils.data.nested import entries, map_arrays
 from sorix_dist.watchdog.call_site import call_site
 
+Compared = tuple[str, float, Any, Any, int]
 _MOST_COMPARED = 256  # numbers between two backwards
 
 
@@ -30,15 +31,15 @@ class Ranks(Group):
         self.single = comm.size == 1
         self._warned: set[tuple[str, str]] = set()
         self.expected: list[float] = []
-        self.compared: list[tuple[str, float]] = []  # lines and numbers
+        self.compared: list[Compared] = []  # see `compare`
         self._copied = ""
 
     def expect(self, number: float) -> None:
         self.expected.append(number)
 
-    def compare(self, number: float) -> None:
+    def compare(self, number: float, shape: Any = (), lengths: Any = (), held: int = 0) -> None:
         if len(self.compared) < _MOST_COMPARED:
-            self.compared.append((call_site().where, number))
+            self.compared.append((call_site().where, number, shape, lengths, held))
 
     def reduce(self, array: Array, what: str) -> Array:
         total = np.array(array, order="C")

@@ -144,3 +144,64 @@ def test_ranks_with_data_of_their_own_have_numbers_of_their_own():
     one, two = (np.full((1, 2), 3 * (0.123456789 + rank)) for rank in (0, 1))
     for found in run_threads(work, 2):
         np.testing.assert_allclose(found, one + two, rtol=1e-12)
+
+
+def padded(samples: Any) -> Any:
+    """Sequences, padded to the longest of this rank; how many steps each has; and the targets."""
+    x, steps = np.zeros((len(samples), max(len(each) for each, _ in samples), 4)), [len(each) for each, _ in samples]
+    for row, (each, _) in zip(x, samples, strict=True):
+        row[: len(each)] = each
+    return sx.tensor(x), sx.tensor(steps), sx.tensor(np.array([y for _, y in samples]))
+
+
+def mean_of_steps(x: Any, steps: Any) -> Any:
+    inside = (sx.arange(x.shape[1]) < steps[:, None]).to(x.dtype)
+    return (x * inside[:, :, None]).sum(1) / steps[:, None]
+
+
+def causal(x: Any) -> Any:
+    length = x.shape[1]
+    return (x @ x.transpose(1, 2) + np.triu(np.full((length, length), -1e9), 1)).softmax(-1) @ x
+
+
+TABLE = np.random.default_rng(3).standard_normal((9, 4))
+BY_LENGTH: dict[str, Any] = {
+    # of the inputs, whose length is that of the longest sequence of this rank
+    "positions": lambda x: x + np.sin(np.arange(x.shape[1])[:, None] / 10.0 ** np.arange(4)),
+    "positions, a tensor": lambda x: x + sx.tensor(TABLE)[: x.shape[1]],
+    "shorter by one": lambda x: sx.cat([x[:, :1], x[:, 1:] * np.exp(-np.arange(x.shape[1] - 1) / 3.3)[:, None]], 1),
+    "causal mask": causal,
+    "matrix": lambda x: sx.einsum("btd,st->bsd", x, np.tril(np.full((x.shape[1],) * 2, 0.37))),
+}
+OF_ROWS: dict[str, Any] = {
+    "number": lambda x: x / x.numpy().std(),
+    "of features": lambda x: x - x.numpy().mean((0, 1)),
+    "products with the other rows": lambda x: x + (x.sum(1) @ x.numpy().sum(1).T).mean(1)[:, None, None],
+}
+
+
+def trained_on_sequences(change: Any) -> Any:
+    sx.manual_seed(0)
+    draw = np.random.default_rng(5)
+    data = [(draw.standard_normal((n, 4)), draw.standard_normal(2)) for n in draw.integers(1, 9, 2 * ROWS)]
+    model = sx.DistributedDataParallel(nn.Linear(4, 2).double())
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    for x, steps, y in DataLoader(data, batch_size=ROWS, collate_fn=padded):
+        optimizer.zero_grad()
+        F.mse_loss(model(mean_of_steps(change(x), steps)), y).backward()
+        optimizer.step()
+    return model.module.W.detach().numpy()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_sequences_padded_on_each_rank_have_arrays_of_their_length(name: str, ranks: int):
+    wanted = run_threads(lambda: trained_on_sequences(BY_LENGTH[name]), 1)[0]
+    for found in run_threads(lambda: trained_on_sequences(BY_LENGTH[name]), ranks):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_what_follows_from_padded_rows_is_refused(name: str):
+    with pytest.raises(RuntimeError, match="must be the same on every rank"):
+        run_threads(lambda: trained_on_sequences(OF_ROWS[name]), 3)

@@ -19,7 +19,7 @@ from sorix_dist.core.ops.elementwise import log, sign
 
 __all__ = [
     "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
-    "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
+    "mish", "prelu", "relu", "relu6", "relu_", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
     "gumbel_softmax", "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
 ]  # fmt: skip
 
@@ -30,6 +30,12 @@ _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 def relu(x: Any, inplace: bool = False) -> Tensor:
     """max(x, 0)."""
     return ops.relu(x)
+
+
+def relu_(input: Tensor) -> Tensor:
+    """max(x, 0), in place; returns the tensor."""
+    changed: Tensor = input.relu_()
+    return changed
 
 
 def relu6(x: Any, inplace: bool = False) -> Tensor:

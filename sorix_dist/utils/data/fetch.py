@@ -91,6 +91,8 @@ class Collator:
             if self.function is not None:
                 self._check("collate_fn", batch, rows.stop - rows.start)
             place = Batch(rows, current_group()).at(0)
+            if self.function is not None:
+                place.batch.lengths = tuple(tensor.array.shape[1:] for tensor in tensors(batch))
             for tensor in tensors(batch):
                 tagged(tensor, place)
         return batch
