@@ -14,6 +14,7 @@ VECTOR, SEQUENCE, SIGNAL, IMAGE = (0, 4), (0, 5, 4), (0, 4, 9), (0, 4, 9, 9)
 VOLUME = (0, 4, 5, 5, 5)
 LAYERS = {
     "Embedding": (lambda: nn.Embedding(7, 4), (0, 5)),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(7, 4), (0, 5)),
     "Flatten": (nn.Flatten, IMAGE),
     "Identity": (nn.Identity, VECTOR),
     "Linear": (lambda: nn.Linear(4, 3), VECTOR),
@@ -113,6 +114,7 @@ CONTAINERS = {
     "ModuleDict",
     "ModuleList",
     "Parameter",
+    "ParameterDict",
     "ParameterList",
     "Sequential",
     "functional",
@@ -153,7 +155,7 @@ def test_every_layer_is_here():
 def test_layer(name):
     make, shape = LAYERS[name]
     layer = make()
-    integers = name == "Embedding"
+    integers = name.startswith("Embedding")
     x = sx.tensor(np.zeros(shape, np.int64 if integers else np.float32), requires_grad=not integers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
