@@ -47,8 +47,8 @@ class Tensor(Bound):
     or float32 too where a gradient is required), a Tensor, or anything that NumPy understands, such as a pandas frame.
     """
 
-    # origin: the operation or leaf that its gradient goes to, or None. leaf: its gradient if no operation made it. shown:
-    # what users see of a Partial, if not what follows from the array. terms: the Partials it was computed from.
+    # origin: the operation or leaf that its gradient goes to, or None. leaf: its gradient if no operation made it.
+    # shown: what users see of a Partial, if not what follows from the array. terms: the Partials it was computed from.
     __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown", "terms")
 
     array: Array
