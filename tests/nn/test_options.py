@@ -26,6 +26,8 @@ def made_for(name: str) -> tuple[Any, ...]:
         }  # fmt: skip
         return (optim.SGD([nn.Parameter(np.ones(1))], momentum=0.9), *rest.get(name, ()))
     by_parameter = {
+        **dict.fromkeys(("in1_features", "in2_features", "out_features"), 3),
+        "norm_type": 2,
         "in_channels": 2, "out_channels": 4, "kernel_size": 2, "num_features": 3, "embed_dim": 4, "num_heads": 2,
         "d_model": 4, "nhead": 2, "input_size": 3, "hidden_size": 4, "num_groups": 1, "num_channels": 2, "features": 2,
         "neurons": 3, "num_embeddings": 3, "embedding_dim": 2, "normalized_shape": 3, "output_size": 2,
