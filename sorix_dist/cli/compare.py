@@ -45,10 +45,13 @@ def main(arguments: Any) -> int:
             if code:
                 print(f"compare: the run on {_named(ranks)} ended with exit code {code}")
                 return code
+            if ranks == 1 and not backwards:
+                print(
+                    "compare: the script made no backward of a model that is wrapped in DistributedDataParallel, or "
+                    "in other processes, as by sx.run: call the function that trains in the script itself"
+                )
+                return DIFFERENT
             found.append(backwards)
-        if not found[0]:
-            print("compare: the script made no backward of a model that is wrapped in DistributedDataParallel")
-            return DIFFERENT
         compared = [*differences(*found)]
         different = next((text for text, distance in compared if distance > TOLERANCE), None)
         if different is None:

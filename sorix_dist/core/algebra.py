@@ -12,7 +12,7 @@ from sorix_dist.core import functions as f
 from sorix_dist.core import rules
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.batch_numbers import is_just
-from sorix_dist.core.dtype import common_dtype
+from sorix_dist.core.dtype import DType, common_dtype, name_of
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import half_in_float32
 from sorix_dist.core.ops.shape import extents
@@ -107,6 +107,12 @@ def in_one_dtype(*operands: Any, to_float: bool = False) -> list[Any]:
     return [x if x.array.dtype == kind else x.astype(kind) for x in numbers]
 
 
+def result_type(tensor1: Any, tensor2: Any) -> DType:
+    """The dtype of what is computed of two tensors or numbers."""
+    found = common_dtype([array_of(tensor1), array_of(tensor2)])
+    return name_of(np.dtype(np.float32) if found is None else found)
+
+
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     """input + value * tensor1 * tensor2."""
     input, tensor1, tensor2 = in_one_dtype(input, tensor1, tensor2)
@@ -141,6 +147,20 @@ def kron(input: Any, other: Any) -> Any:
     x = f.reshape(input, *(n for size in a for n in (size, 1)))
     y = f.reshape(other, *(n for size in b for n in (1, size)))
     return f.reshape(f.mul(x, y), *(n * m for n, m in zip(a, b, strict=True)))
+
+
+def matrix_power(input: Any, n: int) -> Any:
+    """The products of `n` of the same square matrices (..., k, k), of their inverses for a negative n."""
+    shape = _square("matrix_power", input)
+    if n < 0:
+        return matrix_power(inv(input), -n)
+    if n == 0:
+        return f.where(False, input, f.eye(shape[-1], dtype=input.dtype))
+    if n == 1:
+        return f.clone(input)
+    half = matrix_power(input, n // 2)
+    squared = f.matmul(half, half)
+    return f.matmul(squared, input) if n % 2 else squared
 
 
 # -- systems of equations
@@ -297,7 +317,7 @@ def linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False)
 
 __all__ = [
     "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "cross", "det", "dot",
-    "inner", "inverse", "kron", "logdet", "mm", "mv", "tensordot", "trace", "vdot",
+    "inner", "inverse", "kron", "logdet", "matrix_power", "mm", "mv", "result_type", "tensordot", "trace", "vdot",
 ]  # fmt: skip
-_FUNCTIONS = "cdist", "tensordot"  # and no methods
+_FUNCTIONS = "cdist", "result_type", "tensordot"  # and no methods
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}

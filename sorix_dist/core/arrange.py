@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, combinations_with_replacement
 from itertools import combinations as _combinations
-from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from sorix_dist.core.ops.indexing import scatter_add_to, scattered
 from sorix_dist.core.ops.indexing import take as take_index
 from sorix_dist.core.placement import REPLICATE, shard_of, tagged
 from sorix_dist.core.rules import aligned_operands, bare, whole, whole_sums
-from sorix_dist.core.tensor import Tensor, array_of, as_array, shape_of
+from sorix_dist.core.tensor import Size, Tensor, array_of, as_array, shape_of
 
 # -- joined and repeated
 
@@ -132,6 +132,18 @@ def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
     if rows is None:
         return tuple(f.broadcast_to(x, shape) for x in parts)
     return tuple(tagged(f.broadcast_to(bare(x), shape), rows) for x in parts)
+
+
+def broadcast_shapes(*shapes: Any) -> Size:
+    """The shape that tensors of these shapes, each a tuple or an integer, broadcast to."""
+    return Size(np.broadcast_shapes(*shapes))
+
+
+def block_diag(*tensors: Any) -> Any:
+    """A matrix with the tensors, of at most two dimensions, along its diagonal and zeros elsewhere."""
+    blocks = [atleast_2d(whole(x, "block_diag")) for x in tensors]
+    ends = [*accumulate((x.shape[1] for x in blocks), initial=0)]
+    return f.cat([f.pad(x, (start, ends[-1] - start - x.shape[1])) for x, start in zip(blocks, ends, strict=False)])
 
 
 def rot90(input: Any, k: int = 1, dims: Sequence[int] = (0, 1)) -> Any:
@@ -321,11 +333,11 @@ moveaxis = f.movedim
 row_stack = vstack
 
 __all__ = [
-    "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "cartesian_prod", "column_stack", "combinations",
-    "concat", "concatenate", "diag_embed", "diagonal", "diff", "dstack", "fliplr", "flipud", "hstack", "index_add",
-    "index_copy", "index_fill", "meshgrid", "moveaxis", "narrow", "ravel", "repeat_interleave", "rot90",
-    "row_stack", "scatter", "select", "swapaxes", "swapdims", "take", "tensor_split", "tile", "tril_indices",
-    "triu_indices", "unflatten", "vstack",
+    "atleast_1d", "atleast_2d", "atleast_3d", "block_diag", "broadcast_shapes", "broadcast_tensors", "cartesian_prod",
+    "column_stack", "combinations", "concat", "concatenate", "diag_embed", "diagonal", "diff", "dstack", "fliplr",
+    "flipud", "hstack", "index_add", "index_copy", "index_fill", "meshgrid", "moveaxis", "narrow", "ravel",
+    "repeat_interleave", "rot90", "row_stack", "scatter", "select", "swapaxes", "swapdims", "take", "tensor_split",
+    "tile", "tril_indices", "triu_indices", "unflatten", "vstack",
 ]  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
     tile, repeat_interleave, ravel, unflatten, narrow, select, diagonal, fliplr, flipud, tensor_split, diff, take,

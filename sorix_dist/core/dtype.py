@@ -10,7 +10,8 @@ import numpy as np
 
 __all__ = [
     "DType", "bool", "bool_", "byte", "double", "float", "float16", "float32", "float64", "half", "int", "int16",
-    "int32", "int64", "int8", "long", "short", "uint8", "finfo", "iinfo",
+    "int32", "int64", "int8", "long", "short", "uint8", "can_cast", "finfo", "iinfo",
+    "promote_types",
 ]  # fmt: skip
 
 
@@ -80,6 +81,16 @@ def finfo(dtype: Any) -> np.finfo[Any]:
 def iinfo(dtype: Any) -> np.iinfo[Any]:
     """NumPy's limits of an integer dtype: `min` and `max`."""
     return np.iinfo(as_dtype(dtype))
+
+
+def promote_types(type1: Any, type2: Any) -> DType:
+    """The dtype of what is computed of tensors of two dtypes."""
+    return name_of(_wider(as_dtype(type1), as_dtype(type2)))
+
+
+def can_cast(from_: Any, to: Any) -> builtins.bool:
+    """Whether what is computed in one dtype may be written into a tensor of another: the kind must not be lower."""
+    return _rank(as_dtype(from_)) <= _rank(as_dtype(to))
 
 
 DTypeOf = np.dtype[Any]

@@ -127,8 +127,9 @@ class Sync:
         needed, a function that the walk calls with every node and its gradient, before the node's rules."""
         return (1.0 if isinstance(place, Shard | Partial) else 1 / self.group.parts), None
 
-    def after_backward(self, loss: Any) -> None:
-        """Synchronises the gradients that the backward of `loss` has added to `Leaf.local`."""
+    def after_backward(self, loss: Any, terms: Sequence[Any] = ()) -> None:
+        """Synchronises the gradients that the backward of `loss` has added to `Leaf.local`. With the loss its terms
+        get their values of the global batch."""
 
     def backward_failed(self) -> None:
         """Is called instead of `after_backward` if the backward raised."""

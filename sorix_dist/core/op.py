@@ -41,6 +41,7 @@ OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}  # the operations th
 
 _count = itertools.count()
 _new = object.__new__
+FEW = 16  # elements of what is a loss, or several losses in one tensor
 _NUMBERS = frozenset((float, int, bool, type(None)))
 
 
@@ -170,6 +171,8 @@ def _operation(
         if not (needed and differentiable and recording.get()):
             result.origin = None
             return result
+        if sums and place.__class__ is Partial and array.size <= FEW:
+            result.terms = [x for x in inputs if isinstance(x, Tensor) and x.place.__class__ is Partial]
         if None in edges:
             rules = [None if edge is None else rule for edge, rule in zip(edges, rules, strict=True)]
         saved = None if composite is None else (inputs, options)

@@ -57,10 +57,9 @@ def whole_sums(inputs: Sequence[Any], name: str) -> list[Any]:
 
 
 def rows_along(name: str, x: Any, axes: tuple[int, ...]) -> Any:
-    """An operand of a layer; it is gathered if it has rows along an axis other than `axes`, or in order."""
+    """An operand of a layer; it is gathered if it has rows along an axis other than `axes`."""
     place = placement_of(x)
-    fits = not isinstance(place, Shard) or (place.axis in axes and not in_order(place))
-    return x if fits else whole(x, name)
+    return x if not isinstance(place, Shard) or place.axis in axes else whole(x, name)
 
 
 def first_shard(inputs: Sequence[Any]) -> Shard | None:

@@ -18,7 +18,7 @@ from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import randn_like
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.axes import axis_of
-from sorix_dist.core.ops.choose import ValuesAndIndices
+from sorix_dist.core.ops.choose import ValuesAndIndices, running_index
 from sorix_dist.core.ops.elementwise import trunc
 from sorix_dist.core.placement import REPLICATE, Shard, shard_of, tagged
 from sorix_dist.core.rules import whole
@@ -143,6 +143,26 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     if not x.requires_grad and place is None:
         return Tensor(np.cumprod(x.array, at, dtype=array_of(x).dtype))
     return f.stack(list(accumulate(f.unbind(x, at), f.mul)), at)
+
+
+def _running(name: str, input: Any, dim: int) -> Any:
+    at = axis_of(name, input, dim)
+    if not shape_of(input):
+        return ValuesAndIndices(input.clone(), f.tensor(0))
+    index = running_index(input, axis=at, largest=name == "cummax")
+    return ValuesAndIndices(f.gather(input, at, index), index)
+
+
+def cummax(input: Any, dim: int) -> Any:
+    """(values, indices) of the largest of all elements up to each along `dim`, of equal ones the last; NaN after a
+    NaN."""
+    return _running("cummax", input, dim)
+
+
+def cummin(input: Any, dim: int) -> Any:
+    """(values, indices) of the smallest of all elements up to each along `dim`, of equal ones the last; NaN after a
+    NaN."""
+    return _running("cummin", input, dim)
 
 
 def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
@@ -335,10 +355,10 @@ def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = 
 
 argwhere = nonzero
 __all__ = [
-    "aminmax", "argwhere", "bincount", "bucketize", "clamp_max", "clamp_min", "count_nonzero", "cumprod", "deg2rad",
-    "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "isneginf", "isposinf", "lerp", "logit", "median",
-    "multinomial", "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg", "randint_like", "searchsorted",
-    "std_mean", "unique", "var_mean", "xlogy",
+    "aminmax", "argwhere", "bincount", "bucketize", "clamp_max", "clamp_min", "count_nonzero", "cummax", "cummin",
+    "cumprod", "deg2rad", "dist", "float_power", "fmax", "fmin", "frac", "isclose", "isin", "isneginf", "isposinf",
+    "lerp", "logit", "median", "multinomial", "nan_to_num", "nanmean", "nansum", "nonzero", "normal", "rad2deg",
+    "randint_like", "searchsorted", "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
     "bucketize", "clamp_max", "clamp_min", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",

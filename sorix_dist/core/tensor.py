@@ -47,14 +47,15 @@ class Tensor(Bound):
     or float32 too where a gradient is required), a Tensor, or anything that NumPy understands, such as a pandas frame.
     """
 
-    # array: the numbers. origin: the operation or leaf that its gradient goes to, or None. leaf: the gradient if no
-    # operation made it. place: its placement. shown: what users see of a Partial, if not what follows from the array.
-    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown")
+    # origin: the operation or leaf that its gradient goes to, or None. leaf: its gradient if no operation made it.
+    # shown: what users see of a Partial, if not what follows from the array. terms: the Partials it was computed from.
+    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown", "terms")
 
     array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
+    terms: list[Tensor]
     shown: Array | float
     complete: bool  # set if `shown` is that of the global batch
 
@@ -103,8 +104,6 @@ class Tensor(Bound):
     def rows(self) -> Rows | None:
         """The rows of the global batch that this tensor has; None if it is not rows of a batch."""
         return self.place.rows if isinstance(self.place, Shard) else None
-
-    # -- what it holds
 
     @property
     def data(self) -> Array:

@@ -23,8 +23,9 @@ from sorix_dist.nn.parameter import Parameter
 
 __all__ = [
     "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d",
-    "AvgPool1d", "AvgPool2d", "AvgPool3d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
-    "LocalResponseNorm", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "Unfold",
+    "AvgPool1d", "AvgPool2d", "AvgPool3d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "Fold",
+    "LPPool1d", "LPPool2d", "LocalResponseNorm", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d",
+    "Unfold",
 ]  # fmt: skip
 
 
@@ -290,3 +291,12 @@ class LocalResponseNorm(FunctionLayer, function=F.local_response_norm): ...
 
 
 class Unfold(FunctionLayer, function=F.unfold): ...
+
+
+class Fold(FunctionLayer, function=F.fold): ...
+
+
+class LPPool1d(FunctionLayer, function=F.lp_pool1d): ...
+
+
+class LPPool2d(FunctionLayer, function=F.lp_pool2d): ...

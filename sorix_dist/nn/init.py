@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
-from sorix_dist.core.arguments import checked, in_range, one_of
+from sorix_dist.core.arguments import as_int, checked, in_range, one_of
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.ops.index_parts import become_whole
@@ -113,6 +113,28 @@ def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
     q, r = np.linalg.qr(rng.generator().standard_normal((max(rows, columns), min(rows, columns))))
     q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)
     return _fill(t, gain * (q if rows >= columns else q.T).reshape(_shape(t)))
+
+
+def eye_(t: Tensor) -> Tensor:
+    """Fills a matrix with the identity."""
+    shape = _shape(t)
+    if len(shape) != 2:
+        raise ValueError(f"eye_: t must be a matrix, got shape {shape}")
+    return _fill(t, np.eye(shape[0], shape[1]))
+
+
+@checked
+def dirac_(t: Tensor, groups: int = 1) -> Tensor:
+    """Fills the weight (out, in, *kernel) of a convolution with 1 to 3 dimensions so that each group of outputs is its
+    inputs, as far as there are any."""
+    shape = _shape(t)
+    if not 3 <= len(shape) <= 5 or shape[0] % as_int("dirac_: groups", groups, 1):
+        raise ValueError(f"dirac_: t must be (out, in, *kernel) with out a multiple of {groups}, got shape {shape}")
+    values, each = np.zeros(shape), shape[0] // groups
+    for i in range(min(each, shape[1])):
+        place: Any = (slice(i, None, each), i, *(n // 2 for n in shape[2:]))
+        values[place] = 1
+    return _fill(t, values)
 
 
 @checked

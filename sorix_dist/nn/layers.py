@@ -38,12 +38,12 @@ from sorix_dist.nn.parameter import Parameter
 from sorix_dist.nn.torch_state import ROW, SAME, TRANSPOSED
 
 __all__ = [
-    "BatchNorm1d", "ChannelShuffle", "CosineSimilarity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Embedding",
-    "EmbeddingBag", "Flatten", "Identity", "LeakyReLU", "Linear", "PairwiseDistance", "PixelShuffle", "PixelUnshuffle",
-    "ReLU", "Sigmoid", "Tanh", "Unflatten", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d",
-    "CircularPad1d", "CircularPad2d", "CircularPad3d", "ConstantPad1d", "ConstantPad2d", "ConstantPad3d",
-    "ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d", "ReplicationPad1d", "ReplicationPad2d",
-    "ReplicationPad3d", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d",
+    "AlphaDropout", "BatchNorm1d", "Bilinear", "ChannelShuffle", "CosineSimilarity", "Dropout", "Dropout1d",
+    "Dropout2d", "Dropout3d", "Embedding", "EmbeddingBag", "Flatten", "Identity", "LeakyReLU", "Linear",
+    "PairwiseDistance", "PixelShuffle", "PixelUnshuffle", "ReLU", "Sigmoid", "Tanh", "Unflatten", "Upsample",
+    "UpsamplingBilinear2d", "UpsamplingNearest2d", "CircularPad1d", "CircularPad2d", "CircularPad3d", "ConstantPad1d",
+    "ConstantPad2d", "ConstantPad3d", "ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d", "ReplicationPad1d",
+    "ReplicationPad2d", "ReplicationPad3d", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d",
 ]  # fmt: skip
 
 
@@ -111,6 +111,26 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.b is not None}"
+
+
+class Bilinear(Module):
+    """x1 W x2 + b for each output, of (..., in1_features) and (..., in2_features); W is `weight` (out_features,
+    in1_features, in2_features). Both start uniform within 1 / sqrt(in1_features), as PyTorch's do."""
+
+    _in_repr = ("in1_features", "in2_features", "out_features")
+
+    def __init__(
+        self, in1_features: int, in2_features: int, out_features: int, bias: bool = True, device: Any = "cpu",
+        dtype: Any = None,
+    ) -> None:  # fmt: skip
+        at_least(1, "Bilinear", in1_features=in1_features, in2_features=in2_features, out_features=out_features)
+        self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
+        bound, draw, kind = in1_features**-0.5, rng.generator().uniform, parameter_dtype(device, dtype)
+        self.weight = Parameter(draw(-bound, bound, (out_features, in1_features, in2_features)).astype(kind))
+        self.bias = Parameter(draw(-bound, bound, out_features).astype(kind)) if bias else None
+
+    def forward(self, x1: Any, x2: Any) -> Tensor:
+        return F.bilinear(x1, x2, self.weight, self.bias)
 
 
 class Embedding(Module):
@@ -273,6 +293,12 @@ class Dropout3d(Dropout2d):
     """Dropout2d for volumes (N, C, D, H, W) or (C, D, H, W)."""
 
     function = staticmethod(F.dropout3d)
+
+
+class AlphaDropout(Dropout2d):
+    """Dropout for SELU, which keeps a mean of 0 and a variance of 1, see `functional.alpha_dropout`."""
+
+    function = staticmethod(F.alpha_dropout)
 
 
 # -- shapes

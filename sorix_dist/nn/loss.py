@@ -20,9 +20,9 @@ from sorix_dist.nn.module import options_of
 from sorix_dist.nn.net import FunctionLayer
 
 __all__ = [
-    "BCELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss",
-    "HingeEmbeddingLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "MarginRankingLoss",
-    "MultiLabelSoftMarginLoss", "NLLLoss", "PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss", "TripletMarginLoss",
+    "BCELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss", "HingeEmbeddingLoss",
+    "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "MarginRankingLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss",
+    "NLLLoss", "PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss", "TripletMarginLoss",
 ]  # fmt: skip
 
 
@@ -175,7 +175,13 @@ class HingeEmbeddingLoss(_Loss, function=distance.hinge_embedding_loss): ...
 class PoissonNLLLoss(_Loss, function=distance.poisson_nll_loss): ...
 
 
-class MultiLabelSoftMarginLoss(_Loss, function=distance.multilabel_soft_margin_loss):
+class _WeightedClasses(_Loss):
     def _complete(self) -> None:
         super()._complete()
         self._weights("weight", self.__dict__.pop("weight"))
+
+
+class MultiLabelSoftMarginLoss(_WeightedClasses, function=distance.multilabel_soft_margin_loss): ...
+
+
+class MultiMarginLoss(_WeightedClasses, function=distance.multi_margin_loss): ...

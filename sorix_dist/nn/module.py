@@ -230,13 +230,13 @@ class Module(Hooked):
     def _saved(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, tensor) for name, tensor, _, saved in self._named_tensors() if saved)
 
-    def state_dict(self, *, prefix: str = "") -> dict[str, Tensor]:
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Tensor]:
         """Copies of all parameters and persistent buffers, by dotted name; tied ones come under each name.
 
         prefix: what the names begin with. In PyTorch these tensors are the module's own, and writing to them changes
-        it: here they are read-only, for `load_state_dict` to take a changed state.
+        it: here they are read-only, for `load_state_dict` to take a changed state. keep_vars: the tensors themselves.
         """
-        return {prefix + name: _read_only(tensor.array) for name, tensor in self._saved()}
+        return {prefix + name: tensor if keep_vars else _read_only(tensor.array) for name, tensor in self._saved()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies values (tensors or arrays) into the parameters and buffers of the same names.

@@ -21,6 +21,7 @@ from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.custom import in_one_edit
 from sorix_dist.optim.groups import ParameterGroups
+from sorix_dist.optim.hooks import StepHooks
 from sorix_dist.optim.saved_state import Group, GroupState, SavedState
 from sorix_dist.optim.state import Buffers, Scratch, refuse_pending
 
@@ -28,7 +29,7 @@ _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch c
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}
 
 
-class Optimizer(ParameterGroups, SavedState):
+class Optimizer(ParameterGroups, SavedState, StepHooks):
     """Base of the optimizers. A subclass names its options and their bounds, and updates a slice in `update`.
 
     Or it is written as for PyTorch: it calls `super().__init__(params, defaults)`, with a dict of options, keeps what

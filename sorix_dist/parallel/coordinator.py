@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from weakref import ReferenceType, ref
 
 from sorix_dist.comm import Comm
@@ -13,7 +14,7 @@ from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
 from sorix_dist.parallel.accumulation import Accumulation
-from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
+from sorix_dist.parallel.agreement import BACKWARD, MOST_VALUES, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.differences import (
     different_steps,
@@ -70,6 +71,7 @@ class Coordinator(Sync):
         self.accumulation: Accumulation | None = None
         self.rows = NO_ROWS
         self._losses: list[Tensor] = []  # their global values come with the next sum
+        self._terms: list[Tensor] = []  # of these losses
         self._walks = 0  # backwards that are running; more than one if a hook calls backward
         self.steps = 0
         self._updates = 0  # of parameters by optimizers
@@ -156,7 +158,7 @@ class Coordinator(Sync):
         for bucket in self.buckets:
             bucket.reducer.select(shard)
 
-    def after_backward(self, loss: Tensor) -> None:
+    def after_backward(self, loss: Tensor, terms: Sequence[Tensor] = ()) -> None:
         if self.shards is not None:
             self._select(None)
         place, group = loss.place, self.group
@@ -166,6 +168,7 @@ class Coordinator(Sync):
                     group.expect(loss.array.item())
                 else:
                     self._losses.append(loss)
+                    self._terms += terms
             for number in place.constants:
                 group.expect(number)
         elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
@@ -181,7 +184,7 @@ class Coordinator(Sync):
     def backward_failed(self) -> None:
         if self.shards is not None:
             self._select(None)
-        self._losses, self._walks, self._current = [], 0, None
+        self._losses, self._terms, self._walks, self._current = [], [], 0, None
         self.group.expected, self.group.compared = [], []
         if self.accumulation is not None:
             self.accumulation.failed = True
@@ -228,6 +231,11 @@ class Coordinator(Sync):
         if several_hosts:
             values.append(any([bucket.reducer.withdrawn for bucket in buckets]))  # noqa: C419 (faster)
             meanwhile = sender(buckets)
+        terms, count = self._terms, len(values)
+        if terms:
+            self._terms, terms = [], terms[: max(0, MOST_VALUES - count)]
+            values += [term.array.item() for term in terms]
+            used = (31 * used + len(terms)) % _PRIME  # a rank whose loss is of fewer models has others
         rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
@@ -246,9 +254,11 @@ class Coordinator(Sync):
                 number, known = key >> _MODE_BITS, {bucket.number for bucket in by_key.values()}
                 raise unequal_reduction(self.comm.rank, number, number in known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
-        if self._reduced(summed, scale, same_used, several_hosts and sums[-1] > 0):
+        if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0):
             for i, loss in enumerate(losses):
                 loss.shown, loss.complete = sums[i], True
+            for i, term in enumerate(terms if same_used else (), count):
+                term.shown, term.complete = sums[i], True
 
     def _reduced(self, summed: list[tuple[Bucket, bool]], scale: float, same_used: bool, start_over: bool) -> bool:
         """Sums the gradients of buckets, with whether the sum overwrites `grad`, and commits the sums if all ranks find

@@ -43,10 +43,10 @@ def listen(found: list[Backward], steps: int) -> None:
     after_backward, synchronise = Coordinator.after_backward, Coordinator.synchronise
     losses: list[Tensor] = []
 
-    def noted(self: Coordinator, loss: Tensor) -> None:
+    def noted(self: Coordinator, loss: Tensor, terms: Sequence[Tensor] = ()) -> None:
         if loss.array.size == 1:
             losses.append(loss)
-        after_backward(self, loss)
+        after_backward(self, loss, terms)
 
     def synchronised(self: Coordinator, scale: float) -> None:
         synchronise(self, scale)

@@ -83,9 +83,9 @@ def test_a_script_that_several_ranks_refuse(script: Path) -> None:
 def test_a_script_without_a_wrapped_model(script: Path) -> None:
     script.write_text("import sorix_dist")
     code, output = finished([*SORIX_DIST, "compare", "-n", "2", "train.py"])
-    assert (code, output) == (
-        1, "compare: the script made no backward of a model that is wrapped in DistributedDataParallel\n"
-    )  # fmt: skip
+    assert code == 1
+    assert output.startswith("compare: the script made no backward of a model that is wrapped in Distributed")
+    assert output.count("compare:") == 1
 
 
 ONE = [Backward("a.py:1", [2.0], {"w": [1.0, 4.0]}), Backward("a.py:2", [1.0], {"w": [1.0, 1.0]})]

@@ -145,3 +145,14 @@ def test_in_place_without_history_and_by_the_seed(function: Callable[..., Tensor
 def test_no_elements(function: Callable[..., Tensor]) -> None:
     assert function(weight(0, 3)).shape == (0, 3)
     assert function(weight(0, 0)).shape == (0, 0)
+
+
+def test_identities() -> None:
+    assert init.eye_(Tensor(np.full((2, 3), 7.0))).tolist() == [[1, 0, 0], [0, 1, 0]]
+    weight = init.dirac_(Tensor(np.full((4, 2, 3), 7.0)), groups=2)
+    assert weight.tolist() == [[[0, 1, 0], [0, 0, 0]], [[0, 0, 0], [0, 1, 0]]] * 2
+    assert init.dirac_(Tensor(np.ones((3, 1, 2, 2)))).sum().item() == 1
+    with pytest.raises(ValueError, match=r"eye_: t must be a matrix, got shape \(3,\)"):
+        init.eye_(Tensor(np.zeros(3)))
+    with pytest.raises(ValueError, match=r"dirac_: t must be .* multiple of 2, got shape \(3, 2, 3\)"):
+        init.dirac_(Tensor(np.zeros((3, 2, 3))), 2)

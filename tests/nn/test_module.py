@@ -560,3 +560,11 @@ def test_the_options_of_a_layer_are_those_of_its_function() -> None:
             super().__init__(0.5)
 
     assert Leaky()(np.float32([-1, 1])).tolist() == [-0.5, 1]
+
+
+def test_a_state_of_the_tensors_themselves() -> None:
+    layer = nn.BatchNorm2d(2)
+    state = layer.state_dict(keep_vars=True, prefix="a.")
+    assert state["a.weight"] is layer.weight
+    assert state["a.running_mean"] is layer.running_mean
+    assert list(state) == list(layer.state_dict(prefix="a."))

@@ -14,10 +14,16 @@ VECTOR, SEQUENCE, SIGNAL, IMAGE = (0, 4), (0, 5, 4), (0, 4, 9), (0, 4, 9, 9)
 VOLUME = (0, 4, 5, 5, 5)
 LAYERS = {
     "Embedding": (lambda: nn.Embedding(7, 4), (0, 5)),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(7, 4), (0, 5)),
     "Flatten": (nn.Flatten, IMAGE),
     "Identity": (nn.Identity, VECTOR),
     "Linear": (lambda: nn.Linear(4, 3), VECTOR),
     "Dropout": (nn.Dropout, VECTOR),
+    "AlphaDropout": (nn.AlphaDropout, VECTOR),
+    "Bilinear": (lambda: _WithItself(nn.Bilinear(4, 4, 3)), VECTOR),
+    "Fold": (lambda: nn.Fold((3, 4), 2), (0, 8, 6)),
+    "LPPool1d": (lambda: nn.LPPool1d(2, 3), SIGNAL),
+    "LPPool2d": (lambda: nn.LPPool2d(2, 3), IMAGE),
     **{name: (lambda name=name: getattr(nn, name)(dim=1), VECTOR) for name in ("Softmax", "LogSoftmax")},
     **{
         name: (getattr(nn, name), VECTOR)
@@ -94,6 +100,7 @@ CLASSES = np.zeros(0, np.int64)
 LOSSES = {
     "CrossEntropyLoss": CLASSES,
     "NLLLoss": CLASSES,
+    "MultiMarginLoss": CLASSES,
     **dict.fromkeys(
         ("BCELoss", "BCEWithLogitsLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss", "SmoothL1Loss"),
         np.zeros(VECTOR, np.float32),
@@ -113,6 +120,7 @@ CONTAINERS = {
     "ModuleDict",
     "ModuleList",
     "Parameter",
+    "ParameterDict",
     "ParameterList",
     "Sequential",
     "functional",
@@ -153,7 +161,7 @@ def test_every_layer_is_here():
 def test_layer(name):
     make, shape = LAYERS[name]
     layer = make()
-    integers = name == "Embedding"
+    integers = name.startswith("Embedding")
     x = sx.tensor(np.zeros(shape, np.int64 if integers else np.float32), requires_grad=not integers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from math import inf, nan
 from typing import Any
 
@@ -479,3 +480,63 @@ def test_an_optimizer_without_update() -> None:
     optimizer = optim.Optimizer([p])
     with pytest.raises(NotImplementedError, match="Optimizer must implement update"):
         optimizer.step()
+
+
+def test_hooks_around_a_step() -> None:
+    """They see and change the step's arguments, also of an optimizer that is written as for PyTorch."""
+
+    class Moving(optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 0.1})
+
+        def step(self, by: float = 1.0) -> float:
+            with sx.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.add_(by)
+            return by
+
+    p = nn.Parameter(np.zeros(2))
+    seen: list[Any] = []
+    optimizer = Moving([p])
+    before = optimizer.register_step_pre_hook(lambda o, args, kwargs: ((), {"by": 2 * args[0]}))
+    after = optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append((o, args, kwargs, p.data.tolist())))
+    assert optimizer.step(3.0) == 6
+    assert seen == [(optimizer, (), {"by": 6}, [6, 6])]
+    before.remove()
+    after.remove()
+    assert (optimizer.step(1.0), p.data.tolist(), len(seen)) == (1, [7, 7], 1)
+
+    p.grad = sx.ones(2)
+    plain = optim.SGD([p], lr=1.0)
+    plain.register_step_pre_hook(lambda o, args, kwargs: o.param_groups[0].update(lr=2.0))
+    plain.register_step_post_hook(lambda o, args, kwargs: o.zero_grad())
+    plain.step()
+    assert (p.data.tolist(), p.grad) == ([5, 5], None)
+    with pytest.raises(TypeError, match="a hook of a step must be a function"):
+        plain.register_step_post_hook(3)  # type: ignore[arg-type]
+    copy = deepcopy(plain)
+    copy.param_groups[0]["params"][0].grad = sx.ones(2)
+    copy.step()
+    assert (copy.param_groups[0]["params"][0].data.tolist(), p.data.tolist()) == ([3, 3], [5, 5])
+
+
+def test_a_captured_step_with_hooks_runs_as_it_is() -> None:
+    p = nn.Parameter(np.zeros(2))
+    optimizer = optim.SGD([p], lr=1.0)
+    seen: list[Any] = []
+    optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append(p.data.tolist()))
+
+    @sx.compile
+    def step(x: Any) -> Any:
+        optimizer.zero_grad()
+        loss = (p * x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with pytest.warns(RuntimeWarning, match=r"step runs as it is: optimizer.step with hooks"):
+        step(sx.ones(2))
+    for _ in range(4):
+        step(sx.ones(2))
+    assert seen == [[-n, -n] for n in (1, 2, 3, 4, 5)]

@@ -20,6 +20,14 @@ IMAGES, VOLUMES = RNG.standard_normal((ROWS, 2, 6, 6)), RNG.standard_normal((ROW
 LABELS, SIGNS = RNG.integers(0, 3, ROWS), np.where(RNG.random(ROWS) < 0.5, 1.0, -1.0)
 
 
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        self.first, self.both, self.drop = nn.Linear(4, 3), nn.Bilinear(3, 4, 3), nn.AlphaDropout(0.3)
+
+    def forward(self, x: Any) -> Any:
+        return self.drop(self.both(self.first(x), x))
+
+
 class Views(nn.Module):
     """Three views of an input."""
 
@@ -82,6 +90,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], np.ndarray, Callable[..., Any], 
     "decoder": (
         lambda: nn.TransformerDecoderLayer(4, 2, 8, batch_first=True), SEQUENCES,
         lambda m, x, y: nn.CrossEntropyLoss()(m(x, x * 2)[:, 0, :3], y), LABELS,
+    ),
+    "bilinear": (
+        Pairs, VECTORS, lambda m, x, y: nn.MultiMarginLoss(2, 0.5, np.array([1.0, 2.0, 0.5]))(m(x), y), LABELS,
     ),
     "triplet": (Views, VECTORS, lambda m, x, y: nn.TripletMarginLoss(3.0, swap=True)(*m(x)), SIGNS),
     "cosine": (Views, VECTORS, lambda m, x, y: nn.CosineEmbeddingLoss(0.1)(*m(x)[:2], y), SIGNS),

@@ -66,3 +66,13 @@ def test_values_and_derivatives(name: str, options: dict[str, Any]) -> None:
     (second,) = grad((first * turned).sum(), mine)
     (wanted,) = torch.autograd.grad((wanted * torch.tensor(turned)).sum(), other)
     np.testing.assert_allclose(second.numpy(), wanted.detach().numpy(), rtol=100 * rtol, atol=1e-11)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1.0])
+def test_alpha_dropout(p: float) -> None:
+    """The same two values of equal elements, as many of each but for chance."""
+    ours = nn.functional.alpha_dropout(np.full((100, 100), 1.3), p, True).numpy()
+    theirs = torch.nn.functional.alpha_dropout(torch.full((100, 100), 1.3, dtype=torch.float64), p, True).numpy()
+    np.testing.assert_allclose(np.unique(ours.round(12)), np.unique(theirs.round(12)), rtol=1e-9)
+    assert abs(ours.mean() - theirs.mean()) < 0.1
+    assert nn.functional.alpha_dropout(np.ones(3), p).tolist() == [1, 1, 1]

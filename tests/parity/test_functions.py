@@ -46,6 +46,9 @@ DIFFERENTIABLE = """
     T.nn.functional.interpolate(b, 7, mode='linear'); T.nn.functional.interpolate(b[None], scale_factor=2.0)
     T.nn.functional.interpolate(b[None], (5, 3), mode='bilinear', align_corners=True)
     T.nn.functional.pairwise_distance(x, y); T.cross(x[:, :3], y[:, 1:], dim=1)
+    T.cummax(x, 1)[0]; b.cummin(1).values; T.cummax(s, 0)[0]
+    T.block_diag(x, v, s, m[:, :1]); T.matrix_power(x @ m, 3); T.matrix_power(x @ m, 0); (b @ c).matrix_power(1)
+    T.linalg.matrix_power(x @ m + 3 * T.eye(3), -2); (b @ c).matrix_power(6); T.nn.functional.relu_(x * 1)
     T.linalg.cross(m, v[None, :3]); m.cross(m * m, -1); T.cross(x, y, 0)
 """
 OTHERS = """
@@ -61,6 +64,12 @@ OTHERS = """
     T.bitwise_left_shift(i, 1); T.bitwise_right_shift(i, 1); i ^ 3; T.sign(T.tensor([float('nan'), -0.0, 3.0]))
     T.nn.functional.one_hot(i); x.sum(0, dtype=T.float32); T.aminmax(x)[0]
     T.softmax(x.float(), dim=1, dtype=T.float64); i.sum(dtype=T.float32); x.to(T.float32, copy=True)
+    i.cummax(1)[1]; T.cummin(i, 0).indices; T.cummin(T.cat([x, x / 0 * 0]), 0)[0]
+    T.cummax(x // 0.7, 1)[1]; i.byte().cummin(1)[0]; T.block_diag(i, i > 1)
+    T.cummin(T.tensor([2.0, float('nan'), 1.0, float('nan'), 0.0]), 0)[1]; i[:, :3].matrix_power(2)
+    T.broadcast_shapes((3, 1), (4,), 4); T.promote_types(T.int8, T.uint8) == T.int16; T.can_cast(T.int8, T.uint8)
+    T.promote_types(T.int64, T.float16) == T.float16; T.can_cast(T.float64, T.float16); T.can_cast(T.float16, T.int64)
+    T.result_type(i, 1.5) == T.float32; T.result_type(x.float(), s) == T.float32; T.result_type(i.int(), 2) == T.int32
     T.zeros(size=(2, 3)); T.atleast_2d(v); T.nan_to_num(x / 0); i.trunc(); T.addmm(i, i, i.t() @ i); T.mv(i, i[0])
 """
 

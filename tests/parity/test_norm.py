@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorix_dist import nn
+import sorix_dist as sx
+from sorix_dist import nn, optim
 from sorix_dist.core import Tensor, grad
 from sorix_dist.optim import SGD
 
@@ -109,3 +110,15 @@ def test_twenty_steps_of_training_end_at_the_same_state(arguments: Any, options:
     for name, buffer in ours.named_buffers():
         expected = theirs.get_buffer(name).numpy().reshape(buffer.shape)
         np.testing.assert_allclose(buffer.array, expected, rtol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_by_update_bn(momentum: float | None) -> None:
+    numbers = np.random.default_rng(4)
+    batches = [numbers.standard_normal((n, 3, 2, 2)) for n in (5, 4, 7)]
+    ours, theirs = nn.BatchNorm2d(3, momentum=momentum).double(), torch.nn.BatchNorm2d(3, momentum=momentum).double()
+    optim.swa_utils.update_bn([(sx.tensor(x), 0) for x in batches], ours.eval())
+    torch.optim.swa_utils.update_bn([(torch.tensor(x), 0) for x in batches], theirs.eval())
+    assert (ours.training, ours.momentum) == (theirs.training, theirs.momentum) == (False, momentum)
+    for name, value in theirs.state_dict().items():
+        np.testing.assert_allclose(ours.state_dict()[name].numpy(), value.numpy(), rtol=1e-12, atol=1e-13)

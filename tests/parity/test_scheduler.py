@@ -54,7 +54,18 @@ CASES: dict[str, Make] = {
     "multiplied_before_another": lambda o, s: s.SequentialLR(
         o, [s.MultiplicativeLR(o, lambda epoch: 0.95), s.LinearLR(o, 0.1)], [10]
     ),
+    **{
+        f"swa_{strategy}_{epochs}": lambda o, s, strategy=strategy, epochs=epochs: swa(s).SWALR(
+            o, [0.05, 0.02], epochs, strategy
+        )
+        for strategy in ("cos", "linear")
+        for epochs in (0, 1, 10)
+    },
 }
+
+
+def swa(schedulers: Any) -> Any:
+    return (optim if schedulers is lr_scheduler else torch.optim).swa_utils
 
 
 def two_groups(package: Any, parameter: Callable[[], Any], **options: Any) -> Any:
@@ -119,6 +130,21 @@ def test_a_polynomial_past_its_end_beside_another_scheduler() -> None:
     for optimizer, package in ((ours, lr_scheduler), (theirs, torch.optim.lr_scheduler)):
         schedulers += [package.CosineAnnealingWarmRestarts(optimizer, 4), package.PolynomialLR(optimizer, 10)]
     follow(ours, theirs, lambda scheduler, epoch: scheduler.step(), schedulers, epochs=30)
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+def test_an_average_that_starts_late(strategy: str) -> None:
+    """SWALR goes on from where another scheduler was."""
+    ours, theirs = both()
+    schedulers = []
+    for optimizer, package in ((ours, lr_scheduler), (theirs, torch.optim.lr_scheduler)):
+        schedulers += [package.CosineAnnealingLR(optimizer, 50), swa(package).SWALR(optimizer, 0.07, 5, strategy)]
+
+    def step(scheduler: Any, epoch: int) -> None:
+        if (epoch >= 15) == (type(scheduler).__name__ == "SWALR"):
+            scheduler.step()
+
+    follow(ours, theirs, step, schedulers, epochs=30)
 
 
 def test_a_rate_set_by_hand_is_kept() -> None:

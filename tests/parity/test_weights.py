@@ -257,3 +257,19 @@ def test_the_example() -> None:
     assert done.returncode == 0, done.stderr
     before, after = (float(line.split("accuracy ")[1][:5]) for line in done.stdout.splitlines())
     assert before < 0.95 < after
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options"),
+    [
+        ("eye_", (3, 5), {}),
+        ("eye_", (4, 2), {}),
+        ("dirac_", (4, 3, 3), {}),
+        ("dirac_", (6, 2, 2, 3), {"groups": 3}),
+        ("dirac_", (2, 4, 1, 2, 3), {"groups": 1}),
+    ],
+)
+def test_identities(name: str, shape: tuple[int, ...], options: dict[str, int]) -> None:
+    ours = getattr(nn.init, name)(sx.tensor(np.ones(shape)), **options)
+    theirs = getattr(torch.nn.init, name)(torch.ones(shape, dtype=torch.float64), **options)
+    np.testing.assert_array_equal(ours.numpy(), theirs.numpy())

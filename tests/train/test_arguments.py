@@ -80,7 +80,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "random_split: lengths must add up to 6": lambda: random_split(DATA, [2.5, 3.5]),
     "random_split: lengths must add up .*nan": lambda: random_split(DATA, [NAN, 1]),
     "Sampler: length must be an integer >= 0, got None": lambda: Sampler(None),  # type: ignore[arg-type]
-    "BatchSampler: sampler must be a Sampler, got list": lambda: BatchSampler([0, 1], 2),  # type: ignore[arg-type]
+    "BatchSampler: sampler must be a Sampler, or have __iter__, got int": lambda: BatchSampler(4, 2),
     "lengths must hold numbers, got NoneType": lambda: LengthBucketSampler(None, 2),
     "normalize: std must be above 0, got 0.0": lambda: normalize(np.ones((2, 3)), 0, 0),
     r"normalize: mean must have shape \(\) or \(3,\), got \(2,\)": lambda: normalize(np.ones((2, 3)), [0, 0], 1),

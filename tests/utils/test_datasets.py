@@ -21,6 +21,7 @@ from sorix_dist.utils.data import (
     LabelEncoder,
     LengthBucketSampler,
     Sampler,
+    StackDataset,
     Subset,
     TensorDataset,
     random_split,
@@ -331,3 +332,16 @@ def test_length_buckets(shuffle: bool) -> None:
         list(DataLoader(data, 101, sampler=LengthBucketSampler(data.lengths + 100, 101, shuffle=False)))
     with pytest.raises(ValueError, match="lengths must be a vector of integers >= 0"):
         LengthBucketSampler([1.5], 8)
+
+
+def test_stacked_data_sets() -> None:
+    first, second = Dataset(np.arange(6.0)), TensorDataset(np.arange(6), np.arange(6) * 2)
+    pairs, named = StackDataset(first, second), StackDataset(x=first, y=second)
+    assert (len(pairs), pairs[4], named[4]) == (6, (4.0, (4, 8)), {"x": 4.0, "y": (4, 8)})
+    assert pairs.digest() == StackDataset(first, second).digest() != StackDataset(second, first).digest()
+    (batch,) = DataLoader(named, batch_size=6)
+    assert batch["x"].tolist() == batch["y"][0].tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match=r"must have the same length, got \[6, 2\]"):
+        StackDataset(first, Dataset(np.arange(2)))
+    with pytest.raises(ValueError, match="by position or by name, and at least one"):
+        StackDataset(first, y=second)

@@ -142,6 +142,14 @@ def extreme_index(x: Any, *, axis: int | None, keepdims: Any, largest: bool) -> 
     return (np.argmax if largest else np.argmin)(x, axis=axis, keepdims=keepdims), ()
 
 
+@op(differentiable=False, rule=along_axis(False), called="cummax or cummin")
+def running_index(x: Any, *, axis: int, largest: bool) -> Any:
+    """The index along `axis` of the last largest (or smallest) element up to each, of NaN if there was one."""
+    extreme = (np.maximum if largest else np.minimum).accumulate(x, axis=axis)
+    steps = np.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return np.maximum.accumulate(np.where((x == extreme) | (x != x), steps, 0), axis=axis), ()
+
+
 @op(differentiable=False, rule=along_axis(False), called="argsort")
 def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
     """The indices that sort along `axis`; equal elements keep their order."""

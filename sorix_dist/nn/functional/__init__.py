@@ -9,6 +9,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
+from sorix_dist.core.arrange import unflatten
 from sorix_dist.core.capture import host
 from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.keywords import missing_from, publish
@@ -19,8 +20,8 @@ from sorix_dist.core.ops.elementwise import add, logical_and
 from sorix_dist.core.ops.indexing import one_hot, table_rows, take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.norm import batch_norm, group_norm, layer_norm
+from sorix_dist.core.ops.shape import reshape, squeeze, unsqueeze
 from sorix_dist.core.ops.shape import swapaxes as transpose
-from sorix_dist.core.ops.shape import unsqueeze
 from sorix_dist.core.placement import shard_of, tagged
 from sorix_dist.core.rules import rows_along, whole
 from sorix_dist.core.tensor import ndarray_of, shape_of
@@ -33,9 +34,9 @@ from sorix_dist.nn.functional.resize import *  # noqa: F403
 from sorix_dist.nn.functional.spatial import *  # noqa: F403
 
 __all__ = [
-    "batch_norm", "dropout", "dropout2d", "embedding", "embedding_bag", "group_norm", "instance_norm", "layer_norm",
-    "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention",
-    *activation.__all__, *distance.__all__, *loss.__all__, *resize.__all__, *spatial.__all__,
+    "batch_norm", "bilinear", "dropout", "dropout2d", "embedding", "embedding_bag", "group_norm", "instance_norm",
+    "layer_norm", "linear", "one_hot", "pad", "rms_norm", "scaled_dot_product_attention", *activation.__all__,
+    *distance.__all__, *loss.__all__, *resize.__all__, *spatial.__all__,
 ]  # fmt: skip
 
 
@@ -46,6 +47,15 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     if weight.ndim == 2:
         return matrix.linear(input, transpose(weight, 0, 1), bias)
     product = matrix.matmul(input, weight)
+    return product if bias is None else add(product, bias)
+
+
+def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
+    """input1 (..., n), weight (out, n, m) and input2 (..., m) multiplied along n and m, plus bias (out,)."""
+    outputs, first, second = shape_of(weight)
+    columns = reshape(transpose(weight, 0, 1), first, outputs * second)
+    by_first = unflatten(matrix.matmul(input1, columns), -1, (outputs, second))
+    product: Tensor = squeeze(matrix.matmul(by_first, unsqueeze(input2, -1)), -1)
     return product if bias is None else add(product, bias)
 
 

@@ -12,15 +12,16 @@ import numpy as np
 
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
-from sorix_dist.core.create import rand_like
+from sorix_dist.core.create import ones_like, rand_like
 from sorix_dist.core.ops import activation as ops
 from sorix_dist.core.ops.choose import clamp, where
 from sorix_dist.core.ops.elementwise import log, sign
+from sorix_dist.core.random import Draws
 
 __all__ = [
-    "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid",
-    "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus", "softsign", "tanh",
-    "gumbel_softmax", "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
+    "alpha_dropout", "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax",
+    "logsigmoid", "mish", "prelu", "relu", "relu6", "relu_", "selu", "sigmoid", "silu", "softmax", "softplus",
+    "softsign", "tanh", "gumbel_softmax", "hardshrink", "softmin", "softshrink", "tanhshrink", "threshold",
 ]  # fmt: skip
 
 # Constants of SELU (Klambauer et al. 2017, appendix A1).
@@ -30,6 +31,12 @@ _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 def relu(x: Any, inplace: bool = False) -> Tensor:
     """max(x, 0)."""
     return ops.relu(x)
+
+
+def relu_(input: Tensor) -> Tensor:
+    """max(x, 0), in place; returns the tensor."""
+    changed: Tensor = input.relu_()
+    return changed
 
 
 def relu6(x: Any, inplace: bool = False) -> Tensor:
@@ -206,3 +213,21 @@ def gumbel_softmax(
     noise: Tensor = log(-log(rand_like(x)))
     soft = ops.softmax((x - noise) / tau, dim)
     return soft if not hard else (soft == soft.amax(dim, keepdim=True)).astype(x.dtype) - soft.detach() + soft
+
+
+def alpha_dropout(
+    input: Any, p: float = 0.5, training: bool = False, inplace: bool = False, *, draws: Draws | None = None
+) -> Tensor:
+    """In training, sets each element to SELU's limit with probability p, then scales and shifts all so that numbers of
+    mean 0 and variance 1 keep both (Klambauer et al. 2017); else as `dropout`."""
+    x = as_tensor(input)
+    ops.check_dropout("alpha_dropout", p)
+    if not training or p == 0:
+        return x
+    if p == 1:
+        return x * 0
+    keep = ops.dropout(ones_like(x), p, training, draws=draws) * (1 - p)
+    limit = -1.7580993408473766
+    scale = ((1 - p) * (1 + p * limit**2)) ** -0.5
+    dropped: Tensor = (x * keep + (1 - keep) * limit) * scale - scale * limit * p
+    return dropped

@@ -14,14 +14,15 @@ from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arrange import broadcast_tensors
 from sorix_dist.core.ops.choose import minimum, where
+from sorix_dist.core.ops.indexing import one_hot
 from sorix_dist.core.ops.shape import extents
 from sorix_dist.nn.functional.activation import softplus
 from sorix_dist.nn.functional.loss import reduced
 
 __all__ = [
     "cosine_embedding_loss", "cosine_similarity", "gaussian_nll_loss", "hinge_embedding_loss", "margin_ranking_loss",
-    "multilabel_soft_margin_loss", "normalize", "pairwise_distance", "poisson_nll_loss", "soft_margin_loss",
-    "triplet_margin_loss",
+    "multi_margin_loss", "multilabel_soft_margin_loss", "normalize", "pairwise_distance", "poisson_nll_loss",
+    "soft_margin_loss", "triplet_margin_loss",
 ]  # fmt: skip
 
 
@@ -133,6 +134,23 @@ def multilabel_soft_margin_loss(input: Any, target: Any, weight: Any = None, red
     losses = softplus(x, threshold=inf) - y * x
     losses = losses if weight is None else losses * as_tensor(weight).astype(x.dtype)
     return reduced("multilabel_soft_margin_loss", losses.mean(-1), reduction)
+
+
+def multi_margin_loss(
+    input: Any, target: Any, p: int = 1, margin: float = 1.0, weight: Any = None, reduction: str = "mean"
+) -> Tensor:
+    """The mean over the classes of max(margin - x[target] + x, 0)^p, without that of the target itself.
+
+    input: (N, C) or (C,); target: classes (N,) or (); p: 1 or 2; weight: a factor for each class, that of the target.
+    """
+    if p not in (1, 2):
+        raise ValueError(f"multi_margin_loss: p must be 1 or 2, got {p!r}")
+    (x,) = _tensors(input)
+    own = one_hot(target, x.shape[-1]) > 0
+    losses = where(own, 0.0, (margin - where(own, x, 0.0).sum(-1, keepdim=True) + x).clamp(0) ** p)
+    if weight is not None:
+        losses = losses * where(own, as_tensor(weight).astype(x.dtype), 0.0).sum(-1, keepdim=True)
+    return reduced("multi_margin_loss", losses.mean(-1), reduction)
 
 
 def poisson_nll_loss(

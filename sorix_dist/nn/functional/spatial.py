@@ -7,26 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_int, at_least, unsupported
-from sorix_dist.core.arrange import scatter, unflatten
-from sorix_dist.core.create import as_tensor, zeros
+from sorix_dist.core.arrange import index_add, scatter, unflatten
+from sorix_dist.core.create import as_tensor, zeros, zeros_like
 from sorix_dist.core.ops import activation, conv, pool
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.join import pad
 from sorix_dist.core.ops.shape import flatten, reshape, squeeze, swapaxes, unsqueeze
-from sorix_dist.core.ops.windows import pair, per_axis, single
+from sorix_dist.core.ops.windows import Pair, pair, per_axis, single
 from sorix_dist.core.rules import rows_along
 from sorix_dist.core.tensor import shape_of
 
 __all__ = [
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "channel_shuffle", "conv1d", "conv2d",
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "dropout1d", "dropout3d", "local_response_norm", "max_pool1d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "channel_shuffle", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+    "conv_transpose2d", "dropout1d", "dropout3d", "fold", "local_response_norm", "lp_pool1d", "lp_pool2d", "max_pool1d",
     "max_pool2d", "max_pool3d", "max_unpool1d", "max_unpool2d", "pixel_shuffle", "pixel_unshuffle", "unfold",
 ]  # fmt: skip
 
@@ -326,19 +327,62 @@ def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
     return mixed.reshape(*lead, channels // (r * r), height * r, width * r)
 
 
+def _window_places(name: str, sizes: Any, kernel: Pair, spacing: Pair, step: Pair) -> list[Any]:
+    """The rows (kH, H') and the columns (kW, W') of an image that its windows see; ValueError if there is none."""
+    places = []
+    for axis in (0, 1):
+        reach = spacing[axis] * (kernel[axis] - 1) + 1
+        if sizes[axis] < reach:
+            raise ValueError(f"{name}: the window must fit the image, got {kernel} for {tuple(sizes)} with its padding")
+        starts = np.arange(0, sizes[axis] - reach + 1, step[axis])
+        places.append(np.arange(kernel[axis])[:, None] * spacing[axis] + starts)
+    return places
+
+
 @_also_unbatched(4)
 def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """The windows of images (N, C, H, W) as columns (N, C * kH * kW, windows)."""
     kernel, spacing = pair("unfold", "kernel_size", kernel_size, 1), pair("unfold", "dilation", dilation, 1)
     around, step = pair("unfold", "padding", padding, 0), pair("unfold", "stride", stride, 1)
     padded = pad(input, (around[1], around[1], around[0], around[0]))
-    sizes = shape_of(padded)[2:]
-    places = []
-    for axis in (0, 1):
-        reach = spacing[axis] * (kernel[axis] - 1) + 1
-        if sizes[axis] < reach:
-            raise ValueError(f"unfold: the window must fit the image, got {kernel} for shape {shape_of(input)}")
-        starts = np.arange(0, sizes[axis] - reach + 1, step[axis])
-        places.append(np.arange(kernel[axis])[:, None] * spacing[axis] + starts)
+    places = _window_places("unfold", shape_of(padded)[2:], kernel, spacing, step)
     windows = take(padded, index=(slice(None), slice(None), places[0][:, None, :, None], places[1][:, None]))
     return flatten(flatten(windows, 4, 5), 1, 3)
+
+
+@_also_unbatched(3)
+def fold(
+    input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Tensor:
+    """Images (N, C, H, W) of `output_size` that are the sums of the windows in columns (N, C * kH * kW, windows): the
+    transpose of `unfold`."""
+    kernel, spacing = pair("fold", "kernel_size", kernel_size, 1), pair("fold", "dilation", dilation, 1)
+    around, step = pair("fold", "padding", padding, 0), pair("fold", "stride", stride, 1)
+    height, width = (n + 2 * p for n, p in zip(pair("fold", "output_size", output_size, 1), around, strict=True))
+    rows, columns = _window_places("fold", (height, width), kernel, spacing, step)
+    pixels = (rows[:, None, :, None] * width + columns[:, None]).reshape(-1)
+    x = rows_along("fold", as_tensor(input), (0,))
+    if x.shape[1] % (kernel[0] * kernel[1]) or x.shape[2] != rows.shape[1] * columns.shape[1]:
+        raise ValueError(
+            f"fold: input must have shape (N, C * {kernel[0] * kernel[1]}, {rows.shape[1] * columns.shape[1]}), got "
+            f"shape {tuple(x.shape)}"
+        )
+    apart = flatten(unflatten(x, 1, (-1, kernel[0] * kernel[1])), 2)
+    empty = zeros_like(apart[..., :1]).expand(-1, -1, height * width)
+    image = unflatten(index_add(empty, 2, pixels, apart), 2, (height, width))
+    return pad(image, (-around[1], -around[1], -around[0], -around[0]))  # type: ignore[no-any-return]
+
+
+def _lp_pool(name: str, average: Callable[..., Tensor], windows: Callable[..., Any]) -> Callable[..., Tensor]:
+    def lp_pool(input: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+        count = prod(windows(name, "kernel_size", kernel_size, 1))
+        means = average(as_tensor(input) ** norm_type, kernel_size, stride, 0, ceil_mode)
+        return (means.sign() * activation.relu(abs(means)) * count) ** (1 / norm_type)  # type: ignore[no-any-return]
+
+    lp_pool.__name__ = lp_pool.__qualname__ = name
+    lp_pool.__doc__ = "(sum x^norm_type)^(1 / norm_type) of each window."
+    return lp_pool
+
+
+lp_pool1d = _lp_pool("lp_pool1d", avg_pool1d, lambda *given: (single(*given),))
+lp_pool2d = _lp_pool("lp_pool2d", avg_pool2d, pair)

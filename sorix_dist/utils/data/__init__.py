@@ -2,7 +2,15 @@
 
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.utils.data.augment import SampleRandom, normalize, one_hot
-from sorix_dist.utils.data.dataset import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from sorix_dist.utils.data.dataset import (
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 from sorix_dist.utils.data.distributed import DistributedSampler
 from sorix_dist.utils.data.iterated import RandomSampler, SequentialSampler, SubsetRandomSampler
 from sorix_dist.utils.data.loader import DataLoader
@@ -18,8 +26,8 @@ from sorix_dist.utils.data.tables import LabelEncoder, read_table
 
 __all__ = [
     # data sets
-    "ConcatDataset", "Dataset", "IterableDataset", "LabelEncoder", "Subset", "TensorDataset", "random_split",
-    "read_table",
+    "ConcatDataset", "Dataset", "IterableDataset", "LabelEncoder", "StackDataset", "Subset", "TensorDataset",
+    "random_split", "read_table",
     # orders
     "BatchSampler", "DistributedSampler", "LengthBucketSampler", "RandomSampler", "Sampler", "SequentialSampler",
     "SubsetRandomSampler", "WeightedRandomSampler", "shard_bounds",

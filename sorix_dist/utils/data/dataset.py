@@ -171,6 +171,31 @@ class ConcatDataset:
         return None if None in digests else crc32(repr((digests, self.cumulative_sizes)).encode())
 
 
+class StackDataset:
+    """Samples that are tuples of those of some data sets, or dicts of those given by name (PyTorch's StackDataset)."""
+
+    def __init__(self, *datasets: Any, **named: Any) -> None:
+        if bool(datasets) == bool(named):
+            raise ValueError("StackDataset: data sets must be given by position or by name, and at least one")
+        self.datasets: Any = datasets or named
+        self._each = list(datasets or named.values())
+        lengths = [length_of("StackDataset", each) for each in self._each]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"StackDataset: data sets must have the same length, got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self._each[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        samples = [each[index] for each in self._each]
+        return dict(zip(self.datasets, samples, strict=True)) if isinstance(self.datasets, dict) else tuple(samples)
+
+    def digest(self) -> int | None:
+        """See `Dataset.digest`; None if one of the data sets has none."""
+        digests = [dataset_digest(dataset) for dataset in self._each]
+        return None if None in digests else crc32(repr(digests).encode())
+
+
 class IterableDataset:
     """A stream: `__iter__` of a subclass yields the samples, the same ones in the same order on every rank. If they
     differ by epoch, it may define `set_epoch(epoch)`, which the loader calls before each epoch."""

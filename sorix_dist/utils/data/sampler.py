@@ -199,7 +199,7 @@ class BatchSampler:
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:
         if not hasattr(sampler, "__iter__") and not isinstance(sampler, Sampler):
-            raise TypeError(f"BatchSampler: sampler must be a Sampler, got {described(sampler)}")
+            raise TypeError(f"BatchSampler: sampler must be a Sampler, or have __iter__, got {described(sampler)}")
         self.sampler, self.batch_size, self.drop_last = sampler, as_int("batch_size", batch_size, 1), drop_last
         self._looped_over = not (isinstance(sampler, Sampler) and hasattr(sampler, "length"))  # as PyTorch's are
         if drop_last and not self._looped_over and not sampler.has_own_order:

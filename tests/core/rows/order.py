@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.ops import choose
+from sorix_dist.core.statistics import cummax, cummin
 from tests.support.core.opcheck import Row
 
 ANY = [((3, 4),), ((),), ((2, 3, 2),)]
@@ -45,6 +46,10 @@ ROWS = [
         covers="extreme_index"),
     Row(choose.argmin, np.argmin, ALONG, options={"axis": 1}, differentiable=False, result=np.int64,
         covers="extreme_index"),
+    Row(values(cummax), lambda x, dim: np.maximum.accumulate(x, dim), ALONG, options={"dim": 1},
+        covers="running_index", lacks={"0-d": "is the element itself"}),
+    Row(values(cummin), lambda x, dim: np.minimum.accumulate(x, dim), ALONG, options={"dim": 0},
+        covers="running_index"),
     Row(choose.argsort, np.argsort, [*ALONG, ((3, 0),)], differentiable=False, result=np.int64, covers="sorting_order",
         lacks={"0-d": "is made a vector of one element first"}),
     Row(choose.argsort, lambda x, descending: np.argsort(-x), ALONG, options={"descending": True},
