@@ -142,6 +142,35 @@ def test_refused_on_several_ranks(name: str):
         run_threads(gradients, 2, (6, REFUSED[name]))
 
 
+def added_in_place(total: Any, loss: Any) -> Any:
+    total += loss
+    return total
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("start", [lambda: sx.zeros(1), lambda: sx.tensor(0.5), lambda: sx.ones(2), lambda: 1.0])
+@pytest.mark.parametrize("add", [added_in_place, lambda total, loss: total + loss, lambda total, loss: loss + total])
+def test_a_running_sum_of_losses_is_global_after_their_backward(start: Any, add: Any, after: bool):
+    def train() -> Any:
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(nn.Linear(4, 3).double())
+        total = start()
+        for x, _ in DataLoader(Dataset(np.arange(28.0).reshape(7, 4) / 28, np.arange(7)), batch_size=5):
+            loss = (model(x) ** 2).mean()
+            if after:
+                loss.backward()
+            total = add(total, loss.detach())
+            shown = total.numpy(), f"{total.mean().item():.5f}"
+        return shown
+
+    wanted, text = run_threads(train, 1)[0]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for found, its_text in run_threads(train, 3):
+            assert not after or (its_text == text and np.allclose(found, wanted, rtol=1e-6))
+    assert bool(said) != after, [str(w.message) for w in said]
+
+
 @pytest.mark.parametrize(("divisor", "warns"), [(len, True), (lambda x: x.shape[0] // 2, False)])
 def test_a_loss_divided_by_len_warns(divisor: Callable[[Any], Any], warns: bool):
     with warnings.catch_warnings(record=True) as said:

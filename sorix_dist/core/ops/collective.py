@@ -198,7 +198,9 @@ def as_part(x: Any, group: Group, dtype: Any) -> Tensor:
         return operand
     part = bare(operand) if group.parts == 1 else shared_out(bare(operand), parts=group.parts)
     part = Tensor.of(part.array, part.origin) if part is operand else part
-    return tagged(part, beside_sum(Partial(group, None, float(group.parts), 0), operand))
+    part = tagged(part, beside_sum(Partial(group, None, float(group.parts), 0), operand))
+    part.complete = True  # it shows the Replicate
+    return part
 
 
 def as_data(target: Tensor, value: Tensor) -> Tensor:
