@@ -9,12 +9,10 @@ import numpy as np
 from sorix_dist.core.capture import listening, outside, recorders
 from sorix_dist.core.graph import Leaf, Rule, Sync, Visitor, editing, fit, recording, through
 from sorix_dist.core.higher_derivatives import backward_on_tensors
-from sorix_dist.core.op import marker
+from sorix_dist.core.op import marker, terms_of
 from sorix_dist.core.placement import Partial, Shard
 from sorix_dist.core.tensor import Array, Tensor, ndarray_of
 from sorix_dist.core.walk import gradient_of, walk
-
-MOST_TERMS = 32  # of a loss; beyond these no further ones are looked for
 
 
 def backward(
@@ -61,23 +59,12 @@ def backward(
     except BaseException:
         sync.backward_failed()
         raise
-    terms = _terms(tensor)
+    terms = terms_of(tensor) if hasattr(tensor, "terms") else []
     if recorder is None:
         sync.after_backward(tensor, terms)
     else:
         recorder.bare(f"except {recorder.constant(sync, 'coordinator')}")
         recorder.host(type(sync).after_backward, (sync, tensor, terms), {})
-
-
-def _terms(loss: Tensor) -> list[Tensor]:
-    """The numbers that a loss was computed from, such as those that it is the sum of, nearest first."""
-    found = {id(loss): loss}
-    waiting = [loss]
-    while waiting and len(found) <= MOST_TERMS:
-        new = {id(x): x for x in getattr(waiting.pop(0), "terms", ()) if id(x) not in found}
-        found |= new
-        waiting += new.values()
-    return [x for x in found.values() if x is not loss and x.array.size == 1 and not hasattr(x, "complete")]
 
 
 def _before_backward(sync: Sync | None, tensor: Tensor, gradient: Any) -> tuple[Array, Visitor | None]:

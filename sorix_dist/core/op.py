@@ -42,6 +42,7 @@ OF_NUMPY: dict[Callable[..., Any], Callable[..., Any]] = {}  # the operations th
 _count = itertools.count()
 _new = object.__new__
 FEW = 16  # elements of what is a loss, or several losses in one tensor
+MOST_TERMS = 32  # of a loss; beyond these no further ones are looked for
 _NUMBERS = frozenset((float, int, bool, type(None)))
 
 
@@ -201,6 +202,17 @@ def _is_part(x: Any) -> bool:
 
 def _is_shown(x: Any) -> bool:
     return isinstance(x, Tensor) and x.place.__class__ is Partial and hasattr(x, "shown")
+
+
+def terms_of(loss: Tensor) -> list[Tensor]:
+    """The numbers that a loss was computed from, such as those that it is the sum of, nearest first."""
+    found = {id(loss): loss}
+    waiting = [loss]
+    while waiting and len(found) <= MOST_TERMS:
+        new = {id(x): x for x in getattr(waiting.pop(0), "terms", ()) if id(x) not in found}
+        found |= new
+        waiting += new.values()
+    return [x for x in found.values() if x is not loss and x.array.size == 1 and not hasattr(x, "complete")]
 
 
 def marker() -> int:

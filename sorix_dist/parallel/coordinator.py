@@ -13,16 +13,10 @@ from sorix_dist.core.graph import Described, Leaf, Sync, Visitor
 from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard
 from sorix_dist.core.tensor import Tensor
+from sorix_dist.parallel import differences
 from sorix_dist.parallel.accumulation import Accumulation
 from sorix_dist.parallel.agreement import BACKWARD, MOST_VALUES, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
-from sorix_dist.parallel.differences import (
-    different_steps,
-    leave_out,
-    require_equal_lines,
-    require_equal_numbers,
-    unequal_reduction,
-)
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts import peers_of, sender
 from sorix_dist.parallel.reducers import OVERWRITE, Bucket
@@ -215,8 +209,7 @@ class Coordinator(Sync):
             self.group.expected = []
             values += expected + [number * number for number in expected]
         by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
-        if compared := self.group.compared:
-            self.group.compared = []
+        compared, self.group.compared = self.group.compared, []
         for _, number, *_ in compared:
             used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None
@@ -245,14 +238,14 @@ class Coordinator(Sync):
             raise self._different(differing, self.steps)
         self._optimizers.clear()
         if expected:
-            require_equal_numbers(self.comm, expected, sums[len(losses) :])
+            differences.require_equal_numbers(self.comm, expected, sums[len(losses) :])
         if not same_used:
-            require_equal_lines(self.comm, compared)
+            differences.require_equal_lines(self.comm, compared)
         summed = []
         for key in keys:
             if key not in by_key:
                 number, known = key >> _MODE_BITS, {bucket.number for bucket in by_key.values()}
-                raise unequal_reduction(self.comm.rank, number, number in known)
+                raise differences.unequal_reduction(self.comm.rank, number, number in known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
         if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0):
             for i, loss in enumerate(losses):
@@ -268,7 +261,7 @@ class Coordinator(Sync):
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
-            leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
+            differences.leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
             return False
         if True in [bucket.reducer.commit(scale) for bucket, _ in summed]:
             self.fence("backward")
@@ -284,4 +277,4 @@ class Coordinator(Sync):
 
     def _different(self, fingerprints: list[StepFingerprint], step: int) -> RuntimeError:
         optimizers, self._optimizers = self._optimizers, {}
-        return different_steps(self.comm, fingerprints, optimizers.values(), self._criteria.values(), step)
+        return differences.different_steps(self.comm, fingerprints, optimizers.values(), self._criteria.values(), step)
