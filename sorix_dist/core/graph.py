@@ -145,6 +145,16 @@ class Sync:
         """Discards the pending gradient of a leaf."""
 
 
+def refuse_pending(syncs: list[Sync]) -> None:
+    """RuntimeError if there are gradients that are not summed over the ranks yet."""
+    for sync in syncs:
+        if sync.pending:
+            raise RuntimeError(
+                "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
+                "model.accumulate(...), or after a backward outside of model.no_sync()"
+            )
+
+
 def joined(one: Sync, other: Sync) -> Sync:
     """The Sync of an operation on tensors of both. RuntimeError if they belong to different groups of ranks."""
     if type(one) is Sync:

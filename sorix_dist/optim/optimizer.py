@@ -16,14 +16,14 @@ from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import as_bool, as_function, as_list, in_range
 from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.flat import leaf_of, zero_gradients
-from sorix_dist.core.graph import editing
+from sorix_dist.core.graph import editing, refuse_pending
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.custom import in_one_edit
 from sorix_dist.optim.groups import ParameterGroups
 from sorix_dist.optim.hooks import StepHooks
 from sorix_dist.optim.saved_state import Group, GroupState, SavedState
-from sorix_dist.optim.state import Buffers, Scratch, refuse_pending
+from sorix_dist.optim.state import Buffers, Scratch
 
 _IGNORED = {"foreach", "fused", "capturable", "differentiable"}  # how PyTorch computes
 _SWITCHES = {"amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"}

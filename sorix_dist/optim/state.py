@@ -168,13 +168,3 @@ class FlatState:
 def weighted(counts: Array) -> int:
     """A digest of counts: a weighted sum."""
     return int(counts @ np.arange(1, len(counts) + 1))
-
-
-def refuse_pending(syncs: list[Sync]) -> None:
-    """RuntimeError if there are gradients that are not summed over the ranks yet."""
-    for sync in syncs:
-        if sync.pending:
-            raise RuntimeError(
-                "step: the gradients of the last backwards are not synchronised yet: step after the loop over "
-                "model.accumulate(...), or after a backward outside of model.no_sync()"
-            )

@@ -244,8 +244,8 @@ class Coordinator(Sync):
         summed = []
         for key in keys:
             if key not in by_key:
-                number, known = key >> _MODE_BITS, {bucket.number for bucket in by_key.values()}
-                raise differences.unequal_reduction(self.comm.rank, number, number in known)
+                known = [bucket.number for bucket in by_key.values()]
+                raise differences.unequal_reduction(self.comm.rank, key >> _MODE_BITS, known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
         if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0):
             for i, loss in enumerate(losses):

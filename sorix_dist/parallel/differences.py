@@ -138,9 +138,9 @@ def require_equal_lines(comm: Comm, numbers: list[Compared]) -> None:
                 )
 
 
-def unequal_reduction(rank: int, number: int, known: bool) -> RuntimeError:
+def unequal_reduction(rank: int, number: int, known: Iterable[int]) -> RuntimeError:
     """The error of a rank that can't reduce bucket `number` as another rank does, or does not even know it."""
-    if not known:
+    if number not in known:
         return RuntimeError(
             f"a backward of another rank reached the wrapped model number {number}, which rank {rank} does not have "
             "any more: every rank must train the same models"
