@@ -32,7 +32,8 @@ LEFT_OUT = {
     "nn.functional.softmin": "-x of bytes wraps around in PyTorch also where they are cast first",
     **dict.fromkeys(("sort", "argsort", "topk"), "equal elements have any order; test_tensor compares others"),
     **dict.fromkeys(("bernoulli", "multinomial", "nn.functional.dropout", "nn.functional.dropout2d",
-                     "nn.functional.dropout3d", "nn.functional.alpha_dropout", "normal", "rand_like", "randint", "randint_like", "randn",
+                     "nn.functional.dropout3d",
+                     "nn.functional.alpha_dropout", "normal", "rand_like", "randint", "randint_like", "randn",
                      "randn_like"), "random"),
     **dict.fromkeys((o.name for o in methods.op_db if "empty" in o.name), "whatever is in memory"),
 }  # fmt: skip
