@@ -20,7 +20,7 @@ def kernels(library: Any) -> str:
 
 
 def limit_threads(threads: int) -> None:
-    """Makes every loaded BLAS use so many threads."""
+    """Sets the number of threads of every loaded BLAS."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(limits=threads, user_api="blas")

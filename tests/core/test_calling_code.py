@@ -34,7 +34,7 @@ class Caller:
         return self
 
     def __next__(self) -> int:
-        if len(self.answers) > 20:  # so many that Python specialises the instructions of a loop
+        if len(self.answers) > 20:  # by then Python has specialised the loop
             raise StopIteration
         return self._answered(1)
 

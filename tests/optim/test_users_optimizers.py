@@ -136,7 +136,7 @@ def test_copies_keep_their_parameters(name: str) -> None:
 
 
 def test_groups() -> None:
-    """Any option may be a group's, and the state of this package's own optimizers is to be read."""
+    """A group may have options of its own. Users can read the state of the package's optimizers, but not write it."""
     first, second = nn.Parameter(sx.ones(2)), nn.Parameter(sx.ones(2))
     optimizer = TRIALS["Lion"][0]([first])
     optimizer.add_param_group({"params": [second], "lr": 0.5, "mine": 3})

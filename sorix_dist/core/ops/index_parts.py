@@ -183,8 +183,9 @@ def become_whole(target: Tensor) -> None:
         return
     if target.array.base is not None or sys.getrefcount(target.array) > 2:  # those of the tensor and of this call
         raise RuntimeError(
-            f"{_NAME} can't write to a sum over rows, of which each rank has a part, in memory that something else "
-            "has too, as after reshape(), detach() or numpy(): take sx.global_value(x), the sum over all ranks"
+            f"{_NAME} can't write to this sum over rows. Each rank holds only its part of the sum, and another tensor "
+            "or array shares the memory, as after reshape(), detach() or numpy(): use sx.global_value(x), the sum over "
+            "all ranks"
         )
     target.array = np.array(array_of(_sum_made_whole(target)))
     take_place(target, tagged(Tensor.of(target.array), REPLICATE))

@@ -94,9 +94,9 @@ def embedding_bag(
 ) -> Tensor:
     """The "sum", "mean" or "max" of the rows of `weight` that each bag of integers names, zeros for an empty bag.
 
-    input: bags of one length (B, L); or a vector of all bags, of which bag i starts at offsets[i], of all ranks' rows
-    (include_last_offset: the last one is the end). per_sample_weights: factors in the shape of `input`, for the sum.
-    padding_idx: integers that do not count.
+    input: one bag a row (B, L), or all bags in one vector. offsets: where each bag starts in that vector, which on
+    several ranks is that of all ranks. include_last_offset: the last offset is the end of the last bag.
+    per_sample_weights: factors in the shape of `input`, for the sum. padding_idx: integers that do not count.
     """
     one_of("embedding_bag: mode", mode, "mean", "sum", "max")
     if per_sample_weights is not None and mode != "sum":
