@@ -451,7 +451,7 @@ def test_shared_memory_of_a_sum_over_rows_is_not_written_to(share, which):
         both = total, share(total)
         both[which].clamp_(min=0)
 
-    on_all_ranks(work, RuntimeError, "in memory that something else has too")
+    on_all_ranks(work, RuntimeError, "shares the memory")
 
 
 HOOKS = {
