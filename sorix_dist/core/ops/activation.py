@@ -44,7 +44,7 @@ def _positive_part(x: Any) -> Any:
         return np.maximum(x, scalar(0, x.dtype))
     # NumPy compares numbers with as many zeros three times as fast as with a single one.
     if x.size <= _BLOCK and x.flags.c_contiguous:
-        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
+        return np.maximum(x, _zeros_of(x.shape, x.dtype))
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
@@ -58,6 +58,11 @@ def _positive_part(x: Any) -> Any:
 @lru_cache(maxsize=4)
 def _zeros(dtype: np.dtype[Any]) -> Array:
     return read_only(np.zeros(_BLOCK, dtype))
+
+
+@lru_cache(maxsize=64)
+def _zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return _zeros(dtype)[: math.prod(shape)].reshape(shape)
 
 
 @op(promote="float")
