@@ -115,7 +115,10 @@ def nll_loss(
 
 def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     """(input - target)^2."""
-    return reduced("mse_loss", ops.squared_error(*_pair("mse_loss", input, target)), reduction)
+    pair = _pair("mse_loss", input, target)
+    if reduction == "mean":
+        return ops.mean_squared_error(*pair)
+    return reduced("mse_loss", ops.squared_error(*pair), reduction)
 
 
 def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
@@ -343,13 +346,10 @@ def _of_probabilities(
             f"got shape {tuple(shape_of(target))}"
         )
     logits, target = (_classes_last(part) for part in _pair("cross_entropy", logits, target))
-    scale = None
-    if weights is not None:
-        scale = _weights_of_rows(target.array, weights) if one_hot else None
+    scale = _weights_of_rows(target.array, weights) if one_hot and weights is not None else None
     if smoothing:
         target = target * (1 - smoothing) + smoothing / max(1, shape[1])
-    if weights is not None:
-        target = mul(target, weights)
+    target = target if weights is None else mul(target, weights)
     losses = ops.cross_entropy_of_probabilities(logits, target)
     return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
 
