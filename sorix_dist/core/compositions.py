@@ -33,13 +33,14 @@ for _methods in (algebra.METHODS, arrange.METHODS, statistics.METHODS):
 
 
 _CHANGING = (
-    "abs", "acos", "acosh", "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "asin", "asinh", "atan", "atan2",
-    "atanh", "baddbmm", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp_max", "clamp_min",
-    "cos", "cosh", "cumprod", "cumsum", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor",
-    "floor_divide", "fmod", "frac", "ge", "gt", "hypot", "index_add", "index_copy", "index_fill", "le", "lerp", "log",
-    "log10", "log1p", "log2", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt", "masked_fill",
-    "nan_to_num", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "scatter", "scatter_add",
-    "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "tril", "triu", "trunc", "xlogy",
+    "abs", "acos", "acosh", "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "asin", "asinh", "atan",
+    "atan2", "atanh", "baddbmm", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp",
+    "clamp_max", "clamp_min", "clip", "cos", "cosh", "cumprod", "cumsum", "eq", "erf", "erfc", "exp", "exp2",
+    "expm1", "floor", "floor_divide", "fmod", "frac", "ge", "gt", "hypot", "index_add", "index_copy", "index_fill",
+    "le", "lerp", "log", "log10", "log1p", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
+    "logit", "lt", "masked_fill", "nan_to_num", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round",
+    "rsqrt", "scatter", "scatter_add", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "tril",
+    "triu", "trunc", "xlogy",
 )  # fmt: skip
 
 
@@ -150,7 +151,6 @@ METHODS: dict[str, Callable[..., Any]] = {
         f"new_{make.__name__}": _new(make)
         for make in (create.zeros, create.ones, create.empty, create.full, create.tensor)
     },
-    "clip_": getattr(Tensor, "clamp_"),  # noqa: B009 (mypy)
     "type_as": lambda self, other: self.astype(other.dtype),
     "nelement": lambda self: self.numel,
     "ndimension": lambda self: self.array.ndim,

@@ -158,7 +158,7 @@ _METHODS: _Table = {
     "clamp_min": lambda self, min: choose.clamp(self, min), "clamp_max": lambda self, max: choose.clamp(self, max=max),
     "arcsin": e.asin, "arccos": e.acos, "arctan": e.atan,
     **{name: getattr(in_place, name)
-       for name in ("add_", "sub_", "mul_", "div_", "fill_", "zero_", "copy_", "clamp_")},
+       for name in ("add_", "sub_", "mul_", "div_", "fill_", "zero_", "copy_")},
     **{f"__i{name}__": in_place.augmented(getattr(in_place, f"{its}_"))
        for name, its in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"))},
     "__setitem__": in_place.setitem,
