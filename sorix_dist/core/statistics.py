@@ -12,7 +12,7 @@ import numpy as np
 from sorix_dist.core import functions as f
 from sorix_dist.core import random
 from sorix_dist.core.algebra import in_one_dtype
-from sorix_dist.core.arguments import raise_for_device
+from sorix_dist.core.arguments import named, raise_for_device
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import randn_like
@@ -50,9 +50,7 @@ def _of_two(name: str, chosen: Callable[[Any, Any], Any], meaning: str) -> Calla
         x, y = in_one_dtype(input, other)
         return f.where(f.logical_or(chosen(x, y), f.isnan(y)), x, y)
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = meaning
-    return function
+    return named(function, name, meaning)
 
 
 fmax = _of_two("fmax", f.ge, "The larger of two elements, or the one that is no NaN.")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import named
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import along, along_axis, axes_of, axis_of, with_ones
@@ -49,9 +50,7 @@ def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:
             lambda g, out: np.where(x == y, g * 0.5, np.where(wins(x, y), 0, g)),
         )
 
-    of_two.__name__ = of_two.__qualname__ = name
-    of_two.__doc__ = meaning
-    return op(numpy=ufunc, promote="common")(of_two)
+    return op(numpy=ufunc, promote="common")(named(of_two, name, meaning))
 
 
 maximum = _extremum("maximum", np.maximum, np.greater, "The larger of two elements; equal ones share the gradient.")
