@@ -143,24 +143,19 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     return f.stack(list(accumulate(f.unbind(x, at), f.mul)), at)
 
 
-def _running(name: str, input: Any, dim: int) -> Any:
-    at = axis_of(name, input, dim)
-    if not shape_of(input):
-        return ValuesAndIndices(input.clone(), f.tensor(0))
-    index = running_index(input, axis=at, largest=name == "cummax")
-    return ValuesAndIndices(f.gather(input, at, index), index)
+def _running(name: str, word: str) -> Callable[[Any, int], Any]:
+    def running(input: Any, dim: int) -> Any:
+        at = axis_of(name, input, dim)
+        if not shape_of(input):
+            return ValuesAndIndices(input.clone(), f.tensor(0))
+        index = running_index(input, axis=at, largest=name == "cummax")
+        return ValuesAndIndices(f.gather(input, at, index), index)
+
+    meaning = f"(values, indices) of the {word} of all elements up to each along `dim`"
+    return named(running, name, f"{meaning}, of equal ones the last; NaN after a NaN.")
 
 
-def cummax(input: Any, dim: int) -> Any:
-    """(values, indices) of the largest of all elements up to each along `dim`, of equal ones the last; NaN after a
-    NaN."""
-    return _running("cummax", input, dim)
-
-
-def cummin(input: Any, dim: int) -> Any:
-    """(values, indices) of the smallest of all elements up to each along `dim`, of equal ones the last; NaN after a
-    NaN."""
-    return _running("cummin", input, dim)
+cummax, cummin = _running("cummax", "largest"), _running("cummin", "smallest")
 
 
 def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
@@ -359,6 +354,6 @@ __all__ = [
     "randint_like", "searchsorted", "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
-    "bucketize", "clamp_max", "clamp_min", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
+    "bucketize", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
 )  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}
