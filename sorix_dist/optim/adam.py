@@ -85,10 +85,10 @@ class Adam(_Adam):
             square = np.maximum(buffers["max_exp_avg_sq"], square, out=buffers["max_exp_avg_sq"])
         # lr (m / c1) / (sqrt(v / c2) + eps) with both corrections taken out of the arrays: one pass less.
         correction = sqrt(1 - beta2**step)
-        np.sqrt(square, out=spare)
-        spare += eps * correction
-        np.divide(buffers["exp_avg"], spare, out=spare)
-        spare *= lr * correction / (1 - beta1**step)
+        np.sqrt(square, spare)
+        spare += np.array(eps * correction, spare.dtype)  # see `scalar`
+        np.divide(buffers["exp_avg"], spare, spare)
+        spare *= np.array(lr * correction / (1 - beta1**step), spare.dtype)
         data -= spare
 
 

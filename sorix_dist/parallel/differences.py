@@ -91,7 +91,7 @@ def _difference(a: StepFingerprint, b: StepFingerprint, before_a: History, befor
         ours = "come to backward"
         theirs = (
             f"stepped optimizers with other options ({step or 'a learning rate, say'}), so that its parameters have "
-            "drifted, before it came to backward"
+            f"drifted,{'' if step else ' or computed a loss with more or fewer factors,'} before it came to backward"
         )
     return ours, theirs
 

@@ -64,6 +64,15 @@ def _compute(batch: Batch | None, module: Module, inputs: tuple[Any, ...], optio
         computing[thread] = before
 
 
+def _is_replicate(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.place is REPLICATE
+
+
+def _replicates(outputs: Any) -> Any:
+    """Results of inputs that are the same on every rank: so are a hidden state, say, which the next call gets."""
+    return map_tensors(outputs, lambda x: x if x.place or x.leaf else tagged(x, REPLICATE))
+
+
 class BatchForward:
     """Computes all rows of this rank at once.
 
@@ -85,7 +94,7 @@ class BatchForward:
         arrays = [*entries((inputs, options))]
         known = [x.place for x in arrays if self.tagged and isinstance(x, Tensor) and isinstance(x.place, Shard)]
         open_ = [x for x in arrays if x.ndim and not (isinstance(x, Tensor) and self._is_known(x))]
-        alike = any(isinstance(x, Tensor) and x.place is REPLICATE for x in arrays)
+        alike = any(map(_is_replicate, arrays))
         if not (known or open_ or alike or self.coordinator.group.single):
             raise RuntimeError(
                 "the inputs of a wrapped model in training hold no tensor with rows of a batch, so the rows of this "
@@ -108,9 +117,7 @@ class BatchForward:
 
             inputs, options = map_arrays((inputs, options), tag)
         outputs = _compute(batch, module, inputs, options)
-        if batch is None and alike:  # a hidden state, which the next call gets, is no rows either
-            outputs = map_tensors(outputs, lambda x: x if x.place or x.leaf else tagged(x, REPLICATE))
-        return outputs
+        return _replicates(outputs) if batch is None and alike else outputs
 
     def _is_known(self, x: Tensor) -> bool:
         return x.place is REPLICATE or (self.tagged and x.place is not None)
@@ -152,7 +159,8 @@ class BatchForward:
             self.coordinator.group.warn(
                 f"every rank was given the same {count} rows, which no loader has shared out: they count "
                 f"{len(everywhere)} times. Take the batch from a DataLoader (its batch_size is that of all ranks "
-                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same"
+                "together), give each rank other rows, or use sx.replicated(x) if all ranks compute the same; to "
+                "evaluate under no_grad(), call model.eval() first"
             )
             self.watched = _WATCHED
 
@@ -172,7 +180,8 @@ def batch_of(value: Any, group: InOrder) -> Batch:
         raise RuntimeError(
             "reproducible mode: a batch must come from a DataLoader, so that its rows are known: got "
             f"{', '.join(shapes) or 'no array'} without that knowledge. Put what changes the number of rows into the "
-            "data set or the model"
+            "data set or the model, pass sx.replicated(x) if all ranks compute the same, and call model.eval() to "
+            "evaluate under no_grad()"
         )
     batch, shards = found[0].batch, group.shards
     rows = batch.rows
@@ -203,7 +212,9 @@ class ShardedForward:
         self.coordinator, self.shards, self.group = coordinator, coordinator.shards, coordinator.group
 
     def run(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """The module's results for all virtual shards of this rank, joined."""
+        """The module's results for all virtual shards of this rank, joined; of inputs that are Replicates, as it is."""
+        if any(map(_is_replicate, entries((inputs, options)))) and not shards_in((inputs, options)):
+            return _replicates(module(*inputs, **options))
         batch = batch_of((inputs, options), self.group)
         _begin_batch(self.coordinator, batch)
         rows = batch.rows

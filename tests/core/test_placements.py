@@ -42,7 +42,7 @@ BY_FUNCTIONS = {
     "select", "take", "put", "scatter_add_to", "expand_to", "reshape_to", "table_rows", "sum_of_rows", "sum_divided",
     "flip_over", "roll_over", "cross_entropy_of_classes", "cross_entropy_rows", "negative_likelihood_rows",
     "batch_norm_of_rows", "all_reduced", "among_all", "cut_rows", "shared_out", "spread_rows", "sum_in_order",
-    "take_rows", "put_rows", "summed_parts", "for_each_shard", "first_of", "in_row_order",
+    "take_rows", "put_rows", "summed_parts", "for_each_shard", "first_of", "in_row_order", "mean_square",
 }  # fmt: skip
 OF_REPRODUCIBLE_MODE = {
     "spread_rows",
@@ -400,6 +400,8 @@ LOSSES |= {
     "scores as a sum": [classes(), [(3, 3), (3,)], ["partial", ""], {"integers": (1,)}],
     "labels of selected rows": [lambda x, i: classes()(x[i > 0], i[i > 0]), [N3, ("N",)], ["0", "0"], {"integers": (1,),
         "covers": ("cross_entropy_of_classes", "cross_entropy_rows", "negative_likelihood_rows", "sum_divided")}],
+    "squares of selected rows": [lambda x, y: F.mse_loss(x[y[:, 0] > 0], y[y[:, 0] > 0]), [N3, N3], ["0", "0"],
+        {"covers": ("mean_square",)}],
 }  # fmt: skip
 
 

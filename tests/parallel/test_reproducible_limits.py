@@ -156,11 +156,7 @@ def test_what_was_computed_outside_of_the_forward():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_batches_of_no_loader(size):
-    for make in (
-        lambda xb: sx.tensor(xb.numpy()),
-        lambda xb: xb.numpy(),
-        sx.global_value,
-    ):
+    for make in (lambda xb: sx.tensor(xb.numpy()), lambda xb: xb.numpy()):
         on_all_ranks(
             reproducible(lambda model, xb, yb, make=make: model(make(xb))),
             RuntimeError,

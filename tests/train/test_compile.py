@@ -76,6 +76,21 @@ def test_bits_on_ranks(ranks: int, options: list[str]):
     assert "8 cases" in ended.out
 
 
+@pytest.mark.parametrize("shards", [None, 4])
+@pytest.mark.parametrize("case", compile_cases.CASES, ids=lambda case: case.__name__)
+def test_a_captured_step_beside_ranks_without_one(case: Any, shards: int | None):
+    """Both compare the same numbers, such as class weights, in each step."""
+
+    def train() -> Any:
+        sx.init(virtual_shards=shards)
+        return compile_cases.trained(case, sx.rank() == 0)[:2]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = run_threads(train, 2)
+    assert first[1] == second[1]
+
+
 FORMS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "arrays": lambda x, y: (x.copy(), y.copy()),
     "new tensors": lambda x, y: (sx.tensor(x), sx.tensor(y)),

@@ -44,20 +44,23 @@ def _positive_part(x: Any) -> Any:
         return np.maximum(x, scalar(0, x.dtype))
     # NumPy compares numbers with as many zeros three times as fast as with a single one.
     if x.size <= _BLOCK and x.flags.c_contiguous:
-        return np.maximum(x.ravel(), _zeros(x.dtype)[: x.size]).reshape(x.shape)
+        return np.maximum(x, _zeros(x.shape, x.dtype))
     y = np.empty_like(x)
     if y.strides != x.strides:  # x has gaps in memory
         return np.maximum(x, 0)
-    numbers, results, zeros = x.ravel("K"), y.ravel("K"), _zeros(y.dtype)
+    numbers, results, zeros = x.ravel("K"), y.ravel("K"), _zeros((_BLOCK,), y.dtype)
     for part in _blocks(y.size):
         some = numbers[part]
         np.maximum(some, zeros[: some.size], out=results[part])
     return y
 
 
-@lru_cache(maxsize=4)
-def _zeros(dtype: np.dtype[Any]) -> Array:
-    return read_only(np.zeros(_BLOCK, dtype))
+@lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """At most _BLOCK zeros, which share their memory."""
+    if shape == (_BLOCK,):
+        return read_only(np.zeros(shape, dtype))
+    return _zeros((_BLOCK,), dtype)[: math.prod(shape)].reshape(shape)
 
 
 @op(promote="float")

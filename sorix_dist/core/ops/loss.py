@@ -18,7 +18,7 @@ from sorix_dist.core.ops.axes import maxima
 from sorix_dist.core.ops.elementwise import mul, neg
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import column_sums
-from sorix_dist.core.ops.reduce import divided_rule, sum_divided, sum_over
+from sorix_dist.core.ops.reduce import counts, divided_rule, sum_divided, sum_over
 from sorix_dist.core.placement import Shard
 from sorix_dist.core.rules import (
     Answer,
@@ -31,6 +31,7 @@ from sorix_dist.core.rules import (
     placement_of,
     whole_sums,
 )
+from sorix_dist.core.sums import sum_in_blocks
 from sorix_dist.core.tensor import Array, ndarray_of
 
 
@@ -212,6 +213,33 @@ def negative_likelihood_rows(likely: Any, *, target: Any, scale: Any) -> Any:
 def squared_error(x: Any, y: Any) -> Any:
     """(x - y)^2."""
     return np.square(x - y), (lambda g, out: g * (2 * (x - y)), lambda g, out: g * (2 * (y - x)))
+
+
+def _mean_square(x: Any, y: Any, *, divisor: int, held: int) -> Any:
+    return sum_divided(squared_error(x, y), divisor=divisor, held=held)
+
+
+@op(composite=_mean_square, rule=divided_rule, called="mse_loss")
+def mean_square(x: Any, y: Any, *, divisor: int, held: int) -> Any:
+    """The sum of (x - y)^2, divided by `divisor`, the global number of elements; 0 if that is 0."""
+    d, scale = x - y, 1 / divisor if divisor else 0.0
+
+    def to_x(g: Any, out: Any) -> Any:
+        slope = g.copy()  # an array still
+        slope *= 2 * scale
+        return d * slope
+
+    return sum_in_blocks(d * d) * scale, (to_x, lambda g, out: -to_x(g, None))
+
+
+def mean_squared_error(x: Any, y: Any) -> Any:
+    """The mean of (x - y)^2 over the global batch, in one operation if it needs no other placement than that of x."""
+    place = getattr(x, "place", None)
+    held, total = counts(x)
+    plain = place is None or (place.__class__ is Shard and not place.group.ordered)
+    if plain and getattr(y, "place", None) is place:
+        return mean_square(x, y, divisor=total, held=held)
+    return sum_divided(squared_error(x, y), divisor=total, held=held)
 
 
 @op(called="l1_loss")

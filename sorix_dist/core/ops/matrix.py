@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.expected import beside_rows, is_parameter
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.blocks import CACHED, FLAT, SMALL, TURNED, multiply_transposed, one_thread, without_copies
@@ -91,13 +91,16 @@ _of_features = rules.rows_at()
 
 
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """x @ w + b: rows of x stay rows, soon known where w and b are parameters."""
+    """x @ w + b: rows of x stay rows, soon known where w and b have no placements."""
     x, w, b = inputs
     place = getattr(x, "place", None)
     kept = place.__class__ is Shard and place.axis < x.array.ndim - 1 and not in_order(place)
-    if kept and is_parameter(w) and (b is None or is_parameter(b)):
-        return place
-    return _of_features(apply, inputs, options)
+    if not (kept and getattr(w, "place", None) is getattr(b, "place", None) is None):
+        return _of_features(apply, inputs, options)
+    for other in () if place.group.single else (w, b):
+        if getattr(other, "leaf", None) is None or other.origin is not other.leaf:  # no parameter, or a frozen one
+            beside_rows(place, other)
+    return place
 
 
 dot = np.ndarray.dot
@@ -189,6 +192,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
 
 
 _LONG, _STRIP = 512, 32  # numbers
+_TINY = 1 << 16  # multiplications, that are as fast in any way
 
 
 def times_transposed(g: Array, w: Array) -> Array:
@@ -199,10 +203,13 @@ def times_transposed(g: Array, w: Array) -> Array:
     AVX-512, or a larger w, w @ g.T is several per cent faster, and a copy of the transposed result, in strips that stay
     in the cache.
     """
-    (rows, outputs), inputs = g.shape, len(w)
-    if w.size <= TURNED and rows * inputs > FLAT and rows * w.size <= SMALL and without_copies():
+    size, inputs = g.size * len(w), len(w)
+    if size <= _TINY:
+        return dot(g, w.T)  # type: ignore[no-any-return]
+    rows, outputs = g.shape
+    if w.size <= TURNED and rows * inputs > FLAT and size <= SMALL and without_copies():
         return dot(g, np.ascontiguousarray(w.T))  # type: ignore[no-any-return]
-    fits = rows <= _LONG <= 2 * outputs < 4 * _LONG and w.size <= CACHED and rows * w.size > SMALL
+    fits = rows <= _LONG <= 2 * outputs < 4 * _LONG and w.size <= CACHED and size > SMALL
     if fits and rows % 16 == inputs % 16 == 0 and w.itemsize == 4 and w.flags.c_contiguous and one_thread():
         return multiply_transposed(g[None, None], w[None, None])[0]  # type: ignore[no-any-return]
     if 4 * rows > inputs or outputs < _LONG:

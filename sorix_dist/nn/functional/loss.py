@@ -73,7 +73,7 @@ def cross_entropy(
         options = {"one_hot": one_hot, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
         return _of_one_sample(cross_entropy, logits, target, weight, reduction, **options)
     if weight is not None or ignore_index is not None:
-        weight = _class_weights("cross_entropy", weight, logits)
+        weight = _class_weights("cross_entropy", weight, logits, logits.requires_grad)
     if one_hot or (labels.dtype.kind == "f" and labels.shape == shape):
         if ignore_index is not None:
             raise ValueError("cross_entropy: ignore_index needs class indices as target, got probabilities")
@@ -106,7 +106,7 @@ def nll_loss(
     if len(shape) == 1 and _is_of_one_sample(placement_of(log_probabilities)):
         return _of_one_sample(nll_loss, log_probabilities, target, weight, reduction, ignore_index=ignore_index)
     if weight is not None or ignore_index is not None:
-        weight = _class_weights("nll_loss", weight, log_probabilities)
+        weight = _class_weights("nll_loss", weight, log_probabilities, log_probabilities.requires_grad)
     classes, scale = class_indices("nll_loss", _array(target), shape, weight, ignore_index)
     rows = _classes_last(log_probabilities)
     losses = ops.negative_likelihood_rows(rows, target=classes, scale=scale)
@@ -115,7 +115,10 @@ def nll_loss(
 
 def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     """(input - target)^2."""
-    return reduced("mse_loss", ops.squared_error(*_pair("mse_loss", input, target)), reduction)
+    pair = _pair("mse_loss", input, target)
+    if reduction == "mean":
+        return ops.mean_squared_error(*pair)
+    return reduced("mse_loss", ops.squared_error(*pair), reduction)
 
 
 def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
@@ -306,14 +309,14 @@ def _check_probabilities(values: Array) -> None:
 
 
 @host
-def _class_weights(name: str, weight: Any, logits: Any) -> Array:
-    """The weight of each class in the dtype of the logits (1 for None), checked; the same on every rank."""
+def _class_weights(name: str, weight: Any, logits: Any, trained: bool) -> Array:
+    """The weight of each class in the dtype of the logits (1 for None), checked; if trained, the same on every rank."""
     scores, rows = _array(logits), shard_of(logits)
     expected = scores.shape[1:2]
     weights = np.ones(expected) if weight is None else _array(whole(weight, name))
     if weights.shape != expected:
         raise ValueError(f"{name}: weight must have one entry per class, shape {expected}, got shape {weights.shape}")
-    if weight is not None and rows is not None and recording.get() and logits.requires_grad:
+    if weight is not None and rows is not None and trained and recording.get():
         rows.group.expect(float(weights @ np.arange(1, len(weights) + 1)))
     return weights.astype(scores.dtype)
 
@@ -343,13 +346,10 @@ def _of_probabilities(
             f"got shape {tuple(shape_of(target))}"
         )
     logits, target = (_classes_last(part) for part in _pair("cross_entropy", logits, target))
-    scale = None
-    if weights is not None:
-        scale = _weights_of_rows(target.array, weights) if one_hot else None
+    scale = _weights_of_rows(target.array, weights) if one_hot and weights is not None else None
     if smoothing:
         target = target * (1 - smoothing) + smoothing / max(1, shape[1])
-    if weights is not None:
-        target = mul(target, weights)
+    target = target if weights is None else mul(target, weights)
     losses = ops.cross_entropy_of_probabilities(logits, target)
     return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
 

@@ -67,6 +67,15 @@ ROWS = [
         lacks=CLASSES,
     ),
     Row(loss.squared_error, lambda x, y: (x - y) ** 2, PAIRS),
+    *(
+        Row(
+            loss.mean_square,
+            lambda x, y, divisor, held: np.sum((x - y) ** 2) / divisor if divisor else np.zeros(()),
+            PAIRS,
+            {"divisor": divisor, "held": 3},
+        )
+        for divisor in (0, 7)
+    ),
     Row(loss.absolute_error, lambda x, y: np.abs(x - y), PAIRS, between=((-2, -0.1), (0.1, 2))),
     *(
         Row(loss.huber_error, huber, PAIRS, {"delta": delta, "scale": 2.0}, between=((-0.4, 0.4), (0.6, 0.9)))

@@ -1175,13 +1175,13 @@ def gathered_second_derivative(d, x):
     return g.square().mean()
 
 
-@case(reproducible="no forward")
+@case()
 def replicated_input(d, x, y):
     probe = sx.replicated(np.linspace(0, 1, 6).reshape(2, 3))
     return F.mse_loss(d(x), y.expand(-1, 2)) + d(probe).square().mean().sqrt()
 
 
-@case(reproducible="no forward")
+@case()
 def replicated_beside(d, x):
     probe = d(sx.replicated(np.linspace(0, 1, 6).reshape(2, 3)))
     return (d(x) @ probe.T).softmax(-1).square().mean()

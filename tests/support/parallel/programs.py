@@ -510,7 +510,7 @@ def mean_over_valid_triplets(kit):
     return kit.train(kit.wrap(mlp()), loss, "x", "t", rows=8)
 
 
-@program(reproducible="must come from a DataLoader")
+@program()
 def physics_with_a_boundary(kit):
     def loss(model, x):
         x = x.detach().clone().requires_grad_()
@@ -540,7 +540,7 @@ def totals_of_an_evaluation(kit):
     return [*means, total.numpy(), squares.numpy()]
 
 
-@program(reproducible="must come from a DataLoader")
+@program()
 def rows_of_all_ranks_as_inputs(kit):
     def loss(model, x):
         everywhere = copy.deepcopy(sx.replicated(np.eye(3)))

@@ -144,6 +144,12 @@ CASES = {
     "own loss and another": Situation(
         (WithLoss,), lambda m, x, y: (lambda r: r["loss"] + 0.1 * (r["scores"] ** 2).mean())(m[0](x, y))
     ),
+    "what all ranks have": Situation(
+        (lambda: nn.Sequential(nn.BatchNorm1d(FEATURES).double(), nn.Dropout(0.2), net()),),
+        lambda m, x, y: (
+            (m[0].train()(sx.replicated(np.eye(FEATURES))) ** 2).mean() + F.cross_entropy(m[0].eval()(x), y)
+        ),
+    ),
     "penalty": Situation((net,), lambda m, x, y: F.cross_entropy(m[0](x), y) + _penalty(m)),
     "two models": Situation((net, net), lambda m, x, y: F.cross_entropy(m[0](x), y) + F.cross_entropy(m[1](x), y)),
     "two models, one loss": Situation((net, net), lambda m, x, y: F.cross_entropy(m[0](x) + m[1](x), y)),
