@@ -93,14 +93,14 @@ _of_features = rules.rows_at()
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """x @ w + b: rows of x stay rows, soon known where w and b have no placements."""
     x, w, b = inputs
-    place = getattr(x, "place", None)
+    place: Any = getattr(x, "place", None)
     kept = place.__class__ is Shard and place.axis < x.array.ndim - 1 and not in_order(place)
     if not (kept and getattr(w, "place", None) is getattr(b, "place", None) is None):
         return _of_features(apply, inputs, options)
     for other in () if place.group.single else (w, b):
         if getattr(other, "leaf", None) is None or other.origin is not other.leaf:  # no parameter, or a frozen one
             beside_rows(place, other)
-    return place
+    return place  # type: ignore[no-any-return]
 
 
 dot = np.ndarray.dot
