@@ -59,7 +59,7 @@ def backward(
     except BaseException:
         sync.backward_failed()
         raise
-    terms = terms_of(tensor) if hasattr(tensor, "terms") else []
+    terms = terms_of(tensor) if origin.terms else []
     if recorder is None:
         sync.after_backward(tensor, terms)
     else:

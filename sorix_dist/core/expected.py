@@ -32,10 +32,10 @@ def beside_rows(rows: Shard, constant: Any) -> None:
     """Has the ranks compare a Replicate beside rows: an array, a tensor that is no parameter, or a number that was
     computed. What NumPy makes of this rank's rows alone, such as their mean, differs."""
     group = rows.group
-    if group.single or group.isolated or not rows.of_loader or not recording.get():
+    if group.single or group.isolated or is_parameter(constant) or not rows.of_loader or not recording.get():
         return
     if isinstance(constant, Tensor):
-        if constant.place is None and not is_parameter(constant):
+        if constant.place is None:
             _compare(group, constant.array, *_sizes(rows, constant.array))
     elif isinstance(constant, np.ndarray | np.generic) or (constant.__class__ is float and _is_computed(constant)):
         _compare(group, constant, *_sizes(rows, constant))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
 
@@ -194,6 +194,7 @@ class Accumulator:
         return array if self.shown is None else self.shown
 
 
+@final
 class Leaf:
     """The gradient of a leaf tensor, one that no operation made.
 
@@ -202,6 +203,7 @@ class Leaf:
     """
 
     __slots__ = ("dtype", "flat", "hooks", "local", "name", "shape", "sharded", "sync", "total", "turn", "view")
+    terms = None  # see Node
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -238,11 +240,13 @@ class Leaf:
 class Node:
     """One recorded operation: its gradient rules, one per input, and the nodes or leaves of the inputs (`edges`).
 
-    last: of an assignment in a loop, the axis and the largest index that was assigned to so far; unset for others.
+    terms: of a sum over ranks, the sums that it was computed from. last: of an assignment in a loop, the axis and the
+    largest index that was assigned to so far; unset for others.
     """
 
     __slots__ = (
         "dtype", "edges", "hooks", "last", "number", "op", "result", "rules", "saved", "shape", "shard", "sync",
+        "terms",
     )  # fmt: skip
     last: tuple[int, int] | None
 
@@ -266,6 +270,7 @@ class Node:
         self.dtype = array.dtype
         self.result = result  # id of what the operation's function returned
         self.saved = saved  # inputs and options, only where the operation has a composite
+        self.terms: list[Any] | None = None
         self.hooks: list[Callable[[Any], Any]] | None = None
         self.shard: int | None = None  # the virtual shard that it computes, in reproducible mode
 

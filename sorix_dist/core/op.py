@@ -172,14 +172,14 @@ def _operation(
         if not (needed and differentiable and recording.get()):
             result.origin = None
             return result
-        if sums and place.__class__ is Partial and array.size <= FEW:
-            result.terms = [x for x in inputs if isinstance(x, Tensor) and x.place.__class__ is Partial]
         if None in edges:
             rules = [None if edge is None else rule for edge, rule in zip(edges, rules, strict=True)]
         saved = None if composite is None else (inputs, options)
-        result.origin = Node(operation, next(_count), rules, edges, sync, array, id(value), saved)
+        node = result.origin = Node(operation, next(_count), rules, edges, sync, array, id(value), saved)
+        if sums and place.__class__ is Partial and array.size <= FEW:
+            node.terms = [x for x in inputs if isinstance(x, Tensor) and x.place.__class__ is Partial]
         if sharding:
-            in_shard(result.origin)
+            in_shard(node)
         return result
 
     parameters = signature(function).parameters.values()
@@ -209,7 +209,8 @@ def terms_of(loss: Tensor) -> list[Tensor]:
     found = {id(loss): loss}
     waiting = [loss]
     while waiting and len(found) <= MOST_TERMS:
-        new = {id(x): x for x in getattr(waiting.pop(0), "terms", ()) if id(x) not in found}
+        origin = waiting.pop(0).origin
+        new = {id(x): x for x in (origin and origin.terms) or () if id(x) not in found}
         found |= new
         waiting += new.values()
     return [x for x in found.values() if x is not loss and x.array.size == 1 and not hasattr(x, "complete")]

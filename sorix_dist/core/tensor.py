@@ -48,14 +48,13 @@ class Tensor(Bound):
     """
 
     # origin: the operation or leaf that its gradient goes to, or None. leaf: its gradient if no operation made it.
-    # shown: what users see of a Partial, if not what follows from the array. terms: the Partials it was computed from.
-    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown", "terms")
+    # shown: what users see of a Partial, if not what follows from the array.
+    __slots__ = ("__weakref__", "array", "complete", "leaf", "origin", "place", "shown")
 
     array: Array
     origin: Node | Leaf | None
     leaf: Leaf | None
     place: Placement
-    terms: list[Tensor]
     shown: Array | float
     complete: bool  # set if `shown` is that of the global batch
 

@@ -32,7 +32,7 @@ def walk(
     """
     heap: list[tuple[int, Node]] = []
     pending: dict[Node, Any] = {}
-    changed = changes.last
+    watched = max(oldest + 1, changes.last)  # most nodes are newer
     ours: set[Node] = set()  # their pending gradients are arrays of this walk
 
     def add_again(node: Node, part: Any) -> None:
@@ -64,16 +64,16 @@ def walk(
             recorder.visited(node, at_node)
         if at_node is not None:
             at_node(node, gradient)
-        if node.number <= oldest:
-            break
+        if node.number < watched:
+            if node.number <= oldest:
+                break
+            changes.refuse_changed(node)
         rules = node.rules
         if rules is None:
             raise RuntimeError(
                 f"the graph was freed by an earlier backward (at '{node.op.apply.__name__}'): "
                 "give that one retain_graph=True to go through it a second time"
             )
-        if node.number < changed:
-            changes.refuse_changed(node)
         if on_tensors is not None:
             rules = on_tensors(node, gradient)
         edges = node.edges
@@ -85,7 +85,7 @@ def walk(
             rule, edge = rules[i], edges[i]
             if rule is None or edge is None:
                 continue
-            if isinstance(edge, Leaf):
+            if type(edge) is Leaf:
                 if strict and edge.sync is None and not edge.sharded:
                     name = edge.name or f"an input of '{node.op.apply.__name__}'"
                     raise RuntimeError(_UNSYNCHRONISED.format(name=name, shape=edge.shape))

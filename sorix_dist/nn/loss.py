@@ -55,7 +55,7 @@ class _Loss(FunctionLayer):
         return ""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        named = [options.pop(name) for name in ("input", "target") if name in options]
+        named = [options.pop(name) for name in ("input", "target") if name in options] if options else ()
         loss = super().__call__(*inputs, *named, **options)
         origin = getattr(loss, "origin", None)
         if isinstance(origin, Node):

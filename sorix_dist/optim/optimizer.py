@@ -107,7 +107,7 @@ class Optimizer(ParameterGroups, SavedState, StepHooks):
         if (edit := editing.get()) is not None:
             with edit.settled():
                 return Optimizer.step(self, closure)
-        if self._tensors is not None:
+        if not self._flat:
             raise NotImplementedError(f"{type(self).__name__} must implement step, as it was given a dict of defaults")
         loss = None
         if closure is not None:

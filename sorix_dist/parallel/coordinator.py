@@ -209,7 +209,8 @@ class Coordinator(Sync):
             self.group.expected = []
             values += expected + [number * number for number in expected]
         by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
-        compared, self.group.compared = self.group.compared, []
+        if compared := self.group.compared:
+            self.group.compared = []
         for _, number, *_ in compared:
             used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None
@@ -232,8 +233,7 @@ class Coordinator(Sync):
         rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
         differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
-        self.pending, self._backwards, self._options = False, 0, 0
-        self.steps += 1
+        self.pending, self._backwards, self._options, self.steps = False, 0, 0, self.steps + 1
         if differing is not None:
             raise self._different(differing, self.steps)
         self._optimizers.clear()
@@ -247,23 +247,23 @@ class Coordinator(Sync):
                 known = [bucket.number for bucket in by_key.values()]
                 raise differences.unequal_reduction(self.comm.rank, key >> _MODE_BITS, known)
             summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
-        if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0):
-            for i, loss in enumerate(losses):
-                loss.shown, loss.complete = sums[i], True
-            for i, term in enumerate(terms if same_used else (), count):
-                term.shown, term.complete = sums[i], True
+        if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0) and values:
+            for i, part in (*enumerate(losses), *enumerate(terms if same_used else (), count)):
+                part.shown, part.complete = sums[i], True
 
     def _reduced(self, summed: list[tuple[Bucket, bool]], scale: float, same_used: bool, start_over: bool) -> bool:
         """Sums the gradients of buckets, with whether the sum overwrites `grad`, and commits the sums if all ranks find
         them finite; returns whether they did. The ranks have agreed: from here on gradients are mixed."""
-        fine = True
+        fine, written = True, False
         for bucket, overwrite in summed:
             bucket.reducer.reduce(overwrite, same_used, start_over)
             fine = (bucket.nonfinite == "allow" or bucket.reducer.is_finite()) and fine
         if not self.consensus.commit(fine):
             differences.leave_out(self.comm, [bucket for bucket, _ in summed], self.steps)
             return False
-        if True in [bucket.reducer.commit(scale) for bucket, _ in summed]:
+        for bucket, _ in summed:
+            written = bucket.reducer.commit(scale) or written
+        if written:
             self.fence("backward")
         return True
 

@@ -222,6 +222,18 @@ def test_functions_of_sums_over_rows_say_nothing(function: Callable[[Any], Any])
         run_threads(lambda: [function(products())], 2)
 
 
+def test_flags_of_rows_are_counted_and_not_gathered():
+    """`if mask.any():` is what a program must write, and says nothing."""
+
+    def work() -> list[Any]:
+        ((x,),) = DataLoader(Columns(["x"], 4), batch_size=4)
+        return [bool(f(x > bound)) for f in (sx.any, sx.all, np.any, np.all) for bound in (-9, 0, 9)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [True, True, False, True, False, False] * 2 == work() == run_threads(work, 3)[0]
+
+
 @pytest.mark.parametrize("change", [lambda m: m.__setitem__(0, 1.0), lambda m: m.mul_(2), lambda m: m.clamp_(0.0)])
 def test_a_sum_over_rows_that_a_backward_needs(change: Callable[[Any], Any]):
     def work() -> None:

@@ -46,6 +46,12 @@ def summed(samples: list[Any]) -> Any:
     return padded(samples)[0], sx.tensor(float(len(samples)))
 
 
+def padded_arrays(samples: list[Any]) -> Any:
+    """As NumPy arrays."""
+    words, lengths = padded(samples)
+    return words.numpy(), lengths.numpy().astype(np.int16)
+
+
 def tags(batch: Any) -> list[Any]:
     """What each tensor says of its rows, without the order of the samples."""
     tensors = batch if isinstance(batch, tuple) else (batch,)
@@ -53,7 +59,10 @@ def tags(batch: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-@pytest.mark.parametrize(("collate_fn", "tagged"), [(padded, True), (joined, False), (summed, False)])
+@pytest.mark.parametrize(
+    ("collate_fn", "tagged"),
+    [(padded, True), (padded_arrays, True), (joined, False), (np.concatenate, False), (summed, False)],
+)
 def test_all_ranks_tag_or_none(collate_fn: Any, tagged: bool, size: int) -> None:
     for batch_size in (1, 2, 4, 7):
         for rank in range(size):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.expected import beside_rows, is_parameter
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.blocks import CACHED, FLAT, SMALL, TURNED, multiply_transposed, one_thread, without_copies
@@ -93,14 +93,16 @@ def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     place = getattr(x, "place", None)
     if place.__class__ is not Shard or place.axis == x.array.ndim - 1:
         return gathers(apply, inputs, options)
-    if not (is_parameter(w) and (b is None or is_parameter(b))):
-        of_w, of_b = rules.placement_of(w), rules.placement_of(b)
-        if isinstance(of_w, Shard) or isinstance(of_b, Shard):
+    of_w, of_b = getattr(w, "place", None), getattr(b, "place", None)
+    if not (of_w is of_b is None):  # they are seldom no parameters
+        if of_w.__class__ is Shard or of_b.__class__ is Shard:
             return gathers(apply, inputs, options)
-        if not (of_w is of_b is None):
-            return apply(x, whole(w, "linear"), whole(b, "linear"), **options)
-        beside_rows(place, w)
-        beside_rows(place, b)
+        w, b = whole(w, "linear"), whole(b, "linear")
+        if not (w is inputs[1] and b is inputs[2]):
+            return apply(x, w, b, **options)
+    for other in () if place.group.single else (w, b):
+        if getattr(other, "leaf", None) is None or other.origin is not other.leaf:  # no parameter, or a frozen one
+            beside_rows(place, other)
     return gathers_and_cuts(apply, inputs, options, place) if in_order(place) else place
 
 
@@ -193,6 +195,7 @@ def linear(x: Any, w: Any, b: Any) -> Any:
 
 
 _LONG, _STRIP = 512, 32  # numbers
+_TINY = 1 << 16  # multiplications, that are as fast in any way
 
 
 def times_transposed(g: Array, w: Array) -> Array:
@@ -203,10 +206,13 @@ def times_transposed(g: Array, w: Array) -> Array:
     AVX-512, or a larger w, w @ g.T is several per cent faster, and a copy of the transposed result, in strips that stay
     in the cache.
     """
-    (rows, outputs), inputs = g.shape, len(w)
-    if w.size <= TURNED and rows * inputs > FLAT and rows * w.size <= SMALL and without_copies():
+    size, inputs = g.size * len(w), len(w)
+    if size <= _TINY:
+        return dot(g, w.T)  # type: ignore[no-any-return]
+    rows, outputs = g.shape
+    if w.size <= TURNED and rows * inputs > FLAT and size <= SMALL and without_copies():
         return dot(g, np.ascontiguousarray(w.T))  # type: ignore[no-any-return]
-    fits = rows <= _LONG <= 2 * outputs < 4 * _LONG and w.size <= CACHED and rows * w.size > SMALL
+    fits = rows <= _LONG <= 2 * outputs < 4 * _LONG and w.size <= CACHED and size > SMALL
     if fits and rows % 16 == inputs % 16 == 0 and w.itemsize == 4 and w.flags.c_contiguous and one_thread():
         return multiply_transposed(g[None, None], w[None, None])[0]  # type: ignore[no-any-return]
     if 4 * rows > inputs or outputs < _LONG:

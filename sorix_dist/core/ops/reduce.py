@@ -16,7 +16,7 @@ from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import after_reduction, along, along_axis, axes_of, axis_of, normalized_axes, with_ones
 from sorix_dist.core.ops.choose import amax, amin
 from sorix_dist.core.ops.elementwise import abs as absolute
-from sorix_dist.core.ops.elementwise import add, cast, half_in_float32, mul, power, root, sign, square, sub
+from sorix_dist.core.ops.elementwise import add, cast, eq, half_in_float32, mul, ne, power, root, sign, square, sub
 from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
 from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
@@ -351,9 +351,23 @@ def any_over(x: Any, *, axis: Any, keepdims: Any) -> Any:
 
 def all(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """Whether all elements, along `dim` (or `axis`) if given, are not 0."""
-    return all_over(input, axis=axes_of("all", input, dim, axis), keepdims=keepdim or keepdims)
+    axes, keepdims = axes_of("all", input, dim, axis), keepdim or keepdims
+    if _counts_rows(input, axes):
+        return eq(sum_over(eq(input, 0), axis=axes, keepdims=keepdims), 0)
+    return all_over(input, axis=axes, keepdims=keepdims)
 
 
 def any(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
     """Whether at least one element, along `dim` (or `axis`) if given, is not 0."""
-    return any_over(input, axis=axes_of("any", input, dim, axis), keepdims=keepdim or keepdims)
+    axes, keepdims = axes_of("any", input, dim, axis), keepdim or keepdims
+    if _counts_rows(input, axes):
+        return ne(sum_over(ne(input, 0), axis=axes, keepdims=keepdims), 0)
+    return any_over(input, axis=axes, keepdims=keepdims)
+
+
+def _counts_rows(input: Any, axes: tuple[int, ...] | None) -> bool:
+    """Whether a reduction of flags is over rows of several ranks, which then send a count instead of the rows."""
+    rows = shard_of(input)
+    if rows is None or rows.group.has_all or input.array.dtype == np.uint8:
+        return False
+    return axes is None or rows.axis in axes

@@ -20,7 +20,7 @@ from sorix_dist.core.placement import Batch, Rows, current_group, tagged
 from sorix_dist.core.tensor import array_of
 from sorix_dist.utils.data.augment import BatchTransform
 from sorix_dist.utils.data.dataset import dataset_digest, reader
-from sorix_dist.utils.data.nested import collate, map_arrays, tensors
+from sorix_dist.utils.data.nested import collate, entries, map_arrays, tensors
 from sorix_dist.utils.data.sampler import BatchSampler, Indices, LengthBucketSampler, order_digest, shard_bounds
 
 if TYPE_CHECKING:
@@ -59,13 +59,20 @@ class Collator:
         if not self.tag or self.per_sample is not None or self.function is None:
             return
         try:
-            self.per_sample = all(_fits(self.function(list(part)), len(part)) for part in (samples[:1], samples[:2]))
+            self.per_sample = all(_fits(self(list(part)), len(part)) for part in (samples[:1], samples[:2]))
         except Exception as error:
             error.add_note(
                 "raised while collate_fn was tried on the first samples, to find out whether it makes one row of "
                 "each; DataLoader(one_row_per_sample=True) or False says so instead"
             )
             raise
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """The batch of some samples, before its transform. Arrays of numbers become tensors, which know their rows."""
+        if self.function is None:
+            return collate(samples)
+        batch = self.function(samples)
+        return map_arrays(batch, _as_tensor) if any(isinstance(x, np.ndarray) for x in entries(batch)) else batch
 
     def batch(self, rows: Rows, indices: Indices, make: Callable[[Indices], Any], seed: int) -> Any:
         """The batch that `make` gives for the samples at `indices`, transformed and tagged.
@@ -104,6 +111,10 @@ class Collator:
                 f"{name} must make {count} rows of {count} samples, got tensors of shape {shapes}"
                 + ("; with DataLoader(one_row_per_sample=False) it may make any number" if self.function else "")
             )
+
+
+def _as_tensor(x: Any) -> Any:
+    return Tensor(x) if isinstance(x, np.ndarray) and x.ndim and x.dtype.kind in "biuf" else x
 
 
 def _fits(batch: Any, count: int) -> bool:
@@ -149,7 +160,7 @@ class Indexed:
             if self.buckets is not None:
                 longest = max(self.longest[rows.batch], int(self.buckets.lengths[wanted].max()))
                 samples = [self._padded(*entry, longest) for entry in zip(samples, wanted.tolist(), strict=True)]
-            return (self.collator.function or collate)(samples)
+            return self.collator(samples)
 
         looking = self.several and not self.checked and rows.stop > rows.start
         try:
@@ -238,7 +249,7 @@ class Streamed:
 
         def gather(wanted: Indices) -> Any:
             samples = [block[int(index) - start] for index in wanted] if rows.stop > rows.start else block[:1]
-            return (self.collator.function or collate)(samples)
+            return self.collator(samples)
 
         try:
             return self.collator.batch(rows, np.arange(start + rows.start, start + rows.stop), gather, self.seed)

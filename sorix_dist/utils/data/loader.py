@@ -44,8 +44,8 @@ class DataLoader:
     shuffle: a new order every epoch, the same on every rank; seed: None for the seed that all ranks share, also
         `generator=`, as PyTorch has it; sampler: a Sampler, or what gives the indices of an epoch in a loop, instead of
         both; batch_sampler: a BatchSampler, or what gives lists of indices, instead of these, batch_size and drop_last.
-    collate_fn: makes a batch of a list of samples; one_row_per_sample: whether every tensor of its batches has a
-        row for each sample, None to find out by trying it on the first two.
+    collate_fn: makes a batch of a list of samples, whose arrays of numbers become tensors; one_row_per_sample: whether
+        each of these has a row for each sample, None to find out by trying it on the first two.
     batch_transform: a function of the arrays of this rank's batch, `f(x, y)` or `f(x, y, draw)` (see `augment`), which
         returns the new batch, with a row for each sample. Much faster than a transform of single samples.
     drop_last: leaves out a smaller last batch; shard: False gives every rank all rows. A wrapped model in training

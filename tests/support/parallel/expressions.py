@@ -248,6 +248,7 @@ ROWS = [
     "u * sx.count_nonzero(t)",
     "u * (t == 0).any()",
     "u * (t == 0).all()",
+    "u * (u > 0.5).any(0) * (v > -2).all(0, keepdim=True) * t.any() * np.all(t < 5)",
     "F.pad(u, (1, 1))",
     "F.pad(u, (0, 0, 1, 1))",
     "F.pad(u[:, None], (1, 1), mode='reflect')",
