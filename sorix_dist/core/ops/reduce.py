@@ -22,7 +22,7 @@ from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.shape import extents, reshape, reshape_to, unsqueeze
 from sorix_dist.core.placement import SUM, Partial, Shard, shard_of, tagged
 from sorix_dist.core.rules import Answer, Apply, Inputs, Options, collective, linear_place, whole
-from sorix_dist.core.sums import sum_in_blocks
+from sorix_dist.core.sums import scaled_sum, sum_in_blocks
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -131,7 +131,7 @@ def sum_divided(x: Any, *, divisor: float, held: float, denominator: float | Non
             return np.broadcast_to(np.reshape(each, ones), shape)
         return np.ndarray(shape, each.dtype, each, strides=(0,) * len(shape))  # the same in a tenth of the time
 
-    return sum_in_blocks(x) * scale, (to_x,)
+    return scaled_sum(x, scale), (to_x,)
 
 
 def batch_mean(x: Any, axes: tuple[int, ...] | None = None) -> Any:
