@@ -10,6 +10,7 @@ import numpy as np
 
 from sorix_dist.core import functions as f
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import named
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.capture import of_shapes
@@ -36,9 +37,7 @@ def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, A
             raise ValueError(f"{name}: both must have the same length, got shapes {shapes[0]} and {shapes[1]}")
         return f.matmul(input, other)
 
-    product.__name__ = product.__qualname__ = name
-    product.__doc__ = meaning
-    return product
+    return named(product, name, meaning)
 
 
 mm = _product("mm", (2, 2), "The product of two matrices.")
@@ -86,9 +85,7 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
         value = f.add(input if is_just(beta, 1) else f.mul(input, beta), value)
         return value if kind.kind == "f" else value.astype(kind)
 
-    added.__name__ = added.__qualname__ = name
-    added.__doc__ = meaning
-    return half_in_float32(added)
+    return half_in_float32(named(added, name, meaning))
 
 
 addmm = _added("addmm", mm, "beta * input + alpha * mat1 @ mat2.")

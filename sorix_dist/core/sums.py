@@ -36,3 +36,11 @@ def sum_in_blocks(x: Array, axis: tuple[int, ...] | int | None = None, keepdims:
     blocks = x[*before, :whole].reshape(*x.shape[:longest], -1, _BLOCK, *x.shape[longest + 1 :])
     total = sum_in_blocks(np.sum(blocks, axis=longest + 1), longest, keepdims)
     return total if whole == length else total + np.sum(x[*before, whole:], axis=longest, keepdims=keepdims)
+
+
+def scaled_sum(x: Array, scale: float) -> Array:
+    """The sum of all elements of an array of floats, times `scale`; float16 is added in float32, since the sum may not
+    fit where the result does."""
+    if x.dtype.char == "e":
+        return np.asarray(_sum(x, axis=None, dtype=np.float32) * scale, x.dtype)
+    return sum_in_blocks(x) * scale

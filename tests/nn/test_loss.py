@@ -187,6 +187,22 @@ def test_large_scores_stay_exact(dtype: Any, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (nn.L1Loss(), None), (nn.MSELoss(), None), (nn.HuberLoss(), None), (nn.SmoothL1Loss(), None),
+        (nn.BCEWithLogitsLoss(), None), (nn.CrossEntropyLoss(), np.zeros(2000, int)),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), np.zeros(2000, int)), (nn.NLLLoss(), np.zeros(2000, int)),
+    ],
+)  # fmt: skip
+def test_a_mean_in_float16_whose_sum_is_too_large_for_it(loss: Any, target: Any) -> None:
+    x = (np.random.default_rng(0).standard_normal((2000, 30)) * 30).astype(np.float16)
+    target = np.zeros_like(x) if target is None else target
+    got, expected = (loss(Tensor(x.astype(kind), requires_grad=True), Tensor(target)) for kind in ("f2", "f8"))
+    assert got.dtype == np.float16
+    assert got.item() == pytest.approx(expected.item(), rel=2e-3, abs=0.2)
+
+
 def test_a_mean_over_nothing_is_zero() -> None:
     no_rows, no_labels = np.zeros((0, 4)), np.zeros(0, int)
     cases = [

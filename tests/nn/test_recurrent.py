@@ -127,8 +127,9 @@ def test_dropout_between_layers_belongs_to_the_rows_of_the_batch(layer: Any) -> 
 
 @LAYERS
 @pytest.mark.parametrize("bias", [True, False])
-def test_weights_that_no_cache_holds(layer: Any, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs are multiplied with them for all steps, not in each."""
+@pytest.mark.parametrize(("cache", "size"), [("_SECOND_CACHE", 0), ("_CACHED", 0), ("_CACHED", 16)])
+def test_what_no_cache_holds(layer: Any, bias: bool, cache: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs are multiplied with the weights for all steps, not in each; gates get their slopes for few steps."""
     rnn, x = layer(3, 4, bidirectional=True, bias=bias, dtype="float64"), RNG.standard_normal((5, 2, 3))
 
     def run() -> list[Any]:
@@ -139,7 +140,7 @@ def test_weights_that_no_cache_holds(layer: Any, bias: bool, monkeypatch: pytest
         return [*states_of(results), leaf.grad.numpy(), *(p.grad.numpy().copy() for p in rnn.parameters())]
 
     results = run()
-    monkeypatch.setattr(recurrent, "_SECOND_CACHE", 0)
+    monkeypatch.setattr(recurrent, cache, size)
     for one, other in zip(results, run(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 

@@ -31,7 +31,7 @@ from sorix_dist.core.rules import (
     placement_of,
     whole_sums,
 )
-from sorix_dist.core.sums import sum_in_blocks
+from sorix_dist.core.sums import scaled_sum
 from sorix_dist.core.tensor import Array, ndarray_of
 
 
@@ -71,7 +71,8 @@ def cross_entropy_of_classes(logits: Any, *, target: Any, divisor: int, held: in
         share = np.divide(g, scalar(divisor, g.dtype), np.empty((), g.dtype))
         return _less_at(at_target, share, exps * (share / sums), classes)
 
-    return column_sums(losses) / divisor, (to_logits,)
+    total = column_sums(losses) / divisor if losses.itemsize > 2 else scaled_sum(losses, 1 / divisor)
+    return total, (to_logits,)
 
 
 _FEW = 100  # classes
@@ -229,7 +230,7 @@ def mean_square(x: Any, y: Any, *, divisor: int, held: int) -> Any:
         slope *= 2 * scale
         return d * slope
 
-    return sum_in_blocks(d * d) * scale, (to_x, lambda g, out: -to_x(g, None))
+    return scaled_sum(d * d, scale), (to_x, lambda g, out: -to_x(g, None))
 
 
 def mean_squared_error(x: Any, y: Any) -> Any:

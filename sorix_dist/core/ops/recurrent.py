@@ -25,6 +25,7 @@ from sorix_dist.core.ops.shape import transpose
 from sorix_dist.core.tensor import Array
 
 _SECOND_CACHE = 1 << 18  # numbers
+_CACHED = 1 << 15  # numbers of each gate: as many stay in the second cache during several passes
 
 
 def _order(count: int, reverse: bool) -> range:
@@ -183,21 +184,6 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
     def back(gradient: Array) -> tuple[Array, Array, Array]:
         """The gradients of the gates before their functions, (T * N, 4 * H), and of h and c before the first step."""
         of_outputs, of_cell = (gradient[1:], gradient[0]) if reverse else (gradient[:-1], gradient[-1])
-        o, i, f, g = gates.swapaxes(0, 1)
-        # What those of c, for i, f and g, and of h, for o, are multiplied by.
-        factors = np.empty_like(gates)
-        of_i, of_f, of_g, of_o = factors.swapaxes(0, 1)
-        np.subtract(1, gates[:, 1:3], out=factors[:, :2])
-        np.multiply(i, g, out=of_g)
-        of_i *= of_g
-        of_g *= g
-        np.subtract(i, of_g, out=of_g)
-        of_f *= f
-        of_f *= cells_before
-        np.subtract(1, o, out=of_o)
-        of_o *= outputs
-        through = np.multiply(outputs, curved)
-        np.subtract(o, through, out=through)
         slopes = np.empty((count, len(h), 4 * steps.size), x.dtype)
         by_gate = slopes.reshape(count, len(h), 4, steps.size).swapaxes(1, 2)
         states, spare = np.zeros((4, *h.shape), x.dtype), np.empty(h.shape, x.dtype)
@@ -205,13 +191,33 @@ def lstm(x: Any, h: Any, c: Any, w_input: Any, w_state: Any, b_input: Any, b_sta
         to_c[...] = of_cell
         w = _in_blocks(w_state, len(h))
         product = _by_block(to_h, w)
-        for t in reversed(_order(count, reverse)):
-            to_h += of_outputs[t]
-            to_c += np.multiply(to_h, through[t], out=spare)
-            copies[...] = to_c
-            np.multiply(factors[t], states, out=by_gate[t])
-            to_c *= f[t]
-            np.matmul(slopes[t], w, out=product)
+        # What the gradients of c, for i, f and g, and of h, for o, are multiplied by, for some steps at a time.
+        length = min(count, max(1, _CACHED // max(1, h.size)))
+        all_factors, all_through = np.empty_like(gates[:length]), np.empty_like(cells[:length])
+        order = [*reversed(_order(count, reverse))]
+        for some in (order[at : at + length] for at in range(0, count, length)):
+            first, part = min(some), slice(min(some), max(some) + 1)
+            factors, through = all_factors[: len(some)], all_through[: len(some)]
+            of_i, of_f, of_g, of_o = factors.swapaxes(0, 1)
+            o, i, f, g = gates[part].swapaxes(0, 1)
+            np.subtract(1, gates[part, 1:3], out=factors[:, :2])
+            np.multiply(i, g, out=of_g)
+            of_i *= of_g
+            of_g *= g
+            np.subtract(i, of_g, out=of_g)
+            of_f *= f
+            of_f *= cells_before[part]
+            np.subtract(1, o, out=of_o)
+            of_o *= outputs[part]
+            np.multiply(outputs[part], curved[part], out=through)
+            np.subtract(o, through, out=through)
+            for t in some:
+                to_h += of_outputs[t]
+                to_c += np.multiply(to_h, through[t - first], out=spare)
+                copies[...] = to_c
+                np.multiply(factors[t - first], states, out=by_gate[t])
+                to_c *= f[t - first]
+                np.matmul(slopes[t], w, out=product)
         return slopes.reshape(-1, 4 * steps.size), to_h, to_c
 
     return value, (

@@ -73,7 +73,7 @@ def cross_entropy(
         options = {"one_hot": one_hot, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
         return _of_one_sample(cross_entropy, logits, target, weight, reduction, **options)
     if weight is not None or ignore_index is not None:
-        weight = _class_weights("cross_entropy", weight, logits, logits.requires_grad)
+        weight = _class_weights("cross_entropy", weight, logits, getattr(logits, "requires_grad", False))
     if one_hot or (labels.dtype.kind == "f" and labels.shape == shape):
         if ignore_index is not None:
             raise ValueError("cross_entropy: ignore_index needs class indices as target, got probabilities")
@@ -106,10 +106,10 @@ def nll_loss(
     if len(shape) == 1 and _is_of_one_sample(placement_of(log_probabilities)):
         return _of_one_sample(nll_loss, log_probabilities, target, weight, reduction, ignore_index=ignore_index)
     if weight is not None or ignore_index is not None:
-        weight = _class_weights("nll_loss", weight, log_probabilities, log_probabilities.requires_grad)
+        trained = getattr(log_probabilities, "requires_grad", False)
+        weight = _class_weights("nll_loss", weight, log_probabilities, trained)
     classes, scale = class_indices("nll_loss", _array(target), shape, weight, ignore_index)
-    rows = _classes_last(log_probabilities)
-    losses = ops.negative_likelihood_rows(rows, target=classes, scale=scale)
+    losses = ops.negative_likelihood_rows(_classes_last(log_probabilities), target=classes, scale=scale)
     return _reduced_classes(losses, scale, reduction, (shape[0], *shape[2:]))
 
 

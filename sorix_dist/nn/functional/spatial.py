@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sorix_dist.core import Tensor
-from sorix_dist.core.arguments import as_int, at_least, unsupported
+from sorix_dist.core.arguments import as_int, at_least, named, unsupported
 from sorix_dist.core.arrange import index_add, scatter, unflatten
 from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.create import as_tensor, zeros, zeros_like
@@ -383,9 +383,7 @@ def _lp_pool(name: str, average: Callable[..., Tensor], windows: Callable[..., A
         means = average(as_tensor(input) ** norm_type, kernel_size, stride, 0, ceil_mode)
         return (means.sign() * activation.relu(abs(means)) * count) ** (1 / norm_type)  # type: ignore[no-any-return]
 
-    lp_pool.__name__ = lp_pool.__qualname__ = name
-    lp_pool.__doc__ = "(sum x^norm_type)^(1 / norm_type) of each window."
-    return lp_pool
+    return named(lp_pool, name, "(sum x^norm_type)^(1 / norm_type) of each window.")
 
 
 lp_pool1d = _lp_pool("lp_pool1d", avg_pool1d, lambda *given: (single(*given),))
