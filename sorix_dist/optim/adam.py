@@ -72,7 +72,7 @@ class Adam(_Adam):
         super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
-        return (*super().buffers(group), *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         spare, decayed = scratch
