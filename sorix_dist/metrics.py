@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.arguments import as_int, one_of
+from sorix_dist.core.arguments import as_int, named, one_of
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tensor import Array, Tensor
@@ -141,9 +141,7 @@ def _score(name: str, meaning: str) -> Callable[..., Any]:
     ) -> Any:
         return _scores(name, y_true, y_pred, labels, average, pos_label, zero_division)
 
-    score.__name__ = score.__qualname__ = name
-    score.__doc__ = meaning
-    return score
+    return named(score, name, meaning)
 
 
 precision_score = _score(

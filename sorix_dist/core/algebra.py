@@ -10,8 +10,10 @@ import numpy as np
 
 from sorix_dist.core import functions as f
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import named
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.batch_numbers import is_just
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.dtype import DType, common_dtype, name_of
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import half_in_float32
@@ -35,9 +37,7 @@ def _product(name: str, dims: tuple[int, int], meaning: str) -> Callable[[Any, A
             raise ValueError(f"{name}: both must have the same length, got shapes {shapes[0]} and {shapes[1]}")
         return f.matmul(input, other)
 
-    product.__name__ = product.__qualname__ = name
-    product.__doc__ = meaning
-    return product
+    return named(product, name, meaning)
 
 
 mm = _product("mm", (2, 2), "The product of two matrices.")
@@ -85,9 +85,7 @@ def _added(name: str, product: Callable[[Any, Any], Any], meaning: str) -> Calla
         value = f.add(input if is_just(beta, 1) else f.mul(input, beta), value)
         return value if kind.kind == "f" else value.astype(kind)
 
-    added.__name__ = added.__qualname__ = name
-    added.__doc__ = meaning
-    return half_in_float32(added)
+    return half_in_float32(named(added, name, meaning))
 
 
 addmm = _added("addmm", mm, "beta * input + alpha * mat1 @ mat2.")
@@ -201,7 +199,7 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
 
 def inv(A: Any) -> Any:
     """The inverses of square matrices (..., n, n); numpy.linalg.LinAlgError for a singular one."""
-    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=array_of(A).dtype))
+    return solve_systems(A, of_shapes(np.eye(_square("inv", A)[-1], dtype=array_of(A).dtype)))
 
 
 def _times_inverse(g: Any, a: Any) -> Any:

@@ -174,6 +174,13 @@ def require_methods(name: str, value: Any, *methods: str, kind: str = "") -> Non
         raise TypeError(f"{name} must {wanted}, got {described(value)}")
 
 
+def named(function: Callable[..., Any], name: str, meaning: str) -> Callable[..., Any]:
+    """A function that another one has made, with its own name and documentation."""
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = meaning
+    return function
+
+
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function, or a constructor, that first checks its arguments annotated `bool` or `float` (or that or None)."""
     its = signature(function)
@@ -244,8 +251,8 @@ def explain(
     # Of the same type, but for one of another library, whose constructor is unknown, and AttributeError.
     same = (AxisError, TypeError, ValueError, IndexError, OverflowError)
     own = type(error) if type(error) in same else ValueError if isinstance(error, ValueError) else TypeError
-    said = re.sub(r"^[\w.<>]+\(\) ", "", said)  # Python's name of a wrapper
-    if ", got " not in said:
+    said = re.sub(rf"^([\w.<>]+\(\)|{name.rstrip('_')}:) ", "", said)  # of a wrapper, or of x.name()
+    if not re.search("[,;] got ", said):
         said += "; got " + (
             ", ".join(f"{argument} {described(value)}" for argument, value in given.items()) or "nothing"
         )

@@ -7,13 +7,14 @@ lost, as for a parameter outside of no_grad().
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core import algebra, arrange, create, in_place, methods, random, statistics
 from sorix_dist.core.algebra import *  # noqa: F403
-from sorix_dist.core.arguments import explained
+from sorix_dist.core.arguments import explained, named
 from sorix_dist.core.arrange import *  # noqa: F403
 from sorix_dist.core.batch_numbers import is_just
 from sorix_dist.core.capture import uncaptured
@@ -33,25 +34,25 @@ for _methods in (algebra.METHODS, arrange.METHODS, statistics.METHODS):
 
 
 _CHANGING = (
-    "abs", "acos", "acosh", "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "asin", "asinh", "atan", "atan2",
-    "atanh", "baddbmm", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp_max", "clamp_min",
-    "cos", "cosh", "cumprod", "cumsum", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor",
-    "floor_divide", "fmod", "frac", "ge", "gt", "hypot", "index_add", "index_copy", "index_fill", "le", "lerp", "log",
-    "log10", "log1p", "log2", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt", "masked_fill",
-    "nan_to_num", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "scatter", "scatter_add",
-    "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "tril", "triu", "trunc", "xlogy",
+    "abs", "acos", "acosh", "addbmm", "addcdiv", "addcmul", "addmm", "addmv", "addr", "asin", "asinh", "atan",
+    "atan2", "atanh", "baddbmm", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp",
+    "clamp_max", "clamp_min", "clip", "cos", "cosh", "cumprod", "cumsum", "eq", "erf", "erfc", "exp", "exp2",
+    "expm1", "floor", "floor_divide", "fmod", "frac", "ge", "gt", "hypot", "index_add", "index_copy", "index_fill",
+    "le", "lerp", "log", "log10", "log1p", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
+    "logit", "lt", "masked_fill", "nan_to_num", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round",
+    "rsqrt", "scatter", "scatter_add", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "tril",
+    "triu", "trunc", "xlogy",
 )  # fmt: skip
 
 
 def _changing(name: str) -> Callable[..., Tensor]:
     plain = getattr(Tensor, name)
 
+    @wraps(plain)
     def method(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
         return in_place.apply_to(self, plain, *arguments, **options)
 
-    method.__name__ = method.__qualname__ = f"{name}_"
-    method.__doc__ = f"`{name}` in place; returns this tensor."
-    return method
+    return named(method, f"{name}_", f"`{name}` in place; returns this tensor.")
 
 
 def _scaled(name: str) -> Callable[..., Tensor]:
@@ -60,9 +61,8 @@ def _scaled(name: str) -> Callable[..., Tensor]:
     def method(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
         return plain(self, other if is_just(alpha, 1) else mul(other, alpha))
 
-    method.__name__ = method.__qualname__ = f"{name}_"
-    method.__doc__ = f"self {'+' if name == 'add' else '-'} alpha * other, in place; returns this tensor."
-    return method
+    sign = "+" if name == "add" else "-"
+    return named(method, f"{name}_", f"self {sign} alpha * other, in place; returns this tensor.")
 
 
 def div_(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -119,9 +119,7 @@ def _reshaping(name: str) -> Callable[..., Tensor]:
         self.array, self.place = turned.array, turned.place
         return self
 
-    method.__name__ = method.__qualname__ = f"{name}_"
-    method.__doc__ = f"`{name}` of this tensor itself, which shares the memory; returns it."
-    return method
+    return named(method, f"{name}_", f"`{name}` of this tensor itself, which shares the memory; returns it.")
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -130,9 +128,7 @@ def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def method(self: Tensor, *arguments: Any, dtype: Any = None, **options: Any) -> Tensor:
         return make(*arguments, dtype=self.dtype if dtype is None else dtype, **options)
 
-    method.__name__ = method.__qualname__ = f"new_{make.__name__}"
-    method.__doc__ = f"`{make.__name__}` in the dtype of this tensor."
-    return method
+    return named(method, f"new_{make.__name__}", f"`{make.__name__}` in the dtype of this tensor.")
 
 
 @uncaptured
@@ -150,7 +146,6 @@ METHODS: dict[str, Callable[..., Any]] = {
         f"new_{make.__name__}": _new(make)
         for make in (create.zeros, create.ones, create.empty, create.full, create.tensor)
     },
-    "clip_": getattr(Tensor, "clamp_"),  # noqa: B009 (mypy)
     "type_as": lambda self, other: self.astype(other.dtype),
     "nelement": lambda self: self.numel,
     "ndimension": lambda self: self.array.ndim,

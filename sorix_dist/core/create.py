@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import random
-from sorix_dist.core.arguments import raise_for_device
+from sorix_dist.core.arguments import named, raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all, sized
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
@@ -32,6 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@host
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
     rows = shard_of(data)
@@ -54,9 +55,7 @@ def _of(name: str, dtype: str) -> Callable[..., Tensor]:
             raise TypeError(f"{name} takes a list or an array, got {data}; of a size: empty(..., dtype={dtype!r})")
         return tensor(data[0], dtype=dtype)
 
-    make.__name__ = make.__qualname__ = name
-    make.__doc__ = f"`tensor(data, dtype={dtype!r})`."
-    return make
+    return named(make, name, f"`tensor(data, dtype={dtype!r})`.")
 
 
 FloatTensor, DoubleTensor = _of("FloatTensor", "float32"), _of("DoubleTensor", "float64")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import create
+from sorix_dist.core.arguments import named
 from sorix_dist.core.create import *  # noqa: F403
 from sorix_dist.core.keywords import publish
 from sorix_dist.core.op import as_operand
@@ -69,9 +70,8 @@ def _arg(function: Callable[..., Any]) -> LikeInput:
             at = 0  # the only dimension of a vector
         return function(X, at, keepdims if keepdim is None else keepdim)
 
-    arg.__name__ = arg.__qualname__ = function.__name__
-    arg.__doc__ = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
-    return _like_input(arg)
+    meaning = f"{function.__doc__}\n\n    Along the second dimension by default, which stays with size 1."
+    return _like_input(named(arg, function.__name__, meaning))
 
 
 def _alike(*functions: Any) -> tuple[LikeInput, ...]:

@@ -18,7 +18,7 @@ from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.graph import Leaf, Node, editing, recording
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.op import OF_NUMPY, as_operand
-from sorix_dist.core.ops import choose, indexing
+from sorix_dist.core.ops import indexing
 from sorix_dist.core.ops.elementwise import cast
 from sorix_dist.core.ops.index_parts import assign, become_whole, take_place, written
 from sorix_dist.core.ops.shape import reshape
@@ -144,11 +144,6 @@ def _fitting(self: Tensor, value: Tensor) -> Tensor:
     return value
 
 
-def _rewritten(self: Tensor, value: Tensor) -> Tensor:
-    tally.write(self, ..., _fitting(self, value))
-    return self
-
-
 def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         if follows(self, other):
@@ -161,7 +156,8 @@ def _in_place(ufunc: np.ufunc) -> Callable[[Tensor, Any], Tensor]:
             take_place(self, value)
             return self
         if (counted := _counted(self, other)) is not None:
-            return _rewritten(self, OF_NUMPY[ufunc](self, *counted))
+            tally.write(self, ..., _fitting(self, OF_NUMPY[ufunc](self, *counted)))
+            return self
         ufunc(self.array, _number(self, other), out=self.array, casting="same_kind")
         return self
 
@@ -174,15 +170,7 @@ add_, sub_, mul_, div_ = map(_in_place, (np.add, np.subtract, np.multiply, np.di
 
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Every element becomes `value`, in place; returns this tensor."""
-    if follows(self, value):
-        setitem(self, ..., value)
-        return self
-    array = target(self)
-    if (counted := _counted(self, value)) is not None:
-        tally.write(self, ..., *counted)
-    else:
-        np.copyto(array, _number(self, value), casting="unsafe")
-    return self
+    return copy_(self, value)
 
 
 def zero_(self: Tensor) -> Tensor:
@@ -199,23 +187,7 @@ def copy_(self: Tensor, src: Any) -> Tensor:
     if (counted := _counted(self, src)) is not None:
         tally.write(self, ..., *counted)
     else:
-        np.copyto(array, np.asarray(written(self, src)), casting="unsafe")
-    return self
-
-
-def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """Elements below `min` and above `max` become those, in place; returns this tensor."""
-    if min is None and max is None:
-        raise ValueError("clamp_: at least one of min and max must be given, got None for both")
-    if follows(self, min, max):
-        return _become(self, choose.clamp(self, min, max))
-    array = target(self)
-    if (counted := _counted(self, min, max)) is not None:
-        return _rewritten(self, choose.clamp(self, *counted))
-    if min is not None:
-        np.maximum(array, _number(self, min), out=array, casting="same_kind")
-    if max is not None:
-        np.minimum(array, _number(self, max), out=array, casting="same_kind")
+        np.copyto(array, written(self, src), casting="unsafe")
     return self
 
 

@@ -13,7 +13,7 @@ import struct
 import sys
 import zlib
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -31,20 +31,24 @@ _FROZEN = (
 )
 
 
-class ParameterMemory(Protocol):
-    """Memory for parameters, gradients and optimizer state.
+class ParameterMemory:
+    """Memory for parameters, gradients and optimizer state. This base class is private to one process.
 
-    Processes that share it make the same calls in the same order, and each changes its own slice of every array.
+    Processes that share memory make the same calls in the same order, and each changes its own slice of every array.
     """
 
-    writes: bool
+    writes = True
     """Whether this process writes values that all share, such as loaded weights."""
 
     def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
         """A zeroed one-dimensional array that starts on a cache line: the same memory in all processes."""
+        memory = np.zeros(count * dtype.itemsize + ALIGNMENT, np.uint8)
+        first = -memory.ctypes.data % ALIGNMENT
+        return memory[first : first + count * dtype.itemsize].view(dtype)
 
     def own_slice(self, count: int, dtype: np.dtype[Any]) -> slice:
         """The elements of such an array that this process changes: whole cache lines."""
+        return slice(0, count)
 
     def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
         """A barrier and memory fence: afterwards each process sees what the others wrote before.
@@ -55,24 +59,7 @@ class ParameterMemory(Protocol):
         """
 
 
-class PrivateMemory:
-    """Memory that no other process shares."""
-
-    writes = True
-
-    def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
-        memory = np.zeros(count * dtype.itemsize + ALIGNMENT, np.uint8)
-        first = -memory.ctypes.data % ALIGNMENT
-        return memory[first : first + count * dtype.itemsize].view(dtype)
-
-    def own_slice(self, count: int, dtype: np.dtype[Any]) -> slice:
-        return slice(0, count)
-
-    def fence(self, action: str, digest: int = 0, everywhere: bool = False) -> None:
-        return None
-
-
-PRIVATE = PrivateMemory()
+PRIVATE = ParameterMemory()
 
 
 def digest_of(*numbers: float) -> int:

@@ -155,10 +155,9 @@ _METHODS: _Table = {
     "reshape_as": lambda self, other: shape.reshape(self, *other.shape),
     "multiply": e.mul, "divide": e.div, "true_divide": e.div, "subtract": e.sub, "negative": e.neg,
     "positive": shape.alias,
-    "clamp_min": lambda self, min: choose.clamp(self, min), "clamp_max": lambda self, max: choose.clamp(self, max=max),
     "arcsin": e.asin, "arccos": e.acos, "arctan": e.atan,
     **{name: getattr(in_place, name)
-       for name in ("add_", "sub_", "mul_", "div_", "fill_", "zero_", "copy_", "clamp_")},
+       for name in ("add_", "sub_", "mul_", "div_", "fill_", "zero_", "copy_")},
     **{f"__i{name}__": in_place.augmented(getattr(in_place, f"{its}_"))
        for name, its in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"))},
     "__setitem__": in_place.setitem,

@@ -359,13 +359,16 @@ def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> No
 # -- layers
 
 
-def rows_at(axis: int, states: Sequence[int] = (), at: int = 0) -> Rule:
-    """The rule of a layer: rows along `axis` of the first operand stay there. The operands numbered `states` have rows
-    along their axis `at` from the right (if they have it), the others are weights. Other placements are gathered."""
+def rows_at(axis: int | None = None, states: Sequence[int] = (), at: int = 0) -> Rule:
+    """The rule of a layer: rows along `axis` (None: any but the last `dims` ones, an option, or the last) of the first
+    operand stay there. The operands numbered `states` have rows along their axis `at` from the right (if they have it),
+    the others are weights. Other placements are gathered."""
 
     def rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         place = placement_of(inputs[0])
-        fits = isinstance(place, Shard) and place.axis == axis
+        fits = isinstance(place, Shard) and (
+            place.axis < inputs[0].array.ndim - options.get("dims", 1) if axis is None else place.axis == axis
+        )
         others = whole_sums(inputs[1:], apply.__name__)
         for i, other in enumerate(others, 1):
             theirs = placement_of(other)

@@ -12,7 +12,7 @@ import numpy as np
 from sorix_dist.core import functions as f
 from sorix_dist.core import random
 from sorix_dist.core.algebra import in_one_dtype
-from sorix_dist.core.arguments import raise_for_device
+from sorix_dist.core.arguments import named, raise_for_device
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.create import randn_like
@@ -50,9 +50,7 @@ def _of_two(name: str, chosen: Callable[[Any, Any], Any], meaning: str) -> Calla
         x, y = in_one_dtype(input, other)
         return f.where(f.logical_or(chosen(x, y), f.isnan(y)), x, y)
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = meaning
-    return function
+    return named(function, name, meaning)
 
 
 fmax = _of_two("fmax", f.ge, "The larger of two elements, or the one that is no NaN.")
@@ -145,24 +143,19 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     return f.stack(list(accumulate(f.unbind(x, at), f.mul)), at)
 
 
-def _running(name: str, input: Any, dim: int) -> Any:
-    at = axis_of(name, input, dim)
-    if not shape_of(input):
-        return ValuesAndIndices(input.clone(), f.tensor(0))
-    index = running_index(input, axis=at, largest=name == "cummax")
-    return ValuesAndIndices(f.gather(input, at, index), index)
+def _running(name: str, word: str) -> Callable[[Any, int], Any]:
+    def running(input: Any, dim: int) -> Any:
+        at = axis_of(name, input, dim)
+        if not shape_of(input):
+            return ValuesAndIndices(input.clone(), f.tensor(0))
+        index = running_index(input, axis=at, largest=name == "cummax")
+        return ValuesAndIndices(f.gather(input, at, index), index)
+
+    meaning = f"(values, indices) of the {word} of all elements up to each along `dim`"
+    return named(running, name, f"{meaning}, of equal ones the last; NaN after a NaN.")
 
 
-def cummax(input: Any, dim: int) -> Any:
-    """(values, indices) of the largest of all elements up to each along `dim`, of equal ones the last; NaN after a
-    NaN."""
-    return _running("cummax", input, dim)
-
-
-def cummin(input: Any, dim: int) -> Any:
-    """(values, indices) of the smallest of all elements up to each along `dim`, of equal ones the last; NaN after a
-    NaN."""
-    return _running("cummin", input, dim)
+cummax, cummin = _running("cummax", "largest"), _running("cummin", "smallest")
 
 
 def median(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
@@ -361,6 +354,6 @@ __all__ = [
     "randint_like", "searchsorted", "std_mean", "unique", "var_mean", "xlogy",
 ]  # fmt: skip
 _FUNCTIONS = (
-    "bucketize", "clamp_max", "clamp_min", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
+    "bucketize", "isin", "normal", "randint_like", "searchsorted", "std_mean", "var_mean",
 )  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__ if name not in _FUNCTIONS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,22 +56,25 @@ Agreement = tuple[list[StepFingerprint] | None, list[int], list[float], bool]
 of their values; whether all have sent the same numbers and the same digest of used parameters."""
 
 
-class Consensus(Protocol):
-    """Compares fingerprints between ranks."""
+class Consensus:
+    """Compares fingerprints between ranks. This base class is for one rank, which agrees with itself."""
 
     def agree(
         self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
     ) -> Agreement:
         """Compares fingerprints, collects numbers and sums values. Afterwards every rank sees what the others of its
         host wrote to shared memory before. A call of all ranks."""
+        return None, numbers, values, True
 
     def commit(self, fine: bool) -> bool:
         """Whether `fine` is true on every rank that shares memory; each rank has checked its slice of the sum.
         Afterwards these ranks may write to shared memory again."""
+        return fine
 
     def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
         """A barrier of the ranks of this host, or of all hosts if `everywhere`, and a memory fence. Returns their
         fingerprints if one differs in action or digest."""
+        return None
 
 
 class _Rows(dict[int, tuple[memoryview, list[memoryview]]]):
@@ -93,7 +96,7 @@ class _Rows(dict[int, tuple[memoryview, list[memoryview]]]):
         return found
 
 
-class SharedMemoryConsensus:
+class SharedMemoryConsensus(Consensus):
     """Ranks of one host write rows into a shared window."""
 
     def __init__(self, comm: Comm) -> None:

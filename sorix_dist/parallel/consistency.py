@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -47,19 +48,9 @@ def on_progress(listener: Callable[[], None]) -> Iterator[None]:
         del _listeners[get_ident()]
 
 
-def require_same(comm: Comm, value: T, error: Callable[[T, int, T], Exception]) -> list[T]:
-    """Every rank's value, in rank order. Raises `error(value of rank 0, other rank, its value)` on every rank unless
-    all are equal. A call of all ranks."""
-    values = comm.gather_objects(value)
-    for rank, other in enumerate(values):
-        if other != values[0]:
-            raise error(values[0], rank, other)
-    return values
-
-
-def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
+def same_everywhere(comm: Comm, what: str, lines: list[str], hint: str = "") -> None:
     """ValueError on every rank, naming the first difference and the ranks that have it, if `lines` are not the same on
-    all of them."""
+    all of them; hint: the way out. A call of all ranks."""
     digest = hashlib.sha256("\n".join(lines).encode()).digest()
     digests = comm.gather_objects(digest)
     others = [r for r, d in enumerate(digests) if d != digests[0]]
@@ -70,7 +61,7 @@ def same_everywhere(comm: Comm, what: str, lines: list[str]) -> None:
     alike = ", ".join(str(r) for r in others[1:] if everywhere[r] == everywhere[others[0]])
     raise ValueError(
         f"{what} must be the same on every rank: rank 0 has {first or 'no more'}, rank {others[0]} has "
-        f"{second or 'no more'} at the same place{f', and so has rank {alike}' if alike else ''}"
+        f"{second or 'no more'} at the same place{f', and so has rank {alike}' if alike else ''}{hint}"
     )
 
 
@@ -150,10 +141,14 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error itself if it can be pickled, else a RuntimeError with its text."""
+    """A copy of the error with its traceback as a note; a RuntimeError with its text if it can't be pickled."""
+    if error is None:
+        return None
+    sent: Exception
     try:
-        if isinstance(pickle.loads(pickle.dumps(error)), type(error)):
-            return error
-    except Exception:  # noqa: BLE001, S110 - a user's exception may do anything here
-        pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        sent = pickle.loads(pickle.dumps(error))
+        assert isinstance(sent, Exception)
+    except Exception:  # noqa: BLE001 - a user's exception may do anything here
+        sent = RuntimeError(f"{type(error).__name__}: {error}")
+    sent.add_note(f"there:\n{''.join(traceback.format_exception(error))}")
+    return sent

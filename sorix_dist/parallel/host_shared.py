@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.memory import ALIGNMENT
 from sorix_dist.core.tensor import Array
+from sorix_dist.parallel.consistency import on_every_rank, same_everywhere
 from sorix_dist.parallel.world import communicator
 from sorix_dist.utils.data.nested import map_arrays
 
@@ -28,28 +28,24 @@ def host_shared(make: Callable[[], T], comm: Any = None) -> T:
 
     The arrays are read-only. Their memory is freed by a later call when no rank uses them any more. The rank that calls
     `make` needs twice the memory while it copies: read larger data from a memory map. TypeError unless `make`
-    returns arrays of numbers, ValueError if hosts differ. An exception of `make` is raised on its rank; the other ranks
-    raise a RuntimeError that names the rank. A call of all ranks.
+    returns arrays of numbers, ValueError if hosts differ. An exception of `make` is raised on all ranks. A call of all
+    ranks.
     """
     ranks = communicator(comm)
-    made, plan, problem = None, None, None
-    if ranks.local_rank == 0:
-        try:
-            made = make()
-            own = _Plan.of(made)
-            pickle.dumps(own)  # fails here if it can't be sent, before other ranks wait for it
-            plan = own
-        except Exception as error:  # noqa: BLE001 - raised below, when all ranks know of it
-            problem = error
-    failure = (
-        None
-        if problem is None
-        else (f"{type(problem).__name__}: {problem}", "".join(traceback.format_exception(problem)))
-    )
-    answers = ranks.gather_objects((ranks.host, plan, failure))
-    _check(answers, problem)
+    made: Any = None
 
-    plan = next(answer[1] for answer in answers if answer[0] == ranks.host and answer[1] is not None)
+    def planned() -> _Plan | None:
+        nonlocal made
+        if ranks.local_rank != 0:
+            return None
+        made = make()
+        plan = _Plan.of(made)
+        pickle.dumps(plan)  # fails here if it can't be sent, before other ranks wait for it
+        return plan
+
+    own = on_every_rank(ranks, planned)
+    plan = next(p for host, p in ranks.gather_objects((ranks.host, own)) if host == ranks.host and p is not None)
+    same_everywhere(ranks, "host_shared: what make returns", [*map(str, plan.specs)])
     window = ranks.window(plan.size if ranks.local_rank == 0 else 0)
     if ranks.local_rank == 0:
         plan.fill(window.parts[0], made)
@@ -137,22 +133,3 @@ class _ReadOnly:
             "typestr": memory.dtype.str,
             "data": (memory.ctypes.data, True),
         }
-
-
-def _check(answers: list[tuple[int, _Plan | None, tuple[str, str] | None]], own: Exception | None) -> None:
-    """Raises on every rank if `make` failed on one, or if two hosts made different arrays."""
-    for rank, (_, _, failure) in enumerate(answers):
-        if failure is None:
-            continue
-        if own is not None:
-            raise own
-        error = RuntimeError(f"host_shared: make failed on rank {rank} with {failure[0]}")
-        error.add_note(f"there:\n{failure[1]}")
-        raise error
-    plans = [(rank, list(map(str, plan.specs))) for rank, (_, plan, _) in enumerate(answers) if plan is not None]
-    for rank, specs in plans:
-        if specs != plans[0][1]:
-            raise ValueError(
-                "host_shared: make must return the same on every host, got "
-                f"{', '.join(plans[0][1])} on rank 0 and {', '.join(specs)} on rank {rank}"
-            )

@@ -19,6 +19,7 @@ from sorix_dist.parallel.agreement import (
     MOST_VALUES,
     ROW,
     Agreement,
+    Consensus,
     Fields,
     Meanwhile,
     SharedMemoryConsensus,
@@ -209,7 +210,7 @@ _SHORT_ROW = MESSAGE - HEAD  # bytes of a row that one message both compares and
 _LONGER = 255  # bytes of a short row in place of one that is longer; no row has this many numbers
 
 
-class MessageConsensus:
+class MessageConsensus(Consensus):
     """Ranks of several hosts gather their rows in one message; those of a host share memory as well."""
 
     def __init__(self, comm: Comm) -> None:

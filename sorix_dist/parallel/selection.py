@@ -8,35 +8,13 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core.flat import Flat, gradients
 from sorix_dist.core.memory import PRIVATE
-from sorix_dist.parallel.agreement import (
-    Agreement,
-    Consensus,
-    Fields,
-    Meanwhile,
-    SharedMemoryConsensus,
-    StepFingerprint,
-)
+from sorix_dist.parallel.agreement import Consensus, SharedMemoryConsensus
 from sorix_dist.parallel.comm_hooks import Hook, HookReducer, fp16_compress, is_exchanged
 from sorix_dist.parallel.hosts import HostsReducer, MessageConsensus, Peers
 from sorix_dist.parallel.reducers import GradientBuffer, Reducer, first_not_finite, is_finite
 from sorix_dist.parallel.shared_memory import SharedMemory, SharedMemoryReducer
 from sorix_dist.parallel.tree_reducers import DelayedTreeReducer, MessageTreeReducer, SharedTreeReducer
 from sorix_dist.parallel.virtual_shards import VirtualShards
-
-
-class LocalConsensus:
-    """One rank agrees with itself."""
-
-    def agree(
-        self, fingerprint: Fields, numbers: list[int], values: list[float], used: int = 0, meanwhile: Meanwhile = None
-    ) -> Agreement:
-        return None, numbers, values, True
-
-    def commit(self, fine: bool) -> bool:
-        return fine
-
-    def fence(self, action: str, digest: int, everywhere: bool = False) -> list[StepFingerprint] | None:
-        return None
 
 
 class LocalReducer(Reducer):
@@ -113,7 +91,7 @@ class LocalReducer(Reducer):
 def consensus_of(comm: Comm) -> Consensus:
     """The fastest consensus for the ranks of a communicator. A call of all of them."""
     if comm.size == 1:
-        return LocalConsensus()
+        return Consensus()
     return SharedMemoryConsensus(comm) if comm.hosts == 1 else MessageConsensus(comm)
 
 

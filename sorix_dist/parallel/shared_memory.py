@@ -3,32 +3,26 @@ of all."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core.flat import BLOCK, Flat
-from sorix_dist.core.memory import ALIGNMENT, PRIVATE
+from sorix_dist.core.memory import ALIGNMENT, PRIVATE, ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.parallel.reducers import GradientBuffer, Reducer, is_finite, used_by_any
 
 
-class Fence(Protocol):
-    """`ParameterMemory.fence`."""
+class SharedMemory(ParameterMemory):
+    """Memory in shared windows of the ranks of each host. That without arrays on any rank is freed by a later call.
 
-    def __call__(self, action: str, digest: int = 0, everywhere: bool = False) -> None: ...
-
-
-class SharedMemory:
-    """A `core.memory.ParameterMemory` in shared windows of the ranks of each host.
-
-    Memory without arrays on any rank is freed by a later call.
-    fence: waits for the ranks of the host; see ParameterMemory.
+    fence: waits for the ranks of the host.
     """
 
-    def __init__(self, comm: Comm, fence: Fence) -> None:
-        self.comm, self.fence = comm, fence
+    def __init__(self, comm: Comm, fence: Callable[..., None]) -> None:
+        self.comm, self.fence = comm, fence  # type: ignore[method-assign]
         self.writes = comm.local_rank == 0
 
     def parts(self, nbytes: int) -> list[Array]:

@@ -10,7 +10,8 @@ from sorix_dist.comm import Comm, adopt, blas
 from sorix_dist.comm import world as comm_world
 from sorix_dist.core import placement
 from sorix_dist.core import random as rng
-from sorix_dist.parallel.consistency import require_same
+from sorix_dist.core.fingerprint import as_text
+from sorix_dist.parallel.consistency import same_everywhere
 from sorix_dist.parallel.groups import Ranks, group_of
 from sorix_dist.parallel.virtual_shards import check_virtual_shards
 
@@ -75,35 +76,18 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
     if known is None:
         wanted = _DEFAULTS if options is None else options
         for name, value in wanted.items():
-            require_same(
-                comm,
-                value,
-                lambda first, rank, other, name=name: ValueError(  # type: ignore[misc]
-                    f"init: {name} must be the same on every rank, got {first!r} on rank 0 and {other!r} on rank {rank}"
-                ),
-            )
+            same_everywhere(comm, f"init: {name}", [str(as_text(value))])
         check_virtual_shards(wanted["virtual_shards"], comm.size)
         if wanted["virtual_shards"] is not None:
             blas.limit(1)
-            _compare_kernels(comm)
+            # Other kernels give other bits.
+            hint = "; set OPENBLAS_CORETYPE (such as Haswell) or NPY_DISABLE_CPU_FEATURES to what all of them have"
+            same_everywhere(comm, "init: with virtual_shards, NumPy's and the BLAS's kernels", [blas.kernels()], hint)
         agree_on_seed(comm)
         known = _worlds[comm] = _World(rng.seed(), wanted)
     elif options is not None:
         _refuse_other_shards(known, options["virtual_shards"])
     return known
-
-
-def _compare_kernels(comm: Comm) -> None:
-    """ValueError on every rank if NumPy's or the BLAS's kernels differ between ranks, since then the bits would."""
-    require_same(
-        comm,
-        blas.kernels(),
-        lambda first, rank, other: ValueError(
-            "init: virtual_shards needs the same NumPy and BLAS kernels on every rank, or the bits differ, "
-            f"got {first} on rank 0 and {other} on rank {rank}; set OPENBLAS_CORETYPE (such as Haswell) or "
-            "NPY_DISABLE_CPU_FEATURES to what all of them have"
-        ),
-    )
 
 
 def _refuse_other_shards(known: _World | None, wanted: int | None) -> None:

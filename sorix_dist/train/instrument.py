@@ -21,10 +21,9 @@ from sorix_dist.core.op import marker
 from sorix_dist.core.ops import matrix
 from sorix_dist.nn.hooks import Hooked
 from sorix_dist.optim.optimizer import Optimizer
-from sorix_dist.parallel.agreement import SharedMemoryConsensus
+from sorix_dist.parallel.agreement import Consensus, SharedMemoryConsensus
 from sorix_dist.parallel.coordinator import Coordinator
 from sorix_dist.parallel.hosts import MessageConsensus
-from sorix_dist.parallel.selection import LocalConsensus
 from sorix_dist.train.checkpoint import Checkpointer
 from sorix_dist.train.compile import CompiledStep
 from sorix_dist.utils.data import loader
@@ -181,7 +180,7 @@ def _noted(function: Any, note: Callable[[Timeline, int, int], None]) -> Any:
     return timed
 
 
-_CONSENSUS = LocalConsensus, SharedMemoryConsensus, MessageConsensus
+_CONSENSUS = Consensus, SharedMemoryConsensus, MessageConsensus
 STEPS: list[tuple[Any, str, Callable[[Any], Any]]] = [
     (Optimizer, "step", _optimizer_step),
     (CompiledStep, "__call__", _captured_step),

@@ -172,8 +172,8 @@ def test_ranks_outside_the_communicator_count(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("variable", "says"),
     [
-        ("OPENBLAS_CORETYPE='SandyBridge'", "kernel Sandybridge on rank 1"),
-        ("NPY_DISABLE_CPU_FEATURES='X86_V3,AVX2,AVX512F'", "NumPy .* on rank 1"),
+        ("OPENBLAS_CORETYPE='SandyBridge'", "rank 1 has .*kernel Sandybridge"),
+        ("NPY_DISABLE_CPU_FEATURES='X86_V3,AVX2,AVX512F'", "rank 1 has NumPy"),
     ],
 )
 def test_other_kernels_on_a_rank_are_refused_in_reproducible_mode(variable: str, says: str) -> None:
@@ -185,9 +185,7 @@ def test_other_kernels_on_a_rank_are_refused_in_reproducible_mode(variable: str,
     )
     ended = run_ranks(2, "-W", "ignore", "-c", script)
     assert ended.code != 0
-    assert re.search(f"virtual_shards needs the same NumPy and BLAS kernels on every rank.* {says}", ended.err), (
-        ended.err
-    )
+    assert re.search(f"virtual_shards, .*kernels must be the same on every rank.* {says}", ended.err), ended.err
     assert run_ranks(2, "-W", "ignore", "-c", script.replace("virtual_shards=8", "")).code == 0
 
 

@@ -30,10 +30,10 @@ def refused(options: list[dict[str, Any]], error: type[Exception]) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([{}, {"virtual_shards": 8}], ["virtual_shards must be the same", "None on rank 0", "8 on rank 1"]),
-        ([{"virtual_shards": 8}, {"virtual_shards": 8}, {"virtual_shards": 4}], ["8 on rank 0", "4 on rank 2"]),
-        ([{"timeout": 5}, {"timeout": 6}], ["timeout must be the same", "5 on rank 0", "6 on rank 1"]),
-        ([{"threads": 1}, {}], ["threads must be the same", "1 on rank 0", "'auto' on rank 1"]),
+        ([{}, {"virtual_shards": 8}], ["virtual_shards must be the same", "rank 0 has None", "rank 1 has 8"]),
+        ([{"virtual_shards": 8}, {"virtual_shards": 8}, {"virtual_shards": 4}], ["rank 0 has 8", "rank 2 has 4"]),
+        ([{"timeout": 5}, {"timeout": 6}], ["timeout must be the same", "rank 0 has 5", "rank 1 has 6"]),
+        ([{"threads": 1}, {}], ["threads must be the same", "rank 0 has 1", "rank 1 has 'auto'"]),
     ],
 )
 def test_ranks_that_disagree(options: list[dict[str, Any]], words: list[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.arguments import named
+from sorix_dist.core.capture import host, of_shapes
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import along, along_axis, axes_of, axis_of, with_ones
@@ -49,9 +51,7 @@ def _extremum(name: str, ufunc: np.ufunc, wins: np.ufunc, meaning: str) -> Any:
             lambda g, out: np.where(x == y, g * 0.5, np.where(wins(x, y), 0, g)),
         )
 
-    of_two.__name__ = of_two.__qualname__ = name
-    of_two.__doc__ = meaning
-    return op(numpy=ufunc, promote="common")(of_two)
+    return op(numpy=ufunc, promote="common")(named(of_two, name, meaning))
 
 
 maximum = _extremum("maximum", np.maximum, np.greater, "The larger of two elements; equal ones share the gradient.")
@@ -92,8 +92,13 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
     kind = ndarray_of(input).dtype
-    filled = value.astype(kind) if isinstance(value, Tensor) else Tensor.of(np.asarray(value).astype(kind).reshape(()))
+    filled = value.astype(kind) if isinstance(value, Tensor) else Tensor.of(_number(value, kind))
     return where(mask if isinstance(mask, Tensor) else flags, filled, input)
+
+
+@host
+def _number(value: Any, kind: Any) -> Array:
+    return np.asarray(value).astype(kind).reshape(())
 
 
 def tril(input: Any, diagonal: int = 0) -> Any:
@@ -113,7 +118,7 @@ def _triangle(name: str, input: Any, mask: Callable[[int, int], Array]) -> Any:
     if place is not None and place.axis >= len(shape) - 2:  # rows of the batch are rows or columns of the matrix
         input = whole(input, name)
     zero = False if ndarray_of(input).dtype == np.bool_ else 0
-    return select(input, zero, condition=mask(*shape_of(input)[-2:]))
+    return select(input, zero, condition=of_shapes(mask(*shape_of(input)[-2:])))
 
 
 class ValuesAndIndices(NamedTuple):
@@ -159,46 +164,6 @@ def sorting_order(x: Any, *, axis: int, descending: bool) -> Any:
     return x.shape[axis] - 1 - backwards, ()
 
 
-def amax(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The largest element, along `dim` (one or several) if given; equal ones share the gradient."""
-    axes = _refuse_empty("amax", input, axes_of("amax", input, dim, empty_is_all=True))
-    return extreme_over(input, axis=axes, keepdims=keepdim, largest=True)
-
-
-def amin(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The smallest element, along `dim` (one or several) if given; equal ones share the gradient."""
-    axes = _refuse_empty("amin", input, axes_of("amin", input, dim, empty_is_all=True))
-    return extreme_over(input, axis=axes, keepdims=keepdim, largest=False)
-
-
-def max(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The largest element; with `dim`, (values, indices) along it; with a second tensor, the larger of each two.
-
-    Of equal elements, the first is taken along `dim`; over everything they share the gradient.
-    """
-    return _extreme("max", input, axis if dim is None else dim, keepdim or keepdims)
-
-
-def min(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The smallest element; with `dim`, (values, indices) along it; with a second tensor, the smaller of each two.
-
-    Of equal elements, the first is taken along `dim`; over everything they share the gradient.
-    """
-    return _extreme("min", input, axis if dim is None else dim, keepdim or keepdims)
-
-
-def argmax(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The index of the first largest element along `dim` (or `axis`), else in the flattened input."""
-    at = _axis("argmax", input, axis if dim is None else dim)
-    return extreme_index(input, axis=at, keepdims=keepdim or keepdims, largest=True)
-
-
-def argmin(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The index of the first smallest element along `dim` (or `axis`), else in the flattened input."""
-    at = _axis("argmin", input, axis if dim is None else dim)
-    return extreme_index(input, axis=at, keepdims=keepdim or keepdims, largest=False)
-
-
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """The indices that sort along `dim`; the sort is stable in any case."""
     at = axis_of("argsort", input, dim)
@@ -225,23 +190,6 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     return ValuesAndIndices(gather(input, dim, order), order)
 
 
-def _extreme(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
-    """Implements `max` and `min`."""
-    of_all, of_two, largest = (amax, maximum, True) if name == "max" else (amin, minimum, False)
-    if isinstance(dim, Tensor | np.ndarray):
-        return of_two(input, dim)
-    if dim is None:
-        return of_all(input, None, keepdim)
-    at = _axis(name, input, dim)
-    order = extreme_index(input, axis=at, keepdims=at is not None, largest=largest)
-    if at is None:  # a 0-d input
-        return ValuesAndIndices(reshape(input, ()), order)
-    values = gather(input, at, order)
-    if keepdim:
-        return ValuesAndIndices(values, order)
-    return ValuesAndIndices(squeeze(values, at), squeeze(order, at))
-
-
 def _axis(name: str, input: Any, dim: Any) -> int | None:
     axes = None if dim is None else (axis_of(name, input, dim),)
     _refuse_empty(name, input, axes)
@@ -254,3 +202,44 @@ def _refuse_empty(name: str, input: Any, axes: tuple[int, ...] | None) -> tuple[
     if 0 in shape and any(n == 0 and (axes is None or i in axes) for i, n in enumerate(shape)):
         raise ValueError(f"{name}: there must be an element to choose from, got shape {shape} and dim={axes}")
     return axes
+
+
+def _extremes(largest: bool) -> Any:
+    """amax, max and argmax, or amin, min and argmin."""
+    name, large, of_two = ("max", "larg", maximum) if largest else ("min", "small", minimum)
+
+    def over(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        axes = _refuse_empty(f"a{name}", input, axes_of(f"a{name}", input, dim, empty_is_all=True))
+        return extreme_over(input, axis=axes, keepdims=keepdim, largest=largest)
+
+    def index_of(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+        at = _axis(f"arg{name}", input, axis if dim is None else dim)
+        return extreme_index(input, axis=at, keepdims=keepdim or keepdims, largest=largest)
+
+    def extreme(input: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:
+        dim, keepdim = axis if dim is None else dim, keepdim or keepdims
+        if isinstance(dim, Tensor | np.ndarray):
+            return of_two(input, dim)
+        if dim is None:
+            return over(input, None, keepdim)
+        at = _axis(name, input, dim)
+        order = extreme_index(input, axis=at, keepdims=at is not None, largest=largest)
+        if at is None:  # a 0-d input
+            return ValuesAndIndices(reshape(input, ()), order)
+        values = gather(input, at, order)
+        if keepdim:
+            return ValuesAndIndices(values, order)
+        return ValuesAndIndices(squeeze(values, at), squeeze(order, at))
+
+    meaning = f"""The {large}est element; with `dim`, (values, indices) along it; with a second tensor, the {large}er
+    of each two.
+
+    Of equal elements, the first is taken along `dim`; over everything they share the gradient.
+    """
+    alone = f"The {large}est element, along `dim` (one or several) if given; equal ones share the gradient."
+    where = f"The index of the first {large}est element along `dim` (or `axis`), else in the flattened input."
+    return named(over, f"a{name}", alone), named(extreme, name, meaning), named(index_of, f"arg{name}", where)
+
+
+amax, max, argmax = _extremes(True)
+amin, min, argmin = _extremes(False)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from sorix_dist.core import rules
-from sorix_dist.core.arguments import one_of
+from sorix_dist.core.arguments import named, one_of
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.op import OF_NUMPY, op
 from sorix_dist.core.tensor import array_of
@@ -132,13 +132,7 @@ def unary(
 
     function = of_input if gradient.__code__.co_varnames[1] == "x" else of_result
     ufunc = compute if isinstance(compute, np.ufunc) else None
-    return _named(function, name, meaning, numpy=ufunc, promote=promote)
-
-
-def _named(function: Callable[..., Any], name: str, meaning: str, **options: Any) -> Any:
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = meaning
-    return op(**options)(function)
+    return op(numpy=ufunc, promote=promote)(named(function, name, meaning))
 
 
 def _zero(g: Any) -> Any:
@@ -319,8 +313,7 @@ def _without_gradient(name: str, ufunc: np.ufunc, meaning: str, **options: Any) 
         return ufunc(x, y), ()
 
     function = of_one if ufunc.nin == 1 else of_two
-    operation: Callable[..., Any] = _named(function, name, meaning, numpy=ufunc, differentiable=False, **options)
-    return operation
+    return op(numpy=ufunc, differentiable=False, **options)(named(function, name, meaning))
 
 
 eq = _without_gradient("eq", np.equal, "Whether elements are equal.")

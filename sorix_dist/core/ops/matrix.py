@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
@@ -87,23 +88,20 @@ def _paired(product: Tensor, a: Shard, b: Shard) -> Tensor:
     return product
 
 
+_of_features = rules.rows_at()
+
+
 def linear_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """x @ w + b: rows of x stay rows."""
+    """x @ w + b: rows of x stay rows, soon known where w and b have no placements."""
     x, w, b = inputs
-    place = getattr(x, "place", None)
-    if place.__class__ is not Shard or place.axis == x.array.ndim - 1:
-        return gathers(apply, inputs, options)
-    of_w, of_b = getattr(w, "place", None), getattr(b, "place", None)
-    if not (of_w is of_b is None):  # they are seldom no parameters
-        if of_w.__class__ is Shard or of_b.__class__ is Shard:
-            return gathers(apply, inputs, options)
-        w, b = whole(w, "linear"), whole(b, "linear")
-        if not (w is inputs[1] and b is inputs[2]):
-            return apply(x, w, b, **options)
+    place: Any = getattr(x, "place", None)
+    kept = place.__class__ is Shard and place.axis < x.array.ndim - 1 and not in_order(place)
+    if not (kept and getattr(w, "place", None) is getattr(b, "place", None) is None):
+        return _of_features(apply, inputs, options)
     for other in () if place.group.single else (w, b):
         if getattr(other, "leaf", None) is None or other.origin is not other.leaf:  # no parameter, or a frozen one
             beside_rows(place, other)
-    return gathers_and_cuts(apply, inputs, options, place) if in_order(place) else place
+    return place  # type: ignore[no-any-return]
 
 
 dot = np.ndarray.dot
@@ -260,8 +258,7 @@ def einsum(equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     tensors = [x if isinstance(x, Tensor) else Tensor(as_operand(x)) for x in operands]
     terms, result = _parsed(equation, [x.ndim for x in tensors])
-    cut = _rows_in_order(terms, tensors, result)
-    tensors = _align_rows(terms, tensors)
+    tensors, cut = _align_rows(terms, tensors, result)
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
         for letter, n in zip(term, tensor.shape, strict=True):
@@ -305,28 +302,21 @@ def _parsed(equation: str, dims: list[int]) -> tuple[list[str], str]:
     return terms, right
 
 
-def _rows_in_order(terms: list[str], tensors: list[Tensor], result: str) -> Shard | None:
-    """The rows of a result whose operands are gathered in reproducible mode."""
-    for term, x in zip(terms, tensors, strict=True):
-        rows = shard_of(x)
-        if rows is not None and in_order(rows) and term[rows.axis] in result and term.count(term[rows.axis]) == 1:
-            return rows.moved(result.index(term[rows.axis]))
-    return None
-
-
-def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
+def _align_rows(terms: list[str], tensors: list[Tensor], result: str) -> tuple[list[Tensor], Shard | None]:
     """The operands with rows along one letter only: that of the first operand that has rows. Rows along other letters
-    are gathered; along that letter, each operand is cut to this rank's rows."""
+    are gathered; along that letter, each operand is cut to this rank's rows. And the rows to cut the result to: in
+    reproducible mode all operands are gathered."""
     found = next(((term, rows) for term, x in zip(terms, tensors, strict=True) if (rows := shard_of(x))), None)
     if found is None:
-        return tensors
+        return tensors, None
     first, lead = found
     letter = first[lead.axis]
     for term, x in zip(terms, tensors, strict=True):
         if letter not in term:
             beside_rows(lead, x)
     if in_order(lead) or first.count(letter) > 1 or rules.one_row(lead):
-        return [whole(x, "einsum") for x in tensors]
+        cut = in_order(lead) and first.count(letter) == 1 and letter in result
+        return [whole(x, "einsum") for x in tensors], lead.moved(result.index(letter)) if cut else None
     aligned = []
     for term, x in zip(terms, tensors, strict=True):
         place = shard_of(x)
@@ -335,7 +325,7 @@ def _align_rows(terms: list[str], tensors: list[Tensor]) -> list[Tensor]:
             if letter in term:
                 x = rules.beside(x, lead, x.ndim - term.index(letter))
         aligned.append(x)
-    return aligned
+    return aligned, None
 
 
 def _plain(term: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, Tensor]:
@@ -347,7 +337,7 @@ def _plain(term: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, Tenso
         places = [i for i, other in enumerate(term) if other == letter]
         if len(places) > 1:
             rest = [i for i in range(len(term)) if i not in places]
-            diagonal = (np.arange(sizes[letter]),) * len(places)
+            diagonal = (of_shapes(np.arange(sizes[letter])),) * len(places)
             tensor = take(permute_to(tensor, axes=(*places, *rest)), index=diagonal)
             term = letter + "".join(term[i] for i in rest)
     return term, tensor

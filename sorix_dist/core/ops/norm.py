@@ -10,7 +10,6 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.capture import host
-from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.graph import Rule
 from sorix_dist.core.op import memoize_last, op
 from sorix_dist.core.ops.collective import all_reduced
@@ -18,21 +17,9 @@ from sorix_dist.core.ops.elementwise import add, div, mul, sqrt, sub
 from sorix_dist.core.ops.matrix import column_sums, row_sums
 from sorix_dist.core.ops.reduce import mean_over, sum_over
 from sorix_dist.core.ops.shape import extents, reshape, with_rows
-from sorix_dist.core.placement import SINGLE, Group, Shard, shard_of, tagged
-from sorix_dist.core.rules import Answer, Apply, Inputs, Options, bare, gathers, in_order, placement_of, rows_along
+from sorix_dist.core.placement import SINGLE, Group, shard_of, tagged
+from sorix_dist.core.rules import bare, rows_along
 from sorix_dist.core.tensor import Array, Tensor, array_of, shape_of
-
-
-def layer_norm_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
-    """A layer over the last `dims` dimensions of its first operand, each row for itself."""
-    x, place = inputs[0], placement_of(inputs[0])
-    alike = all(placement_of(other) is None for other in inputs[1:])
-    if not (alike and isinstance(place, Shard) and place.axis < x.array.ndim - options["dims"]):
-        return gathers(apply, inputs, options)
-    for other in inputs[1:]:
-        beside_rows(place, other)
-    return gathers(apply, inputs, options) if in_order(place) else place
-
 
 Result = tuple[Array, tuple[Rule, ...]]
 Observer = Callable[[int, Array, Array], None]
@@ -212,7 +199,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, *, dims: int, eps: float) -> Ten
     return _scaled(div(centred, deviation), weight, bias, shape)
 
 
-@op(composite=_layer_norm, rule=layer_norm_rule, called="layer_norm")
+@op(composite=_layer_norm, rule=rules.rows_at(), called="layer_norm")
 def layer_norm_of_features(x: Array, weight: Array | None, bias: Array | None, *, dims: int, eps: float) -> Result:
     """x with mean 0 and variance 1 over its last `dims` dimensions, times weight, plus bias (of their shape, or
     None), as one operation (Ba, Kiros and Hinton 2016)."""

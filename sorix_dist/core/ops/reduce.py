@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core.arguments import named
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import host
 from sorix_dist.core.deferred import deferred
@@ -236,55 +237,44 @@ def _widened(function: Callable[..., Any]) -> Callable[..., Any]:
     return wide
 
 
-@_widened
-def var(
-    X: Any,
-    axis: Any = None,
-    *ambiguous: Any,
-    dim: Any = None,
-    keepdims: Any = False,
-    keepdim: bool = False,
-    unbiased: bool = True,
-    correction: float | None = None,
-) -> Any:
+def _spread(name: str, of_variance: Callable[[Any], Any], meaning: str) -> Any:
+    def spread(
+        X: Any,
+        axis: Any = None,
+        *ambiguous: Any,
+        dim: Any = None,
+        keepdims: Any = False,
+        keepdim: bool = False,
+        unbiased: bool = True,
+        correction: float | None = None,
+    ) -> Any:
+        if ambiguous:
+            raise TypeError(
+                f"{name}: give unbiased and keepdims by keyword: in their position PyTorch and NumPy mean different "
+                "things"
+            )
+        if isinstance(axis, bool):  # var(x, unbiased) of PyTorch
+            axis, correction = None, int(axis)
+        axes = axes_of(name, X, dim, axis, empty_is_all=True)
+        centred = square(sub(X, mean_over(X, axis=axes, keepdims=True)))
+        count = counts(X, axes)[1]
+        divisor = count - (int(unbiased) if correction is None else correction)
+        scale = 1 / divisor if divisor > 0 else math.inf if count > 1 else math.nan
+        return of_variance(mul(sum_over(centred, axis=axes, keepdims=keepdims or keepdim), scale))
+
+    return _widened(named(spread, name, meaning))
+
+
+var = _spread(
+    "var",
+    lambda x: x,
     """The sum of squared distances from the mean, divided by the number of elements minus `correction`.
 
     correction: 1 by default (Bessel's), 0 with `unbiased=False`. If that is not positive, infinite, or NaN of equal
         elements.
-    """
-    correction = int(unbiased) if correction is None else correction
-    return _variance("var", X, axis, ambiguous, dim, keepdims or keepdim, correction)
-
-
-@_widened
-def std(
-    X: Any,
-    axis: Any = None,
-    *ambiguous: Any,
-    dim: Any = None,
-    keepdims: Any = False,
-    keepdim: bool = False,
-    unbiased: bool = True,
-    correction: float | None = None,
-) -> Any:
-    """The square root of `var`, with the same arguments; its gradient at 0 is 0."""
-    correction = int(unbiased) if correction is None else correction
-    return root(_variance("std", X, axis, ambiguous, dim, keepdims or keepdim, correction))
-
-
-def _variance(name: str, x: Any, axis: Any, ambiguous: Any, dim: Any, keepdims: Any, correction: float) -> Any:
-    if isinstance(axis, bool) and not ambiguous:  # var(x, unbiased) of PyTorch
-        axis, correction = None, int(axis)
-    if ambiguous:
-        raise TypeError(
-            f"{name}: give unbiased and keepdims by keyword: in their position PyTorch and NumPy mean different things"
-        )
-    axes = axes_of(name, x, dim, axis, empty_is_all=True)
-    centred = square(sub(x, mean_over(x, axis=axes, keepdims=True)))
-    count = counts(x, axes)[1]
-    divisor = count - correction
-    scale = 1 / divisor if divisor > 0 else math.inf if count > 1 else math.nan
-    return mul(sum_over(centred, axis=axes, keepdims=keepdims), scale)
+    """,
+)
+std = _spread("std", root, "The square root of `var`, with the same arguments; its gradient at 0 is 0.")
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, axis: Any = None, keepdims: Any = False) -> Any:

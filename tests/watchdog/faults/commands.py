@@ -239,6 +239,6 @@ COMMANDS: dict[str, Command] = {
         "import sorix_dist as sx\nsx.init(timeout=3, virtual_shards=8)",
         "$MPIRUN -n 4 sh -c 'test ${PMI_RANK:-$OMPI_COMM_WORLD_RANK} != 2 || export OPENBLAS_CORETYPE=Prescott; "
         "exec $PYTHON train.py'",
-        ("virtual_shards needs the same NumPy and BLAS kernels on every rank", "rank 2"),
+        ("kernels must be the same on every rank", "rank 2"),
     ),
 }
