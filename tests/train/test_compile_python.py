@@ -230,6 +230,33 @@ def in_a_small_array(capture):
 
 
 @case()
+def more_arguments_or_the_same_one_twice(capture):
+    x, other = BATCHES[0][0], BATCHES[1][0]
+    step = capture(lambda x, y=None: x * 2 if y is None else x - y * 2)
+    calls = [(x,), (x, other), (x, x), (x, other), (other,)]
+    return step, lambda i: step(*calls[i // 8])
+
+
+@case()
+def of_a_name_that_loses_its_value(capture):
+    scale = 2.0
+    step = capture(lambda x: x * scale)
+
+    def call(i):
+        nonlocal scale
+        if i == 12:
+            del scale
+        elif i == 13:
+            scale = 3.0
+        try:
+            return step(BATCHES[0][0])
+        except NameError as error:
+            return str(error)
+
+    return step, call
+
+
+@case()
 def equal_numbers_of_other_kinds(capture):
     step = capture(lambda x, number: (x * number, 0 * x * number))
     given = [True, 1, 1.0, 0.0, -0.0, 0, False]
