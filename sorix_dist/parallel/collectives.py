@@ -63,8 +63,8 @@ def _refuse_global() -> None:
     if world().size > 1:
         raise RuntimeError(
             "all_reduce: x has a number for the global batch on every rank already, as a maximum over rows, a constant "
-            f"and sx.replicated() are: a sum would count it {world().size} times. Leave the sum out, or sum len(x) "
-            "[docs: own-numbers]"
+            f"and sx.replicated() are: a sum would count it {world().size} times. sx.global_value(x) gives it in "
+            "both modes, reproducible or not; or sum len(x) [docs: own-numbers]"
         )
 
 
