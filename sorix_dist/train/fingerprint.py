@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 import random
 import re
@@ -36,8 +37,8 @@ _BY_TEXT = (range, slice, date, timedelta, Decimal, Fraction, np.generic)
 _BY_ID = (
     type, Enum, Module, random.Random, re.Pattern, property, staticmethod, classmethod, FunctionType, ModuleType,
     MemberDescriptorType, types.MethodType, types.BuiltinFunctionType, types.MethodDescriptorType, types.CodeType,
-    types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, operator.attrgetter,
-    operator.itemgetter, operator.methodcaller,
+    types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, inspect.Signature,
+    operator.attrgetter, operator.itemgetter, operator.methodcaller,
 )  # fmt: skip
 _STEADY = ("numpy", "typing", "logging", "_collections")  # their objects don't change; generators' states are compared
 
