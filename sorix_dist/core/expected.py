@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from sorix_dist.core.capture import host
 from sorix_dist.core.graph import recording
-from sorix_dist.core.placement import Group, Partial, Shard
+from sorix_dist.core.placement import REPLICATE, Group, Partial, Shard
 from sorix_dist.core.tensor import Tensor, ndarray_of
 
 _WEIGHTS = np.arange(1.0, 1025.0)  # of the elements of an array that are compared
@@ -16,8 +17,11 @@ _SPELLED = 8  # characters of a number that a program spells out, at most
 
 
 def beside_sum(place: Partial, constant: Any) -> Partial:
-    """The placement of a sum over ranks times a Replicate, divided by one, or plus one."""
+    """The placement of a sum over ranks times a Replicate, divided by one, or plus one. Beside what was computed from
+    rows, such as the root of their mean, a sum has no denominator: pieces of the batch have other ones."""
     group = place.group
+    if getattr(constant, "place", None) is REPLICATE and constant.origin is not None:
+        place = Partial(group, nan, place.factor, place.held, place.constants)
     if group.parts == 1 or group.isolated:
         return place
     if constant.__class__ in (float, int):

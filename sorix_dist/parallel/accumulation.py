@@ -19,6 +19,7 @@ _NO_DENOMINATOR = (
     "pieces has no common denominator. Inside `with model.no_sync():` a backward of (loss / number of pieces) adds up "
     "what you decide"
 )
+_SEVERAL = "the sum of several with different ones, or of one beside a root or a product of others"
 # The weight of a piece with no valid targets. Beside other pieces it vanishes; if all pieces are empty, a penalty on
 # the weights still counts once.
 _NOTHING = 2.0**-60
@@ -49,7 +50,7 @@ class Accumulation:
         if denominator is None:
             raise RuntimeError(_NO_DENOMINATOR.format("one that is the same on every rank"))
         if denominator != denominator:
-            raise RuntimeError(_NO_DENOMINATOR.format("the sum of several with different ones"))
+            raise RuntimeError(_NO_DENOMINATOR.format(_SEVERAL))
         sums = denominator == SUM
         if self._sums not in (None, sums):
             raise RuntimeError(_NO_DENOMINATOR.format("a sum in one piece and a mean in another"))

@@ -149,6 +149,35 @@ def test_losses_that_have_no_common_denominator(size):
         on_all_ranks(run(first, second, together=True), RuntimeError, "the sum of several with different ones", size)
     for rooted in (lambda s, y: plain(s, y).sqrt(), lambda s, y: s.var(axis=0).sum().sqrt()):
         on_all_ranks(run(rooted, rooted), RuntimeError, "one that is the same on every rank.*no_sync", size)
+    for beside in (
+        lambda s, y: s.square().mean().sqrt(),
+        lambda s, y: s.square().mean() * plain(s, y),
+        lambda s, y: s.mean(axis=0).square().sum(),
+        lambda s, y: s.max(),
+        lambda s, y: s.square().mean().detach().sqrt() * s.sum(axis=0).square().mean().sqrt(),
+    ):
+        on_all_ranks(run(plain, beside, together=True), RuntimeError, "beside a root or a product of others", size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_penalty_of_weights_beside_a_loss_counts_once(size):
+    def work():
+        wholes, mine = pieces_of_this_rank()
+        model = sx.DistributedDataParallel(network())
+
+        def loss(model):
+            weights = model.parameters()
+            penalty = weights[0].norm() + weights[0].square().sum() / weights[-2].square().mean().sqrt()
+            return lambda scores, labels: F.cross_entropy(scores, labels) + 0.1 * penalty
+
+        for xb, yb in model.accumulate(mine):
+            loss(model)(model(xb), yb).backward()
+        alone = network()
+        x, y = (np.concatenate(part) for part in zip(*wholes, strict=True))
+        loss(alone)(alone(sx.tensor(x)), y).backward()
+        assert_same(gradients(model), gradients(alone))
+
+    run_threads(work, size)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -135,7 +135,7 @@ def to_replicate(x: Tensor, name: str = "") -> Tensor:
     if isinstance(place, Shard):
         group = place.group
         if group.has_all:
-            return bare(x)  # type: ignore[no-any-return]
+            return tagged(bare(x), REPLICATE)
         if not place.batch.in_order:
             raise RuntimeError(
                 f"{name or 'a gather'}: elements that a mask has selected along an axis other than the first are not "
