@@ -16,7 +16,17 @@ from sorix_dist.core.capture import listening, recorders
 from sorix_dist.core.graph import Leaf, Node, enable_grad, is_grad_enabled, joined, no_grad
 from sorix_dist.core.higher_derivatives import gradients_to, restoring_shard
 from sorix_dist.core.op import Op, current_shard, recorded
-from sorix_dist.core.placement import Deferred, Group, Partial, Shard, cotangent_of, refuse_value, shard_of, tagged
+from sorix_dist.core.placement import (
+    REPLICATE,
+    Deferred,
+    Group,
+    Partial,
+    Shard,
+    cotangent_of,
+    refuse_value,
+    shard_of,
+    tagged,
+)
 from sorix_dist.core.rules import bare, beside, collective, on_every_rank, placement_of, whole, whole_sums
 from sorix_dist.core.tensor import Tensor, array_of, as_array, ndarray_of
 
@@ -137,6 +147,8 @@ def grad(
             part = Tensor(np.array(part))
         if part is not None and isinstance(tensor.place, Shard):
             part = tagged(Tensor.of(part.array, part.origin), tensor.place)
+        elif part is not None and group is not None and not group.isolated:
+            part.place = REPLICATE
         answers.append(part)
     return tuple(answers)
 

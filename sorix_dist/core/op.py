@@ -143,7 +143,7 @@ def _operation(
         if options:
             for x in options.values():
                 if isinstance(x, BatchNumber):
-                    number = of_all if is_counted(inputs) else here
+                    number = of_all if isinstance(x, float) or is_counted(inputs) else here  # a length is an integer
                     return apply(*inputs, **{name: number(x) for name, x in options.items()})
                 if by_element and placed and isinstance(x, float) and (rows := first_shard(inputs)) is not None:
                     beside_rows(rows, x)
@@ -191,7 +191,9 @@ def _operation(
 def _is_alike(x: Any) -> bool:
     """Whether an operand is known to be the same on every rank."""
     if isinstance(x, Tensor):
-        return x.place is REPLICATE or (x.place is None and x.array.size == 1 and x.array.ndim < 2)  # no rows
+        if x.place is None:  # a number or a parameter is no rows
+            return (x.array.size == 1 and x.array.ndim < 2) or (x.leaf is not None and x.leaf.sync is not None)
+        return x.place is REPLICATE
     return x.__class__ in _NUMBERS
 
 

@@ -120,7 +120,8 @@ class BatchForward:
         return _replicates(outputs) if batch is None and alike else outputs
 
     def _is_known(self, x: Tensor) -> bool:
-        return x.place is REPLICATE or (self.tagged and x.place is not None)
+        parameter = x.leaf is not None and x.leaf.sync is not None
+        return parameter or x.place is REPLICATE or (self.tagged and x.place is not None)
 
     def _batch_of(self, known: list[Shard], arrays: list[Any]) -> tuple[Batch | None, set[int]]:
         """The batch of the inputs, and the ids of the untagged arrays that are rows of it."""
