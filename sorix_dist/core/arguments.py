@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.exceptions import AxisError
 
+from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.dtype import or_float32
 from sorix_dist.core.own_numbers import warn_of_given
 
@@ -337,7 +338,7 @@ def in_range(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {described(value)}")
-    number = float(value)
+    number = float(of_all(value))
     if low < number < high or (number == low and not above) or (closed and number == high):
         return
     if high < inf:

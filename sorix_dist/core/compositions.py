@@ -87,6 +87,7 @@ def _by_row(self: Tensor, by_row: Callable[..., Any], stream: Callable[..., Any]
 
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Numbers drawn uniformly from [low, high), in place."""
+    low, high = create.number_of(low), create.number_of(high)
     drawn = _by_row(self, random.uniform_by_row, random.generator().random)
     return _drawn(self, low + (high - low) * drawn)
 
@@ -94,7 +95,7 @@ def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Numbers drawn from a normal distribution, in place."""
     drawn = _by_row(self, random.normal_by_row, random.generator().standard_normal)
-    return _drawn(self, mean + std * drawn)
+    return _drawn(self, create.number_of(mean) + create.number_of(std) * drawn)
 
 
 def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
@@ -104,7 +105,7 @@ def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
 
 def random_(self: Tensor, *bounds: int) -> Tensor:
     """Integers drawn uniformly from [0, to) or, with two bounds, [from, to), in place."""
-    low, high = bounds if len(bounds) == 2 else (0, *bounds)
+    low, high = map(create.number_of, bounds if len(bounds) == 2 else (0, *bounds))
     return _drawn(self, low + np.floor(_by_row(self, random.uniform_by_row, random.generator().random) * (high - low)))
 
 

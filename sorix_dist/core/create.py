@@ -160,7 +160,7 @@ def arange(
         start, end = 0, start
     rows = sized((end,))[1] if start.__class__ is int is step.__class__ and (start, step) == (0, 1) else None
     place = rows if rows is not None and not rows.group.ordered else _alike(start, end)
-    start, end, step = map(_number, (start, end, step))
+    start, end, step = map(number_of, (start, end, step))
     if step == 0:
         raise ValueError("arange: step must not be 0")
     whole = all(isinstance(v, int) for v in (start, end, step))
@@ -177,8 +177,8 @@ def arange(
     return _made(numbers, device, requires_grad, place)
 
 
-def _number(x: Any) -> Any:
-    """A Python number, of one element of a tensor or an array too."""
+def number_of(x: Any) -> Any:
+    """An argument as a Python number: that of the global batch if it follows from rows; a tensor of one element too."""
     x = of_all(_of_all_ranks(x))
     return x.item() if isinstance(x, Tensor | np.ndarray | np.generic) else x
 
@@ -215,7 +215,7 @@ def logspace(
 def _spaced(start: Any, end: Any, steps: int, dtype: Any) -> tuple[Array, np.dtype[Any]]:
     """Numbers at equal distances in float64, from both ends as PyTorch makes them, and the dtype to come."""
     kind = or_float32(dtype)
-    first, last = (_number(x) if kind.kind == "f" else int(_number(x)) for x in (start, end))
+    first, last = (number_of(x) if kind.kind == "f" else int(number_of(x)) for x in (start, end))
     if kind.kind == "f":
         return np.linspace(first, last, steps), kind
     step, places = (last - first) / max(1, steps - 1), np.arange(steps)
@@ -264,7 +264,7 @@ def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dty
 @host
 def bernoulli(input: Any, p: float | None = None) -> Tensor:
     """1 with the probability that each element of `input` says, or with `p`, else 0, in the dtype of `input`."""
-    chances = as_array(input) if p is None else np.full(shape_of(input), p)
+    chances = as_array(input) if p is None else np.full(shape_of(input), number_of(p))
     if chances.size and not (chances.min() >= 0 and chances.max() <= 1):
         raise ValueError(f"bernoulli: probabilities must be in [0, 1], got {chances.min()} to {chances.max()}")
     rows = shard_of(input)
@@ -286,6 +286,7 @@ def randint(
     """Integers drawn uniformly from [low, high); `randint(high, size)` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
+    low, high = number_of(low), number_of(high)
     if not low < high:
         raise ValueError(f"randint: low must be below high, got low={low} and high={high}")
     sizes, rows = _sized("randint", (size,))

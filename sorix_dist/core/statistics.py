@@ -15,7 +15,7 @@ from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arguments import named, raise_for_device
 from sorix_dist.core.batch_numbers import of_all
 from sorix_dist.core.capture import outside, recorders
-from sorix_dist.core.create import randn_like
+from sorix_dist.core.create import number_of, randn_like
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.axes import axis_of
 from sorix_dist.core.ops.choose import ValuesAndIndices, running_index
@@ -338,7 +338,7 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, dtype: Any = No
 def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None, device: Any = "cpu") -> Tensor:
     """Integers drawn uniformly from [low, high), or from [0, low), in the shape and dtype of `input`."""
     raise_for_device(device)
-    low, high = (0, low) if high is None else (low, high)
+    low, high = map(number_of, (0, low) if high is None else (low, high))
     rows, kind = shard_of(input), as_array(input).dtype if dtype is None else as_dtype(dtype)
     if rows is None:
         return Tensor(np.asarray(random.generator().integers(low, high, shape_of(input))).astype(kind))

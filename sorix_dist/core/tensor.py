@@ -321,7 +321,7 @@ class Tensor(Bound):
         return float(self._number("float()"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._number("int()"))
 
     def __complex__(self) -> complex:
         return complex(self.item())

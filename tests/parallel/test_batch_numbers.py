@@ -84,6 +84,13 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "np.cumprod": lambda x: np.cumprod(x.shape)[-1],
     "bit_length": lambda x: x.shape[0].bit_length(),
 }
+OWN: dict[str, Callable[[Any], Any]] = {
+    "chunks of rows": lambda x: len(x.chunk(x.shape[0])),
+    "an option": lambda x: F.huber_loss(x, x * 0, delta=x.abs().mean().item()),
+    "an option of an operation": lambda x: F.leaky_relu(x, x.abs().mean().item() * 0.1).mean(),
+    "a label smoothing": lambda x: F.cross_entropy(x, (x[:, 0] > 0).long(), label_smoothing=0.1 * x.mean().item() ** 2),
+    "a probability": lambda x: F.dropout(x, x.abs().mean().item() * 0.1).mean(),
+}
 
 
 @sx.no_grad()
@@ -140,6 +147,14 @@ def test_refused_on_several_ranks(name: str):
     run_threads(gradients, 1, (6, REFUSED[name]))
     with pytest.raises(RuntimeError, match=r"follows from x.shape\[0\] and is 6 in the global batch"):
         run_threads(gradients, 2, (6, REFUSED[name]))
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+@pytest.mark.parametrize("name", OWN)
+def test_options_that_follow_from_rows_of_one_rank_are_refused(name: str, rows: int):
+    run_threads(gradients, 1, (rows, OWN[name]))
+    with pytest.raises(RuntimeError, match=r"must be the same on every rank|along axis 0 lie the rows of this rank"):
+        run_threads(gradients, 2, (rows, OWN[name]))
 
 
 def added_in_place(total: Any, loss: Any) -> Any:

@@ -150,6 +150,7 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: outputs().sum(0).data, "data of a sum over rows"),
         (lambda: len(outputs()) < 2, "len() counts this rank's rows, 1 of the 3"),
         (lambda: float(outputs().mean()), "float() of a mean over rows"),
+        (lambda: int(outputs().mean() * 10), "int() of a mean over rows"),
         (lambda: [half(x) for x in [[1]] * 50 + [outputs()]], "len() counts this rank's rows, 1 of the 3"),
         (lambda: [].append(outputs().mean().item()), "item() of a mean over rows, kept in a list"),
         (lambda: [x.mean().item() for x in [outputs()]], "item() of a mean over rows, kept in a list"),

@@ -161,6 +161,7 @@ def split(tensor: Any, split_size_or_sections: Any, dim: int = 0, *, axis: int |
 
 def chunk(input: Any, chunks: int, dim: int = 0, *, axis: int | None = None) -> tuple[Any, ...]:
     """At most `chunks` parts of one size along `dim`; the last may be smaller."""
+    chunks = of_all(chunks)
     if chunks < 1:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     at = axis_of("chunk", input, dim if axis is None else axis)
