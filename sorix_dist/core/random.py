@@ -7,7 +7,9 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import getclosurevars
 from threading import get_ident
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -137,12 +139,37 @@ def set_stream_state(stream: Any, state: Any) -> None:
 
 
 @contextmanager
-def global_draws() -> Iterator[list[str]]:
-    """A context whose list names, at its end, those streams that it has drawn from and every part of a program shares:
-    "random" and "numpy.random"."""
+def draws_from(**owners: Any) -> Iterator[list[str]]:
+    """A context whose list names, at its end, the streams that it has drawn from: those that every part of a program
+    shares, of `random` and `numpy.random`, and those that `owners`, such as a data set, keep or use."""
+    own = {name: stream for key, owner in owners.items() for name, stream in _streams_of(owner, key)}
     before, drawn = _global_streams(), list[str]()
+    states = {name: repr(stream_state(stream)) for name, stream in own.items()}
     yield drawn
-    drawn += [name for name, state in _global_streams().items() if state != before[name]]
+    drawn += [f"the global stream of `{name}`" for name, state in _global_streams().items() if state != before[name]]
+    drawn += [f"the generator `{name}`" for name, state in states.items() if repr(stream_state(own[name])) != state]
+
+
+def _streams_of(owner: Any, name: str, depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """The streams, with names, in attributes of an object and of those in these, and in what their functions use."""
+    if isinstance(owner, STREAMS):
+        yield name, owner
+        return
+    if not depth or isinstance(owner, type | ModuleType):
+        return
+    if isinstance(owner, FunctionType):
+        used = getclosurevars(owner)
+        parts = {**used.globals, **used.nonlocals}
+    elif isinstance(owner, list | tuple):
+        parts = {str(i): value for i, value in enumerate(owner[:_MOST_ENTRIES])}
+    else:
+        calls = {key: getattr(type(owner), key, None) for key in ("__getitem__", "__iter__", "__call__")}
+        parts = calls | (owner if isinstance(owner, dict) else getattr(owner, "__dict__", {}))
+    for key, value in parts.items():
+        yield from _streams_of(value, f"{name}.{key}", depth - 1)
+
+
+_MOST_ENTRIES = 32  # of a list in an attribute, such as one of transforms; one of samples may be long
 
 
 def _global_streams() -> dict[str, Any]:

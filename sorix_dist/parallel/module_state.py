@@ -35,11 +35,11 @@ class GlobalDraws:
     def look(self) -> Iterator[None]:
         """A context for the forward: warns of its draws."""
         self.looked = True
-        with rng.global_draws() as drawn:
+        with rng.draws_from() as drawn:
             yield
         for name in drawn:
             self.group.warn(
-                f"the forward draws from the global stream of `{name}`, which all ranks have to seed alike, and which "
+                f"the forward draws from {name}, which all ranks have to seed alike, and which "
                 "differs from that of one process for rows and in reproducible mode: draw by sx.rand and "
                 "sx.randn_like, or from a generator that is an attribute of the module"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -173,15 +174,64 @@ def test_random_tensors_of_a_sample_follow_from_its_index(data: Any) -> None:
     assert sx.core.random.state()["stream"]["state"]["counter"].tolist() == before  # the stream of weights stays
 
 
+class Noise:
+    """A transform with a stream of its own."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __call__(self, image: Any) -> Any:
+        return image + self.stream.random()
+
+
+class Noisy:
+    """A data set of one's own with such a transform."""
+
+    def __init__(self, stream: Any) -> None:
+        self.transforms = [lambda image: image, Noise(stream)]
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transforms[1](IMAGES[index])
+
+
+SHARED = np.random.default_rng(0)
+
+
+def shifted(samples: list[Any]) -> Any:
+    return sx.tensor(np.stack(samples) + SHARED.random())
+
+
 @pytest.mark.parametrize(
-    ("name", "draw"),
-    [("random", random.random), ("numpy.random", np.random.random)],
+    ("make", "drawn"),
+    [
+        (lambda: (Dataset(IMAGES, transform=lambda x: x + random.random()),), "Dataset draws from .*of `random`"),
+        (lambda: (Dataset(IMAGES, transform=lambda x: x + np.random.random()),), "of `numpy.random`"),  # noqa: NPY002
+        (lambda: (Dataset(IMAGES, transform=Noise(random.Random(0))),), "the generator `dataset.*.stream`"),
+        (lambda: (Noisy(np.random.default_rng(0)),), "Noisy draws from the generator `dataset.transforms.1.stream`"),
+        (lambda: (Subset(Noisy(np.random.RandomState(0)), range(9)),), "`dataset.dataset.transforms.1.stream`"),
+        (lambda: (Dataset(IMAGES, transform=lambda x: x + SHARED.random()),), "the generator `dataset.*.SHARED`"),
+        (lambda: (Dataset(IMAGES), shifted), "the generator `collate_fn.SHARED`"),
+    ],
 )
-def test_global_streams_are_named_on_several_ranks(name: str, draw: Any) -> None:
+def test_shared_streams_are_named_on_several_ranks(make: Any, drawn: str) -> None:
     def first(ranks: int) -> None:
+        dataset, *collate_fn = make()
         with place(1 % ranks, ranks):
-            next(iter(DataLoader(Dataset(IMAGES, transform=lambda image: image + draw()), 6)))
+            next(iter(DataLoader(dataset, 6, collate_fn=collate_fn[0] if collate_fn else None)))
 
     first(1)
-    with pytest.warns(RuntimeWarning, match=f"Dataset draws from the global stream of `{name}` for a batch.*sx.rand"):
+    with pytest.warns(RuntimeWarning, match=f"{drawn} for a batch.*sx.rand"):
         first(2)
+
+
+def test_streams_of_a_sample_are_not_named() -> None:
+    class Seeded(Noisy):
+        def __getitem__(self, index: int) -> Any:
+            return IMAGES[index] + np.random.default_rng(index).random()
+
+    with place(1, 2), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(iter(DataLoader(Seeded(np.random.default_rng(0)), 6)))

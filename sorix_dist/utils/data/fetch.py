@@ -164,7 +164,8 @@ class Indexed:
 
         looking = self.several and not self.checked and rows.stop > rows.start
         try:
-            with rng.global_draws() if looking else nullcontext(()) as drawn:
+            sources = {"dataset": self.dataset, "collate_fn": self.collator.function}
+            with rng.draws_from(**sources) if looking else nullcontext(()) as drawn:
                 batch = self.collator.batch(rows, indices, gather, self.seed)
         except Exception as error:
             error.add_note(f"in {_name(rows)} of the data loader, whose samples are {_listed(indices.tolist())}")
@@ -172,7 +173,7 @@ class Indexed:
         self.checked = self.checked or looking
         for name in drawn:
             warnings.warn(
-                f"DataLoader: {type(self.dataset).__name__} draws from the global stream of `{name}` for a batch, so "
+                f"DataLoader: {type(self.dataset).__name__} draws from {name} for a batch, so "
                 "that the samples depend on the number of ranks; sx.rand and its kin draw from a stream of the "
                 "sample's own there",
                 RuntimeWarning,
